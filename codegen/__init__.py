@@ -1,0 +1,1 @@
+"""From a derivative graph to a file: naming, printing, the template, loading."""

@@ -1,0 +1,1 @@
+"""hbpcompiler."""

@@ -1,0 +1,49 @@
+"""Every error that the library raises on purpose, and how several findings become one message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HbpError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class CompileError(HbpError):
+    """Something is wrong with the model, the options or the rules; no program exists yet."""
+
+
+class UnsupportedOpError(CompileError, NotImplementedError):
+    """The model uses operations, or uses of operations, that no rule covers."""
+
+
+class ModelError(CompileError, ValueError):
+    """The model cannot be compiled as it stands."""
+
+
+class OptionError(CompileError, ValueError):
+    """An option of compile has a value that makes no sense."""
+
+
+class OptionTypeError(CompileError, TypeError):
+    """An option of compile has the wrong type."""
+
+
+class RuleError(CompileError, ValueError):
+    """A rule file breaks the contract of rules."""
+
+
+class InputError(HbpError, ValueError):
+    """A batch does not fit the model, the loss or the program."""
+
+
+class InputTypeError(InputError, TypeError):
+    """A batch has the wrong type or dtype."""
+
+
+def listing(head: str, findings: Sequence[str], advice: str = "") -> str:
+    """One message out of many findings: a head, a line each, and what to do."""
+    lines = [head, *(f"  - {finding}" for finding in findings)]
+    if advice:
+        lines.append(advice)
+    return "\n".join(lines)

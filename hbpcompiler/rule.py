@@ -1,0 +1,272 @@
+"""The vocabulary in which derivative rules are written: `Op`, `Rule`, `Contraction` and the kinds of residual.
+
+A rule is a handful of plain torch functions about one operation. Each function takes an `Op`, which carries the
+operation's tensors and attributes under their ATen names (`op.input`, `op.weight`, `op.stride`, ...). The compiler
+calls the functions with torch.fx proxies, and so writes generated code; the tests call them with real tensors.
+
+Letters, here and in every rule: n sample, k column, p position, i input feature, o output feature, g group.
+Shapes: a value z is [N, *z]; cotangent columns at z are [N, K, *z].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Op:
+    """What a rule sees of one operation: its tensors, its attributes and its shapes.
+
+    Tensors and attributes are read as attributes under the names of the ATen schema, the result as `op.output`, and
+    whatever else the rule's `forward` saved under the name it gave. An absent optional argument is None.
+    """
+
+    def __init__(
+        self,
+        tensors: Callable[[str], Any] | Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        shapes: Mapping[str, Any],
+        *,
+        index: int = 0,
+        differentiated: bool = True,
+    ) -> None:
+        self._tensors = tensors if callable(tensors) else tensors.__getitem__
+        self._attributes = dict(attributes)
+        self._shapes = dict(shapes)
+        self.index = index
+        """Which result this is, for an operation with several (torch.split, batch norm)."""
+        self.differentiated = differentiated
+        """Whether any column crosses this operation: if not, `forward` need not save anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self._attributes:
+            return self._attributes[name]
+        try:
+            return self._tensors(name)
+        except KeyError:
+            known = sorted({*self._attributes, *self._shapes})
+            raise AttributeError(f"this operation has no argument '{name}'; it has {', '.join(known)}") from None
+
+    def shape(self, name: str) -> Shape:
+        """The static shape of tensor `name`, without the sample axis if it has one."""
+        shape: Shape = self._shapes[name]
+        return shape
+
+    def has(self, name: str) -> bool:
+        """Whether the tensor argument `name` was given (an optional bias may be None)."""
+        return name in self._shapes
+
+
+# Functions of rules, as the compiler calls them.
+Forward = Callable[[Op], Any]
+"""op -> output [N, *out], or (output, {name: saved tensor})."""
+JacT = Callable[..., Tensor]
+"""(op, columns [N, K, *out]) -> columns [N, K, *in]; one of a list of tensors gets its index as a third argument."""
+
+
+class Structure(Enum):
+    """What the planner may exploit of an operation's Jacobian, whatever the operation is."""
+
+    GENERAL = "general"
+    """Nothing is known."""
+    CONSTANT = "constant"
+    """The Jacobian in the differentiated inputs is the same for every sample (a linear map with shared weights)."""
+    ELEMENTWISE = "elementwise"
+    """Output and input have one shape and the Jacobian is diagonal: the rule gives `derivative`."""
+    SELECTION = "selection"
+    """Every output copies at most one input (reshape, permutation, padding, max-pooling): coefficients 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The operation is (piecewise) linear in its differentiated inputs: stated, never assumed."""
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """The residual is diagonal in the one differentiated input.
+
+    `diagonal(op, gradient [N, *out]) -> [N, *in]` (losses: `diagonal(op) -> [N, *in]`).
+    """
+
+    diagonal: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The residual is F diag(sigma) F^T, the same columns at every differentiated input of the operation.
+
+    `count(op)` is the number K of columns. `factor(op, gradient [N, *out]) -> ({input: [N, K, *in]}, signs)` with
+    signs [N, K] in {-1, +1}, or None if all are +1 (losses: `factor(op)`).
+    """
+
+    count: Callable[[Op], int]
+    factor: Callable[..., tuple[Mapping[str, Tensor], Tensor | None]]
+
+
+Residual = Zero | Diagonal | Factor
+ZERO = Zero()
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A parameter's cotangent as an einsum, which is all that an operation says about a parameter.
+
+    `equation` has the columns first, then (unless the parameter is added, as a bias is) the operand that the parameter
+    meets: "nkpo,npi->nkoi". There is at most one summed letter, p, of length 1 or more; without shared positions it is
+    absent. The result, [N, K, *letters], reshapes to the parameter's shape.
+    """
+
+    equation: str
+    columns: Callable[[Op, Tensor], Tensor] = lambda op, columns: columns
+    """columns at the output, [N, K, *out] -> the first operand."""
+    operand: Callable[[Op], Tensor] | None = None
+    """the second operand; it may read saved tensors, which the compiler then slices over samples."""
+    summed: Callable[[Op, Tensor], Tensor] | None = None
+    """optional: cotangent [N, *out] -> the parameter's cotangent summed over samples, where torch has a kernel that
+    beats the einsum (see benchmarks/)."""
+
+    @property
+    def letters(self) -> tuple[str, str, str]:
+        """The letters of columns, operand ("" if none) and result."""
+        left, result = self.equation.split("->")
+        first, _, second = left.partition(",")
+        return first, second, result
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting that a rule's tests run on: tensors are drawn at random, float64, from the shapes.
+
+    `shapes` lists the tensor arguments in the schema's order of names; those in `batched` begin with the sample axis.
+    """
+
+    shapes: Mapping[str, Sequence[int]]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    batched: Sequence[str] = ("input", "self", "target")
+    overload: str = ""
+    index: int = 0
+    make: Mapping[str, Callable[[Sequence[int]], Tensor]] = field(default_factory=dict)
+    """how to draw an argument that is no normal random tensor (class indices, probabilities, running variances)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All that the compiler knows about an operation.
+
+    `operations` are ATen names without overload ("aten.linear"). `jac_t` has one function per input that may carry a
+    derivative and `residual` must be stated (a function of op where it depends on the use).
+    """
+
+    operations: Sequence[str]
+    residual: Residual | Callable[[Op], Residual]
+    jac_t: Mapping[str, JacT] = field(default_factory=dict)
+    params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {}
+    """op -> a contraction for each input that may be a parameter (its equation may depend on shapes)."""
+    forward: Forward | None = None
+    """None: the ATen operation itself is written into the program."""
+    structure: Structure = Structure.GENERAL
+    derivative: Callable[[Op], Tensor] | None = None
+    """ELEMENTWISE: the local derivative [N, *out]."""
+    rows: Callable[[Op], Tensor] | None = None
+    """CONSTANT, optional: the Jacobian's rows [*out flattened, *in] where they lie in memory already (a weight)."""
+    refuse: Callable[[Op], str | None] = lambda op: None
+    """why this very use cannot be differentiated, and what to do about it; None if it can."""
+    cases: Sequence[Case] = ()
+
+    def __post_init__(self) -> None:
+        if not (callable(self.residual) or isinstance(self.residual, Zero | Diagonal | Factor)):
+            raise TypeError(f"rule for {self.operations}: residual must be ZERO, Diagonal(...) or Factor(...)")
+        if (self.structure is Structure.ELEMENTWISE) != (self.derivative is not None):
+            raise TypeError(f"rule for {self.operations}: structure ELEMENTWISE and `derivative` go together")
+
+    def residual_of(self, op: Op) -> Residual:
+        """The residual of this very use."""
+        return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
+
+
+@dataclass(frozen=True)
+class LossRule:
+    """A scalar loss L of the model's output; in terms of per-sample losses l_n with L = mean_n l_n or sum_n l_n.
+
+    `residual` is the Hessian of l_n in the input. Without `sample`, random-sign combinations of its columns are taken.
+    """
+
+    operations: Sequence[str]
+    residual: Residual | Callable[[Op], Residual]
+    gradient: Callable[[Op], Tensor]
+    """grad of l_n, [N, *in]."""
+    reduction: Callable[[Op], str]
+    """"mean", "sum" or "none"."""
+    input: str = "self"
+    forward: Forward | None = None
+    sample: Callable[[Op, int], Tensor] | None = None
+    """(op, M) -> [N, M, *in] columns s with E[sum_m s s^T] = Hessian of l_n."""
+    check: Callable[[Op, Tensor], str | None] = lambda op, target: None
+    """(op, target) -> what is wrong with this target's values, or None."""
+    target_shape: Callable[[Op], Sequence[Shape]] | None = None
+    """the target shapes, without the sample axis, that the loss takes for this output; None: it does not say."""
+    refuse: Callable[[Op], str | None] = lambda op: None
+    cases: Sequence[Case] = ()
+
+    def residual_of(self, op: Op) -> Residual:
+        """The residual of this very use."""
+        return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
+
+
+# -- small helpers that keep rules short -----------------------------------------------------------------------------
+
+
+def merge(columns: Tensor) -> Tensor:
+    """[N, K, *z] -> [N*K, *z], for torch functions that know one batch axis."""
+    return columns.flatten(0, 1)
+
+
+def split(merged: Tensor, columns: Tensor) -> Tensor:
+    """[N*K, *z] -> [N, K, *z], with N and K of `columns`."""
+    return merged.unflatten(0, columns.shape[:2])
+
+
+def elementwise_jac_t(derivative: Callable[[Op], Tensor]) -> JacT:
+    """The transposed Jacobian of an elementwise operation: columns times the local derivative."""
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        return columns * derivative(op).unsqueeze(1)
+
+    return jac_t
+
+
+def vmap_columns(function: Callable[[Tensor], Tensor]) -> JacT:
+    """jac_t from a function that maps [B, *out] to [B, *in] for any batch, the same for each sample."""
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        return split(function(merge(columns)), columns)
+
+    return jac_t
+
+
+__all__ = [
+    "ZERO",
+    "Case",
+    "Contraction",
+    "Diagonal",
+    "Factor",
+    "LossRule",
+    "Op",
+    "Rule",
+    "Structure",
+    "Tensor",
+    "elementwise_jac_t",
+    "merge",
+    "split",
+    "torch",
+]

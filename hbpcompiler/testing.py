@@ -1,0 +1,244 @@
+"""The whole contract of a rule in one function: `check_rule(rule)` compares it with autograd in float64.
+
+A user's rule is tested by the same two lines as ours:
+
+    from hbpcompiler.testing import check_rule
+    check_rule(my_rule)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Op, Residual, Rule, Structure, Zero
+
+SAMPLES = 3
+COLUMNS = 2
+
+
+class Setting:
+    """One case made concrete: random tensors, the reference operation, and the Op that the rule sees."""
+
+    def __init__(self, rule: Rule | LossRule, operation: str, case: Case, dtype: torch.dtype = torch.float64,
+                 scale: float = 1.0) -> None:
+        packet = getattr(torch.ops.aten, operation.removeprefix("aten."))
+        self.overload = getattr(packet, case.overload or "default", None) or getattr(packet, packet.overloads()[0])
+        self.case, self.rule = case, rule
+        self.arguments: dict[str, Any] = {}
+        for argument in self.overload._schema.arguments:
+            if argument.name in case.shapes:
+                lead = (SAMPLES,) if argument.name in case.batched else ()
+                shape = (*lead, *case.shapes[argument.name])
+                draw = case.make.get(argument.name, lambda shape: torch.randn(*shape, dtype=torch.float64))
+                value = draw(shape)
+                self.arguments[argument.name] = (value * scale).to(dtype) if value.is_floating_point() else value
+            elif argument.name in case.attributes:
+                self.arguments[argument.name] = case.attributes[argument.name]
+            elif argument.has_default_value():
+                self.arguments[argument.name] = argument.default_value
+            else:
+                self.arguments[argument.name] = None
+
+    def reference(self, changed: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The ATen operation itself, with some tensors replaced."""
+        result = self.overload(**{**self.arguments, **(changed or {})})
+        return result[self.case.index] if isinstance(result, tuple | list) else result
+
+    def op(self) -> Op:
+        """The operation as the rule sees it; runs the rule's forward."""
+        names = list(self.case.shapes)
+        tensors = {name: self.arguments[name] for name in names}
+        attributes = {name: value for name, value in self.arguments.items() if name not in names}
+        shapes = {name: tuple(self.case.shapes[name]) for name in names}
+        op = Op(tensors, attributes, shapes, index=self.case.index)
+        output = self.rule.forward(op) if self.rule.forward else self.reference()
+        saved: dict[str, Tensor] = {}
+        if isinstance(output, tuple):
+            output, saved = output
+        shapes["output"] = tuple(output.shape[1:])
+        return Op({**tensors, **saved, "output": output}, attributes, shapes, index=self.case.index)
+
+
+def check_rule(rule: Rule | LossRule) -> None:
+    """Raise AssertionError unless every case of the rule keeps the contract.
+
+    Value, shapes, adjointness, transposed Jacobians, parameter contractions, residual against double backward, the
+    declared structure, and, for elementwise operations, finite and accurate derivatives at +-1e4 and in bfloat16.
+    """
+    assert rule.cases, f"rule for {rule.operations} has no cases"
+    for operation in rule.operations:
+        for case in rule.cases:
+            if isinstance(rule, LossRule):
+                check_loss_case(rule, operation, case)
+            else:
+                check_case(rule, operation, case)
+        if isinstance(rule, Rule) and rule.structure is Structure.ELEMENTWISE:
+            for case in rule.cases:
+                check_extremes(rule, operation, case)
+
+
+def check_case(rule: Rule, operation: str, case: Case) -> None:
+    """One case of an operation's rule."""
+    torch.manual_seed(0)
+    setting = Setting(rule, operation, case)
+    op = setting.op()
+    where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
+    assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
+    _close(op.output, setting.reference(), f"{where}: forward")
+    columns = torch.randn(SAMPLES, COLUMNS, *op.shape("output"), dtype=torch.float64)
+    for name, jac_t in rule.jac_t.items():
+        if name in case.shapes:
+            result = jac_t(op, columns)
+            expected = _pull_back(setting, name, columns)
+            _close(result, expected, f"{where}: jac_t of {name}")
+            direction = torch.randn_like(setting.arguments[name])
+            _, moved = torch.func.jvp(lambda value: setting.reference({name: value}),
+                                      (setting.arguments[name],), (direction,))
+            _close((result * direction.unsqueeze(1)).flatten(2).sum(-1),
+                   (columns * moved.unsqueeze(1)).flatten(2).sum(-1), f"{where}: adjointness of {name}")
+    for name, contraction in rule.params(op).items():
+        if name in case.shapes:
+            operands = [contraction.columns(op, columns)]
+            if contraction.operand is not None:
+                operands.append(contraction.operand(op))
+            result = torch.einsum(contraction.equation, operands)
+            expected = _pull_back(setting, name, columns)
+            _close(result.reshape(expected.shape), expected, f"{where}: contraction of {name}")
+            if contraction.summed is not None:
+                _close(contraction.summed(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: summed of {name}")
+    _check_structure(rule, setting, op, where)
+    gradient = columns[:, 0]
+    active = [name for name in rule.jac_t if name in case.shapes]
+    expected = _hessian(setting, active, lambda output, n: (output[n] * gradient[n]).sum())
+    _close(_residual_matrix(rule.residual_of(op), op, active, gradient), expected, f"{where}: residual")
+
+
+def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
+    """One case of a loss: value, per-sample gradient, Hessian and the sampled Hessian's expectation."""
+    torch.manual_seed(0)
+    setting = Setting(rule, operation, case)
+    op = setting.op()
+    where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
+    assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
+    _close(op.output, setting.reference(), f"{where}: forward")
+    scale = SAMPLES if rule.reduction(op) == "mean" else 1
+    value = setting.arguments[rule.input].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
+    _close(rule.gradient(op), scale * expected, f"{where}: gradient")
+    hessian = _hessian(setting, [rule.input], lambda output, n: scale * output)
+    _close(_residual_matrix(rule.residual_of(op), op, [rule.input], None), hessian, f"{where}: Hessian")
+    if rule.sample is not None:
+        draws = 40_000
+        sampled = rule.sample(op, draws).flatten(2)
+        outer = torch.einsum("nka,nkb->nab", sampled, sampled)
+        spread = draws**0.5 * torch.einsum("nka,nkb->nab", sampled**2, sampled**2).sqrt()
+        excess = (outer - hessian).abs() - 6 * spread / draws**0.5 - 1e-9
+        assert (excess < 0).all(), f"{where}: samples' second moment misses the Hessian by {excess.max():.2e}"
+
+
+def check_extremes(rule: Rule, operation: str, case: Case) -> None:
+    """Derivatives at +-1e4 and near 0 are finite and agree with float64 in float32 and bfloat16."""
+    (name,) = rule.jac_t
+    values = torch.tensor([-1e4, -80.0, -20.0, -4.0, -0.5, -0.01, 0.01, 0.5, 4.0, 20.0, 80.0, 1e4])
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 6e-2)):
+        rounded = values.to(dtype)
+
+        def results(dtype: torch.dtype, rounded: Tensor = rounded) -> list[Tensor]:
+            draw = {**case.make, name: lambda shape: rounded.double().expand(1, -1)}
+            shaped = Case({**case.shapes, name: (len(rounded),)}, case.attributes, case.batched, case.overload,
+                          case.index, draw)
+            op = Setting(rule, operation, shaped, dtype).op()
+            assert rule.derivative is not None
+            found = [op.output, rule.derivative(op)]
+            residual = rule.residual_of(op)
+            if isinstance(residual, Diagonal):
+                found.append(residual.diagonal(op, torch.ones_like(op.output)))
+            return found
+
+        for order, (low, high) in enumerate(zip(results(dtype), results(torch.float64), strict=True)):
+            where = f"{operation}: derivative {order} in {dtype}"
+            assert low.dtype == dtype, f"{where}: became {low.dtype}"
+            assert torch.isfinite(low).all(), f"{where}: not finite at {rounded[~torch.isfinite(low[0])]}"
+            error = (low.double() - high).abs() / (1 + high.abs())
+            assert error.max() < tolerance, f"{where}: off by {error.max():.1e} at {rounded[error[0].argmax()]}"
+
+
+def _check_structure(rule: Rule, setting: Setting, op: Op, where: str) -> None:
+    if rule.structure is Structure.GENERAL:
+        return
+    for name in rule.jac_t:
+        if name not in setting.case.shapes:
+            continue
+        size = int(torch.tensor(op.shape("output")).prod())
+        unit = torch.eye(size, dtype=torch.float64).reshape(1, size, *op.shape("output"))
+        rows = _pull_back(setting, name, unit.expand(SAMPLES, *unit.shape[1:])).flatten(2)
+        if rule.structure is Structure.SELECTION:
+            assert ((rows == 0) | (rows == 1)).all() and ((rows != 0).sum(-1) <= 1).all(), f"{where}: no selection"
+        if rule.structure is Structure.CONSTANT:
+            _close(rows[:1].expand_as(rows), rows, f"{where}: the Jacobian differs between samples")
+            if rule.rows is not None and (given := rule.rows(op)) is not None:
+                _close(given.flatten(1), rows[0], f"{where}: rows")
+        if rule.structure is Structure.ELEMENTWISE:
+            assert rule.derivative is not None
+            _close(torch.diag_embed(rule.derivative(op).flatten(1)), rows, f"{where}: derivative")
+
+
+def _pull_back(setting: Setting, name: str, columns: Tensor) -> Tensor:
+    """Brute force: one backward pass per sample and column; what the argument receives from that sample alone."""
+    value = setting.arguments[name].clone().requires_grad_()
+    output = setting.reference({name: value})
+    results = []
+    for n in range(columns.shape[0]):
+        for k in range(columns.shape[1]):
+            (grad,) = torch.autograd.grad(output[n], value, columns[n, k], retain_graph=True)
+            results.append(grad[n] if name in setting.case.batched else grad)
+    return torch.stack(results).unflatten(0, columns.shape[:2])
+
+
+def _hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Brute force: the Hessian of each sample's scalar in that sample's slices of the named inputs, joined."""
+    matrices = []
+    for n in range(SAMPLES):
+        parts = [setting.arguments[name][n] for name in names]
+        sizes = [part.numel() for part in parts]
+
+        def function(flat: Tensor, n: int = n, parts: list[Tensor] = parts, sizes: list[int] = sizes) -> Tensor:
+            changed = {}
+            for name, part, piece in zip(names, parts, flat.split(sizes), strict=True):
+                whole = setting.arguments[name]
+                changed[name] = torch.cat([whole[:n], piece.view_as(part)[None], whole[n + 1 :]])
+            return scalar(setting.reference(changed), n)
+
+        flat = torch.cat([part.flatten() for part in parts])
+        matrices.append(torch.autograd.functional.hessian(function, flat))
+    return torch.stack(matrices)
+
+
+def _residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tensor | None) -> Tensor:
+    """The rule's residual as dense matrices [N, h, h]."""
+    given = () if gradient is None else (gradient,)
+    sizes = [int(torch.tensor(op.shape(name)).prod()) for name in names]
+    if isinstance(residual, Zero):
+        return torch.zeros(SAMPLES, sum(sizes), sum(sizes), dtype=torch.float64)
+    if isinstance(residual, Diagonal):
+        diagonal = residual.diagonal(op, *given)
+        assert diagonal.shape[1:] == torch.Size(op.shape(names[0])), "the diagonal must have its input's shape"
+        return torch.diag_embed(diagonal.flatten(1))
+    assert isinstance(residual, Factor)
+    columns, signs = residual.factor(op, *given)
+    joined = torch.cat([columns[name].flatten(2) for name in names], dim=-1)
+    assert joined.shape[1] == residual.count(op), f"{joined.shape[1]} columns, {residual.count(op)} announced"
+    weight = torch.ones(joined.shape[:2], dtype=joined.dtype) if signs is None else signs
+    return torch.einsum("nka,nk,nkb->nab", joined, weight, joined)
+
+
+def _close(found: Tensor, expected: Tensor, where: str) -> None:
+    assert found.shape == expected.shape, f"{where}: shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+    assert found.dtype == expected.dtype, f"{where}: dtype {found.dtype}, not {expected.dtype}"
+    error = (found - expected).abs().max().item() if found.numel() else 0.0
+    scale = 1 + (expected.abs().max().item() if expected.numel() else 0.0)
+    assert error <= 1e-9 * scale, f"{where}: off by {error:.2e}"

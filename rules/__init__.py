@@ -1,0 +1,1 @@
+"""Derivative rules: one file per operation or family of operations. Nothing else knows an operation by name."""
