@@ -105,15 +105,15 @@ def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
         if isinstance(node, sympy.Add):
             # Constants last and with a minus where it reads better: 1 - y, x + 3.
             terms = sorted(node.args, key=lambda term: (_is_negative(term), sympy.default_sort_key(term)))
-            return reduce(lambda total, term: _subtract(total, walk(-term)) if _is_negative(term)
-                          else total + walk(term), terms[1:], walk(terms[0]))
+            return reduce(lambda total, term: total - walk(-term) if _is_negative(term) else total + walk(term),
+                          terms[1:], walk(terms[0]))
         if isinstance(node, sympy.Mul):
+            if node.args[0] == -1:
+                return -walk(-node)
             factors = sorted(node.args, key=lambda factor: bool(factor.is_Number))
             top = [factor for factor in factors if not _is_reciprocal(factor)]
             bottom = [1 / factor for factor in factors if _is_reciprocal(factor)]
             product = reduce(lambda total, factor: total * factor, map(walk, top)) if top else 1
-            if product == -1 and not bottom:
-                return product
             return reduce(lambda total, factor: total / factor, map(walk, bottom), product)
         if isinstance(node, sympy.Pow):
             return _power(walk(node.base), node.exp, walk)
@@ -146,10 +146,6 @@ def _is_negative(term: Expr) -> bool:
 
 def _is_reciprocal(factor: Expr) -> bool:
     return isinstance(factor, sympy.Pow) and bool(factor.exp.is_negative)
-
-
-def _subtract(total: Any, term: Any) -> Any:
-    return total - term
 
 
 def _power(base: Any, exponent: Expr, walk: Callable[[Any], Any]) -> Any:
