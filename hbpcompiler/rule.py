@@ -36,6 +36,8 @@ class Op:
         *,
         index: int = 0,
         differentiated: bool = True,
+        active: frozenset[str] | None = None,
+        batched: frozenset[str] | None = None,
     ) -> None:
         self._tensors = tensors if callable(tensors) else tensors.__getitem__
         self._attributes = dict(attributes)
@@ -44,6 +46,8 @@ class Op:
         """Which result this is, for an operation with several (torch.split, batch norm)."""
         self.differentiated = differentiated
         """Whether any column crosses this operation: if not, `forward` need not save anything."""
+        self._active = active
+        self._batched = batched
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -64,6 +68,14 @@ class Op:
     def has(self, name: str) -> bool:
         """Whether the tensor argument `name` was given (an optional bias may be None)."""
         return name in self._shapes
+
+    def varies(self, name: str) -> bool:
+        """Whether the tensor argument `name` carries derivatives: a column has to go there."""
+        return name in self._shapes and (self._active is None or name in self._active)
+
+    def has_samples(self, name: str) -> bool:
+        """Whether the tensor argument `name` begins with the sample axis (a constant or a parameter does not)."""
+        return name in self._shapes and (self._batched is None or name in self._batched)
 
 
 # Functions of rules, as the compiler calls them.
