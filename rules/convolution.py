@@ -1,0 +1,136 @@
+"""Convolutions of one, two and three axes: a linear map of each patch, with one weight for all positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, merge, split
+from hbpcompiler.rules.spatial import (
+    CONV,
+    CONV_TRANSPOSE,
+    cut,
+    flat_positions,
+    options,
+    pad_axes,
+    patches,
+    per_axis,
+    refuse_unbatched,
+)
+
+
+def padding_of(op: Op, axes: int) -> tuple[list[int], list[int]]:
+    """Zeros before and after each axis: 'same' puts the odd one after."""
+    if not isinstance(op.padding, str):
+        padding = per_axis(op.padding, axes)
+        return padding, padding
+    if op.padding == "valid":
+        return [0] * axes, [0] * axes
+    kernel, dilation = op.shape("weight")[2:], per_axis(op.dilation, axes)
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return [t // 2 for t in total], [t - t // 2 for t in total]
+
+
+def convolution(axes: int) -> Rule:
+    """The rule for so many spatial axes."""
+
+    def forward(op: Op) -> Tensor:
+        padding = op.padding if isinstance(op.padding, str) else per_axis(op.padding, axes)
+        chosen = options(
+            stride=per_axis(op.stride, axes), padding=padding, dilation=per_axis(op.dilation, axes), groups=op.groups
+        )
+        return CONV[axes](op.input, op.weight, op.bias, **chosen)
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        before, _ = padding_of(op, axes)
+        stride, dilation = per_axis(op.stride, axes), per_axis(op.dilation, axes)
+        inner, outer, kernel = op.shape("input")[1:], op.shape("output")[1:], op.shape("weight")[2:]
+        # Positions at the end that no kernel reached (more than the transposed convolution makes), or its surplus.
+        missing = [
+            i - ((o - 1) * s - 2 * b + d * (k - 1) + 1)
+            for i, o, s, b, d, k in zip(inner, outer, stride, before, dilation, kernel, strict=True)
+        ]
+        chosen = options(
+            stride=stride,
+            padding=before,
+            output_padding=[max(m, 0) for m in missing],
+            groups=op.groups,
+            dilation=dilation,
+        )
+        back = CONV_TRANSPOSE[axes](merge(columns), op.weight, **chosen)
+        return split(cut(back, inner, [-m for m in missing]), columns)
+
+    def operand(op: Op) -> Tensor:
+        padded = pad_axes(op.input, *padding_of(op, axes))
+        seen = patches(padded, op.shape("weight")[2:], per_axis(op.stride, axes), per_axis(op.dilation, axes))
+        return seen if op.groups == 1 else seen.unflatten(1, (op.groups, -1))
+
+    def outputs(op: Op, columns: Tensor) -> Tensor:
+        flat = flat_positions(columns, axes)
+        return flat if op.groups == 1 else flat.unflatten(2, (op.groups, -1))
+
+    def summed(op: Op, gradient: Tensor) -> Tensor:
+        before, after = padding_of(op, axes)
+        padded = pad_axes(op.input, [0] * axes, [a - b for a, b in zip(after, before, strict=True)])
+        return torch.ops.aten.convolution_backward(
+            gradient, padded, op.weight, None, per_axis(op.stride, axes), before, per_axis(op.dilation, axes),
+            False, [0] * axes, op.groups, [False, True, False],
+        )[1]  # fmt: skip
+
+    def params(op: Op) -> Mapping[str, Contraction]:
+        equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
+        return {
+            "weight": Contraction(equation, outputs, operand, summed),
+            "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes)),
+        }
+
+    return Rule(
+        operations=[f"aten.conv{axes}d"],
+        forward=forward,
+        jac_t={"input": jac_t},
+        params=params,
+        residual=ZERO,
+        structure=Structure.CONSTANT,
+        refuse=lambda op: refuse_unbatched(op, axes),
+        cases=cases(axes),
+    )
+
+
+def cases(axes: int) -> list[Case]:
+    """Every option alone and some together, on axes of different lengths."""
+
+    def case(size: int, kernel: int, *, channels: tuple[int, int] = (2, 2), bias: bool = False, overload: str = "",
+             **attributes: object) -> Case:
+        groups = attributes.get("groups", 1)
+        assert isinstance(groups, int)
+        spatial, window = [size, size - 1, size][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]
+        shapes = {
+            "input": (channels[0], *spatial),
+            "weight": (channels[1], channels[0] // groups, *window),
+            **({"bias": (channels[1],)} if bias else {}),
+        }
+        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
+        return Case(shapes, short, overload=overload)
+
+    return [
+        case(4, 3, bias=True),
+        case(4, 2, stride=[2, 1, 2], padding=[1, 0, 1], channels=(2, 3), bias=True),
+        case(5, 2, stride=[2, 3, 2], dilation=[2, 1, 2], channels=(1, 2)),  # positions that no kernel reaches
+        case(4, 3, padding=[2, 1, 1], dilation=[1, 2, 2], channels=(2, 1)),
+        case(3, 2, stride=[2], padding=[1], channels=(1, 1), bias=True),
+        case(3, 3, channels=(2, 2), bias=True),  # one position
+        case(3, 1, channels=(2, 3), bias=True),  # no patches
+        case(4, 1, stride=[2, 1, 2]),
+        case(3, 1, padding=[1, 0, 1], channels=(1, 2)),
+        case(3, 2, groups=2, channels=(4, 4), bias=True),
+        case(3, 2, groups=2, stride=[2, 1, 1], padding=[0, 1, 0], dilation=[1, 1, 2], channels=(2, 6)),
+        case(3, 1, groups=2, channels=(2, 4)),
+        case(4, 3, overload="padding", padding="same", bias=True),
+        case(3, 2, overload="padding", padding="same", channels=(1, 2)),
+        case(4, 2, overload="padding", padding="same", dilation=[3, 2, 1], groups=2),
+        case(4, 2, overload="padding", padding="valid", stride=[2, 1, 1], bias=True),
+    ]
+
+
+CONVOLUTIONS = [convolution(axes) for axes in (1, 2, 3)]
