@@ -259,8 +259,20 @@ def _hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int],
             return scalar(setting.reference(changed), n)
 
         flat = torch.cat([part.flatten() for part in parts])
-        matrices.append(torch.autograd.functional.hessian(function, flat))
+        try:
+            matrices.append(torch.autograd.functional.hessian(function, flat))
+        except RuntimeError as error:
+            if "not implemented" not in str(error):
+                raise
+            matrices.append(_differences(function, flat))
     return torch.stack(matrices)
+
+
+def _differences(function: Callable[[Tensor], Tensor], flat: Tensor) -> Tensor:
+    """Differences of gradients, for operations that torch differentiates once only (they are piecewise linear)."""
+    steps = 1e-6 * torch.eye(len(flat), dtype=flat.dtype)
+    gradient = torch.func.grad(function)
+    return torch.stack([(gradient(flat + step) - gradient(flat - step)) / 2e-6 for step in steps])
 
 
 def _residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tensor | None) -> Tensor:

@@ -1,0 +1,95 @@
+"""Piecewise linear activations and their like: a slope per piece, read off the output where it tells the piece.
+
+At kinks the conventions are torch's.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.elementwise import Piecewise, attribute, elementwise, settings, sympy, x, y
+from hbpcompiler.rule import Op, Rule
+
+RELU = elementwise(
+    "aten.relu",
+    Piecewise((x, x > 0), (0, True)),
+    first=Piecewise((1, y > 0), (0, True)),
+    forward=lambda op: F.relu(op.self),
+)
+
+
+def _leaky_relu() -> Rule:
+    slope = attribute("negative_slope")
+
+    def first(op: Op) -> sympy.Expr:
+        return Piecewise((1, (y if op.negative_slope >= 0 else x) > 0), (slope, True))
+
+    return elementwise(
+        "aten.leaky_relu",
+        Piecewise((x, x > 0), (slope * x, True)),
+        first=first,
+        forward=lambda op: F.leaky_relu(op.self, op.negative_slope),
+        cases=settings({}, {"negative_slope": 0.2}, {"negative_slope": -0.5}, {"negative_slope": 1.5}),
+    )
+
+
+LEAKY_RELU = _leaky_relu()
+
+
+def _between(low: sympy.Expr, high: sympy.Expr, inside: sympy.Expr) -> sympy.Expr:
+    return Piecewise((low, x <= low), (high, x >= high), (inside, True))
+
+
+_low, _high = attribute("min_val"), attribute("max_val")
+HARDTANH = elementwise(
+    "aten.hardtanh",
+    _between(_low, _high, x),
+    first=Piecewise((1, (y > _low) & (y < _high)), (0, True)),
+    forward=lambda op: F.hardtanh(op.self, float(op.min_val), float(op.max_val)),
+    cases=settings({}, {"min_val": -0.3, "max_val": 0.7}),
+)
+RELU6 = elementwise(
+    "aten.relu6",
+    _between(sympy.Integer(0), sympy.Integer(6), x),
+    first=Piecewise((1, (y > 0) & (y < 6)), (0, True)),
+    forward=lambda op: F.relu6(op.self),
+)
+
+# y cannot tell here: it is rounded to the edge's value before x is there. The sixth is torch's own, in every dtype.
+_sixth = sympy.Float(torch.tensor(1 / 6, dtype=torch.float32).item(), 17)
+_inside = (x > -3) & (x < 3)
+HARDSIGMOID = elementwise(
+    "aten.hardsigmoid",
+    Piecewise((0, x <= -3), (1, x >= 3), (x / 6 + sympy.Rational(1, 2), True)),
+    first=Piecewise((_sixth, _inside), (0, True)),
+    forward=lambda op: F.hardsigmoid(op.self),
+)
+HARDSWISH = elementwise(
+    "aten.hardswish",
+    Piecewise((0, x <= -3), (x, x >= 3), (x * (x + 3) / 6, True)),
+    second=Piecewise((sympy.Rational(1, 3), _inside), (0, True)),
+    forward=lambda op: F.hardswish(op.self),
+)
+
+_kept = Piecewise((1, sympy.Ne(y, 0)), (0, True))
+_lambd = attribute("lambd")
+HARDSHRINK = elementwise(
+    "aten.hardshrink",
+    Piecewise((0, (x >= -_lambd) & (x <= _lambd)), (x, True)),
+    first=_kept,
+    forward=lambda op: F.hardshrink(op.self, op.lambd),
+    cases=settings({}, {"lambd": 0.2}),
+)
+SOFTSHRINK = elementwise(
+    "aten.softshrink",
+    Piecewise((x - _lambd, x > _lambd), (x + _lambd, x < -_lambd), (0, True)),
+    first=_kept,
+    forward=lambda op: F.softshrink(op.self, op.lambd),
+    cases=settings({}, {"lambd": 0.2}),
+)
+THRESHOLD = elementwise(
+    "aten.threshold",
+    Piecewise((x, x > attribute("threshold")), (attribute("value"), True)),
+    first=Piecewise((1, x > attribute("threshold")), (0, True)),
+    forward=lambda op: torch.threshold(op.self, op.threshold, op.value),
+    cases=settings({"threshold": 0.1, "value": -2.0}, {"threshold": -0.4, "value": 0}),
+)
