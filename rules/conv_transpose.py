@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, merge, split
-from hbpcompiler.rules.spatial import (
+
+from .spatial import (
     CONV,
     CONV_TRANSPOSE,
     cut,
@@ -26,6 +27,7 @@ def conv_transpose(axes: int) -> Rule:
     def forward(op: Op) -> Tensor:
         chosen = options(
             stride=per_axis(op.stride, axes),
+            usual=[1] * axes,
             padding=per_axis(op.padding, axes),
             output_padding=per_axis(op.output_padding, axes),
             groups=op.groups,
@@ -36,7 +38,7 @@ def conv_transpose(axes: int) -> Rule:
     def jac_t(op: Op, columns: Tensor) -> Tensor:
         stride, padding = per_axis(op.stride, axes), per_axis(op.padding, axes)
         chosen = options(
-            stride=stride, padding=padding, dilation=per_axis(op.dilation, axes), groups=op.groups
+            stride=stride, usual=[1] * axes, padding=padding, dilation=per_axis(op.dilation, axes), groups=op.groups
         )
         back = CONV[axes](merge(columns), op.weight, **chosen)
         # An output_padding of a whole stride or more makes room for positions that the input does not have.
@@ -83,8 +85,9 @@ def conv_transpose(axes: int) -> Rule:
 def cases(axes: int) -> list[Case]:
     """Every option alone and some together, on axes of different lengths."""
 
-    def case(size: int, kernel: int, channels: tuple[int, int] = (2, 2), *, bias: bool = False,
-             **attributes: object) -> Case:
+    def case(
+        size: int, kernel: int, channels: tuple[int, int] = (2, 2), *, bias: bool = False, **attributes: object
+    ) -> Case:
         groups = attributes.get("groups", 1)
         assert isinstance(groups, int)
         spatial, window = [size, max(size - 1, 1), 2][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]

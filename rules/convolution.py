@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, merge, split
-from hbpcompiler.rules.spatial import (
+
+from .spatial import (
     CONV,
     CONV_TRANSPOSE,
     cut,
@@ -38,7 +39,11 @@ def convolution(axes: int) -> Rule:
     def forward(op: Op) -> Tensor:
         padding = op.padding if isinstance(op.padding, str) else per_axis(op.padding, axes)
         chosen = options(
-            stride=per_axis(op.stride, axes), padding=padding, dilation=per_axis(op.dilation, axes), groups=op.groups
+            stride=per_axis(op.stride, axes),
+            usual=[1] * axes,
+            padding=padding,
+            dilation=per_axis(op.dilation, axes),
+            groups=op.groups,
         )
         return CONV[axes](op.input, op.weight, op.bias, **chosen)
 
@@ -53,6 +58,7 @@ def convolution(axes: int) -> Rule:
         ]
         chosen = options(
             stride=stride,
+            usual=[1] * axes,
             padding=before,
             output_padding=[max(m, 0) for m in missing],
             groups=op.groups,
@@ -100,8 +106,15 @@ def convolution(axes: int) -> Rule:
 def cases(axes: int) -> list[Case]:
     """Every option alone and some together, on axes of different lengths."""
 
-    def case(size: int, kernel: int, *, channels: tuple[int, int] = (2, 2), bias: bool = False, overload: str = "",
-             **attributes: object) -> Case:
+    def case(
+        size: int,
+        kernel: int,
+        *,
+        channels: tuple[int, int] = (2, 2),
+        bias: bool = False,
+        overload: str = "",
+        **attributes: object,
+    ) -> Case:
         groups = attributes.get("groups", 1)
         assert isinstance(groups, int)
         spatial, window = [size, size - 1, size][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]

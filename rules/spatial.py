@@ -16,7 +16,15 @@ CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     2: F.conv_transpose2d,
     3: F.conv_transpose3d,
 }
-DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+DEFAULTS = {
+    "padding": 0,
+    "output_padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
 
 
 def per_axis(argument: Any, axes: int) -> list[int]:
@@ -25,13 +33,13 @@ def per_axis(argument: Any, axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
 
-def options(**arguments: Any) -> dict[str, Any]:
-    """Keyword arguments as one would write them: without defaults, and 2 for [2, 2]."""
+def options(*, stride: list[int], usual: list[int], **arguments: Any) -> dict[str, Any]:
+    """Keyword arguments as one would write them: without defaults (`usual` for the stride), and 2 for [2, 2]."""
+    given = {"stride": stride, **arguments} if stride != usual else arguments
     short = {
-        name: value[0] if isinstance(value, list) and len(set(value)) == 1 else value
-        for name, value in arguments.items()
+        name: value[0] if isinstance(value, list) and len(set(value)) == 1 else value for name, value in given.items()
     }
-    return {name: value for name, value in short.items() if value != DEFAULTS.get(name)}
+    return {name: value for name, value in short.items() if name not in DEFAULTS or value != DEFAULTS[name]}
 
 
 def pad_axes(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:

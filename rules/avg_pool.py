@@ -1,0 +1,127 @@
+"""Average-pooling and its adaptive variant: a linear map, the same for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, merge, split
+
+from .spatial import options, per_axis
+
+AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE: dict[int, Callable[..., Tensor]] = {
+    1: torch.adaptive_avg_pool1d,
+    2: torch.ops.aten.adaptive_avg_pool2d,
+    3: torch.ops.aten.adaptive_avg_pool3d,
+}
+
+
+def input_like(op: Op, merged: Tensor) -> Tensor:
+    """The backward kernels read nothing but the input's shape: one number, expanded."""
+    return merged.new_empty(1).expand(merged.shape[0], *op.shape("self"))
+
+
+def by_kernel(op: Op, columns: Tensor, axes: int, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`kernel(columns, input)` with samples and columns in one axis, and one spatial axis made two."""
+    merged = merge(columns)
+    like = input_like(op, merged)
+    if axes == 1:
+        return split(kernel(merged.unsqueeze(-2), like.unsqueeze(-2)).squeeze(-2), columns)
+    return split(kernel(merged, like), columns)
+
+
+def avg_pool(axes: int) -> Rule:
+    """Average-pooling over so many axes."""
+
+    def forward(op: Op) -> Tensor:
+        kernel = per_axis(op.kernel_size, axes)
+        chosen = options(
+            kernel_size=kernel,
+            stride=per_axis(op.stride, axes) or kernel,
+            usual=kernel,
+            padding=per_axis(op.padding, axes),
+            ceil_mode=op.ceil_mode,
+            count_include_pad=op.count_include_pad,
+            **({"divisor_override": op.divisor_override} if axes > 1 else {}),
+        )
+        return AVERAGE[axes](op.self, **chosen)
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        kernel, padding = per_axis(op.kernel_size, axes), per_axis(op.padding, axes)
+        stride = per_axis(op.stride, axes) or kernel
+        divisor = op.divisor_override if axes > 1 else None
+        if axes == 1:
+            kernel, stride, padding = [1, *kernel], [1, *stride], [0, *padding]
+        backward = torch.ops.aten.avg_pool3d_backward if axes == 3 else torch.ops.aten.avg_pool2d_backward
+        arguments = (kernel, stride, padding, op.ceil_mode, op.count_include_pad, divisor)
+        return by_kernel(op, columns, axes, lambda merged, like: backward(merged, like, *arguments))
+
+    def case(*shape: int, **attributes: Any) -> Case:
+        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
+        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
+
+    return Rule(
+        operations=[f"aten.avg_pool{axes}d"],
+        forward=forward,
+        jac_t={"self": jac_t},
+        residual=ZERO,
+        structure=Structure.CONSTANT,
+        cases=[
+            case(2, 4, 5, 2, kernel_size=[2]),
+            case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
+            case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 2, 1], padding=[1, 1, 0]),
+            case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 1, 1], padding=[1, 1, 0], count_include_pad=False),
+            case(2, 4, 2, 2, kernel_size=[3, 2, 1], stride=[2, 2, 2], ceil_mode=True),
+            case(2, 4, 4, 2, kernel_size=[3, 2, 1], padding=[1, 1, 0], ceil_mode=True, count_include_pad=False),
+            case(2, 3, 2, 2, kernel_size=[3, 2, 2]),  # one position
+            Case({"self": (4, 3, 3)[:axes]}, {"kernel_size": [2], "stride": [1]}),  # no channels
+            *([case(2, 4, 3, 2, kernel_size=[2], stride=[2, 1, 1], divisor_override=3)] if axes > 1 else []),
+        ],
+    )
+
+
+def adaptive_avg_pool(axes: int) -> Rule:
+    """Average-pooling to a given size; windows overlap where it does not divide the input's."""
+
+    def forward(op: Op) -> Tensor:
+        size = per_axis(op.output_size, axes)
+        return op.self.mean(list(range(-axes, 0)), True) if prod(size) == 1 else ADAPTIVE[axes](op.self, size)
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        inner = op.shape("self")[-axes:]
+        if prod(per_axis(op.output_size, axes)) == 1:  # nothing but one number per channel need be in memory
+            return (columns / prod(inner)).expand(*[-1] * (columns_axes(op) - axes), *inner)
+        aten = torch.ops.aten
+        backward = aten._adaptive_avg_pool3d_backward if axes == 3 else aten._adaptive_avg_pool2d_backward
+        return by_kernel(op, columns, axes, backward)
+
+    def columns_axes(op: Op) -> int:
+        return 2 + len(op.shape("self"))
+
+    def case(*shape: int, size: list[int]) -> Case:
+        return Case({"self": (shape[0], *shape[1 : axes + 1])}, {"output_size": size[:axes]})
+
+    return Rule(
+        operations=[f"aten.adaptive_avg_pool{axes}d"] + (["aten._adaptive_avg_pool2d"] if axes == 2 else []),
+        forward=forward,
+        jac_t={"self": jac_t},
+        residual=ZERO,
+        structure=Structure.CONSTANT,
+        cases=[
+            case(2, 4, 2, 3, size=[2, 1, 3]),
+            case(2, 5, 4, 3, size=[3, 3, 2]),
+            case(2, 3, 3, 2, size=[1, 1, 1]),
+            case(1, 2, 3, 2, size=[3, 4, 2]),
+            Case({"self": (4, 3, 2)[:axes]}, {"output_size": [3, 1, 2][:axes]}),  # no channels
+            Case({"self": (4, 3, 2)[:axes]}, {"output_size": [1, 1, 1][:axes]}),
+        ],
+    )
+
+
+AVG_POOLS = [avg_pool(axes) for axes in (1, 2, 3)]
+ADAPTIVE_AVG_POOLS = [adaptive_avg_pool(axes) for axes in (1, 2, 3)]

@@ -1,0 +1,98 @@
+"""Max-pooling and its adaptive variant: every output copies one input, whose position the forward pass keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+
+from .spatial import options, per_axis, scatter
+
+VALUES: dict[int, Callable[..., Tensor]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
+WITH_INDICES: dict[int, Callable[..., Any]] = {
+    1: torch.ops.aten.max_pool1d_with_indices,
+    2: torch.ops.aten.max_pool2d_with_indices,
+    3: torch.ops.aten.max_pool3d_with_indices,
+}
+ADAPTIVE: dict[int, Callable[..., Any]] = {
+    1: torch.ops.aten.adaptive_max_pool1d,
+    2: torch.ops.aten.adaptive_max_pool2d,
+    3: torch.ops.aten.adaptive_max_pool3d,
+}
+
+
+def chosen(op: Op, result: Any) -> Any:
+    """One of (values, indices); with the values go the indices, if columns have to find their way back."""
+    if op.index == 0 and op.differentiated:
+        return result[0], {"indices": result[1]}
+    return result[op.index]
+
+
+def max_pool(axes: int) -> Rule:
+    """Max-pooling over so many axes."""
+
+    def forward(op: Op) -> Any:
+        kernel = per_axis(op.kernel_size, axes)
+        arguments = options(
+            kernel_size=kernel,
+            stride=per_axis(op.stride, axes) or kernel,
+            usual=kernel,
+            padding=per_axis(op.padding, axes),
+            dilation=per_axis(op.dilation, axes),
+            ceil_mode=op.ceil_mode,
+        )
+        if op.index == 0 and not op.differentiated:
+            return VALUES[axes](op.self, **arguments)
+        return chosen(op, WITH_INDICES[axes](op.self, **arguments))
+
+    def case(*shape: int, **attributes: Any) -> Case:
+        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
+        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
+
+    return Rule(
+        operations=[f"aten.max_pool{axes}d", f"aten.max_pool{axes}d_with_indices"],
+        forward=forward,
+        jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
+        residual=ZERO,
+        structure=Structure.SELECTION,
+        cases=[
+            case(2, 4, 5, 2, kernel_size=[2]),
+            case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
+            case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 1, 2], padding=[1, 1, 0], ceil_mode=True),
+            case(1, 5, 5, 4, kernel_size=[2], stride=[2, 1, 1], dilation=[2, 3, 1]),
+            case(2, 3, 2, 2, kernel_size=[3, 2, 2]),  # one position
+            Case({"self": (4, 3, 3)[:axes]}, {"kernel_size": [2], "stride": [1]}),  # no channels
+        ],
+    )
+
+
+def adaptive_max_pool(axes: int) -> Rule:
+    """Max-pooling to a given size; windows overlap where it does not divide the input's."""
+
+    def forward(op: Op) -> Any:
+        return chosen(op, ADAPTIVE[axes](op.self, per_axis(op.output_size, axes)))
+
+    def case(*shape: int, size: list[int]) -> Case:
+        return Case({"self": (shape[0], *shape[1 : axes + 1])}, {"output_size": size[:axes]})
+
+    return Rule(
+        operations=[f"aten.adaptive_max_pool{axes}d"],
+        forward=forward,
+        jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
+        residual=ZERO,
+        structure=Structure.SELECTION,
+        cases=[
+            case(2, 4, 2, 3, size=[2, 1, 3]),
+            case(2, 5, 4, 3, size=[3, 3, 2]),
+            case(2, 3, 3, 2, size=[1, 1, 1]),
+            case(1, 2, 3, 2, size=[3, 4, 2]),
+            Case({"self": (4, 3, 2)[:axes]}, {"output_size": [3, 1, 2][:axes]}),  # no channels
+        ],
+    )
+
+
+MAX_POOLS = [max_pool(axes) for axes in (1, 2, 3)]
+ADAPTIVE_MAX_POOLS = [adaptive_max_pool(axes) for axes in (1, 2, 3)]
