@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, merge, split
 
-from .spatial import options, per_axis
+from .spatial import brief, options, per_axis
 
 AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE: dict[int, Callable[..., Tensor]] = {
@@ -21,17 +21,16 @@ ADAPTIVE: dict[int, Callable[..., Tensor]] = {
 }
 
 
-def input_like(op: Op, merged: Tensor) -> Tensor:
-    """The backward kernels read nothing but the input's shape: one number, expanded."""
-    return merged.new_empty(1).expand(merged.shape[0], *op.shape("self"))
-
-
 def by_kernel(op: Op, columns: Tensor, axes: int, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`kernel(columns, input)` with samples and columns in one axis, and one spatial axis made two."""
+    """`kernel(columns, input)` with samples and columns in one axis, and one spatial axis made two.
+
+    The kernels read nothing of the input but its shape, so one number is expanded to that.
+    """
     merged = merge(columns)
-    like = input_like(op, merged)
+    *lead, length = op.shape("self")
+    like = merged.new_empty(1).expand(merged.shape[0], *lead, *([1] if axes == 1 else []), length)
     if axes == 1:
-        return split(kernel(merged.unsqueeze(-2), like.unsqueeze(-2)).squeeze(-2), columns)
+        return split(kernel(merged.unsqueeze(-2), like).squeeze(-2), columns)
     return split(kernel(merged, like), columns)
 
 
@@ -41,7 +40,6 @@ def avg_pool(axes: int) -> Rule:
     def forward(op: Op) -> Tensor:
         kernel = per_axis(op.kernel_size, axes)
         chosen = options(
-            kernel_size=kernel,
             stride=per_axis(op.stride, axes) or kernel,
             usual=kernel,
             padding=per_axis(op.padding, axes),
@@ -49,7 +47,7 @@ def avg_pool(axes: int) -> Rule:
             count_include_pad=op.count_include_pad,
             **({"divisor_override": op.divisor_override} if axes > 1 else {}),
         )
-        return AVERAGE[axes](op.self, **chosen)
+        return AVERAGE[axes](op.self, brief(kernel), **chosen)
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
         kernel, padding = per_axis(op.kernel_size, axes), per_axis(op.padding, axes)

@@ -9,7 +9,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
-from .spatial import options, per_axis, scatter
+from .spatial import brief, options, per_axis, scatter
 
 VALUES: dict[int, Callable[..., Tensor]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 WITH_INDICES: dict[int, Callable[..., Any]] = {
@@ -37,7 +37,6 @@ def max_pool(axes: int) -> Rule:
     def forward(op: Op) -> Any:
         kernel = per_axis(op.kernel_size, axes)
         arguments = options(
-            kernel_size=kernel,
             stride=per_axis(op.stride, axes) or kernel,
             usual=kernel,
             padding=per_axis(op.padding, axes),
@@ -45,8 +44,8 @@ def max_pool(axes: int) -> Rule:
             ceil_mode=op.ceil_mode,
         )
         if op.index == 0 and not op.differentiated:
-            return VALUES[axes](op.self, **arguments)
-        return chosen(op, WITH_INDICES[axes](op.self, **arguments))
+            return VALUES[axes](op.self, brief(kernel), **arguments)
+        return chosen(op, WITH_INDICES[axes](op.self, brief(kernel), **arguments))
 
     def case(*shape: int, **attributes: Any) -> Case:
         short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}

@@ -33,12 +33,15 @@ def per_axis(argument: Any, axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
 
+def brief(value: Any) -> Any:
+    """2 for [2, 2]."""
+    return value[0] if isinstance(value, list) and len(set(value)) == 1 else value
+
+
 def options(*, stride: list[int], usual: list[int], **arguments: Any) -> dict[str, Any]:
     """Keyword arguments as one would write them: without defaults (`usual` for the stride), and 2 for [2, 2]."""
     given = {"stride": stride, **arguments} if stride != usual else arguments
-    short = {
-        name: value[0] if isinstance(value, list) and len(set(value)) == 1 else value for name, value in given.items()
-    }
+    short = {name: brief(value) for name, value in given.items()}
     return {name: value for name, value in short.items() if name not in DEFAULTS or value != DEFAULTS[name]}
 
 
