@@ -41,6 +41,10 @@ class InputTypeError(InputError, TypeError):
     """A batch has the wrong type or dtype."""
 
 
+class BatchDoesNotFitError(ModelError, InputError):
+    """The model itself fails on the batch that it was to be traced with."""
+
+
 def listing(head: str, findings: Sequence[str], advice: str = "") -> str:
     """One message out of many findings: a head, a line each, and what to do."""
     lines = [head, *(f"  - {finding}" for finding in findings)]

@@ -78,6 +78,19 @@ class Op:
         return name in self._shapes and (self._batched is None or name in self._batched)
 
 
+    def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
+        """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
+
+        What `forward` saved counts as having a sample axis.
+        """
+
+        def tensors(name: str) -> Any:
+            return read(self._tensors(name), name not in self._shapes or self.has_samples(name))
+
+        return Op(tensors, self._attributes, self._shapes, index=self.index, differentiated=self.differentiated,
+                  active=self._active, batched=self._batched)
+
+
 # Functions of rules, as the compiler calls them.
 Forward = Callable[[Op], Any]
 """op -> output [N, *out], or (output, {name: saved tensor})."""

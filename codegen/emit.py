@@ -1,0 +1,229 @@
+"""Stage 6, emit: the optimised graph as one readable file of straight-line Python."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jinja2
+from torch import fx
+
+from hbpcompiler.codegen.naming import Names, identifier
+from hbpcompiler.codegen.printer import ATOM, Text, expression
+from hbpcompiler.passes import FRESH, is_pure, writes_in_place
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.writer import Block, Loop
+
+WIDTH = 118
+INLINE_WIDTH = 88
+"""An expression longer than this gets its own line."""
+
+
+@dataclass
+class Header:
+    """What the file says about itself."""
+
+    model: str
+    quantities: tuple[str, ...]
+    versions: str
+    table: Sequence[str]
+    notes: Sequence[str] = ()
+
+
+@dataclass
+class Section:
+    """Lines under one heading."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+
+
+class _Printer:
+    """Turns nodes into statements, in order."""
+
+    def __init__(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str] | None = None) -> None:
+        self.graph, self.names = graph, names
+        self.texts: dict[fx.Node, Text] = {node: (name, ATOM) for node, name in (given or {}).items()}
+        self.last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
+
+    def statements(self) -> Iterator[tuple[Block | None, list[str]]]:
+        """(block, lines) per node that needs lines."""
+        for node in self.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            lines = self._lines(node)
+            if lines:
+                yield node.meta.get("block"), lines
+
+    def _lines(self, node: fx.Node) -> list[str]:
+        if isinstance(node.target, Loop):
+            return self._loop(node, node.target)
+        if self._accumulator(node):
+            return []  # printed where its loop begins
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(
+            node.args[0].target, Loop
+        ):
+            return []  # the loop's printing named it
+        text, binds = expression(node, self.texts.__getitem__)
+        if not node.users:
+            return [text] if writes_in_place(node) else []
+        if self._inline(node, text):
+            self.texts[node] = (text, binds)
+            return []
+        name = self.names.fresh(node.meta.get("hint") or self._default_name(node))
+        self.texts[node] = (name, ATOM)
+        return [_with_shape(f"{name} = {text}", node)]
+
+    @staticmethod
+    def _accumulator(node: fx.Node) -> bool:
+        return len(node.users) == 1 and isinstance(next(iter(node.users)).target, Loop) and (
+            node in next(iter(node.users)).args[0])  # type: ignore[operator]  # a tuple of nodes
+
+    @staticmethod
+    def _default_name(node: fx.Node) -> str:
+        return "t" if node.op == "call_function" and not hasattr(node.target, "__name__") else identifier(
+            str(getattr(node.target, "__name__", node.target)).strip("_"))
+
+    def _inline(self, node: fx.Node, text: str) -> bool:
+        """A short pure expression that one line reads is written into that line."""
+        if node.target is getattr or (node.target is operator.getitem and "shape" not in node.meta
+                                      and node.meta.get("hint") is None):
+            return True
+        if node.meta.get("hint") or not is_pure(node) or len(node.users) != 1:
+            return False
+        (user,) = node.users
+        if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
+            return False
+        if any(writes_in_place(other) for source in node.all_input_nodes for other in source.users):
+            return False
+        return len(text) <= INLINE_WIDTH and list(user.all_input_nodes).count(node) == 1 and (
+            str([user.args, user.kwargs]).count(node.name + ",") <= 1 or True)
+
+    def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
+        accumulators, cut, whole = node.args
+        assert isinstance(accumulators, tuple)
+        assert isinstance(cut, tuple)
+        assert isinstance(whole, tuple)
+        lines: list[str] = []
+        results = {int(user.args[1]): user for user in node.users}  # type: ignore[arg-type]  # getitem's index
+        inner_names: list[str] = []
+        for position, accumulator in enumerate(accumulators):
+            result = results.get(position)
+            wish = (result.meta.get("hint") if result is not None else None) or "total"
+            name = self.names.fresh(wish)
+            text, _ = expression(accumulator, self.texts.__getitem__)
+            lines.append(_with_shape(f"{name} = {text}", accumulator))
+            self.texts[accumulator] = (name, ATOM)
+            if result is not None:
+                self.texts[result] = (name, ATOM)
+            inner_names.append(name)
+        start = self.names.fresh("first")
+        stop = f"{start} + {loop.chunk}"
+        at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
+        lead = self.texts[cut[0]][0]
+        lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
+        body: list[str] = []
+        given: dict[fx.Node, str] = {}
+        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
+        for position, holder in enumerate(holders):
+            if position < loop.totals:
+                given[holder] = inner_names[position]
+            elif position < loop.totals + loop.rows:
+                given[holder] = f"{inner_names[position]}[{start}:{stop}]"
+            elif position < loop.totals + loop.rows + loop.cut:
+                if not holder.users:
+                    continue
+                outer = self.texts[cut[position - loop.totals - loop.rows]][0]
+                name = self.names.fresh(f"{outer}_part")
+                body.append(_with_shape(f"{name} = {outer}{at}", holder))
+                given[holder] = name
+            else:
+                given[holder] = self.texts[whole[position - loop.totals - loop.rows - loop.cut]][0]
+        for _, part in _Printer(loop.body, self.names, given).statements():
+            body += part
+        return lines + ["    " + line for line in body]
+
+
+def _with_shape(line: str, node: fx.Node) -> str:
+    shape = node.meta.get("shape")
+    if shape is None:
+        return line
+    return f"{line}  # [{', '.join(shape)}]"
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line that is too long has its shape above it."""
+    if len(line) + 8 <= WIDTH or "  # [" not in line:
+        return [line]
+    code, _, shape = line.rpartition("  # ")
+    indent = code[: len(code) - len(code.lstrip())]
+    return [f"{indent}# {shape}", code]
+
+
+def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Sequence[str] = ()) -> str:
+    """The file's text. `inputs` maps placeholders of inputs and target to their names, in order."""
+    names = Names()
+    given: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
+    printer = _Printer(graph, names, given)
+    parts: dict[str, list[Section]] = {"forward": [], "backward": [], "results": []}
+    for block, lines in printer.statements():
+        part, title = (block.part, block.title) if block else ("forward", "")
+        sections = parts[part]
+        if not sections or sections[-1].title != title:
+            sections.append(Section(title))
+        for line in lines:
+            sections[-1].lines += _wrapped(line)
+    output = next(node for node in graph.nodes if node.op == "output")
+    loss, prediction, results = output.args[0]  # type: ignore[index, misc]  # as derive wrote it
+    look = printer.texts
+    fields = [_field(name, results[name], look) for name in header.quantities]  # type: ignore[index]
+    records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
+    return _template().render(
+        header=header,
+        records=list(records.values()),
+        fields=fields,
+        parts=parts,
+        arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
+        loss=look[loss][0],  # type: ignore[index]
+        output=look[prediction][0],  # type: ignore[index]
+    )
+
+
+def _record(name: str) -> dict[str, Any] | None:
+    quantity = QUANTITIES[name]
+    if not quantity.fields:
+        return None
+    types = [(part, "Optional[Tensor]" if part in quantity.optional else "Tensor") for part in quantity.fields]
+    return {"name": quantity.record, "fields": types}
+
+
+def _field(name: str, results: Mapping[str, Any], look: Mapping[fx.Node, Text]) -> dict[str, Any]:
+    quantity = QUANTITIES[name]
+    entries = []
+    for key, value in results.items():
+        if quantity.fields:
+            inside = ", ".join("None" if value[part] is None else look[value[part]][0] for part in quantity.fields)
+            entries.append((quote(key), f"{quantity.record}({inside})"))
+        else:
+            entries.append((quote(key), look[value][0]))
+    return {"name": name, "type": quantity.record or "Tensor", "entries": entries, "summary": quantity.summary}
+
+
+def quote(text: str) -> str:
+    """A name from the user's model as a string literal."""
+    return '"' + repr(text)[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hbpcompiler.codegen", "."), trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False,
+    )
+    return environment.get_template("program.py.jinja")

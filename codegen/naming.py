@@ -1,0 +1,74 @@
+"""Safe, readable identifiers. Names from the user's model are data: they become identifiers here or are quoted."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+from collections.abc import Mapping
+
+from hbpcompiler.graph import Graph, Operation
+
+RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "N", "state", "self",
+                      "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
+                      "start", "stop", "forward", "result"})
+
+
+def identifier(text: str) -> str:
+    """Letters, digits and underscores only; never empty, a keyword or a builtin."""
+    name = re.sub(r"[^0-9a-zA-Z_]+", "_", text).strip("_")
+    name = re.sub(r"__+", "_", name)[:60]
+    if not name or name[0].isdigit():
+        name = f"v_{name}" if name else "v"
+    return f"{name}_" if name in RESERVED else name
+
+
+class Names:
+    """Hands out each name once."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set(RESERVED)
+
+    def fresh(self, wish: str) -> str:
+        """The wish, or the wish with the first free number."""
+        base = identifier(wish)
+        name, number = base, 1
+        while name in self.taken:
+            number += 1
+            name = f"{base}_{number}"
+        self.taken.add(name)
+        return name
+
+
+def value_names(graph: Graph) -> Mapping[str, str]:
+    """A name for every value of the graph, from its module's path."""
+    names = Names()
+    found: dict[str, str] = {}
+    for number, value in enumerate(graph.inputs):
+        found[value.name] = names.fresh("x" if number == 0 else f"x{number + 1}")
+    found[graph.target.name] = names.fresh("y")
+    for value in graph.state:
+        found[value.name] = names.fresh(_key_name(value.key))
+    crowd: dict[tuple[str, bool], int] = {}
+    for operation in graph.operations:
+        place = (operation.source.module, operation.source.in_loss)
+        crowd[place] = crowd.get(place, 0) + 1
+    for operation in graph.operations:
+        alone = crowd[operation.source.module, operation.source.in_loss] == 1
+        wish = "loss" if operation.output is graph.loss else _operation_name(operation, alone)
+        found[operation.name] = names.fresh(wish)
+    return found
+
+
+def _key_name(key: str) -> str:
+    path, _, leaf = key.replace(":", ".").rpartition(".")
+    return f"{leaf}_{path}" if path[:1].isdigit() else f"{path}_{leaf}"
+
+
+def _operation_name(operation: Operation, alone: bool) -> str:
+    place = "loss" if operation.source.in_loss else operation.source.module
+    if not place:
+        return operation.short
+    if place[:1].isdigit():
+        return f"{operation.short}_{place}"
+    return place if alone else f"{place}_{operation.short}"

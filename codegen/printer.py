@@ -1,0 +1,113 @@
+"""One fx node as Python text: operators infix, methods as methods, torch functions under their public names."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+# Binding strength: an operand that binds less tightly than its place is put in parentheses.
+COMPARE, ADD, MULTIPLY, UNARY, POWER, ATOM = range(6)
+
+INFIX: Mapping[Any, tuple[str, int]] = {
+    operator.add: ("+", ADD), operator.sub: ("-", ADD), operator.mul: ("*", MULTIPLY),
+    operator.truediv: ("/", MULTIPLY), operator.floordiv: ("//", MULTIPLY), operator.mod: ("%", MULTIPLY),
+    operator.matmul: ("@", MULTIPLY), operator.pow: ("**", POWER), operator.gt: (">", COMPARE),
+    operator.ge: (">=", COMPARE), operator.lt: ("<", COMPARE), operator.le: ("<=", COMPARE),
+    operator.eq: ("==", COMPARE), operator.ne: ("!=", COMPARE), operator.and_: ("&", COMPARE),
+    operator.or_: ("|", COMPARE),
+}
+PREFIX: Mapping[Any, str] = {operator.neg: "-", operator.invert: "~"}
+
+Text = tuple[str, int]
+Look = Callable[[fx.Node], Text]
+
+
+@cache
+def _public_names() -> Mapping[int, str]:
+    """id of a function -> the name users know it by."""
+    names = {id(function): f"torch.{name}" for name, function in vars(torch).items()
+             if callable(function) and not name.startswith("_")}
+    names |= {id(function): f"torch.{name}" for name in dir(torch)
+              if not name.startswith("_") and callable(function := getattr(torch, name))}
+    names |= {id(function): f"F.{name}" for name, function in vars(F).items()
+              if callable(function) and not name.startswith("_") and id(function) not in names}
+    preferred = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool1d",
+                 "prelu", "celu", "selu", "pixel_shuffle", "pixel_unshuffle", "adaptive_avg_pool1d", "logsigmoid")
+    names |= {id(getattr(F, name)): f"F.{name}" for name in preferred if hasattr(F, name)}
+    return names
+
+
+def function_name(target: Any) -> str:
+    """How generated code calls a function."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return f"torch.ops.{target._qualified_op_name.replace('::', '.')}"
+    if isinstance(target, torch._ops.OpOverload):
+        return function_name(target.overloadpacket)
+    name = _public_names().get(id(target))
+    if name is None:
+        raise TypeError(f"a rule calls {target!r}, which has no public name in torch or torch.nn.functional")
+    return name
+
+
+def expression(node: fx.Node, look: Look) -> Text:
+    """The text of a node and how tightly it binds; `look` gives the text of the nodes it reads."""
+
+    def show(item: Any, strength: int = COMPARE) -> str:
+        if isinstance(item, fx.Node):
+            text, binds = look(item)
+            return text if binds >= strength else f"({text})"
+        if isinstance(item, tuple):
+            inside = ", ".join(show(part) for part in item)
+            return f"({inside},)" if len(item) == 1 else f"({inside})"
+        if isinstance(item, list):
+            return "[" + ", ".join(show(part) for part in item) + "]"
+        if isinstance(item, float) and (item != item or abs(item) == float("inf")):
+            return f'float("{item}")'
+        if isinstance(item, int | float) and item < 0 and strength > UNARY:
+            return f"({item!r})"
+        return repr(item)
+
+    target, args = node.target, node.args
+    if node.op == "call_method":
+        return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], node.kwargs, show)})", ATOM
+    if target in INFIX:
+        sign, strength = INFIX[target]
+        left, right = (show(args[0], strength + 1), show(args[1], strength)) if strength == POWER else (
+            show(args[0], strength), show(args[1], strength + 1))
+        return f"{left} {sign} {right}", strength
+    if target in PREFIX:
+        return PREFIX[target] + show(args[0], UNARY), UNARY
+    if target is getattr:
+        return f"{show(args[0], ATOM)}.{args[1]}", ATOM
+    if target is operator.getitem:
+        return f"{show(args[0], ATOM)}[{_index(args[1], show)}]", ATOM
+    if target is torch.einsum:
+        # TorchScript takes the operands as one list.
+        return f"torch.einsum({args[0]!r}, [{', '.join(show(item) for item in args[1:])}])".replace("'", '"'), ATOM
+    return f"{function_name(target)}({_arguments(args, node.kwargs, show)})", ATOM
+
+
+def _arguments(args: Any, kwargs: Mapping[str, Any], show: Callable[[Any], str]) -> str:
+    texts = [show(item) for item in args] + [f"{name}={_keyword(item, show)}" for name, item in kwargs.items()]
+    return ", ".join(texts)
+
+
+def _keyword(item: Any, show: Callable[[Any], str]) -> str:
+    return str(item) if isinstance(item, torch.dtype) else show(item)
+
+
+def _index(item: Any, show: Callable[[Any], str]) -> str:
+    if isinstance(item, tuple):
+        return ", ".join(_index(part, show) for part in item)
+    if isinstance(item, slice):
+        parts = ["" if part is None else show(part) for part in (item.start, item.stop)]
+        return ":".join(parts) + (f":{show(item.step)}" if item.step is not None else "")
+    if item is Ellipsis:
+        return "..."
+    return show(item)

@@ -1,0 +1,86 @@
+"""Symbolic shapes of everything the program computes: two runs on meta tensors, with two batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from hbpcompiler.graph import N, Value
+from hbpcompiler.writer import Loop
+
+BATCHES = (5, 8)
+
+
+def annotate(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value]) -> None:
+    """Set meta["shape"] of every node that makes a tensor: a tuple of texts such as "N" or "9"."""
+    runs = []
+    for batch in BATCHES:
+        values = {name: _meta(value, batch) for name, value in inputs.items()}
+        values["state"] = {value.key: _meta(value, batch) for value in state}
+        runs.append(_run(graph, [values[str(node.target)] for node in graph.nodes if node.op == "placeholder"]))
+    _mark(graph, runs, "N")
+
+
+def _meta(value: Value, batch: int) -> Tensor:
+    shape = [length if isinstance(length, int) else int(length.subs(N, batch)) for length in value.shape]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
+
+
+def _run(graph: fx.Graph, arguments: Sequence[Any]) -> dict[fx.Node, Any]:
+    """Every node's value on meta tensors; loops' bodies once, on a chunk."""
+    values: dict[fx.Node, Any] = {}
+    given = iter(arguments)
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        if node.op == "placeholder":
+            values[node] = next(given)
+            continue
+        args = fx.node.map_arg(node.args, lambda used: values[used])
+        kwargs = fx.node.map_arg(node.kwargs, lambda used: values[used])
+        if isinstance(node.target, Loop):
+            _annotate_body(node.target, *args)
+            values[node] = args[0]
+        elif node.op == "call_method":
+            values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+        else:
+            values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
+    runs = []
+    for length in BATCHES:
+        rows = [_resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
+        parts = [_resized(tensor, loop.axis, length) for tensor in cut]
+        runs.append(_run(loop.body, [*accumulators[: loop.totals], *rows, *parts, *whole]))
+    _mark(loop.body, runs, "n" if loop.axis == 0 else "k")
+
+
+def _resized(tensor: Tensor, axis: int, length: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[axis] = length
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbol: str) -> None:
+    first, second = runs
+    for node in graph.nodes:
+        value = first.get(node)
+        if isinstance(value, Tensor):
+            pairs = zip(value.shape, second[node].shape, strict=True)
+            node.meta["shape"] = tuple(_length(small, large, symbol) for small, large in pairs)
+            node.meta["dtype"] = value.dtype
+
+
+def _length(small: int, large: int, symbol: str) -> str:
+    """A length that is linear in the batch size, from its two samples."""
+    slope, rest = divmod(large - small, BATCHES[1] - BATCHES[0])
+    if slope == 0 and rest == 0:
+        return str(small)
+    constant = small - slope * BATCHES[0]
+    text = symbol if slope == 1 else f"{slope}*{symbol}"
+    return text if constant == 0 else f"{text} + {constant}"

@@ -1,0 +1,171 @@
+"""Stage 2, match: each operation gets its rule; what none covers is decomposed, and what remains is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler import trace
+from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.graph import Graph, N, Operation
+from hbpcompiler.registry import AnyRule, Registry
+from hbpcompiler.rule import LossRule, Op, Rule
+
+ROUNDS = 4
+"""Decompositions of decompositions, at most."""
+
+
+def trace_and_match(
+    model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, registry: Registry
+) -> tuple[Graph, dict[str, AnyRule], Mapping[str, Tensor]]:
+    """The graph, the rule of each differentiated operation by its name, and the constants outside the state_dict.
+
+    Raises UnsupportedOpError naming everything that no rule covers and torch's own table cannot decompose.
+    """
+    program = trace.export(model, loss, inputs, target)
+    for _ in range(ROUNDS):
+        graph = trace.read(program, model)
+        missing = [operation for operation in differentiated(graph) if registry.get(operation.target) is None]
+        table = _decompositions(missing)
+        if not table:
+            break
+        program = program.run_decompositions(table)
+    return graph, match(graph, registry), trace.constants(program, loss)
+
+
+def differentiated(graph: Graph) -> list[Operation]:
+    """Operations that a derivative must cross: their result is active."""
+    active = graph.active()
+    return [operation for operation in graph.operations if operation.name in active]
+
+
+def _decompositions(missing: Sequence[Operation]) -> dict[Any, Any]:
+    from torch._decomp import core_aten_decompositions, decomposition_table
+
+    core = core_aten_decompositions()
+    table = {}
+    for operation in missing:
+        packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."), None)
+        overload = getattr(packet, operation.overload or "default", None)
+        if overload in core:
+            table[overload] = core[overload]
+        elif overload in decomposition_table:
+            table[overload] = decomposition_table[overload]
+        elif overload is not None and overload.has_kernel_for_dispatch_key(
+            torch._C.DispatchKey.CompositeImplicitAutograd
+        ):
+            table[overload] = overload.decompose
+    return table
+
+
+def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
+    """Operation name -> rule, or one error that lists all that is missing or refused, and where it is."""
+    active = graph.active()
+    rules: dict[str, AnyRule] = {}
+    findings: list[str] = []
+    missing: list[str] = []
+    for operation in graph.operations:
+        rule = registry.get(operation.target)
+        is_loss = operation.output is graph.loss
+        if operation.name not in active and not (rule is not None and not is_loss):
+            continue
+        if rule is None:
+            missing.append(operation.target)
+            findings.append(f"{operation.target} in {operation.source}: no rule")
+        elif is_loss and not isinstance(rule, LossRule):
+            findings.append(f"{operation.target} in {operation.source}: the loss must end in a mean or a sum over the "
+                            "batch, or in a loss function with a rule")
+        elif not is_loss and isinstance(rule, LossRule):
+            rule = _not_the_end(registry, operation, findings, operation.name in active)
+        if rule is None:
+            continue
+        if operation.name in active:
+            findings += _refusals(operation, rule, active)
+        rules[operation.name] = rule
+    if findings:
+        names = sorted({name.removeprefix("aten.") for name in missing})
+        advice = ""
+        if names:
+            advice = ("Write one rule file for each, for example " + ", ".join(f"rules/{name}.py" for name in names)
+                      + ", and pass its path: hbp.compile(..., rules=[path]). The README shows how in one screen; "
+                      "`hbp rules` lists what there is.")
+        raise UnsupportedOpError(listing("The model cannot be compiled:", findings, advice))
+    return rules
+
+
+def _not_the_end(registry: Registry, operation: Operation, findings: list[str], active: bool) -> AnyRule | None:
+    if active:
+        findings.append(f"{operation.target} in {operation.source}: it reduces the whole batch to one number, which "
+                        "must be the last thing the loss does; per-sample quantities do not exist otherwise")
+    return None
+
+
+def _refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:
+    """Why this use of a rule is impossible, if it is."""
+    where = f"{operation.target} in {operation.source}"
+    op = static_op(operation, active)
+    findings = []
+    if (reason := rule.refuse(op)) is not None:
+        findings.append(f"{where}: {reason}")
+        return findings
+    if isinstance(rule, LossRule):
+        if rule.reduction(op) == "none":
+            findings.append(f"{where}: reduction='none' gives no single loss; use 'mean' or 'sum'")
+        if any(value.name in active for slot, value in operation.tensors.items() if slot != rule.input):
+            findings.append(f"{where}: the target depends on trainable parameters; detach it")
+        return findings
+    if not operation.output.batched:
+        findings.append(f"{where}: a value of shape {list(operation.output.shape)} that depends on parameters but has "
+                        "no sample axis is not supported yet")
+    params = rule.params(op)
+    for slot, value in operation.tensors.items():
+        if value.name not in active:
+            continue
+        if value.role == "parameter":
+            if slot not in params:
+                findings.append(f"{where}: the rule has no contraction for parameter '{value.key}' as '{slot}'")
+        elif slot.split(".")[0] not in rule.jac_t:
+            findings.append(f"{where}: the rule has no transposed Jacobian for '{slot}'")
+    if any(length != 0 and N in getattr(length, "free_symbols", ()) for length in operation.output.shape[1:]):
+        findings.append(f"{where}: a result of shape {list(operation.output.shape)} has the batch inside another axis")
+    return findings
+
+
+def static_op(operation: Operation, active: set[str]) -> Op:
+    """An Op of attributes and shapes only, for questions that need no tensor."""
+
+    def tensors(name: str) -> Any:
+        raise KeyError(name)
+
+    return bind(operation, tensors, active)
+
+
+def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], differentiated: bool = True) -> Op:
+    """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`."""
+    shapes = {slot: value.sample_shape for slot, value in operation.tensors.items()}
+    shapes["output"] = operation.output.sample_shape
+    batched = {slot for slot, value in operation.tensors.items() if value.batched}
+    if operation.output.batched:
+        batched.add("output")
+    lists = {name: item for name, item in operation.attributes.items()
+             if isinstance(item, list) and any(isinstance(slot, str) and slot in operation.tensors for slot in item)}
+
+    def find(name: str) -> Any:
+        if name in lists:
+            return [tensors(slot) if isinstance(slot, str) else slot for slot in lists[name]]
+        return tensors(name)
+
+    attributes = {name: item for name, item in operation.attributes.items() if name not in lists}
+    carries = frozenset(slot for slot, value in operation.tensors.items() if value.name in active)
+    return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated,
+              active=carries, batched=frozenset(batched))
+
+
+def is_curved(rule: Rule, op: Op) -> bool:
+    """Whether the operation has a residual at this use."""
+    from hbpcompiler.rule import Zero
+
+    return not isinstance(rule.residual_of(op), Zero)

@@ -1,0 +1,134 @@
+"""Stage 5, optimise: a straight list of named passes over the fx graph, each checked after it has run."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from hbpcompiler.writer import Loop
+
+RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "bernoulli", "multinomial", "poisson",
+          "dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "normal", "binomial",
+          "native_dropout", "feature_alpha_dropout", "bernoulli_"}
+FRESH = {"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "empty_like", "new_full"}
+"""Buffers that somebody may write into: two equal ones are still two."""
+
+
+def called(node: fx.Node) -> str:
+    """The bare name of what a node calls."""
+    if node.op == "call_method":
+        return str(node.target)
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether the node changes one of its arguments."""
+    name = called(node)
+    return node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether equal arguments give an equal, shareable value and nothing else happens."""
+    return (node.op in ("call_method", "call_function") and not writes_in_place(node)
+            and called(node) not in RANDOM | FRESH and not isinstance(node.target, Loop))
+
+
+def share_common_subexpressions(graph: fx.Graph) -> None:
+    """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if not is_pure(node) or any(writes_in_place(user) for user in node.users):
+            continue
+        key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
+        twin = seen.setdefault(key, node)
+        if twin is not node:
+            twin.meta.setdefault("hint", node.meta.get("hint"))
+            node.replace_all_uses_with(twin)
+            graph.erase_node(node)
+
+
+def _frozen(item: Any) -> Any:
+    if isinstance(item, dict):
+        return tuple(sorted((key, _frozen(value)) for key, value in item.items()))
+    if isinstance(item, list | tuple):
+        return (type(item).__name__, *map(_frozen, item))
+    if isinstance(item, slice):
+        return ("slice", item.start, item.stop, item.step)
+    return (type(item).__name__, item) if isinstance(item, bool | int | float) else item
+
+
+INVERSE = {"flatten": ("unflatten", (0, 1)), "squeeze": ("unsqueeze", (1,))}
+"""method -> (the method it undoes, its own arguments)."""
+
+
+def cancel_inverses(graph: fx.Graph) -> None:
+    """flatten(0, 1) after unflatten(0, ...), squeeze(1) after unsqueeze(1): the value before both."""
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target not in INVERSE:
+            continue
+        method, arguments = INVERSE[node.target]
+        before = node.args[0]
+        undoes = (isinstance(before, fx.Node) and before.op == "call_method" and before.target == method
+                  and before.args[1] in (0, 1) and node.args[1:] == arguments
+                  and (method != "unsqueeze" or before.args[1:] == arguments))
+        if undoes and isinstance(before, fx.Node):
+            node.replace_all_uses_with(before.args[0])  # type: ignore[arg-type]  # a tensor by construction
+            graph.erase_node(node)
+
+
+def read_shapes_at_the_source(graph: fx.Graph) -> None:
+    """u.unflatten(0, v.shape[:2]).shape[:2] is v.shape[:2]: no tensor is kept for its shape alone."""
+    for node in list(graph.nodes):
+        if node.target is not operator.getitem or node.args[1] != slice(None, 2, None):
+            continue
+        shape = node.args[0]
+        if not (isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1] == "shape"):
+            continue
+        tensor = shape.args[0]
+        if isinstance(tensor, fx.Node) and tensor.op == "call_method" and tensor.target == "unflatten":
+            prefix = tensor.args[2]
+            if tensor.args[1] == 0 and isinstance(prefix, fx.Node) and prefix.args[1:] == (slice(None, 2, None),):
+                node.replace_all_uses_with(prefix)
+                graph.erase_node(node)
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """What nothing reads is not computed."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("placeholder", "output") or node.users:
+            continue
+        if writes_in_place(node) and _outlives(node):
+            continue
+        if isinstance(node.target, Loop) and not node.args[0]:
+            continue  # a loop inside a loop, which adds to totals of the outer one
+        graph.erase_node(node)
+
+
+def _outlives(node: fx.Node) -> bool:
+    """Whether what an in-place call writes to is seen by others: a placeholder of a loop's body."""
+    target = node.args[0]
+    return isinstance(target, fx.Node) and (target.op == "placeholder" or len(target.users) > 1)
+
+
+PASSES: tuple[Callable[[fx.Graph], None], ...] = (
+    share_common_subexpressions,
+    cancel_inverses,
+    share_common_subexpressions,
+    read_shapes_at_the_source,
+    share_common_subexpressions,
+    drop_dead,
+)
+
+
+def optimise(graph: fx.Graph) -> fx.Graph:
+    """Run all passes, in loops' bodies first, and check the graph after each."""
+    for node in graph.nodes:
+        if isinstance(node.target, Loop):
+            optimise(node.target.body)
+    for step in PASSES:
+        step(graph)
+        graph.lint()
+    return graph

@@ -1,0 +1,419 @@
+"""Stage 3, plan: one backward walk over the graph that decides what travels where, in which form, and how it closes.
+
+The result is a list of steps without tensors. `derive` carries them out, `explain` prints them. The walk knows
+structures and sizes, never an operation. Curvature travels in pieces: a piece is born at one place, has one form, and
+is the sum of what arrives over several consumers. Diagonals born at one value are added, columns laid side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hbpcompiler.cost import Cost
+from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.graph import Graph, N, Operation, Value
+from hbpcompiler.match import bind
+from hbpcompiler.quantities import (
+    GGN,
+    GGN_MC,
+    GRADIENT,
+    INPUT_FACTOR,
+    KFRA,
+    QUANTITIES,
+    RESIDUAL,
+    Closing,
+    closings_for,
+)
+from hbpcompiler.registry import AnyRule
+from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Choice, Site, choose
+from hbpcompiler.rule import Contraction, Diagonal, Factor, LossRule, Op, Rule, Structure, Zero
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that travels: a stream's part with one origin and one form."""
+
+    name: str
+    stream: str
+    form: str
+    columns: int
+    signed: bool
+
+    def elements(self, value: Value) -> Any:
+        """How many numbers it has at a value."""
+        size = math.prod(value.sample_shape)
+        return size**2 if self.form == MATRIX else N * size * (self.columns if self.form == COLUMNS else 1)
+
+
+# -- steps, in order of execution ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A stream starts at the loss's input."""
+
+    operation: Operation
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A curved operation's residual appears at its inputs."""
+
+    operation: Operation
+    piece: Piece
+    gradient: Piece
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A piece crosses an operation, to one input."""
+
+    operation: Operation
+    slot: str
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Widen:
+    """A diagonal crosses an operation that is not elementwise, and so becomes columns, one per coordinate."""
+
+    operation: Operation
+    slot: str
+    piece: Piece
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Pieces of one form at a value become one: diagonals are added, columns laid side by side."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Average:
+    """KFRA's start: the loss Hessian averaged over the batch."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Random-sign combinations of the columns of a loss that names no distribution."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Close:
+    """A piece ends at a parameter."""
+
+    operation: Operation
+    slot: str
+    parameter: Value
+    piece: Piece | None
+    site: Site
+    contraction: Contraction = field(compare=False)
+    choices: tuple[Choice, ...] = field(compare=False)
+
+
+Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of the backward pass, for the quantities asked for."""
+
+    quantities: tuple[str, ...]
+    mc_samples: int
+    steps: tuple[Step, ...]
+    active: frozenset[str]
+
+    def crossed(self) -> set[str]:
+        """Names of operations that something crosses or is born at: their forward must save what rules read."""
+        return {step.operation.name for step in self.steps if isinstance(step, Birth | Pull | Widen | Seed | Close)}
+
+
+class _Walk:
+    def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int,
+                 memory_budget: int | None) -> None:
+        self.graph, self.rules = graph, rules
+        self.quantities, self.mc_samples, self.memory_budget = quantities, mc_samples, memory_budget
+        self.active = graph.active()
+        self.closings = closings_for(quantities)
+        self.streams = {closing.stream for closing in self.closings if closing.stream}
+        self.steps: list[Step] = []
+        self.at: dict[str, dict[str, Piece]] = {}
+        self.counter: dict[str, int] = {}
+        self.sampled: set[str] = set()
+        self.boundary = _boundary(graph, self.active)
+        self.dtype = graph.output.dtype
+
+    def run(self) -> Plan:
+        for operation in reversed(self.graph.operations):
+            if operation.name not in self.active:
+                continue
+            rule = self.rules[operation.name]
+            if isinstance(rule, LossRule):
+                self._seed(operation, rule)
+            else:
+                self._cross(operation, rule)
+        self._check_tied()
+        return Plan(self.quantities, self.mc_samples, tuple(_live(self.steps)), frozenset(self.active))
+
+    # -- births ----------------------------------------------------------------------------------------------------
+
+    def _piece(self, prefix: str, stream: str, form: str, columns: int, signed: bool) -> Piece:
+        number = self.counter[prefix] = self.counter.get(prefix, 0) + 1
+        return Piece(prefix if number == 1 else f"{prefix}{number}", stream, form, columns, signed)
+
+    def _arrive(self, value: Value, piece: Piece) -> None:
+        self.at.setdefault(value.name, {})[piece.name] = piece
+
+    def _static(self, operation: Operation) -> Op:
+        """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
+        return bind(operation, _Meta(operation, self.rules.get(operation.name)), self.active)
+
+    def _seed(self, operation: Operation, rule: LossRule) -> None:
+        value = operation.tensors[rule.input]
+        op = self._static(operation)
+        gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
+        self.steps.append(Seed(operation, gradient))
+        self._arrive(value, gradient)
+        residual = rule.residual_of(op)
+        for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
+            if stream == GGN_MC and rule.sample is not None:
+                piece = self._piece("M", stream, COLUMNS, self.mc_samples, False)
+                self.sampled.add(piece.name)
+            elif isinstance(residual, Zero):
+                continue
+            elif isinstance(residual, Diagonal):
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+            else:
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), False)
+            self.steps.append(Seed(operation, piece))
+            self._arrive(value, piece)
+
+    def _birth(self, operation: Operation, rule: Rule, op: Op, gradient: Piece | None) -> None:
+        residual = rule.residual_of(op)
+        inputs = [value for slot, value in operation.tensors.items() if self._carries(value)]
+        if isinstance(residual, Zero) or gradient is None or not inputs:
+            return
+        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL,)
+        for stream in sorted(self.streams & set(streams)):
+            if isinstance(residual, Diagonal):
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, True)
+            else:
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), True)
+            self.steps.append(Birth(operation, piece, gradient))
+            for value in inputs:
+                self._arrive(value, piece)
+
+    # -- crossing an operation ----------------------------------------------------------------------------------------
+
+    def _carries(self, value: Value) -> bool:
+        """Whether columns travel on to this value; parameters are where they end."""
+        return value.name in self.active and value.role != "parameter"
+
+    def _cross(self, operation: Operation, rule: Rule) -> None:
+        value = operation.output
+        pieces = self._gathered(value, operation)
+        op = self._static(operation)
+        gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
+        self._close(operation, rule, op, pieces)
+        slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
+        self._birth(operation, rule, op, gradient)
+        for piece in pieces:
+            keeps = piece.form != DIAGONAL_FORM or (
+                len(slots) == 1 and rule.structure in (Structure.ELEMENTWISE, Structure.SELECTION)
+            )
+            size = math.prod(value.sample_shape)
+            into = piece if keeps else self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
+            for slot in slots:
+                self.steps.append(Pull(operation, slot, piece) if keeps else Widen(operation, slot, piece, into))
+                self._arrive(operation.tensors[slot], into)
+
+    def _gathered(self, value: Value, operation: Operation) -> list[Piece]:
+        """What has arrived at a value, once all its consumers are done, in as few pieces as possible."""
+        pieces = list(self.at.pop(value.name, {}).values())
+        if not operation.source.in_loss and value.name == self.boundary:
+            pieces = self._leave_loss(value, pieces)
+        result: list[Piece] = [piece for piece in pieces if piece.stream == GRADIENT]
+        for stream in sorted({piece.stream for piece in pieces} - {GRADIENT}):
+            for form in (COLUMNS, DIAGONAL_FORM, MATRIX):
+                group = [piece for piece in pieces if (piece.stream, piece.form) == (stream, form)]
+                # Inside the loss sampled and exact columns of one stream stay apart until `_leave_loss`.
+                mixed = stream == GGN_MC and operation.source.in_loss
+                if len(group) > 1 and not mixed and self._only_here(group):
+                    signed = any(piece.signed for piece in group)
+                    total = sum(piece.columns for piece in group)
+                    into = self._piece(PREFIX[stream], stream, form, total, signed)
+                    self.steps.append(Gather(value, tuple(group), into))
+                    group = [into]
+                result += group
+        return result
+
+    def _only_here(self, pieces: Iterable[Piece]) -> bool:
+        """Columns may be laid side by side only where no other branch still carries one of them."""
+        names = {piece.name for piece in pieces}
+        return not any(names & set(there) for there in self.at.values())
+
+    def _leave_loss(self, value: Value, pieces: list[Piece]) -> list[Piece]:
+        """At the model's output KFRA's pieces are averaged, and exact columns sampled where the loss cannot do it."""
+        averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
+        exact = tuple(piece for piece in pieces if piece.stream == GGN_MC and piece.name not in self.sampled)
+        result = [piece for piece in pieces if piece not in averaged and piece not in exact]
+        if averaged:
+            into = self._piece("G", KFRA, MATRIX, 0, False)
+            self.steps.append(Average(value, averaged, into))
+            result.append(into)
+        if exact:
+            signed = any(piece.signed for piece in exact)
+            into = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed)
+            self.steps.append(Sample(value, exact, into))
+            result.append(into)
+        return result
+
+    # -- ending at parameters -----------------------------------------------------------------------------------------
+
+    def _close(self, operation: Operation, rule: Rule, op: Op, pieces: list[Piece]) -> None:
+        params = rule.params(op)
+        for slot, parameter in operation.tensors.items():
+            if not parameter.trainable or slot not in params:
+                continue
+            contraction = params[slot]
+            for piece in pieces:
+                kinds = frozenset(closing.kind for closing in self.closings if closing.stream == piece.stream)
+                if kinds:
+                    site = self._site(contraction, op, piece)
+                    choices = choose(site, kinds)
+                    self.steps.append(Close(operation, slot, parameter, piece, site, contraction, choices))
+            if Closing("", INPUT_FACTOR) in self.closings:
+                site = self._site(contraction, op, None)
+                if site.features:
+                    choices = choose(site, frozenset({INPUT_FACTOR}))
+                    self.steps.append(Close(operation, slot, parameter, None, site, contraction, choices))
+
+    def _site(self, contraction: Contraction, op: Op, piece: Piece | None) -> Site:
+        left, right, _ = contraction.letters
+        columns = torch.empty((_BATCH, 1, *op.shape("output")), dtype=self.dtype, device="meta")
+        sizes = dict(zip(left, contraction.columns(op, columns).shape, strict=True))
+        if contraction.operand is not None:
+            sizes |= dict(zip(right, contraction.operand(op).shape, strict=True))
+        lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
+        form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
+        return Site(contraction.equation, lengths, form, count, signed, self.dtype.itemsize,
+                    contraction.summed is not None, self.memory_budget)
+
+    def _check_tied(self) -> None:
+        """One parameter, several uses: not in this version, and never silently wrong."""
+        uses: dict[str, set[tuple[str, str]]] = {}
+        for step in self.steps:
+            if isinstance(step, Close):
+                uses.setdefault(step.parameter.key, set()).add((step.operation.name, step.slot))
+        findings = []
+        for key, places in uses.items():
+            if len(places) > 1:
+                where = ", ".join(str(self.graph.makers[name].source) for name, _ in sorted(places))
+                findings.append(f"parameter '{key}' is used {len(places)} times: {where}")
+        if findings:
+            raise UnsupportedOpError(listing("Tied parameters are not supported yet:", findings,
+                                             "Give each use its own parameter, or freeze it (requires_grad=False)."))
+
+
+PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", KFRA: "G"}
+_BATCH = 2
+
+
+class _Meta:
+    """Meta tensors for an operation's arguments, its result and whatever its forward saves."""
+
+    def __init__(self, operation: Operation, rule: AnyRule | None) -> None:
+        self.operation, self.rule = operation, rule
+        self.saved: dict[str, Any] | None = None
+
+    def __call__(self, name: str) -> Any:
+        value = self.operation.output if name == "output" else self.operation.tensors.get(name)
+        if value is not None:
+            return meta(value)
+        if self.saved is None:
+            self.saved = {}
+            if self.rule is not None and self.rule.forward is not None:
+                output = self.rule.forward(bind(self.operation, self, set(), True))
+                self.saved = output[1] if isinstance(output, tuple) else {}
+        return self.saved[name]
+
+
+def meta(value: Value, batch: int = _BATCH) -> torch.Tensor:
+    """A tensor of the value's shape and dtype, without memory."""
+    shape = [length if isinstance(length, int) else int(length.subs(N, batch)) for length in value.shape]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
+
+
+def _boundary(graph: Graph, active: set[str]) -> str:
+    """The value at which the model ends and the loss begins."""
+    for operation in graph.operations:
+        if operation.source.in_loss and operation.name in active:
+            for value in operation.tensors.values():
+                maker = graph.makers.get(value.name)
+                if maker is not None and not maker.source.in_loss and value.name in active:
+                    return value.name
+    return graph.output.name
+
+
+def _live(steps: list[Step]) -> list[Step]:
+    """Drop every step whose result nothing reads: what was not asked for is not computed."""
+    wanted: set[tuple[str, str]] = set()
+    kept: list[Step] = []
+    for step in reversed(steps):
+        if isinstance(step, Close):
+            if step.piece is not None:
+                wanted.add((step.operation.name, step.piece.name))
+        elif isinstance(step, Seed | Birth):
+            inputs = step.operation.tensors.values()
+            if not any((value.name, step.piece.name) in wanted for value in inputs):
+                continue
+            if isinstance(step, Birth):
+                wanted.add((step.operation.name, step.gradient.name))
+        elif isinstance(step, Pull | Widen):
+            into = step.into if isinstance(step, Widen) else step.piece
+            if (step.operation.tensors[step.slot].name, into.name) not in wanted:
+                continue
+            wanted.add((step.operation.name, step.piece.name))
+        else:
+            if (step.value.name, step.into.name) not in wanted:
+                continue
+            wanted |= {(step.value.name, piece.name) for piece in step.pieces}
+        kept.append(step)
+    return kept[::-1]
+
+
+def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,
+         memory_budget: int | None = None) -> Plan:
+    """Decide streams, forms, merges and routes. `quantities` are names from the table."""
+    unknown = [name for name in quantities if name not in QUANTITIES]
+    assert not unknown, unknown
+    return _Walk(graph, rules, quantities, mc_samples, memory_budget).run()
+
+
+def total_cost(step: Close) -> Cost:
+    """The cost of all routes of one closing."""
+    total = step.choices[0].cost
+    for choice in step.choices[1:]:
+        total = total + choice.cost
+    return total
+
+
+__all__ = ["Piece", "Plan", "Step", "meta", "plan", "total_cost"]

@@ -1,0 +1,173 @@
+"""The table of quantities: each one says which closings of a parameter's einsum it needs and how it is made of them.
+
+A closing is what is done with the per-sample, per-column cotangent T[n, k, theta] of a parameter: summed over
+samples, kept, squared and summed, ... (see `Closing`). Nothing here knows an operation, and no rule knows a quantity.
+c is 1/N for a mean loss and 1 for a summed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+# -- streams: what travels backwards --------------------------------------------------------------------------------
+GRADIENT = "gradient"
+GGN = "ggn"
+GGN_MC = "ggn_mc"
+RESIDUAL = "residual"
+KFRA = "kfra"
+
+# -- closings: how a stream ends at a parameter ---------------------------------------------------------------------
+SUM = "sum"
+"""sum_n T, shape [*theta] (gradient stream, one column)."""
+EACH = "each"
+"""T itself, [N, *theta] (gradient stream)."""
+NORM = "norm"
+"""sum over theta of T^2, [N] (gradient stream)."""
+DIAGONAL = "diagonal"
+"""sum_{n,k} sign_k T^2, [*theta]."""
+POSITIVE = "positive"
+"""the part of DIAGONAL with sign +."""
+NEGATIVE = "negative"
+"""the part of DIAGONAL with sign -, as a non-negative number."""
+FACTOR = "factor"
+"""B: sum_{n,k,p} over the columns' features over the number of positions, or, for a parameter that meets no input
+features (bias, scale), its full block sum_{n,k} T T^T."""
+INPUT_FACTOR = "input_factor"
+"""A: sum_{n,p} u u^T of the operand; no stream."""
+
+
+class Closing(NamedTuple):
+    """One closing of one stream."""
+
+    stream: str
+    kind: str
+
+
+class Closed:
+    """What `Quantity.value` computes with: the closings of one parameter, the batch size, the reduction."""
+
+    def __init__(self, closings: Mapping[Closing, Any], batch: Any, reduction: str) -> None:
+        self.closings = closings
+        self.batch = batch
+        self.reduction = reduction
+
+    def get(self, stream: str, kind: str) -> Any:
+        """A closing; None if nothing of that stream reaches the parameter (a residual that is zero)."""
+        return self.closings.get(Closing(stream, kind))
+
+    def scaled(self, value: Any) -> Any:
+        """Times c."""
+        return value / self.batch if self.reduction == "mean" else value
+
+    def total(self, value: Any) -> Any:
+        """A batch average in terms of L: times N for a summed loss."""
+        return value if self.reduction == "mean" else value * self.batch
+
+    def mean(self, value: Any) -> Any:
+        """Over N, whatever the reduction."""
+        return value / self.batch
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One entry of the table. `value(closed)` is a tensor, or one per name of `fields`."""
+
+    name: str
+    summary: str
+    needs: tuple[Closing, ...]
+    value: Callable[[Closed], Any]
+    fields: tuple[str, ...] = ()
+    """The named tuple's fields, for quantities of several tensors."""
+    record: str = ""
+    """The named tuple's class name."""
+    optional: tuple[str, ...] = ()
+    """Fields that may be None (a bias has no A)."""
+
+    @property
+    def streams(self) -> set[str]:
+        return {closing.stream for closing in self.needs if closing.stream}
+
+
+def _second_moment(closed: Closed) -> Any:
+    return closed.mean(closed.get(GRADIENT, DIAGONAL))
+
+
+def _variance(closed: Closed) -> Any:
+    return _second_moment(closed) - closed.mean(closed.get(GRADIENT, SUM)).square()
+
+
+def _batch_l2(closed: Closed) -> Any:
+    norm = closed.get(GRADIENT, NORM)
+    return norm / closed.batch**2 if closed.reduction == "mean" else norm
+
+
+def _diag_h(closed: Closed) -> Any:
+    ggn, residual = closed.get(GGN, DIAGONAL), closed.get(RESIDUAL, DIAGONAL)
+    if residual is None and closed.get(RESIDUAL, POSITIVE) is not None:
+        residual = closed.get(RESIDUAL, POSITIVE) - closed.get(RESIDUAL, NEGATIVE)
+    return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
+
+
+def _diag_h_split(closed: Closed) -> dict[str, Any]:
+    ggn = closed.scaled(closed.get(GGN, DIAGONAL))
+    if closed.get(RESIDUAL, POSITIVE) is None:
+        return {"ggn": ggn, "positive": ggn.new_zeros(ggn.shape), "negative": ggn.new_zeros(ggn.shape)}
+    return {
+        "ggn": ggn,
+        "positive": closed.scaled(closed.get(RESIDUAL, POSITIVE)),
+        "negative": closed.scaled(closed.get(RESIDUAL, NEGATIVE)),
+    }
+
+
+def _kronecker(stream: str) -> Callable[[Closed], dict[str, Any]]:
+    def value(closed: Closed) -> dict[str, Any]:
+        features, factor = closed.get("", INPUT_FACTOR), closed.get(stream, FACTOR)
+        return {
+            "A": None if features is None else closed.mean(features),
+            "B": closed.total(factor) if stream == KFRA else closed.scaled(factor),  # KFRA's is an average already
+        }
+
+    return value
+
+
+def _kronecker_entry(name: str, stream: str, summary: str) -> Quantity:
+    needs = (Closing(stream, FACTOR), Closing("", INPUT_FACTOR))
+    return Quantity(name, summary, needs, _kronecker(stream), ("A", "B"), "Factors", ("A",))
+
+
+def _diagonal_entry(name: str, stream: str, summary: str) -> Quantity:
+    closing = Closing(stream, DIAGONAL)
+    return Quantity(name, summary, (closing,), lambda closed: closed.scaled(closed.get(*closing)))
+
+
+TABLE: tuple[Quantity, ...] = (
+    Quantity("grad", "gradient of L", (Closing(GRADIENT, SUM),), lambda c: c.scaled(c.get(GRADIENT, SUM))),
+    Quantity("batch_grad", "each sample's share of the gradient, [N, *theta]", (Closing(GRADIENT, EACH),),
+             lambda c: c.scaled(c.get(GRADIENT, EACH))),
+    Quantity("batch_l2", "squared norm of each sample's share, [N]", (Closing(GRADIENT, NORM),), _batch_l2),
+    Quantity("second_moment", "mean of the squared gradients of l_n", (Closing(GRADIENT, DIAGONAL),), _second_moment),
+    Quantity("variance", "variance of the gradients of l_n", (Closing(GRADIENT, DIAGONAL), Closing(GRADIENT, SUM)),
+             _variance),
+    _diagonal_entry("diag_ggn", GGN, "diagonal of the generalised Gauss-Newton matrix"),
+    _diagonal_entry("diag_ggn_mc", GGN_MC, "its Monte-Carlo estimate from mc_samples gradients per sample"),
+    Quantity("diag_h", "exact diagonal of the Hessian", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)), _diag_h),
+    Quantity("diag_h_split", "its GGN, positive and negative residual parts: ggn + positive - negative",
+             (Closing(GGN, DIAGONAL), Closing(RESIDUAL, POSITIVE), Closing(RESIDUAL, NEGATIVE)), _diag_h_split,
+             ("ggn", "positive", "negative"), "Split"),
+    _kronecker_entry("kfac", GGN_MC, "Kronecker factors of the GGN, sampled (Martens & Grosse 2015)"),
+    _kronecker_entry("kflr", GGN, "Kronecker factors of the GGN, exact columns (Botev et al. 2017)"),
+    _kronecker_entry("kfra", KFRA, "Kronecker factors of the GGN, batch-averaged recursion (Botev et al. 2017)"),
+)
+
+QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}
+
+
+def closings_for(names: tuple[str, ...]) -> frozenset[Closing]:
+    """All closings that the named quantities need; DIAGONAL follows from POSITIVE and NEGATIVE where both are there."""
+    needed = {closing for name in names for closing in QUANTITIES[name].needs}
+    for stream in {closing.stream for closing in needed}:
+        if Closing(stream, POSITIVE) in needed:
+            needed.discard(Closing(stream, DIAGONAL))
+    return frozenset(needed)
