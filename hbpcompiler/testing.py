@@ -9,7 +9,8 @@ A user's rule is tested by the same two lines as ours:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ class Setting:
 
     def __init__(self, rule: Rule | LossRule, operation: str, case: Case, dtype: torch.dtype = torch.float64,
                  scale: float = 1.0) -> None:
-        packet = getattr(torch.ops.aten, operation.removeprefix("aten."))
-        self.overload = getattr(packet, case.overload or "default", None) or getattr(packet, packet.overloads()[0])
+        name, _, overload = operation.removeprefix("aten.").partition(".")
+        packet, overload = getattr(torch.ops.aten, name), case.overload or overload or "default"
+        self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
         self.case, self.rule = case, rule
         self.arguments: dict[str, Any] = {}
         for argument in self.overload._schema.arguments:
@@ -75,7 +77,8 @@ class Setting:
 
     def reference(self, changed: Mapping[str, Any] | None = None) -> Tensor:
         """The ATen operation itself, with some tensors replaced."""
-        result = self.overload(**{**self.arguments, **(changed or {})})
+        with _same_noise():
+            result = self.overload(**{**self.arguments, **(changed or {})})
         return result[self.case.index] if isinstance(result, tuple | list) else result
 
     def op(self) -> Op:
@@ -83,15 +86,23 @@ class Setting:
         names = list(self.case.shapes)
         tensors = {name: self.arguments[name] for name in names}
         attributes = {name: value for name, value in self.arguments.items() if name not in names}
-        shapes = {name: self.case.shapes[name] for name in names}
+        shapes = {name: self.case.shapes[name] for name in names} | {"output": tuple(self.reference().shape[1:])}
         known = {"index": self.case.index, "active": frozenset(self.active()), "batched": frozenset(self.case.batched)}
         op = Op(tensors, attributes, shapes, **known)
-        output = self.rule.forward(op) if self.rule.forward else self.reference()
+        with _same_noise():
+            output = self.rule.forward(op) if self.rule.forward else self.reference()
         saved: dict[str, Tensor] = {}
         if isinstance(output, tuple):
             output, saved = output
-        shapes["output"] = tuple(output.shape[1:])
         return Op({**tensors, **saved, "output": output}, attributes, shapes, **known)
+
+
+@contextmanager
+def _same_noise() -> Iterator[None]:
+    """Operations that draw random numbers draw the same ones every time; other draws go on undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        yield
 
 
 def check_rule(rule: Rule | LossRule) -> None:
@@ -130,7 +141,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
         _, moved = torch.func.jvp(lambda value: setting.reference(setting.replaced(name, i, value)),
                                   (value,), (direction,))
         spread = direction.unsqueeze(1) if name in case.batched else direction
-        _close((result * spread).flatten(2).sum(-1), (columns * moved.unsqueeze(1)).flatten(2).sum(-1),
+        _close(_flat(result * spread).sum(-1), _flat(columns * moved.unsqueeze(1)).sum(-1),
                f"{where}: adjointness of {name}")
     for name, contraction in rule.params(op).items():
         if name in case.shapes:
@@ -143,6 +154,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
             if contraction.summed is not None:
                 _close(contraction.summed(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: summed of {name}")
     _check_structure(rule, setting, op, where)
+    if not active:
+        return
     gradient = columns[:, 0]
     expected = _hessian(setting, active, lambda output, n: (output[n] * gradient[n]).sum())
     _close(_residual_matrix(rule.residual_of(op), op, active, gradient), expected, f"{where}: residual")
@@ -183,9 +196,11 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
         rounded = values.to(dtype)
 
         def results(dtype: torch.dtype, rounded: Tensor = rounded) -> list[Tensor]:
-            draw = {**case.make, name: lambda shape: rounded.double().expand(1, -1)}
-            shaped = Case({**case.shapes, name: (len(rounded),)}, case.attributes, case.batched, case.overload,
-                          case.index, draw)
+            torch.manual_seed(0)
+            draw = {**case.make, name: lambda shape: rounded.double().expand(1, *shape[1:])}
+            channels = case.shapes[name][:1] if len(case.shapes) > 1 else ()
+            shaped = Case({**case.shapes, name: (*channels, len(rounded))}, case.attributes, case.batched,
+                          case.overload, case.index, draw)
             op = Setting(rule, operation, shaped, dtype).op()
             assert rule.derivative is not None
             found = [op.output, rule.derivative(op)]
@@ -199,9 +214,9 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
             assert low.dtype == dtype, f"{where}: became {low.dtype}"
             meant = torch.isfinite(high) & (high.abs() < torch.finfo(dtype).max)  # exp(1e4) may be infinite
             low, high = torch.where(meant, low, 0), torch.where(meant, high, 0)
-            assert torch.isfinite(low).all(), f"{where}: not finite at {rounded[~torch.isfinite(low[0])]}"
+            assert torch.isfinite(low).all(), f"{where}: not finite at {rounded.expand_as(low)[~torch.isfinite(low)]}"
             error = (low.double() - high).abs() / (1 + high.abs())
-            assert error.max() < tolerance, f"{where}: off by {error.max():.1e} at {rounded[error[0].argmax()]}"
+            assert error.max() < tolerance, f"{where}: off by {error.max():.1e} at {rounded.expand_as(error).flatten()[error.argmax()]}"
 
 
 def _check_structure(rule: Rule, setting: Setting, op: Op, where: str) -> None:
@@ -210,7 +225,7 @@ def _check_structure(rule: Rule, setting: Setting, op: Op, where: str) -> None:
     for name, i in setting.inputs(setting.active()):
         size = int(torch.tensor(op.shape("output")).prod())
         unit = torch.eye(size, dtype=torch.float64).reshape(1, size, *op.shape("output"))
-        rows = _pull_back(setting, name, unit.expand(SAMPLES, *unit.shape[1:]), i).flatten(2)
+        rows = _flat(_pull_back(setting, name, unit.expand(SAMPLES, *unit.shape[1:]), i))
         if rule.structure is Structure.SELECTION:
             assert ((rows == 0) | (rows == 1)).all(), f"{where}: coefficients other than 0 and 1"
             assert ((rows != 0).sum(-1) <= 1).all(), f"{where}: no selection"
@@ -220,7 +235,7 @@ def _check_structure(rule: Rule, setting: Setting, op: Op, where: str) -> None:
                 _close(given.flatten(1), rows[0], f"{where}: rows")
         if rule.structure is Structure.ELEMENTWISE:
             assert rule.derivative is not None
-            _close(torch.diag_embed(rule.derivative(op).flatten(1)), rows, f"{where}: derivative")
+            _close(torch.diag_embed(rule.derivative(op).reshape(SAMPLES, -1)), rows, f"{where}: derivative")
 
 
 def _pull_back(setting: Setting, name: str, columns: Tensor, index: int | None = None) -> Tensor:
@@ -285,13 +300,18 @@ def _residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Ten
     if isinstance(residual, Diagonal):
         diagonal = residual.diagonal(op, *given)
         assert diagonal.shape[1:] == torch.Size(op.shape(names[0])), "the diagonal must have its input's shape"
-        return torch.diag_embed(diagonal.flatten(1))
+        return torch.diag_embed(diagonal.reshape(SAMPLES, -1))
     assert isinstance(residual, Factor)
     columns, signs = residual.factor(op, *given)
-    joined = torch.cat([columns[name].flatten(2) for name in names], dim=-1)
+    joined = torch.cat([_flat(columns[name]) for name in names], dim=-1)
     assert joined.shape[1] == residual.count(op), f"{joined.shape[1]} columns, {residual.count(op)} announced"
     weight = torch.ones(joined.shape[:2], dtype=joined.dtype) if signs is None else signs
     return torch.einsum("nka,nk,nkb->nab", joined, weight, joined)
+
+
+def _flat(columns: Tensor) -> Tensor:
+    """[N, K, *z] -> [N, K, z]."""
+    return columns.reshape(*columns.shape[:2], -1)
 
 
 def _close(found: Tensor, expected: Tensor, where: str) -> None:
