@@ -216,7 +216,8 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
             low, high = torch.where(meant, low, 0), torch.where(meant, high, 0)
             assert torch.isfinite(low).all(), f"{where}: not finite at {rounded.expand_as(low)[~torch.isfinite(low)]}"
             error = (low.double() - high).abs() / (1 + high.abs())
-            assert error.max() < tolerance, f"{where}: off by {error.max():.1e} at {rounded.expand_as(error).flatten()[error.argmax()]}"
+            place = rounded.expand_as(error).flatten()[error.argmax()]
+            assert error.max() < tolerance, f"{where}: off by {error.max():.1e} at {place}"
 
 
 def _check_structure(rule: Rule, setting: Setting, op: Op, where: str) -> None:

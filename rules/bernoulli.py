@@ -1,0 +1,114 @@
+"""Binary cross-entropy, of logits and of probabilities, elementwise with broadcast weights."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from hbpcompiler.rules.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
+
+from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
+
+
+def _given(op: Op, *names: str) -> dict[str, Tensor]:
+    return {name: getattr(op, name) for name in names if op.has(name)}
+
+
+def _weighted(op: Op, value: Tensor) -> Tensor:
+    """Times the user's weight and the share of the mean."""
+    return scaled(value * op.weight if op.has("weight") else value, share(op))
+
+
+# -- logits: the loss is weight * ((1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)) --------------------------------
+
+
+def forward(op: Op) -> Tensor:
+    given = _given(op, "weight", "pos_weight")
+    return F.binary_cross_entropy_with_logits(op.self, op.target, reduction=reduction(op), **given)
+
+
+def gradient(op: Op) -> Tensor:
+    p = torch.sigmoid(op.self)
+    if op.has("pos_weight"):
+        return _weighted(op, (1 - op.target) * p - op.pos_weight * op.target * (1 - p))
+    return _weighted(op, p - op.target)
+
+
+def diagonal(op: Op) -> Tensor:
+    p = torch.sigmoid(op.self)
+    curve = p * (1 - p)
+    if op.has("pos_weight"):
+        curve = curve * (1 + (op.pos_weight - 1) * op.target)
+    return _weighted(op, curve)
+
+
+def sample(op: Op, draws: int) -> Tensor:
+    """p - t with t drawn from the output's Bernoulli distribution."""
+    p = repeated(torch.sigmoid(op.self), draws, op.shape("self"))
+    weight = torch.full_like(op.self, share(op) / draws)
+    if op.has("weight"):
+        weight = weight * op.weight
+    if op.has("pos_weight"):
+        weight = weight * (1 + (op.pos_weight - 1) * op.target)
+    return (p - torch.bernoulli(p)) * weight.sqrt().unsqueeze(1)
+
+
+def _positive(shape: Sequence[int]) -> Tensor:
+    return 0.5 + torch.rand(*shape, dtype=torch.float64)
+
+
+def _unit(shape: Sequence[int]) -> Tensor:
+    return 0.05 + 0.9 * torch.rand(*shape, dtype=torch.float64)
+
+
+def _cases(*weights: dict[str, tuple[int, ...]]) -> list[Case]:
+    drawn = {"target": _unit, "weight": _positive, "pos_weight": _positive}
+    cases = []
+    for shape in ((3,), (2, 3)):
+        for reduced in (1, 2):
+            for weight in weights:
+                shapes = {"self": shape, "target": shape, **weight}
+                cases.append(Case(shapes, {"reduction": reduced}, make=drawn))
+    batched = ("self", "target", "weight")
+    cases.append(Case({"self": (3,), "target": (3,), "weight": (3,)}, batched=batched, make=drawn))
+    cases.append(Case({"self": (3,), "target": (3,), "weight": (1,)}, batched=batched, make=drawn))
+    return cases
+
+
+WITH_LOGITS = LossRule(
+    operations=["aten.binary_cross_entropy_with_logits"],
+    forward=forward,
+    gradient=gradient,
+    residual=Diagonal(diagonal),
+    reduction=reduction,
+    sample=sample,
+    check=check_floating,
+    target_shape=same_shape,
+    cases=_cases({}, {"weight": (3,)}, {"pos_weight": (3,)}, {"weight": (1,), "pos_weight": (3,)}),
+)
+
+# -- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def probability_gradient(op: Op) -> Tensor:
+    x = op.self
+    return _weighted(op, (x - op.target) / (x * (1 - x)).clamp(min=1e-12))  # the limit is torch's
+
+
+def probability_diagonal(op: Op) -> Tensor:
+    x, t = op.self, op.target
+    return _weighted(op, (x.square() - 2 * x * t + t) / (x * (1 - x)).square().clamp(min=1e-24))
+
+
+PROBABILITIES = LossRule(
+    operations=["aten.binary_cross_entropy"],
+    forward=lambda op: F.binary_cross_entropy(op.self, op.target, reduction=reduction(op), **_given(op, "weight")),
+    gradient=probability_gradient,
+    residual=Diagonal(probability_diagonal),
+    reduction=reduction,
+    check=check_floating,
+    target_shape=same_shape,
+    cases=[
+        Case(case.shapes, case.attributes, case.batched, make={**case.make, "self": _unit})
+        for case in _cases({}, {"weight": (3,)})
+    ],
+)

@@ -1,0 +1,160 @@
+"""Softmax cross-entropy of logits [N, C, *d] with class indices [N, *d] or class probabilities [N, C, *d].
+
+Per position the loss is -sum_c q_c log p_c with p = softmax(z): q holds target, label smoothing, weights and share. So
+the gradient is total * p - q and the Hessian total * (diag(p) - p p^T), with total = sum_c q_c.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from hbpcompiler.rules.class_weights import counted, labels
+from hbpcompiler.rules.loss_terms import at, check_floating, check_labels, reduction
+from hbpcompiler.rules.simplex import covariance_factor, positionwise
+
+from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Shape, Tensor
+
+
+def forward(op: Op) -> Tensor:
+    given: dict[str, object] = {}
+    if op.has("weight"):
+        given["weight"] = op.weight
+    if op.ignore_index != -100:
+        given["ignore_index"] = op.ignore_index
+    if op.label_smoothing:
+        given["label_smoothing"] = op.label_smoothing
+    return F.cross_entropy(op.self, op.target, reduction=reduction(op), **given)
+
+
+def has_probabilities(op: Op) -> bool:
+    return op.shape("target") == op.shape("self")
+
+
+def weights(op: Op) -> Tensor:
+    """The class weights, [C, *1]."""
+    return op.weight.reshape(-1, *[1] * (len(op.shape("self")) - 1))
+
+
+def smoothed(op: Op) -> Tensor:
+    """q for class probabilities, [N, C, *d]."""
+    q = op.target
+    if op.label_smoothing:
+        q = q * (1 - op.label_smoothing) + op.label_smoothing / op.shape("self")[0]
+    if op.has("weight"):
+        q = q * weights(op)
+    positions = math.prod(op.shape("self")[1:])
+    return q / positions if reduction(op) == "mean" and positions > 1 else q
+
+
+def total(op: Op) -> Tensor:
+    """sum_c q_c, [N, 1, *d]."""
+    if has_probabilities(op):
+        return smoothed(op).sum(1, keepdim=True)
+    plain, weighted = counted(op)
+    if op.label_smoothing and op.has("weight"):
+        return weighted * (1 - op.label_smoothing) + plain * (op.label_smoothing * op.weight.mean())
+    return weighted
+
+
+def gradient(op: Op) -> Tensor:
+    pulled = total(op) * torch.softmax(op.self, 1)
+    if has_probabilities(op):
+        return pulled - smoothed(op)
+    plain, weighted = counted(op)
+    if op.label_smoothing:
+        rest = plain * (op.label_smoothing / op.shape("self")[0])
+        pulled = pulled - (rest * weights(op) if op.has("weight") else rest)
+        weighted = weighted * (1 - op.label_smoothing)
+    return pulled.scatter_add(1, labels(op), -weighted)
+
+
+def factor(op: Op) -> tuple[dict[str, Tensor], None]:
+    positions = op.shape("self")[1:]
+    p, weight = torch.softmax(op.self, 1), total(op)
+    if positions:
+        p, weight = p.movedim(1, -1), weight.movedim(1, -1)
+    columns = covariance_factor(p) * weight.unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
+    return {"self": positionwise(columns, positions)}, None
+
+
+def count(op: Op) -> int:
+    classes, *positions = op.shape("self")
+    return (classes - 1) * math.prod(positions)
+
+
+def residual(op: Op) -> Residual:
+    return Factor(count, factor) if count(op) else ZERO
+
+
+def sample(op: Op, draws: int) -> Tensor:
+    """p - onehot(y) with y drawn from p, at each position by itself."""
+    classes, *positions = op.shape("self")
+    p = torch.softmax(op.self, 1)
+    rows = p.movedim(1, -1).flatten(0, -2) if positions else p
+    drawn = torch.multinomial(rows, draws, replacement=True)  # [N*P, M]
+    onehot = F.one_hot(drawn, classes)
+    if positions:
+        onehot = onehot.unflatten(0, (-1, *positions)).movedim((-2, -1), (1, 2))
+    return (p.unsqueeze(1) - onehot) * (total(op).unsqueeze(1) / draws).sqrt()
+
+
+def check(op: Op, target: Tensor) -> str | None:
+    if not has_probabilities(op):
+        return check_labels(op, target, op.shape("self")[0])
+    if (reason := check_floating(op, target)) is not None:
+        return reason
+    wrong = target < 0
+    return f"{at(target, wrong)}, but class probabilities are not negative" if wrong.any() else None
+
+
+def target_shape(op: Op) -> Sequence[Shape]:
+    return [op.shape("self")[1:], op.shape("self")]
+
+
+def _indices(shape: Sequence[int]) -> Tensor:
+    return torch.randint(3, tuple(shape))
+
+
+def _some_ignored(shape: Sequence[int]) -> Tensor:
+    target = _indices(shape)
+    target.view(-1)[1:2] = -100
+    return target
+
+
+def _probabilities(shape: Sequence[int]) -> Tensor:
+    return 1.3 * torch.rand(*shape, dtype=torch.float64)
+
+
+def _positive(shape: Sequence[int]) -> Tensor:
+    return 0.5 + torch.rand(*shape, dtype=torch.float64)
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for reduced in (1, 2):
+        for smoothing in (0.0, 0.2):
+            for weight in ({}, {"weight": (3,)}):
+                given = {"reduction": reduced, "label_smoothing": smoothing}
+                for d in ((), (2,), (2, 2)):
+                    made = {"target": _some_ignored, "weight": _positive}
+                    cases.append(Case({"self": (3, *d), "target": d, **weight}, given, make=made))
+                for d in ((), (2,)):
+                    made = {"target": _probabilities, "weight": _positive}
+                    cases.append(Case({"self": (3, *d), "target": (3, *d), **weight}, given, make=made))
+    cases.append(Case({"self": (3,), "target": ()}, {"ignore_index": 1}, make={"target": _indices}))
+    cases.append(Case({"self": (1,), "target": ()}, make={"target": lambda shape: torch.zeros(*shape).long()}))
+    return cases
+
+
+RULE = LossRule(
+    operations=["aten.cross_entropy_loss"],
+    forward=forward,
+    gradient=gradient,
+    residual=residual,
+    reduction=reduction,
+    sample=sample,
+    check=check,
+    target_shape=target_shape,
+    cases=_cases(),
+)

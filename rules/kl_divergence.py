@@ -1,0 +1,38 @@
+"""Kullback-Leibler divergence from log-probabilities x to a target: t (log t - x), linear in x."""
+
+import torch
+from hbpcompiler.rules.loss_terms import at, check_floating, reduction, same_shape, scaled, share
+
+from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
+
+
+def gradient(op: Op) -> Tensor:
+    return scaled(-(op.target.exp() if op.log_target else op.target), share(op))
+
+
+def check(op: Op, target: Tensor) -> str | None:
+    if (reason := check_floating(op, target)) is not None or op.log_target:
+        return reason
+    wrong = target < 0
+    return f"{at(target, wrong)}, but probabilities are not negative" if wrong.any() else None
+
+
+RULE = LossRule(
+    operations=["aten.kl_div"],
+    forward=lambda op: torch.kl_div(op.self, op.target, op.reduction, log_target=op.log_target),
+    gradient=gradient,
+    residual=ZERO,
+    reduction=reduction,
+    check=check,
+    target_shape=same_shape,
+    cases=[
+        Case(
+            {"self": shape, "target": shape},
+            {"reduction": reduced, "log_target": logarithmic},
+            make={"target": lambda shape: torch.rand(*shape, dtype=torch.float64)},
+        )
+        for shape in ((3,), (2, 2))
+        for reduced in (1, 2)
+        for logarithmic in (True, False)
+    ],
+)

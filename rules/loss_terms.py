@@ -1,0 +1,69 @@
+"""What all losses share: their reduction, a sample's share of a mean, noise, and what is wrong with a target.
+
+l_n is N times sample n's share of the loss, so that L = (1/N) sum_n l_n for a mean and L = sum_n l_n for a sum.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from hbpcompiler.rule import Op, Shape, Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduction(op: Op) -> str:
+    return REDUCTIONS[op.reduction]
+
+
+def share(op: Op, input: str = "self") -> float:
+    """What multiplies each element's loss in l_n, where a mean is over all elements."""
+    return 1 / math.prod(op.shape(input)) if reduction(op) == "mean" else 1.0
+
+
+def scaled(value: Tensor, factor: float) -> Tensor:
+    return value if factor == 1 else value * factor
+
+
+def same_shape(op: Op, input: str = "self") -> Sequence[Shape]:
+    """The target has the shape of the output: torch would broadcast it otherwise, which is never meant."""
+    return [op.shape(input)]
+
+
+def repeated(value: Tensor, draws: int, shape: Shape) -> Tensor:
+    """[N, *z] -> [N, M, *z], to draw M times per sample."""
+    return value.unsqueeze(1).expand(-1, draws, *shape)
+
+
+# -- checks, on real tensors -----------------------------------------------------------------------------------------
+
+
+def at(target: Tensor, wrong: Tensor) -> str:
+    """The first wrong value and where it is: "target[3] is 12"."""
+    place = wrong.nonzero()[0].tolist()
+    return f"target{place} is {target[tuple(place)].item()}"
+
+
+def check_floating(op: Op, target: Tensor, input: str = "self") -> str | None:
+    """Targets that are numbers: of the output's dtype, none of them nan."""
+    output = getattr(op, input, None)
+    if isinstance(output, Tensor) and output.dtype != target.dtype:
+        return f"the target has dtype {target.dtype}, but the output has {output.dtype}"
+    if not target.is_floating_point():
+        return f"the target has dtype {target.dtype}, but must be floating, as the output is"
+    wrong = target.isnan()
+    return at(target, wrong) if wrong.any() else None
+
+
+def check_labels(op: Op, target: Tensor, classes: int) -> str | None:
+    """Class indices: int64, in range, not all of them ignored."""
+    if target.dtype != torch.int64:
+        return f"class indices must be torch.int64, but the target has dtype {target.dtype}"
+    ignored = target == op.ignore_index
+    wrong = ~ignored & ((target < 0) | (target >= classes))
+    if wrong.any():
+        return f"{at(target, wrong)}, but class indices lie between 0 and {classes - 1}, for {classes} classes"
+    if reduction(op) == "mean" and ignored.all():
+        return f"every target is the ignored index {op.ignore_index}, so that the mean loss is nan"
+    return None

@@ -1,0 +1,32 @@
+"""The mean or sum over the whole batch in which a user's own loss ends: l_n is what sample n adds to it, times N."""
+
+import math
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
+
+CASES = [Case({"self": ()}), Case({"self": (3,)}), Case({"self": (2, 2)})]
+
+MEAN = LossRule(
+    operations=["aten.mean.default"],
+    forward=lambda op: op.self.mean(),
+    gradient=lambda op: torch.full_like(op.self, 1 / math.prod(op.shape("self"))),
+    residual=ZERO,
+    reduction=lambda op: "mean",
+    cases=CASES,
+)
+
+
+def _ones(op: Op) -> Tensor:
+    return torch.ones_like(op.self)
+
+
+SUM = LossRule(
+    operations=["aten.sum.default"],
+    forward=lambda op: op.self.sum(),
+    gradient=_ones,
+    residual=ZERO,
+    reduction=lambda op: "sum",
+    cases=CASES,
+)

@@ -1,0 +1,70 @@
+"""Negative log-likelihood of log-probabilities [N, C, *d]: linear, so all curvature lies in what made them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from hbpcompiler.rules.class_weights import counted, labels
+from hbpcompiler.rules.loss_terms import check_labels, reduction
+
+from hbpcompiler.rule import ZERO, Case, LossRule, Op, Shape, Tensor
+
+
+def forward(op: Op) -> Tensor:
+    given: dict[str, object] = {}
+    if op.has("weight"):
+        given["weight"] = op.weight
+    if op.ignore_index != -100:
+        given["ignore_index"] = op.ignore_index
+    return F.nll_loss(op.self, op.target, reduction=reduction(op), **given)
+
+
+def gradient(op: Op) -> Tensor:
+    _, weighted = counted(op)
+    return torch.zeros_like(op.self).scatter(1, labels(op), -weighted)
+
+
+def check(op: Op, target: Tensor) -> str | None:
+    return check_labels(op, target, op.shape("self")[0])
+
+
+def target_shape(op: Op) -> Sequence[Shape]:
+    return [op.shape("self")[1:]]
+
+
+def _target(shape: Sequence[int]) -> Tensor:
+    target = torch.randint(3, tuple(shape))
+    target.view(-1)[1:2] = -100
+    return target
+
+
+def _positive(shape: Sequence[int]) -> Tensor:
+    return 0.5 + torch.rand(*shape, dtype=torch.float64)
+
+
+def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
+    cases = [
+        Case(
+            {"self": (3, *d), "target": d, **weight},
+            {"reduction": reduced},
+            make={"target": _target, "weight": _positive},
+        )
+        for d in axes
+        for weight in ({}, {"weight": (3,)})
+        for reduced in (1, 2)
+    ]
+    return LossRule(
+        operations=operations,
+        forward=forward,
+        gradient=gradient,
+        residual=ZERO,
+        reduction=reduction,
+        check=check,
+        target_shape=target_shape,
+        cases=cases,
+    )
+
+
+FLAT = _rule(["aten.nll_loss"], ())
+ANY = _rule(["aten.nll_loss_nd"], (), (2,), (2, 2))
+IMAGE = _rule(["aten.nll_loss2d"], (2, 2))

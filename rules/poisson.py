@@ -1,0 +1,70 @@
+"""Poisson negative log-likelihood: exp(x) - t x of a logarithmic rate x, or x - t log(x + eps) of a rate."""
+
+import torch
+import torch.nn.functional as F
+from hbpcompiler.rules.loss_terms import at, check_floating, reduction, repeated, same_shape, scaled, share
+
+from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
+
+
+def forward(op: Op) -> Tensor:
+    given = {} if op.log_input else {"log_input": False, "eps": op.eps}
+    if op.full:
+        given["full"] = True
+    return F.poisson_nll_loss(op.input, op.target, reduction=reduction(op), **given)
+
+
+def gradient(op: Op) -> Tensor:
+    if op.log_input:
+        return scaled(op.input.exp() - op.target, share(op, "input"))
+    return scaled(1 - op.target / (op.input + op.eps), share(op, "input"))
+
+
+def diagonal(op: Op) -> Tensor:
+    if op.log_input:
+        return scaled(op.input.exp(), share(op, "input"))
+    return scaled(op.target / (op.input + op.eps).square(), share(op, "input"))
+
+
+def sample(op: Op, draws: int) -> Tensor:
+    """rate - t with t drawn from the output's Poisson distribution."""
+    if op.log_input:
+        rate = repeated(op.input.exp(), draws, op.shape("input"))
+        return (rate - torch.poisson(rate)) * (share(op, "input") / draws) ** 0.5
+    # The Hessian in the rate depends on the target, which no draw from the output's distribution does: plain noise.
+    root = repeated((diagonal(op) / draws).sqrt(), draws, op.shape("input"))
+    return torch.randn_like(root) * root
+
+
+def check(op: Op, target: Tensor) -> str | None:
+    if (reason := check_floating(op, target, "input")) is not None:
+        return reason
+    wrong = target < 0
+    return f"{at(target, wrong)}, but counts are not negative" if wrong.any() else None
+
+
+RULE = LossRule(
+    operations=["aten.poisson_nll_loss"],
+    input="input",
+    forward=forward,
+    gradient=gradient,
+    residual=Diagonal(diagonal),
+    reduction=reduction,
+    sample=sample,
+    check=check,
+    target_shape=lambda op: same_shape(op, "input"),
+    cases=[
+        Case(
+            {"input": shape, "target": shape},
+            {"log_input": logarithmic, "full": full, "eps": 1e-8, "reduction": reduced},
+            make={
+                "input": lambda shape: 0.3 + torch.rand(*shape, dtype=torch.float64),
+                "target": lambda shape: torch.randint(5, tuple(shape)).double(),
+            },
+        )
+        for shape in ((3,), (2, 2))
+        for logarithmic in (True, False)
+        for full in (True, False)
+        for reduced in (1, 2)
+    ],
+)

@@ -1,0 +1,111 @@
+"""Losses of the error e = output - target: squared, Huber's, smooth and plain absolute."""
+
+import torch
+import torch.nn.functional as F
+from hbpcompiler.rules.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
+
+from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
+
+SETTINGS = ({"reduction": 1}, {"reduction": 2})
+
+
+def _cases(*settings: dict[str, object]) -> list[Case]:
+    shapes = ({"self": (3,), "target": (3,)}, {"self": (2, 2), "target": (2, 2)})
+    return [Case(shape, {**given, **setting}) for shape in shapes for given in SETTINGS for setting in settings]
+
+
+# -- mean squared error ----------------------------------------------------------------------------------------------
+
+
+def mse_gradient(op: Op) -> Tensor:
+    return (op.self - op.target) * (2 * share(op))
+
+
+def mse_diagonal(op: Op) -> Tensor:
+    return torch.full_like(op.self, 2 * share(op))
+
+
+def mse_sample(op: Op, draws: int) -> Tensor:
+    """The gradient at a target drawn from a normal distribution around the output: noise of the Hessian's size."""
+    return torch.randn_like(repeated(op.self, draws, op.shape("self"))) * (2 * share(op) / draws) ** 0.5
+
+
+MSE = LossRule(
+    operations=["aten.mse_loss"],
+    forward=lambda op: F.mse_loss(op.self, op.target, reduction=reduction(op)),
+    gradient=mse_gradient,
+    residual=Diagonal(mse_diagonal),
+    reduction=reduction,
+    sample=mse_sample,
+    check=check_floating,
+    target_shape=same_shape,
+    cases=_cases({}),
+)
+
+# -- squared near 0, absolute from a limit on ------------------------------------------------------------------------
+
+
+def huber_gradient(op: Op) -> Tensor:
+    return scaled((op.self - op.target).clamp(-op.delta, op.delta), share(op))
+
+
+def huber_diagonal(op: Op) -> Tensor:
+    inside = (op.self - op.target).abs() < op.delta
+    return scaled(inside.type_as(op.self), share(op))
+
+
+HUBER = LossRule(
+    operations=["aten.huber_loss"],
+    forward=lambda op: F.huber_loss(op.self, op.target, reduction=reduction(op), delta=op.delta),
+    gradient=huber_gradient,
+    residual=Diagonal(huber_diagonal),
+    reduction=reduction,
+    check=check_floating,
+    target_shape=same_shape,
+    cases=_cases({}, {"delta": 0.4}),
+)
+
+
+def smooth_l1_gradient(op: Op) -> Tensor:
+    error = op.self - op.target
+    slope = error.sign() if op.beta == 0 else (error / op.beta).clamp(-1, 1)
+    return scaled(slope, share(op))
+
+
+def smooth_l1_diagonal(op: Op) -> Tensor:
+    inside = (op.self - op.target).abs() < op.beta
+    return scaled(inside.type_as(op.self), share(op) / op.beta)
+
+
+def smooth_l1_residual(op: Op) -> Residual:
+    return ZERO if op.beta == 0 else Diagonal(smooth_l1_diagonal)
+
+
+SMOOTH_L1 = LossRule(
+    operations=["aten.smooth_l1_loss"],
+    forward=lambda op: F.smooth_l1_loss(op.self, op.target, reduction=reduction(op), beta=op.beta),
+    gradient=smooth_l1_gradient,
+    residual=smooth_l1_residual,
+    reduction=reduction,
+    check=check_floating,
+    target_shape=same_shape,
+    cases=_cases({}, {"beta": 0.4}, {"beta": 0.0}),
+)
+
+# -- absolute --------------------------------------------------------------------------------------------------------
+
+
+def l1_gradient(op: Op) -> Tensor:
+    return scaled((op.self - op.target).sign(), share(op))
+
+
+L1 = LossRule(
+    operations=["aten.l1_loss"],
+    forward=lambda op: F.l1_loss(op.self, op.target, reduction=reduction(op)),
+    gradient=l1_gradient,
+    residual=ZERO,
+    reduction=reduction,
+    check=check_floating,
+    target_shape=same_shape,
+    cases=_cases({}),
+)

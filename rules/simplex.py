@@ -1,0 +1,26 @@
+"""diag(p) - p p^T, the covariance of a categorical variable: the Hessian of logsumexp, with p its softmax."""
+
+import torch
+
+from hbpcompiler.rule import Shape, Tensor
+
+
+def covariance_factor(p: Tensor) -> Tensor:
+    """Exact factor S of diag(p) - p p^T: [..., C] -> [..., C-1, C], a column S[k] for each class but the first.
+
+    With heads h_j = p_0 + ... + p_j, column j is sqrt(p_j h_{j-1} / h_j) (e_j - sum_{i<j} p_i / h_{j-1} e_i). No ratio
+    exceeds 1; where a head vanishes, so do its terms, and the clamp makes 0/0 a 0.
+    """
+    heads = p.cumsum(-1).clamp(min=1e-30)
+    ratio = (p / heads)[..., 1:].sqrt()
+    root = heads[..., :-1].sqrt()
+    own = torch.diag_embed(ratio * root, offset=1)[..., :-1, :]
+    return own - torch.tril((ratio / root).unsqueeze(-1) * p.unsqueeze(-2))
+
+
+def positionwise(columns: Tensor, shape: Shape) -> Tensor:
+    """Columns of each position alone, [N, *d, k, C] -> columns of the sample, [N, k*P, C, *d], block by block."""
+    if not shape:
+        return columns
+    blocks = torch.diag_embed(columns.flatten(1, -3).permute(0, 2, 3, 1))  # [N, k, C, P, P]
+    return blocks.movedim(-1, 2).flatten(1, 2).unflatten(-1, shape)
