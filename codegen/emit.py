@@ -12,8 +12,8 @@ import jinja2
 from torch import fx
 
 from hbpcompiler.codegen.naming import Names, identifier
-from hbpcompiler.codegen.printer import ATOM, Text, expression
-from hbpcompiler.passes import FRESH, is_pure, writes_in_place
+from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
+from hbpcompiler.passes import is_pure, writes_in_place
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.writer import Block, Loop
 
@@ -89,9 +89,8 @@ class _Printer:
 
     def _inline(self, node: fx.Node, text: str) -> bool:
         """A short pure expression that one line reads is written into that line."""
-        if node.target is getattr or (node.target is operator.getitem and "shape" not in node.meta
-                                      and node.meta.get("hint") is None):
-            return True
+        if "shape" not in node.meta and not node.meta.get("hint") and is_pure(node):
+            return True  # numbers, shapes and dtypes
         if node.meta.get("hint") or not is_pure(node) or len(node.users) != 1:
             return False
         (user,) = node.users
@@ -99,8 +98,8 @@ class _Printer:
             return False
         if any(writes_in_place(other) for source in node.all_input_nodes for other in source.users):
             return False
-        return len(text) <= INLINE_WIDTH and list(user.all_input_nodes).count(node) == 1 and (
-            str([user.args, user.kwargs]).count(node.name + ",") <= 1 or True)
+        reads = [used for used in _nodes_in((user.args, user.kwargs)) if used is node]
+        return len(text) <= INLINE_WIDTH and len(reads) == 1
 
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
         accumulators, cut, whole = node.args
@@ -145,6 +144,17 @@ class _Printer:
         for _, part in _Printer(loop.body, self.names, given).statements():
             body += part
         return lines + ["    " + line for line in body]
+
+
+def _nodes_in(item: Any) -> Iterator[fx.Node]:
+    """Every mention of a node in a call's arguments, repeated ones too."""
+    if isinstance(item, fx.Node):
+        yield item
+    elif isinstance(item, dict):
+        yield from _nodes_in(list(item.values()))
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _nodes_in(part)
 
 
 def _with_shape(line: str, node: fx.Node) -> str:
@@ -213,11 +223,6 @@ def _field(name: str, results: Mapping[str, Any], look: Mapping[fx.Node, Text]) 
         else:
             entries.append((quote(key), look[value][0]))
     return {"name": name, "type": quantity.record or "Tensor", "entries": entries, "summary": quantity.summary}
-
-
-def quote(text: str) -> str:
-    """A name from the user's model as a string literal."""
-    return '"' + repr(text)[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
 
 
 @cache

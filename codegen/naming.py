@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from hbpcompiler.graph import Graph, Operation
 
-RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "N", "state", "self",
+RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
                       "start", "stop", "forward", "result"})
 
@@ -43,6 +43,7 @@ class Names:
 def value_names(graph: Graph) -> Mapping[str, str]:
     """A name for every value of the graph, from its module's path."""
     names = Names()
+    names.taken.add("N")
     found: dict[str, str] = {}
     for number, value in enumerate(graph.inputs):
         found[value.name] = names.fresh("x" if number == 0 else f"x{number + 1}")

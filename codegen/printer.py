@@ -71,7 +71,7 @@ def expression(node: fx.Node, look: Look) -> Text:
             return f'float("{item}")'
         if isinstance(item, int | float) and item < 0 and strength > UNARY:
             return f"({item!r})"
-        return repr(item)
+        return quote(item) if isinstance(item, str) else repr(item)
 
     target, args = node.target, node.args
     if node.op == "call_method":
@@ -89,8 +89,13 @@ def expression(node: fx.Node, look: Look) -> Text:
         return f"{show(args[0], ATOM)}[{_index(args[1], show)}]", ATOM
     if target is torch.einsum:
         # TorchScript takes the operands as one list.
-        return f"torch.einsum({args[0]!r}, [{', '.join(show(item) for item in args[1:])}])".replace("'", '"'), ATOM
+        return f"torch.einsum({quote(str(args[0]))}, [{', '.join(show(item) for item in args[1:])}])", ATOM
     return f"{function_name(target)}({_arguments(args, node.kwargs, show)})", ATOM
+
+
+def quote(text: str) -> str:
+    """A text, perhaps from the user's model, as a string literal."""
+    return '"' + repr(text)[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
 
 
 def _arguments(args: Any, kwargs: Mapping[str, Any], show: Callable[[Any], str]) -> str:

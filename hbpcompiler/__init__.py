@@ -1,1 +1,24 @@
-"""hbpcompiler."""
+"""hbpcompiler: compiles a PyTorch model into a readable program for gradients, their statistics and curvature.
+
+    import hbpcompiler as hbp
+    compiled = hbp.compile(model, quantities=["diag_h", "kflr"])
+    result = compiled(X, y)
+"""
+
+__version__ = "0.1.0"
+
+from hbpcompiler.compiled import Compiled, compile
+from hbpcompiler.errors import CompileError, HbpError, InputError, UnsupportedOpError
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.result import Result
+
+__all__ = [
+    "QUANTITIES",
+    "CompileError",
+    "Compiled",
+    "HbpError",
+    "InputError",
+    "Result",
+    "UnsupportedOpError",
+    "compile",
+]

@@ -53,7 +53,7 @@ class _Derivation:
             for value in (*self.source.inputs, self.source.target):
                 self.proxies[value.name] = named(self.writer.placeholder(value.name), self.names[value.name])
             for value in self.source.state:
-                self.proxies[value.name] = named(state[value.key], self.names[value.name])
+                self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
         crossed = self.plan.crossed()

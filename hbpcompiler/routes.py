@@ -265,7 +265,7 @@ class ChunkedProduct(Route):
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         samples, columns = self._chunks(site)
         inner = math.ceil(site.columns / columns)
-        calls = (N / samples) * (2 + 4 * inner)
+        calls = (1 + N / samples) * (2 + 4 * inner)
         memory = samples * columns * site.size(site.theta) * site.itemsize
         # In cache, writing and reading the product costs a fraction of what it costs in memory.
         in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 3
@@ -367,7 +367,7 @@ class GramDiagonal(Route):
         chunk = self._chunk(site)
         adds = N * (site.columns * gram + positions**2 * own * features + product) * len(kinds)
         traffic = _traffic(site, site.columns, False) * 2 + N * site.itemsize * (gram + product) / 2 * len(kinds)
-        return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * N / chunk)
+        return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * (1 + N / chunk))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -412,7 +412,7 @@ class GramNorm(Route):
         adds = N * positions * (site.size(left) + site.size(right))
         chunk = self._chunk(site)
         return Cost(adds, _traffic(site, 1, False) + N * site.itemsize * positions**2,
-                    2 * chunk * positions**2 * site.itemsize, 5 * N / chunk)
+                    2 * chunk * positions**2 * site.itemsize, 5 * (1 + N / chunk))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters

@@ -61,22 +61,28 @@ class Op:
             raise AttributeError(f"this operation has no argument '{name}'; it has {', '.join(known)}") from None
 
     def shape(self, name: str) -> Shape:
-        """The static shape of tensor `name`, without the sample axis if it has one."""
-        shape: Shape = self._shapes[name]
+        """The static shape of tensor `name`, without the sample axis if it has one; of a list, a list of shapes.
+
+        A tensor of a list has the name "tensors.0"; so it has in `varies` and `has_samples`.
+        """
+        shape: Any = self._shapes[name] if name in self._shapes else [self._shapes[slot] for slot in self._slots(name)]
         return shape
+
+    def _slots(self, name: str) -> list[str]:
+        """The tensors that the argument `name` holds: itself, or those of a list."""
+        return [slot for slot in self._shapes if slot == name or slot.startswith(f"{name}.")]
 
     def has(self, name: str) -> bool:
         """Whether the tensor argument `name` was given (an optional bias may be None)."""
-        return name in self._shapes
+        return bool(self._slots(name))
 
     def varies(self, name: str) -> bool:
         """Whether the tensor argument `name` carries derivatives: a column has to go there."""
-        return name in self._shapes and (self._active is None or name in self._active)
+        return any(self._active is None or slot in self._active for slot in self._slots(name))
 
     def has_samples(self, name: str) -> bool:
         """Whether the tensor argument `name` begins with the sample axis (a constant or a parameter does not)."""
-        return name in self._shapes and (self._batched is None or name in self._batched)
-
+        return any(self._batched is None or slot in self._batched for slot in self._slots(name))
 
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.

@@ -36,7 +36,8 @@ class Setting:
             if argument.name in case.shapes:
                 shape = case.shapes[argument.name]
                 several = isinstance(shape, list)
-                values = [self._draw(argument.name, one, dtype, scale) for one in (shape if several else [shape])]
+                values = [self._draw(argument.name, i if several else None, one, dtype, scale)
+                          for i, one in enumerate(shape if several else [shape])]
                 self.arguments[argument.name] = values if several else values[0]
             elif argument.name in case.attributes:
                 self.arguments[argument.name] = case.attributes[argument.name]
@@ -45,8 +46,8 @@ class Setting:
             else:
                 self.arguments[argument.name] = None
 
-    def _draw(self, name: str, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
-        lead = (SAMPLES,) if name in self.case.batched else ()
+    def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
+        lead = (SAMPLES,) if self.batched(name, index) else ()
         draw = self.case.make.get(name, lambda shape: torch.randn(*shape, dtype=torch.float64))
         value = draw((*lead, *shape))
         return (value * scale).to(dtype) if value.is_floating_point() else value
@@ -56,8 +57,13 @@ class Setting:
         found: list[tuple[str, int | None]] = []
         for name in names:
             value = self.arguments[name]
-            found += [(name, i) for i in range(len(value))] if isinstance(value, list) else [(name, None)]
+            found += [(name, i) for i in range(len(value)) if f"{name}.{i}" not in self.case.constant] if isinstance(
+                value, list) else [(name, None)]
         return found
+
+    def batched(self, name: str, index: int | None = None) -> bool:
+        """Whether that tensor begins with the sample axis."""
+        return name in self.case.batched or f"{name}.{index}" in self.case.batched
 
     def tensor(self, name: str, index: int | None = None) -> Tensor:
         """The tensor under this name (and position in its list)."""
@@ -86,8 +92,13 @@ class Setting:
         names = list(self.case.shapes)
         tensors = {name: self.arguments[name] for name in names}
         attributes = {name: value for name, value in self.arguments.items() if name not in names}
-        shapes = {name: self.case.shapes[name] for name in names} | {"output": tuple(self.reference().shape[1:])}
-        known = {"index": self.case.index, "active": frozenset(self.active()), "batched": frozenset(self.case.batched)}
+        slots = {name if i is None else f"{name}.{i}": (name, i) for name in names for i in (
+            range(len(self.arguments[name])) if isinstance(self.arguments[name], list) else [None])}
+        shapes = {slot: self.case.shapes[name] if i is None else self.case.shapes[name][i]
+                  for slot, (name, i) in slots.items()} | {"output": tuple(self.reference().shape[1:])}
+        active = self.inputs(self.active())
+        known = {"index": self.case.index, "active": frozenset(slot for slot, at in slots.items() if at in active),
+                 "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at))}
         op = Op(tensors, attributes, shapes, **known)
         with _same_noise():
             output = self.rule.forward(op) if self.rule.forward else self.reference()
@@ -140,7 +151,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
         direction = torch.randn_like(value)
         _, moved = torch.func.jvp(lambda value: setting.reference(setting.replaced(name, i, value)),
                                   (value,), (direction,))
-        spread = direction.unsqueeze(1) if name in case.batched else direction
+        spread = direction.unsqueeze(1) if setting.batched(name, i) else direction
         _close(_flat(result * spread).sum(-1), _flat(columns * moved.unsqueeze(1)).sum(-1),
                f"{where}: adjointness of {name}")
     for name, contraction in rule.params(op).items():
@@ -246,8 +257,10 @@ def _pull_back(setting: Setting, name: str, columns: Tensor, index: int | None =
     results = []
     for n in range(columns.shape[0]):
         for k in range(columns.shape[1]):
-            (grad,) = torch.autograd.grad(output[n], value, columns[n, k], retain_graph=True)
-            results.append(grad[n] if name in setting.case.batched else grad)
+            grad = torch.zeros_like(value)  # one result of several need not depend on every input
+            if output.requires_grad:
+                (grad,) = torch.autograd.grad(output[n], value, columns[n, k], retain_graph=True)
+            results.append(grad[n] if setting.batched(name, index) else grad)
     return torch.stack(results).unflatten(0, columns.shape[:2])
 
 
@@ -257,8 +270,7 @@ def _hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int],
     inputs = setting.inputs(names)
     for n in range(SAMPLES):
         wholes = [setting.tensor(*at) for at in inputs]
-        parts = [whole[n] if name in setting.case.batched else whole
-                 for (name, _), whole in zip(inputs, wholes, strict=True)]
+        parts = [whole[n] if setting.batched(*at) else whole for at, whole in zip(inputs, wholes, strict=True)]
         sizes = [part.numel() for part in parts]
 
         def function(flat: Tensor, n: int = n, parts: list[Tensor] = parts, sizes: list[int] = sizes,
@@ -266,7 +278,7 @@ def _hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int],
             changed: dict[str, Any] = {}
             for (name, i), whole, part, piece in zip(inputs, wholes, parts, flat.split(sizes), strict=True):
                 value = piece.view_as(part)
-                if name in setting.case.batched:
+                if setting.batched(name, i):
                     value = torch.cat([whole[:n], value[None], whole[n + 1 :]])
                 if i is None:
                     changed[name] = value

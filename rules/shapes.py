@@ -1,6 +1,6 @@
-"""Operations that move elements about and change none: new shapes, new orders of axes, flips, broadcasts.
+"""Operations that move elements about and change none: new shapes, new orders of axes, flips.
 
-The sample axis stays first in all of them, and of any length: sizes are read from the shapes of one sample.
+The sample axis stays first in all of them and may have any length, so sizes are read from the shapes of one sample.
 """
 
 from __future__ import annotations
@@ -11,42 +11,45 @@ from typing import Any
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
-SAMPLE_AXIS = "it {what} the sample axis, the first, and per-sample quantities need it where it is; {instead}"
-
-
-def refusal(what: str, instead: str = "move only the axes after it") -> str:
-    return SAMPLE_AXIS.format(what=what, instead=instead)
-
-
-def rank(op: Op) -> int:
-    """Number of the input's axes, the sample axis included: attributes count it."""
-    return len(op.shape("self")) + 1
-
 
 def selection(
-    operations: Sequence[str],
+    operations: str | Sequence[str],
     forward: Callable[[Op], Any],
     jac_t: Callable[[Op, Tensor], Tensor],
-    refuse: Callable[[Op], str | None],
     cases: Sequence[Case],
+    refuse: Callable[[Op], str | None] = lambda op: None,
 ) -> Rule:
     """A rule for an operation on `self` whose every output copies one input."""
     return Rule(
-        operations=operations,
+        operations=[operations] if isinstance(operations, str) else operations,
         forward=forward,
         jac_t={"self": jac_t},
         residual=ZERO,
         structure=Structure.SELECTION,
-        refuse=refuse,
+        refuse=lambda op: refuse(op) if op.has_samples("self") else None,
         cases=cases,
     )
 
 
-# -- new shapes, the same order ---------------------------------------------------------------------------------------
+def refusal(verb: str, instead: str = "change only the axes after it") -> str:
+    """Why something that happens to the sample axis is refused."""
+    return f"it {verb} the sample axis, without which there are no per-sample quantities; {instead}"
+
+
+def axis(op: Op, number: int, more: int = 0) -> int:
+    """An axis of the input as counted from the front, the sample axis included."""
+    return number % (len(op.shape("self")) + (1 if op.has_samples("self") else 0) + more)
+
+
+def given(*shape: int, batched: Sequence[str] = ("self",), **attributes: Any) -> Case:
+    return Case({"self": shape}, attributes, batched)
+
+
+# -- new shapes, in the same order ------------------------------------------------------------------------------------
 
 
 def reshape(op: Op) -> Tensor:
-    return op.self.reshape(-1, *op.shape("output"))
+    return op.self.reshape(*([-1] if op.has_samples("self") else []), *op.shape("output"))
 
 
 def reshape_back(op: Op, columns: Tensor) -> Tensor:
@@ -54,9 +57,122 @@ def reshape_back(op: Op, columns: Tensor) -> Tensor:
 
 
 def refuse_reshape(op: Op) -> str | None:
-    """The traced sizes are numbers, -1 or expressions in the batch size, and the last must be first and alone."""
-    size = op.size if hasattr(op, "size") else op.shape_argument
-    moved = size and (isinstance(size[0], int) and size[0] != -1 or not all(isinstance(s, int) for s in size[1:]))
-    if moved or prod(op.shape("self")) != prod(op.shape("output")):
-        return refusal("merges, splits or moves", "keep its length apart, as in x.reshape(x.shape[0], ...)")
+    """A traced size is a number, -1, or an expression in the batch size; only the first may be that."""
+    size = list(getattr(op, "size", []))
+    moves = size and ((isinstance(size[0], int) and size[0] != -1) or not all(isinstance(s, int) for s in size[1:]))
+    if moves or prod(op.shape("self")) != prod(op.shape("output")):
+        return refusal("moves, merges or splits", "keep it as it is, as in x.reshape(x.shape[0], ...)")
     return None
+
+
+VIEW = selection(
+    ["aten.view", "aten._unsafe_view"],
+    reshape,
+    reshape_back,
+    [given(2, 6, size=[-1, 12]), given(6, size=[-1, 2, 3]), given(1, size=[-1]), given(size=[-1, 1, 1])],
+    refuse_reshape,
+)
+RESHAPE = selection(
+    "aten.reshape", reshape, reshape_back, [given(2, 6, shape=[-1, 3, 4]), given(1, shape=[-1])], refuse_reshape
+)
+FLATTEN = selection(
+    "aten.flatten",
+    lambda op: op.self.flatten(op.start_dim, op.end_dim),
+    reshape_back,
+    [given(2, 3, 2, start_dim=1), given(2, 3, 2, start_dim=-3, end_dim=2), given(3, start_dim=1), given()],
+    lambda op: (
+        refusal("merges others into", "flatten from axis 1 on")
+        if axis(op, op.start_dim) == 0 != axis(op, op.end_dim)
+        else None
+    ),
+)
+UNFLATTEN = selection(
+    "aten.unflatten",
+    lambda op: op.self.unflatten(op.dim, op.sizes),
+    reshape_back,
+    [given(6, 2, dim=1, sizes=[2, 3]), given(6, dim=-1, sizes=[-1, 1, 3])],
+    lambda op: refusal("splits") if axis(op, op.dim) == 0 else None,
+)
+# A batch of one is squeezed no more than any other, so not by torch's squeeze().
+SQUEEZE = selection(
+    "aten.squeeze",
+    reshape,
+    reshape_back,
+    [given(1, 3, 1), given(1), *[given(1, 3, 1, dim=dim) for dim in (0, 1, 2, -1)]],
+)
+UNSQUEEZE = selection(
+    "aten.unsqueeze",
+    lambda op: op.self.unsqueeze(op.dim),
+    lambda op, columns: columns.squeeze(axis(op, op.dim, 1) + 1),
+    [given(2, 3, dim=1), given(2, 3, dim=-1), given(2, 3, dim=-3), given(dim=1)],
+    lambda op: refusal("puts an axis before") if axis(op, op.dim, 1) == 0 else None,
+)
+IDENTITY = selection(
+    ["aten.clone", "aten.contiguous", "aten.alias"], lambda op: op.self, lambda op, columns: columns, [given(2, 3)]
+)
+
+
+# -- new orders of axes -----------------------------------------------------------------------------------------------
+
+
+def reorder_back(order: Sequence[int], columns: Tensor) -> Tensor:
+    """Undo the order of the axes, with the column axis after the first."""
+    inverse = sorted(range(len(order)), key=lambda place: order[place])
+    return columns.permute(0, 1, *[place + 1 for place in inverse[1:]])
+
+
+def order_of_permute(op: Op) -> list[int]:
+    return [axis(op, dim) for dim in op.dims]
+
+
+def order_of_movedim(op: Op) -> list[int]:
+    """The order in which movedim leaves the axes."""
+    source, destination = (
+        [axis(op, dim) for dim in ([given] if isinstance(given, int) else given)]
+        for given in (op.source, op.destination)
+    )
+    rank = len(op.shape("self")) + 1
+    rest = iter([dim for dim in range(rank) if dim not in source])
+    return [source[destination.index(place)] if place in destination else next(rest) for place in range(rank)]
+
+
+PERMUTE = selection(
+    "aten.permute",
+    lambda op: op.self.permute(op.dims),
+    lambda op, columns: reorder_back(order_of_permute(op), columns),
+    [given(2, 3, 4, dims=[0, 2, 3, 1]), given(2, 3, 4, dims=[0, -1, 1, -2]), given(2, dims=[0, 1])],
+    lambda op: refusal("moves") if order_of_permute(op)[0] != 0 else None,
+)
+MOVEDIM = selection(
+    "aten.movedim",
+    lambda op: op.self.movedim(op.source, op.destination),
+    lambda op, columns: reorder_back(order_of_movedim(op), columns),
+    [
+        given(2, 3, 4, source=1, destination=-1),
+        given(2, 3, 4, source=-1, destination=1),
+        Case({"self": (2, 3, 4)}, {"source": [1, 2], "destination": [-1, 1]}, overload="intlist"),
+    ],
+    lambda op: refusal("moves") if order_of_movedim(op)[0] != 0 else None,
+)
+TRANSPOSE = selection(
+    "aten.transpose",
+    lambda op: op.self.transpose(op.dim0, op.dim1),
+    lambda op, columns: columns.transpose(axis(op, op.dim0) + 1, axis(op, op.dim1) + 1),
+    [given(2, 3, 4, dim0=1, dim1=3), given(2, 3, dim0=-1, dim1=1), given(2, 3, dim0=2, dim1=2)],
+    lambda op: refusal("moves") if 0 in (a := {axis(op, op.dim0), axis(op, op.dim1)}) and len(a) == 2 else None,
+)
+# Of a matrix, t() moves the sample axis; of a vector it does nothing.
+T = selection(
+    "aten.t",
+    lambda op: op.self if op.has_samples("self") else op.self.t(),
+    lambda op, columns: columns,
+    [given()],
+    lambda op: refusal("moves") if op.shape("self") else None,
+)
+FLIP = selection(
+    "aten.flip",
+    lambda op: op.self.flip(op.dims),
+    lambda op, columns: columns.flip([axis(op, dim) + 1 for dim in op.dims]),
+    [given(2, 3, dims=[1]), given(2, 3, dims=[-1, 1]), given(2, dims=[])],
+    lambda op: refusal("reverses") if 0 in [axis(op, dim) for dim in op.dims] else None,
+)

@@ -1,0 +1,219 @@
+"""`hbp.compile` and what it returns: programs made at the first batch and kept per shape, dtype, device and mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+
+import hbpcompiler
+from hbpcompiler import derive, passes
+from hbpcompiler.codegen import emit, load, naming, shapes
+from hbpcompiler.errors import CompileError
+from hbpcompiler.explain import explain, header_table
+from hbpcompiler.graph import Graph
+from hbpcompiler.inputs import check_batch, check_target
+from hbpcompiler.match import bind, trace_and_match
+from hbpcompiler.options import Options, check_example, check_model, check_options
+from hbpcompiler.plan import Plan, plan
+from hbpcompiler.result import Result
+from hbpcompiler.rule import LossRule, Op
+
+
+@dataclass
+class Built:
+    """One program and what it was made from."""
+
+    graph: Graph
+    plan: Plan
+    code: str
+    path: Path
+    program: Any
+    constants: Mapping[str, Tensor]
+    loss_rule: LossRule
+    loss_op: Op
+
+    run: Callable[..., Any]
+
+
+class Compiled:
+    """A model compiled for some quantities. Call it with a batch: `result = compiled(X, y)`.
+
+    The model's parameters and buffers are read live at each call and never changed. A program is traced at the first
+    batch (or at once from `example_inputs`), serves every batch size, and is kept per input shape, dtype, device,
+    train/eval modes and set of trainable parameters.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], options: Options) -> None:
+        self.model = model
+        self.loss = loss
+        self.options = options
+        self._built: dict[Any, Built] = {}
+        self._last: Built | None = None
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities, in the table's order."""
+        return self.options.quantities
+
+    def __call__(self, *batch: Tensor, generator: torch.Generator | None = None) -> Result:
+        """Run the program on (X, y), or (X1, X2, ..., y) for a model of several inputs.
+
+        `generator` makes all random draws of this call (mc_samples, dropout) reproducible; without it they come from
+        torch's global generator. Raises InputError for a batch that does not fit, before anything is computed.
+        """
+        inputs, target = check_batch(self.model, batch)
+        built = self._program(inputs, target)
+        check_target(built.loss_rule, built.loss_op, built.graph, target)
+        with torch.no_grad(), _seeded(generator):
+            raw = built.run(self._state(built), *inputs, target)
+        return Result(raw, self.quantities, self.model)
+
+    def _program(self, inputs: Sequence[Tensor], target: Tensor) -> Built:
+        key = (
+            tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in (*inputs, target)),
+            tuple(module.training for module in self.model.modules()),
+            tuple(parameter.requires_grad for parameter in self.model.parameters()),
+        )
+        if key not in self._built:
+            check_model(self.model, self.loss)
+            self._built[key] = build(self.model, self.loss, inputs, target, self.options)
+        self._last = self._built[key]
+        return self._last
+
+    def _state(self, built: Built) -> dict[str, Tensor]:
+        state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {**state, **built.constants}
+
+    def _current(self) -> Built:
+        if self._last is None:
+            raise CompileError("there is no program yet: it is made at the first batch. Call compiled(X, y), or pass "
+                               "example_inputs=(X, y) to hbp.compile")
+        return self._last
+
+    @property
+    def code(self) -> str:
+        """The generated file's text (of the program used last)."""
+        return self._current().code
+
+    @property
+    def path(self) -> Path:
+        """The file that the program was loaded from."""
+        return self._current().path
+
+    @property
+    def program(self) -> Any:
+        """The loaded `Program`: `program(state, X, y)`, a module that the chosen backend has prepared."""
+        return self._current().program
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The traced model and loss as a networkx graph."""
+        return self._current().graph.network()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The first argument of `program`: parameters, buffers and the loss's own tensors by name."""
+        return self._state(self._current())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the generated file; it needs only torch."""
+        target = Path(path)
+        target.write_text(self.code, encoding="utf-8")
+        return target
+
+    def explain(self, batch_size: int = 64) -> str:
+        """The plan as a table: what travels, in which form, and per parameter route, cost and memory."""
+        built = self._current()
+        return explain(built.graph, built.plan, batch_size)
+
+    def __repr__(self) -> str:
+        return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
+                f"backend={self.options.backend!r}, programs={len(self._built)})")
+
+
+def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor,
+          options: Options) -> Built:
+    """All stages, from a batch to a loaded program."""
+    graph, rules, constants = trace_and_match(model, loss, inputs, target, options.registry)
+    maker = graph.makers[graph.loss.name]
+    rule = rules[maker.name]
+    assert isinstance(rule, LossRule)
+    active = graph.active()
+    loss_op = bind(maker, _no_tensors, active)
+    check_target(rule, loss_op, graph, target)
+    planned = plan(graph, rules, options.quantities, options.mc_samples, options.memory_budget)
+    names = naming.value_names(graph)
+    derived = derive.derive(graph, rules, planned, rule.reduction(loss_op), names)
+    passes.optimise(derived.graph)
+    batch = {value.name: value for value in (*graph.inputs, graph.target)}
+    shapes.annotate(derived.graph, batch, graph.state)
+    header = emit.Header(
+        model=naming.identifier(type(model).__name__),
+        quantities=options.quantities,
+        versions=f"hbpcompiler {hbpcompiler.__version__} with torch {torch.__version__.split('+')[0]}",
+        table=header_table(graph, planned),
+    )
+    code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
+    program, path = load.program(code)
+    run: Any = program
+    if options.backend == "torchscript":
+        program = run = torch.jit.script(program)
+    elif options.backend == "inductor":
+        program = run = torch.compile(program)
+    return Built(graph, planned, code, path, program, constants, rule, loss_op, run)
+
+
+def _no_tensors(name: str) -> Any:
+    raise KeyError(name)
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator | None) -> Any:
+    """Draw from torch's global generator seeded by `generator`, and put it back afterwards."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def compile(  # noqa: A001  # the public name is the design's
+    model: nn.Module,
+    loss: Callable[..., Tensor] | None = None,
+    quantities: Sequence[str] = (),
+    *,
+    example_inputs: Sequence[Tensor] | None = None,
+    backend: str = "python",
+    memory_budget: int | str | None = None,
+    mc_samples: int = 1,
+    rules: Sequence[str | Path] | None = None,
+) -> Compiled:
+    """Compile a model and a loss into a program for the quantities asked for.
+
+    model: any torch.nn.Module that torch.export can trace. loss: a module or function of (output, target) returning
+    one number; nn.CrossEntropyLoss() by default. quantities: names from the table in the README. example_inputs:
+    (X, y), to trace at once. backend: "python", "torchscript" or "inductor". memory_budget: bytes, or "2GiB": an
+    upper bound for a chunk's temporaries. mc_samples: samples per datum for diag_ggn_mc and kfac. rules: paths of
+    rule files of your own.
+
+    Raises CompileError (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
+    """
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    check_model(model, loss)
+    options = check_options(quantities, backend, memory_budget, mc_samples, rules)
+    compiled = Compiled(model, loss, options)
+    if example_inputs is not None:
+        inputs, target = check_batch(model, check_example(example_inputs))
+        compiled._program(inputs, target)
+    return compiled
+
+

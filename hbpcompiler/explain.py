@@ -1,0 +1,113 @@
+"""The plan in words: what travels backwards, and per parameter the route, its cost and its memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+from rich.console import Console
+from rich.table import Table
+
+from hbpcompiler.cost import number
+from hbpcompiler.graph import Graph, N
+from hbpcompiler.plan import Close, Piece, Plan, Seed, Step, Widen
+
+
+def _form(piece: Piece) -> str:
+    if piece.form == "columns":
+        return f"{piece.columns} {'signed ' if piece.signed else ''}column{'s' if piece.columns != 1 else ''}"
+    return piece.form
+
+
+def _polynomial(expression: Any) -> str:
+    """A polynomial in N with short coefficients."""
+    expression = sympy.nsimplify(sympy.expand(expression)) if not isinstance(expression, int) else expression
+    if not getattr(expression, "free_symbols", None):
+        return _short(float(expression))
+    polynomial = sympy.Poly(expression, N) if expression.is_polynomial(N) else None
+    if polynomial is None:
+        return str(expression)
+    parts = []
+    for (power,), coefficient in polynomial.terms():
+        symbol = "" if power == 0 else "N" if power == 1 else f"N^{power}"
+        parts.append(f"{_short(float(coefficient))} {symbol}".strip())
+    return " + ".join(parts)
+
+
+def _short(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _closings(plan: Plan) -> list[Close]:
+    return [step for step in plan.steps if isinstance(step, Close)]
+
+
+def _stream(step: Close) -> str:
+    return f"{step.piece.stream}: {_form(step.piece)}" if step.piece else "operand"
+
+
+def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
+    """The plan in plain text for the head of the generated file."""
+    rows = [("parameter", "from", "closing", "route", "multiply-adds")]
+    for step in reversed(_closings(plan)):
+        for choice in step.choices:
+            kinds = "+".join(sorted(choice.kinds))
+            rows.append((repr(step.parameter.key)[1:-1], _stream(step), kinds, choice.route.name,
+                         _polynomial(choice.cost.multiply_adds)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
+    """(value, form, numbers per stream, born by) in the order of the backward pass."""
+    rows = []
+    for step in plan.steps:
+        piece, values, how = _arrivals(step)
+        for value in values:
+            rows.append((value.name, f"{piece.stream}: {_form(piece)}", piece.elements(value), how))
+    return rows
+
+
+def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
+    kind = type(step).__name__.lower()
+    if isinstance(step, Close):
+        return None, [], ""
+    if isinstance(step, Seed) or kind == "birth":
+        carried = [value for value in step.operation.tensors.values()  # type: ignore[union-attr]
+                   if value.role == "result"]
+        return step.piece, carried, "seeded by the loss" if isinstance(step, Seed) else "residual"  # type: ignore[union-attr]
+    if kind in ("pull", "widen"):
+        into = step.into if isinstance(step, Widen) else step.piece  # type: ignore[union-attr]
+        value = step.operation.tensors[step.slot]  # type: ignore[union-attr]
+        return into, [value], "widened to columns" if kind == "widen" else "pulled back"
+    return step.into, [step.value], kind  # type: ignore[union-attr]
+
+
+def explain(graph: Graph, plan: Plan, batch_size: int = 64) -> str:
+    """The plan as tables: streams with their columns and saved numbers, then each parameter's routes and costs."""
+    console = Console(file=io.StringIO(), width=140, record=False)
+    streams = Table(title=f"What travels backwards ({', '.join(plan.quantities)})")
+    for heading in ("at value", "stream and form", "numbers", f"at N={batch_size}", "how"):
+        streams.add_column(heading)
+    for value, form, elements, how in travellers(graph, plan):
+        streams.add_row(value, form, _polynomial(elements), _short(number(elements, batch_size)), how)
+    console.print(streams)
+    routes = Table(title="How it ends at the parameters")
+    for heading in ("parameter", "from", "closing", "route", "multiply-adds", f"at N={batch_size}", "memory (bytes)",
+                    f"at N={batch_size}"):
+        routes.add_column(heading)
+    for step in _closings(plan):
+        for choice in step.choices:
+            cost = choice.cost
+            routes.add_row(step.parameter.key, _stream(step), "+".join(sorted(choice.kinds)), choice.route.name,
+                           _polynomial(cost.multiply_adds), _short(number(cost.multiply_adds, batch_size)),
+                           _polynomial(cost.memory), _short(number(cost.memory, batch_size)))
+    console.print(routes)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()

@@ -1,0 +1,98 @@
+"""Checks of what the user passes to `compile`, before anything else happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.registry import Registry, with_rules
+
+BACKENDS = ("python", "torchscript", "inductor")
+UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
+                            "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `compile`, checked."""
+
+    quantities: tuple[str, ...]
+    backend: str
+    memory_budget: int | None
+    mc_samples: int
+    registry: Registry
+
+
+def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any) -> Options:
+    """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if isinstance(mc_samples, bool) or not isinstance(mc_samples, int):
+        raise OptionTypeError(f"mc_samples must be a positive integer, not {mc_samples!r}")
+    if mc_samples < 1:
+        raise OptionError(f"mc_samples must be a positive integer, not {mc_samples}")
+    return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules))
+
+
+def check_quantities(quantities: Any) -> tuple[str, ...]:
+    """A non-empty collection of known names; repeated ones count once."""
+    if isinstance(quantities, str) or not isinstance(quantities, Sequence | set | frozenset):
+        raise OptionTypeError(f"quantities must be a list of names such as ['grad', 'diag_h'], not {quantities!r}")
+    if not quantities:
+        raise OptionError(f"quantities is empty; choose from {', '.join(QUANTITIES)}")
+    strangers = [name for name in quantities if not isinstance(name, str)]
+    if strangers:
+        raise OptionTypeError(f"quantities must be names; {', '.join(map(repr, strangers))} is not a string")
+    unknown = sorted(repr(name) for name in quantities if name not in QUANTITIES)
+    if unknown:
+        raise OptionError(listing(f"unknown quantities: {', '.join(unknown)}", [],
+                                  f"Choose from {', '.join(QUANTITIES)}."))
+    # In the table's order, so that one set of quantities gives one file, however it was written.
+    return tuple(name for name in QUANTITIES if name in set(quantities))
+
+
+def check_memory(budget: Any) -> int | None:
+    """Bytes: a positive integer, or a text such as "512MiB"."""
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not isinstance(budget, int | str):
+        raise OptionTypeError(f"memory_budget must be a number of bytes or a text such as '2GiB', not {budget!r}")
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)
+        if match is None or match[2].upper() not in UNITS:
+            raise OptionError(f"memory_budget {budget!r} is not a size; write '2GiB', '512MB' or a number of bytes")
+        number = int(float(match[1]) * UNITS[match[2].upper()])
+    else:
+        number = budget
+    if number <= 0:
+        raise OptionError(f"memory_budget must be positive, not {budget!r}")
+    return number
+
+
+def check_model(model: Any, loss: Any) -> None:
+    """A module with something trainable, and a loss that can be called."""
+    if not isinstance(model, nn.Module):
+        raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
+    if not callable(loss):
+        raise OptionTypeError(f"loss must be a module or a function of (output, target), not {type(loss).__name__}")
+    if getattr(loss, "reduction", "mean") not in ("mean", "sum"):
+        raise OptionError(f"the loss has reduction={loss.reduction!r}; per-sample quantities need the whole loss: use "
+                          "reduction='mean' or 'sum'")
+
+
+def check_example(example: Any) -> tuple[Tensor, ...]:
+    """example_inputs must be what a call takes: (X, y)."""
+    if not isinstance(example, tuple | list) or len(example) < 2:
+        raise OptionTypeError(f"example_inputs must be a tuple (X, y), not {type(example).__name__}")
+    return tuple(example)
+
+
+Loss = Callable[..., Tensor]

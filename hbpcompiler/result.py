@@ -1,0 +1,59 @@
+"""What a call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Result:
+    """Loss, output and every quantity asked for, as attributes or items.
+
+    `loss`: the scalar loss L. `output`: the model's output, [N, ...]. Each quantity is a dict from parameter name (as
+    in `model.named_parameters()`) to a tensor or named tuple; DESIGN's table in the README gives values and shapes.
+    """
+
+    def __init__(self, raw: Any, quantities: tuple[str, ...], model: nn.Module) -> None:
+        self._values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in quantities}
+        self._model = model
+        self.loss: Tensor = raw.loss
+        self.output: Tensor = raw.output
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the quantities in this result."""
+        return tuple(self._values)
+
+    def __getattr__(self, name: str) -> Mapping[str, Any]:
+        values = self.__dict__.get("_values", {})
+        if name in values:
+            found: Mapping[str, Any] = values[name]
+            return found
+        raise AttributeError(f"this program did not compute '{name}'; it has {', '.join(values)}. "
+                             "Name it in hbp.compile(..., quantities=[...])")
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        if name not in self._values:
+            raise KeyError(f"{name}: this program computes {', '.join(self._values)}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return f"Result(loss={self.loss.item():.6g}, quantities={list(self._values)})"
+
+    def to_parameters(self) -> None:
+        """Set `p.grad`, `p.diag_h`, ... on the model's parameters, for each quantity in this result."""
+        parameters = dict(self._model.named_parameters())
+        for quantity, values in self._values.items():
+            for name, value in values.items():
+                setattr(parameters[name], quantity, value)
