@@ -1,0 +1,254 @@
+"""Every quantity by brute force: slow autograd loops that follow the definitions. The tests and the demo compare with it.
+
+Nothing here is shared with the compiler. Whatever the loss divides by, sample n's share of L is l_n / N for a mean
+loss and l_n for a summed one; the share's gradient is what flows back from sample n's slice of the output alone.
+Memory and time grow with the square of the parameter count: small models in float64 only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Loss = Callable[..., Tensor]
+
+
+def reference(
+    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, quantity: str, *, seed: int = 0
+) -> dict[str, Tensor]:
+    """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, second_moment, variance,
+    diag_ggn or diag_h. `seed` fixes the random draws (dropout) of the one forward pass."""
+    run = Forward(model, loss, inputs, target, seed)
+    functions: dict[str, Callable[[str], Tensor]] = {
+        "grad": run.grad,
+        "batch_grad": run.batch_grad,
+        "batch_l2": lambda name: run.batch_grad(name).flatten(1).square().sum(1),
+        "second_moment": run.second_moment,
+        "variance": run.variance,
+        "diag_ggn": lambda name: run.ggn(name).diagonal().view_as(run.parameters[name]),
+        "diag_h": run.diag_h,
+    }
+    return {name: functions[quantity](name) for name in run.parameters}
+
+
+def ggn_block(
+    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, name: str, *, seed: int = 0
+) -> Tensor:
+    """The GGN of L in one parameter, [P, P]."""
+    return Forward(model, loss, inputs, target, seed).ggn(name)
+
+
+def hessian_block(
+    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, name: str, *, seed: int = 0
+) -> Tensor:
+    """The Hessian of L in one parameter, [P, P]."""
+    return Forward(model, loss, inputs, target, seed).hessian(name)
+
+
+class Forward:
+    """One forward pass and its derivatives, a row at a time."""
+
+    def __init__(self, model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, seed: int = 0) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.mean = getattr(loss, "reduction", "mean") == "mean"
+        self.batch = target.shape[0]
+        self._jacobians: dict[str, Tensor] = {}
+        # The fused attention kernels have no second derivative.
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            torch.manual_seed(seed)
+            self.output = model(*inputs)
+            self.loss = loss(self.output, target)
+        leaf = self.output.detach().requires_grad_()
+        with torch.enable_grad():
+            slope = derivative(loss(leaf, target), leaf, keep=True)
+        self.slope = slope.detach()
+        # [outputs, outputs]: the Hessian of L in the model's output.
+        self.curvature = jacobian(slope, leaf)
+
+    def grad(self, name: str) -> Tensor:
+        return derivative(self.loss, self.parameters[name])
+
+    def batch_grad(self, name: str) -> Tensor:
+        """[N, *theta]: what flows back from each sample's slice of the output."""
+        shares = []
+        for n in range(self.batch):
+            only = torch.zeros_like(self.slope)
+            only[n] = self.slope[n]
+            shares.append(derivative((self.output * only).sum(), self.parameters[name]))
+        return torch.stack(shares)
+
+    def sample_gradients(self, name: str) -> Tensor:
+        """[N, *theta]: grad l_n."""
+        return self.batch_grad(name) * (self.batch if self.mean else 1)
+
+    def second_moment(self, name: str) -> Tensor:
+        return self.sample_gradients(name).square().mean(0)
+
+    def variance(self, name: str) -> Tensor:
+        return self.second_moment(name) - self.sample_gradients(name).mean(0).square()
+
+    def ggn(self, name: str) -> Tensor:
+        if name not in self._jacobians:
+            self._jacobians[name] = jacobian(self.output, self.parameters[name])
+        rows = self._jacobians[name]
+        return rows.T @ self.curvature @ rows
+
+    def hessian(self, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        return jacobian(derivative(self.loss, parameter, keep=True), parameter)
+
+    def diag_h(self, name: str) -> Tensor:
+        """The same a row at a time, without the [P, P] matrix."""
+        parameter = self.parameters[name]
+        slope = derivative(self.loss, parameter, keep=True).flatten()
+        entries = [derivative(slope[i], parameter).flatten()[i] for i in range(slope.numel())]
+        return torch.stack(entries).view_as(parameter)
+
+
+def derivative(value: Tensor, at: Tensor, *, keep: bool = False) -> Tensor:
+    """The gradient of a number; zero where it does not depend on `at`. keep: to be differentiated again."""
+    if not value.requires_grad:
+        return torch.zeros_like(at)
+    (found,) = torch.autograd.grad(value, at, retain_graph=True, create_graph=keep, allow_unused=True)
+    return torch.zeros_like(at) if found is None else found
+
+
+def jacobian(value: Tensor, at: Tensor) -> Tensor:
+    """[numbers in value, numbers in at], a row at a time."""
+    return torch.stack([derivative(entry, at).flatten() for entry in value.flatten()])
+
+
+# -- Kronecker factors -----------------------------------------------------------------------------------------------
+
+
+def kflr(
+    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, *, seed: int = 0
+) -> dict[str, tuple[Tensor | None, Tensor]]:
+    """(A, B) of every Linear, Conv and ConvTranspose that is used once; a bias has (None, its full GGN block).
+
+    With u the input that the weight meets at position p of P, and J the Jacobian of the model's output in the layer's
+    output there: A = mean_n sum_p u u^T and B = (1/P) sum_{n,p} J^T H J, H the Hessian of L. Convolutions of several
+    groups have a leading axis of groups.
+    """
+    seen, handles = {}, []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            def hook(module: nn.Module, given: tuple[Tensor], output: Tensor, path: str = path) -> Tensor:
+                seen[path] = (module, given[0].detach().clone(), output)
+                return output.clone()  # in-place operations that follow leave `output` alone
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        run = Forward(model, loss, inputs, target, seed)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _factors(run, seen, lambda output: _pulled(run, output))
+
+
+def _pulled(run: Forward, output: Tensor) -> Tensor:
+    """[N, c, c]: J^T H J in a layer's output, sample by sample."""
+    rows = jacobian(run.output, output)
+    whole = (rows.T @ run.curvature @ rows).view(run.batch, output[0].numel(), run.batch, output[0].numel())
+    return torch.stack([whole[n, :, n, :] for n in range(run.batch)])
+
+
+def kfra(
+    model: nn.Sequential, loss: Loss, inputs: Sequence[Tensor], target: Tensor, *, seed: int = 0
+) -> dict[str, tuple[Tensor | None, Tensor]]:
+    """As `kflr`, but the curvature is averaged over the batch at every module of a (nested) nn.Sequential: with M the
+    average at a module's output, the average at its input is mean_n J_n^T M J_n."""
+    leaves = [(path, module) for path, module in model.named_modules() if not isinstance(module, nn.Sequential)]
+    run = Forward(model, loss, inputs, target, seed)
+    seen, values = {}, [inputs[0]]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        for path, module in leaves:
+            given = values[-1].detach().requires_grad_()
+            output = module(given.clone())
+            values[-1:] = [given, output]
+            seen[path] = (module, given.detach(), output)
+    size = run.output[0].numel()
+    blocks = run.curvature.view(run.batch, size, run.batch, size)
+    average = torch.stack([blocks[n, :, n, :] for n in range(run.batch)]).sum(0)
+    averages: dict[int, Tensor] = {}
+    for (path, _), given in zip(reversed(leaves), reversed(values[:-1]), strict=True):
+        output = seen[path][2]
+        averages[id(output)] = average
+        rows = jacobian(output, given).view(run.batch, output[0].numel(), run.batch, given[0].numel())
+        each = [rows[n, :, n, :] for n in range(run.batch)]
+        average = torch.stack([row.T @ average @ row for row in each]).mean(0)
+    layers = {path: item for path, item in seen.items() if isinstance(item[0], nn.Linear | nn.modules.conv._ConvNd)}
+    # One entry that stands for the sum over samples: the average is the same for all of them.
+    return _factors(run, layers, lambda output: averages[id(output)].unsqueeze(0))
+
+
+def _factors(
+    run: Forward, seen: dict[str, tuple[nn.Module, Tensor, Tensor]], pulled: Callable[[Tensor], Tensor]
+) -> dict[str, tuple[Tensor | None, Tensor]]:
+    found: dict[str, tuple[Tensor | None, Tensor]] = {}
+    for path, (module, given, output) in seen.items():
+        weight, bias = (f"{path}.{kind}" if path else kind for kind in ("weight", "bias"))
+        if weight not in run.parameters and bias not in run.parameters:
+            continue
+        curvature = pulled(output)
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        channels_first = isinstance(module, nn.modules.conv._ConvNd)
+        if weight in run.parameters:
+            groups = int(getattr(module, "groups", 1))
+            pairs = [_pair(module, given, output, curvature, g, groups, transposed) for g in range(groups)]
+            a, b = (torch.stack(part) if groups > 1 else part[0] for part in zip(*pairs, strict=True))
+            found[weight] = (a, b)
+        if bias in run.parameters:
+            axes = tuple(output.shape[1:])
+            full = curvature.sum(0).view(*axes, *axes)
+            kept, count = (0, len(axes)) if channels_first else (len(axes) - 1, len(axes))
+            summed = [axis for axis in range(2 * count) if axis not in (kept, kept + count)]
+            found[bias] = (None, full.sum(summed) if summed else full)
+    return found
+
+
+def _pair(
+    module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, group: int, groups: int, transposed: bool
+) -> tuple[Tensor, Tensor]:
+    """(A, B) of one group of a layer, the inputs and the patches read off the layer's own derivatives."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    layer = module.forward
+    per_group = weight.shape[0] // groups
+    first = group * per_group
+    channels_first = isinstance(module, nn.modules.conv._ConvNd)
+    if not transposed:
+        # d output[n, o, p] / d weight[o] is the input that position p sees.
+        with torch.enable_grad():
+            again = layer(given)
+        flat = again.flatten(2) if channels_first else again.reshape(again.shape[0], -1, again.shape[-1]).mT
+        inputs = torch.stack([torch.stack([derivative(entry, weight)[first].flatten() for entry in sample[first]])
+                              for sample in flat])  # [N, P, i]
+        positions = inputs.shape[1]
+        own = torch.arange(output[0].numel()).view(output.shape[1:])
+        own = own.flatten(1) if channels_first else own.reshape(-1, own.shape[-1]).T
+        own = own[first : first + per_group]  # [o, P]: where each position's features lie in the flat output
+        picked = [curvature[:, own[:, p]][:, :, own[:, p]].sum(0) for p in range(positions)]
+        return torch.einsum("npi,npj->ij", inputs, inputs) / len(inputs), torch.stack(picked).sum(0) / positions
+    # A transposed convolution's positions are those of its input: a one there reaches a patch of the output.
+    flat = given.flatten(2)[:, first : first + per_group]
+    reached = []
+    for p in range(flat.shape[2]):
+        one = torch.zeros_like(given[:1])
+        one.view(given.shape[1], -1)[first, p] = 1
+        with torch.enable_grad():
+            spread = layer(one).flatten()
+        reached.append(torch.stack([derivative(entry, weight)[first].flatten() for entry in spread]))  # [c, o * kernel]
+    total = curvature.sum(0)
+    patches = torch.stack([patch.T @ total @ patch for patch in reached])
+    return torch.einsum("nip,njp->ij", flat, flat) / len(flat), patches.sum(0) / len(reached)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest expected number."""
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    return float((found - expected).abs().max()) / largest if largest else float(found.abs().max())
