@@ -13,7 +13,7 @@ from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tenso
 
 def mixes(op: Op) -> bool:
     """Whether the statistics are the batch's own. The operation without statistics has no such argument for them."""
-    return bool(getattr(op, "training", False)) or op.running_mean is None
+    return bool(getattr(op, "training", False)) or not op.has("running_mean")
 
 
 def forward(op: Op) -> Tensor:
@@ -25,7 +25,7 @@ def forward(op: Op) -> Tensor:
 def scale(op: Op) -> Tensor:
     """gamma / sqrt(var + eps), one number per channel, with axes for the positions."""
     factor = (op.running_var + op.eps).rsqrt()
-    if op.weight is not None:
+    if op.has("weight"):
         factor = op.weight * factor
     positions = len(op.shape("input")) - 1
     return factor.reshape(-1, *[1] * positions) if positions else factor
