@@ -208,7 +208,7 @@ class Rule:
     """op -> a contraction for each input that may be a parameter (its equation may depend on shapes)."""
     forward: Forward | None = None
     """None: the ATen operation itself is written into the program."""
-    structure: Structure = Structure.GENERAL
+    structure: Structure | Callable[[Op], Structure] = Structure.GENERAL
     derivative: Callable[[Op], Tensor] | None = None
     """ELEMENTWISE: the local derivative [N, *out]."""
     rows: Callable[[Op], Tensor] | None = None
@@ -220,12 +220,16 @@ class Rule:
     def __post_init__(self) -> None:
         if not (callable(self.residual) or isinstance(self.residual, Zero | Diagonal | Factor)):
             raise TypeError(f"rule for {self.operations}: residual must be ZERO, Diagonal(...) or Factor(...)")
-        if (self.structure is Structure.ELEMENTWISE) != (self.derivative is not None):
+        if not callable(self.structure) and (self.structure is Structure.ELEMENTWISE) != (self.derivative is not None):
             raise TypeError(f"rule for {self.operations}: structure ELEMENTWISE and `derivative` go together")
 
     def residual_of(self, op: Op) -> Residual:
         """The residual of this very use."""
         return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
+
+    def structure_of(self, op: Op) -> Structure:
+        """The structure of this very use."""
+        return self.structure if isinstance(self.structure, Structure) else self.structure(op)
 
 
 @dataclass(frozen=True)

@@ -233,20 +233,21 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
 
 
 def _check_structure(rule: Rule, setting: Setting, op: Op, where: str) -> None:
-    if rule.structure is Structure.GENERAL:
+    structure = rule.structure_of(op)
+    if structure is Structure.GENERAL:
         return
     for name, i in setting.inputs(setting.active()):
         size = int(torch.tensor(op.shape("output")).prod())
         unit = torch.eye(size, dtype=torch.float64).reshape(1, size, *op.shape("output"))
         rows = _flat(_pull_back(setting, name, unit.expand(SAMPLES, *unit.shape[1:]), i))
-        if rule.structure is Structure.SELECTION:
+        if structure is Structure.SELECTION:
             assert ((rows == 0) | (rows == 1)).all(), f"{where}: coefficients other than 0 and 1"
             assert ((rows != 0).sum(-1) <= 1).all(), f"{where}: no selection"
-        if rule.structure is Structure.CONSTANT:
+        if structure is Structure.CONSTANT:
             _close(rows[:1].expand_as(rows), rows, f"{where}: the Jacobian differs between samples")
             if rule.rows is not None and (given := rule.rows(op)) is not None:
                 _close(given.flatten(1), rows[0], f"{where}: rows")
-        if rule.structure is Structure.ELEMENTWISE:
+        if structure is Structure.ELEMENTWISE:
             assert rule.derivative is not None
             _close(torch.diag_embed(rule.derivative(op).reshape(SAMPLES, -1)), rows, f"{where}: derivative")
 
