@@ -36,8 +36,12 @@ class Value:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's part; a value without sample axis is its own part."""
-        return tuple(int(length) for length in (self.shape[1:] if self.batched else self.shape))
+        """The shape of one sample's part; a value without sample axis is its own part.
+
+        A length that still depends on the batch stays an expression: such a value's operation is refused by name.
+        """
+        lengths = self.shape[1:] if self.batched else self.shape
+        return tuple(length if getattr(length, "free_symbols", ()) else int(length) for length in lengths)
 
     @property
     def floating(self) -> bool:
