@@ -47,7 +47,7 @@ class Setting:
 
     def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
         lead = (SAMPLES,) if self.batched(name, index) else ()
-        draw = self.case.make.get(name, lambda shape: torch.randn(*shape, dtype=torch.float64))
+        draw = self.case.make.get(name, lambda shape: torch.randn(tuple(shape), dtype=torch.float64))
         value = draw((*lead, *shape))
         return (value * scale).to(dtype) if value.is_floating_point() else value
 

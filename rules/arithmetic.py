@@ -1,0 +1,142 @@
+"""Sums, differences, products and quotients of two operands.
+
+A product's residual is a cross block [[0, g], [g, 0]] = g/2 ([1; 1][1; 1]^T - [1; -1][1; -1]^T): two columns per
+element, of opposite signs. It vanishes where only one operand carries derivatives.
+"""
+
+import math
+
+import torch
+from hbpcompiler.rules.aligned import (
+    added,
+    columns_per_element,
+    is_whole,
+    misaligned,
+    multiplied,
+    other_than,
+    scaled,
+    unbroadcast,
+    varying,
+)
+from hbpcompiler.rules.binary import Look, binary, operands
+
+from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
+
+NUMBER = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (1, -1, 1.7)]
+
+# -- sums ------------------------------------------------------------------------------------------------------------
+
+ADD = binary(
+    "aten.add",
+    lambda op: op.self + scaled(op.other, op.alpha),
+    lambda op, name, g, look: scaled(g, 1 if name == "self" else op.alpha),
+    ZERO,
+    [*operands(), *operands(alpha=2)[-4:], *NUMBER],
+    lambda op, name: added(op, name, 1 if name == "self" else op.alpha),
+)
+SUB = binary(
+    "aten.sub",
+    lambda op: op.self - scaled(op.other, op.alpha),
+    lambda op, name, g, look: scaled(g, 1 if name == "self" else -op.alpha),
+    ZERO,
+    [*operands(), *operands(alpha=2)[-4:], *NUMBER],
+    lambda op, name: added(op, name, 1 if name == "self" else -op.alpha),
+)
+RSUB = binary(
+    "aten.rsub",
+    lambda op: op.other - scaled(op.self, op.alpha),
+    lambda op, name, g, look: scaled(g, 1 if name == "other" else -op.alpha),
+    ZERO,
+    [*operands(), *operands(alpha=2)[-4:], *NUMBER],
+    lambda op, name: added(op, name, 1 if name == "other" else -op.alpha),
+)
+
+
+# -- products --------------------------------------------------------------------------------------------------------
+
+
+def count(op: Op) -> int:
+    return 2 * math.prod(op.shape("output"))
+
+
+def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    root, signs = columns_per_element(op, gradient / 2)
+    columns = {
+        "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
+        "other": unbroadcast(op, "other", torch.cat([root, -root], 1)),
+    }
+    return columns, torch.cat([signs, -signs], 1)
+
+
+def product_parameter(op: Op, name: str) -> Contraction:
+    met = other_than(name)
+    return multiplied(op, name, lambda op: getattr(op, met), is_whole(op, met))
+
+
+MUL = binary(
+    "aten.mul",
+    lambda op: op.self * op.other,
+    lambda op, name, g, look: g * look(other_than(name)),
+    lambda op: Factor(count, product_factor) if len(varying(op)) == 2 else ZERO,
+    [*operands(), *NUMBER],
+    product_parameter,
+)
+
+# -- quotients -------------------------------------------------------------------------------------------------------
+
+
+def quotient_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+    if name == "self":
+        return cotangents / look("other")
+    return -cotangents * look("output") / look("other")
+
+
+def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """With f = x / y and a = -g / y^2 the residual is [[0, a], [a, -2 a f]].
+
+    That is a / 2t ([1; t-f][1; t-f]^T - [1; -t-f][1; -t-f]^T) for any t; this t keeps both parts of one size.
+    """
+    f = op.output
+    t = (1 + f.square()).sqrt()
+    root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
+    columns = {
+        "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
+        "other": unbroadcast(op, "other", torch.cat([root * (t - f).unsqueeze(1), root * (-t - f).unsqueeze(1)], 1)),
+    }
+    return columns, torch.cat([signs, -signs], 1)
+
+
+def quotient_diagonal(op: Op, gradient: Tensor) -> Tensor:
+    curvature = 2 * gradient * op.output / op.other.square()
+    return unbroadcast(op, "other", curvature.unsqueeze(1)).squeeze(1)
+
+
+def quotient_residual(op: Op) -> Residual:
+    if not op.varies("other"):
+        return ZERO
+    return Factor(count, quotient_factor) if op.varies("self") else Diagonal(quotient_diagonal)
+
+
+def quotient_parameter(op: Op, name: str) -> Contraction | None:
+    if name == "other":
+        return None  # curved in the parameter itself, which a contraction cannot say
+    return multiplied(op, name, lambda op: torch.ones_like(op.output) / op.other, True)
+
+
+def quotient_refused(op: Op) -> str | None:
+    if getattr(op, "rounding_mode", None):
+        return "it rounds its result, which has no derivative"
+    return misaligned(op)
+
+
+DIV = binary(
+    "aten.div",
+    lambda op: op.self / op.other,
+    quotient_pull,
+    quotient_residual,
+    [*operands(), *NUMBER],
+    quotient_parameter,
+    lambda op: (
+        "it rounds its result, which has no derivative" if getattr(op, "rounding_mode", None) else misaligned(op)
+    ),
+)

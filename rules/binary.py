@@ -1,0 +1,76 @@
+"""The frame of elementwise operations on two operands, each of which may be broadcast, constant or a number."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from hbpcompiler.rules.aligned import is_whole, lifted, misaligned, unbroadcast, varying
+
+from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor
+
+Look = Callable[[str], Any]
+"""An operand, or "output", by its name; None or a number stays itself."""
+Pull = Callable[[Op, str, Any, Look], Any]
+"""(op, operand, cotangents, look) -> cotangents times the result's derivative in that operand, not yet summed over what
+is broadcast. What `look` gives is ready to meet the cotangents, be they columns or not."""
+
+
+def binary(
+    operation: str,
+    forward: Callable[[Op], Any],
+    pull: Pull,
+    residual: Residual | Callable[[Op], Residual],
+    cases: Sequence[Case],
+    params: Callable[[Op, str], Contraction | None] = lambda op, name: None,
+    refuse: Callable[[Op], str | None] = misaligned,
+) -> Rule:
+    """A rule for an operation on `self` and `other`; `params(op, operand)` for an operand that may be a parameter."""
+
+    def jac_t(name: str) -> Callable[[Op, Tensor], Tensor]:
+        return lambda op, columns: unbroadcast(op, name, pull(op, name, columns, lambda operand: lifted(op, operand)))
+
+    def derivative(op: Op) -> Tensor:
+        pulled: Tensor = pull(op, varying(op)[0], torch.ones_like(op.output), lambda operand: getattr(op, operand))
+        return pulled
+
+    def structure(op: Op) -> Structure:
+        names = varying(op)
+        return Structure.ELEMENTWISE if len(names) == 1 and is_whole(op, names[0]) else Structure.GENERAL
+
+    def contractions(op: Op) -> Mapping[str, Contraction]:
+        operands = [name for name in ("self", "other") if op.has(name) and not op.has_samples(name)]
+        return {name: found for name in operands if (found := params(op, name)) is not None}
+
+    return Rule(
+        operations=[operation],
+        forward=forward,
+        jac_t={"self": jac_t("self"), "other": jac_t("other")},
+        params=contractions,
+        residual=residual,
+        structure=structure,
+        derivative=derivative,
+        refuse=refuse,
+        cases=cases,
+    )
+
+
+def operands(overload: str = "Tensor", **attributes: Any) -> list[Case]:
+    """Operands of all kinds that meet."""
+    both = ("self", "other")
+    made = {"other": away_from_zero}
+    shapes = [((3,), (3,)), ((2, 3), (2, 1)), ((1, 3), (2, 1)), ((), ())]
+    cases = [Case({"self": a, "other": b}, attributes, both, overload, make=made) for a, b in shapes]
+    for name in both:
+        cases.append(Case({"self": (2, 3), "other": (2, 3)}, attributes, both, overload, make=made, constant=(name,)))
+        batched = tuple(operand for operand in both if operand != name)
+        for shape in ((3,), (2, 3), (2, 1), (), (1, 2, 3), (1,)):
+            given = {"self": (2, 3), "other": (2, 3), name: shape}
+            cases.append(Case(given, attributes, batched, overload, make=made, constant=(name,)))
+            cases.append(Case(given, attributes, batched, overload, make=made))
+        cases.append(Case({"self": (2, 1), "other": (2, 1), name: (2, 3)}, attributes, batched, overload, make=made))
+    return cases
+
+
+def away_from_zero(shape: Sequence[int]) -> Tensor:
+    drawn = torch.randn(tuple(shape), dtype=torch.float64)
+    return drawn + drawn.sign()
