@@ -1,4 +1,4 @@
-"""Every quantity by brute force: slow autograd loops that follow the definitions. The tests and the demo compare with it.
+"""Every quantity by brute force: slow autograd loops that follow the definitions, for the tests and the demo.
 
 Nothing here is shared with the compiler. Whatever the loss divides by, sample n's share of L is l_n / N for a mean
 loss and l_n for a summed one; the share's gradient is what flows back from sample n's slice of the output alone.
