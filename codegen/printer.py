@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,15 +13,15 @@ import torch.nn.functional as F
 from torch import fx
 
 # Binding strength: an operand that binds less tightly than its place is put in parentheses.
-COMPARE, ADD, MULTIPLY, UNARY, POWER, ATOM = range(6)
+COMPARE, OR, AND, ADD, MULTIPLY, UNARY, POWER, ATOM = range(8)
 
 INFIX: Mapping[Any, tuple[str, int]] = {
     operator.add: ("+", ADD), operator.sub: ("-", ADD), operator.mul: ("*", MULTIPLY),
     operator.truediv: ("/", MULTIPLY), operator.floordiv: ("//", MULTIPLY), operator.mod: ("%", MULTIPLY),
     operator.matmul: ("@", MULTIPLY), operator.pow: ("**", POWER), operator.gt: (">", COMPARE),
     operator.ge: (">=", COMPARE), operator.lt: ("<", COMPARE), operator.le: ("<=", COMPARE),
-    operator.eq: ("==", COMPARE), operator.ne: ("!=", COMPARE), operator.and_: ("&", COMPARE),
-    operator.or_: ("|", COMPARE),
+    operator.eq: ("==", COMPARE), operator.ne: ("!=", COMPARE), operator.and_: ("&", AND),
+    operator.or_: ("|", OR),
 }
 PREFIX: Mapping[Any, str] = {operator.neg: "-", operator.invert: "~"}
 
@@ -78,8 +79,9 @@ def expression(node: fx.Node, look: Look) -> Text:
         return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], node.kwargs, show)})", ATOM
     if target in INFIX:
         sign, strength = INFIX[target]
-        left, right = (show(args[0], strength + 1), show(args[1], strength)) if strength == POWER else (
-            show(args[0], strength), show(args[1], strength + 1))
+        # Comparisons would chain, powers group from the right, all others from the left.
+        left = show(args[0], strength + (strength in (COMPARE, POWER)))
+        right = show(args[1], strength + (strength != POWER))
         return f"{left} {sign} {right}", strength
     if target in PREFIX:
         return PREFIX[target] + show(args[0], UNARY), UNARY
@@ -90,7 +92,20 @@ def expression(node: fx.Node, look: Look) -> Text:
     if target is torch.einsum:
         # TorchScript takes the operands as one list.
         return f"torch.einsum({quote(str(args[0]))}, [{', '.join(show(item) for item in args[1:])}])", ATOM
-    return f"{function_name(target)}({_arguments(args, node.kwargs, show)})", ATOM
+    defaults = _defaults(target)
+    told = {name: item for name, item in node.kwargs.items() if name not in defaults or item is not defaults[name]}
+    return f"{function_name(target)}({_arguments(args, told, show)})", ATOM
+
+
+@cache
+def _defaults(target: Any) -> Mapping[str, Any]:
+    """Keyword defaults of a function written in Python: torch records them, readers need not see them."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {parameter.name: parameter.default for parameter in parameters
+            if parameter.default is None or isinstance(parameter.default, bool)}
 
 
 def quote(text: str) -> str:

@@ -53,7 +53,8 @@ def _run(graph: fx.Graph, arguments: Sequence[Any]) -> dict[fx.Node, Any]:
 
 def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
     runs = []
-    for length in BATCHES:
+    # A body for single samples may rely on their number.
+    for length in BATCHES if loop.chunk > 1 else (1, 1):
         rows = [_resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
         parts = [_resized(tensor, loop.axis, length) for tensor in cut]
         runs.append(_run(loop.body, [*accumulators[: loop.totals], *rows, *parts, *whole]))

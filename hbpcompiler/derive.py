@@ -13,7 +13,7 @@ from torch import fx
 from hbpcompiler.errors import CompileError, ModelError, listing
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.match import bind
-from hbpcompiler.plan import Average, Birth, Close, Gather, Piece, Plan, Pull, Sample, Seed, Widen, meta
+from hbpcompiler.plan import PREFIX, Average, Birth, Close, Gather, Piece, Plan, Pull, Sample, Seed, Widen, meta
 from hbpcompiler.quantities import DIAGONAL, FACTOR, NEGATIVE, POSITIVE, QUANTITIES, Closed, Closing, closings_for
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, Use
@@ -140,7 +140,7 @@ class _Derivation:
         """Columns add up where a value fans out, as gradients do."""
         key = (value.name, piece.name)
         total = self.columns[key] + columns if key in self.columns else columns
-        self.columns[key] = named(total, f"{piece.name}_{self.names[value.name]}")
+        self.columns[key] = named(total, f"{PREFIX[piece.stream]}_{self.names[value.name]}")
 
     def _seed(self, step: Seed) -> None:
         rule, op, piece = self.rules[step.operation.name], self.ops[step.operation.name], step.piece

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
 from sympy import Expr, Piecewise, Symbol
 from torch import Tensor
 
-from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, elementwise_jac_t
+from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure
 from hbpcompiler.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
 
 x = Symbol("x", real=True)
@@ -27,7 +27,7 @@ y = Symbol("y", real=True)
 dy = Symbol("dy", real=True)
 """Its first derivative, for second derivatives that are written by hand."""
 
-Written = Expr | Callable[[Op], Expr | None] | None
+Written: TypeAlias = "Expr | Callable[[Op], Expr | None] | None"
 """An expression, or a function of op where an attribute chooses between expressions; None: sympy's own."""
 
 
@@ -61,10 +61,15 @@ def elementwise(
         return first_written, second_written
 
     def derivative(op: Op) -> Any:
-        return _write(op, pair(op), 0)
+        value = _write(op, pair(op), 0)
+        return torch.full_like(op.self, value) if isinstance(value, int | float) else value
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        value = _write(op, pair(op), 0)
+        return _scaled(columns, value) if isinstance(value, int | float) else columns * value.unsqueeze(1)
 
     def diagonal(op: Op, gradient: Tensor) -> Tensor:
-        return gradient * _write(op, pair(op), 1)
+        return _scaled(gradient, _write(op, pair(op), 1))
 
     def residual(op: Op) -> Residual:
         return ZERO if pair(op)[1] == 0 else Diagonal(diagonal)
@@ -72,7 +77,7 @@ def elementwise(
     return Rule(
         operations=[operation] if isinstance(operation, str) else list(operation),
         forward=forward,
-        jac_t={"self": elementwise_jac_t(derivative)},
+        jac_t={"self": jac_t},
         residual=residual,
         structure=Structure.ELEMENTWISE,
         derivative=derivative,
@@ -130,7 +135,7 @@ def _shared(pair: tuple[Expr, Expr]) -> tuple[list[tuple[Symbol, Expr]], list[Ex
 
 
 def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
-    """y' or y'' as a tensor. Only what it reads is read: the planner keeps nothing else for the backward pass."""
+    """y' or y'', a tensor or a number. Nothing is read but what it needs, and so nothing else is kept."""
     parts, reduced = _shared(pair)
     readers: Mapping[Symbol, Callable[[], Any]] = {
         x: lambda: op.self,
@@ -146,8 +151,13 @@ def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
                 values[symbol] = readers[symbol]()
         return evaluate(expression, values)
 
-    result = value_of(reduced[which])
-    return torch.full_like(op.self, result) if isinstance(result, int | float) else result
+    return value_of(reduced[which])
+
+
+def _scaled(value: Tensor, factor: Any) -> Tensor:
+    if isinstance(factor, int | float) and abs(factor) == 1:
+        return value if factor == 1 else -value
+    return value * factor
 
 
 __all__ = [

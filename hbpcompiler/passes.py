@@ -95,6 +95,19 @@ def read_shapes_at_the_source(graph: fx.Graph) -> None:
                 graph.erase_node(node)
 
 
+NEUTRAL = {operator.mul: (1,), operator.truediv: (1,), operator.add: (0,), operator.sub: (0,)}
+
+
+def drop_neutral(graph: fx.Graph) -> None:
+    """x * 1, x / 1, x + 0: x."""
+    for node in list(graph.nodes):
+        if node.target in NEUTRAL and isinstance(node.args[0], fx.Node) and not isinstance(node.args[1], fx.Node):
+            other = node.args[1]
+            if isinstance(other, int | float) and other in NEUTRAL[node.target]:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+
+
 def drop_dead(graph: fx.Graph) -> None:
     """What nothing reads is not computed."""
     for node in reversed(list(graph.nodes)):
@@ -114,6 +127,7 @@ def _outlives(node: fx.Node) -> bool:
 
 
 PASSES: tuple[Callable[[fx.Graph], None], ...] = (
+    drop_neutral,
     share_common_subexpressions,
     cancel_inverses,
     share_common_subexpressions,

@@ -37,6 +37,13 @@ class expm1(sympy.Function):  # type: ignore[misc]  # as above
         return sympy.exp(self.args[0])
 
 
+class log1p(sympy.Function):  # type: ignore[misc]  # as above
+    """log(1 + x)."""
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return 1 / (1 + self.args[0])
+
+
 class normal_pdf(sympy.Function):  # type: ignore[misc]  # as above
     """Density of the standard normal distribution."""
 
@@ -63,6 +70,7 @@ TORCH: dict[type, Callable[..., Any]] = {
     sigmoid: torch.sigmoid,
     softplus: F.softplus,
     expm1: torch.expm1,
+    log1p: torch.log1p,
     normal_pdf: _normal_pdf,
     normal_cdf: _normal_cdf,
     sympy.tanh: torch.tanh,
@@ -72,6 +80,12 @@ TORCH: dict[type, Callable[..., Any]] = {
     sympy.sign: torch.sign,
     sympy.sin: torch.sin,
     sympy.cos: torch.cos,
+    sympy.tan: torch.tan,
+    sympy.asin: torch.asin,
+    sympy.acos: torch.acos,
+    sympy.atan: torch.atan,
+    sympy.sinh: torch.sinh,
+    sympy.cosh: torch.cosh,
     sympy.erf: torch.erf,
 }
 """sympy function -> torch function; a rule file may add its own."""

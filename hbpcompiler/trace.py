@@ -78,7 +78,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tenso
     batch = tuple(tensor[:1].detach().expand(TRACED_BATCH, *tensor.shape[1:]).clone() for tensor in (*inputs, target))
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(batch)
     whole = _Whole(model, loss)
-    whole.train(model.training)
+    whole.training = model.training  # not train(): that would reach into the user's modules
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:

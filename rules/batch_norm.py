@@ -24,7 +24,7 @@ def forward(op: Op) -> Tensor:
 
 def scale(op: Op) -> Tensor:
     """gamma / sqrt(var + eps), one number per channel, with axes for the positions."""
-    factor = (op.running_var + op.eps).rsqrt()
+    factor: Tensor = (op.running_var + op.eps).rsqrt()
     if op.has("weight"):
         factor = op.weight * factor
     positions = len(op.shape("input")) - 1

@@ -33,23 +33,27 @@ def gradient(op: Op) -> Tensor:
     return _weighted(op, p - op.target)
 
 
+def _weights(op: Op) -> list[Tensor]:
+    """What multiplies the Hessian p (1 - p), but for the share."""
+    given = [op.weight] if op.has("weight") else []
+    return [*given, 1 + (op.pos_weight - 1) * op.target] if op.has("pos_weight") else given
+
+
 def diagonal(op: Op) -> Tensor:
     p = torch.sigmoid(op.self)
     curve = p * (1 - p)
-    if op.has("pos_weight"):
-        curve = curve * (1 + (op.pos_weight - 1) * op.target)
-    return _weighted(op, curve)
+    for weight in _weights(op):
+        curve = curve * weight
+    return scaled(curve, share(op))
 
 
 def sample(op: Op, draws: int) -> Tensor:
     """p - t with t drawn from the output's Bernoulli distribution."""
     p = repeated(torch.sigmoid(op.self), draws, op.shape("self"))
-    weight = torch.full_like(op.self, share(op) / draws)
-    if op.has("weight"):
-        weight = weight * op.weight
-    if op.has("pos_weight"):
-        weight = weight * (1 + (op.pos_weight - 1) * op.target)
-    return (p - torch.bernoulli(p)) * weight.sqrt().unsqueeze(1)
+    noise = (p - torch.bernoulli(p)) * (share(op) / draws) ** 0.5
+    for weight in _weights(op):
+        noise = noise * weight.sqrt().expand_as(op.self).unsqueeze(1)
+    return noise
 
 
 def _positive(shape: Sequence[int]) -> Tensor:

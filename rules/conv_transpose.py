@@ -58,10 +58,11 @@ def conv_transpose(axes: int) -> Rule:
         return flat if op.groups == 1 else flat.unflatten(1, (op.groups, -1))
 
     def summed(op: Op, gradient: Tensor) -> Tensor:
-        return torch.ops.aten.convolution_backward(
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             gradient, op.input, op.weight, None, per_axis(op.stride, axes), per_axis(op.padding, axes),
             per_axis(op.dilation, axes), True, per_axis(op.output_padding, axes), op.groups, [False, True, False],
-        )[1]  # fmt: skip
+        )  # fmt: skip
+        return gradients[1]
 
     def params(op: Op) -> Mapping[str, Contraction]:
         equation = "nkop,nip->nkio" if op.groups == 1 else "nkgop,ngip->nkgio"

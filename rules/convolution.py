@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 
@@ -51,6 +52,11 @@ def convolution(axes: int) -> Rule:
         before, _ = padding_of(op, axes)
         stride, dilation = per_axis(op.stride, axes), per_axis(op.dilation, axes)
         inner, outer, kernel = op.shape("input")[1:], op.shape("output")[1:], op.shape("weight")[2:]
+        if prod(kernel) == prod(stride) == op.groups == 1 and not any(before):
+            back: Tensor = op.weight.flatten(1).t() @ flat_positions(
+                columns, axes
+            )  # two to four times as fast on a CPU
+            return back.unflatten(3, list(inner)) if axes > 1 else back
         # Positions at the end that no kernel reached (more than the transposed convolution makes), or its surplus.
         missing = [
             i - ((o - 1) * s - 2 * b + d * (k - 1) + 1)
@@ -79,10 +85,11 @@ def convolution(axes: int) -> Rule:
     def summed(op: Op, gradient: Tensor) -> Tensor:
         before, after = padding_of(op, axes)
         padded = pad_axes(op.input, [0] * axes, [a - b for a, b in zip(after, before, strict=True)])
-        return torch.ops.aten.convolution_backward(
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             gradient, padded, op.weight, None, per_axis(op.stride, axes), before, per_axis(op.dilation, axes),
             False, [0] * axes, op.groups, [False, True, False],
-        )[1]  # fmt: skip
+        )  # fmt: skip
+        return gradients[1]
 
     def params(op: Op) -> Mapping[str, Contraction]:
         equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"

@@ -49,7 +49,8 @@ def given(*shape: int, batched: Sequence[str] = ("self",), **attributes: Any) ->
 
 
 def reshape(op: Op) -> Tensor:
-    return op.self.reshape(*([-1] if op.has_samples("self") else []), *op.shape("output"))
+    result: Tensor = op.self.reshape(*([-1] if op.has_samples("self") else []), *op.shape("output"))
+    return result
 
 
 def reshape_back(op: Op, columns: Tensor) -> Tensor:

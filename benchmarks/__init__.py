@@ -1,0 +1,1 @@
+"""Benchmarks of hbpcompiler beside its peers: `python -m benchmarks.compare --help`."""

@@ -1,0 +1,56 @@
+"""An operation that the library does not know, and the one file that makes every quantity work for it.
+
+    python examples/own_rule.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import kflr, reference, relative_error
+
+RULE = Path(__file__).with_name("asinh_rule.py")
+BRUTE_FORCE = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
+TOLERANCE = 1e-8
+
+
+class Asinh(nn.Module):
+    """Like a logarithm on both sides, without a jump at zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.asinh(x)
+
+
+def main() -> int:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), Asinh(), nn.Linear(8, 6), Asinh(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(10, 5, dtype=torch.float64), torch.randint(3, (10,))
+
+    print("Without the rule:\n")
+    try:
+        hbp.compile(model, quantities=list(hbp.QUANTITIES), example_inputs=(x, y))
+    except hbp.UnsupportedOpError as error:
+        print(error)
+
+    print(f"\nWith {RULE.name}:\n\n{RULE.read_text()}")
+    compiled = hbp.compile(model, quantities=list(hbp.QUANTITIES), rules=[RULE])
+    result = compiled(x, y)
+    loss, worst = nn.CrossEntropyLoss(), 0.0
+    for quantity in BRUTE_FORCE:
+        expected = reference(model, loss, (x,), y, quantity)
+        worst = max(worst, *(relative_error(result[quantity][name], value) for name, value in expected.items()))
+    for name, (a, b) in kflr(model, loss, (x,), y).items():
+        found = result.kflr[name]
+        worst = max(worst, relative_error(found.B, b), 0.0 if a is None else relative_error(found.A, a))
+    print(f"Largest relative error against brute-force autograd: {worst:.1e}")
+    print(f"Also computed: {', '.join(name for name in result if name not in (*BRUTE_FORCE, 'kflr'))}")
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

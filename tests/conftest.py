@@ -1,0 +1,14 @@
+"""Hypothesis settings: a compile takes about a second, so failing examples are shrunk only if HBP_SHRINK is set."""
+
+import os
+import warnings
+
+from hypothesis import HealthCheck, Phase, settings
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+PHASES = list(Phase) if os.environ.get("HBP_SHRINK") else [Phase.explicit, Phase.reuse, Phase.generate]
+settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "40")),
+                          suppress_health_check=SLOW, phases=PHASES, print_blob=True)
+settings.load_profile("hbp")
+
+warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
