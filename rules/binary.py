@@ -16,7 +16,7 @@ is broadcast. What `look` gives is ready to meet the cotangents, be they columns
 
 
 def binary(
-    operation: str,
+    operation: str | Sequence[str],
     forward: Callable[[Op], Any],
     pull: Pull,
     residual: Residual | Callable[[Op], Residual],
@@ -42,7 +42,7 @@ def binary(
         return {name: found for name in operands if (found := params(op, name)) is not None}
 
     return Rule(
-        operations=[operation],
+        operations=[operation] if isinstance(operation, str) else operation,
         forward=forward,
         jac_t={"self": jac_t("self"), "other": jac_t("other")},
         params=contractions,

@@ -1,0 +1,155 @@
+"""Operations that choose: clamp, the larger or smaller of two, where and masked_fill, triangles of a matrix."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import sympy
+import torch
+from hbpcompiler.rules.aligned import lifted, misaligned, other_than, unbroadcast
+from hbpcompiler.rules.binary import Look, binary, operands
+
+from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+
+# -- within limits: at a limit itself the gradient passes, as torch has it --------------------------------------------
+
+
+def limits(op: Op) -> tuple[float | None, float | None]:
+    return getattr(op, "min", None), getattr(op, "max", None)
+
+
+def inside(op: Op) -> sympy.Expr:
+    low, high = limits(op)
+    above = sympy.true if low is None else x >= low
+    return Piecewise((1, above & (sympy.true if high is None else x <= high)), (0, True))
+
+
+def clamp_refused(op: Op) -> str | None:
+    return "its limits are tensors; use torch.maximum and torch.minimum" if op.has("min") or op.has("max") else None
+
+
+CLAMP = [
+    replace(
+        elementwise(
+            name,
+            lambda op: x,  # only its derivatives count, and they are given
+            first=inside,
+            second=sympy.Integer(0),
+            forward=lambda op: op.self.clamp(*limits(op)),
+            cases=settings(*given),
+        ),
+        refuse=clamp_refused,
+    )
+    for name, given in (
+        ("aten.clamp", ({"min": -0.5, "max": 0.7}, {"min": 0.1}, {"max": 0})),
+        ("aten.clamp_min", ({"min": 0.1},)),
+        ("aten.clamp_max", ({"max": 0.1},)),
+    )
+]
+
+# -- the larger or smaller of two: equals share the gradient ----------------------------------------------------------
+
+
+def maximum_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+    mine, other = look(name), look(other_than(name))
+    return cotangents * ((mine > other).type_as(cotangents) + (mine >= other).type_as(cotangents)) / 2
+
+
+def minimum_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+    mine, other = look(name), look(other_than(name))
+    return cotangents * ((mine < other).type_as(cotangents) + (mine <= other).type_as(cotangents)) / 2
+
+
+MAXIMUM = binary(
+    ["aten.maximum", "aten.max.other"],
+    lambda op: torch.maximum(op.self, op.other),
+    maximum_pull,
+    ZERO,
+    operands(""),
+)
+MINIMUM = binary(
+    ["aten.minimum", "aten.min.other"],
+    lambda op: torch.minimum(op.self, op.other),
+    minimum_pull,
+    ZERO,
+    operands(""),
+)
+
+# -- by a mask -------------------------------------------------------------------------------------------------------
+
+
+def _mask(shape: Sequence[int]) -> Tensor:
+    return torch.rand(tuple(shape)) < 0.5
+
+
+def where_self(op: Op, columns: Tensor) -> Tensor:
+    return unbroadcast(op, "self", torch.where(lifted(op, "condition"), columns, 0))
+
+
+def where_other(op: Op, columns: Tensor) -> Tensor:
+    return unbroadcast(op, "other", torch.where(lifted(op, "condition"), 0, columns))
+
+
+def where_cases() -> list[Case]:
+    cases = []
+    for condition in ((2, 3), (3,), (1, 2, 1)):
+        for batched in (("self", "other"), ("self",), ("other",), ("self", "other", "condition")):
+            if "condition" not in batched or condition == (2, 3):
+                shapes = {"condition": condition, "self": (2, 3), "other": (2, 3)}
+                cases.append(Case(shapes, {}, batched, "self", make={"condition": _mask}))
+    given = {"condition": (2, 3), "self": (2, 3)}
+    cases.append(Case(given, {"other": 0.5}, ("condition", "self"), "ScalarOther", make={"condition": _mask}))
+    given = {"condition": (2, 3), "other": (2, 1)}
+    cases.append(Case(given, {"self": 0.5}, ("condition", "other"), "ScalarSelf", make={"condition": _mask}))
+    return cases
+
+
+WHERE = Rule(
+    operations=["aten.where"],
+    forward=lambda op: torch.where(op.condition, op.self, op.other),
+    jac_t={"self": where_self, "other": where_other},
+    residual=ZERO,
+    structure=Structure.SELECTION,
+    refuse=lambda op: misaligned(op, ("condition", "self", "other")),
+    cases=where_cases(),
+)
+
+
+def masked_fill_refused(op: Op) -> str | None:
+    if op.shape("self") != op.shape("output") or op.varies("value"):
+        return "it broadcasts its input or fills in a trained value; use torch.where"
+    return misaligned(op, ("mask",))
+
+
+MASKED_FILL = Rule(
+    operations=["aten.masked_fill"],
+    forward=lambda op: op.self.masked_fill(op.mask, op.value),
+    jac_t={"self": lambda op, columns: columns.masked_fill(lifted(op, "mask"), 0)},
+    residual=ZERO,
+    structure=Structure.SELECTION,
+    refuse=masked_fill_refused,
+    cases=[
+        Case({"self": (2, 3), "mask": shape}, {"value": -7.0}, batched, "Scalar", make={"mask": _mask})
+        for shape, batched in (((3,), ("self",)), ((2, 3), ("self", "mask")), ((1, 3), ("self", "mask")))
+    ],
+)
+
+# -- triangles -------------------------------------------------------------------------------------------------------
+
+
+def _triangle(name: str) -> Rule:
+    def pulled(op: Op, columns: Tensor) -> Tensor:
+        return columns.tril(op.diagonal) if name == "tril" else columns.triu(op.diagonal)
+
+    return Rule(
+        operations=[f"aten.{name}"],
+        forward=lambda op: op.self.tril(op.diagonal) if name == "tril" else op.self.triu(op.diagonal),
+        jac_t={"self": pulled},
+        residual=ZERO,
+        structure=Structure.SELECTION,
+        refuse=lambda op: "its matrix has the sample axis as one of its two" if len(op.shape("self")) < 2 else None,
+        cases=[Case({"self": (3, 4)}), Case({"self": (2, 3, 3)}, {"diagonal": -1})],
+    )
+
+
+TRIANGLES = [_triangle("tril"), _triangle("triu")]
