@@ -1,0 +1,34 @@
+# make demo: sets up .venv and runs the main job. make test: sets it up and runs all tests.
+# TORCH chooses the build of torch: make test TORCH=torch==2.13.0
+TORCH ?= torch
+PYTHON ?= python3
+RUN := .venv/bin
+comma := ,
+
+.PHONY: demo test lint bench clean
+
+# Each stamp installs one set of extras; torch comes first, so that no extra pulls another one.
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(RUN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+.venv/%: .venv/torch pyproject.toml
+	$(RUN)/python -m pip install --quiet -e ".[$(subst +,$(comma),$*)]"
+	@touch $@
+
+demo: .venv/demo
+	$(RUN)/python examples/digits.py
+
+test: .venv/test+demo
+	$(RUN)/python -m pytest -n 2
+
+lint: .venv/test+demo+dev
+	$(RUN)/ruff check .
+	PYTHON=$(RUN)/python .ci/typecheck
+
+bench: .venv/demo
+	$(RUN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist out
