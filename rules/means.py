@@ -9,7 +9,7 @@ from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 CASES = [Case({"self": ()}), Case({"self": (3,)}), Case({"self": (2, 2)})]
 
 MEAN = LossRule(
-    operations=["aten.mean.default"],
+    operations=["aten.mean"],
     forward=lambda op: op.self.mean(),
     gradient=lambda op: torch.full_like(op.self, 1 / math.prod(op.shape("self"))),
     residual=ZERO,
@@ -23,7 +23,7 @@ def _ones(op: Op) -> Tensor:
 
 
 SUM = LossRule(
-    operations=["aten.sum.default"],
+    operations=["aten.sum"],
     forward=lambda op: op.self.sum(),
     gradient=_ones,
     residual=ZERO,

@@ -1,0 +1,149 @@
+"""Softmax, its logarithm, and the logarithm of its denominator, along one axis of a sample.
+
+With p = softmax(z) and H = diag(p) - p p^T, the Hessian of logsumexp in z is H, that of sum_j g_j log p_j is
+-(sum g) H, and that of sum_j g_j p_j is (I - p 1^T) diag(u) (I - 1 p^T) with u = p * (g - <g, p>).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hbpcompiler.rules.reductions import axes, over_samples, own_dtype, spread
+from hbpcompiler.rules.simplex import covariance_factor, positionwise
+
+from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
+
+
+def axis(op: Op) -> int:
+    """The axis of a sample along which to normalise."""
+    return axes(op, op.dim)[0]
+
+
+def positions(op: Op) -> Shape:
+    """All other axes of a sample."""
+    shape = op.shape("self")
+    return shape[: axis(op)] + shape[axis(op) + 1 :]
+
+
+def classes(op: Op) -> int:
+    return op.shape("self")[axis(op)]
+
+
+def classes_last(op: Op, value: Tensor) -> Tensor:
+    """[N, *z] -> [N, *positions, C]."""
+    return value if axis(op) == len(op.shape("self")) - 1 else value.movedim(axis(op) + 1, -1)
+
+
+def as_columns(op: Op, columns: Tensor) -> Tensor:
+    """Columns of each position, [N, *positions, k, C] -> columns of the sample, [N, k*P, *z]."""
+    whole = positionwise(columns, positions(op))
+    return whole.movedim(2, axis(op) + 2) if axis(op) else whole
+
+
+# -- softmax ---------------------------------------------------------------------------------------------------------
+
+
+def softmax_jac_t(op: Op, columns: Tensor) -> Tensor:
+    p = op.output.unsqueeze(1)
+    weighted = columns * p
+    return own_dtype(op, weighted - p * weighted.sum(axis(op) + 2, True))
+
+
+def softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A column sqrt|u_j| (e_j - p) for each class j."""
+    p = classes_last(op, op.output)
+    weighted = p * classes_last(op, gradient)
+    u = weighted - p * weighted.sum(-1, True)
+    root = u.abs().sqrt()
+    columns = torch.diag_embed(root) - root.unsqueeze(-1) * p.unsqueeze(-2)
+    signs = torch.ones_like(u).copysign(u)
+    signs = signs.movedim(-1, 1).flatten(1) if positions(op) else signs
+    return {"self": own_dtype(op, as_columns(op, columns))}, own_dtype(op, signs)
+
+
+def softmax_count(op: Op) -> int:
+    return math.prod(op.shape("self"))
+
+
+# -- what has the covariance of p for a Hessian ----------------------------------------------------------------------
+
+
+def covariance_columns(op: Op, p: Tensor, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The factor of total * (diag(p) - p p^T), with one total for each position, [N, *positions]."""
+    columns = covariance_factor(p) * total.abs().sqrt().unsqueeze(-1).unsqueeze(-1)
+    signs = torch.ones_like(total).copysign(total).reshape(-1, math.prod(positions(op)))
+    return {"self": own_dtype(op, as_columns(op, columns))}, own_dtype(op, signs.repeat(1, classes(op) - 1))
+
+
+def covariance_count(op: Op) -> int:
+    return (classes(op) - 1) * math.prod(positions(op))
+
+
+def log_softmax_jac_t(op: Op, columns: Tensor) -> Tensor:
+    return own_dtype(op, columns - op.output.exp().unsqueeze(1) * columns.sum(axis(op) + 2, True))
+
+
+def log_softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return covariance_columns(op, classes_last(op, op.output.exp()), -gradient.sum(axis(op) + 1))
+
+
+def logsumexp_jac_t(op: Op, columns: Tensor) -> Tensor:
+    return spread(op, columns) * torch.softmax(op.self, axis(op) + 1).unsqueeze(1)
+
+
+def logsumexp_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    p = torch.softmax(op.self, axis(op) + 1)
+    return covariance_columns(op, classes_last(op, p), gradient.squeeze(axis(op) + 1) if op.keepdim else gradient)
+
+
+def logsumexp_refused(op: Op) -> str | None:
+    if len(axes(op, op.dim)) != 1:
+        return "it goes over several axes at once; flatten them into one"
+    return over_samples(op)
+
+
+def curved(factor: Factor) -> Callable[[Op], Residual]:
+    """One class alone leaves nothing to distribute."""
+    return lambda op: factor if classes(op) > 1 else ZERO
+
+
+CASES = [
+    Case({"self": shape}, {"dim": dim})
+    for shape, dim in (((4,), 1), ((4,), -1), ((2, 3), 2), ((3, 2), 1), ((2, 3, 2), 2), ((1,), 1))
+]
+
+
+def dtype_of(op: Op) -> dict[str, Any]:
+    return {} if getattr(op, "dtype", None) is None else {"dtype": op.dtype}
+
+
+SOFTMAX = Rule(
+    operations=["aten.softmax", "aten._softmax"],
+    forward=lambda op: torch.softmax(op.self, op.dim, **dtype_of(op)),
+    jac_t={"self": softmax_jac_t},
+    residual=curved(Factor(softmax_count, softmax_factor)),
+    refuse=over_samples,
+    cases=[replace(case, attributes={**case.attributes, "half_to_float": False}) for case in CASES],
+)
+LOG_SOFTMAX = Rule(
+    operations=["aten.log_softmax", "aten._log_softmax"],
+    forward=lambda op: torch.log_softmax(op.self, op.dim, **dtype_of(op)),
+    jac_t={"self": log_softmax_jac_t},
+    residual=curved(Factor(covariance_count, log_softmax_factor)),
+    refuse=over_samples,
+    cases=SOFTMAX.cases,
+)
+LOGSUMEXP = Rule(
+    operations=["aten.logsumexp"],
+    forward=lambda op: torch.logsumexp(op.self, op.dim, op.keepdim),
+    jac_t={"self": logsumexp_jac_t},
+    residual=curved(Factor(covariance_count, logsumexp_factor)),
+    refuse=logsumexp_refused,
+    cases=[
+        Case(case.shapes, {"dim": [case.attributes["dim"]], "keepdim": keepdim})
+        for case in CASES
+        for keepdim in (False, True)
+    ],
+)
