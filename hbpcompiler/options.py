@@ -90,8 +90,10 @@ def check_model(model: Any, loss: Any) -> None:
 
 def check_example(example: Any) -> tuple[Tensor, ...]:
     """example_inputs must be what a call takes: (X, y)."""
-    if not isinstance(example, tuple | list) or len(example) < 2:
+    if not isinstance(example, tuple | list):
         raise OptionTypeError(f"example_inputs must be a tuple (X, y), not {type(example).__name__}")
+    if len(example) < 2:
+        raise OptionTypeError(f"example_inputs must be a tuple (X, y), but it has length {len(example)}")
     return tuple(example)
 
 
