@@ -60,6 +60,10 @@ class Op:
             known = sorted({*self._attributes, *self._shapes})
             raise AttributeError(f"this operation has no argument '{name}'; it has {', '.join(known)}") from None
 
+    def argument(self, name: str) -> Any:
+        """The argument `name`, also where Op itself has something of that name (`index` of torch.gather)."""
+        return self.__getattr__(name)
+
     def shape(self, name: str) -> Shape:
         """The static shape of tensor `name`, without the sample axis if it has one; of a list, a list of shapes.
 
@@ -226,6 +230,10 @@ class Rule:
     def residual_of(self, op: Op) -> Residual:
         """The residual of this very use."""
         return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
+
+    def elementwise_in(self, op: Op) -> bool:
+        """Whether, at this use, columns cross by one product with `derivative`: only one input carries them."""
+        return self.structure_of(op) is Structure.ELEMENTWISE and sum(op.varies(name) for name in self.jac_t) == 1
 
     def structure_of(self, op: Op) -> Structure:
         """The structure of this very use."""

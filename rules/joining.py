@@ -1,0 +1,51 @@
+"""Tensors laid side by side: cat along an axis, stack along a new one. Each gets its own part of the columns."""
+
+import torch
+from hbpcompiler.rules.selections import axis
+
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+
+
+def cat_jac_t(op: Op, columns: Tensor, index: int) -> Tensor:
+    lengths = [shape[axis(op, "tensors.0")] for shape in op.shape("tensors")]
+    return columns.narrow(axis(op, "tensors.0") + 2, sum(lengths[:index]), lengths[index])
+
+
+def stack_jac_t(op: Op, columns: Tensor, index: int) -> Tensor:
+    return columns.select(axis(op, "tensors.0", 1) + 2, index)
+
+
+def refused(op: Op, more: int) -> str | None:
+    if any(op.has_samples(f"tensors.{i}") != op.has_samples("tensors.0") for i in range(len(op.shape("tensors")))):
+        return "some of its tensors have samples and some have none; expand them first"
+    if axis(op, "tensors.0", more) == -1:
+        return "it joins along the sample axis; join along the axes after it"
+    return None
+
+
+CAT = Rule(
+    operations=["aten.cat"],
+    forward=lambda op: torch.cat(op.tensors, op.dim),
+    jac_t={"tensors": cat_jac_t},
+    residual=ZERO,
+    structure=Structure.SELECTION,
+    refuse=lambda op: refused(op, 0),
+    cases=[
+        Case({"tensors": [(3,), (2,), (1,)]}, {"dim": 1}, ("tensors",)),
+        Case({"tensors": [(2, 3), (2, 1)]}, {"dim": -1}, ("tensors",)),
+        Case({"tensors": [(2, 3), (1, 3)]}, {"dim": 1}, ("tensors",), constant=("tensors.0",)),
+    ],
+)
+STACK = Rule(
+    operations=["aten.stack"],
+    forward=lambda op: torch.stack(op.tensors, op.dim),
+    jac_t={"tensors": stack_jac_t},
+    residual=ZERO,
+    structure=Structure.SELECTION,
+    refuse=lambda op: refused(op, 1),
+    cases=[
+        Case({"tensors": [(3,), (3,)]}, {"dim": 1}, ("tensors",)),
+        Case({"tensors": [(2, 3), (2, 3), (2, 3)]}, {"dim": -1}, ("tensors",)),
+        Case({"tensors": [(), ()]}, {"dim": 1}, ("tensors",)),
+    ],
+)

@@ -1,0 +1,183 @@
+"""Parts of a tensor, and tensors made of parts: select, slice, split, gather, index_select, cat, stack.
+
+Columns go back to where the elements came from; all else gets zeros.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+
+
+def axis(op: Op, name: str = "self", more: int = 0) -> int:
+    """The operation's axis as counted within a sample; the sample axis itself is -1."""
+    lead = 1 if op.has_samples(name) else 0
+    dim: int = op.dim
+    return dim % (len(op.shape(name)) + lead + more) - lead
+
+
+def zeros(op: Op, columns: Tensor) -> Tensor:
+    return columns.new_zeros(columns.shape[0], columns.shape[1], *op.shape("self"))
+
+
+def across_samples(op: Op) -> str | None:
+    if axis(op) == -1:
+        return "it picks samples out of the batch; pick along the axes after the sample axis"
+    return None
+
+
+def picking(
+    operation: str | Sequence[str],
+    forward: Callable[[Op], Any],
+    jac_t: Callable[[Op, Tensor], Tensor],
+    cases: Sequence[Case],
+    refuse: Callable[[Op], str | None] = across_samples,
+) -> Rule:
+    """A rule for an operation that copies parts of `self`."""
+    return Rule(
+        operations=[operation] if isinstance(operation, str) else operation,
+        forward=forward,
+        jac_t={"self": jac_t},
+        residual=ZERO,
+        structure=Structure.SELECTION,
+        refuse=refuse,
+        cases=cases,
+    )
+
+
+# -- one place, or a range -------------------------------------------------------------------------------------------
+
+SELECT = picking(
+    "aten.select",
+    lambda op: op.self.select(op.dim, op.argument("index")),
+    lambda op, columns: zeros(op, columns).select_scatter(columns, axis(op) + 2, op.argument("index")),
+    [
+        Case({"self": shape}, {"dim": dim, "index": index}, overload="int")
+        for shape, dim, index in (((4,), 1, 2), ((2, 3), 1, -1), ((2, 3), -1, 0))
+    ],
+)
+
+
+def is_everything(op: Op) -> bool:
+    return not op.start and (op.end is None or op.end >= 2**62) and op.step == 1
+
+
+def slice_forward(op: Op) -> Tensor:
+    """Written with torch's own notation: x[:, 1:3]."""
+    end = None if op.end is not None and op.end >= 2**62 else op.end
+    before = [slice(None)] * (axis(op) + (1 if op.has_samples("self") else 0))
+    part = slice(op.start or None, end, None if op.step == 1 else op.step)
+    return op.self if is_everything(op) else op.self[(*before, part)]
+
+
+def slice_jac_t(op: Op, columns: Tensor) -> Tensor:
+    if is_everything(op):
+        return columns
+    return zeros(op, columns).slice_scatter(columns, axis(op) + 2, op.start, op.end, op.step)
+
+
+SLICE = picking(
+    "aten.slice",
+    slice_forward,
+    slice_jac_t,
+    [
+        Case({"self": shape}, {"dim": dim, "start": start, "end": end, "step": step}, overload="Tensor")
+        for shape, dim, start, end, step in (
+            ((4,), 1, 1, 3, 1),
+            ((4,), 1, None, -1, 1),
+            ((2, 5), 2, 1, 2**63 - 1, 2),
+            ((3, 2), 1, -2, None, 1),
+            ((3, 2), 0, 0, 2**63 - 1, 1),
+        )
+    ],
+    lambda op: None if is_everything(op) else across_samples(op),
+)
+
+# -- consecutive parts, of which op.index is one ----------------------------------------------------------------------
+
+
+def start(op: Op, sizes: Any) -> int:
+    """Where the part begins, with sizes a number or a list."""
+    return sizes * op.index if isinstance(sizes, int) else sum(sizes[: op.index])
+
+
+def part(operation: str, sizes: Callable[[Op], Any], cases: Sequence[Case]) -> Rule:
+    """A rule for an operation that cuts `self` into parts of these sizes (the last may be shorter)."""
+
+    def forward(op: Op) -> Tensor:
+        return op.self.narrow(op.dim, start(op, sizes(op)), op.shape("output")[axis(op)])
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        begin = start(op, sizes(op))
+        return zeros(op, columns).slice_scatter(columns, axis(op) + 2, begin, begin + op.shape("output")[axis(op)])
+
+    return picking(operation, forward, jac_t, cases)
+
+
+PARTS = [
+    part(
+        "aten.split",
+        lambda op: op.split_size,
+        [
+            *[Case({"self": (5,)}, {"split_size": 2, "dim": 1}, overload="Tensor", index=i) for i in (0, 1, 2)],
+            Case({"self": (2, 5)}, {"split_size": [2, 3], "dim": -1}, overload="sizes", index=1),
+        ],
+    ),
+    part(
+        "aten.split_with_sizes",
+        lambda op: op.split_sizes,
+        [Case({"self": (5, 2)}, {"split_sizes": [1, 3, 1], "dim": 1}, index=i) for i in (0, 1, 2)],
+    ),
+    part(
+        "aten.chunk",
+        lambda op: -(-op.shape("self")[axis(op)] // op.chunks),
+        [Case({"self": (5,)}, {"chunks": 3, "dim": 1}, index=i) for i in (0, 2)],
+    ),
+]
+UNBIND = picking(
+    "aten.unbind",
+    lambda op: op.self.select(op.dim, op.index),
+    lambda op, columns: zeros(op, columns).select_scatter(columns, axis(op) + 2, op.index),
+    [Case({"self": (2, 3)}, {"dim": dim}, overload="int", index=1) for dim in (1, 2)],
+)
+
+# -- by a tensor of indices ------------------------------------------------------------------------------------------
+
+
+def gather_jac_t(op: Op, columns: Tensor) -> Tensor:
+    index = op.argument("index").unsqueeze(1).expand_as(columns)
+    return zeros(op, columns).scatter_add(axis(op) + 2, index, columns)
+
+
+def gather_refused(op: Op) -> str | None:
+    if op.has_samples("self") and not op.has_samples("index"):
+        return "its index has no sample axis, so that it picks from some samples only"
+    return across_samples(op)
+
+
+def _index(shape: Sequence[int]) -> Tensor:
+    return torch.randint(3, tuple(shape))
+
+
+GATHER = picking(
+    "aten.gather",
+    lambda op: op.self.gather(op.dim, op.argument("index")),
+    gather_jac_t,
+    [
+        Case({"self": shape, "index": index}, {"dim": dim}, ("self", "index"), make={"index": _index})
+        for shape, index, dim in (((3,), (1,), 1), ((3,), (4,), -1), ((3, 4), (2, 4), 1), ((2, 3), (1, 5), 2))
+    ],
+    gather_refused,
+)
+INDEX_SELECT = picking(
+    "aten.index_select",
+    lambda op: op.self.index_select(op.dim, op.argument("index")),
+    lambda op, columns: zeros(op, columns).index_add(axis(op) + 2, op.argument("index"), columns),
+    [
+        Case({"self": shape, "index": (4,)}, {"dim": dim}, ("self",), make={"index": _index})
+        for shape, dim in (((3,), 1), ((2, 3), -1), ((3, 2), 1))
+    ],
+    lambda op: "its index depends on the sample" if op.has_samples("index") else across_samples(op),
+)
