@@ -6,14 +6,14 @@ Everything here is one sample, one column, one coordinate at a time: slow, and i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .networks import Problem, problem
-from .peers import KRONECKER, Contestant, Values
+from .peers import Contestant
 
 TOLERANCE = 1e-8
 MC_TOLERANCE = 0.35
@@ -140,34 +140,36 @@ def difference(found: Reference, expected: Reference, sampled: bool) -> float:
 
 
 class Referee:
-    """Keeps the references of a network, so that all contestants of a cell share them."""
+    """Keeps the references of a network, so that all contestants of its cells share them."""
 
     def __init__(self, network: str, size: int) -> None:
         self.given = problem(network, size, torch.float64)
         self.known: dict[str, Reference] = {}
 
-    def errors(self, contestant: Contestant, quantities: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """quantity -> (error, tolerance). A quantity without reference (kfra) is left out; see `between`."""
-        sampled = [quantity for quantity in quantities if quantity in EXACT]
-        values = self.values(contestant, quantities, MC_SAMPLES if sampled else 1)
-        errors: dict[str, tuple[float, float]] = {}
-        for quantity in quantities:
-            if quantity == "diag_h":
-                errors[quantity] = hessian_error(self.given, values[quantity]), TOLERANCE
-            elif (exact := EXACT.get(quantity, quantity)) in REFERENCES:
-                if exact not in self.known:
-                    self.known[exact] = REFERENCES[exact](self.given)
-                error = difference(values[quantity], self.known[exact], quantity in EXACT)
-                errors[quantity] = error, MC_TOLERANCE if quantity in EXACT else TOLERANCE
-        return errors
+    def error(self, contestant: Contestant, quantity: str, exactly: bool = False) -> tuple[float, float] | None:
+        """(error, tolerance), or None where there is no reference (kfra).
 
-    def values(self, contestant: Contestant, quantities: Sequence[str], samples: int) -> Values:
-        run = contestant(self.given, quantities, samples)
+        A sampled quantity is compared with what it tends to, from many samples; with `exactly`, the contestant's
+        exact version of the quantity stands in for it.
+        """
+        sampled = quantity in EXACT and not exactly
+        exact = EXACT.get(quantity, quantity)
+        asked = quantity if sampled else exact
+        if exact == "diag_h":
+            return hessian_error(self.given, self.values(contestant, asked)), TOLERANCE
+        if exact not in REFERENCES:
+            return None
+        if exact not in self.known:
+            self.known[exact] = REFERENCES[exact](self.given)
+        error = difference(self.values(contestant, asked), self.known[exact], sampled)
+        return error, MC_TOLERANCE if sampled else TOLERANCE
+
+    def values(self, contestant: Contestant, quantity: str) -> Reference:
+        run = contestant(self.given, [quantity], MC_SAMPLES if quantity in EXACT else 1)
         assert run is not None
         torch.manual_seed(2)
-        return run.read(run.call())
+        return run.read(run.call())[quantity]
 
     def between(self, one: Contestant, other: Contestant, quantity: str) -> float:
-        """Difference of two contestants in one quantity."""
-        first, second = (self.values(contestant, [quantity], 1)[quantity] for contestant in (one, other))
-        return difference(first, second, quantity in KRONECKER and quantity in EXACT)
+        """Difference of two contestants in a quantity without reference."""
+        return difference(self.values(one, quantity), self.values(other, quantity), False)

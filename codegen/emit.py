@@ -13,7 +13,7 @@ from torch import fx
 
 from hbpcompiler.codegen.naming import Names, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
-from hbpcompiler.passes import is_pure, writes_in_place
+from hbpcompiler.passes import FRESH, called, is_pure, writes_in_place
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.writer import Block, Loop
 
@@ -67,7 +67,11 @@ class _Printer:
             node.args[0].target, Loop
         ):
             return []  # the loop's printing named it
+        if node in self.texts:
+            return []  # named where its tuple was unpacked
         text, binds = expression(node, self.texts.__getitem__)
+        if "results" in node.meta:
+            return self._unpacked(node, text)
         if not node.users:
             return [text] if writes_in_place(node) else []
         if self._inline(node, text):
@@ -91,15 +95,29 @@ class _Printer:
         """A short pure expression that one line reads is written into that line."""
         if "shape" not in node.meta and not node.meta.get("hint") and is_pure(node):
             return True  # numbers, shapes and dtypes
-        if node.meta.get("hint") or not is_pure(node) or len(node.users) != 1:
+        if node.meta.get("hint") or len(node.users) != 1:
             return False
         (user,) = node.users
+        if not is_pure(node) and (called(node) not in FRESH or writes_in_place(user)):
+            return False
         if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
             return False
         if any(writes_in_place(other) for source in node.all_input_nodes for other in source.users):
             return False
         reads = [used for used in _nodes_in((user.args, user.kwargs)) if used is node]
         return len(text) <= INLINE_WIDTH and len(reads) == 1
+
+    def _unpacked(self, node: fx.Node, text: str) -> list[str]:
+        """`values, indices = call(...)`: a name for each result that is read."""
+        names = ["_"] * node.meta["results"]
+        for user in node.users:
+            if user.target is not operator.getitem or not isinstance(user.args[1], int):
+                raise TypeError(f"{text}: a call with several results must be read by index")
+            position = user.args[1]
+            names[position] = names[position] if names[position] != "_" else self.names.fresh(
+                user.meta.get("hint") or f"{self._default_name(node)}_{position}")
+            self.texts[user] = (names[position], ATOM)
+        return [_with_shape(f"{', '.join(names)} = {text}", next(iter(node.users)))]
 
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
         accumulators, cut, whole = node.args

@@ -40,7 +40,9 @@ def _run(graph: fx.Graph, arguments: Sequence[Any]) -> dict[fx.Node, Any]:
             values[node] = next(given)
             continue
         args = fx.node.map_arg(node.args, lambda used: values[used])
-        kwargs = fx.node.map_arg(node.kwargs, lambda used: values[used])
+        kwargs = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
+        if kwargs.get("device") is not None:
+            kwargs["device"] = "meta"
         if isinstance(node.target, Loop):
             _annotate_body(node.target, *args)
             values[node] = args[0]
@@ -75,6 +77,8 @@ def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbol: str) -
             pairs = zip(value.shape, second[node].shape, strict=True)
             node.meta["shape"] = tuple(_length(small, large, symbol) for small, large in pairs)
             node.meta["dtype"] = value.dtype
+        elif isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
+            node.meta["results"] = len(value)
 
 
 def _length(small: int, large: int, symbol: str) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.errors import CompileError, ModelError, listing
+from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.match import bind
 from hbpcompiler.plan import PREFIX, Average, Birth, Close, Gather, Piece, Plan, Pull, Sample, Seed, Widen, meta
-from hbpcompiler.quantities import DIAGONAL, FACTOR, NEGATIVE, POSITIVE, QUANTITIES, Closed, Closing, closings_for
+from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE, QUANTITIES, Closed, Closing
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, Use
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Rule, Structure
@@ -84,7 +84,9 @@ class _Derivation:
         op = self.ops[operation.name] = bind(operation, tensors, self.active, crossed)
         rule = self.rules.get(operation.name)
         saved: dict[str, Any] = {}
-        if rule is not None and rule.forward is not None:
+        plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
+                    for length in value.sample_shape)
+        if rule is not None and rule.forward is not None and plain:
             output = rule.forward(op)
             if isinstance(output, tuple):
                 output, saved = output
@@ -178,8 +180,8 @@ class _Derivation:
 
     def _set_signs(self, piece: Piece, signs: Any, columns: Any) -> None:
         if piece.signed:
-            like = columns.flatten(2).select(2, 0)
-            self.signs[piece.name] = named(torch.ones_like(like) if signs is None else signs, f"sign_{piece.name}")
+            signs = columns.new_ones(columns.shape[:2]) if signs is None else signs
+            self.signs[piece.name] = named(signs, f"sign_{piece.name}")
 
     def _jac_t(self, operation: Operation, slot: str) -> Callable[[Any], Any]:
         rule, op = self.rules[operation.name], self.ops[operation.name]
@@ -200,11 +202,11 @@ class _Derivation:
         value = step.operation.tensors[step.slot]
         arrived = self.columns[step.operation.name, piece.name]
         jac_t = self._jac_t(step.operation, step.slot)
-        if piece.form == COLUMNS and rule.derivative is not None:
+        if piece.form == COLUMNS and rule.elementwise_in(op):
             pulled = arrived * self._derivative(step.operation).unsqueeze(1)
         elif piece.form == COLUMNS:
             pulled = jac_t(arrived)
-        elif piece.form == DIAGONAL_FORM and rule.derivative is not None:
+        elif piece.form == DIAGONAL_FORM and rule.elementwise_in(op):
             pulled = arrived * self._derivative(step.operation).square()
         elif piece.form == DIAGONAL_FORM:
             pulled = jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
@@ -215,7 +217,7 @@ class _Derivation:
     def _pull_matrix(self, operation: Operation, slot: str, matrix: Any, rule: Rule, op: Op,
                      jac_t: Callable[[Any], Any]) -> Any:
         """KFRA's step, the average over n of J_n^T G J_n (BackPACK paper, eq. 24a)."""
-        if rule.structure is Structure.ELEMENTWISE and rule.derivative is not None:
+        if rule.elementwise_in(op):
             derivative = self._derivative(operation).flatten(1)
             return matrix * (derivative.t() @ derivative / self.batch)
         outer, inner = op.shape("output"), operation.tensors[slot].sample_shape
@@ -274,10 +276,13 @@ class _Derivation:
         self._arrive(value, step.into, columns)
 
     def _gather(self, step: Gather) -> None:
+        if not step.pieces:  # the loss has no curvature
+            self._arrive(step.value, step.into, torch.zeros_like(self.proxies[step.value.name]))
+            return
         parts = [self.columns[step.value.name, piece.name] for piece in step.pieces]
         if step.into.form == COLUMNS:
             if step.into.signed:
-                signs = [self.signs[piece.name] if piece.signed else torch.ones_like(part.flatten(2).select(2, 0))
+                signs = [self.signs[piece.name] if piece.signed else part.new_ones(part.shape[:2])
                          for piece, part in zip(step.pieces, parts, strict=True)]
                 self.signs[step.into.name] = named(torch.cat(signs, 1), f"sign_{step.into.name}")
             whole = torch.cat(parts, 1)
@@ -323,7 +328,7 @@ class _Derivation:
             drawn.append(total)
         columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
         if step.into.signed:
-            half = torch.ones_like(drawn[0].flatten(2).select(2, 0))
+            half = drawn[0].new_ones(drawn[0].shape[:2])
             self.signs[step.into.name] = named(torch.cat([half, -half], 1), f"sign_{step.into.name}")
         self._arrive(step.value, step.into, columns)
 
@@ -367,7 +372,7 @@ class _Derivation:
                 if not value.trainable:
                     continue
                 with self.writer.block(name, "results"):
-                    closed = Closed(self._complete(value, name), self.batch, self.reduction)
+                    closed = Closed(self.closed.get(value.key, {}), self.batch, self.reduction)
                     found = quantity.value(closed)
                     hint = f"{name}_{self.names[value.name]}"
                     if quantity.fields:
@@ -375,18 +380,6 @@ class _Derivation:
                                  for field, part in found.items()}
                     results[name][value.key] = found if quantity.fields else named(found, hint)
         return results
-
-    def _complete(self, value: Value, quantity: str) -> dict[Closing, Any]:
-        """A loss without curvature sends no GGN: its diagonals are zeros, its factors do not exist."""
-        closings = dict(self.closed.get(value.key, {}))
-        for closing in closings_for((quantity,)):
-            if closing.stream in ("ggn", "ggn_mc", "kfra") and closing not in closings:
-                if closing.kind == FACTOR:
-                    raise CompileError(f"{quantity}: the loss is piecewise linear in the model's output, so its GGN "
-                                       "is zero and has no Kronecker factors; ask for first-order quantities")
-                closings[closing] = torch.zeros_like(self.proxies[value.name])
-        return closings
-
 
 PART = {"sum": "sum", "each": "each", "norm": "norm", "diagonal": "squares", "positive": "positive",
         "negative": "negative", "factor": "factor", "input_factor": "inputs"}

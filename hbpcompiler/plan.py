@@ -237,7 +237,7 @@ class _Walk:
         self._birth(operation, rule, op, gradient)
         for piece in pieces:
             keeps = piece.form != DIAGONAL_FORM or (
-                len(slots) == 1 and rule.structure in (Structure.ELEMENTWISE, Structure.SELECTION)
+                len(slots) == 1 and (rule.elementwise_in(op) or rule.structure_of(op) is Structure.SELECTION)
             )
             size = math.prod(value.sample_shape)
             into = piece if keeps else self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
@@ -272,6 +272,11 @@ class _Walk:
 
     def _leave_loss(self, value: Value, pieces: list[Piece]) -> list[Piece]:
         """At the model's output KFRA's pieces are averaged, and exact columns sampled where the loss cannot do it."""
+        for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
+            # A piecewise linear loss: its GGN is zero, which is not absence.
+            into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+            self.steps.append(Gather(value, (), into))
+            pieces = [*pieces, into]
         averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
         exact = tuple(piece for piece in pieces if piece.stream == GGN_MC and piece.name not in self.sampled)
         result = [piece for piece in pieces if piece not in averaged and piece not in exact]

@@ -339,7 +339,8 @@ class ClosedForm(Route):
         if NORM in kinds:
             shared = "".join(letter for letter in own if letter in right)
             ours = _einsum(f"{left}->n{shared}", columns)
-            results[NORM] = (ours * _einsum(f"{right}->n{shared}", operand)).flatten(1).sum(1)
+            theirs = _einsum(f"{right}->n{shared}", operand)
+            results[NORM] = (ours * theirs).flatten(1).sum(1) if shared else ours * theirs
         return results
 
 

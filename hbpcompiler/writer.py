@@ -176,7 +176,7 @@ class Loop:
 
 
 def named(proxy: fx.Proxy, hint: str) -> fx.Proxy:
-    """Ask for a name in the generated file."""
-    if hint:
+    """Ask for a name in the generated file; the first wish counts, an identity's input keeps its own."""
+    if hint and not proxy.node.meta.get("hint"):
         proxy.node.meta["hint"] = hint
     return proxy

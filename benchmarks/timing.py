@@ -1,0 +1,144 @@
+"""Interleaved timing: every contestant once per round, gradient first, so that a busy machine is busy for all."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .peers import Run
+
+SHORTEST = 0.05
+"""A measurement lasts at least this many seconds: quick calls are repeated."""
+TOLERATED = 0.12
+"""A measurement is repeated if other processes took more than this share of the machine meanwhile."""
+BUDGET = 30.0
+"""Seconds that one contestant may spend in a cell's rounds; the slow ones take part in fewer rounds."""
+
+
+@dataclass
+class Measured:
+    """Seconds per call of one contestant, a number for each round; or why there are none."""
+
+    seconds: list[float] = field(default_factory=list)
+    failure: str = ""
+    disturbed: int = 0
+    """Measurements that other processes disturbed, in every attempt."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+class TooSlowError(Exception):
+    """A contestant ran into the time limit."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooSlowError in the block after so many seconds (once Python gets its turn again)."""
+
+    def ring(*_: Any) -> None:
+        raise TooSlowError
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+class Neighbours:
+    """What other processes take of the machine, from Linux's counters; nothing, where there are none."""
+
+    def __init__(self) -> None:
+        self.stat = Path("/proc/stat")
+        self.known = self.stat.exists()
+        self.cores = os.cpu_count() or 1
+        self.reset()
+
+    def _foreign(self) -> float:
+        if not self.known:
+            return 0.0
+        user, nice, system, _, _, irq, softirq, steal = map(int, self.stat.read_text().split(maxsplit=9)[1:9])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return busy - own.user - own.system
+
+    def reset(self) -> None:
+        self.start, self.before = time.perf_counter(), self._foreign()
+
+    def share(self) -> float:
+        """Of all cores, since the last reset."""
+        return (self._foreign() - self.before) / (time.perf_counter() - self.start) / self.cores
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Until the others have been quiet for a moment, or for so long at most."""
+        end = time.perf_counter() + seconds
+        while self.known and time.perf_counter() < end:
+            self.reset()
+            time.sleep(0.1)
+            if self.share() < TOLERATED:
+                return
+
+
+def once(run: Run, repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run.call()
+    return (time.perf_counter() - start) / repeats
+
+
+def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 4) -> tuple[float, bool]:
+    """Seconds per call while other processes leave the machine alone, if they do in so many attempts."""
+    for _ in range(attempts):
+        neighbours.wait()
+        neighbours.reset()
+        seconds = once(run, repeats)
+        if neighbours.share() < TOLERATED:
+            return seconds, True
+    return seconds, False
+
+
+def interleaved(runs: Mapping[str, Run], rounds: int, limit: float) -> dict[str, Measured]:
+    """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part."""
+    measured: dict[str, Measured] = {name: Measured() for name in runs}
+    plan: dict[str, tuple[int, int]] = {}  # rounds, repeats
+    for name, run in runs.items():
+        try:
+            with time_limit(limit):
+                warm = once(run)
+                if warm < limit / 4:
+                    warm = min(warm, once(run))
+        except TooSlowError:
+            measured[name].failure = f">{limit:.0f} s"
+            continue
+        except Exception as error:
+            measured[name].failure = f"{type(error).__name__}: {str(error)[:80]}"
+            continue
+        plan[name] = max(1, min(rounds, int(BUDGET / warm))), max(1, int(SHORTEST / warm))
+    gc.collect()
+    neighbours = Neighbours()
+    for number in range(rounds):
+        for name, (own_rounds, repeats) in plan.items():
+            if number < own_rounds:
+                seconds, calm = undisturbed(runs[name], repeats, neighbours)
+                measured[name].seconds.append(seconds)
+                measured[name].disturbed += not calm
+    return measured
