@@ -1,0 +1,177 @@
+"""Matrix products of two values: activations with activations (attention), or with a matrix that has no samples.
+
+out = A B with A [*b, r, s] and B [*b, s, t]; batch axes b may be repeated, as torch does. Where both carry derivatives
+the residual has a cross block for every s: g between column s of A and row s of B.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Shape, Structure, Tensor
+
+
+def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
+    """[N, K, *full] -> [N, K, *shape]: the sum over repeated axes, which have length one in shape or are missing."""
+    missing = len(full) - len(shape)
+    ones = [axis + 2 for axis in range(missing, len(full)) if shape[axis - missing] != full[axis]]
+    if ones:
+        columns = columns.sum(ones, True)
+    return columns.sum(list(range(2, 2 + missing))) if missing else columns
+
+
+def cross_columns(g: Tensor, inner: int) -> tuple[Tensor, Tensor]:
+    """Halves of the columns (b, r, s): sqrt(|g_br| / 2) at (b, r, s), and g_br / sqrt(2 |g_br|) at (b, s, all t).
+
+    g [N, b, r, t] -> [N, (b r s), (b r s)] and [N, (b r s), b, s, t]. Of equal size, so that their sum cancels nothing.
+    """
+    size = (g.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+    own = torch.diag_embed(size.expand(-1, -1, -1, inner).flatten(1))
+    met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
+    met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
+    return own, met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3)
+
+
+def product(operation: str, second: str, cases: list[Case]) -> Rule:
+    """The rule of matmul, bmm or mm, whose second operand has this name."""
+
+    def other_than(name: str) -> str:
+        return second if name == "self" else "self"
+
+    def lifted(op: Op, name: str) -> Tensor:
+        """The operand as it meets columns."""
+        value: Tensor = getattr(op, name)
+        return value.unsqueeze(1) if op.has_samples(name) else value
+
+    def full(op: Op, name: str) -> Shape:
+        """The operand's shape with all batch axes of the result."""
+        return (*op.shape("output")[:-2], *op.shape(name)[-2:])
+
+    def is_vector(op: Op) -> bool:
+        return len(op.shape(second)) == 1 and not op.has_samples(second)
+
+    def self_jac_t(op: Op, columns: Tensor) -> Tensor:
+        if is_vector(op):
+            return columns.unsqueeze(-1) * getattr(op, second)
+        pulled = columns @ lifted(op, second).transpose(-1, -2)
+        return pulled if len(op.shape("self")) < 2 else summed(pulled, op.shape("self"), full(op, "self"))
+
+    def second_jac_t(op: Op, columns: Tensor) -> Tensor:
+        if op.has_samples(second) or len(op.shape(second)) > 2:
+            pulled = lifted(op, "self").transpose(-1, -2) @ columns
+            return summed(pulled, op.shape(second), full(op, second))
+        weight = second_contraction(op)
+        assert weight.operand is not None
+        pulled = torch.einsum(weight.equation, weight.columns(op, columns), weight.operand(op))
+        return pulled.squeeze(-1) if is_vector(op) else pulled
+
+    def second_contraction(op: Op) -> Contraction:
+        """B [s, t] or [s] without samples: as in a linear layer, all other axes of A are positions."""
+        positions = len(op.shape("self")) - 1
+
+        def columns_view(op: Op, columns: Tensor) -> Tensor:
+            columns = columns.unsqueeze(-1) if is_vector(op) else columns
+            return columns.flatten(2, -2) if positions > 1 else columns
+
+        def operand(op: Op) -> Tensor:
+            return op.self.flatten(1, -2) if positions > 1 else op.self
+
+        return Contraction("nkpo,npi->nkio" if positions else "nko,ni->nkio", columns_view, operand)
+
+    def first_contraction(op: Op) -> Contraction:
+        """A [r, s] without samples: columns of B are positions."""
+        return Contraction(
+            "nkpo,npi->nkoi",
+            lambda op, columns: columns.transpose(-1, -2).flatten(2, -2),
+            lambda op: getattr(op, second).transpose(-1, -2).flatten(1, -2),
+        )
+
+    def params(op: Op) -> Mapping[str, Contraction]:
+        found = {}
+        if not op.has_samples("self") and len(op.shape("self")) == 2:
+            found["self"] = first_contraction(op)
+        if not op.has_samples(second) and len(op.shape(second)) <= 2:
+            found[second] = second_contraction(op)
+        return found
+
+    def half(op: Op) -> int:
+        *batch, rows, columns = op.shape("output")
+        return math.prod(batch) * op.shape("self")[-1] * min(rows, columns)
+
+    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        *batch, rows, columns = op.shape("output")
+        g = gradient.reshape(-1, math.prod(batch), rows, columns)
+        narrow = columns < rows  # then the roles of A and B are changed: out^T = B^T A^T
+        own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
+        name, other = (second, "self") if narrow else ("self", second)
+        shape, shape_of_other = full(op, name), full(op, other)
+        if narrow:
+            own = own.reshape(-1, half(op), *batch, *shape[:-3:-1]).transpose(-1, -2)
+            met = met.transpose(-1, -2)
+        own = summed(own.reshape(-1, half(op), *shape), op.shape(name), shape)
+        met = summed(met.reshape(-1, half(op), *shape_of_other), op.shape(other), shape_of_other)
+        plus = torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half(op))
+        return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1)
+
+    def residual(op: Op) -> Residual:
+        both = op.varies("self") and op.varies(second)
+        return Factor(lambda op: 2 * half(op), factor) if both else ZERO
+
+    def structure(op: Op) -> Structure:
+        names = [name for name in ("self", second) if op.varies(name)]
+        fixed = len(names) == 1 and not op.has_samples(other_than(names[0]))
+        return Structure.CONSTANT if fixed else Structure.GENERAL
+
+    def refuse(op: Op) -> str | None:
+        sampled = [name for name in ("self", second) if op.has_samples(name)]
+        axes = [len(op.shape(name)) for name in sampled]
+        if sampled != ["self"] and min(axes, default=2) < 2:
+            return "the sample axis would be one of the matrix; use unsqueeze to make a matrix of every sample"
+        if any(len(op.shape(name)) > max(len(op.shape("output")), 2) for name in ("self", second)):
+            return "a matrix without samples has a batch axis where the other has its sample axis; drop that axis"
+        if any(length < len(op.shape("output")) for length in axes if length > 1):
+            return "an operand has fewer axes than the other, so that its sample axis meets another axis"
+        return None
+
+    return Rule(
+        operations=[operation],
+        forward=lambda op: op.self @ getattr(op, second),
+        jac_t={"self": self_jac_t, second: second_jac_t},
+        params=params,
+        residual=residual,
+        structure=structure,
+        refuse=refuse,
+        cases=cases,
+    )
+
+
+BOTH = ("self", "other")
+MATMUL = product(
+    "aten.matmul",
+    "other",
+    [
+        Case({"self": (2, 3), "other": (3, 4)}, {}, BOTH),
+        Case({"self": (4, 3), "other": (3, 2)}, {}, BOTH),
+        Case({"self": (2, 2, 3), "other": (2, 3, 2)}, {}, BOTH),
+        Case({"self": (2, 3, 2), "other": (1, 2, 2)}, {}, BOTH),
+        Case({"self": (1, 3, 2), "other": (2, 2, 2)}, {}, BOTH),
+        Case({"self": (2, 3), "other": (3, 4)}, {}, BOTH, constant=("other",)),
+        *[
+            Case({"self": shape, "other": other}, {}, ("self",), constant=constant)
+            for shape in ((3,), (2, 3), (2, 2, 3))
+            for other in ((3, 4), (3,))
+            for constant in (("other",), ("self",))
+        ],
+        Case({"self": (2, 2, 3), "other": (2, 3, 2)}, {}, ("self",), constant=("other",)),
+        Case({"self": (2, 3), "other": (3, 4)}, {}, ("other",), constant=("self",)),
+        Case({"self": (2, 3), "other": (2, 3, 4)}, {}, ("other",), constant=("self",)),
+        Case({"self": (2, 3), "other": (3, 4)}, {}, ("other",), constant=("other",)),
+    ],
+)
+BMM = product("aten.bmm", "mat2", [Case({"self": (2, 3), "mat2": (3, 4)}, {}, ("self", "mat2"))])
+MM = product(
+    "aten.mm",
+    "mat2",
+    [Case({"self": (3,), "mat2": (3, 4)}, {}, ("self",), constant=(name,)) for name in ("self", "mat2")],
+)
