@@ -92,7 +92,7 @@ def settings(*attributes: Mapping[str, Any]) -> list[Case]:
     return [Case({"self": shapes[i % 2]}, given, make=wide) for i, given in enumerate(attributes)]
 
 
-def bound(op: Op, written: Written) -> Expr | None:
+def bound(op: Op, written: Written) -> Any:
     """The expression of this use, attributes replaced by numbers: exactly, as fractions, so that they still cancel."""
     if callable(written) and not isinstance(written, sympy.Basic):
         written = written(op)
@@ -141,14 +141,14 @@ def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
         x: lambda: op.self,
         y: lambda: op.output,
         dy: lambda: _write(op, pair, 0),
-        **{symbol: lambda part=part: value_of(part) for symbol, part in parts},
     }
+    shared = dict(parts)
     values: dict[Symbol, Any] = {}
 
     def value_of(expression: Expr) -> Any:
         for symbol in sorted(expression.free_symbols, key=str):
             if symbol not in values:
-                values[symbol] = readers[symbol]()
+                values[symbol] = value_of(shared[symbol]) if symbol in shared else readers[symbol]()
         return evaluate(expression, values)
 
     return value_of(reduced[which])

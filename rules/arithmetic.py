@@ -7,7 +7,10 @@ element, of opposite signs. It vanishes where only one operand carries derivativ
 import math
 
 import torch
-from hbpcompiler.rules.aligned import (
+
+from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
+
+from .aligned import (
     added,
     columns_per_element,
     is_whole,
@@ -18,9 +21,7 @@ from hbpcompiler.rules.aligned import (
     unbroadcast,
     varying,
 )
-from hbpcompiler.rules.binary import Look, binary, operands
-
-from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
+from .binary import Look, binary, operands
 
 NUMBER = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (1, -1, 1.7)]
 

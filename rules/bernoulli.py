@@ -1,15 +1,17 @@
 """Binary cross-entropy, of logits and of probabilities, elementwise with broadcast weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hbpcompiler.rules.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
+from .loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
 
-def _given(op: Op, *names: str) -> dict[str, Tensor]:
+
+def _given(op: Op, *names: str) -> dict[str, Any]:
     return {name: getattr(op, name) for name in names if op.has(name)}
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from hbpcompiler.rules.aligned import is_whole, lifted, misaligned, unbroadcast, varying
 
 from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor
+
+from .aligned import is_whole, lifted, misaligned, unbroadcast, varying
 
 Look = Callable[[str], Any]
 """An operand, or "output", by its name; None or a number stays itself."""

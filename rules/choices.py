@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import sympy
 import torch
-from hbpcompiler.rules.aligned import lifted, misaligned, other_than, unbroadcast
-from hbpcompiler.rules.binary import Look, binary, operands
 
 from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+
+from .aligned import lifted, misaligned, other_than, unbroadcast
+from .binary import Look, binary, operands
 
 # -- within limits: at a limit itself the gradient passes, as torch has it --------------------------------------------
 

@@ -1,9 +1,10 @@
 """How much each position of a class-index target counts: ignored ones, class weights, and the mean's denominator."""
 
 import torch
-from hbpcompiler.rules.loss_terms import reduction
 
 from hbpcompiler.rule import Op, Tensor
+
+from .loss_terms import reduction
 
 
 def labels(op: Op) -> Tensor:

@@ -6,18 +6,20 @@ the gradient is total * p - q and the Hessian total * (diag(p) - p p^T), with to
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hbpcompiler.rules.class_weights import counted, labels
-from hbpcompiler.rules.loss_terms import at, check_floating, check_labels, reduction
-from hbpcompiler.rules.simplex import covariance_factor, positionwise
 
 from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Shape, Tensor
 
+from .class_weights import counted, labels
+from .loss_terms import at, check_floating, check_labels, reduction
+from .simplex import covariance_factor, positionwise
+
 
 def forward(op: Op) -> Tensor:
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     if op.has("weight"):
         given["weight"] = op.weight
     if op.ignore_index != -100:
@@ -95,7 +97,7 @@ def sample(op: Op, draws: int) -> Tensor:
     drawn = torch.multinomial(rows, draws, replacement=True)  # [N*P, M]
     onehot = F.one_hot(drawn, classes)
     if positions:
-        onehot = onehot.unflatten(0, (-1, *positions)).movedim((-2, -1), (1, 2))
+        onehot = onehot.reshape(-1, *positions, draws, classes).movedim((-2, -1), (1, 2))
     return (p.unsqueeze(1) - onehot) * (total(op).unsqueeze(1) / draws).sqrt()
 
 

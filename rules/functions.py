@@ -1,5 +1,7 @@
 """Elementary functions of one operand: exponentials, logarithms, roots, trigonometry, and what is flat."""
 
+from collections.abc import Sequence
+
 import sympy
 import torch
 
@@ -8,11 +10,11 @@ from hbpcompiler.rule import Case, Tensor
 from hbpcompiler.symbolic import log1p
 
 
-def _positive(shape: tuple[int, ...]) -> Tensor:
+def _positive(shape: Sequence[int]) -> Tensor:
     return 0.2 + torch.rand(tuple(shape), dtype=torch.float64)
 
 
-def _unit(shape: tuple[int, ...]) -> Tensor:
+def _unit(shape: Sequence[int]) -> Tensor:
     return 1.8 * torch.rand(tuple(shape), dtype=torch.float64) - 0.9
 
 

@@ -1,13 +1,17 @@
 """Tensors laid side by side: cat along an axis, stack along a new one. Each gets its own part of the columns."""
 
+from typing import Any
+
 import torch
-from hbpcompiler.rules.selections import axis
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
+from .selections import axis
+
 
 def cat_jac_t(op: Op, columns: Tensor, index: int) -> Tensor:
-    lengths = [shape[axis(op, "tensors.0")] for shape in op.shape("tensors")]
+    shapes: Any = op.shape("tensors")
+    lengths = [shape[axis(op, "tensors.0")] for shape in shapes]
     return columns.narrow(axis(op, "tensors.0") + 2, sum(lengths[:index]), lengths[index])
 
 

@@ -1,9 +1,10 @@
 """Kullback-Leibler divergence from log-probabilities x to a target: t (log t - x), linear in x."""
 
 import torch
-from hbpcompiler.rules.loss_terms import at, check_floating, reduction, same_shape, scaled, share
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
+
+from .loss_terms import at, check_floating, reduction, same_shape, scaled, share
 
 
 def gradient(op: Op) -> Tensor:

@@ -128,7 +128,8 @@ def product(operation: str, second: str, cases: list[Case]) -> Rule:
         axes = [len(op.shape(name)) for name in sampled]
         if sampled != ["self"] and min(axes, default=2) < 2:
             return "the sample axis would be one of the matrix; use unsqueeze to make a matrix of every sample"
-        if any(len(op.shape(name)) > max(len(op.shape("output")), 2) for name in ("self", second)):
+        longest = max(len(op.shape("output")), 2)
+        if any(len(op.shape(name)) > longest for name in ("self", second) if not op.has_samples(name)):
             return "a matrix without samples has a batch axis where the other has its sample axis; drop that axis"
         if any(length < len(op.shape("output")) for length in axes if length > 1):
             return "an operand has fewer axes than the other, so that its sample axis meets another axis"

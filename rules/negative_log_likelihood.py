@@ -1,17 +1,19 @@
 """Negative log-likelihood of log-probabilities [N, C, *d]: linear, so all curvature lies in what made them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hbpcompiler.rules.class_weights import counted, labels
-from hbpcompiler.rules.loss_terms import check_labels, reduction
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Shape, Tensor
 
+from .class_weights import counted, labels
+from .loss_terms import check_labels, reduction
+
 
 def forward(op: Op) -> Tensor:
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     if op.has("weight"):
         given["weight"] = op.weight
     if op.ignore_index != -100:

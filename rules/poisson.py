@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from hbpcompiler.rules.loss_terms import at, check_floating, reduction, repeated, same_shape, scaled, share
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
+
+from .loss_terms import at, check_floating, reduction, repeated, same_shape, scaled, share
 
 
 def forward(op: Op) -> Tensor:

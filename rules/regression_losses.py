@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from hbpcompiler.rules.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
+
+from .loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
 
 SETTINGS = ({"reduction": 1}, {"reduction": 2})
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hbpcompiler.rules.reductions import axes, over_samples, own_dtype, spread
-from hbpcompiler.rules.simplex import covariance_factor, positionwise
 
 from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
+
+from .reductions import axes, over_samples, own_dtype, spread
+from .simplex import covariance_factor, positionwise
 
 
 def axis(op: Op) -> int:
