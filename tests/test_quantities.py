@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.reference import ggn_block, kflr, reference
+from hbpcompiler.reference import ggn_block, kflr, kfra, reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 
 EXACT = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
@@ -108,3 +108,15 @@ def test_ragged_and_single_batches_use_one_program(reduction):
                 scale = scales[name] if quantity == "variance" else None
                 close(result[quantity][name], value, f"{quantity} of {name} for {samples}", scale)
     assert "programs=1" in repr(compiled)
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
+def test_kfra(setting):
+    model, loss, X, y = setting
+    torch.manual_seed(0)
+    found = hbp.compile(model, loss, ["kfra"])(X, y).kfra
+    expected = kfra(model, loss, [X], y, seed=0)
+    for name, (A, B) in expected.items():
+        close(found[name].B, B, f"B of {name}")
+        if A is not None:
+            close(found[name].A, A, f"A of {name}")

@@ -1,0 +1,52 @@
+"""Two operations of a user's own, which the library cannot know, and modules that use them."""
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.library.custom_op("hbptests::swirl", mutates_args=())
+def swirl(x: Tensor) -> Tensor:
+    return x + x.sin().square()
+
+
+@swirl.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, gradient):
+    return gradient * (1 + (2 * ctx.saved_tensors[0]).sin())
+
+
+swirl.register_autograd(_backward, setup_context=_keep)  # the reference differentiates the operation itself
+
+
+@torch.library.custom_op("hbptests::knot", mutates_args=())
+def knot(x: Tensor) -> Tensor:
+    return x.cos()
+
+
+@knot.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Swirl(nn.Module):
+    def forward(self, x):
+        return torch.ops.hbptests.swirl(x)
+
+
+class Knot(nn.Module):
+    def forward(self, x):
+        return torch.ops.hbptests.knot(x)
+
+
+SWIRL_RULE = '''
+from hbpcompiler.elementwise import elementwise, sympy, x
+
+SWIRL = elementwise("hbptests.swirl", x + sympy.sin(x) ** 2, forward=lambda op: op.self + op.self.sin().square())
+'''
