@@ -109,7 +109,8 @@ def test_saved_file_of_a_regression_in_single_precision(tmp_path):
 
 
 def test_the_file_imports_torch_and_typing_only():
-    compiled = hbp.compile(nn.Linear(3, 2), quantities=["grad"], example_inputs=(torch.zeros(2, 3), torch.tensor([0, 1])))
+    batch = torch.zeros(2, 3), torch.tensor([0, 1])
+    compiled = hbp.compile(nn.Linear(3, 2), quantities=list(hbp.QUANTITIES), example_inputs=batch)
     tree = ast.parse(compiled.code)
     imported = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
                 for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}
@@ -119,33 +120,18 @@ def test_the_file_imports_torch_and_typing_only():
 # -- names are data --------------------------------------------------------------------------------------------------
 
 HOSTILE = [
-    '"); import os #', "'''", '"""', "a\nimport os\nb", "a\rb", "\\", "\\\\\"", "{{ 7 * 7 }}", "{% raw %}", "# comment",
-    "ünïcode ☃", "日本", "import", "class", "None", "True", "torch", "F", "state", "self", "loss", "output", "x", "y", "N",
-    "Result", "Program", "forward", "__class__", "grad", "0", " ", "a b", "\t", "\x00", "\u2028", "\u202e", "a'b",
-    "f{x}", "%s", "e" * 300,
+    '"); import os #', "'+'", '"""', "a\nimport os\nb", "a\rb", "\\", '\\"', "\\'", "\\'\"", "{{ 7 * 7 }}", "{% raw %}",
+    "# comment", "ünïcode ☃", "日本", "import", "class", "None", "True", "torch", "F", "state", "self", "loss",
+    "output", "x", "y", "N", "Result", "Program", "forward", "__class__", "grad", "0", " ", "a b", "\t", "\x00",
+    "\u2028", "\u202e", "a'b", "[red]", "f{x}", "%s", "e" * 300,
 ]  # fmt: skip
-
-
-class Named(nn.Module):
-    """Modules and parameters under names that only `add_module` and `setattr` allow."""
-
-    def __init__(self, names):
-        super().__init__()
-        self.order = names
-        for name in names:
-            setattr(self, "m" if hasattr(self, name) else name, nn.Linear(3, 3))
-
-    def forward(self, x):
-        for module in self.children():
-            x = torch.tanh(module(x))
-        return x
 
 
 def build(names):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3))
     for name in names:
-        if not hasattr(model, name) and "." not in name:
+        if not hasattr(model, name):
             model.add_module(name, nn.Linear(3, 3))
             model.add_module(f"{name} act", nn.Tanh())
     return model.double()
@@ -154,7 +140,9 @@ def build(names):
 def test_hostile_module_names_are_data(tmp_path):
     model = build(HOSTILE)
     X, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(3, (4,))
-    result = hbp.compile(model, quantities=["grad", "kflr"])(X, y)
+    compiled = hbp.compile(model, quantities=["grad", "kflr"])
+    result = compiled(X, y)
+    assert "[red]" in compiled.explain()
     loss = nn.functional.cross_entropy(model(X), y)
     for (name, parameter), slope in zip(model.named_parameters(), torch.autograd.grad(loss, model.parameters()),
                                         strict=True):
@@ -164,29 +152,30 @@ def test_hostile_module_names_are_data(tmp_path):
 
 
 def test_a_file_with_hostile_names_works_alone(tmp_path):
-    names = [name for name in HOSTILE if name != "\x00"]
-    model = build(names[:12])
+    model = build([name for name in HOSTILE[:24] if name != "a\rb"])  # torch.jit.load cannot read \r back
     X, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(3, (4,))
     compiled = hbp.compile(model, quantities=["grad", "diag_h", "kflr"], example_inputs=(X, y))
     run_alone(tmp_path, compiled, X, y)
 
 
-@pytest.mark.parametrize("name", ['x\n\nopen("{flag}", "w")\n', '"]; open("{flag}", "w"); state["', '""" + open("{flag}", "w") + """'])
+@pytest.mark.parametrize(
+    "name",
+    ['x\n\nopen({flag!r}, "w")\n', 'x\n        open({flag!r}, "w")\n', '"); open({flag!r}, "w"); ("',
+     '"]; open({flag!r}, "w")#', '"""\nopen({flag!r}, "w")\n"""', '""" + str(open({flag!r}, "w")) + """', "{{{{ open({flag!r}, 'w') }}}}"],
+)  # fmt: skip
 def test_code_in_a_name_is_never_run(tmp_path, name):
     flag = tmp_path / "flag"
-    name = name.replace("{flag}", str(flag).replace(".", "_"))
-    model = nn.Sequential()
-    model.add_module(name, nn.Linear(3, 3))
-    kind = type(name, (nn.Sequential,), {})
-    model = kind(nn.Linear(3, 3), model)
+    name = name.format(flag=str(flag)).replace(".", "_")
+    inner = nn.Sequential()
+    inner.add_module(name, nn.Linear(3, 3))
+    model = type(name, (nn.Sequential,), {})(nn.Linear(3, 3), inner)
     X, y = torch.randn(4, 3), torch.randint(3, (4,))
     compiled = hbp.compile(model, quantities=["grad", "diag_h"], example_inputs=(X, y))
     compiled(X, y)
-    calls = {node.func.id for node in ast.walk(ast.parse(compiled.code))
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    assert "open" not in calls
+    compiled.explain()
     assert not flag.exists()
-    assert not list(tmp_path.iterdir())
+    names = {node.id for node in ast.walk(ast.parse(compiled.code)) if isinstance(node, ast.Name)}
+    assert "open" not in names
 
 
 def test_parameters_with_hostile_names():
