@@ -7,7 +7,7 @@ import sympy
 import torch
 
 from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
 
 from .aligned import lifted, misaligned, other_than, unbroadcast
 from .binary import Look, binary, operands
@@ -47,6 +47,35 @@ CLAMP = [
         ("aten.clamp_max", ({"max": 0.1},)),
     )
 ]
+
+
+def _clamp_to(operation: str, name: str) -> Rule:
+    """clamp_min and clamp_max with a constant tensor as the limit."""
+
+    def within(op: Op) -> Tensor:
+        limit = getattr(op, name)
+        return (op.self >= limit if name == "min" else op.self <= limit).type_as(op.self)
+
+    def refuse(op: Op) -> str | None:
+        if op.varies(name) or op.shape("self") != op.shape("output"):
+            return "its limit is trained or larger than its input; use torch.maximum or torch.minimum"
+        return misaligned(op, (name,))
+
+    return Rule(
+        operations=[operation],
+        forward=lambda op: op.self.clamp(**{name: getattr(op, name)}),
+        jac_t={"self": elementwise_jac_t(within)},
+        residual=ZERO,
+        structure=Structure.SELECTION,
+        refuse=refuse,
+        cases=[
+            Case({"self": (4, 3), name: (3,)}, {}, ("self",), "Tensor"),
+            Case({"self": (4,), name: (4,)}, {}, ("self", name), "Tensor"),
+        ],
+    )
+
+
+CLAMP_TO = [_clamp_to("aten.clamp_min.Tensor", "min"), _clamp_to("aten.clamp_max.Tensor", "max")]
 
 # -- the larger or smaller of two: equals share the gradient ----------------------------------------------------------
 

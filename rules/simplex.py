@@ -23,4 +23,4 @@ def positionwise(columns: Tensor, shape: Shape) -> Tensor:
     if not shape:
         return columns
     blocks = torch.diag_embed(columns.flatten(1, -3).permute(0, 2, 3, 1))  # [N, k, C, P, P]
-    return blocks.movedim(-1, 2).flatten(1, 2).unflatten(-1, shape)  # type: ignore[no-untyped-call]
+    return torch.unflatten(blocks.movedim(-1, 2).flatten(1, 2), -1, shape)

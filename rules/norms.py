@@ -1,0 +1,131 @@
+"""Euclidean norm and variance over axes of a sample: each has a projection for a Hessian.
+
+For |x| it is (I - u u^T) / |x| with u = x / |x|, for the variance 2 / (n - c) (I - 1 1^T / n). A projection is its own
+factor, so a column belongs to each element.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
+
+from .reductions import axes, dtype_of, over_samples, own_dtype, spread
+from .simplex import positionwise
+
+
+def elements(op: Op) -> Shape:
+    """The reduced axes' lengths."""
+    return tuple(op.shape("self")[axis] for axis in axes(op, op.dim))
+
+
+def positions(op: Op) -> Shape:
+    return tuple(length for axis, length in enumerate(op.shape("self")) if axis not in axes(op, op.dim))
+
+
+def kept(op: Op, value: Tensor) -> Tensor:
+    """The result, or a cotangent of it, with the reduced axes as ones: [N, *z]."""
+    if not op.keepdim:
+        for axis in axes(op, op.dim):
+            value = value.unsqueeze(axis + 1)
+    return value
+
+
+def projected(op: Op, unit: Tensor, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns sqrt|weight| (e_j - unit_j unit) for each element j, with unit [N, *z] and weight [N, *z] of ones."""
+    reduced = axes(op, op.dim)
+    last = list(range(-len(reduced), 0))
+    u = unit.movedim([axis + 1 for axis in reduced], last).flatten(-len(reduced))
+    w = weight.movedim([axis + 1 for axis in reduced], last).flatten(-len(reduced)).unsqueeze(-1)
+    columns = (torch.diag_embed(torch.ones_like(u)) - u.unsqueeze(-1) * u.unsqueeze(-2)) * w.abs().sqrt()
+    whole = positionwise(columns, positions(op))  # [N, k, elements, *positions]
+    whole = whole.reshape(-1, count(op), *elements(op), *positions(op))
+    whole = whole.movedim(list(range(2, 2 + len(reduced))), [axis + 2 for axis in reduced])
+    signs = torch.ones_like(w).copysign(w).reshape(-1, math.prod(positions(op)))
+    return {"self": own_dtype(op, whole)}, own_dtype(op, signs.repeat(1, math.prod(elements(op))))
+
+
+def count(op: Op) -> int:
+    return math.prod(op.shape("self"))
+
+
+# -- norm ------------------------------------------------------------------------------------------------------------
+
+
+def unit(op: Op) -> Tensor:
+    """x / |x|, and 0 at 0, as torch has it."""
+    return op.self / kept(op, op.output).clamp(min=1e-30)
+
+
+def norm_jac_t(op: Op, columns: Tensor) -> Tensor:
+    slope = op.self.sign() if op.ord == 1 else unit(op)
+    return own_dtype(op, spread(op, columns) * slope.unsqueeze(1))
+
+
+def norm_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return projected(op, unit(op), kept(op, gradient) / kept(op, op.output).clamp(min=1e-30))
+
+
+def norm_residual(op: Op) -> Residual:
+    return ZERO if op.ord == 1 else Factor(count, norm_factor)
+
+
+def norm_refused(op: Op) -> str | None:
+    return over_samples(op) if op.ord in (1, 2) else f"the norm of order {op.ord} has no rule; orders 1 and 2 have"
+
+
+SETTINGS: list[tuple[Shape, dict[str, Any]]] = [
+    ((4,), {"dim": [1]}),
+    ((2, 3), {"dim": [-1], "keepdim": True}),
+    ((3, 2), {"dim": [1]}),
+    ((2, 3, 2), {"dim": [1, 3]}),
+    ((2, 2, 2), {"dim": [2, 3], "keepdim": True}),
+]
+
+NORM = Rule(
+    operations=["aten.linalg_vector_norm"],
+    forward=lambda op: op.self.norm(
+        op.ord, [op.dim] if isinstance(op.dim, int) else op.dim, op.keepdim, **dtype_of(op)
+    ),
+    jac_t={"self": norm_jac_t},
+    residual=norm_residual,
+    refuse=norm_refused,
+    cases=[Case({"self": shape}, {**given, "ord": order}) for shape, given in SETTINGS for order in (1, 2)],
+)
+
+# -- variance --------------------------------------------------------------------------------------------------------
+
+
+def degrees(op: Op) -> float:
+    """What the sum of squares is divided by."""
+    correction = 1 if op.correction is None else op.correction
+    return math.prod(elements(op)) - correction
+
+
+def variance_jac_t(op: Op, columns: Tensor) -> Tensor:
+    error = op.self - op.self.mean([axis + 1 for axis in axes(op, op.dim)], True)
+    return spread(op, columns) * (error * (2 / degrees(op))).unsqueeze(1)
+
+
+def variance_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    equal = torch.full_like(op.self, math.prod(elements(op)) ** -0.5)
+    return projected(op, equal, kept(op, gradient) * (2 / degrees(op)))
+
+
+def variance_refused(op: Op) -> str | None:
+    return over_samples(op) or ("it divides by zero: too few elements" if degrees(op) <= 0 else None)
+
+
+VARIANCE = Rule(
+    operations=["aten.var.correction"],
+    forward=lambda op: op.self.var(op.dim, correction=op.correction, keepdim=op.keepdim),
+    jac_t={"self": variance_jac_t},
+    residual=Factor(count, variance_factor),
+    refuse=variance_refused,
+    cases=[
+        Case({"self": shape}, {**given, "correction": correction}, overload="correction")
+        for shape, given in SETTINGS
+        for correction in (None, 0)
+    ],
+)
