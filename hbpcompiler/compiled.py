@@ -142,7 +142,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
           options: Options) -> Built:
     """All stages, from a batch to a loaded program."""
     graph, rules, constants = trace_and_match(model, loss, inputs, target, options.registry)
-    maker = graph.makers[graph.loss.name]
+    maker, _ = graph.ending()
     rule = rules[maker.name]
     assert isinstance(rule, LossRule)
     active = graph.active()
@@ -154,6 +154,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     passes.optimise(derived.graph)
     batch = {value.name: value for value in (*graph.inputs, graph.target)}
     shapes.annotate(derived.graph, batch, graph.state)
+    passes.drop_idle_reshapes(derived.graph)
     header = emit.Header(
         model=naming.identifier(type(model).__name__),
         quantities=options.quantities,

@@ -14,7 +14,7 @@ from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.match import bind
 from hbpcompiler.plan import PREFIX, Average, Birth, Close, Gather, Piece, Plan, Pull, Sample, Seed, Widen, meta
-from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE, QUANTITIES, Closed, Closing
+from hbpcompiler.quantities import DIAGONAL, GGN_MC, GRADIENT, NEGATIVE, POSITIVE, QUANTITIES, Closed, Closing
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, Use
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Rule, Structure
@@ -149,9 +149,17 @@ class _Derivation:
         assert isinstance(rule, LossRule)
         value = step.operation.tensors[rule.input]
         residual = rule.residual_of(op)
-        if piece.stream == "gradient":
+        factor = self._multiple()
+        if piece.stream == GRADIENT:
             columns = rule.gradient(op).unsqueeze(1)
-        elif piece.form == COLUMNS and piece.stream == "ggn_mc" and rule.sample is not None:
+            columns = columns if factor is None else columns * factor
+            self._arrive(value, piece, columns)
+            return
+        if factor is not None and piece.form == DIAGONAL_FORM:
+            assert isinstance(residual, Diagonal)
+            self._arrive(value, piece, residual.diagonal(op) * factor)
+            return
+        elif piece.form == COLUMNS and piece.stream == GGN_MC and rule.sample is not None:
             columns = rule.sample(op, self.plan.mc_samples)
         elif isinstance(residual, Diagonal):
             columns = residual.diagonal(op)
@@ -159,7 +167,18 @@ class _Derivation:
             assert isinstance(residual, Factor)
             found, _ = residual.factor(op)
             columns = found[rule.input]
+        if factor is not None:
+            columns = columns * factor.abs().sqrt()
+            self._set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
         self._arrive(value, piece, columns)
+
+    def _multiple(self) -> Any:
+        """dL by d(the batch's reduced number), where a loss goes on after its mean or sum; None if it does not."""
+        factor: Any = None
+        for operation in self.source.ending()[1]:
+            slope = self._derivative(operation)
+            factor = slope if factor is None else factor * slope
+        return factor
 
     def _birth(self, step: Birth) -> None:
         rule, op, piece = self.rules[step.operation.name], self.ops[step.operation.name], step.piece

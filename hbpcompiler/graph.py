@@ -105,6 +105,17 @@ class Graph:
     makers: Mapping[str, Operation] = field(default_factory=dict)
     """Value name -> the operation that makes it."""
 
+    def ending(self) -> tuple[Operation, list[Operation]]:
+        """The operation that reduces the batch to one number, and those that change this number afterwards."""
+        operation, tail = self.makers[self.loss.name], []
+        while not any(value.batched for value in operation.tensors.values()):
+            numbers = [self.makers[value.name] for value in operation.tensors.values() if value.name in self.makers]
+            if len(numbers) != 1:
+                break
+            tail.append(operation)
+            operation = numbers[0]
+        return operation, tail[::-1]
+
     def values(self) -> Iterator[Value]:
         yield from self.inputs
         yield self.target

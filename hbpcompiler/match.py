@@ -28,7 +28,7 @@ def trace_and_match(
     program = trace.export(model, loss, inputs, target)
     for _ in range(ROUNDS):
         graph = trace.read(program, model)
-        missing = [operation for operation in differentiated(graph) if registry.get(operation.target) is None]
+        missing = [operation for operation in differentiated(graph) if registry.find(operation.target, operation.overload) is None]
         table = _decompositions(missing)
         if not table:
             break
@@ -64,12 +64,13 @@ def _decompositions(missing: Sequence[Operation]) -> dict[Any, Any]:
 def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
     """Operation name -> rule, or one error that lists all that is missing or refused, and where it is."""
     active = graph.active()
+    reducing, tail = graph.ending()
     rules: dict[str, AnyRule] = {}
     findings: list[str] = []
     missing: list[str] = []
     for operation in graph.operations:
-        rule = registry.get(operation.target)
-        is_loss = operation.output is graph.loss
+        rule = registry.find(operation.target, operation.overload)
+        is_loss = operation is reducing
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
         if rule is None:
@@ -79,10 +80,12 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
             findings.append(f"{operation.target} in {operation.source}: the loss must end in a mean or a sum over the "
                             "batch, or in a loss function with a rule")
         elif not is_loss and isinstance(rule, LossRule):
-            rule = _not_the_end(registry, operation, findings, operation.name in active)
+            rule = _not_the_end(operation, findings, operation.name in active)
         if rule is None:
             continue
-        if operation.name in active:
+        if operation in tail:
+            findings += _tail_refusals(operation, rule, active)
+        elif operation.name in active:
             findings += _refusals(operation, rule, active)
         rules[operation.name] = rule
     if findings:
@@ -96,7 +99,17 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
     return rules
 
 
-def _not_the_end(registry: Registry, operation: Operation, findings: list[str], active: bool) -> AnyRule | None:
+def _tail_refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:
+    """After the reduction only multiples and offsets: anything curved would mix the samples."""
+    op = static_op(operation, active)
+    single = isinstance(rule, Rule) and sum(op.varies(name) for name in rule.jac_t) == 1
+    if isinstance(rule, Rule) and single and rule.derivative is not None and not is_curved(rule, op):
+        return []
+    return [f"{operation.target} in {operation.source}: a curved function of the whole batch's loss mixes the samples; "
+            "only multiples and offsets of it are possible"]
+
+
+def _not_the_end(operation: Operation, findings: list[str], active: bool) -> AnyRule | None:
     if active:
         findings.append(f"{operation.target} in {operation.source}: it reduces the whole batch to one number, which "
                         "must be the last thing the loss does; per-sample quantities do not exist otherwise")

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from hbpcompiler.writer import Loop
@@ -42,12 +43,19 @@ def share_common_subexpressions(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if not is_pure(node) or any(writes_in_place(user) for user in node.users):
             continue
-        key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
+        args = (_canonical(str(node.args[0])), *node.args[1:]) if node.target is torch.einsum else node.args
+        key = (node.op, node.target, _frozen(args), _frozen(node.kwargs))
         twin = seen.setdefault(key, node)
         if twin is not node:
             twin.meta.setdefault("hint", node.meta.get("hint"))
             node.replace_all_uses_with(twin)
             graph.erase_node(node)
+
+
+def _canonical(equation: str) -> str:
+    """An einsum's equation with letters in order of appearance: "nko,nkz->oz" and "nka,nkb->ab" are one."""
+    letters: dict[str, str] = {}
+    return "".join(letters.setdefault(sign, chr(97 + len(letters))) if sign.isalpha() else sign for sign in equation)
 
 
 def _frozen(item: Any) -> Any:
@@ -135,6 +143,42 @@ PASSES: tuple[Callable[[fx.Graph], None], ...] = (
     share_common_subexpressions,
     drop_dead,
 )
+
+
+RESHAPES = {"reshape", "flatten", "unflatten", "view"}
+
+
+def drop_idle_reshapes(graph: fx.Graph) -> None:
+    """With shapes known: a reshape to the same shape is nothing, a reshape of a reshape is one."""
+    for node in list(graph.nodes):
+        if isinstance(node.target, Loop):
+            drop_idle_reshapes(node.target.body)
+        if _is_identity_einsum(node):
+            _replace(graph, node, node.args[1])
+        elif node.op == "call_method" and node.target in RESHAPES:
+            before = node.args[0]
+            if before.meta.get("shape") == node.meta.get("shape") is not None:
+                _replace(graph, node, before)
+            elif node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES:
+                if all(isinstance(item, int) or not isinstance(item, fx.Node) for item in node.args[1:]):
+                    node.args = (before.args[0], *node.args[1:])
+    drop_dead(graph)
+    graph.lint()
+
+
+def _is_identity_einsum(node: fx.Node) -> bool:
+    if node.target is not torch.einsum or len(node.args) != 2:
+        return False
+    left, _, right = str(node.args[0]).partition("->")
+    return left == right and len(set(left)) == len(left)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, other: Any) -> None:
+    hint = node.meta.get("hint")
+    if hint and not other.meta.get("hint") and other.op != "placeholder":
+        other.meta["hint"] = hint
+    node.replace_all_uses_with(other)
+    graph.erase_node(node)
 
 
 def optimise(graph: fx.Graph) -> fx.Graph:

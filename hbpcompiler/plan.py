@@ -157,6 +157,7 @@ class _Walk:
         self.steps: list[Step] = []
         self.at: dict[str, dict[str, Piece]] = {}
         self.counter: dict[str, int] = {}
+        _, self.tail = graph.ending()
         self.sampled: set[str] = set()
         self.boundary = _boundary(graph, self.active)
         self.dtype = graph.output.dtype
@@ -165,7 +166,9 @@ class _Walk:
         for operation in reversed(self.graph.operations):
             if operation.name not in self.active:
                 continue
-            rule = self.rules[operation.name]
+            rule = self.rules.get(operation.name)
+            if rule is None or operation in self.tail:
+                continue
             if isinstance(rule, LossRule):
                 self._seed(operation, rule)
             else:
@@ -193,16 +196,17 @@ class _Walk:
         self.steps.append(Seed(operation, gradient))
         self._arrive(value, gradient)
         residual = rule.residual_of(op)
+        signed = bool(self.tail)  # a multiple of the loss may be a negative one
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
-                piece = self._piece("M", stream, COLUMNS, self.mc_samples, False)
+                piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)
                 self.sampled.add(piece.name)
             elif isinstance(residual, Zero):
                 continue
             elif isinstance(residual, Diagonal):
-                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
             else:
-                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), False)
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
             self.steps.append(Seed(operation, piece))
             self._arrive(value, piece)
 

@@ -55,8 +55,9 @@ class Registry:
         other.rules, other.files = dict(self.rules), dict(self.files)
         return other
 
-    def get(self, operation: str) -> AnyRule | None:
-        return self.rules.get(operation)
+    def find(self, operation: str, overload: str) -> AnyRule | None:
+        """The rule for this overload ("aten.sum.dim_IntList"), or else the operation's."""
+        return self.rules.get(f"{operation}.{overload or 'default'}") or self.rules.get(operation)
 
     def __iter__(self) -> Iterator[tuple[str, AnyRule]]:
         return iter(sorted(self.rules.items()))

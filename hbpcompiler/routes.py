@@ -136,12 +136,8 @@ def _square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Iter
             continue  # nothing of that sign: the caller's zeros stay
         if weights is not None:
             sums[kind] = _einsum(f"nk,{letters}->{keep}", weights, squares)
-        elif letters.startswith("nk") and keep == letters[2:]:
-            sums[kind] = squares.sum((0, 1))
-        elif letters.startswith("nk") and keep == "n" + letters[2:]:
-            sums[kind] = squares.sum(1)
         else:
-            sums[kind] = _einsum(f"{letters}->{keep}", squares)
+            sums[kind] = _sum_out(squares, letters, keep)
     return sums
 
 
@@ -156,10 +152,16 @@ def _operand(use: Use, op: Op | None = None) -> Any:
 
 def _product(site: Site, use: Use, op: Op | None = None, columns: Any = None) -> Any:
     """The einsum itself: [n, k, *theta]."""
-    operands = [_columns(use, op, columns)] + ([_operand(use, op)] if site.has_operand else [])
-    if len(operands) == 1 and site.letters[0] == site.letters[2]:
-        return operands[0]
-    return _einsum(site.equation, *operands)
+    left, _, result = site.letters
+    if not site.has_operand:
+        return _sum_out(_columns(use, op, columns), left, result)
+    return _einsum(site.equation, _columns(use, op, columns), _operand(use, op))
+
+
+def _sum_out(tensor: Any, letters: str, kept: str) -> Any:
+    """Sum over the axes whose letters are not kept; their order stays."""
+    axes = tuple(axis for axis, letter in enumerate(letters) if letter not in kept)
+    return tensor.sum(axes) if axes else tensor
 
 
 def _traffic(site: Site, columns: Any, product: bool) -> Any:
@@ -205,8 +207,7 @@ class OneProduct(Route):
         columns = _columns(use).squeeze(1)
         left, right, _ = site.letters
         if not site.has_operand:
-            axes = tuple(i for i, letter in enumerate(left.replace("k", "")) if letter in "np")
-            return {SUM: columns.sum(axes)}
+            return {SUM: _sum_out(columns, left.replace("k", ""), site.theta)}
         return {SUM: _einsum(f"{left.replace('k', '')},{right}->{site.theta}", columns, _operand(use))}
 
 
@@ -518,7 +519,7 @@ class DiagonalForm(Route):
         def close(diagonal: Any) -> Any:
             if site.has_operand:
                 return _einsum(f"{letters},{right}->{site.theta}", diagonal, _operand(use).square())
-            return _einsum(f"{letters}->{site.theta}", diagonal)
+            return _sum_out(diagonal, letters, site.theta)
 
         results: dict[str, Any] = {}
         if DIAGONAL in kinds:
@@ -530,7 +531,7 @@ class DiagonalForm(Route):
         if FACTOR in kinds:
             if site.features:
                 own = "".join(letter for letter in site.theta if letter in left)
-                factor = torch.diag_embed(_einsum(f"{letters}->{own}", diagonal))
+                factor = torch.diag_embed(_sum_out(diagonal, letters, own))
                 results[FACTOR] = factor / site.size("p") if site.has_positions else factor
             else:
                 results[FACTOR] = torch.diag_embed(close(diagonal).flatten())

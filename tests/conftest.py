@@ -12,3 +12,7 @@ settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get(
 settings.load_profile("hbp")
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--refresh-golden", action="store_true", help="rewrite tests/golden after a review of the change")

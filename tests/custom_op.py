@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 
 @torch.library.custom_op("hbptests::swirl", mutates_args=())
-def swirl(x: Tensor) -> Tensor:
-    return x + x.sin().square()
+def swirl(self: Tensor) -> Tensor:
+    return self + self.sin().square()
 
 
 @swirl.register_fake
-def _(x):
-    return torch.empty_like(x)
+def _(self):
+    return torch.empty_like(self)
 
 
 def _keep(ctx, inputs, output):
@@ -26,13 +26,13 @@ swirl.register_autograd(_backward, setup_context=_keep)  # the reference differe
 
 
 @torch.library.custom_op("hbptests::knot", mutates_args=())
-def knot(x: Tensor) -> Tensor:
-    return x.cos()
+def knot(self: Tensor) -> Tensor:
+    return self.cos()
 
 
 @knot.register_fake
-def _(x):
-    return torch.empty_like(x)
+def _(self):
+    return torch.empty_like(self)
 
 
 class Swirl(nn.Module):

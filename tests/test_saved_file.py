@@ -160,9 +160,16 @@ def test_a_file_with_hostile_names_works_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ['x\n\nopen({flag!r}, "w")\n', 'x\n        open({flag!r}, "w")\n', '"); open({flag!r}, "w"); ("',
-     '"]; open({flag!r}, "w")#', '"""\nopen({flag!r}, "w")\n"""', '""" + str(open({flag!r}, "w")) + """', "{{{{ open({flag!r}, 'w') }}}}"],
-)  # fmt: skip
+    [
+        'x\n\nopen({flag!r}, "w")\n',
+        'x\n        open({flag!r}, "w")\n',
+        '"); open({flag!r}, "w"); ("',
+        '"]; open({flag!r}, "w")#',
+        '"""\nopen({flag!r}, "w")\n"""',
+        '""" + str(open({flag!r}, "w")) + """',
+        "{{{{ open({flag!r}, 'w') }}}}",
+    ],
+)
 def test_code_in_a_name_is_never_run(tmp_path, name):
     flag = tmp_path / "flag"
     name = name.format(flag=str(flag)).replace(".", "_")

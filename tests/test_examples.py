@@ -1,0 +1,137 @@
+"""The examples run, and a rule of the user's own works for every quantity."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import ggn_block, kflr, kfra, reference, relative_error
+from tests.custom_op import SWIRL_RULE, Swirl
+
+ROOT = Path(__file__).parent.parent
+BRUTE_FORCE = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
+
+
+def run_example(name, folder):
+    done = subprocess.run([sys.executable, "-W", "ignore", ROOT / "examples" / name], cwd=folder, capture_output=True,
+                          text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_digits(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("digits.py", tmp_path)
+    for quantity in ("grad", "variance", "diag_ggn", "diag_h", "kflr"):
+        error = re.search(rf"^  {quantity} +(\S+)$", text, re.MULTILINE)
+        assert float(error[1]) < 1e-8
+    losses = {line.split(",")[0].strip(): float(re.search(r"loss (\S+),", line)[1]) for line in text.splitlines()
+              if "loss " in line and "step" in line}
+    assert losses["kflr"] < losses["gradient descent"]
+    for name in ("digits_program.py", "digits_diagonals.png", "digits_training.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+        assert name in text
+
+
+def test_own_rule(tmp_path):
+    text = run_example("own_rule.py", tmp_path)
+    assert "aten.asinh" in text
+    assert "no rule" in text
+
+
+@pytest.fixture
+def rule(tmp_path):
+    path = tmp_path / "swirl_rule.py"
+    path.write_text(SWIRL_RULE)
+    return path
+
+
+def swirling(reduction):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), Swirl(), nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 4), Swirl(),
+                          nn.Linear(4, 3))
+    X, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(3, (6,))
+    return model.double(), nn.CrossEntropyLoss(reduction=reduction), X, y
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_every_quantity_works_with_a_rule_file(rule, reduction):
+    model, loss, X, y = swirling(reduction)
+    result = hbp.compile(model, loss, list(hbp.QUANTITIES), rules=[rule])(X, y)
+    for quantity in BRUTE_FORCE:
+        for name, value in reference(model, loss, (X,), y, quantity).items():
+            assert relative_error(result[quantity][name], value) < 1e-10, (quantity, name)
+    for quantity, brute_force in (("kflr", kflr), ("kfra", kfra)):
+        for name, (a, b) in brute_force(model, loss, (X,), y).items():
+            assert relative_error(result[quantity][name].B, b) < 1e-10, (quantity, name)
+            assert a is None or relative_error(result[quantity][name].A, a) < 1e-10, (quantity, name)
+    for name, parts in result.diag_h_split.items():
+        assert relative_error(parts.ggn + parts.positive - parts.negative, result.diag_h[name]) < 1e-10
+        assert relative_error(parts.ggn, result.diag_ggn[name]) < 1e-10
+        assert min(part.min() for part in parts) >= 0
+    assert any(parts.negative.max() > 0 for parts in result.diag_h_split.values())
+
+
+def test_sampled_quantities_approach_the_exact_ones_with_a_rule_file(rule):
+    model, loss, X, y = swirling("mean")
+    compiled = hbp.compile(model, loss, ["diag_ggn_mc", "kfac"], mc_samples=4000, rules=[rule])
+    result = compiled(X, y, generator=torch.Generator().manual_seed(0))
+    for name, value in reference(model, loss, (X,), y, "diag_ggn").items():
+        assert relative_error(result.diag_ggn_mc[name], value) < 0.1
+    for name, (_, b) in kflr(model, loss, (X,), y).items():
+        assert relative_error(result.kfac[name].B, b) < 0.1
+
+
+def test_the_rule_itself_keeps_the_contract(rule):
+    from hbpcompiler.registry import with_rules
+    from hbpcompiler.testing import check_rule
+
+    check_rule(with_rules([ROOT / "examples" / "asinh_rule.py"]).rules["aten.asinh"])
+    check_rule(with_rules([rule]).rules["hbptests.swirl"])
+
+
+def test_the_generated_file_needs_no_rule_file(rule, tmp_path):
+    model, loss, X, y = swirling("mean")
+    compiled = hbp.compile(model, loss, ["grad"], rules=[rule], example_inputs=(X, y))
+    assert "hbptests" not in compiled.code
+
+
+# -- the README's code -----------------------------------------------------------------------------------------------
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readme_runs(tmp_path, monkeypatch):
+    """The Python blocks run one after the other; those that begin with a comment naming a file are that file."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in blocks("python"):
+        name = re.match(r"# (\w+\.py)\n", block)
+        if name:
+            (tmp_path / name[1]).write_text(block)
+        else:
+            exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_the_readme_names_every_quantity():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in hbp.QUANTITIES)
+
+
+def test_kronecker_factors_of_the_last_layer_are_its_block():
+    """A bias has its full block, and one sample's weight block is the Kronecker product itself."""
+    torch.manual_seed(0)
+    model, X, y = nn.Linear(3, 2).double(), torch.randn(1, 3, dtype=torch.float64), torch.tensor([1])
+    factors = hbp.compile(model, quantities=["kflr"])(X, y).kflr
+    loss = nn.CrossEntropyLoss()
+    torch.testing.assert_close(factors["bias"].B, ggn_block(model, loss, [X], y, "bias"))
+    torch.testing.assert_close(torch.kron(factors["weight"].B, factors["weight"].A),
+                               ggn_block(model, loss, [X], y, "weight"))

@@ -1,0 +1,124 @@
+"""The generated file as a text: golden copies under review, what must be absent, and that it never varies."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 6), nn.Sigmoid(),
+                         nn.Linear(6, 3))
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def code(model, quantities, loss=None, mc_samples=1):
+    shape = (1, 8, 8) if isinstance(model[0], nn.Conv2d) else (4,)
+    batch = (torch.zeros(2, *shape), torch.tensor([0, 1]))
+    if isinstance(loss, nn.MSELoss):
+        batch = (batch[0], torch.zeros(2, 3))
+    return hbp.compile(model, loss, quantities, example_inputs=batch, mc_samples=mc_samples).code
+
+
+SETTINGS = {
+    "cnn_diag_h_kflr": lambda: code(cnn(), ["diag_h", "kflr"]),
+    "cnn_first_order": lambda: code(cnn(), ["grad", "batch_l2", "variance"]),
+    "mlp_everything": lambda: code(mlp(), list(hbp.QUANTITIES)),
+    "mlp_mse_kfra": lambda: code(mlp(), ["kfra", "diag_ggn_mc"], nn.MSELoss(), mc_samples=3),
+}
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_golden(name, request):
+    text = re.sub(r"^Written by .*$", "Written by (versions)", SETTINGS[name](), flags=re.M)
+    file = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--refresh-golden"):
+        GOLDEN.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    assert file.read_text(encoding="utf-8") == text, "review the change, then pytest tests/test_program.py --refresh-golden"
+
+
+def test_generated_again_it_is_the_same():
+    assert code(cnn(), ["kflr", "diag_h", "variance"]) == code(cnn(), ["diag_h", "variance", "kflr", "diag_h"])
+
+
+def test_it_imports_only_torch_and_typing():
+    for make in SETTINGS.values():
+        imports = re.findall(r"^\s*(?:import|from)\s+(\S+)", make(), flags=re.M)
+        assert {name.split(".")[0] for name in imports} == {"typing", "torch"}
+
+
+def test_loops_are_over_chunks_only():
+    for make in SETTINGS.values():
+        for line in make().splitlines():
+            if line.strip().startswith(("for ", "while ", "if ")):
+                assert re.match(r"\s+for \w+ in range\(0, \w+\.shape\[[01]\], \d+\):$", line), line
+
+
+@pytest.mark.parametrize(("quantities", "absent"), [
+    (["grad"], ["S_", "M_", "R_", "G_", "indices_weight", "square", "einsum(\"nkpo", "torch.multinomial", "diag_embed"]),
+    (["batch_l2"], ["S_", "M_", "R_", "variance", "sum_gradient"]),
+    (["diag_ggn"], ["M_", "R_", "g_", "torch.multinomial", "factor"]),
+    (["kfac"], ["S_", "R_", "g_", "squares"]),
+    (["kflr"], ["M_", "R_", "g_", "squares"]),
+    (["kfra"], ["M_", "R_", "g_", "squares"]),
+])
+def test_what_was_not_asked_for_is_absent(quantities, absent):
+    text = code(cnn(), quantities).split('"""')[2]
+    for word in absent:
+        assert not re.search(rf"(?<![A-Za-z_]){re.escape(word)}", text), f"{word} in the program for {quantities}"
+
+
+def test_no_gradient_for_a_piecewise_linear_network():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    text = code(model, ["diag_h"]).split('"""')[2]
+    assert not re.search(r"(?<![A-Za-z_])[gR]_", text)
+
+
+def test_first_layer_sends_nothing_to_the_data():
+    text = code(mlp(), ["grad", "diag_h"])
+    for prefix in ("g_x", "S_x", "R_x"):
+        assert prefix not in text
+
+
+def test_a_subset_costs_no_more_lines():
+    """diag_ggn is a part of diag_h: asking for both adds its division by N and nothing else."""
+    def work(quantities):
+        backward = code(mlp(), quantities).split("# ---- backward ----")[1].split("# ---- results ----")[0]
+        return [line for line in backward.splitlines() if " = " in line]
+
+    assert work(["diag_h", "diag_ggn"]) == work(["diag_h"])
+
+
+def test_the_factor_of_cross_entropy_has_one_column_less_than_classes():
+    text = code(mlp(), ["diag_ggn"])
+    assert "# [N, 2, 5]" in text
+    assert "# [N, 3, 5]" not in text
+
+
+def test_each_line_that_makes_a_tensor_names_its_shape():
+    for make in SETTINGS.values():
+        lines = make().split("class Program")[1].splitlines()
+        for before, line in zip(lines, lines[1:], strict=False):
+            if re.match(r"\s+[a-zA-Z_]\w*(, \w+)* = ", line) and not re.match(r"\s+N = ", line):
+                assert re.search(r"# \[.*\]$", line) or re.match(r"\s+# \[.*\]$", before), line
+
+
+def test_big_parameters_never_meet_the_batch_axis():
+    """Memory of variance and diag_* must not grow with N times the parameter count."""
+    model = nn.Sequential(nn.Conv2d(2, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 3))
+    batch = (torch.zeros(2, 2, 8, 8), torch.tensor([0, 1]))
+    text = hbp.compile(model, quantities=["variance", "diag_ggn"], example_inputs=batch).code
+    theta = {"[N, 1, 16, 144]", "[N, 2, 16, 144]", "[N, 1, 3, 256]", "[N, 2, 3, 256]", "[N, 16, 144]"}
+    assert not [line for line in text.splitlines() if any(shape in line for shape in theta)]
