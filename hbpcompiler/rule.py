@@ -272,6 +272,13 @@ class LossRule:
 # -- small helpers that keep rules short -----------------------------------------------------------------------------
 
 
+def called(name: str, value: Tensor) -> Tensor:
+    """`value`, under this name in the generated file."""
+    if isinstance(value, torch.fx.Proxy) and not value.node.meta.get("hint"):
+        value.node.meta["hint"] = name
+    return value
+
+
 def merge(columns: Tensor) -> Tensor:
     """[N, K, *z] -> [N*K, *z], for torch functions that know one batch axis."""
     return columns.flatten(0, 1)
@@ -311,6 +318,7 @@ __all__ = [
     "Rule",
     "Structure",
     "Tensor",
+    "called",
     "elementwise_jac_t",
     "merge",
     "split",

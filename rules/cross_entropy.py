@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Shape, Tensor
+from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Shape, Tensor, called
 
 from .class_weights import counted, labels
 from .loss_terms import at, check_floating, check_labels, reduction
@@ -94,7 +94,7 @@ def sample(op: Op, draws: int) -> Tensor:
     classes, *positions = op.shape("self")
     p = torch.softmax(op.self, 1)
     rows = p.movedim(1, -1).flatten(0, -2) if positions else p
-    drawn = torch.multinomial(rows, draws, replacement=True)  # [N*P, M]
+    drawn = called("drawn", torch.multinomial(rows, draws, replacement=True))  # [N*P, M]
     onehot = F.one_hot(drawn, classes)
     if positions:
         onehot = onehot.reshape(-1, *positions, draws, classes).movedim((-2, -1), (1, 2))

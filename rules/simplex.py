@@ -2,7 +2,7 @@
 
 import torch
 
-from hbpcompiler.rule import Shape, Tensor
+from hbpcompiler.rule import Shape, Tensor, called
 
 
 def covariance_factor(p: Tensor) -> Tensor:
@@ -11,11 +11,12 @@ def covariance_factor(p: Tensor) -> Tensor:
     With heads h_j = p_0 + ... + p_j, column j is sqrt(p_j h_{j-1} / h_j) (e_j - sum_{i<j} p_i / h_{j-1} e_i). No ratio
     exceeds 1; where a head vanishes, so do its terms, and the clamp makes 0/0 a 0.
     """
-    heads = p.cumsum(-1).clamp(min=1e-30)
-    ratio = (p / heads)[..., 1:].sqrt()
-    root = heads[..., :-1].sqrt()
-    own = torch.diag_embed(ratio * root, offset=1)[..., :-1, :]
-    return own - torch.tril((ratio / root).unsqueeze(-1) * p.unsqueeze(-2))
+    heads = called("heads", p.cumsum(-1).clamp(min=1e-30))
+    ratio = called("ratio", (p / heads)[..., 1:].sqrt())
+    root = called("root", heads[..., :-1].sqrt())
+    own = called("own", torch.diag_embed(ratio * root, offset=1)[..., :-1, :])
+    others = called("others", torch.tril((ratio / root).unsqueeze(-1) * p.unsqueeze(-2)))
+    return own - others
 
 
 def positionwise(columns: Tensor, shape: Shape) -> Tensor:
