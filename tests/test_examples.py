@@ -108,15 +108,22 @@ def blocks(language):
 
 
 def test_the_readme_runs(tmp_path, monkeypatch):
-    """The Python blocks run one after the other; those that begin with a comment naming a file are that file."""
+    """The Python blocks run one after the other. A first line `# name.py` makes a file of it; what `# generated` shows
+    must be in the generated file."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     scope = {}
     for block in blocks("python"):
-        name = re.match(r"# (\w+\.py)\n", block)
-        if name:
-            (tmp_path / name[1]).write_text(block)
+        first, _, rest = block.partition("\n")
+        if first == "# generated":
+            code = scope["compiled"].code.splitlines()
+            assert not [line for line in rest.splitlines() if line.strip() not in ("", "...") and line not in code]
+        elif first.endswith(".py"):
+            (tmp_path / first.removeprefix("# ")).write_text(block)
         else:
             exec(compile(block, "README.md", "exec"), scope)
+    rules = with_rules(sorted(tmp_path.glob("*_rule.py"))).rules
+    assert {"aten.asinh", "mylib.cube"} <= rules.keys()
 
 
 def test_the_readme_names_every_quantity():
