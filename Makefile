@@ -28,7 +28,7 @@ lint: .venv/test+demo+dev
 	PYTHON=$(RUN)/python .ci/typecheck
 
 bench: .venv/demo
-	$(RUN)/python -m benchmarks
+	$(RUN)/python -m benchmarks.compare
 
 clean:
 	rm -rf .venv build dist out
