@@ -37,7 +37,7 @@ EPOCHS, BATCH = 3, 64
 TOLERANCE = 1e-8
 
 ALPHA, LAMBDA, ETA = 0.1, 1e-2, 1e-4
-"""Step length, damping and l2-regularisation of the preconditioned step."""
+"""Step length, damping and l2-regularisation of the preconditioned step; the first two are from a small grid."""
 RATES = [0.3, 1.0, 3.0]
 """Gradient descent is run at each of these step lengths; the best run is shown."""
 
