@@ -47,7 +47,8 @@ class _Printer:
     def __init__(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str] | None = None) -> None:
         self.graph, self.names = graph, names
         self.texts: dict[fx.Node, Text] = {node: (name, ATOM) for node, name in (given or {}).items()}
-        self.last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
+        self.order = {node: position for position, node in enumerate(graph.nodes)}
+        self.writes = [position for node, position in self.order.items() if writes_in_place(node)]
 
     def statements(self) -> Iterator[tuple[Block | None, list[str]]]:
         """(block, lines) per node that needs lines."""
@@ -102,8 +103,8 @@ class _Printer:
             return False
         if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
             return False
-        if any(writes_in_place(other) for source in node.all_input_nodes for other in source.users):
-            return False
+        if any(self.order[node] < position < self.order[user] for position in self.writes):
+            return False  # it would be computed after something was overwritten
         reads = [used for used in _nodes_in((user.args, user.kwargs)) if used is node]
         return len(text) <= INLINE_WIDTH and len(reads) == 1
 

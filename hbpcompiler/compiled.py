@@ -18,6 +18,7 @@ from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.errors import CompileError
 from hbpcompiler.explain import explain, header_table
 from hbpcompiler.graph import Graph
+from hbpcompiler.in_place import write_in_place
 from hbpcompiler.inputs import check_batch, check_target
 from hbpcompiler.match import bind, trace_and_match
 from hbpcompiler.options import Options, check_example, check_model, check_options
@@ -155,6 +156,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     batch = {value.name: value for value in (*graph.inputs, graph.target)}
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
+    write_in_place(derived.graph)
     header = emit.Header(
         model=naming.identifier(type(model).__name__),
         quantities=options.quantities,

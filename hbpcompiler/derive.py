@@ -81,7 +81,7 @@ class _Derivation:
                 return self.proxies[operation.tensors[name].name]
             return self.saved[operation.name][name]
 
-        op = self.ops[operation.name] = bind(operation, tensors, self.active, crossed)
+        op = self.ops[operation.name] = bind(operation, tensors, self.active, crossed, self._length)
         rule = self.rules.get(operation.name)
         saved: dict[str, Any] = {}
         plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
@@ -105,6 +105,8 @@ class _Derivation:
                 return [argument(part) for part in item]
             if isinstance(item, str) and item in operation.tensors:
                 return self.proxies[operation.tensors[item].name]
+            if isinstance(item, torch.device):
+                return self.proxies[self.source.inputs[0].name].device
             return self._length(item) if hasattr(item, "free_symbols") else item
 
         packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."))
@@ -237,7 +239,7 @@ class _Derivation:
                      jac_t: Callable[[Any], Any]) -> Any:
         """KFRA's step, the average over n of J_n^T G J_n (BackPACK paper, eq. 24a)."""
         if rule.elementwise_in(op):
-            derivative = self._derivative(operation).flatten(1)
+            derivative = self._derivative(operation).reshape(-1, math.prod(op.shape("output")))
             return matrix * (derivative.t() @ derivative / self.batch)
         outer, inner = op.shape("output"), operation.tensors[slot].sample_shape
         size, inner_size = math.prod(outer), math.prod(inner)
@@ -245,8 +247,8 @@ class _Derivation:
         if self._same_for_all(operation, slot):
             half = jac_t(half).reshape(size, inner_size).t()
             return jac_t(half.reshape(1, inner_size, *outer)).reshape(inner_size, inner_size)
-        half = jac_t(half.expand(self.batch, size, *outer)).flatten(2).transpose(1, 2)
-        return jac_t(half.reshape(-1, inner_size, *outer)).flatten(2).mean(0)
+        half = jac_t(half.expand(self.batch, size, *outer)).reshape(-1, size, inner_size).transpose(1, 2)
+        return jac_t(half.reshape(-1, inner_size, *outer)).reshape(-1, inner_size, inner_size).mean(0)
 
     def _same_for_all(self, operation: Operation, slot: str) -> bool:
         """Whether the Jacobian reads nothing that has a sample axis: then one application serves the batch."""
@@ -272,8 +274,8 @@ class _Derivation:
         rule, op = self.rules[step.operation.name], self.ops[step.operation.name]
         assert isinstance(rule, Rule)
         value, outer = step.operation.tensors[step.slot], op.shape("output")
-        diagonal = self.columns[step.operation.name, step.piece.name].flatten(1)
         size = math.prod(outer)
+        diagonal = self.columns[step.operation.name, step.piece.name].reshape(-1, size)
         if step.piece.signed:
             if step.into.name not in self.signs:
                 self.signs[step.into.name] = named(diagonal.sign(), f"sign_{step.into.name}")
@@ -314,8 +316,8 @@ class _Derivation:
     def _average(self, step: Average) -> None:
         total: Any = None
         for piece in step.pieces:
-            arrived = self.columns[step.value.name, piece.name].flatten(
-                2 if piece.form == COLUMNS else 1)
+            lead = (-1, piece.columns) if piece.form == COLUMNS else (-1,)
+            arrived = self.columns[step.value.name, piece.name].reshape(*lead, math.prod(step.value.sample_shape))
             if piece.form == COLUMNS:
                 weighted = arrived * self.signs[piece.name].unsqueeze(2) if piece.signed else arrived
                 part = torch.einsum("nka,nkb->ab", weighted, arrived) / self.batch
@@ -334,7 +336,7 @@ class _Derivation:
             for piece in step.pieces:
                 arrived = self.columns[step.value.name, piece.name]
                 if piece.form == COLUMNS:
-                    flat = arrived.flatten(2)
+                    flat = arrived.reshape(-1, piece.columns, math.prod(shape))
                     if step.into.signed:
                         keep = self.signs[piece.name] == sign if piece.signed else None
                         flat = flat * (keep.to(flat.dtype).unsqueeze(2) if keep is not None else (sign > 0))

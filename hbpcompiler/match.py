@@ -28,8 +28,7 @@ def trace_and_match(
     program = trace.export(model, loss, inputs, target)
     for _ in range(ROUNDS):
         graph = trace.read(program, model)
-        missing = [operation for operation in differentiated(graph) if registry.find(operation.target, operation.overload) is None]
-        table = _decompositions(missing)
+        table = _decompositions([operation for operation in differentiated(graph) if _needs_pieces(operation, registry)])
         if not table:
             break
         program = program.run_decompositions(table)
@@ -40,6 +39,12 @@ def differentiated(graph: Graph) -> list[Operation]:
     """Operations that a derivative must cross: their result is active."""
     active = graph.active()
     return [operation for operation in graph.operations if operation.name in active]
+
+
+def _needs_pieces(operation: Operation, registry: Registry) -> bool:
+    """No rule, or a loss function inside a loss (reduction="none"), which is an operation like any other."""
+    rule = registry.find(operation.target, operation.overload)
+    return rule is None or (isinstance(rule, LossRule) and operation.output.batched)
 
 
 def _decompositions(missing: Sequence[Operation]) -> dict[Any, Any]:
@@ -156,8 +161,12 @@ def static_op(operation: Operation, active: set[str]) -> Op:
     return bind(operation, tensors, active)
 
 
-def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], differentiated: bool = True) -> Op:
-    """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`."""
+def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], differentiated: bool = True,
+         number: Callable[[Any], Any] = lambda item: item) -> Op:
+    """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`.
+
+    `number` says what stands for an attribute that is a polynomial in N.
+    """
     shapes = {slot: value.sample_shape for slot, value in operation.tensors.items()}
     shapes["output"] = operation.output.sample_shape
     batched = {slot for slot, value in operation.tensors.items() if value.batched}
@@ -171,8 +180,11 @@ def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], 
             return [tensors(slot) if isinstance(slot, str) else slot for slot in lists[name]]
         return tensors(name)
 
-    attributes = {name: item for name, item in operation.attributes.items() if name not in lists}
-    carries = frozenset(slot for slot, value in operation.tensors.items() if value.name in active)
+    attributes = {name: number(item) if hasattr(item, "free_symbols") else item
+                  for name, item in operation.attributes.items() if name not in lists}
+    # Columns end at a parameter, so it is none of the inputs that a residual or a Jacobian runs between.
+    carries = frozenset(slot for slot, value in operation.tensors.items()
+                        if value.name in active and value.role != "parameter")
     return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated,
               active=carries, batched=frozenset(batched))
 

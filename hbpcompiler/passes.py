@@ -150,7 +150,9 @@ RESHAPES = {"reshape", "flatten", "unflatten", "view"}
 
 def drop_idle_reshapes(graph: fx.Graph) -> None:
     """With shapes known: a reshape to the same shape is nothing, a reshape of a reshape is one."""
-    for node in list(graph.nodes):
+    for node in list(graph.nodes) * 2:  # twice: collapsing two makes new ones idle
+        if node._erased:
+            continue
         if isinstance(node.target, Loop):
             drop_idle_reshapes(node.target.body)
         if _is_identity_einsum(node):

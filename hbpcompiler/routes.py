@@ -161,7 +161,19 @@ def _product(site: Site, use: Use, op: Op | None = None, columns: Any = None) ->
 def _sum_out(tensor: Any, letters: str, kept: str) -> Any:
     """Sum over the axes whose letters are not kept; their order stays."""
     axes = tuple(axis for axis, letter in enumerate(letters) if letter not in kept)
-    return tensor.sum(axes) if axes else tensor
+    return tensor.sum(axes if len(axes) > 1 else axes[0]) if axes else tensor
+
+
+def _single_product(site: Site, columns: Any, operand: Any) -> Any:
+    """The einsum for a chunk of one sample as one matrix product, which beats a batch of one; [1, k, *theta]."""
+    left, right, _ = site.letters
+    own = site.theta.replace(site.features, "")
+    if not site.features or len(own) != 1 or len(site.features) != 1 or any(letter in right for letter in own):
+        return _einsum(site.equation, columns, operand)
+    columns = columns if left == f"nk{own}p" else columns.mT
+    operand = operand.squeeze(0)
+    operand = operand.t() if right == f"n{site.features}p" else operand
+    return (columns.flatten(0, 2) @ operand).reshape(1, -1, site.size(own), site.size(site.features))
 
 
 def _traffic(site: Site, columns: Any, product: bool) -> Any:
@@ -296,7 +308,10 @@ class ChunkedProduct(Route):
 
         def body(part: Part) -> None:
             if columns == site.columns:
-                product = _product(site, use, part.op, part["columns"])
+                if samples == 1 and site.has_positions:
+                    product = _single_product(site, _columns(use, part.op, part["columns"]), _operand(use, part.op))
+                else:
+                    product = _product(site, use, part.op, part["columns"])
                 add(part, product, part.totals, samples == 1 and site.columns == 1)
                 if NORM in kinds:
                     part.rows[NORM].copy_(product.square().flatten(1).sum(1))
@@ -305,7 +320,7 @@ class ChunkedProduct(Route):
             left = _columns(use, part.op, part["columns"])
 
             def inner(piece: Part) -> None:
-                product = _einsum(site.equation, piece["columns"], piece.outer(operand))
+                product = _single_product(site, piece["columns"], piece.outer(operand))
                 add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, False)
 
             part.writer.loop(inner, op=None, sliced={"columns": left, "signs": part["signs"]}, chunk=columns,
@@ -449,17 +464,15 @@ class ColumnFactor(Route):
         left, right, _ = site.letters
         ours = "".join(letter for letter in site.theta if letter in left and letter not in right)
         shared = "".join(letter for letter in site.theta if letter in left and letter in right)
-        columns = _columns(use)
-        weighted = columns
-        if site.signed:
-            weighted = columns * use.signs.reshape(use.signs.shape[:2] + (1,) * (len(left) - 2))
-        factor = _symmetric(left, shared, ours, weighted, columns)
+        each = site.size(left) * site.columns * site.itemsize
+
+        def columns(op: Op, part: Part | None) -> tuple[Any, Any]:
+            signs = use.signs if part is None else part["signs"]
+            return _columns(use, op, use.stream if part is None else part["columns"]), signs
+
+        sliced = {"columns": use.stream, "signs": use.signs}
+        factor = _symmetric(site, use, left, shared, ours, columns, sliced, FACTOR, each)
         return {FACTOR: factor / site.size("p") if site.has_positions else factor}
-
-
-def _symmetric(letters: str, shared: str, own: str, left: Any, right: Any) -> Any:
-    """sum over all but `shared` of left times right, between the one letter `own` and its twin z."""
-    return _einsum(f"{letters},{letters.replace(own, 'z')}->{shared}{own}z", left, right)
 
 
 class InputFactor(Route):
@@ -471,9 +484,6 @@ class InputFactor(Route):
     def applies(self, site: Site) -> bool:
         return site.form == NOTHING and bool(site.features)
 
-    def _chunk(self, site: Site) -> int:
-        return chunk_length(site.size(site.letters[1]) * site.itemsize, site.memory_budget)
-
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         right = site.size(site.letters[1])
         return Cost(N * right * site.size(site.features), 2 * N * right * site.itemsize)
@@ -481,19 +491,45 @@ class InputFactor(Route):
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
         shared = "".join(letter for letter in site.theta if letter in left and letter in right)
-        if not site.has_positions:
-            operand = _operand(use)
-            return {INPUT_FACTOR: _symmetric(right, shared, site.features, operand, operand)}
+        each = site.size(right) * site.itemsize
+        factor = _symmetric(site, use, right, shared, site.features, lambda op, part: (_operand(use, op), None),
+                            {"input": use.stream}, INPUT_FACTOR, each)
+        return {INPUT_FACTOR: factor}
 
-        def body(part: Part) -> None:
-            operand = _operand(use, part.op)
-            part.totals[INPUT_FACTOR].add_(_symmetric(right, shared, site.features, operand, operand))
 
-        size = site.size(site.features)
-        shape = (*(site.size(letter) for letter in shared), size, size)
-        # The patches of a convolution are made chunk by chunk: they never exist for the whole batch.
-        return use.writer.loop(body, op=use.op, sliced={"input": use.stream}, chunk=self._chunk(site),
-                               totals={INPUT_FACTOR: shape})
+def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
+               tensor: Callable[[Op, Part | None], tuple[Any, Any]], sliced: Mapping[str, Any], kind: str,
+               each: int) -> Any:
+    """sum of T T^T over all letters but `shared`, between the one letter `own` and its twin.
+
+    With positions it runs in chunks, each one matrix product in place: the patches of a convolution never exist for
+    the whole batch, and a small result is not summed from a batch of small ones.
+    """
+
+    def product(op: Op, part: Part | None) -> Any:
+        right, signs = tensor(op, part)
+        left = right if signs is None else right * signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
+        return _einsum(f"{letters},{letters.replace(own, 'z')}->{shared}{own}z", left, right)
+
+    if not site.has_positions:
+        return product(use.op, None)
+
+    def body(part: Part) -> None:
+        assert part.op is not None
+        if shared:
+            part.totals[kind].add_(product(part.op, part))
+            return
+        columns, signs = tensor(part.op, part)
+        axis = letters.index(own)
+        order = (axis, *(other for other in range(len(letters)) if other != axis))
+        right = columns.permute(order).flatten(1)
+        if signs is not None:
+            columns = columns * signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
+        part.totals[kind].addmm_(columns.permute(order).flatten(1), right.t())
+
+    shape = (*(site.size(letter) for letter in shared), site.size(own), site.size(own))
+    chunk = chunk_length(each, site.memory_budget)
+    return use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk, totals={kind: shape})[kind]
 
 
 # -- routes over diagonals and matrices ------------------------------------------------------------------------------

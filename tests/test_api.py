@@ -140,6 +140,9 @@ OWN_LOSSES = {
     "cross entropy by hand": lambda output, target: -(output.log_softmax(1) * target).sum(1).mean(),
     "logistic": lambda output, target: (1 + (-output * target).exp()).log().mean(),
     "scaled output": lambda output, target: nn.functional.mse_loss(3 * output, target),
+    "reduced by hand": lambda output, target: nn.functional.cross_entropy(output, target, reduction="none").mean(),
+    "largest squared": lambda output, target: (output.amax(1) ** 2).mean(),
+    "divided by the batch": lambda output, target: ((output - target) ** 2).sum() / output.shape[0],
     "not convex": lambda output, target: (1 - (-(output - target) ** 2).exp()).mean(),
 }
 
@@ -147,7 +150,7 @@ OWN_LOSSES = {
 @pytest.mark.parametrize("name", list(OWN_LOSSES))
 def test_a_loss_of_ones_own(name):
     class Own(nn.Module):
-        reduction = "sum" if name == "summed" else "mean"
+        reduction = "sum" if name in ("summed", "divided by the batch") else "mean"
 
         def forward(self, output, target):
             return OWN_LOSSES[name](output, target)

@@ -18,7 +18,7 @@ THOROUGH = settings(max_examples=60, deadline=None,
 def close(found, expected, what, scale=None):
     assert found.shape == expected.shape, f"{what}: {tuple(found.shape)} instead of {tuple(expected.shape)}"
     assert found.dtype == expected.dtype
-    scale = 1e-10 + (expected if scale is None else scale).abs().max()
+    scale = 1e-6 + (expected if scale is None else scale).abs().max()
     error = ((found - expected).abs().max() / scale).item()
     assert error < 1e-8, f"{what}: relative error {error:.1e}"
 
