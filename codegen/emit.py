@@ -160,9 +160,13 @@ class _Printer:
                 given[holder] = name
             else:
                 given[holder] = self.texts[whole[position - loop.totals - loop.rows - loop.cut]][0]
-        for _, part in _Printer(loop.body, self.names, given).statements():
+        heading: Block | None = node.meta.get("block")
+        for block, part in _Printer(loop.body, self.names, given).statements():
+            if block is not None and heading is not None and block.title != heading.title:
+                body += ["", f"# {block.title}"]
+                heading = block
             body += part
-        return lines + ["    " + line for line in body]
+        return lines + ["    " + line if line else line for line in body]
 
 
 def _nodes_in(item: Any) -> Iterator[fx.Node]:

@@ -22,9 +22,10 @@ from hbpcompiler.in_place import write_in_place
 from hbpcompiler.inputs import check_batch, check_target
 from hbpcompiler.match import bind, trace_and_match
 from hbpcompiler.options import Options, check_example, check_model, check_options
-from hbpcompiler.plan import Plan, plan
+from hbpcompiler.plan import plan
 from hbpcompiler.result import Result
 from hbpcompiler.rule import LossRule, Op
+from hbpcompiler.steps import Plan
 
 
 @dataclass
@@ -189,7 +190,7 @@ def _seeded(generator: torch.Generator | None) -> Any:
         yield
 
 
-def compile(  # noqa: A001  # the public name is the design's
+def compile(  # the public name is the design's
     model: nn.Module,
     loss: Callable[..., Tensor] | None = None,
     quantities: Sequence[str] = (),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hbpcompiler.cost import number
 from hbpcompiler.graph import Graph, N
-from hbpcompiler.plan import Close, Piece, Plan, Seed, Step, Widen
+from hbpcompiler.steps import Close, Piece, Plan, Seed, Step, Widen
 
 
 def _form(piece: Piece) -> str:
@@ -43,10 +43,6 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _closings(plan: Plan) -> list[Close]:
-    return [step for step in plan.steps if isinstance(step, Close)]
-
-
 def _stream(step: Close) -> str:
     return f"{step.piece.stream}: {_form(step.piece)}" if step.piece else "operand"
 
@@ -54,7 +50,7 @@ def _stream(step: Close) -> str:
 def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
     """The plan in plain text for the head of the generated file."""
     rows = [("parameter", "from", "closing", "route", "multiply-adds")]
-    for step in reversed(_closings(plan)):
+    for step in reversed(plan.closings()):
         for choice in step.choices:
             kinds = "+".join(sorted(choice.kinds))
             rows.append((repr(step.parameter.key)[1:-1], _stream(step), kinds, choice.route.name,
@@ -66,7 +62,7 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
 def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
     """(value, form, numbers per stream, born by) in the order of the backward pass."""
     rows = []
-    for step in plan.steps:
+    for step in plan.flat():
         piece, values, how = _arrivals(step)
         for value in values:
             rows.append((value.name, f"{piece.stream}: {_form(piece)}", piece.elements(value), how))
@@ -101,7 +97,7 @@ def explain(graph: Graph, plan: Plan, batch_size: int = 64) -> str:
     for heading in ("parameter", "from", "closing", "route", "multiply-adds", f"at N={batch_size}", "memory (bytes)",
                     f"at N={batch_size}"):
         routes.add_column(heading)
-    for step in _closings(plan):
+    for step in plan.closings():
         for choice in step.choices:
             cost = choice.cost
             routes.add_row(step.parameter.key, _stream(step), "+".join(sorted(choice.kinds)), choice.route.name,

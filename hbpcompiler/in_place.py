@@ -59,7 +59,7 @@ def _key(node: fx.Node) -> Any:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return (node.op == "call_method" and (called(node) in VIEWS or writes_in_place(node))
+    return ((node.op == "call_method" and (called(node) in VIEWS or writes_in_place(node)))
             or node.target is operator.getitem or (node.target is getattr and node.args[1] == "mT"))
 
 

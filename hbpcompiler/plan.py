@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from hbpcompiler.cost import Cost
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.match import bind
@@ -30,120 +28,23 @@ from hbpcompiler.quantities import (
     closings_for,
 )
 from hbpcompiler.registry import AnyRule
-from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Choice, Site, choose
-from hbpcompiler.rule import Contraction, Diagonal, Factor, LossRule, Op, Rule, Structure, Zero
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Something that travels: a stream's part with one origin and one form."""
-
-    name: str
-    stream: str
-    form: str
-    columns: int
-    signed: bool
-
-    def elements(self, value: Value) -> Any:
-        """How many numbers it has at a value."""
-        size = math.prod(value.sample_shape)
-        return size**2 if self.form == MATRIX else N * size * (self.columns if self.form == COLUMNS else 1)
-
-
-# -- steps, in order of execution ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seed:
-    """A stream starts at the loss's input."""
-
-    operation: Operation
-    piece: Piece
-
-
-@dataclass(frozen=True)
-class Birth:
-    """A curved operation's residual appears at its inputs."""
-
-    operation: Operation
-    piece: Piece
-    gradient: Piece
-
-
-@dataclass(frozen=True)
-class Pull:
-    """A piece crosses an operation, to one input."""
-
-    operation: Operation
-    slot: str
-    piece: Piece
-
-
-@dataclass(frozen=True)
-class Widen:
-    """A diagonal crosses an operation that is not elementwise, and so becomes columns, one per coordinate."""
-
-    operation: Operation
-    slot: str
-    piece: Piece
-    into: Piece
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Pieces of one form at a value become one: diagonals are added, columns laid side by side."""
-
-    value: Value
-    pieces: tuple[Piece, ...]
-    into: Piece
-
-
-@dataclass(frozen=True)
-class Average:
-    """KFRA's start: the loss Hessian averaged over the batch."""
-
-    value: Value
-    pieces: tuple[Piece, ...]
-    into: Piece
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Random-sign combinations of the columns of a loss that names no distribution."""
-
-    value: Value
-    pieces: tuple[Piece, ...]
-    into: Piece
-
-
-@dataclass(frozen=True)
-class Close:
-    """A piece ends at a parameter."""
-
-    operation: Operation
-    slot: str
-    parameter: Value
-    piece: Piece | None
-    site: Site
-    contraction: Contraction = field(compare=False)
-    choices: tuple[Choice, ...] = field(compare=False)
-
-
-Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The steps of the backward pass, for the quantities asked for."""
-
-    quantities: tuple[str, ...]
-    mc_samples: int
-    steps: tuple[Step, ...]
-    active: frozenset[str]
-
-    def crossed(self) -> set[str]:
-        """Names of operations that something crosses or is born at: their forward must save what rules read."""
-        return {step.operation.name for step in self.steps if isinstance(step, Birth | Pull | Widen | Seed | Close)}
+from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Site, choose
+from hbpcompiler.rule import Contraction, Diagonal, LossRule, Op, Rule, Structure, Zero
+from hbpcompiler.steps import (
+    PREFIX,
+    Average,
+    Birth,
+    Close,
+    Gather,
+    Piece,
+    Plan,
+    Pull,
+    Sample,
+    Seed,
+    Step,
+    Widen,
+)
+from hbpcompiler.tails import LARGE_BYTES, with_tails
 
 
 class _Walk:
@@ -161,6 +62,7 @@ class _Walk:
         self.sampled: set[str] = set()
         self.boundary = _boundary(graph, self.active)
         self.dtype = graph.output.dtype
+        self.largest = _largest_above(graph, self.active)
 
     def run(self) -> Plan:
         for operation in reversed(self.graph.operations):
@@ -174,7 +76,8 @@ class _Walk:
             else:
                 self._cross(operation, rule)
         self._check_tied()
-        return Plan(self.quantities, self.mc_samples, tuple(_live(self.steps)), frozenset(self.active))
+        steps = with_tails(_live(self.steps), self.dtype.itemsize, self.memory_budget)
+        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active))
 
     # -- births ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +163,7 @@ class _Walk:
                 group = [piece for piece in pieces if (piece.stream, piece.form) == (stream, form)]
                 # Inside the loss sampled and exact columns of one stream stay apart until `_leave_loss`.
                 mixed = stream == GGN_MC and operation.source.in_loss
-                if len(group) > 1 and not mixed and self._only_here(group):
+                if len(group) > 1 and not mixed and self._only_here(group) and not self._many(group, value):
                     signed = any(piece.signed for piece in group)
                     total = sum(piece.columns for piece in group)
                     into = self._piece(PREFIX[stream], stream, form, total, signed)
@@ -268,6 +171,11 @@ class _Walk:
                     group = [into]
                 result += group
         return result
+
+    def _many(self, pieces: Iterable[Piece], value: Value) -> bool:
+        """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
+        columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
+        return columns * self.largest[value.name] * self.dtype.itemsize > LARGE_BYTES
 
     def _only_here(self, pieces: Iterable[Piece]) -> bool:
         """Columns may be laid side by side only where no other branch still carries one of them."""
@@ -342,7 +250,6 @@ class _Walk:
                                              "Give each use its own parameter, or freeze it (requires_grad=False)."))
 
 
-PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", KFRA: "G"}
 _BATCH = 2
 
 
@@ -382,6 +289,17 @@ def _boundary(graph: Graph, active: set[str]) -> str:
     return graph.output.name
 
 
+def _largest_above(graph: Graph, active: set[str]) -> dict[str, int]:
+    """For each value, the size of the largest one that its columns will reach on their way back, itself included."""
+    largest: dict[str, int] = {}
+    for operation in graph.operations:
+        if operation.name in active and operation.output.batched:
+            own = math.prod(operation.output.sample_shape)
+            above = [largest.get(value.name, 0) for value in operation.tensors.values()]
+            largest[operation.name] = max(own, *above)
+    return largest
+
+
 def _live(steps: list[Step]) -> list[Step]:
     """Drop every step whose result nothing reads: what was not asked for is not computed."""
     wanted: set[tuple[str, str]] = set()
@@ -415,14 +333,3 @@ def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...]
     unknown = [name for name in quantities if name not in QUANTITIES]
     assert not unknown, unknown
     return _Walk(graph, rules, quantities, mc_samples, memory_budget).run()
-
-
-def total_cost(step: Close) -> Cost:
-    """The cost of all routes of one closing."""
-    total = step.choices[0].cost
-    for choice in step.choices[1:]:
-        total = total + choice.cost
-    return total
-
-
-__all__ = ["Piece", "Plan", "Step", "meta", "plan", "total_cost"]

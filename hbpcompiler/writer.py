@@ -114,7 +114,10 @@ class Part:
         self._seen: dict[fx.Node, fx.Proxy] = {}
         self._sliced = {name: None if proxy is None else self._take(proxy, True) for name, proxy in sliced.items()}
         self._late: list[tuple[fx.Proxy, fx.Proxy]] = []
-        self.op = None if op is None else op.bound_again(self._read)
+        self.op = None if op is None else op.bound_again(self.read)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sliced
 
     def __getitem__(self, name: str) -> Any:
         return self._sliced[name]
@@ -131,10 +134,10 @@ class Part:
             inner.node.meta["cut"] = cut
         return self._seen[outer.node]
 
-    def _read(self, outer: Any, batched: bool) -> Any:
+    def read(self, outer: Any, batched: bool) -> Any:
         """A tensor that the rule reads: cut into chunks if it has a sample axis."""
         if isinstance(outer, list | tuple):
-            return [self._read(item, batched) for item in outer]
+            return [self.read(item, batched) for item in outer]
         return self._take(outer, batched) if isinstance(outer, fx.Proxy) else outer
 
     def close(self) -> None:

@@ -1,0 +1,165 @@
+"""The vocabulary of a plan: pieces that travel, and the steps of the backward pass, without tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hbpcompiler.cost import Cost
+from hbpcompiler.graph import N, Operation, Value
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL
+from hbpcompiler.routes import COLUMNS, MATRIX, Choice, Site
+from hbpcompiler.rule import Contraction
+
+PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", KFRA: "G"}
+"""How the values of a stream are named in generated code."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that travels: a stream's part with one origin and one form."""
+
+    name: str
+    stream: str
+    form: str
+    columns: int
+    signed: bool
+
+    def elements(self, value: Value) -> Any:
+        """How many numbers it has at a value."""
+        size = math.prod(value.sample_shape)
+        return size**2 if self.form == MATRIX else N * size * (self.columns if self.form == COLUMNS else 1)
+
+
+# -- steps, in order of execution ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A stream starts at the loss's input."""
+
+    operation: Operation
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A curved operation's residual appears at its inputs."""
+
+    operation: Operation
+    piece: Piece
+    gradient: Piece
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A piece crosses an operation, to one input."""
+
+    operation: Operation
+    slot: str
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Widen:
+    """A diagonal crosses an operation that is not elementwise, and so becomes columns, one per coordinate."""
+
+    operation: Operation
+    slot: str
+    piece: Piece
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Pieces of one form at a value become one: diagonals are added, columns laid side by side."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Average:
+    """KFRA's start: the loss Hessian averaged over the batch."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Random-sign combinations of the columns of a loss that names no distribution."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Close:
+    """A piece ends at a parameter."""
+
+    operation: Operation
+    slot: str
+    parameter: Value
+    piece: Piece | None
+    site: Site
+    contraction: Contraction = field(compare=False)
+    choices: tuple[Choice, ...] = field(compare=False)
+
+
+    def cost(self) -> Cost:
+        """Of all its routes together."""
+        total = self.choices[0].cost
+        for choice in self.choices[1:]:
+            total = total + choice.cost
+        return total
+
+
+@dataclass(frozen=True)
+class Tail:
+    """All that is left of a piece's way, in chunks of samples and of columns, because its columns are many.
+
+    Memory then grows neither with their number nor with the batch. The first step is the piece's `Widen` if it is
+    born as columns here; the others are its `Pull`s and `Close`s.
+    """
+
+    piece: Piece
+    value: Value
+    """where the piece is when the chunks are cut."""
+    steps: tuple[Pull | Widen | Close, ...]
+    samples: int
+    columns: int
+
+
+Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tail
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of the backward pass, for the quantities asked for."""
+
+    quantities: tuple[str, ...]
+    mc_samples: int
+    steps: tuple[Step, ...]
+    active: frozenset[str]
+
+    def flat(self) -> Iterator[Step]:
+        """All steps, those of tails too."""
+        for step in self.steps:
+            if isinstance(step, Tail):
+                yield from step.steps
+            else:
+                yield step
+
+    def closings(self) -> list[Close]:
+        """What ends at parameters, in order of execution."""
+        return [step for step in self.flat() if isinstance(step, Close)]
+
+    def crossed(self) -> set[str]:
+        """Names of operations that something crosses or is born at: their forward must save what rules read."""
+        return {step.operation.name for step in self.flat() if isinstance(step, Birth | Pull | Widen | Seed | Close)}
