@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from torch import fx
 
-from hbpcompiler.codegen.naming import Names, identifier
+from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.passes import FRESH, called, is_pure, writes_in_place
 from hbpcompiler.quantities import QUANTITIES
@@ -163,7 +163,7 @@ class _Printer:
         heading: Block | None = node.meta.get("block")
         for block, part in _Printer(loop.body, self.names, given).statements():
             if block is not None and heading is not None and block.title != heading.title:
-                body += ["", f"# {block.title}"]
+                body += ["", f"# {comment(block.title)}"]
                 heading = block
             body += part
         return lines + ["    " + line if line else line for line in body]
@@ -206,7 +206,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
     printer = _Printer(graph, names, given)
     parts: dict[str, list[Section]] = {"forward": [], "backward": [], "results": []}
     for block, lines in printer.statements():
-        part, title = (block.part, block.title) if block else ("forward", "")
+        part, title = (block.part, comment(block.title)) if block else ("forward", "")
         sections = parts[part]
         if not sections or sections[-1].title != title:
             sections.append(Section(title))

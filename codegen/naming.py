@@ -23,6 +23,11 @@ def identifier(text: str) -> str:
     return f"{name}_" if name in RESERVED else name
 
 
+def comment(text: str) -> str:
+    """A text fit for a comment or a docstring: one line, without quotes, backslashes and unprintable signs."""
+    return "".join(sign if sign.isprintable() and sign not in "\"\\" else "?" for sign in text)
+
+
 class Names:
     """Hands out each name once."""
 

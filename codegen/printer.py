@@ -110,7 +110,13 @@ def _defaults(target: Any) -> Mapping[str, Any]:
 
 def quote(text: str) -> str:
     """A text, perhaps from the user's model, as a string literal."""
-    return '"' + repr(text)[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+    known = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    signs = [known.get(sign) or (sign if sign.isprintable() else _escaped(ord(sign))) for sign in text]
+    return '"' + "".join(signs) + '"'
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _arguments(args: Any, kwargs: Mapping[str, Any], show: Callable[[Any], str]) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import hbpcompiler
 from hbpcompiler import derive, passes
 from hbpcompiler.codegen import emit, load, naming, shapes
-from hbpcompiler.errors import CompileError
+from hbpcompiler.errors import CompileError, InputTypeError
 from hbpcompiler.explain import explain, header_table
 from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
-from hbpcompiler.inputs import check_batch, check_target
+from hbpcompiler.inputs import check_batch, check_runs, check_target
 from hbpcompiler.match import bind, trace_and_match
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
@@ -85,6 +85,7 @@ class Compiled:
         )
         if key not in self._built:
             check_model(self.model, self.loss)
+            check_runs(self.model, self.loss, inputs, target)
             self._built[key] = build(self.model, self.loss, inputs, target, self.options)
         self._last = self._built[key]
         return self._last
@@ -184,6 +185,8 @@ def _seeded(generator: torch.Generator | None) -> Any:
     if generator is None:
         yield
         return
+    if not isinstance(generator, torch.Generator):
+        raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
     seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())
     with torch.random.fork_rng():
         torch.manual_seed(seed)

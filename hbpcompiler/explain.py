@@ -9,7 +9,9 @@ from typing import Any
 import sympy
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from hbpcompiler.codegen.naming import comment
 from hbpcompiler.cost import number
 from hbpcompiler.graph import Graph, N
 from hbpcompiler.steps import Close, Piece, Plan, Seed, Step, Widen
@@ -53,7 +55,7 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
     for step in reversed(plan.closings()):
         for choice in step.choices:
             kinds = "+".join(sorted(choice.kinds))
-            rows.append((repr(step.parameter.key)[1:-1], _stream(step), kinds, choice.route.name,
+            rows.append((comment(step.parameter.key), _stream(step), kinds, choice.route.name,
                          _polynomial(choice.cost.multiply_adds)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -100,7 +102,7 @@ def explain(graph: Graph, plan: Plan, batch_size: int = 64) -> str:
     for step in plan.closings():
         for choice in step.choices:
             cost = choice.cost
-            routes.add_row(step.parameter.key, _stream(step), "+".join(sorted(choice.kinds)), choice.route.name,
+            routes.add_row(Text(step.parameter.key), _stream(step), "+".join(sorted(choice.kinds)), choice.route.name,
                            _polynomial(cost.multiply_adds), _short(number(cost.multiply_adds, batch_size)),
                            _polynomial(cost.memory), _short(number(cost.memory, batch_size)))
     console.print(routes)

@@ -59,6 +59,8 @@ class Source:
     line: int = 0
     code: str = ""
     in_loss: bool = False
+    whole: str = ""
+    """The operation that the user's code called, where torch's own table took it apart."""
 
     def __str__(self) -> str:
         place = "the loss" if self.in_loss else f"module {self.module!r}" if self.module else "the model's forward"

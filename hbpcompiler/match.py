@@ -79,8 +79,10 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
         if rule is None:
-            missing.append(operation.target)
-            findings.append(f"{operation.target} in {operation.source}: no rule")
+            name = operation.source.whole or operation.target
+            missing.append(name)
+            pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"
+            findings.append(f"{name} in {operation.source}: no rule{pieces}")
         elif is_loss and not isinstance(rule, LossRule):
             findings.append(f"{operation.target} in {operation.source}: the loss must end in a mean or a sum over the "
                             "batch, or in a loss function with a rule")
@@ -94,7 +96,7 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
             findings += _refusals(operation, rule, active)
         rules[operation.name] = rule
     if findings:
-        names = sorted({name.removeprefix("aten.") for name in missing})
+        names = sorted({name.rpartition(".")[2] for name in missing})
         advice = ""
         if names:
             advice = ("Write one rule file for each, for example " + ", ".join(f"rules/{name}.py" for name in names)

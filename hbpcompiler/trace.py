@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import keyword
 import linecache
 import logging
 import operator
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import sympy
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import graph as fx_graph
 
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError
 from hbpcompiler.graph import Graph, N, Operation, Source, Value
@@ -79,7 +83,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tenso
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(batch)
     whole = _Whole(model, loss)
     whole.training = model.training  # not train(): that would reach into the user's modules
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), _quiet(), quoted_names():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(whole, batch, dynamic_shapes=(dynamic,), strict=False)
@@ -91,12 +95,33 @@ def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tenso
 
 
 @contextmanager
+def quoted_names() -> Iterator[None]:
+    """torch.fx writes module names unquoted into code that it runs, so a name could be code: quote them meanwhile."""
+    original = fx_graph._format_target
+
+    def quoted(base: str, target: str) -> str:
+        for name in target.split("."):
+            plain = name.isidentifier() and not keyword.iskeyword(name)
+            base = f"{base}.{name}" if plain else f"getattr({base}, {name!r})"
+        return base
+
+    fx_graph._format_target = quoted
+    try:
+        yield
+    finally:
+        fx_graph._format_target = original
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    printed = io.StringIO()
     try:
-        yield
+        with redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())  # without an error it is the user's
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
@@ -242,12 +267,21 @@ class _Reader:
         target = schema.name.replace("::", ".")
         self.operations.append(Operation(target, overload, output, tensors, attributes, index, _source(call)))
 
+    def _number(self, node: torch.fx.Node) -> Any:
+        number = self.numbers[node.name]
+        if getattr(number, "free_symbols", set()) - {N}:
+            raise ModelError(
+                f"the model cannot be traced: {_source(node)} makes a number of a tensor's values (item(), int(), "
+                "float(), a mask's size), which a compiled program cannot follow; keep it a tensor"
+            )
+        return number
+
     def _argument(self, slot: str, item: Any, tensors: dict[str, Value]) -> Any:
         if isinstance(item, torch.fx.Node):
             if item.name in self.values:
                 tensors[slot] = self.values[item.name]
                 return slot
-            return self.numbers[item.name]
+            return self._number(item)
         if isinstance(item, list | tuple):
             return [self._argument(f"{slot}.{position}", part, tensors) for position, part in enumerate(item)]
         return item
@@ -267,7 +301,16 @@ def _source(node: torch.fx.Node) -> Source:
     owner, _, module = path.partition(".")
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     module = "" if owner != "model" or "@" in module else module
-    return Source(module, "" if in_loss else kind, frame["file"], int(frame["line"]), frame["code"].strip(), in_loss)
+    return Source(module, "" if in_loss else kind, frame["file"], int(frame["line"]), frame["code"].strip(), in_loss,
+                  _whole_operation(node))
+
+
+def _whole_operation(node: torch.fx.Node) -> str:
+    """The operation as exported, before any decomposition; "" if it is unknown."""
+    origin = (node.meta.get("from_node") or [None])[0]
+    while origin is not None and origin.from_node:
+        origin = origin.from_node[0]
+    return str(origin.target).rpartition(".")[0] if origin is not None else ""
 
 
 def _without_dead(graph: Graph) -> Graph:
