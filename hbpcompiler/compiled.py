@@ -17,6 +17,7 @@ from hbpcompiler import derive, passes
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.errors import CompileError, InputTypeError
 from hbpcompiler.explain import explain, header_table
+from hbpcompiler.fuse import fuse
 from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
 from hbpcompiler.inputs import check_batch, check_runs, check_target
@@ -145,6 +146,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
           options: Options) -> Built:
     """All stages, from a batch to a loaded program."""
     graph, rules, constants = trace_and_match(model, loss, inputs, target, options.registry)
+    graph, rules = fuse(graph, rules)
     maker, _ = graph.ending()
     rule = rules[maker.name]
     assert isinstance(rule, LossRule)

@@ -11,10 +11,10 @@ import sympy
 from hbpcompiler.graph import N
 
 # A 2-core CPU's orders of magnitude; only their ratios decide between routes.
-MULTIPLY_ADDS_PER_SECOND = 6e10
+MULTIPLY_ADDS_PER_SECOND = 8e10
 BYTES_PER_SECOND = 1.5e10
 SECONDS_PER_CALL = 8e-6
-CACHE_BYTES = 2**20
+CACHE_BYTES = 2**21
 """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
 TYPICAL_BATCH = 64
 """Routes are compared at this batch size; one program serves every batch size."""

@@ -17,7 +17,7 @@ import torch
 from sympy import Expr, Piecewise, Symbol
 from torch import Tensor
 
-from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure
+from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
 from hbpcompiler.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
 
 x = Symbol("x", real=True)
@@ -81,6 +81,7 @@ def elementwise(
         residual=residual,
         structure=Structure.ELEMENTWISE,
         derivative=derivative,
+        expression=lambda op: bound(op, expression).subs(x, operand_symbol("self")),
         cases=settings({}, {}) if cases is None else cases,
     )
 

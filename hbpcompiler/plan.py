@@ -143,6 +143,10 @@ class _Walk:
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
         self._birth(operation, rule, op, gradient)
         for piece in pieces:
+            if piece.form == MATRIX and (len(slots) > 1 or any(piece.name in self.at.get(
+                    operation.tensors[slot].name, {}) for slot in slots)):
+                raise UnsupportedOpError(f"kfra: {operation.target} in {operation.source} joins or splits branches, "
+                                         "and the batch-averaged recursion is defined for chains only; use kflr")
             keeps = piece.form != DIAGONAL_FORM or (
                 len(slots) == 1 and (rule.elementwise_in(op) or rule.structure_of(op) is Structure.SELECTION)
             )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -217,6 +218,9 @@ class Rule:
     """ELEMENTWISE: the local derivative [N, *out]."""
     rows: Callable[[Op], Tensor] | None = None
     """CONSTANT, optional: the Jacobian's rows [*out flattened, *in] where they lie in memory already (a weight)."""
+    expression: Callable[[Op], Any] | None = None
+    """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations of
+    one module that act on one value are then taken together (see `fuse`)."""
     refuse: Callable[[Op], str | None] = lambda op: None
     """why this very use cannot be differentiated, and what to do about it; None if it can."""
     cases: Sequence[Case] = ()
@@ -279,6 +283,11 @@ def called(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def operand_symbol(name: str) -> Any:
+    """The sympy symbol that stands for a tensor argument in `Rule.expression`."""
+    return sympy.Symbol(f"operand_{name}", real=True)
+
+
 def merge(columns: Tensor) -> Tensor:
     """[N, K, *z] -> [N*K, *z], for torch functions that know one batch axis."""
     return columns.flatten(0, 1)
@@ -321,6 +330,7 @@ __all__ = [
     "called",
     "elementwise_jac_t",
     "merge",
+    "operand_symbol",
     "split",
     "torch",
 ]

@@ -34,6 +34,7 @@ ADD = binary(
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "self" else op.alpha),
+    written=lambda op, a, b: a + op.alpha * b,
 )
 SUB = binary(
     "aten.sub",
@@ -42,6 +43,7 @@ SUB = binary(
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "self" else -op.alpha),
+    written=lambda op, a, b: a - op.alpha * b,
 )
 RSUB = binary(
     "aten.rsub",
@@ -50,6 +52,7 @@ RSUB = binary(
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "other" else -op.alpha),
+    written=lambda op, a, b: b - op.alpha * a,
 )
 
 
@@ -81,6 +84,7 @@ MUL = binary(
     lambda op: Factor(count, product_factor) if len(varying(op)) == 2 else ZERO,
     [*operands(), *NUMBER],
     product_parameter,
+    written=lambda op, a, b: a * b,
 )
 
 # -- quotients -------------------------------------------------------------------------------------------------------
@@ -140,4 +144,5 @@ DIV = binary(
     lambda op: (
         "it rounds its result, which has no derivative" if getattr(op, "rounding_mode", None) else misaligned(op)
     ),
+    written=lambda op, a, b: a / b,
 )

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 
-from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor, operand_symbol
 
 from .aligned import is_whole, lifted, misaligned, unbroadcast, varying
 
@@ -24,8 +25,13 @@ def binary(
     cases: Sequence[Case],
     params: Callable[[Op, str], Contraction | None] = lambda op, name: None,
     refuse: Callable[[Op], str | None] = misaligned,
+    written: Callable[[Op, Any, Any], Any] | None = None,
 ) -> Rule:
-    """A rule for an operation on `self` and `other`; `params(op, operand)` for an operand that may be a parameter."""
+    """A rule for an operation on `self` and `other`; `params(op, operand)` for an operand that may be a parameter, and
+    `written(op, self, other)` for the operation in sympy."""
+
+    def symbol(op: Op, name: str) -> Any:
+        return operand_symbol(name) if op.has(name) else sympy.nsimplify(getattr(op, name), rational=True)
 
     def jac_t(name: str) -> Callable[[Op, Tensor], Tensor]:
         return lambda op, columns: unbroadcast(op, name, pull(op, name, columns, lambda operand: lifted(op, operand)))
@@ -50,6 +56,7 @@ def binary(
         residual=residual,
         structure=structure,
         derivative=derivative,
+        expression=None if written is None else lambda op: written(op, symbol(op, "self"), symbol(op, "other")),
         refuse=refuse,
         cases=cases,
     )

@@ -46,7 +46,7 @@ class GramDiagonal(Route):
         gram, product = positions**2 * own, positions * own * features
         chunk = self._chunk(site)
         adds = N * (site.columns * gram + positions**2 * own * features + product) * len(kinds)
-        traffic = traffic_of(site, site.columns, False) * 2 + N * site.itemsize * (gram + product) / 2 * len(kinds)
+        traffic = traffic_of(site, site.columns, False) * 2 + 3 * N * site.itemsize * (gram + product) * len(kinds)
         return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * (1 + N / chunk))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
@@ -55,6 +55,7 @@ class GramDiagonal(Route):
         own = self._own(site)
         between = f"n{own}pq"
         mixed = f"n{own}p{site.features}"
+        plain = self._chunk(site) == 1 and len(own) == len(site.features) == 1
 
         def body(part: Part) -> None:
             columns, operand = columns_of(use, part.op, part["columns"]), operand_of(use, part.op)
@@ -67,6 +68,12 @@ class GramDiagonal(Route):
                 else:
                     scaled = columns * weights.reshape(weights.shape[:2] + (1,) * (len(left) - 2))
                     gram = einsum(f"{left},{other_left}->{between}", scaled, columns)
+                if plain:
+                    # One sample: a matrix product, then the positions' sum over what is still in cache.
+                    features = operand.squeeze(0) if right.endswith(site.features) else operand.squeeze(0).t()
+                    half = (gram.flatten(0, 2) @ features).unflatten(0, (site.size(own), site.size("p")))
+                    part.totals[kind].add_((half * features).sum(1))
+                    continue
                 half = einsum(f"{between},{other_right}->{mixed}", gram, operand)
                 part.totals[kind].add_(einsum(f"{mixed},{right}->{site.theta}", half, operand))
 

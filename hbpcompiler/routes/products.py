@@ -128,7 +128,7 @@ class ChunkedProduct(Route):
         calls = (1 + N / samples) * (2 + 4 * inner)
         memory = samples * columns * site.size(site.theta) * site.itemsize
         # In cache, writing and reading the product costs a fraction of what it costs in memory.
-        in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 3
+        in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 1.5
         traffic = traffic_of(site, site.columns, False) + in_cache
         return Cost(N * site.columns * site.product, traffic, 2 * memory, calls)
 
