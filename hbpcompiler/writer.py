@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,19 +41,22 @@ class Block:
 
 
 class Writer:
-    """Collects what functions do to proxies in `graph`."""
+    """Collects what functions do to proxies in `graph`.
+
+    Proxies are typed Any: they stand for tensors and shapes, whose methods and operators fx.Proxy does not declare.
+    """
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
         self.tracer = _Tracer(self.graph)
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
+    def proxy(self, node: fx.Node) -> Any:
         return fx.Proxy(node, self.tracer)
 
-    def placeholder(self, name: str) -> fx.Proxy:
+    def placeholder(self, name: str) -> Any:
         return self.proxy(self.tracer.create_node("placeholder", name, (), {}, name))
 
-    def call(self, target: Callable[..., Any], *args: Any, hint: str = "", **kwargs: Any) -> fx.Proxy:
+    def call(self, target: Callable[..., Any], *args: Any, hint: str = "", **kwargs: Any) -> Any:
         proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
         return named(proxy, hint)
 
@@ -70,12 +74,12 @@ class Writer:
         body: Callable[[Part], None],
         *,
         op: Op | None,
-        sliced: Mapping[str, fx.Proxy | None],
+        sliced: Mapping[str, Any],
         chunk: int,
         totals: Mapping[str, tuple[int, ...]],
         rows: Mapping[str, tuple[int, ...]] | None = None,
         axis: int = 0,
-    ) -> dict[str, fx.Proxy]:
+    ) -> dict[str, Any]:
         """Write `for start in range(0, length, chunk): body(part)`, slicing along `axis`.
 
         `sliced` (the first one gives length, dtype and device) and what the body reads of `op` are cut into chunks.
@@ -150,9 +154,8 @@ class Part:
         for node in ordered:
             if node is not first:
                 first.prepend(node)
-        if ordered:
-            for before, after in zip(ordered, ordered[1:], strict=False):
-                before.append(after)
+        for before, after in pairwise(ordered):
+            before.append(after)
 
 
 @dataclass(eq=False)
@@ -178,7 +181,7 @@ class Loop:
         return accumulators
 
 
-def named(proxy: fx.Proxy, hint: str) -> fx.Proxy:
+def named(proxy: Any, hint: str) -> Any:
     """Ask for a name in the generated file; the first wish counts, an identity's input keeps its own."""
     if hint and not proxy.node.meta.get("hint"):
         proxy.node.meta["hint"] = hint
