@@ -18,16 +18,18 @@ CACHE_BYTES = 2**21
 """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
 TYPICAL_BATCH = 64
 """Routes are compared at this batch size; one program serves every batch size."""
+ZERO_COST = sympy.Integer(0)
+ONE_CALL = sympy.Integer(1)
 
 
 @dataclass(frozen=True)
 class Cost:
     """Multiply-adds, bytes moved, peak bytes of temporaries, and calls into torch."""
 
-    multiply_adds: Any = sympy.Integer(0)
-    traffic: Any = sympy.Integer(0)
-    memory: Any = sympy.Integer(0)
-    calls: Any = sympy.Integer(1)
+    multiply_adds: Any = ZERO_COST
+    traffic: Any = ZERO_COST
+    memory: Any = ZERO_COST
+    calls: Any = ONE_CALL
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
