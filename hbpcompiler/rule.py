@@ -216,11 +216,11 @@ class Rule:
     structure: Structure | Callable[[Op], Structure] = Structure.GENERAL
     derivative: Callable[[Op], Tensor] | None = None
     """ELEMENTWISE: the local derivative [N, *out]."""
-    rows: Callable[[Op], Tensor] | None = None
+    rows: Callable[[Op], Tensor | None] | None = None
     """CONSTANT, optional: the Jacobian's rows [*out flattened, *in] where they lie in memory already (a weight)."""
     expression: Callable[[Op], Any] | None = None
-    """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations of
-    one module that act on one value are then taken together (see `fuse`)."""
+    """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations
+    of one module that act on one value are then taken together (see `fuse`)."""
     refuse: Callable[[Op], str | None] = lambda op: None
     """why this very use cannot be differentiated, and what to do about it; None if it can."""
     cases: Sequence[Case] = ()
@@ -278,8 +278,9 @@ class LossRule:
 
 def called(name: str, value: Tensor) -> Tensor:
     """`value`, under this name in the generated file."""
-    if isinstance(value, torch.fx.Proxy) and not value.node.meta.get("hint"):
-        value.node.meta["hint"] = name
+    proxy: Any = value  # what the compiler passes where rules see a tensor
+    if isinstance(proxy, torch.fx.Proxy) and not proxy.node.meta.get("hint"):
+        proxy.node.meta["hint"] = name
     return value
 
 
