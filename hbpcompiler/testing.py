@@ -27,7 +27,8 @@ class Setting:
     def __init__(self, rule: Rule | LossRule, operation: str, case: Case, dtype: torch.dtype = torch.float64,
                  scale: float = 1.0) -> None:
         name, _, overload = operation.removeprefix("aten.").partition(".")
-        packet, overload = getattr(torch.ops.aten, name), case.overload or overload or "default"
+        packet: Any = getattr(torch.ops.aten, name)
+        overload = case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
         self.case, self.rule = case, rule
         self.arguments: dict[str, Any] = {}
@@ -96,7 +97,7 @@ class Setting:
         shapes = {slot: self.case.shapes[name] if i is None else self.case.shapes[name][i]
                   for slot, (name, i) in slots.items()} | {"output": tuple(self.reference().shape[1:])}
         active = self.inputs(self.active())
-        known = {"index": self.case.index, "active": frozenset(slot for slot, at in slots.items() if at in active),
+        known: dict[str, Any] = {"index": self.case.index, "active": frozenset(slot for slot, at in slots.items() if at in active),
                  "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at))}
         op = Op(tensors, attributes, shapes, **known)
         with _same_noise():
@@ -148,8 +149,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
         result = rule.jac_t[name](op, columns, *([] if i is None else [i]))
         _close(result, _pull_back(setting, name, columns, i), f"{where}: jac_t of {name}")
         direction = torch.randn_like(value)
-        _, moved = torch.func.jvp(lambda value: setting.reference(setting.replaced(name, i, value)),
-                                  (value,), (direction,))
+        moved = torch.func.jvp(lambda value: setting.reference(setting.replaced(name, i, value)),
+                               (value,), (direction,))[1]
         spread = direction.unsqueeze(1) if setting.batched(name, i) else direction
         _close(_flat(result * spread).sum(-1), _flat(columns * moved.unsqueeze(1)).sum(-1),
                f"{where}: adjointness of {name}")
