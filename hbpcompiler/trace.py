@@ -242,9 +242,10 @@ class _Reader:
 
     def _call(self, node: torch.fx.Node) -> None:
         value = node.meta.get("val")
-        if node.target is operator.getitem and node.args[0].name in self.tuples:
+        args: Any = node.args  # of getitem: a node and an index
+        if node.target is operator.getitem and args[0].name in self.tuples:
             if isinstance(value, Tensor):
-                self._operation(node, self.tuples[node.args[0].name], int(node.args[1]), value)
+                self._operation(node, self.tuples[args[0].name], int(args[1]), value)
         elif isinstance(value, Tensor):
             self._operation(node, node, 0, value)
         elif isinstance(value, tuple | list):
@@ -253,7 +254,8 @@ class _Reader:
             self.numbers[node.name] = self._expression(value)
 
     def _operation(self, node: torch.fx.Node, call: torch.fx.Node, index: int, value: Tensor) -> None:
-        schema = call.target._schema  # type: ignore[union-attr]
+        called: Any = call.target  # an OpOverload, in what torch.export gives
+        schema = called._schema
         given = {argument.name: item for argument, item in zip(schema.arguments, call.args, strict=False)}
         given |= dict(call.kwargs)
         tensors: dict[str, Value] = {}
@@ -262,7 +264,7 @@ class _Reader:
             item = given.get(argument.name, argument.default_value if argument.has_default_value() else None)
             attributes[argument.name] = self._argument(argument.name, item, tensors)
         attributes = {name: item for name, item in attributes.items() if name not in tensors}
-        overload = call.target._overloadname  # type: ignore[union-attr]
+        overload = called._overloadname
         output = self._value(node, value, "result")
         target = schema.name.replace("::", ".")
         self.operations.append(Operation(target, overload, output, tensors, attributes, index, _source(call)))
@@ -296,7 +298,7 @@ def _source(node: torch.fx.Node) -> Source:
     path, kind = (str(stack[-1][0]), stack[-1][1]) if stack else ("", "")
     frames = [match.groupdict() for match in FRAME.finditer(node.meta.get("stack_trace") or "")]
     frames = [frame for frame in frames if not frame["file"].startswith(_LIBRARY)]
-    frame = frames[-1] if frames else {"file": "", "line": 0, "code": ""}
+    frame: dict[str, Any] = frames[-1] if frames else {"file": "", "line": 0, "code": ""}
     in_loss = path == "loss" or path.startswith("loss.")
     owner, _, module = path.partition(".")
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
