@@ -83,7 +83,7 @@ def cancel_inverses(graph: fx.Graph) -> None:
                   and before.args[1] in (0, 1) and node.args[1:] == arguments
                   and (method != "unsqueeze" or before.args[1:] == arguments))
         if undoes and isinstance(before, fx.Node):
-            node.replace_all_uses_with(before.args[0])  # type: ignore[arg-type]  # a tensor by construction
+            node.replace_all_uses_with(before.args[0])
             graph.erase_node(node)
 
 
@@ -161,9 +161,9 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
             before = node.args[0]
             if before.meta.get("shape") == node.meta.get("shape") is not None:
                 _replace(graph, node, before)
-            elif node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES:
-                if all(isinstance(item, int) or not isinstance(item, fx.Node) for item in node.args[1:]):
-                    node.args = (before.args[0], *node.args[1:])
+            elif (node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES
+                  and all(isinstance(item, int) or not isinstance(item, fx.Node) for item in node.args[1:])):
+                node.args = (before.args[0], *node.args[1:])
     drop_dead(graph)
     graph.lint()
 
