@@ -18,7 +18,7 @@ def annotate(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value
     """Set meta["shape"] of every node that makes a tensor: a tuple of texts such as "N" or "9"."""
     runs = []
     for batch in BATCHES:
-        values = {name: _meta(value, batch) for name, value in inputs.items()}
+        values: dict[str, Any] = {name: _meta(value, batch) for name, value in inputs.items()}
         values["state"] = {value.key: _meta(value, batch) for value in state}
         runs.append(_run(graph, [values[str(node.target)] for node in graph.nodes if node.op == "placeholder"]))
     _mark(graph, runs, "N")
