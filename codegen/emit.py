@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from torch import fx
@@ -84,8 +84,10 @@ class _Printer:
 
     @staticmethod
     def _accumulator(node: fx.Node) -> bool:
-        return len(node.users) == 1 and isinstance(next(iter(node.users)).target, Loop) and (
-            node in next(iter(node.users)).args[0])  # type: ignore[operator]  # a tuple of nodes
+        if len(node.users) != 1:
+            return False
+        (user,) = node.users
+        return isinstance(user.target, Loop) and node in cast("tuple[fx.Node, ...]", user.args[0])
 
     @staticmethod
     def _default_name(node: fx.Node) -> str:
@@ -121,12 +123,9 @@ class _Printer:
         return [_with_shape(f"{', '.join(names)} = {text}", next(iter(node.users)))]
 
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
-        accumulators, cut, whole = node.args
-        assert isinstance(accumulators, tuple)
-        assert isinstance(cut, tuple)
-        assert isinstance(whole, tuple)
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         lines: list[str] = []
-        results = {int(user.args[1]): user for user in node.users}  # type: ignore[arg-type]  # getitem's index
+        results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
         inner_names: list[str] = []
         for position, accumulator in enumerate(accumulators):
             result = results.get(position)
@@ -213,9 +212,9 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
         for line in lines:
             sections[-1].lines += _wrapped(line)
     output = next(node for node in graph.nodes if node.op == "output")
-    loss, prediction, results = output.args[0]  # type: ignore[index, misc]  # as derive wrote it
+    loss, prediction, results = output.args[0]  # as derive wrote it
     look = printer.texts
-    fields = [_field(name, results[name], look) for name in header.quantities]  # type: ignore[index]
+    fields = [_field(name, results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     return _template().render(
         header=header,
@@ -223,8 +222,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
         fields=fields,
         parts=parts,
         arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
-        loss=look[loss][0],  # type: ignore[index]
-        output=look[prediction][0],  # type: ignore[index]
+        loss=look[loss][0],
+        output=look[prediction][0],
     )
 
 
