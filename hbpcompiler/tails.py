@@ -63,7 +63,7 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
             kinds = frozenset().union(*(choice.kinds for choice in step.choices))
             step = replace(step, site=site, choices=choose(site, kinds))
         closings.append(step)
-    return Tail(piece, starts[0], tuple(closings), samples, columns), own  # type: ignore[arg-type]  # by construction
+    return Tail(piece, starts[0], tuple(closings), samples, columns), own
 
 
 def _starts(piece: Piece, steps: Sequence[Step]) -> list[Value]:
