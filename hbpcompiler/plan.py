@@ -323,7 +323,7 @@ def _live(steps: list[Step]) -> list[Step]:
             if (step.operation.tensors[step.slot].name, into.name) not in wanted:
                 continue
             wanted.add((step.operation.name, step.piece.name))
-        else:
+        elif isinstance(step, Gather | Average | Sample):
             if (step.value.name, step.into.name) not in wanted:
                 continue
             wanted |= {(step.value.name, piece.name) for piece in step.pieces}
