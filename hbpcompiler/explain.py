@@ -72,18 +72,17 @@ def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
 
 
 def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
-    kind = type(step).__name__.lower()
     if isinstance(step, Close):
         return None, [], ""
-    if isinstance(step, Seed) or kind == "birth":
-        carried = [value for value in step.operation.tensors.values()  # type: ignore[union-attr]
-                   if value.role == "result"]
-        return step.piece, carried, "seeded by the loss" if isinstance(step, Seed) else "residual"  # type: ignore[union-attr]
-    if kind in ("pull", "widen"):
-        into = step.into if isinstance(step, Widen) else step.piece  # type: ignore[union-attr]
-        value = step.operation.tensors[step.slot]  # type: ignore[union-attr]
-        return into, [value], "widened to columns" if kind == "widen" else "pulled back"
-    return step.into, [step.value], kind  # type: ignore[union-attr]
+    if isinstance(step, Seed | Birth):
+        carried = [value for value in step.operation.tensors.values() if value.role == "result"]
+        return step.piece, carried, "seeded by the loss" if isinstance(step, Seed) else "residual"
+    if isinstance(step, Widen):
+        return step.into, [step.operation.tensors[step.slot]], "widened to columns"
+    if isinstance(step, Pull):
+        return step.piece, [step.operation.tensors[step.slot]], "pulled back"
+    assert not isinstance(step, Tail)  # `flat` gives its steps instead
+    return step.into, [step.value], type(step).__name__.lower()
 
 
 def explain(graph: Graph, plan: Plan, batch_size: int = 64) -> str:
