@@ -239,10 +239,10 @@ class Backward:
         shapes = dict(sorted(shapes.items()))
 
         def body(part: Part) -> None:
-            if step.columns >= step.piece.columns:
-                self._inside(step, widen, part, part, {name: op.bound_again(part.read) for name, op in self.ops.items()})
-                return
             ops = {name: op.bound_again(part.read) for name, op in self.ops.items()}
+            if step.columns >= step.piece.columns:
+                self._inside(step, widen, part, part, ops)
+                return
             inner_sliced: dict[str, Any] = {"columns": part["columns"], "signs": part["signs"]}
             if widen is not None:
                 inner_sliced |= self._basis(widen, part, ops[widen.operation.name])
@@ -291,7 +291,8 @@ class Backward:
 
     def _chunk_of_columns(self, widen: Widen, part: Part, whole: bool) -> Any:
         op, value = self.ops[widen.operation.name], widen.operation.tensors[widen.slot]
-        basis = self._basis(widen, part, op) if whole else {name: part[name] for name in ("rows", "numbers") if name in part}
+        cut = {name: part[name] for name in ("rows", "numbers") if name in part}
+        basis = self._basis(widen, part, op) if whole else cut
         if "rows" in basis:
             return self._outer(part["columns"], value) * basis["rows"]
         size = math.prod(widen.operation.output.sample_shape)
