@@ -1,4 +1,4 @@
-"""Stage 2, match: each operation gets its rule; what none covers is decomposed, and what remains is reported at once."""
+"""Stage 2, match: each operation gets its rule; what none covers is decomposed, what remains is reported at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def trace_and_match(
     program = trace.export(model, loss, inputs, target)
     for _ in range(ROUNDS):
         graph = trace.read(program, model)
-        table = _decompositions([operation for operation in differentiated(graph) if _needs_pieces(operation, registry)])
+        pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]
+        table = _decompositions(pieces)
         if not table:
             break
         program = program.run_decompositions(table)
