@@ -120,7 +120,9 @@ class ChunkedProduct(Route):
         """Samples per chunk, columns per chunk."""
         each = site.size(site.theta) * site.itemsize
         samples = chunk_length(each * site.columns, site.memory_budget)
-        return (samples, site.columns) if samples > 1 else (1, min(site.columns, chunk_length(each, site.memory_budget)))
+        if samples > 1:
+            return samples, site.columns
+        return 1, min(site.columns, chunk_length(each, site.memory_budget))
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         samples, columns = self._chunks(site)
@@ -188,7 +190,8 @@ class ClosedForm(Route):
         return site.form == COLUMNS and site.has_operand and not site.has_positions
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        traffic = 2 * N * site.itemsize * (2 * site.columns * site.size(site.letters[0]) + 2 * site.size(site.letters[1]))
+        columns, operand = (site.size(letters) for letters in site.letters[:2])
+        traffic = 2 * N * site.itemsize * (2 * site.columns * columns + 2 * operand)
         return Cost(N * site.product if kinds & SQUARES else 0, traffic, traffic / 2, 4)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
