@@ -72,7 +72,8 @@ def main(network: str, batch: int, quantities: str, top: int, rounds: int, threa
     print(f"{file}: {1e3 * total:.1f} ms in {len(best)} lines")
     for line, seconds in sorted(best.items(), key=lambda item: -item[1])[:top]:
         times = f"{clock.counts[line]}x" if clock.counts[line] > 1 else ""
-        print(f"{1e3 * seconds:9.2f} ms {100 * seconds / total:5.1f}% {times:>6} {line:5d}: {text[line - 1].strip()[:150]}")
+        code = text[line - 1].strip()[:150]
+        print(f"{1e3 * seconds:9.2f} ms {100 * seconds / total:5.1f}% {times:>6} {line:5d}: {code}")
 
 
 if __name__ == "__main__":
