@@ -1,6 +1,7 @@
 """The generated file as a text: golden copies under review, what must be absent, and that it never varies."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,8 @@ def test_golden(name, request):
     if request.config.getoption("--refresh-golden"):
         GOLDEN.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    assert file.read_text(encoding="utf-8") == text, "review the change, then pytest tests/test_program.py --refresh-golden"
+    advice = "review the change, then pytest tests/test_program.py --refresh-golden"
+    assert file.read_text(encoding="utf-8") == text, advice
 
 
 def test_generated_again_it_is_the_same():
@@ -67,7 +69,8 @@ def test_loops_are_over_chunks_only():
 
 
 @pytest.mark.parametrize(("quantities", "absent"), [
-    (["grad"], ["S_", "M_", "R_", "G_", "indices_weight", "square", "einsum(\"nkpo", "torch.multinomial", "diag_embed"]),
+    (["grad"], ["S_", "M_", "R_", "G_", "indices_weight", "square", "einsum(\"nkpo", "torch.multinomial",
+                "diag_embed"]),
     (["batch_l2"], ["S_", "M_", "R_", "variance", "sum_gradient"]),
     (["diag_ggn"], ["M_", "R_", "g_", "torch.multinomial", "factor"]),
     (["kfac"], ["S_", "R_", "g_", "squares"]),
@@ -110,7 +113,7 @@ def test_the_factor_of_cross_entropy_has_one_column_less_than_classes():
 def test_each_line_that_makes_a_tensor_names_its_shape():
     for make in SETTINGS.values():
         lines = make().split("class Program")[1].splitlines()
-        for before, line in zip(lines, lines[1:], strict=False):
+        for before, line in pairwise(lines):
             if re.match(r"\s+[a-zA-Z_]\w*(, \w+)* = ", line) and not re.match(r"\s+N = ", line):
                 assert re.search(r"# \[.*\]$", line) or re.match(r"\s+# \[.*\]$", before), line
 
