@@ -27,8 +27,7 @@ class Setting:
     def __init__(self, rule: Rule | LossRule, operation: str, case: Case, dtype: torch.dtype = torch.float64,
                  scale: float = 1.0) -> None:
         name, _, overload = operation.removeprefix("aten.").partition(".")
-        packet: Any = getattr(torch.ops.aten, name)
-        overload = case.overload or overload or "default"
+        packet, overload = getattr(torch.ops.aten, name), case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
         self.case, self.rule = case, rule
         self.arguments: dict[str, Any] = {}
@@ -48,7 +47,7 @@ class Setting:
 
     def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
         lead = (SAMPLES,) if self.batched(name, index) else ()
-        draw = self.case.make.get(name, lambda shape: torch.randn(tuple(shape), dtype=torch.float64))
+        draw = self.case.make.get(name, _normal)
         value = draw((*lead, *shape))
         return (value * scale).to(dtype) if value.is_floating_point() else value
 
@@ -97,8 +96,11 @@ class Setting:
         shapes = {slot: self.case.shapes[name] if i is None else self.case.shapes[name][i]
                   for slot, (name, i) in slots.items()} | {"output": tuple(self.reference().shape[1:])}
         active = self.inputs(self.active())
-        known: dict[str, Any] = {"index": self.case.index, "active": frozenset(slot for slot, at in slots.items() if at in active),
-                 "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at))}
+        known: dict[str, Any] = {
+            "index": self.case.index,
+            "active": frozenset(slot for slot, at in slots.items() if at in active),
+            "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at)),
+        }
         op = Op(tensors, attributes, shapes, **known)
         with _same_noise():
             output = self.rule.forward(op) if self.rule.forward else self.reference()
@@ -106,6 +108,10 @@ class Setting:
         if isinstance(output, tuple):
             output, saved = output
         return Op({**tensors, **saved, "output": output}, attributes, shapes, **known)
+
+
+def _normal(shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), dtype=torch.float64)
 
 
 @contextmanager
