@@ -61,7 +61,7 @@ def diag_ggn(given: Problem) -> Reference:
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """[positions, features] of one sample."""
     if isinstance(layer, nn.Conv2d):
-        return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].t()  # type: ignore[arg-type]  # sizes
+        return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].t()  # type: ignore[arg-type]  # padding: no word here
     return x.reshape(1, -1)
 
 
