@@ -27,8 +27,23 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, Use
-from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Rule
-from hbpcompiler.steps import PREFIX, Average, Birth, Close, Gather, Piece, Plan, Pull, Sample, Seed, Step, Tail, Widen
+from hbpcompiler.rule import Contraction, Diagonal, Factor, LossRule, Op, Rule
+from hbpcompiler.steps import (
+    PREFIX,
+    Average,
+    Birth,
+    Close,
+    Gather,
+    Piece,
+    Plan,
+    Pull,
+    Sample,
+    Seed,
+    Step,
+    Tail,
+    Tied,
+    Widen,
+)
 from hbpcompiler.writer import Part, Writer, named
 
 
@@ -52,7 +67,7 @@ class Backward:
         """Carry out one step."""
         handlers: dict[type, Callable[[Any], None]] = {
             Seed: self._seed, Birth: self._birth, Pull: self._pull, Widen: self._widen, Gather: self._gather,
-            Average: self._average, Sample: self._sample, Close: self._close, Tail: self._tail,
+            Average: self._average, Sample: self._sample, Close: self._close, Tail: self._tail, Tied: self._tied,
         }
         handlers[type(step)](step)
 
@@ -373,7 +388,27 @@ class Backward:
             for kind, result in choice.route.write(step.site, use, choice.kinds).items():
                 self._add(closings, step, kind, result)
 
-    def _add(self, closings: dict[Closing, Any], step: Close, kind: str, result: Any) -> None:
+    def _tied(self, step: Tied) -> None:
+        """Columns and operands of all uses, laid end to end along p, then closed like those of one use."""
+        lefts, rights = [], []
+        for use in step.uses:
+            op, (left, right, _) = self.ops[use.operation.name], use.site.letters
+            columns = use.contraction.columns(op, self.columns[use.operation.name, step.piece.name])
+            lefts.append(_positions_at(columns, left, 2))
+            if use.contraction.operand is not None:
+                rights.append(_positions_at(use.contraction.operand(op), right, 1))
+        joined = {"output": torch.cat(lefts, 2)}
+        if rights:
+            joined["operand"] = torch.cat(rights, 1)
+        op = Op(joined, {}, dict.fromkeys(joined, ()), batched=frozenset(joined))
+        contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
+        use_all = Use(self.writer, op, contraction, joined["output"], self.signs.get(step.piece.name), self.batch)
+        closings = self.closed.setdefault(step.parameter.key, {})
+        for choice in step.choices:
+            for kind, result in choice.route.write(step.site, use_all, choice.kinds).items():
+                self._add(closings, step, kind, result)
+
+    def _add(self, closings: dict[Closing, Any], step: Close | Tied, kind: str, result: Any) -> None:
         """Several pieces of a stream end at one parameter: their closings add up."""
         if step.site.shape != step.parameter.sample_shape:
             if kind == EACH:
@@ -384,6 +419,11 @@ class Backward:
         closing = Closing(name, kind)
         total = closings[closing] + result if closing in closings else result
         closings[closing] = named(total, f"{PART[kind]}_{name}_{self.names[step.parameter.name]}")
+
+
+def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
+    """The axis of positions moved to a place; made, of length 1, where there is none."""
+    return tensor.movedim(letters.index("p"), axis) if "p" in letters else tensor.unsqueeze(axis)
 
 
 def _total_shape(close: Close, kind: str) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _stream(step: Close) -> str:
+def _stream(step: Close | Tied) -> str:
     return f"{step.piece.stream}: {_form(step.piece)}" if step.piece else "operand"
 
 
@@ -72,7 +72,7 @@ def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
 
 
 def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
-    if isinstance(step, Close):
+    if isinstance(step, Close | Tied):
         return None, [], ""
     if isinstance(step, Seed | Birth):
         carried = [value for value in step.operation.tensors.values() if value.role == "result"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.match import bind
 from hbpcompiler.quantities import (
@@ -42,9 +42,11 @@ from hbpcompiler.steps import (
     Sample,
     Seed,
     Step,
+    Tied,
     Widen,
 )
 from hbpcompiler.tails import LARGE_BYTES, with_tails
+from hbpcompiler.tied import join_uses
 
 
 class _Walk:
@@ -75,8 +77,7 @@ class _Walk:
                 self._seed(operation, rule)
             else:
                 self._cross(operation, rule)
-        self._check_tied()
-        steps = with_tails(_live(self.steps), self.dtype.itemsize, self.memory_budget)
+        steps = with_tails(_live(join_uses(self.steps, self.closings)), self.dtype.itemsize, self.memory_budget)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active))
 
     # -- births ----------------------------------------------------------------------------------------------------
@@ -238,21 +239,6 @@ class _Walk:
         return Site(contraction.equation, lengths, form, count, signed, self.dtype.itemsize,
                     contraction.summed is not None, self.memory_budget)
 
-    def _check_tied(self) -> None:
-        """One parameter, several uses: not in this version, and never silently wrong."""
-        uses: dict[str, set[tuple[str, str]]] = {}
-        for step in self.steps:
-            if isinstance(step, Close):
-                uses.setdefault(step.parameter.key, set()).add((step.operation.name, step.slot))
-        findings = []
-        for key, places in uses.items():
-            if len(places) > 1:
-                where = ", ".join(str(self.graph.makers[name].source) for name, _ in sorted(places))
-                findings.append(f"parameter '{key}' is used {len(places)} times: {where}")
-        if findings:
-            raise UnsupportedOpError(listing("Tied parameters are not supported yet:", findings,
-                                             "Give each use its own parameter, or freeze it (requires_grad=False)."))
-
 
 _BATCH = 2
 
@@ -309,7 +295,9 @@ def _live(steps: list[Step]) -> list[Step]:
     wanted: set[tuple[str, str]] = set()
     kept: list[Step] = []
     for step in reversed(steps):
-        if isinstance(step, Close):
+        if isinstance(step, Tied):
+            wanted |= {(use.operation.name, step.piece.name) for use in step.uses}
+        elif isinstance(step, Close):
             if step.piece is not None:
                 wanted.add((step.operation.name, step.piece.name))
         elif isinstance(step, Seed | Birth):

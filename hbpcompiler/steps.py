@@ -121,6 +121,27 @@ class Close:
 
 
 @dataclass(frozen=True)
+class Tied:
+    """A piece ends at a parameter of several uses, their contractions joined along the positions (see `tied`)."""
+
+    parameter: Value
+    uses: tuple[Close, ...]
+    site: Site
+    choices: tuple[Choice, ...] = field(compare=False)
+
+    @property
+    def operation(self) -> Operation:
+        """The last use to be reached, under whose heading it is printed."""
+        return self.uses[-1].operation
+
+    @property
+    def piece(self) -> Piece:
+        piece = self.uses[0].piece
+        assert piece is not None
+        return piece
+
+
+@dataclass(frozen=True)
 class Tail:
     """All that is left of a piece's way, in chunks of samples and of columns, because its columns are many.
 
@@ -136,7 +157,7 @@ class Tail:
     columns: int
 
 
-Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tail
+Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail
 
 
 @dataclass(frozen=True)
@@ -156,10 +177,12 @@ class Plan:
             else:
                 yield step
 
-    def closings(self) -> list[Close]:
+    def closings(self) -> list[Close | Tied]:
         """What ends at parameters, in order of execution."""
-        return [step for step in self.flat() if isinstance(step, Close)]
+        return [step for step in self.flat() if isinstance(step, Close | Tied)]
 
     def crossed(self) -> set[str]:
         """Names of operations that something crosses or is born at: their forward must save what rules read."""
-        return {step.operation.name for step in self.flat() if isinstance(step, Birth | Pull | Widen | Seed | Close)}
+        kinds = Birth | Pull | Widen | Seed | Close
+        uses = {use.operation.name for step in self.flat() if isinstance(step, Tied) for use in step.uses}
+        return uses | {step.operation.name for step in self.flat() if isinstance(step, kinds)}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hbpcompiler.graph import Value
 from hbpcompiler.quantities import GRADIENT
 from hbpcompiler.routes import COLUMNS, choose
-from hbpcompiler.steps import Average, Birth, Close, Gather, Piece, Pull, Sample, Seed, Step, Tail, Widen
+from hbpcompiler.steps import Average, Birth, Close, Gather, Piece, Pull, Sample, Seed, Step, Tail, Tied, Widen
 
 LARGE_BYTES = 2**23
 """A piece with more than this per sample, at its largest value, goes in chunks."""
@@ -42,6 +42,8 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
           memory_budget: int | None) -> tuple[Tail, Sequence[Step]] | None:
     """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
     if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
+        return None
+    if any(step.piece == piece for step in steps if isinstance(step, Tied)):
         return None
     own = [step for step in steps if (isinstance(step, Widen) and step.into == piece)
            or (isinstance(step, Pull | Close) and step.piece == piece)]

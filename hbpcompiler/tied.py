@@ -1,0 +1,98 @@
+"""Tied parameters: the uses of one parameter are one contraction, laid end to end along the positions.
+
+Sums over samples, per-sample gradients and the factor A add up over the uses. Whatever squares a cotangent needs the
+uses together: their columns and operands are joined along p, and the usual routes close the joined contraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.quantities import EACH, INPUT_FACTOR, RESIDUAL, SUM, Closing
+from hbpcompiler.routes import COLUMNS, Site, choose
+from hbpcompiler.steps import Close, Step, Tied
+
+ADDITIVE = frozenset({SUM, EACH, INPUT_FACTOR})
+ADVICE = "Give each use its own parameter, freeze it (requires_grad=False), or ask for other quantities."
+
+
+def join_uses(steps: Sequence[Step], closings: frozenset[Closing]) -> list[Step]:
+    """The steps with the closings of each tied parameter joined; UnsupportedOpError where that is impossible."""
+    uses: dict[str, dict[tuple[str, str], list[Close]]] = {}
+    for step in steps:
+        if isinstance(step, Close):
+            uses.setdefault(step.parameter.key, {}).setdefault((step.operation.name, step.slot), []).append(step)
+    tied = {key: places for key, places in uses.items() if len(places) > 1}
+    findings = [finding for key, places in tied.items() for finding in _refusals(key, places, closings)]
+    if findings:
+        raise UnsupportedOpError(listing("Tied parameters:", findings, ADVICE))
+    result: list[Step] = list(steps)
+    for places in tied.values():
+        for name in {close.piece.name for closes in places.values() for close in closes if close.piece is not None}:
+            group = [close for closes in places.values() for close in closes
+                     if close.piece is not None and close.piece.name == name]
+            result = _joined(result, group)
+    return result
+
+
+def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: frozenset[Closing]) -> list[str]:
+    first = next(iter(places.values()))[0]
+    where = ", ".join(str(closes[0].operation.source) for closes in places.values())
+    what = f"parameter '{key}' is used {len(places)} times ({where})"
+    if any(closing.stream == RESIDUAL for closing in closings):
+        return [f"{what}: the exact Hessian diagonal has cross terms between the uses, which are not computed"]
+    pieces = [{close.piece.name for close in closes if close.piece is not None} for closes in places.values()]
+    if any(names != pieces[0] for names in pieces):
+        return [f"{what}: its curvature arrives in different forms at the uses, which cannot be joined yet"]
+    squared = [close for closes in places.values() for close in closes if _squaring(close)]
+    if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
+        return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
+    if any(_layout(close.site) != _layout(first.site) for close in squared):
+        return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined"]
+    return []
+
+
+def _kinds(close: Close) -> frozenset[str]:
+    return frozenset().union(*(choice.kinds for choice in close.choices))
+
+
+def _squaring(close: Close) -> frozenset[str]:
+    return _kinds(close) - ADDITIVE
+
+
+def _layout(site: Site) -> tuple[object, ...]:
+    """What must agree between uses: letters of both operands but for positions, and their lengths."""
+    left, right, result = site.letters
+    return (left.replace("p", ""), right.replace("p", ""), result, site.shape)
+
+
+def _joined(steps: list[Step], group: list[Close]) -> list[Step]:
+    """Additive closings stay with each use; the others move to one `Tied` step at the last use."""
+    squaring = _squaring(group[0])
+    if not squaring:
+        return steps
+    site = _joined_site(group)
+    tied = Tied(group[0].parameter, tuple(group), site, choose(site, squaring))
+    additive = _kinds(group[0]) & ADDITIVE
+    result: list[Step] = []
+    for step in steps:
+        own = next((close for close in group if close is step), None)
+        if own is None:
+            result.append(step)
+        elif additive:
+            result.append(replace(own, choices=choose(own.site, additive)))
+        if own is group[-1]:
+            result.append(tied)
+    return result
+
+
+def _joined_site(group: Sequence[Close]) -> Site:
+    left, right, result = group[0].site.letters
+    own = "".join(letter for letter in left if letter not in "nkp")
+    met = "".join(letter for letter in right if letter not in "np")
+    positions = sum(close.site.size("p") if close.site.has_positions else 1 for close in group)
+    sizes = dict(group[0].site.sizes) | {"p": positions}
+    equation = f"nkp{own},np{met}->{result}" if right else f"nkp{own}->{result}"
+    return replace(group[0].site, equation=equation, sizes=tuple(sorted(sizes.items())), native_sum=False)

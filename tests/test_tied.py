@@ -1,0 +1,75 @@
+"""Tied parameters and reused modules: joined along positions, or refused; never a cross term left out."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import ggn_block, reference
+from tests.test_quantities import close
+
+
+def reused_linear():
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.ReLU(), nn.Linear(3, 2)), (3,)
+
+
+def reused_convolution():
+    layer = nn.Conv2d(2, 2, 3, padding=1)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Flatten(), nn.Linear(32, 2)), (2, 4, 4)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.hidden, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        state = torch.tanh(self.inner(x[:, 0]))
+        for t in range(1, 3):
+            state = torch.tanh(self.inner(x[:, t]) + self.hidden(state))
+        return self.out(state)
+
+
+MODELS = {
+    "linear": reused_linear,
+    "convolution": reused_convolution,
+    "recurrent": lambda: (Recurrent(), (3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_uses_are_joined(name):
+    torch.manual_seed(0)
+    model, shape = MODELS[name]()
+    model = model.double()
+    X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
+    names = ["grad", "batch_grad", "batch_l2", "second_moment", "diag_ggn"]
+    result = hbp.compile(model, quantities=[*names, "kflr"])(X, y)
+    for quantity in names:
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+    for key, factors in result.kflr.items():
+        if key.endswith("bias"):
+            close(factors.B, ggn_block(model, nn.CrossEntropyLoss(), [X], y, key), f"block of {key}")
+        else:
+            assert factors.A.shape[0] * factors.B.shape[0] == model.get_parameter(key).numel()
+
+
+@pytest.mark.parametrize("quantity", ["diag_h", "diag_h_split", "kfra"])
+def test_what_cannot_be_joined_is_refused(quantity):
+    model, shape = reused_linear()
+    X, y = torch.randn(3, *shape), torch.tensor([0, 1, 1])
+    with pytest.raises(hbp.UnsupportedOpError, match=r"parameter '0.weight' is used 2 times \(module '2' \(Linear\)"):
+        hbp.compile(model, quantities=[quantity])(X, y)
+
+
+def test_a_frozen_tied_parameter_is_no_obstacle():
+    torch.manual_seed(0)
+    model, shape = reused_linear()
+    model = model.double()
+    model[0].requires_grad_(False)
+    X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
+    found = hbp.compile(model, quantities=["diag_h"])(X, y).diag_h
+    for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
+        close(found[key], value, key)
