@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.backward import Backward, title
+from hbpcompiler.backward import Backward
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.graph import Graph, N, Operation
 from hbpcompiler.match import bind
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.rule import Op
-from hbpcompiler.steps import Plan, Step
+from hbpcompiler.steps import Plan, Step, title
 from hbpcompiler.writer import Writer, named
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from hbpcompiler.codegen.naming import comment
 from hbpcompiler.cost import number
 from hbpcompiler.graph import Graph, N
-from hbpcompiler.steps import Birth, Close, Piece, Plan, Pull, Seed, Step, Tail, Widen
+from hbpcompiler.steps import Birth, Close, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
 
 
 def _form(piece: Piece) -> str:

@@ -186,3 +186,9 @@ class Plan:
         kinds = Birth | Pull | Widen | Seed | Close
         uses = {use.operation.name for step in self.flat() if isinstance(step, Tied) for use in step.uses}
         return uses | {step.operation.name for step in self.flat() if isinstance(step, kinds)}
+
+
+def title(operation: Operation) -> str:
+    """The heading under which an operation's lines stand."""
+    place = "loss" if operation.source.in_loss else operation.source.module
+    return f"{place}: {operation.short}" if place else operation.short

@@ -1,0 +1,114 @@
+"""A `Tail` carried out: the rest of a piece's way in a loop over samples and, inside it, one over columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.quantities import FACTOR
+from hbpcompiler.rule import Op
+from hbpcompiler.steps import Close, Tail, Widen, title
+from hbpcompiler.writer import Part
+
+if TYPE_CHECKING:
+    from hbpcompiler.backward import Backward
+
+
+def walk_tail(backward: Backward, step: Tail) -> None:
+    """Walk the rest of a piece's way in a loop over samples and, inside it, one over columns."""
+    first = step.steps[0]
+    widen = first if isinstance(first, Widen) else None
+    start = backward.root(widen) if widen else backward.columns[step.value.name, step.piece.name]
+    sliced = {"columns": start, "signs": backward.signs.get(step.piece.name)}
+    closes = [own for own in step.steps if isinstance(own, Close)]
+    shapes = {f"{kind} {close.parameter.key}": _total_shape(close, kind)
+              for close in closes for choice in close.choices for kind in choice.kinds}
+    shapes = dict(sorted(shapes.items()))
+
+    def body(part: Part) -> None:
+        ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
+        if step.columns >= step.piece.columns:
+            _inside(backward, step, widen, part, part, ops)
+            return
+        inner_sliced: dict[str, Any] = {"columns": part["columns"], "signs": part["signs"]}
+        if widen is not None:
+            inner_sliced |= _basis(backward, widen, part, ops[widen.operation.name])
+
+        def inner(piece: Part) -> None:
+            again = {name: op.bound_again(lambda tensor, _: _outer_of(piece, tensor)) for name, op in ops.items()}
+            _inside(backward, step, widen, piece, part, again)
+
+        part.writer.loop(inner, op=None, sliced=inner_sliced, chunk=step.columns, totals={}, axis=1)
+
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=shapes)
+    for close in closes:
+        closings = backward.closed.setdefault(close.parameter.key, {})
+        for kind in {kind for choice in close.choices for kind in choice.kinds}:
+            backward.add(closings, close, kind, found[f"{kind} {close.parameter.key}"])
+
+
+def _basis(backward: Backward, widen: Widen, part: Part, op: Op) -> dict[str, Any]:
+    """What the loop over columns cuts besides the roots: rows in memory, or the numbers of the unit vectors."""
+    rule = backward.rule_of(widen.operation)
+    rows = rule.rows(op) if rule.rows is not None else None
+    if rows is not None:
+        return {"rows": rows.unsqueeze(0)}
+    size = math.prod(widen.operation.output.sample_shape)
+    numbers = part.writer.call(torch.arange, size, device=part["columns"].device)
+    return {"numbers": numbers.unsqueeze(0)}
+
+
+def _inside(backward: Backward, step: Tail, widen: Widen | None, part: Part, outer: Part,
+            ops: Mapping[str, Op]) -> None:
+    """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
+    sub = backward.inside(part.writer, ops)
+    sub.signs = {step.piece.name: part["signs"]}
+    steps = step.steps
+    if widen is not None:
+        with part.writer.block(title(widen.operation), "backward"):
+            columns = _chunk_of_columns(sub, widen, part, outer is part)
+            sub.arrive(widen.operation.tensors[widen.slot], widen.into, columns)
+        steps = steps[1:]
+    else:
+        sub.columns[step.value.name, step.piece.name] = part["columns"]
+    for own in steps:
+        with part.writer.block(title(own.operation), "backward"):
+            sub.step(own)
+            if isinstance(own, Close):
+                for closing, value in sub.closed.pop(own.parameter.key).items():
+                    total = outer.totals[f"{closing.kind} {own.parameter.key}"]
+                    (total if outer is part else part.outer(total)).add_(value)
+
+
+def _chunk_of_columns(backward: Backward, widen: Widen, part: Part, whole: bool) -> Any:
+    op, value = backward.ops[widen.operation.name], widen.operation.tensors[widen.slot]
+    cut = {name: part[name] for name in ("rows", "numbers") if name in part}
+    basis = _basis(backward, widen, part, op) if whole else cut
+    if "rows" in basis:
+        return backward.outer(part["columns"], value) * basis["rows"]
+    size = math.prod(widen.operation.output.sample_shape)
+    unit = torch.nn.functional.one_hot(basis["numbers"].squeeze(0), size).type_as(part["columns"])
+    return backward.born(widen, part["columns"], unit)
+
+
+def _total_shape(close: Close, kind: str) -> tuple[int, ...]:
+    """The shape of a closing before it takes its parameter's."""
+    site = close.site
+    if kind != FACTOR:
+        return close.parameter.sample_shape
+    left, right, _ = site.letters
+    if not site.features:
+        return (site.size(site.theta), site.size(site.theta))
+    shared = [site.size(letter) for letter in site.theta if letter in left and letter in right]
+    own = site.size(letter for letter in site.theta if letter in left and letter not in right)
+    return (*shared, own, own)
+
+
+def _outer_of(piece: Part, tensor: Any) -> Any:
+    if isinstance(tensor, list | tuple):
+        return [_outer_of(piece, item) for item in tensor]
+    return piece.outer(tensor) if isinstance(tensor, fx.Proxy) else tensor
