@@ -1,0 +1,63 @@
+"""Pieces with many columns walk the rest of their way in chunks; limits are lowered here so that small ones do."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler import plan, tails
+from hbpcompiler.reference import reference
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_quantities import check_exact, close
+
+
+@pytest.fixture(params=[1, 700, 4000])
+def small_limits(request, monkeypatch):
+    """Chunks of one sample and one column, of some columns, and of some samples."""
+    for module in (tails, plan):
+        monkeypatch.setattr(module, "LARGE_BYTES", 64)
+    monkeypatch.setattr(tails, "CHUNK_BYTES", request.param)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(),
+                         nn.Flatten(), nn.Linear(48, 4), nn.Sigmoid(), nn.Linear(4, 3)).double()
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_chunks_change_nothing():
+    torch.manual_seed(1)
+    X, y = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
+    model = network()
+    compiled, result = check_exact(model, nn.CrossEntropyLoss(), X, y, ["diag_ggn", "diag_h"])
+    split = hbp.compile(model, quantities=["diag_h_split", "kflr"])(X, y)
+    for name, parts in split.diag_h_split.items():
+        close(parts.ggn + parts.positive - parts.negative, result.diag_h[name], name)
+        assert (parts.positive >= 0).all()
+        assert (parts.negative >= 0).all()
+    plain = torch.einsum("oo->o", split.kflr["0.bias"].B)
+    close(plain, reference(model, nn.CrossEntropyLoss(), [X], y, "diag_ggn")["0.bias"], "diagonal of B")
+    torch.jit.script(compiled.program)
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
+def test_chunks_on_random_networks(setting):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tails, plan):
+            patch.setattr(module, "LARGE_BYTES", 64)
+        patch.setattr(tails, "CHUNK_BYTES", 900)
+        check_exact(*setting, ["diag_h"])
+
+
+def test_memory_stays_below_the_columns():
+    """The residual's columns of this network would be [N, 64, 8, 30, 30]; no tensor of the program is that large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 8, 3, padding=1), nn.ReLU(),
+                          nn.Flatten(), nn.Linear(7200, 64), nn.Sigmoid(), nn.Linear(64, 3))
+    batch = (torch.zeros(2, 1, 30, 30), torch.tensor([0, 1]))
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch).code
+    assert "for first" in code
+    assert "# [N, 64, 40, 30, 30]" not in code
