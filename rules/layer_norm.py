@@ -63,7 +63,7 @@ def rms_norm(op: Op) -> Any:
     """Without eps it is the machine's, of the precision that torch computes in."""
     if not op.differentiated:
         return F.rms_norm(op.input, op.normalized_shape, op.weight, op.eps)
-    result = torch._fused_rms_norm(op.input, op.normalized_shape, op.weight, op.eps)
+    result = torch.ops.aten._fused_rms_norm(op.input, op.normalized_shape, op.weight, op.eps)
     return result[0], {"rstd": result[1]}
 
 
@@ -77,7 +77,7 @@ SHAPES: list[tuple[Shape, int]] = [((4,), 1), ((1,), 1), ((2, 3), 1), ((3, 2), 2
 def cases(*parameters: str, **attributes: Any) -> list[Case]:
     return [
         Case(
-            {"input": shape, **{name: shape[-axes:] for name in parameters}},
+            {"input": shape, **dict.fromkeys(parameters, shape[-axes:])},
             {"normalized_shape": list(shape[-axes:]), **attributes},
         )
         for shape, axes in SHAPES

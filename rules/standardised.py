@@ -77,13 +77,14 @@ class Standardised:
     def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Columns of each group alone, then block by block: the sum and the difference of xhat and v, and P's."""
         weight, xhat, inverse = self.scale(op), self.normalised(op), self.reciprocal(op)
-        u = self.centre(self.grouped(op, gradient if weight is None else gradient * weight))
+        u = called("u", self.centre(self.grouped(op, gradient if weight is None else gradient * weight)))
         a = called("a", (u * xhat).mean(-1, True))
         (x_size, x_unit), (v_size, v_unit) = _polar(xhat), _polar(u - 1.5 * a * xhat)
-        size = inverse * (x_size * v_size / (2 * self.elements(op))).sqrt()
+        x_unit, v_unit = called("x_unit", x_unit), called("v_unit", v_unit)
+        size = called("size", inverse * (x_size * v_size / (2 * self.elements(op))).sqrt())
         projection = (a.abs().sqrt() * inverse).unsqueeze(-1) * self.projection(op, a)
-        each = [(size * (x_unit + v_unit)).unsqueeze(-2), (size * (x_unit - v_unit)).unsqueeze(-2), projection]
-        columns = torch.cat(each, -2)
+        outer = torch.stack([size * (x_unit + v_unit), size * (x_unit - v_unit)], -2)
+        columns = torch.cat([called("outer", outer), called("projection", projection)], -2)
         plus = torch.ones_like(a)
         of_projection = plus.copysign(-a).expand(*[-1] * len(self.groups(op)), -1, self.rank(op))
         signs = torch.cat([-plus, plus, of_projection], -1)
