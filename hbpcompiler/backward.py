@@ -259,7 +259,8 @@ class Backward:
     def _close(self, step: Close) -> None:
         op = self.ops[step.operation.name]
         if step.piece is None:
-            slot = next(slot for slot, value in step.operation.tensors.items() if value.batched)
+            slots = {**step.operation.tensors, "output": step.operation.output}
+            slot = next(slot for slot, value in slots.items() if value.batched and value.dtype.is_floating_point)
             stream, signs = getattr(op, slot), None
         else:
             stream, signs = self.columns[step.operation.name, step.piece.name], self.signs.get(step.piece.name)

@@ -1,0 +1,64 @@
+"""Token embeddings: a row of the weight for each index, so that the weight meets one-hot vectors."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Tensor
+
+
+def padding(op: Op) -> int | None:
+    """The row that learns nothing, if there is one."""
+    index: int = op.padding_idx
+    return index if index >= 0 else None
+
+
+def one_hot(op: Op) -> Tensor:
+    """[N, p, v], or [N, v] of one index for each sample; a padding index has zeros."""
+    indices = op.indices.flatten(1) if len(op.shape("indices")) > 1 else op.indices
+    rows = op.shape("weight")[0]
+    vectors = F.one_hot(indices, rows).type_as(op.output)
+    return vectors if padding(op) is None else vectors * (indices != padding(op)).unsqueeze(-1)
+
+
+def columns_view(op: Op, columns: Tensor) -> Tensor:
+    return columns.flatten(2, -2) if len(op.shape("indices")) > 1 else columns
+
+
+def summed(op: Op, gradient: Tensor) -> Tensor:
+    if padding(op) is not None:
+        gradient = gradient * (op.indices != padding(op)).unsqueeze(-1)
+    rows = gradient.flatten(0, -2) if op.shape("indices") else gradient
+    indices = op.indices.flatten() if op.shape("indices") else op.indices
+    return gradient.new_zeros(op.shape("weight")).index_add(0, indices, rows)
+
+
+def params(op: Op) -> Mapping[str, Contraction]:
+    equation = "nkpd,npv->nkvd" if op.shape("indices") else "nkd,nv->nkvd"
+    return {"weight": Contraction(equation, columns_view, one_hot, summed)}
+
+
+def refuse(op: Op) -> str | None:
+    if op.scale_grad_by_freq:
+        return "scale_grad_by_freq=True divides by how often an index occurs in the batch, which mixes the samples"
+    return None
+
+
+def case(*indices: int, **attributes: int) -> Case:
+    return Case(
+        {"weight": (5, 3), "indices": indices},
+        attributes,
+        batched=("indices",),
+        make={"indices": lambda shape: torch.randint(5, tuple(shape))},
+    )
+
+
+EMBEDDING = Rule(
+    operations=["aten.embedding"],
+    forward=lambda op: F.embedding(op.indices, op.weight),
+    params=params,
+    residual=ZERO,
+    refuse=refuse,
+    cases=[case(), case(4), case(2, 3), case(6, padding_idx=1), case(padding_idx=0)],
+)
