@@ -14,7 +14,9 @@ from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.match import bind
 from hbpcompiler.plan import meta
 from hbpcompiler.quantities import (
+    BATCH_DIAGONAL,
     DIAGONAL,
+    DOT,
     EACH,
     FACTOR,
     GGN_MC,
@@ -24,6 +26,7 @@ from hbpcompiler.quantities import (
     NORM,
     POSITIVE,
     SUM,
+    VECTORS,
     Closing,
 )
 from hbpcompiler.registry import AnyRule
@@ -293,13 +296,20 @@ class Backward:
     def add(self, closings: dict[Closing, Any], step: Close | Tied, kind: str, result: Any) -> None:
         """Several pieces of a stream end at one parameter: their closings add up."""
         if step.site.shape != step.parameter.sample_shape:
-            if kind == EACH:
+            if kind in (EACH, BATCH_DIAGONAL):
                 result = result.reshape(-1, *step.parameter.sample_shape)
+            elif kind == VECTORS:
+                result = result.reshape(result.shape[0], -1, *step.parameter.sample_shape)
             elif kind in (SUM, DIAGONAL, POSITIVE, NEGATIVE):
                 result = result.reshape(step.parameter.sample_shape)
         name = "" if step.piece is None else step.piece.stream
         closing = Closing(name, kind)
-        total = closings[closing] + result if closing in closings else result
+        if closing not in closings:
+            total = result
+        elif kind == VECTORS:
+            total = torch.cat([closings[closing], result], 1)
+        else:
+            total = closings[closing] + result
         closings[closing] = named(total, f"{PART[kind]}_{name}_{self.names[step.parameter.name]}")
 
 
@@ -309,7 +319,7 @@ def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
 
 
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
-        FACTOR: "factor", INPUT_FACTOR: "inputs"}
+        FACTOR: "factor", INPUT_FACTOR: "inputs", BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot"}
 """How a closing is named in generated code."""
 
 

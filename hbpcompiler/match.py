@@ -25,7 +25,7 @@ def trace_and_match(
 
     Raises UnsupportedOpError naming everything that no rule covers and torch's own table cannot decompose.
     """
-    program = trace.export(model, loss, inputs, target)
+    program = trace.export(model, loss, inputs, target, registry.modules)
     for _ in range(ROUNDS):
         graph = trace.read(program, model)
         pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]

@@ -31,6 +31,12 @@ POSITIVE = "positive"
 """the part of DIAGONAL with sign +."""
 NEGATIVE = "negative"
 """the part of DIAGONAL with sign -, as a non-negative number."""
+BATCH_DIAGONAL = "batch_diagonal"
+"""DIAGONAL before the sum over samples, [N, *theta]."""
+VECTORS = "vectors"
+"""T itself, all columns, [N, K, *theta]."""
+DOT = "dot"
+"""sum over theta of T[n] T[m], [N, N] (gradient stream)."""
 FACTOR = "factor"
 """B: sum_{n,k,p} over the columns' features over the number of positions, or, for a parameter that meets no input
 features (bias, scale), its full block sum_{n,k} T T^T."""
@@ -121,6 +127,24 @@ def _diag_h_split(closed: Closed) -> dict[str, Any]:
     }
 
 
+def _batch_diag_h(closed: Closed) -> Any:
+    ggn, residual = closed.get(GGN, BATCH_DIAGONAL), closed.get(RESIDUAL, BATCH_DIAGONAL)
+    return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
+
+
+def _batch_dot(closed: Closed) -> Any:
+    dot = closed.get(GRADIENT, DOT)
+    return dot / closed.batch**2 if closed.reduction == "mean" else dot
+
+
+def _square_root(stream: str) -> Callable[[Closed], Any]:
+    def value(closed: Closed) -> Any:
+        vectors = closed.get(stream, VECTORS)
+        return vectors / closed.batch**0.5 if closed.reduction == "mean" else vectors
+
+    return value
+
+
 def _kronecker(stream: str) -> Callable[[Closed], dict[str, Any]]:
     def value(closed: Closed) -> dict[str, Any]:
         features, factor = closed.get("", INPUT_FACTOR), closed.get(stream, FACTOR)
@@ -156,6 +180,20 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("diag_h_split", "its GGN, positive and negative residual parts: ggn + positive - negative",
              (Closing(GGN, DIAGONAL), Closing(RESIDUAL, POSITIVE), Closing(RESIDUAL, NEGATIVE)), _diag_h_split,
              ("ggn", "positive", "negative"), "Split"),
+    Quantity("batch_diag_ggn", "each sample's share of diag_ggn, [N, *theta]", (Closing(GGN, BATCH_DIAGONAL),),
+             lambda c: c.scaled(c.get(GGN, BATCH_DIAGONAL))),
+    Quantity("batch_diag_h", "each sample's share of diag_h, [N, *theta]",
+             (Closing(GGN, BATCH_DIAGONAL), Closing(RESIDUAL, BATCH_DIAGONAL)), _batch_diag_h),
+    Quantity("trace_ggn", "trace of the parameter's GGN block", (Closing(GGN, DIAGONAL),),
+             lambda c: c.scaled(c.get(GGN, DIAGONAL)).sum()),
+    Quantity("trace_h", "trace of the parameter's Hessian block", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)),
+             lambda c: _diag_h(c).sum()),
+    Quantity("batch_dot", "dot products of the samples' shares of the gradient, [N, N]", (Closing(GRADIENT, DOT),),
+             _batch_dot),
+    Quantity("sqrt_ggn", "columns V, [N, K, *theta], with sum_nk V V^T the GGN block", (Closing(GGN, VECTORS),),
+             _square_root(GGN)),
+    Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),
+             _square_root(GGN_MC)),
     _kronecker_entry("kfac", GGN_MC, "Kronecker factors of the GGN, sampled (Martens & Grosse 2015)"),
     _kronecker_entry("kflr", GGN, "Kronecker factors of the GGN, exact columns (Botev et al. 2017)"),
     _kronecker_entry("kfra", KFRA, "Kronecker factors of the GGN, batch-averaged recursion (Botev et al. 2017)"),

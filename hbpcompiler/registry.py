@@ -12,20 +12,22 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from torch import nn
+
 import hbpcompiler.rules
 from hbpcompiler.errors import OptionError, OptionTypeError, RuleError, listing
-from hbpcompiler.rule import LossRule, Rule
+from hbpcompiler.rule import LossRule, ModuleRule, Rule
 
 AnyRule = Rule | LossRule
 ENTRY_POINTS = "hbpcompiler.rules"
 
 
-def rules_in(module: ModuleType) -> list[AnyRule]:
+def rules_in(module: ModuleType) -> list[AnyRule | ModuleRule]:
     """Every rule that a module defines, by itself or in a list, in order of definition."""
-    found: list[AnyRule] = []
+    found: list[AnyRule | ModuleRule] = []
     for value in vars(module).values():
         for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, Rule | LossRule) and not any(item is other for other in found):
+            if isinstance(item, Rule | LossRule | ModuleRule) and not any(item is other for other in found):
                 found.append(item)
     return found
 
@@ -36,12 +38,16 @@ class Registry:
     def __init__(self) -> None:
         self.rules: dict[str, AnyRule] = {}
         self.files: dict[str, str] = {}
+        self.modules: dict[type[nn.Module], ModuleRule] = {}
 
     def add(self, module: ModuleType) -> None:
         """Take a module's rules; two files for one operation are an error that names both."""
         file = str(module.__file__)
         clashes = []
         for rule in rules_in(module):
+            if isinstance(rule, ModuleRule):
+                self.modules[rule.module] = rule
+                continue
             for operation in rule.operations:
                 if operation in self.rules and self.rules[operation] is not rule:
                     clashes.append(f"{operation}: {self.files[operation]} and {file}")
@@ -52,7 +58,7 @@ class Registry:
 
     def copy(self) -> Registry:
         other = Registry()
-        other.rules, other.files = dict(self.rules), dict(self.files)
+        other.rules, other.files, other.modules = dict(self.rules), dict(self.files), dict(self.modules)
         return other
 
     def find(self, operation: str, overload: str) -> AnyRule | None:

@@ -273,6 +273,20 @@ class LossRule:
         return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
 
 
+@dataclass(frozen=True)
+class ModuleRule:
+    """A module that is traced through an equivalent of its forward, written in operations that have rules.
+
+    For modules whose own forward moves the sample axis, or calls one kernel that cannot be differentiated by rules.
+    """
+
+    module: type[torch.nn.Module]
+    forward: Callable[..., Any]
+    """(module, *its arguments) -> what the module returns."""
+    refuse: Callable[[Any], str | None] = lambda module: None
+    """why this very module cannot be, and what to do about it; None if it can."""
+
+
 # -- small helpers that keep rules short -----------------------------------------------------------------------------
 
 
@@ -324,6 +338,7 @@ __all__ = [
     "Diagonal",
     "Factor",
     "LossRule",
+    "ModuleRule",
     "Op",
     "Rule",
     "Structure",

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import networkx as nx
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import graph as fx_graph
 
-from hbpcompiler.errors import BatchDoesNotFitError, ModelError
+import hbpcompiler.rules
+from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.graph import Graph, N, Operation, Source, Value
+from hbpcompiler.rule import ModuleRule
 
 TRACED_BATCH = 7
 """torch.export specialises a batch of one, and a prime is unlikely to equal another length of the model."""
-_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parent), *hbpcompiler.rules.__path__)
 """Frames below these folders are not the user's code."""
 _NOISY = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch.export", "torch._export")
 """Loggers that print pages before an error that we turn into one sentence."""
@@ -74,21 +77,23 @@ def _shown(shape: Sequence[Any]) -> str:
     return "[" + ", ".join(str(length) if isinstance(length, int) else "N" for length in shape) + "]"
 
 
-def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor) -> Any:
+def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor,
+           modules: Mapping[type[nn.Module], ModuleRule] | None = None) -> Any:
     """The ExportedProgram of (inputs, target) -> (loss, output), functional, composites kept whole.
 
-    Raises ModelError where torch.export cannot follow the model, naming module and line.
+    `modules` are traced through their rules' forward. Raises ModelError where torch.export cannot follow the model,
+    naming module and line.
     """
     batch = tuple(tensor[:1].detach().expand(TRACED_BATCH, *tensor.shape[1:]).clone() for tensor in (*inputs, target))
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(batch)
     whole = _Whole(model, loss)
     whole.training = model.training  # not train(): that would reach into the user's modules
-    with warnings.catch_warnings(), _quiet(), quoted_names():
+    with warnings.catch_warnings(), _quiet(), quoted_names(), _equivalents(model, modules or {}):
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(whole, batch, dynamic_shapes=(dynamic,), strict=False)
             return program.run_decompositions({})
-        except ModelError:
+        except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
             raise _untraceable(model, error) from error
@@ -110,6 +115,27 @@ def quoted_names() -> Iterator[None]:
         yield
     finally:
         fx_graph._format_target = original
+
+
+@contextmanager
+def _equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleRule]) -> Iterator[None]:
+    """Meanwhile the modules that have a rule run the rule's forward; all that are refused are named at once."""
+    found = [(path, module) for path, module in model.named_modules() if type(module) in rules]
+    findings = [f"module {path!r} ({type(module).__name__}): {reason}" for path, module in found
+                if (reason := rules[type(module)].refuse(module)) is not None]
+    if findings:
+        raise UnsupportedOpError(listing("The model cannot be compiled:", findings))
+    before = [module.__dict__.get("forward") for _, module in found]
+    try:
+        for _, module in found:
+            module.__dict__["forward"] = MethodType(rules[type(module)].forward, module)
+        yield
+    finally:
+        for (_, module), own in zip(found, before, strict=True):
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N
-from hbpcompiler.quantities import DIAGONAL, FACTOR, NEGATIVE, POSITIVE
+from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, FACTOR, NEGATIVE, POSITIVE, VECTORS
 from hbpcompiler.routes.site import (
     DIAGONAL_FORM,
     MATRIX,
@@ -30,7 +30,7 @@ class DiagonalForm(Route):
     """A diagonal over the output's coordinates: its columns hit one coordinate each, so squares need no column."""
 
     name = "closed form of a diagonal"
-    kinds = frozenset({FACTOR, *SQUARES})
+    kinds = frozenset({FACTOR, BATCH_DIAGONAL, VECTORS, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == DIAGONAL_FORM
@@ -43,14 +43,22 @@ class DiagonalForm(Route):
         diagonal = columns_of(use, columns=use.stream.unsqueeze(1)).squeeze(1)
         letters = left.replace("k", "")
 
-        def close(diagonal: Any) -> Any:
+        def close(diagonal: Any, kept: str = "") -> Any:
             if site.has_operand:
-                return einsum(f"{letters},{right}->{site.theta}", diagonal, operand_of(use).square())
-            return sum_out(diagonal, letters, site.theta)
+                return einsum(f"{letters},{right}->{kept}{site.theta}", diagonal, operand_of(use).square())
+            return sum_out(diagonal, letters, kept + site.theta)
 
         results: dict[str, Any] = {}
         if DIAGONAL in kinds:
             results[DIAGONAL] = close(diagonal)
+        if BATCH_DIAGONAL in kinds:
+            results[BATCH_DIAGONAL] = close(diagonal, "n")
+        if VECTORS in kinds:
+            shape = use.op.shape("output")
+            roots = torch.diag_embed(use.stream.reshape(-1, math.prod(shape)).sqrt())
+            columns = columns_of(use, columns=roots.reshape(-1, math.prod(shape), *shape))
+            results[VECTORS] = (einsum(site.equation, columns, operand_of(use)) if site.has_operand
+                                else sum_out(columns, left, "nk" + site.theta))
         if POSITIVE in kinds:
             results[POSITIVE] = close(diagonal.clamp(min=0))
         if NEGATIVE in kinds:

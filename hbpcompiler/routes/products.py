@@ -8,7 +8,17 @@ from typing import Any
 
 from hbpcompiler.cost import Cost, chunk_length
 from hbpcompiler.graph import N
-from hbpcompiler.quantities import DIAGONAL, EACH, FACTOR, NORM, POSITIVE, SUM
+from hbpcompiler.quantities import (
+    BATCH_DIAGONAL,
+    DIAGONAL,
+    DOT,
+    EACH,
+    FACTOR,
+    NORM,
+    POSITIVE,
+    SUM,
+    VECTORS,
+)
 from hbpcompiler.routes.site import (
     COLUMNS,
     NEVER,
@@ -72,7 +82,7 @@ class WholeProduct(Route):
     """The product for all samples and columns at once, everything read off it."""
 
     name = "batched product"
-    kinds = frozenset({SUM, EACH, NORM, FACTOR, *SQUARES})
+    kinds = frozenset({SUM, EACH, NORM, FACTOR, BATCH_DIAGONAL, VECTORS, DOT, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS
@@ -80,7 +90,7 @@ class WholeProduct(Route):
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         size = (site.samples or 0) * site.columns * site.size(site.theta) * site.itemsize
         fits = site.samples is not None and size <= WHOLE_BYTES
-        small = EACH in kinds or fits or site.size(site.theta) <= site.size(site.letters[0])
+        small = bool(kinds & {EACH, VECTORS, DOT}) or fits or site.size(site.theta) <= site.size(site.letters[0])
         if not small or (FACTOR in kinds and site.features):
             return NEVER  # memory would grow with N times the parameter's size
         size = N * site.columns * site.size(site.theta) * site.itemsize
@@ -95,12 +105,20 @@ class WholeProduct(Route):
             results[SUM] = product.sum((0, 1))
         if EACH in kinds:
             results[EACH] = product.squeeze(1)
+        if VECTORS in kinds:
+            results[VECTORS] = product
+        if DOT in kinds:
+            flat = product.flatten(1)
+            results[DOT] = flat @ flat.t()
         if FACTOR in kinds:
             flat = product.flatten(2) if len(theta) > 1 else product
             weighted = flat if not site.signed else flat * use.signs.unsqueeze(2)
             results[FACTOR] = einsum("nka,nkb->ab", weighted, flat)
-        if kinds & SQUARES or NORM in kinds:
+        if kinds & {NORM, BATCH_DIAGONAL, *SQUARES}:
             squares = product.square()
+            if BATCH_DIAGONAL in kinds:
+                sums = square_sums(site, squares, "nk" + theta, use.signs, {DIAGONAL}, "n" + theta)
+                results[BATCH_DIAGONAL] = sums[DIAGONAL]
             results |= square_sums(site, squares, "nk" + theta, use.signs, kinds & SQUARES, theta)
             if NORM in kinds:
                 results[NORM] = squares.flatten(1).sum(1)
@@ -111,7 +129,7 @@ class ChunkedProduct(Route):
     """Per-sample products in cache-sized chunks, squared and summed while they are in cache."""
 
     name = "chunked product"
-    kinds = frozenset({SUM, NORM, *SQUARES})
+    kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand
@@ -137,7 +155,7 @@ class ChunkedProduct(Route):
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         samples, columns = self._chunks(site)
         theta = site.theta
-        totals = {kind: site.shape for kind in sorted(kinds) if kind != NORM}
+        totals = {kind: site.shape for kind in sorted(kinds) if kind not in (NORM, BATCH_DIAGONAL)}
 
         def add(part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
             if single and not site.signed:
@@ -155,6 +173,11 @@ class ChunkedProduct(Route):
                 for kind, value in sums.items():
                     into[kind].add_(value)
 
+        def add_each(part: Part, product: Any, rows: Mapping[str, Any]) -> None:
+            if BATCH_DIAGONAL in kinds:
+                sums = square_sums(site, product.square(), "nk" + theta, part["signs"], {DIAGONAL}, "n" + theta)
+                rows[BATCH_DIAGONAL].add_(sums[DIAGONAL])
+
         def body(part: Part) -> None:
             if columns == site.columns:
                 if samples == 1 and site.has_positions:
@@ -164,6 +187,7 @@ class ChunkedProduct(Route):
                 add(part, product, part.totals, samples == 1 and site.columns == 1)
                 if NORM in kinds:
                     part.rows[NORM].copy_(product.square().flatten(1).sum(1))
+                add_each(part, product, part.rows)
                 return
             operand = operand_of(use, part.op)
             left = columns_of(use, part.op, part["columns"])
@@ -171,11 +195,12 @@ class ChunkedProduct(Route):
             def inner(piece: Part) -> None:
                 product = single_product(site, piece["columns"], piece.outer(operand))
                 add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, False)
+                add_each(piece, product, {kind: piece.outer(rows) for kind, rows in part.rows.items()})
 
             part.writer.loop(inner, op=None, sliced={"columns": left, "signs": part["signs"]}, chunk=columns,
                              totals={}, axis=1)
 
-        rows: dict[str, tuple[int, ...]] = {NORM: ()} if NORM in kinds else {}
+        rows = {kind: shape for kind, shape in ((NORM, ()), (BATCH_DIAGONAL, site.shape)) if kind in kinds}
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs}, chunk=samples,
                                totals=totals, rows=rows)
 
@@ -184,7 +209,7 @@ class ClosedForm(Route):
     """Without positions a squared outer product is the outer product of squares."""
 
     name = "closed form"
-    kinds = frozenset({NORM, *SQUARES})
+    kinds = frozenset({NORM, BATCH_DIAGONAL, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand and not site.has_positions
@@ -202,6 +227,9 @@ class ClosedForm(Route):
         sums = square_sums(site, columns, left, use.signs, kinds & SQUARES, "n" + own)
         for kind, value in sums.items():
             results[kind] = einsum(f"n{own},{right}->{site.theta}", value, operand)
+        if BATCH_DIAGONAL in kinds:
+            (value,) = square_sums(site, columns, left, use.signs, {DIAGONAL}, "n" + own).values()
+            results[BATCH_DIAGONAL] = einsum(f"n{own},{right}->n{site.theta}", value, operand)
         if NORM in kinds:
             shared = "".join(letter for letter in own if letter in right)
             ours = einsum(f"{left}->n{shared}", columns)

@@ -1,0 +1,83 @@
+"""nn.RNN, nn.GRU and nn.LSTM with batch_first=True, unrolled over time: each weight has one use per step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hbpcompiler.rule import ModuleRule, Tensor
+
+State = tuple[Tensor, ...]
+"""The hidden state, [N, H] each: (h,) or, for an LSTM, (h, c)."""
+Cell = Callable[[Any, Tensor, Tensor, State], State]
+"""(module, input part [N, gates], hidden part [N, gates], state) -> next state."""
+
+
+def refuse(module: nn.RNNBase) -> str | None:
+    if not module.batch_first:
+        return "batch_first=False puts the time before the samples; construct it with batch_first=True"
+    if module.dropout and module.training and module.num_layers > 1:
+        return "dropout between layers is not supported in train mode; use dropout=0.0"
+    if module.proj_size:
+        return "proj_size is not supported"
+    return None
+
+
+def rnn_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State:
+    total = given + hidden
+    return (torch.tanh(total) if module.nonlinearity == "tanh" else torch.relu(total),)
+
+
+def gru_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State:
+    given_reset, given_update, given_new = given.chunk(3, 1)
+    hidden_reset, hidden_update, hidden_new = hidden.chunk(3, 1)
+    reset = torch.sigmoid(given_reset + hidden_reset)
+    update = torch.sigmoid(given_update + hidden_update)
+    new = torch.tanh(given_new + reset * hidden_new)
+    return (new + update * (state[0] - new),)
+
+
+def lstm_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State:
+    enter, forget, cell, leave = (given + hidden).chunk(4, 1)
+    memory = torch.sigmoid(forget) * state[1] + torch.sigmoid(enter) * torch.tanh(cell)
+    return torch.sigmoid(leave) * torch.tanh(memory), memory
+
+
+def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
+    """The module's forward on [N, T, features], zeros as the first state."""
+
+    def direction(module: Any, x: Tensor, suffix: str, backwards: bool) -> tuple[Tensor, State]:
+        weights = [getattr(module, f"weight_{kind}_{suffix}") for kind in ("ih", "hh")]
+        biases = [getattr(module, f"bias_{kind}_{suffix}") if module.bias else None for kind in ("ih", "hh")]
+        start = x.new_zeros(x.shape[0], module.hidden_size)
+        state: State = (start,) * states
+        outputs = []
+        for t in reversed(range(x.shape[1])) if backwards else range(x.shape[1]):
+            given = F.linear(x.select(1, t), weights[0], biases[0])
+            state = cell(module, given, F.linear(state[0], weights[1], biases[1]), state)
+            outputs.append(state[0])
+        return torch.stack(outputs[::-1] if backwards else outputs, 1), state
+
+    def forward(module: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        if hx is not None:
+            raise NotImplementedError("a first hidden state is not supported; leave it out, it is zero then")
+        last: list[State] = []
+        for layer in range(module.num_layers):
+            ways = []
+            for backwards in (False, True)[: 2 if module.bidirectional else 1]:
+                suffix = f"l{layer}{'_reverse' if backwards else ''}"
+                output, state = direction(module, x, suffix, backwards)
+                ways.append(output)
+                last.append(state)
+            x = torch.cat(ways, 2) if len(ways) > 1 else ways[0]
+        final = tuple(torch.stack([state[i] for state in last], 0) for i in range(states))
+        return x, final if states > 1 else final[0]
+
+    return forward
+
+
+RNN = ModuleRule(nn.RNN, unrolled(rnn_cell, 1), refuse)
+GRU = ModuleRule(nn.GRU, unrolled(gru_cell, 1), refuse)
+LSTM = ModuleRule(nn.LSTM, unrolled(lstm_cell, 2), refuse)

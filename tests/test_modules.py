@@ -1,0 +1,119 @@
+"""Modules traced through an equivalent forward, models of several inputs, and sequence outputs."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler import trace
+from hbpcompiler.reference import reference
+from hbpcompiler.registry import builtin
+from tests.test_quantities import close
+
+EXACT = ["grad", "batch_grad", "variance", "diag_ggn"]
+
+
+def check(model, inputs, y, quantities, loss=None):
+    loss = loss or nn.CrossEntropyLoss()
+    result = hbp.compile(model, loss, quantities)(*inputs, y)
+    for quantity in quantities:
+        for name, value in reference(model, loss, inputs, y, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+
+
+def draw(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+class LastStep(nn.Module):
+    def __init__(self, recurrent, width):
+        super().__init__()
+        self.recurrent, self.head = recurrent, nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+RECURRENT = {
+    "rnn": lambda: LastStep(nn.RNN(3, 2, batch_first=True), 2),
+    "relu both ways": lambda: LastStep(nn.RNN(3, 2, batch_first=True, nonlinearity="relu", bidirectional=True), 4),
+    "gru": lambda: LastStep(nn.GRU(3, 2, batch_first=True), 2),
+    "lstm of two layers": lambda: LastStep(nn.LSTM(3, 2, 2, batch_first=True), 2),
+    "lstm without bias": lambda: LastStep(nn.LSTM(3, 2, batch_first=True, bias=False), 2),
+}
+
+
+@pytest.mark.parametrize("name", list(RECURRENT))
+def test_recurrent(name):
+    torch.manual_seed(0)
+    model = RECURRENT[name]().double()
+    check(model, [draw(2, 3, 3)], torch.tensor([0, 1]), EXACT)
+    assert "forward" not in vars(model.recurrent), "the module has its own forward again"
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu", "norm_first": True}])
+def test_transformer_encoder_layer(options):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True, **options)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2)).double().eval()
+    check(model, [draw(2, 3, 4)], torch.tensor([0, 1]), [*EXACT, "diag_h"])
+
+
+def test_masked_attention():
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            mask = torch.ones(3, 3, dtype=torch.bool).triu(1)
+            return self.head(self.attention(x, x, x, attn_mask=mask)[0].mean(1))
+
+    torch.manual_seed(0)
+    check(Causal().double(), [draw(2, 3, 4)], torch.tensor([0, 1]), [*EXACT, "diag_h"])
+
+
+@pytest.mark.parametrize("module", [nn.GRU(3, 2), nn.MultiheadAttention(4, 2)])
+def test_the_sample_axis_must_be_first(module):
+    model, batch = nn.Sequential(module, nn.Linear(2, 2)), [torch.zeros(2, 3, 3)]
+    with pytest.raises(hbp.UnsupportedOpError, match=rf"module '0' \({type(module).__name__}\).*batch_first=True"):
+        trace.export(model, nn.CrossEntropyLoss(), batch, torch.tensor([0, 1]), builtin().modules)
+
+
+def test_two_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
+
+        def forward(self, a, b):
+            return self.head(torch.tanh(self.left(a)) * torch.sigmoid(self.right(b)))
+
+    torch.manual_seed(0)
+    check(Two().double(), [draw(3, 3), draw(3, 2)], torch.tensor([0, 1, 1]), [*EXACT, "diag_h"])
+
+
+def test_a_class_for_each_token():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.inner(x))).transpose(1, 2)  # [N, classes, T], as the loss wants it
+
+    torch.manual_seed(0)
+    y = torch.tensor([[0, 2, -100, 1], [1, -100, -100, 0]])
+    check(Tagger().double(), [draw(2, 4, 3)], y, [*EXACT, "diag_h"])
+
+
+def test_a_weight_for_each_sample():
+    """Weights per sample come in with the target."""
+    class Weighted(nn.Module):
+        def forward(self, output, target):
+            return (((output - target[:, 1:]) ** 2).sum(1) * target[:, 0]).mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    y = torch.cat([torch.tensor([[0.5], [2.0], [1.0]], dtype=torch.float64), draw(3, 2)], 1)
+    check(model, [draw(3, 3)], y, [*EXACT, "diag_h"], Weighted())
