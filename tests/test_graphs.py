@@ -117,6 +117,19 @@ def by_hand(q, k, v):
     return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1) @ v
 
 
+def causal(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 1]]).bool())
+
+    def forward(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, self.mask)
+
+
 class Transformer(nn.Module):
     """A pre-norm block with two heads and a causal mask, written by hand, on embedded tokens with positions."""
 
@@ -184,6 +197,9 @@ MODELS = {
     "squeeze and excitation": (SqueezeExcite, image),
     "mixer": (Mixer, lambda: torch.randn(2, 4, 2)),
     "attention by hand": (lambda: Attention(by_hand), lambda: torch.randn(2, 3, 3)),
+    "attention": (lambda: Attention(F.scaled_dot_product_attention), lambda: torch.randn(2, 3, 3)),
+    "causal attention": (lambda: Attention(causal), lambda: torch.randn(2, 3, 3)),
+    "masked attention": (lambda: Attention(Masked()), lambda: torch.randn(2, 3, 3)),
     "transformer": (Transformer, lambda: tokens(3)),
     "tokens": (Tokens, lambda: tokens(4)),
     "GLU": (lambda: nn.Sequential(nn.Linear(3, 6), nn.GLU(), nn.Linear(3, 2)), lambda: torch.randn(2, 3)),
@@ -236,6 +252,13 @@ def refusal(model, x):
 def test_an_embedding_that_counts_indices_is_refused():
     model = nn.Sequential(nn.Embedding(5, 2, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(8, 2))
     assert "mixes the samples" in refusal(model, tokens(4))
+
+
+def test_dropout_inside_attention_is_refused():
+    def attend(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    assert "set its dropout to 0" in refusal(Attention(attend), torch.randn(2, 3, 3).double())
 
 
 def test_batch_norm_in_train_mode_is_refused():

@@ -1,0 +1,231 @@
+"""scaled_dot_product_attention: softmax(scale Q K^T + mask) V, put together from the rules of its three steps.
+
+    scores = (scale Q) K^T        weights = softmax(scores)        output = weights V
+
+Each step has its residual; those of the last two are pulled back to Q and K through the steps before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor, called
+
+from . import matmul, softmax
+
+
+def scale(op: Op) -> float:
+    factor: float = op.shape("query")[-1] ** -0.5 if op.scale is None else op.scale
+    return factor
+
+
+def repeats(op: Op) -> int:
+    """How many heads of the query share one of key and value (grouped-query attention)."""
+    return op.shape("query")[-3] // op.shape("key")[-3] if op.enable_gqa else 1
+
+
+def repeated(op: Op, name: str) -> Tensor:
+    """Key or value, for each head of the query."""
+    value: Tensor = getattr(op, name)
+    return value.repeat_interleave(repeats(op), -3) if repeats(op) > 1 else value
+
+
+def shared(op: Op, columns: Tensor) -> Tensor:
+    """Columns of what was repeated, added up."""
+    return columns.unflatten(-3, (-1, repeats(op))).sum(-3) if repeats(op) > 1 else columns
+
+
+def heads(op: Op, name: str) -> Shape:
+    shape = op.shape(name)
+    return (*shape[:-3], shape[-3] * repeats(op), *shape[-2:]) if repeats(op) > 1 else shape
+
+
+def scores_shape(op: Op) -> Shape:
+    return (*op.shape("output")[:-1], op.shape("key")[-2])
+
+
+def scores_step(op: Op) -> Op:
+    *batch, length, features = heads(op, "key")
+
+    def tensors(name: str) -> Tensor:
+        scaled: Tensor = op.query * scale(op)
+        return scaled if name == "self" else repeated(op, "key").transpose(-1, -2)
+
+    shapes = {"self": op.shape("query"), "other": (*batch, features, length), "output": scores_shape(op)}
+    return Op(tensors, {}, shapes)
+
+
+def weights_step(op: Op) -> Op:
+    shapes = {"self": scores_shape(op), "output": scores_shape(op)}
+    return Op(lambda name: op.weights, {"dim": -1}, shapes)
+
+
+def output_step(op: Op) -> Op:
+    shapes = {"self": scores_shape(op), "other": heads(op, "value"), "output": op.shape("output")}
+    return Op(lambda name: op.weights if name == "self" else repeated(op, "value"), {}, shapes)
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+
+def forward(op: Op) -> Any:
+    options: dict[str, Any] = {"enable_gqa": True} if op.enable_gqa else {}
+    if op.scale is not None:
+        options["scale"] = op.scale
+    if op.is_causal:
+        options["is_causal"] = True
+    if op.dropout_p:
+        options["dropout_p"] = op.dropout_p
+    if op.has("attn_mask"):
+        options["attn_mask"] = op.attn_mask
+    if not op.differentiated:
+        return F.scaled_dot_product_attention(op.query, op.key, op.value, **options)
+    weights = masked_weights(op, options) if op.has("attn_mask") else plain_weights(op)
+    return weights @ repeated(op, "value"), {"weights": weights}
+
+
+def plain_weights(op: Op) -> Tensor:
+    scores = op.query * scale(op) @ repeated(op, "key").transpose(-1, -2)
+    if op.is_causal:
+        scores = scores + op.query.new_full(scores_shape(op)[-2:], float("-inf")).triu(1)
+    return torch.softmax(scores, -1)
+
+
+def masked_weights(op: Op, options: dict[str, Any]) -> Tensor:
+    """What attention returns for unit vectors as values; torch reads the mask, boolean or added."""
+    length = op.shape("key")[-2]
+    units = torch.diag(op.value.new_ones(length)).expand(op.value.shape[0], *op.shape("value")[:-2], length, length)
+    return F.scaled_dot_product_attention(op.query, op.key, units, **options)
+
+
+# -- backward --------------------------------------------------------------------------------------------------------
+
+
+def to_scores(op: Op, columns: Tensor) -> Tensor:
+    """Columns at the output -> columns at the scores."""
+    return softmax.SOFTMAX.jac_t["self"](weights_step(op), matmul.MATMUL.jac_t["self"](output_step(op), columns))
+
+
+def scores_to_query(op: Op, columns: Tensor) -> Tensor:
+    return matmul.MATMUL.jac_t["self"](scores_step(op), columns) * scale(op)
+
+
+def scores_to_key(op: Op, columns: Tensor) -> Tensor:
+    return shared(op, matmul.MATMUL.jac_t["other"](scores_step(op), columns).transpose(-1, -2))
+
+
+def to_value(op: Op, columns: Tensor) -> Tensor:
+    return shared(op, matmul.MATMUL.jac_t["other"](output_step(op), columns))
+
+
+# -- residual --------------------------------------------------------------------------------------------------------
+
+
+def curved(op: Op) -> dict[str, tuple[Op, Factor]]:
+    """The steps that have a residual at this use."""
+    moving = op.varies("query") or op.varies("key")
+    steps = {
+        "output": (output_step(op), matmul.MATMUL, moving and op.varies("value")),
+        "weights": (weights_step(op), softmax.SOFTMAX, moving),
+        "scores": (scores_step(op), matmul.MATMUL, op.varies("query") and op.varies("key")),
+    }
+    found = {name: (part, rule.residual_of(part)) for name, (part, rule, there) in steps.items() if there}
+    return {name: (part, residual) for name, (part, residual) in found.items() if isinstance(residual, Factor)}
+
+
+def count(op: Op) -> int:
+    return sum(residual.count(part) for part, residual in curved(op).values())
+
+
+def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns of all steps, one after the other, at each of query, key and value."""
+    at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
+    at_scores = softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights)
+    cotangents = {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
+    found = {name: residual.factor(part, cotangents[name]) for name, (part, residual) in curved(op).items()}
+    pulled, query, key, columns = [], [], [], {}
+    if "output" in found:
+        of_output, _ = found["output"]
+        pulled.append(softmax.SOFTMAX.jac_t["self"](weights_step(op), of_output["self"]))
+        value = shared(op, of_output["other"])
+        others = count(op) - curved(op)["output"][1].count(output_step(op))
+        columns["value"] = F.pad(value, [0, 0] * len(op.shape("value")) + [0, others]) if others else value
+    if "weights" in found:
+        pulled.append(found["weights"][0]["self"])
+    if pulled:
+        joined = called("columns", torch.cat(pulled, 1))
+        query.append(scores_to_query(op, joined))
+        key.append(scores_to_key(op, joined))
+    if "scores" in found:
+        of_scores, _ = found["scores"]
+        query.append(of_scores["self"] * scale(op))
+        key.append(shared(op, of_scores["other"].transpose(-1, -2)))
+    columns |= {"query": torch.cat(query, 1), "key": torch.cat(key, 1)}
+    signs = torch.cat([signs for _, signs in found.values() if signs is not None], 1)
+    return {name: part for name, part in columns.items() if op.varies(name)}, signs
+
+
+def residual(op: Op) -> Residual:
+    return Factor(count, factor) if curved(op) else ZERO
+
+
+def refuse(op: Op) -> str | None:
+    if op.dropout_p:
+        return "dropout inside attention has no rule; call model.eval(), or set its dropout to 0"
+    if not all(op.has_samples(name) for name in ("query", "key", "value")):
+        return "query, key and value must all begin with the sample axis; expand the one that does not"
+    return None
+
+
+def case(
+    queries: int,
+    keys: int,
+    *heads: int,
+    widths: tuple[int, int] = (2, 3),
+    mask: Tensor | None = None,
+    constant: tuple[str, ...] = (),
+    shared_heads: int = 0,
+    **attributes: Any,
+) -> Case:
+    inner, outer = widths
+    others = (shared_heads,) if shared_heads else heads
+    shapes = {"query": (*heads, queries, inner), "key": (*others, keys, inner), "value": (*others, keys, outer)}
+    make = {} if mask is None else {"attn_mask": lambda shape: mask}
+    return Case(
+        {**shapes, **({} if mask is None else {"attn_mask": tuple(mask.shape)})},
+        {"enable_gqa": bool(shared_heads), **attributes},
+        batched=("query", "key", "value"),
+        constant=constant,
+        make=make,
+    )
+
+
+LOWER = torch.ones(2, 3).tril().bool()
+ADDED = torch.tensor([[0.0, 1.5], [float("-inf"), 0.0], [0.5, -1.0]], dtype=torch.float64)
+
+ATTENTION = Rule(
+    operations=["aten.scaled_dot_product_attention"],
+    forward=forward,
+    jac_t={
+        "query": lambda op, columns: scores_to_query(op, to_scores(op, columns)),
+        "key": lambda op, columns: scores_to_key(op, to_scores(op, columns)),
+        "value": to_value,
+    },
+    residual=residual,
+    refuse=refuse,
+    cases=[
+        case(3, 2),
+        case(2, 3, 2, scale=0.3),
+        case(3, 3, 2, is_causal=True),
+        case(2, 3, mask=LOWER),
+        case(3, 2, 2, mask=ADDED),
+        case(2, 2, 2, 1),
+        case(2, 2, 4, shared_heads=2),
+        case(1, 1, 2),
+        case(2, 2, widths=(3, 1)),
+        *[case(2, 3, constant=names) for names in (("query",), ("key",), ("value",), ("query", "key"))],
+    ],
+)
