@@ -25,6 +25,8 @@ from hbpcompiler.quantities import (
     NEGATIVE,
     NORM,
     POSITIVE,
+    REDUCED_FACTOR,
+    REDUCED_INPUT_FACTOR,
     SUM,
     VECTORS,
     Closing,
@@ -319,7 +321,8 @@ def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
 
 
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
-        FACTOR: "factor", INPUT_FACTOR: "inputs", BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot"}
+        FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
+        BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot"}
 """How a closing is named in generated code."""
 
 

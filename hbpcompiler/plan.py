@@ -20,10 +20,10 @@ from hbpcompiler.quantities import (
     GGN,
     GGN_MC,
     GRADIENT,
-    INPUT_FACTOR,
     KFRA,
     QUANTITIES,
     RESIDUAL,
+    RESIDUAL_MC,
     Closing,
     closings_for,
 )
@@ -119,7 +119,7 @@ class _Walk:
         inputs = [value for slot, value in operation.tensors.items() if self._carries(value)]
         if isinstance(residual, Zero) or gradient is None or not inputs:
             return
-        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL,)
+        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
         for stream in sorted(self.streams & set(streams)):
             if isinstance(residual, Diagonal):
                 piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, True)
@@ -151,6 +151,8 @@ class _Walk:
             keeps = piece.form != DIAGONAL_FORM or (
                 len(slots) == 1 and (rule.elementwise_in(op) or rule.structure_of(op) is Structure.SELECTION)
             )
+            if not keeps and piece.stream == RESIDUAL_MC:
+                piece, keeps = self._sampled(value, piece), True
             size = math.prod(value.sample_shape)
             into = piece if keeps else self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
             for slot in slots:
@@ -181,6 +183,12 @@ class _Walk:
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
         columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
         return columns * self.largest[value.name] * self.dtype.itemsize > LARGE_BYTES
+
+    def _sampled(self, value: Value, piece: Piece) -> Piece:
+        """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""
+        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, 2 * self.mc_samples, True)
+        self.steps.append(Sample(value, (piece,), into))
+        return into
 
     def _only_here(self, pieces: Iterable[Piece]) -> bool:
         """Columns may be laid side by side only where no other branch still carries one of them."""
@@ -222,10 +230,11 @@ class _Walk:
                     site = self._site(contraction, op, piece)
                     choices = choose(site, kinds)
                     self.steps.append(Close(operation, slot, parameter, piece, site, contraction, choices))
-            if Closing("", INPUT_FACTOR) in self.closings:
+            wanted = frozenset(closing.kind for closing in self.closings if not closing.stream)
+            if wanted:
                 site = self._site(contraction, op, None)
                 if site.features:
-                    choices = choose(site, frozenset({INPUT_FACTOR}))
+                    choices = choose(site, wanted)
                     self.steps.append(Close(operation, slot, parameter, None, site, contraction, choices))
 
     def _site(self, contraction: Contraction, op: Op, piece: Piece | None) -> Site:

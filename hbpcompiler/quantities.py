@@ -16,6 +16,7 @@ GRADIENT = "gradient"
 GGN = "ggn"
 GGN_MC = "ggn_mc"
 RESIDUAL = "residual"
+RESIDUAL_MC = "residual_mc"
 KFRA = "kfra"
 
 # -- closings: how a stream ends at a parameter ---------------------------------------------------------------------
@@ -42,6 +43,10 @@ FACTOR = "factor"
 features (bias, scale), its full block sum_{n,k} T T^T."""
 INPUT_FACTOR = "input_factor"
 """A: sum_{n,p} u u^T of the operand; no stream."""
+REDUCED_FACTOR = "reduced_factor"
+"""B of the columns summed over positions; as FACTOR for a parameter that meets no input features."""
+REDUCED_INPUT_FACTOR = "reduced_input_factor"
+"""A of the operand averaged over positions."""
 
 
 class Closing(NamedTuple):
@@ -116,6 +121,11 @@ def _diag_h(closed: Closed) -> Any:
     return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
 
 
+def _diag_h_mc(closed: Closed) -> Any:
+    ggn, residual = closed.get(GGN, DIAGONAL), closed.get(RESIDUAL_MC, DIAGONAL)
+    return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
+
+
 def _diag_h_split(closed: Closed) -> dict[str, Any]:
     ggn = closed.scaled(closed.get(GGN, DIAGONAL))
     if closed.get(RESIDUAL, POSITIVE) is None:
@@ -145,9 +155,9 @@ def _square_root(stream: str) -> Callable[[Closed], Any]:
     return value
 
 
-def _kronecker(stream: str) -> Callable[[Closed], dict[str, Any]]:
+def _kronecker(stream: str, inputs: str = INPUT_FACTOR, outputs: str = FACTOR) -> Callable[[Closed], dict[str, Any]]:
     def value(closed: Closed) -> dict[str, Any]:
-        features, factor = closed.get("", INPUT_FACTOR), closed.get(stream, FACTOR)
+        features, factor = closed.get("", inputs), closed.get(stream, outputs)
         return {
             "A": None if features is None else closed.mean(features),
             "B": closed.total(factor) if stream == KFRA else closed.scaled(factor),  # KFRA's is an average already
@@ -156,9 +166,10 @@ def _kronecker(stream: str) -> Callable[[Closed], dict[str, Any]]:
     return value
 
 
-def _kronecker_entry(name: str, stream: str, summary: str) -> Quantity:
-    needs = (Closing(stream, FACTOR), Closing("", INPUT_FACTOR))
-    return Quantity(name, summary, needs, _kronecker(stream), ("A", "B"), "Factors", ("A",))
+def _kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_FACTOR,
+                     outputs: str = FACTOR) -> Quantity:
+    needs = (Closing(stream, outputs), Closing("", inputs))
+    return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",))
 
 
 def _diagonal_entry(name: str, stream: str, summary: str) -> Quantity:
@@ -177,6 +188,8 @@ TABLE: tuple[Quantity, ...] = (
     _diagonal_entry("diag_ggn", GGN, "diagonal of the generalised Gauss-Newton matrix"),
     _diagonal_entry("diag_ggn_mc", GGN_MC, "its Monte-Carlo estimate from mc_samples gradients per sample"),
     Quantity("diag_h", "exact diagonal of the Hessian", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)), _diag_h),
+    Quantity("diag_h_mc", "unbiased estimate of diag_h: exact GGN, residuals of mc_samples random-sign columns a sign",
+             (Closing(GGN, DIAGONAL), Closing(RESIDUAL_MC, DIAGONAL)), _diag_h_mc),
     Quantity("diag_h_split", "its GGN, positive and negative residual parts: ggn + positive - negative",
              (Closing(GGN, DIAGONAL), Closing(RESIDUAL, POSITIVE), Closing(RESIDUAL, NEGATIVE)), _diag_h_split,
              ("ggn", "positive", "negative"), "Split"),
@@ -197,6 +210,10 @@ TABLE: tuple[Quantity, ...] = (
     _kronecker_entry("kfac", GGN_MC, "Kronecker factors of the GGN, sampled (Martens & Grosse 2015)"),
     _kronecker_entry("kflr", GGN, "Kronecker factors of the GGN, exact columns (Botev et al. 2017)"),
     _kronecker_entry("kfra", KFRA, "Kronecker factors of the GGN, batch-averaged recursion (Botev et al. 2017)"),
+    _kronecker_entry("kfac_reduce", GGN_MC, "kfac with positions summed first (Eschenhagen et al. 2023, reduce)",
+                     REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
+    _kronecker_entry("kflr_reduce", GGN, "kflr with positions summed first (Eschenhagen et al. 2023, reduce)",
+                     REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
 )
 
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}

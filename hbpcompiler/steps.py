@@ -9,11 +9,11 @@ from typing import Any
 
 from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N, Operation, Value
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
 from hbpcompiler.routes import COLUMNS, MATRIX, Choice, Site
 from hbpcompiler.rule import Contraction
 
-PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", KFRA: "G"}
+PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
 """How the values of a stream are named in generated code."""
 
 

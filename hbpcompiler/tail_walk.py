@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from hbpcompiler.quantities import FACTOR
+from hbpcompiler.quantities import FACTOR, REDUCED_FACTOR
 from hbpcompiler.rule import Op
 from hbpcompiler.steps import Close, Tail, Widen, title
 from hbpcompiler.writer import Part
@@ -98,7 +98,7 @@ def _chunk_of_columns(backward: Backward, widen: Widen, part: Part, whole: bool)
 def _total_shape(close: Close, kind: str) -> tuple[int, ...]:
     """The shape of a closing before it takes its parameter's."""
     site = close.site
-    if kind != FACTOR:
+    if kind not in (FACTOR, REDUCED_FACTOR):
         return close.parameter.sample_shape
     left, right, _ = site.letters
     if not site.features:

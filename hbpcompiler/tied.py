@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hbpcompiler.errors import UnsupportedOpError, listing
-from hbpcompiler.quantities import EACH, INPUT_FACTOR, RESIDUAL, SUM, Closing
+from hbpcompiler.quantities import EACH, INPUT_FACTOR, REDUCED_INPUT_FACTOR, RESIDUAL, RESIDUAL_MC, SUM, Closing
 from hbpcompiler.routes import COLUMNS, Site, choose
 from hbpcompiler.steps import Close, Step, Tied
 
@@ -41,7 +41,7 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     first = next(iter(places.values()))[0]
     where = ", ".join(str(closes[0].operation.source) for closes in places.values())
     what = f"parameter '{key}' is used {len(places)} times ({where})"
-    if any(closing.stream == RESIDUAL for closing in closings):
+    if any(closing.stream in (RESIDUAL, RESIDUAL_MC) for closing in closings):
         return [f"{what}: the exact Hessian diagonal has cross terms between the uses, which are not computed"]
     pieces = [{close.piece.name for close in closes if close.piece is not None} for closes in places.values()]
     if any(names != pieces[0] for names in pieces):
@@ -49,6 +49,8 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     squared = [close for closes in places.values() for close in closes if _squaring(close)]
     if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
+    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings):
+        return [f"{what}: the reduced factors of several uses are not defined; ask for kfac or kflr"]
     if any(_layout(close.site) != _layout(first.site) for close in squared):
         return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined"]
     return []

@@ -80,3 +80,65 @@ def test_trace_of_a_block(name):
     block = ggn_block if name == "trace_ggn" else hessian_block
     for key, value in hbp.compile(model, loss, [name])(X, y)[name].items():
         close(value, block(model, loss, [X], y, key).trace(), key)
+
+
+def test_sampled_hessian_diagonal_in_expectation_and_where_it_is_exact():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)).double()
+    X, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4,))
+    compiled = hbp.compile(model, quantities=["diag_h_mc"], mc_samples=3000)
+    found = compiled(X, y, generator=torch.Generator().manual_seed(0)).diag_h_mc
+    exact = reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h")
+    for name in ("2.weight", "2.bias", "4.weight", "4.bias"):
+        close(found[name], exact[name], f"{name}: no residual columns have been sampled yet")
+    for name in ("0.weight", "0.bias"):
+        assert 0 < (found[name] - exact[name]).norm() < 0.05 * exact[name].norm()
+
+
+def test_sampled_residual_of_a_known_draw():
+    """One residual crosses one layer: with the signs known, its diagonal is that of the signed sums."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    loss = nn.MSELoss(reduction="sum")
+    torch.manual_seed(7)
+    found = hbp.compile(model, loss, ["diag_h_mc"], mc_samples=2)(X, y).diag_h_mc["0.bias"]
+    torch.manual_seed(7)
+    z = (model[1](model[0](X))).detach().requires_grad_()
+    hidden = torch.tanh(z).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(model[3](hidden), y), hidden)
+    residual = gradient * (-2 * hidden * (1 - hidden**2)).detach()
+    total = reference(model, loss, [X], y, "diag_ggn")["0.bias"]
+    for sign in (1.0, -1.0):
+        noise = torch.randint(0, 2, (3, 2, 4)).double() * 2 - 1
+        columns = noise * (sign * residual).clamp(min=0).sqrt()[:, None] / 2**0.5
+        total = total + sign * (columns @ model[1].weight).detach().square().sum((0, 1))
+    close(found, total, "0.bias")
+
+
+def test_reduced_factors_are_exact_for_a_mean_over_positions():
+    """A linear layer, then a mean over positions, one sample: reduce is the block (Eschenhagen et al. 2023)."""
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(x).mean(1))
+
+    torch.manual_seed(0)
+    model, X, y = Pooled().double(), torch.randn(1, 5, 3, dtype=torch.float64), torch.tensor([1])
+    factors = hbp.compile(model, quantities=["kflr_reduce"])(X, y).kflr_reduce
+    for name in ("layer.weight", "head.weight"):
+        block = ggn_block(model, nn.CrossEntropyLoss(), [X], y, name)
+        close(torch.kron(factors[name].B, factors[name].A), block, name)
+
+
+def test_expanded_factors_are_exact_for_one_input_at_all_positions_of_a_loss_per_position():
+    """A loss for each position, the same input at each: expand is the block."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    X = torch.randn(1, 1, 3, dtype=torch.float64).expand(1, 4, 3).contiguous()
+    y = torch.randn(1, 4, 2, dtype=torch.float64)
+    factors = hbp.compile(model, nn.MSELoss(), ["kflr"])(X, y).kflr["weight"]
+    close(torch.kron(factors.B, factors.A), ggn_block(model, nn.MSELoss(), [X], y, "weight"), "weight")

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from hbpcompiler.cost import TYPICAL_BATCH, Cost
 from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
-from hbpcompiler.routes.factors import ColumnFactor, InputFactor
+from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.routes.products import ChunkedProduct, ClosedForm, NativeSum, OneProduct, WholeProduct
 from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Route, Site, Use
 
 ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), WholeProduct(),
-    ColumnFactor(), InputFactor(), DiagonalForm(), MatrixForm(),
+    ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), DiagonalForm(), MatrixForm(),
 )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N
-from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, FACTOR, NEGATIVE, POSITIVE, VECTORS
+from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, FACTOR, NEGATIVE, POSITIVE, REDUCED_FACTOR, VECTORS
 from hbpcompiler.routes.site import (
     DIAGONAL_FORM,
     MATRIX,
@@ -30,7 +30,7 @@ class DiagonalForm(Route):
     """A diagonal over the output's coordinates: its columns hit one coordinate each, so squares need no column."""
 
     name = "closed form of a diagonal"
-    kinds = frozenset({FACTOR, BATCH_DIAGONAL, VECTORS, *SQUARES})
+    kinds = frozenset({FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == DIAGONAL_FORM
@@ -63,13 +63,14 @@ class DiagonalForm(Route):
             results[POSITIVE] = close(diagonal.clamp(min=0))
         if NEGATIVE in kinds:
             results[NEGATIVE] = close((-diagonal).clamp(min=0))
-        if FACTOR in kinds:
-            if site.features:
-                own = "".join(letter for letter in site.theta if letter in left)
-                factor = torch.diag_embed(sum_out(diagonal, letters, own))
-                results[FACTOR] = factor / site.size("p") if site.has_positions else factor
-            else:
-                results[FACTOR] = torch.diag_embed(close(diagonal).flatten())
+        if kinds & {FACTOR, REDUCED_FACTOR}:
+            own = "".join(letter for letter in site.theta if letter in left)
+            summed = sum_out(diagonal, letters, own) if site.features else close(diagonal).flatten()
+            factor = torch.diag_embed(summed)
+            if REDUCED_FACTOR in kinds:
+                results[REDUCED_FACTOR] = factor
+            if FACTOR in kinds:
+                results[FACTOR] = factor / site.size("p") if site.features and site.has_positions else factor
         return results
 
 

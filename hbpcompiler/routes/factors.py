@@ -7,8 +7,8 @@ from typing import Any
 
 from hbpcompiler.cost import Cost, chunk_length
 from hbpcompiler.graph import N
-from hbpcompiler.quantities import FACTOR, INPUT_FACTOR
-from hbpcompiler.routes.site import COLUMNS, NOTHING, Route, Site, Use, columns_of, einsum, operand_of, traffic_of
+from hbpcompiler.quantities import FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR
+from hbpcompiler.routes.site import COLUMNS, NOTHING, Route, Site, Use, columns_of, einsum, operand_of, sum_out, traffic_of
 from hbpcompiler.rule import Op
 from hbpcompiler.writer import Part
 
@@ -62,6 +62,54 @@ class InputFactor(Route):
         factor = _symmetric(site, use, right, shared, site.features, lambda op, part: (operand_of(use, op), None),
                             {"input": use.stream}, INPUT_FACTOR, each)
         return {INPUT_FACTOR: factor}
+
+
+class ReducedFactor(Route):
+    """B with positions summed first (KFAC-reduce): one symmetric product without positions."""
+
+    name = "symmetric product of sums"
+    kinds = frozenset({REDUCED_FACTOR})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and bool(site.features)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        left = site.letters[0].replace("p", "")
+        own = site.size(letter for letter in left if letter in site.theta)
+        return Cost(N * site.columns * site.size(left) * own, traffic_of(site, site.columns, False))
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        ours = "".join(letter for letter in site.theta if letter in left and letter not in right)
+        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        kept = left.replace("p", "")
+        columns = sum_out(columns_of(use), left, kept)
+        weighted = columns
+        if site.signed:
+            weighted = columns * use.signs.reshape(use.signs.shape[:2] + (1,) * (len(kept) - 2))
+        return {REDUCED_FACTOR: einsum(f"{kept},{kept.replace(ours, 'z')}->{shared}{ours}z", weighted, columns)}
+
+
+class ReducedInputFactor(Route):
+    """A of the operand averaged over positions (KFAC-reduce)."""
+
+    name = "symmetric product of means"
+    kinds = frozenset({REDUCED_INPUT_FACTOR})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == NOTHING and bool(site.features)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        right = site.size(site.letters[1].replace("p", ""))
+        return Cost(N * right * site.size(site.features), N * site.size(site.letters[1]) * site.itemsize)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        kept, own = right.replace("p", ""), site.features
+        operand = sum_out(operand_of(use), right, kept)
+        operand = operand / site.size("p") if site.has_positions else operand
+        return {REDUCED_INPUT_FACTOR: einsum(f"{kept},{kept.replace(own, 'z')}->{shared}{own}z", operand, operand)}
 
 
 def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,

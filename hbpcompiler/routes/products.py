@@ -16,6 +16,7 @@ from hbpcompiler.quantities import (
     FACTOR,
     NORM,
     POSITIVE,
+    REDUCED_FACTOR,
     SUM,
     VECTORS,
 )
@@ -82,7 +83,7 @@ class WholeProduct(Route):
     """The product for all samples and columns at once, everything read off it."""
 
     name = "batched product"
-    kinds = frozenset({SUM, EACH, NORM, FACTOR, BATCH_DIAGONAL, VECTORS, DOT, *SQUARES})
+    kinds = frozenset({SUM, EACH, NORM, FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, DOT, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS
@@ -91,10 +92,10 @@ class WholeProduct(Route):
         size = (site.samples or 0) * site.columns * site.size(site.theta) * site.itemsize
         fits = site.samples is not None and size <= WHOLE_BYTES
         small = bool(kinds & {EACH, VECTORS, DOT}) or fits or site.size(site.theta) <= site.size(site.letters[0])
-        if not small or (FACTOR in kinds and site.features):
+        if not small or (kinds & {FACTOR, REDUCED_FACTOR} and site.features):
             return NEVER  # memory would grow with N times the parameter's size
         size = N * site.columns * site.size(site.theta) * site.itemsize
-        extra = N * site.columns * site.size(site.theta) ** 2 if FACTOR in kinds else 0
+        extra = N * site.columns * site.size(site.theta) ** 2 if kinds & {FACTOR, REDUCED_FACTOR} else 0
         return Cost(N * site.columns * site.product + extra, traffic_of(site, site.columns, True), 2 * size, 2)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
@@ -110,10 +111,10 @@ class WholeProduct(Route):
         if DOT in kinds:
             flat = product.flatten(1)
             results[DOT] = flat @ flat.t()
-        if FACTOR in kinds:
+        for kind in sorted(kinds & {FACTOR, REDUCED_FACTOR}):
             flat = product.flatten(2) if len(theta) > 1 else product
             weighted = flat if not site.signed else flat * use.signs.unsqueeze(2)
-            results[FACTOR] = einsum("nka,nkb->ab", weighted, flat)
+            results[kind] = einsum("nka,nkb->ab", weighted, flat)
         if kinds & {NORM, BATCH_DIAGONAL, *SQUARES}:
             squares = product.square()
             if BATCH_DIAGONAL in kinds:
