@@ -24,7 +24,6 @@ from hbpcompiler.quantities import (
     QUANTITIES,
     RESIDUAL,
     RESIDUAL_MC,
-    Closing,
     closings_for,
 )
 from hbpcompiler.registry import AnyRule

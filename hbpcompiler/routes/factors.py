@@ -8,7 +8,18 @@ from typing import Any
 from hbpcompiler.cost import Cost, chunk_length
 from hbpcompiler.graph import N
 from hbpcompiler.quantities import FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR
-from hbpcompiler.routes.site import COLUMNS, NOTHING, Route, Site, Use, columns_of, einsum, operand_of, sum_out, traffic_of
+from hbpcompiler.routes.site import (
+    COLUMNS,
+    NOTHING,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    einsum,
+    operand_of,
+    sum_out,
+    traffic_of,
+)
 from hbpcompiler.rule import Op
 from hbpcompiler.writer import Part
 
