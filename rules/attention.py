@@ -60,7 +60,7 @@ def scores_step(op: Op) -> Op:
 
 def weights_step(op: Op) -> Op:
     shapes = {"self": scores_shape(op), "output": scores_shape(op)}
-    return Op(lambda name: op.weights, {"dim": -1}, shapes)
+    return Op(lambda name: op.weights, {"dim": -1, "dtype": None}, shapes)
 
 
 def output_step(op: Op) -> Op:
