@@ -20,9 +20,9 @@ import hbpcompiler
 
 from . import memory
 from .agreement import TOLERANCE, Referee
-from .cells import DEFAULT, GROUPS, Cell, select
+from .cells import GROUPS, Cell, select
 from .networks import NETWORKS, problem
-from .peers import BACKENDS, PEERS, Contestant, Run, contestants, gradient, our_name
+from .peers import BACKENDS, PEERS, Contestant, Run, contestants, gradient
 from .timing import Measured, TooSlowError, interleaved, time_limit
 
 MEBI = 2**20
@@ -97,7 +97,8 @@ def able(everyone: dict[str, Contestant], cell: Cell, size: int) -> dict[str, Co
     }
 
 
-def measure(cell: Cell, referee: Referee | None, everyone: dict[str, Contestant], rounds: int, limit: float) -> Result:
+def measure(cell: Cell, referee: Referee | None, everyone: dict[str, Contestant], rounds: int, limit: float,
+            patience: float) -> Result:
     everyone = able(everyone, cell, 2)
     remarks = check(cell, referee, everyone, limit) if referee is not None else {}
     given = problem(cell.network, cell.batch)
@@ -115,7 +116,7 @@ def measure(cell: Cell, referee: Referee | None, everyone: dict[str, Contestant]
             runs[name] = run
         except Exception as error:
             measured[name] = Measured(failure=f"{type(error).__name__}: {error}")
-    measured |= interleaved(runs, rounds, limit)
+    measured |= interleaved(runs, rounds, limit, patience)
     return Result(cell, measured.pop("gradient"), measured, remarks)
 
 
@@ -164,6 +165,7 @@ def limit_memory(share: float = 0.9) -> None:
 @click.option("--quick", is_flag=True, help="A few small cells, in a minute or two.")
 @click.option("--rounds", default=9, help="Measurements per contestant; slow ones get fewer.")
 @click.option("--limit", default=60.0, help="Seconds; a contestant whose warm-up takes longer is left out.")
+@click.option("--patience", default=60.0, help="Seconds per cell to wait for other processes to be quiet.")
 @click.option("--peers/--no-peers", default=True, help="BackPACK, torch.func and curvlinops beside us.")
 @click.option("--backends", default="python", help=f"Ours, comma-separated: {', '.join(BACKENDS)}.")
 @click.option("--check/--no-check", "checked", default=True, help="Compare the numbers with autograd first.")
@@ -171,8 +173,8 @@ def limit_memory(share: float = 0.9) -> None:
 @click.option("--memory", "with_memory", is_flag=True, help="Peak memory of a call too, in fresh processes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all measurements there.")
 @click.option("--figure", "figure_file", type=click.Path(path_type=Path), help="Draw the table there.")
-def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, limit: float, peers: bool,
-         backends: str, checked: bool, threads: int, with_memory: bool, json_file: Path | None,
+def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, limit: float, patience: float,
+         peers: bool, backends: str, checked: bool, threads: int, with_memory: bool, json_file: Path | None,
          figure_file: Path | None) -> None:
     """Time every cell: gradient, ours, peers, gradient, ours, ... and print medians as multiples of the gradient's."""
     warnings.simplefilter("ignore")
@@ -195,7 +197,7 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, l
         key = cell.network, cell.check_batch
         if checked and key not in referees:
             referees = {key: Referee(*key)}  # the last network's only: references are large
-        result = measure(cell, referees[key] if checked else None, everyone, rounds, limit)
+        result = measure(cell, referees[key] if checked else None, everyone, rounds, limit, patience)
         if with_memory:
             measure_memory(result, list(everyone), threads, limit)
         results.append(result)
@@ -210,8 +212,6 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, l
 
         draw(results, list(everyone), figure_file)
 
-
-__all__ = ["BACKENDS", "DEFAULT", "main", "our_name"]
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +24,7 @@ class LineClock:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.seconds: Counter[int] = Counter()
+        self.seconds: defaultdict[int, float] = defaultdict(float)
         self.counts: Counter[int] = Counter()
         self.line, self.start = 0, 0.0
 

@@ -67,7 +67,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 class Neighbours:
     """What other processes take of the machine, from Linux's counters; nothing, where there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 60.0) -> None:
+        self.patience = patience
         self.stat = Path("/proc/stat")
         self.known = self.stat.exists()
         self.cores = os.cpu_count() or 1
@@ -88,14 +89,14 @@ class Neighbours:
         """Of all cores, since the last reset."""
         return (self._foreign() - self.before) / (time.perf_counter() - self.start) / self.cores
 
-    def wait(self, seconds: float = 60.0) -> None:
-        """Until the others have been quiet for a moment, or for so long at most."""
-        end = time.perf_counter() + seconds
-        while self.known and time.perf_counter() < end:
+    def wait(self) -> None:
+        """Until the others have been quiet for a moment; `patience` seconds of waiting at most, over all calls."""
+        while self.known and self.patience > 0:
             self.reset()
             time.sleep(0.1)
             if self.share() < TOLERATED:
                 return
+            self.patience -= 0.1
 
 
 def once(run: Run, repeats: int = 1) -> float:
@@ -115,13 +116,16 @@ def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 
         seconds = once(run, repeats)
         if neighbours.share() < TOLERATED:
             return seconds, True
+        neighbours.patience -= time.perf_counter() - neighbours.start
+        if neighbours.patience <= 0:
+            break
     return seconds, False
 
 
-def interleaved(runs: Mapping[str, Run], rounds: int, limit: float) -> dict[str, Measured]:
+def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: float) -> dict[str, Measured]:
     """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part."""
     measured: dict[str, Measured] = {name: Measured() for name in runs}
-    neighbours = Neighbours()
+    neighbours = Neighbours(patience)
     plan: dict[str, tuple[int, int]] = {}  # rounds, repeats
     for name, run in runs.items():
         try:

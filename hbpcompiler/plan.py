@@ -225,6 +225,9 @@ class _Walk:
             contraction = params[slot]
             for piece in pieces:
                 kinds = frozenset(closing.kind for closing in self.closings if closing.stream == piece.stream)
+                if VECTORS in kinds and piece.signed:
+                    raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it "
+                                             "may have no real square root; use a loss function that has a rule")
                 if kinds:
                     site = self._site(contraction, op, piece)
                     choices = choose(site, kinds)

@@ -142,3 +142,9 @@ def test_expanded_factors_are_exact_for_one_input_at_all_positions_of_a_loss_per
     y = torch.randn(1, 4, 2, dtype=torch.float64)
     factors = hbp.compile(model, nn.MSELoss(), ["kflr"])(X, y).kflr["weight"]
     close(torch.kron(factors.B, factors.A), ggn_block(model, nn.MSELoss(), [X], y, "weight"), "weight")
+
+
+def test_square_root_of_a_curvature_without_known_sign_is_refused():
+    model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.randn(4, 2)
+    with pytest.raises(hbp.UnsupportedOpError, match="sqrt_ggn: the curvature of this loss is not known"):
+        hbp.compile(model, lambda output, target: ((output - target) ** 4).mean(), ["sqrt_ggn"])(X, y)
