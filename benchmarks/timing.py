@@ -131,9 +131,9 @@ def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: fl
         try:
             with time_limit(limit):
                 warm = once(run)
-                if warm < limit / 4:
-                    neighbours.wait()
-                    warm = min(warm, once(run), once(run))
+            if warm < limit / 4:
+                neighbours.wait()
+                warm = min(warm, once(run), once(run))
         except TooSlowError:
             measured[name].failure = f">{limit:.0f} s"
             continue
