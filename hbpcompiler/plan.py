@@ -24,6 +24,7 @@ from hbpcompiler.quantities import (
     QUANTITIES,
     RESIDUAL,
     RESIDUAL_MC,
+    VECTORS,
     closings_for,
 )
 from hbpcompiler.registry import AnyRule
