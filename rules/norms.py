@@ -5,13 +5,14 @@ factor, so a column belongs to each element.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
 
-from .reductions import axes, dtype_of, over_samples, own_dtype, spread
+from .reductions import axes, dtype_of, mean_jac_t, over_samples, own_dtype, spread
 from .simplex import positionwise
 
 
@@ -128,4 +129,18 @@ VARIANCE = Rule(
         for shape, given in SETTINGS
         for correction in (None, 0)
     ],
+)
+
+# Both at once: the variance, and the mean, which is linear.
+VARIANCE_AND_MEAN = Rule(
+    operations=["aten.var_mean.correction"],
+    forward=lambda op: (
+        op.self.mean(op.dim, op.keepdim)
+        if op.index
+        else op.self.var(op.dim, correction=op.correction, keepdim=op.keepdim)
+    ),
+    jac_t={"self": lambda op, columns: mean_jac_t(op, columns) if op.index else variance_jac_t(op, columns)},
+    residual=lambda op: ZERO if op.index else Factor(count, variance_factor),
+    refuse=variance_refused,
+    cases=[replace(case, index=index) for case in VARIANCE.cases for index in (0, 1)],
 )

@@ -148,3 +148,27 @@ def test_square_root_of_a_curvature_without_known_sign_is_refused():
     model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.randn(4, 2)
     with pytest.raises(hbp.UnsupportedOpError, match="sqrt_ggn: the curvature of this loss is not known"):
         hbp.compile(model, lambda output, target: ((output - target) ** 4).mean(), ["sqrt_ggn"])(X, y)
+
+
+def pieces(value):
+    return [part for part in value if part is not None] if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(reduction="sum")])
+def test_all_quantities_in_one_program_are_those_of_one_each(loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 4), nn.Sigmoid(),
+                          nn.Linear(4, 3)).double()
+    X = torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    y = torch.randn(3, 3, dtype=torch.float64) if isinstance(loss, nn.MSELoss) else torch.tensor([0, 2, 1])
+    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc"}
+    together = hbp.compile(model, loss, list(hbp.QUANTITIES))(X, y)
+    for name in hbp.QUANTITIES:
+        alone = hbp.compile(model, loss, [name])(X, y)[name]
+        for key, value in alone.items():
+            found = pieces(together[name][key])
+            assert len(found) == len(pieces(value))
+            for part, expected in zip(found, pieces(value), strict=True):
+                assert part.shape == expected.shape, f"{name} of {key}"
+                if name not in sampled:
+                    close(part, expected, f"{name} of {key}")

@@ -22,6 +22,10 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+MOST_ROUTES = 5
+"""No set of closings needs more routes than this at one site."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A route and the closings it was chosen for."""
@@ -33,23 +37,24 @@ class Choice:
 
 def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
     """The cheapest set of routes that gives all closings: a product made for one closing serves the others."""
-    applicable = [route for route in ROUTES if route.applies(site) and route.kinds & kinds]
+    applicable = [route for route in ROUTES if route.applies(site) and route.closes(site) & kinds]
     best: tuple[float, tuple[Choice, ...]] | None = None
-    for count in range(1, min(3, len(applicable)) + 1):
+    for count in range(1, min(MOST_ROUTES, len(applicable)) + 1):
         for routes in itertools.combinations(applicable, count):
-            left, choices = set(kinds), []
+            left, chosen = set(kinds), []
             for route in routes:
-                taken = frozenset(left & route.kinds)
+                taken = frozenset(left & route.closes(site))
                 left -= taken
                 if taken:
-                    choices.append(Choice(route, taken, route.cost(site, taken)))
-            if left or len(choices) < count:
+                    chosen.append(Choice(route, taken, route.cost(site, taken)))
+            if left or len(chosen) < count:
                 continue
-            seconds = sum(choice.cost.seconds(site.samples or TYPICAL_BATCH) for choice in choices)
+            seconds = sum(choice.cost.seconds(site.samples or TYPICAL_BATCH) for choice in chosen)
             if best is None or seconds < best[0]:
-                best = seconds, tuple(choices)
-    assert best is not None, f"no route closes {sorted(kinds)} of {site}"
-    return best[1]
+                best = seconds, tuple(chosen)
+    seconds, choices = best if best is not None else (float("inf"), ())
+    assert seconds < float("inf"), f"no route closes {sorted(kinds)} of {site}"
+    return choices
 
 
 __all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use", "choose"]

@@ -88,11 +88,15 @@ class WholeProduct(Route):
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS
 
+    def closes(self, site: Site) -> frozenset[str]:
+        # A weight's factor is no full block; what meets no input features has nothing but its block.
+        return self.kinds - {FACTOR, REDUCED_FACTOR} if site.features else self.kinds
+
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         size = (site.samples or 0) * site.columns * site.size(site.theta) * site.itemsize
         fits = site.samples is not None and size <= WHOLE_BYTES
         small = bool(kinds & {EACH, VECTORS, DOT}) or fits or site.size(site.theta) <= site.size(site.letters[0])
-        if not small or (kinds & {FACTOR, REDUCED_FACTOR} and site.features):
+        if not small:
             return NEVER  # memory would grow with N times the parameter's size
         size = N * site.columns * site.size(site.theta) * site.itemsize
         extra = N * site.columns * site.size(site.theta) ** 2 if kinds & {FACTOR, REDUCED_FACTOR} else 0

@@ -97,6 +97,10 @@ class Route:
     def applies(self, site: Site) -> bool:
         raise NotImplementedError
 
+    def closes(self, site: Site) -> frozenset[str]:
+        """The closings it can compute at this site."""
+        return self.kinds
+
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         raise NotImplementedError
 

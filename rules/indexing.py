@@ -1,0 +1,73 @@
+"""x[:, index]: elements picked by tensors of indices that are the same for all samples."""
+
+from math import prod
+
+import torch
+
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+
+
+def indexed(op: Op) -> list[int]:
+    """The axes of the input that have an index, the sample axis included."""
+    return [axis for axis, index in enumerate(op.indices) if index is not None]
+
+
+def forward(op: Op) -> Tensor:
+    picked: Tensor = op.self[tuple(slice(None) if index is None else index for index in op.indices)]
+    return picked
+
+
+def flat_index(op: Op) -> Tensor:
+    """Where in the indexed axes, taken as one, each element comes from."""
+    flat: Tensor | None = None
+    for axis in indexed(op):
+        length = op.shape("self")[axis - 1]
+        index = op.indices[axis] % length  # negative ones count from the end
+        flat = index if flat is None else flat * length + index
+    assert flat is not None
+    return flat.flatten()
+
+
+def jac_t(op: Op, columns: Tensor) -> Tensor:
+    """Axes of picked elements and indexed axes as one each; what was picked adds up where it came from."""
+    first, last = indexed(op)[0] - 1, indexed(op)[-1]  # within a sample
+    shape = op.shape("self")
+    before, there, after = shape[:first], shape[first:last], shape[last:]
+    picked = len(op.shape("output")) - len(before) - len(after)
+    if picked != 1:
+        columns = columns.flatten(first + 2, first + 1 + picked) if picked else columns.unsqueeze(first + 2)
+    zeros = columns.new_zeros(columns.shape[0], columns.shape[1], *before, prod(there), *after)
+    added = zeros.index_add(first + 2, flat_index(op), columns)
+    return added if len(there) == 1 else added.unflatten(first + 2, there)
+
+
+def refuse(op: Op) -> str | None:
+    axes = indexed(op)
+    if not op.has_samples("self") or 0 in axes or op.has_samples("indices"):
+        return "it picks samples, or other elements for each sample; use torch.gather along the axes after the first"
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        return "its indices are not side by side, which moves the sample axis; index one axis after the other"
+    return None
+
+
+def case(*shape: int, indices: list[object]) -> Case:
+    found = [None if index is None else torch.tensor(index) for index in indices]
+    return Case({"self": shape}, {"indices": found}, overload="Tensor")
+
+
+INDEX = Rule(
+    operations=["aten.index"],
+    forward=forward,
+    jac_t={"self": jac_t},
+    residual=ZERO,
+    structure=Structure.SELECTION,
+    refuse=refuse,
+    cases=[
+        case(4, indices=[None, [2, 0, 2]]),
+        case(3, 2, indices=[None, [-1, 1]]),
+        case(2, 3, indices=[None, None, [[2, 0], [1, -3]]]),
+        case(3, 4, 2, indices=[None, [0, 2, 2], [1, -1, -1]]),
+        case(2, 3, 3, indices=[None, None, [[0], [2]], [1, 0, 1]]),
+        case(3, 2, indices=[None, 1]),
+    ],
+)
