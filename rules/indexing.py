@@ -9,7 +9,8 @@ from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
 def indexed(op: Op) -> list[int]:
     """The axes of the input that have an index, the sample axis included."""
-    return [axis for axis, index in enumerate(op.indices) if index is not None]
+    found = [axis for axis in range(len(op.shape("self")) + 1) if op.has(f"indices.{axis}")]
+    return found or [axis for axis, index in enumerate(op.indices) if index is not None]
 
 
 def forward(op: Op) -> Tensor:

@@ -1,4 +1,4 @@
-"""Interpolation to another size, nearest or linear: a matrix for each spatial axis, which F.interpolate itself gives."""
+"""Interpolation to another size, nearest or linear: a matrix for each spatial axis."""
 
 from __future__ import annotations
 
