@@ -66,6 +66,7 @@ class Backward:
         self.source, self.rules, self.plan, self.names = source, rules, plan, names
         self.writer, self.ops, self.proxies, self.batch = writer, ops, proxies, batch
         self.active = set(plan.active)
+        self.mixed = len({value.dtype for value in source.values() if value.name in self.active}) > 1
         self.columns: dict[tuple[str, str], Any] = {}
         self.signs: dict[str, Any] = {}
         self.closed: dict[str, dict[Closing, Any]] = {}
@@ -268,7 +269,8 @@ class Backward:
             slot = next(slot for slot, value in slots.items() if value.batched and value.dtype.is_floating_point)
             stream, signs = getattr(op, slot), None
         else:
-            stream, signs = self.columns[step.operation.name, step.piece.name], self.signs.get(step.piece.name)
+            stream = self.columns[step.operation.name, step.piece.name]
+            signs = self.signs_like(stream, step.piece)
         use = Use(self.writer, op, step.contraction, stream, signs, self.batch)
         closings = self.closed.setdefault(step.parameter.key, {})
         for choice in step.choices:
@@ -289,11 +291,17 @@ class Backward:
             joined["operand"] = torch.cat(rights, 1)
         op = Op(joined, {}, dict.fromkeys(joined, ()), batched=frozenset(joined))
         contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
-        use_all = Use(self.writer, op, contraction, joined["output"], self.signs.get(step.piece.name), self.batch)
+        signs = self.signs_like(joined["output"], step.piece)
+        use_all = Use(self.writer, op, contraction, joined["output"], signs, self.batch)
         closings = self.closed.setdefault(step.parameter.key, {})
         for choice in step.choices:
             for kind, result in choice.route.write(step.site, use_all, choice.kinds).items():
                 self.add(closings, step, kind, result)
+
+    def signs_like(self, columns: Any, piece: Piece) -> Any:
+        """The signs of a piece in the dtype of its columns, which change theirs at casts."""
+        signs = self.signs.get(piece.name)
+        return signs.type_as(columns) if signs is not None and self.mixed else signs
 
     def add(self, closings: dict[Closing, Any], step: Close | Tied, kind: str, result: Any) -> None:
         """Several pieces of a stream end at one parameter: their closings add up."""

@@ -138,7 +138,7 @@ def _refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str
         if any(value.name in active for slot, value in operation.tensors.items() if slot != rule.input):
             findings.append(f"{where}: the target depends on trainable parameters; detach it")
         return findings
-    if not operation.output.batched:
+    if not operation.output.batched and not rule.without_samples(op):
         findings.append(f"{where}: a value of shape {list(operation.output.shape)} that depends on parameters but has "
                         "no sample axis is not supported yet")
     params = rule.params(op)

@@ -34,7 +34,18 @@ def summed(op: Op, gradient: Tensor) -> Tensor:
     return gradient.new_zeros(op.shape("weight")).index_add(0, indices, rows)
 
 
+def added_up(op: Op, columns: Tensor) -> Tensor:
+    """Columns of the weight for indices that no sample has of its own (positions): [N, K, v d]."""
+    at, rows = op.indices.flatten(), columns.flatten(2, -2) if op.shape("indices") else columns.unsqueeze(2)
+    if padding(op) is not None:
+        rows = rows * (at != padding(op)).unsqueeze(-1)
+    total = columns.new_zeros(columns.shape[0], columns.shape[1], *op.shape("weight"))
+    return total.index_add(2, at, rows).flatten(2)
+
+
 def params(op: Op) -> Mapping[str, Contraction]:
+    if not op.has_samples("indices"):
+        return {"weight": Contraction("nko->nko", added_up)}
     equation = "nkpd,npv->nkvd" if op.shape("indices") else "nkd,nv->nkvd"
     return {"weight": Contraction(equation, columns_view, one_hot, summed)}
 
@@ -60,5 +71,6 @@ EMBEDDING = Rule(
     params=params,
     residual=ZERO,
     refuse=refuse,
+    without_samples=lambda op: True,
     cases=[case(), case(4), case(2, 3), case(6, padding_idx=1), case(padding_idx=0)],
 )

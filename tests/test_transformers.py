@@ -1,0 +1,83 @@
+"""Models that nobody here wrote: tiny random configurations from transformers, in float64 against brute force."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import reference
+from tests.test_modules import draw
+
+transformers = pytest.importorskip("transformers", reason="needs the optional extra transformers")
+
+LABELS = torch.tensor([0, 2])
+TOKENS = torch.tensor([[1, 4, 0], [3, 3, 2]])
+NEXT_TOKENS = torch.tensor([[4, 0, -100], [3, -100, 1]])
+
+
+class Logits(nn.Module):
+    """What the loss takes of a transformers model's output: logits; of a language model as [N, vocabulary, T]."""
+
+    def __init__(self, model, **arguments):
+        super().__init__()
+        self.model, self.arguments = model, arguments
+
+    def forward(self, x):
+        logits = self.model(x, **self.arguments).logits
+        return logits if logits.dim() == 2 else logits.transpose(1, 2)
+
+
+def bert():
+    config = transformers.BertConfig(
+        vocab_size=7, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5,
+        max_position_embeddings=6, num_labels=3)
+    return Logits(transformers.BertForSequenceClassification(config)), torch.tensor([[1, 2, 4], [6, 3, 3]]), LABELS
+
+
+def vit():
+    config = transformers.ViTConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5, image_size=4, patch_size=2,
+        num_channels=1, num_labels=3)
+    return Logits(transformers.ViTForImageClassification(config)), draw(2, 1, 4, 4), LABELS
+
+
+def resnet():
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=2, hidden_sizes=[2, 4], depths=[1, 1], layer_type="basic", num_labels=3)
+    return Logits(transformers.ResNetForImageClassification(config)), draw(2, 1, 8, 8), LABELS
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=5, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=6, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        tie_word_embeddings=False)
+    return Logits(transformers.LlamaForCausalLM(config), use_cache=False), TOKENS, NEXT_TOKENS
+
+
+def check(make, quantities, tolerance=1e-8):
+    torch.manual_seed(0)
+    model, x, y = make()
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases are ones and zeros at first
+            parameter += 0.2 * torch.randn_like(parameter)
+    loss = nn.CrossEntropyLoss()
+    result = hbp.compile(model, loss, quantities)(x, y)
+    for quantity in quantities:
+        expected = reference(model, loss, [x], y, quantity)
+        assert result[quantity].keys() == expected.keys()
+        for name, value in expected.items():
+            # A softmax does not see the keys' bias: its derivatives are nothing but rounding.
+            error = (result[quantity][name] - value).abs().max() / (1e-6 + value.abs().max())
+            assert error < tolerance, f"{quantity} of {name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("make", [bert, vit, resnet])
+def test_exact(make):
+    check(make, ["grad", "variance", "diag_ggn", "diag_h"])
+
+
+def test_norms_in_single_precision():
+    """Llama's norms go through float32, whatever the model's dtype."""
+    check(llama, ["grad", "variance", "diag_ggn", "diag_h"], 1e-5)
