@@ -41,6 +41,8 @@ class Built:
     constants: Mapping[str, Tensor]
     loss_rule: LossRule
     loss_op: Op
+    saved: Sequence[tuple[str, tuple[str, ...]]]
+    """Name and shape of each tensor that the forward pass keeps for the backward pass."""
 
     run: Callable[..., Any]
 
@@ -133,9 +135,9 @@ class Compiled:
         return target
 
     def explain(self, batch_size: int = 64) -> str:
-        """The plan as a table: what travels, in which form, and per parameter route, cost and memory."""
+        """The plan as tables: what travels, in which form; what is saved; per parameter route, cost and memory."""
         built = self._current()
-        return explain(built.graph, built.plan, batch_size)
+        return explain(built.graph, built.plan, batch_size, built.saved)
 
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
@@ -174,7 +176,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
         program = run = torch.jit.script(program)
     elif options.backend == "inductor":
         program = run = torch.compile(program)
-    return Built(graph, planned, code, path, program, constants, rule, loss_op, run)
+    return Built(graph, planned, code, path, program, constants, rule, loss_op, passes.saved(derived.graph), run)
 
 
 def _no_tensors(name: str) -> Any:

@@ -13,6 +13,7 @@ from hbpcompiler.backward import Backward
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.graph import Graph, N, Operation
 from hbpcompiler.match import bind
+from hbpcompiler.passes import INPUTS
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.rule import Op
@@ -45,7 +46,7 @@ class _Derivation:
 
     def run(self) -> Derived:
         state = self.writer.placeholder("state")
-        with self.writer.block("Inputs and parameters", "forward"):
+        with self.writer.block(INPUTS, "forward"):
             for value in (*self.source.inputs, self.source.target):
                 self.proxies[value.name] = named(self.writer.placeholder(value.name), self.names[value.name])
             for value in self.source.state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hbpcompiler.codegen.naming import comment
+from hbpcompiler.codegen.naming import comment, value_names
 from hbpcompiler.cost import number
 from hbpcompiler.graph import Graph, N
 from hbpcompiler.steps import Birth, Close, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
@@ -63,11 +64,12 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
 
 def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
     """(value, form, numbers per stream, born by) in the order of the backward pass."""
+    names = value_names(graph)
     rows = []
     for step in plan.flat():
         piece, values, how = _arrivals(step)
         for value in values:
-            rows.append((value.name, f"{piece.stream}: {_form(piece)}", piece.elements(value), how))
+            rows.append((names[value.name], f"{piece.stream}: {_form(piece)}", piece.elements(value), how))
     return rows
 
 
@@ -85,7 +87,8 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
     return step.into, [step.value], type(step).__name__.lower()
 
 
-def explain(graph: Graph, plan: Plan, batch_size: int = 64) -> str:
+def explain(graph: Graph, plan: Plan, batch_size: int = 64,
+            saved: Sequence[tuple[str, tuple[str, ...]]] = ()) -> str:
     """The plan as tables: streams with their columns and saved numbers, then each parameter's routes and costs."""
     console = Console(file=io.StringIO(), width=140, record=False)
     streams = Table(title=f"What travels backwards ({', '.join(plan.quantities)})")
@@ -94,6 +97,14 @@ def explain(graph: Graph, plan: Plan, batch_size: int = 64) -> str:
     for value, form, elements, how in travellers(graph, plan):
         streams.add_row(value, form, _polynomial(elements), _short(number(elements, batch_size)), how)
     console.print(streams)
+    kept = Table(title="What the forward pass keeps")
+    for heading in ("tensor", "shape", "numbers", f"at N={batch_size}"):
+        kept.add_column(heading)
+    for name, shape in saved:
+        numbers = math.prod(sympy.sympify(length, locals={"N": N}) for length in shape)
+        shown = Text(f"[{', '.join(shape)}]")
+        kept.add_row(Text(name), shown, _polynomial(numbers), _short(number(numbers, batch_size)))
+    console.print(kept)
     routes = Table(title="How it ends at the parameters")
     for heading in ("parameter", "from", "closing", "route", "multiply-adds", f"at N={batch_size}", "memory (bytes)",
                     f"at N={batch_size}"):

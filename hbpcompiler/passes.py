@@ -14,6 +14,8 @@ from hbpcompiler.writer import Loop
 RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "bernoulli", "multinomial", "poisson",
           "dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "normal", "binomial",
           "native_dropout", "feature_alpha_dropout", "bernoulli_"}
+INPUTS = "Inputs and parameters"
+"""The heading of the forward pass's first lines."""
 FRESH = {"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "empty_like", "new_full"}
 """Buffers that somebody may write into: two equal ones are still two."""
 
@@ -192,3 +194,15 @@ def optimise(graph: fx.Graph) -> fx.Graph:
         step(graph)
         graph.lint()
     return graph
+
+
+def saved(graph: fx.Graph) -> list[tuple[str, tuple[str, ...]]]:
+    """Names and shapes of what the forward pass makes and the backward pass reads; parameters and data not counted."""
+    found = []
+    for node in graph.nodes:
+        block = node.meta.get("block")
+        made = block is not None and block.part == "forward" and block.title != INPUTS and "shape" in node.meta
+        later = [user for user in node.users if (own := user.meta.get("block")) is not None and own.part == "backward"]
+        if made and later:
+            found.append((str(node.meta.get("hint") or node.name), node.meta["shape"]))
+    return found

@@ -1,0 +1,82 @@
+"""The functional and method spellings of what has a module: one program each, first and second order checked."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import reference
+from tests.test_quantities import close
+
+FLAT = {
+    "torch.relu": torch.relu, "F.relu": F.relu, "x.relu()": lambda x: x.relu(), "x.relu_()": lambda x: x.relu_(),
+    "F.relu inplace": lambda x: F.relu(x, inplace=True), "F.leaky_relu": lambda x: F.leaky_relu(x, 0.3),
+    "F.relu6": F.relu6, "F.elu": F.elu, "F.selu": F.selu, "F.celu": F.celu, "F.gelu": F.gelu,
+    "F.gelu tanh": lambda x: F.gelu(x, approximate="tanh"), "F.silu": F.silu, "F.mish": F.mish,
+    "F.softplus": F.softplus, "torch.sigmoid": torch.sigmoid, "x.sigmoid()": lambda x: x.sigmoid(),
+    "F.sigmoid": F.sigmoid, "F.logsigmoid": F.logsigmoid, "torch.tanh": torch.tanh, "x.tanh()": lambda x: x.tanh(),
+    "F.hardtanh": F.hardtanh, "F.hardswish": F.hardswish, "F.softsign": F.softsign, "F.tanhshrink": F.tanhshrink,
+    "torch.exp": torch.exp, "x ** 2": lambda x: x**2, "x * 2 + 1": lambda x: x * 2 + 1, "-x": lambda x: -x,
+    "x.square()": lambda x: x.square(), "by hand": lambda x: x * torch.sigmoid(1.7 * x),
+}
+IMAGE = {
+    "F.max_pool2d": lambda x: F.max_pool2d(x, 2), "F.avg_pool2d": lambda x: F.avg_pool2d(x, 2),
+    "F.adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2), "F.pad": lambda x: F.pad(x, (1, 0, 0, 1)),
+    "F.adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 2), "x.flatten(1)": lambda x: x.flatten(1),
+    "torch.flatten": lambda x: torch.flatten(x, 2), "x.view": lambda x: x.view(x.shape[0], -1),
+    "x.view(-1)": lambda x: x.view(-1, 32), "x.reshape": lambda x: x.reshape(x.size(0), 8, 4),
+    "x.permute": lambda x: x.permute(0, 2, 3, 1), "x.transpose": lambda x: x.transpose(1, 3),
+    "x.mT": lambda x: x.mT, "unflatten": lambda x: x.flatten(1).unflatten(1, (4, 8)),
+    "F.dropout off": lambda x: F.dropout(x, 0.5, training=False), "x.mean": lambda x: x.mean((2, 3)),
+    "squeeze": lambda x: x.unsqueeze(1).squeeze(1), "contiguous": lambda x: x.transpose(1, 2).contiguous(),
+}
+
+
+class Spelled(nn.Module):
+    def __init__(self, first, function):
+        super().__init__()
+        self.first, self.function = first, function
+        shape = (2, 1, 6, 6) if isinstance(first, nn.Conv2d) else (2, 3)
+        width = function(first(torch.zeros(shape))).flatten(1).shape[1]
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)).flatten(1))
+
+
+@pytest.mark.parametrize("name", [*FLAT, *IMAGE])
+def test_spelling(name):
+    torch.manual_seed(0)
+    image = name in IMAGE
+    model = Spelled(nn.Conv2d(1, 2, 3) if image else nn.Linear(3, 4), (IMAGE if image else FLAT)[name]).double()
+    X = torch.randn(2, 1, 6, 6, dtype=torch.float64) if image else torch.randn(3, 3, dtype=torch.float64)
+    y = torch.tensor([0, 1, 1])[: len(X)]
+    result = hbp.compile(model, quantities=["grad", "diag_h"])(X, y)
+    for quantity in ("grad", "diag_h"):
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+
+
+def test_functional_layers():
+    """Parameters of one's own, used by F.linear, F.conv2d and F.batch_norm."""
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(2, 1, 3, 3))
+            self.scale, self.shift = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+            self.weight, self.bias = nn.Parameter(torch.randn(2, 32)), nn.Parameter(torch.randn(2))
+            self.register_buffer("mean", torch.randn(2))
+            self.register_buffer("var", torch.rand(2) + 0.5)
+
+        def forward(self, x):
+            x = F.batch_norm(F.conv2d(x, self.kernel), self.mean, self.var, self.scale, self.shift, training=False)
+            return F.linear(torch.tanh(x).flatten(1), self.weight, self.bias)
+
+    torch.manual_seed(0)
+    model = Own().double()
+    X, y = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1])
+    result = hbp.compile(model, quantities=["grad", "variance", "diag_h"])(X, y)
+    for quantity in ("grad", "diag_h"):
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
