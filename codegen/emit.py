@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -212,6 +213,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
         for line in lines:
             sections[-1].lines += _wrapped(line)
     output = next(node for node in graph.nodes if node.op == "output")
+    _free_at_last_use(parts, {printer.texts[node][0] for node in output.all_input_nodes})
     loss, prediction, results = output.args[0]  # as derive wrote it
     look = printer.texts
     fields = [_field(name, results[name], look) for name in header.quantities]
@@ -225,6 +227,36 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
         loss=look[loss][0],
         output=look[prediction][0],
     )
+
+
+MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
+
+
+def _free_at_last_use(parts: Mapping[str, list[Section]], returned: set[str]) -> None:
+    """End each block of the backward pass by deleting the batch-sized tensors that no later line reads.
+
+    Python frees a tensor when its last name goes; without this, the columns of all layers would live to the end.
+    """
+    sections = [section for part in ("forward", "backward", "results") for section in parts[part]]
+    ours = {id(section) for section in parts["backward"]}
+    last: dict[str, int] = {}
+    for index, section in enumerate(sections):
+        shape = ""
+        for line in section.lines:
+            if line.startswith("# ["):
+                shape = line
+                continue
+            shape, own = "", shape + line.partition("  # ")[2]
+            match = MADE.match(line)
+            if match is not None and re.search(r"\bN, .*(?:[2-9]|\d\d)", own):  # more than one number per sample
+                made = {name for name in match["names"].split(", ") if name != "_"}
+                last |= dict.fromkeys(sorted(made - returned), index)
+            for name in set(re.findall(r"[A-Za-z_]\w*", line)) & last.keys():
+                last[name] = index
+    for index, section in enumerate(sections):
+        dead = [name for name, at in last.items() if at == index]
+        if dead and id(section) in ours:
+            section.lines.append(f"del {', '.join(dead)}")
 
 
 def _record(name: str) -> dict[str, Any] | None:
