@@ -34,8 +34,8 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, A
         if len(region) < 2 or source is None:
             continue
         expression = _composed(last, region, source, fused, active)
-        if expression is None or sympy.count_ops(expression) > LONGEST:
-            continue
+        if sympy.count_ops(expression) > LONGEST or expression.has(sympy.floor, sympy.ceiling):
+            continue  # a step function's expression stands for its derivative, which is zero, not for its values
         name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
         whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
         inner = [operation for operation in operations if operation in region]

@@ -92,11 +92,32 @@ def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tenso
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(whole, batch, dynamic_shapes=(dynamic,), strict=False)
+            _check_gradients_stay_on(program)
             return program.run_decompositions({})
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
             raise _untraceable(model, error) from error
+
+
+def _check_gradients_stay_on(program: Any) -> None:
+    """torch.no_grad() inside a model would vanish from the graph and its values be differentiated: refuse it."""
+    found = [node for node in program.graph.nodes if node.op == "call_function" and node.args
+             and "set_grad_enabled" in str(node.target) and node.args[0] is False]
+    if found:
+        places = [str(_source(inner)) for node in found for inner in _nodes_of(program, node)][:5]
+        raise ModelError(listing("torch.no_grad() inside the model or the loss is not supported; use x.detach():",
+                                 sorted(set(places))))
+
+
+def _nodes_of(program: Any, call: torch.fx.Node) -> list[torch.fx.Node]:
+    """The operations of the block that a higher-order call runs; the call itself if they cannot be seen."""
+    for argument in call.args:
+        if isinstance(argument, torch.fx.Node) and argument.op == "get_attr":
+            block = getattr(program.graph_module, str(argument.target), None)
+            if isinstance(block, torch.fx.GraphModule):
+                return [node for node in block.graph.nodes if node.op == "call_function"]
+    return [call]
 
 
 @contextmanager

@@ -380,3 +380,35 @@ def test_a_quantity_that_was_not_asked_for():
         _ = result.diag_h
     with pytest.raises(KeyError, match="diag_h"):
         result["diag_h"]
+
+
+def test_no_grad_inside_the_model_is_refused():
+    """It would vanish from the exported graph, and the gradient be silently wrong."""
+
+    class Stopped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.first(x)
+            return self.last(x)
+
+    model = Stopped()
+    with pytest.raises(hbp.CompileError, match=r"torch.no_grad\(\) inside the model.*\n.*'first' \(Linear\)"):
+        hbp.compile(model, quantities=["grad"])(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+def test_a_step_function_among_elementwise_operations():
+    class Steps(nn.Module):
+        def forward(self, x):
+            return torch.floor(x * 3) + torch.tanh(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Steps(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    result = hbp.compile(model, quantities=["grad"])(x, y)
+    expected = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
+    for (name, found), value in zip(result.grad.items(), expected, strict=True):
+        torch.testing.assert_close(found, value, msg=name)
