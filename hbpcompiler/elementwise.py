@@ -81,6 +81,7 @@ def elementwise(
         residual=residual,
         structure=Structure.ELEMENTWISE,
         derivative=derivative,
+        merged=True,
         expression=lambda op: bound(op, expression).subs(x, operand_symbol("self")),
         cases=settings({}, {}) if cases is None else cases,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hbpcompiler import trace
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.graph import Graph, N, Operation
+from hbpcompiler.merged import positions, split_merged
 from hbpcompiler.registry import AnyRule, Registry
 from hbpcompiler.rule import LossRule, Op, Rule
 
@@ -33,6 +34,7 @@ def trace_and_match(
         if not table:
             break
         program = program.run_decompositions(table)
+    graph = split_merged(graph, registry)
     return graph, match(graph, registry), trace.constants(program, loss)
 
 
@@ -138,7 +140,11 @@ def _refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str
         if any(value.name in active for slot, value in operation.tensors.items() if slot != rule.input):
             findings.append(f"{where}: the target depends on trainable parameters; detach it")
         return findings
-    if not operation.output.batched and not rule.without_samples(op):
+    if positions(operation.output) > 1:
+        findings.append(f"{where}: a result of shape {list(operation.output.shape)} has positions merged into the "
+                        "sample axis, and not everything on its way can take them apart again; keep them in an axis of "
+                        "their own, as in x.reshape(x.shape[0], -1, x.shape[-1])")
+    elif not operation.output.batched and not rule.without_samples(op):
         findings.append(f"{where}: a value of shape {list(operation.output.shape)} that depends on parameters but has "
                         "no sample axis is not supported yet")
     params = rule.params(op)

@@ -223,6 +223,9 @@ class Rule:
     of one module that act on one value are then taken together (see `fuse`)."""
     refuse: Callable[[Op], str | None] = lambda op: None
     """why this very use cannot be differentiated, and what to do about it; None if it can."""
+    merged: bool = False
+    """Whether `forward` and all else count no axis from the front, so that [p*N, *z], a sample axis with positions
+    merged into it, may come as [N, p, *z]."""
     without_samples: Callable[[Op], bool] = lambda op: False
     """Whether, at this use, `jac_t` and `params` also serve a result without sample axis, whose columns are
     [N, K, *out] all the same: a function of parameters and constants alone (the embedding of positions)."""

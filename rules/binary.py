@@ -58,6 +58,7 @@ def binary(
         derivative=derivative,
         expression=None if written is None else lambda op: written(op, symbol(op, "self"), symbol(op, "other")),
         refuse=refuse,
+        merged=True,
         cases=cases,
     )
 

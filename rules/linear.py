@@ -47,6 +47,7 @@ RULE = Rule(
     residual=ZERO,
     structure=Structure.CONSTANT,
     rows=rows,
+    merged=True,
     cases=[
         Case({"input": (4, 5), "weight": (3, 5), "bias": (3,)}),
         Case({"input": (2, 5), "weight": (1, 5)}),

@@ -11,6 +11,8 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Shape, Structure, Tensor
 
+from .aligned import added, scaled
+
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
     """[N, K, *full] -> [N, K, *shape]: the sum over repeated axes, which have length one in shape or are missing."""
@@ -143,6 +145,7 @@ def product(operation: str, second: str, cases: list[Case]) -> Rule:
         residual=residual,
         structure=structure,
         refuse=refuse,
+        merged=True,
         cases=cases,
     )
 
@@ -175,4 +178,40 @@ MM = product(
     "aten.mm",
     "mat2",
     [Case({"self": (3,), "mat2": (3, 4)}, {}, ("self",), constant=(name,)) for name in ("self", "mat2")],
+)
+
+
+# -- beta self + alpha mat1 mat2, for a bias and a weight ------------------------------------------------------------
+
+
+def addmm_forward(op: Op) -> Tensor:
+    return scaled(op.mat1 @ op.mat2, op.alpha) + scaled(op.self, op.beta)
+
+
+def addmm_params(op: Op) -> Mapping[str, Contraction]:
+    equation = "nkpo,npi->nkio" if len(op.shape("mat1")) > 1 else "nko,ni->nkio"
+    weight = Contraction(equation, lambda op, columns: scaled(columns, op.alpha), lambda op: op.mat1)
+    return {"self": added(op, "self", op.beta), "mat2": weight}
+
+
+def addmm_refused(op: Op) -> str | None:
+    if op.has_samples("self") or not op.has_samples("mat1") or op.has_samples("mat2"):
+        return "only samples times a weight plus a bias have a rule; write anything else as a product and an addition"
+    return None
+
+
+ADDMM = Rule(
+    operations=["aten.addmm"],
+    forward=addmm_forward,
+    jac_t={"mat1": lambda op, columns: scaled(columns, op.alpha) @ op.mat2.t()},
+    params=addmm_params,
+    residual=ZERO,
+    structure=Structure.CONSTANT,
+    refuse=addmm_refused,
+    merged=True,
+    cases=[
+        Case({"self": shape, "mat1": (4,), "mat2": (4, 3)}, {"alpha": alpha, "beta": beta}, ("mat1",))
+        for shape in ((3,), (1,), (1, 3))
+        for alpha, beta in ((1, 1), (0.5, -2.0))
+    ],
 )

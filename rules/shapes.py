@@ -18,6 +18,7 @@ def selection(
     jac_t: Callable[[Op, Tensor], Tensor],
     cases: Sequence[Case],
     refuse: Callable[[Op], str | None] = lambda op: None,
+    merged: bool = False,
 ) -> Rule:
     """A rule for an operation on `self` whose every output copies one input."""
     return Rule(
@@ -27,6 +28,7 @@ def selection(
         residual=ZERO,
         structure=Structure.SELECTION,
         refuse=lambda op: refuse(op) if op.has_samples("self") else None,
+        merged=merged,
         cases=cases,
     )
 
@@ -72,9 +74,15 @@ VIEW = selection(
     reshape_back,
     [given(2, 6, size=[-1, 12]), given(6, size=[-1, 2, 3]), given(1, size=[-1]), given(size=[-1, 1, 1])],
     refuse_reshape,
+    merged=True,
 )
 RESHAPE = selection(
-    "aten.reshape", reshape, reshape_back, [given(2, 6, shape=[-1, 3, 4]), given(1, shape=[-1])], refuse_reshape
+    "aten.reshape",
+    reshape,
+    reshape_back,
+    [given(2, 6, shape=[-1, 3, 4]), given(1, shape=[-1])],
+    refuse_reshape,
+    merged=True,
 )
 FLATTEN = selection(
     "aten.flatten",
@@ -109,7 +117,11 @@ UNSQUEEZE = selection(
     lambda op: refusal("puts an axis before") if axis(op, op.dim, 1) == 0 else None,
 )
 IDENTITY = selection(
-    ["aten.clone", "aten.contiguous", "aten.alias"], lambda op: op.self, lambda op, columns: columns, [given(2, 3)]
+    ["aten.clone", "aten.contiguous", "aten.alias"],
+    lambda op: op.self,
+    lambda op, columns: columns,
+    [given(2, 3)],
+    merged=True,
 )
 
 

@@ -47,6 +47,14 @@ def resnet():
     return Logits(transformers.ResNetForImageClassification(config)), draw(2, 1, 8, 8), LABELS
 
 
+def gpt2():
+    """Its Conv1D merges samples and positions by view(-1, width)."""
+    config = transformers.GPT2Config(
+        vocab_size=5, n_embd=4, n_layer=1, n_head=2, n_positions=6, bos_token_id=0, eos_token_id=0,
+        tie_word_embeddings=False)
+    return Logits(transformers.GPT2LMHeadModel(config), use_cache=False), TOKENS, NEXT_TOKENS
+
+
 def llama():
     config = transformers.LlamaConfig(
         vocab_size=5, hidden_size=8, intermediate_size=5, num_hidden_layers=1, num_attention_heads=2,
@@ -73,7 +81,7 @@ def check(make, quantities, tolerance=1e-8):
             assert error < tolerance, f"{quantity} of {name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("make", [bert, vit, resnet])
+@pytest.mark.parametrize("make", [bert, gpt2, vit, resnet])
 def test_exact(make):
     check(make, ["grad", "variance", "diag_ggn", "diag_h"])
 
