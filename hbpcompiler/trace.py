@@ -101,13 +101,35 @@ def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tenso
 
 
 def _check_gradients_stay_on(program: Any) -> None:
-    """torch.no_grad() inside a model would vanish from the graph and its values be differentiated: refuse it."""
+    """torch.no_grad() inside a model would vanish from the graph and its values be differentiated: refuse it.
+
+    Where no trainable parameter comes in (rotary embeddings of positions) it changes nothing.
+    """
+    trained = _trained(program)
     found = [node for node in program.graph.nodes if node.op == "call_function" and node.args
-             and "set_grad_enabled" in str(node.target) and node.args[0] is False]
+             and "set_grad_enabled" in str(node.target) and node.args[0] is False
+             and trained.intersection(node.all_input_nodes)]
     if found:
         places = [str(_source(inner)) for node in found for inner in _nodes_of(program, node)][:5]
         raise ModelError(listing("torch.no_grad() inside the model or the loss is not supported; use x.detach():",
                                  sorted(set(places))))
+
+
+def _trained(program: Any) -> set[torch.fx.Node]:
+    """What depends on a trainable parameter by way of floating-point tensors."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    found: set[torch.fx.Node] = set()
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            trained = spec.kind is InputKind.PARAMETER and program.state_dict[spec.target].requires_grad
+        else:
+            exact = isinstance(value, Tensor) and not value.is_floating_point()
+            trained = bool(found.intersection(node.all_input_nodes)) and not exact
+        if trained:
+            found.add(node)
+    return found
 
 
 def _nodes_of(program: Any, call: torch.fx.Node) -> list[torch.fx.Node]:

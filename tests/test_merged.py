@@ -50,3 +50,19 @@ def test_embedded_positions(shape, padding):
 
     torch.manual_seed(0)
     check(Positions().double(), [torch.tensor([[1, 2, 2], [0, 4, 1]])], torch.tensor([0, 1]), [*EXACT, "diag_h"])
+
+
+def test_no_grad_around_constants():
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            self.register_buffer("angles", draw(4))
+
+        def forward(self, x):
+            with torch.no_grad():
+                turned = torch.cos(self.angles) * x
+            return self.head(turned)
+
+    torch.manual_seed(0)
+    check(Rotated().double(), [draw(2, 4)], torch.tensor([0, 1]), EXACT)
