@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hbpcompiler import trace
 from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.export import export
 from hbpcompiler.graph import Graph, N, Operation
 from hbpcompiler.merged import positions, split_merged
 from hbpcompiler.registry import AnyRule, Registry
@@ -26,7 +27,7 @@ def trace_and_match(
 
     Raises UnsupportedOpError naming everything that no rule covers and torch's own table cannot decompose.
     """
-    program = trace.export(model, loss, inputs, target, registry.modules)
+    program = export(model, loss, inputs, target, registry.modules)
     for _ in range(ROUNDS):
         graph = trace.read(program, model)
         pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]

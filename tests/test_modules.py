@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import trace
+from hbpcompiler.export import export
 from hbpcompiler.reference import reference
 from hbpcompiler.registry import builtin
 from tests.test_quantities import close
@@ -77,7 +77,7 @@ def test_masked_attention():
 def test_the_sample_axis_must_be_first(module):
     model, batch = nn.Sequential(module, nn.Linear(2, 2)), [torch.zeros(2, 3, 3)]
     with pytest.raises(hbp.UnsupportedOpError, match=rf"module '0' \({type(module).__name__}\).*batch_first=True"):
-        trace.export(model, nn.CrossEntropyLoss(), batch, torch.tensor([0, 1]), builtin().modules)
+        export(model, nn.CrossEntropyLoss(), batch, torch.tensor([0, 1]), builtin().modules)
 
 
 def test_two_inputs():
