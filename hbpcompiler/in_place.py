@@ -21,7 +21,7 @@ VIEWS = {"unflatten", "flatten", "reshape", "view", "unsqueeze", "squeeze", "per
 """Methods whose result may share memory with their input."""
 SPREAD = {"expand", "expand_as", "unfold", "diagonal"}
 """Views in which one number may stand for several: never written to."""
-REWRITES = {operator.mul: "mul_", "square": "square_"}
+REWRITES = {operator.mul: "mul_", operator.truediv: "div_", "square": "square_"}
 FRESH = {operator.matmul, operator.mul, operator.sub, operator.add, operator.truediv, torch.einsum, torch.where,
          torch.cat, torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
          torch.nn.functional.conv_transpose3d, torch.nn.functional.conv1d, torch.nn.functional.conv2d,
