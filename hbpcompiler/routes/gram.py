@@ -22,7 +22,6 @@ from hbpcompiler.routes.site import (
 )
 from hbpcompiler.writer import Part
 
-
 LARGE_BYTES = 2**22
 
 
