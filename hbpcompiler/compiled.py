@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import hbpcompiler
 from hbpcompiler import derive, passes
 from hbpcompiler.codegen import emit, load, naming, shapes
+from hbpcompiler.cost import Resources
 from hbpcompiler.errors import CompileError, InputTypeError
 from hbpcompiler.explain import explain, header_table
 from hbpcompiler.fuse import fuse
@@ -155,7 +156,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     active = graph.active()
     loss_op = bind(maker, _no_tensors, active)
     check_target(rule, loss_op, graph, target)
-    planned = plan(graph, rules, options.quantities, options.mc_samples, options.memory_budget)
+    planned = plan(graph, rules, options.quantities, options.mc_samples, Resources(temporaries=options.memory_budget))
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, rule.reduction(loss_op), names)
     passes.optimise(derived.graph)

@@ -1,7 +1,12 @@
-"""What a step costs, as polynomials in the batch size N: arithmetic, memory traffic and peak extra memory."""
+"""What a step costs, as polynomials in the batch size N: arithmetic, memory traffic, peak extra memory and calls.
+
+A `Machine` turns them into seconds. Its figures are constants, so that one model gives one file everywhere, unless
+they were measured with `hbp tune` (see `calibrate`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,16 +15,43 @@ import sympy
 
 from hbpcompiler.graph import N
 
-# A 2-core CPU's orders of magnitude; only their ratios decide between routes.
-MULTIPLY_ADDS_PER_SECOND = 8e10
-BYTES_PER_SECOND = 1.5e10
-SECONDS_PER_CALL = 8e-6
-CACHE_BYTES = 2**21
-"""A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
 TYPICAL_BATCH = 64
 """Routes are compared at this batch size; one program serves every batch size."""
 ZERO_COST = sympy.Integer(0)
 ONE_CALL = sympy.Integer(1)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a device is. By default a 2-core CPU's orders of magnitude: only their ratios decide between routes."""
+
+    multiply_adds_per_second: float = 8e10
+    """in one large matrix product."""
+    batched_per_second: float = 8e10
+    """multiply-adds per second in a batch of small matrix products."""
+    bytes_per_second: float = 1.5e10
+    """moved to and from memory, beyond the caches."""
+    seconds_per_call: float = 8e-6
+    """of one call into torch that computes nothing to speak of."""
+    cache_bytes: int = 2**21
+    """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
+
+
+DEFAULT = Machine()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the planner may count on: the machine, and how much memory temporaries may take at which batch size."""
+
+    machine: Machine = DEFAULT
+    temporaries: int | None = None
+    """bytes; None: as the machine's cache suggests, whatever the batch size."""
+    batch: int = TYPICAL_BATCH
+    """the batch size at which `temporaries` is to be kept; without it, it decides nothing."""
+
+
+UNLIMITED = Resources()
 
 
 @dataclass(frozen=True)
@@ -30,6 +62,8 @@ class Cost:
     traffic: Any = ZERO_COST
     memory: Any = ZERO_COST
     calls: Any = ONE_CALL
+    batched: Any = ZERO_COST
+    """those of the multiply-adds that are made in batches of small products."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -37,15 +71,28 @@ class Cost:
             self.traffic + other.traffic,
             sympy.Max(self.memory, other.memory) if self.memory != other.memory else self.memory,
             self.calls + other.calls,
+            self.batched + other.batched,
         )
 
-    def seconds(self, batch: int = TYPICAL_BATCH) -> float:
+    def seconds(self, batch: int = TYPICAL_BATCH, machine: Machine = DEFAULT) -> float:
         """Predicted time: arithmetic, traffic and calls add up, a pessimistic view of their overlap."""
+        multiply_adds, batched = number(self.multiply_adds, batch), number(self.batched, batch)
+        if multiply_adds == float("inf"):
+            return multiply_adds
         return (
-            number(self.multiply_adds, batch) / MULTIPLY_ADDS_PER_SECOND
-            + number(self.traffic, batch) / BYTES_PER_SECOND
-            + number(self.calls, batch) * SECONDS_PER_CALL
+            (multiply_adds - batched) / machine.multiply_adds_per_second
+            + batched / machine.batched_per_second
+            + number(self.traffic, batch) / machine.bytes_per_second
+            + number(self.calls, batch) * machine.seconds_per_call
         )
+
+
+NOTHING_TO_DO = Cost(calls=ZERO_COST)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Of steps one after the other: their memory is the largest of theirs."""
+    return sum(costs, NOTHING_TO_DO)
 
 
 def number(expression: Any, batch: int) -> float:
@@ -60,7 +107,8 @@ def _number(expression: Any, batch: int) -> float:
     return float(expression.subs(N, batch))
 
 
-def chunk_length(bytes_each: int, budget: int | None = None) -> int:
-    """How many items, `bytes_each` big, make a chunk that stays in cache (and in the memory budget)."""
-    limit = CACHE_BYTES if budget is None else min(CACHE_BYTES, budget)
+def chunk_length(bytes_each: int, resources: Resources) -> int:
+    """How many items, `bytes_each` big, make a chunk that stays in cache (and in the memory for temporaries)."""
+    cache, allowed = resources.machine.cache_bytes, resources.temporaries
+    limit = cache if allowed is None else min(cache, allowed)
     return max(1, limit // max(1, bytes_each))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.match import bind
@@ -51,9 +52,9 @@ from hbpcompiler.tied import join_uses
 
 class _Walk:
     def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int,
-                 memory_budget: int | None) -> None:
+                 resources: Resources) -> None:
         self.graph, self.rules = graph, rules
-        self.quantities, self.mc_samples, self.memory_budget = quantities, mc_samples, memory_budget
+        self.quantities, self.mc_samples, self.resources = quantities, mc_samples, resources
         self.active = graph.active()
         self.closings = closings_for(quantities)
         self.streams = {closing.stream for closing in self.closings if closing.stream}
@@ -77,7 +78,7 @@ class _Walk:
                 self._seed(operation, rule)
             else:
                 self._cross(operation, rule)
-        steps = with_tails(_live(join_uses(self.steps, self.closings)), self.dtype.itemsize, self.memory_budget)
+        steps = with_tails(_live(join_uses(self.steps, self.closings)), self.dtype.itemsize, self.resources)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active))
 
     # -- births ----------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ class _Walk:
         lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
         form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
         return Site(contraction.equation, lengths, form, count, signed, self.dtype.itemsize,
-                    contraction.summed is not None, self.memory_budget)
+                    contraction.summed is not None, self.resources)
 
 
 _BATCH = 2
@@ -332,8 +333,8 @@ def _live(steps: list[Step]) -> list[Step]:
 
 
 def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,
-         memory_budget: int | None = None) -> Plan:
+         resources: Resources = UNLIMITED) -> Plan:
     """Decide streams, forms, merges and routes. `quantities` are names from the table."""
     unknown = [name for name in quantities if name not in QUANTITIES]
     assert not unknown, unknown
-    return _Walk(graph, rules, quantities, mc_samples, memory_budget).run()
+    return _Walk(graph, rules, quantities, mc_samples, resources).run()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hbpcompiler.cost import Resources
 from hbpcompiler.graph import Value
 from hbpcompiler.quantities import BATCH_DIAGONAL, GRADIENT, VECTORS
 from hbpcompiler.routes import COLUMNS, choose
@@ -17,11 +18,11 @@ CHUNK_BYTES = 2**24
 """The largest tensor of a chunk: small enough for the allocator to hand the same memory out again and again."""
 
 
-def with_tails(steps: Sequence[Step], itemsize: int, memory_budget: int | None) -> list[Step]:
+def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
     """The steps, with those of each large piece folded into one `Tail` at the place of its first."""
     result = list(steps)
     for piece in _pieces(steps):
-        tail = _tail(piece, steps, itemsize, memory_budget)
+        tail = _tail(piece, steps, itemsize, resources)
         if tail is not None:
             first = next(index for index, step in enumerate(result) if any(step is own for own in tail[1]))
             result[first] = tail[0]
@@ -39,7 +40,7 @@ def _pieces(steps: Sequence[Step]) -> list[Piece]:
 
 
 def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
-          memory_budget: int | None) -> tuple[Tail, Sequence[Step]] | None:
+          resources: Resources) -> tuple[Tail, Sequence[Step]] | None:
     """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
     if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
         return None
@@ -55,9 +56,11 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
         return None
     values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
     each = max(math.prod(value.sample_shape) for value in values) * itemsize
-    if each * piece.columns <= LARGE_BYTES:
+    allowed = resources.temporaries
+    fits = allowed is None or each * piece.columns * resources.batch <= allowed
+    if each * piece.columns <= LARGE_BYTES and fits:
         return None
-    limit = CHUNK_BYTES if memory_budget is None else min(CHUNK_BYTES, max(1, memory_budget // 8))
+    limit = CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
     columns = math.ceil(piece.columns / chunks)

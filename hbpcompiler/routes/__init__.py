@@ -7,9 +7,10 @@ neither operations nor quantities: it sees letters, sizes and which closings are
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from hbpcompiler.cost import TYPICAL_BATCH, Cost
+from hbpcompiler.cost import TYPICAL_BATCH, Cost, number
 from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
@@ -35,10 +36,9 @@ class Choice:
     cost: Cost
 
 
-def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
-    """The cheapest set of routes that gives all closings: a product made for one closing serves the others."""
+def covers(site: Site, kinds: frozenset[str]) -> Iterator[tuple[Choice, ...]]:
+    """All sets of routes that give all closings, none idle: a product made for one closing serves the others."""
     applicable = [route for route in ROUTES if route.applies(site) and route.closes(site) & kinds]
-    best: tuple[float, tuple[Choice, ...]] | None = None
     for count in range(1, min(MOST_ROUTES, len(applicable)) + 1):
         for routes in itertools.combinations(applicable, count):
             left, chosen = set(kinds), []
@@ -49,12 +49,29 @@ def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
                     chosen.append(Choice(route, taken, route.cost(site, taken)))
             if left or len(chosen) < count:
                 continue
-            seconds = sum(choice.cost.seconds(site.samples or TYPICAL_BATCH) for choice in chosen)
-            if best is None or seconds < best[0]:
-                best = seconds, tuple(chosen)
-    seconds, choices = best if best is not None else (float("inf"), ())
-    assert seconds < float("inf"), f"no route closes {sorted(kinds)} of {site}"
-    return choices
+            yield tuple(chosen)
 
 
-__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use", "choose"]
+def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
+    """The cheapest set of routes that gives all closings and keeps to the memory for temporaries, if one does."""
+    possible = [choices for choices in covers(site, kinds) if seconds(site, choices) < float("inf")]
+    assert possible, f"no route closes {sorted(kinds)} of {site}"
+    return min(possible, key=lambda choices: (excess(site, choices), seconds(site, choices)))
+
+
+def seconds(site: Site, choices: Iterable[Choice]) -> float:
+    """What they cost together, at the batch size that routes are compared at."""
+    batch = site.samples or TYPICAL_BATCH
+    return sum(choice.cost.seconds(batch, site.resources.machine) for choice in choices)
+
+
+def excess(site: Site, choices: Iterable[Choice]) -> float:
+    """Bytes of temporaries beyond what is allowed; a chunk and what is made of it may take as much each."""
+    if site.resources.temporaries is None:
+        return 0.0
+    memory = max(number(choice.cost.memory, site.samples or site.resources.batch) for choice in choices)
+    return max(0.0, memory - 2 * site.resources.temporaries)
+
+
+__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use", "choose",
+           "covers", "seconds"]

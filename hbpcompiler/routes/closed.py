@@ -36,7 +36,10 @@ class DiagonalForm(Route):
         return site.form == DIAGONAL_FORM
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        return Cost(N * site.product * len(kinds), 2 * traffic_of(site, 1, False), 0, 2)
+        kept = site.size(site.theta) * (N if kinds & {BATCH_DIAGONAL, VECTORS} else 1)
+        columns = N * site.size(site.letters[0]) * site.size(site.theta) if VECTORS in kinds else 0
+        memory = (N * site.size(site.letters[1]) + kept + columns) * site.itemsize
+        return Cost(N * site.product * len(kinds), 2 * traffic_of(site, 1, False), memory, 2)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -84,7 +87,8 @@ class MatrixForm(Route):
         return site.form == MATRIX
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        return Cost(0, 2 * site.size(site.letters[0]) ** 2 * site.itemsize)
+        moved = 2 * site.size(site.letters[0]) ** 2 * site.itemsize
+        return Cost(0, moved, moved)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters

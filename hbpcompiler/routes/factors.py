@@ -36,7 +36,8 @@ class ColumnFactor(Route):
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         left = site.letters[0]
         own = site.size(letter for letter in left if letter in site.theta)
-        return Cost(N * site.columns * site.size(left) * own, 2 * traffic_of(site, site.columns, False))
+        return Cost(N * site.columns * site.size(left) * own, 2 * traffic_of(site, site.columns, False),
+                    _memory(site, site.columns, left, own))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -64,7 +65,8 @@ class InputFactor(Route):
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         right = site.size(site.letters[1])
-        return Cost(N * right * site.size(site.features), 2 * N * right * site.itemsize)
+        own = site.size(site.features)
+        return Cost(N * right * own, 2 * N * right * site.itemsize, _memory(site, 1, site.letters[1], own))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -87,7 +89,8 @@ class ReducedFactor(Route):
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         left = site.letters[0].replace("p", "")
         own = site.size(letter for letter in left if letter in site.theta)
-        return Cost(N * site.columns * site.size(left) * own, traffic_of(site, site.columns, False))
+        summed = N * site.columns * site.size(left)
+        return Cost(summed * own, traffic_of(site, site.columns, False), (summed + own**2) * site.itemsize)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -112,7 +115,9 @@ class ReducedInputFactor(Route):
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         right = site.size(site.letters[1].replace("p", ""))
-        return Cost(N * right * site.size(site.features), N * site.size(site.letters[1]) * site.itemsize)
+        own = site.size(site.features)
+        return Cost(N * right * own, N * site.size(site.letters[1]) * site.itemsize,
+                    (N * right + own**2) * site.itemsize)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -121,6 +126,13 @@ class ReducedInputFactor(Route):
         operand = sum_out(operand_of(use), right, kept)
         operand = operand / site.size("p") if site.has_positions else operand
         return {REDUCED_INPUT_FACTOR: einsum(f"{kept},{kept.replace(own, 'z')}->{shared}{own}z", operand, operand)}
+
+
+def _memory(site: Site, columns: int, letters: str, own: int) -> Any:
+    """Bytes of the result and, with positions, of a chunk's tensors and of their copy in the product's order."""
+    each = columns * site.size(letters) * site.itemsize
+    held = 2 * each * chunk_length(each, site.resources) if site.has_positions else N * each
+    return held + site.size(letter for letter in site.theta if letter in letters) * own * site.itemsize
 
 
 def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
@@ -154,5 +166,5 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
         part.totals[kind].addmm_(columns.permute(order).flatten(1), right.t())
 
     shape = (*(site.size(letter) for letter in shared), site.size(own), site.size(own))
-    chunk = chunk_length(each, site.memory_budget)
+    chunk = chunk_length(each, site.resources)
     return use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk, totals={kind: shape})[kind]

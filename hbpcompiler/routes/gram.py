@@ -37,7 +37,7 @@ class GramDiagonal(Route):
     def _chunk(self, site: Site) -> int:
         positions = site.size("p")
         each = (positions**2 + positions * site.size(site.features)) * site.size(self._own(site)) * site.itemsize
-        return chunk_length(each, site.memory_budget)
+        return chunk_length(each, site.resources)
 
     @staticmethod
     def _own(site: Site) -> str:
@@ -51,7 +51,7 @@ class GramDiagonal(Route):
         # A temporary beyond the allocator's reach is paid for in page faults: measured, it costs three times as much.
         passes = 3 if chunk * (gram + product) * site.itemsize <= LARGE_BYTES else 10
         traffic = 2 * traffic_of(site, site.columns, False) + passes * N * site.itemsize * (gram + product) * len(kinds)
-        return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * (1 + N / chunk))
+        return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * (1 + N / chunk), adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -95,7 +95,7 @@ class GramNorm(Route):
         return site.form == COLUMNS and site.has_operand and site.has_positions and site.columns == 1
 
     def _chunk(self, site: Site) -> int:
-        return chunk_length(2 * site.size("p") ** 2 * site.itemsize, site.memory_budget)
+        return chunk_length(2 * site.size("p") ** 2 * site.itemsize, site.resources)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         positions = site.size("p")
@@ -103,7 +103,7 @@ class GramNorm(Route):
         adds = N * positions * (site.size(left) + site.size(right))
         chunk = self._chunk(site)
         return Cost(adds, traffic_of(site, 1, False) + N * site.itemsize * positions**2,
-                    2 * chunk * positions**2 * site.itemsize, 5 * (1 + N / chunk))
+                    2 * chunk * positions**2 * site.itemsize, 5 * (1 + N / chunk), adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters

@@ -52,7 +52,8 @@ class NativeSum(Route):
         return site.form == COLUMNS and site.native_sum and site.columns == 1
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        return Cost(N * site.product, N * site.itemsize * site.size(site.letters[0]))
+        read, written = site.size(site.letters[0]), site.size(site.theta)
+        return Cost(N * site.product, N * site.itemsize * read, written * site.itemsize)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         assert use.contraction.summed is not None
@@ -69,7 +70,7 @@ class OneProduct(Route):
         return site.form == COLUMNS and site.columns == 1
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        return Cost(N * site.product, 2 * traffic_of(site, 1, product=False))
+        return Cost(N * site.product, 2 * traffic_of(site, 1, product=False), site.size(site.theta) * site.itemsize)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         columns = columns_of(use).squeeze(1)
@@ -100,7 +101,8 @@ class WholeProduct(Route):
             return NEVER  # memory would grow with N times the parameter's size
         size = N * site.columns * site.size(site.theta) * site.itemsize
         extra = N * site.columns * site.size(site.theta) ** 2 if kinds & {FACTOR, REDUCED_FACTOR} else 0
-        return Cost(N * site.columns * site.product + extra, traffic_of(site, site.columns, True), 2 * size, 2)
+        adds = N * site.columns * site.product
+        return Cost(adds + extra, traffic_of(site, site.columns, True), 2 * size, 2, adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         product = product_of(site, use)
@@ -142,10 +144,10 @@ class ChunkedProduct(Route):
     def _chunks(self, site: Site) -> tuple[int, int]:
         """Samples per chunk, columns per chunk."""
         each = site.size(site.theta) * site.itemsize
-        samples = chunk_length(each * site.columns, site.memory_budget)
+        samples = chunk_length(each * site.columns, site.resources)
         if samples > 1:
             return samples, site.columns
-        return 1, min(site.columns, chunk_length(each, site.memory_budget))
+        return 1, min(site.columns, chunk_length(each, site.resources))
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         samples, columns = self._chunks(site)
@@ -155,7 +157,8 @@ class ChunkedProduct(Route):
         # In cache, writing and reading the product costs a fraction of what it costs in memory.
         in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 1.5
         traffic = traffic_of(site, site.columns, False) + in_cache
-        return Cost(N * site.columns * site.product, traffic, 2 * memory, calls)
+        adds = N * site.columns * site.product
+        return Cost(adds, traffic, 2 * memory, calls, adds if samples > 1 else 0)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         samples, columns = self._chunks(site)

@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 
-from hbpcompiler.cost import Cost
+from hbpcompiler.cost import UNLIMITED, Cost, Resources
 from hbpcompiler.graph import N
 from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE
 from hbpcompiler.rule import Contraction, Op
@@ -33,7 +33,7 @@ class Site:
     signed: bool
     itemsize: int
     native_sum: bool
-    memory_budget: int | None = None
+    resources: Resources = UNLIMITED
     samples: int | None = None
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
 
