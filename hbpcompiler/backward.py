@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler import schemes
 from hbpcompiler.averaging import average, pull_matrix, sample
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.match import bind
@@ -139,15 +140,17 @@ class Backward:
         gradient = self.columns[step.operation.name, step.gradient.name].squeeze(1)
         carried = {slot: value for slot, value in step.operation.tensors.items()
                    if value.name in self.active and value.role != "parameter"}
+        scheme = schemes.HESSIAN if step.operation.source.in_loss else self.plan.curvature
         if isinstance(residual, Diagonal):
             (value,) = carried.values()
-            self.arrive(value, piece, residual.diagonal(op, gradient))
+            self.arrive(value, piece, schemes.diagonal_under(scheme, residual.diagonal(op, gradient)))
             return
         assert isinstance(residual, Factor)
         found, signs = residual.factor(op, gradient)
         self.set_signs(piece, signs, next(iter(found.values())))
         for slot, value in carried.items():
-            self.arrive(value, piece, found[slot])
+            axes = len(value.sample_shape)
+            self.arrive(value, piece, schemes.columns_under(scheme, found[slot], signs, axes))
 
     def set_signs(self, piece: Piece, signs: Any, columns: Any) -> None:
         if piece.signed:

@@ -21,6 +21,7 @@ from hbpcompiler.compiled import compile as hbp_compile
 from hbpcompiler.errors import HbpError
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.registry import with_rules
+from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.support import supported
 
 EXIT_CODE = 2
@@ -99,6 +100,8 @@ def job(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--train/--eval", "training", default=None, help="Set the mode. Default: as the factory left it."),
         click.option("--mc-samples", type=int, default=1, show_default=True, metavar="M",
                      help="Samples per datum for diag_ggn_mc and kfac."),
+        click.option("--curvature", type=click.Choice(list(SCHEMES)), default=HESSIAN, show_default=True,
+                     help="What diag_h and its kin mean by curvature: how activations' residuals enter."),
         click.option("--memory-budget", metavar="SIZE", help="Upper bound for a chunk's temporaries: 512MiB."),
         click.option("--rules", "rule_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
                      help="A rule file of your own. Repeat it for several."),
@@ -191,7 +194,8 @@ def _print(table: Table) -> None:
 
 def _compiled(
     factory: str, quantities: list[str], inputs: list[tuple[int, ...]], loss: str, reduction: str, batch: int,
-    dtype: str, training: bool | None, mc_samples: int, memory_budget: str | None, rule_files: tuple[Path, ...],
+    dtype: str, training: bool | None, mc_samples: int, curvature: str, memory_budget: str | None,
+    rule_files: tuple[Path, ...],
 ) -> Compiled:  # fmt: skip
     model = _model(factory).to(DTYPES[dtype])
     if training is not None:
@@ -199,7 +203,7 @@ def _compiled(
     kind, draw = LOSSES[loss]
     with clean_errors():
         compiled = hbp_compile(model, kind(reduction=reduction), quantities, mc_samples=mc_samples,
-                               memory_budget=memory_budget, rules=rule_files)
+                               curvature=curvature, memory_budget=memory_budget, rules=rule_files)
         xs = [torch.randn(batch, *shape, dtype=DTYPES[dtype]) for shape in inputs]
         compiled(*xs, draw(_output(model, xs)))
     return compiled

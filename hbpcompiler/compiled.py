@@ -27,6 +27,7 @@ from hbpcompiler.options import Options, check_example, check_model, check_optio
 from hbpcompiler.plan import plan
 from hbpcompiler.result import Result
 from hbpcompiler.rule import LossRule, Op
+from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.steps import Plan
 
 
@@ -156,7 +157,8 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     active = graph.active()
     loss_op = bind(maker, _no_tensors, active)
     check_target(rule, loss_op, graph, target)
-    planned = plan(graph, rules, options.quantities, options.mc_samples, Resources(temporaries=options.memory_budget))
+    planned = plan(graph, rules, options.quantities, options.mc_samples, Resources(temporaries=options.memory_budget),
+                   options.curvature)
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, rule.reduction(loss_op), names)
     passes.optimise(derived.graph)
@@ -169,6 +171,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
         quantities=options.quantities,
         versions=f"hbpcompiler {hbpcompiler.__version__} with torch {torch.__version__.split('+')[0]}",
         table=header_table(graph, planned),
+        notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
     )
     code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
     program, path = load.program(code)
@@ -207,6 +210,7 @@ def compile(  # the public name is the design's
     backend: str = "python",
     memory_budget: int | str | None = None,
     mc_samples: int = 1,
+    curvature: str = HESSIAN,
     rules: Sequence[str | Path] | None = None,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
@@ -214,14 +218,16 @@ def compile(  # the public name is the design's
     model: any torch.nn.Module that torch.export can trace. loss: a module or function of (output, target) returning
     one number; nn.CrossEntropyLoss() by default. quantities: names from the table in the README. example_inputs:
     (X, y), to trace at once. backend: "python", "torchscript" or "inductor". memory_budget: bytes, or "2GiB": an
-    upper bound for a chunk's temporaries. mc_samples: samples per datum for diag_ggn_mc and kfac. rules: paths of
-    rule files of your own.
+    upper bound for a chunk's temporaries. mc_samples: samples per datum for diag_ggn_mc and kfac. curvature: what the
+    quantities of the Hessian mean by it: "hessian", exact; "ggn", without the operations' residuals; "pch_abs" or
+    "pch_clip", with their negative eigenvalues turned positive or dropped (Dangel, Harmeling, Hennig 2020; see
+    `schemes` for operations that are not elementwise). rules: paths of rule files of your own.
 
     Raises CompileError (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
     """
     loss = nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
-    options = check_options(quantities, backend, memory_budget, mc_samples, rules)
+    options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature)
     compiled = Compiled(model, loss, options)
     if example_inputs is not None:
         inputs, target = check_batch(model, check_example(example_inputs))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.registry import Registry, with_rules
+from hbpcompiler.schemes import HESSIAN, SCHEMES
 
 BACKENDS = ("python", "torchscript", "inductor")
 UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
@@ -27,9 +28,11 @@ class Options:
     memory_budget: int | None
     mc_samples: int
     registry: Registry
+    curvature: str
 
 
-def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any) -> Options:
+def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
+                  curvature: Any = HESSIAN) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -37,7 +40,10 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
         raise OptionTypeError(f"mc_samples must be a positive integer, not {mc_samples!r}")
     if mc_samples < 1:
         raise OptionError(f"mc_samples must be a positive integer, not {mc_samples}")
-    return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules))
+    if not isinstance(curvature, str) or curvature not in SCHEMES:
+        raise OptionError(f"curvature {curvature!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
+                   curvature)
 
 
 def check_quantities(quantities: Any) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler import schemes
 from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
@@ -22,6 +23,7 @@ from hbpcompiler.quantities import (
     GGN_MC,
     GRADIENT,
     KFRA,
+    NEGATIVE,
     QUANTITIES,
     RESIDUAL,
     RESIDUAL_MC,
@@ -52,11 +54,12 @@ from hbpcompiler.tied import join_uses
 
 class _Walk:
     def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int,
-                 resources: Resources) -> None:
+                 resources: Resources, curvature: str) -> None:
         self.graph, self.rules = graph, rules
         self.quantities, self.mc_samples, self.resources = quantities, mc_samples, resources
         self.active = graph.active()
-        self.closings = closings_for(quantities)
+        self.curvature = curvature
+        self.closings = schemes.kept(curvature, closings_for(quantities))
         self.streams = {closing.stream for closing in self.closings if closing.stream}
         self.steps: list[Step] = []
         self.at: dict[str, dict[str, Piece]] = {}
@@ -79,7 +82,7 @@ class _Walk:
             else:
                 self._cross(operation, rule)
         steps = with_tails(_live(join_uses(self.steps, self.closings)), self.dtype.itemsize, self.resources)
-        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active))
+        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), self.curvature)
 
     # -- births ----------------------------------------------------------------------------------------------------
 
@@ -121,11 +124,12 @@ class _Walk:
         if isinstance(residual, Zero) or gradient is None or not inputs:
             return
         streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
+        signed = operation.source.in_loss or schemes.is_signed(self.curvature)
         for stream in sorted(self.streams & set(streams)):
             if isinstance(residual, Diagonal):
-                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, True)
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
             else:
-                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), True)
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
             self.steps.append(Birth(operation, piece, gradient))
             for value in inputs:
                 self._arrive(value, piece)
@@ -187,7 +191,8 @@ class _Walk:
 
     def _sampled(self, value: Value, piece: Piece) -> Piece:
         """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""
-        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, 2 * self.mc_samples, True)
+        columns = self.mc_samples * (2 if piece.signed else 1)
+        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, columns, piece.signed)
         self.steps.append(Sample(value, (piece,), into))
         return into
 
@@ -227,6 +232,7 @@ class _Walk:
             contraction = params[slot]
             for piece in pieces:
                 kinds = frozenset(closing.kind for closing in self.closings if closing.stream == piece.stream)
+                kinds -= frozenset() if piece.signed else {NEGATIVE}
                 if VECTORS in kinds and piece.signed:
                     raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it "
                                              "may have no real square root; use a loss function that has a rule")
@@ -333,8 +339,8 @@ def _live(steps: list[Step]) -> list[Step]:
 
 
 def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,
-         resources: Resources = UNLIMITED) -> Plan:
-    """Decide streams, forms, merges and routes. `quantities` are names from the table."""
+         resources: Resources = UNLIMITED, curvature: str = schemes.HESSIAN) -> Plan:
+    """Decide streams, forms, merges and routes. `quantities` are names from the table, `curvature` is a scheme."""
     unknown = [name for name in quantities if name not in QUANTITIES]
     assert not unknown, unknown
-    return _Walk(graph, rules, quantities, mc_samples, resources).run()
+    return _Walk(graph, rules, quantities, mc_samples, resources, curvature).run()

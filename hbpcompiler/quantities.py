@@ -117,7 +117,8 @@ def _batch_l2(closed: Closed) -> Any:
 def _diag_h(closed: Closed) -> Any:
     ggn, residual = closed.get(GGN, DIAGONAL), closed.get(RESIDUAL, DIAGONAL)
     if residual is None and closed.get(RESIDUAL, POSITIVE) is not None:
-        residual = closed.get(RESIDUAL, POSITIVE) - closed.get(RESIDUAL, NEGATIVE)
+        positive, negative = closed.get(RESIDUAL, POSITIVE), closed.get(RESIDUAL, NEGATIVE)
+        residual = positive if negative is None else positive - negative
     return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
 
 
@@ -128,13 +129,9 @@ def _diag_h_mc(closed: Closed) -> Any:
 
 def _diag_h_split(closed: Closed) -> dict[str, Any]:
     ggn = closed.scaled(closed.get(GGN, DIAGONAL))
-    if closed.get(RESIDUAL, POSITIVE) is None:
-        return {"ggn": ggn, "positive": ggn.new_zeros(ggn.shape), "negative": ggn.new_zeros(ggn.shape)}
-    return {
-        "ggn": ggn,
-        "positive": closed.scaled(closed.get(RESIDUAL, POSITIVE)),
-        "negative": closed.scaled(closed.get(RESIDUAL, NEGATIVE)),
-    }
+    parts = {"positive": closed.get(RESIDUAL, POSITIVE), "negative": closed.get(RESIDUAL, NEGATIVE)}
+    return {"ggn": ggn, **{name: ggn.new_zeros(ggn.shape) if part is None else closed.scaled(part)
+                           for name, part in parts.items()}}
 
 
 def _batch_diag_h(closed: Closed) -> Any:

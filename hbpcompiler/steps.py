@@ -168,6 +168,8 @@ class Plan:
     mc_samples: int
     steps: tuple[Step, ...]
     active: frozenset[str]
+    curvature: str
+    """How residuals enter (see `schemes`)."""
 
     def flat(self) -> Iterator[Step]:
         """All steps, those of tails too."""

@@ -1,0 +1,54 @@
+"""Curvature schemes: how the residual of an operation enters the curvature, decided once, where it is born.
+
+The positive-curvature Hessian (Dangel, Harmeling, Hennig 2020, section 3; Chen et al. 2018) replaces the eigenvalues of
+each operation's residual R = sum_j g_j Hessian(v_j) by their absolute values, or drops the negative ones. Here R is
+F diag(sigma) F^T as the operation's rule factors it, and the schemes act on sigma: "abs" is F F^T, "clip" keeps the
+columns with sigma > 0. These are R's eigenvalues where F's columns of either sign are orthogonal to those of the other:
+elementwise operations (any diagonal residual), residuals of one sign (log-softmax, logsumexp, variances, vector norms),
+products and quotients of two tensors of one shape. Elsewhere (softmax, matrix products, attention, layer, group and RMS
+norms, products that broadcast) the result is positive semidefinite and not below R, but is not |R|. A loss's own
+Hessian is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from hbpcompiler.quantities import RESIDUAL, RESIDUAL_MC, Closing
+
+HESSIAN, GGN_ALONE, PCH_ABS, PCH_CLIP = "hessian", "ggn", "pch_abs", "pch_clip"
+SCHEMES: Mapping[str, str] = {
+    HESSIAN: "residuals as they are",
+    GGN_ALONE: "no residuals",
+    PCH_ABS: "residuals with the absolute values of their eigenvalues",
+    PCH_CLIP: "residuals without their negative eigenvalues",
+}
+
+
+def kept(curvature: str, closings: Collection[Closing]) -> frozenset[Closing]:
+    """The closings that are left under a scheme."""
+    dropped = (RESIDUAL, RESIDUAL_MC) if curvature == GGN_ALONE else ()
+    return frozenset(closing for closing in closings if closing.stream not in dropped)
+
+
+def is_signed(curvature: str) -> bool:
+    """Whether residuals may be negative."""
+    return curvature == HESSIAN
+
+
+def diagonal_under(curvature: str, diagonal: Any) -> Any:
+    """A diagonal residual, [N, *z]."""
+    if curvature == PCH_ABS:
+        return diagonal.abs()
+    return diagonal.clamp(min=0) if curvature == PCH_CLIP else diagonal
+
+
+def columns_under(curvature: str, columns: Any, signs: Any, axes: int) -> Any:
+    """The columns of a residual, [N, K, *z] with so many `axes` behind K; signs [N, K], or None if all are +."""
+    if curvature != PCH_CLIP or signs is None:
+        return columns
+    keep = (signs > 0).type_as(columns)
+    for _ in range(axes):
+        keep = keep.unsqueeze(-1)
+    return columns * keep
