@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import hbpcompiler
 from hbpcompiler import derive, passes
+from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.cost import Resources
 from hbpcompiler.errors import CompileError, InputTypeError
@@ -23,12 +24,13 @@ from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
 from hbpcompiler.inputs import check_batch, check_runs, check_target
 from hbpcompiler.match import bind, trace_and_match
+from hbpcompiler.memory import MemoryModel
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
+from hbpcompiler.registry import AnyRule
 from hbpcompiler.result import Result
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.schemes import HESSIAN, SCHEMES
-from hbpcompiler.steps import Plan
 
 
 @dataclass
@@ -36,16 +38,12 @@ class Built:
     """One program and what it was made from."""
 
     graph: Graph
-    plan: Plan
-    code: str
+    draft: Draft
     path: Path
     program: Any
     constants: Mapping[str, Tensor]
     loss_rule: LossRule
     loss_op: Op
-    saved: Sequence[tuple[str, tuple[str, ...]]]
-    """Name and shape of each tensor that the forward pass keeps for the backward pass."""
-
     run: Callable[..., Any]
 
 
@@ -78,6 +76,7 @@ class Compiled:
         inputs, target = check_batch(self.model, batch)
         built = self._program(inputs, target)
         check_target(built.loss_rule, built.loss_op, built.graph, target)
+        check_fits(built.draft.memory, self.options.memory_budget, len(target))
         with torch.no_grad(), _seeded(generator):
             raw = built.run(self._state(built), *inputs, target)
         return Result(raw, self.quantities, self.model)
@@ -108,7 +107,7 @@ class Compiled:
     @property
     def code(self) -> str:
         """The generated file's text (of the program used last)."""
-        return self._current().code
+        return self._current().draft.code
 
     @property
     def path(self) -> Path:
@@ -139,7 +138,11 @@ class Compiled:
     def explain(self, batch_size: int = 64) -> str:
         """The plan as tables: what travels, in which form; what is saved; per parameter route, cost and memory."""
         built = self._current()
-        return explain(built.graph, built.plan, batch_size, built.saved)
+        return explain(built.graph, built.draft.plan, batch_size, passes.saved(built.draft.graph))
+
+    def predicted_memory(self, batch_size: int) -> int:
+        """Bytes that a call with so many samples allocates at most at once, results included (see `memory`)."""
+        return self._current().draft.memory.peak(batch_size)
 
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
@@ -157,7 +160,23 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     active = graph.active()
     loss_op = bind(maker, _no_tensors, active)
     check_target(rule, loss_op, graph, target)
-    planned = plan(graph, rules, options.quantities, options.mc_samples, Resources(temporaries=options.memory_budget),
+    draft = within_budget(lambda resources: _draft(type(model).__name__, graph, rules, loss_op, options, resources),
+                          Resources(), options.memory_budget, len(target))
+    program, path = load.program(draft.code)
+    run: Any = program
+    if options.backend == "torchscript":
+        program = run = torch.jit.script(program)
+    elif options.backend == "inductor":
+        program = run = torch.compile(program)
+    return Built(graph, draft, path, program, constants, rule, loss_op, run)
+
+
+def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, options: Options,
+           resources: Resources) -> Draft:
+    """The stages from the plan to the file's text."""
+    rule = rules[graph.ending()[0].name]
+    assert isinstance(rule, LossRule)
+    planned = plan(graph, rules, options.quantities, options.mc_samples, resources,
                    options.curvature)
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, rule.reduction(loss_op), names)
@@ -167,20 +186,14 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     passes.drop_idle_reshapes(derived.graph)
     write_in_place(derived.graph)
     header = emit.Header(
-        model=naming.identifier(type(model).__name__),
+        model=naming.identifier(model),
         quantities=options.quantities,
         versions=f"hbpcompiler {hbpcompiler.__version__} with torch {torch.__version__.split('+')[0]}",
         table=header_table(graph, planned),
         notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
     )
     code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
-    program, path = load.program(code)
-    run: Any = program
-    if options.backend == "torchscript":
-        program = run = torch.jit.script(program)
-    elif options.backend == "inductor":
-        program = run = torch.compile(program)
-    return Built(graph, planned, code, path, program, constants, rule, loss_op, passes.saved(derived.graph), run)
+    return Draft(planned, derived.graph, code, MemoryModel(code, graph))
 
 
 def _no_tensors(name: str) -> Any:

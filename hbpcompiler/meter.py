@@ -1,0 +1,126 @@
+"""Counts what torch does while it runs, on meta tensors too: multiply-adds, bytes moved, calls, memory held."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from hbpcompiler.cost import DEFAULT, Cost, Machine
+
+CACHED = 4
+"""What fits the cache moves so many times faster than what does not."""
+
+
+@dataclass
+class Counts:
+    """What was done so far; the fields of `Cost`, as numbers."""
+
+    multiply_adds: float = 0.0
+    batched: float = 0.0
+    traffic: float = 0.0
+    """bytes of calls that touch more than the cache holds."""
+    cached: float = 0.0
+    """bytes of all other calls."""
+    calls: float = 0.0
+
+    def add(self, other: Counts, times: float = 1.0) -> None:
+        self.multiply_adds += times * other.multiply_adds
+        self.batched += times * other.batched
+        self.traffic += times * other.traffic
+        self.cached += times * other.cached
+        self.calls += times * other.calls
+
+    def seconds(self, machine: Machine = DEFAULT) -> float:
+        """Predicted time."""
+        moved = self.traffic + self.cached / CACHED
+        return Cost(self.multiply_adds, moved, 0, self.calls, self.batched).seconds(1, machine)
+
+
+class Meter(TorchDispatchMode):
+    """Counts the operations that run inside `with Meter() as meter`, and the memory that their results hold.
+
+    Tensors made before count for nothing but traffic. Views are free. What a kernel allocates for itself is not seen.
+    """
+
+    def __init__(self, machine: Machine = DEFAULT) -> None:
+        TorchDispatchMode.__init__(self)
+        self.machine = machine
+        self.counts = Counts()
+        self.held = 0
+        """Bytes that are held now."""
+        self.peak = 0
+        """The most that were held at once."""
+        self._holders: dict[int, int] = {}  # storage -> live tensors that show it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            with self:
+                pieces = func.decompose(*args, **kwargs)
+            if pieces is not NotImplemented:
+                return pieces
+        result = func(*args, **kwargs)
+        given, made = list(_tensors((args, kwargs))), list(_tensors(result))
+        known = {_storage(tensor) for tensor in given}
+        fresh = [tensor for tensor in made if _storage(tensor) not in known]
+        if fresh or func._schema.is_mutable:
+            self._count(func, args, kwargs, result, given, made)
+        for tensor in made:
+            if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
+                self._hold(tensor)
+        return result
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any, given: Sequence[Tensor],
+               made: Sequence[Tensor]) -> None:
+        adds = 0.0
+        if func._overloadpacket in flop_registry:
+            adds = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result) / 2
+        small = func._overloadpacket is torch.ops.aten.bmm and len(given[0]) > 1
+        moved = float(sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
+        large = moved > self.machine.cache_bytes
+        self.counts.add(Counts(adds, adds if small else 0.0, moved if large else 0.0, 0.0 if large else moved, 1.0))
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+        if storage not in self._holders:
+            self.held += size
+            self.peak = max(self.peak, self.held)
+        self._holders[storage] = self._holders.get(storage, 0) + 1
+        weakref.finalize(tensor, self._release, storage, size)
+
+    def _release(self, storage: int, size: int) -> None:
+        self._holders[storage] -= 1
+        if not self._holders[storage]:
+            del self._holders[storage]
+            self.held -= size
+
+
+class _Identity:
+    """Membership by identity: tensors compare their elements."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.ids = {id(tensor) for tensor in tensors}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.ids
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, dict):
+        yield from _tensors(list(item.values()))
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _tensors(part)

@@ -1,0 +1,121 @@
+"""Predicted memory and the memory budget: what is predicted, what a budget changes, and what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.meter import Meter
+from hbpcompiler.reference import reference
+from tests.test_quantities import close
+
+MIB = 2**20
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(256, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def batch(samples):
+    torch.manual_seed(1)
+    return torch.randn(samples, 1, 8, 8, dtype=torch.float64), torch.randint(3, (samples,))
+
+
+def test_the_meter_counts_what_runs():
+    left, right = torch.empty(4, 5, 6, device="meta"), torch.empty(4, 6, 7, device="meta")
+    with Meter() as meter:
+        product = left @ right
+        assert meter.held == product.numel() * 4
+        view = product.flatten()
+        del product
+        assert meter.held == view.numel() * 4  # a view keeps its memory
+        squared = view.square()
+        del view
+        assert meter.held == squared.numel() * 4
+        squared.mul_(2)
+    assert meter.peak == 2 * 4 * 5 * 7 * 4
+    assert meter.counts.multiply_adds == meter.counts.batched == 4 * 5 * 6 * 7
+    assert meter.counts.calls == 3
+    assert meter.counts.cached == 4 * (120 + 168 + 140 + 2 * 140 + 2 * 140)
+
+
+@pytest.mark.parametrize("quantities", [["batch_grad"], ["diag_h"], ["variance", "kflr"]])
+def test_the_prediction_is_what_a_call_holds(quantities):
+    """The same count on real tensors, all rounds of all loops run."""
+    X, y = batch(40)
+    compiled = hbp.compile(network(), quantities=quantities, example_inputs=(X[:2], y[:2]))
+    with torch.no_grad(), Meter() as meter:
+        result = compiled.program(compiled.state, X, y)
+    assert 1.0 <= compiled.predicted_memory(40) / meter.peak <= 1.2
+    assert compiled.predicted_memory(80) > compiled.predicted_memory(40)
+    assert result.loss > 0
+
+
+def test_per_sample_gradients_need_the_memory_of_their_result():
+    model = nn.Linear(1000, 1000)
+    compiled = hbp.compile(model, nn.MSELoss(), ["batch_grad"],
+                           example_inputs=(torch.zeros(2, 1000), torch.zeros(2, 1000)))
+    assert 32 * 4_000_000 <= compiled.predicted_memory(32) <= 1.3 * 32 * 4_000_000
+
+
+@pytest.mark.parametrize("quantities", [["diag_h"], ["diag_ggn", "variance"], ["diag_h_split", "kflr"]])
+def test_a_budget_is_kept_and_changes_no_number(quantities):
+    X, y = batch(24)
+    model = network()
+    free = hbp.compile(model, quantities=quantities, example_inputs=(X, y))
+    budget = int(0.6 * free.predicted_memory(24))
+    tight = hbp.compile(model, quantities=quantities, example_inputs=(X, y), memory_budget=budget)
+    assert tight.predicted_memory(24) <= budget
+    assert tight.code != free.code
+    with torch.no_grad(), Meter() as meter:
+        tight.program(tight.state, X, y)
+    assert meter.peak <= budget
+    ours, theirs = tight(X, y), free(X, y)
+    for name in quantities:
+        for key, value in ours[name].items():
+            other = theirs[name][key]
+            pairs = [(value, other)] if torch.is_tensor(value) else list(zip(value, other, strict=True))
+            assert all((number is None) == (same is None) for number, same in pairs)
+            for number, same in pairs:
+                if number is not None:
+                    close(number, same, f"{name} {key}")
+
+
+def test_the_smallest_chunks_are_exact():
+    X, y = batch(3)
+    model = network()
+    least = None
+    for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
+        budget = int(share * hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).predicted_memory(3))
+        try:
+            least = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y), memory_budget=budget)
+        except hbp.CompileError:
+            break
+    assert least is not None
+    assert "for first" in least.code
+    for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
+        close(least(X, y).diag_h[name], value, name)
+
+
+def test_a_budget_that_cannot_be_met_is_refused_at_compile_time():
+    X, y = batch(64)
+    with pytest.raises(hbp.CompileError, match=r"memory_budget=1000 .*batch of 64 needs about [\d.]+ KiB") as error:
+        hbp.compile(network(), quantities=["grad"], example_inputs=(X, y), memory_budget=1000)
+    assert isinstance(error.value, ValueError)
+    assert "Not even one sample fits" in str(error.value)
+    with pytest.raises(hbp.CompileError, match=r"Batches of up to \d+ fit"):
+        hbp.compile(network(), quantities=["batch_grad"], example_inputs=(X, y), memory_budget="512KiB")
+
+
+def test_a_batch_beyond_the_budget_is_refused_before_anything_runs():
+    X, y = batch(200)
+    compiled = hbp.compile(network(), quantities=["batch_grad"], example_inputs=(X[:8], y[:8]), memory_budget=MIB)
+    with pytest.raises(hbp.InputError, match=r"a batch of 200 needs about .*1.0 MiB.*up to (\d+) fit") as error:
+        compiled(X, y)
+    fits = int(str(error.value).split("up to ")[1].split()[0])
+    assert 8 <= fits < 200
+    compiled(X[:fits], y[:fits])
+    with pytest.raises(hbp.InputError):
+        compiled(X[: fits + 1], y[: fits + 1])
