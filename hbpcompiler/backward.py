@@ -11,8 +11,9 @@ import torch
 
 from hbpcompiler import schemes
 from hbpcompiler.averaging import average, pull_matrix, sample
+from hbpcompiler.bilinear import columns_to
+from hbpcompiler.bind import bind
 from hbpcompiler.graph import Graph, Operation, Value
-from hbpcompiler.match import bind
 from hbpcompiler.plan import meta
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
@@ -135,11 +136,9 @@ class Backward:
         return factor
 
     def _birth(self, step: Birth) -> None:
-        rule, op, piece = self.rule_of(step.operation), self.ops[step.operation.name], step.piece
-        residual = rule.residual_of(op)
+        op, piece, residual = self.ops[step.operation.name], step.piece, step.residual
         gradient = self.columns[step.operation.name, step.gradient.name].squeeze(1)
-        carried = {slot: value for slot, value in step.operation.tensors.items()
-                   if value.name in self.active and value.role != "parameter"}
+        carried = {slot: step.operation.tensors[slot] for slot in step.slots}
         scheme = schemes.HESSIAN if step.operation.source.in_loss else self.plan.curvature
         if isinstance(residual, Diagonal):
             (value,) = carried.values()
@@ -158,10 +157,7 @@ class Backward:
             self.signs[piece.name] = named(signs, f"sign_{piece.name}")
 
     def jac_t(self, operation: Operation, slot: str) -> Callable[[Any], Any]:
-        rule, op = self.rule_of(operation), self.ops[operation.name]
-        name, _, position = slot.partition(".")
-        function = rule.jac_t[name]
-        return lambda columns: function(op, columns, int(position)) if position else function(op, columns)
+        return columns_to(self.rule_of(operation), self.ops[operation.name], slot)
 
     def rule_of(self, operation: Operation) -> Rule:
         rule = self.rules[operation.name]
@@ -201,10 +197,9 @@ class Backward:
             return meta(value)
 
         op = bind(operation, tensors, self.active)
-        name, _, position = slot.partition(".")
         columns = torch.empty((1, 1, *op.shape("output")), dtype=operation.output.dtype, device="meta")
         try:
-            rule.jac_t[name](op, columns, *([int(position)] if position else []))
+            columns_to(rule, op, slot)(columns)
         except _ReadsSamplesError:
             return False
         return True
@@ -213,7 +208,7 @@ class Backward:
         value = step.operation.tensors[step.slot]
         root = self.root(step)
         rule, op = self.rule_of(step.operation), self.ops[step.operation.name]
-        rows = rule.rows(op) if rule.rows is not None else None
+        rows = rule.rows(op) if rule.rows is not None and step.slot in rule.jac_t else None
         if rows is not None:
             columns = self.outer(root, value) * rows
         else:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from hbpcompiler.aten import call, packet_of
 from hbpcompiler.backward import Backward
+from hbpcompiler.bind import bind
 from hbpcompiler.errors import ModelError, listing
-from hbpcompiler.graph import Graph, N, Operation
-from hbpcompiler.match import bind
+from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.passes import INPUTS
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.registry import AnyRule
@@ -79,7 +80,14 @@ class _Derivation:
                 return self.proxies[operation.tensors[name].name]
             return self.saved[operation.name][name]
 
-        op = self.ops[operation.name] = bind(operation, tensors, self.active, crossed, self._length)
+        def of_each(name: str) -> Any:
+            """What the derivatives read: samples of their own also where one value serves them all."""
+            value = operation.output if name == "output" else operation.tensors.get(name)
+            shared = value.shared if value is not None else operation.output.shared
+            return self._of_each(tensors(name), value) if shared else tensors(name)
+
+        op = bind(operation, tensors, self.active, crossed, self._length)
+        self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._length)
         rule = self.rules.get(operation.name)
         saved: dict[str, Any] = {}
         plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
@@ -95,30 +103,24 @@ class _Derivation:
             key: named(proxy, f"{self.names[operation.name]}_{key}") for key, proxy in saved.items()
         }
 
+    def _of_each(self, proxy: Any, value: Value | None) -> Any:
+        """[1, *z] -> [N, *z]."""
+        if value is None:
+            return proxy.repeat_interleave(self.batch, 0)  # what a rule saved, of any rank
+        return proxy.expand(self.batch, *[-1] * len(value.sample_shape))
+
     def _aten(self, operation: Operation) -> Any:
         """The ATen operation itself, for what no rule writes."""
 
-        def argument(item: Any) -> Any:
-            if isinstance(item, list):
-                return [argument(part) for part in item]
-            if isinstance(item, str) and item in operation.tensors:
-                return self.proxies[operation.tensors[item].name]
+        def other(item: Any) -> Any:
             if isinstance(item, torch.device):
                 return self.proxies[self.source.inputs[0].name].device
             return self._length(item) if hasattr(item, "free_symbols") else item
 
-        packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."))
-        overload = getattr(packet, operation.overload or "default")
-        positional, keywords = [], {}
-        for schema in overload._schema.arguments:
-            item = (self.proxies[operation.tensors[schema.name].name] if schema.name in operation.tensors
-                    else argument(operation.attributes[schema.name]))
-            if schema.kwarg_only:
-                keywords[schema.name] = item
-            else:
-                positional.append(item)
-        result = self.writer.call(packet, *positional, **keywords)
-        return result[operation.index] if len(overload._schema.returns) > 1 or operation.index else result
+        def run(*positional: Any, **keywords: Any) -> Any:
+            return self.writer.call(packet_of(operation), *positional, **keywords)
+
+        return call(operation, run, lambda slot: self.proxies[operation.tensors[slot].name], other)
 
     def _length(self, expression: Any) -> Any:
         """A polynomial in N as arithmetic on the batch size."""

@@ -17,6 +17,14 @@ class UnsupportedOpError(CompileError, NotImplementedError):
     """The model uses operations, or uses of operations, that no rule covers."""
 
 
+class UsesNotJoinedError(UnsupportedOpError):
+    """The uses of tied `parameters` cannot be joined; they must be values of the graph."""
+
+    def __init__(self, message: str, parameters: Sequence[str]) -> None:
+        super().__init__(message)
+        self.parameters = frozenset(parameters)
+
+
 class ModelError(CompileError, ValueError):
     """The model cannot be compiled as it stands."""
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import sympy
 
+from hbpcompiler.bind import bind
 from hbpcompiler.elementwise import elementwise, x
 from hbpcompiler.graph import Graph, Operation, Value
-from hbpcompiler.match import bind
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.rule import Op, Rule, operand_symbol
 

@@ -28,11 +28,13 @@ class Value:
     """"input", "target", "parameter", "buffer", "constant" or "result"."""
     key: str = ""
     trainable: bool = False
+    shared: bool = False
+    """Whether its sample axis has length one, because it is the same for every sample (see `parameter_values`)."""
 
     @property
     def batched(self) -> bool:
         """Whether the value has a sample axis (always axis 0)."""
-        return bool(self.shape) and self.shape[0] == N
+        return self.shared or (bool(self.shape) and self.shape[0] == N)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

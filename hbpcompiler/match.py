@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hbpcompiler import trace
+from hbpcompiler.aten import DECOMPOSITION_ROUNDS, decompositions
+from hbpcompiler.bind import is_curved, static_op
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.export import export
 from hbpcompiler.graph import Graph, N, Operation
 from hbpcompiler.merged import positions, split_merged
+from hbpcompiler.parameter_values import Uses, rule_of, with_values
 from hbpcompiler.registry import AnyRule, Registry
-from hbpcompiler.rule import LossRule, Op, Rule
-
-ROUNDS = 4
-"""Decompositions of decompositions, at most."""
+from hbpcompiler.rule import LossRule, Rule
 
 
 def trace_and_match(
-    model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, registry: Registry
+    model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, registry: Registry,
+    as_values: Callable[[Uses], set[str]] = lambda uses: set(),
 ) -> tuple[Graph, dict[str, AnyRule], Mapping[str, Tensor]]:
     """The graph, the rule of each differentiated operation by its name, and the constants outside the state_dict.
 
+    `as_values` names the parameters that must be values though their uses have contractions (see `parameter_values`).
     Raises UnsupportedOpError naming everything that no rule covers and torch's own table cannot decompose.
     """
     program = export(model, loss, inputs, target, registry.modules)
-    for _ in range(ROUNDS):
+    for _ in range(DECOMPOSITION_ROUNDS):
         graph = trace.read(program, model)
         pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]
-        table = _decompositions(pieces)
+        table = decompositions(pieces)
         if not table:
             break
         program = program.run_decompositions(table)
-    graph = split_merged(graph, registry)
+    graph = with_values(split_merged(graph, registry), registry, as_values)
     return graph, match(graph, registry), trace.constants(program, loss)
 
 
@@ -51,25 +51,6 @@ def _needs_pieces(operation: Operation, registry: Registry) -> bool:
     return rule is None or (isinstance(rule, LossRule) and operation.output.batched)
 
 
-def _decompositions(missing: Sequence[Operation]) -> dict[Any, Any]:
-    from torch._decomp import core_aten_decompositions, decomposition_table
-
-    core = core_aten_decompositions()
-    table = {}
-    for operation in missing:
-        packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."), None)
-        overload = getattr(packet, operation.overload or "default", None)
-        if overload in core:
-            table[overload] = core[overload]
-        elif overload in decomposition_table:
-            table[overload] = decomposition_table[overload]
-        elif overload is not None and overload.has_kernel_for_dispatch_key(
-            torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
-            table[overload] = overload.decompose
-    return table
-
-
 def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
     """Operation name -> rule, or one error that lists all that is missing or refused, and where it is."""
     active = graph.active()
@@ -78,7 +59,7 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
     findings: list[str] = []
     missing: list[str] = []
     for operation in graph.operations:
-        rule = registry.find(operation.target, operation.overload)
+        rule = rule_of(operation, registry)
         is_loss = operation is reducing
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
@@ -155,52 +136,8 @@ def _refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str
         if value.role == "parameter":
             if slot not in params:
                 findings.append(f"{where}: the rule has no contraction for parameter '{value.key}' as '{slot}'")
-        elif slot.split(".")[0] not in rule.jac_t:
+        elif slot.split(".")[0] not in rule.jac_t and (value.batched or slot not in params):
             findings.append(f"{where}: the rule has no transposed Jacobian for '{slot}'")
     if any(length != 0 and N in getattr(length, "free_symbols", ()) for length in operation.output.shape[1:]):
         findings.append(f"{where}: a result of shape {list(operation.output.shape)} has the batch inside another axis")
     return findings
-
-
-def static_op(operation: Operation, active: set[str]) -> Op:
-    """An Op of attributes and shapes only, for questions that need no tensor."""
-
-    def tensors(name: str) -> Any:
-        raise KeyError(name)
-
-    return bind(operation, tensors, active)
-
-
-def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], differentiated: bool = True,
-         number: Callable[[Any], Any] = lambda item: item) -> Op:
-    """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`.
-
-    `number` says what stands for an attribute that is a polynomial in N.
-    """
-    shapes = {slot: value.sample_shape for slot, value in operation.tensors.items()}
-    shapes["output"] = operation.output.sample_shape
-    batched = {slot for slot, value in operation.tensors.items() if value.batched}
-    if operation.output.batched:
-        batched.add("output")
-    lists = {name: item for name, item in operation.attributes.items()
-             if isinstance(item, list) and any(isinstance(slot, str) and slot in operation.tensors for slot in item)}
-
-    def find(name: str) -> Any:
-        if name in lists:
-            return [tensors(slot) if isinstance(slot, str) else slot for slot in lists[name]]
-        return tensors(name)
-
-    attributes = {name: number(item) if hasattr(item, "free_symbols") else item
-                  for name, item in operation.attributes.items() if name not in lists}
-    # Columns end at a parameter, so it is none of the inputs that a residual or a Jacobian runs between.
-    carries = frozenset(slot for slot, value in operation.tensors.items()
-                        if value.name in active and value.role != "parameter")
-    return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated,
-              active=carries, batched=frozenset(batched))
-
-
-def is_curved(rule: Rule, op: Op) -> bool:
-    """Whether the operation has a residual at this use."""
-    from hbpcompiler.rule import Zero
-
-    return not isinstance(rule.residual_of(op), Zero)

@@ -11,20 +11,24 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import networkx as nx
 import torch
 
 from hbpcompiler import schemes
+from hbpcompiler.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
+from hbpcompiler.bind import bind
 from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
-from hbpcompiler.match import bind
 from hbpcompiler.quantities import (
+    FACTOR,
     GGN,
     GGN_MC,
     GRADIENT,
     KFRA,
     NEGATIVE,
     QUANTITIES,
+    REDUCED_FACTOR,
     RESIDUAL,
     RESIDUAL_MC,
     VECTORS,
@@ -32,7 +36,7 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Site, choose
-from hbpcompiler.rule import Contraction, Diagonal, LossRule, Op, Rule, Structure, Zero
+from hbpcompiler.rule import Contraction, Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
 from hbpcompiler.steps import (
     PREFIX,
     Average,
@@ -118,10 +122,33 @@ class _Walk:
             self.steps.append(Seed(operation, piece))
             self._arrive(value, piece)
 
-    def _birth(self, operation: Operation, rule: Rule, op: Op, gradient: Piece | None) -> None:
-        residual = rule.residual_of(op)
-        inputs = [value for slot, value in operation.tensors.items() if self._carries(value)]
-        if isinstance(residual, Zero) or gradient is None or not inputs:
+    def _births(self, operation: Operation, rule: Rule, op: Op, gradient: Piece | None) -> None:
+        """The rule's residual, and what it leaves out where a parameter is a value (see `bilinear`)."""
+        if gradient is None:
+            return
+        slots = tuple(slot for slot, value in operation.tensors.items() if self._carries(value))
+        self._birth(operation, rule.residual_of(op), tuple(slot for slot in slots if slot.split(".")[0] in rule.jac_t),
+                    gradient)
+        inputs = tuple(inputs_met(rule, op))
+        for slot in parameters_met(rule, op):
+            met = self.parameters_above(operation, [slot]) & self.parameters_above(operation, inputs)
+            if not met or not self.streams & {RESIDUAL, RESIDUAL_MC}:
+                continue  # the block is between different parameters
+            if cross_block_missing(rule, op):
+                raise UnsupportedOpError(
+                    f"{operation.target} in {operation.source}: its input and its '{slot}' depend on one parameter "
+                    f"({', '.join(sorted(met))}), and there is no rule for the Hessian's cross terms between them; "
+                    "freeze it or ask for other quantities")
+            self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient)
+
+    def parameters_above(self, operation: Operation, slots: Iterable[str]) -> set[str]:
+        """Names of the trainable parameters that these arguments depend on."""
+        network = self.graph.network()
+        names = set().union(*[nx.ancestors(network, operation.tensors[slot].name) for slot in slots])
+        return {value.key for value in self.graph.state if value.trainable and value.name in names}
+
+    def _birth(self, operation: Operation, residual: Residual, slots: tuple[str, ...], gradient: Piece) -> None:
+        if isinstance(residual, Zero) or not slots:
             return
         streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
         signed = operation.source.in_loss or schemes.is_signed(self.curvature)
@@ -129,10 +156,11 @@ class _Walk:
             if isinstance(residual, Diagonal):
                 piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
             else:
+                op = self._static(operation)
                 piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
-            self.steps.append(Birth(operation, piece, gradient))
-            for value in inputs:
-                self._arrive(value, piece)
+            self.steps.append(Birth(operation, piece, gradient, slots, residual))
+            for slot in slots:
+                self._arrive(operation.tensors[slot], piece)
 
     # -- crossing an operation ----------------------------------------------------------------------------------------
 
@@ -147,9 +175,9 @@ class _Walk:
         gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
         self._close(operation, rule, op, pieces)
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
-        self._birth(operation, rule, op, gradient)
+        self._births(operation, rule, op, gradient)
         for piece in pieces:
-            if piece.form == MATRIX and (len(slots) > 1 or any(piece.name in self.at.get(
+            if piece.form == MATRIX and (len(slots) > 1 or parameters_met(rule, op) or any(piece.name in self.at.get(
                     operation.tensors[slot].name, {}) for slot in slots)):
                 raise UnsupportedOpError(f"kfra: {operation.target} in {operation.source} joins or splits branches, "
                                          "and the batch-averaged recursion is defined for chains only; use kflr")
@@ -237,6 +265,7 @@ class _Walk:
                     raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it "
                                              "may have no real square root; use a loss function that has a rule")
                 if kinds:
+                    _check_block(operation, parameter, contraction, kinds)
                     site = self._site(contraction, op, piece)
                     choices = choose(site, kinds)
                     self.steps.append(Close(operation, slot, parameter, piece, site, contraction, choices))
@@ -260,6 +289,17 @@ class _Walk:
 
 
 _BATCH = 2
+LARGEST_BLOCK = 2**14
+"""The most rows of a full block, as biases and other parameters without input features have for Kronecker factors."""
+
+
+def _check_block(operation: Operation, parameter: Value, contraction: Contraction, kinds: Iterable[str]) -> None:
+    size = math.prod(parameter.sample_shape)
+    if contraction.operand is None and size > LARGEST_BLOCK and {FACTOR, REDUCED_FACTOR} & set(kinds):
+        raise UnsupportedOpError(
+            f"parameter '{parameter.key}' in {operation.source} meets no input features, so that its Kronecker factor is "
+            f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")
+
 
 
 class _Meta:
@@ -284,6 +324,7 @@ class _Meta:
 def meta(value: Value, batch: int = _BATCH) -> torch.Tensor:
     """A tensor of the value's shape and dtype, without memory."""
     shape = [length if isinstance(length, int) else int(length.subs(N, batch)) for length in value.shape]
+    shape[:1] = [batch] if value.shared else shape[:1]
     return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
@@ -302,7 +343,7 @@ def _largest_above(graph: Graph, active: set[str]) -> dict[str, int]:
     """For each value, the size of the largest one that its columns will reach on their way back, itself included."""
     largest: dict[str, int] = {}
     for operation in graph.operations:
-        if operation.name in active and operation.output.batched:
+        if operation.name in active:
             own = math.prod(operation.output.sample_shape)
             above = [largest.get(value.name, 0) for value in operation.tensors.values()]
             largest[operation.name] = max(own, *above)

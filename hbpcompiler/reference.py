@@ -25,7 +25,7 @@ def reference(
     functions: dict[str, Callable[[str], Tensor]] = {
         "grad": run.grad,
         "batch_grad": run.batch_grad,
-        "batch_l2": lambda name: run.batch_grad(name).flatten(1).square().sum(1),
+        "batch_l2": lambda name: run.batch_grad(name).reshape(run.batch, -1).square().sum(1),
         "second_moment": run.second_moment,
         "variance": run.variance,
         "diag_ggn": lambda name: run.ggn(name).diagonal().view_as(run.parameters[name]),

@@ -89,6 +89,15 @@ class Op:
         """Whether the tensor argument `name` begins with the sample axis (a constant or a parameter does not)."""
         return any(self._batched is None or slot in self._batched for slot in self._slots(name))
 
+    def varying(self) -> frozenset[str] | None:
+        """All tensor arguments that carry derivatives; None if that is not known (in a rule's tests)."""
+        return self._active
+
+    def with_tensor(self, name: str, tensor: Any) -> Op:
+        """The same operation with another tensor under this name."""
+        return Op(lambda other: tensor if other == name else self._tensors(other), self._attributes, self._shapes,
+                  index=self.index, differentiated=self.differentiated, active=self._active, batched=self._batched)
+
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
 
@@ -243,7 +252,8 @@ class Rule:
 
     def elementwise_in(self, op: Op) -> bool:
         """Whether, at this use, columns cross by one product with `derivative`: only one input carries them."""
-        return self.structure_of(op) is Structure.ELEMENTWISE and sum(op.varies(name) for name in self.jac_t) == 1
+        alone = sum(op.varies(name) for name in self.jac_t) == 1 and len(op.varying() or "1") == 1
+        return self.structure_of(op) is Structure.ELEMENTWISE and alone
 
     def structure_of(self, op: Op) -> Structure:
         """The structure of this very use."""

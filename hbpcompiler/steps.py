@@ -11,7 +11,7 @@ from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N, Operation, Value
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
 from hbpcompiler.routes import COLUMNS, MATRIX, Choice, Site
-from hbpcompiler.rule import Contraction
+from hbpcompiler.rule import Contraction, Residual
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
 """How the values of a stream are named in generated code."""
@@ -46,11 +46,13 @@ class Seed:
 
 @dataclass(frozen=True)
 class Birth:
-    """A curved operation's residual appears at its inputs."""
+    """A curved operation's residual appears at some of its inputs."""
 
     operation: Operation
     piece: Piece
     gradient: Piece
+    slots: tuple[str, ...]
+    residual: Residual = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def walk_tail(backward: Backward, step: Tail) -> None:
 def _basis(backward: Backward, widen: Widen, part: Part, op: Op) -> dict[str, Any]:
     """What the loop over columns cuts besides the roots: rows in memory, or the numbers of the unit vectors."""
     rule = backward.rule_of(widen.operation)
-    rows = rule.rows(op) if rule.rows is not None else None
+    rows = rule.rows(op) if rule.rows is not None and widen.slot in rule.jac_t else None
     if rows is not None:
         return {"rows": rows.unsqueeze(0)}
     size = math.prod(widen.operation.output.sample_shape)

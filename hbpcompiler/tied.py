@@ -9,25 +9,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hbpcompiler.errors import UnsupportedOpError, listing
-from hbpcompiler.quantities import EACH, INPUT_FACTOR, REDUCED_INPUT_FACTOR, RESIDUAL, RESIDUAL_MC, SUM, Closing
+from hbpcompiler.errors import UnsupportedOpError, UsesNotJoinedError, listing
+from hbpcompiler.graph import Operation
+from hbpcompiler.parameter_values import Uses
+from hbpcompiler.quantities import (
+    EACH,
+    FACTOR,
+    INPUT_FACTOR,
+    REDUCED_FACTOR,
+    REDUCED_INPUT_FACTOR,
+    RESIDUAL,
+    RESIDUAL_MC,
+    SUM,
+    Closing,
+)
 from hbpcompiler.routes import COLUMNS, Site, choose
+from hbpcompiler.rule import Contraction
 from hbpcompiler.steps import Close, Step, Tied
 
+KRONECKER = frozenset({FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
 ADDITIVE = frozenset({SUM, EACH, INPUT_FACTOR})
 ADVICE = "Give each use its own parameter, freeze it (requires_grad=False), or ask for other quantities."
 
 
+def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
+    """Names of the tied parameters whose uses are not joined, but made one value at which columns add up.
+
+    That gives the Hessian's cross terms between uses, which joined contractions lack, and takes uses of any layout; the
+    price is columns of the parameter's size. Kronecker factors need the contractions, so not both.
+    """
+    kinds = {closing.kind for closing in closings}
+    curved = any(closing.stream in (RESIDUAL, RESIDUAL_MC) for closing in closings)
+    tied = {key: places for key, places in uses.items() if len(places) > 1}
+    if kinds & KRONECKER:
+        findings = [f"parameter '{key}' is used {len(places)} times ({_places([use.operation for use in places])}): "
+                    "its Hessian diagonal and its Kronecker factors cannot be had from one program"
+                    for key, places in tied.items()]
+        if findings and curved:
+            raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
+        return set()
+    unlike = {key for key, places in tied.items() if len({_letters(use.contraction) for use in places}) > 1}
+    return set(tied) if curved else unlike if kinds - ADDITIVE else set()
+
+
+def _letters(contraction: Contraction | None) -> tuple[str, ...]:
+    return tuple(part.replace("p", "") for part in contraction.letters) if contraction is not None else ()
+
+
+def _places(operations: Sequence[Operation]) -> str:
+    return ", ".join(str(operation.source) for operation in operations)
+
+
 def join_uses(steps: Sequence[Step], closings: frozenset[Closing]) -> list[Step]:
-    """The steps with the closings of each tied parameter joined; UnsupportedOpError where that is impossible."""
+    """The steps with the closings of each tied parameter joined.
+
+    Where that is impossible UsesNotJoinedError names the parameters that can be values instead; UnsupportedOpError says
+    so of Kronecker factors, which need the contractions.
+    """
     uses: dict[str, dict[tuple[str, str], list[Close]]] = {}
     for step in steps:
         if isinstance(step, Close):
             uses.setdefault(step.parameter.key, {}).setdefault((step.operation.name, step.slot), []).append(step)
     tied = {key: places for key, places in uses.items() if len(places) > 1}
-    findings = [finding for key, places in tied.items() for finding in _refusals(key, places, closings)]
-    if findings:
-        raise UnsupportedOpError(listing("Tied parameters:", findings, ADVICE))
+    refusals = {key: _refusals(key, places, closings) for key, places in tied.items()}
+    if findings := [finding for refused in refusals.values() for finding in refused]:
+        message = listing("Tied parameters:", findings, ADVICE)
+        if {closing.kind for closing in closings} & KRONECKER:
+            raise UnsupportedOpError(message)
+        raise UsesNotJoinedError(message, [key for key, refused in refusals.items() if refused])
     result: list[Step] = list(steps)
     for places in tied.values():
         for name in {close.piece.name for closes in places.values() for close in closes if close.piece is not None}:
@@ -39,10 +88,8 @@ def join_uses(steps: Sequence[Step], closings: frozenset[Closing]) -> list[Step]
 
 def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: frozenset[Closing]) -> list[str]:
     first = next(iter(places.values()))[0]
-    where = ", ".join(str(closes[0].operation.source) for closes in places.values())
+    where = _places([closes[0].operation for closes in places.values()])
     what = f"parameter '{key}' is used {len(places)} times ({where})"
-    if any(closing.stream in (RESIDUAL, RESIDUAL_MC) for closing in closings):
-        return [f"{what}: the exact Hessian diagonal has cross terms between the uses, which are not computed"]
     pieces = [{close.piece.name for close in closes if close.piece is not None} for closes in places.values()]
     if any(names != pieces[0] for names in pieces):
         return [f"{what}: its curvature arrives in different forms at the uses, which cannot be joined yet"]

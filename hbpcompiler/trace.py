@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from hbpcompiler.errors import ModelError
-from hbpcompiler.graph import Graph, N, Operation, Value
+from hbpcompiler.graph import Graph, N, Operation, Source, Value
 from hbpcompiler.source import source_of
 
 
@@ -74,6 +74,9 @@ class _Reader:
         self.values[node.name] = value
         return value
 
+    def _source(self, node: torch.fx.Node) -> Source:
+        return source_of(node)
+
     def _placeholder(self, node: torch.fx.Node, spec: Any) -> None:
         tensor = node.meta["val"]
         if spec.kind is InputKind.USER_INPUT:
@@ -122,7 +125,7 @@ class _Reader:
         overload = called._overloadname
         output = self._value(node, value, "result")
         target = schema.name.replace("::", ".")
-        self.operations.append(Operation(target, overload, output, tensors, attributes, index, source_of(call)))
+        self.operations.append(Operation(target, overload, output, tensors, attributes, index, self._source(call)))
 
     def _number(self, node: torch.fx.Node) -> Any:
         number = self.numbers[node.name]
@@ -142,6 +145,36 @@ class _Reader:
         if isinstance(item, list | tuple):
             return [self._argument(f"{slot}.{position}", part, tensors) for position, part in enumerate(item)]
         return item
+
+
+class PieceReader(_Reader):
+    """Reads what torch.vmap makes of one operation over a sample axis of length one, in place of that operation."""
+
+    def __init__(self, operation: Operation, arguments: Sequence[Value]) -> None:
+        self.operation, self.arguments = operation, arguments
+        self.symbols, self.values, self.numbers = {}, {}, {}
+        self.tuples: dict[str, torch.fx.Node] = {}
+        self.operations: list[Operation] = []
+
+    def pieces(self, traced: torch.fx.GraphModule) -> tuple[list[Operation], Value]:
+        """The operations, and the value that stands for the operation's result."""
+        holders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self.values.update({node.name: value for node, value in zip(holders, self.arguments, strict=True)})
+        for node in traced.graph.nodes:
+            if node.op == "call_function":
+                self._call(node)
+        (output,) = [node for node in traced.graph.nodes if node.op == "output"]
+        return self.operations, self.values[output.args[0].name]
+
+    def _value(self, node: torch.fx.Node, tensor: Tensor, role: str, key: str = "", trainable: bool = False) -> Value:
+        shared = any(self.values[parent.name].shared for parent in node.all_input_nodes if parent.name in self.values)
+        name = f"{self.operation.name}_{node.name}"
+        value = Value(name, tuple(tensor.shape), tensor.dtype, role, key, trainable, shared)
+        self.values[node.name] = value
+        return value
+
+    def _source(self, node: torch.fx.Node) -> Source:
+        return self.operation.source
 
 
 def _without_dead(graph: Graph) -> Graph:

@@ -60,10 +60,8 @@ def reshape_back(op: Op, columns: Tensor) -> Tensor:
 
 
 def refuse_reshape(op: Op) -> str | None:
-    """A traced size is a number, -1, or an expression in the batch size; only the first may be that."""
-    size = list(getattr(op, "size", []))
-    moves = size and ((isinstance(size[0], int) and size[0] != -1) or not all(isinstance(s, int) for s in size[1:]))
-    if moves or prod(op.shape("self")) != prod(op.shape("output")):
+    """A result without the sample axis in front has all elements in its shape, the batch size among them."""
+    if prod(op.shape("self")) != prod(op.shape("output")):
         return refusal("moves, merges or splits", "keep it as it is, as in x.reshape(x.shape[0], ...)")
     return None
 
