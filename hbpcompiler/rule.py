@@ -173,7 +173,8 @@ class Contraction:
 
     equation: str
     columns: Callable[[Op, Tensor], Tensor] = lambda op, columns: columns
-    """columns at the output, [N, K, *out] -> the first operand."""
+    """columns at the output, [N, K, *out] -> the first operand; its entries are entries of the columns or sums of them
+    (coefficients 0 and 1, so that squares go the same way)."""
     operand: Callable[[Op], Tensor] | None = None
     """the second operand; it may read saved tensors, which the compiler then slices over samples."""
     summed: Callable[[Op, Tensor], Tensor] | None = None

@@ -8,6 +8,7 @@ A user's rule is tested by the same two lines as ours:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -168,6 +169,9 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
             result = torch.einsum(contraction.equation, operands)
             expected = _pull_back(setting, name, columns)
             _close(result.reshape(expected.shape), expected, f"{where}: contraction of {name}")
+            units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(SAMPLES, -1, -1)
+            seen = contraction.columns(op, units.reshape(SAMPLES, -1, *op.shape("output")))
+            assert ((seen == 0) | (seen == 1)).all(), f"{where}: columns of {name} have coefficients other than 0 and 1"
             if contraction.summed is not None:
                 _close(contraction.summed(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: summed of {name}")
     _check_structure(rule, setting, op, where)

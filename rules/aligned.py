@@ -84,10 +84,12 @@ def columns_per_element(op: Op, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def added(op: Op, name: str, sign: float = 1) -> Contraction:
-    """The cotangent of a parameter that is added: sums of columns."""
+    """The cotangent of a parameter that is added `sign` times: sums of columns."""
+    if sign != 1:
+        return multiplied(op, name, lambda op: torch.full_like(op.output, sign), True)
 
     def columns_view(op: Op, columns: Tensor) -> Tensor:
-        total = unbroadcast(op, name, scaled(columns, sign))
+        total = unbroadcast(op, name, columns)
         return total.flatten(2) if op.shape(name) else total.unsqueeze(2)
 
     return Contraction("nko->nko", columns_view)

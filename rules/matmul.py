@@ -190,7 +190,7 @@ def addmm_forward(op: Op) -> Tensor:
 
 def addmm_params(op: Op) -> Mapping[str, Contraction]:
     equation = "nkpo,npi->nkio" if len(op.shape("mat1")) > 1 else "nko,ni->nkio"
-    weight = Contraction(equation, lambda op, columns: scaled(columns, op.alpha), lambda op: op.mat1)
+    weight = Contraction(equation, operand=lambda op: scaled(op.mat1, op.alpha))
     return {"self": added(op, "self", op.beta), "mat2": weight}
 
 

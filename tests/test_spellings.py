@@ -58,6 +58,54 @@ def test_spelling(name):
             close(result[quantity][key], value, f"{quantity} of {key}")
 
 
+class Shifted(nn.Module):
+    """A parameter that is added other than once, with an activation's diagonal residual right above."""
+
+    def __init__(self, shift, shape):
+        super().__init__()
+        self.first, self.last, self.shift = nn.Linear(3, 4), nn.Linear(4, 2), shift
+        self.own = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return self.last(torch.sigmoid(self.shift(self.first(x), self.own)))
+
+
+SHIFTS = {
+    "x - p": lambda x, p: x - p, "p - x": lambda x, p: p - x, "x + 2 p": lambda x, p: torch.add(x, p, alpha=2),
+    "x - 3 p": lambda x, p: torch.sub(x, p, alpha=3), "3 x - p": lambda x, p: torch.rsub(p, x * 3),
+}
+
+
+@pytest.mark.parametrize("shape", [(4,), (1,), ()])
+@pytest.mark.parametrize("name", list(SHIFTS))
+def test_a_parameter_that_is_subtracted(name, shape):
+    torch.manual_seed(0)
+    model = Shifted(SHIFTS[name], shape).double()
+    X, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    result = hbp.compile(model, quantities=["grad", "variance", "diag_h"])(X, y)
+    for quantity in result:
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+
+
+def test_a_weight_and_a_bias_that_are_scaled_by_addmm():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(torch.tanh(torch.addmm(self.bias, x, self.weight, beta=-2, alpha=0.5)))
+
+    torch.manual_seed(0)
+    model = Scaled().double()
+    X, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    found = hbp.compile(model, quantities=["diag_h"])(X, y).diag_h
+    for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
+        close(found[key], value, key)
+
+
 def test_functional_layers():
     """Parameters of one's own, used by F.linear, F.conv2d and F.batch_norm."""
     class Own(nn.Module):
