@@ -29,14 +29,18 @@ def cache_folder() -> Path:
 
 def write(code: str) -> Path:
     """Store the text under its own hash; a file is never half written."""
-    folder = cache_folder()
-    path = folder / f"program_{hashlib.sha256(code.encode()).hexdigest()[:24]}.py"
+    path = cache_folder() / f"program_{hashlib.sha256(code.encode()).hexdigest()[:24]}.py"
     if not path.exists() or path.read_text(encoding="utf-8") != code:
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(code)
-        os.replace(temporary, path)
+        store(path, code)
     return path
+
+
+def store(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
 
 
 def load(code: str) -> tuple[ModuleType, Path]:

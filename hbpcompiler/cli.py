@@ -23,9 +23,9 @@ from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.registry import with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.support import supported
+from hbpcompiler.tune_command import DTYPES, tune
 
 EXIT_CODE = 2
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSSES: dict[str, tuple[type[nn.Module], Callable[[Tensor], Tensor]]] = {
     # name: the loss and a target that it takes for an output
     "cross_entropy": (nn.CrossEntropyLoss, lambda out: torch.randint(out.shape[1], (len(out), *out.shape[2:]))),
@@ -59,9 +59,13 @@ def main() -> None:
     hbp compile torchvision.models:resnet18 ...   write the program to a file
     hbp explain ...                               show the plan behind it: streams, routes, cost, memory
     hbp rules                                     list the operations that have a derivative rule
+    hbp tune                                      measure this machine, for plans that suit it
 
     The generated file needs only torch. In Python the same is hbpcompiler.compile(model, quantities=[...]).
     """
+
+
+main.add_command(tune)
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -102,7 +106,8 @@ def job(command: Callable[..., None]) -> Callable[..., None]:
                      help="Samples per datum for diag_ggn_mc and kfac."),
         click.option("--curvature", type=click.Choice(list(SCHEMES)), default=HESSIAN, show_default=True,
                      help="What diag_h and its kin mean by curvature: how activations' residuals enter."),
-        click.option("--memory-budget", metavar="SIZE", help="Upper bound for a chunk's temporaries: 512MiB."),
+        click.option("--memory-budget", metavar="SIZE",
+                     help="Most that a call with the example's batch size may allocate: 512MiB."),
         click.option("--rules", "rule_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
                      help="A rule file of your own. Repeat it for several."),
     ]

@@ -18,7 +18,7 @@ from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.cost import Resources
 from hbpcompiler.errors import CompileError, InputTypeError
-from hbpcompiler.explain import explain, header_table
+from hbpcompiler.explain import explain, header_table, machine_notes
 from hbpcompiler.fuse import fuse
 from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
@@ -31,6 +31,7 @@ from hbpcompiler.registry import AnyRule
 from hbpcompiler.result import Result
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.tuning import measured_machine
 
 
 @dataclass
@@ -161,7 +162,8 @@ def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor
     loss_op = bind(maker, _no_tensors, active)
     check_target(rule, loss_op, graph, target)
     draft = within_budget(lambda resources: _draft(type(model).__name__, graph, rules, loss_op, options, resources),
-                          Resources(), options.memory_budget, len(target))
+                          Resources(measured_machine(target.device, graph.output.dtype)), options.memory_budget,
+                          len(target))
     program, path = load.program(draft.code)
     run: Any = program
     if options.backend == "torchscript":
@@ -192,6 +194,7 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, 
         table=header_table(graph, planned),
         notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
     )
+    header.notes = [*header.notes, *machine_notes(resources.machine)]
     code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
     return Draft(planned, derived.graph, code, MemoryModel(code, graph))
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hbpcompiler.codegen.naming import comment, value_names
-from hbpcompiler.cost import number
+from hbpcompiler.cost import DEFAULT, Machine, number
 from hbpcompiler.graph import Graph, N
 from hbpcompiler.steps import Birth, Close, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
 
@@ -60,6 +60,15 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
                          _polynomial(choice.cost.multiply_adds)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def machine_notes(machine: Machine) -> list[str]:
+    """What the head of the file says about measured figures; nothing, where none were measured."""
+    if machine == DEFAULT:
+        return []
+    return ["Routes chosen with figures that `hbp tune` measured on the machine that wrote this file:",
+            f"{machine.multiply_adds_per_second:.2g} multiply-adds/s, {machine.batched_per_second:.2g} in small "
+            f"products; {machine.bytes_per_second:.2g} bytes/s; {machine.seconds_per_call:.2g} s per call."]
 
 
 def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
