@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,39 +31,55 @@ def _meta(value: Value, batch: int) -> Tensor:
 
 def _run(graph: fx.Graph, arguments: Sequence[Any]) -> dict[fx.Node, Any]:
     """Every node's value on meta tensors; loops' bodies once, on a chunk."""
+    return dict(interpret(graph, arguments, _annotate_body))
+
+
+def interpret(graph: fx.Graph, arguments: Sequence[Any],
+              enter: Callable[[Loop, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None],
+              ) -> Iterator[tuple[fx.Node, Any]]:
+    """Each node with its value on meta tensors; at a loop, `enter(loop, accumulators, cut, whole)` is called instead.
+
+    A value is kept no longer than to its last reader.
+    """
     values: dict[fx.Node, Any] = {}
     given = iter(arguments)
+    last = {used: node for node in graph.nodes for used in node.all_input_nodes}
     for node in graph.nodes:
         if node.op == "output":
             continue
         if node.op == "placeholder":
             values[node] = next(given)
+            yield node, values[node]
             continue
         args = fx.node.map_arg(node.args, lambda used: values[used])
         kwargs = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
         if kwargs.get("device") is not None:
             kwargs["device"] = "meta"
         if isinstance(node.target, Loop):
-            _annotate_body(node.target, *args)
+            enter(node.target, *args)
             values[node] = args[0]
         elif node.op == "call_method":
             values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
         else:
             values[node] = node.target(*args, **kwargs)
-    return values
+        del args, kwargs
+        yield node, values[node]
+        for used in {node, *node.all_input_nodes}:
+            if last.get(used, node) is node:
+                del values[used]
 
 
 def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
     runs = []
     # A body for single samples may rely on their number.
     for length in BATCHES if loop.chunk > 1 else (1, 1):
-        rows = [_resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
-        parts = [_resized(tensor, loop.axis, length) for tensor in cut]
+        rows = [resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
+        parts = [resized(tensor, loop.axis, length) for tensor in cut]
         runs.append(_run(loop.body, [*accumulators[: loop.totals], *rows, *parts, *whole]))
     _mark(loop.body, runs, "n" if loop.axis == 0 else "k")
 
 
-def _resized(tensor: Tensor, axis: int, length: int) -> Tensor:
+def resized(tensor: Tensor, axis: int, length: int) -> Tensor:
     shape = list(tensor.shape)
     shape[axis] = length
     return torch.empty(shape, dtype=tensor.dtype, device="meta")

@@ -10,6 +10,7 @@ from torch import fx
 from hbpcompiler.cost import Resources
 from hbpcompiler.errors import InputError, OptionError
 from hbpcompiler.memory import MemoryModel
+from hbpcompiler.program_cost import ProgramCost
 from hbpcompiler.steps import Plan
 
 SHARES = (4, 16, 64)
@@ -24,6 +25,7 @@ class Draft:
     graph: fx.Graph
     code: str
     memory: MemoryModel
+    cost: ProgramCost
 
 
 def within_budget(make: Callable[[Resources], Draft], resources: Resources, budget: int | None, batch: int) -> Draft:

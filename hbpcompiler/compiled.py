@@ -13,24 +13,28 @@ import torch
 from torch import Tensor, nn
 
 import hbpcompiler
-from hbpcompiler import derive, passes
+from hbpcompiler import derive, passes, schemes
+from hbpcompiler.bind import bind
 from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.cost import Resources
-from hbpcompiler.errors import CompileError, InputTypeError
+from hbpcompiler.errors import CompileError, InputTypeError, UsesNotJoinedError
 from hbpcompiler.explain import explain, header_table, machine_notes
 from hbpcompiler.fuse import fuse
 from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
 from hbpcompiler.inputs import check_batch, check_runs, check_target
-from hbpcompiler.match import bind, trace_and_match
+from hbpcompiler.match import trace_and_match
 from hbpcompiler.memory import MemoryModel
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
+from hbpcompiler.program_cost import ProgramCost
+from hbpcompiler.quantities import closings_for
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.result import Result
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.tied import uses_as_values
 from hbpcompiler.tuning import measured_machine
 
 
@@ -137,9 +141,16 @@ class Compiled:
         return target
 
     def explain(self, batch_size: int = 64) -> str:
-        """The plan as tables: what travels, in which form; what is saved; per parameter route, cost and memory."""
+        """The plan as tables: what travels, in which form; what is saved; per parameter the routes, rejected ones too.
+
+        Costs are polynomials in N, predicted times and memory are for this batch size.
+        """
         built = self._current()
-        return explain(built.graph, built.draft.plan, batch_size, passes.saved(built.draft.graph))
+        return explain(built.graph, built.draft, batch_size)
+
+    def predicted_seconds(self, batch_size: int) -> float:
+        """The time of a call with so many samples, by the planner's model of cost (see `program_cost`)."""
+        return sum(self._current().draft.cost.seconds(batch_size).values())
 
     def predicted_memory(self, batch_size: int) -> int:
         """Bytes that a call with so many samples allocates at most at once, results included (see `memory`)."""
@@ -153,7 +164,17 @@ class Compiled:
 def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor,
           options: Options) -> Built:
     """All stages, from a batch to a loaded program."""
-    graph, rules, constants = trace_and_match(model, loss, inputs, target, options.registry)
+    try:
+        return _build(model, loss, inputs, target, options)
+    except UsesNotJoinedError as error:
+        return _build(model, loss, inputs, target, options, error.parameters)
+
+
+def _build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, options: Options,
+           as_values: frozenset[str] = frozenset()) -> Built:
+    closings = schemes.kept(options.curvature, closings_for(options.quantities))
+    graph, rules, constants = trace_and_match(model, loss, inputs, target, options.registry,
+                                              lambda uses: as_values | uses_as_values(uses, closings))
     graph, rules = fuse(graph, rules)
     maker, _ = graph.ending()
     rule = rules[maker.name]
@@ -196,7 +217,8 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, 
     )
     header.notes = [*header.notes, *machine_notes(resources.machine)]
     code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
-    return Draft(planned, derived.graph, code, MemoryModel(code, graph))
+    return Draft(planned, derived.graph, code, MemoryModel(code, graph),
+                 ProgramCost(derived.graph, graph, resources.machine))
 
 
 def _no_tensors(name: str) -> Any:

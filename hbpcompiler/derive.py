@@ -60,9 +60,11 @@ class _Derivation:
                 self._forward(operation, operation.name in crossed)
         backward = Backward(self.source, self.rules, self.plan, self.names, self.writer, self.ops, self.proxies,
                             self.batch)
-        for step in self.plan.steps:
+        for number, step in enumerate(self.plan.steps):
+            self.writer.tracer.step = number
             with self.writer.block(title(self._where(step)), "backward"):
                 backward.step(step)
+        self.writer.tracer.step = None
         self.closed = backward.closed
         results = self._results()
         loss, output = self.proxies[self.source.loss.name], self.proxies[self.source.output.name]

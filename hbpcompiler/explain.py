@@ -1,4 +1,4 @@
-"""The plan in words: what travels backwards, and per parameter the route, its cost and its memory."""
+"""The plan in words: what travels backwards, and per parameter the routes that were chosen and those that were not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hbpcompiler.budget import Draft, size
 from hbpcompiler.codegen.naming import comment, value_names
 from hbpcompiler.cost import DEFAULT, Machine, number
 from hbpcompiler.graph import Graph, N
+from hbpcompiler.passes import saved
+from hbpcompiler.program_cost import FORWARD, RESULTS
+from hbpcompiler.routes import NEVER, alternatives
 from hbpcompiler.steps import Birth, Close, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
+
+WIDTH = 170
+"""Of the tables, in characters."""
 
 
 def _form(piece: Piece) -> str:
@@ -40,9 +47,9 @@ def _polynomial(expression: Any) -> str:
 
 
 def _short(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
 
 
@@ -71,14 +78,17 @@ def machine_notes(machine: Machine) -> list[str]:
             f"products; {machine.bytes_per_second:.2g} bytes/s; {machine.seconds_per_call:.2g} s per call."]
 
 
-def travellers(graph: Graph, plan: Plan) -> list[tuple[str, str, Any, str]]:
-    """(value, form, numbers per stream, born by) in the order of the backward pass."""
+def travellers(graph: Graph, plan: Plan) -> list[tuple[int, str, str, Any, str]]:
+    """(number of the step, value, form, numbers per stream, born by) in the order of the backward pass."""
     names = value_names(graph)
     rows = []
-    for step in plan.flat():
-        piece, values, how = _arrivals(step)
-        for value in values:
-            rows.append((names[value.name], f"{piece.stream}: {_form(piece)}", piece.elements(value), how))
+    for position, step in enumerate(plan.steps):
+        for own in step.steps if isinstance(step, Tail) else [step]:
+            piece, values, how = _arrivals(own)
+            how += ", in chunks" if isinstance(step, Tail) else ""
+            for value in values:
+                form = f"{piece.stream}: {_form(piece)}"
+                rows.append((position, names[value.name], form, piece.elements(value), how))
     return rows
 
 
@@ -92,39 +102,82 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
         return step.into, [step.operation.tensors[step.slot]], "widened to columns"
     if isinstance(step, Pull):
         return step.piece, [step.operation.tensors[step.slot]], "pulled back"
-    assert not isinstance(step, Tail)  # `flat` gives its steps instead
+    assert not isinstance(step, Tail)  # `travellers` gives its steps instead
     return step.into, [step.value], type(step).__name__.lower()
 
 
-def explain(graph: Graph, plan: Plan, batch_size: int = 64,
-            saved: Sequence[tuple[str, tuple[str, ...]]] = ()) -> str:
-    """The plan as tables: streams with their columns and saved numbers, then each parameter's routes and costs."""
-    console = Console(file=io.StringIO(), width=140, record=False)
-    streams = Table(title=f"What travels backwards ({', '.join(plan.quantities)})")
-    for heading in ("at value", "stream and form", "numbers", f"at N={batch_size}", "how"):
-        streams.add_column(heading)
-    for value, form, elements, how in travellers(graph, plan):
-        streams.add_row(value, form, _polynomial(elements), _short(number(elements, batch_size)), how)
-    console.print(streams)
-    kept = Table(title="What the forward pass keeps")
-    for heading in ("tensor", "shape", "numbers", f"at N={batch_size}"):
-        kept.add_column(heading)
-    for name, shape in saved:
-        numbers = math.prod(sympy.sympify(length, locals={"N": N}) for length in shape)
-        shown = Text(f"[{', '.join(shape)}]")
-        kept.add_row(Text(name), shown, _polynomial(numbers), _short(number(numbers, batch_size)))
-    console.print(kept)
-    routes = Table(title="How it ends at the parameters")
-    for heading in ("parameter", "from", "closing", "route", "multiply-adds", f"at N={batch_size}", "memory (bytes)",
-                    f"at N={batch_size}"):
-        routes.add_column(heading)
-    for step in plan.closings():
-        for choice in step.choices:
-            cost = choice.cost
-            routes.add_row(Text(step.parameter.key), _stream(step), "+".join(sorted(choice.kinds)), choice.route.name,
-                           _polynomial(cost.multiply_adds), _short(number(cost.multiply_adds, batch_size)),
-                           _polynomial(cost.memory), _short(number(cost.memory, batch_size)))
-    console.print(routes)
+def explain(graph: Graph, draft: Draft, batch_size: int = 64) -> str:
+    """The plan as tables: what travels, what is saved, each parameter's routes with the rejected ones, and the sums."""
+    console = Console(file=io.StringIO(), width=WIDTH, record=False)
+    for table in (_streams(graph, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size)):
+        console.print(table)
+    console.print(Text("\n".join(_sums(draft, batch_size))))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _streams(graph: Graph, draft: Draft, batch: int) -> Table:
+    table = _table(f"What travels backwards ({', '.join(draft.plan.quantities)})", "at value", "stream and form",
+                   "numbers", f"at N={batch}", "how", f"ms at N={batch}", "multiply-adds", "bytes moved")
+    seconds, costs, shown = draft.cost.seconds(batch), draft.cost.costs(), set()
+    for step, value, form, elements, how in travellers(graph, draft.plan):
+        numbers = [""] * 3
+        if step in costs and step not in shown:  # a step may arrive at several values, and costs once
+            shown.add(step)
+            numbers = [_milliseconds(seconds[step]), _polynomial(costs[step].multiply_adds),
+                       _polynomial(costs[step].traffic)]
+        table.add_row(value, form, _polynomial(elements), _short(number(elements, batch)), how, *numbers)
+    return table
+
+
+def _kept(draft: Draft, batch: int) -> Table:
+    table = _table("What the forward pass keeps", "tensor", "shape", "numbers", f"at N={batch}")
+    for name, shape in saved(draft.graph):
+        numbers = math.prod(sympy.sympify(length, locals={"N": N}) for length in shape)
+        shown = Text(f"[{', '.join(shape)}]")
+        table.add_row(Text(name), shown, _polynomial(numbers), _short(number(numbers, batch)))
+    return table
+
+
+def _routes(draft: Draft, batch: int) -> Table:
+    table = _table("How it ends at the parameters: routes chosen and rejected", "parameter", "from", "closing", "route",
+                   "", f"ms at N={batch}", "multiply-adds", "bytes moved", "temporaries (bytes)")
+    for step in draft.plan.closings():
+        machine = step.site.resources.machine
+        rejected = alternatives(step.site, step.choices)
+        for choice in (*step.choices, *rejected):
+            cost, start = choice.cost, (Text(step.parameter.key), _stream(step), "+".join(sorted(choice.kinds)))
+            if cost == NEVER:
+                table.add_row(*start, choice.route.name, "rejected: its memory grows with N times the parameter", "")
+                continue
+            table.add_row(*start, choice.route.name, "rejected" if choice in rejected else "chosen",
+                          _milliseconds(cost.seconds(step.site.samples or batch, machine)),
+                          _polynomial(cost.multiply_adds), _polynomial(cost.traffic), _polynomial(cost.memory))
+    return table
+
+
+def _sums(draft: Draft, batch: int) -> list[str]:
+    seconds = draft.cost.seconds(batch)
+    closing = {position for position, step in enumerate(draft.plan.steps) if isinstance(step, Close | Tied)}
+    parts = {
+        "forward": seconds.get(FORWARD, 0.0),
+        "columns": sum(time for place, time in seconds.items() if isinstance(place, int) and place not in closing),
+        "parameters": sum(time for place, time in seconds.items() if place in closing),
+        "results": seconds.get(RESULTS, 0.0),
+    }
+    shares = ", ".join(f"{name} {_milliseconds(time)}" for name, time in parts.items())
+    figures = "default figures" if draft.cost.machine == DEFAULT else "figures that `hbp tune` measured"
+    return [f"Predicted at N={batch}: {_milliseconds(sum(parts.values()))} ms ({shares}), with {figures}; "
+            f"at most {size(draft.memory.peak(batch))} allocated at once."]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3g}"

@@ -1,6 +1,7 @@
 """Writes torch.fx graphs by running plain torch functions on proxies; chunk loops are nodes with a graph inside.
 
-Every node carries `meta["block"]`, the heading it is printed under, and perhaps `meta["hint"]`, the name it asks for.
+Every node carries `meta["block"]`, the heading it is printed under, `meta["step"]`, the number of the plan's step that
+wrote it (None elsewhere), and perhaps `meta["hint"]`, the name it asks for.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class _Tracer(fx.proxy.TracerBase):
         super().__init__()
         self.graph = graph
         self.block: Block | None = None
+        self.step: int | None = None
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = self.graph.create_node(*args, **kwargs)
         node.meta["block"] = self.block
+        node.meta["step"] = self.step
         return node
 
 

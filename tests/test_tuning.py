@@ -1,4 +1,4 @@
-"""Measured figures: calibration with a fake clock, what is kept, what it changes, and that nothing depends on it else."""
+"""Measured figures: calibration with a fake clock, what is kept, what it changes; else nothing depends on them."""
 
 import json
 from dataclasses import asdict

@@ -7,7 +7,7 @@ neither operations nor quantities: it sees letters, sizes and which closings are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hbpcompiler.cost import TYPICAL_BATCH, Cost, number
@@ -15,7 +15,7 @@ from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.routes.products import ChunkedProduct, ClosedForm, NativeSum, OneProduct, WholeProduct
-from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Route, Site, Use
+from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM, MATRIX, NEVER, NOTHING, Route, Site, Use
 
 ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), WholeProduct(),
@@ -59,6 +59,18 @@ def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
     return min(possible, key=lambda choices: (excess(site, choices), seconds(site, choices)))
 
 
+def alternatives(site: Site, choices: Sequence[Choice]) -> list[Choice]:
+    """Routes that were not taken, each with all the closings that it could have given."""
+    kinds = frozenset().union(*(choice.kinds for choice in choices))
+    taken = {(choice.route.name, choice.kinds) for choice in choices}
+    found = []
+    for route in ROUTES:
+        could = route.closes(site) & kinds if route.applies(site) else frozenset()
+        if could and (route.name, could) not in taken:
+            found.append(Choice(route, could, route.cost(site, could)))
+    return found
+
+
 def seconds(site: Site, choices: Iterable[Choice]) -> float:
     """What they cost together, at the batch size that routes are compared at."""
     batch = site.samples or TYPICAL_BATCH
@@ -73,5 +85,5 @@ def excess(site: Site, choices: Iterable[Choice]) -> float:
     return max(0.0, memory - 2 * site.resources.temporaries)
 
 
-__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use", "choose",
-           "covers", "seconds"]
+__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NEVER", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use",
+           "alternatives", "choose", "covers", "seconds"]

@@ -1,0 +1,116 @@
+"""Predicted costs: counted on the program step by step, and shown beside the routes that were not taken."""
+
+import pytest
+import sympy
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.cost import DEFAULT, Cost, Machine, number, total
+from hbpcompiler.graph import N
+from hbpcompiler.meter import Meter
+from hbpcompiler.program_cost import FORWARD, RESULTS
+from hbpcompiler.routes import alternatives
+from hbpcompiler.steps import Close, Pull
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, 5))
+
+
+def compiled(quantities, samples=4, **options):
+    return hbp.compile(network(), quantities=quantities, **options,
+                       example_inputs=(torch.zeros(samples, 1, 8, 8), torch.zeros(samples, dtype=torch.long)))
+
+
+def table(text, title):
+    """The rows of one table, as lists of cells; a cell that was wrapped is put together."""
+    lines = text[text.index(title):].splitlines()[1:]
+    end = next(position for position, line in enumerate(lines) if line.startswith("└"))
+    rows = []
+    for line in lines[:end]:
+        if line.startswith("│"):
+            cells = [cell.strip() for cell in line.strip("│").split("│")]
+            if any(cells[:4]):
+                rows.append(cells)
+            else:
+                rows[-1] = [f"{above} {cell}".strip() for above, cell in zip(rows[-1], cells, strict=True)]
+    return rows
+
+
+def test_chosen_and_rejected_routes_are_shown_with_their_costs():
+    program = compiled(["diag_ggn", "kflr"])
+    rows = table(program.explain(128), "How it ends at the parameters")
+    weight = [row for row in rows if row[0] == "2.weight"]
+    verdicts = {(row[2], row[3]): row[4] for row in weight}
+    assert verdicts["diagonal", "Gram over positions"] == "rejected"
+    assert verdicts["diagonal", "batched product"] == "rejected: its memory grows with N times the parameter"
+    assert verdicts["factor", "symmetric product"] == "chosen"
+    assert {row[0] for row in rows} == {name for name, _ in network().named_parameters()}
+    for row in rows:
+        assert row[4].startswith(("chosen", "rejected"))
+        assert "N times" in row[4] or (float(row[5]) > 0 and "N" in row[7])
+    for step in program._current().draft.plan.closings():
+        chosen = sum(choice.cost.seconds() for choice in step.choices)
+        kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+        assert all(chosen <= other.cost.seconds() for other in alternatives(step.site, step.choices)
+                   if other.kinds == kinds)
+
+
+def test_the_header_shows_chosen_routes_only():
+    head = compiled(["diag_ggn"]).code.split('"""')[1]
+    assert "rejected" not in head
+    assert "predicted" not in head.lower()
+
+
+def test_every_step_has_a_cost():
+    program = compiled(["diag_h", "variance", "kfac"])
+    draft = program._current().draft
+    costs, seconds = draft.cost.costs(), draft.cost.seconds(32)
+    assert costs.keys() == seconds.keys()
+    assert {FORWARD, RESULTS} <= costs.keys()
+    for place, cost in costs.items():
+        for figure in (cost.multiply_adds, cost.traffic, cost.calls):
+            assert sympy.sympify(figure).is_polynomial(N)
+            assert number(figure, 64) >= 0
+        step = draft.plan.steps[place] if isinstance(place, int) else None
+        if isinstance(step, Pull | Close) and step.operation.short == "linear":
+            assert number(cost.calls, 64) > 0
+    assert program.predicted_seconds(32) == pytest.approx(sum(seconds.values()))
+    assert program.predicted_seconds(64) > program.predicted_seconds(32)
+    assert "Predicted at N=32" in program.explain(32)
+
+
+@pytest.mark.parametrize("quantities", [["grad"], ["diag_h", "kflr"], ["batch_l2", "variance"]])
+def test_the_count_is_what_a_call_does(quantities):
+    """Multiply-adds and calls of the graph, loops multiplied out, against a real call."""
+    samples = 7
+    program = compiled(quantities, samples)
+    draft = program._current().draft
+    X, y = torch.randn(samples, 1, 8, 8), torch.zeros(samples, dtype=torch.long)
+    with torch.no_grad(), Meter() as meter:
+        program.program(program.state, X, y)
+    counted = [counts for counts, _ in draft.cost._counted(samples, False).values()]
+    assert sum(counts.multiply_adds for counts in counted) == meter.counts.multiply_adds
+    assert sum(counts.calls for counts in counted) == meter.counts.calls
+
+
+def test_polynomials_agree_with_counts():
+    draft = compiled(["diag_ggn", "batch_dot"])._current().draft
+    whole = total(draft.cost.costs().values())
+    for batch in (64, 192, 256):
+        counted = [counts for counts, _ in draft.cost._counted(batch, True).values()]
+        assert number(whole.multiply_adds, batch) == pytest.approx(sum(counts.multiply_adds for counts in counted))
+        moved = sum(counts.traffic + counts.cached for counts in counted)
+        assert number(whole.traffic, batch) == pytest.approx(moved)
+    assert sympy.degree(whole.multiply_adds, N) == 2  # batch_dot compares all samples with all
+
+
+def test_a_machine_turns_costs_into_seconds():
+    cost = Cost(multiply_adds=1000 * N, traffic=500 * N, memory=7, calls=3, batched=400 * N)
+    machine = Machine(600.0, 100.0, 250.0, 0.5)
+    assert cost.seconds(2, machine) == pytest.approx(2 + 8 + 4 + 1.5)
+    assert (cost + cost).seconds(2, machine) == pytest.approx(2 * cost.seconds(2, machine))
+    assert (cost + cost).memory == 7
+    assert DEFAULT.batched_per_second == DEFAULT.multiply_adds_per_second
