@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.graph import Operation
+from hbpcompiler.registry import Registry
 
 DECOMPOSITION_ROUNDS = 4
 """Decompositions of decompositions, at most."""
@@ -41,11 +42,12 @@ def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], 
         else:
             positional.append(item)
     result = run(*positional, **keywords)
-    return result[operation.index] if len(schema.returns) > 1 or operation.index or isinstance(result, list) else result
+    several = len(schema.returns) > 1 or isinstance(schema.returns[0].type, torch.ListType)
+    return result[operation.index] if several else result
 
 
-def decompositions(missing: Sequence[Operation]) -> dict[Any, Any]:
-    """torch's own decompositions of those operations that it can take apart, by overload."""
+def decompositions(missing: Sequence[Operation], registry: Registry) -> dict[Any, Any]:
+    """How these operations are taken apart, by overload: as a rule file says, or else by torch's own table."""
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     core = core_aten_decompositions()
@@ -53,7 +55,10 @@ def decompositions(missing: Sequence[Operation]) -> dict[Any, Any]:
     for operation in missing:
         packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."), None)
         overload = getattr(packet, operation.overload or "default", None)
-        if overload in core:
+        own = registry.decomposition(operation.target, operation.overload)
+        if own is not None:
+            table[overload] = own.function
+        elif overload in core:
             table[overload] = core[overload]
         elif overload in decomposition_table:
             table[overload] = decomposition_table[overload]

@@ -31,7 +31,7 @@ def trace_and_match(
     for _ in range(DECOMPOSITION_ROUNDS):
         graph = trace.read(program, model)
         pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]
-        table = decompositions(pieces)
+        table = decompositions(pieces, registry)
         if not table:
             break
         program = program.run_decompositions(table)

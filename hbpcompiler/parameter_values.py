@@ -160,7 +160,7 @@ class _Rewriting:
             traced = _vmapped(operation, tensors, table, 1)
             pieces, result = PieceReader(operation, list(tensors.values())).pieces(traced)
             missing = [piece for piece in pieces if self.registry.find(piece.target, piece.overload) is None]
-            more = aten.decompositions(missing)
+            more = aten.decompositions(missing, self.registry)
             if set(more) <= set(table):
                 break
             table |= more

@@ -15,6 +15,7 @@ from types import ModuleType
 from torch import nn
 
 import hbpcompiler.rules
+from hbpcompiler.decomposition import Decomposition
 from hbpcompiler.errors import OptionError, OptionTypeError, RuleError, listing
 from hbpcompiler.rule import LossRule, ModuleRule, Rule
 
@@ -22,12 +23,13 @@ AnyRule = Rule | LossRule
 ENTRY_POINTS = "hbpcompiler.rules"
 
 
-def rules_in(module: ModuleType) -> list[AnyRule | ModuleRule]:
+def rules_in(module: ModuleType) -> list[AnyRule | ModuleRule | Decomposition]:
     """Every rule that a module defines, by itself or in a list, in order of definition."""
-    found: list[AnyRule | ModuleRule] = []
+    found: list[AnyRule | ModuleRule | Decomposition] = []
     for value in vars(module).values():
         for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, Rule | LossRule | ModuleRule) and not any(item is other for other in found):
+            known = any(item is other for other in found)
+            if isinstance(item, Rule | LossRule | ModuleRule | Decomposition) and not known:
                 found.append(item)
     return found
 
@@ -39,6 +41,7 @@ class Registry:
         self.rules: dict[str, AnyRule] = {}
         self.files: dict[str, str] = {}
         self.modules: dict[type[nn.Module], ModuleRule] = {}
+        self.decompositions: dict[str, Decomposition] = {}
 
     def add(self, module: ModuleType) -> None:
         """Take a module's rules; two files for one operation are an error that names both."""
@@ -49,9 +52,13 @@ class Registry:
                 self.modules[rule.module] = rule
                 continue
             for operation in rule.operations:
-                if operation in self.rules and self.rules[operation] is not rule:
+                known = self.rules.get(operation) or self.decompositions.get(operation)
+                if known is not None and known is not rule:
                     clashes.append(f"{operation}: {self.files[operation]} and {file}")
-                self.rules[operation] = rule
+                if isinstance(rule, Decomposition):
+                    self.decompositions[operation] = rule
+                else:
+                    self.rules[operation] = rule
                 self.files[operation] = file
         if clashes:
             raise RuleError(listing("Two rules for one operation:", clashes, "Remove one of the two."))
@@ -59,11 +66,16 @@ class Registry:
     def copy(self) -> Registry:
         other = Registry()
         other.rules, other.files, other.modules = dict(self.rules), dict(self.files), dict(self.modules)
+        other.decompositions = dict(self.decompositions)
         return other
 
     def find(self, operation: str, overload: str) -> AnyRule | None:
         """The rule for this overload ("aten.sum.dim_IntList"), or else the operation's."""
         return self.rules.get(f"{operation}.{overload or 'default'}") or self.rules.get(operation)
+
+    def decomposition(self, operation: str, overload: str) -> Decomposition | None:
+        """How this overload is written in others, where no rule has it and a rule file says so."""
+        return self.decompositions.get(f"{operation}.{overload or 'default'}") or self.decompositions.get(operation)
 
     def __iter__(self) -> Iterator[tuple[str, AnyRule]]:
         return iter(sorted(self.rules.items()))

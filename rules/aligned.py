@@ -16,8 +16,8 @@ def other_than(name: str) -> str:
     return "other" if name == "self" else "self"
 
 
-def varying(op: Op) -> list[str]:
-    return [name for name in ("self", "other") if op.varies(name)]
+def varying(op: Op, names: Sequence[str] = ("self", "other")) -> list[str]:
+    return [name for name in names if op.varies(name)]
 
 
 def scaled(value: Any, number: float) -> Any:

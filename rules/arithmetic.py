@@ -14,7 +14,6 @@ from .aligned import (
     added,
     columns_per_element,
     is_whole,
-    misaligned,
     multiplied,
     other_than,
     scaled,
@@ -24,6 +23,10 @@ from .aligned import (
 from .binary import Look, binary, operands
 
 NUMBER = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (1, -1, 1.7)]
+
+ROUNDED = [
+    Case({"self": (2, 3)}, {"other": 0.7, "rounding_mode": mode}, overload="Scalar_mode") for mode in ("trunc", None)
+]
 
 # -- sums ------------------------------------------------------------------------------------------------------------
 
@@ -90,7 +93,19 @@ MUL = binary(
 # -- quotients -------------------------------------------------------------------------------------------------------
 
 
+def rounding(op: Op) -> str | None:
+    """"floor" or "trunc", and then the result is flat."""
+    mode: str | None = getattr(op, "rounding_mode", None)
+    return mode
+
+
+def quotient(op: Op) -> Tensor:
+    return torch.div(op.self, op.other, rounding_mode=rounding(op)) if rounding(op) else op.self / op.other
+
+
 def quotient_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+    if rounding(op):
+        return torch.zeros_like(cotangents)
     if name == "self":
         return cotangents / look("other")
     return -cotangents * look("output") / look("other")
@@ -117,32 +132,23 @@ def quotient_diagonal(op: Op, gradient: Tensor) -> Tensor:
 
 
 def quotient_residual(op: Op) -> Residual:
-    if not op.varies("other"):
+    if not op.varies("other") or rounding(op):
         return ZERO
     return Factor(count, quotient_factor) if op.varies("self") else Diagonal(quotient_diagonal)
 
 
 def quotient_parameter(op: Op, name: str) -> Contraction | None:
-    if name == "other":
+    if name == "other" or rounding(op):
         return None  # curved in the parameter itself, which a contraction cannot say
     return multiplied(op, name, lambda op: torch.ones_like(op.output) / op.other, True)
 
 
-def quotient_refused(op: Op) -> str | None:
-    if getattr(op, "rounding_mode", None):
-        return "it rounds its result, which has no derivative"
-    return misaligned(op)
-
-
 DIV = binary(
     "aten.div",
-    lambda op: op.self / op.other,
+    quotient,
     quotient_pull,
     quotient_residual,
-    [*operands(), *NUMBER],
+    [*operands(), *NUMBER, *operands("Tensor_mode", rounding_mode="floor")[:6], *ROUNDED],
     quotient_parameter,
-    lambda op: (
-        "it rounds its result, which has no derivative" if getattr(op, "rounding_mode", None) else misaligned(op)
-    ),
     written=lambda op, a, b: a / b,
 )

@@ -105,7 +105,7 @@ def adaptive_avg_pool(axes: int) -> Rule:
         return Case({"self": (shape[0], *shape[1 : axes + 1])}, {"output_size": size[:axes]})
 
     return Rule(
-        operations=[f"aten.adaptive_avg_pool{axes}d"] + (["aten._adaptive_avg_pool2d"] if axes == 2 else []),
+        operations=[f"aten.adaptive_avg_pool{axes}d"] + ([f"aten._adaptive_avg_pool{axes}d"] if axes > 1 else []),
         forward=forward,
         jac_t={"self": jac_t},
         residual=ZERO,

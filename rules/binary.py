@@ -24,11 +24,12 @@ def binary(
     residual: Residual | Callable[[Op], Residual],
     cases: Sequence[Case],
     params: Callable[[Op, str], Contraction | None] = lambda op, name: None,
-    refuse: Callable[[Op], str | None] = misaligned,
+    refuse: Callable[[Op], str | None] | None = None,
+    names: tuple[str, str] = ("self", "other"),
     written: Callable[[Op, Any, Any], Any] | None = None,
 ) -> Rule:
-    """A rule for an operation on `self` and `other`; `params(op, operand)` for an operand that may be a parameter, and
-    `written(op, self, other)` for the operation in sympy."""
+    """A rule for an operation on two operands of these names; `params(op, operand)` for an operand that may be a
+    parameter, and `written(op, first, second)` for the operation in sympy."""
 
     def symbol(op: Op, name: str) -> Any:
         return operand_symbol(name) if op.has(name) else sympy.nsimplify(getattr(op, name), rational=True)
@@ -37,27 +38,28 @@ def binary(
         return lambda op, columns: unbroadcast(op, name, pull(op, name, columns, lambda operand: lifted(op, operand)))
 
     def derivative(op: Op) -> Tensor:
-        pulled: Tensor = pull(op, varying(op)[0], torch.ones_like(op.output), lambda operand: getattr(op, operand))
+        name = varying(op, names)[0]
+        pulled: Tensor = pull(op, name, torch.ones_like(op.output), lambda operand: getattr(op, operand))
         return pulled
 
     def structure(op: Op) -> Structure:
-        names = varying(op)
-        return Structure.ELEMENTWISE if len(names) == 1 and is_whole(op, names[0]) else Structure.GENERAL
+        found = varying(op, names)
+        return Structure.ELEMENTWISE if len(found) == 1 and is_whole(op, found[0]) else Structure.GENERAL
 
     def contractions(op: Op) -> Mapping[str, Contraction]:
-        operands = [name for name in ("self", "other") if op.has(name) and not op.has_samples(name)]
+        operands = [name for name in names if op.has(name) and not op.has_samples(name)]
         return {name: found for name in operands if (found := params(op, name)) is not None}
 
     return Rule(
         operations=[operation] if isinstance(operation, str) else operation,
         forward=forward,
-        jac_t={"self": jac_t("self"), "other": jac_t("other")},
+        jac_t={name: jac_t(name) for name in names},
         params=contractions,
         residual=residual,
         structure=structure,
         derivative=derivative,
-        expression=None if written is None else lambda op: written(op, symbol(op, "self"), symbol(op, "other")),
-        refuse=refuse,
+        expression=None if written is None else lambda op: written(op, *[symbol(op, name) for name in names]),
+        refuse=refuse or (lambda op: misaligned(op, names)),
         merged=True,
         cases=cases,
     )

@@ -6,7 +6,7 @@ import sympy
 import torch
 
 from hbpcompiler.elementwise import dy, elementwise, expm1, settings, x, y
-from hbpcompiler.rule import Case, Tensor
+from hbpcompiler.rule import Case, Op, Tensor
 from hbpcompiler.symbolic import log1p
 
 
@@ -65,6 +65,14 @@ ERFC = elementwise(
 
 # -- kinks and steps -------------------------------------------------------------------------------------------------
 
+
+
+def rounded(op: Op) -> Tensor:
+    """Round has digits only in its overload with `decimals`."""
+    digits: int = getattr(op, "decimals", 0)
+    return op.self.round(decimals=digits) if digits else op.self.round()
+
+
 ABS = elementwise(
     "aten.abs", sympy.Abs(x), first=sympy.sign(x), second=sympy.Integer(0), forward=lambda op: op.self.abs()
 )
@@ -73,6 +81,6 @@ STEPS = [
     elementwise("aten.sign", sympy.sign(x), forward=lambda op: op.self.sign(), **_flat),
     elementwise("aten.floor", sympy.floor(x), forward=lambda op: op.self.floor(), **_flat),
     elementwise("aten.ceil", sympy.ceiling(x), forward=lambda op: op.self.ceil(), **_flat),
-    elementwise("aten.round", sympy.floor(x), forward=lambda op: op.self.round(), **_flat),
+    elementwise("aten.round", sympy.floor(x), forward=rounded, cases=settings({}, {"decimals": 1}), **_flat),
     elementwise("aten.trunc", sympy.floor(x), forward=lambda op: op.self.trunc(), **_flat),
 ]

@@ -11,7 +11,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Shape, Structure, Tensor
 
-from .aligned import added, scaled
+from .aligned import added, misaligned, scaled, unbroadcast
 
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
@@ -181,7 +181,7 @@ MM = product(
 )
 
 
-# -- beta self + alpha mat1 mat2, for a bias and a weight ------------------------------------------------------------
+# -- beta self + alpha mat1 mat2, for a weight and a bias, or a value in place of the bias ---------------------------
 
 
 def addmm_forward(op: Op) -> Tensor:
@@ -191,19 +191,22 @@ def addmm_forward(op: Op) -> Tensor:
 def addmm_params(op: Op) -> Mapping[str, Contraction]:
     equation = "nkpo,npi->nkio" if len(op.shape("mat1")) > 1 else "nko,ni->nkio"
     weight = Contraction(equation, operand=lambda op: scaled(op.mat1, op.alpha))
-    return {"self": added(op, "self", op.beta), "mat2": weight}
+    return {"mat2": weight} if op.has_samples("self") else {"self": added(op, "self", op.beta), "mat2": weight}
 
 
 def addmm_refused(op: Op) -> str | None:
-    if op.has_samples("self") or not op.has_samples("mat1") or op.has_samples("mat2"):
-        return "only samples times a weight plus a bias have a rule; write anything else as a product and an addition"
-    return None
+    if not op.has_samples("mat1") or op.has_samples("mat2"):
+        return "only samples times a weight have a rule; write anything else as a product and an addition"
+    return misaligned(op, ("self",))
 
 
 ADDMM = Rule(
     operations=["aten.addmm"],
     forward=addmm_forward,
-    jac_t={"mat1": lambda op, columns: scaled(columns, op.alpha) @ op.mat2.t()},
+    jac_t={
+        "self": lambda op, columns: unbroadcast(op, "self", scaled(columns, op.beta)),
+        "mat1": lambda op, columns: scaled(columns, op.alpha) @ op.mat2.t(),
+    },
     params=addmm_params,
     residual=ZERO,
     structure=Structure.CONSTANT,
@@ -213,5 +216,9 @@ ADDMM = Rule(
         Case({"self": shape, "mat1": (4,), "mat2": (4, 3)}, {"alpha": alpha, "beta": beta}, ("mat1",))
         for shape in ((3,), (1,), (1, 3))
         for alpha, beta in ((1, 1), (0.5, -2.0))
+    ]
+    + [
+        Case({"self": shape, "mat1": (4,), "mat2": (4, 3)}, {"alpha": 0.5, "beta": -2.0}, ("self", "mat1"))
+        for shape in ((3,), (1,))
     ],
 )

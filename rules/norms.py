@@ -1,7 +1,8 @@
-"""Euclidean norm and variance over axes of a sample: each has a projection for a Hessian.
+"""Norms and variance over axes of a sample: each has a projection for a Hessian.
 
 For |x| it is (I - u u^T) / |x| with u = x / |x|, for the variance 2 / (n - c) (I - 1 1^T / n). A projection is its own
-factor, so a column belongs to each element.
+factor, so a column belongs to each element. The norm of order p has (p - 1) / |x| D (I - u u^T) D, where
+D = diag((|x_i| / |x|)^(p/2 - 1)) and u_i = sign(x_i) (|x_i| / |x|)^(p/2) has length 1.
 """
 
 import math
@@ -33,8 +34,13 @@ def kept(op: Op, value: Tensor) -> Tensor:
     return value
 
 
-def projected(op: Op, unit: Tensor, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Columns sqrt|weight| (e_j - unit_j unit) for each element j, with unit [N, *z] and weight [N, *z] of ones."""
+def projected(
+    op: Op, unit: Tensor, weight: Tensor, scale: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns sqrt|weight| (e_j - unit_j unit) for each element j, with unit [N, *z] and weight [N, *z] of ones.
+
+    `scale` [N, *z] multiplies the elements of every column.
+    """
     reduced = axes(op, op.dim)
     last = list(range(-len(reduced), 0))
     u = unit.movedim([axis + 1 for axis in reduced], last).flatten(-len(reduced))
@@ -43,6 +49,7 @@ def projected(op: Op, unit: Tensor, weight: Tensor) -> tuple[dict[str, Tensor], 
     whole = positionwise(columns, positions(op))  # [N, k, elements, *positions]
     whole = whole.reshape(-1, count(op), *elements(op), *positions(op))
     whole = whole.movedim(list(range(2, 2 + len(reduced))), [axis + 2 for axis in reduced])
+    whole = whole if scale is None else whole * scale.unsqueeze(1)
     signs = torch.ones_like(w).copysign(w).reshape(-1, math.prod(positions(op)))
     return {"self": own_dtype(op, whole)}, own_dtype(op, signs.repeat(1, math.prod(elements(op))))
 
@@ -59,21 +66,37 @@ def unit(op: Op) -> Tensor:
     return op.self / kept(op, op.output).clamp(min=1e-30)
 
 
+def share(op: Op, power: float) -> Tensor:
+    """(|x_i| / |x|)^power."""
+    relative: Tensor = op.self.abs() / kept(op, op.output).clamp(min=1e-30)
+    return relative if power == 1 else relative**power
+
+
 def norm_jac_t(op: Op, columns: Tensor) -> Tensor:
-    slope = op.self.sign() if op.ord == 1 else unit(op)
+    if op.ord == math.inf:
+        equal = (op.self.abs() == kept(op, op.output)).type_as(op.self)  # equals share the gradient
+        slope = op.self.sign() * equal / equal.sum([axis + 1 for axis in axes(op, op.dim)], True)
+    elif op.ord in (1, 2):
+        slope = op.self.sign() if op.ord == 1 else unit(op)
+    else:
+        slope = op.self.sign() * share(op, op.ord - 1)
     return own_dtype(op, spread(op, columns) * slope.unsqueeze(1))
 
 
 def norm_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    return projected(op, unit(op), kept(op, gradient) / kept(op, op.output).clamp(min=1e-30))
+    weight = kept(op, gradient) / kept(op, op.output).clamp(min=1e-30)
+    if op.ord == 2:
+        return projected(op, unit(op), weight)
+    half = op.ord / 2
+    return projected(op, op.self.sign() * share(op, half), weight * (op.ord - 1), share(op, half - 1))
 
 
 def norm_residual(op: Op) -> Residual:
-    return ZERO if op.ord == 1 else Factor(count, norm_factor)
+    return ZERO if op.ord in (1, math.inf) else Factor(count, norm_factor)
 
 
 def norm_refused(op: Op) -> str | None:
-    return over_samples(op) if op.ord in (1, 2) else f"the norm of order {op.ord} has no rule; orders 1 and 2 have"
+    return over_samples(op) if op.ord >= 1 else f"the norm of order {op.ord} has no derivative at zero; take 1 or more"
 
 
 SETTINGS: list[tuple[Shape, dict[str, Any]]] = [
@@ -84,6 +107,7 @@ SETTINGS: list[tuple[Shape, dict[str, Any]]] = [
     ((2, 2, 2), {"dim": [2, 3], "keepdim": True}),
 ]
 
+ORDERS = (1, 2, 3, 4, 1.5, math.inf)
 NORM = Rule(
     operations=["aten.linalg_vector_norm"],
     forward=lambda op: op.self.norm(
@@ -92,7 +116,7 @@ NORM = Rule(
     jac_t={"self": norm_jac_t},
     residual=norm_residual,
     refuse=norm_refused,
-    cases=[Case({"self": shape}, {**given, "ord": order}) for shape, given in SETTINGS for order in (1, 2)],
+    cases=[Case({"self": shape}, {**given, "ord": order}) for shape, given in SETTINGS for order in ORDERS],
 )
 
 # -- variance --------------------------------------------------------------------------------------------------------

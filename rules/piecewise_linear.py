@@ -3,6 +3,8 @@
 At kinks the conventions are torch's.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -33,6 +35,23 @@ def _leaky_relu() -> Rule:
 
 
 LEAKY_RELU = _leaky_relu()
+
+
+def _rrelu() -> Rule:
+    """In eval mode a leaky relu with the mean of both slopes; in train mode slopes are drawn."""
+    slope = (attribute("lower") + attribute("upper")) / 2
+    rule = elementwise(
+        "aten.rrelu",
+        Piecewise((x, x > 0), (slope * x, True)),
+        first=Piecewise((1, x > 0), (slope, True)),
+        forward=lambda op: F.rrelu(op.self, op.lower, op.upper),
+        cases=settings({}, {"lower": 0.2, "upper": 0.6}),
+    )
+    reason = "it draws its slopes in train mode; call model.eval(), or use nn.LeakyReLU"
+    return replace(rule, refuse=lambda op: reason if op.training else None)
+
+
+RRELU = _rrelu()
 
 
 def _between(low: sympy.Expr, high: sympy.Expr, inside: sympy.Expr) -> sympy.Expr:

@@ -1,0 +1,94 @@
+"""Operations written in others that have rules, where torch's own table leads nowhere or to samples mixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.decomposition import Decomposition
+from hbpcompiler.rule import Case, Tensor
+
+# -- products along an axis: pairs are multiplied, so that nothing is divided and zeros are no exception --------------
+
+
+def prod(x: Tensor, dim: int, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    """The product of all elements by halves."""
+    x = x if dtype is None else x.to(dtype)
+    while (length := x.shape[dim]) > 1:
+        half = length // 2
+        pairs = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
+        x = torch.cat([pairs, x.narrow(dim, 2 * half, 1)], dim) if length % 2 else pairs
+    if x.shape[dim] == 0:
+        return torch.ones_like(x.sum(dim, keepdim))
+    return x if keepdim else x.squeeze(dim)
+
+
+def cumprod(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """One product after the other."""
+    x = x if dtype is None else x.to(dtype)
+    results: list[Tensor] = []
+    for i in range(x.shape[dim]):
+        part = x.narrow(dim, i, 1)
+        results.append(results[-1] * part if results else part)
+    return torch.cat(results, dim)
+
+
+SETTINGS = (((4,), 1), ((3, 2), -2), ((2, 5), 2), ((1,), 1))
+PROD = Decomposition(
+    ["aten.prod.dim_int"],
+    prod,
+    [
+        Case({"self": shape}, {"dim": dim, "keepdim": keepdim}, overload="dim_int")
+        for shape, dim in SETTINGS
+        for keepdim in (False, True)
+    ],
+)
+CUMPROD = Decomposition(["aten.cumprod"], cumprod, [Case({"self": shape}, {"dim": dim}) for shape, dim in SETTINGS])
+
+# -- distances between all pairs of rows ------------------------------------------------------------------------------
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float = 2, compute_mode: int | None = None) -> Tensor:
+    """Norms of all differences: no product of matrices, so nothing cancels."""
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+CDIST = Decomposition(
+    ["aten.cdist", "aten._cdist_forward"],
+    cdist,
+    [Case({"x1": (2, 3), "x2": (4, 3)}, {"p": p}, ("x1", "x2")) for p in (2.0, 1.0, 3.0, float("inf"))],
+)
+
+# -- one name for several ---------------------------------------------------------------------------------------------
+
+
+def convolution(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+                transposed: bool, output_padding: Any, groups: int) -> Tensor:
+    axes = weight.dim() - 2
+    if transposed:
+        up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        return up(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](input, weight, bias, stride, padding, dilation, groups)
+
+
+CONVOLUTION = Decomposition(
+    ["aten.convolution"],
+    convolution,
+    [Case({"input": (2, 4, 4), "weight": (2, 2, 3, 3), "bias": (2,)},
+          {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "transposed": transposed,
+           "output_padding": [0, 0], "groups": 1}, ("input",)) for transposed in (False, True)],
+)
+
+
+def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """A whole tensor assigned: x[:] = y."""
+    return src.to(self.dtype).expand_as(self)
+
+
+COPY = Decomposition(
+    ["aten.copy"],
+    copy,
+    [Case({"self": (2, 3), "src": shape}, {}, ("self", "src")) for shape in ((1, 3), (2, 3))],
+)

@@ -1,0 +1,41 @@
+"""nn.EmbeddingBag on indices [N, length], traced as an embedding and a sum, mean or maximum over each bag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from hbpcompiler.rule import ModuleRule, Tensor
+
+
+def refuse(module: nn.EmbeddingBag) -> str | None:
+    if module.max_norm is not None:
+        return "max_norm changes the weight in the forward pass; renormalise it outside the model"
+    if module.scale_grad_by_freq:
+        return "scale_grad_by_freq=True divides by how often an index occurs in the batch, which mixes the samples"
+    return None
+
+
+def forward(module: Any, input: Tensor, offsets: Tensor | None = None,
+            per_sample_weights: Tensor | None = None) -> Tensor:
+    if input.dim() != 2 or offsets is not None:
+        raise NotImplementedError("bags of different lengths in one row of indices have no sample axis; "
+                                  "give indices [N, length], filled up with padding_idx")
+    rows = F.embedding(input, module.weight, module.padding_idx)
+    present = None if module.padding_idx is None else (input != module.padding_idx).unsqueeze(-1)
+    if module.mode == "max":
+        if present is None:
+            return rows.amax(1)
+        filled = present.any(1)  # a bag of padding alone is zero
+        return rows.masked_fill(~present, float("-inf")).amax(1).masked_fill(~filled, 0.0)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    if present is None:
+        return rows.sum(1) if module.mode == "sum" else rows.mean(1)
+    total = (rows * present.to(rows.dtype)).sum(1)
+    return total if module.mode == "sum" else total / present.sum(1).clamp(min=1).to(rows.dtype)
+
+
+EMBEDDING_BAG = ModuleRule(nn.EmbeddingBag, forward, refuse)

@@ -1,0 +1,78 @@
+"""Special functions of one operand: inverse hyperbolic ones, the normal distribution, Bessel functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from hbpcompiler.elementwise import Piecewise, dy, elementwise, normal_cdf, normal_pdf, x, y
+from hbpcompiler.rule import Case, Tensor
+from hbpcompiler.symbolic import TORCH
+
+# -- functions that sympy does not have, or evaluates otherwise ------------------------------------------------------
+
+
+def function(name: str, compute: Callable[..., Any]) -> Any:
+    """A sympy function that is this torch function in the end; its derivatives are written where it is used."""
+    found = sympy.Function(name, real=True)
+    TORCH[found] = compute
+    return found
+
+
+i0, i1 = function("i0", torch.special.i0), function("i1", torch.special.i1)
+i0e, i1e = function("i0e", torch.special.i0e), function("i1e", torch.special.i1e)
+
+
+def drawn(low: float, high: float) -> list[Case]:
+    def make(shape: Sequence[int]) -> Tensor:
+        return low + (high - low) * torch.rand(tuple(shape), dtype=torch.float64)
+
+    return [Case({"self": (4, 3)}, make={"self": make})]
+
+
+# -- elementary ------------------------------------------------------------------------------------------------------
+
+ASINH = elementwise("aten.asinh", sympy.asinh(x), first=1 / sympy.sqrt(x**2 + 1), second=-x * dy**3,
+                    forward=lambda op: op.self.asinh())
+ACOSH = elementwise("aten.acosh", sympy.acosh(x), first=1 / sympy.sqrt(x**2 - 1), second=-x * dy**3,
+                    forward=lambda op: op.self.acosh(), cases=drawn(1.2, 3))
+ATANH = elementwise("aten.atanh", sympy.atanh(x), first=1 / (1 - x**2), second=2 * x * dy**2,
+                    forward=lambda op: op.self.atanh(), cases=drawn(-0.9, 0.9))
+EXP2 = elementwise("aten.exp2", 2**x, first=sympy.log(2) * y, second=sympy.log(2) * dy,
+                   forward=lambda op: op.self.exp2())
+
+# -- the normal distribution -----------------------------------------------------------------------------------------
+
+_root_pi = sympy.sqrt(sympy.pi)
+ERFINV = elementwise("aten.erfinv", sympy.erfinv(x), first=_root_pi / 2 * sympy.exp(y**2), second=2 * y * dy**2,
+                     forward=lambda op: op.self.erfinv(), cases=drawn(-0.9, 0.9))
+NDTR = elementwise("aten.special_ndtr", normal_cdf(x), first=normal_pdf(x), second=-x * dy,
+                   forward=lambda op: torch.special.ndtr(op.self))
+
+# -- modified Bessel functions: I0' = I1, I1' = I0 - I1 / x, which is 1/2 at 0 ----------------------------------------
+
+
+def over_x(value: sympy.Expr, limit: sympy.Expr) -> sympy.Expr:
+    return Piecewise((limit, sympy.Eq(x, 0)), (value / x, True))
+
+
+_half = sympy.Rational(1, 2)
+I0 = elementwise("aten.i0", i0(x), first=i1(x), second=y - over_x(i1(x), _half), forward=lambda op: torch.i0(op.self))
+I1 = elementwise(
+    "aten.special_i1",
+    i1(x),
+    first=i0(x) - over_x(y, _half),
+    second=y - over_x(dy, _half) + over_x(over_x(y, _half), sympy.Integer(0)),
+    forward=lambda op: torch.special.i1(op.self),
+)
+# exp(-|x|) I0(x): what is lost beside I0's own derivatives is that of the exponential.
+I0E = elementwise(
+    "aten.special_i0e",
+    i0e(x),
+    first=i1e(x) - sympy.sign(x) * y,
+    second=2 * y - over_x(i1e(x), _half) - 2 * sympy.sign(x) * i1e(x),
+    forward=lambda op: torch.special.i0e(op.self),
+)

@@ -1,0 +1,214 @@
+"""Smooth functions of two operands, element by element: atan2, hypot, powers of tensors, logaddexp, remainders.
+
+Written in sympy: slopes and curvatures in the operands a = self, b = other and in the result y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+from sympy import Expr, Piecewise
+
+from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Op, Residual, Rule, Tensor, called
+from hbpcompiler.symbolic import TORCH, evaluate, sigmoid
+
+from .aligned import columns_per_element, unbroadcast, varying
+from .binary import Look, binary, operands
+
+a, b, y = (sympy.Symbol(name, real=True) for name in "aby")
+
+
+@dataclass(frozen=True)
+class Curvatures:
+    """Second derivatives, d2y/da2, d2y/dab and d2y/db2."""
+
+    aa: Expr
+    ab: Expr
+    bb: Expr
+
+
+def count(op: Op) -> int:
+    return 2 * math.prod(op.shape("output"))
+
+
+class Values(dict[Any, Any]):
+    """What stands for the symbols, read when an expression has them."""
+
+    def __init__(self, look: Look, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.look, self.names = look, {a: names[0], b: names[1], y: "output"}
+
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self.names
+
+    def __missing__(self, symbol: Any) -> Any:
+        self[symbol] = self.look(self.names[symbol])
+        return self[symbol]
+
+
+def two_operands(
+    operation: str | Sequence[str],
+    forward: Callable[[Op], Any],
+    slopes: tuple[Any, Any],
+    curvatures: Curvatures | None,
+    cases: Sequence[Case],
+    names: tuple[str, str] = ("self", "other"),
+) -> Rule:
+    """The rule of an operation on operands of these names; without curvatures it is piecewise linear."""
+
+    def value(op: Op, expression: Expr) -> Any:
+        return evaluate(expression, Values(lambda name: getattr(op, name), names))
+
+    def pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+        slope = sympy.sympify(slopes[names.index(name)])
+        if slope == 0:
+            return torch.zeros_like(cotangents)
+        return cotangents if slope == 1 else cotangents * evaluate(slope, Values(look, names))
+
+    def diagonal(op: Op, gradient: Tensor) -> Tensor:
+        assert curvatures is not None
+        (name,) = varying(op, names)
+        curvature = gradient * value(op, curvatures.aa if name == names[0] else curvatures.bb)
+        return unbroadcast(op, name, curvature.unsqueeze(1)).squeeze(1)
+
+    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Each element's symmetric matrix [[p, q], [q, r]] by its eigenvectors, at half the angle of (p - r, 2 q)."""
+        assert curvatures is not None
+        p, q, r = (gradient * value(op, entry) for entry in (curvatures.aa, curvatures.ab, curvatures.bb))
+        mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
+        spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
+        upper, upper_signs = columns_per_element(op, mean + spread)
+        lower, lower_signs = columns_per_element(op, mean - spread)
+        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        columns = {
+            names[0]: unbroadcast(op, names[0], torch.cat([upper * cosine, lower * -sine], 1)),
+            names[1]: unbroadcast(op, names[1], torch.cat([upper * sine, lower * cosine], 1)),
+        }
+        return columns, torch.cat([upper_signs, lower_signs], 1)
+
+    def residual(op: Op) -> Residual:
+        if curvatures is None:
+            return ZERO
+        return Factor(count, factor) if len(varying(op, names)) == 2 else Diagonal(diagonal)
+
+    return binary(operation, forward, pull, residual, cases, names=names)
+
+
+# -- smooth ----------------------------------------------------------------------------------------------------------
+
+_square = a**2 + b**2
+ATAN2 = two_operands(
+    "aten.atan2",
+    lambda op: torch.atan2(op.self, op.other),
+    (b / _square, -a / _square),
+    Curvatures(-2 * a * b / _square**2, (a**2 - b**2) / _square**2, 2 * a * b / _square**2),
+    operands(""),
+)
+HYPOT = two_operands(
+    "aten.hypot",
+    lambda op: torch.hypot(op.self, op.other),
+    (a / y, b / y),
+    Curvatures(b**2 / y**3, -a * b / y**3, a**2 / y**3),
+    operands(""),
+)
+
+
+def log_of_sum(name: str, base: Expr) -> Rule:
+    """log(base^a + base^b) to this base: the slopes are shares, which sum to one."""
+    scale = sympy.log(base)
+    curve = scale * sigmoid(scale * (a - b)) * sigmoid(scale * (b - a))
+    return two_operands(
+        f"aten.{name}",
+        lambda op: getattr(torch, name)(op.self, op.other),
+        (sigmoid(scale * (a - b)), sigmoid(scale * (b - a))),
+        Curvatures(curve, -curve, curve),
+        operands(""),
+    )
+
+
+LOGS_OF_SUMS = [log_of_sum("logaddexp", sympy.E), log_of_sum("logaddexp2", sympy.Integer(2))]
+
+
+def power_cases() -> list[Case]:
+    """Positive bases, and any where only the base carries derivatives."""
+
+    def base(shape: Sequence[int]) -> Tensor:
+        return 0.3 + torch.rand(tuple(shape), dtype=torch.float64)
+
+    def exponent(shape: Sequence[int]) -> Tensor:
+        return torch.arange(math.prod(shape)).reshape(tuple(shape)).remainder(3) + 1
+
+    def renamed(case: Case) -> Case:
+        new = {"self": "self", "other": "exponent"}
+        return replace(case, shapes={new[name]: shape for name, shape in case.shapes.items()},
+                       batched=[new[name] for name in case.batched],
+                       constant=[new[name] for name in case.constant], make={"self": base})
+
+    whole = Case({"self": (2, 3), "exponent": (3,)}, {}, ("self",), "Tensor_Tensor", make={"exponent": exponent},
+                 constant=("exponent",))
+    return [*[renamed(case) for case in operands("Tensor_Tensor")], whole]
+
+
+_in_exponent = Piecewise((0, sympy.Eq(a, 0)), (y * sympy.log(a), True))  # 0 ** b is flat, as torch has it
+POWER = two_operands(
+    "aten.pow.Tensor_Tensor",
+    lambda op: op.self**op.exponent,
+    (b * a ** (b - 1), _in_exponent),
+    Curvatures(b * (b - 1) * a ** (b - 2), a ** (b - 1) * (1 + b * sympy.log(a)), _in_exponent * sympy.log(a)),
+    power_cases(),
+    ("self", "exponent"),
+)
+
+# -- piecewise linear ------------------------------------------------------------------------------------------------
+
+
+class trunc(sympy.Function):  # type: ignore[misc]  # sympy is untyped
+    """Rounding towards zero."""
+
+
+TORCH[trunc] = torch.trunc
+TORCH[sympy.floor] = torch.floor
+
+NUMBERS = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (0.7, -1.3)]
+REMAINDERS = [
+    two_operands(
+        "aten.remainder",
+        lambda op: torch.remainder(op.self, op.other),
+        (1, -sympy.floor(a / b)),
+        None,
+        [*operands(), *NUMBERS],
+    ),
+    two_operands(
+        "aten.fmod",
+        lambda op: torch.fmod(op.self, op.other),
+        (1, -trunc(a / b)),
+        None,
+        [*operands(), *NUMBERS],
+    ),
+]
+COPYSIGN = two_operands(
+    "aten.copysign",
+    lambda op: torch.copysign(op.self, op.other),
+    (sympy.sign(a * y), 0),
+    None,
+    [*operands(), *NUMBERS],
+)
+FMAX = two_operands(
+    "aten.fmax",
+    lambda op: torch.fmax(op.self, op.other),
+    (Piecewise((1, a >= b), (0, True)), Piecewise((0, a >= b), (1, True))),
+    None,
+    operands(""),
+)
+FMIN = two_operands(
+    "aten.fmin",
+    lambda op: torch.fmin(op.self, op.other),
+    (Piecewise((1, a <= b), (0, True)), Piecewise((0, a <= b), (1, True))),
+    None,
+    operands(""),
+)
