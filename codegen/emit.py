@@ -221,6 +221,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
     return _template().render(
         header=header,
         records=list(records.values()),
+        lists=any(QUANTITIES[name].lists for name in header.quantities),
         fields=fields,
         parts=parts,
         arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
@@ -263,8 +264,8 @@ def _record(name: str) -> dict[str, Any] | None:
     quantity = QUANTITIES[name]
     if not quantity.fields:
         return None
-    types = [(part, "Optional[Tensor]" if part in quantity.optional else "Tensor") for part in quantity.fields]
-    return {"name": quantity.record, "fields": types}
+    special = {**dict.fromkeys(quantity.optional, "Optional[Tensor]"), **dict.fromkeys(quantity.lists, "List[Tensor]")}
+    return {"name": quantity.record, "fields": [(part, special.get(part, "Tensor")) for part in quantity.fields]}
 
 
 def _field(name: str, results: Mapping[str, Any], look: Mapping[fx.Node, Text]) -> dict[str, Any]:
@@ -272,11 +273,18 @@ def _field(name: str, results: Mapping[str, Any], look: Mapping[fx.Node, Text]) 
     entries = []
     for key, value in results.items():
         if quantity.fields:
-            inside = ", ".join("None" if value[part] is None else look[value[part]][0] for part in quantity.fields)
+            inside = ", ".join(_entry(value[part], look) for part in quantity.fields)
             entries.append((quote(key), f"{quantity.record}({inside})"))
         else:
             entries.append((quote(key), look[value][0]))
     return {"name": name, "type": quantity.record or "Tensor", "entries": entries, "summary": quantity.summary}
+
+
+def _entry(value: Any, look: Mapping[fx.Node, Text]) -> str:
+    """What a field of a named tuple is given: a tensor, None, or a list of tensors."""
+    if isinstance(value, list):
+        return f"[{', '.join(look[item][0] for item in value)}]"
+    return "None" if value is None else look[value][0]
 
 
 @cache

@@ -17,6 +17,7 @@ from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.plan import meta
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
+    BLOCK,
     DIAGONAL,
     DOT,
     EACH,
@@ -302,7 +303,7 @@ class Backward:
         return signs.type_as(columns) if signs is not None and self.mixed else signs
 
     def add(self, closings: dict[Closing, Any], step: Close | Tied, kind: str, result: Any) -> None:
-        """Several pieces of a stream end at one parameter: their closings add up."""
+        """Several pieces of a stream end at one parameter: their closings add up, or are kept one by one."""
         if step.site.shape != step.parameter.sample_shape:
             if kind in (EACH, BATCH_DIAGONAL):
                 result = result.reshape(-1, *step.parameter.sample_shape)
@@ -312,6 +313,9 @@ class Backward:
                 result = result.reshape(step.parameter.sample_shape)
         name = "" if step.piece is None else step.piece.stream
         closing = Closing(name, kind)
+        if kind == BLOCK:
+            closings[closing] = (*closings.get(closing, ()), result)
+            return
         if closing not in closings:
             total = result
         elif kind == VECTORS:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import hbpcompiler
 from hbpcompiler import derive, passes, schemes
 from hbpcompiler.bind import bind
+from hbpcompiler.blocks import block_product, meetings
 from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.cost import Resources
-from hbpcompiler.errors import CompileError, InputTypeError, UsesNotJoinedError
+from hbpcompiler.errors import CompileError, InputError, InputTypeError, UsesNotJoinedError
 from hbpcompiler.explain import explain, header_table, machine_notes
 from hbpcompiler.fuse import fuse
 from hbpcompiler.graph import Graph
@@ -84,7 +85,19 @@ class Compiled:
         check_fits(built.draft.memory, self.options.memory_budget, len(target))
         with torch.no_grad(), _seeded(generator):
             raw = built.run(self._state(built), *inputs, target)
-        return Result(raw, self.quantities, self.model)
+        return Result(raw, self.quantities, self.model, meetings(built.draft.plan))
+
+    def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
+        """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
+
+        `result` is what a call with the quantity "block" returned. The block is that of the Hessian of L in this one
+        parameter, or of what `curvature` put in its place. For each vector, time and memory are those of one pass
+        of the N samples' columns through the layer: nothing of size N K times the parameter is made. Raises InputError
+        without that quantity, for an unknown name, and for vectors of another shape or dtype.
+        """
+        if not isinstance(result, Result) or not result.is_of(self.model):
+            raise InputError("block_product takes a result that this compiled model returned")
+        return block_product(result, name, vectors)
 
     def _program(self, inputs: Sequence[Tensor], target: Tensor) -> Built:
         key = (

@@ -157,10 +157,16 @@ class _Derivation:
                     found = quantity.value(closed)
                     hint = f"{name}_{self.names[value.name]}"
                     if quantity.fields:
-                        found = {field: None if part is None else named(part, f"{field}_{hint}")
-                                 for field, part in found.items()}
+                        found = {field: _named_parts(part, f"{field}_{hint}") for field, part in found.items()}
                     results[name][value.key] = found if quantity.fields else named(found, hint)
         return results
+
+
+def _named_parts(part: Any, hint: str) -> Any:
+    """A field of a named tuple: a proxy, None, or a list of proxies."""
+    if isinstance(part, list):
+        return [named(item, hint) for item in part]
+    return None if part is None else named(part, hint)
 
 
 def _node(item: Any) -> Any:

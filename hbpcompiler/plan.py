@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -21,6 +22,7 @@ from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.quantities import (
+    BLOCK,
     FACTOR,
     GGN,
     GGN_MC,
@@ -36,6 +38,7 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Site, choose
+from hbpcompiler.routes.kept import stays_diagonal
 from hbpcompiler.rule import Contraction, Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
 from hbpcompiler.steps import (
     PREFIX,
@@ -267,6 +270,8 @@ class _Walk:
                 if kinds:
                     _check_block(operation, parameter, contraction, kinds)
                     site = self._site(contraction, op, piece)
+                    if BLOCK in kinds and piece.form == DIAGONAL_FORM:
+                        site = replace(site, apart=stays_diagonal(contraction, op))
                     choices = choose(site, kinds)
                     self.steps.append(Close(operation, slot, parameter, piece, site, contraction, choices))
             wanted = frozenset(closing.kind for closing in self.closings if not closing.stream)

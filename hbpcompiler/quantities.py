@@ -47,6 +47,20 @@ REDUCED_FACTOR = "reduced_factor"
 """B of the columns summed over positions; as FACTOR for a parameter that meets no input features."""
 REDUCED_INPUT_FACTOR = "reduced_input_factor"
 """A of the operand averaged over positions."""
+BLOCK = "block"
+"""What a product with the parameter's block needs of a piece, as a `BlockPart`."""
+
+
+class BlockPart(NamedTuple):
+    """A piece as it meets the parameter: columns [n, k, ...] and their signs [n, k], or a diagonal [n, ...].
+
+    The operand [n, ...] is the other side of the parameter's einsum, None where the einsum has but one.
+    """
+
+    columns: Any
+    signs: Any
+    diagonal: Any
+    operand: Any
 
 
 class Closing(NamedTuple):
@@ -95,6 +109,8 @@ class Quantity:
     """The named tuple's class name."""
     optional: tuple[str, ...] = ()
     """Fields that may be None (a bias has no A)."""
+    lists: tuple[str, ...] = ()
+    """Fields that are lists of tensors, one for each piece of curvature."""
 
     @property
     def streams(self) -> set[str]:
@@ -142,6 +158,16 @@ def _batch_diag_h(closed: Closed) -> Any:
 def _batch_dot(closed: Closed) -> Any:
     dot = closed.get(GRADIENT, DOT)
     return dot / closed.batch**2 if closed.reduction == "mean" else dot
+
+
+def _block(closed: Closed) -> dict[str, Any]:
+    parts = (*closed.get(GGN, BLOCK), *(closed.get(RESIDUAL, BLOCK) or ()))
+    return {
+        "columns": [part.columns for part in parts if part.columns is not None],
+        "weights": [closed.scaled(part.signs) for part in parts if part.columns is not None],
+        "diagonals": [closed.scaled(part.diagonal) for part in parts if part.diagonal is not None],
+        "operand": parts[0].operand,
+    }
 
 
 def _square_root(stream: str) -> Callable[[Closed], Any]:
@@ -204,6 +230,9 @@ TABLE: tuple[Quantity, ...] = (
              _square_root(GGN)),
     Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),
              _square_root(GGN_MC)),
+    Quantity("block", "what compiled.block_product multiplies with the parameter's Hessian block",
+             (Closing(GGN, BLOCK), Closing(RESIDUAL, BLOCK)), _block, ("columns", "weights", "diagonals", "operand"),
+             "Block", ("operand",), ("columns", "weights", "diagonals")),
     _kronecker_entry("kfac", GGN_MC, "Kronecker factors of the GGN, sampled (Martens & Grosse 2015)"),
     _kronecker_entry("kflr", GGN, "Kronecker factors of the GGN, exact columns (Botev et al. 2017)"),
     _kronecker_entry("kfra", KFRA, "Kronecker factors of the GGN, batch-averaged recursion (Botev et al. 2017)"),

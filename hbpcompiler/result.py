@@ -15,11 +15,18 @@ class Result:
     in `model.named_parameters()`) to a tensor or named tuple; DESIGN's table in the README gives values and shapes.
     """
 
-    def __init__(self, raw: Any, quantities: tuple[str, ...], model: nn.Module) -> None:
+    def __init__(self, raw: Any, quantities: tuple[str, ...], model: nn.Module,
+                 meetings: Mapping[str, Any] | None = None) -> None:
         self._values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in quantities}
         self._model = model
+        self.meetings = meetings or {}
+        """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
         self.loss: Tensor = raw.loss
         self.output: Tensor = raw.output
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether this is a result of that model."""
+        return self._model is model
 
     @property
     def quantities(self) -> tuple[str, ...]:

@@ -151,7 +151,9 @@ def test_square_root_of_a_curvature_without_known_sign_is_refused():
 
 
 def pieces(value):
-    return [part for part in value if part is not None] if isinstance(value, tuple) else [value]
+    if isinstance(value, tuple | list):
+        return [piece for part in value if part is not None for piece in pieces(part)]
+    return [value]
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(reduction="sum")])

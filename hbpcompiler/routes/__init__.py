@@ -14,12 +14,13 @@ from hbpcompiler.cost import TYPICAL_BATCH, Cost, number
 from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
+from hbpcompiler.routes.kept import Kept
 from hbpcompiler.routes.products import ChunkedProduct, ClosedForm, NativeSum, OneProduct, WholeProduct
 from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM, MATRIX, NEVER, NOTHING, Route, Site, Use
 
 ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), WholeProduct(),
-    ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), DiagonalForm(), MatrixForm(),
+    ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), DiagonalForm(), MatrixForm(), Kept(),
 )
 
 

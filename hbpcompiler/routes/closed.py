@@ -19,10 +19,12 @@ from hbpcompiler.routes.site import (
     Site,
     Use,
     columns_of,
+    diagonal_of,
     einsum,
     operand_of,
     sum_out,
     traffic_of,
+    unit_columns_of,
 )
 
 
@@ -43,7 +45,7 @@ class DiagonalForm(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
-        diagonal = columns_of(use, columns=use.stream.unsqueeze(1)).squeeze(1)
+        diagonal = diagonal_of(use)
         letters = left.replace("k", "")
 
         def close(diagonal: Any, kept: str = "") -> Any:
@@ -57,9 +59,7 @@ class DiagonalForm(Route):
         if BATCH_DIAGONAL in kinds:
             results[BATCH_DIAGONAL] = close(diagonal, "n")
         if VECTORS in kinds:
-            shape = use.op.shape("output")
-            roots = torch.diag_embed(use.stream.reshape(-1, math.prod(shape)).sqrt())
-            columns = columns_of(use, columns=roots.reshape(-1, math.prod(shape), *shape))
+            columns = unit_columns_of(use)
             results[VECTORS] = (einsum(site.equation, columns, operand_of(use)) if site.has_operand
                                 else sum_out(columns, left, "nk" + site.theta))
         if POSITIVE in kinds:

@@ -34,6 +34,8 @@ class Site:
     itemsize: int
     native_sum: bool
     resources: Resources = UNLIMITED
+    apart: bool = True
+    """whether every entry of the output is but one entry of the contraction's columns: a diagonal stays one."""
     samples: int | None = None
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
 
@@ -144,6 +146,19 @@ def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Itera
 
 def columns_of(use: Use, op: Op | None = None, columns: Any = None) -> Any:
     return use.contraction.columns(op or use.op, use.stream if columns is None else columns)
+
+
+def diagonal_of(use: Use) -> Any:
+    """A diagonal as it meets the parameter, [n, ...]."""
+    return use.contraction.columns(use.op, use.stream.unsqueeze(1)).squeeze(1)
+
+
+def unit_columns_of(use: Use, signed: bool = False) -> Any:
+    """A diagonal as columns that meet the parameter, one for each entry: its root, or its absolute value's."""
+    shape = use.op.shape("output")
+    entries = use.stream.reshape(-1, math.prod(shape))
+    roots = torch.diag_embed(entries.abs().sqrt() if signed else entries.sqrt())
+    return columns_of(use, columns=roots.reshape(-1, math.prod(shape), *shape))
 
 
 def operand_of(use: Use, op: Op | None = None) -> Any:
