@@ -16,6 +16,7 @@ from hbpcompiler.merged import positions, split_merged
 from hbpcompiler.parameter_values import Uses, rule_of, with_values
 from hbpcompiler.registry import AnyRule, Registry
 from hbpcompiler.rule import LossRule, Rule
+from hbpcompiler.sample_axis import misplaced, samples_first
 
 
 def trace_and_match(
@@ -35,8 +36,9 @@ def trace_and_match(
         if not table:
             break
         program = program.run_decompositions(table)
-    graph = with_values(split_merged(graph, registry), registry, as_values)
-    return graph, match(graph, registry), trace.constants(program, loss)
+    graph, mixing = samples_first(split_merged(graph, registry), registry)
+    graph = with_values(graph, registry, as_values) if not mixing else graph
+    return graph, match(graph, registry, mixing), trace.constants(program, loss)
 
 
 def differentiated(graph: Graph) -> list[Operation]:
@@ -51,12 +53,15 @@ def _needs_pieces(operation: Operation, registry: Registry) -> bool:
     return rule is None or (isinstance(rule, LossRule) and operation.output.batched)
 
 
-def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
-    """Operation name -> rule, or one error that lists all that is missing or refused, and where it is."""
+def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:
+    """Operation name -> rule, or one error that lists all that is missing or refused, and where it is.
+
+    `mixing` is what `samples_first` found; what follows from it is not listed again.
+    """
     active = graph.active()
     reducing, tail = graph.ending()
     rules: dict[str, AnyRule] = {}
-    findings: list[str] = []
+    findings = list(mixing)
     missing: list[str] = []
     for operation in graph.operations:
         rule = rule_of(operation, registry)
@@ -77,7 +82,7 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
             continue
         if operation in tail:
             findings += _tail_refusals(operation, rule, active)
-        elif operation.name in active:
+        elif operation.name in active and not (mixing and _without_samples_in_front(operation)):
             findings += _refusals(operation, rule, active)
         rules[operation.name] = rule
     if findings:
@@ -89,6 +94,10 @@ def match(graph: Graph, registry: Registry) -> dict[str, AnyRule]:
                       "`hbp rules` lists what there is.")
         raise UnsupportedOpError(listing("The model cannot be compiled:", findings, advice))
     return rules
+
+
+def _without_samples_in_front(operation: Operation) -> bool:
+    return not operation.output.batched or any(map(misplaced, operation.tensors.values()))
 
 
 def _tail_refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:

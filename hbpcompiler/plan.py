@@ -8,7 +8,7 @@ is the sum of what arrives over several consumers. Diagonals born at one value a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +102,7 @@ class _Walk:
 
     def _static(self, operation: Operation) -> Op:
         """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
-        return bind(operation, _Meta(operation, self.rules.get(operation.name)), self.active)
+        return bind(operation, StandIns(operation, self.rules.get(operation.name)), self.active)
 
     def _seed(self, operation: Operation, rule: LossRule) -> None:
         value = operation.tensors[rule.input]
@@ -302,22 +302,23 @@ def _check_block(operation: Operation, parameter: Value, contraction: Contractio
     size = math.prod(parameter.sample_shape)
     if contraction.operand is None and size > LARGEST_BLOCK and {FACTOR, REDUCED_FACTOR} & set(kinds):
         raise UnsupportedOpError(
-            f"parameter '{parameter.key}' in {operation.source} meets no input features, so that its Kronecker factor is "
+            f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
             f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")
 
 
 
-class _Meta:
-    """Meta tensors for an operation's arguments, its result and whatever its forward saves."""
+class StandIns:
+    """Tensors for an operation's arguments, its result and whatever its forward saves: meta ones, or as `make` says."""
 
-    def __init__(self, operation: Operation, rule: AnyRule | None) -> None:
-        self.operation, self.rule = operation, rule
+    def __init__(self, operation: Operation, rule: AnyRule | None,
+                 make: Callable[[Value], torch.Tensor] | None = None) -> None:
+        self.operation, self.rule, self.make = operation, rule, make or meta
         self.saved: dict[str, Any] | None = None
 
     def __call__(self, name: str) -> Any:
         value = self.operation.output if name == "output" else self.operation.tensors.get(name)
         if value is not None:
-            return meta(value)
+            return self.make(value)
         if self.saved is None:
             self.saved = {}
             if self.rule is not None and self.rule.forward is not None:

@@ -167,7 +167,9 @@ class PieceReader(_Reader):
         return self.operations, self.values[output.args[0].name]
 
     def _value(self, node: torch.fx.Node, tensor: Tensor, role: str, key: str = "", trainable: bool = False) -> Value:
-        shared = any(self.values[parent.name].shared for parent in node.all_input_nodes if parent.name in self.values)
+        parents = [*node.all_input_nodes]
+        parents += [parent for several in parents if several.name in self.tuples for parent in several.all_input_nodes]
+        shared = any(self.values[parent.name].shared for parent in parents if parent.name in self.values)
         name = f"{self.operation.name}_{node.name}"
         value = Value(name, tuple(tensor.shape), tensor.dtype, role, key, trainable, shared)
         self.values[node.name] = value

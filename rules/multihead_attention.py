@@ -1,7 +1,7 @@
 """nn.MultiheadAttention, traced through an equivalent that leaves the sample axis in front.
 
-torch's own forward moves it behind the positions. Self-attention with batch_first=True, one size of query, key and
-value; the attention itself is scaled_dot_product_attention, or a softmax written out where the weights are wanted.
+torch's own forward moves it behind the positions. Self-attention and attention between sequences, of one or several
+widths, with batch_first or without.
 """
 
 from typing import Any
@@ -14,10 +14,8 @@ from hbpcompiler.rule import ModuleRule, Tensor
 
 
 def refuse(module: nn.MultiheadAttention) -> str | None:
-    if not module.batch_first:
-        return "batch_first=False puts the positions before the samples; construct it with batch_first=True"
-    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
-        return "kdim, vdim, add_bias_kv and add_zero_attn are not supported"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "add_bias_kv and add_zero_attn are not supported"
     if module.dropout and module.training:
         return "dropout inside the attention is not supported in train mode; use dropout=0.0"
     return None
@@ -26,24 +24,44 @@ def refuse(module: nn.MultiheadAttention) -> str | None:
 def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
             need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
             is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
-    if query is not key or key is not value:
-        raise NotImplementedError("attention between two sequences takes parts of one weight, which is not supported; "
-                                  "only self-attention is")
-    batch, length, width = query.shape
-    heads = module.num_heads
-    projected = F.linear(query, module.in_proj_weight, module.in_proj_bias)
-    # [N, T, 3 E] -> three times [N, heads, T, E / heads]
-    parts = projected.reshape(batch, length, 3, heads, width // heads).transpose(1, 3)
-    q, k, v = parts.select(2, 0), parts.select(2, 1), parts.select(2, 2)
-    scores = q @ k.transpose(-2, -1) * (width // heads) ** -0.5
+    itself = query is key and key is value
+    if not module.batch_first:
+        query = query.transpose(0, 1)
+        key, value = (query, query) if itself else (key.transpose(0, 1), value.transpose(0, 1))
+    width = query.shape[-1] // module.num_heads
+    q, k, v = _of_one_sequence(module, query) if itself else _of_several(module, query, key, value)
+    scores = q @ k.transpose(-2, -1) * width**-0.5
     if attn_mask is not None:
-        scores = scores + _additive(attn_mask, scores)
+        mask = attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (-1, module.num_heads))
+        scores = scores + _additive(mask, scores)
     if key_padding_mask is not None:
         scores = scores + _additive(key_padding_mask, scores)[:, None, None, :]
     weights = torch.softmax(scores, -1)
-    mixed = (weights @ v).transpose(1, 2).reshape(batch, length, width)
+    mixed = F.linear((weights @ v).transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
     shown = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
-    return F.linear(mixed, module.out_proj.weight, module.out_proj.bias), shown
+    return mixed if module.batch_first else mixed.transpose(0, 1), shown
+
+
+def _of_one_sequence(module: Any, sequence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value [N, heads, T, E / heads] of self-attention: one product gives all three."""
+    if module.in_proj_weight is None:
+        return _of_several(module, sequence, sequence, sequence)
+    projected = F.linear(sequence, module.in_proj_weight, module.in_proj_bias)
+    # [N, T, 3 E] -> three times [N, heads, T, E / heads]
+    parts = projected.unflatten(2, (3, module.num_heads, -1)).transpose(1, 3)
+    return parts.select(2, 0), parts.select(2, 1), parts.select(2, 2)
+
+
+def _of_several(module: Any, *sequences: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of different sequences: each has its part of the weight, or its own."""
+    if module.in_proj_weight is None:
+        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    else:
+        weights = module.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    q, k, v = (F.linear(sequence, weight, bias).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+               for sequence, weight, bias in zip(sequences, weights, biases, strict=True))
+    return q, k, v
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""nn.RNN, nn.GRU and nn.LSTM with batch_first=True, unrolled over time: each weight has one use per step."""
+"""nn.RNN, nn.GRU and nn.LSTM, unrolled over time: each weight has one use per step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +16,6 @@ Cell = Callable[[Any, Tensor, Tensor, State], State]
 
 
 def refuse(module: nn.RNNBase) -> str | None:
-    if not module.batch_first:
-        return "batch_first=False puts the time before the samples; construct it with batch_first=True"
     if module.dropout and module.training and module.num_layers > 1:
         return "dropout between layers is not supported in train mode; use dropout=0.0"
     if module.proj_size:
@@ -46,7 +44,7 @@ def lstm_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State
 
 
 def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
-    """The module's forward on [N, T, features], zeros as the first state."""
+    """The module's forward on [N, T, features], or [T, N, features] without batch_first; zeros as the first state."""
 
     def direction(module: Any, x: Tensor, suffix: str, backwards: bool) -> tuple[Tensor, State]:
         weights = [getattr(module, f"weight_{kind}_{suffix}") for kind in ("ih", "hh")]
@@ -63,6 +61,7 @@ def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
     def forward(module: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         if hx is not None:
             raise NotImplementedError("a first hidden state is not supported; leave it out, it is zero then")
+        x = x if module.batch_first else x.transpose(0, 1)
         last: list[State] = []
         for layer in range(module.num_layers):
             ways = []
@@ -73,7 +72,7 @@ def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
                 last.append(state)
             x = torch.cat(ways, 2) if len(ways) > 1 else ways[0]
         final = tuple(torch.stack([state[i] for state in last], 0) for i in range(states))
-        return x, final if states > 1 else final[0]
+        return x if module.batch_first else x.transpose(0, 1), final if states > 1 else final[0]
 
     return forward
 

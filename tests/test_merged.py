@@ -26,13 +26,14 @@ def test_positions_in_the_sample_axis():
     check(Merged().double(), [draw(2, 4, 3)], torch.tensor([0, 2]), [*EXACT, "diag_h", "batch_l2"])
 
 
-def test_what_counts_axes_is_refused():
-    class Sorted(Merged):
+def test_what_cannot_keep_samples_apart_is_refused():
+    class Window(Merged):
         def forward(self, x):
-            return torch.softmax(self.inner(x.reshape(-1, 3)), 1).view(x.shape[0], -1)
+            rows = torch.nn.functional.conv1d(self.inner(x.reshape(-1, 3)).unsqueeze(1), self.weight.view(4, 1, 3))
+            return rows.view(x.shape[0], -1)
 
-    with pytest.raises(hbp.UnsupportedOpError, match="positions merged into the sample axis"):
-        hbp.compile(Sorted().double(), quantities=["grad"])(draw(2, 2, 3), torch.tensor([0, 1]))
+    with pytest.raises(hbp.UnsupportedOpError, match=r"conv1d in .*no form that keeps them apart"):
+        hbp.compile(Window().double(), quantities=["grad"])(draw(2, 2, 3), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3)])

@@ -1,0 +1,135 @@
+"""Models that keep the sample axis elsewhere than in front, against brute force; samples that mix are refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import reference
+from tests.test_quantities import close
+
+
+class Recurrent(nn.Module):
+    """batch_first=False, which is torch's default: time before samples."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.memory, self.outer = kind(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.outer(self.memory(x.transpose(0, 1))[0][-1])
+
+
+class TimeFirst(nn.Module):
+    """Normalisation, an activation and a mean while time is in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory, self.norm, self.outer = nn.LSTM(2, 3), nn.LayerNorm(3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.memory(x.permute(1, 0, 2))[0]))
+        return self.outer(h).mean(0)
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.outer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, activation="gelu"), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.outer(self.layer(x.transpose(0, 1))[0])
+
+
+class Decoder(nn.Module):
+    """Attention between two sequences: each part of one weight meets its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(4, 2, 5, dropout=0.0, batch_first=True)
+        self.memory, self.outer = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(2, dtype=x.dtype)
+        return self.outer(self.layer(x[:, :2], self.memory(x), tgt_mask=mask).mean(1))
+
+
+class Widths(nn.Module):
+    """Keys and values of other widths than the queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.outer = nn.MultiheadAttention(4, 2, kdim=3, vdim=2, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        mixed, weights = self.attention(x, torch.sin(x[..., :3]), x[..., 2:])
+        return self.outer(mixed.mean(1)) + weights.square().sum((1, 2), keepdim=True)[:, 0]
+
+
+class Merged(nn.Module):
+    """Positions merged with samples through operations that count axes from the front."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x.reshape(-1, 4))).view(-1, 1, 3)
+        h = torch.softmax(h, 2)
+        return self.outer(torch.cat([h, h[:, :, :1]], 2).view(x.shape[0], 3, 4).amax(1))
+
+
+MODELS = {
+    "rnn": lambda: (Recurrent(nn.RNN), (3, 2)),
+    "gru": lambda: (Recurrent(nn.GRU), (2, 2)),
+    "time first": lambda: (TimeFirst(), (2, 2)),
+    "encoder": lambda: (Encoder(), (3, 4)),
+    "decoder": lambda: (Decoder(), (3, 4)),
+    "widths": lambda: (Widths(), (3, 4)),
+    "merged": lambda: (Merged(), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_against_brute_force(name):
+    torch.manual_seed(0)
+    model, shape = MODELS[name]()
+    model = model.double()
+    X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
+    result = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"])(X, y)
+    close(result.output, model(X).detach(), "output")
+    for quantity in result:
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+
+
+def test_any_batch_size():
+    torch.manual_seed(0)
+    model = Recurrent(nn.GRU).double()
+    compiled = hbp.compile(model, quantities=["batch_grad"])
+    for samples in (1, 4, 9):
+        X, y = torch.randn(samples, 2, 2, dtype=torch.float64), torch.randint(0, 2, (samples,))
+        result = compiled(X, y)
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "batch_grad").items():
+            close(result.batch_grad[key], value, key)
+
+
+class OverSamples(nn.Module):
+    def __init__(self, mixing):
+        super().__init__()
+        self.mixing, self.inner = mixing, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.mixing(self.inner(x).t()).t()
+
+
+@pytest.mark.parametrize("mixing", [
+    lambda h: torch.softmax(h, 1),
+    lambda h: h - h.mean(1, keepdim=True),
+    lambda h: h @ h.t() @ h,
+    lambda h: h.cumsum(1),
+    lambda h: h.flip(1),
+], ids=["softmax", "mean", "matmul", "cumsum", "flip"])
+def test_samples_that_mix_are_refused(mixing):
+    with pytest.raises(hbp.UnsupportedOpError, match="sample axis|samples"):
+        hbp.compile(OverSamples(mixing), quantities=["grad"])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
