@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from hbpcompiler.sample_axis import misplaced, samples_first
 
 def trace_and_match(
     model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, registry: Registry,
-    as_values: Callable[[Uses], set[str]] = lambda uses: set(),
+    as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: frozenset(),
 ) -> tuple[Graph, dict[str, AnyRule], Mapping[str, Tensor]]:
     """The graph, the rule of each differentiated operation by its name, and the constants outside the state_dict.
 

@@ -9,6 +9,7 @@ What is computed of parameters alone becomes a batch of one, by torch.vmap.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,7 +65,7 @@ Uses = Mapping[str, Sequence[Use]]
 """By the parameter's name."""
 
 
-def with_values(graph: Graph, registry: Registry, chosen: Callable[[Uses], set[str]]) -> Graph:
+def with_values(graph: Graph, registry: Registry, chosen: Callable[[Uses], AbstractSet[str]]) -> Graph:
     """The graph with every parameter that must be a value made one, and those that `chosen(uses)` names by key."""
     active = graph.active()
     derived = _derived(graph, registry, active)
@@ -94,7 +95,7 @@ def _derived(graph: Graph, registry: Registry, active: set[str]) -> set[str]:
     network = graph.network()
     sampled = {value.name for value in (*graph.inputs, graph.target)}
     reached = sampled.union(*[nx.descendants(network, name) for name in sampled])
-    found = set()
+    found: set[str] = set()
     for operation in graph.operations:
         if operation.name in active and operation.name not in reached and not operation.output.batched:
             rule = registry.find(operation.target, operation.overload)
