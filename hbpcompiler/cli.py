@@ -108,6 +108,7 @@ def job(command: Callable[..., None]) -> Callable[..., None]:
                      help="What diag_h and its kin mean by curvature: how activations' residuals enter."),
         click.option("--memory-budget", metavar="SIZE",
                      help="Most that a call with the example's batch size may allocate: 512MiB."),
+        click.option("--autotune", is_flag=True, help="Time routes that are predicted to be about equally fast."),
         click.option("--rules", "rule_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
                      help="A rule file of your own. Repeat it for several."),
     ]
@@ -200,7 +201,7 @@ def _print(table: Table) -> None:
 def _compiled(
     factory: str, quantities: list[str], inputs: list[tuple[int, ...]], loss: str, reduction: str, batch: int,
     dtype: str, training: bool | None, mc_samples: int, curvature: str, memory_budget: str | None,
-    rule_files: tuple[Path, ...],
+    autotune: bool, rule_files: tuple[Path, ...],
 ) -> Compiled:  # fmt: skip
     model = _model(factory).to(DTYPES[dtype])
     if training is not None:
@@ -208,7 +209,7 @@ def _compiled(
     kind, draw = LOSSES[loss]
     with clean_errors():
         compiled = hbp_compile(model, kind(reduction=reduction), quantities, mc_samples=mc_samples,
-                               curvature=curvature, memory_budget=memory_budget, rules=rule_files)
+                               curvature=curvature, memory_budget=memory_budget, autotune=autotune, rules=rule_files)
         xs = [torch.randn(batch, *shape, dtype=DTYPES[dtype]) for shape in inputs]
         compiled(*xs, draw(_output(model, xs)))
     return compiled

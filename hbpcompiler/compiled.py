@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import hbpcompiler
 from hbpcompiler import derive, passes, schemes
+from hbpcompiler.autotune import autotuned
 from hbpcompiler.bind import bind
 from hbpcompiler.blocks import block_product, meetings
 from hbpcompiler.budget import Draft, check_fits, within_budget
@@ -44,6 +45,7 @@ class Built:
     """One program and what it was made from."""
 
     graph: Graph
+    rules: Mapping[str, AnyRule]
     draft: Draft
     path: Path
     program: Any
@@ -195,25 +197,28 @@ def _build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tenso
     active = graph.active()
     loss_op = bind(maker, _no_tensors, active)
     check_target(rule, loss_op, graph, target)
-    draft = within_budget(lambda resources: _draft(type(model).__name__, graph, rules, loss_op, options, resources),
-                          Resources(measured_machine(target.device, graph.output.dtype)), options.memory_budget,
-                          len(target))
+    resources = Resources(measured_machine(target.device, graph.output.dtype))
+    name = type(model).__name__
+    draft = within_budget(lambda resources: _draft(name, graph, rules, loss_op, options, resources, target), resources,
+                          options.memory_budget, len(target))
     program, path = load.program(draft.code)
     run: Any = program
     if options.backend == "torchscript":
         program = run = torch.jit.script(program)
     elif options.backend == "inductor":
         program = run = torch.compile(program)
-    return Built(graph, draft, path, program, constants, rule, loss_op, run)
+    return Built(graph, rules, draft, path, program, constants, rule, loss_op, run)
 
 
 def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, options: Options,
-           resources: Resources) -> Draft:
+           resources: Resources, example: Tensor) -> Draft:
     """The stages from the plan to the file's text."""
     rule = rules[graph.ending()[0].name]
     assert isinstance(rule, LossRule)
     planned = plan(graph, rules, options.quantities, options.mc_samples, resources,
                    options.curvature)
+    if options.autotune:
+        planned = autotuned(graph, rules, planned, len(example), example.device)
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, rule.reduction(loss_op), names)
     passes.optimise(derived.graph)
@@ -228,7 +233,7 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, 
         table=header_table(graph, planned),
         notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
     )
-    header.notes = [*header.notes, *machine_notes(resources.machine)]
+    header.notes = [*header.notes, *machine_notes(resources.machine, options.autotune)]
     code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
     return Draft(planned, derived.graph, code, MemoryModel(code, graph),
                  ProgramCost(derived.graph, graph, resources.machine))
@@ -262,23 +267,26 @@ def compile(  # the public name is the design's
     memory_budget: int | str | None = None,
     mc_samples: int = 1,
     curvature: str = HESSIAN,
+    autotune: bool = False,
     rules: Sequence[str | Path] | None = None,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
     model: any torch.nn.Module that torch.export can trace. loss: a module or function of (output, target) returning
     one number; nn.CrossEntropyLoss() by default. quantities: names from the table in the README. example_inputs:
-    (X, y), to trace at once. backend: "python", "torchscript" or "inductor". memory_budget: bytes, or "2GiB": an
-    upper bound for a chunk's temporaries. mc_samples: samples per datum for diag_ggn_mc and kfac. curvature: what the
-    quantities of the Hessian mean by it: "hessian", exact; "ggn", without the operations' residuals; "pch_abs" or
-    "pch_clip", with their negative eigenvalues turned positive or dropped (Dangel, Harmeling, Hennig 2020; see
-    `schemes` for operations that are not elementwise). rules: paths of rule files of your own.
+    (X, y), to trace at once. backend: "python", "torchscript" or "inductor". memory_budget: bytes, or "2GiB": the
+    most that a call may allocate, results included; larger batches are refused. mc_samples: samples per datum for
+    diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian", exact; "ggn", without
+    the operations' residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned positive or
+    dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise). autotune: time
+    routes that are predicted to be about as fast as the best, once, on random tensors of the first batch's size.
+    rules: paths of rule files of your own.
 
     Raises CompileError (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
     """
     loss = nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
-    options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature)
+    options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune)
     compiled = Compiled(model, loss, options)
     if example_inputs is not None:
         inputs, target = check_batch(model, check_example(example_inputs))

@@ -69,11 +69,13 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def machine_notes(machine: Machine) -> list[str]:
-    """What the head of the file says about measured figures; nothing, where none were measured."""
+def machine_notes(machine: Machine, autotuned: bool) -> list[str]:
+    """What the head of the file says about measurements that decided something; nothing, where none did."""
+    raced = ["Near ties among the routes were decided by timing them (autotune) on the machine that wrote this file."]
     if machine == DEFAULT:
-        return []
-    return ["Routes chosen with figures that `hbp tune` measured on the machine that wrote this file:",
+        return raced * autotuned
+    return [*raced * autotuned,
+            "Routes chosen with figures that `hbp tune` measured on the machine that wrote this file:",
             f"{machine.multiply_adds_per_second:.2g} multiply-adds/s, {machine.batched_per_second:.2g} in small "
             f"products; {machine.bytes_per_second:.2g} bytes/s; {machine.seconds_per_call:.2g} s per call."]
 

@@ -29,10 +29,11 @@ class Options:
     mc_samples: int
     registry: Registry
     curvature: str
+    autotune: bool
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
-                  curvature: Any = HESSIAN) -> Options:
+                  curvature: Any = HESSIAN, autotune: Any = False) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -42,8 +43,10 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
         raise OptionError(f"mc_samples must be a positive integer, not {mc_samples}")
     if not isinstance(curvature, str) or curvature not in SCHEMES:
         raise OptionError(f"curvature {curvature!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    if not isinstance(autotune, bool):
+        raise OptionTypeError(f"autotune must be True or False, not {autotune!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
-                   curvature)
+                   curvature, autotune)
 
 
 def check_quantities(quantities: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -174,13 +175,17 @@ class Loop:
 
     __name__ = "loop"
 
+    @cached_property
+    def _module(self) -> fx.GraphModule:
+        """The body as Python; the passes are over by the time that a loop is called."""
+        return fx.GraphModule(torch.nn.Module(), self.body)
+
     def __call__(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
-        module = fx.GraphModule(torch.nn.Module(), self.body)
         for start in range(0, sliced[0].shape[self.axis], self.chunk):
             stop = start + self.chunk
             rows = [rows[start:stop] for rows in accumulators[self.totals :]]
             cut = [tensor[:, start:stop] if self.axis else tensor[start:stop] for tensor in sliced]
-            module(*accumulators[: self.totals], *rows, *cut, *whole)
+            self._module(*accumulators[: self.totals], *rows, *cut, *whole)
         return accumulators
 
 

@@ -87,4 +87,4 @@ def excess(site: Site, choices: Iterable[Choice]) -> float:
 
 
 __all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NEVER", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use",
-           "alternatives", "choose", "covers", "seconds"]
+           "alternatives", "choose", "covers", "excess", "seconds"]

@@ -1,0 +1,124 @@
+"""Near ties decided by a race: the clock is a fake, the numbers are those of the reference."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler import autotune, tuning
+from hbpcompiler.autotune import Race, near_ties
+from hbpcompiler.reference import reference
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_quantities import close
+
+QUANTITIES = ["variance", "batch_l2", "diag_ggn", "kflr"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HBP_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The later a set of routes is in the race, the faster it is; `clock.races` counts what was timed."""
+
+    class Clock:
+        races = 0
+
+        def __call__(self, run):
+            run()
+            self.races += 1
+            return 1.0 / self.races
+
+    made = Clock()
+    monkeypatch.setattr(autotune, "stopwatch", lambda device: made)
+    return made
+
+
+def problem(samples=5):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 4)).double()
+    return model, torch.randn(samples, 1, 6, 6, dtype=torch.float64), torch.randint(4, (samples,))
+
+
+def check(raced, plain, model, X, y):
+    result, other = raced(X, y), plain(X, y)
+    for quantity in ("variance", "batch_l2", "diag_ggn"):
+        for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+    for name, factors in other.kflr.items():
+        close(result.kflr[name].B, factors.B, f"B of {name}")
+
+
+def test_the_winner_of_a_race_is_taken_and_remembered(clock):
+    model, X, y = problem()
+    plain = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y))
+    assert clock.races == 0
+    raced = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), autotune=True)
+    assert clock.races > 0
+    assert "autotune" in raced.code
+    assert raced.code.split('"""')[2] != plain.code.split('"""')[2]
+    check(raced, plain, model, X, y)
+    before = clock.races
+    again = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), autotune=True)
+    assert clock.races == before  # remembered
+    assert again.code == raced.code
+    assert hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y)).code == plain.code
+    hbp.compile(model, quantities=QUANTITIES, example_inputs=(X[:4], y[:4]), autotune=True)
+    assert clock.races > before  # another batch size is another race
+
+
+def test_a_remembered_winner_that_no_longer_runs_is_raced_again(clock):
+    model, X, y = problem()
+    first = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), autotune=True).code
+    before = clock.races
+    tuning.remember_winners({key: [["NoSuchRoute", ["sum"]]] for key in tuning.winners()})
+    assert hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), autotune=True).code == first
+    assert clock.races == 2 * before
+
+
+@pytest.mark.usefixtures("clock")
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
+def test_races_on_random_networks(setting):
+    """Whatever wins gives the numbers of the reference."""
+    model, loss, X, y = setting
+    raced = hbp.compile(model, loss, ["diag_ggn", "batch_l2"], autotune=True)
+    torch.manual_seed(0)
+    result = raced(X, y)
+    for quantity in ("diag_ggn", "batch_l2"):
+        for name, value in reference(model, loss, [X], y, quantity, seed=0).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+
+
+class Twice(nn.Module):
+    """A tied parameter, which two places close together."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.inner(torch.tanh(self.inner(x))))
+
+
+def test_every_route_can_be_run_alone():
+    torch.manual_seed(0)
+    for model, X in ((problem()[0].float(), torch.randn(5, 1, 6, 6)), (Twice(), torch.randn(5, 4))):
+        compiled = hbp.compile(model, quantities=["diag_h"] if len(X.shape) == 4 else ["diag_ggn", "batch_l2"],
+                               example_inputs=(X, torch.tensor([0, 1, 2, 0, 1])))
+        built = compiled._current()
+        race = Race(built.graph, built.rules, built.draft.plan, 5, X.device, timer=lambda run: float(run() is not None))
+        steps = built.draft.plan.closings()
+        assert {type(step).__name__ for step in steps} >= {"Tied" if isinstance(model, Twice) else "Close"}
+        for step in steps:
+            runners = near_ties(step, 5, within=1e9)
+            assert runners
+            assert race.seconds(step, runners, rounds=1) == [1.0] * len(runners)
+
+
+def test_autotune_must_be_a_truth_value():
+    with pytest.raises(TypeError, match="autotune"):
+        hbp.compile(nn.Linear(2, 2), quantities=["grad"], autotune="yes")
