@@ -196,8 +196,9 @@ def _wrapped(line: str) -> list[str]:
     return [f"{indent}# {shape}", code]
 
 
-def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Sequence[str] = ()) -> str:
-    """The file's text. `inputs` maps placeholders of inputs and target to their names, in order."""
+def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",)) -> str:
+    """The file's text. `inputs` maps placeholders of inputs and targets to their names, in order; `outputs` are the
+    result's fields for the model's outputs."""
     names = Names()
     given: dict[fx.Node, str] = {}
     for node in graph.nodes:
@@ -214,7 +215,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
             sections[-1].lines += _wrapped(line)
     output = next(node for node in graph.nodes if node.op == "output")
     _free_at_last_use(parts, {printer.texts[node][0] for node in output.all_input_nodes})
-    loss, prediction, results = output.args[0]  # as derive wrote it
+    loss, predictions, results = output.args[0]  # as derive wrote it
     look = printer.texts
     fields = [_field(name, results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
@@ -226,7 +227,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], checks: Seq
         parts=parts,
         arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
         loss=look[loss][0],
-        output=look[prediction][0],
+        outputs=[(name, look[node][0]) for name, node in zip(outputs, predictions, strict=True)],
     )
 
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 
 from hbpcompiler.graph import Graph, Operation
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.structure import Structure
 
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
@@ -45,14 +47,20 @@ class Names:
         return name
 
 
+def output_fields(structure: Structure) -> tuple[str, ...]:
+    """A field of the generated file's Result for each tensor that the model returns."""
+    names = Names()
+    names.taken.update(("loss", *QUANTITIES))
+    return tuple(names.fresh("_".join(["output", *map(str, path)])) for path in structure.paths())
+
+
 def value_names(graph: Graph) -> Mapping[str, str]:
     """A name for every value of the graph, from its module's path."""
     names = Names()
     names.taken.add("N")
     found: dict[str, str] = {}
-    for number, value in enumerate(graph.inputs):
-        found[value.name] = names.fresh("x" if number == 0 else f"x{number + 1}")
-    found[graph.target.name] = names.fresh("y")
+    for value in graph.batch:
+        found[value.name] = names.fresh(value.key)
     for value in graph.state:
         found[value.name] = names.fresh(_key_name(value.key))
     crowd: dict[tuple[str, bool], int] = {}

@@ -113,7 +113,7 @@ def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: in
               timer: Timer | None = None) -> Plan:
     """The plan with near ties decided by a race, or by the winner of an earlier one."""
     race, known, found = Race(source, rules, plan, batch, device, timer), tuning.winners(), {}
-    place = f"{tuning.key(device, source.output.dtype)}, batch {batch}"
+    place = f"{tuning.key(device, source.dtype)}, batch {batch}"
 
     def decided(step: Close | Tied) -> Close | Tied:
         runners = near_ties(step, batch)

@@ -49,7 +49,9 @@ def sample(backward: Backward, step: Sample) -> None:
                 if step.into.signed:
                     keep = backward.signs[piece.name] == sign if piece.signed else None
                     flat = flat * (keep.to(flat.dtype).unsqueeze(2) if keep is not None else (sign > 0))
-                noise = _noise(backward, arrived, (count, piece.columns))
+                if piece.name not in backward.noise:
+                    backward.noise[piece.name] = _noise(backward, arrived, (count, piece.columns))
+                noise = backward.noise[piece.name]
                 part = (noise @ flat / math.sqrt(count)).reshape(-1, count, *shape)
             else:
                 root = (arrived * sign).clamp(min=0).sqrt().unsqueeze(1)

@@ -13,6 +13,7 @@ from hbpcompiler import schemes
 from hbpcompiler.averaging import average, pull_matrix, sample
 from hbpcompiler.bilinear import columns_to
 from hbpcompiler.bind import bind
+from hbpcompiler.endings import multiples, static_multiples
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.plan import meta
 from hbpcompiler.quantities import (
@@ -73,6 +74,9 @@ class Backward:
         self.columns: dict[tuple[str, str], Any] = {}
         self.signs: dict[str, Any] = {}
         self.closed: dict[str, dict[Closing, Any]] = {}
+        self.multiples: dict[str, Any] = {}
+        self.noise: dict[str, Any] = {}
+        """The random signs of a piece's columns, the same at every value that it has reached."""
 
     def inside(self, writer: Writer, ops: Mapping[str, Op]) -> Backward:
         """The same backward pass inside a loop: its own graph, the operations bound to this chunk's tensors."""
@@ -105,7 +109,7 @@ class Backward:
         assert isinstance(rule, LossRule)
         value = step.operation.tensors[rule.input]
         residual = rule.residual_of(op)
-        factor = self._multiple()
+        factor = self._multiple(step.operation)
         if piece.stream == GRADIENT:
             columns = rule.gradient(op).unsqueeze(1)
             columns = columns if factor is None else columns * factor
@@ -124,17 +128,22 @@ class Backward:
             found, _ = residual.factor(op)
             columns = found[rule.input]
         if factor is not None:
-            columns = columns * factor.abs().sqrt()
-            self.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
+            factor = columns.new_ones(()) * factor if piece.signed else factor  # a number has no sign()
+            columns = columns * (factor.abs().sqrt() if piece.signed else factor**0.5)
+            if piece.signed:
+                self.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
+        elif piece.signed:
+            self.set_signs(piece, None, columns)
         self.arrive(value, piece, columns)
 
-    def _multiple(self) -> Any:
-        """dL by d(the batch's reduced number), where a loss goes on after its mean or sum; None if it does not."""
-        factor: Any = None
-        for operation in self.source.ending()[1]:
-            slope = self.derivative(operation)
-            factor = slope if factor is None else factor * slope
-        return factor
+    def _multiple(self, operation: Operation) -> Any:
+        """What this reduction's l_n is multiplied by in the loss; None for 1."""
+        if operation.name not in self.multiples:
+            known = static_multiples(self.source, self.rules, self.active)
+            live = multiples(self.source, self.rules, self.active, lambda own: self.ops[own.name], self.batch)
+            self.multiples = {name: known[name] if isinstance(known[name], float) else live[name] for name in live}
+        found = self.multiples[operation.name]
+        return None if isinstance(found, float) and found == 1 else found
 
     def _birth(self, step: Birth) -> None:
         op, piece, residual = self.ops[step.operation.name], step.piece, step.residual

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 import hbpcompiler
 from hbpcompiler import derive, passes, schemes
 from hbpcompiler.autotune import autotuned
-from hbpcompiler.bind import bind
+from hbpcompiler.batch import Batch
 from hbpcompiler.blocks import block_product, meetings
 from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.cost import Resources
+from hbpcompiler.endings import overall
 from hbpcompiler.errors import CompileError, InputError, InputTypeError, UsesNotJoinedError
 from hbpcompiler.explain import explain, header_table, machine_notes
 from hbpcompiler.fuse import fuse
 from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
-from hbpcompiler.inputs import check_batch, check_runs, check_target
+from hbpcompiler.inputs import LossCheck, check_batch, check_runs, check_targets, loss_checks
 from hbpcompiler.match import trace_and_match
 from hbpcompiler.memory import MemoryModel
 from hbpcompiler.options import Options, check_example, check_model, check_options
@@ -34,8 +35,8 @@ from hbpcompiler.program_cost import ProgramCost
 from hbpcompiler.quantities import closings_for
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.result import Result
-from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.structure import Structure
 from hbpcompiler.tied import uses_as_values
 from hbpcompiler.tuning import measured_machine
 
@@ -50,8 +51,11 @@ class Built:
     path: Path
     program: Any
     constants: Mapping[str, Tensor]
-    loss_rule: LossRule
-    loss_op: Op
+    losses: Sequence[LossCheck]
+    structure: Structure
+    """How the model's output is built of its tensors."""
+    fields: tuple[str, ...]
+    """The fields of the program's result that hold them."""
     run: Callable[..., Any]
 
 
@@ -75,19 +79,21 @@ class Compiled:
         """The quantities, in the table's order."""
         return self.options.quantities
 
-    def __call__(self, *batch: Tensor, generator: torch.Generator | None = None) -> Result:
-        """Run the program on (X, y), or (X1, X2, ..., y) for a model of several inputs.
+    def __call__(self, *batch: Any, generator: torch.Generator | None = None) -> Result:
+        """Run the program on (X, y); on (X1, X2, ..., y) or ((X1, X2), y) for a model of several inputs, or on
+        ({"name": X, ...}, y) with the arguments of its forward by name. y may be a tuple or dict of tensors.
 
         `generator` makes all random draws of this call (mc_samples, dropout) reproducible; without it they come from
         torch's global generator. Raises InputError for a batch that does not fit, before anything is computed.
         """
-        inputs, target = check_batch(self.model, batch)
-        built = self._program(inputs, target)
-        check_target(built.loss_rule, built.loss_op, built.graph, target)
-        check_fits(built.draft.memory, self.options.memory_budget, len(target))
+        given = check_batch(self.model, batch)
+        built = self._program(given)
+        check_targets(built.losses, built.graph, given)
+        check_fits(built.draft.memory, self.options.memory_budget, given.samples)
         with torch.no_grad(), _seeded(generator):
-            raw = built.run(self._state(built), *inputs, target)
-        return Result(raw, self.quantities, self.model, meetings(built.draft.plan))
+            raw = built.run(self._state(built), *given.tensors)
+        output = built.structure.build([getattr(raw, name) for name in built.fields])
+        return Result(raw, output, self.quantities, self.model, meetings(built.draft.plan))
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
@@ -101,16 +107,17 @@ class Compiled:
             raise InputError("block_product takes a result that this compiled model returned")
         return block_product(result, name, vectors)
 
-    def _program(self, inputs: Sequence[Tensor], target: Tensor) -> Built:
+    def _program(self, batch: Batch) -> Built:
         key = (
-            tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in (*inputs, target)),
+            batch.layout.identity,
+            tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch.tensors),
             tuple(module.training for module in self.model.modules()),
             tuple(parameter.requires_grad for parameter in self.model.parameters()),
         )
         if key not in self._built:
             check_model(self.model, self.loss)
-            check_runs(self.model, self.loss, inputs, target)
-            self._built[key] = build(self.model, self.loss, inputs, target, self.options)
+            check_runs(self.model, self.loss, batch)
+            self._built[key] = build(self.model, self.loss, batch, self.options)
         self._last = self._built[key]
         return self._last
 
@@ -176,53 +183,47 @@ class Compiled:
                 f"backend={self.options.backend!r}, programs={len(self._built)})")
 
 
-def build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor,
-          options: Options) -> Built:
+def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options) -> Built:
     """All stages, from a batch to a loaded program."""
     try:
-        return _build(model, loss, inputs, target, options)
+        return _build(model, loss, batch, options)
     except UsesNotJoinedError as error:
-        return _build(model, loss, inputs, target, options, error.parameters)
+        return _build(model, loss, batch, options, error.parameters)
 
 
-def _build(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, options: Options,
+def _build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
            as_values: frozenset[str] = frozenset()) -> Built:
     closings = schemes.kept(options.curvature, closings_for(options.quantities))
-    graph, rules, constants = trace_and_match(model, loss, inputs, target, options.registry,
-                                              lambda uses: as_values | uses_as_values(uses, closings))
+    graph, rules, constants, structure = trace_and_match(model, loss, batch, options.registry,
+                                                         lambda uses: as_values | uses_as_values(uses, closings))
     graph, rules = fuse(graph, rules)
-    maker, _ = graph.ending()
-    rule = rules[maker.name]
-    assert isinstance(rule, LossRule)
-    active = graph.active()
-    loss_op = bind(maker, _no_tensors, active)
-    check_target(rule, loss_op, graph, target)
-    resources = Resources(measured_machine(target.device, graph.output.dtype))
+    losses = loss_checks(graph, rules)
+    check_targets(losses, graph, batch)
+    fields = naming.output_fields(structure)
+    resources = Resources(measured_machine(batch.tensors[0].device, graph.dtype))
     name = type(model).__name__
-    draft = within_budget(lambda resources: _draft(name, graph, rules, loss_op, options, resources, target), resources,
-                          options.memory_budget, len(target))
+    draft = within_budget(lambda resources: _draft(name, graph, rules, fields, options, resources, batch), resources,
+                          options.memory_budget, batch.samples)
     program, path = load.program(draft.code)
     run: Any = program
     if options.backend == "torchscript":
         program = run = torch.jit.script(program)
     elif options.backend == "inductor":
         program = run = torch.compile(program)
-    return Built(graph, rules, draft, path, program, constants, rule, loss_op, run)
+    return Built(graph, rules, draft, path, program, constants, losses, structure, fields, run)
 
 
-def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, options: Options,
-           resources: Resources, example: Tensor) -> Draft:
+def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Sequence[str], options: Options,
+           resources: Resources, example: Batch) -> Draft:
     """The stages from the plan to the file's text."""
-    rule = rules[graph.ending()[0].name]
-    assert isinstance(rule, LossRule)
     planned = plan(graph, rules, options.quantities, options.mc_samples, resources,
                    options.curvature)
     if options.autotune:
-        planned = autotuned(graph, rules, planned, len(example), example.device)
+        planned = autotuned(graph, rules, planned, example.samples, example.tensors[0].device)
     names = naming.value_names(graph)
-    derived = derive.derive(graph, rules, planned, rule.reduction(loss_op), names)
+    derived = derive.derive(graph, rules, planned, overall(graph, rules, set(planned.active)), names)
     passes.optimise(derived.graph)
-    batch = {value.name: value for value in (*graph.inputs, graph.target)}
+    batch = {value.name: value for value in graph.batch}
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
     write_in_place(derived.graph)
@@ -234,13 +235,9 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], loss_op: Op, 
         notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
     )
     header.notes = [*header.notes, *machine_notes(resources.machine, options.autotune)]
-    code = emit.emit(derived.graph, header, {name: names[name] for name in batch})
+    code = emit.emit(derived.graph, header, {name: names[name] for name in batch}, fields)
     return Draft(planned, derived.graph, code, MemoryModel(code, graph),
                  ProgramCost(derived.graph, graph, resources.machine))
-
-
-def _no_tensors(name: str) -> Any:
-    raise KeyError(name)
 
 
 @contextlib.contextmanager
@@ -262,7 +259,7 @@ def compile(  # the public name is the design's
     loss: Callable[..., Tensor] | None = None,
     quantities: Sequence[str] = (),
     *,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Sequence[Any] | None = None,
     backend: str = "python",
     memory_budget: int | str | None = None,
     mc_samples: int = 1,
@@ -274,11 +271,11 @@ def compile(  # the public name is the design's
 
     model: any torch.nn.Module that torch.export can trace. loss: a module or function of (output, target) returning
     one number; nn.CrossEntropyLoss() by default. quantities: names from the table in the README. example_inputs:
-    (X, y), to trace at once. backend: "python", "torchscript" or "inductor". memory_budget: bytes, or "2GiB": the
-    most that a call may allocate, results included; larger batches are refused. mc_samples: samples per datum for
-    diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian", exact; "ggn", without
-    the operations' residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned positive or
-    dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise). autotune: time
+    (X, y), or what else a call takes, to trace at once. backend: "python", "torchscript" or "inductor". memory_budget:
+    bytes, or "2GiB": the most that a call may allocate, results included; larger batches are refused. mc_samples:
+    samples per datum for diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian",
+    exact; "ggn", without the operations' residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned
+    positive or dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise). autotune: time
     routes that are predicted to be about as fast as the best, once, on random tensors of the first batch's size.
     rules: paths of rule files of your own.
 
@@ -289,8 +286,7 @@ def compile(  # the public name is the design's
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune)
     compiled = Compiled(model, loss, options)
     if example_inputs is not None:
-        inputs, target = check_batch(model, check_example(example_inputs))
-        compiled._program(inputs, target)
+        compiled._program(check_batch(model, check_example(example_inputs)))
     return compiled
 
 

@@ -26,13 +26,10 @@ from hbpcompiler.writer import Writer, named
 class Derived:
     """The whole program as one fx graph.
 
-    Its output is (loss, output, {quantity: {parameter: proxy or {field: proxy}}}).
+    Its output is (loss, [outputs], {quantity: {parameter: proxy or {field: proxy}}}).
     """
 
     graph: fx.Graph
-    inputs: tuple[str, ...]
-    target: str
-    uses_target: bool
 
 
 class _Derivation:
@@ -48,7 +45,7 @@ class _Derivation:
     def run(self) -> Derived:
         state = self.writer.placeholder("state")
         with self.writer.block(INPUTS, "forward"):
-            for value in (*self.source.inputs, self.source.target):
+            for value in self.source.batch:
                 self.proxies[value.name] = named(self.writer.placeholder(value.name), self.names[value.name])
             for value in self.source.state:
                 self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
@@ -67,10 +64,9 @@ class _Derivation:
         self.writer.tracer.step = None
         self.closed = backward.closed
         results = self._results()
-        loss, output = self.proxies[self.source.loss.name], self.proxies[self.source.output.name]
-        self.writer.graph.output(fx.node.map_aggregate((loss, output, results), _node))
-        return Derived(self.writer.graph, tuple(value.name for value in self.source.inputs), self.source.target.name,
-                       True)
+        loss, outputs = self.proxies[self.source.loss.name], [self.proxies[out.name] for out in self.source.outputs]
+        self.writer.graph.output(fx.node.map_aggregate((loss, outputs, results), _node))
+        return Derived(self.writer.graph)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import graph as fx_graph
 
+from hbpcompiler.batch import Batch, Layout
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.source import LIBRARY, source_of
+from hbpcompiler.structure import StrangerError, Structure, take_apart
 
 TRACED_BATCH = 7
 """torch.export specialises a batch of one, and a prime is unlikely to equal another length of the model."""
@@ -41,51 +43,67 @@ class _Loss(nn.Module):
 
 
 class _Whole(nn.Module):
-    """Model and loss as one module, so that one graph holds both."""
+    """Model and loss as one module, so that one graph holds both: of a batch's tensors, the loss and all outputs."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], layout: Layout,
+                 returned: Callable[[Structure], None]) -> None:
         super().__init__()
         self.model = model
         self.loss = _Loss(loss)
+        self.layout = layout
+        self.returned = returned  # torch.export puts attributes back as they were
 
-    def forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(*batch[:-1])
-        if not isinstance(output, Tensor):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments, keywords, target = self.layout.build(tensors)
+        output = self.model(*arguments, **keywords)
+        try:
+            outputs, structure = take_apart(output)
+        except StrangerError as stranger:
             raise ModelError(
-                f"the model must return one tensor, but returned {type(output).__name__}; wrap it in a module whose "
-                "forward picks the tensor that the loss takes"
-            )
-        loss = self.loss(output, batch[-1])
+                f"the model's output{stranger.path} is {_described(stranger.item)}, which is neither a tensor nor a "
+                "constant; leave it out, or wrap the model in a module whose forward returns what the loss takes "
+                "(models of transformers: use_cache=False)"
+            ) from None
+        if not outputs:
+            raise ModelError(f"the model must return a tensor or several, but returned {type(output).__name__}")
+        self.returned(structure)
+        loss = self.loss(output, target)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             what = f"a tensor of shape {_shown(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ModelError(
                 f"the loss must return one number (a tensor without axes), but returned {what}; "
                 "use reduction='mean' or 'sum'"
             )
-        return loss, output
+        return loss, *outputs
+
+
+def _described(item: Any) -> str:
+    return "a number that depends on the batch" if isinstance(item, torch.SymInt) else f"a {type(item).__name__}"
 
 
 def _shown(shape: Sequence[Any]) -> str:
     return "[" + ", ".join(str(length) if isinstance(length, int) else "N" for length in shape) + "]"
 
 
-def export(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor,
-           modules: Mapping[type[nn.Module], ModuleRule] | None = None) -> Any:
-    """The ExportedProgram of (inputs, target) -> (loss, output), functional, composites kept whole.
+def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
+           modules: Mapping[type[nn.Module], ModuleRule] | None = None) -> tuple[Any, Structure]:
+    """The ExportedProgram of the batch's tensors -> (loss, *outputs), functional, composites kept whole; and how the
+    model's output is built of `outputs`.
 
     `modules` are traced through their rules' forward. Raises ModelError where torch.export cannot follow the model,
     naming module and line.
     """
-    batch = tuple(tensor[:1].detach().expand(TRACED_BATCH, *tensor.shape[1:]).clone() for tensor in (*inputs, target))
-    dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(batch)
-    whole = _Whole(model, loss)
+    few = tuple(tensor[:1].detach().expand(TRACED_BATCH, *tensor.shape[1:]).clone() for tensor in batch.tensors)
+    dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
+    returned: list[Structure] = []
+    whole = _Whole(model, loss, batch.layout, returned.append)
     whole.training = model.training  # not train(): that would reach into the user's modules
     with warnings.catch_warnings(), _quiet(), quoted_names(), _equivalents(model, modules or {}):
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(whole, batch, dynamic_shapes=(dynamic,), strict=False)
+            program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
             _check_gradients_stay_on(program)
-            return program.run_decompositions({})
+            return program.run_decompositions({}), returned[-1]
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:

@@ -71,7 +71,7 @@ def _region(last: Operation, graph: Graph, operations: list[Operation], rules: M
             if maker is None or maker.source.module != last.source.module or not _joins(maker, rules, active):
                 continue
             readers = [own for own in operations if any(item.name == value.name for item in own.tensors.values())]
-            if value is graph.output or any(reader not in region for reader in readers):
+            if value in graph.outputs or any(reader not in region for reader in readers):
                 continue
             region.append(maker)
             grown = True

@@ -19,7 +19,7 @@ Shape = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph. `key` is where it is found: a state name, an input's number."""
+    """A tensor of the graph. `key` is where it is found: a state name, an input's name."""
 
     name: str
     shape: Shape
@@ -35,6 +35,11 @@ class Value:
     def batched(self) -> bool:
         """Whether the value has a sample axis (always axis 0)."""
         return self.shared or (bool(self.shape) and self.shape[0] == N)
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether the batch's size is anywhere in its shape."""
+        return any(N in getattr(length, "free_symbols", ()) for length in self.shape)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -101,28 +106,44 @@ class Graph:
     """A traced model and loss. `operations` are in an order of execution."""
 
     inputs: Sequence[Value]
-    target: Value
+    targets: Sequence[Value]
     state: Sequence[Value]
     operations: Sequence[Operation]
-    output: Value
+    outputs: Sequence[Value]
+    """The tensors that the model returns."""
     loss: Value
     makers: Mapping[str, Operation] = field(default_factory=dict)
     """Value name -> the operation that makes it."""
 
-    def ending(self) -> tuple[Operation, list[Operation]]:
-        """The operation that reduces the batch to one number, and those that change this number afterwards."""
-        operation, tail = self.makers[self.loss.name], []
-        while not any(value.batched for value in operation.tensors.values()):
-            numbers = [self.makers[value.name] for value in operation.tensors.values() if value.name in self.makers]
-            if len(numbers) != 1:
-                break
-            tail.append(operation)
-            operation = numbers[0]
-        return operation, tail[::-1]
+    @property
+    def batch(self) -> list[Value]:
+        """Inputs and targets, in the program's order."""
+        return [*self.inputs, *self.targets]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the model's output; of several, of the first that has numbers in it."""
+        return next((output.dtype for output in self.outputs if output.floating), self.loss.dtype)
+
+    def ending(self, active: set[str]) -> tuple[list[Operation], list[Operation]]:
+        """The operations that reduce the batch to numbers, and those that make the loss of these, in order.
+
+        `active` are the values that derivatives reach.
+        """
+        reductions, tail = [], []
+        wanted = {self.loss.name}
+        for operation in reversed(self.operations):
+            if operation.name not in wanted:
+                continue
+            if any(value.of_batch for value in operation.tensors.values()):
+                reductions.append(operation)
+            else:
+                tail.append(operation)
+                wanted |= {value.name for value in operation.tensors.values()} & active
+        return reductions[::-1], tail[::-1]
 
     def values(self) -> Iterator[Value]:
-        yield from self.inputs
-        yield self.target
+        yield from self.batch
         yield from self.state
         for operation in self.operations:
             yield operation.output

@@ -2,87 +2,112 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.batch import Batch, batch_of
+from hbpcompiler.bind import static_op
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
-from hbpcompiler.graph import Graph
-from hbpcompiler.rule import LossRule, Op
+from hbpcompiler.graph import Graph, Value
+from hbpcompiler.registry import AnyRule
+from hbpcompiler.rule import LossRule, Op, Rule, Structure
+from hbpcompiler.structure import StrangerError, take_apart
 
 
 def shown(tensor: Tensor) -> str:
     return f"[{', '.join(map(str, tensor.shape))}]"
 
 
-def check_batch(model: nn.Module, batch: Sequence[Any]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Inputs and target, if they can be a batch of this model at all.
+def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
+    """The batch, if it can be one of this model at all.
 
     Raises InputTypeError for what is no tensor or has a dtype other than the parameters', InputError for another
     device, an empty batch, different lengths or NaN in the target.
     """
-    if len(batch) < 2:
-        raise InputTypeError(f"a batch is (X, y): inputs and target, but {len(batch)} argument was given")
-    names = ["X" if len(batch) == 2 else f"X{number + 1}" for number in range(len(batch) - 1)] + ["y"]
-    for name, item in zip(names, batch, strict=True):
-        if not isinstance(item, Tensor):
-            raise InputTypeError(f"{name} must be a tensor, not {type(item).__name__}")
+    batch = batch_of(arguments)
+    named = list(zip(batch.layout.labels, batch.tensors, strict=True))
+    for name, item in named:
         if item.dim() == 0:
-            raise InputError(f"{name} has no axes; its first axis must count the samples")
+            raise InputError(f"{name} has no axes; its first axis must count the samples (a constant of the model "
+                             "belongs in a buffer)")
         if item.shape[0] == 0:
             raise InputError(f"{name} of shape {shown(item)} is an empty batch")
     parameter = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
     if parameter is None:
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
-    *inputs, target = batch
-    for name, item in zip(names, batch, strict=True):
+    first, samples = named[0][0], batch.tensors[0].shape[0]
+    for name, item in named:
         if item.device != parameter.device:
             raise InputError(f"{name} is on device {item.device}, the model's parameters on {parameter.device}")
-        if item.shape[0] != inputs[0].shape[0]:
-            raise InputError(f"{names[0]} has {inputs[0].shape[0]} samples, {name} has {item.shape[0]}")
-    for name, item in zip(names, inputs, strict=False):
+        if item.shape[0] != samples:
+            raise InputError(f"{first} has {samples} samples, {name} has {item.shape[0]}" + _advice(item, samples))
+    for name, item in named[: batch.layout.inputs]:
         if item.is_floating_point() and item.dtype != parameter.dtype:
             raise InputTypeError(f"{name} has dtype {item.dtype}, the model's parameters have {parameter.dtype}; "
                                  f"convert one of them, e.g. {name}.to({parameter.dtype})")
         if item.is_complex():
             raise InputTypeError(f"{name} has dtype {item.dtype}; complex numbers are not supported")
-    if target.is_floating_point() and bool(torch.isnan(target).any()):
-        position = torch.isnan(target).nonzero()[0].tolist()
-        raise InputError(f"y contains NaN, first at index {position}")
-    return tuple(inputs), target
+    for name, item in named[batch.layout.inputs :]:
+        if item.is_floating_point() and bool(torch.isnan(item).any()):
+            position = torch.isnan(item).nonzero()[0].tolist()
+            raise InputError(f"{name} contains NaN, first at index {position}")
+    return batch
 
 
-def check_runs(model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor) -> None:
+def _advice(item: Tensor, samples: int) -> str:
+    """What to do about a first axis of another length."""
+    if item.shape[0] % samples == 0:
+        return (f"; the first axis of every tensor counts the samples, so positions belong in an axis of their own: "
+                f"[{samples}, {item.shape[0] // samples}, ...] (the loss may flatten it)")
+    return "; the first axis of every tensor counts the samples (a constant of the model belongs in a buffer)"
+
+
+def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> None:
     """Run model and loss once on two samples of zeros, for torch's own messages with the batch's own shapes and types.
 
     Zeros are good indices everywhere. Buffers are copied and random numbers drawn aside, so nothing of the user's
     changes.
     """
-    few, wanted = [torch.zeros_like(item[:2]) for item in inputs], torch.zeros_like(target[:2])
+    arguments, keywords, wanted = batch.layout.build([torch.zeros_like(item[:2]) for item in batch.tensors])
     state = {**dict(model.named_parameters()), **{name: value.clone() for name, value in model.named_buffers()}}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
-            output = torch.func.functional_call(model, state, tuple(few))
+            output = torch.func.functional_call(model, state, arguments, keywords)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            batch = " and ".join(f"{described(item)}" for item in inputs)
-            raise BatchDoesNotFitError(f"X does not go through the model. X is {batch}. {reason(error)}") from error
-        if not isinstance(output, Tensor):
+            given = _described(batch.layout.labels, batch.inputs)
+            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}") from error
+        try:
+            outputs, structure = take_apart(output)
+        except StrangerError:
             return  # tracing says what to do
         try:
             loss(output, wanted)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, Warning) as error:
-            shape = "[" + ", ".join(["N", *map(str, output.shape[1:])]) + "]"
-            raise BatchDoesNotFitError(f"y does not fit the loss. y is {described(target)}, the model's output {shape} "
-                                       f"{output.dtype}. {reason(error)}") from error
+            given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
+            made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
+            made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
+            raise BatchDoesNotFitError(f"y does not fit the loss. {given}, the model's output {made}. "
+                                       f"{reason(error)}") from error
 
 
-def described(tensor: Tensor) -> str:
-    return f"{shown(tensor)} {tensor.dtype}"
+def _described(labels: Sequence[str], tensors: Sequence[Tensor]) -> str:
+    return " and ".join(f"{name} is {shown(item)} {item.dtype}" for name, item in zip(labels, tensors, strict=False))
+
+
+def _of_batch(output: Tensor) -> str:
+    """The shape of what two samples give, in terms of N."""
+    if not output.dim() or output.shape[0] % 2:
+        return shown(output)
+    first = "N" if output.shape[0] == 2 else f"{output.shape[0] // 2}N"
+    return "[" + ", ".join([first, *map(str, output.shape[1:])]) + "]"
 
 
 def reason(error: BaseException) -> str:
@@ -91,16 +116,64 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
 
 
-def check_target(rule: LossRule, op: Op, graph: Graph, target: Tensor) -> None:
-    """The target's shape, dtype and values against the loss's rule."""
-    if target.is_floating_point() and target.dtype != graph.output.dtype:
-        raise InputTypeError(f"y has dtype {target.dtype}, the model's output has {graph.output.dtype}; "
-                             f"convert it: y.to({graph.output.dtype})")
-    if rule.target_shape is not None:
-        allowed = [tuple(shape) for shape in rule.target_shape(op)]
-        if tuple(target.shape[1:]) not in allowed:
-            options = " or ".join("[" + ", ".join(["N", *map(str, shape)]) + "]" for shape in allowed)
-            output = "[" + ", ".join(["N", *map(str, graph.output.sample_shape)]) + "]"
-            raise InputError(f"y has shape {shown(target)}; for an output of shape {output} the loss takes {options}")
-    if (complaint := rule.check(op, target)) is not None:
-        raise InputError(f"y: {complaint}")
+@dataclass(frozen=True)
+class LossCheck:
+    """What a loss function with a rule demands of the target that it reads."""
+
+    rule: LossRule
+    op: Op
+    place: int
+    """which of the batch's targets it is"""
+    whole: bool
+    """whether the loss reads it as it came, and not a reshaped view of it"""
+
+
+def loss_checks(graph: Graph, rules: Mapping[str, AnyRule]) -> list[LossCheck]:
+    """One for each loss function that reads a target, be it reshaped."""
+    active = graph.active()
+    names = [value.name for value in graph.targets]
+    checks = []
+    for operation in graph.ending(active)[0]:
+        rule, target = rules[operation.name], operation.tensors.get("target")
+        assert isinstance(rule, LossRule)
+        if target is None:
+            continue
+        origin = _origin(graph, rules, target, active)
+        if origin.name in names:
+            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name),
+                                    origin.name == target.name))
+    return checks
+
+
+def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: set[str]) -> Value:
+    """The value whose elements these are, all of them and unchanged, in another shape or order."""
+    while (maker := graph.makers.get(value.name)) is not None and len(maker.tensors) == 1:
+        (above,) = maker.tensors.values()
+        rule = rules.get(maker.name)
+        moves = isinstance(rule, Rule) and rule.structure_of(static_op(maker, active)) is Structure.SELECTION
+        if not moves or above.dtype != value.dtype or math.prod(above.shape) != math.prod(value.shape):
+            break
+        value = above
+    return value
+
+
+def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> None:
+    """The targets' shapes, dtypes and values against the rules of the losses that read them."""
+    labels = batch.layout.labels[batch.layout.inputs :]
+    dtypes = {output.dtype for output in graph.outputs if output.floating}
+    for name, target in zip(labels, batch.targets, strict=True):
+        if target.is_floating_point() and dtypes and target.dtype not in dtypes:
+            dtype = next(iter(dtypes))
+            raise InputTypeError(f"{name} has dtype {target.dtype}, the model's output has {dtype}; convert it: "
+                                 f"{name}.to({dtype})")
+    for check in losses:
+        name, target = labels[check.place], batch.targets[check.place]
+        if check.whole and check.rule.target_shape is not None:
+            allowed = [tuple(shape) for shape in check.rule.target_shape(check.op)]
+            if tuple(target.shape[1:]) not in allowed:
+                options = " or ".join("[" + ", ".join(["N", *map(str, shape)]) + "]" for shape in allowed)
+                output = "[" + ", ".join(["N", *map(str, check.op.shape(check.rule.input))]) + "]"
+                raise InputError(f"{name} has shape {shown(target)}; for an output of shape {output} the loss takes "
+                                 f"{options}")
+        if (complaint := check.rule.check(check.op, target)) is not None:
+            raise InputError(f"{name}: {complaint}")

@@ -9,37 +9,42 @@ from torch import Tensor, nn
 
 from hbpcompiler import trace
 from hbpcompiler.aten import DECOMPOSITION_ROUNDS, decompositions
-from hbpcompiler.bind import is_curved, static_op
+from hbpcompiler.batch import Batch
+from hbpcompiler.bind import static_op
+from hbpcompiler.endings import refuse_endings, tail_refusals
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.export import export
 from hbpcompiler.graph import Graph, N, Operation
 from hbpcompiler.merged import positions, split_merged
 from hbpcompiler.parameter_values import Uses, rule_of, with_values
 from hbpcompiler.registry import AnyRule, Registry
-from hbpcompiler.rule import LossRule, Rule
+from hbpcompiler.rule import LossRule
 from hbpcompiler.sample_axis import misplaced, samples_first
+from hbpcompiler.structure import Structure
 
 
 def trace_and_match(
-    model: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], target: Tensor, registry: Registry,
+    model: nn.Module, loss: Callable[..., Tensor], batch: Batch, registry: Registry,
     as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: frozenset(),
-) -> tuple[Graph, dict[str, AnyRule], Mapping[str, Tensor]]:
-    """The graph, the rule of each differentiated operation by its name, and the constants outside the state_dict.
+) -> tuple[Graph, dict[str, AnyRule], Mapping[str, Tensor], Structure]:
+    """The graph, the rule of each differentiated operation by its name, the constants outside the state_dict, and how
+    the model's output is built of the graph's outputs.
 
     `as_values` names the parameters that must be values though their uses have contractions (see `parameter_values`).
     Raises UnsupportedOpError naming everything that no rule covers and torch's own table cannot decompose.
     """
-    program = export(model, loss, inputs, target, registry.modules)
+    program, structure = export(model, loss, batch, registry.modules)
     for _ in range(DECOMPOSITION_ROUNDS):
-        graph = trace.read(program, model)
+        graph = trace.read(program, model, batch.layout)
         pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]
         table = decompositions(pieces, registry)
         if not table:
             break
         program = program.run_decompositions(table)
+    refuse_endings(graph)
     graph, mixing = samples_first(split_merged(graph, registry), registry)
     graph = with_values(graph, registry, as_values) if not mixing else graph
-    return graph, match(graph, registry, mixing), trace.constants(program, loss)
+    return graph, match(graph, registry, mixing), trace.constants(program, loss), structure
 
 
 def differentiated(graph: Graph) -> list[Operation]:
@@ -51,7 +56,7 @@ def differentiated(graph: Graph) -> list[Operation]:
 def _needs_pieces(operation: Operation, registry: Registry) -> bool:
     """No rule, or a loss function inside a loss (reduction="none"), which is an operation like any other."""
     rule = registry.find(operation.target, operation.overload)
-    return rule is None or (isinstance(rule, LossRule) and operation.output.batched)
+    return rule is None or (isinstance(rule, LossRule) and bool(operation.output.shape))
 
 
 def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:
@@ -60,13 +65,13 @@ def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[
     `mixing` is what `samples_first` found; what follows from it is not listed again.
     """
     active = graph.active()
-    reducing, tail = graph.ending()
+    reductions, tail = graph.ending(active)
     rules: dict[str, AnyRule] = {}
     findings = list(mixing)
     missing: list[str] = []
     for operation in graph.operations:
         rule = rule_of(operation, registry)
-        is_loss = operation is reducing
+        is_loss = operation in reductions
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
         if rule is None:
@@ -82,7 +87,7 @@ def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[
         if rule is None:
             continue
         if operation in tail:
-            findings += _tail_refusals(operation, rule, active)
+            findings += tail_refusals(operation, rule, active)
         elif operation.name in active and not (mixing and _without_samples_in_front(operation)):
             findings += _refusals(operation, rule, active)
         rules[operation.name] = rule
@@ -101,20 +106,11 @@ def _without_samples_in_front(operation: Operation) -> bool:
     return not operation.output.batched or any(map(misplaced, operation.tensors.values()))
 
 
-def _tail_refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:
-    """After the reduction only multiples and offsets: anything curved would mix the samples."""
-    op = static_op(operation, active)
-    single = isinstance(rule, Rule) and sum(op.varies(name) for name in rule.jac_t) == 1
-    if isinstance(rule, Rule) and single and rule.derivative is not None and not is_curved(rule, op):
-        return []
-    return [f"{operation.target} in {operation.source}: a curved function of the whole batch's loss mixes the samples; "
-            "only multiples and offsets of it are possible"]
-
-
 def _not_the_end(operation: Operation, findings: list[str], active: bool) -> AnyRule | None:
     if active:
         findings.append(f"{operation.target} in {operation.source}: it reduces the whole batch to one number, which "
-                        "must be the last thing the loss does; per-sample quantities do not exist otherwise")
+                        "must be the last thing the loss does, but for sums and multiples of such numbers; per-sample "
+                        "quantities do not exist otherwise")
     return None
 
 

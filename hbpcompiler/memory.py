@@ -46,7 +46,7 @@ class MemoryModel:
                 exec(compile(self.code, "<generated>", "exec"), namespace)  # as `load` imports it
                 self._forward = namespace["Program"]().forward
             state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
-            data: Sequence[Tensor] = [meta(value, batch) for value in (*self.graph.inputs, self.graph.target)]
+            data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
             with torch.no_grad(), Meter() as meter:
                 result = self._forward(state, *data)
                 self._known[batch] = int(ALLOWANCE * meter.peak)

@@ -1,17 +1,20 @@
 """Positions merged into the sample axis, as x.view(-1, x.shape[-1]) does: split off again, [p*N, *z] to [N, p, *z].
 
-Done where every rule on the way can take it (`Rule.merged`); elsewhere the graph stays, and what merges is refused.
+Values that operations connect are split together, where every rule among them can take it (`Rule.merged`,
+`LossRule.positions`); elsewhere they stay, and what merges is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import networkx as nx
 import sympy
 
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.registry import Registry
-from hbpcompiler.rule import Rule
+from hbpcompiler.rule import LossRule, Rule
 
 
 def positions(value: Value) -> int:
@@ -22,28 +25,31 @@ def positions(value: Value) -> int:
 
 def split_merged(graph: Graph, registry: Registry) -> Graph:
     """The graph with the sample axis by itself in every value that derivatives reach, and in what meets them."""
+    merged = {value.name: value for value in graph.values() if value.role == "result" and positions(value) > 1}
     active = graph.active()
-    found = {operation.name: _split(operation.output) for operation in graph.operations
-             if operation.name in active and positions(operation.output) > 1}
-    grown = 0
-    while grown < len(found):
-        grown = len(found)
-        for operation in graph.operations:
-            if any(value.name in found for value in _values(operation)):
-                found |= {value.name: _split(value) for value in _values(operation)
-                          if value.role == "result" and positions(value) > 1}
-    if not found or graph.output.name in found:
-        return graph
-    operations = []
+    meetings = nx.Graph()
     for operation in graph.operations:
-        if any(value.name in found for value in _values(operation)):
-            tensors = {slot: found.get(value.name, value) for slot, value in operation.tensors.items()}
-            operation = replace(operation, output=found.get(operation.name, operation.output), tensors=tensors)
-            rule = registry.find(operation.target, operation.overload)
-            if not isinstance(rule, Rule) or not rule.merged:
-                return graph
-        operations.append(operation)
-    return replace(graph, operations=operations, makers={operation.name: operation for operation in operations})
+        names = [value.name for value in _values(operation) if value.name in merged]
+        meetings.add_edges_from((("operation", operation.name), name) for name in names)
+    operations = {operation.name: [operation] for operation in graph.operations}
+    outputs = list(graph.outputs)
+    for region in nx.connected_components(meetings):
+        if not any(name in active for name in region):
+            continue
+        found = {name: _split(merged[name]) for name in region if name in merged}
+        own = [operation for operation in graph.operations if ("operation", operation.name) in region]
+        rewritten = [_rewritten(operation, found, registry) for operation in own]
+        if None in rewritten:
+            continue
+        for operation, new in zip(own, rewritten, strict=True):
+            operations[operation.name] = new or []
+        for index, output in enumerate(graph.outputs):
+            if output.name in found:  # the model's output has the shape that the user's code gave it
+                joined, outputs[index] = _joined(graph.makers[output.name], output, found[output.name])
+                operations[output.name] = [*operations[output.name], joined]
+    flat = [operation for group in operations.values() for operation in group]
+    makers = {operation.name: operation for operation in flat}
+    return replace(graph, operations=flat, outputs=outputs, makers=makers)
 
 
 def _values(operation: Operation) -> list[Value]:
@@ -52,3 +58,36 @@ def _values(operation: Operation) -> list[Value]:
 
 def _split(value: Value) -> Value:
     return replace(value, shape=(N, positions(value), *value.shape[1:]))
+
+
+def _rewritten(operation: Operation, found: Mapping[str, Value], registry: Registry) -> list[Operation] | None:
+    """The operation on split values; None if its rule cannot take them."""
+    rule = registry.find(operation.target, operation.overload)
+    tensors = {slot: found.get(value.name, value) for slot, value in operation.tensors.items()}
+    if isinstance(rule, LossRule):
+        if rule.positions is None or operation.output.shape:
+            return None
+        rank = len(operation.tensors[rule.input].shape)
+        moves = []
+        for slot, value in operation.tensors.items():
+            if rule.positions == 2 and value.name in found and len(value.shape) == rank:
+                moves.append(_moved(operation, slot, found[value.name]))
+                tensors[slot] = moves[-1].output
+        return [*moves, replace(operation, tensors=tensors)]
+    if rule is None or not rule.merged:
+        return None
+    return [replace(operation, output=found.get(operation.name, operation.output), tensors=tensors)]
+
+
+def _moved(operation: Operation, slot: str, value: Value) -> Operation:
+    """[N, p, C, *z] -> [N, C, p, *z], the layout in which a loss takes classes."""
+    lead, own, classes, *rest = value.shape
+    output = replace(value, name=f"{operation.name}_{slot}", shape=(lead, classes, own, *rest), role="result")
+    return Operation("aten.transpose", "int", output, {"self": value}, {"dim0": 1, "dim1": 2}, 0, operation.source)
+
+
+def _joined(maker: Operation, merged: Value, split: Value) -> tuple[Operation, Value]:
+    """[N, p, *z] -> [p*N, *z]."""
+    output = replace(merged, name=f"{merged.name}_merged")
+    attributes = {"start_dim": 0, "end_dim": 1}
+    return Operation("aten.flatten", "using_ints", output, {"self": split}, attributes, 0, maker.source), output

@@ -97,7 +97,7 @@ def check_model(model: Any, loss: Any) -> None:
                           "reduction='mean' or 'sum'")
 
 
-def check_example(example: Any) -> tuple[Tensor, ...]:
+def check_example(example: Any) -> tuple[Any, ...]:
     """example_inputs must be what a call takes: (X, y)."""
     if not isinstance(example, tuple | list):
         raise OptionTypeError(f"example_inputs must be a tuple (X, y), not {type(example).__name__}")

@@ -93,7 +93,7 @@ def _uses(graph: Graph, registry: Registry, active: set[str]) -> dict[str, list[
 def _derived(graph: Graph, registry: Registry, active: set[str]) -> set[str]:
     """Names of the operations that compute with parameters and constants alone."""
     network = graph.network()
-    sampled = {value.name for value in (*graph.inputs, graph.target)}
+    sampled = {value.name for value in graph.batch}
     reached = sampled.union(*[nx.descendants(network, name) for name in sampled])
     found: set[str] = set()
     for operation in graph.operations:

@@ -19,6 +19,7 @@ from hbpcompiler import schemes
 from hbpcompiler.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
 from hbpcompiler.bind import bind
 from hbpcompiler.cost import UNLIMITED, Resources
+from hbpcompiler.endings import is_positive, static_multiples
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.quantities import (
@@ -71,25 +72,33 @@ class _Walk:
         self.steps: list[Step] = []
         self.at: dict[str, dict[str, Piece]] = {}
         self.counter: dict[str, int] = {}
-        _, self.tail = graph.ending()
+        _, self.tail = graph.ending(self.active)
+        self.multiples = static_multiples(graph, rules, self.active)
+        self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
         self.sampled: set[str] = set()
         self.boundary = _boundary(graph, self.active)
-        self.dtype = graph.output.dtype
+        self.indefinite = False
+        self.dtype = self.boundary[0].dtype
         self.largest = _largest_above(graph, self.active)
 
     def run(self) -> Plan:
+        left = False
         for operation in reversed(self.graph.operations):
             if operation.name not in self.active:
                 continue
             rule = self.rules.get(operation.name)
             if rule is None or operation in self.tail:
                 continue
+            if not operation.source.in_loss and not left:
+                self._leave_loss()
+                left = True
             if isinstance(rule, LossRule):
                 self._seed(operation, rule)
             else:
                 self._cross(operation, rule)
         steps = with_tails(_live(join_uses(self.steps, self.closings)), self.dtype.itemsize, self.resources)
-        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), self.curvature)
+        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), self.curvature,
+                    self.indefinite)
 
     # -- births ----------------------------------------------------------------------------------------------------
 
@@ -107,11 +116,10 @@ class _Walk:
     def _seed(self, operation: Operation, rule: LossRule) -> None:
         value = operation.tensors[rule.input]
         op = self._static(operation)
-        gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
-        self.steps.append(Seed(operation, gradient))
-        self._arrive(value, gradient)
+        self.steps.append(Seed(operation, self.gradient))
+        self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
-        signed = bool(self.tail)  # a multiple of the loss may be a negative one
+        signed = not is_positive(self.multiples[operation.name])
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
                 piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)
@@ -198,8 +206,6 @@ class _Walk:
     def _gathered(self, value: Value, operation: Operation) -> list[Piece]:
         """What has arrived at a value, once all its consumers are done, in as few pieces as possible."""
         pieces = list(self.at.pop(value.name, {}).values())
-        if not operation.source.in_loss and value.name == self.boundary:
-            pieces = self._leave_loss(value, pieces)
         result: list[Piece] = [piece for piece in pieces if piece.stream == GRADIENT]
         for stream in sorted({piece.stream for piece in pieces} - {GRADIENT}):
             for form in (COLUMNS, DIAGONAL_FORM, MATRIX):
@@ -232,26 +238,38 @@ class _Walk:
         names = {piece.name for piece in pieces}
         return not any(names & set(there) for there in self.at.values())
 
-    def _leave_loss(self, value: Value, pieces: list[Piece]) -> list[Piece]:
-        """At the model's output KFRA's pieces are averaged, and exact columns sampled where the loss cannot do it."""
-        for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
-            # A piecewise linear loss: its GGN is zero, which is not absence.
-            into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
-            self.steps.append(Gather(value, (), into))
-            pieces = [*pieces, into]
-        averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
-        exact = tuple(piece for piece in pieces if piece.stream == GGN_MC and piece.name not in self.sampled)
-        result = [piece for piece in pieces if piece not in averaged and piece not in exact]
-        if averaged:
-            into = self._piece("G", KFRA, MATRIX, 0, False)
-            self.steps.append(Average(value, averaged, into))
-            result.append(into)
-        if exact:
-            signed = any(piece.signed for piece in exact)
-            into = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed)
-            self.steps.append(Sample(value, exact, into))
-            result.append(into)
-        return result
+    def _leave_loss(self) -> None:
+        """At the model's outputs KFRA's pieces are averaged, and exact columns sampled where the loss cannot do it.
+
+        Columns that the loss sends to several outputs stay one piece: their cross blocks are part of the GGN.
+        """
+        if KFRA in self.streams and len(self.boundary) > 1:
+            raise UnsupportedOpError("kfra: the loss takes several outputs of the model, and the batch-averaged "
+                                     "recursion is defined for chains only; use kflr")
+        found = {value.name: list(self.at.get(value.name, {}).values()) for value in self.boundary}
+        every = {piece.name: piece for pieces in found.values() for piece in pieces}.values()
+        self.indefinite = any(piece.signed for piece in every)
+        exact = {piece.name: piece for piece in every if piece.stream == GGN_MC and piece.name not in self.sampled}
+        signed = any(piece.signed for piece in exact.values())
+        drawn = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed) if exact else None
+        for value in self.boundary:
+            pieces = found[value.name]
+            for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
+                # A piecewise linear loss: its GGN is zero, which is not absence.
+                into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+                self.steps.append(Gather(value, (), into))
+                pieces.append(into)
+            averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
+            sampled = tuple(piece for piece in pieces if piece.name in exact)
+            result = [piece for piece in pieces if piece not in averaged and piece not in sampled]
+            if averaged:
+                into = self._piece("G", KFRA, MATRIX, 0, False)
+                self.steps.append(Average(value, averaged, into))
+                result.append(into)
+            if sampled and drawn is not None:
+                self.steps.append(Sample(value, sampled, drawn))
+                result.append(drawn)
+            self.at[value.name] = {piece.name: piece for piece in result}
 
     # -- ending at parameters -----------------------------------------------------------------------------------------
 
@@ -334,15 +352,16 @@ def meta(value: Value, batch: int = _BATCH) -> torch.Tensor:
     return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
-def _boundary(graph: Graph, active: set[str]) -> str:
-    """The value at which the model ends and the loss begins."""
+def _boundary(graph: Graph, active: set[str]) -> list[Value]:
+    """The values at which the model ends and the loss begins."""
+    found: dict[str, Value] = {}
     for operation in graph.operations:
         if operation.source.in_loss and operation.name in active:
             for value in operation.tensors.values():
                 maker = graph.makers.get(value.name)
                 if maker is not None and not maker.source.in_loss and value.name in active:
-                    return value.name
-    return graph.output.name
+                    found[value.name] = value
+    return list(found.values())
 
 
 def _largest_above(graph: Graph, active: set[str]) -> dict[str, int]:

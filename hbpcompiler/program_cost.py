@@ -59,7 +59,7 @@ class ProgramCost:
         """Counts and peak bytes by place. Smooth: a loop counts as length / chunk rounds, no remainder apart."""
         if (batch, smooth) not in self._known:
             state = {value.key: meta(value, batch) for value in self.source.state}
-            data = {value.name: meta(value, batch) for value in (*self.source.inputs, self.source.target)}
+            data = {value.name: meta(value, batch) for value in self.source.batch}
             given = {"state": state, **data}
             arguments = [given[str(node.target)] for node in self.program.nodes if node.op == "placeholder"]
             found: dict[Place, tuple[Counts, int]] = {}

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 class Result:
     """Loss, output and every quantity asked for, as attributes or items.
 
-    `loss`: the scalar loss L. `output`: the model's output, [N, ...]. Each quantity is a dict from parameter name (as
+    `loss`: the scalar loss L. `output`: what the model returned. Each quantity is a dict from parameter name (as
     in `model.named_parameters()`) to a tensor or named tuple; DESIGN's table in the README gives values and shapes.
     """
 
-    def __init__(self, raw: Any, quantities: tuple[str, ...], model: nn.Module,
+    def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
                  meetings: Mapping[str, Any] | None = None) -> None:
         self._values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in quantities}
         self._model = model
         self.meetings = meetings or {}
         """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
         self.loss: Tensor = raw.loss
-        self.output: Tensor = raw.output
+        self.output = output
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether this is a result of that model."""

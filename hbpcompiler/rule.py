@@ -283,6 +283,9 @@ class LossRule:
     target_shape: Callable[[Op], Sequence[Shape]] | None = None
     """the target shapes, without the sample axis, that the loss takes for this output; None: it does not say."""
     refuse: Callable[[Op], str | None] = lambda op: None
+    positions: int | None = None
+    """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of
+    the positions taken apart: 1, [N, p, *z], if elements count alike; 2, [N, C, p, *z], if axis 1 holds classes."""
     cases: Sequence[Case] = ()
 
     def residual_of(self, op: Op) -> Residual:

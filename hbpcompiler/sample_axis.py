@@ -39,8 +39,9 @@ def misplaced(value: Value) -> bool:
 def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
     """The graph with the sample axis in front of every value that derivatives reach; or as it is, and why."""
     active = graph.active()
-    if misplaced(graph.output) or not any(misplaced(operation.output) for operation in graph.operations
-                                          if operation.name in active):
+    found = {operation.name for operation in graph.operations
+             if operation.name in active and misplaced(operation.output)}
+    if not found or found & {output.name for output in graph.outputs}:
         return graph, []
     rewriting = _Rewriting(graph, registry, active)
     try:

@@ -172,6 +172,8 @@ class Plan:
     active: frozenset[str]
     curvature: str
     """How residuals enter (see `schemes`)."""
+    indefinite: bool = False
+    """Whether the loss's own curvature, and so the GGN, is not known to be positive."""
 
     def flat(self) -> Iterator[Step]:
         """All steps, those of tails too."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from hbpcompiler.batch import Layout
 from hbpcompiler.errors import ModelError
 from hbpcompiler.graph import Graph, N, Operation, Source, Value
 from hbpcompiler.source import source_of
@@ -20,9 +21,10 @@ from hbpcompiler.source import source_of
 class _Reader:
     """Reads an ExportedProgram node by node into values and operations."""
 
-    def __init__(self, program: Any, model: nn.Module) -> None:
+    def __init__(self, program: Any, model: nn.Module, layout: Layout) -> None:
         self.program = program
         self.model = model
+        self.layout = layout
         self.symbols: dict[Any, sympy.Expr] = {}
         self.values: dict[str, Value] = {}
         self.numbers: dict[str, Any] = {}
@@ -46,8 +48,9 @@ class _Reader:
                 self._call(node)
         outputs = [spec.arg.name for spec in self.program.graph_signature.output_specs
                    if spec.kind is OutputKind.USER_OUTPUT]
-        loss, output = (self.values[name] for name in outputs)
-        graph = Graph(self.inputs[:-1], self.inputs[-1], self.state, self.operations, output, loss)
+        loss, *returned = (self.values[name] for name in outputs)
+        inputs, targets = self.inputs[: self.layout.inputs], self.inputs[self.layout.inputs :]
+        graph = Graph(inputs, targets, self.state, self.operations, returned, loss)
         return _without_dead(graph)
 
     def _name_batch(self, users: Sequence[torch.fx.Node]) -> None:
@@ -80,7 +83,7 @@ class _Reader:
     def _placeholder(self, node: torch.fx.Node, spec: Any) -> None:
         tensor = node.meta["val"]
         if spec.kind is InputKind.USER_INPUT:
-            self.inputs.append(self._value(node, tensor, "input", str(len(self.inputs))))
+            self.inputs.append(self._value(node, tensor, "input", self.layout.names[len(self.inputs)]))
             return
         role = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}.get(spec.kind, "constant")
         path = str(spec.target)
@@ -182,17 +185,17 @@ class PieceReader(_Reader):
 def _without_dead(graph: Graph) -> Graph:
     """Only what loss and output need; counters, asserts and shape arithmetic are gone."""
     network = graph.network()
-    ends = [graph.loss.name, graph.output.name]
+    ends = [graph.loss.name, *(output.name for output in graph.outputs)]
     needed = set(ends).union(*[nx.ancestors(network, name) for name in ends])
     operations = [operation for operation in graph.operations if operation.name in needed]
     state = [value for value in graph.state if value.name in needed or value.trainable]
     makers = {operation.name: operation for operation in operations}
-    return Graph(graph.inputs, graph.target, state, operations, graph.output, graph.loss, makers)
+    return Graph(graph.inputs, graph.targets, state, operations, graph.outputs, graph.loss, makers)
 
 
-def read(program: Any, model: nn.Module) -> Graph:
-    """The `Graph` of an ExportedProgram made by `export`."""
-    return _Reader(program, model).read()
+def read(program: Any, model: nn.Module, layout: Layout) -> Graph:
+    """The `Graph` of an ExportedProgram made by `export` for batches of this layout."""
+    return _Reader(program, model, layout).read()
 
 
 def constants(program: Any, loss: Callable[..., Tensor]) -> Mapping[str, Tensor]:

@@ -89,6 +89,7 @@ WITH_LOGITS = LossRule(
     sample=sample,
     check=check_floating,
     target_shape=same_shape,
+    positions=1,
     cases=_cases({}, {"weight": (3,)}, {"pos_weight": (3,)}, {"weight": (1,), "pos_weight": (3,)}),
 )
 
@@ -113,6 +114,7 @@ PROBABILITIES = LossRule(
     reduction=reduction,
     check=check_floating,
     target_shape=same_shape,
+    positions=1,
     cases=[
         Case(case.shapes, case.attributes, case.batched, make={**case.make, "self": _unit})
         for case in _cases({}, {"weight": (3,)})

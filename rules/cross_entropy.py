@@ -158,5 +158,6 @@ RULE = LossRule(
     sample=sample,
     check=check,
     target_shape=target_shape,
+    positions=2,
     cases=_cases(),
 )

@@ -40,6 +40,7 @@ RULE = Rule(
     residual=ZERO,
     structure=Structure.ELEMENTWISE,
     derivative=derivative,
+    merged=True,
     cases=[
         Case({"input": (4, 3)}, {"p": 0.5, "train": True}),
         Case({"input": (3, 2, 2)}, {"p": 0.1, "train": True}),

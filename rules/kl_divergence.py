@@ -26,6 +26,7 @@ RULE = LossRule(
     reduction=reduction,
     check=check,
     target_shape=same_shape,
+    positions=1,
     cases=[
         Case(
             {"self": shape, "target": shape},

@@ -14,6 +14,7 @@ MEAN = LossRule(
     gradient=lambda op: torch.full_like(op.self, 1 / math.prod(op.shape("self"))),
     residual=ZERO,
     reduction=lambda op: "mean",
+    positions=1,
     cases=CASES,
 )
 
@@ -28,5 +29,6 @@ SUM = LossRule(
     gradient=_ones,
     residual=ZERO,
     reduction=lambda op: "sum",
+    positions=1,
     cases=CASES,
 )

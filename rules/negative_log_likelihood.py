@@ -63,6 +63,7 @@ def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
         reduction=reduction,
         check=check,
         target_shape=target_shape,
+        positions=2,
         cases=cases,
     )
 

@@ -54,6 +54,7 @@ RULE = LossRule(
     sample=sample,
     check=check,
     target_shape=lambda op: same_shape(op, "input"),
+    positions=1,
     cases=[
         Case(
             {"input": shape, "target": shape},

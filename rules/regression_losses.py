@@ -40,6 +40,7 @@ MSE = LossRule(
     sample=mse_sample,
     check=check_floating,
     target_shape=same_shape,
+    positions=1,
     cases=_cases({}),
 )
 
@@ -63,6 +64,7 @@ HUBER = LossRule(
     reduction=reduction,
     check=check_floating,
     target_shape=same_shape,
+    positions=1,
     cases=_cases({}, {"delta": 0.4}),
 )
 
@@ -90,6 +92,7 @@ SMOOTH_L1 = LossRule(
     reduction=reduction,
     check=check_floating,
     target_shape=same_shape,
+    positions=1,
     cases=_cases({}, {"beta": 0.4}, {"beta": 0.0}),
 )
 
@@ -108,5 +111,6 @@ L1 = LossRule(
     reduction=reduction,
     check=check_floating,
     target_shape=same_shape,
+    positions=1,
     cases=_cases({}),
 )

@@ -66,6 +66,15 @@ def refuse_reshape(op: Op) -> str | None:
     return None
 
 
+def flatten(op: Op) -> Tensor:
+    """As the user wrote it, unless positions were taken out of the sample axis: then only the shapes are right."""
+    first, last = axis(op, op.start_dim), axis(op, op.end_dim)
+    lead, flat, rest = op.shape("self")[: first - 1], op.shape("self")[first - 1 : last], op.shape("self")[last:]
+    if op.has_samples("self") and first > 0 and (*lead, prod(flat), *rest) == op.shape("output"):
+        return op.self.flatten(op.start_dim, op.end_dim)
+    return reshape(op)
+
+
 VIEW = selection(
     ["aten.view", "aten._unsafe_view"],
     reshape,
@@ -84,14 +93,15 @@ RESHAPE = selection(
 )
 FLATTEN = selection(
     "aten.flatten",
-    lambda op: op.self.flatten(op.start_dim, op.end_dim),
+    flatten,
     reshape_back,
     [given(2, 3, 2, start_dim=1), given(2, 3, 2, start_dim=-3, end_dim=2), given(3, start_dim=1), given()],
     lambda op: (
         refusal("merges others into", "flatten from axis 1 on")
-        if axis(op, op.start_dim) == 0 != axis(op, op.end_dim)
+        if axis(op, op.start_dim) == 0 != axis(op, op.end_dim) and prod(op.shape("self")) != prod(op.shape("output"))
         else None
     ),
+    merged=True,
 )
 UNFLATTEN = selection(
     "aten.unflatten",

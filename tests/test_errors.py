@@ -228,7 +228,7 @@ def test_model_returns_two_tensors():
             return x, super().forward(x)
 
     model, (X, y) = Two(4, 3), batch()
-    with refused(hbp.CompileError, ValueError, "one tensor", "tuple", model=model):
+    with refused(hbp.CompileError, ValueError, "y does not fit the loss", "tuple of [N, 4]", model=model):
         hbp.compile(model, quantities=["grad"])(X, y)
 
 
