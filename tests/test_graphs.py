@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.reference import reference
+from hbpcompiler.reference import kflr, reference
 
 from .graph_models import MODELS, Attention, image, made, resnet, tokens
 
-QUANTITIES = ("grad", "batch_grad", "variance", "diag_ggn", "diag_h")
+QUANTITIES = ("grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -19,21 +19,40 @@ def test_agrees_with_brute_force(name):
 
 
 def check(model, x, y):
-    result = hbp.compile(model, quantities=QUANTITIES)(x, y)
+    own = (*QUANTITIES, "batch_diag_ggn", "batch_diag_h", "trace_ggn", "trace_h", "diag_h_split", "batch_dot")
+    result = hbp.compile(model, quantities=own)(x, y)
     for quantity in QUANTITIES:
         for parameter, expected in reference(model, nn.CrossEntropyLoss(), [x], y, quantity).items():
-            torch.testing.assert_close(result[quantity][parameter], expected, rtol=1e-8, atol=1e-11,
-                                       msg=lambda text, at=f"{quantity} of {parameter}": f"{at}: {text}")
+            near(result[quantity][parameter], expected, f"{quantity} of {parameter}")
+    for parameter in result.grad:
+        each = result.batch_grad[parameter].reshape(len(y), -1)
+        near(result.batch_dot[parameter], each @ each.T, f"batch_dot of {parameter}")
+        for diagonal, kind in ((result.diag_ggn[parameter], "ggn"), (result.diag_h[parameter], "h")):
+            near(result[f"batch_diag_{kind}"][parameter].sum(0), diagonal, f"batch_diag_{kind} of {parameter}")
+            near(result[f"trace_{kind}"][parameter], diagonal.sum(), f"trace_{kind} of {parameter}")
+        split = result.diag_h_split[parameter]
+        near(split.ggn + split.positive - split.negative, result.diag_h[parameter], f"diag_h_split of {parameter}")
+
+
+def near(found, expected, what):
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11, msg=lambda text: f"{what}: {text}")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_kronecker_factors_have_their_parameters_sizes(name):
+def test_kronecker_factors(name):
+    """Of linear layers and convolutions against the definition; of all parameters, their sizes."""
     model, x, y = made(name)
     factors = hbp.compile(model, quantities=["kflr"])(x, y).kflr
+    expected = kflr(model, nn.CrossEntropyLoss(), [x], y)
+    for parameter, (left, right) in expected.items():
+        near(factors[parameter].B, right, f"B of {parameter}")
+        if left is not None:
+            near(factors[parameter].A, left, f"A of {parameter}")
+    assert expected
     for parameter, value in model.named_parameters():
-        left = 1 if factors[parameter].A is None else factors[parameter].A.shape[0]
-        assert left * factors[parameter].B.shape[0] in (value.numel(), value.shape[0])
-        assert all(torch.isfinite(factor).all() for factor in factors[parameter] if factor is not None)
+        left = 1 if factors[parameter].A is None else factors[parameter].A.shape[-1]
+        sizes = (value.numel(), value.shape[0], value.numel() // value.shape[0])
+        assert left * factors[parameter].B.shape[-1] in sizes, parameter
 
 
 def refusal(model, x):
