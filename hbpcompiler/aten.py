@@ -47,23 +47,25 @@ def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], 
 
 
 def decompositions(missing: Sequence[Operation], registry: Registry) -> dict[Any, Any]:
-    """How these operations are taken apart, by overload: as a rule file says, or else by torch's own table."""
-    from torch._decomp import core_aten_decompositions, decomposition_table
-
-    core = core_aten_decompositions()
+    """How these operations are taken apart, by overload."""
     table = {}
     for operation in missing:
         packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."), None)
         overload = getattr(packet, operation.overload or "default", None)
-        own = registry.decomposition(operation.target, operation.overload)
-        if own is not None:
-            table[overload] = own.function
-        elif overload in core:
-            table[overload] = core[overload]
-        elif overload in decomposition_table:
-            table[overload] = decomposition_table[overload]
-        elif overload is not None and overload.has_kernel_for_dispatch_key(
-            torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
-            table[overload] = overload.decompose
+        if overload is not None and (made := decomposition(overload, registry)) is not None:
+            table[overload] = made
     return table
+
+
+def decomposition(overload: Any, registry: Registry) -> Callable[..., Any] | None:
+    """How this overload is taken apart: as a rule file says, or else by torch's own table; None if by neither."""
+    from torch._decomp import core_aten_decompositions, decomposition_table
+
+    own = registry.decomposition(overload._schema.name.replace("::", "."), overload._overloadname)
+    if own is not None:
+        return own.function
+    found: Callable[..., Any] | None = core_aten_decompositions().get(overload) or decomposition_table.get(overload)
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if found is None and overload.has_kernel_for_dispatch_key(composite):
+        found = overload.decompose
+    return found

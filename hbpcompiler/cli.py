@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import hbpcompiler
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as hbp_compile
+from hbpcompiler.coverage import Verdict, core_coverage
 from hbpcompiler.errors import HbpError
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.registry import with_rules
@@ -157,9 +159,10 @@ def explain(**arguments: Any) -> None:
 
 @main.command()
 @click.option("--quantities", is_flag=True, help="List the quantities instead of the operations.")
+@click.option("--core", is_flag=True, help="List torch's core operations, and what becomes of each.")
 @click.option("--rules", "rule_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="A rule file of your own, listed with the others.")
-def rules(quantities: bool, rule_files: tuple[Path, ...]) -> None:
+def rules(quantities: bool, core: bool, rule_files: tuple[Path, ...]) -> None:
     """List the operations and losses that have a rule; every quantity works with every rule.
 
     \b
@@ -170,6 +173,10 @@ def rules(quantities: bool, rule_files: tuple[Path, ...]) -> None:
     """
     if quantities:
         _print(_quantity_table())
+        return
+    if core:
+        with clean_errors():
+            _print(_core_table(core_coverage(with_rules(rule_files))))
         return
     with clean_errors():
         rows = supported(with_rules(rule_files))
@@ -190,6 +197,16 @@ def _quantity_table() -> Table:
         table.add_column(heading)
     for quantity in QUANTITIES.values():
         table.add_row(quantity.name, quantity.summary, ", ".join(sorted(quantity.streams)))
+    return table
+
+
+def _core_table(verdicts: Sequence[Verdict]) -> Table:
+    counts = Counter(verdict.kind for verdict in verdicts)
+    table = Table(caption=", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
+    for heading in ("operation", "what becomes of it", "by, into or why"):
+        table.add_column(heading, overflow="fold")
+    for verdict in verdicts:
+        table.add_row(verdict.operation, verdict.kind, verdict.detail)
     return table
 
 

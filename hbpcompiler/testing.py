@@ -23,9 +23,9 @@ COLUMNS = 2
 
 
 class Setting:
-    """One case made concrete: random tensors, the reference operation, and the Op that the rule sees."""
+    """One case made concrete: random tensors, the reference operation, and the Op that the rule, if any, sees."""
 
-    def __init__(self, rule: Rule | LossRule, operation: str, case: Case, dtype: torch.dtype = torch.float64,
+    def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, dtype: torch.dtype = torch.float64,
                  scale: float = 1.0) -> None:
         name, _, overload = operation.removeprefix("aten.").partition(".")
         packet, overload = getattr(torch.ops.aten, name), case.overload or overload or "default"
@@ -78,7 +78,7 @@ class Setting:
 
     def active(self) -> list[str]:
         """The arguments that columns are sent to in this case."""
-        names = [] if isinstance(self.rule, LossRule) else list(self.rule.jac_t)
+        names = list(self.rule.jac_t) if isinstance(self.rule, Rule) else []
         return [name for name in names if name in self.case.shapes and name not in self.case.constant]
 
     def reference(self, changed: Mapping[str, Any] | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class Setting:
         }
         op = Op(tensors, attributes, shapes, **known)
         with _same_noise():
-            output = self.rule.forward(op) if self.rule.forward else self.reference()
+            output = self.rule.forward(op) if self.rule is not None and self.rule.forward else self.reference()
         saved: dict[str, Tensor] = {}
         if isinstance(output, tuple):
             output, saved = output

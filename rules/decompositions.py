@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 
 from hbpcompiler.decomposition import Decomposition
 from hbpcompiler.rule import Case, Tensor
@@ -61,34 +58,27 @@ CDIST = Decomposition(
     [Case({"x1": (2, 3), "x2": (4, 3)}, {"p": p}, ("x1", "x2")) for p in (2.0, 1.0, 3.0, float("inf"))],
 )
 
-# -- one name for several ---------------------------------------------------------------------------------------------
+# -- other spellings -------------------------------------------------------------------------------------------------
 
 
-def convolution(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-                transposed: bool, output_padding: Any, groups: int) -> Tensor:
-    axes = weight.dim() - 2
-    if transposed:
-        up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-        return up(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](input, weight, bias, stride, padding, dilation, groups)
+def variance(x: Tensor, dim: list[int] | None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+    return torch.var(x, dim, correction=1 if unbiased else 0, keepdim=keepdim)
 
 
-CONVOLUTION = Decomposition(
-    ["aten.convolution"],
-    convolution,
-    [Case({"input": (2, 4, 4), "weight": (2, 2, 3, 3), "bias": (2,)},
-          {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "transposed": transposed,
-           "output_padding": [0, 0], "groups": 1}, ("input",)) for transposed in (False, True)],
+VARIANCE = Decomposition(
+    ["aten.var.dim"],
+    variance,
+    [Case({"self": (2, 3)}, {"dim": [2], "unbiased": unbiased}, overload="dim") for unbiased in (True, False)],
 )
 
 
 def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """A whole tensor assigned: x[:] = y."""
-    return src.to(self.dtype).expand_as(self)
+    """A whole tensor assigned, x[:] = y."""
+    return src.to(self.dtype).expand_as(self).clone(memory_format=torch.contiguous_format)
 
 
 COPY = Decomposition(
     ["aten.copy"],
     copy,
-    [Case({"self": (2, 3), "src": shape}, {}, ("self", "src")) for shape in ((1, 3), (2, 3))],
+    [Case({"self": (2, 3), "src": shape}, {}, ("self", "src"), constant=("self",)) for shape in ((1, 3), (2, 3))],
 )

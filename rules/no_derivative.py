@@ -24,4 +24,5 @@ CONSTANTS = [
     stopping("aten.zeros_like"),
     stopping("aten.ones_like"),
     stopping("aten.full_like", fill_value=1.5),
+    stopping("aten.fill.Scalar", value=1.5),
 ]

@@ -22,8 +22,8 @@ def function(name: str, compute: Callable[..., Any]) -> Any:
     return found
 
 
-i0, i1 = function("i0", torch.special.i0), function("i1", torch.special.i1)
-i0e, i1e = function("i0e", torch.special.i0e), function("i1e", torch.special.i1e)
+i0, i1 = function("i0", torch.i0), function("i1", torch.ops.aten.special_i1)
+i0e, i1e = function("i0e", torch.ops.aten.special_i0e), function("i1e", torch.ops.aten.special_i1e)
 
 
 def drawn(low: float, high: float) -> list[Case]:
@@ -50,7 +50,7 @@ _root_pi = sympy.sqrt(sympy.pi)
 ERFINV = elementwise("aten.erfinv", sympy.erfinv(x), first=_root_pi / 2 * sympy.exp(y**2), second=2 * y * dy**2,
                      forward=lambda op: op.self.erfinv(), cases=drawn(-0.9, 0.9))
 NDTR = elementwise("aten.special_ndtr", normal_cdf(x), first=normal_pdf(x), second=-x * dy,
-                   forward=lambda op: torch.special.ndtr(op.self))
+                   forward=lambda op: torch.ops.aten.special_ndtr(op.self))
 
 # -- modified Bessel functions: I0' = I1, I1' = I0 - I1 / x, which is 1/2 at 0 ----------------------------------------
 
@@ -66,7 +66,7 @@ I1 = elementwise(
     i1(x),
     first=i0(x) - over_x(y, _half),
     second=y - over_x(dy, _half) + over_x(over_x(y, _half), sympy.Integer(0)),
-    forward=lambda op: torch.special.i1(op.self),
+    forward=lambda op: torch.ops.aten.special_i1(op.self),
 )
 # exp(-|x|) I0(x): what is lost beside I0's own derivatives is that of the exponential.
 I0E = elementwise(
@@ -74,5 +74,5 @@ I0E = elementwise(
     i0e(x),
     first=i1e(x) - sympy.sign(x) * y,
     second=2 * y - over_x(i1e(x), _half) - 2 * sympy.sign(x) * i1e(x),
-    forward=lambda op: torch.special.i0e(op.self),
+    forward=lambda op: torch.ops.aten.special_i0e(op.self),
 )

@@ -1,0 +1,109 @@
+"""Random graphs of operations drawn from the rule table: the cases of every rule enrol themselves."""
+
+from math import prod
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.case_layer import CaseLayer
+from hbpcompiler.reference import reference
+from hbpcompiler.registry import builtin
+from hbpcompiler.rule import Rule
+from hbpcompiler.testing import SAMPLES, Setting
+
+QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")
+FEATURES, CLASSES, SIZE = 2, 2, 20
+"""Of these numbers in the tensors of a case, at most: brute force takes a backward pass for each parameter."""
+
+
+
+def numbers(shape):
+    """How many numbers a tensor of this shape has, or a list of tensors of these shapes."""
+    return sum(numbers(one) for one in shape) if isinstance(shape, list) else prod(shape)
+
+
+def draws(setting):
+    """Whether the operation draws random numbers, which a reference would draw in another order."""
+    return torch.Tag.nondeterministic_seeded in setting.overload.tags
+
+
+USES = [
+    (operation, rule, case)
+    for operation, rule in builtin()
+    if isinstance(rule, Rule)
+    for case in rule.cases
+    if sum(numbers(shape) for shape in case.shapes.values()) <= SIZE and not draws(Setting(rule, operation, case))
+]
+
+
+class Graph(nn.Module):
+    """Branches of operations side by side on the same features, joined by a sum, a product or a concatenation."""
+
+    def __init__(self, branches, join, residual):
+        super().__init__()
+        self.stem = nn.Linear(FEATURES, FEATURES)
+        self.layers = nn.ModuleList(nn.ModuleList(branch) for branch in branches)
+        self.backs = nn.ModuleList(
+            nn.ModuleList(nn.Linear(layer.width, FEATURES) for layer in branch) for branch in branches)
+        self.join, self.residual = join, residual
+        self.head = nn.Linear(FEATURES * (len(branches) if join == "cat" else 1), CLASSES)
+
+    def inputs(self):
+        return [extra for branch in self.layers for layer in branch for extra in layer.extras]
+
+    def forward(self, x, *extras):
+        x = torch.tanh(self.stem(x))
+        given, ends = iter(extras), []
+        for branch, backs in zip(self.layers, self.backs, strict=True):
+            end = x
+            for layer, back in zip(branch, backs, strict=True):
+                after = back(layer(end, *[next(given) for _ in layer.extras]))
+                end = end + after if self.residual or not layer.makers else after  # of parameters or constants alone
+            ends.append(end)
+        if self.join == "cat":
+            return self.head(torch.cat(ends, 1))
+        joined = ends[0]
+        for end in ends[1:]:
+            joined = joined + end if self.join == "add" else joined * end
+        return self.head(joined)
+
+
+def check(model, x, y):
+    inputs = [x, *model.inputs()]
+    loss = nn.CrossEntropyLoss()
+    result = hbp.compile(model, loss, QUANTITIES)(*inputs, y)
+    for quantity in QUANTITIES:
+        try:
+            references = reference(model, loss, inputs, y, quantity)
+        except RuntimeError as error:  # some operations torch differentiates once only
+            if quantity == "diag_h" and "not implemented" in str(error):
+                continue
+            raise
+        for name, expected in references.items():
+            torch.testing.assert_close(result[quantity][name], expected, rtol=1e-7, atol=1e-9,
+                                       msg=lambda text, at=f"{quantity} of {name}": f"{at}: {text}")
+
+
+def batch():
+    return torch.randn(SAMPLES, FEATURES, dtype=torch.float64), torch.arange(SAMPLES) % CLASSES
+
+
+@st.composite
+def graphs(draw):
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+
+    def layer():
+        operation, rule, case = draw(st.sampled_from(USES))
+        return CaseLayer(rule, operation, case, FEATURES)
+
+    branches = [[layer() for _ in range(draw(st.integers(1, 2)))] for _ in range(draw(st.integers(1, 2)))]
+    model = Graph(branches, draw(st.sampled_from(["add", "mul", "cat"])), draw(st.booleans())).double()
+    return model, *batch()
+
+
+@given(graphs())
+def test_agrees_with_brute_force(setting):
+    check(*setting)
