@@ -72,6 +72,7 @@ class Backward:
         self.active = set(plan.active)
         self.mixed = len({value.dtype for value in source.values() if value.name in self.active}) > 1
         self.columns: dict[tuple[str, str], Any] = {}
+        self.pooled: dict[tuple[str, str], tuple[Any, Any]] = {}
         self.signs: dict[str, Any] = {}
         self.closed: dict[str, dict[Closing, Any]] = {}
         self.multiples: dict[str, Any] = {}
@@ -184,7 +185,9 @@ class Backward:
         value = step.operation.tensors[step.slot]
         arrived = self.columns[step.operation.name, piece.name]
         jac_t = self.jac_t(step.operation, step.slot)
-        if piece.form == COLUMNS and rule.elementwise_in(op):
+        if (value.name, piece.name) in self.plan.pools:
+            pulled = self._pull_pooled(step, arrived)
+        elif piece.form == COLUMNS and rule.elementwise_in(op):
             pulled = arrived * self.derivative(step.operation).unsqueeze(1)
         elif piece.form == COLUMNS:
             pulled = jac_t(arrived)
@@ -195,6 +198,22 @@ class Backward:
         else:
             pulled = pull_matrix(self, step.operation, step.slot, arrived, rule, op, jac_t)
         self.arrive(value, piece, pulled)
+
+    def _pull_pooled(self, step: Pull, arrived: Any) -> Any:
+        """The columns behind a pool, kept as they were before it too; what is elementwise scales the few entries."""
+        piece, value = step.piece, step.operation.tensors[step.slot]
+        pool = self.plan.pools[value.name, piece.name]
+        op, name = self.ops[step.operation.name], self.names[value.name]
+        if step.operation is pool:
+            index = named(self.rule_of(pool).scattered(op), f"index_{name}")
+            columns = arrived.flatten(3) if len(pool.output.sample_shape) > 2 else arrived
+        else:
+            before, index = self.pooled[step.operation.name, piece.name]
+            slope = self.derivative(step.operation)
+            slope = slope.flatten(2) if len(value.sample_shape) > 2 else slope
+            columns = before * slope.gather(2, index).unsqueeze(1)
+        self.pooled[value.name, piece.name] = named(columns, f"pooled_{PREFIX[piece.stream]}_{name}"), index
+        return self.jac_t(pool, "self")(columns.unflatten(3, pool.output.sample_shape[1:]))
 
     def same_for_all(self, operation: Operation, slot: str) -> bool:
         """Whether the Jacobian reads nothing that has a sample axis: then one application serves the batch."""
@@ -278,6 +297,9 @@ class Backward:
             stream, signs = getattr(op, slot), None
         else:
             stream = self.columns[step.operation.name, step.piece.name]
+            if step.pooled:
+                stream, index = self.pooled[step.operation.name, step.piece.name]
+                op = op.with_tensor("pooled_index", index)
             signs = self.signs_like(stream, step.piece)
         use = Use(self.writer, op, step.contraction, stream, signs, self.batch)
         closings = self.closed.setdefault(step.parameter.key, {})

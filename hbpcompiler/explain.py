@@ -54,7 +54,8 @@ def _short(value: float) -> str:
 
 
 def _stream(step: Close | Tied) -> str:
-    return f"{step.piece.stream}: {_form(step.piece)}" if step.piece else "operand"
+    pooled = ", pooled" if isinstance(step, Close) and step.pooled else ""
+    return f"{step.piece.stream}: {_form(step.piece)}{pooled}" if step.piece else "operand"
 
 
 def header_table(graph: Graph, plan: Plan) -> Sequence[str]:

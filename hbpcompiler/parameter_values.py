@@ -112,7 +112,8 @@ def _reads(operation: Operation, names: set[str]) -> bool:
 class _Rewriting:
     """Writes the operations again, with each-sample copies of what is computed of parameters alone."""
 
-    def __init__(self, graph: Graph, registry: Registry, active: set[str], derived: set[str], keys: AbstractSet[str]) -> None:
+    def __init__(self, graph: Graph, registry: Registry, active: set[str], derived: set[str],
+                 keys: AbstractSet[str]) -> None:
         self.graph, self.registry, self.active, self.derived, self.keys = graph, registry, active, derived, keys
         self.operations: list[Operation] = []
         self.each: dict[str, Value] = {}

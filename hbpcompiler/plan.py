@@ -22,6 +22,7 @@ from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.endings import is_positive, static_multiples
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, N, Operation, Value
+from hbpcompiler.pooled import with_pooled_columns
 from hbpcompiler.quantities import (
     BLOCK,
     FACTOR,
@@ -96,8 +97,9 @@ class _Walk:
                 self._seed(operation, rule)
             else:
                 self._cross(operation, rule)
-        steps = with_tails(_live(join_uses(self.steps, self.closings)), self.dtype.itemsize, self.resources)
-        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), self.curvature,
+        steps, pools = with_pooled_columns(_live(join_uses(self.steps, self.closings)), self.rules, self._static)
+        steps = with_tails(steps, self.dtype.itemsize, self.resources)
+        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
                     self.indefinite)
 
     # -- births ----------------------------------------------------------------------------------------------------
@@ -307,8 +309,10 @@ class _Walk:
             sizes |= dict(zip(right, contraction.operand(op).shape, strict=True))
         lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
         form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
+        windows = contraction.sliding
+        sliding = (windows.window, windows.step, windows.height) if windows is not None else None
         return Site(contraction.equation, lengths, form, count, signed, self.dtype.itemsize,
-                    contraction.summed is not None, self.resources)
+                    contraction.summed is not None, self.resources, sliding=sliding)
 
 
 _BATCH = 2

@@ -163,6 +163,22 @@ ZERO = Zero()
 
 
 @dataclass(frozen=True)
+class Sliding:
+    """An operand made of windows that slide along one axis, row by row.
+
+    The feature (c, a, b) of the operand at position (y, q) is `rows(op)[n, (c, b), y + step * a, q]`, for the places
+    a < `window` and y < `height`; c < `outer` counts the features in front of a.
+    """
+
+    rows: Callable[[Op], Tensor]
+    """[N, features apart from a, height + step * (window - 1), positions in a row]."""
+    window: int
+    step: int
+    height: int
+    outer: int
+
+
+@dataclass(frozen=True)
 class Contraction:
     """A parameter's cotangent as an einsum, which is all that an operation says about a parameter.
 
@@ -180,6 +196,11 @@ class Contraction:
     summed: Callable[[Op, Tensor], Tensor] | None = None
     """optional: cotangent [N, *out] -> the parameter's cotangent summed over samples, where torch has a kernel that
     beats the einsum (see benchmarks/)."""
+    flat: bool = False
+    """Whether `columns` is the output with its axes behind the first, the channels, flattened to p: "nkop"."""
+
+    sliding: Sliding | None = None
+    """optional: how the operand's patches arise from rows."""
 
     @property
     def letters(self) -> tuple[str, str, str]:
@@ -228,6 +249,9 @@ class Rule:
     """ELEMENTWISE: the local derivative [N, *out]."""
     rows: Callable[[Op], Tensor | None] | None = None
     """CONSTANT, optional: the Jacobian's rows [*out flattened, *in] where they lie in memory already (a weight)."""
+    scattered: Callable[[Op], Tensor | None] = lambda op: None
+    """SELECTION, optional: for outputs [N, c, *out] that copy each one input of their own channel, which one:
+    [N, c, out flattened] of numbers in the flattened input positions; None where there are no channels."""
     expression: Callable[[Op], Any] | None = None
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations
     of one module that act on one value are then taken together (see `fuse`)."""
@@ -361,6 +385,7 @@ __all__ = [
     "ModuleRule",
     "Op",
     "Rule",
+    "Sliding",
     "Structure",
     "Tensor",
     "called",

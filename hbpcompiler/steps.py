@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,8 @@ class Close:
     site: Site
     contraction: Contraction = field(compare=False)
     choices: tuple[Choice, ...] = field(compare=False)
-
+    pooled: bool = False
+    """Whether it takes the columns at pooled positions (see `pooled`)."""
 
     def cost(self) -> Cost:
         """Of all its routes together."""
@@ -170,6 +171,8 @@ class Plan:
     mc_samples: int
     steps: tuple[Step, ...]
     active: frozenset[str]
+    pools: Mapping[tuple[str, str], Operation]
+    """(value, piece) -> the pool behind which the piece's columns are kept pooled as well."""
     curvature: str
     """How residuals enter (see `schemes`)."""
     indefinite: bool = False

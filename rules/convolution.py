@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, merge, split
+from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Sliding, Structure, Tensor, merge, split
 
 from .spatial import (
     CONV,
@@ -91,11 +91,25 @@ def convolution(axes: int) -> Rule:
         )  # fmt: skip
         return gradients[1]
 
+    def sliding(op: Op) -> Sliding | None:
+        """Rows along the first axis, patches only along the others."""
+        stride, dilation, kernel = per_axis(op.stride, axes), per_axis(op.dilation, axes), op.shape("weight")[2:]
+        if op.groups != 1 or stride[0] != 1 or kernel[0] == 1:
+            return None
+
+        def rows(op: Op) -> Tensor:
+            padded = pad_axes(op.input, *padding_of(op, axes))
+            across = patches(padded, (1, *kernel[1:]), stride, (1, *dilation[1:]))
+            return across.unflatten(2, (height + dilation[0] * (kernel[0] - 1), -1))
+
+        height = op.shape("output")[1]
+        return Sliding(rows, kernel[0], dilation[0], height, op.shape("input")[0])
+
     def params(op: Op) -> Mapping[str, Contraction]:
         equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
         return {
-            "weight": Contraction(equation, outputs, operand, summed),
-            "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes)),
+            "weight": Contraction(equation, outputs, operand, summed, sliding=sliding(op), flat=op.groups == 1),
+            "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes), flat=True),
         }
 
     return Rule(

@@ -31,6 +31,13 @@ def chosen(op: Op, result: Any) -> Any:
     return result[op.index]
 
 
+def scattered(axes: int) -> Callable[[Op], Tensor | None]:
+    def index(op: Op) -> Tensor | None:
+        return (op.indices.flatten(2) if axes > 1 else op.indices) if len(op.shape("self")) > axes else None
+
+    return index
+
+
 def max_pool(axes: int) -> Rule:
     """Max-pooling over so many axes."""
 
@@ -57,6 +64,7 @@ def max_pool(axes: int) -> Rule:
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
         structure=Structure.SELECTION,
+        scattered=scattered(axes),
         cases=[
             case(2, 4, 5, 2, kernel_size=[2]),
             case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
@@ -83,6 +91,7 @@ def adaptive_max_pool(axes: int) -> Rule:
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
         structure=Structure.SELECTION,
+        scattered=scattered(axes),
         cases=[
             case(2, 4, 2, 3, size=[2, 1, 3]),
             case(2, 5, 4, 3, size=[3, 3, 2]),

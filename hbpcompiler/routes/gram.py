@@ -59,7 +59,7 @@ class GramDiagonal(Route):
         own = self._own(site)
         between = f"n{own}pq"
         mixed = f"n{own}p{site.features}"
-        plain = self._chunk(site) == 1 and len(own) == len(site.features) == 1
+        plain = self._chunk(site) == 1 and len(own) == len(site.features) == 1 and own not in right
 
         def body(part: Part) -> None:
             columns, operand = columns_of(use, part.op, part["columns"]), operand_of(use, part.op)
