@@ -64,7 +64,8 @@ def decomposition(overload: Any, registry: Registry) -> Callable[..., Any] | Non
     own = registry.decomposition(overload._schema.name.replace("::", "."), overload._overloadname)
     if own is not None:
         return own.function
-    found: Callable[..., Any] | None = core_aten_decompositions().get(overload) or decomposition_table.get(overload)
+    core = core_aten_decompositions()  # its get() finds less than its [] does
+    found: Callable[..., Any] | None = core[overload] if overload in core else decomposition_table.get(overload)
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
     if found is None and overload.has_kernel_for_dispatch_key(composite):
         found = overload.decompose

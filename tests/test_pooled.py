@@ -65,7 +65,8 @@ def test_pooled_columns_are_taken_where_they_cost_less(layers):
     torch.manual_seed(0)
     model, X, y = wide(*layers), draw(2, 2, 16, 16), torch.tensor([0, 2])
     compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
-    assert "pooled_S" in compiled.code and "pooled_R" in compiled.code
+    assert "pooled_S" in compiled.code
+    assert "pooled_R" in compiled.code
     # Nothing of the size of the convolution's output is made for a column that ends there.
     assert not [line for line in compiled.code.splitlines() if "# [N, 20, 8, 16, 16]" in line]
     weight = model[0].weight
@@ -84,7 +85,8 @@ def test_a_value_that_fans_out_is_not_pooled():
 
         def forward(self, x):
             h = torch.relu(self.inner(x))
-            return self.outer(torch.cat([h.amax((2, 3)), nn.functional.max_pool2d(h, 8).flatten(1) + h.mean((2, 3))], 1))
+            pooled = nn.functional.max_pool2d(h, 8).flatten(1)
+            return self.outer(torch.cat([h.amax((2, 3)), pooled + h.mean((2, 3))], 1))
 
     torch.manual_seed(0)
     assert "pooled" not in check(Both().double(), draw(2, 1, 8, 8), torch.tensor([0, 2]), ["diag_ggn"])
@@ -108,7 +110,8 @@ def test_columns_in_chunks():
     X, y = draw(3, 1, 32, 32), torch.tensor([0, 2, 1])
     compiled = hbp.compile(model, quantities=["diag_h"], memory_budget="16MiB")
     found = compiled(X, y).diag_h["0.weight"]
-    assert "pooled_R" in compiled.code and "for first in range(" in compiled.code
+    assert "pooled_R" in compiled.code
+    assert "for first in range(" in compiled.code
     weight = model[0].weight
     slope = torch.autograd.grad(nn.functional.cross_entropy(model(X), y), weight, create_graph=True)[0].flatten()
     expected = torch.stack([torch.autograd.grad(slope[i], weight, retain_graph=True)[0].flatten()[i]
