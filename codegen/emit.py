@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,11 +232,13 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     )
 
 
+LARGE = 2**16
+"""Numbers in a tensor without sample axis that is worth a `del`."""
 MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
 
 
 def _free_at_last_use(parts: Mapping[str, list[Section]], returned: set[str]) -> None:
-    """End each block of the backward pass by deleting the batch-sized tensors that no later line reads.
+    """End each block of the backward pass by deleting the large tensors that no later line reads.
 
     Python frees a tensor when its last name goes; without this, the columns of all layers would live to the end.
     """
@@ -250,7 +253,7 @@ def _free_at_last_use(parts: Mapping[str, list[Section]], returned: set[str]) ->
                 continue
             shape, own = "", shape + line.partition("  # ")[2]
             match = MADE.match(line)
-            if match is not None and re.search(r"\bN, .*(?:[2-9]|\d\d)", own):  # more than one number per sample
+            if match is not None and _is_large(own):
                 made = {name for name in match["names"].split(", ") if name != "_"}
                 last |= dict.fromkeys(sorted(made - returned), index)
             for name in set(re.findall(r"[A-Za-z_]\w*", line)) & last.keys():
@@ -259,6 +262,14 @@ def _free_at_last_use(parts: Mapping[str, list[Section]], returned: set[str]) ->
         dead = [name for name, at in last.items() if at == index]
         if dead and id(section) in ours:
             section.lines.append(f"del {', '.join(dead)}")
+
+
+def _is_large(comment: str) -> bool:
+    """Whether the shape in a line's comment is more than one number per sample, or as much without samples."""
+    if re.search(r"\bN, .*(?:[2-9]|\d\d)", comment):
+        return True
+    fixed = re.fullmatch(r"(?:# )?\[(\d+(?:, \d+)*)\].*", comment)
+    return fixed is not None and math.prod(map(int, fixed[1].split(", "))) >= LARGE
 
 
 def _record(name: str) -> dict[str, Any] | None:

@@ -73,8 +73,8 @@ class Race:
             if step.piece.signed:
                 backward.signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
         backward.step(replace(step, choices=tuple(choices)))
-        closed = [proxy.node for closings in backward.closed.values() for proxy in closings.values()]
-        writer.graph.output(tuple(closed))
+        closed = [list(closings.values()) for closings in backward.closed.values()]
+        writer.graph.output(fx.node.map_aggregate(closed, lambda item: item.node if isinstance(item, fx.Proxy) else item))
         passes.optimise(writer.graph)
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)

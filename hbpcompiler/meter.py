@@ -61,7 +61,8 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
+        formula = _formula(func)
+        if formula is None:
             with self:
                 pieces = func.decompose(*args, **kwargs)
             if pieces is not NotImplemented:
@@ -71,17 +72,14 @@ class Meter(TorchDispatchMode):
         known = {_storage(tensor) for tensor in given}
         fresh = [tensor for tensor in made if _storage(tensor) not in known]
         if fresh or func._schema.is_mutable:
-            self._count(func, args, kwargs, result, given, made)
+            adds = formula(*args, **kwargs, out_val=result) / 2 if formula is not None else 0.0
+            self._count(func, adds, given, made)
         for tensor in made:
             if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
                 self._hold(tensor)
         return result
 
-    def _count(self, func: Any, args: Any, kwargs: Any, result: Any, given: Sequence[Tensor],
-               made: Sequence[Tensor]) -> None:
-        adds = 0.0
-        if func._overloadpacket in flop_registry:
-            adds = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result) / 2
+    def _count(self, func: Any, adds: float, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
         small = func._overloadpacket is torch.ops.aten.bmm and len(given[0]) > 1
         moved = float(sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
         large = moved > self.machine.cache_bytes
@@ -100,6 +98,13 @@ class Meter(TorchDispatchMode):
         if not self._holders[storage]:
             del self._holders[storage]
             self.held -= size
+
+
+def _formula(func: Any) -> Any:
+    """torch's count of floating point operations; of addmm_ that of addmm."""
+    packet = func._overloadpacket
+    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
+    return flop_registry.get(packet, flop_registry.get(plain))
 
 
 class _Identity:

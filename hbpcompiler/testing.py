@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Op, Residual, Rule, Structure, Zero
+from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Op, Residual, Rule, Sliding, Structure, Zero
 
 SAMPLES = 3
 COLUMNS = 2
@@ -171,6 +171,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
             units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(SAMPLES, -1, -1)
             seen = contraction.columns(op, units.reshape(SAMPLES, -1, *op.shape("output")))
             assert ((seen == 0) | (seen == 1)).all(), f"{where}: columns of {name} have coefficients other than 0 and 1"
+            if contraction.sliding is not None:
+                _check_sliding(contraction.sliding, op, operands[1], f"{where}: sliding windows of {name}")
             if contraction.summed is not None:
                 _close(contraction.summed(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: summed of {name}")
     _check_structure(rule, setting, op, where)
@@ -180,6 +182,15 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     expected = _hessian(setting, active, lambda output, n: (output[n] * gradient[n]).sum())
     found = _residual_matrix(rule.residual_of(op), op, active, gradient, expected.shape[-1])
     _close(found, expected, f"{where}: residual")
+
+
+def _check_sliding(sliding: Sliding, op: Op, operand: Tensor, where: str) -> None:
+    """Every window place of the rows is that part of the operand."""
+    whole = operand.unflatten(2, (sliding.height, -1)).unflatten(1, (sliding.outer, sliding.window, -1))
+    rows = sliding.rows(op).unflatten(1, (sliding.outer, -1))
+    for place in range(sliding.window):
+        start = sliding.step * place
+        _close(rows[:, :, :, start : start + sliding.height], whole[:, :, place], f"{where}, place {place}")
 
 
 def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:

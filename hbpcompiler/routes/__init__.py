@@ -17,10 +17,12 @@ from hbpcompiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.routes.kept import Kept
 from hbpcompiler.routes.products import ChunkedProduct, ClosedForm, NativeSum, OneProduct, WholeProduct
 from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM, MATRIX, NEVER, NOTHING, Route, Site, Use
+from hbpcompiler.routes.sliding import SlidingInputFactor
 
 ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), WholeProduct(),
-    ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), DiagonalForm(), MatrixForm(), Kept(),
+    ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), SlidingInputFactor(),
+    DiagonalForm(), MatrixForm(), Kept(),
 )
 
 

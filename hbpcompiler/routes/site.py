@@ -38,6 +38,8 @@ class Site:
     """whether every entry of the output is but one entry of the contraction's columns: a diagonal stays one."""
     samples: int | None = None
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
+    sliding: tuple[int, int, int] | None = None
+    """window, step and height, where the operand's windows slide along an axis (see `rule.Sliding`)."""
 
     @property
     def letters(self) -> tuple[str, str, str]:
