@@ -36,6 +36,8 @@ def _public_names() -> Mapping[int, str]:
              if callable(function) and not name.startswith("_")}
     names |= {id(function): f"torch.{name}" for name in dir(torch)
               if not name.startswith("_") and callable(function := getattr(torch, name))}
+    names |= {id(function): f"torch.linalg.{name}" for name, function in vars(torch.linalg).items()
+              if callable(function) and not name.startswith("_") and id(function) not in names}
     names |= {id(function): f"F.{name}" for name, function in vars(F).items()
               if callable(function) and not name.startswith("_") and id(function) not in names}
     preferred = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool1d",

@@ -22,6 +22,7 @@ from hbpcompiler.quantities import (
     DIAGONAL,
     DOT,
     EACH,
+    EIGEN,
     FACTOR,
     GGN_MC,
     GRADIENT,
@@ -344,7 +345,7 @@ class Backward:
                 result = result.reshape(step.parameter.sample_shape)
         name = "" if step.piece is None else step.piece.stream
         closing = Closing(name, kind)
-        if kind == BLOCK:
+        if kind in (BLOCK, EIGEN):
             closings[closing] = (*closings.get(closing, ()), result)
             return
         if closing not in closings:

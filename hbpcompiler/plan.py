@@ -25,6 +25,7 @@ from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.pooled import with_pooled_columns
 from hbpcompiler.quantities import (
     BLOCK,
+    EIGEN,
     FACTOR,
     GGN,
     GGN_MC,
@@ -287,6 +288,9 @@ class _Walk:
                 if VECTORS in kinds and piece.signed:
                     raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it "
                                              "may have no real square root; use a loss function that has a rule")
+                if EIGEN in kinds and sum(other.stream == piece.stream for other in pieces) > 1:
+                    raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in "
+                                             "several pieces, whose eigenvectors differ; ask for kfac")
                 if kinds:
                     _check_block(operation, parameter, contraction, kinds)
                     site = self._site(contraction, op, piece)
@@ -322,7 +326,7 @@ LARGEST_BLOCK = 2**14
 
 def _check_block(operation: Operation, parameter: Value, contraction: Contraction, kinds: Iterable[str]) -> None:
     size = math.prod(parameter.sample_shape)
-    if contraction.operand is None and size > LARGEST_BLOCK and {FACTOR, REDUCED_FACTOR} & set(kinds):
+    if contraction.operand is None and size > LARGEST_BLOCK and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
         raise UnsupportedOpError(
             f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
             f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")

@@ -51,6 +51,18 @@ BLOCK = "block"
 """What a product with the parameter's block needs of a piece, as a `BlockPart`."""
 
 
+EIGEN = "eigen"
+"""Eigenvectors of FACTOR and INPUT_FACTOR, and DIAGONAL of the cotangents turned into them, as an `EigenPart`."""
+
+
+class EigenPart(NamedTuple):
+    """Eigenvectors of A and of B as columns, and the squares [*outputs, *inputs]; A is None for a full block B."""
+
+    A: Any
+    B: Any
+    eigenvalues: Any
+
+
 class BlockPart(NamedTuple):
     """A piece as it meets the parameter: columns [n, k, ...] and their signs [n, k], or a diagonal [n, ...].
 
@@ -170,6 +182,11 @@ def _block(closed: Closed) -> dict[str, Any]:
     }
 
 
+def _ekfac(closed: Closed) -> dict[str, Any]:
+    (part,) = closed.get(GGN_MC, EIGEN)
+    return {"A": part.A, "B": part.B, "eigenvalues": closed.scaled(part.eigenvalues)}
+
+
 def _square_root(stream: str) -> Callable[[Closed], Any]:
     def value(closed: Closed) -> Any:
         vectors = closed.get(stream, VECTORS)
@@ -240,6 +257,8 @@ TABLE: tuple[Quantity, ...] = (
                      REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
     _kronecker_entry("kflr_reduce", GGN, "kflr with positions summed first (Eschenhagen et al. 2023, reduce)",
                      REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
+    Quantity("ekfac", "eigenvectors of kfac's factors, and sampled second moments in them (George et al. 2018)",
+             (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",)),
 )
 
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}

@@ -93,10 +93,14 @@ class Op:
         """All tensor arguments that carry derivatives; None if that is not known (in a rule's tests)."""
         return self._active
 
-    def with_tensor(self, name: str, tensor: Any) -> Op:
-        """The same operation with another tensor under this name."""
-        return Op(lambda other: tensor if other == name else self._tensors(other), self._attributes, self._shapes,
-                  index=self.index, differentiated=self.differentiated, active=self._active, batched=self._batched)
+    def with_tensor(self, name: str, tensor: Any, *, shared: bool = False) -> Op:
+        """The same operation with another tensor under this name; `shared`: a new one, without a sample axis."""
+        shapes, batched = self._shapes, self._batched
+        if shared:
+            batched = frozenset(shapes) if batched is None else batched
+            shapes = {**shapes, name: ()}
+        return Op(lambda other: tensor if other == name else self._tensors(other), self._attributes, shapes,
+                  index=self.index, differentiated=self.differentiated, active=self._active, batched=batched)
 
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hbpcompiler.cost import Resources
 from hbpcompiler.graph import Value
-from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, GRADIENT, VECTORS
+from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
 from hbpcompiler.routes import COLUMNS, choose
 from hbpcompiler.steps import Average, Birth, Close, Gather, Piece, Pull, Sample, Seed, Step, Tail, Tied, Widen
 
@@ -49,7 +49,7 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
     own = [step for step in steps if (isinstance(step, Widen) and step.into == piece)
            or (isinstance(step, Pull | Close) and step.piece == piece)]
     kept = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
-    if kept & {BATCH_DIAGONAL, VECTORS, BLOCK}:
+    if kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
         return None  # what keeps samples or columns apart is as large as they are
     starts = _starts(piece, steps)
     if len(starts) != 1 or not own:

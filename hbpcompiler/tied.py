@@ -14,6 +14,7 @@ from hbpcompiler.graph import Operation
 from hbpcompiler.parameter_values import Uses
 from hbpcompiler.quantities import (
     EACH,
+    EIGEN,
     FACTOR,
     INPUT_FACTOR,
     REDUCED_FACTOR,
@@ -27,7 +28,7 @@ from hbpcompiler.routes import COLUMNS, Site, choose
 from hbpcompiler.rule import Contraction
 from hbpcompiler.steps import Close, Step, Tied
 
-KRONECKER = frozenset({FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
+KRONECKER = frozenset({EIGEN, FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
 ADDITIVE = frozenset({SUM, EACH, INPUT_FACTOR})
 ADVICE = "Give each use its own parameter, freeze it (requires_grad=False), or ask for other quantities."
 

@@ -163,7 +163,7 @@ def test_all_quantities_in_one_program_are_those_of_one_each(loss):
                           nn.Linear(4, 3)).double()
     X = torch.randn(3, 1, 5, 5, dtype=torch.float64)
     y = torch.randn(3, 3, dtype=torch.float64) if isinstance(loss, nn.MSELoss) else torch.tensor([0, 2, 1])
-    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc"}
+    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc", "ekfac"}
     together = hbp.compile(model, loss, list(hbp.QUANTITIES))(X, y)
     for name in hbp.QUANTITIES:
         alone = hbp.compile(model, loss, [name])(X, y)[name]

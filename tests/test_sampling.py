@@ -30,7 +30,8 @@ def small(samples=3, loss="cross entropy"):
 def columns_drawn(compiled, X, y, seed):
     """The columns at the model's output, [N, M, C]: the loss's own draw under the same seed, and nothing else."""
     built = compiled._current()
-    rule, op = built.loss_rule, built.loss_op
+    (check,) = built.losses
+    rule, op = check.rule, check.op
     output = compiled.model(X).detach()
     tensors = {"target": y, rule.input: output}
     real = op.bound_again(lambda value, batched: value)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hbpcompiler.cost import TYPICAL_BATCH, Cost, number
 from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
+from hbpcompiler.routes.eigen import Eigenbasis
 from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.routes.kept import Kept
@@ -22,7 +23,7 @@ from hbpcompiler.routes.sliding import SlidingInputFactor
 ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), WholeProduct(),
     ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), SlidingInputFactor(),
-    DiagonalForm(), MatrixForm(), Kept(),
+    DiagonalForm(), MatrixForm(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 
 

@@ -24,7 +24,7 @@ from hbpcompiler.routes.site import (
     operand_of,
     sum_out,
     traffic_of,
-    unit_columns_of,
+    unit_columns,
 )
 
 
@@ -59,7 +59,7 @@ class DiagonalForm(Route):
         if BATCH_DIAGONAL in kinds:
             results[BATCH_DIAGONAL] = close(diagonal, "n")
         if VECTORS in kinds:
-            columns = unit_columns_of(use)
+            columns = columns_of(use, columns=unit_columns(use))
             results[VECTORS] = (einsum(site.equation, columns, operand_of(use)) if site.has_operand
                                 else sum_out(columns, left, "nk" + site.theta))
         if POSITIVE in kinds:

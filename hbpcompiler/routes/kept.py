@@ -20,7 +20,7 @@ from hbpcompiler.routes.site import (
     columns_of,
     diagonal_of,
     operand_of,
-    unit_columns_of,
+    unit_columns,
 )
 from hbpcompiler.rule import Contraction, Op
 
@@ -45,7 +45,7 @@ class Kept(Route):
         if site.form == DIAGONAL_FORM and site.apart:
             return {BLOCK: BlockPart(None, None, diagonal_of(use), operand)}
         if site.form == DIAGONAL_FORM:
-            columns = unit_columns_of(use, site.signed)
+            columns = columns_of(use, columns=unit_columns(use, site.signed))
             signs = use.stream.sign().reshape(-1, math.prod(use.op.shape("output"))) if site.signed else None
         else:
             columns, signs = columns_of(use), use.signs

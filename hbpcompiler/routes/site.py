@@ -155,12 +155,12 @@ def diagonal_of(use: Use) -> Any:
     return use.contraction.columns(use.op, use.stream.unsqueeze(1)).squeeze(1)
 
 
-def unit_columns_of(use: Use, signed: bool = False) -> Any:
-    """A diagonal as columns that meet the parameter, one for each entry: its root, or its absolute value's."""
+def unit_columns(use: Use, signed: bool = False) -> Any:
+    """A diagonal as columns [N, K, *out], one for each entry: its root, or its absolute value's."""
     shape = use.op.shape("output")
     entries = use.stream.reshape(-1, math.prod(shape))
     roots = torch.diag_embed(entries.abs().sqrt() if signed else entries.sqrt())
-    return columns_of(use, columns=roots.reshape(-1, math.prod(shape), *shape))
+    return roots.reshape(-1, math.prod(shape), *shape)
 
 
 def operand_of(use: Use, op: Op | None = None) -> Any:
