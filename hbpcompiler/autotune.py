@@ -74,7 +74,7 @@ class Race:
                 backward.signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
         backward.step(replace(step, choices=tuple(choices)))
         closed = [list(closings.values()) for closings in backward.closed.values()]
-        writer.graph.output(fx.node.map_aggregate(closed, lambda item: item.node if isinstance(item, fx.Proxy) else item))
+        writer.graph.output(fx.node.map_aggregate(closed, _node))
         passes.optimise(writer.graph)
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)
@@ -146,6 +146,10 @@ def near_ties(step: Close | Tied, batch: int, within: float = NEAR) -> list[tupl
                  for choices in covers(site, kinds) if not excess(site, choices)]
     predicted = sorted((pair for pair in predicted if pair[0] < float("inf")), key=lambda pair: pair[0])
     return [choices for seconds, choices in predicted if seconds <= within * predicted[0][0]][:RUNNERS]
+
+
+def _node(item: Any) -> Any:
+    return item.node if isinstance(item, fx.Proxy) else item
 
 
 def _signature(choices: Sequence[Choice]) -> Signature:

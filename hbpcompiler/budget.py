@@ -55,7 +55,8 @@ def check_fits(memory: MemoryModel, budget: int | None, batch: int) -> None:
     """Raise InputError if a call with so many samples is predicted to need more than the budget."""
     if budget is not None and memory.peak(batch) > budget:
         raise InputError(f"a batch of {batch} needs about {size(memory.peak(batch))}, more than memory_budget={budget} "
-                         f"({size(budget)}). {_advice(memory, budget, batch)}")
+                         f"({size(budget)}). {_advice(memory, budget, batch)}. This program was planned for the size "
+                         "of its first batch: planned for this size (example_inputs) it may need less")
 
 
 def _advice(memory: MemoryModel, budget: int, batch: int) -> str:

@@ -275,9 +275,9 @@ def compile(  # the public name is the design's
     bytes, or "2GiB": the most that a call may allocate, results included; larger batches are refused. mc_samples:
     samples per datum for diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian",
     exact; "ggn", without the operations' residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned
-    positive or dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise). autotune: time
-    routes that are predicted to be about as fast as the best, once, on random tensors of the first batch's size.
-    rules: paths of rule files of your own.
+    positive or dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise).
+    autotune: time routes that are predicted to be about as fast as the best, once, on random tensors of the first
+    batch's size. rules: paths of rule files of your own.
 
     Raises CompileError (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
     """
