@@ -8,7 +8,13 @@
 __version__ = "0.1.0"
 
 from hbpcompiler.compiled import Compiled, compile
-from hbpcompiler.errors import CompileError, HbpError, InputError, UnsupportedOpError
+from hbpcompiler.errors import (
+    CompileError,
+    HbpError,
+    IndefiniteCurvatureWarning,
+    InputError,
+    UnsupportedOpError,
+)
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 
@@ -17,6 +23,7 @@ __all__ = [
     "CompileError",
     "Compiled",
     "HbpError",
+    "IndefiniteCurvatureWarning",
     "InputError",
     "Result",
     "UnsupportedOpError",

@@ -1,4 +1,4 @@
-"""A batch as the user passes it: (X, y), (X1, X2, y), ((X1, X2), y) or ({"name": X, ...}, y), and y a tensor or more."""
+"""A batch as the user passes it: (X, y), (X1, X2, y), ((X1, X2), y) or ({"name": X, ...}, y); y may be several."""
 
 from __future__ import annotations
 

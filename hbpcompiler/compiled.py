@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,13 @@ from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
 from hbpcompiler.cost import Resources
 from hbpcompiler.endings import overall
-from hbpcompiler.errors import CompileError, InputError, InputTypeError, UsesNotJoinedError
+from hbpcompiler.errors import (
+    CompileError,
+    IndefiniteCurvatureWarning,
+    InputError,
+    InputTypeError,
+    UsesNotJoinedError,
+)
 from hbpcompiler.explain import explain, header_table, machine_notes
 from hbpcompiler.fuse import fuse
 from hbpcompiler.graph import Graph
@@ -32,10 +39,11 @@ from hbpcompiler.memory import MemoryModel
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
 from hbpcompiler.program_cost import ProgramCost
-from hbpcompiler.quantities import closings_for
+from hbpcompiler.quantities import QUANTITIES, closings_for
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.steps import Plan
 from hbpcompiler.structure import Structure
 from hbpcompiler.tied import uses_as_values
 from hbpcompiler.tuning import measured_machine
@@ -118,6 +126,7 @@ class Compiled:
             check_model(self.model, self.loss)
             check_runs(self.model, self.loss, batch)
             self._built[key] = build(self.model, self.loss, batch, self.options)
+            _warn_if_indefinite(self._built[key].draft.plan, self.loss)
         self._last = self._built[key]
         return self._last
 
@@ -211,6 +220,18 @@ def _build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options:
     elif options.backend == "inductor":
         program = run = torch.compile(program)
     return Built(graph, rules, draft, path, program, constants, losses, structure, fields, run)
+
+
+def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
+    """Tell the caller of `compile`, or of what it returned, about quantities of a GGN that may be indefinite."""
+    names = [name for name in planned.quantities if schemes.is_ggn(planned.curvature, QUANTITIES[name])]
+    if planned.indefinite and names:
+        title = getattr(loss, "__name__", type(loss).__name__)
+        warnings.warn(
+            f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
+            f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
+            "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
+            stacklevel=4)
 
 
 def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Sequence[str], options: Options,

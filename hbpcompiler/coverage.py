@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.batch import batch_of
 from hbpcompiler.case_layer import CaseLayer
 from hbpcompiler.match import trace_and_match
 from hbpcompiler.registry import Registry
@@ -133,8 +134,8 @@ def pieces(operation: str, case: Case, registry: Registry) -> list[str]:
     """The operations with a rule that this one becomes in a network. Raises UnsupportedOpError if others remain."""
     layer = CaseLayer(None, operation, case, 2)
     features = torch.ones(SAMPLES, 2, dtype=torch.float64)
-    inputs = [features, *layer.extras]
-    graph, _, _ = trace_and_match(layer, lambda output, target: output.sum(), inputs, features, registry)
+    batch = batch_of([features, *layer.extras, features])
+    graph, _, _, _ = trace_and_match(layer, lambda output, target: output.sum(), batch, registry)
     around = {"aten.linear", "aten.reshape", "aten.view", "aten.sum"}
     called = {made.target for made in graph.operations if registry.find(made.target, made.overload) is not None}
     return sorted(name.removeprefix("aten.") for name in called - around)

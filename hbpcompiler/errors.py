@@ -53,6 +53,10 @@ class BatchDoesNotFitError(ModelError, InputError):
     """The model itself fails on the batch that it was to be traced with."""
 
 
+class IndefiniteCurvatureWarning(UserWarning):
+    """A loss of the user's own may be not convex, and then its generalised Gauss-Newton matrix is indefinite."""
+
+
 def listing(head: str, findings: Sequence[str], advice: str = "") -> str:
     """One message out of many findings: a head, a line each, and what to do."""
     lines = [head, *(f"  - {finding}" for finding in findings)]

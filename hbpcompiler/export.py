@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import graph as fx_graph
 
-from hbpcompiler.batch import Batch, Layout
+from hbpcompiler.batch import Batch
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.source import LIBRARY, source_of
@@ -45,16 +45,16 @@ class _Loss(nn.Module):
 class _Whole(nn.Module):
     """Model and loss as one module, so that one graph holds both: of a batch's tensors, the loss and all outputs."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], layout: Layout,
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], arguments: Callable[[Sequence[Tensor]], Any],
                  returned: Callable[[Structure], None]) -> None:
         super().__init__()
         self.model = model
         self.loss = _Loss(loss)
-        self.layout = layout
-        self.returned = returned  # torch.export puts attributes back as they were
+        # Functions, because torch.export copies attributes and puts them back as they were.
+        self.arguments, self.returned = arguments, returned
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        arguments, keywords, target = self.layout.build(tensors)
+        arguments, keywords, target = self.arguments(tensors)
         output = self.model(*arguments, **keywords)
         try:
             outputs, structure = take_apart(output)
@@ -96,7 +96,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     few = tuple(tensor[:1].detach().expand(TRACED_BATCH, *tensor.shape[1:]).clone() for tensor in batch.tensors)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
-    whole = _Whole(model, loss, batch.layout, returned.append)
+    layout = batch.layout
+    whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure))
     whole.training = model.training  # not train(): that would reach into the user's modules
     with warnings.catch_warnings(), _quiet(), quoted_names(), _equivalents(model, modules or {}):
         warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ import sympy
 
 from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.registry import Registry
-from hbpcompiler.rule import LossRule, Rule
+from hbpcompiler.rule import LossRule
 
 
 def positions(value: Value) -> int:
@@ -38,7 +38,7 @@ def split_merged(graph: Graph, registry: Registry) -> Graph:
             continue
         found = {name: _split(merged[name]) for name in region if name in merged}
         own = [operation for operation in graph.operations if ("operation", operation.name) in region]
-        rewritten = [_rewritten(operation, found, registry) for operation in own]
+        rewritten = [taken_apart(operation, found, registry) for operation in own]
         if None in rewritten:
             continue
         for operation, new in zip(own, rewritten, strict=True):
@@ -60,7 +60,7 @@ def _split(value: Value) -> Value:
     return replace(value, shape=(N, positions(value), *value.shape[1:]))
 
 
-def _rewritten(operation: Operation, found: Mapping[str, Value], registry: Registry) -> list[Operation] | None:
+def taken_apart(operation: Operation, found: Mapping[str, Value], registry: Registry) -> list[Operation] | None:
     """The operation on split values; None if its rule cannot take them."""
     rule = registry.find(operation.target, operation.overload)
     tensors = {slot: found.get(value.name, value) for slot, value in operation.tensors.items()}

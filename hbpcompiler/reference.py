@@ -7,17 +7,21 @@ Memory and time grow with the square of the parameter count: small models in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
 Loss = Callable[..., Tensor]
+Inputs = Sequence[Tensor] | Mapping[str, Any]
+"""forward's arguments, by position or by name."""
 
 
 def reference(
-    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, quantity: str, *, seed: int = 0
+    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, quantity: str, *, seed: int = 0
 ) -> dict[str, Tensor]:
     """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, second_moment, variance,
     diag_ggn or diag_h. `seed` fixes the random draws (dropout) of the one forward pass."""
@@ -35,14 +39,14 @@ def reference(
 
 
 def ggn_block(
-    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, name: str, *, seed: int = 0
+    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, name: str, *, seed: int = 0
 ) -> Tensor:
     """The GGN of L in one parameter, [P, P]."""
     return Forward(model, loss, inputs, target, seed).ggn(name)
 
 
 def hessian_block(
-    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, name: str, *, seed: int = 0
+    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, name: str, *, seed: int = 0
 ) -> Tensor:
     """The Hessian of L in one parameter, [P, P]."""
     return Forward(model, loss, inputs, target, seed).hessian(name)
@@ -51,19 +55,27 @@ def hessian_block(
 class Forward:
     """One forward pass and its derivatives, a row at a time."""
 
-    def __init__(self, model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int = 0) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.mean = getattr(loss, "reduction", "mean") == "mean"
-        self.batch = target.shape[0]
         self._jacobians: dict[str, Tensor] = {}
         # The fused attention kernels have no second derivative.
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(seed)
-            self.output = model(*inputs)
-            self.loss = loss(self.output, target)
+            returned = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+            self.loss = loss(returned, target)
+        items, structure = pytree.tree_flatten(returned)
+        first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
+        self.batch = first.shape[0]
+        # All that the model returns for a sample, side by side; the loss sees it put together again.
+        kept = [i for i, item in enumerate(items) if isinstance(item, Tensor) and item.requires_grad]
+        rows = [items[i].reshape(self.batch, -1) for i in kept]
+        self.output = torch.cat(rows, 1)
         leaf = self.output.detach().requires_grad_()
         with torch.enable_grad():
-            slope = derivative(loss(leaf, target), leaf, keep=True)
+            for i, part in zip(kept, leaf.split([row.shape[1] for row in rows], 1), strict=True):
+                items[i] = part.reshape(items[i].shape)
+            slope = derivative(loss(pytree.tree_unflatten(items, structure), target), leaf, keep=True)
         self.slope = slope.detach()
         # [outputs, outputs]: the Hessian of L in the model's output.
         self.curvature = jacobian(slope, leaf)
@@ -125,7 +137,7 @@ def jacobian(value: Tensor, at: Tensor) -> Tensor:
 
 
 def kflr(
-    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], target: Tensor, *, seed: int = 0
+    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed: int = 0
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
     """(A, B) of every Linear, Conv and ConvTranspose that is used once; a bias has (None, its full GGN block).
 
@@ -157,7 +169,7 @@ def _pulled(run: Forward, output: Tensor) -> Tensor:
 
 
 def kfra(
-    model: nn.Sequential, loss: Loss, inputs: Sequence[Tensor], target: Tensor, *, seed: int = 0
+    model: nn.Sequential, loss: Loss, inputs: Sequence[Tensor], target: Any, *, seed: int = 0
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
     """As `kflr`, but the curvature is averaged over the batch at every module of a (nested) nn.Sequential: with M the
     average at a module's output, the average at its input is mean_n J_n^T M J_n."""

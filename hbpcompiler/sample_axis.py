@@ -19,8 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hbpcompiler import aten
 from hbpcompiler.graph import Graph, N, Operation, Value
+from hbpcompiler.merged import positions, taken_apart
 from hbpcompiler.registry import Registry
-from hbpcompiler.rule import Rule
+from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.trace import PieceReader
 
 BATCHES = (7, 11)
@@ -81,13 +82,26 @@ class _Rewriting:
                 self.operations.append(operation)
                 continue
             if not any(map(_depends, operation.output.shape)):
-                raise _NotSampleWiseError  # it sums over the samples
+                self.operations += self._reduced(operation)
+                continue
             self._convert(operation)
             if not misplaced(operation.output):
                 one = self.batches_of_one[operation.name]
                 self.operations.append(_unary("squeeze", one, operation.output, operation))
         makers = {operation.name: operation for operation in self.operations}
         return replace(self.graph, operations=self.operations, makers=makers)
+
+    def _reduced(self, operation: Operation) -> list[Operation]:
+        """What sums over the samples: a loss, if it may be that of the positions taken apart."""
+        rule = self.registry.find(operation.target, operation.overload)
+        given = [value for value in operation.tensors.values() if any(map(_depends, value.shape))]
+        merged = all(positions(value) > 1 for value in given)
+        if not isinstance(rule, LossRule) or not (merged or rule.positions == 1):
+            raise _NotSampleWiseError
+        found = taken_apart(operation, {value.name: self._one(value, operation) for value in given}, self.registry)
+        if found is None:
+            raise _NotSampleWiseError
+        return found
 
     def _one(self, value: Value, user: Operation) -> Value:
         """[N, *batch of one]; values without samples are what they are."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hbpcompiler.quantities import RESIDUAL, RESIDUAL_MC, Closing
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC, Closing, Quantity
 
 HESSIAN, GGN_ALONE, PCH_ABS, PCH_CLIP = "hessian", "ggn", "pch_abs", "pch_clip"
 SCHEMES: Mapping[str, str] = {
@@ -30,6 +30,12 @@ def kept(curvature: str, closings: Collection[Closing]) -> frozenset[Closing]:
     """The closings that are left under a scheme."""
     dropped = (RESIDUAL, RESIDUAL_MC) if curvature == GGN_ALONE else ()
     return frozenset(closing for closing in closings if closing.stream not in dropped)
+
+
+def is_ggn(curvature: str, quantity: Quantity) -> bool:
+    """Whether, under a scheme, the quantity is one of the GGN alone."""
+    streams = {closing.stream for closing in kept(curvature, quantity.needs)} - {"", GRADIENT}
+    return bool(streams) and streams <= {GGN, GGN_MC, KFRA}
 
 
 def is_signed(curvature: str) -> bool:
