@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +15,45 @@ from torch import Tensor, nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import kflr, reference, relative_error
 
-RULE = Path(__file__).with_name("asinh_rule.py")
+RULE = Path(__file__).with_name("squash_rule.py")
 BRUTE_FORCE = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
 TOLERANCE = 1e-8
 
 
-class Asinh(nn.Module):
-    """Like a logarithm on both sides, without a jump at zero."""
+@torch.library.custom_op("mylib::squash", mutates_args=())
+def squash(self: Tensor) -> Tensor:
+    """Bounded like a hyperbolic tangent, without exponentials: x / sqrt(1 + x^2)."""
+    return self * (1 + self.square()).rsqrt()
+
+
+@squash.register_fake
+def _(self: Tensor) -> Tensor:
+    return torch.empty_like(self)
+
+
+def keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return gradient * (1 + x.square()) ** -1.5
+
+
+squash.register_autograd(backward, setup_context=keep)  # for the comparison with autograd only
+
+
+class Squash(nn.Module):
+    """The operation as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.asinh(x)
+        result: Tensor = torch.ops.mylib.squash(x)
+        return result
 
 
 def main() -> int:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 8), Asinh(), nn.Linear(8, 6), Asinh(), nn.Linear(6, 3)).double()
+    model = nn.Sequential(nn.Linear(5, 8), Squash(), nn.Linear(8, 6), Squash(), nn.Linear(6, 3)).double()
     x, y = torch.randn(10, 5, dtype=torch.float64), torch.randint(3, (10,))
 
     print("Without the rule:\n")

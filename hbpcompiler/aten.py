@@ -21,7 +21,8 @@ def overload_of(operation: Operation) -> Any:
 
 def packet_of(operation: Operation) -> Any:
     """The operation under its name without overload."""
-    return getattr(torch.ops.aten, operation.target.removeprefix("aten."))
+    namespace, name = operation.target.split(".", 1)
+    return getattr(getattr(torch.ops, namespace), name)
 
 
 def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], Any],

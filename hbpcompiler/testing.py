@@ -27,8 +27,8 @@ class Setting:
 
     def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, dtype: torch.dtype = torch.float64,
                  scale: float = 1.0) -> None:
-        name, _, overload = operation.removeprefix("aten.").partition(".")
-        packet, overload = getattr(torch.ops.aten, name), case.overload or overload or "default"
+        namespace, name, overload = (*operation.split("."), "")[:3]
+        packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
         self.case, self.rule = case, rule
         self.arguments: dict[str, Any] = {}
