@@ -13,9 +13,18 @@ def indexed(op: Op) -> list[int]:
     return found or [axis for axis, index in enumerate(op.indices) if index is not None]
 
 
+def index_shape(op: Op, axis: int) -> tuple[int, ...]:
+    return op.shape(f"indices.{axis}") if op.has(f"indices.{axis}") else tuple(op.indices[axis].shape)
+
+
 def forward(op: Op) -> Tensor:
-    picked: Tensor = op.self[tuple(slice(None) if index is None else index for index in op.indices)]
-    return picked
+    axes = indexed(op)
+    indices = list(op.indices)
+    single = not any(index_shape(op, axis) for axis in axes)
+    if single:  # indexing by one number would read it off the tensor
+        indices[axes[0]] = indices[axes[0]].unsqueeze(0)
+    picked: Tensor = op.self[tuple(slice(None) if index is None else index for index in indices)]
+    return picked.squeeze(axes[0]) if single else picked
 
 
 def flat_index(op: Op) -> Tensor:

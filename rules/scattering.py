@@ -12,7 +12,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
-from .indexing import indexed
+from .indexing import index_shape, indexed
 from .indexing import refuse as refuse_index
 from .selections import axis, is_everything
 
@@ -264,8 +264,7 @@ INDEX_ADD = putting(
 def picked_shape(op: Op) -> tuple[int, ...]:
     """What the indices pick, of one sample."""
     axes, shape = indexed(op), op.shape("self")
-    place = torch.broadcast_shapes(*[op.shape(f"indices.{axis}") if op.has(f"indices.{axis}")
-                                     else op.indices[axis].shape for axis in axes])
+    place = torch.broadcast_shapes(*[index_shape(op, axis) for axis in axes])
     return (*shape[: axes[0] - 1], *place, *shape[axes[-1] :])
 
 

@@ -1,0 +1,121 @@
+"""Layers that random graphs do not draw: bags of embeddings, bilinear layers, random slopes, trained grids."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import reference
+
+QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")
+INDICES = torch.tensor([[0, 2, 2, 1], [4, 1, 0, 1], [1, 1, 1, 1]])
+
+
+def check(model, inputs, like=None):
+    """`like` computes the same by operations that torch differentiates twice."""
+    y = torch.tensor([0, 1, 1])
+    result = hbp.compile(model, quantities=QUANTITIES)(*inputs, y)
+    torch.testing.assert_close(result.output, model(*inputs))
+    for quantity in QUANTITIES:
+        for name, expected in reference(like or model, nn.CrossEntropyLoss(), inputs, y, quantity).items():
+            torch.testing.assert_close(result[quantity][name], expected, rtol=1e-8, atol=1e-11,
+                                       msg=lambda text, at=f"{quantity} of {name}": f"{at}: {text}")
+
+
+class Bags(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(5, 3, **options), nn.Linear(3, 2)
+
+    def forward(self, indices, weights=None):
+        return self.head(torch.tanh(self.bag(indices, per_sample_weights=weights)))
+
+
+class Counts(nn.Module):
+    """The same by one-hot vectors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.bag, self.head = model.bag, model.head
+
+    def forward(self, indices, weights=None):
+        hot = nn.functional.one_hot(indices, 5).double()
+        if self.bag.padding_idx is not None:
+            hot = hot * (indices != self.bag.padding_idx).unsqueeze(-1)
+        if self.bag.mode == "max":
+            rows = (hot @ self.bag.weight).masked_fill(hot.sum(-1, True) == 0, -1e9)
+            return self.head(torch.tanh(rows.amax(1) * (hot.sum((1, 2)) > 0).unsqueeze(1)))
+        hot = hot if weights is None else hot * weights.unsqueeze(-1)
+        count = hot.sum((1, 2)).clamp(min=1).unsqueeze(1) if self.bag.mode == "mean" else 1
+        return self.head(torch.tanh(hot.sum(1) @ self.bag.weight / count))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 1])
+def test_bags(mode, padding):
+    torch.manual_seed(0)
+    model = Bags(mode=mode, padding_idx=padding).double()
+    check(model, [INDICES], Counts(model))
+
+
+def test_weighted_bags():
+    torch.manual_seed(0)
+    model = Bags(mode="sum", padding_idx=1).double()
+    check(model, [INDICES, torch.randn(3, 4, dtype=torch.float64)], Counts(model))
+
+
+def test_weights_by_frequency_are_refused():
+    with pytest.raises(hbp.UnsupportedOpError, match="mixes the samples"):
+        hbp.compile(Bags(scale_grad_by_freq=True), quantities=["grad"])(INDICES, torch.tensor([0, 1, 1]))
+
+
+def test_bags_in_one_row_are_refused():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(5, 3), nn.Linear(3, 2)
+
+        def forward(self, indices):
+            return self.head(self.bag(indices.flatten(), torch.arange(0, indices.numel(), 4)))
+
+    with pytest.raises(hbp.CompileError, match="have no sample axis"):
+        hbp.compile(Flat(), quantities=["grad"])(INDICES, torch.tensor([0, 1, 1]))
+
+
+class Pair(nn.Module):
+    """nn.Bilinear between two functions of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 3)
+        self.bilinear, self.head = nn.Bilinear(2, 3, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.bilinear(self.left(x), self.right(x))))
+
+
+def test_bilinear():
+    torch.manual_seed(0)
+    check(Pair().double(), [torch.randn(3, 3, dtype=torch.float64)])
+
+
+def test_random_slopes_are_refused_in_train_mode_and_their_mean_is_not():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.RReLU(), nn.Linear(4, 2)).double(), torch.randn(3, 3).double()
+    with pytest.raises(hbp.UnsupportedOpError, match=r"model.eval\(\)"):
+        hbp.compile(model, quantities=["grad"])(x, torch.tensor([0, 1, 1]))
+    check(model.eval(), [x])
+
+
+def test_a_trained_grid_is_refused():
+    class Warp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place, self.head = nn.Linear(9, 8), nn.Linear(4, 2)
+
+        def forward(self, x):
+            grid = torch.tanh(self.place(x.flatten(1))).reshape(-1, 2, 2, 2)
+            return self.head(nn.functional.grid_sample(x, grid, align_corners=False).flatten(1))
+
+    with pytest.raises(hbp.UnsupportedOpError, match="its grid is trained"):
+        hbp.compile(Warp(), quantities=["grad"])(torch.randn(3, 1, 3, 3), torch.tensor([0, 1, 1]))
