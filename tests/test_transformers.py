@@ -15,36 +15,30 @@ TOKENS = torch.tensor([[1, 4, 0], [3, 3, 2]])
 NEXT_TOKENS = torch.tensor([[4, 0, -100], [3, -100, 1]])
 
 
-class Logits(nn.Module):
-    """What the loss takes of a transformers model's output: logits; of a language model as [N, vocabulary, T]."""
-
-    def __init__(self, model, **arguments):
-        super().__init__()
-        self.model, self.arguments = model, arguments
-
-    def forward(self, x):
-        logits = self.model(x, **self.arguments).logits
-        return logits if logits.dim() == 2 else logits.transpose(1, 2)
+def cross_entropy(output, target):
+    """Of a class for each sample, [N, classes], or each token, [N, T, vocabulary]."""
+    return nn.functional.cross_entropy(output.logits.view(-1, output.logits.shape[-1]), target.view(-1))
 
 
 def bert():
     config = transformers.BertConfig(
         vocab_size=7, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5,
         max_position_embeddings=6, num_labels=3)
-    return Logits(transformers.BertForSequenceClassification(config)), torch.tensor([[1, 2, 4], [6, 3, 3]]), LABELS
+    batch = {"input_ids": torch.tensor([[1, 2, 4], [6, 3, 3]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    return transformers.BertForSequenceClassification(config), batch, LABELS
 
 
 def vit():
     config = transformers.ViTConfig(
         hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5, image_size=4, patch_size=2,
         num_channels=1, num_labels=3)
-    return Logits(transformers.ViTForImageClassification(config)), draw(2, 1, 4, 4), LABELS
+    return transformers.ViTForImageClassification(config), {"pixel_values": draw(2, 1, 4, 4)}, LABELS
 
 
 def resnet():
     config = transformers.ResNetConfig(
         num_channels=1, embedding_size=2, hidden_sizes=[2, 4], depths=[1, 1], layer_type="basic", num_labels=3)
-    return Logits(transformers.ResNetForImageClassification(config)), draw(2, 1, 8, 8), LABELS
+    return transformers.ResNetForImageClassification(config), {"pixel_values": draw(2, 1, 8, 8)}, LABELS
 
 
 def gpt2():
@@ -52,7 +46,7 @@ def gpt2():
     config = transformers.GPT2Config(
         vocab_size=5, n_embd=4, n_layer=1, n_head=2, n_positions=6, bos_token_id=0, eos_token_id=0,
         tie_word_embeddings=False)
-    return Logits(transformers.GPT2LMHeadModel(config), use_cache=False), TOKENS, NEXT_TOKENS
+    return transformers.GPT2LMHeadModel(config), {"input_ids": TOKENS, "use_cache": False}, NEXT_TOKENS
 
 
 def llama():
@@ -60,7 +54,7 @@ def llama():
         vocab_size=5, hidden_size=8, intermediate_size=5, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=6, bos_token_id=0, eos_token_id=0, pad_token_id=0,
         tie_word_embeddings=False)
-    return Logits(transformers.LlamaForCausalLM(config), use_cache=False), TOKENS, NEXT_TOKENS
+    return transformers.LlamaForCausalLM(config), {"input_ids": TOKENS, "use_cache": False}, NEXT_TOKENS
 
 
 def check(make, quantities, tolerance=1e-8):
@@ -70,10 +64,11 @@ def check(make, quantities, tolerance=1e-8):
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases are ones and zeros at first
             parameter += 0.2 * torch.randn_like(parameter)
-    loss = nn.CrossEntropyLoss()
-    result = hbp.compile(model, loss, quantities)(x, y)
+    result = hbp.compile(model, cross_entropy, quantities)(x, y)
+    assert type(result.output) is type(model(**x))
+    torch.testing.assert_close(result.output.logits, model(**x).logits, rtol=tolerance, atol=tolerance)
     for quantity in quantities:
-        expected = reference(model, loss, [x], y, quantity)
+        expected = reference(model, cross_entropy, x, y, quantity)
         assert result[quantity].keys() == expected.keys()
         for name, value in expected.items():
             # A softmax does not see the keys' bias: its derivatives are nothing but rounding.
