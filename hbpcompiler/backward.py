@@ -13,6 +13,7 @@ from hbpcompiler import schemes
 from hbpcompiler.averaging import average, pull_matrix, sample
 from hbpcompiler.bilinear import columns_to
 from hbpcompiler.bind import bind
+from hbpcompiler.compression import compressed
 from hbpcompiler.endings import multiples, static_multiples
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.plan import meta
@@ -282,8 +283,13 @@ class Backward:
             if step.into.signed:
                 signs = [self.signs[piece.name] if piece.signed else part.new_ones(part.shape[:2])
                          for piece, part in zip(step.pieces, parts, strict=True)]
-                self.signs[step.into.name] = named(torch.cat(signs, 1), f"sign_{step.into.name}")
-            whole = torch.cat(parts, 1)
+                joined = torch.cat(signs, 1) if len(signs) > 1 else signs[0]
+                self.signs[step.into.name] = named(joined, f"sign_{step.into.name}")
+            whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            if step.compresses:
+                whole, signs = compressed(whole, self.signs.get(step.into.name), step.value.sample_shape)
+                if step.into.signed:
+                    self.signs[step.into.name] = named(signs, f"sign_{step.into.name}_compressed")
         else:
             whole = parts[0]
             for part in parts[1:]:

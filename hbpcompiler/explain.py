@@ -19,7 +19,7 @@ from hbpcompiler.graph import Graph, N
 from hbpcompiler.passes import saved
 from hbpcompiler.program_cost import FORWARD, RESULTS
 from hbpcompiler.routes import NEVER, alternatives
-from hbpcompiler.steps import Birth, Close, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
+from hbpcompiler.steps import Birth, Close, Gather, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
 
 WIDTH = 170
 """Of the tables, in characters."""
@@ -106,7 +106,8 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
     if isinstance(step, Pull):
         return step.piece, [step.operation.tensors[step.slot]], "pulled back"
     assert not isinstance(step, Tail)  # `travellers` gives its steps instead
-    return step.into, [step.value], type(step).__name__.lower()
+    how = "compressed" if isinstance(step, Gather) and step.compresses else type(step).__name__.lower()
+    return step.into, [step.value], how
 
 
 def explain(graph: Graph, draft: Draft, batch_size: int = 64) -> str:

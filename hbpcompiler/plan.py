@@ -15,7 +15,7 @@ from typing import Any
 import networkx as nx
 import torch
 
-from hbpcompiler import schemes
+from hbpcompiler import compression, schemes
 from hbpcompiler.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
 from hbpcompiler.bind import bind
 from hbpcompiler.cost import UNLIMITED, Resources
@@ -32,6 +32,7 @@ from hbpcompiler.quantities import (
     GRADIENT,
     KFRA,
     NEGATIVE,
+    POSITIVE,
     QUANTITIES,
     REDUCED_FACTOR,
     RESIDUAL,
@@ -221,8 +222,21 @@ class _Walk:
                     into = self._piece(PREFIX[stream], stream, form, total, signed)
                     self.steps.append(Gather(value, tuple(group), into))
                     group = [into]
+                if form == COLUMNS and not operation.source.in_loss:
+                    group = [self._compressed(value, piece) for piece in group]
                 result += group
         return result
+
+    def _compressed(self, value: Value, piece: Piece) -> Piece:
+        """As many columns as the value has numbers, where more have arrived and a long way is left (`compression`)."""
+        size, kinds = math.prod(value.sample_shape), {each.kind for each in self.closings if each.stream == piece.stream}
+        worth = piece.columns >= compression.MANY * size and self.largest[value.name] >= compression.FAR * size
+        possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE}
+        if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
+            return piece
+        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
+        self.steps.append(Gather(value, (piece,), into))
+        return into
 
     def _many(self, pieces: Iterable[Piece], value: Value) -> bool:
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""

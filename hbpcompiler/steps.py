@@ -82,6 +82,11 @@ class Gather:
     pieces: tuple[Piece, ...]
     into: Piece
 
+    @property
+    def compresses(self) -> bool:
+        """Whether fewer columns take the place of those that arrived (see `compression`)."""
+        return self.into.columns < sum(piece.columns for piece in self.pieces)
+
 
 @dataclass(frozen=True)
 class Average:
