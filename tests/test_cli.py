@@ -93,6 +93,12 @@ def test_several_inputs(folder):
     assert "x2: Tensor" in done.stdout
 
 
+def test_curvature(folder):
+    done = hbp_command("compile", "hbpnets:Mlp", "-q", "diag_h,block", "-i", "4", "--curvature", "pch_abs")
+    assert done.exit_code == 0, done.output
+    assert "Curvature pch_abs: residuals with the absolute values of their eigenvalues." in done.output
+
+
 def test_mode(folder):
     assert hbp_command("compile", "hbpnets:norm", "-q", "grad", "-i", "4", "--eval").exit_code == 0
     done = hbp_command("compile", "hbpnets:norm", "-q", "grad", "-i", "4", "--train")

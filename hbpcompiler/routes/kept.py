@@ -57,7 +57,8 @@ def stays_diagonal(contraction: Contraction, op: Op) -> bool:
     """Whether no entry of the output is several entries of the contraction's columns (as in overlapping patches)."""
     entries = torch.ones((1, 1, *op.shape("output")), dtype=torch.float64)
     try:
-        seen, count = torch.func.vjp(lambda columns: contraction.columns(op, columns), entries)
+        pulled: Any = torch.func.vjp(lambda columns: contraction.columns(op, columns), entries)
+        seen, count = pulled
         (times,) = count(torch.ones_like(seen))
     except (RuntimeError, NotImplementedError):  # it reads tensors, of which only shapes are known here
         return False
