@@ -229,7 +229,8 @@ class _Walk:
 
     def _compressed(self, value: Value, piece: Piece) -> Piece:
         """As many columns as the value has numbers, where more have arrived and a long way is left (`compression`)."""
-        size, kinds = math.prod(value.sample_shape), {each.kind for each in self.closings if each.stream == piece.stream}
+        size = math.prod(value.sample_shape)
+        kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
         worth = piece.columns >= compression.MANY * size and self.largest[value.name] >= compression.FAR * size
         possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE}
         if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
