@@ -231,6 +231,8 @@ class Case:
     """how to draw an argument that is no normal random tensor (class indices, probabilities, running variances)."""
     constant: Sequence[str] = ()
     """tensors that carry no derivatives in this case, though the rule could send columns there."""
+    domain: tuple[float, float] = (float("-inf"), float("inf"))
+    """ELEMENTWISE: between these limits the operation's derivatives are tested at extreme values too."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,11 @@ TORCH: dict[type, Callable[..., Any]] = {
     sympy.atan: torch.atan,
     sympy.sinh: torch.sinh,
     sympy.cosh: torch.cosh,
+    sympy.asinh: torch.asinh,
+    sympy.acosh: torch.acosh,
+    sympy.atanh: torch.atanh,
     sympy.erf: torch.erf,
+    sympy.erfinv: torch.erfinv,
 }
 """sympy function -> torch function; a rule file may add its own."""
 

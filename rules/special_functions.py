@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
 import torch
 
 from hbpcompiler.elementwise import Piecewise, dy, elementwise, normal_cdf, normal_pdf, x, y
-from hbpcompiler.rule import Case, Tensor
+from hbpcompiler.rule import Case, Rule, Tensor
 from hbpcompiler.symbolic import TORCH
 
 # -- functions that sympy does not have, or evaluates otherwise ------------------------------------------------------
+
+
+def alone(rule: Rule) -> Rule:
+    """The rule without its expression: its neighbours are not joined to a function that sympy cannot derive."""
+    return replace(rule, expression=None)
 
 
 def function(name: str, compute: Callable[..., Any]) -> Any:
@@ -41,8 +47,9 @@ ACOSH = elementwise("aten.acosh", sympy.acosh(x), first=1 / sympy.sqrt(x**2 - 1)
                     forward=lambda op: op.self.acosh(), cases=drawn(1.2, 3))
 ATANH = elementwise("aten.atanh", sympy.atanh(x), first=1 / (1 - x**2), second=2 * x * dy**2,
                     forward=lambda op: op.self.atanh(), cases=drawn(-0.9, 0.9))
-EXP2 = elementwise("aten.exp2", 2**x, first=sympy.log(2) * y, second=sympy.log(2) * dy,
-                   forward=lambda op: op.self.exp2())
+EXP2 = alone(
+    elementwise("aten.exp2", 2**x, first=sympy.log(2) * y, second=sympy.log(2) * dy, forward=lambda op: op.self.exp2())
+)
 
 # -- the normal distribution -----------------------------------------------------------------------------------------
 
@@ -60,19 +67,25 @@ def over_x(value: sympy.Expr, limit: sympy.Expr) -> sympy.Expr:
 
 
 _half = sympy.Rational(1, 2)
-I0 = elementwise("aten.i0", i0(x), first=i1(x), second=y - over_x(i1(x), _half), forward=lambda op: torch.i0(op.self))
-I1 = elementwise(
-    "aten.special_i1",
-    i1(x),
-    first=i0(x) - over_x(y, _half),
-    second=y - over_x(dy, _half) + over_x(over_x(y, _half), sympy.Integer(0)),
-    forward=lambda op: torch.ops.aten.special_i1(op.self),
+I0 = alone(
+    elementwise("aten.i0", i0(x), first=i1(x), second=y - over_x(i1(x), _half), forward=lambda op: torch.i0(op.self))
+)
+I1 = alone(
+    elementwise(
+        "aten.special_i1",
+        i1(x),
+        first=i0(x) - over_x(y, _half),
+        second=y - over_x(dy, _half) + over_x(over_x(y, _half), sympy.Integer(0)),
+        forward=lambda op: torch.ops.aten.special_i1(op.self),
+    )
 )
 # exp(-|x|) I0(x): what is lost beside I0's own derivatives is that of the exponential.
-I0E = elementwise(
-    "aten.special_i0e",
-    i0e(x),
-    first=i1e(x) - sympy.sign(x) * y,
-    second=2 * y - over_x(i1e(x), _half) - 2 * sympy.sign(x) * i1e(x),
-    forward=lambda op: torch.ops.aten.special_i0e(op.self),
+I0E = alone(
+    elementwise(
+        "aten.special_i0e",
+        i0e(x),
+        first=i1e(x) - sympy.sign(x) * y,
+        second=2 * y - over_x(i1e(x), _half) - 2 * sympy.sign(x) * i1e(x),
+        forward=lambda op: torch.ops.aten.special_i0e(op.self),
+    )
 )

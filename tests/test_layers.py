@@ -119,3 +119,28 @@ def test_a_trained_grid_is_refused():
 
     with pytest.raises(hbp.UnsupportedOpError, match="its grid is trained"):
         hbp.compile(Warp(), quantities=["grad"])(torch.randn(3, 1, 3, 3), torch.tensor([0, 1, 1]))
+
+
+NEIGHBOURS = {
+    "i0": lambda x: torch.i0(2 * x).log(),
+    "i1": lambda x: torch.special.i1(x) ** 2 + x,
+    "i0e": lambda x: torch.special.i0e(x) * x,
+    "lgamma": lambda x: torch.lgamma(x.square() + 1) * x,
+    "digamma": lambda x: torch.digamma(x.square() + 1) * x,
+    "polygamma": lambda x: torch.polygamma(1, x.square() + 1) * x,
+    "ndtr": lambda x: torch.special.ndtr(x) * x,
+    "erfinv": lambda x: torch.erfinv(torch.tanh(x)) * x,
+    "hyperbolic": lambda x: torch.acosh(x.square() + 2) * x.asinh() + torch.atanh(x / 4).square(),
+    "exp2": lambda x: torch.exp2(x) * x,
+    "round": lambda x: x.round(decimals=1) * x,
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_functions_beside_others_on_the_same_value(name):
+    class Around(nn.Sequential):
+        def forward(self, x):
+            return self[1](NEIGHBOURS[name](torch.tanh(self[0](x))))
+
+    torch.manual_seed(0)
+    check(Around(nn.Linear(3, 3), nn.Linear(3, 2)).double(), [torch.randn(3, 3, dtype=torch.float64)])

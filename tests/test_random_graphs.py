@@ -95,7 +95,8 @@ def fits_any_batch(layer):
     """Whether the case has not the size of its batch among its attributes."""
     few = [extra[: SAMPLES - 1] for extra in layer.extras]
     try:
-        return len(layer(torch.zeros(SAMPLES - 1, FEATURES, dtype=torch.float64), *few)) == SAMPLES - 1
+        features = torch.zeros(SAMPLES - 1, FEATURES, dtype=torch.float64)
+        return layer(features, *few).shape == (SAMPLES - 1, layer.width)
     except RuntimeError:
         return False
 
