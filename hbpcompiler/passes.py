@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from hbpcompiler.hoist import hoist_invariants
 from hbpcompiler.writer import Loop
 
 RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "bernoulli", "multinomial", "poisson",
@@ -136,12 +137,19 @@ def _outlives(node: fx.Node) -> bool:
     return isinstance(target, fx.Node) and (target.op == "placeholder" or len(target.users) > 1)
 
 
+def hoist_from_loops(graph: fx.Graph) -> None:
+    """What a loop's body computes in every turn alike is computed before the loop."""
+    hoist_invariants(graph, is_pure)
+
+
 PASSES: tuple[Callable[[fx.Graph], None], ...] = (
     drop_neutral,
     share_common_subexpressions,
     cancel_inverses,
     share_common_subexpressions,
     read_shapes_at_the_source,
+    drop_dead,
+    hoist_from_loops,
     share_common_subexpressions,
     drop_dead,
 )
