@@ -17,6 +17,7 @@ import torch
 from sympy import Expr, Piecewise, Symbol
 from torch import Tensor
 
+from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
 from hbpcompiler.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
 
@@ -118,8 +119,15 @@ def _tidy(expression: Expr) -> Expr:
         return Piecewise(*[(_tidy(value), condition) for value, condition in expression.args])
     # sign and |x| stay: away from the kink their derivatives are 0 and sign.
     expression = expression.replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
-    expression = expression.replace(sympy.Derivative, lambda *_: sympy.Integer(0))
+    expression = expression.replace(sympy.Derivative, _of_step)
     return min((expression, sympy.factor(expression)), key=sympy.count_ops)
+
+
+def _of_step(function: Expr, *_: Any) -> Expr:
+    """What sympy leaves underived: zero for steps; of any other function it must not be taken for zero."""
+    if function.has(sympy.floor, sympy.ceiling, sympy.frac, sympy.sign, sympy.Heaviside):
+        return sympy.Integer(0)
+    raise RuleError(f"sympy has no derivative of {function}; a rule can state it: elementwise(..., first=, second=)")
 
 
 def _in_output(derivative: Expr, expression: Expr) -> Expr:

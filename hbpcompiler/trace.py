@@ -116,6 +116,9 @@ class _Reader:
 
     def _operation(self, node: torch.fx.Node, call: torch.fx.Node, index: int, value: Tensor) -> None:
         called: Any = call.target  # an OpOverload, in what torch.export gives
+        if not isinstance(called, torch._ops.OpOverload):
+            raise ModelError(f"the model cannot be traced: {self._source(call)} becomes {called} in torch's graph, "
+                             "control flow or an operation with side effects, which a compiled program cannot follow")
         schema = called._schema
         given = {argument.name: item for argument, item in zip(schema.arguments, call.args, strict=False)}
         given |= dict(call.kwargs)

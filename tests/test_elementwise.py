@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hbpcompiler.elementwise import attribute, derivatives, elementwise, sympy, x, y
+from hbpcompiler.errors import RuleError
 from hbpcompiler.registry import builtin
 from hbpcompiler.rule import ZERO, Diagonal, Op
 from hbpcompiler.testing import check_rule
@@ -94,3 +95,10 @@ def test_a_linear_function_has_no_residual_and_a_wrong_one_is_caught():
     wrong = elementwise("aten.tanh", sympy.tanh(x), first=1 - y**2, second=-y, forward=lambda op: torch.tanh(op.self))
     with pytest.raises(AssertionError, match="residual"):
         check_rule(wrong)
+
+
+def test_a_function_that_sympy_cannot_derive_is_no_constant():
+    unknown = sympy.Function("unknown", real=True)
+    with pytest.raises(RuleError, match="sympy has no derivative of unknown"):
+        derivatives(unknown(x) + x)
+    assert derivatives(sympy.floor(x) * x)[0] == sympy.floor(x)

@@ -412,3 +412,16 @@ def test_a_step_function_among_elementwise_operations():
     expected = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
     for (name, found), value in zip(result.grad.items(), expected, strict=True):
         torch.testing.assert_close(found, value, msg=name)
+
+
+def test_an_operation_with_side_effects_is_named():
+    class Inverse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.linalg.inv(self.inner(x).view(-1, 2, 2) + 3 * torch.eye(2)).flatten(1)
+
+    with pytest.raises(hbp.CompileError, match=r"torch.linalg.inv\(self.inner.*side effects"):
+        hbp.compile(Inverse(), quantities=["grad"])(torch.randn(3, 4), torch.tensor([0, 1, 1]))
