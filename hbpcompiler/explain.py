@@ -162,10 +162,19 @@ def _routes(draft: Draft, batch: int) -> Table:
             if cost == NEVER:
                 table.add_row(*start, choice.route.name, "rejected: its memory grows with N times the parameter", "")
                 continue
+            parts, chunks = _chunks(step, batch)
             table.add_row(*start, choice.route.name, "rejected" if choice in rejected else "chosen",
-                          _milliseconds(cost.seconds(step.site.samples or batch, machine)),
-                          _polynomial(cost.multiply_adds), _polynomial(cost.traffic), _polynomial(cost.memory))
+                          _milliseconds(chunks * parts * cost.seconds(step.site.samples or batch, machine)),
+                          _polynomial(parts * cost.multiply_adds), _polynomial(parts * cost.traffic),
+                          _polynomial(cost.memory))
     return table
+
+
+def _chunks(step: Close | Tied, batch: int) -> tuple[int, int]:
+    """How often a site inside a chunk loop (a `Tail`) is visited: for parts of the columns, for chunks of samples."""
+    if step.site.samples is None or step.piece is None:
+        return 1, 1
+    return math.ceil(step.piece.columns / step.site.columns), math.ceil(batch / step.site.samples)
 
 
 def _sums(draft: Draft, batch: int) -> list[str]:

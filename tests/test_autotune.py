@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler import autotune, tuning
 from hbpcompiler.autotune import Race, near_ties
+from hbpcompiler.cli import main
 from hbpcompiler.reference import reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import close
@@ -122,3 +124,16 @@ def test_every_route_can_be_run_alone():
 def test_autotune_must_be_a_truth_value():
     with pytest.raises(TypeError, match="autotune"):
         hbp.compile(nn.Linear(2, 2), quantities=["grad"], autotune="yes")
+
+
+def test_the_command_has_it_too(clock, tmp_path, monkeypatch):
+    (tmp_path / "hbpraced.py").write_text("from torch import nn\n\ndef make():\n    return nn.Linear(6, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["compile", "hbpraced:make", "-q", "variance,batch_l2", "-i", "6", "-b", "5"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert clock.races == 0
+    done = CliRunner().invoke(main, [*arguments, "--autotune"])
+    assert done.exit_code == 0, done.output
+    assert clock.races > 0
+    assert "autotune" in done.output

@@ -114,3 +114,21 @@ def test_a_machine_turns_costs_into_seconds():
     assert (cost + cost).seconds(2, machine) == pytest.approx(2 * cost.seconds(2, machine))
     assert (cost + cost).memory == 7
     assert DEFAULT.batched_per_second == DEFAULT.multiply_adds_per_second
+
+
+def test_sites_in_chunk_loops_count_all_their_chunks():
+    """A budget cuts the columns into chunks; the work stated for them is that of the whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Sigmoid(), nn.Linear(40, 40), nn.Sigmoid(), nn.Linear(40, 4)).double()
+    batch = torch.randn(50, 30, dtype=torch.float64), torch.zeros(50, dtype=torch.long)
+    free = hbp.compile(model, quantities=["diag_h"], example_inputs=batch)
+    tight = hbp.compile(model, quantities=["diag_h"], example_inputs=batch,
+                        memory_budget=int(0.6 * free.predicted_memory(50)))
+    work = []
+    for program in (free, tight):
+        rows = table(program.explain(50), "How it ends at the parameters")
+        work.append([row[6] for row in rows if row[0] == "0.weight" and row[4] == "chosen" and "columns" in row[1]])
+    assert "in chunks" in tight.explain(50)
+    assert "in chunks" not in free.explain(50)
+    assert work[0]
+    assert work[0] == work[1]
