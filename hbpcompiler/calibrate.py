@@ -75,6 +75,7 @@ def _workloads(device: torch.device, dtype: torch.dtype) -> Mapping[str, Workloa
         "small products": Workload(lambda: matrices @ matrices, many * small**3),
         "bytes": Workload(lambda: target.copy_(source), 2 * length * dtype.itemsize),
         "calls": Workload(calls, CALLS),
+        "fresh bytes": Workload(lambda: torch.empty_like(source).fill_(1), length * dtype.itemsize),
     }
 
 
@@ -95,4 +96,4 @@ def _machine(rates: Mapping[str, float]) -> Machine:
     """Rounded: two runs on a quiet machine should write the same file."""
     rounded = {name: float(f"{rate:.2g}") for name, rate in rates.items()}
     return Machine(rounded["large products"], rounded["small products"], rounded["bytes"],
-                   float(f"{1 / rates['calls']:.2g}"))
+                   float(f"{1 / rates['calls']:.2g}"), fresh_bytes_per_second=rounded["fresh bytes"])

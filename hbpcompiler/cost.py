@@ -35,6 +35,8 @@ class Machine:
     """of one call into torch that computes nothing to speak of."""
     cache_bytes: int = 2**21
     """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
+    fresh_bytes_per_second: float = 4e9
+    """of tensors so large that the allocator asks the system for their pages each time (see `meter`)."""
 
 
 DEFAULT = Machine()

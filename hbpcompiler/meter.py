@@ -17,6 +17,9 @@ from hbpcompiler.cost import DEFAULT, Cost, Machine
 CACHED = 4
 """What fits the cache moves so many times faster than what does not."""
 
+FRESH = 2**24
+"""Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
+
 
 @dataclass
 class Counts:
@@ -29,6 +32,8 @@ class Counts:
     cached: float = 0.0
     """bytes of all other calls."""
     calls: float = 0.0
+    fresh: float = 0.0
+    """bytes of new tensors beyond `FRESH` each."""
 
     def add(self, other: Counts, times: float = 1.0) -> None:
         self.multiply_adds += times * other.multiply_adds
@@ -36,11 +41,13 @@ class Counts:
         self.traffic += times * other.traffic
         self.cached += times * other.cached
         self.calls += times * other.calls
+        self.fresh += times * other.fresh
 
     def seconds(self, machine: Machine = DEFAULT) -> float:
         """Predicted time."""
         moved = self.traffic + self.cached / CACHED
-        return Cost(self.multiply_adds, moved, 0, self.calls, self.batched).seconds(1, machine)
+        pages = self.fresh / machine.fresh_bytes_per_second
+        return Cost(self.multiply_adds, moved, 0, self.calls, self.batched).seconds(1, machine) + pages
 
 
 class Meter(TorchDispatchMode):
@@ -74,6 +81,8 @@ class Meter(TorchDispatchMode):
         if fresh or func._schema.is_mutable:
             adds = formula(*args, **kwargs, out_val=result) / 2 if formula is not None else 0.0
             self._count(func, adds, given, made)
+            sizes = [tensor.untyped_storage().nbytes() for tensor in fresh]
+            self.counts.fresh += sum(size for size in sizes if size > FRESH)
         for tensor in made:
             if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
                 self._hold(tensor)

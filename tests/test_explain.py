@@ -132,3 +132,14 @@ def test_sites_in_chunk_loops_count_all_their_chunks():
     assert "in chunks" not in free.explain(50)
     assert work[0]
     assert work[0] == work[1]
+
+
+def test_large_new_tensors_pay_for_their_pages():
+    with Meter() as meter:
+        large = torch.empty(2**24, device="meta")
+        large.mul_(2)
+        small = torch.empty(2**10, device="meta")
+    assert meter.counts.fresh == large.nbytes
+    paid = meter.counts.seconds(Machine(fresh_bytes_per_second=1e9)) - meter.counts.seconds(Machine())
+    assert paid == pytest.approx(large.nbytes * (1e-9 - 1 / DEFAULT.fresh_bytes_per_second))
+    assert small.nbytes < large.nbytes
