@@ -18,6 +18,7 @@ import torch
 from hbpcompiler import compression, schemes
 from hbpcompiler.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
 from hbpcompiler.bind import bind
+from hbpcompiler.convexity import curvature_sign, slope_sign
 from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.endings import is_positive, static_multiples
 from hbpcompiler.errors import UnsupportedOpError
@@ -79,6 +80,7 @@ class _Walk:
         self.multiples = static_multiples(graph, rules, self.active)
         self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
         self.sampled: set[str] = set()
+        self.slopes: dict[str, int | None] = {}
         self.boundary = _boundary(graph, self.active)
         self.indefinite = False
         self.dtype = self.boundary[0].dtype
@@ -124,6 +126,7 @@ class _Walk:
         self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
         signed = not is_positive(self.multiples[operation.name])
+        self._slope(value, 1 if rule.increasing and not signed else None)
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
                 piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)
@@ -136,6 +139,10 @@ class _Walk:
                 piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
             self.steps.append(Seed(operation, piece))
             self._arrive(value, piece)
+
+    def _slope(self, value: Value, sign: int | None) -> None:
+        """Note the sign of the loss's derivative in a value, one of several ways from it to the loss."""
+        self.slopes[value.name] = sign if self.slopes.get(value.name, sign) == sign else None
 
     def _births(self, operation: Operation, rule: Rule, op: Op, gradient: Piece | None) -> None:
         """The rule's residual, and what it leaves out where a parameter is a value (see `bilinear`)."""
@@ -166,7 +173,12 @@ class _Walk:
         if isinstance(residual, Zero) or not slots:
             return
         streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
-        signed = operation.source.in_loss or schemes.is_signed(self.curvature)
+        signed = schemes.is_signed(self.curvature)
+        if operation.source.in_loss:
+            rule = self.rules[operation.name]
+            assert isinstance(rule, Rule)
+            slope = self.slopes.get(operation.name)
+            signed = slope is None or slope != curvature_sign(rule, self._static(operation))
         for stream in sorted(self.streams & set(streams)):
             if isinstance(residual, Diagonal):
                 piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
@@ -191,6 +203,11 @@ class _Walk:
         self._close(operation, rule, op, pieces)
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
         self._births(operation, rule, op, gradient)
+        if operation.source.in_loss:
+            slope = self.slopes.get(value.name)
+            for slot in slots:
+                own = slope_sign(rule, op, slot)
+                self._slope(operation.tensors[slot], slope * own if slope and own else None)
         for piece in pieces:
             if piece.form == MATRIX and (len(slots) > 1 or parameters_met(rule, op) or any(piece.name in self.at.get(
                     operation.tensors[slot].name, {}) for slot in slots)):

@@ -261,6 +261,10 @@ class Rule:
     expression: Callable[[Op], Any] | None = None
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations
     of one module that act on one value are then taken together (see `fuse`)."""
+    increasing: bool = False
+    """Whether no result falls when an input that carries derivatives rises (sums, maxima)."""
+    convex: bool = False
+    """Whether all results are convex in the inputs that carry derivatives. Both let a loss be known as convex."""
     refuse: Callable[[Op], str | None] = lambda op: None
     """why this very use cannot be differentiated, and what to do about it; None if it can."""
     merged: bool = False
@@ -312,6 +316,8 @@ class LossRule:
     """(op, target) -> what is wrong with this target's values, or None."""
     target_shape: Callable[[Op], Sequence[Shape]] | None = None
     """the target shapes, without the sample axis, that the loss takes for this output; None: it does not say."""
+    increasing: bool = False
+    """Whether `gradient` is never negative (sums, means)."""
     refuse: Callable[[Op], str | None] = lambda op: None
     positions: int | None = None
     """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of

@@ -176,12 +176,18 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
             if contraction.summed is not None:
                 _close(contraction.summed(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: summed of {name}")
     _check_structure(rule, setting, op, where)
+    if rule.increasing:
+        for name, i in setting.inputs(active):
+            assert (_pull_back(setting, name, columns.abs(), i) >= 0).all(), f"{where}: not increasing in {name}"
     if not active:
         return
     gradient = columns[:, 0]
     expected = _hessian(setting, active, lambda output, n: (output[n] * gradient[n]).sum())
     found = _residual_matrix(rule.residual_of(op), op, active, gradient, expected.shape[-1])
     _close(found, expected, f"{where}: residual")
+    if rule.convex:
+        positive = _residual_matrix(rule.residual_of(op), op, active, gradient.abs(), expected.shape[-1])
+        assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not convex"
 
 
 def _check_sliding(sliding: Sliding, op: Op, operand: Tensor, where: str) -> None:
@@ -209,6 +215,7 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     value = setting.arguments[rule.input].clone().requires_grad_()
     (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
     _close(rule.gradient(op), scale * expected, f"{where}: gradient")
+    assert not rule.increasing or (expected >= 0).all(), f"{where}: not increasing"
     hessian = _hessian(setting, [rule.input], lambda output, n: scale * output)
     found = _residual_matrix(rule.residual_of(op), op, [rule.input], None, hessian.shape[-1])
     _close(found, hessian, f"{where}: Hessian")

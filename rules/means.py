@@ -15,6 +15,7 @@ MEAN = LossRule(
     residual=ZERO,
     reduction=lambda op: "mean",
     positions=1,
+    increasing=True,
     cases=CASES,
 )
 
@@ -30,5 +31,6 @@ SUM = LossRule(
     residual=ZERO,
     reduction=lambda op: "sum",
     positions=1,
+    increasing=True,
     cases=CASES,
 )

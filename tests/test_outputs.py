@@ -434,3 +434,37 @@ def test_no_warning(loss, quantity):
         warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
         result = hbp.compile(nn.Linear(2, 3).double(), loss, [quantity])(draw(2, 2), draw(2, 3))
     assert result[quantity].keys() == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("loss", [
+    lambda out, y: ((out - y) ** 2).mean(),
+    lambda out, y: 0.5 * (out - y).square().sum(1).mean(),
+    lambda out, y: (torch.logsumexp(out, 1) - (out * y).sum(1)).mean(),
+    lambda out, y: torch.linalg.vector_norm(out - y, dim=1).sum() + out.exp().mean(),
+], ids=["squares", "half the sum of squares", "cross entropy", "norm and exponentials"])
+def test_a_convex_loss_written_out_does_not_warn(loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    X, y = draw(4, 3), draw(4, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
+        result = hbp.compile(model, loss, quantities=["diag_ggn", "sqrt_ggn"])(X, y)
+    for key, value in reference(model, loss, [X], y, "diag_ggn").items():
+        close(result.diag_ggn[key], value, key)
+        close(result.sqrt_ggn[key].square().sum((0, 1)), value, key)
+
+
+@pytest.mark.parametrize("loss", [
+    lambda out, y: -((out - y) ** 2).mean(),
+    lambda out, y: ((out - y) ** 3).mean(),
+    lambda out, y: (out.square() * y).mean(),
+    lambda out, y: (out.square() - out.exp()).mean(),
+    lambda out, y: out.square().square().sub(out.square()).sum(),
+], ids=["negative", "cubes", "weighted", "difference", "double well"])
+def test_a_loss_that_may_be_indefinite_warns(loss):
+    model = nn.Sequential(nn.Linear(3, 2)).double()
+    X, y = draw(4, 3), draw(4, 2)
+    with pytest.warns(hbp.IndefiniteCurvatureWarning):
+        result = hbp.compile(model, loss, quantities=["diag_ggn"])(X, y)
+    for key, value in reference(model, loss, [X], y, "diag_ggn").items():
+        close(result.diag_ggn[key], value, key)
