@@ -60,7 +60,7 @@ from hbpcompiler.steps import (
     Tied,
     Widen,
 )
-from hbpcompiler.tails import LARGE_BYTES, with_tails
+from hbpcompiler.tails import limits, with_tails
 from hbpcompiler.tied import join_uses
 
 
@@ -102,7 +102,7 @@ class _Walk:
             else:
                 self._cross(operation, rule)
         steps, pools = with_pooled_columns(_live(join_uses(self.steps, self.closings)), self.rules, self._static)
-        steps = with_tails(steps, self.dtype.itemsize, self.resources)
+        steps = with_tails(steps, self.dtype.itemsize, self.resources, pools)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
                     self.indefinite)
 
@@ -248,7 +248,7 @@ class _Walk:
         """As many columns as the value has numbers, where more have arrived and a long way is left (`compression`)."""
         size = math.prod(value.sample_shape)
         kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
-        worth = piece.columns >= compression.MANY * size and self.largest[value.name] >= compression.FAR * size
+        worth = piece.columns >= compression.MANY * size and self.largest[value.name][0] >= compression.FAR * size
         possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE}
         if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
             return piece
@@ -259,7 +259,8 @@ class _Walk:
     def _many(self, pieces: Iterable[Piece], value: Value) -> bool:
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
         columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
-        return columns * self.largest[value.name] * self.dtype.itemsize > LARGE_BYTES
+        size, vectors_only = self.largest[value.name]
+        return columns * size * self.dtype.itemsize > limits(vectors_only).large
 
     def _sampled(self, value: Value, piece: Piece) -> Piece:
         """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""
@@ -404,14 +405,16 @@ def _boundary(graph: Graph, active: set[str]) -> list[Value]:
     return list(found.values())
 
 
-def _largest_above(graph: Graph, active: set[str]) -> dict[str, int]:
-    """For each value, the size of the largest one that its columns will reach on their way back, itself included."""
-    largest: dict[str, int] = {}
+def _largest_above(graph: Graph, active: set[str]) -> dict[str, tuple[int, bool]]:
+    """For each value, the size of the largest one that its columns will reach on their way back, itself included; and
+    whether all of them have one axis."""
+    largest: dict[str, tuple[int, bool]] = {}
     for operation in graph.operations:
         if operation.name in active:
-            own = math.prod(operation.output.sample_shape)
-            above = [largest.get(value.name, 0) for value in operation.tensors.values()]
-            largest[operation.name] = max(own, *above)
+            above = [largest[value.name] for value in operation.tensors.values() if value.name in largest]
+            sizes = [math.prod(operation.output.sample_shape), *(size for size, _ in above)]
+            vectors_only = len(operation.output.sample_shape) <= 1 and all(flat for _, flat in above)
+            largest[operation.name] = max(sizes), vectors_only
     return largest
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 from hbpcompiler.cost import Resources
 from hbpcompiler.graph import Value
@@ -12,17 +12,37 @@ from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTO
 from hbpcompiler.routes import COLUMNS, choose
 from hbpcompiler.steps import Average, Birth, Close, Gather, Piece, Pull, Sample, Seed, Step, Tail, Tied, Widen
 
-LARGE_BYTES = 2**23
-"""A piece with more than this per sample, at its largest value, goes in chunks."""
-CHUNK_BYTES = 2**24
-"""The largest tensor of a chunk: small enough for the allocator to hand the same memory out again and again."""
+@dataclass(frozen=True)
+class Limits:
+    """When a piece goes in chunks, and in which."""
+
+    large: int
+    """bytes per sample, at the piece's largest value, above which it does"""
+    chunk: int
+    """bytes of the largest tensor of a chunk"""
 
 
-def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
-    """The steps, with those of each large piece folded into one `Tail` at the place of its first."""
+SPATIAL = Limits(2**23, 2**24)
+"""Convolutions want many samples at a time; a chunk is small enough for the allocator to hand out its memory again."""
+VECTORS_ONLY = Limits(2**15, 2**20)
+"""Matrix products are as fast on few samples, and what fits the cache costs neither traffic nor fresh pages: the
+Hessian diagonal of benchmarks' MLP takes half the time."""
+
+
+def limits(vectors_only: bool) -> Limits:
+    """Of a piece that meets only values of one axis (fully connected networks), or others too."""
+    return VECTORS_ONLY if vectors_only else SPATIAL
+
+
+def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources,
+               pools: Container[tuple[str, str]] = ()) -> list[Step]:
+    """The steps, with those of each large piece folded into one `Tail` at the place of its first.
+
+    `pools` are the places (value, piece) where columns are kept pooled.
+    """
     result = list(steps)
     for piece in _pieces(steps):
-        tail = _tail(piece, steps, itemsize, resources)
+        tail = _tail(piece, steps, itemsize, resources, pools)
         if tail is not None:
             first = next(index for index, step in enumerate(result) if any(step is own for own in tail[1]))
             result[first] = tail[0]
@@ -39,8 +59,8 @@ def _pieces(steps: Sequence[Step]) -> list[Piece]:
     return list(found.values())
 
 
-def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
-          resources: Resources) -> tuple[Tail, Sequence[Step]] | None:
+def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resources,
+          pools: Container[tuple[str, str]]) -> tuple[Tail, Sequence[Step]] | None:
     """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
     if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
         return None
@@ -55,12 +75,16 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int,
     if len(starts) != 1 or not own:
         return None
     values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
+    read_whole = {step.operation.name for step in own if not (isinstance(step, Close) and step.pooled) and not (
+        isinstance(step, Pull) and (step.operation.tensors[step.slot].name, piece.name) in pools)}
+    values = [value for value in values if (value.name, piece.name) not in pools or value.name in read_whole]
     each = max(math.prod(value.sample_shape) for value in values) * itemsize
+    bounds = limits(all(len(value.sample_shape) <= 1 for value in values))
     allowed = resources.temporaries
     fits = allowed is None or each * piece.columns * resources.batch <= allowed
-    if each * piece.columns <= LARGE_BYTES and fits:
+    if each * piece.columns <= bounds.large and fits:
         return None
-    limit = CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)
+    limit = bounds.chunk if allowed is None else min(bounds.chunk, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
     columns = math.ceil(piece.columns / chunks)

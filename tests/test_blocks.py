@@ -77,7 +77,8 @@ def test_overlapping_patches_right_below_a_curved_activation():
 
 
 def test_many_columns_are_kept_whole(monkeypatch):
-    monkeypatch.setattr(tails, "LARGE_BYTES", 1)
+    for name in ("SPATIAL", "VECTORS_ONLY"):
+        monkeypatch.setattr(tails, name, tails.Limits(1, 1))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4), nn.Sigmoid(), nn.Linear(4, 3))
     X, y = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 2, 1])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import plan, tails
+from hbpcompiler import tails
 from hbpcompiler.reference import reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import check_exact, close
@@ -16,9 +16,12 @@ from tests.test_quantities import check_exact, close
 @pytest.fixture(params=[1, 700, 4000])
 def small_limits(request, monkeypatch):
     """Chunks of one sample and one column, of some columns, and of some samples."""
-    for module in (tails, plan):
-        monkeypatch.setattr(module, "LARGE_BYTES", 64)
-    monkeypatch.setattr(tails, "CHUNK_BYTES", request.param)
+    set_limits(monkeypatch, request.param)
+
+
+def set_limits(patch, chunk):
+    for name in ("SPATIAL", "VECTORS_ONLY"):
+        patch.setattr(tails, name, tails.Limits(64, chunk))
 
 
 def network():
@@ -46,9 +49,7 @@ def test_chunks_change_nothing():
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_chunks_on_random_networks(setting):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tails, plan):
-            patch.setattr(module, "LARGE_BYTES", 64)
-        patch.setattr(tails, "CHUNK_BYTES", 900)
+        set_limits(patch, 900)
         check_exact(*setting, ["diag_h"])
 
 
