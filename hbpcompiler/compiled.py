@@ -42,6 +42,7 @@ from hbpcompiler.program_cost import ProgramCost
 from hbpcompiler.quantities import QUANTITIES, closings_for
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.result import Result
+from hbpcompiler.scaling import divide_before_products
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.steps import Plan
 from hbpcompiler.structure import Structure
@@ -247,6 +248,7 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
     batch = {value.name: value for value in graph.batch}
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
+    divide_before_products(derived.graph)
     write_in_place(derived.graph)
     header = emit.Header(
         model=naming.identifier(model),

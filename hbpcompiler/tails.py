@@ -12,6 +12,7 @@ from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTO
 from hbpcompiler.routes import COLUMNS, choose
 from hbpcompiler.steps import Average, Birth, Close, Gather, Piece, Pull, Sample, Seed, Step, Tail, Tied, Widen
 
+
 @dataclass(frozen=True)
 class Limits:
     """When a piece goes in chunks, and in which."""

@@ -125,3 +125,11 @@ def test_big_parameters_never_meet_the_batch_axis():
     text = hbp.compile(model, quantities=["variance", "diag_ggn"], example_inputs=batch).code
     theta = {"[N, 1, 16, 144]", "[N, 2, 16, 144]", "[N, 1, 3, 256]", "[N, 2, 3, 256]", "[N, 16, 144]"}
     assert not [line for line in text.splitlines() if any(shape in line for shape in theta)]
+
+
+def test_individual_gradients_are_written_once():
+    """The division by N is the cotangent's, not that of N gradients; a product with itself is left alone."""
+    text = code(mlp(), ["batch_grad"])
+    assert "div_(N)" not in text
+    assert re.search(r'batch_grad_weight_0 = torch.einsum\("nko,ni->nkoi", \[g_linear_0 / N, x\]\)', text)
+    assert "/ N" not in code(mlp(), ["kfac"]).split("A_kfac_weight_0 = ")[1].partition("einsum")[2].partition("\n")[0]
