@@ -41,11 +41,11 @@ def resnet():
     return transformers.ResNetForImageClassification(config), {"pixel_values": draw(2, 1, 8, 8)}, LABELS
 
 
-def gpt2():
+def gpt2(tied=False):
     """Its Conv1D merges samples and positions by view(-1, width)."""
     config = transformers.GPT2Config(
         vocab_size=5, n_embd=4, n_layer=1, n_head=2, n_positions=6, bos_token_id=0, eos_token_id=0,
-        tie_word_embeddings=False)
+        tie_word_embeddings=tied)
     return transformers.GPT2LMHeadModel(config), {"input_ids": TOKENS, "use_cache": False}, NEXT_TOKENS
 
 
@@ -55,6 +55,11 @@ def llama():
         num_key_value_heads=1, max_position_embeddings=6, bos_token_id=0, eos_token_id=0, pad_token_id=0,
         tie_word_embeddings=False)
     return transformers.LlamaForCausalLM(config), {"input_ids": TOKENS, "use_cache": False}, NEXT_TOKENS
+
+
+def tied_gpt2():
+    """The output layer's weight is the embedding of tokens, as in the published models."""
+    return gpt2(tied=True)
 
 
 def check(make, quantities, tolerance=1e-8):
@@ -76,7 +81,7 @@ def check(make, quantities, tolerance=1e-8):
             assert error < tolerance, f"{quantity} of {name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("make", [bert, gpt2, vit, resnet])
+@pytest.mark.parametrize("make", [bert, gpt2, tied_gpt2, vit, resnet])
 def test_exact(make):
     check(make, ["grad", "variance", "diag_ggn", "diag_h"])
 
