@@ -21,9 +21,9 @@ from hbpcompiler.bind import bind
 from hbpcompiler.calibrate import Timer, stopwatch
 from hbpcompiler.codegen.naming import value_names
 from hbpcompiler.graph import Graph, N, Operation, Value
-from hbpcompiler.plan import StandIns, meta
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, MATRIX, Choice, covers, excess
+from hbpcompiler.stand_ins import StandIns, meta
 from hbpcompiler.steps import Close, Piece, Plan, Step, Tied
 from hbpcompiler.writer import Writer
 

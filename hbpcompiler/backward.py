@@ -16,7 +16,6 @@ from hbpcompiler.bind import bind
 from hbpcompiler.compression import compressed
 from hbpcompiler.endings import multiples, static_multiples
 from hbpcompiler.graph import Graph, Operation, Value
-from hbpcompiler.plan import meta
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
     BLOCK,
@@ -40,6 +39,7 @@ from hbpcompiler.quantities import (
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, Use
 from hbpcompiler.rule import Contraction, Diagonal, Factor, LossRule, Op, Rule
+from hbpcompiler.stand_ins import meta
 from hbpcompiler.steps import (
     PREFIX,
     Average,

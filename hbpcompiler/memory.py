@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hbpcompiler.graph import Graph
 from hbpcompiler.meter import Meter
-from hbpcompiler.plan import meta
+from hbpcompiler.stand_ins import meta
 
 ALLOWANCE = 1.1
 """A process grows by more than its tensors hold: measured, 1 to 1.2 times, once 1.4 (see benchmarks/prediction.py)."""

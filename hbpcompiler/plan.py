@@ -8,26 +8,22 @@ is the sum of what arrives over several consumers. Diagonals born at one value a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import networkx as nx
-import torch
 
 from hbpcompiler import compression, schemes
 from hbpcompiler.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
 from hbpcompiler.bind import bind
+from hbpcompiler.closings import closings_at
 from hbpcompiler.convexity import curvature_sign, slope_sign
 from hbpcompiler.cost import UNLIMITED, Resources
 from hbpcompiler.endings import is_positive, static_multiples
 from hbpcompiler.errors import UnsupportedOpError
-from hbpcompiler.graph import Graph, N, Operation, Value
+from hbpcompiler.graph import Graph, Operation, Value
+from hbpcompiler.live import live
 from hbpcompiler.pooled import with_pooled_columns
 from hbpcompiler.quantities import (
-    BLOCK,
-    EIGEN,
-    FACTOR,
     GGN,
     GGN_MC,
     GRADIENT,
@@ -35,21 +31,19 @@ from hbpcompiler.quantities import (
     NEGATIVE,
     POSITIVE,
     QUANTITIES,
-    REDUCED_FACTOR,
     RESIDUAL,
     RESIDUAL_MC,
     VECTORS,
     closings_for,
 )
 from hbpcompiler.registry import AnyRule
-from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING, Site, choose
-from hbpcompiler.routes.kept import stays_diagonal
-from hbpcompiler.rule import Contraction, Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
+from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX
+from hbpcompiler.rule import Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
+from hbpcompiler.stand_ins import StandIns
 from hbpcompiler.steps import (
     PREFIX,
     Average,
     Birth,
-    Close,
     Gather,
     Piece,
     Plan,
@@ -57,7 +51,6 @@ from hbpcompiler.steps import (
     Sample,
     Seed,
     Step,
-    Tied,
     Widen,
 )
 from hbpcompiler.tails import limits, with_tails
@@ -101,7 +94,7 @@ class _Walk:
                 self._seed(operation, rule)
             else:
                 self._cross(operation, rule)
-        steps, pools = with_pooled_columns(_live(join_uses(self.steps, self.closings)), self.rules, self._static)
+        steps, pools = with_pooled_columns(live(join_uses(self.steps, self.closings)), self.rules, self._static)
         steps = with_tails(steps, self.dtype.itemsize, self.resources, pools)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
                     self.indefinite)
@@ -200,7 +193,7 @@ class _Walk:
         pieces = self._gathered(value, operation)
         op = self._static(operation)
         gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
-        self._close(operation, rule, op, pieces)
+        self.steps += closings_at(operation, rule, op, pieces, self.closings, self.dtype, self.resources)
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
         self._births(operation, rule, op, gradient)
         if operation.source.in_loss:
@@ -307,91 +300,6 @@ class _Walk:
                 result.append(drawn)
             self.at[value.name] = {piece.name: piece for piece in result}
 
-    # -- ending at parameters -----------------------------------------------------------------------------------------
-
-    def _close(self, operation: Operation, rule: Rule, op: Op, pieces: list[Piece]) -> None:
-        params = rule.params(op)
-        for slot, parameter in operation.tensors.items():
-            if not parameter.trainable or slot not in params:
-                continue
-            contraction = params[slot]
-            for piece in pieces:
-                kinds = frozenset(closing.kind for closing in self.closings if closing.stream == piece.stream)
-                kinds -= frozenset() if piece.signed else {NEGATIVE}
-                if VECTORS in kinds and piece.signed:
-                    raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it "
-                                             "may have no real square root; use a loss function that has a rule")
-                if EIGEN in kinds and sum(other.stream == piece.stream for other in pieces) > 1:
-                    raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in "
-                                             "several pieces, whose eigenvectors differ; ask for kfac")
-                if kinds:
-                    _check_block(operation, parameter, contraction, kinds)
-                    site = self._site(contraction, op, piece)
-                    if BLOCK in kinds and piece.form == DIAGONAL_FORM:
-                        site = replace(site, apart=stays_diagonal(contraction, op))
-                    choices = choose(site, kinds)
-                    self.steps.append(Close(operation, slot, parameter, piece, site, contraction, choices))
-            wanted = frozenset(closing.kind for closing in self.closings if not closing.stream)
-            if wanted:
-                site = self._site(contraction, op, None)
-                if site.features:
-                    choices = choose(site, wanted)
-                    self.steps.append(Close(operation, slot, parameter, None, site, contraction, choices))
-
-    def _site(self, contraction: Contraction, op: Op, piece: Piece | None) -> Site:
-        left, right, _ = contraction.letters
-        columns = torch.empty((_BATCH, 1, *op.shape("output")), dtype=self.dtype, device="meta")
-        sizes = dict(zip(left, contraction.columns(op, columns).shape, strict=True))
-        if contraction.operand is not None:
-            sizes |= dict(zip(right, contraction.operand(op).shape, strict=True))
-        lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
-        form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
-        windows = contraction.sliding
-        sliding = (windows.window, windows.step, windows.height) if windows is not None else None
-        return Site(contraction.equation, lengths, form, count, signed, self.dtype.itemsize,
-                    contraction.summed is not None, self.resources, sliding=sliding)
-
-
-_BATCH = 2
-LARGEST_BLOCK = 2**14
-"""The most rows of a full block, as biases and other parameters without input features have for Kronecker factors."""
-
-
-def _check_block(operation: Operation, parameter: Value, contraction: Contraction, kinds: Iterable[str]) -> None:
-    size = math.prod(parameter.sample_shape)
-    if contraction.operand is None and size > LARGEST_BLOCK and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
-        raise UnsupportedOpError(
-            f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
-            f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")
-
-
-
-class StandIns:
-    """Tensors for an operation's arguments, its result and whatever its forward saves: meta ones, or as `make` says."""
-
-    def __init__(self, operation: Operation, rule: AnyRule | None,
-                 make: Callable[[Value], torch.Tensor] | None = None) -> None:
-        self.operation, self.rule, self.make = operation, rule, make or meta
-        self.saved: dict[str, Any] | None = None
-
-    def __call__(self, name: str) -> Any:
-        value = self.operation.output if name == "output" else self.operation.tensors.get(name)
-        if value is not None:
-            return self.make(value)
-        if self.saved is None:
-            self.saved = {}
-            if self.rule is not None and self.rule.forward is not None:
-                output = self.rule.forward(bind(self.operation, self, set(), True))
-                self.saved = output[1] if isinstance(output, tuple) else {}
-        return self.saved[name]
-
-
-def meta(value: Value, batch: int = _BATCH) -> torch.Tensor:
-    """A tensor of the value's shape and dtype, without memory."""
-    shape = [length if isinstance(length, int) else int(length.subs(N, batch)) for length in value.shape]
-    shape[:1] = [batch] if value.shared else shape[:1]
-    return torch.empty(shape, dtype=value.dtype, device="meta")
-
 
 def _boundary(graph: Graph, active: set[str]) -> list[Value]:
     """The values at which the model ends and the loss begins."""
@@ -416,35 +324,6 @@ def _largest_above(graph: Graph, active: set[str]) -> dict[str, tuple[int, bool]
             vectors_only = len(operation.output.sample_shape) <= 1 and all(flat for _, flat in above)
             largest[operation.name] = max(sizes), vectors_only
     return largest
-
-
-def _live(steps: list[Step]) -> list[Step]:
-    """Drop every step whose result nothing reads: what was not asked for is not computed."""
-    wanted: set[tuple[str, str]] = set()
-    kept: list[Step] = []
-    for step in reversed(steps):
-        if isinstance(step, Tied):
-            wanted |= {(use.operation.name, step.piece.name) for use in step.uses}
-        elif isinstance(step, Close):
-            if step.piece is not None:
-                wanted.add((step.operation.name, step.piece.name))
-        elif isinstance(step, Seed | Birth):
-            inputs = step.operation.tensors.values()
-            if not any((value.name, step.piece.name) in wanted for value in inputs):
-                continue
-            if isinstance(step, Birth):
-                wanted.add((step.operation.name, step.gradient.name))
-        elif isinstance(step, Pull | Widen):
-            into = step.into if isinstance(step, Widen) else step.piece
-            if (step.operation.tensors[step.slot].name, into.name) not in wanted:
-                continue
-            wanted.add((step.operation.name, step.piece.name))
-        elif isinstance(step, Gather | Average | Sample):
-            if (step.value.name, step.into.name) not in wanted:
-                continue
-            wanted |= {(step.value.name, piece.name) for piece in step.pieces}
-        kept.append(step)
-    return kept[::-1]
 
 
 def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,

@@ -17,7 +17,7 @@ from hbpcompiler.codegen.shapes import interpret, resized
 from hbpcompiler.cost import DEFAULT, Cost, Machine
 from hbpcompiler.graph import Graph, N
 from hbpcompiler.meter import Counts, Meter
-from hbpcompiler.plan import meta
+from hbpcompiler.stand_ins import meta
 from hbpcompiler.writer import Loop
 
 FORWARD, RESULTS = "forward", "results"

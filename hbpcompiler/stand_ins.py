@@ -1,0 +1,41 @@
+"""Tensors without memory that stand for a graph's values, where only the shapes of what rules return are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hbpcompiler.bind import bind
+from hbpcompiler.graph import N, Operation, Value
+from hbpcompiler.registry import AnyRule
+
+SAMPLES = 2
+
+
+class StandIns:
+    """Tensors for an operation's arguments, its result and whatever its forward saves: meta ones, or as `make` says."""
+
+    def __init__(self, operation: Operation, rule: AnyRule | None,
+                 make: Callable[[Value], torch.Tensor] | None = None) -> None:
+        self.operation, self.rule, self.make = operation, rule, make or meta
+        self.saved: dict[str, Any] | None = None
+
+    def __call__(self, name: str) -> Any:
+        value = self.operation.output if name == "output" else self.operation.tensors.get(name)
+        if value is not None:
+            return self.make(value)
+        if self.saved is None:
+            self.saved = {}
+            if self.rule is not None and self.rule.forward is not None:
+                output = self.rule.forward(bind(self.operation, self, set(), True))
+                self.saved = output[1] if isinstance(output, tuple) else {}
+        return self.saved[name]
+
+
+def meta(value: Value, batch: int = SAMPLES) -> torch.Tensor:
+    """A tensor of the value's shape and dtype, without memory."""
+    shape = [length if isinstance(length, int) else int(length.subs(N, batch)) for length in value.shape]
+    shape[:1] = [batch] if value.shared else shape[:1]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
