@@ -87,3 +87,26 @@ def test_generator_repeats_draws_and_leaves_the_global_one_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.filterwarnings("ignore::hbpcompiler.errors.IndefiniteCurvatureWarning")
+def test_very_many_samples_at_two_outputs():
+    """So many columns that a layer without positions closes them in chunks."""
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.left, self.right = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(4, 1)
+
+        def forward(self, x):
+            hidden = torch.tanh(self.inner(x))
+            return self.left(hidden), self.right(hidden)
+
+    def loss(output, y):
+        return (output[0] * output[1] - y).square().mean()
+
+    torch.manual_seed(0)
+    model, X, y = Two().double(), torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    sampled = hbp.compile(model, loss, quantities=["diag_ggn_mc"], mc_samples=40_000)(X, y).diag_ggn_mc
+    exact = hbp.compile(model, loss, quantities=["diag_ggn"])(X, y).diag_ggn
+    for key, value in exact.items():
+        assert (sampled[key] - value).abs().max() < 0.03 * value.abs().max(), key

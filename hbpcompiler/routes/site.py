@@ -186,7 +186,8 @@ def single_product(site: Site, columns: Any, operand: Any) -> Any:
     """The einsum for a chunk of one sample as one matrix product, which beats a batch of one; [1, k, *theta]."""
     left, right, _ = site.letters
     own = site.theta.replace(site.features, "")
-    if not site.features or len(own) != 1 or len(site.features) != 1 or any(letter in right for letter in own):
+    plain = len(own) == len(site.features) == 1 and site.has_positions and own not in right
+    if not plain:
         return einsum(site.equation, columns, operand)
     columns = columns if left == f"nk{own}p" else columns.mT
     operand = operand.squeeze(0)
