@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
+import torch
 
 from hbpcompiler.cost import TYPICAL_BATCH, number
 from hbpcompiler.graph import Operation
@@ -20,7 +20,7 @@ from hbpcompiler.quantities import GRADIENT
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, Choice, Site, choose, seconds
 from hbpcompiler.routes.site import SQUARES
-from hbpcompiler.rule import Contraction, Op, Rule, Tensor
+from hbpcompiler.rule import Contraction, Op, Rule, Tensor, called
 from hbpcompiler.steps import Close, Pull, Step
 
 Place = tuple[str, str]
@@ -122,7 +122,7 @@ def _pooled_contraction(step: Close, found: Scattered, op: Op) -> Contraction | 
         """[n, o, p, i]: for each channel the operand's rows at its positions."""
         rows, index = dense(op), op.pooled_index
         rows = (rows.mT if flipped else rows).flatten(0, 1)
-        first = (index[:, :1, :1] * 0 + 1).cumsum(0) - 1  # the number of each sample in this chunk
-        return F.embedding(index + first * count, rows)
+        number = (index[:, :1, :1] * 0 + 1).cumsum(0) - 1  # 0, 1, ... in this chunk
+        return torch.embedding(rows, index + called("first_row_of_sample", number * count))
 
     return Contraction(f"nk{own}p,n{own}p{features}->nk{own}{features}", operand=operand)

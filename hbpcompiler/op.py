@@ -1,0 +1,101 @@
+"""`Op`: one operation as its rule sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Shape = tuple[int, ...]
+
+
+class Op:
+    """What a rule sees of one operation: its tensors, its attributes and its shapes.
+
+    Tensors and attributes are read as attributes under the names of the ATen schema, the result as `op.output`, and
+    whatever else the rule's `forward` saved under the name it gave. An absent optional argument is None.
+    """
+
+    def __init__(
+        self,
+        tensors: Callable[[str], Any] | Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        shapes: Mapping[str, Any],
+        *,
+        index: int = 0,
+        differentiated: bool = True,
+        active: frozenset[str] | None = None,
+        batched: frozenset[str] | None = None,
+    ) -> None:
+        self._tensors = tensors if callable(tensors) else tensors.__getitem__
+        self._attributes = dict(attributes)
+        self._shapes = dict(shapes)
+        self.index = index
+        """Which result this is, for an operation with several (torch.split, batch norm)."""
+        self.differentiated = differentiated
+        """Whether any column crosses this operation: if not, `forward` need not save anything."""
+        self._active = active
+        self._batched = batched
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self._attributes:
+            return self._attributes[name]
+        try:
+            return self._tensors(name)
+        except KeyError:
+            known = sorted({*self._attributes, *self._shapes})
+            raise AttributeError(f"this operation has no argument '{name}'; it has {', '.join(known)}") from None
+
+    def argument(self, name: str) -> Any:
+        """The argument `name`, also where Op itself has something of that name (`index` of torch.gather)."""
+        return self.__getattr__(name)
+
+    def shape(self, name: str) -> Shape:
+        """The static shape of tensor `name`, without the sample axis if it has one; of a list, a list of shapes.
+
+        A tensor of a list has the name "tensors.0"; so it has in `varies` and `has_samples`.
+        """
+        shape: Any = self._shapes[name] if name in self._shapes else [self._shapes[slot] for slot in self._slots(name)]
+        return shape
+
+    def _slots(self, name: str) -> list[str]:
+        """The tensors that the argument `name` holds: itself, or those of a list."""
+        return [slot for slot in self._shapes if slot == name or slot.startswith(f"{name}.")]
+
+    def has(self, name: str) -> bool:
+        """Whether the tensor argument `name` was given (an optional bias may be None)."""
+        return bool(self._slots(name))
+
+    def varies(self, name: str) -> bool:
+        """Whether the tensor argument `name` carries derivatives: a column has to go there."""
+        return any(self._active is None or slot in self._active for slot in self._slots(name))
+
+    def has_samples(self, name: str) -> bool:
+        """Whether the tensor argument `name` begins with the sample axis (a constant or a parameter does not)."""
+        return any(self._batched is None or slot in self._batched for slot in self._slots(name))
+
+    def varying(self) -> frozenset[str] | None:
+        """All tensor arguments that carry derivatives; None if that is not known (in a rule's tests)."""
+        return self._active
+
+    def with_tensor(self, name: str, tensor: Any, *, shared: bool = False) -> Op:
+        """The same operation with another tensor under this name; `shared`: a new one, without a sample axis."""
+        shapes, batched = self._shapes, self._batched
+        if shared:
+            batched = frozenset(shapes) if batched is None else batched
+            shapes = {**shapes, name: ()}
+        return Op(lambda other: tensor if other == name else self._tensors(other), self._attributes, shapes,
+                  index=self.index, differentiated=self.differentiated, active=self._active, batched=batched)
+
+    def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
+        """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
+
+        What `forward` saved counts as having a sample axis.
+        """
+
+        def tensors(name: str) -> Any:
+            return read(self._tensors(name), name not in self._shapes or self.has_samples(name))
+
+        return Op(tensors, self._attributes, self._shapes, index=self.index, differentiated=self.differentiated,
+                  active=self._active, batched=self._batched)
