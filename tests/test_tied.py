@@ -97,3 +97,27 @@ def test_a_frozen_tied_parameter_is_no_obstacle():
     found = hbp.compile(model, quantities=["diag_h"])(X, y).diag_h
     for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
         close(found[key], value, key)
+
+
+def test_kronecker_factors_of_a_reused_layer_lay_its_uses_end_to_end():
+    """A sums over the uses' inputs, B averages J^T H J over them, as over the positions of one use."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.Tanh(), layer, nn.Sigmoid(), nn.Linear(3, 2)).double()
+    X, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    found = hbp.compile(model, quantities=["kflr"])(X, y).kflr["0.weight"]
+    first = layer(X)
+    between = torch.tanh(first)
+    second = layer(between)
+    logits = model[4](torch.sigmoid(second))
+    inputs, outputs = [X, between], [first, second]
+    share = torch.softmax(logits, 1).detach()
+    curvature = torch.diag_embed(share) - share.unsqueeze(2) * share.unsqueeze(1)
+    a = sum(u.T @ u for u in inputs) / len(X)
+    b = torch.zeros(3, 3, dtype=torch.float64)
+    for output in outputs:
+        rows = [torch.autograd.grad(logits[:, c].sum(), output, retain_graph=True)[0] for c in range(2)]
+        jacobian = torch.stack(rows, 1)  # [N, C, 3]
+        b += torch.einsum("nci,ncd,ndj->ij", jacobian, curvature, jacobian) / len(X) / len(outputs)
+    close(found.A, a.detach(), "A")
+    close(found.B, b, "B")
