@@ -16,12 +16,15 @@ BATCHES = (5, 8)
 
 def annotate(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value]) -> None:
     """Set meta["shape"] of every node that makes a tensor: a tuple of texts such as "N" or "9"."""
-    runs = []
-    for batch in BATCHES:
-        values: dict[str, Any] = {name: _meta(value, batch) for name, value in inputs.items()}
-        values["state"] = {value.key: _meta(value, batch) for value in state}
-        runs.append(_run(graph, [values[str(node.target)] for node in graph.nodes if node.op == "placeholder"]))
-    _mark(graph, runs, "N")
+    _mark(graph, [_run(graph, arguments(graph, inputs, state, batch)) for batch in BATCHES], "N")
+
+
+def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
+              batch: int = BATCHES[0]) -> list[Any]:
+    """A meta tensor for each of the program's arguments."""
+    values: dict[str, Any] = {name: _meta(value, batch) for name, value in inputs.items()}
+    values["state"] = {value.key: _meta(value, batch) for value in state}
+    return [values[str(node.target)] for node in graph.nodes if node.op == "placeholder"]
 
 
 def _meta(value: Value, batch: int) -> Tensor:
@@ -51,32 +54,43 @@ def interpret(graph: fx.Graph, arguments: Sequence[Any],
             values[node] = next(given)
             yield node, values[node]
             continue
-        args = fx.node.map_arg(node.args, lambda used: values[used])
-        kwargs = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
-        if kwargs.get("device") is not None:
-            kwargs["device"] = "meta"
         if isinstance(node.target, Loop):
+            args = fx.node.map_arg(node.args, lambda used: values[used])
             enter(node.target, *args)
             values[node] = args[0]
-        elif node.op == "call_method":
-            values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+            del args
         else:
-            values[node] = node.target(*args, **kwargs)
-        del args, kwargs
+            values[node] = evaluate(node, values)
         yield node, values[node]
         for used in {node, *node.all_input_nodes}:
             if last.get(used, node) is node:
                 del values[used]
 
 
+def evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """What a node, no loop, makes of meta tensors."""
+    args: Any = fx.node.map_arg(node.args, lambda used: values[used])
+    kwargs: Any = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
+    if kwargs.get("device") is not None:
+        kwargs["device"] = "meta"
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
 def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
-    runs = []
-    # A body for single samples may rely on their number.
-    for length in BATCHES if loop.chunk > 1 else (1, 1):
-        rows = [resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
-        parts = [resized(tensor, loop.axis, length) for tensor in cut]
-        runs.append(_run(loop.body, [*accumulators[: loop.totals], *rows, *parts, *whole]))
+    runs = [_run(loop.body, round_of(loop, accumulators, cut, whole, length)) for length in BATCHES]
     _mark(loop.body, runs, "n" if loop.axis == 0 else "k")
+
+
+def round_of(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor],
+             length: int = BATCHES[0]) -> list[Tensor]:
+    """What the body is given for a chunk of this length; one for single samples may rely on their number."""
+    length = length if loop.chunk > 1 else 1
+    rows = [resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
+    parts = [resized(tensor, loop.axis, length) for tensor in cut]
+    return [*accumulators[: loop.totals], *rows, *parts, *whole]
 
 
 def resized(tensor: Tensor, axis: int, length: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from hbpcompiler import passes, tuning
+from hbpcompiler import passes, precision, tuning
 from hbpcompiler.backward import Backward
 from hbpcompiler.bind import bind
 from hbpcompiler.calibrate import Timer, stopwatch
@@ -69,12 +69,15 @@ class Race:
         backward = Backward(self.source, self.rules, self.plan, self.names, writer, ops, {}, self.batch)
         if step.piece is not None:
             for operation in operations:
-                backward.columns[operation.name, step.piece.name] = placeholder(self._columns(operation, step.piece))
+                columns = placeholder(self._columns(operation, step.piece, backward.precision))
+                backward.columns[operation.name, step.piece.name] = backward.precision.rounded(columns, step.piece)
             if step.piece.signed:
                 backward.signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
         backward.step(replace(step, choices=tuple(choices)))
         closed = [list(closings.values()) for closings in backward.closed.values()]
         writer.graph.output(fx.node.map_aggregate(closed, _node))
+        precision.complete(writer.graph, self.plan.curvature_dtype, self.source.dtype,
+                           [tensor.to("meta") for tensor in given])
         passes.optimise(writer.graph)
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)
@@ -96,13 +99,14 @@ class Race:
             return torch.zeros(shape, dtype=value.dtype, device=self.device)
         return torch.randn(shape, device=self.device).to(value.dtype)
 
-    def _columns(self, operation: Operation, piece: Piece) -> Tensor:
+    def _columns(self, operation: Operation, piece: Piece, own: precision.Precision) -> Tensor:
         value = operation.output
+        dtype = own.of(piece, value.dtype)
         if piece.form == MATRIX:
             size = math.prod(value.sample_shape)
-            return torch.randn(size, size, device=self.device).to(value.dtype)
+            return torch.randn(size, size, device=self.device).to(dtype)
         lead = (self.batch, piece.columns) if piece.form == COLUMNS else (self.batch,)
-        return torch.randn(*lead, *value.sample_shape, device=self.device).to(value.dtype)
+        return torch.randn(*lead, *value.sample_shape, device=self.device).to(dtype)
 
     def _signs(self, operation: Operation, piece: Piece) -> Tensor:
         signs = torch.randn(self.batch, piece.columns, device=self.device).sign()
@@ -113,7 +117,8 @@ def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: in
               timer: Timer | None = None) -> Plan:
     """The plan with near ties decided by a race, or by the winner of an earlier one."""
     race, known, found = Race(source, rules, plan, batch, device, timer), tuning.winners(), {}
-    place = f"{tuning.key(device, source.dtype)}, batch {batch}"
+    rounded = f", columns {plan.curvature_dtype}" if plan.curvature_dtype is not None else ""
+    place = f"{tuning.key(device, source.dtype)}, batch {batch}{rounded}"
 
     def decided(step: Close | Tied) -> Close | Tied:
         runners = near_ties(step, batch)

@@ -16,6 +16,7 @@ from hbpcompiler.bind import bind
 from hbpcompiler.compression import compressed
 from hbpcompiler.endings import multiples, static_multiples
 from hbpcompiler.graph import Graph, Operation, Value
+from hbpcompiler.precision import Precision
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
     BLOCK,
@@ -73,6 +74,7 @@ class Backward:
         self.writer, self.ops, self.proxies, self.batch = writer, ops, proxies, batch
         self.active = set(plan.active)
         self.mixed = len({value.dtype for value in source.values() if value.name in self.active}) > 1
+        self.precision = Precision(plan.curvature_dtype)
         self.columns: dict[tuple[str, str], Any] = {}
         self.pooled: dict[tuple[str, str], tuple[Any, Any]] = {}
         self.signs: dict[str, Any] = {}
@@ -104,8 +106,15 @@ class Backward:
     def arrive(self, value: Value, piece: Piece, columns: Any) -> None:
         """Columns add up where a value fans out, as gradients do."""
         key = (value.name, piece.name)
+        columns = self._rounded(columns, value, piece)
         total = self.columns[key] + columns if key in self.columns else columns
         self.columns[key] = named(total, f"{PREFIX[piece.stream]}_{self.names[value.name]}")
+
+    def _rounded(self, columns: Any, value: Value, piece: Piece) -> Any:
+        """Columns in the dtype of curvature, once they have left the loss."""
+        maker = self.source.makers.get(value.name)
+        in_loss = maker is not None and maker.source.in_loss
+        return columns if in_loss else self.precision.rounded(columns, piece)
 
     def _seed(self, step: Seed) -> None:
         rule, op, piece = self.rules[step.operation.name], self.ops[step.operation.name], step.piece
@@ -251,11 +260,12 @@ class Backward:
         """sqrt|r| as [N, K], and the signs of r."""
         size = math.prod(step.operation.output.sample_shape)
         diagonal = self.columns[step.operation.name, step.piece.name].reshape(-1, size)
+        value = step.operation.output
         if not step.piece.signed:
-            return diagonal.sqrt()
+            return self._rounded(diagonal.sqrt(), value, step.into)
         if step.into.name not in self.signs:
             self.signs[step.into.name] = named(diagonal.sign(), f"sign_{step.into.name}")
-        return diagonal.abs().sqrt()
+        return self._rounded(diagonal.abs().sqrt(), value, step.into)
 
     @staticmethod
     def outer(root: Any, value: Value) -> Any:
@@ -287,7 +297,9 @@ class Backward:
                 self.signs[step.into.name] = named(joined, f"sign_{step.into.name}")
             whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             if step.compresses:
-                whole, signs = compressed(whole, self.signs.get(step.into.name), step.value.sample_shape)
+                whole, signs = (self.precision.widened(tensor, step.value.dtype)
+                                for tensor in (whole, self.signs.get(step.into.name)))
+                whole, signs = compressed(whole, signs, step.value.sample_shape)
                 if step.into.signed:
                     self.signs[step.into.name] = named(signs, f"sign_{step.into.name}_compressed")
         else:
@@ -301,7 +313,8 @@ class Backward:
         if step.piece is None:
             slots = {**step.operation.tensors, "output": step.operation.output}
             slot = next(slot for slot, value in slots.items() if value.batched and value.dtype.is_floating_point)
-            stream, signs = getattr(op, slot), None
+            stream, signs = self.precision.rounded(getattr(op, slot), None), None
+            op = op.with_tensor(slot, stream)
         else:
             stream = self.columns[step.operation.name, step.piece.name]
             if step.pooled:
@@ -309,9 +322,13 @@ class Backward:
                 op = op.with_tensor("pooled_index", index)
             signs = self.signs_like(stream, step.piece)
         use = Use(self.writer, op, step.contraction, stream, signs, self.batch)
-        closings = self.closed.setdefault(step.parameter.key, {})
+        self._write(step, use)
+
+    def _write(self, step: Close | Tied, use: Use) -> None:
+        closings, dtype = self.closed.setdefault(step.parameter.key, {}), step.parameter.dtype
         for choice in step.choices:
-            for kind, result in choice.route.write(step.site, use, choice.kinds).items():
+            site, given = self.precision.closing(step.site, use, choice.kinds, dtype)
+            for kind, result in choice.route.write(site, given, choice.kinds).items():
                 self.add(closings, step, kind, result)
 
     def _tied(self, step: Tied) -> None:
@@ -330,10 +347,7 @@ class Backward:
         contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
         signs = self.signs_like(joined["output"], step.piece)
         use_all = Use(self.writer, op, contraction, joined["output"], signs, self.batch)
-        closings = self.closed.setdefault(step.parameter.key, {})
-        for choice in step.choices:
-            for kind, result in choice.route.write(step.site, use_all, choice.kinds).items():
-                self.add(closings, step, kind, result)
+        self._write(step, use_all)
 
     def signs_like(self, columns: Any, piece: Piece) -> Any:
         """The signs of a piece in the dtype of its columns, which change theirs at casts."""
@@ -349,6 +363,8 @@ class Backward:
                 result = result.reshape(result.shape[0], -1, *step.parameter.sample_shape)
             elif kind in (SUM, DIAGONAL, POSITIVE, NEGATIVE):
                 result = result.reshape(step.parameter.sample_shape)
+        if self.precision.concerns(step.piece):
+            result = self.precision.widened(result, step.parameter.dtype)
         name = "" if step.piece is None else step.piece.stream
         closing = Closing(name, kind)
         if kind in (BLOCK, EIGEN):

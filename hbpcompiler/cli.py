@@ -108,6 +108,8 @@ def job(command: Callable[..., None]) -> Callable[..., None]:
                      help="Samples per datum for diag_ggn_mc and kfac."),
         click.option("--curvature", type=click.Choice(list(SCHEMES)), default=HESSIAN, show_default=True,
                      help="What diag_h and its kin mean by curvature: how activations' residuals enter."),
+        click.option("--curvature-dtype", type=click.Choice(list(DTYPES)), default=None,
+                     help="Type of the columns of curvature alone. Default: the model's."),
         click.option("--memory-budget", metavar="SIZE",
                      help="Most that a call with the example's batch size may allocate: 512MiB."),
         click.option("--autotune", is_flag=True, help="Time routes that are predicted to be about equally fast."),
@@ -217,8 +219,8 @@ def _print(table: Table) -> None:
 
 def _compiled(
     factory: str, quantities: list[str], inputs: list[tuple[int, ...]], loss: str, reduction: str, batch: int,
-    dtype: str, training: bool | None, mc_samples: int, curvature: str, memory_budget: str | None,
-    autotune: bool, rule_files: tuple[Path, ...],
+    dtype: str, training: bool | None, mc_samples: int, curvature: str,
+    curvature_dtype: str | None, memory_budget: str | None, autotune: bool, rule_files: tuple[Path, ...],
 ) -> Compiled:  # fmt: skip
     model = _model(factory).to(DTYPES[dtype])
     if training is not None:
@@ -226,7 +228,8 @@ def _compiled(
     kind, draw = LOSSES[loss]
     with clean_errors():
         compiled = hbp_compile(model, kind(reduction=reduction), quantities, mc_samples=mc_samples,
-                               curvature=curvature, memory_budget=memory_budget, autotune=autotune, rules=rule_files)
+                               curvature=curvature, memory_budget=memory_budget, autotune=autotune, rules=rule_files,
+                               curvature_dtype=DTYPES[curvature_dtype] if curvature_dtype else None)
         xs = [torch.randn(batch, *shape, dtype=DTYPES[dtype]) for shape in inputs]
         compiled(*xs, draw(_output(model, xs)))
     return compiled

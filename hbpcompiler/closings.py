@@ -11,6 +11,7 @@ import torch
 from hbpcompiler.cost import Resources
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Operation, Value
+from hbpcompiler.precision import Precision
 from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing
 from hbpcompiler.routes import DIAGONAL_FORM, NOTHING, Site, choose
 from hbpcompiler.routes.kept import stays_diagonal
@@ -23,7 +24,7 @@ LARGEST_BLOCK = 2**14
 
 
 def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece], wanted: Collection[Closing],
-                dtype: torch.dtype, resources: Resources) -> Iterator[Close]:
+                dtype: torch.dtype, resources: Resources, precision: Precision) -> Iterator[Close]:
     """The steps that end the pieces at an operation's result, and its operand, at the operation's parameters."""
     params = rule.params(op)
     for slot, parameter in operation.tensors.items():
@@ -36,13 +37,13 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
             if not kinds:
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds)
-            site = _site(contraction, op, piece, dtype, resources)
+            site = _site(contraction, op, piece, precision.of(piece, dtype), resources)
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
             yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
         of_operand = frozenset(closing.kind for closing in wanted if not closing.stream)
         if of_operand:
-            site = _site(contraction, op, None, dtype, resources)
+            site = _site(contraction, op, None, precision.of(None, dtype), resources)
             if site.features:
                 yield Close(operation, slot, parameter, None, site, contraction, choose(site, of_operand))
 

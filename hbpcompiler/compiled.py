@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import hbpcompiler
-from hbpcompiler import derive, passes, schemes
+from hbpcompiler import derive, passes, precision, schemes
 from hbpcompiler.autotune import autotuned
 from hbpcompiler.batch import Batch
 from hbpcompiler.blocks import block_product, meetings
@@ -239,13 +239,15 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
            resources: Resources, example: Batch) -> Draft:
     """The stages from the plan to the file's text."""
     planned = plan(graph, rules, options.quantities, options.mc_samples, resources,
-                   options.curvature)
+                   options.curvature, options.curvature_dtype)
     if options.autotune:
         planned = autotuned(graph, rules, planned, example.samples, example.tensors[0].device)
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, overall(graph, rules, set(planned.active)), names)
-    passes.optimise(derived.graph)
     batch = {value.name: value for value in graph.batch}
+    arguments = shapes.arguments(derived.graph, batch, graph.state)
+    precision.complete(derived.graph, planned.curvature_dtype, graph.dtype, arguments)
+    passes.optimise(derived.graph)
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
     divide_before_products(derived.graph)
@@ -257,7 +259,8 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
         table=header_table(graph, planned),
         notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
     )
-    header.notes = [*header.notes, *machine_notes(resources.machine, options.autotune)]
+    header.notes = [*header.notes, *precision.notes(planned.curvature_dtype),
+                    *machine_notes(resources.machine, options.autotune)]
     code = emit.emit(derived.graph, header, {name: names[name] for name in batch}, fields)
     return Draft(planned, derived.graph, code, MemoryModel(code, graph),
                  ProgramCost(derived.graph, graph, resources.machine))
@@ -287,6 +290,7 @@ def compile(  # the public name is the design's
     memory_budget: int | str | None = None,
     mc_samples: int = 1,
     curvature: str = HESSIAN,
+    curvature_dtype: torch.dtype | None = None,
     autotune: bool = False,
     rules: Sequence[str | Path] | None = None,
 ) -> Compiled:
@@ -299,6 +303,7 @@ def compile(  # the public name is the design's
     samples per datum for diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian",
     exact; "ggn", without the operations' residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned
     positive or dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise).
+    curvature_dtype: torch.bfloat16, say, for the columns of curvature alone (see `precision`); None: the model's.
     autotune: time routes that are predicted to be about as fast as the best, once, on random tensors of the first
     batch's size. rules: paths of rule files of your own.
 
@@ -306,7 +311,8 @@ def compile(  # the public name is the design's
     """
     loss = nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
-    options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune)
+    options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
+                            curvature_dtype)
     compiled = Compiled(model, loss, options)
     if example_inputs is not None:
         compiled._program(check_batch(model, check_example(example_inputs)))

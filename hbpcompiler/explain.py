@@ -17,6 +17,7 @@ from hbpcompiler.codegen.naming import comment, value_names
 from hbpcompiler.cost import DEFAULT, Machine, number
 from hbpcompiler.graph import Graph, N
 from hbpcompiler.passes import saved
+from hbpcompiler.precision import notes
 from hbpcompiler.program_cost import FORWARD, RESULTS
 from hbpcompiler.routes import NEVER, alternatives
 from hbpcompiler.steps import Birth, Close, Gather, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
@@ -115,7 +116,7 @@ def explain(graph: Graph, draft: Draft, batch_size: int = 64) -> str:
     console = Console(file=io.StringIO(), width=WIDTH, record=False)
     for table in (_streams(graph, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size)):
         console.print(table)
-    console.print(Text("\n".join(_sums(draft, batch_size))))
+    console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *_sums(draft, batch_size)])))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
@@ -14,6 +15,7 @@ from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 
+CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 BACKENDS = ("python", "torchscript", "inductor")
 UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
                             "GIB": 2**30}
@@ -30,10 +32,11 @@ class Options:
     registry: Registry
     curvature: str
     autotune: bool
+    curvature_dtype: torch.dtype | None
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
-                  curvature: Any = HESSIAN, autotune: Any = False) -> Options:
+                  curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -46,7 +49,7 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
     if not isinstance(autotune, bool):
         raise OptionTypeError(f"autotune must be True or False, not {autotune!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
-                   curvature, autotune)
+                   curvature, autotune, check_dtype(curvature_dtype))
 
 
 def check_quantities(quantities: Any) -> tuple[str, ...]:
@@ -64,6 +67,17 @@ def check_quantities(quantities: Any) -> tuple[str, ...]:
                                   f"Choose from {', '.join(QUANTITIES)}."))
     # In the table's order, so that one set of quantities gives one file, however it was written.
     return tuple(name for name in QUANTITIES if name in set(quantities))
+
+
+def check_dtype(dtype: Any) -> torch.dtype | None:
+    """One of CURVATURE_DTYPES, or None for the model's."""
+    known = ", ".join(map(str, CURVATURE_DTYPES))
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise OptionTypeError(f"curvature_dtype must be one of {known}, or None for the model's, not {dtype!r}")
+    if dtype is not None and dtype not in CURVATURE_DTYPES:
+        raise OptionError(f"curvature_dtype {dtype} cannot hold columns of curvature; choose one of {known}, or None "
+                          "for the model's")
+    return dtype
 
 
 def check_memory(budget: Any) -> int | None:

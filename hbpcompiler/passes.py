@@ -166,11 +166,11 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
         if isinstance(node.target, Loop):
             drop_idle_reshapes(node.target.body)
         if _is_identity_einsum(node):
-            _replace(graph, node, node.args[1])
+            replace_by(graph, node, node.args[1])
         elif node.op == "call_method" and node.target in RESHAPES:
             before = node.args[0]
             if before.meta.get("shape") == node.meta.get("shape") is not None:
-                _replace(graph, node, before)
+                replace_by(graph, node, before)
             elif (node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES
                   and all(isinstance(item, int) or not isinstance(item, fx.Node) for item in node.args[1:])):
                 node.args = (before.args[0], *node.args[1:])
@@ -185,7 +185,8 @@ def _is_identity_einsum(node: fx.Node) -> bool:
     return left == right and len(set(left)) == len(left)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, other: Any) -> None:
+def replace_by(graph: fx.Graph, node: fx.Node, other: Any) -> None:
+    """Another node takes the place of this one, and its name if it has none."""
     hint = node.meta.get("hint")
     if hint and not other.meta.get("hint") and other.op != "placeholder":
         other.meta["hint"] = hint

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import networkx as nx
+import torch
 
 from hbpcompiler import compression, schemes
 from hbpcompiler.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
@@ -23,6 +24,7 @@ from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.live import live
 from hbpcompiler.pooled import with_pooled_columns
+from hbpcompiler.precision import Precision
 from hbpcompiler.quantities import (
     GGN,
     GGN_MC,
@@ -59,7 +61,7 @@ from hbpcompiler.tied import join_uses
 
 class _Walk:
     def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int,
-                 resources: Resources, curvature: str) -> None:
+                 resources: Resources, curvature: str, curvature_dtype: torch.dtype | None) -> None:
         self.graph, self.rules = graph, rules
         self.quantities, self.mc_samples, self.resources = quantities, mc_samples, resources
         self.active = graph.active()
@@ -77,6 +79,9 @@ class _Walk:
         self.boundary = _boundary(graph, self.active)
         self.indefinite = False
         self.dtype = self.boundary[0].dtype
+        self.precision = Precision(None if curvature_dtype == self.dtype else curvature_dtype)
+        self.itemsize = (self.precision.dtype or self.dtype).itemsize
+        """Bytes of a number of a column."""
         self.largest = _largest_above(graph, self.active)
 
     def run(self) -> Plan:
@@ -95,9 +100,9 @@ class _Walk:
             else:
                 self._cross(operation, rule)
         steps, pools = with_pooled_columns(live(join_uses(self.steps, self.closings)), self.rules, self._static)
-        steps = with_tails(steps, self.dtype.itemsize, self.resources, pools)
+        steps = with_tails(steps, self.itemsize, self.resources, pools)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
-                    self.indefinite)
+                    self.indefinite, self.precision.dtype)
 
     # -- births ----------------------------------------------------------------------------------------------------
 
@@ -193,7 +198,8 @@ class _Walk:
         pieces = self._gathered(value, operation)
         op = self._static(operation)
         gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
-        self.steps += closings_at(operation, rule, op, pieces, self.closings, self.dtype, self.resources)
+        self.steps += closings_at(operation, rule, op, pieces, self.closings, self.dtype, self.resources,
+                                   self.precision)
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
         self._births(operation, rule, op, gradient)
         if operation.source.in_loss:
@@ -253,7 +259,7 @@ class _Walk:
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
         columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
         size, vectors_only = self.largest[value.name]
-        return columns * size * self.dtype.itemsize > limits(vectors_only).large
+        return columns * size * self.itemsize > limits(vectors_only).large
 
     def _sampled(self, value: Value, piece: Piece) -> Piece:
         """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""
@@ -327,8 +333,12 @@ def _largest_above(graph: Graph, active: set[str]) -> dict[str, tuple[int, bool]
 
 
 def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,
-         resources: Resources = UNLIMITED, curvature: str = schemes.HESSIAN) -> Plan:
-    """Decide streams, forms, merges and routes. `quantities` are names from the table, `curvature` is a scheme."""
+         resources: Resources = UNLIMITED, curvature: str = schemes.HESSIAN,
+         curvature_dtype: torch.dtype | None = None) -> Plan:
+    """Decide streams, forms, merges and routes. `quantities` are names from the table, `curvature` is a scheme.
+
+    `curvature_dtype` is that of curvature columns; None: the model's.
+    """
     unknown = [name for name in quantities if name not in QUANTITIES]
     assert not unknown, unknown
-    return _Walk(graph, rules, quantities, mc_samples, resources, curvature).run()
+    return _Walk(graph, rules, quantities, mc_samples, resources, curvature, curvature_dtype).run()

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N, Operation, Value
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
@@ -182,6 +184,8 @@ class Plan:
     """How residuals enter (see `schemes`)."""
     indefinite: bool = False
     """Whether the loss's own curvature, and so the GGN, is not known to be positive."""
+    curvature_dtype: torch.dtype | None = None
+    """The dtype of curvature columns, if it is not the model's (see `precision`)."""
 
     def flat(self) -> Iterator[Step]:
         """All steps, those of tails too."""
