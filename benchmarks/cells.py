@@ -76,6 +76,8 @@ QUICK: list[Cell] = [
 def select(networks: list[str], quantities: list[str], batches: list[int], quick: bool) -> list[Cell]:
     """The table's cells of these networks, quantities ("diag_h+kflr" is one set) and batches; new ones where asked."""
     chosen = [cell for cell in (QUICK if quick else DEFAULT) if not networks or cell.network in networks]
+    rows = {cell.network for cell in DEFAULT}
+    chosen += [Cell(network, 4, ("diag_h",), check_batch=1) for network in networks if network not in rows]
     if quantities:
         found: list[Cell] = []
         for network in dict.fromkeys(cell.network for cell in chosen):

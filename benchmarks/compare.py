@@ -21,11 +21,12 @@ import hbpcompiler
 from . import memory
 from .agreement import TOLERANCE, Referee
 from .cells import GROUPS, Cell, select
+from .memory import MEBI
 from .networks import NETWORKS, problem
-from .peers import BACKENDS, PEERS, Contestant, Run, contestants, gradient
+from .peers import BACKENDS, PEERS, Contestant, Run, contestants, gradient, our_name
 from .timing import Measured, TooSlowError, interleaved, time_limit
 
-MEBI = 2**20
+OURS = our_name("python")
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Result:
     others: dict[str, Measured] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     mebibytes: dict[str, float] = field(default_factory=dict)
+    memory_remarks: dict[str, str] = field(default_factory=dict)
 
     def ratio(self, name: str) -> float | None:
         found = self.others.get(name)
@@ -63,7 +65,7 @@ class Result:
         return {"network": cell.network, "batch": cell.batch, "quantities": list(cell.quantities), "reach": cell.reach,
                 "seconds": seconds, "ratios": {name: self.ratio(name) for name in self.others},
                 "remarks": {**{n: m.failure for n, m in self.others.items() if m.failure}, **self.remarks},
-                "peak_MiB": self.mebibytes}  # fmt: skip
+                "peak_MiB": self.mebibytes, "memory_remarks": self.memory_remarks}  # fmt: skip
 
 
 def check(cell: Cell, referee: Referee, everyone: dict[str, Contestant], limit: float) -> dict[str, str]:
@@ -125,8 +127,30 @@ def measure_memory(result: Result, names: Sequence[str], threads: int, limit: fl
     for name in ["gradient", *names]:
         if name == "gradient" or result.ratio(name) is not None:
             found = memory.in_subprocess(name, cell.network, cell.batch, cell.quantities, threads, 4 * limit)
-            if found is not None:
-                result.mebibytes[name] = found / MEBI
+            if found.bytes is None:
+                result.memory_remarks[name] = found.failure
+            else:
+                result.mebibytes[name] = found.bytes / MEBI
+
+
+def above_best_peer(results: Sequence[Result]) -> list[str]:
+    """Rows in which our peak memory is above the best peer's, those with the largest excess first.
+
+    A peer whose numbers differ from autograd counts too, with its mark: it may hold less because it computes less.
+    """
+    found: list[tuple[float, str]] = []
+    for result in results:
+        theirs = [(mebibytes, name) for name, mebibytes in result.mebibytes.items() if name in PEERS]
+        own = result.mebibytes.get(OURS)
+        if own is None or not theirs:
+            continue
+        least, name = min(theirs)
+        if own > least:
+            factor = f", {own / least:.2f} times" if least > 0 else ""
+            mark = " ≠" if name in result.remarks else ""
+            found.append((own - least, f"{result.cell.title} {result.cell.what}: {own:.1f} MiB, {name}{mark} "
+                                       f"{least:.1f} MiB (+{own - least:.1f} MiB{factor})"))
+    return [text for _, text in sorted(found, reverse=True)]
 
 
 def show(console: Console, results: Sequence[Result], names: Sequence[str]) -> None:
@@ -142,14 +166,31 @@ def show(console: Console, results: Sequence[Result], names: Sequence[str]) -> N
             table.add_row(result.cell.title, result.cell.what, f"{1e3 * result.gradient.median:.3g}",
                           *(result.text(name) for name in names), reach)
             if result.mebibytes:
-                peaks = (f"{result.mebibytes[name]:.0f}" if name in result.mebibytes else "" for name in names)
-                table.add_row("", "  peak MiB", f"{result.mebibytes.get('gradient', 0):.0f}", *peaks, "", style="dim")
+                peaks = (f"{result.mebibytes[name]:.1f}" if name in result.mebibytes else "" for name in
+                         ("gradient", *names))
+                table.add_row("", "  peak MiB", *peaks, "", style="dim")
         console.print(table)
         console.print()
     for result in results:
         notes = {**{n: m.failure for n, m in result.others.items() if m.failure}, **result.remarks}
         for name, note in notes.items():
             console.print(f"{result.cell.title} {result.cell.what}, {name}: {note}", style="dim", markup=False)
+        for name, note in result.memory_remarks.items():
+            console.print(f"{result.cell.title} {result.cell.what}, {name}, peak memory: {note}", style="dim",
+                          markup=False)
+    show_memory(console, results)
+
+
+def show_memory(console: Console, results: Sequence[Result]) -> None:
+    """The summary at the end: where our peak is above the best peer's."""
+    compared = sum(OURS in result.mebibytes and any(name in PEERS for name in result.mebibytes) for result in results)
+    if not compared:
+        return
+    above = above_best_peer(results)
+    console.print(f"\nOur peak memory is above the best peer's in {len(above)} of {compared} rows"
+                  f"{':' if above else '.'}")
+    for line in above:
+        console.print(f"  {line}", markup=False)
 
 
 def limit_memory(share: float = 0.9) -> None:

@@ -1,22 +1,41 @@
 """Peak memory of one call, each contestant in a fresh process.
 
 After a warm-up on two samples, memory is handed back, the kernel's peak counter is reset, and the full batch runs
-once: the growth is what the call needs, its results included.
+once: the growth is what the call needs, its results included. A backend that compiles at the first call is warmed up on
+the full batch too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .networks import problem
-from .peers import Contestant, contestants, gradient
+from .peers import BACKENDS, Contestant, contestants, gradient, our_name
+from .timing import TooSlowError, time_limit
+
+MEBI = 2**20
+WARM_UP = 20.0
+"""Seconds of a warm-up, no more: by then every kernel has run, and programs of many columns take as long for two
+samples as for a few."""
+LATE = {our_name(backend) for backend in BACKENDS if backend != "python"}
+"""Contestants who compile at their first call."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes; or None, and why."""
+
+    bytes: int | None
+    failure: str = ""
 
 
 def status(field: str) -> int:
@@ -27,14 +46,17 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
-def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[str]) -> int | None:
+def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[str], late: bool) -> int | None:
     """Bytes by which this process grows at most during one call."""
-    small = contestant(problem(network, 2), quantities, 1)
+    small = contestant(problem(network, min(2, size)), quantities, 1)
     if small is None:
         return None
-    small.call()
+    with contextlib.suppress(TooSlowError), time_limit(WARM_UP):
+        small.call()
     run = contestant(problem(network, size), quantities, 1)
     assert run is not None
+    if late:
+        run.call()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
@@ -43,24 +65,27 @@ def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[s
 
 
 def in_subprocess(name: str, network: str, size: int, quantities: Sequence[str], threads: int,
-                  limit: float) -> int | None:
-    """`peak` in a fresh process; None where it fails."""
+                  limit: float) -> Peak:
+    """`peak` in a fresh process, which may take so many seconds, its imports and compilation included."""
     arguments = [name, network, str(size), ",".join(quantities), str(threads)]
     try:
         done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *arguments],
                               capture_output=True, timeout=limit, check=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
-        return None
+    except subprocess.TimeoutExpired:
+        return Peak(None, f">{limit:g} s")
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return Peak(None, f"exit code {error.returncode}: {said[:80]}")
     found: int | None = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return Peak(found, "" if found is not None else "cannot")
 
 
 def main(name: str, network: str, size: str, quantities: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
-    everyone: dict[str, Contestant] = {"gradient": gradient,
-                                       **contestants(("python", "torchscript", "inductor"), True)}
+    everyone: dict[str, Contestant] = {"gradient": gradient, **contestants(BACKENDS, True)}
     asked = [] if name == "gradient" else quantities.split(",")
-    print(json.dumps(peak(everyone[name], network, int(size), asked)))
+    print(json.dumps(peak(everyone[name], network, int(size), asked, name in LATE)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,12 +14,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Network:
-    """A network, the shape of its data and how many parameters it must have."""
+    """A network, the shape of its data and how many parameters it must have (None: any number)."""
 
     title: str
     shape: tuple[int, ...]
     classes: int
-    parameters: int
+    parameters: int | None
     build: Callable[[], nn.Sequential]
 
 
@@ -76,14 +77,58 @@ def net_3c3d(hidden: type[nn.Module] = nn.ReLU, last: type[nn.Module] = nn.ReLU)
     )  # fmt: skip
 
 
-def allcnnc() -> nn.Sequential:
-    """Without dropout, so that all contestants compute the same numbers."""
+def allcnnc(hidden: type[nn.Module] = nn.ReLU, last: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Without dropout, so that all contestants compute the same numbers. `last` is the last activation."""
     widths = [(3, 96, 3, 1, 1), (96, 96, 3, 1, 1), (96, 96, 3, 2, 1), (96, 192, 3, 1, 1), (192, 192, 3, 1, 1),
               (192, 192, 3, 2, 1), (192, 192, 3, 1, 0), (192, 192, 1, 1, 0), (192, 100, 1, 1, 0)]  # fmt: skip
     layers: list[nn.Module] = []
     for inner, outer, kernel, stride, padding in widths:
-        layers += [nn.Conv2d(inner, outer, kernel, stride, padding), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AvgPool2d(6), nn.Flatten())
+        layers += [nn.Conv2d(inner, outer, kernel, stride, padding), hidden()]
+    return nn.Sequential(*layers[:-1], last(), nn.AvgPool2d(6), nn.Flatten())
+
+
+def sigmoid_mlp(width: int, depth: int) -> nn.Sequential:
+    """`depth` hidden layers on digits of 8 x 8 pixels."""
+    sizes = [64, *[width] * depth]
+    layers: list[nn.Module] = []
+    for inner, outer in itertools.pairwise(sizes):
+        layers += [nn.Linear(inner, outer), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], 10))
+
+
+def sigmoid_cnn(width: int, depth: int) -> nn.Sequential:
+    """`depth` convolutions of `width` channels, none of which makes the image smaller."""
+    channels = [1, *[width] * depth]
+    layers: list[nn.Module] = []
+    for inner, outer in itertools.pairwise(channels):
+        layers += [nn.Conv2d(inner, outer, 3, padding=1), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4 * channels[-1], 10))
+
+
+class Patches(nn.Module):
+    """An image as a sequence of embedded patches, with learned positions: [N, patches, width]."""
+
+    def __init__(self, width: int, patch: int = 2, side: int = 8) -> None:
+        nn.Module.__init__(self)
+        self.embedding = nn.Conv2d(1, width, patch, patch)
+        self.positions = nn.Parameter(0.02 * torch.randn((side // patch) ** 2, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embedding(images).flatten(2).transpose(1, 2) + self.positions
+
+
+class Mean(nn.Module):
+    """Over the patches."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches.mean(1)
+
+
+def vit(width: int, depth: int) -> nn.Sequential:
+    """A small vision transformer, pre-norm, GELU, without dropout: 16 patches of 2 x 2 pixels."""
+    layers = [nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, activation="gelu", batch_first=True,
+                                         norm_first=True) for _ in range(depth)]  # fmt: skip
+    return nn.Sequential(Patches(width), *layers, nn.LayerNorm(width), Mean(), nn.Linear(width, 10))
 
 
 NETWORKS: dict[str, Network] = {
@@ -96,16 +141,55 @@ NETWORKS: dict[str, Network] = {
     "3c3d-all-sigmoid": Network("3C3D, all sigmoid", (3, 32, 32), 10, 895_210,
                                 lambda: net_3c3d(nn.Sigmoid, nn.Sigmoid)),
     "allcnnc": Network("All-CNN-C", (3, 32, 32), 100, 1_387_108, allcnnc),
+    "allcnnc-one-sigmoid": Network("All-CNN-C, last activation sigmoid", (3, 32, 32), 100, 1_387_108,
+                                   lambda: allcnnc(last=nn.Sigmoid)),
+    "allcnnc-one-gelu": Network("All-CNN-C, last activation GELU", (3, 32, 32), 100, 1_387_108,
+                                lambda: allcnnc(last=nn.GELU)),
+    "allcnnc-all-sigmoid": Network("All-CNN-C, all sigmoid", (3, 32, 32), 100, 1_387_108,
+                                   lambda: allcnnc(nn.Sigmoid, nn.Sigmoid)),
+    "allcnnc-all-gelu": Network("All-CNN-C, all GELU", (3, 32, 32), 100, 1_387_108,
+                                lambda: allcnnc(nn.GELU, nn.GELU)),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one kind, of any width and depth."""
+
+    title: str
+    shape: tuple[int, ...]
+    build: Callable[[int, int], nn.Sequential]
+
+
+FAMILIES: dict[str, Family] = {
+    "sigmoid-mlp": Family("MLP-sigmoid", (64,), sigmoid_mlp),
+    "sigmoid-cnn": Family("CNN-sigmoid", (1, 8, 8), sigmoid_cnn),
+    "vit": Family("ViT-GELU", (1, 8, 8), vit),
+}
+
+
+def member(family: str, width: int, depth: int) -> str:
+    """The name of one network of a family, for `find`."""
+    return f"{family}/{width}x{depth}"
+
+
+def find(name: str) -> Network:
+    """A network by its name: one of NETWORKS, or a family's, such as "vit/16x2" of width 16 and depth 2."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    family, sizes = name.split("/")
+    width, depth = map(int, sizes.split("x"))
+    kind = FAMILIES[family]
+    return Network(f"{kind.title} {width}x{depth}", kind.shape, 10, None, lambda: kind.build(width, depth))
 
 
 def problem(name: str, size: int, dtype: torch.dtype = torch.float32) -> Problem:
     """The network with seeded parameters, and a seeded batch of `size` samples."""
-    network = NETWORKS[name]
+    network = find(name)
     torch.manual_seed(SEED)
     model = network.build().to(dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == network.parameters, f"{network.title} has {count} parameters, not {network.parameters}"
+    assert count == (network.parameters or count), f"{network.title} has {count} parameters, not {network.parameters}"
     inputs = torch.randn(size, *network.shape, dtype=dtype)
     target = torch.randint(network.classes, (size,))
     return Problem(model, nn.CrossEntropyLoss(), inputs, target)

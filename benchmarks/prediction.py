@@ -2,12 +2,15 @@
 
 Each cell of the benchmark is compiled, its time predicted (`Compiled.predicted_seconds`) and measured. At each
 parameter the sets of routes that the planner had to choose from are raced, predicted and measured. What counts is
-order: Spearman's rank correlation, and what the planner's first choice costs beside the fastest one.
+order: Spearman's rank correlation, and what the planner's first choice costs beside the fastest one. Absolute seconds
+of the machine mean little alone: the plain gradient runs in the same rounds and is shown beside them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import statistics
 import warnings
@@ -29,12 +32,17 @@ from hbpcompiler.program_cost import ProgramCost
 
 from . import memory
 from .cells import Cell, select
-from .compare import MEBI, limit_memory
-from .networks import NETWORKS, Problem, problem
-from .peers import Run
-from .timing import Neighbours, once, undisturbed
+from .compare import limit_memory
+from .memory import MEBI, Peak
+from .networks import NETWORKS, problem
+from .peers import Run, gradient
+from .timing import Measured, TooSlowError, interleaved, time_limit
 
 CPU = torch.device("cpu")
+CLOSE = 0.2
+"""A predicted peak is close if it is off by no more than this share of the measured one."""
+STARTING = 60.0
+"""Seconds that a fresh process may take to import and compile, besides `--limit`."""
 
 
 @dataclass
@@ -62,10 +70,20 @@ class Found:
 
     cell: Cell
     predicted: float
-    measured: float
+    call: Measured
+    gradient: Measured
+    predicted_memory: float
     sites: list[Site] = field(default_factory=list)
-    predicted_memory: float = 0.0
-    measured_memory: float | None = None
+    peak: Peak | None = None
+
+    @property
+    def measured(self) -> float | None:
+        return self.call.median if self.call.seconds else None
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Predicted over measured; None where nothing was measured, or no growth."""
+        return self.predicted_memory * MEBI / self.peak.bytes if self.peak is not None and self.peak.bytes else None
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -81,59 +99,102 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
     return statistics.correlation(ranks(left), ranks(right))
 
 
-def cell_found(cell: Cell, machine: Machine, rounds: int, within: float, patience: float) -> Found:
+def predicted_seconds(compiled: hbp.Compiled, batch: int, machine: Machine) -> float:
+    """Of a call, on a machine with these figures; `Compiled.predicted_seconds` has those of the plan."""
+    built = compiled._current()
+    return sum(ProgramCost(built.draft.graph, built.graph, machine).seconds(batch).values())
+
+
+def cell_found(cell: Cell, machine: Machine, rounds: int, within: float, limit: float, patience: float) -> Found:
     given = problem(cell.network, cell.batch)
+    baseline = gradient(given)
+    assert baseline is not None
     compiled = hbp.compile(given.model, given.loss, quantities=list(cell.quantities),
                            example_inputs=(given.inputs, given.target))
-    built = compiled._current()
-    cost = ProgramCost(built.draft.graph, built.graph, machine)
-    found = Found(cell, sum(cost.seconds(cell.batch).values()), measured(compiled, given, rounds, patience))
-    found.predicted_memory = compiled.predicted_memory(cell.batch) / MEBI
-    race = Race(built.graph, built.rules, built.draft.plan, cell.batch, CPU, stopwatch(CPU))
-    for step in built.draft.plan.closings() if within > 1 else []:
-        runners = near_ties(step, cell.batch, within)
-        if len(runners) > 1 and step in built.draft.plan.steps:  # sites in chunk loops have no race of their own
-            predicted = [sum(choice.cost.seconds(cell.batch, machine) for choice in runner) for runner in runners]
-            names = [" + ".join(choice.route.name for choice in runner) for runner in runners]
-            found.sites.append(Site(step.parameter.key, names, predicted, race.seconds(step, runners, rounds)))
+    runs = {"gradient": baseline, "ours": Run(lambda: compiled(given.inputs, given.target), lambda result: {})}
+    times = interleaved(runs, rounds, limit, patience, lone=limit / 2, budget=limit / 2)
+    found = Found(cell, predicted_seconds(compiled, cell.batch, machine), times["ours"], times["gradient"],
+                  compiled.predicted_memory(cell.batch) / MEBI)
+    with contextlib.suppress(TooSlowError), time_limit(limit):  # the races that were over by then count
+        race_all(found, compiled, machine, rounds, within)
     return found
 
 
-def measured(compiled: hbp.Compiled, given: Problem, rounds: int, patience: float) -> float:
-    """Median seconds of a call."""
-    run, neighbours = Run(lambda: compiled(given.inputs, given.target), lambda result: {}), Neighbours(patience)
-    warm = min(once(run), once(run))
-    repeats = max(1, int(0.05 / warm))
-    return statistics.median(undisturbed(run, repeats, neighbours)[0] for _ in range(rounds))
+def race_all(found: Found, compiled: hbp.Compiled, machine: Machine, rounds: int, within: float) -> None:
+    """Every parameter's race, one after the other."""
+    built, batch = compiled._current(), found.cell.batch
+    race = Race(built.graph, built.rules, built.draft.plan, batch, CPU, stopwatch(CPU))
+    for step in built.draft.plan.closings() if within > 1 else []:
+        runners = near_ties(step, batch, within)
+        if len(runners) > 1 and step in built.draft.plan.steps:  # sites in chunk loops have no race of their own
+            predicted = [sum(choice.cost.seconds(batch, machine) for choice in runner) for runner in runners]
+            names = [" + ".join(choice.route.name for choice in runner) for runner in runners]
+            found.sites.append(Site(step.parameter.key, names, predicted, race.seconds(step, runners, rounds)))
 
 
 def show(console: Console, results: Sequence[Found]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("network:batch", "quantities", "predicted ms", "measured ms", "ratio", "races", "rank correlation",
-                   "regret", "predicted MiB", "measured MiB"):  # fmt: skip
+    for column in ("network:batch", "quantities", "gradient ms", "predicted ms", "measured ms", "ratio", "races",
+                   "rank correlation", "regret", "predicted MiB", "measured MiB", "ratio"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("network:batch", "quantities") else "right")
     for found in results:
         kept = [site.correlation for site in found.sites if site.correlation == site.correlation]
         table.add_row(
-            found.cell.title, found.cell.what, f"{1e3 * found.predicted:.3g}", f"{1e3 * found.measured:.3g}",
-            f"{found.predicted / found.measured:.2f}", str(len(found.sites)),
+            found.cell.title, found.cell.what, milliseconds(found.gradient), f"{1e3 * found.predicted:.3g}",
+            milliseconds(found.call), f"{found.predicted / found.measured:.2f}" if found.measured else "-",
+            str(len(found.sites)),
             f"{statistics.mean(kept):.2f}" if kept else "-",
             f"{statistics.mean(site.regret for site in found.sites):.2f}" if found.sites else "-",
-            f"{found.predicted_memory:.1f}", "-" if found.measured_memory is None else f"{found.measured_memory:.1f}",
+            f"{found.predicted_memory:.3g}", peak_text(found.peak),
+            "-" if found.memory_ratio is None else f"{found.memory_ratio:.2f}",
         )  # fmt: skip
     console.print(table)
-    predicted, actual = [found.predicted for found in results], [found.measured for found in results]
-    console.print(f"\nrank correlation of predicted and measured time over {len(results)} cells: "
-                  f"{spearman(predicted, actual):.3f}")
+    for where, count, correlation in correlations(results):
+        console.print(f"rank correlation of predicted and measured time, {where}, {count} cells: {correlation:.3f}")
     sites = [site for found in results for site in found.sites]
     if sites:
         first = sum(site.regret == 1 for site in sites)
         console.print(f"{len(sites)} races: rank correlation {mean_correlation(sites):.3f} on average, the predicted "
                       f"winner won {first}, and took {statistics.mean(site.regret for site in sites):.2f} times the "
                       "winner's time on average")
-    ratios = [found.predicted_memory / found.measured_memory for found in results if found.measured_memory]
-    if ratios:
-        console.print(f"predicted over measured memory: {min(ratios):.2f} to {max(ratios):.2f}")
+    for where, least in (("", 0), (" of a MiB or more", MEBI)):  # less than that is lost among a process's pages
+        ratios = memory_ratios(results, least)
+        if ratios:
+            console.print(f"predicted over measured memory{where}: {min(ratios):.2f} to {max(ratios):.2f}, "
+                          f"{close(ratios)} of {len(ratios)} cells within {CLOSE:.0%}")
+
+
+def milliseconds(found: Measured) -> str:
+    return f"{1e3 * found.median:.3g}" if found.seconds else found.failure
+
+
+def peak_text(found: Peak | None) -> str:
+    if found is None:
+        return "-"
+    return found.failure if found.bytes is None else f"{found.bytes / MEBI:.3g}"
+
+
+def memory_ratios(results: Sequence[Found], least: int) -> list[float]:
+    """Of the cells whose measured peak is so many bytes or more."""
+    return [found.memory_ratio for found in results
+            if found.memory_ratio is not None and found.peak is not None and (found.peak.bytes or 0) >= least]
+
+
+def close(ratios: Sequence[float]) -> int:
+    """How many are within CLOSE of one."""
+    return sum(abs(ratio - 1) <= CLOSE for ratio in ratios)
+
+
+def correlations(results: Sequence[Found]) -> list[tuple[str, int, float]]:
+    """Where, how many cells, rank correlation of predicted and measured time: overall, then of each network."""
+    timed = [(found.cell.network, found.predicted, found.measured) for found in results if found.measured]
+    found = []
+    for network in ["", *dict.fromkeys(network for network, _, _ in timed)]:
+        own = [(predicted, actual) for name, predicted, actual in timed if network in ("", name)]
+        correlation = spearman([predicted for predicted, _ in own], [actual for _, actual in own])
+        if network == "" or not math.isnan(correlation):
+            found.append((network or "overall", len(own), correlation))
+    return found
 
 
 def mean_correlation(sites: Sequence[Site]) -> float:
@@ -154,12 +215,13 @@ def record(found: Found) -> dict[str, Any]:
 @click.option("--within", default=4.0, help="Race routes predicted to take so many times the best one's time; 1: none.")
 @click.option("--measured-figures/--default-figures", "tuned", default=False,
               help="Predict with this machine's figures, measured first, or with the default ones.")
-@click.option("--patience", default=60.0, help="Seconds per cell to wait for other processes to be quiet.")
+@click.option("--limit", default=20.0, help="Seconds per cell for a call, for all its rounds, for all races.")
+@click.option("--patience", default=10.0, help="Seconds per cell to wait for other processes to be quiet.")
 @click.option("--memory", "with_memory", is_flag=True, help="Peak memory too, measured in fresh processes.")
 @click.option("--threads", default=os.cpu_count() or 1, help="Threads of torch.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything there.")
 def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, within: float, tuned: bool,
-         patience: float, with_memory: bool, threads: int, json_file: Path | None) -> None:
+         limit: float, patience: float, with_memory: bool, threads: int, json_file: Path | None) -> None:
     """Predict and measure every cell of the benchmark, and print how well the orders agree."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
@@ -173,13 +235,13 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, w
     console.print(f"{'measured' if tuned else 'default'} figures: {asdict(machine)}; {threads} threads\n")
     results: list[Found] = []
     for cell in select(split[0], split[1], [int(size) for size in split[2]], quick):
-        found = cell_found(cell, machine, rounds, within, patience)
-        if with_memory:
-            peak = memory.in_subprocess("ours", cell.network, cell.batch, cell.quantities, threads, 300)
-            found.measured_memory = None if peak is None else peak / MEBI
+        found = cell_found(cell, machine, rounds, within, limit, patience)
+        if with_memory and found.measured is not None:
+            found.peak = memory.in_subprocess("ours", cell.network, cell.batch, cell.quantities, threads,
+                                              STARTING + limit)
         results.append(found)
         progress.print(f"{cell.title} {cell.what}: predicted {1e3 * found.predicted:.3g} ms, measured "
-                       f"{1e3 * found.measured:.3g} ms", markup=False, soft_wrap=True)
+                       f"{milliseconds(found.call)} ms", markup=False, soft_wrap=True)
         if json_file is not None:
             json_file.write_text(json.dumps([record(each) for each in results], indent=1), encoding="utf-8")
     show(console, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import signal
 import statistics
@@ -20,7 +21,7 @@ SHORTEST = 0.05
 TOLERATED = 0.12
 """A measurement is repeated if other processes took more than this share of the machine meanwhile."""
 BUDGET = 30.0
-"""Seconds that one contestant may spend in a cell's rounds; the slow ones take part in fewer rounds."""
+"""Seconds that one contestant may spend in a cell's rounds, if not told otherwise; the slow ones get fewer rounds."""
 
 
 @dataclass
@@ -122,15 +123,23 @@ def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 
     return seconds, False
 
 
-def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: float) -> dict[str, Measured]:
-    """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part."""
+def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: float,
+                lone: float = math.inf, budget: float = BUDGET) -> dict[str, Measured]:
+    """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part.
+
+    A warm-up of more than `lone` seconds is the contestant's only measurement: beside it, being cold costs nothing.
+    """
     measured: dict[str, Measured] = {name: Measured() for name in runs}
     neighbours = Neighbours(patience)
     plan: dict[str, tuple[int, int]] = {}  # rounds, repeats
     for name, run in runs.items():
         try:
+            neighbours.reset()
             with time_limit(limit):
                 warm = once(run)
+            if warm > lone:
+                measured[name] = Measured([warm], disturbed=int(neighbours.share() >= TOLERATED))
+                continue
             if warm < limit / 4:
                 neighbours.wait()
                 warm = min(warm, once(run), once(run))
@@ -140,7 +149,7 @@ def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: fl
         except Exception as error:
             measured[name].failure = f"{type(error).__name__}: {str(error)[:80]}"
             continue
-        plan[name] = max(1, min(rounds, int(BUDGET / warm))), max(1, int(SHORTEST / warm))
+        plan[name] = max(1, min(rounds, int(budget / warm))), max(1, int(SHORTEST / warm))
     gc.collect()
     for number in range(rounds):
         for name, (own_rounds, repeats) in plan.items():

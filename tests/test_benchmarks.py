@@ -1,0 +1,170 @@
+"""The benchmarks' arithmetic, and that a small run of each prints what it should."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
+
+from benchmarks import compare, memory, prediction, scale
+from benchmarks.cells import Cell, select
+from benchmarks.compare import Result, above_best_peer
+from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows, sweeps
+from benchmarks.memory import MEBI, Peak
+from benchmarks.networks import FAMILIES, find, member, problem
+from benchmarks.peers import Run
+from benchmarks.prediction import Found, close, correlations, memory_ratios, ranks, spearman
+from benchmarks.timing import Measured, interleaved
+
+
+def row(size, seconds, peak=None):
+    """Twice as slow as its gradient, predicted to be four times as slow."""
+    measured = {"gradient": Measured([seconds / 2]), "diag_h": Measured([seconds])}
+    peaks = {} if peak is None else {"diag_h": Peak(peak)}
+    return Row(Point("vit/8x1", size, size), measured, {"gradient": 1.0, "diag_h": 4.0}, {"diag_h": 10 * MEBI}, peaks)
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.0, 0.5, 2.0])
+def test_the_exponent_of_a_power_law(power):
+    sizes = [1, 2, 4, 8, 32]
+    assert exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_the_exponent_is_that_of_least_squares_in_logarithms():
+    assert exponent([1, 2, 4], [1, 4, 4]) == pytest.approx(1.0)  # logs 0, 2, 2 over 0, 1, 2
+
+
+def test_one_size_has_no_exponent():
+    assert math.isnan(exponent([4], [1.0]))
+    assert math.isnan(exponent([], []))
+
+
+def test_growth_is_fitted_to_what_was_measured():
+    rows = [row(1, 1.0, 100), row(2, 2.0, 2 * MEBI), row(4, 4.0, 8 * MEBI), row(8, 32.0)]
+    rows[-1].measured["diag_h"] = Measured(failure=">60 s")
+    time, multiple, peak = growths(rows, "diag_h")
+    assert time.points == 3
+    assert time.measured == pytest.approx(1)
+    assert time.predicted == pytest.approx(0)
+    assert multiple.measured == pytest.approx(0)
+    assert peak.points == 2  # 100 bytes are less than a process can show
+    assert peak.measured == pytest.approx(2)
+    assert not rows[-1].complete
+
+
+def test_a_row_says_why_it_has_no_number():
+    failed = row(2, 1.0)
+    failed.measured["diag_h"] = Measured(failure=">60 s")
+    assert scale.multiple_text(failed, "diag_h") == ">60 s"
+    assert scale.multiple_text(row(2, 1.0), "diag_h") == "~2"
+    assert failed.record()["failures"] == {"diag_h": ">60 s"}
+    assert failed.predicted_multiple("diag_h") == 4
+
+
+def test_a_sweep_ends_at_a_row_that_fails(monkeypatch):
+    def measure(point, how):
+        made = row(point.size, 1.0)
+        made.measured["diag_ggn"] = Measured([1.0])
+        if point.size == 4:
+            made.measured["diag_h"] = Measured(failure=">60 s")
+        return made
+
+    monkeypatch.setattr(scale, "measure", measure)
+    (sweep,) = sweeps(["vit"], [BATCH], 99)
+    rows = scale.measure_sweep(sweep, None, scale.Console(quiet=True))
+    assert [each.point.size for each in rows] == [1, 2, 4]
+
+
+def test_sweeps_differ_in_one_size():
+    for sweep in sweeps(list(FAMILIES), ["batch", "width", "depth"], 3):
+        assert len(sweep.points) == 3
+        assert len({(point.network, point.batch) for point in sweep.points}) == 3
+        assert (len({point.batch for point in sweep.points}) == 3) == (sweep.axis == BATCH)
+        assert [point.size for point in sweep.points] == sorted(point.size for point in sweep.points)
+
+
+def test_single_rows_are_known_networks():
+    for smooth in ("sigmoid", "gelu"):
+        assert all(find(point.network).parameters for point in single_rows(smooth, 1).points)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_family_has_any_width_and_depth(family):
+    small, large = (problem(member(family, *sizes), 3) for sizes in ((4, 1), (8, 3)))
+    assert small.model(small.inputs).shape == large.model(large.inputs).shape == (3, 10)
+    assert torch.equal(small.model(small.inputs), small.model(small.inputs))  # no dropout
+    counts = [sum(parameter.numel() for parameter in given.model.parameters()) for given in (small, large)]
+    assert counts[0] < counts[1]
+
+
+def test_ranks_of_ties_are_shared():
+    assert ranks([10, 30, 20, 20]) == [1, 4, 2.5, 2.5]
+    assert spearman([1, 2, 3], [10, 200, 3000]) == pytest.approx(1)
+    assert math.isnan(spearman([1, 1], [1, 2]))
+
+
+def found(network, predicted, measured, predicted_mebibytes=1.0, peak=None):
+    call = Measured([measured]) if measured else Measured(failure=">20 s")
+    return Found(Cell(network, 2, ("diag_h",)), predicted, call, Measured([1.0]), predicted_mebibytes, peak=peak)
+
+
+def test_rank_correlations_overall_and_of_each_network():
+    results = [found("mlp", 1, 1), found("mlp", 2, 2), found("3c3d", 3, 40), found("3c3d", 4, 30), found("2c2d", 9, 50),
+               found("2c2d", 10, None)]
+    assert correlations(results) == [("overall", 5, pytest.approx(0.9)), ("mlp", 2, pytest.approx(1)),
+                                     ("3c3d", 2, pytest.approx(-1))]
+
+
+def test_memory_ratios_leave_out_what_was_not_measured():
+    results = [found("mlp", 1, 1, 5.0, Peak(4 * MEBI)), found("mlp", 1, 1, 0.5, Peak(MEBI // 4)), found("mlp", 1, 1),
+               found("mlp", 1, 1, 1.0, Peak(None, ">60 s")), found("mlp", 1, 1, 1.0, Peak(0))]
+    assert memory_ratios(results, 0) == [1.25, 2.0]
+    assert memory_ratios(results, MEBI) == [1.25]
+    assert close([0.79, 0.81, 1.0, 1.19, 1.21]) == 3
+
+
+def test_rows_in_which_our_memory_is_above_the_best_peers():
+    def result(ours, **peers):
+        cell = Cell("mlp", 2, ("diag_h",))
+        return Result(cell, Measured([1.0]), mebibytes={"gradient": 1.0, **({"ours": ours} if ours else {}), **peers})
+
+    lines = above_best_peer([
+        result(10.0, BackPACK=8.0, curvlinops=9.0), result(10.0, BackPACK=12.0), result(30.0, BackPACK=10.0),
+        result(10.0), result(None, BackPACK=1.0),
+    ])  # fmt: skip
+    assert [line.split(": ")[1] for line in lines] == [
+        "30.0 MiB, BackPACK 10.0 MiB (+20.0 MiB, 3.00 times)", "10.0 MiB, BackPACK 8.0 MiB (+2.0 MiB, 1.25 times)"]
+
+
+def test_networks_outside_the_table_can_be_asked_for():
+    assert {cell.network for cell in select(["allcnnc-one-gelu"], [], [], False)} == {"allcnnc-one-gelu"}
+    assert all(cell.network == "mlp" for cell in select(["mlp"], [], [], False))
+
+
+def test_a_long_first_call_is_the_only_measurement():
+    calls = []
+    measured = interleaved({"slow": Run(lambda: calls.append(1), lambda _: {})}, 5, 60, 0, lone=0)
+    assert len(calls) == len(measured["slow"].seconds) == 1
+
+
+def test_memory_in_a_process_of_its_own_says_why_it_failed():
+    assert memory.in_subprocess("ours", "no such network", 2, ["grad"], 1, 60).failure.startswith("exit code 1: ")
+    assert memory.in_subprocess("ours", "logreg", 2, ["grad"], 1, 0.01).failure == ">0.01 s"
+
+
+@pytest.mark.parametrize(("module", "arguments"), [
+    (scale, ["--families", "sigmoid-mlp", "--axes", "batch", "--sizes", "2", "--no-memory"]),
+    (prediction, ["--networks", "logreg", "--quantities", "batch_l2", "--batch", "2", "--within", "1"]),
+    (compare, ["--networks", "logreg", "--quantities", "batch_l2", "--batch", "2", "--no-peers"]),
+])  # fmt: skip
+def test_a_small_run(module, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "limit_memory", lambda: None)  # not for the process of all tests
+    file = tmp_path / "found.json"
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(module.main, [*arguments, "--rounds", "1", "--patience", "0", "--threads", threads,
+                                            "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(file.read_text())
