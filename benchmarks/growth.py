@@ -51,12 +51,12 @@ class Base:
 
 BASES: dict[str, Base] = {
     "sigmoid-mlp": Base({BATCH: 64, WIDTH: 64, DEPTH: 2},
-                        {BATCH: (1, 2, 4, 8, 16, 32, 64, 128, 256), WIDTH: (16, 32, 64, 128, 256),
-                         DEPTH: (1, 2, 4, 8, 16)}),
+                        {BATCH: (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+                         WIDTH: (16, 32, 64, 128, 256, 512, 1024), DEPTH: (1, 2, 4, 8, 16)}),
     "sigmoid-cnn": Base({BATCH: 8, WIDTH: 8, DEPTH: 2},
-                        {BATCH: (1, 2, 4, 8, 16, 32, 64), WIDTH: (2, 4, 8, 16, 32), DEPTH: (1, 2, 4, 8)}),
-    "vit": Base({BATCH: 8, WIDTH: 16, DEPTH: 2},
-                {BATCH: (1, 2, 4, 8, 16, 32), WIDTH: (8, 16, 32, 64), DEPTH: (1, 2, 4, 8)}),
+                        {BATCH: (1, 2, 4, 8, 16, 32, 64), WIDTH: (2, 4, 8, 16, 32, 64), DEPTH: (1, 2, 4, 8)}),
+    "vit": Base({BATCH: 4, WIDTH: 16, DEPTH: 2},
+                {BATCH: (1, 2, 4, 8, 16), WIDTH: (4, 8, 16, 32), DEPTH: (1, 2, 3, 4)}),
 }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ of the machine mean little alone: the plain gradient runs in the same rounds and
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -75,6 +74,8 @@ class Found:
     predicted_memory: float
     sites: list[Site] = field(default_factory=list)
     peak: Peak | None = None
+    remark: str = ""
+    """Why there are not all races."""
 
     @property
     def measured(self) -> float | None:
@@ -115,8 +116,13 @@ def cell_found(cell: Cell, machine: Machine, rounds: int, within: float, limit: 
     times = interleaved(runs, rounds, limit, patience, lone=limit / 2, budget=limit / 2)
     found = Found(cell, predicted_seconds(compiled, cell.batch, machine), times["ours"], times["gradient"],
                   compiled.predicted_memory(cell.batch) / MEBI)
-    with contextlib.suppress(TooSlowError), time_limit(limit):  # the races that were over by then count
-        race_all(found, compiled, machine, rounds, within)
+    try:
+        with time_limit(limit):
+            race_all(found, compiled, machine, rounds, within)
+    except TooSlowError:  # the races that were over by then count
+        found.remark = f"races: >{limit:g} s"
+    except Exception as error:
+        found.remark = f"races: {type(error).__name__}: {str(error)[:80]}"
     return found
 
 
@@ -149,6 +155,9 @@ def show(console: Console, results: Sequence[Found]) -> None:
             "-" if found.memory_ratio is None else f"{found.memory_ratio:.2f}",
         )  # fmt: skip
     console.print(table)
+    for found in results:
+        if found.remark:
+            console.print(f"{found.cell.title} {found.cell.what}: {found.remark}", style="dim", markup=False)
     for where, count, correlation in correlations(results):
         console.print(f"rank correlation of predicted and measured time, {where}, {count} cells: {correlation:.3f}")
     sites = [site for found in results for site in found.sites]

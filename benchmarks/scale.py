@@ -112,7 +112,7 @@ def peak_text(row: Row, name: str) -> str:
 def exponent_text(found: Growth, axis: str) -> str:
     """'time ~ batch^0.98, predicted ^1.00 (last two sizes ^0.99, ^1.00)'."""
     if math.isnan(found.measured):
-        return f"{found.what}: too few sizes"  # of the peaks only those of a MiB or more count
+        return f"{found.what}: too few sizes"
     return (f"{found.what} ~ {axis}^{found.measured:.2f}, predicted ^{found.predicted:.2f} (last two of "
             f"{found.points} sizes: ^{found.last_measured:.2f}, ^{found.last_predicted:.2f})")
 
@@ -137,7 +137,7 @@ def show(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
         sizes = ", ".join(str(point.size) for point in skipped)
         console.print(f"not run, after the row that failed: {sweep.axis} {sizes}", style="dim")
     for name in QUANTITIES if sweep.axis else ():
-        for found in growths(rows, name):
+        for found in [each for each in growths(rows, name) if each.points]:
             console.print(f"{name}: {exponent_text(found, sweep.axis)}", markup=False)
     console.print()
 

@@ -144,7 +144,7 @@ def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: fl
                 neighbours.wait()
                 warm = min(warm, once(run), once(run))
         except TooSlowError:
-            measured[name].failure = f">{limit:.0f} s"
+            measured[name].failure = f">{limit:g} s"
             continue
         except Exception as error:
             measured[name].failure = f"{type(error).__name__}: {str(error)[:80]}"
