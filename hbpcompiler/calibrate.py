@@ -64,6 +64,8 @@ def _workloads(device: torch.device, dtype: torch.dtype) -> Mapping[str, Workloa
     source = torch.ones(length, dtype=dtype, device=device)
     target = torch.empty_like(source)
     tiny = torch.ones(2, 2, dtype=dtype, device=device)
+    images = torch.ones(many // 16, small, 24, 24, dtype=dtype, device=device)
+    kernels = torch.ones(small, small, 3, 3, dtype=dtype, device=device)
 
     def calls() -> None:
         for _ in range(CALLS // 2):
@@ -73,6 +75,8 @@ def _workloads(device: torch.device, dtype: torch.dtype) -> Mapping[str, Workloa
     return {
         "large products": Workload(lambda: matrix @ matrix, large**3),
         "small products": Workload(lambda: matrices @ matrices, many * small**3),
+        "convolutions": Workload(lambda: torch.conv_transpose2d(images, kernels, padding=1),
+                                 images.numel() * kernels.numel() // small),
         "bytes": Workload(lambda: target.copy_(source), 2 * length * dtype.itemsize),
         "calls": Workload(calls, CALLS),
         "fresh bytes": Workload(lambda: torch.empty_like(source).fill_(1), length * dtype.itemsize),
@@ -96,4 +100,5 @@ def _machine(rates: Mapping[str, float]) -> Machine:
     """Rounded: two runs on a quiet machine should write the same file."""
     rounded = {name: float(f"{rate:.2g}") for name, rate in rates.items()}
     return Machine(rounded["large products"], rounded["small products"], rounded["bytes"],
-                   float(f"{1 / rates['calls']:.2g}"), fresh_bytes_per_second=rounded["fresh bytes"])
+                   float(f"{1 / rates['calls']:.2g}"), kernel_per_second=rounded["convolutions"],
+                   fresh_bytes_per_second=rounded["fresh bytes"])

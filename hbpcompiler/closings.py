@@ -54,12 +54,15 @@ def _site(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dt
     sizes = dict(zip(left, contraction.columns(op, columns).shape, strict=True))
     if contraction.operand is not None:
         sizes |= dict(zip(right, contraction.operand(op).shape, strict=True))
+    # A view has as many numbers as what it shows.
+    formed = bool(right) and math.prod(sizes[letter] for letter in right if letter != "n") not in map(
+        math.prod, op.shapes())
     lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
     form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
     windows = contraction.sliding
     sliding = (windows.window, windows.step, windows.height) if windows is not None else None
     return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.summed is not None,
-                resources, sliding=sliding)
+                resources, contraction.of_sample is not None, formed, sliding=sliding)
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],

@@ -35,6 +35,8 @@ class Machine:
     """of one call into torch that computes nothing to speak of."""
     cache_bytes: int = 2**21
     """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
+    kernel_per_second: float = 1.1e11
+    """multiply-adds per second in torch's own kernels for convolutions."""
     fresh_bytes_per_second: float = 4e9
     """of tensors so large that the allocator asks the system for their pages each time (see `meter`)."""
 
@@ -66,6 +68,8 @@ class Cost:
     calls: Any = ONE_CALL
     batched: Any = ZERO_COST
     """those of the multiply-adds that are made in batches of small products."""
+    kernel: Any = ZERO_COST
+    """those that are made in torch's own kernels for convolutions."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -74,16 +78,19 @@ class Cost:
             sympy.Max(self.memory, other.memory) if self.memory != other.memory else self.memory,
             self.calls + other.calls,
             self.batched + other.batched,
+            self.kernel + other.kernel,
         )
 
     def seconds(self, batch: int = TYPICAL_BATCH, machine: Machine = DEFAULT) -> float:
         """Predicted time: arithmetic, traffic and calls add up, a pessimistic view of their overlap."""
-        multiply_adds, batched = number(self.multiply_adds, batch), number(self.batched, batch)
+        adds = (self.multiply_adds, self.batched, self.kernel)
+        multiply_adds, batched, kernel = (number(each, batch) for each in adds)
         if multiply_adds == float("inf"):
             return multiply_adds
         return (
-            (multiply_adds - batched) / machine.multiply_adds_per_second
+            (multiply_adds - batched - kernel) / machine.multiply_adds_per_second
             + batched / machine.batched_per_second
+            + kernel / machine.kernel_per_second
             + number(self.traffic, batch) / machine.bytes_per_second
             + number(self.calls, batch) * machine.seconds_per_call
         )

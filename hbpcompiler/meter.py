@@ -17,6 +17,8 @@ from hbpcompiler.cost import DEFAULT, Cost, Machine
 CACHED = 4
 """What fits the cache moves so many times faster than what does not."""
 
+KERNELS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
+
 FRESH = 2**24
 """Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
 
@@ -27,6 +29,7 @@ class Counts:
 
     multiply_adds: float = 0.0
     batched: float = 0.0
+    kernel: float = 0.0
     traffic: float = 0.0
     """bytes of calls that touch more than the cache holds."""
     cached: float = 0.0
@@ -38,6 +41,7 @@ class Counts:
     def add(self, other: Counts, times: float = 1.0) -> None:
         self.multiply_adds += times * other.multiply_adds
         self.batched += times * other.batched
+        self.kernel += times * other.kernel
         self.traffic += times * other.traffic
         self.cached += times * other.cached
         self.calls += times * other.calls
@@ -47,7 +51,7 @@ class Counts:
         """Predicted time."""
         moved = self.traffic + self.cached / CACHED
         pages = self.fresh / machine.fresh_bytes_per_second
-        return Cost(self.multiply_adds, moved, 0, self.calls, self.batched).seconds(1, machine) + pages
+        return Cost(self.multiply_adds, moved, 0, self.calls, self.batched, self.kernel).seconds(1, machine) + pages
 
 
 class Meter(TorchDispatchMode):
@@ -92,7 +96,8 @@ class Meter(TorchDispatchMode):
         small = func._overloadpacket is torch.ops.aten.bmm and len(given[0]) > 1
         moved = float(sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
         large = moved > self.machine.cache_bytes
-        self.counts.add(Counts(adds, adds if small else 0.0, moved if large else 0.0, 0.0 if large else moved, 1.0))
+        self.counts.add(Counts(adds, adds if small else 0.0, adds if func._overloadpacket in KERNELS else 0.0,
+                               moved if large else 0.0, 0.0 if large else moved, 1.0))
 
     def _hold(self, tensor: Tensor) -> None:
         storage, size = _storage(tensor), tensor.untyped_storage().nbytes()

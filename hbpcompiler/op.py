@@ -59,6 +59,10 @@ class Op:
         shape: Any = self._shapes[name] if name in self._shapes else [self._shapes[slot] for slot in self._slots(name)]
         return shape
 
+    def shapes(self) -> list[Shape]:
+        """The static shapes of all tensors."""
+        return list(self._shapes.values())
+
     def _slots(self, name: str) -> list[str]:
         """The tensors that the argument `name` holds: itself, or those of a list."""
         return [slot for slot in self._shapes if slot == name or slot.startswith(f"{name}.")]

@@ -52,6 +52,7 @@ class ProgramCost:
                 _polynomial([memory[0], (memory[0] + memory[-1]) / 2, memory[-1]]),  # a maximum: its chord
                 _polynomial([each.calls for each in counts]),
                 _polynomial([each.batched for each in counts]),
+                _polynomial([each.kernel for each in counts]),
             )
         return found
 

@@ -106,6 +106,8 @@ class Contraction:
     summed: Callable[[Op, Tensor], Tensor] | None = None
     """optional: cotangent [N, *out] -> the parameter's cotangent summed over samples, where torch has a kernel that
     beats the einsum (see benchmarks/)."""
+    of_sample: Callable[[Op, Tensor], Tensor] | None = None
+    """optional: columns [1, K, *out] of a single sample -> [K, *parameter], by such a kernel."""
     flat: bool = False
     """Whether `columns` is the output with its axes behind the first, the channels, flattened to p: "nkop"."""
 

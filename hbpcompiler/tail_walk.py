@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
 
 from hbpcompiler.quantities import FACTOR, REDUCED_FACTOR
 from hbpcompiler.rule import Op
@@ -39,7 +38,7 @@ def walk_tail(backward: Backward, step: Tail) -> None:
             inner_sliced |= _basis(backward, widen, part, ops[widen.operation.name])
 
         def inner(piece: Part) -> None:
-            again = {name: op.bound_again(lambda tensor, _: _outer_of(piece, tensor)) for name, op in ops.items()}
+            again = {name: op.bound_again(lambda tensor, _: piece.outer(tensor)) for name, op in ops.items()}
             _inside(backward, step, widen, piece, part, again)
 
         part.writer.loop(inner, op=None, sliced=inner_sliced, chunk=step.columns, totals={}, axis=1)
@@ -106,9 +105,3 @@ def _total_shape(close: Close, kind: str) -> tuple[int, ...]:
     shared = [site.size(letter) for letter in site.theta if letter in left and letter in right]
     own = site.size(letter for letter in site.theta if letter in left and letter not in right)
     return (*shared, own, own)
-
-
-def _outer_of(piece: Part, tensor: Any) -> Any:
-    if isinstance(tensor, list | tuple):
-        return [_outer_of(piece, item) for item in tensor]
-    return piece.outer(tensor) if isinstance(tensor, fx.Proxy) else tensor

@@ -175,6 +175,9 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
                 _check_sliding(contraction.sliding, op, operands[1], f"{where}: sliding windows of {name}")
             if contraction.summed is not None:
                 _close(contraction.summed(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: summed of {name}")
+            if contraction.of_sample is not None:
+                one = op.bound_again(lambda tensor, batched: tensor[:1] if batched else tensor)
+                _close(contraction.of_sample(one, columns[:1]), expected[0], f"{where}: of_sample of {name}")
     _check_structure(rule, setting, op, where)
     if rule.increasing:
         for name, i in setting.inputs(active):

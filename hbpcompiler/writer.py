@@ -95,7 +95,7 @@ class Writer:
         for shape in totals.values():
             like.append(lead.new_zeros(shape))
         for shape in (rows or {}).values():
-            like.append(lead.new_zeros((lead.shape[0], *shape)))
+            like.append(lead.new_empty((lead.shape[0], *shape)))
         inner = Writer()
         inner.tracer.block = self.tracer.block
         part = Part(inner, op, list(totals), list(rows or {}), sliced)
@@ -130,9 +130,11 @@ class Part:
     def __getitem__(self, name: str) -> Any:
         return self._sliced[name]
 
-    def outer(self, proxy: fx.Proxy) -> fx.Proxy:
-        """A tensor from outside the loop, whole."""
-        return self._take(proxy, False)
+    def outer(self, proxy: Any) -> Any:
+        """A tensor from outside the loop, whole; or a list of them. What is no tensor stays."""
+        if isinstance(proxy, list | tuple):
+            return [self.outer(item) for item in proxy]
+        return self._take(proxy, False) if isinstance(proxy, fx.Proxy) else proxy
 
     def _take(self, outer: fx.Proxy, cut: bool) -> fx.Proxy:
         if outer.node not in self._seen:

@@ -21,6 +21,9 @@ from .spatial import (
     refuse_unbatched,
 )
 
+LARGE_IMAGE = 20480
+"""Numbers of one image (or a kernel longer than 3) from which torch takes its convolution to oneDNN."""
+
 
 def padding_of(op: Op, axes: int) -> tuple[list[int], list[int]]:
     """Zeros before and after each axis: 'same' puts the odd one after."""
@@ -82,14 +85,28 @@ def convolution(axes: int) -> Rule:
         flat = flat_positions(columns, axes)
         return flat if op.groups == 1 else flat.unflatten(2, (op.groups, -1))
 
-    def summed(op: Op, gradient: Tensor) -> Tensor:
+    def weight_gradient(op: Op, gradient: Tensor, weight: Tensor) -> Tensor:
         before, after = padding_of(op, axes)
         padded = pad_axes(op.input, [0] * axes, [a - b for a, b in zip(after, before, strict=True)])
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-            gradient, padded, op.weight, None, per_axis(op.stride, axes), before, per_axis(op.dilation, axes),
+            gradient, padded, weight, None, per_axis(op.stride, axes), before, per_axis(op.dilation, axes),
             False, [0] * axes, op.groups, [False, True, False],
         )  # fmt: skip
         return gradients[1]
+
+    def summed(op: Op, gradient: Tensor) -> Tensor:
+        return weight_gradient(op, gradient, op.weight)
+
+    def of_sample(op: Op, columns: Tensor) -> Tensor:
+        channels = columns.flatten(1, 2)
+        # Of the weight the kernel reads the shape alone.
+        weight = op.weight[:1].expand(channels.shape[1], *[-1] * (axes + 1))
+        return weight_gradient(op, channels, weight).unflatten(0, (-1, op.shape("weight")[0]))
+
+    def has_kernel(op: Op) -> bool:
+        """Whether torch's CPU kernel for one sample beats patches times columns: where it is oneDNN's."""
+        kernel, size = op.shape("weight")[2:], prod(op.shape("input"))
+        return op.groups == 1 and (size > LARGE_IMAGE or (axes > 1 and min(kernel[-2:]) > 3))
 
     def sliding(op: Op) -> Sliding | None:
         """Rows along the first axis, patches only along the others."""
@@ -108,7 +125,8 @@ def convolution(axes: int) -> Rule:
     def params(op: Op) -> Mapping[str, Contraction]:
         equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
         return {
-            "weight": Contraction(equation, outputs, operand, summed, sliding=sliding(op), flat=op.groups == 1),
+            "weight": Contraction(equation, outputs, operand, summed, of_sample if has_kernel(op) else None,
+                                  flat=op.groups == 1, sliding=sliding(op)),
             "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes), flat=True),
         }
 
@@ -155,6 +173,7 @@ def cases(axes: int) -> list[Case]:
         case(3, 2, stride=[2], padding=[1], channels=(1, 1), bias=True),
         case(3, 3, channels=(2, 2), bias=True),  # one position
         case(3, 1, channels=(2, 3), bias=True),  # no patches
+        case(6, 5, channels=(1, 2), padding=[1, 0, 1]),  # a kernel of its own for each sample
         case(4, 1, stride=[2, 1, 2]),
         case(3, 1, padding=[1, 0, 1], channels=(1, 2)),
         case(3, 2, groups=2, channels=(4, 4), bias=True),

@@ -11,18 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hbpcompiler.cost import TYPICAL_BATCH, Cost, number
+from hbpcompiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.routes.eigen import Eigenbasis
 from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.routes.kept import Kept
-from hbpcompiler.routes.products import ChunkedProduct, ClosedForm, NativeSum, OneProduct, WholeProduct
+from hbpcompiler.routes.products import ClosedForm, NativeSum, OneProduct, WholeProduct
 from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM, MATRIX, NEVER, NOTHING, Route, Site, Use
 from hbpcompiler.routes.sliding import SlidingInputFactor
 
 ROUTES: tuple[Route, ...] = (
-    NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), WholeProduct(),
-    ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), SlidingInputFactor(),
+    NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
+    WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), SlidingInputFactor(),
     DiagonalForm(), MatrixForm(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 

@@ -1,12 +1,11 @@
-"""Routes over columns that form the product of columns and operand, whole, in chunks, or squared in closed form."""
+"""Routes over columns that form the product of columns and operand whole, or its squares in closed form."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from hbpcompiler.cost import Cost, chunk_length
+from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
@@ -15,7 +14,6 @@ from hbpcompiler.quantities import (
     EACH,
     FACTOR,
     NORM,
-    POSITIVE,
     REDUCED_FACTOR,
     SUM,
     VECTORS,
@@ -31,12 +29,10 @@ from hbpcompiler.routes.site import (
     einsum,
     operand_of,
     product_of,
-    single_product,
     square_sums,
     sum_out,
     traffic_of,
 )
-from hbpcompiler.writer import Part
 
 WHOLE_BYTES = 2**23
 """Inside a chunk loop a product this big is formed at once."""
@@ -53,7 +49,8 @@ class NativeSum(Route):
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         read, written = site.size(site.letters[0]), site.size(site.theta)
-        return Cost(N * site.product, N * site.itemsize * read, written * site.itemsize)
+        adds = N * site.product
+        return Cost(adds, N * site.itemsize * read, written * site.itemsize, kernel=adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         assert use.contraction.summed is not None
@@ -130,87 +127,6 @@ class WholeProduct(Route):
             if NORM in kinds:
                 results[NORM] = squares.flatten(1).sum(1)
         return results
-
-
-class ChunkedProduct(Route):
-    """Per-sample products in cache-sized chunks, squared and summed while they are in cache."""
-
-    name = "chunked product"
-    kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *SQUARES})
-
-    def applies(self, site: Site) -> bool:
-        return site.form == COLUMNS and site.has_operand
-
-    def _chunks(self, site: Site) -> tuple[int, int]:
-        """Samples per chunk, columns per chunk."""
-        each = site.size(site.theta) * site.itemsize
-        samples = chunk_length(each * site.columns, site.resources)
-        if samples > 1:
-            return samples, site.columns
-        return 1, min(site.columns, chunk_length(each, site.resources))
-
-    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        samples, columns = self._chunks(site)
-        inner = math.ceil(site.columns / columns)
-        calls = (1 + N / samples) * (2 + 4 * inner)
-        memory = samples * columns * site.size(site.theta) * site.itemsize
-        # In cache, writing and reading the product costs a fraction of what it costs in memory.
-        in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 1.5
-        traffic = traffic_of(site, site.columns, False) + in_cache
-        adds = N * site.columns * site.product
-        return Cost(adds, traffic, 2 * memory, calls, adds if samples > 1 else 0)
-
-    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        samples, columns = self._chunks(site)
-        theta = site.theta
-        totals = {kind: site.shape for kind in sorted(kinds) if kind not in (NORM, BATCH_DIAGONAL)}
-
-        def add(part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
-            if single and not site.signed:
-                # One sample, one column: square and add in a single pass over the cache.
-                one = product.flatten(0, 1).squeeze(0)
-                if SUM in kinds:
-                    into[SUM].add_(one)
-                for kind in sorted(kinds & {DIAGONAL, POSITIVE}):
-                    into[kind].addcmul_(one, one)
-                return
-            if SUM in kinds:
-                into[SUM].add_(product.sum((0, 1)))
-            if kinds & SQUARES:
-                sums = square_sums(site, product.square(), "nk" + theta, part["signs"], kinds & SQUARES, theta)
-                for kind, value in sums.items():
-                    into[kind].add_(value)
-
-        def add_each(part: Part, product: Any, rows: Mapping[str, Any]) -> None:
-            if BATCH_DIAGONAL in kinds:
-                sums = square_sums(site, product.square(), "nk" + theta, part["signs"], {DIAGONAL}, "n" + theta)
-                rows[BATCH_DIAGONAL].add_(sums[DIAGONAL])
-
-        def body(part: Part) -> None:
-            if columns == site.columns:
-                if samples == 1 and site.has_positions:
-                    product = single_product(site, columns_of(use, part.op, part["columns"]), operand_of(use, part.op))
-                else:
-                    product = product_of(site, use, part.op, part["columns"])
-                add(part, product, part.totals, samples == 1 and site.columns == 1)
-                if NORM in kinds:
-                    part.rows[NORM].copy_(product.square().flatten(1).sum(1))
-                add_each(part, product, part.rows)
-                return
-            operand = operand_of(use, part.op)
-            left = columns_of(use, part.op, part["columns"])
-
-            def inner(piece: Part) -> None:
-                product = single_product(site, piece["columns"], piece.outer(operand))
-                add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, False)
-                add_each(piece, product, {kind: piece.outer(rows) for kind, rows in part.rows.items()})
-
-            part.writer.loop(inner, op=None, sliced={"columns": left, "signs": part["signs"]}, chunk=columns,
-                             totals={}, axis=1)
-
-        rows = {kind: shape for kind, shape in ((NORM, ()), (BATCH_DIAGONAL, site.shape)) if kind in kinds}
-        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs}, chunk=samples,
-                               totals=totals, rows=rows)
 
 
 class ClosedForm(Route):

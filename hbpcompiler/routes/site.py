@@ -34,6 +34,10 @@ class Site:
     itemsize: int
     native_sum: bool
     resources: Resources = UNLIMITED
+    native_columns: bool = False
+    """whether torch has a kernel for all columns of one sample (`Contraction.of_sample`)."""
+    formed: bool = False
+    """whether the operand has to be made (patches of an image), and is not a tensor that is there already."""
     apart: bool = True
     """whether every entry of the output is but one entry of the contraction's columns: a diagonal stays one."""
     samples: int | None = None
@@ -196,7 +200,8 @@ def single_product(site: Site, columns: Any, operand: Any) -> Any:
 
 
 def traffic_of(site: Site, columns: Any, product: bool) -> Any:
-    """Bytes: the columns and the operand read, the product written and read again."""
+    """Bytes: the columns and the operand read, what is made (the operand, the product) written and read again."""
     left, right, result = site.letters
-    moved = columns * site.size(left) + site.size(right) + (3 * columns * site.size(result) if product else 0)
+    operand = (3 if site.formed else 1) * site.size(right)
+    moved = columns * site.size(left) + operand + (3 * columns * site.size(result) if product else 0)
     return N * site.itemsize * moved
