@@ -68,6 +68,11 @@ class Result:
                 "peak_MiB": self.mebibytes, "memory_remarks": self.memory_remarks}  # fmt: skip
 
 
+def said(error: Exception) -> str:
+    """The error's type and the beginning of its message: compilers say a page."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
 def check(cell: Cell, referee: Referee, everyone: dict[str, Contestant], limit: float) -> dict[str, str]:
     """What is wrong with each contestant's numbers on a small batch in float64."""
     remarks: dict[str, str] = {}
@@ -82,7 +87,7 @@ def check(cell: Cell, referee: Referee, everyone: dict[str, Contestant], limit: 
                 remarks[name] = f"{quantity}: not checked, too slow"
                 continue
             except Exception as error:
-                remarks[name] = f"{quantity}: {type(error).__name__}: {error}"
+                remarks[name] = f"{quantity}: {said(error)}"
                 continue
             if found is not None and not found[0] <= found[1]:
                 remarks[name] = f"{quantity}: differs from autograd by {found[0]:.2g}"
@@ -117,7 +122,7 @@ def measure(cell: Cell, referee: Referee | None, everyone: dict[str, Contestant]
             assert run is not None
             runs[name] = run
         except Exception as error:
-            measured[name] = Measured(failure=f"{type(error).__name__}: {error}")
+            measured[name] = Measured(failure=said(error))
     measured |= interleaved(runs, rounds, limit, patience)
     return Result(cell, measured.pop("gradient"), measured, remarks)
 
