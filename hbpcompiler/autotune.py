@@ -133,9 +133,11 @@ def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: in
         return replace(step, choices=runners[signatures.index(winner)])
 
     def tuned(step: Step) -> Step:
-        if isinstance(step, Close | Tied):
+        if isinstance(step, Tied) or (isinstance(step, Close) and not step.pooled):
             return decided(step)
-        return step  # a tail's sites are inside its chunks, whose routes follow from the chunks' size
+        # A tail's sites are inside its chunks, whose routes follow from the chunks' size; pooled columns are many zeros
+        # at positions that random tensors do not have.
+        return step
 
     steps = tuple(tuned(step) for step in plan.steps)
     if found:

@@ -327,7 +327,7 @@ class Backward:
     def _write(self, step: Close | Tied, use: Use) -> None:
         closings, dtype = self.closed.setdefault(step.parameter.key, {}), step.parameter.dtype
         for choice in step.choices:
-            site, given = self.precision.closing(step.site, use, choice.kinds, dtype)
+            site, given = self.precision.closing(step.piece, choice.kinds, dtype, step.site, use)
             for kind, result in choice.route.write(site, given, choice.kinds).items():
                 self.add(closings, step, kind, result)
 

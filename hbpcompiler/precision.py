@@ -26,6 +26,8 @@ from hbpcompiler.writer import Loop
 
 PRECISE = frozenset({BLOCK, EIGEN})
 """Closings in the model's dtype: an eigendecomposition, and what the user multiplies with later."""
+SQUARES = 1e9
+"""What sums of squares must not exceed. Squares of columns would be as far beyond float16's smallest number."""
 BEGINS, ENDS = "begins", "ends"
 """meta["curvature"] of the casts that the backward pass writes."""
 MOVES = {"reshape", "flatten", "unflatten", "view", "unsqueeze", "squeeze", "permute", "transpose", "t", "getattr",
@@ -46,12 +48,17 @@ class Precision:
         Diagonals and KFRA's matrix keep the model's: they are small.
         """
         if self.dtype is None or piece is None:
-            return self.dtype is not None
+            return self.holds_squares
         return piece.form == COLUMNS and piece.stream not in (GRADIENT, KFRA)
+
+    @property
+    def holds_squares(self) -> bool:
+        """Whether closings, all of them squares, may have this dtype: float16 is for columns on their way alone."""
+        return self.dtype is not None and torch.finfo(self.dtype).max > SQUARES
 
     def of(self, piece: Piece | None, model: torch.dtype) -> torch.dtype:
         """The dtype in which a piece is closed."""
-        return self.dtype if self.dtype is not None and self.concerns(piece) else model
+        return self.dtype if self.dtype is not None and self.holds_squares and self.concerns(piece) else model
 
     def rounded(self, columns: Any, piece: Piece | None) -> Any:
         """Here columns begin, if the piece has this dtype; None: the operand of A."""
@@ -65,9 +72,10 @@ class Precision:
             return type(result)(*(self.widened(part, dtype) for part in result))
         return _cast(result, dtype, ENDS)
 
-    def closing(self, site: Site, use: Use, kinds: Iterable[str], dtype: torch.dtype) -> tuple[Site, Use]:
-        """What a route is given for these closings, of a parameter of this dtype."""
-        if self.dtype is None or not PRECISE.intersection(kinds):
+    def closing(self, piece: Piece | None, kinds: Iterable[str], dtype: torch.dtype, site: Site,
+                use: Use) -> tuple[Site, Use]:
+        """What a route is given for these closings of a piece, at a parameter of this dtype."""
+        if not self.concerns(piece) or (self.holds_squares and not PRECISE.intersection(kinds)):
             return site, use
         stream, signs = self.widened(use.stream, dtype), self.widened(use.signs, dtype)
         return replace(site, itemsize=dtype.itemsize), replace(use, stream=stream, signs=signs)

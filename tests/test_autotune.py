@@ -137,3 +137,15 @@ def test_the_command_has_it_too(clock, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert clock.races > 0
     assert "autotune" in done.output
+
+
+@pytest.mark.usefixtures("clock")
+def test_pooled_columns_do_not_race():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(32, 3)).double()
+    X, y = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.randint(3, (5,))
+    raced = hbp.compile(model, quantities=["diag_ggn"], autotune=True)
+    result = raced(X, y)
+    assert "pooled" in raced.code
+    for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_ggn").items():
+        close(result.diag_ggn[name], value, name)
