@@ -123,8 +123,10 @@ class _Rounding:
                 self._node(node)
 
     def _note(self, node: fx.Node, value: Any, is_column: bool) -> None:
+        """Of what was computed from columns, tensors of their dtype are columns again; masks and shapes are not."""
         self.values[node] = value
-        if is_column and not (isinstance(value, Tensor) and value.dtype != self.dtype):
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if is_column and any(isinstance(part, Tensor) and part.dtype == self.dtype for part in parts):
             self.columns.add(node)
 
     def _node(self, node: fx.Node) -> None:
