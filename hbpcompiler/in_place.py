@@ -7,6 +7,7 @@ for in page faults.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -21,7 +22,9 @@ VIEWS = {"unflatten", "flatten", "reshape", "view", "unsqueeze", "squeeze", "per
 """Methods whose result may share memory with their input."""
 SPREAD = {"expand", "expand_as", "unfold", "diagonal"}
 """Views in which one number may stand for several: never written to."""
-REWRITES = {operator.mul: "mul_", operator.truediv: "div_", "square": "square_"}
+REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
+LARGE = 2**16
+"""Numbers of a weight's closing from which memory counts."""
 FRESH = {operator.matmul, operator.mul, operator.sub, operator.add, operator.truediv, torch.einsum, torch.where,
          torch.cat, torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
          torch.nn.functional.conv_transpose3d, torch.nn.functional.conv1d, torch.nn.functional.conv2d,
@@ -46,8 +49,9 @@ def write_in_place(graph: fx.Graph) -> None:
 
 
 def _is_large(node: fx.Node) -> bool:
-    """Columns, or products of columns: at least [N, K, z]."""
-    return len(node.meta.get("shape") or ()) >= 3
+    """Columns, or products of columns: at least [N, K, z]. Or what a large weight's closings are made of."""
+    shape = node.meta.get("shape") or ()
+    return len(shape) >= 3 or math.prod(int(length) for length in shape if length.isdigit()) >= LARGE
 
 
 def _same_kind(target: fx.Node, node: fx.Node) -> bool:

@@ -80,7 +80,7 @@ def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) 
     if not squares or contraction is None:
         return [step]
     sizes = dict(step.site.sizes) | {"p": found.entries}
-    site = replace(step.site, equation=contraction.equation, sizes=tuple(sorted(sizes.items())), native_sum=False)
+    site = step.site.without_kernels(equation=contraction.equation, sizes=tuple(sorted(sizes.items())), formed=True)
     choices, others = choose(site, squares), choose(step.site, squares)
     if seconds(site, choices) + _surcharge(site, choices) >= seconds(step.site, others):
         return [step]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
-from hbpcompiler.cost import Resources
+from hbpcompiler.cost import TYPICAL_BATCH, Resources
 from hbpcompiler.graph import Value
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
 from hbpcompiler.routes import COLUMNS, choose
@@ -30,13 +30,21 @@ VECTORS_ONLY = Limits(2**15, 2**20)
 Hessian diagonal of benchmarks' MLP takes half the time."""
 
 
+LATE_BYTES, LATE_CHUNK = 2**24, 2**22
+"""Bytes of a piece at one value for a whole batch, from which on it goes in chunks of samples, and those of a chunk.
+The allocator asks the system for the memory of what is larger each time anew."""
+
+Place = tuple[str, str]
+Own = Pull | Widen | Close
+
+
 def limits(vectors_only: bool) -> Limits:
     """Of a piece that meets only values of one axis (fully connected networks), or others too."""
     return VECTORS_ONLY if vectors_only else SPATIAL
 
 
 def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources,
-               pools: Container[tuple[str, str]] = ()) -> list[Step]:
+               pools: Container[Place] = ()) -> list[Step]:
     """The steps, with those of each large piece folded into one `Tail` at the place of its first.
 
     `pools` are the places (value, piece) where columns are kept pooled.
@@ -61,7 +69,7 @@ def _pieces(steps: Sequence[Step]) -> list[Piece]:
 
 
 def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resources,
-          pools: Container[tuple[str, str]]) -> tuple[Tail, Sequence[Step]] | None:
+          pools: Container[Place]) -> tuple[Tail, Sequence[Step]] | None:
     """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
     if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
         return None
@@ -84,19 +92,46 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     allowed = resources.temporaries
     fits = allowed is None or each * piece.columns * resources.batch <= allowed
     if each * piece.columns <= bounds.large and fits:
-        return None
+        return _late_tail(piece, own, itemsize, resources, pools)
     limit = bounds.chunk if allowed is None else min(bounds.chunk, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
     columns = math.ceil(piece.columns / chunks)
-    closings = []
-    for step in own:
+    return Tail(piece, starts[0], _in_chunks(own, samples, columns), samples, columns), own
+
+
+def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, ...]:
+    """The steps, their closings by the routes that are cheapest for so many samples and columns."""
+    chosen = []
+    for step in steps:
         if isinstance(step, Close):
             site = replace(step.site, columns=columns, samples=samples)
             kinds = frozenset().union(*(choice.kinds for choice in step.choices))
             step = replace(step, site=site, choices=choose(site, kinds))
-        closings.append(step)
-    return Tail(piece, starts[0], tuple(closings), samples, columns), own
+        chosen.append(step)
+    return tuple(chosen)
+
+
+def _late_tail(piece: Piece, own: Sequence[Own], itemsize: int, resources: Resources,
+               pools: Container[Place]) -> tuple[Tail, Sequence[Own]] | None:
+    """The end of the way of a piece of few columns, from where a whole batch of them would be large."""
+    for index, step in enumerate(own):
+        if not isinstance(step, Pull):
+            continue
+        value, start, rest = step.operation.tensors[step.slot], step.operation.output, own[index:]
+        each = math.prod(value.sample_shape) * itemsize * piece.columns
+        if each * TYPICAL_BATCH > LATE_BYTES and _enters_at(start, own[:index], rest) and (
+                start.name, piece.name) not in pools:
+            samples = max(1, LATE_CHUNK // each)
+            return Tail(piece, start, _in_chunks(rest, samples, piece.columns), samples, piece.columns), rest
+    return None
+
+
+def _enters_at(start: Value, before: Sequence[Own], rest: Sequence[Own]) -> bool:
+    """Whether the rest of the way reads nothing that was made before but the columns at `start`."""
+    made = {step.operation.tensors[step.slot].name for step in rest if isinstance(step, Pull | Widen)}
+    arrived = {step.operation.tensors[step.slot].name for step in before if isinstance(step, Pull | Widen)}
+    return all(step.operation.name in made | {start.name} for step in rest) and not made & (arrived | {start.name})
 
 
 def _starts(piece: Piece, steps: Sequence[Step]) -> list[Value]:

@@ -145,4 +145,4 @@ def _joined_site(group: Sequence[Close]) -> Site:
     positions = sum(close.site.size("p") if close.site.has_positions else 1 for close in group)
     sizes = dict(group[0].site.sizes) | {"p": positions}
     equation = f"nkp{own},np{met}->{result}" if right else f"nkp{own}->{result}"
-    return replace(group[0].site, equation=equation, sizes=tuple(sorted(sizes.items())), native_sum=False)
+    return group[0].site.without_kernels(equation=equation, sizes=tuple(sorted(sizes.items())))

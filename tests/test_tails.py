@@ -9,6 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler import tails
 from hbpcompiler.reference import reference
+from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import check_exact, close
 
@@ -51,6 +52,32 @@ def test_chunks_on_random_networks(setting):
     with pytest.MonkeyPatch.context() as patch:
         set_limits(patch, 900)
         check_exact(*setting, ["diag_h"])
+
+
+@pytest.mark.parametrize("chunk", [1, 300])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk, monkeypatch):
+    """Graphs with branches too, where the rest of the way may read what only arrived before it."""
+    monkeypatch.setattr(tails, "LATE_BYTES", 64 * tails.TYPICAL_BATCH)
+    monkeypatch.setattr(tails, "LATE_CHUNK", chunk)
+    model, x, y = made(name)
+    result = hbp.compile(model, quantities=["diag_ggn", "kflr"])(x, y)
+    for key, value in reference(model, nn.CrossEntropyLoss(), [x], y, "diag_ggn").items():
+        close(result.diag_ggn[key], value, f"diag_ggn of {key}")
+    whole = hbp.compile(model, quantities=["kflr"], memory_budget="1GiB")
+    monkeypatch.undo()
+    for key, factors in whole(x, y).kflr.items():
+        close(result.kflr[key].B, factors.B, f"B of {key}")
+
+
+def test_large_values_of_few_columns_exist_for_a_chunk_only():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                          nn.Linear(4096, 10)).double()
+    X, y = torch.randn(5, 1, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4])
+    compiled, _ = check_exact(model, nn.CrossEntropyLoss(), X, y, ["diag_ggn"])
+    assert "# [n, 9, 16, 32, 32]" in compiled.code
+    assert "# [N, 9, 16, 32, 32]" not in compiled.code
 
 
 def test_memory_stays_below_the_columns():

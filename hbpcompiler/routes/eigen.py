@@ -74,7 +74,7 @@ def _inputs(site: Site) -> Site:
 def _in_columns(site: Site) -> Site:
     """The site with columns; the diagonal of a loss without curvature has one for each entry."""
     count = site.columns if site.form == COLUMNS else site.size(site.letters[0])
-    return replace(site, form=COLUMNS, columns=count, native_sum=False)
+    return site.without_kernels(form=COLUMNS, columns=count)
 
 
 def _outputs(site: Site) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -50,6 +50,10 @@ class Site:
         left, result = self.equation.split("->")
         first, _, second = left.partition(",")
         return first, second, result
+
+    def without_kernels(self, **changes: Any) -> Site:
+        """Another contraction at this site, which torch's own kernels do not know."""
+        return replace(self, native_sum=False, native_columns=False, **changes)
 
     def size(self, letters: Iterable[str]) -> int:
         lengths = dict(self.sizes)
