@@ -139,7 +139,8 @@ def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: in
         # at positions that random tensors do not have.
         return step
 
-    steps = tuple(tuned(step) for step in plan.steps)
+    with torch.random.fork_rng():  # a race draws its tensors, not the user's
+        steps = tuple(tuned(step) for step in plan.steps)
     if found:
         tuning.remember_winners(found)
     return replace(plan, steps=steps)

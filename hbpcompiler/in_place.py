@@ -28,7 +28,7 @@ LARGE = 2**16
 FRESH = {operator.matmul, operator.mul, operator.sub, operator.add, operator.truediv, torch.einsum, torch.where,
          torch.cat, torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
          torch.nn.functional.conv_transpose3d, torch.nn.functional.conv1d, torch.nn.functional.conv2d,
-         torch.nn.functional.conv3d, "scatter_add", "square", "clamp"}
+         torch.nn.functional.conv3d, "scatter_add", "square", "clamp", torch.ops.aten.convolution_backward}
 """Calls that return memory of their own."""
 
 

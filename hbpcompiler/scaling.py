@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from hbpcompiler.writer import Loop
+
 VIEWS = {"squeeze", "reshape", "flatten", "unflatten"}
 
 
@@ -16,6 +18,8 @@ def divide_before_products(graph: fx.Graph) -> None:
     """einsum(a, b) / N becomes einsum(a / N, b) where a is smaller than what the product makes. After `annotate`."""
     for node in list(graph.nodes):
         if node.target is not operator.truediv or not _is_batch_size(node.args[1]):
+            continue
+        if _divide_in_loop(node):
             continue
         product = _product_below(node.args[0])
         if product is None:
@@ -33,6 +37,34 @@ def divide_before_products(graph: fx.Graph) -> None:
         result.meta["hint"] = node.meta.get("hint")
         node.replace_all_uses_with(result)
         graph.erase_node(node)
+
+
+def _divide_in_loop(node: fx.Node) -> bool:
+    """Rows that a chunk loop fills are divided as they are filled, in cache; whether that was done."""
+    item: Any = node.args[0]
+    while len(item.users) == 1 and item.op == "call_method" and item.target in VIEWS:
+        item = item.args[0]
+    loop = item.args[0] if item.target is operator.getitem else None
+    if len(item.users) != 1 or not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
+        return False
+    body, (accumulators, sliced, whole) = loop.target.body, loop.args
+    holders = [holder for holder in body.nodes if holder.op == "placeholder"]
+    (fill, *others) = holders[item.args[1]].users
+    if item.args[1] < loop.target.totals or others or fill.target != "copy_":
+        return False
+    with body.inserting_after(holders[-1]):
+        count = body.placeholder("batch_size")
+    count.meta = {"cut": False, "hint": "N"}
+    with body.inserting_before(fill):
+        scaled = body.call_function(operator.truediv, (fill.args[1], count))
+    scaled.meta = {key: value for key, value in fill.args[1].meta.items() if key != "hint"}
+    fill.args = (fill.args[0], scaled)
+    loop.args = (accumulators, sliced, (*whole, node.args[1]))
+    result: Any = node.args[0]
+    result.meta["hint"] = node.meta.get("hint")
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
+    return True
 
 
 def _is_batch_size(item: Any) -> bool:

@@ -115,8 +115,9 @@ class Part:
                  sliced: Mapping[str, fx.Proxy | None]) -> None:
         self.writer = writer
         # Placeholders in the order in which the loop passes them: totals, rows, slices, whole tensors.
-        self.totals = {name: writer.placeholder(f"total_{name}") for name in totals}
-        self.rows = {name: writer.placeholder(f"rows_{name}") for name in rows}
+        # Their own names may be no identifiers ("diagonal 0.weight").
+        self.totals = {name: writer.placeholder(f"total_{number}") for number, name in enumerate(totals)}
+        self.rows = {name: writer.placeholder(f"rows_{number}") for number, name in enumerate(rows)}
         self.cut: list[fx.Proxy] = []
         self.whole: list[fx.Proxy] = []
         self._seen: dict[fx.Node, fx.Proxy] = {}

@@ -149,3 +149,15 @@ def test_pooled_columns_do_not_race():
     assert "pooled" in raced.code
     for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_ggn").items():
         close(result.diag_ggn[name], value, name)
+
+
+def test_loops_whose_totals_have_names_of_their_own_are_raced(clock):
+    """Sliding windows fill a core and its edges, which the loop must be able to run."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 8, 5, padding=2), nn.Flatten(), nn.Linear(8 * 14 * 14, 3)).double()
+    X, y = torch.randn(2, 32, 14, 14, dtype=torch.float64), torch.tensor([0, 2])
+    raced = hbp.compile(model, quantities=["kflr"], autotune=True)(X, y)
+    assert clock.races
+    for name, factors in hbp.compile(model, quantities=["kflr"])(X, y).kflr.items():
+        if factors.A is not None:
+            close(raced.kflr[name].A, factors.A, f"A of {name}")
