@@ -40,6 +40,7 @@ from hbpcompiler.quantities import (
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, Use
 from hbpcompiler.rule import Contraction, Diagonal, Factor, LossRule, Op, Rule
+from hbpcompiler.sample_chunks import walk_sample_chunks
 from hbpcompiler.stand_ins import meta
 from hbpcompiler.steps import (
     PREFIX,
@@ -51,6 +52,7 @@ from hbpcompiler.steps import (
     Plan,
     Pull,
     Sample,
+    SampleChunks,
     Seed,
     Step,
     Tail,
@@ -100,6 +102,7 @@ class Backward:
             Close: self._close,
             Tied: self._tied,
             Tail: partial(walk_tail, self),
+            SampleChunks: partial(walk_sample_chunks, self),
         }
         handlers[type(step)](step)
 

@@ -20,7 +20,7 @@ from hbpcompiler.passes import saved
 from hbpcompiler.precision import notes
 from hbpcompiler.program_cost import FORWARD, RESULTS
 from hbpcompiler.routes import NEVER, alternatives
-from hbpcompiler.steps import Birth, Close, Gather, Piece, Plan, Pull, Seed, Step, Tail, Tied, Widen
+from hbpcompiler.steps import Birth, Close, Gather, Piece, Plan, Pull, SampleChunks, Seed, Step, Tail, Tied, Widen, flat
 
 WIDTH = 170
 """Of the tables, in characters."""
@@ -87,9 +87,9 @@ def travellers(graph: Graph, plan: Plan) -> list[tuple[int, str, str, Any, str]]
     names = value_names(graph)
     rows = []
     for position, step in enumerate(plan.steps):
-        for own in step.steps if isinstance(step, Tail) else [step]:
+        for own in flat(step):
             piece, values, how = _arrivals(own)
-            how += ", in chunks" if isinstance(step, Tail) else ""
+            how += ", in chunks" if own is not step else ""
             for value in values:
                 form = f"{piece.stream}: {_form(piece)}"
                 rows.append((position, names[value.name], form, piece.elements(value), how))
@@ -106,7 +106,7 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
         return step.into, [step.operation.tensors[step.slot]], "widened to columns"
     if isinstance(step, Pull):
         return step.piece, [step.operation.tensors[step.slot]], "pulled back"
-    assert not isinstance(step, Tail)  # `travellers` gives its steps instead
+    assert not isinstance(step, Tail | SampleChunks)  # `travellers` gives their steps instead
     how = "compressed" if isinstance(step, Gather) and step.compresses else type(step).__name__.lower()
     return step.into, [step.value], how
 

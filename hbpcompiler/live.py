@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hbpcompiler.steps import Average, Birth, Close, Gather, Pull, Sample, Seed, Step, Tied, Widen
+from hbpcompiler.steps import Close, Step, Tied, makes, reads
 
 
 def live(steps: list[Step]) -> list[Step]:
@@ -10,25 +10,7 @@ def live(steps: list[Step]) -> list[Step]:
     wanted: set[tuple[str, str]] = set()
     kept: list[Step] = []
     for step in reversed(steps):
-        if isinstance(step, Tied):
-            wanted |= {(use.operation.name, step.piece.name) for use in step.uses}
-        elif isinstance(step, Close):
-            if step.piece is not None:
-                wanted.add((step.operation.name, step.piece.name))
-        elif isinstance(step, Seed | Birth):
-            inputs = step.operation.tensors.values()
-            if not any((value.name, step.piece.name) in wanted for value in inputs):
-                continue
-            if isinstance(step, Birth):
-                wanted.add((step.operation.name, step.gradient.name))
-        elif isinstance(step, Pull | Widen):
-            into = step.into if isinstance(step, Widen) else step.piece
-            if (step.operation.tensors[step.slot].name, into.name) not in wanted:
-                continue
-            wanted.add((step.operation.name, step.piece.name))
-        elif isinstance(step, Gather | Average | Sample):
-            if (step.value.name, step.into.name) not in wanted:
-                continue
-            wanted |= {(step.value.name, piece.name) for piece in step.pieces}
-        kept.append(step)
+        if isinstance(step, Close | Tied) or any((value.name, piece.name) in wanted for value, piece in makes(step)):
+            wanted |= {(value.name, piece.name) for value, piece in reads(step)}
+            kept.append(step)
     return kept[::-1]

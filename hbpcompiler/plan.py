@@ -41,6 +41,7 @@ from hbpcompiler.quantities import (
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX
 from hbpcompiler.rule import Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
+from hbpcompiler.sample_chunks import with_sample_chunks
 from hbpcompiler.stand_ins import StandIns
 from hbpcompiler.steps import (
     PREFIX,
@@ -101,6 +102,7 @@ class _Walk:
                 self._cross(operation, rule)
         steps, pools = with_pooled_columns(live(join_uses(self.steps, self.closings)), self.rules, self._static)
         steps = with_tails(steps, self.itemsize, self.resources, pools)
+        steps = with_sample_chunks(steps, self.dtype.itemsize, self.resources)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
                     self.indefinite, self.precision.dtype)
 

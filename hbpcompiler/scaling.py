@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -47,7 +47,8 @@ def _divide_in_loop(node: fx.Node) -> bool:
     loop = item.args[0] if item.target is operator.getitem else None
     if len(item.users) != 1 or not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
         return False
-    body, (accumulators, sliced, whole) = loop.target.body, loop.args
+    body, arguments = loop.target.body, loop.args
+    accumulators, sliced, whole = cast("tuple[tuple[fx.Node, ...], ...]", arguments)  # as Writer.loop wrote them
     holders = [holder for holder in body.nodes if holder.op == "placeholder"]
     (fill, *others) = holders[item.args[1]].users
     if item.args[1] < loop.target.totals or others or fill.target != "copy_":

@@ -167,7 +167,55 @@ class Tail:
     columns: int
 
 
-Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail
+@dataclass(frozen=True)
+class SampleChunks:
+    """Curvature's whole way through the model in chunks of samples, where a batch's columns together are many."""
+
+    steps: tuple[Step, ...]
+    samples: int
+
+    @property
+    def operation(self) -> Operation:
+        """The model's last operation, under whose heading the loop is printed."""
+        return _operation(self.steps[0])
+
+
+Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
+
+Arrival = tuple[Value, Piece]
+"""A piece at a value."""
+
+
+def reads(step: Step) -> list[Arrival]:
+    """The pieces that a step takes, each from where it has arrived."""
+    if isinstance(step, Tied):
+        return [(use.operation.output, step.piece) for use in step.uses]
+    if isinstance(step, Birth):
+        return [(step.operation.output, step.gradient)]
+    if isinstance(step, Gather | Average | Sample):
+        return [(step.value, piece) for piece in step.pieces]
+    if isinstance(step, Close):
+        return [] if step.piece is None else [(step.operation.output, step.piece)]
+    if isinstance(step, Pull | Widen):
+        return [(step.operation.output, step.piece)]
+    if isinstance(step, Tail):
+        return reads(step.steps[0]) if isinstance(step.steps[0], Widen) else [(step.value, step.piece)]
+    return []
+
+
+def makes(step: Step) -> list[Arrival]:
+    """The pieces that arrive by a step, and where."""
+    if isinstance(step, Seed):
+        return [(value, step.piece) for value in step.operation.tensors.values()]
+    if isinstance(step, Birth):
+        return [(step.operation.tensors[slot], step.piece) for slot in step.slots]
+    if isinstance(step, Gather | Average | Sample):
+        return [(step.value, step.into)]
+    if isinstance(step, Pull):
+        return [(step.operation.tensors[step.slot], step.piece)]
+    if isinstance(step, Widen):
+        return [(step.operation.tensors[step.slot], step.into)]
+    return []
 
 
 @dataclass(frozen=True)
@@ -190,10 +238,7 @@ class Plan:
     def flat(self) -> Iterator[Step]:
         """All steps, those of tails too."""
         for step in self.steps:
-            if isinstance(step, Tail):
-                yield from step.steps
-            else:
-                yield step
+            yield from flat(step)
 
     def closings(self) -> list[Close | Tied]:
         """What ends at parameters, in order of execution."""
@@ -204,6 +249,19 @@ class Plan:
         kinds = Birth | Pull | Widen | Seed | Close
         uses = {use.operation.name for step in self.flat() if isinstance(step, Tied) for use in step.uses}
         return uses | {step.operation.name for step in self.flat() if isinstance(step, kinds)}
+
+
+def flat(step: Step) -> Iterator[Step]:
+    """A step, or those that it carries out in chunks."""
+    if isinstance(step, Tail | SampleChunks):
+        for own in step.steps:
+            yield from flat(own)
+    else:
+        yield step
+
+
+def _operation(step: Step) -> Operation:
+    return next(own.operation for own in flat(step) if not isinstance(own, Gather | Average | Sample | Tail))
 
 
 def title(operation: Operation) -> str:

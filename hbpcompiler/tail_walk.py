@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.quantities import FACTOR, REDUCED_FACTOR
 from hbpcompiler.rule import Op
-from hbpcompiler.steps import Close, Tail, Widen, title
+from hbpcompiler.steps import Close, Tail, Tied, Widen, title
 from hbpcompiler.writer import Part
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def walk_tail(backward: Backward, step: Tail) -> None:
     start = backward.root(widen) if widen else backward.columns[step.value.name, step.piece.name]
     sliced = {"columns": start, "signs": backward.signs.get(step.piece.name)}
     closes = [own for own in step.steps if isinstance(own, Close)]
-    shapes = {f"{kind} {close.parameter.key}": _total_shape(close, kind)
+    shapes = {f"{kind} {close.parameter.key}": shape_of_total(close, kind)
               for close in closes for choice in close.choices for kind in choice.kinds}
     shapes = dict(sorted(shapes.items()))
 
@@ -94,7 +94,7 @@ def _chunk_of_columns(backward: Backward, widen: Widen, part: Part, whole: bool)
     return backward.born(widen, part["columns"], unit)
 
 
-def _total_shape(close: Close, kind: str) -> tuple[int, ...]:
+def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:
     """The shape of a closing before it takes its parameter's."""
     site = close.site
     if kind not in (FACTOR, REDUCED_FACTOR):
