@@ -123,10 +123,13 @@ class _Rounding:
                 self._node(node)
 
     def _note(self, node: fx.Node, value: Any, is_column: bool) -> None:
-        """Of what was computed from columns, tensors of their dtype are columns again; masks and shapes are not."""
+        """Of what was computed from columns, tensors of their dtype are columns again; masks and shapes are not.
+
+        So is the dtype itself: what is made in it (unit vectors) starts as a column.
+        """
         self.values[node] = value
         parts = value if isinstance(value, tuple | list) else (value,)
-        if is_column and any(isinstance(part, Tensor) and part.dtype == self.dtype for part in parts):
+        if is_column and self.dtype in (getattr(part, "dtype", part) for part in parts):
             self.columns.add(node)
 
     def _node(self, node: fx.Node) -> None:

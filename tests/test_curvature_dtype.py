@@ -169,6 +169,16 @@ def test_compressed_columns(activation, monkeypatch):
         assert error(found[quantity], expected[quantity]) < HALF
 
 
+def test_residuals_that_begin_as_unit_vectors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ELU(), nn.Linear(3, 1), nn.Mish(), nn.Flatten(),
+                          nn.Linear(2, 4)).double()
+    X, y = torch.randn(5, 2, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    found, expected, compiled = both(model, X, y, ["diag_h"], torch.float32, nn.MSELoss())
+    assert "torch.eye(" in compiled.code
+    assert error(found.diag_h, expected.diag_h) < SINGLE
+
+
 def test_a_layer_used_twice():
     torch.manual_seed(0)
     layer = nn.Linear(5, 5)
