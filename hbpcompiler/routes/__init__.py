@@ -14,7 +14,14 @@ from hbpcompiler.cost import TYPICAL_BATCH, Cost, number
 from hbpcompiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.routes.eigen import Eigenbasis
-from hbpcompiler.routes.factors import ColumnFactor, InputFactor, ReducedFactor, ReducedInputFactor
+from hbpcompiler.routes.factors import (
+    ColumnFactor,
+    HalfColumnFactor,
+    HalfInputFactor,
+    InputFactor,
+    ReducedFactor,
+    ReducedInputFactor,
+)
 from hbpcompiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.routes.kept import Kept
 from hbpcompiler.routes.products import ClosedForm, NativeSum, OneProduct, WholeProduct
@@ -23,7 +30,8 @@ from hbpcompiler.routes.sliding import SlidingInputFactor
 
 ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
-    WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), SlidingInputFactor(),
+    WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
+    HalfInputFactor(), SlidingInputFactor(),
     DiagonalForm(), MatrixForm(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 

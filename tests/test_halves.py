@@ -1,0 +1,95 @@
+"""Kronecker factors by blocks of rows, mirrored: exact on random chains, taken where there is enough to leave out."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.meter import Meter
+from hbpcompiler.reference import kflr
+from hbpcompiler.routes import NEVER, factors
+from hbpcompiler.routes.factors import HalfInputFactor
+from hbpcompiler.routes.sliding import SlidingInputFactor
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_quantities import close
+
+NAME = HalfInputFactor.name
+
+
+def only_halves(patch, smallest):
+    """Wherever there are so many rows, nothing else may give a factor."""
+    patch.setattr(factors, "SMALLEST", smallest)
+    patch.setattr(SlidingInputFactor, "applies", lambda self, site: False)
+    for whole, half in ((factors.ColumnFactor, factors.HalfColumnFactor), (factors.InputFactor, HalfInputFactor)):
+        cost = whole.cost
+        patch.setattr(half, "cost", lambda self, site, kinds, cost=cost: cost(self, site, kinds))
+        patch.setattr(whole, "cost", lambda self, site, kinds, cost=cost, half=half: (
+            NEVER if half().applies(site) else cost(self, site, kinds)))
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
+def test_random_networks(setting):
+    model, loss, X, y = setting
+    with pytest.MonkeyPatch.context() as patch:
+        only_halves(patch, 4)
+        found = hbp.compile(model, loss, ["kflr"])(X, y).kflr
+    for name, (A, B) in kflr(model, loss, [X], y, seed=0).items():
+        close(found[name].B, B, f"B of {name}")
+        if A is not None:
+            close(found[name].A, A, f"A of {name}")
+
+
+def wide(samples):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(600, 300), nn.Sigmoid(), nn.Linear(300, 4))
+    return model, torch.randn(samples, 600), torch.randint(4, (samples,))
+
+
+def test_signs_of_an_indefinite_curvature(monkeypatch):
+    """A factor of a loss times a negative number is the negative of the factor."""
+    only_halves(monkeypatch, 4)
+    model, X, y = wide(3)
+    model, X = model.double(), X.double()
+
+    def negative(output, target):
+        return -nn.functional.cross_entropy(output, target)
+
+    plain, turned = (hbp.compile(model, loss, ["kflr"]) for loss in (nn.CrossEntropyLoss(), negative))
+    found, expected = turned(X, y).kflr, plain(X, y).kflr
+    assert NAME in turned.code
+    for name in ("0.weight", "2.weight"):
+        close(found[name].B, -expected[name].B, name)
+        close(found[name].A, expected[name].A, name)
+
+
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_it_leaves_out_three_eighths(backend, monkeypatch):
+    model, X, y = wide(64)
+    adds, results = [], []
+    for halves in (False, True):
+        with monkeypatch.context() as patch:
+            if halves:
+                only_halves(patch, 4)
+            compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), backend=backend)
+        assert (NAME in compiled.code) == halves
+        results.append(compiled(X, y).kflr["0.weight"].A)
+        with Meter() as meter:
+            compiled(X, y)
+        adds.append(meter.counts.multiply_adds)
+    factors_of_both = 64 * (600**2 + 300**2 + 3 * 300**2 + 3 * 4**2)  # A and B; a bias has its weight's B
+    assert adds[0] - adds[1] == pytest.approx(factors_of_both * 3 / 8, rel=0.001)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    assert torch.equal(results[1], results[1].T)
+
+
+@pytest.mark.parametrize(("samples", "chosen"), [(16, False), (4096, True)])
+def test_it_is_taken_for_many_rows_of_positions(samples, chosen):
+    """What is mirrored costs the same however many rows were summed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 3), nn.Flatten(), nn.Linear(3 * (samples // 16), 2))
+    example = torch.randn(2, samples // 16, 512), torch.zeros(2, dtype=torch.long)
+    code = hbp.compile(model, quantities=["kfac"], example_inputs=example).code
+    (line,) = (line for line in code.splitlines() if "0.weight" in line and "operand" in line)
+    assert (NAME in line) == chosen
