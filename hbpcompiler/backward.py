@@ -16,6 +16,7 @@ from hbpcompiler.bind import bind
 from hbpcompiler.compression import compressed
 from hbpcompiler.endings import multiples, static_multiples
 from hbpcompiler.graph import Graph, Operation, Value
+from hbpcompiler.local_walk import walk_local_tail
 from hbpcompiler.precision import Precision
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
@@ -48,6 +49,7 @@ from hbpcompiler.steps import (
     Birth,
     Close,
     Gather,
+    LocalTail,
     Piece,
     Plan,
     Pull,
@@ -84,6 +86,8 @@ class Backward:
         self.multiples: dict[str, Any] = {}
         self.noise: dict[str, Any] = {}
         """The random signs of a piece's columns, the same at every value that it has reached."""
+        self.slopes: dict[str, Any] = {}
+        """Local derivatives that are known already: pieces of them (see `local`)."""
 
     def inside(self, writer: Writer, ops: Mapping[str, Op]) -> Backward:
         """The same backward pass inside a loop: its own graph, the operations bound to this chunk's tensors."""
@@ -102,6 +106,7 @@ class Backward:
             Close: self._close,
             Tied: self._tied,
             Tail: partial(walk_tail, self),
+            LocalTail: partial(walk_local_tail, self),
             SampleChunks: partial(walk_sample_chunks, self),
         }
         handlers[type(step)](step)
@@ -192,6 +197,8 @@ class Backward:
     def derivative(self, operation: Operation) -> Any:
         rule = self.rule_of(operation)
         assert rule.derivative is not None
+        if operation.name in self.slopes:
+            return self.slopes[operation.name]
         return named(rule.derivative(self.ops[operation.name]), f"d_{self.names[operation.name]}")
 
     def _pull(self, step: Pull) -> None:

@@ -37,18 +37,19 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
             if not kinds:
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds)
-            site = _site(contraction, op, piece, precision.of(piece, dtype), resources)
+            site = site_of(contraction, op, piece, precision.of(piece, dtype), resources)
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
             yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
         of_operand = frozenset(closing.kind for closing in wanted if not closing.stream)
         if of_operand:
-            site = _site(contraction, op, None, precision.of(None, dtype), resources)
+            site = site_of(contraction, op, None, precision.of(None, dtype), resources)
             if site.features:
                 yield Close(operation, slot, parameter, None, site, contraction, choose(site, of_operand))
 
 
-def _site(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources) -> Site:
+def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources) -> Site:
+    """What routes see of a contraction that a piece meets; None: the operand alone."""
     left, right, _ = contraction.letters
     columns = torch.empty((SAMPLES, 1, *op.shape("output")), dtype=dtype, device="meta")
     sizes = dict(zip(left, contraction.columns(op, columns).shape, strict=True))

@@ -66,7 +66,7 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
         for choice in step.choices:
             kinds = "+".join(sorted(choice.kinds))
             rows.append((comment(step.parameter.key), _stream(step), kinds, choice.route.name,
-                         _polynomial(choice.cost.multiply_adds)))
+                         _polynomial(_of_batch(choice.cost.multiply_adds, step))))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -166,7 +166,8 @@ def _routes(draft: Draft, batch: int) -> Table:
             parts, chunks = _chunks(step, batch)
             table.add_row(*start, choice.route.name, "rejected" if choice in rejected else "chosen",
                           _milliseconds(chunks * parts * cost.seconds(step.site.samples or batch, machine)),
-                          _polynomial(parts * cost.multiply_adds), _polynomial(parts * cost.traffic),
+                          _polynomial(parts * _of_batch(cost.multiply_adds, step)),
+                          _polynomial(parts * _of_batch(cost.traffic, step)),
                           _polynomial(cost.memory))
     return table
 
@@ -175,7 +176,13 @@ def _chunks(step: Close | Tied, batch: int) -> tuple[int, int]:
     """How often a site inside a chunk loop (a `Tail`) is visited: for parts of the columns, for chunks of samples."""
     if step.site.samples is None or step.piece is None:
         return 1, 1
-    return math.ceil(step.piece.columns / step.site.columns), math.ceil(batch / step.site.samples)
+    samples = batch * step.site.pieces
+    return math.ceil(step.piece.columns / step.site.columns), math.ceil(samples / step.site.samples)
+
+
+def _of_batch(expression: Any, step: Close | Tied) -> Any:
+    """A cost in N samples of the site, in N samples of the batch."""
+    return sympy.sympify(expression).subs(N, step.site.pieces * N)
 
 
 def _sums(draft: Draft, batch: int) -> list[str]:

@@ -23,6 +23,7 @@ from hbpcompiler.endings import is_positive, static_multiples
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.live import live
+from hbpcompiler.local import Local, without_local
 from hbpcompiler.pooled import with_pooled_columns
 from hbpcompiler.precision import Precision
 from hbpcompiler.quantities import (
@@ -101,7 +102,9 @@ class _Walk:
             else:
                 self._cross(operation, rule)
         steps, pools = with_pooled_columns(live(join_uses(self.steps, self.closings)), self.rules, self._static)
-        steps = with_tails(steps, self.itemsize, self.resources, pools)
+        local = Local(self.rules, self._static, self.itemsize, self.resources)
+        steps = with_tails(steps, self.itemsize, self.resources, pools, local)
+        pools = without_local(pools, steps)
         steps = with_sample_chunks(steps, self.dtype.itemsize, self.resources)
         return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
                     self.indefinite, self.precision.dtype)

@@ -89,6 +89,23 @@ class Sliding:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Outputs that read a neighbourhood: along each spatial axis, output y reads inputs stride * y - before +
+    dilation * a for a < `size`, every one of them among the input's [N, channels, *spatial].
+
+    With the attributes `unpadded` the same operation makes some of its outputs of a piece of its input; where that
+    reaches beyond the image, `fill` stands there.
+    """
+
+    size: Sequence[int]
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    before: Sequence[int]
+    unpadded: Mapping[str, Any]
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
 class Contraction:
     """A parameter's cotangent as an einsum, which is all that an operation says about a parameter.
 
@@ -166,6 +183,8 @@ class Rule:
     scattered: Callable[[Op], Tensor | None] = lambda op: None
     """SELECTION, optional: for outputs [N, c, *out] that copy each one input of their own channel, which one:
     [N, c, out flattened] of numbers in the flattened input positions; None where there are no channels."""
+    window: Callable[[Op], Window | None] = lambda op: None
+    """optional: which neighbourhood of its one input with spatial axes an output reads."""
     expression: Callable[[Op], Any] | None = None
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations
     of one module that act on one value are then taken together (see `fuse`)."""
@@ -309,6 +328,7 @@ __all__ = [
     "Sliding",
     "Structure",
     "Tensor",
+    "Window",
     "called",
     "elementwise_jac_t",
     "merge",

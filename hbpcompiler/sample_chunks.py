@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hbpcompiler.cost import TYPICAL_BATCH, Resources
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS, Closing
 from hbpcompiler.routes import COLUMNS, MATRIX, choose
-from hbpcompiler.steps import Birth, Close, SampleChunks, Seed, Step, Tail, Tied, flat, makes, reads, title
+from hbpcompiler.steps import Birth, Close, LocalTail, SampleChunks, Seed, Step, Tail, Tied, flat, makes, reads, title
 from hbpcompiler.tail_walk import shape_of_total
 from hbpcompiler.writer import Part
 
@@ -78,6 +78,8 @@ def _held(steps: Sequence[Step]) -> int:
 
 def _of_chunk(step: Step, samples: int) -> Step:
     """The step, its closings by the routes that are cheapest for so many samples."""
+    if isinstance(step, LocalTail):
+        return step  # one sample at a time already
     if isinstance(step, Tail):
         own = [_of_chunk(part, min(samples, step.samples)) for part in step.steps]
         return replace(step, steps=tuple(own), samples=min(samples, step.samples))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from hbpcompiler.cost import Cost
 from hbpcompiler.graph import N, Operation, Value
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
 from hbpcompiler.routes import COLUMNS, MATRIX, Choice, Site
-from hbpcompiler.rule import Contraction, Residual
+from hbpcompiler.rule import Contraction, Residual, Window
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
 """How the values of a stream are named in generated code."""
@@ -165,6 +165,44 @@ class Tail:
     steps: tuple[Pull | Widen | Close, ...]
     samples: int
     columns: int
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Where blocks of positions read a value: block b, along each axis, `length` positions from `step` * b + `first` on
+    (outside the image there are none).
+    """
+
+    step: tuple[int, ...]
+    first: tuple[int, ...]
+    length: tuple[int, ...]
+
+    def read_through(self, window: Window) -> Neighbourhood:
+        """What these positions, as outputs, read of the input."""
+        strides = tuple(window.stride)
+        return Neighbourhood(
+            tuple(step * stride for step, stride in zip(self.step, strides, strict=True)),
+            tuple(first * stride - before
+                  for first, stride, before in zip(self.first, strides, window.before, strict=True)),
+            tuple((length - 1) * stride + dilation * (size - 1) + 1 for length, stride, dilation, size in
+                  zip(self.length, strides, window.dilation, window.size, strict=True)))
+
+
+@dataclass(frozen=True)
+class LocalTail(Tail):
+    """A tail by blocks of positions, each with the neighbourhood that its columns live on (see `local`).
+
+    Its steps' operations make a block's piece of their values; `columns` are those of a block.
+    """
+
+    widen: Widen
+    """the first step, at whole values."""
+    blocks: tuple[int, ...]
+    """their number along each axis."""
+    chunk: int
+    """blocks at a time."""
+    places: Mapping[str, Neighbourhood]
+    """by value."""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hbpcompiler.quantities import FACTOR, REDUCED_FACTOR
 from hbpcompiler.rule import Op
-from hbpcompiler.steps import Close, Tail, Tied, Widen, title
+from hbpcompiler.steps import Close, Pull, Step, Tail, Tied, Widen, title
 from hbpcompiler.writer import Part
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ def walk_tail(backward: Backward, step: Tail) -> None:
     widen = first if isinstance(first, Widen) else None
     start = backward.root(widen) if widen else backward.columns[step.value.name, step.piece.name]
     sliced = {"columns": start, "signs": backward.signs.get(step.piece.name)}
-    closes = [own for own in step.steps if isinstance(own, Close)]
-    shapes = {f"{kind} {close.parameter.key}": shape_of_total(close, kind)
-              for close in closes for choice in close.choices for kind in choice.kinds}
-    shapes = dict(sorted(shapes.items()))
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
@@ -43,8 +39,20 @@ def walk_tail(backward: Backward, step: Tail) -> None:
 
         part.writer.loop(inner, op=None, sliced=inner_sliced, chunk=step.columns, totals={}, axis=1)
 
-    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=shapes)
-    for close in closes:
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals_of(step))
+    collect(backward, step, found)
+
+
+def totals_of(step: Tail) -> dict[str, tuple[int, ...]]:
+    """The name and shape of all that a tail's steps add to."""
+    shapes = {f"{kind} {close.parameter.key}": shape_of_total(close, kind)
+              for close in step.steps if isinstance(close, Close) for choice in close.choices for kind in choice.kinds}
+    return dict(sorted(shapes.items()))
+
+
+def collect(backward: Backward, step: Tail, found: Mapping[str, Any]) -> None:
+    """The totals of a tail's loop, to the other closings of their parameters."""
+    for close in [own for own in step.steps if isinstance(own, Close)]:
         closings = backward.closed.setdefault(close.parameter.key, {})
         for kind in {kind for choice in close.choices for kind in choice.kinds}:
             backward.add(closings, close, kind, found[f"{kind} {close.parameter.key}"])
@@ -74,13 +82,18 @@ def _inside(backward: Backward, step: Tail, widen: Widen | None, part: Part, out
         steps = steps[1:]
     else:
         sub.columns[step.value.name, step.piece.name] = part["columns"]
+    take_steps(sub, steps, lambda name: outer.totals[name] if outer is part else part.outer(outer.totals[name]))
+
+
+def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]) -> None:
+    """The steps inside a loop; what they close is added to the loop's totals."""
     for own in steps:
-        with part.writer.block(title(own.operation), "backward"):
+        assert isinstance(own, Pull | Widen | Close)
+        with sub.writer.block(title(own.operation), "backward"):
             sub.step(own)
             if isinstance(own, Close):
                 for closing, value in sub.closed.pop(own.parameter.key).items():
-                    total = outer.totals[f"{closing.kind} {own.parameter.key}"]
-                    (total if outer is part else part.outer(total)).add_(value)
+                    total(f"{closing.kind} {own.parameter.key}").add_(value)
 
 
 def _chunk_of_columns(backward: Backward, widen: Widen, part: Part, whole: bool) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from hbpcompiler.cost import TYPICAL_BATCH, Resources
 from hbpcompiler.graph import Value
+from hbpcompiler.local import Local
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
 from hbpcompiler.routes import COLUMNS, choose
 from hbpcompiler.steps import Average, Birth, Close, Gather, Piece, Pull, Sample, Seed, Step, Tail, Tied, Widen
@@ -44,14 +45,14 @@ def limits(vectors_only: bool) -> Limits:
 
 
 def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources,
-               pools: Container[Place] = ()) -> list[Step]:
+               pools: Container[Place] = (), local: Local | None = None) -> list[Step]:
     """The steps, with those of each large piece folded into one `Tail` at the place of its first.
 
-    `pools` are the places (value, piece) where columns are kept pooled.
+    `pools` are the places (value, piece) where columns are kept pooled; `local` looks for tails of local support.
     """
     result = list(steps)
     for piece in _pieces(steps):
-        tail = _tail(piece, steps, itemsize, resources, pools)
+        tail = _tail(piece, steps, itemsize, resources, pools, local)
         if tail is not None:
             first = next(index for index, step in enumerate(result) if any(step is own for own in tail[1]))
             result[first] = tail[0]
@@ -69,7 +70,7 @@ def _pieces(steps: Sequence[Step]) -> list[Piece]:
 
 
 def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resources,
-          pools: Container[Place]) -> tuple[Tail, Sequence[Step]] | None:
+          pools: Container[Place], local: Local | None) -> tuple[Tail, Sequence[Step]] | None:
     """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
     if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
         return None
@@ -93,6 +94,8 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     fits = allowed is None or each * piece.columns * resources.batch <= allowed
     if each * piece.columns <= bounds.large and fits:
         return _late_tail(piece, own, itemsize, resources, pools)
+    if local is not None and (found := local.tail(piece, own)) is not None:
+        return found, own
     limit = bounds.chunk if allowed is None else min(bounds.chunk, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))

@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Sliding, Structure, Tensor, merge, split
+from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Sliding, Structure, Tensor, Window, merge, split
 
 from .spatial import (
     CONV,
@@ -130,6 +130,10 @@ def convolution(axes: int) -> Rule:
             "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes), flat=True),
         }
 
+    def window(op: Op) -> Window:
+        return Window(op.shape("weight")[2:], per_axis(op.stride, axes), per_axis(op.dilation, axes),
+                      padding_of(op, axes)[0], {"padding": [0] * axes})
+
     return Rule(
         operations=[f"aten.conv{axes}d"],
         forward=forward,
@@ -137,6 +141,7 @@ def convolution(axes: int) -> Rule:
         params=params,
         residual=ZERO,
         structure=Structure.CONSTANT,
+        window=window,
         refuse=lambda op: refuse_unbatched(op, axes),
         cases=cases(axes),
     )

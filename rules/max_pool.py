@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window
 
 from .spatial import brief, options, per_axis, scatter
 
@@ -54,6 +54,13 @@ def max_pool(axes: int) -> Rule:
             return VALUES[axes](op.self, brief(kernel), **arguments)
         return chosen(op, WITH_INDICES[axes](op.self, brief(kernel), **arguments))
 
+    def window(op: Op) -> Window | None:
+        if len(op.shape("self")) == axes:
+            return None
+        kernel = per_axis(op.kernel_size, axes)
+        return Window(kernel, per_axis(op.stride, axes) or kernel, per_axis(op.dilation, axes),
+                      per_axis(op.padding, axes), {"padding": [0] * axes, "ceil_mode": False}, float("-inf"))
+
     def case(*shape: int, **attributes: Any) -> Case:
         short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
         return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
@@ -65,6 +72,7 @@ def max_pool(axes: int) -> Rule:
         residual=ZERO,
         structure=Structure.SELECTION,
         scattered=scattered(axes),
+        window=window,
         cases=[
             case(2, 4, 5, 2, kernel_size=[2]),
             case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap

@@ -44,6 +44,8 @@ class Site:
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
     sliding: tuple[int, int, int] | None = None
     """window, step and height, where the operand's windows slide along an axis (see `rule.Sliding`)."""
+    pieces: int = 1
+    """how many samples of this site a sample of the batch makes: blocks of positions (see `local`)."""
 
     @property
     def letters(self) -> tuple[str, str, str]:

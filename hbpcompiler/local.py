@@ -1,0 +1,174 @@
+"""Local support: residual columns of spatial layers live on a neighbourhood, and that is all that is walked of them.
+
+A diagonal that widens into columns at a convolution gives columns of a few positions each, and every layer further back
+adds a margin. A `LocalTail` takes the outputs by blocks of positions. For each block it cuts, of all tensors on the
+way, the neighbourhoods that the block reads, and treats these pieces as samples of a smaller image: its steps are those
+of any tail, at operations without padding.
+
+Outside the image columns must be zero. A block that reaches beyond it starts with zeros there, local derivatives are
+filled up with zeros, and what a max-pool pads with is never its largest; only a padded linear layer puts something
+there, so that an elementwise operation has to come next on the way back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hbpcompiler.closings import site_of
+from hbpcompiler.cost import Resources
+from hbpcompiler.graph import N, Operation, Value
+from hbpcompiler.registry import AnyRule
+from hbpcompiler.routes import choose
+from hbpcompiler.routes.site import SQUARES
+from hbpcompiler.rule import Op, Rule, Window
+from hbpcompiler.steps import Close, LocalTail, Neighbourhood, Piece, Pull, Step, Widen
+
+SIDES = (1, 2, 4, 8)
+"""Sides of the blocks of positions that are tried."""
+OVERHEAD = 2**13
+"""What one column costs at a layer besides its numbers, counted in numbers: kernels are slow on few positions."""
+CHUNK_BYTES = 2**24
+"""of the largest columns of a chunk of blocks."""
+
+Own = Pull | Widen | Close
+
+
+@dataclass(frozen=True)
+class Local:
+    """Looks for local tails among operations with these rules; `static` gives an operation's `Op` without numbers."""
+
+    rules: Mapping[str, AnyRule]
+    static: Callable[[Operation], Op]
+    itemsize: int
+    resources: Resources
+
+    def tail(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
+        """The piece's way by blocks of positions, where it can go so and has less to do than with whole images."""
+        first = own[0]
+        kinds = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
+        if not isinstance(first, Widen) or self._window(first.operation) is None or not kinds <= SQUARES:
+            return None
+        best, least = None, _numbers(own) * piece.columns
+        for side in SIDES:
+            found = self._by_blocks(piece, own, side)
+            numbers = _numbers(found.steps) * found.piece.columns * math.prod(found.blocks) if found else least
+            if numbers < least:
+                best, least = found, numbers
+        return best
+
+    def _by_blocks(self, piece: Piece, own: Sequence[Own], side: int) -> LocalTail | None:
+        """The tail with blocks of so many positions along each axis; None where something else than windows and
+        elementwise operations is on the way."""
+        widen = own[0]
+        assert isinstance(widen, Widen)
+        start = widen.operation.output
+        channels, *sizes = start.sample_shape
+        sides = tuple(min(side, size) for size in sizes)
+        places = {start.name: Neighbourhood(sides, (0,) * len(sides), sides)}
+        beyond: set[str] = set()
+        """values where columns are not zero outside the image"""
+        smaller: dict[str, Operation] = {}
+        for step in own:
+            operation, place = step.operation, places[step.operation.name]
+            window = self._window(operation)
+            if window is not None and operation.name not in beyond:
+                (slot,) = _batched(operation)
+                before = place.read_through(window)
+                attributes = {**operation.attributes, **window.unpadded}
+            elif window is None and isinstance(step, Pull) and self._is_elementwise(operation):
+                slot, before, attributes = step.slot, place, dict(operation.attributes)
+            else:
+                return None
+            value = operation.tensors[slot]
+            tensors = {**operation.tensors, slot: _piece_of(value, before)}
+            smaller[operation.name] = replace(operation, output=_piece_of(operation.output, place), tensors=tensors,
+                                              attributes=attributes)
+            if isinstance(step, Close):
+                continue
+            if step.slot != slot or value.name in places:
+                return None
+            places[value.name] = before
+            if window is not None and window.fill == 0 and _is_padded(window, operation, value):
+                beyond.add(value.name)
+        columns = channels * math.prod(sides)
+        most = max(math.prod(value.sample_shape) for value in _passed([replace(step, operation=smaller[
+            step.operation.name]) for step in own]))
+        allowed = self.resources.temporaries
+        limit = CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)
+        blocks = tuple(math.ceil(size / length) for size, length in zip(sizes, sides, strict=True))
+        chunk = min(math.prod(blocks), max(1, limit // (most * columns * self.itemsize)))
+        local = replace(piece, columns=columns)
+        steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, math.prod(blocks))
+                      for step in _joined(own))
+        return LocalTail(local, start, steps, 1, columns, widen, blocks, chunk, places)
+
+    def _step(self, step: Own, operation: Operation, local: Piece, chunk: int, blocks: int) -> Own:
+        if isinstance(step, Widen):
+            return replace(step, operation=operation, into=local)
+        if isinstance(step, Pull):
+            return replace(step, operation=operation, piece=local)
+        rule, op = self.rules[operation.name], self.static(operation)
+        assert isinstance(rule, Rule)
+        contraction = rule.params(op)[step.slot]
+        site = site_of(contraction, op, local, operation.output.dtype, self.resources)
+        site = replace(site, itemsize=step.site.itemsize, samples=chunk, pieces=blocks)
+        kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+        return Close(operation, step.slot, step.parameter, local, site, contraction, choose(site, kinds))
+
+    def _window(self, operation: Operation) -> Window | None:
+        """Of an operation with only one tensor that has samples."""
+        rule = self.rules[operation.name]
+        alone = isinstance(rule, Rule) and len(_batched(operation)) == 1
+        return rule.window(self.static(operation)) if isinstance(rule, Rule) and alone else None
+
+    def _is_elementwise(self, operation: Operation) -> bool:
+        rule = self.rules[operation.name]
+        return isinstance(rule, Rule) and rule.elementwise_in(self.static(operation))
+
+
+def _batched(operation: Operation) -> list[str]:
+    return [slot for slot, value in operation.tensors.items() if value.batched]
+
+
+def _piece_of(value: Value, place: Neighbourhood) -> Value:
+    return replace(value, shape=(N, value.sample_shape[0], *place.length))
+
+
+def _is_padded(window: Window, operation: Operation, value: Value) -> bool:
+    """Whether outputs inside the image read beyond the input."""
+    _, *outer = operation.output.sample_shape
+    whole = Neighbourhood((0,) * len(outer), (0,) * len(outer), tuple(outer)).read_through(window)
+    return any(first < 0 or first + length > size
+               for first, length, size in zip(whole.first, whole.length, value.sample_shape[1:], strict=True))
+
+
+def _joined(own: Sequence[Own]) -> Iterator[Own]:
+    """The steps, with all closings of one contraction in one."""
+    seen: dict[tuple[str, str], Close] = {}
+    for step in own:
+        if isinstance(step, Close):
+            place = step.operation.name, step.slot
+            before = seen.get(place)
+            seen[place] = replace(step, choices=(*before.choices, *step.choices)) if before else step
+    for step in own:
+        if not isinstance(step, Close):
+            yield step
+        elif (place := (step.operation.name, step.slot)) in seen:
+            yield seen.pop(place)
+
+
+def _passed(own: Sequence[Own]) -> Iterator[Value]:
+    return (step.operation.tensors[step.slot] for step in own if not isinstance(step, Close))
+
+
+def _numbers(own: Sequence[Own]) -> int:
+    """What one column has to do."""
+    return sum(OVERHEAD + math.prod(value.sample_shape) for value in _passed(own))
+
+
+def without_local(pools: Mapping[tuple[str, str], Operation], steps: Sequence[Step]) -> dict[tuple[str, str], Operation]:
+    """The places (value, piece) where columns are kept pooled, without those of pieces that go by neighbourhoods."""
+    local = {step.piece.name for step in steps if isinstance(step, LocalTail)}
+    return {place: pool for place, pool in pools.items() if place[1] not in local}
