@@ -1,13 +1,13 @@
 """Local support: residual columns of spatial layers live on a neighbourhood, and that is all that is walked of them.
 
 A diagonal that widens into columns at a convolution gives columns of a few positions each, and every layer further back
-adds a margin. A `LocalTail` takes the outputs by blocks of positions. For each block it cuts, of all tensors on the
-way, the neighbourhoods that the block reads, and treats these pieces as samples of a smaller image: its steps are those
-of any tail, at operations without padding.
+adds a margin. A `LocalTail` takes the outputs position by position. For each it cuts, of all tensors on the way, the
+neighbourhood that the position reads, and treats these pieces as samples of a smaller image, with as many columns as
+the output has channels: its steps are those of any tail, at operations without padding.
 
-Outside the image columns must be zero. A block that reaches beyond it starts with zeros there, local derivatives are
-filled up with zeros, and what a max-pool pads with is never its largest; only a padded linear layer puts something
-there, so that an elementwise operation has to come next on the way back.
+Outside the image columns must be zero. Local derivatives are filled up with zeros there, and what a max-pool pads with
+is never its largest; only a padded linear layer puts something there, so that an elementwise operation has to come
+next on the way back.
 """
 
 from __future__ import annotations
@@ -25,12 +25,8 @@ from hbpcompiler.routes.site import SQUARES
 from hbpcompiler.rule import Op, Rule, Window
 from hbpcompiler.steps import Close, LocalTail, Neighbourhood, Piece, Pull, Step, Widen
 
-SIDES = (1, 2, 4, 8)
-"""Sides of the blocks of positions that are tried."""
-OVERHEAD = 2**13
-"""What one column costs at a layer besides its numbers, counted in numbers: kernels are slow on few positions."""
 CHUNK_BYTES = 2**24
-"""of the largest columns of a chunk of blocks."""
+"""of a chunk's columns where these are the largest."""
 
 Own = Pull | Widen | Close
 
@@ -45,28 +41,22 @@ class Local:
     resources: Resources
 
     def tail(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
-        """The piece's way by blocks of positions, where it can go so and has less to do than with whole images."""
+        """The piece's way position by position, where it can go so and has less to do than with whole images."""
         first = own[0]
         kinds = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
         if not isinstance(first, Widen) or self._window(first.operation) is None or not kinds <= SQUARES:
             return None
-        best, least = None, _numbers(own) * piece.columns
-        for side in SIDES:
-            found = self._by_blocks(piece, own, side)
-            numbers = _numbers(found.steps) * found.piece.columns * math.prod(found.blocks) if found else least
-            if numbers < least:
-                best, least = found, numbers
-        return best
+        found = self._by_positions(piece, own)
+        return found if found is not None and _numbers(found.steps) < _numbers(own) else None
 
-    def _by_blocks(self, piece: Piece, own: Sequence[Own], side: int) -> LocalTail | None:
-        """The tail with blocks of so many positions along each axis; None where something else than windows and
-        elementwise operations is on the way."""
+    def _by_positions(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
+        """The tail by positions; None where something else than windows and elementwise operations is on the way."""
         widen = own[0]
         assert isinstance(widen, Widen)
         start = widen.operation.output
         channels, *sizes = start.sample_shape
-        sides = tuple(min(side, size) for size in sizes)
-        places = {start.name: Neighbourhood(sides, (0,) * len(sides), sides)}
+        one = (1,) * len(sizes)
+        places = {start.name: Neighbourhood(one, (0,) * len(sizes), one)}
         beyond: set[str] = set()
         """values where columns are not zero outside the image"""
         smaller: dict[str, Operation] = {}
@@ -92,19 +82,18 @@ class Local:
             places[value.name] = before
             if window is not None and window.fill == 0 and _is_padded(window, operation, value):
                 beyond.add(value.name)
-        columns = channels * math.prod(sides)
-        most = max(math.prod(value.sample_shape) for value in _passed([replace(step, operation=smaller[
-            step.operation.name]) for step in own]))
+        positions, local = math.prod(sizes), replace(piece, columns=channels)
+        most = max(math.prod(value.sample_shape) for operation in smaller.values()
+                   for value in (operation.output, *operation.tensors.values()) if value.batched)
         allowed = self.resources.temporaries
         limit = CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)
-        blocks = tuple(math.ceil(size / length) for size, length in zip(sizes, sides, strict=True))
-        chunk = min(math.prod(blocks), max(1, limit // (most * columns * self.itemsize)))
-        local = replace(piece, columns=columns)
-        steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, math.prod(blocks))
-                      for step in _joined(own))
-        return LocalTail(local, start, steps, 1, columns, widen, blocks, chunk, places)
+        chunk = max(1, limit // (most * channels * self.itemsize))
+        samples = max(1, chunk // positions)
+        steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, positions) for step in _joined(own))
+        return LocalTail(local, start, steps, samples, channels, widen, tuple(sizes), min(chunk, samples * positions),
+                         places)
 
-    def _step(self, step: Own, operation: Operation, local: Piece, chunk: int, blocks: int) -> Own:
+    def _step(self, step: Own, operation: Operation, local: Piece, chunk: int, positions: int) -> Own:
         if isinstance(step, Widen):
             return replace(step, operation=operation, into=local)
         if isinstance(step, Pull):
@@ -113,7 +102,7 @@ class Local:
         assert isinstance(rule, Rule)
         contraction = rule.params(op)[step.slot]
         site = site_of(contraction, op, local, operation.output.dtype, self.resources)
-        site = replace(site, itemsize=step.site.itemsize, samples=chunk, pieces=blocks)
+        site = replace(site, itemsize=step.site.itemsize, samples=chunk, pieces=positions)
         kinds = frozenset().union(*(choice.kinds for choice in step.choices))
         return Close(operation, step.slot, step.parameter, local, site, contraction, choose(site, kinds))
 
@@ -164,11 +153,12 @@ def _passed(own: Sequence[Own]) -> Iterator[Value]:
 
 
 def _numbers(own: Sequence[Own]) -> int:
-    """What one column has to do."""
-    return sum(OVERHEAD + math.prod(value.sample_shape) for value in _passed(own))
+    """How many numbers one column has on its way."""
+    return sum(math.prod(value.sample_shape) for value in _passed(own))
 
 
-def without_local(pools: Mapping[tuple[str, str], Operation], steps: Sequence[Step]) -> dict[tuple[str, str], Operation]:
+def without_local(pools: Mapping[tuple[str, str], Operation],
+                  steps: Sequence[Step]) -> dict[tuple[str, str], Operation]:
     """The places (value, piece) where columns are kept pooled, without those of pieces that go by neighbourhoods."""
     local = {step.piece.name for step in steps if isinstance(step, LocalTail)}
     return {place: pool for place, pool in pools.items() if place[1] not in local}

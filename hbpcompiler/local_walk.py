@@ -1,4 +1,4 @@
-"""A `LocalTail` carried out: for each sample, its neighbourhoods cut, then a loop over them as over samples."""
+"""A `LocalTail` carried out: the neighbourhoods of some samples cut, then a loop over these as over samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def walk_local_tail(backward: Backward, step: LocalTail) -> None:
-    """Walk the rest of a piece's way in a loop over samples and, inside it, one over blocks of positions."""
+    """Walk the rest of a piece's way in a loop over samples and, inside it, one over positions."""
     roots, widen = backward.root(step.widen), step.steps[0]
     assert isinstance(widen, Widen)
     unit = backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device)
@@ -30,14 +30,14 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
         pieces = _Pieces(whole, step)
         inside_unit = part.outer(unit)
 
-        def inner(block: Part) -> None:
-            sub = whole.inside(block.writer, pieces.ops(block))
-            sub.signs = {step.piece.name: block["signs"]}
-            sub.slopes = {name: block.read(slope, True) for name, slope in pieces.slopes.items()}
-            with block.writer.block(title(widen.operation), "backward"):
-                columns = sub.born(widen, block["columns"], block.outer(inside_unit))
+        def inner(chunk: Part) -> None:
+            sub = whole.inside(chunk.writer, pieces.ops(chunk))
+            sub.signs = {step.piece.name: chunk["signs"]}
+            sub.slopes = {name: chunk.read(slope, True) for name, slope in pieces.slopes.items()}
+            with chunk.writer.block(title(widen.operation), "backward"):
+                columns = sub.born(widen, chunk["columns"], chunk.outer(inside_unit))
                 sub.arrive(widen.operation.tensors[widen.slot], widen.into, columns)
-            take_steps(sub, step.steps[1:], lambda name: block.outer(part.totals[name]))
+            take_steps(sub, step.steps[1:], lambda name: chunk.outer(part.totals[name]))
 
         sliced = {name: None if part[name] is None else pieces.of_diagonal(part[name]) for name in ("columns", "signs")}
         part.writer.loop(inner, op=None, sliced=sliced, chunk=step.chunk, totals={})
@@ -48,7 +48,7 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
 
 
 class _Pieces:
-    """What the blocks read of the tensors on the way, [samples * blocks, channels, *neighbourhood]."""
+    """What positions read of the tensors on the way: [samples * positions, channels, *neighbourhood]."""
 
     def __init__(self, whole: Backward, step: LocalTail) -> None:
         self.whole, self.step = whole, step
@@ -67,23 +67,22 @@ class _Pieces:
                 self.inputs[name] = self._cut(getattr(op, slot), value, place, window.fill)
 
     def of_diagonal(self, diagonal: Any) -> Any:
-        """[samples, K] -> [samples * blocks, K of a block]."""
-        value = self.step.value
-        return self._cut(diagonal.unflatten(1, value.sample_shape), value, self.step.places[value.name]).flatten(1)
+        """[samples, K] -> [samples * positions, channels]."""
+        return diagonal.unflatten(1, (self.step.columns, -1)).mT.flatten(0, 1)
 
-    def ops(self, block: Part) -> Mapping[str, Op]:
+    def ops(self, chunk: Part) -> Mapping[str, Op]:
         """The operations on a chunk of pieces; what a forward pass saves is made again, of the pieces."""
-        return {name: self._op(operation, block) for name, operation in self.operations.items()}
+        return {name: self._op(operation, chunk) for name, operation in self.operations.items()}
 
-    def _op(self, operation: Operation, block: Part) -> Op:
+    def _op(self, operation: Operation, chunk: Part) -> Op:
         whole, rule = self.whole.ops[operation.name], self.whole.rule_of(operation)
         saved: dict[str, Any] = {}
 
         def tensors(name: str) -> Any:
             if name in operation.tensors and operation.tensors[name].batched:
-                return block.read(self.inputs[operation.name], True)
+                return chunk.read(self.inputs[operation.name], True)
             if name in operation.tensors:
-                return block.outer(getattr(whole, name))
+                return chunk.outer(getattr(whole, name))
             if not saved:
                 assert rule.forward is not None
                 output, others = rule.forward(op)
@@ -94,11 +93,12 @@ class _Pieces:
         return op
 
     def _cut(self, tensor: Any, value: Value, place: Neighbourhood, fill: float = 0.0) -> Any:
-        """[samples, channels, *sizes] -> [samples * blocks, channels, *length]."""
+        """[samples, channels, *sizes] -> [samples * positions, channels, *length]."""
         _, *sizes = value.sample_shape
         axes = len(sizes)
-        ends = [(blocks - 1) * step + first + length - size for blocks, step, first, length, size in
-                zip(self.step.blocks, place.step, place.first, place.length, sizes, strict=True)]
+        # Of the last one, how far it reaches beyond the image; less than none is cut off.
+        ends = [(count - 1) * step + first + length - size for count, step, first, length, size in
+                zip(self.step.positions, place.step, place.first, place.length, sizes, strict=True)]
         amounts = [amount for first, end in zip(reversed(place.first), reversed(ends), strict=True)
                    for amount in (-first, end)]
         if any(amounts):

@@ -169,7 +169,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Where blocks of positions read a value: block b, along each axis, `length` positions from `step` * b + `first` on
+    """Which positions of a value others read: number b, along each axis, `length` of them from `step` * b + `first` on
     (outside the image there are none).
     """
 
@@ -190,17 +190,17 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class LocalTail(Tail):
-    """A tail by blocks of positions, each with the neighbourhood that its columns live on (see `local`).
+    """A tail position by position of its first value, each with the neighbourhood that its columns live on (`local`).
 
-    Its steps' operations make a block's piece of their values; `columns` are those of a block.
+    Its steps' operations make such a piece of their values; `columns` are those of a position.
     """
 
     widen: Widen
     """the first step, at whole values."""
-    blocks: tuple[int, ...]
+    positions: tuple[int, ...]
     """their number along each axis."""
     chunk: int
-    """blocks at a time."""
+    """positions at a time."""
     places: Mapping[str, Neighbourhood]
     """by value."""
 

@@ -84,6 +84,8 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     starts = _starts(piece, steps)
     if len(starts) != 1 or not own:
         return None
+    if local is not None and (found := local.tail(piece, own)) is not None:
+        return found, own
     values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
     read_whole = {step.operation.name for step in own if not (isinstance(step, Close) and step.pooled) and not (
         isinstance(step, Pull) and (step.operation.tensors[step.slot].name, piece.name) in pools)}
@@ -94,8 +96,6 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     fits = allowed is None or each * piece.columns * resources.batch <= allowed
     if each * piece.columns <= bounds.large and fits:
         return _late_tail(piece, own, itemsize, resources, pools)
-    if local is not None and (found := local.tail(piece, own)) is not None:
-        return found, own
     limit = bounds.chunk if allowed is None else min(bounds.chunk, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))

@@ -179,6 +179,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
                 one = op.bound_again(lambda tensor, batched: tensor[:1] if batched else tensor)
                 _close(contraction.of_sample(one, columns[:1]), expected[0], f"{where}: of_sample of {name}")
     _check_structure(rule, setting, op, where)
+    _check_window(rule, setting, op, where)
     if rule.increasing:
         for name, i in setting.inputs(active):
             assert (_pull_back(setting, name, columns.abs(), i) >= 0).all(), f"{where}: not increasing in {name}"
@@ -191,6 +192,30 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     if rule.convex:
         positive = _residual_matrix(rule.residual_of(op), op, active, gradient.abs(), expected.shape[-1])
         assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not convex"
+
+
+def _check_window(rule: Rule, setting: Setting, op: Op, where: str) -> None:
+    """The same operation, unpadded, makes all outputs of the padded input, and the last of the piece that they read."""
+    window = rule.window(op)
+    if window is None:
+        return
+    case, arguments = setting.case, setting.arguments
+    (name,) = [slot for slot in case.shapes if setting.batched(slot)]
+    attributes = {slot: value for slot, value in arguments.items() if slot not in case.shapes}
+    outer, inner = op.shape("output")[1:], op.shape(name)[1:]
+    for skipped in (0, 1):
+        amounts: list[int] = []
+        for axis, (size, length) in enumerate(zip(inner, outer, strict=True)):
+            kept, stride = max(length - skipped, 1), window.stride[axis]
+            first = (length - kept) * stride - window.before[axis]
+            last = first + (kept - 1) * stride + window.dilation[axis] * (window.size[axis] - 1) + 1
+            amounts = [-first, last - size, *amounts]
+        piece = torch.nn.functional.pad(getattr(op, name), amounts, value=window.fill)
+        assert rule.forward is not None
+        made = rule.forward(Op({**arguments, name: piece}, {**attributes, **window.unpadded},
+                               {**case.shapes, name: tuple(piece.shape[1:])}, index=case.index, differentiated=False))
+        kept_output = op.output[(..., *(slice(-max(length - skipped, 1), None) for length in outer))]
+        _close(made, kept_output, f"{where}: window, {skipped} outputs left out")
 
 
 def _check_sliding(sliding: Sliding, op: Op, operand: Tensor, where: str) -> None:

@@ -45,7 +45,7 @@ class Site:
     sliding: tuple[int, int, int] | None = None
     """window, step and height, where the operand's windows slide along an axis (see `rule.Sliding`)."""
     pieces: int = 1
-    """how many samples of this site a sample of the batch makes: blocks of positions (see `local`)."""
+    """how many samples of this site a sample of the batch makes: neighbourhoods (see `local`)."""
 
     @property
     def letters(self) -> tuple[str, str, str]:

@@ -1,0 +1,191 @@
+"""Local support: columns of convolutions by neighbourhoods, exact for all paddings, strides, dilations and pools."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.meter import Meter
+from hbpcompiler.reference import reference
+from hbpcompiler.steps import LocalTail
+from tests.test_quantities import close
+
+QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
+
+
+def local_tails(compiled):
+    return [step for step in compiled._current().draft.plan.steps if isinstance(step, LocalTail)]
+
+
+@st.composite
+def spatial_networks(draw):
+    """Curved activations between convolutions and pools, with all that these can be given, and a batch."""
+    axes, channels = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2]))
+    side = {1: 12, 2: 7, 3: 5}[axes]
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    max_pool, norm = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1], (nn.BatchNorm1d, nn.BatchNorm2d,
+                                                                            nn.BatchNorm3d)[axes - 1]
+    shape, layers = (channels, *[side] * (axes - 1), side - 1), []
+    for _ in range(draw(st.integers(2, 3))):
+        kernel = [draw(st.integers(1, 3)) for _ in range(axes)]
+        dilation = [draw(st.integers(1, 2)) for _ in range(axes)]
+        stride = [draw(st.integers(1, 2)) for _ in range(axes)]
+        padding = draw(st.sampled_from(["same", "drawn"]))
+        if padding == "same":
+            stride = [1] * axes
+        else:
+            padding = [draw(st.integers(0, size)) for size in kernel]
+        groups = draw(st.sampled_from([1, shape[0]]))
+        outputs = groups * draw(st.integers(1, 2)) if groups > 1 else draw(st.integers(1, 2))
+        new = [convolution(shape[0], outputs, kernel, stride, padding, dilation, groups)]
+        if draw(st.booleans()):
+            new.append(norm(outputs))
+        new.append(draw(st.sampled_from([nn.Sigmoid, nn.Tanh, nn.ELU, nn.ReLU]))())
+        if draw(st.booleans()):
+            new.append(max_pool(2, draw(st.integers(1, 2)), draw(st.integers(0, 1)), draw(st.integers(1, 2)),
+                                ceil_mode=draw(st.booleans())))
+        try:
+            after = nn.Sequential(*new).double().eval()(torch.zeros(1, *shape, dtype=torch.float64))
+        except (RuntimeError, ValueError):  # nothing would be left of the image
+            continue
+        if 0 < after.numel() <= 150 and after.isfinite().all():  # a pool may see nothing but padding
+            layers, shape = [*layers, *new], tuple(after.shape[1:])
+    seed, samples = draw(st.integers(0, 2**31)), draw(st.integers(1, 3))
+    torch.manual_seed(seed)
+    if draw(st.booleans()) or not layers:
+        model, loss = nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(shape), 3)), nn.CrossEntropyLoss()
+        y = torch.randint(3, (samples,))
+    else:  # the loss's own diagonal widens too
+        model, loss, y = nn.Sequential(*layers), nn.MSELoss(), torch.randn(samples, *shape, dtype=torch.float64)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    X = torch.randn(samples, channels, *[side] * (axes - 1), side - 1, dtype=torch.float64)
+    return model.double().eval(), loss, X, y
+
+
+@given(spatial_networks(), st.sampled_from([None, 1, 3]), st.booleans())
+def test_random_networks(network, chunk, always):
+    """With few and many positions in a chunk; also where whole images would have less to do."""
+    model, loss, X, y = network
+    with pytest.MonkeyPatch.context() as patch:
+        if always:
+            patch.setattr("hbpcompiler.local._numbers", lambda own: 0 if type(own) is tuple else 1)
+        if chunk is not None:
+            patch.setattr("hbpcompiler.local.CHUNK_BYTES", chunk * 1000)
+        result = hbp.compile(model, loss, QUANTITIES, example_inputs=(X, y))(X, y)
+    for quantity in ("diag_h", "diag_ggn"):
+        for key, value in reference(model, loss, [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+    for key, parts in result.diag_h_split.items():
+        close(parts.ggn + parts.positive - parts.negative, result.diag_h[key], f"split of {key}")
+        assert (parts.positive >= 0).all()
+        assert (parts.negative >= 0).all()
+
+
+def network(size=12, between=nn.Sigmoid):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 4, 3, padding=1), between(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return model, torch.randn(6, 1, size, size), torch.randint(3, (6,))
+
+
+def test_what_each_position_costs_does_not_grow_with_the_image():
+    adds = []
+    for size in (12, 24):
+        model, X, y = network(size)
+        compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+        (tail,) = local_tails(compiled)
+        assert tail.piece.columns == 4
+        assert tail.positions == (size, size)
+        assert tail.places["sigmoid"].length == (3, 3)
+        compiled(X, y)
+        with Meter() as meter:
+            compiled(X, y)
+        adds.append(meter.counts.multiply_adds)
+    assert adds[1] < 4.5 * adds[0]  # whole images would take 16 times as many
+
+
+def test_memory_does_not_grow_with_the_columns():
+    model, X, y = network(32)
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    whole_columns = 4 * 32 * 32 * 4 * 32 * 32 * 4
+    assert local_tails(compiled)
+    assert compiled.predicted_memory(1) < whole_columns / 2
+
+
+@pytest.mark.parametrize("options", [{"backend": "torchscript"}, {"memory_budget": "3MiB"}, {"autotune": True}],
+                         ids=str)
+def test_with_other_options(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("HBP_CACHE_DIR", str(tmp_path))
+    model, X, y = (part.double() if i < 2 else part for i, part in enumerate(network()))
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y), **options)
+    assert local_tails(compiled)
+    found = compiled(X, y).diag_h
+    for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
+        close(found[key], value, key)
+
+
+def test_one_program_serves_every_batch_size():
+    model, X, y = network()
+    model, X = model.double(), X.double()
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X[:2], y[:2]))
+    for size in (1, 5, 6):
+        found = compiled(X[:size], y[:size]).diag_h
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X[:size]], y[:size], "diag_h").items():
+            close(found[key], value, key)
+
+
+class Twice(nn.Module):
+    """Two ways from one value, whose neighbourhoods differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.first(x))
+        x = torch.sigmoid(self.second(x) + x)
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("model", [
+    Twice(),
+    nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Sigmoid(), nn.Flatten(),
+                  nn.Linear(128, 3)),  # nothing clears what the second puts outside the image
+    nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.LayerNorm(6), nn.Sigmoid(), nn.Conv2d(2, 2, 3), nn.Sigmoid(),
+                  nn.Flatten(), nn.Linear(32, 3)),
+], ids=["branches", "convolution of a padded convolution", "layer norm"])  # fmt: skip
+def test_whole_images_elsewhere(model):
+    torch.manual_seed(0)
+    model, X, y = model.double(), torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    assert all("layer_norm" not in tail.places for tail in local_tails(compiled))
+    found = compiled(X, y).diag_h
+    for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
+        close(found[key], value, key)
+
+
+def test_kronecker_factors_keep_whole_images():
+    """Their scale counts positions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Sigmoid(), nn.Conv2d(2, 2, 3, padding=1))
+    X = torch.randn(2, 1, 6, 6)
+    compiled = hbp.compile(model, nn.MSELoss(), ["kflr"], example_inputs=(X, torch.randn(2, 2, 6, 6)))
+    assert not local_tails(compiled)
+    assert local_tails(hbp.compile(model, nn.MSELoss(), ["diag_ggn"], example_inputs=(X, torch.randn(2, 2, 6, 6))))
+
+
+def test_explained_per_sample_of_the_batch():
+    model, X, y = network(12)
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    close_of_first = next(step for tail in local_tails(compiled) for step in tail.steps
+                          if getattr(step, "parameter", None) is not None and step.parameter.key == "0.weight")
+    assert close_of_first.site.pieces == 144
+    assert "in chunks" in compiled.explain()
