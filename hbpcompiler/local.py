@@ -86,8 +86,10 @@ class Local:
         most = max(math.prod(value.sample_shape) for operation in smaller.values()
                    for value in (operation.output, *operation.tensors.values()) if value.batched)
         allowed = self.resources.temporaries
-        limit = CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)
-        chunk = max(1, limit // (most * channels * self.itemsize))
+        each = most * channels * self.itemsize
+        if allowed is not None and each > allowed:
+            return None  # a tail of whole images can go by fewer columns at a time
+        chunk = max(1, (CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)) // each)
         samples = max(1, chunk // positions)
         steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, positions) for step in _joined(own))
         return LocalTail(local, start, steps, samples, channels, widen, tuple(sizes), min(chunk, samples * positions),

@@ -1,6 +1,7 @@
 """Local support: columns of convolutions by neighbourhoods, exact for all paddings, strides, dilations and pools."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler import plan
+from hbpcompiler.local import Local
 from hbpcompiler.meter import Meter
 from hbpcompiler.reference import reference
 from hbpcompiler.steps import LocalTail
@@ -131,6 +134,15 @@ def test_with_other_options(options, tmp_path, monkeypatch):
         close(found[key], value, key)
 
 
+def test_a_budget_below_one_position_takes_whole_images(monkeypatch):
+    model, X, y = network()
+    for allowed, local in ((4 * 4 * 9 * 4, True), (4 * 4 * 9 * 4 - 1, False)):  # columns, channels, positions, bytes
+        monkeypatch.setattr(plan, "Local", lambda rules, static, itemsize, resources, allowed=allowed: Local(
+            rules, static, itemsize, replace(resources, temporaries=allowed)))
+        compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+        assert bool(local_tails(compiled)) == local
+
+
 def test_one_program_serves_every_batch_size():
     model, X, y = network()
     model, X = model.double(), X.double()
@@ -189,3 +201,15 @@ def test_explained_per_sample_of_the_batch():
                           if getattr(step, "parameter", None) is not None and step.parameter.key == "0.weight")
     assert close_of_first.site.pieces == 144
     assert "in chunks" in compiled.explain()
+
+
+def test_curvature_in_a_dtype_of_its_own():
+    model, X, y = network()
+    model, X = model.double(), X.double()
+    plain, rounded = (hbp.compile(model, quantities=["diag_h"], curvature_dtype=dtype, example_inputs=(X, y))
+                      for dtype in (None, torch.float32))
+    assert local_tails(rounded)
+    found, expected = rounded(X, y).diag_h, plain(X, y).diag_h
+    for key, value in expected.items():
+        assert not torch.equal(found[key], value)
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5 * float(value.abs().max()))
