@@ -167,7 +167,7 @@ def check(network: str) -> str:
 @click.option("--families", default="", help=f"Comma-separated: {', '.join(BASES)}. All, if not given.")
 @click.option("--axes", default="", help=f"Comma-separated: {', '.join(AXES)}. All, if not given.")
 @click.option("--sizes", default=99, help="So many sizes of each sweep at most, from the smallest.")
-@click.option("--long", "long_rows", is_flag=True, help="All-CNN-C and 3C3D instead of sweeps: minutes to an hour.")
+@click.option("--long", "long_rows", is_flag=True, help="All-CNN-C and 3C3D instead of sweeps: some minutes.")
 @click.option("--long-batch", default=1, help="Batch size of All-CNN-C.")
 @click.option("--smooth", type=click.Choice(["sigmoid", "gelu"]), default="sigmoid", help="All-CNN-C's activations.")
 @click.option("--rounds", default=7, help="Measurements of each program; slow ones get fewer.")
