@@ -88,6 +88,8 @@ class Backward:
         """The random signs of a piece's columns, the same at every value that it has reached."""
         self.slopes: dict[str, Any] = {}
         """Local derivatives that are known already: pieces of them (see `local`)."""
+        self.leaving: Callable[[Operation, str, Any], Any] = lambda operation, slot, columns: columns
+        """What else is done to columns on their way from an operation to its input."""
 
     def inside(self, writer: Writer, ops: Mapping[str, Op]) -> Backward:
         """The same backward pass inside a loop: its own graph, the operations bound to this chunk's tensors."""
@@ -218,7 +220,7 @@ class Backward:
             pulled = jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
         else:
             pulled = pull_matrix(self, step.operation, step.slot, arrived, rule, op, jac_t)
-        self.arrive(value, piece, pulled)
+        self.arrive(value, piece, self.leaving(step.operation, step.slot, pulled))
 
     def _pull_pooled(self, step: Pull, arrived: Any) -> Any:
         """The columns behind a pool, kept as they were before it too; what is elementwise scales the few entries."""

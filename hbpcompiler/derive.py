@@ -17,7 +17,7 @@ from hbpcompiler.graph import Graph, N, Operation, Value
 from hbpcompiler.passes import INPUTS
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.registry import AnyRule
-from hbpcompiler.rule import Op
+from hbpcompiler.rule import Op, computed
 from hbpcompiler.steps import Plan, Step, title
 from hbpcompiler.writer import Writer, named
 
@@ -87,13 +87,11 @@ class _Derivation:
         op = bind(operation, tensors, self.active, crossed, self._length)
         self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._length)
         rule = self.rules.get(operation.name)
-        saved: dict[str, Any] = {}
+        saved: Mapping[str, Any] = {}
         plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
                     for length in value.sample_shape)
         if rule is not None and rule.forward is not None and plain:
-            output = rule.forward(op)
-            if isinstance(output, tuple):
-                output, saved = output
+            output, saved = computed(rule, op)
         else:
             output = self._aten(operation)
         self.proxies[operation.name] = named(output, self.names[operation.name])

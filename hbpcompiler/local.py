@@ -3,11 +3,11 @@
 A diagonal that widens into columns at a convolution gives columns of a few positions each, and every layer further back
 adds a margin. A `LocalTail` takes the outputs position by position. For each it cuts, of all tensors on the way, the
 neighbourhood that the position reads, and treats these pieces as samples of a smaller image, with as many columns as
-the output has channels: its steps are those of any tail, at operations without padding.
+the output has channels: its steps are those of any tail, at operations without padding. Where ways meet (a residual
+connection), the value's neighbourhood holds what each of them reads.
 
 Outside the image columns must be zero. Local derivatives are filled up with zeros there, and what a max-pool pads with
-is never its largest; only a padded linear layer puts something there, so that an elementwise operation has to come
-next on the way back.
+is never its largest; what a padded linear layer puts there is multiplied by zero, unless such a derivative comes next.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Local:
         """The piece's way position by position, where it can go so and has less to do than with whole images."""
         first = own[0]
         kinds = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
-        if not isinstance(first, Widen) or self._window(first.operation) is None or not kinds <= SQUARES:
+        if not isinstance(first, Widen) or not kinds <= SQUARES:
             return None
         found = self._by_positions(piece, own)
         return found if found is not None and _numbers(found.steps) < _numbers(own) else None
@@ -53,35 +53,11 @@ class Local:
         """The tail by positions; None where something else than windows and elementwise operations is on the way."""
         widen = own[0]
         assert isinstance(widen, Widen)
-        start = widen.operation.output
+        places = self._places(own)
+        if places is None:
+            return None
+        start, smaller = widen.operation.output, self._smaller(own, places)
         channels, *sizes = start.sample_shape
-        one = (1,) * len(sizes)
-        places = {start.name: Neighbourhood(one, (0,) * len(sizes), one)}
-        beyond: set[str] = set()
-        """values where columns are not zero outside the image"""
-        smaller: dict[str, Operation] = {}
-        for step in own:
-            operation, place = step.operation, places[step.operation.name]
-            window = self._window(operation)
-            if window is not None and operation.name not in beyond:
-                (slot,) = _batched(operation)
-                before = place.read_through(window)
-                attributes = {**operation.attributes, **window.unpadded}
-            elif window is None and isinstance(step, Pull) and self._is_elementwise(operation):
-                slot, before, attributes = step.slot, place, dict(operation.attributes)
-            else:
-                return None
-            value = operation.tensors[slot]
-            tensors = {**operation.tensors, slot: _piece_of(value, before)}
-            smaller[operation.name] = replace(operation, output=_piece_of(operation.output, place), tensors=tensors,
-                                              attributes=attributes)
-            if isinstance(step, Close):
-                continue
-            if step.slot != slot or value.name in places:
-                return None
-            places[value.name] = before
-            if window is not None and window.fill == 0 and _is_padded(window, operation, value):
-                beyond.add(value.name)
         positions, local = math.prod(sizes), replace(piece, columns=channels)
         most = max(math.prod(value.sample_shape) for operation in smaller.values()
                    for value in (operation.output, *operation.tensors.values()) if value.batched)
@@ -93,7 +69,65 @@ class Local:
         samples = max(1, chunk // positions)
         steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, positions) for step in _joined(own))
         return LocalTail(local, start, steps, samples, channels, widen, tuple(sizes), min(chunk, samples * positions),
-                         places)
+                         places, self._cleared(own))
+
+    def _places(self, own: Sequence[Own]) -> dict[str, Neighbourhood] | None:
+        """What is read of each value; None where that is no neighbourhood."""
+        start = own[0].operation.output
+        axes = len(start.sample_shape) - 1
+        if axes < 1:
+            return None
+        places = {start.name: Neighbourhood((1,) * axes, (0,) * axes, (1,) * axes)}
+        for step in own:
+            operation = step.operation
+            before = self._read(operation, places[operation.name])
+            if before is None:
+                return None
+            if isinstance(step, Close):
+                continue
+            value = operation.tensors[step.slot]
+            known = places.get(value.name, before)
+            if known.step != before.step:
+                return None
+            places[value.name] = known.joined(before)
+        return places
+
+    def _read(self, operation: Operation, place: Neighbourhood) -> Neighbourhood | None:
+        """What these positions, as outputs, read of the inputs."""
+        window = self._window(operation)
+        if window is not None:
+            return place.read_through(window)
+        same = all(operation.tensors[slot].sample_shape == operation.output.sample_shape
+                   for slot in _batched(operation))
+        return place if same and self._is_elementwise(operation) else None
+
+    def _smaller(self, own: Sequence[Own], places: Mapping[str, Neighbourhood]) -> dict[str, Operation]:
+        """The operations on pieces of their tensors."""
+        found: dict[str, Operation] = {}
+        for operation in (step.operation for step in own):
+            place, window = places[operation.name], self._window(operation)
+            before = self._read(operation, place)
+            assert before is not None
+            tensors = {slot: _piece_of(value, before) if value.batched else value
+                       for slot, value in operation.tensors.items()}
+            unpadded = {} if window is None else window.unpadded
+            found[operation.name] = replace(operation, output=_piece_of(operation.output, place), tensors=tensors,
+                                            attributes={**operation.attributes, **unpadded})
+        return found
+
+    def _cleared(self, own: Sequence[Own]) -> frozenset[tuple[str, str]]:
+        """The inputs (operation, slot) at which columns that go on are not zero outside the image."""
+        clear = {step.operation.name for step in own if self._window(step.operation) is None}
+        clear -= {step.operation.name for step in own if isinstance(step, Close)}
+        found = set()
+        for step in own:
+            window = self._window(step.operation)
+            if isinstance(step, Close) or window is None or not math.isfinite(window.fill):
+                continue
+            value = step.operation.tensors[step.slot]
+            if value.name not in clear and _is_padded(window, step.operation, value):
+                found.add((step.operation.name, step.slot))
+        return frozenset(found)
 
     def _step(self, step: Own, operation: Operation, local: Piece, chunk: int, positions: int) -> Own:
         if isinstance(step, Widen):
@@ -109,10 +143,8 @@ class Local:
         return Close(operation, step.slot, step.parameter, local, site, contraction, choose(site, kinds))
 
     def _window(self, operation: Operation) -> Window | None:
-        """Of an operation with only one tensor that has samples."""
         rule = self.rules[operation.name]
-        alone = isinstance(rule, Rule) and len(_batched(operation)) == 1
-        return rule.window(self.static(operation)) if isinstance(rule, Rule) and alone else None
+        return rule.window(self.static(operation)) if isinstance(rule, Rule) else None
 
     def _is_elementwise(self, operation: Operation) -> bool:
         rule = self.rules[operation.name]

@@ -91,7 +91,7 @@ class Sliding:
 @dataclass(frozen=True)
 class Window:
     """Outputs that read a neighbourhood: along each spatial axis, output y reads inputs stride * y - before +
-    dilation * a for a < `size`, every one of them among the input's [N, channels, *spatial].
+    dilation * a for a < `size`, of all inputs that have samples, [N, channels, *spatial].
 
     With the attributes `unpadded` the same operation makes some of its outputs of a piece of its input; where that
     reaches beyond the image, `fill` stands there.
@@ -101,7 +101,7 @@ class Window:
     stride: Sequence[int]
     dilation: Sequence[int]
     before: Sequence[int]
-    unpadded: Mapping[str, Any]
+    unpadded: Mapping[str, Any] = field(default_factory=dict)
     fill: float = 0.0
 
 
@@ -184,7 +184,7 @@ class Rule:
     """SELECTION, optional: for outputs [N, c, *out] that copy each one input of their own channel, which one:
     [N, c, out flattened] of numbers in the flattened input positions; None where there are no channels."""
     window: Callable[[Op], Window | None] = lambda op: None
-    """optional: which neighbourhood of its one input with spatial axes an output reads."""
+    """optional: which neighbourhood of its inputs with spatial axes an output reads."""
     expression: Callable[[Op], Any] | None = None
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations
     of one module that act on one value are then taken together (see `fuse`)."""
@@ -281,6 +281,13 @@ def called(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def computed(rule: Rule | LossRule, op: Op) -> tuple[Any, Mapping[str, Any]]:
+    """What the rule's `forward` makes, and what it saves for the backward pass."""
+    assert rule.forward is not None
+    made = rule.forward(op)
+    return made if isinstance(made, tuple) else (made, {})
+
+
 def operand_symbol(name: str) -> Any:
     """The sympy symbol that stands for a tensor argument in `Rule.expression`."""
     return sympy.Symbol(f"operand_{name}", real=True)
@@ -330,6 +337,7 @@ __all__ = [
     "Tensor",
     "Window",
     "called",
+    "computed",
     "elementwise_jac_t",
     "merge",
     "operand_symbol",

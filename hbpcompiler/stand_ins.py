@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from hbpcompiler.bind import bind
 from hbpcompiler.graph import N, Operation, Value
 from hbpcompiler.registry import AnyRule
+from hbpcompiler.rule import computed
 
 SAMPLES = 2
 
@@ -20,7 +21,7 @@ class StandIns:
     def __init__(self, operation: Operation, rule: AnyRule | None,
                  make: Callable[[Value], torch.Tensor] | None = None) -> None:
         self.operation, self.rule, self.make = operation, rule, make or meta
-        self.saved: dict[str, Any] | None = None
+        self.saved: Mapping[str, Any] | None = None
 
     def __call__(self, name: str) -> Any:
         value = self.operation.output if name == "output" else self.operation.tensors.get(name)
@@ -29,8 +30,7 @@ class StandIns:
         if self.saved is None:
             self.saved = {}
             if self.rule is not None and self.rule.forward is not None:
-                output = self.rule.forward(bind(self.operation, self, set(), True))
-                self.saved = output[1] if isinstance(output, tuple) else {}
+                _, self.saved = computed(self.rule, bind(self.operation, self, set(), True))
         return self.saved[name]
 
 

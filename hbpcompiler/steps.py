@@ -187,6 +187,19 @@ class Neighbourhood:
             tuple((length - 1) * stride + dilation * (size - 1) + 1 for length, stride, dilation, size in
                   zip(self.length, strides, window.dilation, window.size, strict=True)))
 
+    def joined(self, other: Neighbourhood) -> Neighbourhood:
+        """The smallest one that holds both, which have the same steps."""
+        first = tuple(min(pair) for pair in zip(self.first, other.first, strict=True))
+        ends = [max(a + m, b + n) for a, m, b, n in
+                zip(self.first, self.length, other.first, other.length, strict=True)]
+        return Neighbourhood(self.step, first, tuple(end - start for start, end in zip(first, ends, strict=True)))
+
+    def margins(self, inner: Neighbourhood) -> list[int]:
+        """How much of it is before and after one inside, as F.pad counts it: from the last axis on."""
+        own, given = (list(zip(place.first, place.length, strict=True)) for place in (self, inner))
+        return [amount for (start, length), (first, size) in zip(reversed(own), reversed(given), strict=True)
+                for amount in (first - start, start + length - first - size)]
+
 
 @dataclass(frozen=True)
 class LocalTail(Tail):
@@ -203,6 +216,8 @@ class LocalTail(Tail):
     """positions at a time."""
     places: Mapping[str, Neighbourhood]
     """by value."""
+    cleared: frozenset[tuple[str, str]]
+    """the inputs (operation, slot) at which columns outside the image are set to zero before they go on."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ def _starts(piece: Piece, steps: Sequence[Step]) -> list[Value]:
     starts: list[Value] = []
     for step in steps:
         if isinstance(step, Widen) and step.into == piece:
-            starts.append(step.operation.output)
+            if step.operation.output not in starts:  # one for each operand
+                starts.append(step.operation.output)
         elif isinstance(step, Gather | Average | Sample) and step.into == piece:
             starts.append(step.value)
         elif isinstance(step, Seed | Birth) and step.piece == piece:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Op, Residual, Rule, Sliding, Structure, Zero
+from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Op, Residual, Rule, Sliding, Structure, Zero, computed
 
 SAMPLES = 3
 COLUMNS = 2
@@ -104,10 +104,8 @@ class Setting:
         }
         op = Op(tensors, attributes, shapes, **known)
         with _same_noise():
-            output = self.rule.forward(op) if self.rule is not None and self.rule.forward else self.reference()
-        saved: dict[str, Tensor] = {}
-        if isinstance(output, tuple):
-            output, saved = output
+            stated = self.rule is not None and self.rule.forward is not None
+            output, saved = computed(self.rule, op) if self.rule is not None and stated else (self.reference(), {})
         return Op({**tensors, **saved, "output": output}, attributes, shapes, **known)
 
 
@@ -200,9 +198,9 @@ def _check_window(rule: Rule, setting: Setting, op: Op, where: str) -> None:
     if window is None:
         return
     case, arguments = setting.case, setting.arguments
-    (name,) = [slot for slot in case.shapes if setting.batched(slot)]
+    names = [slot for slot in case.shapes if setting.batched(slot)]
     attributes = {slot: value for slot, value in arguments.items() if slot not in case.shapes}
-    outer, inner = op.shape("output")[1:], op.shape(name)[1:]
+    outer, inner = op.shape("output")[1:], op.shape(names[0])[1:]
     for skipped in (0, 1):
         amounts: list[int] = []
         for axis, (size, length) in enumerate(zip(inner, outer, strict=True)):
@@ -210,10 +208,11 @@ def _check_window(rule: Rule, setting: Setting, op: Op, where: str) -> None:
             first = (length - kept) * stride - window.before[axis]
             last = first + (kept - 1) * stride + window.dilation[axis] * (window.size[axis] - 1) + 1
             amounts = [-first, last - size, *amounts]
-        piece = torch.nn.functional.pad(getattr(op, name), amounts, value=window.fill)
+        pieces = {name: torch.nn.functional.pad(getattr(op, name), amounts, value=window.fill) for name in names}
+        shapes = {name: tuple(piece.shape[1:]) for name, piece in pieces.items()}
         assert rule.forward is not None
-        made = rule.forward(Op({**arguments, name: piece}, {**attributes, **window.unpadded},
-                               {**case.shapes, name: tuple(piece.shape[1:])}, index=case.index, differentiated=False))
+        made = rule.forward(Op({**arguments, **pieces}, {**attributes, **window.unpadded},
+                               {**case.shapes, **shapes}, index=case.index, differentiated=False))
         kept_output = op.output[(..., *(slice(-max(length - skipped, 1), None) for length in outer))]
         _close(made, kept_output, f"{where}: window, {skipped} outputs left out")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, merge, split
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window, merge, split
 
 from .spatial import brief, options, per_axis
 
@@ -59,6 +59,14 @@ def avg_pool(axes: int) -> Rule:
         arguments = (kernel, stride, padding, op.ceil_mode, op.count_include_pad, divisor)
         return by_kernel(op, columns, axes, lambda merged, like: backward(merged, like, *arguments))
 
+    def window(op: Op) -> Window | None:
+        kernel, padding = per_axis(op.kernel_size, axes), per_axis(op.padding, axes)
+        even = not op.ceil_mode and (op.count_include_pad or not any(padding))  # else windows differ at the borders
+        if len(op.shape("self")) == axes or not even:
+            return None
+        stride = per_axis(op.stride, axes) or kernel
+        return Window(kernel, stride, [1] * axes, padding, {"padding": [0] * axes})
+
     def case(*shape: int, **attributes: Any) -> Case:
         short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
         return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
@@ -69,6 +77,7 @@ def avg_pool(axes: int) -> Rule:
         jac_t={"self": jac_t},
         residual=ZERO,
         structure=Structure.CONSTANT,
+        window=window,
         cases=[
             case(2, 4, 5, 2, kernel_size=[2]),
             case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap

@@ -6,7 +6,7 @@ from typing import Any
 import sympy
 import torch
 
-from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor, operand_symbol
+from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor, Window, operand_symbol
 
 from .aligned import is_whole, lifted, misaligned, unbroadcast, varying
 
@@ -50,6 +50,14 @@ def binary(
         operands = [name for name in names if op.has(name) and not op.has_samples(name)]
         return {name: found for name in operands if (found := params(op, name)) is not None}
 
+    def window(op: Op) -> Window | None:
+        shape = op.shape("output")
+        both = len(varying(op, names)) == 2 and all(op.has_samples(name) and op.shape(name) == shape for name in names)
+        if not both or len(shape) < 2:
+            return None
+        ones = [1] * (len(shape) - 1)
+        return Window(ones, ones, ones, [0] * len(ones), fill=1.0)  # where quotients and powers are finite
+
     return Rule(
         operations=[operation] if isinstance(operation, str) else operation,
         forward=forward,
@@ -61,6 +69,7 @@ def binary(
         expression=None if written is None else lambda op: written(op, *[symbol(op, name) for name in names]),
         refuse=refuse or (lambda op: misaligned(op, names)),
         merged=True,
+        window=window,
         cases=cases,
     )
 

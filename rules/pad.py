@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window
 
 from .spatial import scatter
 
@@ -35,6 +35,15 @@ def jac_t(op: Op, columns: Tensor) -> Tensor:
     return scatter(columns, sources, shape, axes)
 
 
+def window(op: Op) -> Window | None:
+    axes = len(op.shape("self")) - 1
+    given = [*op.pad, *[0] * (2 * axes - len(op.pad))]
+    if mode(op) != "constant" or axes < 1 or any(given[2 * axes :]) or not isfinite(op.value or 0):
+        return None
+    ones, before = [1] * axes, [given[2 * axis] for axis in reversed(range(axes))]
+    return Window(ones, ones, ones, before, {"pad": [0] * len(op.pad)}, op.value or 0.0)
+
+
 def refuse(op: Op) -> str | None:
     if len(op.pad) // 2 > len(op.shape("self")) and any(op.pad[-2:]) and op.has_samples("self"):
         return "it pads the sample axis, so that samples appear or vanish; pad only the axes after it"
@@ -58,6 +67,7 @@ PAD = Rule(
     residual=ZERO,
     structure=Structure.SELECTION,
     refuse=refuse,
+    window=window,
     cases=[
         *CONSTANT,
         *[
@@ -77,5 +87,6 @@ CONSTANT_PAD = Rule(
     residual=ZERO,
     structure=Structure.SELECTION,
     refuse=refuse,
+    window=window,
     cases=CONSTANT,
 )

@@ -14,7 +14,7 @@ from hbpcompiler import plan
 from hbpcompiler.local import Local
 from hbpcompiler.meter import Meter
 from hbpcompiler.reference import reference
-from hbpcompiler.steps import LocalTail
+from hbpcompiler.steps import LocalTail, Widen
 from tests.test_quantities import close
 
 QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
@@ -22,6 +22,17 @@ QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
 
 def local_tails(compiled):
     return [step for step in compiled._current().draft.plan.steps if isinstance(step, LocalTail)]
+
+
+class Plus(nn.Module):
+    """x + f(x): two ways from one value, whose neighbourhoods differ."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)
 
 
 @st.composite
@@ -32,6 +43,7 @@ def spatial_networks(draw):
     convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
     max_pool, norm = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1], (nn.BatchNorm1d, nn.BatchNorm2d,
                                                                             nn.BatchNorm3d)[axes - 1]
+    average_pool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[axes - 1]
     shape, layers = (channels, *[side] * (axes - 1), side - 1), []
     for _ in range(draw(st.integers(2, 3))):
         kernel = [draw(st.integers(1, 3)) for _ in range(axes)]
@@ -45,10 +57,16 @@ def spatial_networks(draw):
         groups = draw(st.sampled_from([1, shape[0]]))
         outputs = groups * draw(st.integers(1, 2)) if groups > 1 else draw(st.integers(1, 2))
         new = [convolution(shape[0], outputs, kernel, stride, padding, dilation, groups)]
+        if padding == "same" and outputs == shape[0] and draw(st.booleans()):
+            new = [Plus(*new)]
         if draw(st.booleans()):
             new.append(norm(outputs))
         new.append(draw(st.sampled_from([nn.Sigmoid, nn.Tanh, nn.ELU, nn.ReLU]))())
-        if draw(st.booleans()):
+        pool = draw(st.sampled_from(["max", "average", None]))
+        if pool == "average":
+            new.append(average_pool(2, draw(st.integers(1, 2)), draw(st.integers(0, 1)), draw(st.booleans()),
+                                    draw(st.booleans())))
+        elif pool == "max":
             new.append(max_pool(2, draw(st.integers(1, 2)), draw(st.integers(0, 1)), draw(st.integers(1, 2)),
                                 ceil_mode=draw(st.booleans())))
         try:
@@ -153,35 +171,78 @@ def test_one_program_serves_every_batch_size():
             close(found[key], value, key)
 
 
-class Twice(nn.Module):
-    """Two ways from one value, whose neighbourhoods differ."""
+def exact(model, loss, X, y):
+    """The compiled model, compared in all its Hessian diagonal."""
+    model, X = model.double().eval(), X.double()
+    compiled = hbp.compile(model, loss, ["diag_h"], example_inputs=(X, y))
+    found = compiled(X, y).diag_h
+    for key, value in reference(model, loss, [X], y, "diag_h").items():
+        close(found[key], value, key)
+    return compiled
 
-    def __init__(self):
+
+class Residual(nn.Module):
+    """x + f(x), or another meeting of the two, at every position; norms with parameters between."""
+
+    def __init__(self, channels, meet=torch.add, kernel=3, dilation=1):
         super().__init__()
-        self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
-        self.last = nn.Linear(2, 3)
+        pad = dilation * (kernel // 2)
+        self.inner = nn.Sequential(nn.Conv2d(channels, channels, kernel, padding=pad, dilation=dilation),
+                                   nn.BatchNorm2d(channels), nn.Tanh(),
+                                   nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.meet = meet
 
     def forward(self, x):
-        x = torch.sigmoid(self.first(x))
-        x = torch.sigmoid(self.second(x) + x)
-        return self.last(x.mean((2, 3)))
+        return torch.sigmoid(self.meet(x, self.inner(x)))
+
+
+def quotient(x, y):
+    return x / (2 + torch.sigmoid(y))
+
+
+def conv(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def ending(features):
+    return nn.Sigmoid(), nn.Flatten(), nn.Linear(features, 3)
+
+
+BEHIND_A_POOL = nn.Sequential(conv(1, 2), nn.Sigmoid(), nn.MaxPool2d(2), conv(2, 2), *ending(32))
+OF_A_CONVOLUTION = nn.Sequential(conv(1, 2), conv(2, 2), *ending(128))
+AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.AvgPool2d(3, 2, 1),
+                         conv(2, 2), nn.ZeroPad2d((0, 1, 1, 0)), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2, 1),
+                         *ending(40))
 
 
 @pytest.mark.parametrize("model", [
-    Twice(),
-    nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Sigmoid(), nn.Flatten(),
-                  nn.Linear(128, 3)),  # nothing clears what the second puts outside the image
-    nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.LayerNorm(6), nn.Sigmoid(), nn.Conv2d(2, 2, 3), nn.Sigmoid(),
-                  nn.Flatten(), nn.Linear(32, 3)),
-], ids=["branches", "convolution of a padded convolution", "layer norm"])  # fmt: skip
-def test_whole_images_elsewhere(model):
+    BEHIND_A_POOL, OF_A_CONVOLUTION, AVERAGES,
+    *[nn.Sequential(conv(1, 2), nn.Sigmoid(), Residual(2, meet, kernel), Residual(2, dilation=2), *ending(128))
+      for meet in (torch.add, torch.sub, torch.mul, quotient) for kernel in (1, 3)],
+], ids=["behind a pool", "of a convolution", "averages", *[f"{name} {kernel}" for name in ("add", "sub", "mul", "div")
+                                                          for kernel in (1, 3)]])  # fmt: skip
+def test_all_pieces_by_neighbourhoods(model, monkeypatch):
+    """Zeros outside the image behind padded linear layers; ways that meet again; norms' parameters; pads and means."""
+    monkeypatch.setattr("hbpcompiler.local._numbers", lambda own: 0 if type(own) is tuple else 1)
+    monkeypatch.setattr(plan._Walk, "_many", lambda planner, pieces, value: True)  # as in large networks
     torch.manual_seed(0)
-    model, X, y = model.double(), torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
-    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+    compiled = exact(model, nn.CrossEntropyLoss(), torch.randn(2, 1, 8, 8), torch.tensor([0, 2]))
+    steps = compiled._current().draft.plan.steps
+    widened = [step for step in steps if isinstance(step, Widen) and len(step.operation.output.sample_shape) == 3]
+    assert local_tails(compiled)
+    assert not widened
+
+
+def test_whole_images_elsewhere():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.LayerNorm(6), nn.Sigmoid(), nn.Conv2d(2, 2, 3),
+                          nn.Sigmoid(), nn.Flatten(), nn.Linear(32, 3))
+    compiled = exact(model, nn.CrossEntropyLoss(), torch.randn(2, 1, 8, 8), torch.tensor([0, 2]))
     assert all("layer_norm" not in tail.places for tail in local_tails(compiled))
-    found = compiled(X, y).diag_h
-    for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
-        close(found[key], value, key)
 
 
 def test_kronecker_factors_keep_whole_images():
