@@ -1,9 +1,13 @@
-"""Hypothesis settings: a compile takes about a second, so failing examples are shrunk only if HBP_SHRINK is set."""
+"""Settings of hypothesis (a compile takes about a second, so failing examples are shrunk only if HBP_SHRINK is set),
+and of pytest: what makes the tests shorter."""
 
+import collections
+import functools
 import os
 import tempfile
 import warnings
 
+import torch.export.exported_program as exported
 from hypothesis import HealthCheck, Phase, settings
 
 # The tests' own cache folder: what `hbp tune` measured on this machine must not decide what they see.
@@ -12,12 +16,30 @@ os.environ["HBP_CACHE_DIR"] = CACHE.name
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 PHASES = list(Phase) if os.environ.get("HBP_SHRINK") else [Phase.explicit, Phase.reuse, Phase.generate]
-settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "15")),
+settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "10")),
                           suppress_health_check=SLOW, phases=PHASES, print_blob=True)
 settings.load_profile("hbp")
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
 
 
+# At each export torch goes through all its operations, several thousand, to see which are composite: once is enough.
+exported._collect_all_valid_cia_ops = functools.lru_cache(maxsize=1)(exported._collect_all_valid_cia_ops)
+
+
 def pytest_addoption(parser):
     parser.addoption("--refresh-golden", action="store_true", help="rewrite tests/golden after a review of the change")
+    parser.addoption("--cases", type=int, metavar="K", help="of each test with parameters, only the first K cases")
+
+
+def pytest_collection_modifyitems(config, items):
+    most, seen = config.getoption("--cases"), collections.Counter()
+    if most is None:
+        return
+    kept, left = [], []
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        seen[function] += 1
+        (kept if seen[function] <= most else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)

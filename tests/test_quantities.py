@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -11,8 +11,7 @@ from hbpcompiler.reference import ggn_block, kflr, kfra, reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 
 EXACT = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
-THOROUGH = settings(max_examples=60, deadline=None,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+THOROUGH = settings(max_examples=2 * settings().max_examples)
 
 
 def close(found, expected, what, scale=None):
