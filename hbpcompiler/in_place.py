@@ -26,7 +26,7 @@ REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_"
 LARGE = 2**16
 """Numbers of a weight's closing from which memory counts."""
 FRESH = {operator.matmul, operator.mul, operator.sub, operator.add, operator.truediv, torch.einsum, torch.where,
-         torch.cat, torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
+         torch.cat, torch.stack, torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
          torch.nn.functional.conv_transpose3d, torch.nn.functional.conv1d, torch.nn.functional.conv2d,
          torch.nn.functional.conv3d, "scatter_add", "square", "clamp", torch.ops.aten.convolution_backward}
 """Calls that return memory of their own."""

@@ -188,7 +188,7 @@ class _Rounding:
 
     def _add_to_total(self, node: fx.Node) -> None:
         """Elementwise kernels add to a wider total as they are; a product with it must be taken apart."""
-        if node.target == "addmm_":
+        if node.target in ("addmm_", "baddbmm_"):
             total, left, right = node.args
             with self.graph.inserting_before(node):
                 product = self.graph.call_function(operator.matmul, (left, right))

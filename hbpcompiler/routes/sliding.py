@@ -21,7 +21,7 @@ import torch
 from hbpcompiler.cost import Cost, chunk_length
 from hbpcompiler.graph import N
 from hbpcompiler.quantities import INPUT_FACTOR
-from hbpcompiler.routes.site import NOTHING, Route, Site, Use, einsum
+from hbpcompiler.routes.site import NOTHING, Route, Site, Use
 from hbpcompiler.rule import called
 from hbpcompiler.writer import Part
 
@@ -97,7 +97,7 @@ class SlidingInputFactor(Route):
                     left = called("edges", torch.cat([rows[:, :edge], rows[:, height : height + edge]], 1))
                     far = [rows[:, shift : edge + shift], rows[:, height + shift :]]
                     right = called(f"edges_{distance}_on", torch.cat(far, 1)) if distance else left
-                    part.totals[f"edges {distance}"].add_(einsum("iyp,jyp->yij", left, right))
+                    part.totals[f"edges {distance}"].baddbmm_(left.transpose(0, 1), right.permute(1, 2, 0))
 
         square = (sizes.features, sizes.features)
         totals = {f"core {distance}": square for distance in range(sizes.window)}
@@ -109,16 +109,13 @@ class SlidingInputFactor(Route):
             core, edge = called(f"core_{distance}_apart", found[f"core {distance}"]), sizes.edge(distance)
             if edge:
                 ends = called(f"edges_{distance}_apart", found[f"edges {distance}"])
-                windows = called(f"windows_{distance}_apart", core + ends.unfold(0, edge, step).sum(-1))
+                windows = called(f"windows_{distance}_apart", ends.unfold(0, edge, step).sum(-1).add_(core))
             for place in range(sizes.window - distance):
                 block = called(f"block_{place}_{place + distance}", windows[place]) if edge else core
                 blocks[place, place + distance] = block
                 blocks[place + distance, place] = block.t() if distance else block
-        places = range(sizes.window)
-        stacked = [called(f"blocks_{one}", torch.stack([blocks[one, other] for other in places])) for one in places]
-        whole = torch.stack(stacked)
-        # [place, other place, outer inner, outer inner] -> [outer place inner, outer place inner]
-        inner = sizes.features // sliding.outer
-        whole = whole.unflatten(3, (sliding.outer, inner)).unflatten(2, (sliding.outer, inner))
-        size = site.size(site.features)
-        return {INPUT_FACTOR: whole.permute(2, 0, 3, 4, 1, 5).reshape(size, size)}
+        # Features are (outer, place, inner) on both sides; the blocks' are (outer, inner).
+        places, apart = range(sizes.window), (sliding.outer, sizes.features // sliding.outer)
+        split = {place: block.unflatten(1, apart).unflatten(0, apart) for place, block in blocks.items()}
+        lines = [called(f"blocks_{one}", torch.stack([split[one, other] for other in places], 3)) for one in places]
+        return {INPUT_FACTOR: torch.stack(lines, 1).flatten(0, 2).flatten(1)}
