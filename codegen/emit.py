@@ -238,12 +238,13 @@ MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
 
 
 def _free_at_last_use(parts: Mapping[str, list[Section]], returned: set[str]) -> None:
-    """End each block of the backward pass by deleting the large tensors that no later line reads.
+    """End each block by deleting the large tensors that no later line reads.
 
-    Python frees a tensor when its last name goes; without this, the columns of all layers would live to the end.
+    Python frees a tensor when its last name goes; without this, the columns of all layers would live to the end, and
+    so would values of the forward pass that nobody reads on the way back.
     """
     sections = [section for part in ("forward", "backward", "results") for section in parts[part]]
-    ours = {id(section) for section in parts["backward"]}
+    ours = {id(section) for part in ("forward", "backward") for section in parts[part]}
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         shape = ""

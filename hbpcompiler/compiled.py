@@ -250,6 +250,7 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
     passes.optimise(derived.graph)
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
+    passes.drop_idle_casts(derived.graph)
     divide_before_products(derived.graph)
     write_in_place(derived.graph)
     header = emit.Header(

@@ -178,6 +178,26 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
     graph.lint()
 
 
+def drop_idle_casts(graph: fx.Graph) -> None:
+    """With dtypes known: a mask that only meets floating-point factors need not be made floating-point first."""
+    for node in graph.nodes:
+        if isinstance(node.target, Loop):
+            drop_idle_casts(node.target.body)
+        if node.op != "call_method" or node.target != "type_as":
+            continue
+        mask, dtype = node.args[0], node.meta.get("dtype")
+        views = [user for user in node.users if user.target == "unsqueeze"]
+        readers = [user for read in (node, *views) for user in read.users if user not in views]
+        if mask.meta.get("dtype") is torch.bool and views and all(
+                user.target is operator.mul and user.args[0] not in (node, *views)
+                and user.args[0].meta.get("dtype") == dtype for user in readers):
+            for view in views:
+                view.meta["dtype"] = torch.bool
+            replace_by(graph, node, mask)
+    drop_dead(graph)
+    graph.lint()
+
+
 def _is_identity_einsum(node: fx.Node) -> bool:
     if node.target is not torch.einsum or len(node.args) != 2:
         return False

@@ -31,7 +31,7 @@ VECTORS_ONLY = Limits(2**15, 2**20)
 Hessian diagonal of benchmarks' MLP takes half the time."""
 
 
-LATE_BYTES, LATE_CHUNK = 2**24, 2**22
+LATE_BYTES, LATE_CHUNK = 2**24, 2**20
 """Bytes of a piece at one value for a whole batch, from which on it goes in chunks of samples, and those of a chunk.
 The allocator asks the system for the memory of what is larger each time anew."""
 

@@ -116,6 +116,6 @@ class SlidingInputFactor(Route):
                 blocks[place + distance, place] = block.t() if distance else block
         # Features are (outer, place, inner) on both sides; the blocks' are (outer, inner).
         places, apart = range(sizes.window), (sliding.outer, sizes.features // sliding.outer)
-        split = {place: block.unflatten(1, apart).unflatten(0, apart) for place, block in blocks.items()}
-        lines = [called(f"blocks_{one}", torch.stack([split[one, other] for other in places], 3)) for one in places]
+        rows = [called(f"blocks_{one}", torch.stack([blocks[one, other] for other in places], 1)) for one in places]
+        lines = [row.unflatten(2, apart).unflatten(0, apart).transpose(2, 3) for row in rows]
         return {INPUT_FACTOR: torch.stack(lines, 1).flatten(0, 2).flatten(1)}
