@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from hbpcompiler import schemes
 from hbpcompiler.averaging import average, pull_matrix, sample
+from hbpcompiler.beginnings import birth, seed
 from hbpcompiler.bilinear import columns_to
 from hbpcompiler.bind import bind
 from hbpcompiler.compression import compressed
-from hbpcompiler.endings import multiples, static_multiples
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.local_walk import walk_local_tail
 from hbpcompiler.precision import Precision
@@ -26,8 +25,6 @@ from hbpcompiler.quantities import (
     EACH,
     EIGEN,
     FACTOR,
-    GGN_MC,
-    GRADIENT,
     INPUT_FACTOR,
     NEGATIVE,
     NORM,
@@ -40,7 +37,7 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, DIAGONAL_FORM, Use
-from hbpcompiler.rule import Contraction, Diagonal, Factor, LossRule, Op, Rule
+from hbpcompiler.rule import Contraction, Op, Rule
 from hbpcompiler.sample_chunks import walk_sample_chunks
 from hbpcompiler.stand_ins import meta
 from hbpcompiler.steps import (
@@ -98,8 +95,8 @@ class Backward:
     def step(self, step: Step) -> None:
         """Carry out one step."""
         handlers: dict[type, Callable[[Any], None]] = {
-            Seed: self._seed,
-            Birth: self._birth,
+            Seed: partial(seed, self),
+            Birth: partial(birth, self),
             Pull: self._pull,
             Widen: self._widen,
             Gather: self._gather,
@@ -125,63 +122,6 @@ class Backward:
         maker = self.source.makers.get(value.name)
         in_loss = maker is not None and maker.source.in_loss
         return columns if in_loss else self.precision.rounded(columns, piece)
-
-    def _seed(self, step: Seed) -> None:
-        rule, op, piece = self.rules[step.operation.name], self.ops[step.operation.name], step.piece
-        assert isinstance(rule, LossRule)
-        value = step.operation.tensors[rule.input]
-        residual = rule.residual_of(op)
-        factor = self._multiple(step.operation)
-        if piece.stream == GRADIENT:
-            columns = rule.gradient(op).unsqueeze(1)
-            columns = columns if factor is None else columns * factor
-            self.arrive(value, piece, columns)
-            return
-        if factor is not None and piece.form == DIAGONAL_FORM:
-            assert isinstance(residual, Diagonal)
-            self.arrive(value, piece, residual.diagonal(op) * factor)
-            return
-        elif piece.form == COLUMNS and piece.stream == GGN_MC and rule.sample is not None:
-            columns = rule.sample(op, self.plan.mc_samples)
-        elif isinstance(residual, Diagonal):
-            columns = residual.diagonal(op)
-        else:
-            assert isinstance(residual, Factor)
-            found, _ = residual.factor(op)
-            columns = found[rule.input]
-        if factor is not None:
-            factor = columns.new_ones(()) * factor if piece.signed else factor  # a number has no sign()
-            columns = columns * (factor.abs().sqrt() if piece.signed else factor**0.5)
-            if piece.signed:
-                self.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
-        elif piece.signed:
-            self.set_signs(piece, None, columns)
-        self.arrive(value, piece, columns)
-
-    def _multiple(self, operation: Operation) -> Any:
-        """What this reduction's l_n is multiplied by in the loss; None for 1."""
-        if operation.name not in self.multiples:
-            known = static_multiples(self.source, self.rules, self.active)
-            live = multiples(self.source, self.rules, self.active, lambda own: self.ops[own.name], self.batch)
-            self.multiples = {name: known[name] if isinstance(known[name], float) else live[name] for name in live}
-        found = self.multiples[operation.name]
-        return None if isinstance(found, float) and found == 1 else found
-
-    def _birth(self, step: Birth) -> None:
-        op, piece, residual = self.ops[step.operation.name], step.piece, step.residual
-        gradient = self.columns[step.operation.name, step.gradient.name].squeeze(1)
-        carried = {slot: step.operation.tensors[slot] for slot in step.slots}
-        scheme = schemes.HESSIAN if step.operation.source.in_loss else self.plan.curvature
-        if isinstance(residual, Diagonal):
-            (value,) = carried.values()
-            self.arrive(value, piece, schemes.diagonal_under(scheme, residual.diagonal(op, gradient)))
-            return
-        assert isinstance(residual, Factor)
-        found, signs = residual.factor(op, gradient)
-        self.set_signs(piece, signs, next(iter(found.values())))
-        for slot, value in carried.items():
-            axes = len(value.sample_shape)
-            self.arrive(value, piece, schemes.columns_under(scheme, found[slot], signs, axes))
 
     def set_signs(self, piece: Piece, signs: Any, columns: Any) -> None:
         if piece.signed:

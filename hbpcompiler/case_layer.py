@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.case_setting import Setting
 from hbpcompiler.rule import Case, LossRule, Rule
-from hbpcompiler.testing import Setting
 
 NUDGE = 0.05
 """How far an input that must lie in some domain (`Case.make`) moves from where it was drawn."""

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hbpcompiler.batch import batch_of
 from hbpcompiler.case_layer import CaseLayer
+from hbpcompiler.case_setting import SAMPLES
 from hbpcompiler.match import trace_and_match
 from hbpcompiler.registry import Registry
 from hbpcompiler.rule import Case
-from hbpcompiler.testing import SAMPLES
 
 _BACKWARD = "a backward pass, which only autograd inside a model makes; take derivatives outside the model"
 _COMPLEX = "its result or input is complex; derivatives here are those of real numbers"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hbpcompiler.case_setting import Setting
 from hbpcompiler.registry import AnyRule, Registry
 from hbpcompiler.rule import LossRule, Op
-from hbpcompiler.testing import Setting
 
 UNKNOWN = "?"
 

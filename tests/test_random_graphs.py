@@ -9,10 +9,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.case_layer import CaseLayer
+from hbpcompiler.case_setting import SAMPLES, Setting
 from hbpcompiler.reference import reference
 from hbpcompiler.registry import builtin
 from hbpcompiler.rule import Rule
-from hbpcompiler.testing import SAMPLES, Setting
 
 QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")
 FEATURES, CLASSES, SIZE = 2, 2, 20

@@ -1,0 +1,113 @@
+"""A rule's case made concrete: its tensors, torch's own operation on them, and what the rule sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.rule import Case, LossRule, Op, Rule, computed
+
+SAMPLES = 3
+
+
+class Setting:
+    """One case made concrete: random tensors, the reference operation, and the Op that the rule, if any, sees."""
+
+    def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, dtype: torch.dtype = torch.float64,
+                 scale: float = 1.0) -> None:
+        namespace, name, overload = (*operation.split("."), "")[:3]
+        packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
+        self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
+        self.case, self.rule = case, rule
+        self.arguments: dict[str, Any] = {}
+        for argument in self.overload._schema.arguments:
+            if argument.name in case.shapes:
+                shape = case.shapes[argument.name]
+                several = isinstance(shape, list)
+                values = [self._draw(argument.name, i if several else None, one, dtype, scale)
+                          for i, one in enumerate(shape if several else [shape])]
+                self.arguments[argument.name] = values if several else values[0]
+            elif argument.name in case.attributes:
+                self.arguments[argument.name] = case.attributes[argument.name]
+            elif argument.has_default_value():
+                self.arguments[argument.name] = argument.default_value
+            else:
+                self.arguments[argument.name] = None
+
+    def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
+        lead = (SAMPLES,) if self.batched(name, index) else ()
+        draw = self.case.make.get(name, _normal)
+        value = draw((*lead, *shape))
+        return (value * scale).to(dtype) if value.is_floating_point() else value
+
+    def inputs(self, names: Sequence[str]) -> list[tuple[str, int | None]]:
+        """The tensors under these names: (name, None), or (name, position) for each of a list."""
+        found: list[tuple[str, int | None]] = []
+        for name in names:
+            value = self.arguments[name]
+            found += [(name, i) for i in range(len(value)) if f"{name}.{i}" not in self.case.constant] if isinstance(
+                value, list) else [(name, None)]
+        return found
+
+    def batched(self, name: str, index: int | None = None) -> bool:
+        """Whether that tensor begins with the sample axis."""
+        return name in self.case.batched or f"{name}.{index}" in self.case.batched
+
+    def tensor(self, name: str, index: int | None = None) -> Tensor:
+        """The tensor under this name (and position in its list)."""
+        value: Tensor = self.arguments[name] if index is None else self.arguments[name][index]
+        return value
+
+    def replaced(self, name: str, index: int | None, value: Tensor) -> dict[str, Any]:
+        """What `reference` takes to see another tensor there."""
+        if index is None:
+            return {name: value}
+        return {name: [value if i == index else other for i, other in enumerate(self.arguments[name])]}
+
+    def active(self) -> list[str]:
+        """The arguments that columns are sent to in this case."""
+        names = list(self.rule.jac_t) if isinstance(self.rule, Rule) else []
+        return [name for name in names if name in self.case.shapes and name not in self.case.constant]
+
+    def reference(self, changed: Mapping[str, Any] | None = None) -> Tensor:
+        """The ATen operation itself, with some tensors replaced."""
+        with _same_noise():
+            result = self.overload(**{**self.arguments, **(changed or {})})
+        return result[self.case.index] if isinstance(result, tuple | list) else result
+
+    def op(self) -> Op:
+        """The operation as the rule sees it; runs the rule's forward."""
+        names = list(self.case.shapes)
+        tensors = {name: self.arguments[name] for name in names}
+        attributes = {name: value for name, value in self.arguments.items() if name not in names}
+        slots = {name if i is None else f"{name}.{i}": (name, i) for name in names for i in (
+            range(len(self.arguments[name])) if isinstance(self.arguments[name], list) else [None])}
+        shapes = {slot: self.case.shapes[name] if i is None else self.case.shapes[name][i]
+                  for slot, (name, i) in slots.items()} | {"output": tuple(self.reference().shape[1:])}
+        active = self.inputs(self.active())
+        known: dict[str, Any] = {
+            "index": self.case.index,
+            "active": frozenset(slot for slot, at in slots.items() if at in active),
+            "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at)),
+        }
+        op = Op(tensors, attributes, shapes, **known)
+        with _same_noise():
+            stated = self.rule is not None and self.rule.forward is not None
+            output, saved = computed(self.rule, op) if self.rule is not None and stated else (self.reference(), {})
+        return Op({**tensors, **saved, "output": output}, attributes, shapes, **known)
+
+
+def _normal(shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), dtype=torch.float64)
+
+
+@contextmanager
+def _same_noise() -> Iterator[None]:
+    """Operations that draw random numbers draw the same ones every time; other draws go on undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        yield
