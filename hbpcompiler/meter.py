@@ -18,6 +18,7 @@ CACHED = 4
 """What fits the cache moves so many times faster than what does not."""
 
 KERNELS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
+"""They work on copies of what they read and write, in a layout of their own."""
 
 FRESH = 2**24
 """Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
@@ -57,7 +58,8 @@ class Counts:
 class Meter(TorchDispatchMode):
     """Counts the operations that run inside `with Meter() as meter`, and the memory that their results hold.
 
-    Tensors made before count for nothing but traffic. Views are free. What a kernel allocates for itself is not seen.
+    Tensors made before count for nothing but traffic. Views are free. What a kernel allocates for itself is not seen,
+    but for convolutions' copies.
     """
 
     def __init__(self, machine: Machine = DEFAULT) -> None:
@@ -90,6 +92,8 @@ class Meter(TorchDispatchMode):
         for tensor in made:
             if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
                 self._hold(tensor)
+        if func._overloadpacket in KERNELS:
+            self.peak = max(self.peak, self.held + sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
         return result
 
     def _count(self, func: Any, adds: float, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
