@@ -82,7 +82,7 @@ def _of_chunk(step: Step, samples: int) -> Step:
         return step  # one sample at a time already
     if isinstance(step, Tail):
         own = [_of_chunk(part, min(samples, step.samples)) for part in step.steps]
-        return replace(step, steps=tuple(own), samples=min(samples, step.samples))  # type: ignore[arg-type]
+        return replace(step, steps=tuple(own), samples=min(samples, step.samples))  # type: ignore[arg-type]  # replace() keeps their kinds
     if isinstance(step, Close | Tied):
         site = replace(step.site, samples=samples)
         return replace(step, site=site, choices=choose(site, _kinds(step)))
