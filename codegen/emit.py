@@ -13,6 +13,7 @@ from typing import Any, cast
 import jinja2
 from torch import fx
 
+from hbpcompiler.codegen.helpers import FALLBACKS, definitions
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.passes import FRESH, called, is_pure, writes_in_place
@@ -93,6 +94,8 @@ class _Printer:
 
     @staticmethod
     def _default_name(node: fx.Node) -> str:
+        if node.target in FALLBACKS:
+            return "product"
         return "t" if node.op == "call_function" and not hasattr(node.target, "__name__") else identifier(
             str(getattr(node.target, "__name__", node.target)).strip("_"))
 
@@ -222,6 +225,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     return _template().render(
         header=header,
+        helpers=definitions(graph),
         records=list(records.values()),
         lists=any(QUANTITIES[name].lists for name in header.quantities),
         fields=fields,

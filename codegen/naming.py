@@ -7,13 +7,14 @@ import keyword
 import re
 from collections.abc import Mapping
 
+from hbpcompiler.codegen.helpers import FALLBACKS
 from hbpcompiler.graph import Graph, Operation
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.structure import Structure
 
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
-                      "start", "stop", "forward", "result"})
+                      "start", "stop", "forward", "result", *(helper.__name__ for helper in FALLBACKS)})
 
 
 def identifier(text: str) -> str:

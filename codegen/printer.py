@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from hbpcompiler.codegen.helpers import FALLBACKS
+
 # Binding strength: an operand that binds less tightly than its place is put in parentheses.
 COMPARE, OR, AND, ADD, MULTIPLY, UNARY, POWER, ATOM = range(8)
 
@@ -52,6 +54,8 @@ def function_name(target: Any) -> str:
         return f"torch.ops.{target._qualified_op_name.replace('::', '.')}"
     if isinstance(target, torch._ops.OpOverload):
         return function_name(target.overloadpacket)
+    if target in FALLBACKS:
+        return str(target.__name__)
     name = _public_names().get(id(target))
     if name is None:
         raise TypeError(f"a rule calls {target!r}, which has no public name in torch or torch.nn.functional")

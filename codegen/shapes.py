@@ -19,6 +19,12 @@ def annotate(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value
     _mark(graph, [_run(graph, arguments(graph, inputs, state, batch)) for batch in BATCHES], "N")
 
 
+def annotate_once(graph: fx.Graph, arguments: Sequence[Any]) -> None:
+    """The same with the lengths that these meta tensors have."""
+    run = _run(graph, arguments)
+    _mark(graph, [run, run], "N")
+
+
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
               batch: int = BATCHES[0]) -> list[Any]:
     """A meta tensor for each of the program's arguments."""

@@ -20,7 +20,9 @@ from hbpcompiler.backward import Backward
 from hbpcompiler.bind import bind
 from hbpcompiler.calibrate import Timer, stopwatch
 from hbpcompiler.codegen.naming import value_names
+from hbpcompiler.codegen.shapes import annotate_once
 from hbpcompiler.graph import Graph, N, Operation, Value
+from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.routes import COLUMNS, MATRIX, Choice, covers, excess
 from hbpcompiler.stand_ins import StandIns, meta
@@ -76,9 +78,12 @@ class Race:
         backward.step(replace(step, choices=tuple(choices)))
         closed = [list(closings.values()) for closings in backward.closed.values()]
         writer.graph.output(fx.node.map_aggregate(closed, _node))
-        precision.complete(writer.graph, self.plan.curvature_dtype, self.source.dtype,
-                           [tensor.to("meta") for tensor in given])
+        shown = [tensor.to("meta") for tensor in given]
+        precision.complete(writer.graph, self.plan.curvature_dtype, self.source.dtype, shown)
         passes.optimise(writer.graph)
+        multiply_matrices(writer.graph)
+        annotate_once(writer.graph, shown)
+        multiply_by_onednn(writer.graph, step.site.resources.machine)
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)
 

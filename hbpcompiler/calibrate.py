@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.codegen.helpers import has_onednn, onednn_linear
 from hbpcompiler.cost import Machine
 
 Timer = Callable[[Callable[[], Any]], float]
@@ -72,7 +73,7 @@ def _workloads(device: torch.device, dtype: torch.dtype) -> Mapping[str, Workloa
             torch.einsum("no,ni->oi", tiny, tiny)
             tiny.clamp_(max=1)
 
-    return {
+    found = {
         "large products": Workload(lambda: matrix @ matrix, large**3),
         "small products": Workload(lambda: matrices @ matrices, many * small**3),
         "convolutions": Workload(lambda: torch.conv_transpose2d(images, kernels, padding=1),
@@ -81,6 +82,9 @@ def _workloads(device: torch.device, dtype: torch.dtype) -> Mapping[str, Workloa
         "calls": Workload(calls, CALLS),
         "fresh bytes": Workload(lambda: torch.empty_like(source).fill_(1), length * dtype.itemsize),
     }
+    if has_onednn(device, dtype):
+        found["products by oneDNN"] = Workload(lambda: onednn_linear(matrix, matrix), large**3)
+    return found
 
 
 def medians(workloads: Mapping[str, Workload], timer: Timer) -> dict[str, float]:
@@ -101,4 +105,5 @@ def _machine(rates: Mapping[str, float]) -> Machine:
     rounded = {name: float(f"{rate:.2g}") for name, rate in rates.items()}
     return Machine(rounded["large products"], rounded["small products"], rounded["bytes"],
                    float(f"{1 / rates['calls']:.2g}"), kernel_per_second=rounded["convolutions"],
-                   fresh_bytes_per_second=rounded["fresh bytes"])
+                   fresh_bytes_per_second=rounded["fresh bytes"],
+                   linear_per_second=rounded.get("products by oneDNN", 0.0))

@@ -35,6 +35,7 @@ from hbpcompiler.graph import Graph
 from hbpcompiler.in_place import write_in_place
 from hbpcompiler.inputs import LossCheck, check_batch, check_runs, check_targets, loss_checks
 from hbpcompiler.match import trace_and_match
+from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
 from hbpcompiler.memory import MemoryModel
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
@@ -248,10 +249,12 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
     arguments = shapes.arguments(derived.graph, batch, graph.state)
     precision.complete(derived.graph, planned.curvature_dtype, graph.dtype, arguments)
     passes.optimise(derived.graph)
+    multiply_matrices(derived.graph)
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
     passes.drop_idle_casts(derived.graph)
     divide_before_products(derived.graph)
+    multiply_by_onednn(derived.graph, resources.machine)
     write_in_place(derived.graph)
     header = emit.Header(
         model=naming.identifier(model),

@@ -39,9 +39,19 @@ class Machine:
     """multiply-adds per second in torch's own kernels for convolutions."""
     fresh_bytes_per_second: float = 4e9
     """of tensors so large that the allocator asks the system for their pages each time (see `meter`)."""
+    linear_per_second: float = 0.0
+    """multiply-adds per second in one large product by oneDNN; 0 where that is no choice."""
+
+    @property
+    def products_per_second(self) -> float:
+        """Multiply-adds per second in one large product, by whatever is faster."""
+        return max(self.multiply_adds_per_second, self.linear_per_second)
 
 
 DEFAULT = Machine()
+ONEDNN = Machine(linear_per_second=1.3e11)
+"""The same for float32, where torch was built with oneDNN."""
+DEFAULTS = (DEFAULT, ONEDNN)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Cost:
         if multiply_adds == float("inf"):
             return multiply_adds
         return (
-            (multiply_adds - batched - kernel) / machine.multiply_adds_per_second
+            (multiply_adds - batched - kernel) / machine.products_per_second
             + batched / machine.batched_per_second
             + kernel / machine.kernel_per_second
             + number(self.traffic, batch) / machine.bytes_per_second

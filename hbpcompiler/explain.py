@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hbpcompiler.budget import Draft, size
 from hbpcompiler.codegen.naming import comment, value_names
-from hbpcompiler.cost import DEFAULT, Machine, number
+from hbpcompiler.cost import DEFAULTS, Machine, number
 from hbpcompiler.graph import Graph, N
 from hbpcompiler.passes import saved
 from hbpcompiler.precision import notes
@@ -74,11 +74,11 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
 def machine_notes(machine: Machine, autotuned: bool) -> list[str]:
     """What the head of the file says about measurements that decided something; nothing, where none did."""
     raced = ["Near ties among the routes were decided by timing them (autotune) on the machine that wrote this file."]
-    if machine == DEFAULT:
+    if machine in DEFAULTS:
         return raced * autotuned
     return [*raced * autotuned,
             "Routes chosen with figures that `hbp tune` measured on the machine that wrote this file:",
-            f"{machine.multiply_adds_per_second:.2g} multiply-adds/s, {machine.batched_per_second:.2g} in small "
+            f"{machine.products_per_second:.2g} multiply-adds/s, {machine.batched_per_second:.2g} in small "
             f"products; {machine.bytes_per_second:.2g} bytes/s; {machine.seconds_per_call:.2g} s per call."]
 
 
@@ -195,7 +195,7 @@ def _sums(draft: Draft, batch: int) -> list[str]:
         "results": seconds.get(RESULTS, 0.0),
     }
     shares = ", ".join(f"{name} {_milliseconds(time)}" for name, time in parts.items())
-    figures = "default figures" if draft.cost.machine == DEFAULT else "figures that `hbp tune` measured"
+    figures = "default figures" if draft.cost.machine in DEFAULTS else "figures that `hbp tune` measured"
     return [f"Predicted at N={batch}: {_milliseconds(sum(parts.values()))} ms ({shares}), with {figures}; "
             f"at most {size(draft.memory.peak(batch))} allocated at once."]
 

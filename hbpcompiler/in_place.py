@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from hbpcompiler.codegen.helpers import onednn_linear
 from hbpcompiler.passes import called, writes_in_place
 from hbpcompiler.writer import Loop
 
@@ -28,7 +29,8 @@ LARGE = 2**16
 FRESH = {operator.matmul, operator.mul, operator.sub, operator.add, operator.truediv, torch.einsum, torch.where,
          torch.cat, torch.stack, torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
          torch.nn.functional.conv_transpose3d, torch.nn.functional.conv1d, torch.nn.functional.conv2d,
-         torch.nn.functional.conv3d, "scatter_add", "square", "clamp", torch.ops.aten.convolution_backward}
+         torch.nn.functional.conv3d, onednn_linear, "scatter_add", "square", "clamp",
+         torch.ops.aten.convolution_backward}
 """Calls that return memory of their own."""
 
 

@@ -20,6 +20,9 @@ CACHED = 4
 KERNELS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
 """They work on copies of what they read and write, in a layout of their own."""
 
+ONEDNN_LINEAR = "mkldnn._linear_pointwise"
+"""Not in every build of torch, so by its name."""
+
 FRESH = 2**24
 """Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
 
@@ -119,8 +122,10 @@ class Meter(TorchDispatchMode):
 
 
 def _formula(func: Any) -> Any:
-    """torch's count of floating point operations; of addmm_ that of addmm."""
+    """torch's count of floating point operations; of addmm_ that of addmm, of oneDNN's product a product's."""
     packet = func._overloadpacket
+    if str(packet) == ONEDNN_LINEAR:
+        return lambda x, *rest, out_val, **others: 2 * out_val.numel() * x.shape[-1]
     plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
     return flop_registry.get(packet, flop_registry.get(plain))
 

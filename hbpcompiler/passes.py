@@ -44,7 +44,7 @@ def share_common_subexpressions(graph: fx.Graph) -> None:
     """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if not is_pure(node) or any(writes_in_place(user) for user in node.users):
+        if not is_pure(node) or any(writes_in_place(user) and user.args[0] is node for user in node.users):
             continue
         args = (_canonical(str(node.args[0])), *node.args[1:]) if node.target is torch.einsum else node.args
         key = (node.op, node.target, _frozen(args), _frozen(node.kwargs))

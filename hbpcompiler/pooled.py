@@ -90,16 +90,17 @@ def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) 
 
 
 SLOWER = 3
-"""A product of every channel with an operand of its own takes so many times as long as one large product of as many
-multiply-adds: measured on 3C3D and 2C2D."""
+"""A product of every channel with an operand of its own takes so many times as long as one large product by BLAS of as
+many multiply-adds: measured on 3C3D and 2C2D."""
 
 
 def _surcharge(site: Site, choices: Sequence[Choice]) -> float:
     """Seconds that the routes' own costs leave out: small products, and gathering the operand."""
     machine, batch = site.resources.machine, site.samples or TYPICAL_BATCH
-    arithmetic = sum(number(choice.cost.multiply_adds, batch) for choice in choices) / machine.multiply_adds_per_second
+    adds = sum(number(choice.cost.multiply_adds, batch) for choice in choices)
+    arithmetic = adds * (SLOWER / machine.multiply_adds_per_second - 1 / machine.products_per_second)
     gathered = 2 * batch * site.itemsize * site.size(site.letters[1]) / machine.bytes_per_second
-    return (SLOWER - 1) * arithmetic + gathered
+    return arithmetic + gathered
 
 
 def _pooled_contraction(step: Close, found: Scattered, op: Op) -> Contraction | None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hbpcompiler import tuning
 from hbpcompiler.calibrate import calibrate
-from hbpcompiler.cost import DEFAULT, Machine
+from hbpcompiler.cost import Machine
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,12 +33,13 @@ def tune(device: str, dtype: str, clear: bool) -> None:
         return
     place = _device(device)
     measured = calibrate(place, DTYPES[dtype])
+    default = tuning.default_machine(place, DTYPES[dtype])
     path = tuning.remember_machine(place, DTYPES[dtype], measured)
     table = Table(title=Text(tuning.key(place, DTYPES[dtype])))
     for heading in ("figure", "measured", "default"):
         table.add_column(heading)
     for field in fields(Machine):
-        now, before = getattr(measured, field.name), getattr(DEFAULT, field.name)
+        now, before = getattr(measured, field.name), getattr(default, field.name)
         table.add_row(field.name.replace("_", " "), f"{now:.2g}", f"{before:.2g}")
     Console(width=120).print(table)
     click.echo(f"kept in {path}")

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.codegen.helpers import has_onednn
 from hbpcompiler.codegen.load import cache_folder, store
-from hbpcompiler.cost import DEFAULT, Machine
+from hbpcompiler.cost import DEFAULT, ONEDNN, Machine
 
 FILE = "measured.json"
 MACHINES, ROUTES = "machines", "routes"
@@ -45,13 +46,20 @@ def measured_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """The figures that were measured for it; the default ones if none were."""
     found = _read(MACHINES).get(key(device, dtype))
     names = {field.name for field in fields(Machine)}
-    if not isinstance(found, dict) or found.keys() != names or not all(map(_is_positive, found.values())):
-        return DEFAULT
+    if not isinstance(found, dict) or found.keys() != names or not all(map(_is_rate, found.items())):
+        return default_machine(device, dtype)
     return Machine(**found)
 
 
-def _is_positive(number: Any) -> bool:
-    return isinstance(number, int | float) and 0 < number < float("inf")
+def default_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The figures to plan with where none were measured."""
+    return ONEDNN if has_onednn(device, dtype) else DEFAULT
+
+
+def _is_rate(figure: tuple[str, Any]) -> bool:
+    name, number = figure
+    known = isinstance(number, int | float) and 0 <= number < float("inf")
+    return known and (number > 0 or name == "linear_per_second")
 
 
 def remember_machine(device: torch.device, dtype: torch.dtype, measured: Machine) -> Path:

@@ -63,7 +63,7 @@ def test_it_imports_only_torch_and_typing():
 
 def test_loops_are_over_chunks_only():
     for make in SETTINGS.values():
-        for line in make().splitlines():
+        for line in make().partition("class Program")[2].splitlines():
             if line.strip().startswith(("for ", "while ", "if ")):
                 assert re.match(r"\s+for \w+ in range\(0, \w+\.shape\[[01]\], \d+\):$", line), line
 

@@ -11,7 +11,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler import calibrate, tuning
 from hbpcompiler.cli import main
-from hbpcompiler.cost import DEFAULT, Machine
+from hbpcompiler.cost import DEFAULT, ONEDNN, Machine
 
 CPU = torch.device("cpu")
 OTHER = Machine(4e9, 1e9, 8e9, 2e-5)
@@ -33,30 +33,36 @@ def generate(**options):
 
 
 def test_calibration_divides_work_by_the_median_time():
-    times = iter([0.5, 0.1, 0.1, 2.0, 0.01, 1.0] + [0.25, 0.05, 0.02, 1.0, 0.002, 0.5] * (calibrate.ROUNDS - 1))
+    fast = [0.25, 0.05, 0.02, 1.0, 0.002, 0.5, 0.125]
+    times = iter([0.5, 0.1, 0.1, 2.0, 0.01, 1.0, 0.5] + fast * (calibrate.ROUNDS - 1))
     machine = calibrate.calibrate(CPU, timer=lambda run: next(times))
     # 768^3 / 0.25 s, 128 * 48^3 / 0.05 s, 8 * 576 * 48^2 * 9 / 0.02 s, 2^27 / 1 s, 2 ms / 100, 2^26 / 0.5 s
-    assert machine == Machine(1.8e9, 2.8e8, 1.3e8, 2e-5, kernel_per_second=4.8e9, fresh_bytes_per_second=1.3e8)
+    assert machine == Machine(1.8e9, 2.8e8, 1.3e8, 2e-5, kernel_per_second=4.8e9, fresh_bytes_per_second=1.3e8,
+                              linear_per_second=3.6e9)
 
 
 def test_calibration_loses_patience_with_a_slow_machine():
     measured = []
     calibrate.calibrate(CPU, timer=lambda run: measured.append(run) or 10.0)
-    assert len(measured) == 6 * calibrate.FEWEST
+    assert len(measured) == 7 * calibrate.FEWEST
 
 
 def test_calibration_measures_for_real():
-    machine = calibrate.calibrate(CPU, torch.float64)
-    assert all(0 < figure < float("inf") for figure in asdict(machine).values())
+    for dtype, onednn in ((torch.float32, True), (torch.float64, False)):
+        figures = asdict(calibrate.calibrate(CPU, dtype))
+        assert (figures.pop("linear_per_second") > 0) == onednn
+        assert all(0 < figure < float("inf") for figure in figures.values())
 
 
 def test_figures_are_kept_by_device_dtype_and_threads(monkeypatch):
-    assert tuning.measured_machine(CPU, torch.float32) == DEFAULT
+    assert tuning.measured_machine(CPU, torch.float32) == ONEDNN
     path = tuning.remember_machine(CPU, torch.float32, OTHER)
     assert path.stat().st_mode & 0o077 == 0
     assert tuning.measured_machine(CPU, torch.float32) == OTHER
     assert tuning.measured_machine(CPU, torch.float64) == DEFAULT
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert tuning.measured_machine(CPU, torch.float32) == ONEDNN
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert tuning.measured_machine(CPU, torch.float32) == DEFAULT
     monkeypatch.undo()
 
@@ -71,7 +77,7 @@ def test_a_damaged_file_counts_as_none(damage):
     elif damage == "missing":
         del figures["bytes_per_second"]
     path.write_text(json.dumps(found) if damage in ("figure", "missing") else damage)
-    assert tuning.measured_machine(CPU, torch.float32) == DEFAULT
+    assert tuning.measured_machine(CPU, torch.float32) == ONEDNN
     tuning.remember_machine(CPU, torch.float32, OTHER)
     assert tuning.measured_machine(CPU, torch.float32) == OTHER
 
@@ -108,7 +114,7 @@ def test_the_command(monkeypatch):
     assert tuning.measured_machine(CPU, torch.float32) == OTHER
     assert "forgotten" in CliRunner().invoke(main, ["tune", "--clear"]).output
     assert "nothing" in CliRunner().invoke(main, ["tune", "--clear"]).output
-    assert tuning.measured_machine(CPU, torch.float32) == DEFAULT
+    assert tuning.measured_machine(CPU, torch.float32) == ONEDNN
     done = CliRunner().invoke(main, ["tune", "--device", "abacus"])
     assert done.exit_code == 2
     assert "abacus" in done.output

@@ -1,0 +1,120 @@
+"""Two optimisation passes: einsums of two matrices become products, and large products go to oneDNN.
+
+Rules and routes say what is summed over what; here it is decided what multiplies. For float32 on a CPU oneDNN takes
+half to three quarters of BLAS's time on processors whose widest vectors BLAS does not use (`hbp tune` measures both).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from hbpcompiler.codegen.helpers import onednn_linear
+from hbpcompiler.cost import TYPICAL_BATCH, Machine
+from hbpcompiler.writer import Loop
+
+LARGE = 2**19
+"""Multiply-adds from which oneDNN's product is faster, although a call of it costs more."""
+LENGTH = re.compile(r"(?:(\d+)\*)?[Nnk](?: \+ (-?\d+))?")
+"""A length that depends on the number of samples, or of a chunk's samples or columns, as `annotate` writes it."""
+
+
+def multiply_matrices(graph: fx.Graph) -> None:
+    """einsum("no,ni->oi", a, b) is a.t() @ b, which says less and costs less."""
+    for node in list(graph.nodes):
+        if isinstance(node.target, Loop):
+            multiply_matrices(node.target.body)
+        elif node.target is torch.einsum:
+            _multiply(graph, node)
+    graph.lint()
+
+
+def _multiply(graph: fx.Graph, node: fx.Node) -> None:
+    operands: Any = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    terms, _, result = str(node.args[0]).partition("->")
+    if len(operands) != 2:
+        return
+    left, right = terms.split(",")
+    summed = "".join(letter for letter in left if letter in right)
+    own, other = left.replace(summed, ""), right.replace(summed, "")
+    if not summed or len(own) != 1 or len(other) != 1 or result != own + other:
+        return  # not a matrix product, or its axes do not lie as a matrix's
+
+    def matrix(operand: fx.Node, letters: str, wanted: str) -> fx.Node:
+        if len(summed) > 1:
+            start = letters.index(summed)
+            operand = _method(graph, node, "flatten", operand, start, start + len(summed) - 1)
+        return operand if letters == wanted else _method(graph, node, "t", operand)
+
+    with graph.inserting_before(node):
+        pair = matrix(operands[0], left, own + summed), matrix(operands[1], right, summed + other)
+        product = graph.call_function(operator.matmul, pair)
+    product.meta = dict(node.meta)
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
+
+
+def multiply_by_onednn(graph: fx.Graph, machine: Machine, chunk: int = TYPICAL_BATCH) -> None:
+    """Products that are worth it; `chunk` is that of the loop whose body the graph is. After `annotate`."""
+    if machine.linear_per_second <= machine.multiply_adds_per_second:
+        return
+    for node in list(graph.nodes):
+        if isinstance(node.target, Loop):
+            multiply_by_onednn(node.target.body, machine, node.target.chunk)
+        elif node.meta.get("dtype") is torch.float32:
+            _replace(graph, node, chunk)
+    graph.lint()
+
+
+def _replace(graph: fx.Graph, node: fx.Node, chunk: int) -> None:
+    operands, total = list(node.args), None
+    if node.op == "call_method" and node.target == "addmm_" and not node.kwargs:
+        total, *operands = operands
+    elif node.target not in (operator.matmul, F.linear):
+        return
+    x, right, *bias = operands
+    if not isinstance(x, fx.Node) or not isinstance(right, fx.Node):
+        return
+    shapes = x.meta.get("shape", ()), right.meta.get("shape", ())
+    if len(shapes[0]) < 2 or len(shapes[1]) != 2:
+        return
+    made = shapes[1][0 if node.target is F.linear else 1]
+    if math.prod(_length(each, chunk) for each in (*shapes[0], made)) < LARGE:
+        return
+    with graph.inserting_before(node):
+        weight = right if node.target is F.linear else _transposed(graph, node, right)
+        product = graph.call_function(onednn_linear, (x, weight, *bias), dict(node.kwargs))
+    product.meta = {key: item for key, item in node.meta.items() if key != "hint" or total is None}
+    if total is not None:
+        node.target, node.args = "add_", (total, product)
+        return
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
+
+
+def _transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:
+    """What the matrix is the transpose of, or its transpose."""
+    if matrix.op == "call_method" and matrix.target == "t" and isinstance(matrix.args[0], fx.Node):
+        return matrix.args[0]
+    return _method(graph, node, "t", matrix)
+
+
+def _method(graph: fx.Graph, like: fx.Node, name: str, matrix: fx.Node, *arguments: int) -> fx.Node:
+    """A view, in the block and step of the node that it is made for."""
+    made = graph.call_method(name, (matrix, *arguments))
+    made.meta = {key: like.meta[key] for key in ("block", "step") if key in like.meta}
+    if name == "t" and "shape" in matrix.meta:
+        made.meta |= {"shape": matrix.meta["shape"][::-1], "dtype": matrix.meta["dtype"]}
+    return made
+
+
+def _length(text: str, chunk: int) -> int:
+    """An axis's length in a typical batch, or in a chunk."""
+    match = LENGTH.fullmatch(text)
+    return int(match[1] or 1) * chunk + int(match[2] or 0) if match is not None else int(text)

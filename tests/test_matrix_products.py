@@ -1,0 +1,118 @@
+"""Einsums of two matrices become products, large ones in float32 oneDNN's: the same numbers, whatever is summed."""
+
+import copy
+import operator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx, nn
+
+import hbpcompiler as hbp
+from hbpcompiler.codegen.helpers import onednn_linear
+from hbpcompiler.cost import DEFAULT, ONEDNN
+from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
+from hbpcompiler.meter import Meter
+from hbpcompiler.reference import reference, relative_error
+
+QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
+PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac"]
+OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nko,nik->oi", "nkop,nip->nkoi", "ij,nmj->inm"]
+
+
+@given(st.sampled_from(PRODUCTS + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26), st.integers(0, 2**31))
+def test_einsums_keep_their_value(equation, lengths, seed):
+    torch.manual_seed(seed)
+    terms = equation.partition("->")[0].split(",")
+    operands = [torch.randn(*(lengths[ord(letter) - 97] for letter in term), dtype=torch.float64) for term in terms]
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.einsum, (equation, *(graph.placeholder(f"x{n}") for n in range(2)))))
+    before = fx.GraphModule(nn.Module(), graph)(*operands)
+    multiply_matrices(graph)
+    torch.testing.assert_close(fx.GraphModule(nn.Module(), graph)(*operands), before)
+    assert any(node.target is torch.einsum for node in graph.nodes) == (equation in OTHERS)
+
+
+def wide():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 128), nn.Sigmoid(), nn.Linear(128, 130), nn.Tanh(), nn.Linear(130, 4))
+    return model, torch.randn(3, 96), torch.randint(4, (3,))
+
+
+def convolutions():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.Tanh(), nn.Conv2d(40, 24, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(24 * 8 * 6, 4))
+    return model, torch.randn(3, 3, 10, 8), torch.randint(4, (3,))
+
+
+@pytest.mark.parametrize("make", [wide, convolutions])
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_programs_with_onednn_agree_with_brute_force(make, backend):
+    model, X, y = make()
+    compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), backend=backend)
+    assert compiled.code.count("onednn_linear(") > 8
+    result = compiled(X, y)
+    double = copy.deepcopy(model).double()
+    for quantity in QUANTITIES[:-1]:
+        for key, value in reference(double, nn.CrossEntropyLoss(), [X.double()], y, quantity).items():
+            assert relative_error(result[quantity][key].double(), value) < 1e-5
+    exact = hbp.compile(double, quantities=["kflr"])
+    for key, factors in exact(X.double(), y).kflr.items():
+        for theirs, ours in zip(factors, result.kflr[key], strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                assert relative_error(ours.double(), theirs) < 1e-5
+    assert "onednn" not in exact.code
+
+
+def test_small_products_do_not_pay_for_it():
+    model, X, y = nn.Linear(20, 3), torch.randn(2, 20), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["grad", "kflr"], example_inputs=(X, y)).code
+    assert "onednn" not in code
+    assert "einsum" not in code
+
+
+def test_it_counts_as_a_product_and_is_left_alone_where_it_is_slower():
+    graph = fx.Graph()
+    left, right = graph.placeholder("left"), graph.placeholder("right")
+    product = graph.call_function(operator.matmul, (left, right))
+    for node, shape in ((left, ("300", "200")), (right, ("200", "100")), (product, ("300", "100"))):
+        node.meta = {"shape": shape, "dtype": torch.float32}
+    graph.output(product)
+    multiply_by_onednn(graph, DEFAULT)
+    assert product in graph.nodes
+    multiply_by_onednn(graph, ONEDNN)
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == [onednn_linear]
+    a, b = torch.randn(300, 200), torch.randn(200, 100)
+    with Meter() as meter:
+        found = fx.GraphModule(nn.Module(), graph)(a, b)
+    assert meter.counts.multiply_adds == 300 * 200 * 100
+    torch.testing.assert_close(found, a @ b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lay", [
+    lambda a: a, lambda a: a.t().contiguous().t(), lambda a: torch.cat([a, a], 1)[:, : a.shape[1]],
+    lambda a: a[:, :1].expand(-1, a.shape[1]), lambda a: torch.cat([a, a])[::2][: len(a)],
+])
+def test_any_layout(lay):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(40, 30), torch.randn(20, 30), torch.randn(20)
+    for left, right in ((lay(x), weight), (x, lay(weight)), (lay(x), lay(weight))):
+        torch.testing.assert_close(onednn_linear(left, right, bias), left @ right.t() + bias, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(onednn_linear(x.double(), weight.double()), x.double() @ weight.t().double())
+
+
+def test_the_file_runs_where_torch_has_no_onednn(monkeypatch, tmp_path):
+    model, X, y = wide()
+    compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    namespace = {"__name__": "elsewhere"}
+    exec(compile(compiled.code, "elsewhere.py", "exec"), namespace)
+    assert namespace["onednn_linear"] is nn.functional.linear
+    found = namespace["Program"]()(compiled.state, X, y)
+    for key, value in compiled(X, y).diag_h.items():
+        torch.testing.assert_close(found.diag_h[key], value, rtol=1e-4, atol=1e-6)
+    again = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y)).code
+    assert "onednn" not in again
