@@ -24,7 +24,7 @@ from .cells import GROUPS, Cell, select
 from .memory import MEBI
 from .networks import NETWORKS, problem
 from .peers import BACKENDS, PEERS, Contestant, Run, contestants, gradient, our_name
-from .timing import Measured, TooSlowError, interleaved, time_limit
+from .timing import Measured, TooSlowError, interleaved, prepare, time_limit
 
 OURS = our_name("python")
 
@@ -224,7 +224,7 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, l
          figure_file: Path | None) -> None:
     """Time every cell: gradient, ours, peers, gradient, ours, ... and print medians as multiples of the gradient's."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+    prepare(threads)
     limit_memory()
     split = [text.split(",") if text else [] for text in (networks, quantities, batch, backends)]
     if unknown := set(split[0]) - set(NETWORKS):

@@ -11,12 +11,11 @@ from types import FrameType
 from typing import Any
 
 import click
-import torch
 
 import hbpcompiler as hbp
 
 from .networks import NETWORKS, problem
-from .timing import Neighbours
+from .timing import Neighbours, prepare
 
 
 class LineClock:
@@ -51,7 +50,7 @@ class LineClock:
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Threads of torch.")
 def main(network: str, batch: int, quantities: str, top: int, rounds: int, threads: int) -> None:
     """Print the slowest lines of the program for these quantities, with their share of the call."""
-    torch.set_num_threads(threads)
+    prepare(threads)
     given = problem(network, batch)
     compiled = hbp.compile(given.model, given.loss, quantities=quantities.split("+"),
                            example_inputs=(given.inputs, given.target))

@@ -19,7 +19,7 @@ import hbpcompiler as hbp
 
 from .networks import NETWORKS, Problem, problem
 from .peers import Run
-from .timing import Measured, interleaved
+from .timing import Measured, interleaved, prepare
 
 CELLS: dict[str, tuple[int, tuple[str, ...]]] = {
     "mlp": (128, ("diag_ggn", "diag_h", "kflr", "kfac", "diag_ggn_mc")),
@@ -95,7 +95,7 @@ def chosen(networks: str, quantities: str, batch: int | None) -> Iterator[tuple[
 def main(networks: str, quantities: str, batch: int | None, dtype: str, rounds: int, limit: float, patience: float,
          threads: int) -> None:
     """Speed-up and error of curvature in another dtype, beside the model's float32."""
-    torch.set_num_threads(threads)
+    prepare(threads)
     print(f"{'network:batch':36} {'quantity':12} {'float32 ms':>10} {dtype:>10} {'speed-up':>8}  {'error':>10}")
     for name, size, quantity in chosen(networks, quantities, batch):
         print(row(name, size, quantity, DTYPES[dtype], rounds, limit, patience), flush=True)

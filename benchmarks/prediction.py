@@ -35,7 +35,7 @@ from .compare import limit_memory
 from .memory import MEBI, Peak
 from .networks import NETWORKS, problem
 from .peers import Run, gradient
-from .timing import Measured, TooSlowError, interleaved, time_limit
+from .timing import Measured, TooSlowError, interleaved, prepare, time_limit
 
 CPU = torch.device("cpu")
 CLOSE = 0.2
@@ -233,7 +233,7 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, w
          limit: float, patience: float, with_memory: bool, threads: int, json_file: Path | None) -> None:
     """Predict and measure every cell of the benchmark, and print how well the orders agree."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+    prepare(threads)
     limit_memory()
     split = [text.split(",") if text else [] for text in (networks, quantities, batch)]
     if unknown := set(split[0]) - set(NETWORKS):

@@ -31,7 +31,7 @@ from .memory import MEBI
 from .networks import problem
 from .peers import Run, gradient, ours
 from .prediction import CPU, predicted_seconds, spearman
-from .timing import interleaved
+from .timing import interleaved, prepare
 
 LONE = 30.0
 """Seconds; a first call that takes longer is its only measurement."""
@@ -185,7 +185,7 @@ def main(families: str, axes: str, sizes: int, long_rows: bool, long_batch: int,
          json_file: Path | None, figure_file: Path | None) -> None:
     """Measure how diag_h and diag_ggn grow, as multiples of the plain gradient in the same rounds."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+    prepare(threads)
     limit_memory()
     chosen = families.split(",") if families else list(BASES), axes.split(",") if axes else list(AXES)
     for asked, known in zip(chosen, (list(BASES), list(AXES)), strict=True):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .peers import Run
 
 SHORTEST = 0.05
@@ -22,6 +24,20 @@ TOLERATED = 0.12
 """A measurement is repeated if other processes took more than this share of the machine meanwhile."""
 BUDGET = 30.0
 """Seconds that one contestant may spend in a cell's rounds, if not told otherwise; the slow ones get fewer rounds."""
+
+
+SETTLING = 31 * 2**20
+"""Bytes: glibc learns from blocks of less than 32 MiB."""
+
+
+def prepare(threads: int) -> None:
+    """Threads of torch, and the allocator as a process that has been running for a while has it.
+
+    glibc gives freed memory back to the system, and pays for new pages at the next call, until it has seen a large block
+    freed: a few milliseconds a call, or none, depending on what ran before in the same process.
+    """
+    torch.set_num_threads(threads)
+    torch.empty(SETTLING, dtype=torch.uint8)
 
 
 @dataclass
