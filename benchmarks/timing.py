@@ -33,8 +33,8 @@ SETTLING = 31 * 2**20
 def prepare(threads: int) -> None:
     """Threads of torch, and the allocator as a process that has been running for a while has it.
 
-    glibc gives freed memory back to the system, and pays for new pages at the next call, until it has seen a large block
-    freed: a few milliseconds a call, or none, depending on what ran before in the same process.
+    glibc gives freed memory back to the system, and pays for new pages at the next call, until it has seen a large
+    block freed: a few milliseconds a call, or none, depending on what ran before in the same process.
     """
     torch.set_num_threads(threads)
     torch.empty(SETTLING, dtype=torch.uint8)
