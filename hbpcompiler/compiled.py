@@ -20,6 +20,7 @@ from hbpcompiler.batch import Batch
 from hbpcompiler.blocks import block_product, meetings
 from hbpcompiler.budget import Draft, check_fits, within_budget
 from hbpcompiler.codegen import emit, load, naming, shapes
+from hbpcompiler.codegen.helpers import has_onednn
 from hbpcompiler.cost import Resources
 from hbpcompiler.endings import overall
 from hbpcompiler.errors import (
@@ -37,6 +38,7 @@ from hbpcompiler.inputs import LossCheck, check_batch, check_runs, check_targets
 from hbpcompiler.match import trace_and_match
 from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
 from hbpcompiler.memory import MemoryModel
+from hbpcompiler.memory_format import use_channels_last
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
 from hbpcompiler.program_cost import ProgramCost
@@ -253,6 +255,8 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
     passes.drop_idle_casts(derived.graph)
+    if has_onednn(example.tensors[0].device, graph.dtype):
+        use_channels_last(derived.graph, planned)
     divide_before_products(derived.graph)
     multiply_by_onednn(derived.graph, resources.machine)
     write_in_place(derived.graph)

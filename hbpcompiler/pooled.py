@@ -80,7 +80,10 @@ def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) 
     if not squares or contraction is None:
         return [step]
     sizes = dict(step.site.sizes) | {"p": found.entries}
-    site = step.site.without_kernels(equation=contraction.equation, sizes=tuple(sorted(sizes.items())), formed=True)
+    resources = step.site.resources
+    blas = replace(resources.machine, linear_per_second=0.0)  # which makes all products of small matrices
+    site = step.site.without_kernels(equation=contraction.equation, sizes=tuple(sorted(sizes.items())), formed=True,
+                                     resources=replace(resources, machine=blas))
     choices, others = choose(site, squares), choose(step.site, squares)
     if seconds(site, choices) + _surcharge(site, choices) >= seconds(step.site, others):
         return [step]
@@ -89,16 +92,16 @@ def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) 
     return [pooled] + ([replace(step, choices=choose(step.site, rest))] if rest else [])
 
 
-SLOWER = 3
-"""A product of every channel with an operand of its own takes so many times as long as one large product by BLAS of as
-many multiply-adds: measured on 3C3D and 2C2D."""
+SLOWER = 2
+"""A product of every channel with an operand of its own takes so many times as long as one large product of as many
+multiply-adds: measured on 3C3D."""
 
 
 def _surcharge(site: Site, choices: Sequence[Choice]) -> float:
     """Seconds that the routes' own costs leave out: small products, and gathering the operand."""
     machine, batch = site.resources.machine, site.samples or TYPICAL_BATCH
     adds = sum(number(choice.cost.multiply_adds, batch) for choice in choices)
-    arithmetic = adds * (SLOWER / machine.multiply_adds_per_second - 1 / machine.products_per_second)
+    arithmetic = (SLOWER - 1) * adds / machine.products_per_second
     gathered = 2 * batch * site.itemsize * site.size(site.letters[1]) / machine.bytes_per_second
     return arithmetic + gathered
 
