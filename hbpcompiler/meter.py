@@ -83,8 +83,11 @@ class Meter(TorchDispatchMode):
                 pieces = func.decompose(*args, **kwargs)
             if pieces is not NotImplemented:
                 return pieces
+        given = list(_tensors((args, kwargs)))
         result = func(*args, **kwargs)
-        given, made = list(_tensors((args, kwargs))), list(_tensors(result))
+        if func._overloadpacket in KERNELS and any(map(_is_channels_last, given)):
+            result = torch.utils._pytree.tree_map_only(Tensor, _channels_last, result)
+        made = list(_tensors(result))
         known = {_storage(tensor) for tensor in given}
         fresh = [tensor for tensor in made if _storage(tensor) not in known]
         if fresh or func._schema.is_mutable:
@@ -119,6 +122,16 @@ class Meter(TorchDispatchMode):
         if not self._holders[storage]:
             del self._holders[storage]
             self.held -= size
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and not tensor.is_contiguous()
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """What convolutions make of a weight in that layout; on meta tensors torch looks at the input's alone."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.is_meta and tensor.dim() == 4 else tensor
 
 
 def _formula(func: Any) -> Any:
