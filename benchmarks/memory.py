@@ -1,14 +1,14 @@
 """Peak memory of one call, each contestant in a fresh process.
 
-After a warm-up on two samples, memory is handed back, the kernel's peak counter is reset, and the full batch runs
-once: the growth is what the call needs, its results included. A backend that compiles at the first call is warmed up on
-the full batch too.
+After a warm-up on the same batch (20 seconds of it, no more) memory is handed back, the kernel's peak counter is reset,
+and the batch runs once more: the growth is what a call needs, its results included, without what kernels keep for good.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -24,8 +24,9 @@ from .timing import TooSlowError, time_limit
 
 MEBI = 2**20
 WARM_UP = 20.0
-"""Seconds of a warm-up, no more: by then every kernel has run, and programs of many columns take as long for two
-samples as for a few."""
+"""Seconds of a warm-up: by then every kernel has run."""
+LATEST = 3600.0
+"""Seconds for a backend that compiles at its first call."""
 LATE = {our_name(backend) for backend in BACKENDS if backend != "python"}
 """Contestants who compile at their first call."""
 
@@ -48,15 +49,12 @@ def status(field: str) -> int:
 
 def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[str], late: bool) -> int | None:
     """Bytes by which this process grows at most during one call."""
-    small = contestant(problem(network, min(2, size)), quantities, 1)
-    if small is None:
-        return None
-    with contextlib.suppress(TooSlowError), time_limit(WARM_UP):
-        small.call()
     run = contestant(problem(network, size), quantities, 1)
-    assert run is not None
-    if late:
+    if run is None:
+        return None
+    with contextlib.suppress(TooSlowError), time_limit(LATEST if late else WARM_UP):
         run.call()
+    gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
