@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from .timing import TooSlowError, time_limit
 MEBI = 2**20
 WARM_UP = 20.0
 """Seconds of a warm-up: by then every kernel has run."""
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_MMAP_MAX_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
+"""glibc then gives a freed tensor's memory back at once, so that what is measured is held, not kept for later."""
 LATEST = 3600.0
 """Seconds for a backend that compiles at its first call."""
 LATE = {our_name(backend) for backend in BACKENDS if backend != "python"}
@@ -68,7 +71,7 @@ def in_subprocess(name: str, network: str, size: int, quantities: Sequence[str],
     arguments = [name, network, str(size), ",".join(quantities), str(threads)]
     try:
         done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *arguments],
-                              capture_output=True, timeout=limit, check=True)
+                              capture_output=True, timeout=limit, check=True, env={**os.environ, **RETURNING})
     except subprocess.TimeoutExpired:
         return Peak(None, f">{limit:g} s")
     except subprocess.CalledProcessError as error:

@@ -17,8 +17,8 @@ from hbpcompiler.graph import Graph
 from hbpcompiler.meter import Meter
 from hbpcompiler.stand_ins import meta
 
-ALLOWANCE = 1.1
-"""A process grows by more than its tensors hold: measured, 1 to 1.2 times, once 1.4 (see benchmarks/prediction.py)."""
+ALLOWANCE = 1.05
+"""Measured peaks are 0.88 to 1.12 times what the tensors hold (see benchmarks/prediction.py)."""
 ROUNDS = 2
 """Of a loop. Its first round starts with less held than all others, which are alike."""
 
