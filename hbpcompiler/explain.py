@@ -177,7 +177,8 @@ def _chunks(step: Close | Tied, batch: int) -> tuple[int, int]:
     if step.site.samples is None or step.piece is None:
         return 1, 1
     samples = batch * step.site.pieces
-    return math.ceil(step.piece.columns / step.site.columns), math.ceil(samples / step.site.samples)
+    parts = math.ceil(step.piece.columns / step.site.columns) if step.site.columns else 1  # a diagonal has none
+    return parts, math.ceil(samples / step.site.samples)
 
 
 def _of_batch(expression: Any, step: Close | Tied) -> Any:

@@ -116,6 +116,18 @@ def test_a_machine_turns_costs_into_seconds():
     assert DEFAULT.batched_per_second == DEFAULT.multiply_adds_per_second
 
 
+@pytest.mark.parametrize("share", [0.4, 0.55, 0.7, 0.85])
+def test_any_budget_is_explained(share):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Sigmoid(), nn.Linear(40, 40), nn.Sigmoid(), nn.Linear(40, 4)).double()
+    batch = torch.randn(50, 30, dtype=torch.float64), torch.zeros(50, dtype=torch.long)
+    free = hbp.compile(model, quantities=["diag_h"], example_inputs=batch).predicted_memory(50)
+    tight = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, memory_budget=int(share * free))
+    rows = table(tight.explain(50), "How it ends at the parameters")
+    chosen = {row[0] for row in rows if row[4] == "chosen"}
+    assert chosen == dict(model.named_parameters()).keys()
+
+
 def test_sites_in_chunk_loops_count_all_their_chunks():
     """A budget cuts the columns into chunks; the work stated for them is that of the whole."""
     torch.manual_seed(0)
@@ -123,7 +135,7 @@ def test_sites_in_chunk_loops_count_all_their_chunks():
     batch = torch.randn(50, 30, dtype=torch.float64), torch.zeros(50, dtype=torch.long)
     free = hbp.compile(model, quantities=["diag_h"], example_inputs=batch)
     tight = hbp.compile(model, quantities=["diag_h"], example_inputs=batch,
-                        memory_budget=int(0.6 * free.predicted_memory(50)))
+                        memory_budget=int(0.65 * free.predicted_memory(50)))
     work = []
     for program in (free, tight):
         rows = table(program.explain(50), "How it ends at the parameters")
