@@ -14,9 +14,9 @@ from torch import Tensor, fx
 from hbpcompiler.writer import Loop
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
     """F.linear by oneDNN, which multiplies float32 matrices faster than BLAS on many processors."""
-    compiling = False if torch.jit.is_scripting() else torch.compiler.is_compiling()  # type: ignore[attr-defined]
+    compiling = False if torch.jit.is_scripting() else torch.compiler.is_compiling()  # type: ignore[attr-defined]  # untyped
     if compiling or not (x.is_cpu or x.is_meta) or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
     if not weight.is_contiguous() and not weight.t().is_contiguous():
