@@ -24,8 +24,17 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> T
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
 
 
+def product_over_pixels(x: Tensor, y: Tensor) -> Tensor:
+    """einsum("nop,nip->oi") as a 1 x 1 convolution's weight gradient: reads images pixel by pixel without copies."""
+    weight = x.new_empty(1).expand(x.shape[1], y.shape[1], 1, 1)
+    _, product, _ = torch.ops.aten.convolution_backward(
+        x.unsqueeze(2), y.unsqueeze(2), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
+    return product.flatten(1)
+
+
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",
+    product_over_pixels: "",
 }
 """Helper -> what follows its definition, for builds of torch that cannot run it."""
 
@@ -40,7 +49,7 @@ def definitions(graph: fx.Graph) -> list[str]:
     texts = []
     for helper in dict.fromkeys(_called(graph)):
         texts += [re.sub(r"  # (noqa|type): .*", "", inspect.getsource(helper)).rstrip(), FALLBACKS[helper]]
-    return texts
+    return [text for text in texts if text]
 
 
 def _called(graph: fx.Graph) -> Iterator[Any]:

@@ -38,7 +38,7 @@ from hbpcompiler.inputs import LossCheck, check_batch, check_runs, check_targets
 from hbpcompiler.match import trace_and_match
 from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
 from hbpcompiler.memory import MemoryModel
-from hbpcompiler.memory_format import use_channels_last
+from hbpcompiler.memory_format import is_pixel_by_pixel, use_channels_last
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.plan import plan
 from hbpcompiler.program_cost import ProgramCost
@@ -251,12 +251,13 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
     arguments = shapes.arguments(derived.graph, batch, graph.state)
     precision.complete(derived.graph, planned.curvature_dtype, graph.dtype, arguments)
     passes.optimise(derived.graph)
-    multiply_matrices(derived.graph)
+    by_pixels = has_onednn(example.tensors[0].device, graph.dtype) and is_pixel_by_pixel(derived.graph, planned)
+    multiply_matrices(derived.graph, by_pixels)
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
     passes.drop_idle_casts(derived.graph)
-    if has_onednn(example.tensors[0].device, graph.dtype):
-        use_channels_last(derived.graph, planned)
+    if by_pixels:
+        use_channels_last(derived.graph)
     divide_before_products(derived.graph)
     multiply_by_onednn(derived.graph, resources.machine)
     write_in_place(derived.graph)

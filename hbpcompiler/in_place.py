@@ -40,6 +40,8 @@ def write_in_place(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if isinstance(node.target, Loop):
             write_in_place(node.target.body)
+        if node.target == "add_":
+            _add_product(graph, node)
         if node.target not in REWRITES or not isinstance(node.args[0], fx.Node):
             continue
         target = node.args[0]
@@ -48,6 +50,18 @@ def write_in_place(graph: fx.Graph) -> None:
             node.op, node.target = "call_method", REWRITES[node.target]
             node.args = (target, *others)
     graph.lint()
+
+
+def _add_product(graph: fx.Graph, node: fx.Node) -> None:
+    """A product that is only added to a total, in the next line, is added as it is made."""
+    total, product, *others = node.args
+    if (isinstance(product, fx.Node) and product.target is operator.matmul and product.next is node
+            and len(product.users) == 1
+            and not others and not node.kwargs and len(product.meta.get("shape", ())) == 2
+            and isinstance(total, fx.Node) and _same_kind(total, product)
+            and all(operand.meta.get("dtype") == total.meta.get("dtype") for operand in product.all_input_nodes)):
+        node.target, node.args = "addmm_", (total, *product.args)
+        graph.erase_node(product)
 
 
 def _is_large(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from hbpcompiler.codegen.helpers import onednn_linear
+from hbpcompiler.codegen.helpers import onednn_linear, product_over_pixels
 from hbpcompiler.cost import TYPICAL_BATCH, Machine
 from hbpcompiler.writer import Loop
 
@@ -25,39 +25,50 @@ LENGTH = re.compile(r"(?:(\d+)\*)?[Nnk](?: \+ (-?\d+))?")
 """A length that depends on the number of samples, or of a chunk's samples or columns, as `annotate` writes it."""
 
 
-def multiply_matrices(graph: fx.Graph) -> None:
-    """einsum("no,ni->oi", a, b) is a.t() @ b, which says less and costs less."""
+def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
+    """einsum("no,ni->oi", a, b) is a.t() @ b, which says less and costs less; columns of images may lie by pixels."""
     for node in list(graph.nodes):
         if isinstance(node.target, Loop):
-            multiply_matrices(node.target.body)
+            multiply_matrices(node.target.body, pixel_by_pixel)
         elif node.target is torch.einsum:
-            _multiply(graph, node)
+            _multiply(graph, node, pixel_by_pixel)
     graph.lint()
 
 
-def _multiply(graph: fx.Graph, node: fx.Node) -> None:
+def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
     operands: Any = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
     terms, _, result = str(node.args[0]).partition("->")
     if len(operands) != 2:
         return
     left, right = terms.split(",")
     summed = "".join(letter for letter in left if letter in right)
-    own, other = left.replace(summed, ""), right.replace(summed, "")
+    own, other = (letters.translate(dict.fromkeys(map(ord, summed))) for letters in (left, right))
     if not summed or len(own) != 1 or len(other) != 1 or result != own + other:
-        return  # not a matrix product, or its axes do not lie as a matrix's
-
-    def matrix(operand: fx.Node, letters: str, wanted: str) -> fx.Node:
-        if len(summed) > 1:
-            start = letters.index(summed)
-            operand = _method(graph, node, "flatten", operand, start, start + len(summed) - 1)
-        return operand if letters == wanted else _method(graph, node, "t", operand)
-
+        return  # not a matrix product
+    square = operands[0] is operands[1] and left.replace(own, other) == right
     with graph.inserting_before(node):
-        pair = matrix(operands[0], left, own + summed), matrix(operands[1], right, summed + other)
-        product = graph.call_function(operator.matmul, pair)
+        if pixel_by_pixel and left == f"nk{own}p" and right == f"nk{other}p":
+            images = [_method(graph, node, "flatten", operand, 0, 1) for operand in operands[: 1 if square else 2]]
+            product = graph.call_function(product_over_pixels, (images[0], images[-1]))
+        else:
+            first = _matrix(graph, node, operands[0], left, own, summed)
+            second = first if square else _matrix(graph, node, operands[1], right, other, summed)
+            product = graph.call_function(operator.matmul, (first, _transposed(graph, node, second)))
     product.meta = dict(node.meta)
     node.replace_all_uses_with(product)
     graph.erase_node(node)
+
+
+def _matrix(graph: fx.Graph, node: fx.Node, operand: fx.Node, letters: str, own: str, summed: str) -> fx.Node:
+    """An operand as [own, summed]: a view, or a copy where the summed letters do not lie together."""
+    if summed not in letters:
+        order = tuple(letters.index(letter) for letter in own + summed)
+        operand, letters = _method(graph, node, "permute", operand, order), own + summed
+    if len(summed) > 1:
+        start = letters.index(summed)
+        ends = (start,) if letters.endswith(summed) else (start, start + len(summed) - 1)
+        operand = _method(graph, node, "flatten", operand, *ends)
+    return operand if letters.startswith(own) else _method(graph, node, "t", operand)
 
 
 def multiply_by_onednn(graph: fx.Graph, machine: Machine, chunk: int = TYPICAL_BATCH) -> None:
@@ -105,7 +116,7 @@ def _transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:
     return _method(graph, node, "t", matrix)
 
 
-def _method(graph: fx.Graph, like: fx.Node, name: str, matrix: fx.Node, *arguments: int) -> fx.Node:
+def _method(graph: fx.Graph, like: fx.Node, name: str, matrix: fx.Node, *arguments: Any) -> fx.Node:
     """A view, in the block and step of the node that it is made for."""
     made = graph.call_method(name, (matrix, *arguments))
     made.meta = {key: like.meta[key] for key in ("block", "step") if key in like.meta}

@@ -2,7 +2,8 @@
 
 oneDNN's convolutions and torch's pools work pixel by pixel and rearrange what lies otherwise, what they return too. If
 a convolution's weight is laid out so, all that follows is. First-order quantities gain: 3C3D:64 takes 0.8 times as
-long. Columns gain as much at convolutions, and lose it where they end, in products over positions.
+long. Columns gain as much at convolutions, and lose it again in max-pooling, which scatters them channel by channel,
+and where they end in inner products between positions, a matrix for each channel.
 """
 
 from __future__ import annotations
@@ -14,18 +15,39 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from hbpcompiler.passes import called
 from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM
-from hbpcompiler.steps import Plan
+from hbpcompiler.steps import Close, Piece, Plan
+from hbpcompiler.writer import Loop
 
 CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
 WEIGHT = 1
 """Its place among a convolution's arguments, and among the results of convolution_backward."""
+MAX_POOLING = "max_pool"
+"""In the names of torch's functions for it. Columns are scattered to where the maxima were, channel by channel."""
 
 
-def use_channels_last(graph: fx.Graph, planned: Plan) -> None:
-    """Lay out weights of 2-D convolutions pixel by pixel, in programs without many columns. After `annotate`."""
-    if not _is_slim(planned):
-        return
+def is_pixel_by_pixel(graph: fx.Graph, planned: Plan) -> bool:
+    """Whether images had better lie so in a program as it was derived, in float32 on a CPU."""
+    wide = [(step, piece) for step in planned.flat() if _is_wide(piece := getattr(step, "piece", None))]
+    if any(piece is not None and piece.signed for _, piece in wide) or (wide and _calls(graph, MAX_POOLING)):
+        return False
+    closes = [step for step, _ in wide if isinstance(step, Close) and step.site.has_operand and step.site.has_positions]
+    return all(choice.route.reads_pixels for close in closes for choice in close.choices)
+
+
+def _is_wide(piece: Piece | None) -> bool:
+    """Whether several columns travel, or a matrix."""
+    return piece is not None and piece.form != DIAGONAL_FORM and (piece.form != COLUMNS or piece.columns > 1)
+
+
+def _calls(graph: fx.Graph, name: str) -> bool:
+    return any(_calls(node.target.body, name) if isinstance(node.target, Loop) else name in called(node)
+               for node in graph.nodes)
+
+
+def use_channels_last(graph: fx.Graph) -> None:
+    """Lay out weights of 2-D convolutions pixel by pixel. After `annotate`."""
     weights = [node for node in graph.nodes if _is_parameter(node) and any(
         user.target in CONVOLUTIONS and user.args[WEIGHT] is node for user in node.users)]
     for weight in weights:
@@ -36,11 +58,6 @@ def use_channels_last(graph: fx.Graph, planned: Plan) -> None:
                 and node.args[1] == WEIGHT:
             _relayed(graph, node)  # results lie as the parameters do
     graph.lint()
-
-
-def _is_slim(planned: Plan) -> bool:
-    pieces = [piece for step in planned.flat() if (piece := getattr(step, "piece", None)) is not None]
-    return all(piece.form == DIAGONAL_FORM or (piece.form == COLUMNS and piece.columns == 1) for piece in pieces)
 
 
 def _is_parameter(node: fx.Node) -> bool:

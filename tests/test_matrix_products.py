@@ -10,28 +10,46 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.codegen.helpers import onednn_linear
+from hbpcompiler.codegen.helpers import onednn_linear, product_over_pixels
 from hbpcompiler.cost import DEFAULT, ONEDNN
+from hbpcompiler.in_place import write_in_place
 from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
 from hbpcompiler.meter import Meter
 from hbpcompiler.reference import reference, relative_error
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
-PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac"]
-OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nko,nik->oi", "nkop,nip->nkoi", "ij,nmj->inm"]
+PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac", "nko,nik->oi",
+            "nip,nzp->iz", "nkop,nkzp->oz", "nkpo,nkzp->oz", "onk,kni->oi"]
+OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nkop,nip->nkoi", "ij,nmj->inm", "nopi,nopi->oi"]
 
 
-@given(st.sampled_from(PRODUCTS + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26), st.integers(0, 2**31))
-def test_einsums_keep_their_value(equation, lengths, seed):
+@given(st.sampled_from(PRODUCTS + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26), st.booleans(),
+       st.integers(0, 2**31))
+def test_einsums_keep_their_value(equation, lengths, pixel_by_pixel, seed):
     torch.manual_seed(seed)
     terms = equation.partition("->")[0].split(",")
     operands = [torch.randn(*(lengths[ord(letter) - 97] for letter in term), dtype=torch.float64) for term in terms]
     graph = fx.Graph()
     graph.output(graph.call_function(torch.einsum, (equation, *(graph.placeholder(f"x{n}") for n in range(2)))))
     before = fx.GraphModule(nn.Module(), graph)(*operands)
-    multiply_matrices(graph)
+    multiply_matrices(graph, pixel_by_pixel)
     torch.testing.assert_close(fx.GraphModule(nn.Module(), graph)(*operands), before)
-    assert any(node.target is torch.einsum for node in graph.nodes) == (equation in OTHERS)
+    targets = [node.target for node in graph.nodes]
+    assert (torch.einsum in targets) == (equation in OTHERS)
+    assert (product_over_pixels in targets) == (pixel_by_pixel and equation == "nkop,nkzp->oz")
+
+
+@given(st.integers(1, 5), st.integers(0, 2**31))
+def test_a_matrix_with_itself_is_copied_once(rows, seed):
+    torch.manual_seed(seed)
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.einsum, ("nip,nzp->iz", [x, x])))
+    multiply_matrices(graph)
+    assert [node.target for node in graph.nodes].count("flatten") == 1
+    given = torch.randn(2, rows, 3, dtype=torch.float64)
+    found = fx.GraphModule(nn.Module(), graph)(given)
+    torch.testing.assert_close(found, torch.einsum("nip,nzp->iz", given, given))
 
 
 def wide():
@@ -116,3 +134,21 @@ def test_the_file_runs_where_torch_has_no_onednn(monkeypatch, tmp_path):
         torch.testing.assert_close(found.diag_h[key], value, rtol=1e-4, atol=1e-6)
     again = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y)).code
     assert "onednn" not in again
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_products_are_added_as_they_are_made_unless_something_happens_in_between(between):
+    graph = fx.Graph()
+    total, left, right = (graph.placeholder(name) for name in ("total", "left", "right"))
+    product = graph.call_function(operator.matmul, (left, right))
+    if between:
+        graph.call_method("mul_", (left, 2))
+    graph.output(graph.call_method("add_", (total, product)))
+    for node, shape in ((total, ("2", "4")), (left, ("2", "3")), (right, ("3", "4")), (product, ("2", "4"))):
+        node.meta = {"shape": shape, "dtype": torch.float64}
+    write_in_place(graph)
+    assert ("addmm_" in [node.target for node in graph.nodes]) != between
+    a, b = torch.randn(2, 3, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    expected = 1 + a @ b
+    found = fx.GraphModule(nn.Module(), graph)(torch.ones(2, 4, dtype=torch.float64), a, b)
+    torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""Programs without many columns lay images out pixel by pixel: the same numbers, results laid out as parameters are."""
+"""Programs lay images out pixel by pixel where that pays: the same numbers, results laid out as parameters are."""
 
 import copy
 
@@ -49,7 +49,43 @@ def test_one_sampled_column():
         assert relative_error(ours[key].double(), value) < 1e-4
 
 
+def without_pools(smooth=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 20, 3, 2), nn.ReLU(),
+                          nn.ConvTranspose2d(20, 16, 2), nn.Tanh() if smooth else nn.ReLU(), nn.Conv2d(16, 8, 1),
+                          nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 4 * 3, 5))
+    return model, torch.randn(3, 3, 17, 13), torch.randint(5, (3,))
+
+
+@pytest.mark.parametrize("quantities", [["diag_ggn"], ["kflr"], ["grad", "batch_grad", "diag_ggn", "kflr"]])
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_columns_without_pools(quantities, backend):
+    model, X, y = without_pools()
+    compiled = hbp.compile(model, quantities=quantities, backend=backend)
+    ours = compiled(X, y)
+    assert compiled.code.count(LAYOUT) == 4
+    assert ("product_over_pixels" in compiled.code) == ("kflr" in quantities)
+    exact = hbp.compile(copy.deepcopy(model).double(), quantities=quantities)
+    theirs = exact(X.double(), y)
+    assert LAYOUT not in exact.code
+    for quantity in quantities:
+        for key, value in theirs[quantity].items():
+            factors = quantity == "kflr"
+            pairs = zip(value, ours[quantity][key], strict=True) if factors else [(value, ours[quantity][key])]
+            for expected, found in pairs:
+                assert (expected is None) == (found is None)
+                if found is not None:
+                    assert relative_error(found.double(), expected) < 1e-5, f"{quantity} of {key}"
+                    assert found.is_contiguous(), f"{quantity} of {key}"
+
+
 @pytest.mark.parametrize("quantity", ["diag_ggn", "kflr", "diag_h"])
-def test_many_columns_stay_channel_by_channel(quantity):
+def test_many_columns_that_pools_scatter_stay_channel_by_channel(quantity):
     model, X, y = network()
     assert LAYOUT not in hbp.compile(model, quantities=[quantity], example_inputs=(X, y)).code
+
+
+def test_residual_columns_stay_channel_by_channel():
+    model, X, y = without_pools(smooth=True)
+    assert LAYOUT in hbp.compile(model, quantities=["diag_ggn"], example_inputs=(X, y)).code
+    assert LAYOUT not in hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).code

@@ -30,11 +30,16 @@ PER_SAMPLE = frozenset({EACH, NORM, BATCH_DIAGONAL})
 """Closings that keep the samples apart."""
 
 
+LARGE_PRODUCT = 2**19
+"""Bytes of a sample's product from which it is squared and added in one pass, for its columns one by one."""
+
+
 class ChunkedProduct(Route):
     """Per-sample products in cache-sized chunks, squared and summed while they are in cache."""
 
     name = "chunked product"
     kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *SQUARES})
+    reads_pixels = True
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand
@@ -45,7 +50,7 @@ class ChunkedProduct(Route):
         samples = chunk_length(each * site.columns, site.resources)
         if samples > 1:
             return samples, site.columns
-        return 1, min(site.columns, chunk_length(each, site.resources))
+        return 1, _columns_at_once(site, each)
 
     def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
         """[n, k, *theta] of a chunk."""
@@ -108,7 +113,7 @@ class ChunkedProduct(Route):
                 assert part.op is not None
                 op = part.op.bound_again(lambda tensor, _: piece.outer(tensor))
                 product = self.product(site, use, op, piece["columns"])
-                add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, False)
+                add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, columns == 1)
                 if BATCH_DIAGONAL in kinds:
                     piece.outer(part.rows[BATCH_DIAGONAL]).add_(each(piece, product))
 
@@ -133,8 +138,7 @@ class NativeProduct(ChunkedProduct):
         return self.kinds if site.columns == 1 else self.kinds - {EACH}
 
     def chunks(self, site: Site) -> tuple[int, int]:
-        each = site.size(site.theta) * site.itemsize
-        return 1, min(site.columns, chunk_length(each, site.resources))
+        return 1, _columns_at_once(site, site.size(site.theta) * site.itemsize)
 
     def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
         assert use.contraction.of_sample is not None
@@ -144,3 +148,10 @@ class NativeProduct(ChunkedProduct):
         found = super().cost(replace(site, formed=False), kinds)
         written = N * site.itemsize * site.size(site.theta) if EACH in kinds else 0
         return replace(found, traffic=found.traffic + 2 * written, batched=0, kernel=found.multiply_adds)
+
+
+def _columns_at_once(site: Site, each: int) -> int:
+    """Columns per chunk of one sample, whose products have so many bytes each."""
+    if each >= LARGE_PRODUCT and not site.signed:
+        return 1
+    return min(site.columns, chunk_length(each, site.resources))

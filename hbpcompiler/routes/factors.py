@@ -33,6 +33,7 @@ class ColumnFactor(Route):
 
     name = "symmetric product"
     kinds = frozenset({FACTOR})
+    reads_pixels = True
     blocks = 1
     """of rows, each of which meets itself and those after it."""
 
@@ -202,6 +203,7 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
     size = site.size(own)
     bounds = [size * block // blocks for block in range(blocks + 1)]
     starts = bounds[:-1]
+    equation = f"{letters},{letters.replace(own, 'z')}->{shared}{own}z"
 
     def weighted(columns: Any, signs: Any) -> Any:
         return columns if signs is None else columns * signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
@@ -214,21 +216,17 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
     if not site.has_positions:
         right, signs = tensor(use.op, None)
         if blocks == 1:
-            return einsum(f"{letters},{letters.replace(own, 'z')}->{shared}{own}z", weighted(right, signs), right)
+            return einsum(equation, weighted(right, signs), right)
         left, right = rows(weighted(right, signs)), rows(right)
         return _mirrored([left[first:last] @ right[first:].t() for first, last in pairwise(bounds)], bounds)
 
     def body(part: Part) -> None:
         assert part.op is not None
         columns, signs = tensor(part.op, part)
-        if shared:
-            equation = f"{letters},{letters.replace(own, 'z')}->{shared}{own}z"
+        if blocks == 1:
             part.totals[kind].add_(einsum(equation, weighted(columns, signs), columns))
             return
         left, right = rows(weighted(columns, signs)), rows(columns)
-        if blocks == 1:
-            part.totals[kind].addmm_(left, right.t())
-            return
         for first, last in pairwise(bounds):
             part.totals[f"{kind} {first}"].addmm_(left[first:last], right[first:].t())
 

@@ -82,6 +82,7 @@ class WholeProduct(Route):
 
     name = "batched product"
     kinds = frozenset({SUM, EACH, NORM, FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, DOT, *SQUARES})
+    reads_pixels = True
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS

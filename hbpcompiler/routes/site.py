@@ -107,6 +107,8 @@ class Route:
 
     name: str
     kinds: frozenset[str]
+    reads_pixels: bool = False
+    """whether columns of images may lie pixel by pixel in memory: it is as fast then."""
 
     def applies(self, site: Site) -> bool:
         raise NotImplementedError
