@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -14,6 +12,7 @@ import jinja2
 from torch import fx
 
 from hbpcompiler.codegen.helpers import FALLBACKS, definitions
+from hbpcompiler.codegen.lifetimes import LARGE_ITEM, Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.passes import FRESH, called, is_pure, writes_in_place
@@ -34,14 +33,6 @@ class Header:
     versions: str
     table: Sequence[str]
     notes: Sequence[str] = ()
-
-
-@dataclass
-class Section:
-    """Lines under one heading."""
-
-    title: str
-    lines: list[str] = field(default_factory=list)
 
 
 class _Printer:
@@ -147,7 +138,7 @@ class _Printer:
         at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         lead = self.texts[cut[0]][0]
         lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
-        body: list[str] = []
+        sections = [Section("")]
         given: dict[fx.Node, str] = {}
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
         for position, holder in enumerate(holders):
@@ -160,17 +151,18 @@ class _Printer:
                     continue
                 outer = self.texts[cut[position - loop.totals - loop.rows]][0]
                 name = self.names.fresh(f"{outer}_part")
-                body.append(_with_shape(f"{name} = {outer}{at}", holder))
+                sections[-1].lines.append(_with_shape(f"{name} = {outer}{at}", holder))
                 given[holder] = name
             else:
                 given[holder] = self.texts[whole[position - loop.totals - loop.rows - loop.cut]][0]
         heading: Block | None = node.meta.get("block")
         for block, part in _Printer(loop.body, self.names, given).statements():
             if block is not None and heading is not None and block.title != heading.title:
-                body += ["", f"# {comment(block.title)}"]
+                sections.append(Section(comment(block.title), ["", f"# {comment(block.title)}"]))
                 heading = block
-            body += part
-        return lines + ["    " + line if line else line for line in body]
+            sections[-1].lines += part
+        free_at_last_use(sections, large=LARGE_ITEM)
+        return lines + ["    " + line if line else line for section in sections for line in section.lines]
 
 
 def _nodes_in(item: Any) -> Iterator[fx.Node]:
@@ -218,7 +210,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         for line in lines:
             sections[-1].lines += _wrapped(line)
     output = next(node for node in graph.nodes if node.op == "output")
-    _free_at_last_use(parts, {printer.texts[node][0] for node in output.all_input_nodes})
+    returned = {printer.texts[node][0] for node in output.all_input_nodes}
+    free_at_last_use([section for sections in parts.values() for section in sections], returned, len(parts["results"]))
     loss, predictions, results = output.args[0]  # as derive wrote it
     look = printer.texts
     fields = [_field(name, results[name], look) for name in header.quantities]
@@ -234,47 +227,6 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         loss=look[loss][0],
         outputs=[(name, look[node][0]) for name, node in zip(outputs, predictions, strict=True)],
     )
-
-
-LARGE = 2**16
-"""Numbers in a tensor without sample axis that is worth a `del`."""
-MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
-
-
-def _free_at_last_use(parts: Mapping[str, list[Section]], returned: set[str]) -> None:
-    """End each block by deleting the large tensors that no later line reads.
-
-    Python frees a tensor when its last name goes; without this, the columns of all layers would live to the end, and
-    so would values of the forward pass that nobody reads on the way back.
-    """
-    sections = [section for part in ("forward", "backward", "results") for section in parts[part]]
-    ours = {id(section) for part in ("forward", "backward") for section in parts[part]}
-    last: dict[str, int] = {}
-    for index, section in enumerate(sections):
-        shape = ""
-        for line in section.lines:
-            if line.startswith("# ["):
-                shape = line
-                continue
-            shape, own = "", shape + line.partition("  # ")[2]
-            match = MADE.match(line)
-            if match is not None and _is_large(own):
-                made = {name for name in match["names"].split(", ") if name != "_"}
-                last |= dict.fromkeys(sorted(made - returned), index)
-            for name in set(re.findall(r"[A-Za-z_]\w*", line)) & last.keys():
-                last[name] = index
-    for index, section in enumerate(sections):
-        dead = [name for name, at in last.items() if at == index]
-        if dead and id(section) in ours:
-            section.lines.append(f"del {', '.join(dead)}")
-
-
-def _is_large(comment: str) -> bool:
-    """Whether the shape in a line's comment is more than one number per sample, or as much without samples."""
-    if re.search(r"\bN, .*(?:[2-9]|\d\d)", comment):
-        return True
-    fixed = re.fullmatch(r"(?:# )?\[(\d+(?:, \d+)*)\].*", comment)
-    return fixed is not None and math.prod(map(int, fixed[1].split(", "))) >= LARGE
 
 
 def _record(name: str) -> dict[str, Any] | None:

@@ -89,6 +89,8 @@ def _root(node: fx.Node) -> fx.Node | None:
         before = node.args[0]
         if called(node) in SPREAD or not isinstance(before, fx.Node):
             return None
+        if isinstance(before.target, Loop):
+            return node if sum(user.args[1] == node.args[1] for user in before.users) == 1 else None
         node = before
     if _key(node) not in FRESH or (node.target is torch.einsum and len(node.args) < 3):
         return None

@@ -1,0 +1,67 @@
+"""Where tensors end: each block of lines ends by deleting the large tensors that no later line reads.
+
+Python frees a tensor when its last name goes. Without this the columns of all layers would live to the end of the call,
+and so would what the forward pass saved and the last round's chunks of every loop.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+LARGE = 2**16
+"""Numbers in a tensor that are worth a `del`, where no length depends on the number of samples."""
+LARGE_ITEM = 2**12
+"""Numbers for each sample, or column, of a chunk that are; a chunk may be one sample."""
+MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
+NAME = re.compile(r"[A-Za-z_]\w*")
+LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
+
+
+@dataclass
+class Section:
+    """Lines under one heading."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+
+
+def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), at_end: int = 0,
+                     large: int = LARGE) -> None:
+    """Add the lines that delete; not for names that are kept, and not to the last sections."""
+    last: dict[str, int] = {}
+    for index, section in enumerate(sections):
+        for names, shape, line in _statements(section.lines):
+            if _is_large(shape, large):
+                last |= dict.fromkeys(names.difference(kept), index)
+            last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
+    for index, section in enumerate(sections[: len(sections) - at_end]):
+        dead = [name for name, at in last.items() if at == index]
+        if dead:
+            section.lines.append(f"del {', '.join(dead)}")
+
+
+def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
+    """Names that a line makes at this depth, its shape's comment (perhaps on a line of its own), the line."""
+    shape = ""
+    for line in lines:
+        if line.startswith("# ["):
+            shape = line
+            continue
+        match = MADE.match(line)
+        names = {name for name in match["names"].split(", ") if name != "_"} if match is not None else set()
+        yield names, shape or line.partition("  # ")[2], line
+        shape = ""
+
+
+def _is_large(comment: str, large: int) -> bool:
+    """Whether the shape in a comment is worth it; where it grows with the batch, if there are several per sample."""
+    inside = comment.partition("[")[2].partition("]")[0]
+    lengths = [match for text in inside.split(", ") if (match := LENGTH.match(text)) is not None]
+    each = math.prod(int(match["factor"] or match["number"] or 1) for match in lengths)
+    letters = {match["letter"] for match in lengths if match["letter"]}
+    if "N" in letters:
+        return len(lengths) > 1 and each > 1
+    return each >= (LARGE_ITEM if letters else large)
