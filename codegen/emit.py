@@ -12,7 +12,7 @@ import jinja2
 from torch import fx
 
 from hbpcompiler.codegen.helpers import FALLBACKS, definitions
-from hbpcompiler.codegen.lifetimes import LARGE_ITEM, Section, free_at_last_use
+from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.passes import FRESH, called, is_pure, writes_in_place
@@ -161,7 +161,7 @@ class _Printer:
                 sections.append(Section(comment(block.title), ["", f"# {comment(block.title)}"]))
                 heading = block
             sections[-1].lines += part
-        free_at_last_use(sections, large=LARGE_ITEM)
+        free_at_last_use(sections, in_loop=True)
         return lines + ["    " + line if line else line for section in sections for line in section.lines]
 
 

@@ -15,6 +15,8 @@ LARGE = 2**16
 """Numbers in a tensor that are worth a `del`, where no length depends on the number of samples."""
 LARGE_ITEM = 2**12
 """Numbers for each sample, or column, of a chunk that are; a chunk may be one sample."""
+IN_LOOP = "if not torch.jit.is_scripting(): "
+"""TorchScript frees by itself, and knows no `del` in a loop."""
 MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
 NAME = re.compile(r"[A-Za-z_]\w*")
 LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
@@ -29,18 +31,18 @@ class Section:
 
 
 def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), at_end: int = 0,
-                     large: int = LARGE) -> None:
+                     in_loop: bool = False) -> None:
     """Add the lines that delete; not for names that are kept, and not to the last sections."""
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
-            if _is_large(shape, large):
+            if _is_large(shape, LARGE_ITEM if in_loop else LARGE):
                 last |= dict.fromkeys(names.difference(kept), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
     for index, section in enumerate(sections[: len(sections) - at_end]):
         dead = [name for name, at in last.items() if at == index]
         if dead:
-            section.lines.append(f"del {', '.join(dead)}")
+            section.lines.append(f"{IN_LOOP if in_loop else ''}del {', '.join(dead)}")
 
 
 def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:

@@ -104,9 +104,11 @@ def _replace(graph: fx.Graph, node: fx.Node, chunk: int) -> None:
     product.meta = {key: item for key, item in node.meta.items() if key != "hint" or total is None}
     if total is not None:
         node.target, node.args = "add_", (total, product)
-        return
-    node.replace_all_uses_with(product)
-    graph.erase_node(node)
+    else:
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+    if not right.users:
+        graph.erase_node(right)
 
 
 def _transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:

@@ -18,7 +18,7 @@ CACHED = 4
 """What fits the cache moves so many times faster than what does not."""
 
 KERNELS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
-"""They work on copies of what they read and write, in a layout of their own."""
+"""They work on copies of what lies channel by channel, in a layout of their own."""
 
 ONEDNN_LINEAR = "mkldnn._linear_pointwise"
 """Not in every build of torch, so by its name."""
@@ -85,7 +85,8 @@ class Meter(TorchDispatchMode):
                 return pieces
         given = list(_tensors((args, kwargs)))
         result = func(*args, **kwargs)
-        if func._overloadpacket in KERNELS and any(map(_is_channels_last, given)):
+        is_kernel, by_pixels = func._overloadpacket in KERNELS, any(map(_is_channels_last, given))
+        if is_kernel and by_pixels:
             result = torch.utils._pytree.tree_map_only(Tensor, _channels_last, result)
         made = list(_tensors(result))
         known = {_storage(tensor) for tensor in given}
@@ -98,7 +99,7 @@ class Meter(TorchDispatchMode):
         for tensor in made:
             if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
                 self._hold(tensor)
-        if func._overloadpacket in KERNELS:
+        if is_kernel and not by_pixels:
             self.peak = max(self.peak, self.held + sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
         return result
 

@@ -132,8 +132,10 @@ def drop_dead(graph: fx.Graph) -> None:
 
 
 def _outlives(node: fx.Node) -> bool:
-    """Whether what an in-place call writes to is seen by others: a placeholder of a loop's body."""
+    """Whether what an in-place call writes to, perhaps a part of it, is seen by others, as by a loop's total."""
     target = node.args[0]
+    while isinstance(target, fx.Node) and target.target is operator.getitem and len(target.users) == 1:
+        target = target.args[0]
     return isinstance(target, fx.Node) and (target.op == "placeholder" or len(target.users) > 1)
 
 

@@ -198,11 +198,11 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
     """sum of T T^T over all letters but `shared`, between the one letter `own` and its twin, by `blocks` of rows.
 
     With positions it runs in chunks, each one matrix product in place: the patches of a convolution never exist for
-    the whole batch, and a small result is not summed from a batch of small ones.
+    the whole batch, and a small result is not summed from a batch of small ones. Of several blocks of rows each meets
+    itself and those after it; the rest is mirrored.
     """
     size = site.size(own)
     bounds = [size * block // blocks for block in range(blocks + 1)]
-    starts = bounds[:-1]
     equation = f"{letters},{letters.replace(own, 'z')}->{shared}{own}z"
 
     def weighted(columns: Any, signs: Any) -> Any:
@@ -214,10 +214,10 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
         return columns.permute((axis, *(other for other in range(len(letters)) if other != axis))).flatten(1)
 
     if not site.has_positions:
-        right, signs = tensor(use.op, None)
+        columns, signs = tensor(use.op, None)
         if blocks == 1:
-            return einsum(equation, weighted(right, signs), right)
-        left, right = rows(weighted(right, signs)), rows(right)
+            return einsum(equation, weighted(columns, signs), columns)
+        left, right = rows(weighted(columns, signs)), rows(columns)
         return _mirrored([left[first:last] @ right[first:].t() for first, last in pairwise(bounds)], bounds)
 
     def body(part: Part) -> None:
@@ -228,14 +228,14 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
             return
         left, right = rows(weighted(columns, signs)), rows(columns)
         for first, last in pairwise(bounds):
-            part.totals[f"{kind} {first}"].addmm_(left[first:last], right[first:].t())
+            part.totals[kind][first:last, first:].addmm_(left[first:last], right[first:].t())
 
-    if blocks == 1:
-        totals: dict[str, tuple[int, ...]] = {kind: (*(site.size(letter) for letter in shared), size, size)}
-    else:
-        totals = {f"{kind} {first}": (last - first, size - first) for first, last in pairwise(bounds)}
+    totals = {kind: (*(site.size(letter) for letter in shared), size, size)}
     found = use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk_length(each, site.resources), totals=totals)
-    return found[kind] if blocks == 1 else _mirrored([found[f"{kind} {first}"] for first in starts], bounds)
+    total = found[kind]
+    for first, last in list(pairwise(bounds))[1:]:
+        total[first:last, :first].copy_(total[:first, first:last].t())
+    return total
 
 
 def _mirrored(blocks: list[Any], bounds: list[int]) -> Any:
