@@ -211,7 +211,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
             sections[-1].lines += _wrapped(line)
     output = next(node for node in graph.nodes if node.op == "output")
     returned = {printer.texts[node][0] for node in output.all_input_nodes}
-    free_at_last_use([section for sections in parts.values() for section in sections], returned, len(parts["results"]))
+    free_at_last_use([section for sections in parts.values() for section in sections], returned)
     loss, predictions, results = output.args[0]  # as derive wrote it
     look = printer.texts
     fields = [_field(name, results[name], look) for name in header.quantities]

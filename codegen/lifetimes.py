@@ -30,16 +30,15 @@ class Section:
     lines: list[str] = field(default_factory=list)
 
 
-def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), at_end: int = 0,
-                     in_loop: bool = False) -> None:
-    """Add the lines that delete; not for names that are kept, and not to the last sections."""
+def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in_loop: bool = False) -> None:
+    """Add the lines that delete; not for names that are kept, and not before a program returns."""
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
             if _is_large(shape, LARGE_ITEM if in_loop else LARGE):
                 last |= dict.fromkeys(names.difference(kept), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
-    for index, section in enumerate(sections[: len(sections) - at_end]):
+    for index, section in enumerate(sections if in_loop else sections[:-1]):
         dead = [name for name, at in last.items() if at == index]
         if dead:
             section.lines.append(f"{IN_LOOP if in_loop else ''}del {', '.join(dead)}")

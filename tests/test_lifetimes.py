@@ -1,0 +1,74 @@
+"""Large tensors end with the block that reads them last, in loops too: at the end of a call only results are alive."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.codegen.lifetimes import LARGE, LARGE_ITEM, Section, free_at_last_use
+
+
+def test_the_block_of_the_last_reader_deletes():
+    sections = [Section("one", ["a = x.relu()  # [N, 3]", "b = a * 2  # [N, 3]", "c = a.sum(1)  # [N]"]),
+                Section("two", ["d = b.sum()  # []"]), Section("results", ["e = c + d  # [N, 2]"])]
+    free_at_last_use(sections, kept={"e"})
+    assert [section.lines[-1] for section in sections] == ["del a", "del b", "e = c + d  # [N, 2]"]
+
+
+@pytest.mark.parametrize(("shape", "in_loop", "large"), [
+    ("[N]", False, False), ("[N, 1]", False, False), ("[N, 2]", False, True), ("[2*N, 1]", False, True),
+    (f"[{LARGE}]", False, True), (f"[{LARGE - 1}]", False, False), (f"[{LARGE_ITEM}]", True, True),
+    (f"[n, {LARGE_ITEM}]", True, True), (f"[n, k, {LARGE_ITEM - 1}]", True, False), ("[64, 64*k]", True, True),
+    ("[n + 1, 2]", True, False), ("[]", True, False),
+])
+def test_what_is_large(shape, in_loop, large):
+    for lines in ([f"a = f(x)  # {shape}"], [f"# {shape}", "a = f(x)"]):
+        section = Section("", list(lines))
+        free_at_last_use([section] if in_loop else [section, Section("results")], in_loop=in_loop)
+        assert (len(section.lines) > len(lines)) == large
+
+
+def test_what_a_deeper_loop_makes_is_its_own():
+    section = Section("", ["a = x * 2  # [9000]", "for i in range(3):", "    b = a[i:]  # [9000]"])
+    free_at_last_use([section], in_loop=True)
+    assert section.lines[-1].endswith("del a")
+
+
+def alive_at_the_end(compiled, X, y):
+    """Names of tensors of the program, and their bytes, that are neither results nor parameters nor data."""
+    found = {}
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != str(compiled.path) or frame.f_code.co_name != "forward":
+            return None
+        if event == "return":
+            known = {tensor.untyped_storage().data_ptr() for tensor in (X, y, *compiled.state.values())}
+            known |= {tensor.untyped_storage().data_ptr() for tensor in torch.utils._pytree.tree_leaves(tuple(argument))
+                      if isinstance(tensor, torch.Tensor)}
+            found.update({name: item.untyped_storage().nbytes() for name, item in frame.f_locals.items()
+                          if isinstance(item, torch.Tensor) and item.untyped_storage().data_ptr() not in known})
+        return trace
+
+    sys.settrace(trace)
+    try:
+        compiled(X, y)
+    finally:
+        sys.settrace(None)
+    assert found  # small ones are left
+    return found
+
+
+@pytest.mark.parametrize("quantities", [["kflr"], ["diag_h"], ["variance", "diag_ggn", "kfac"]])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_nothing_large_is_alive_at_the_end(quantities, smooth):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 40, 3), nn.ReLU(), nn.MaxPool2d(2),
+                          nn.Conv2d(40, 48, 3), nn.Sigmoid() if smooth else nn.ReLU(), nn.Flatten(),
+                          nn.Linear(48 * 5 * 5, 90))
+    X, y = torch.randn(3, 3, 16, 16), torch.randint(90, (3,))
+    compiled = hbp.compile(model, quantities=quantities, example_inputs=(X, y))
+    assert "for first" in compiled.code
+    alive = alive_at_the_end(compiled, X, y)
+    assert [name for name, size in alive.items() if size >= 4 * LARGE] == []
