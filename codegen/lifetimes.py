@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 LARGE = 2**16
 """Numbers in a tensor that are worth a `del`, where no length depends on the number of samples."""
-LARGE_ITEM = 2**12
+LARGE_ITEM = 2**10
 """Numbers for each sample, or column, of a chunk that are; a chunk may be one sample."""
 IN_LOOP = "if not torch.jit.is_scripting(): "
 """TorchScript frees by itself, and knows no `del` in a loop."""
