@@ -20,10 +20,11 @@ from hbpcompiler.reference import reference, relative_error
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
 PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac", "nko,nik->oi",
             "nip,nzp->iz", "nkop,nkzp->oz", "nkpo,nkzp->oz", "onk,kni->oi"]
-OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nkop,nip->nkoi", "ij,nmj->inm", "nopi,nopi->oi"]
+OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nkop,nip->nkoi", "ij,nmj->inm", "oi,oi->oi", "oi,oi->"]
+ENTRIES = ["nopi,nopi->oi", "na,na->n", "nk,nk->k", "abc,abc->b"]
 
 
-@given(st.sampled_from(PRODUCTS + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26), st.booleans(),
+@given(st.sampled_from(PRODUCTS + ENTRIES + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26), st.booleans(),
        st.integers(0, 2**31))
 def test_einsums_keep_their_value(equation, lengths, pixel_by_pixel, seed):
     torch.manual_seed(seed)
@@ -36,6 +37,7 @@ def test_einsums_keep_their_value(equation, lengths, pixel_by_pixel, seed):
     torch.testing.assert_close(fx.GraphModule(nn.Module(), graph)(*operands), before)
     targets = [node.target for node in graph.nodes]
     assert (torch.einsum in targets) == (equation in OTHERS)
+    assert (operator.mul in targets) == (equation in ENTRIES)
     assert (product_over_pixels in targets) == (pixel_by_pixel and equation == "nkop,nkzp->oz")
 
 
