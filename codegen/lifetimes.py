@@ -35,7 +35,7 @@ def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
-            if _is_large(shape, LARGE_ITEM if in_loop else LARGE):
+            if _is_large(shape):
                 last |= dict.fromkeys(names.difference(kept), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
     for index, section in enumerate(sections if in_loop else sections[:-1]):
@@ -57,7 +57,7 @@ def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
         shape = ""
 
 
-def _is_large(comment: str, large: int) -> bool:
+def _is_large(comment: str) -> bool:
     """Whether the shape in a comment is worth it; where it grows with the batch, if there are several per sample."""
     inside = comment.partition("[")[2].partition("]")[0]
     lengths = [match for text in inside.split(", ") if (match := LENGTH.match(text)) is not None]
@@ -65,4 +65,5 @@ def _is_large(comment: str, large: int) -> bool:
     letters = {match["letter"] for match in lengths if match["letter"]}
     if "N" in letters:
         return len(lengths) > 1 and each > 1
-    return each >= (LARGE_ITEM if letters else large)
+    of_chunk = bool(letters) or inside.startswith("1, ")
+    return each >= (LARGE_ITEM if of_chunk else LARGE)

@@ -19,7 +19,7 @@ def test_the_block_of_the_last_reader_deletes():
 
 @pytest.mark.parametrize(("shape", "in_loop", "large"), [
     ("[N]", False, False), ("[N, 1]", False, False), ("[N, 2]", False, True), ("[2*N, 1]", False, True),
-    (f"[{LARGE}]", False, True), (f"[{LARGE - 1}]", False, False), (f"[{LARGE_ITEM}]", True, True),
+    (f"[{LARGE}]", False, True), (f"[{LARGE - 1}]", True, False), (f"[1, {LARGE_ITEM}]", True, True),
     (f"[n, {LARGE_ITEM}]", True, True), (f"[n, k, {LARGE_ITEM - 1}]", True, False), ("[64, 64*k]", True, True),
     ("[n + 1, 2]", True, False), ("[]", True, False),
 ])
@@ -31,7 +31,7 @@ def test_what_is_large(shape, in_loop, large):
 
 
 def test_what_a_deeper_loop_makes_is_its_own():
-    section = Section("", ["a = x * 2  # [9000]", "for i in range(3):", "    b = a[i:]  # [9000]"])
+    section = Section("", ["a = x * 2  # [1, 9000]", "for i in range(3):", "    b = a[i:]  # [1, 9000]"])
     free_at_last_use([section], in_loop=True)
     assert section.lines[-1].endswith("del a")
 

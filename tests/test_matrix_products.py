@@ -24,8 +24,8 @@ OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nkop,nip->nkoi", 
 ENTRIES = ["nopi,nopi->oi", "na,na->n", "nk,nk->k", "abc,abc->b"]
 
 
-@given(st.sampled_from(PRODUCTS + ENTRIES + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26), st.booleans(),
-       st.integers(0, 2**31))
+@given(st.sampled_from(PRODUCTS + ENTRIES + OTHERS), st.lists(st.integers(1, 4), min_size=26, max_size=26),
+       st.booleans(), st.integers(0, 2**31))
 def test_einsums_keep_their_value(equation, lengths, pixel_by_pixel, seed):
     torch.manual_seed(seed)
     terms = equation.partition("->")[0].split(",")

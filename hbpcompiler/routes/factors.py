@@ -213,7 +213,8 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
         axis = letters.index(own)
         return columns.permute((axis, *(other for other in range(len(letters)) if other != axis))).flatten(1)
 
-    if not site.has_positions:
+    chunk = chunk_length(each, site.resources)
+    if not site.has_positions or (blocks == 1 and site.samples is not None and site.samples <= chunk):
         columns, signs = tensor(use.op, None)
         if blocks == 1:
             return einsum(equation, weighted(columns, signs), columns)
