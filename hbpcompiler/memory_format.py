@@ -9,6 +9,7 @@ and where they end in inner products between positions, a matrix for each channe
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,11 @@ MAX_POOLING = "max_pool"
 
 def is_pixel_by_pixel(graph: fx.Graph, planned: Plan) -> bool:
     """Whether images had better lie so in a program as it was derived, in float32 on a CPU."""
+    if not _any_call(graph, lambda node: node.target in CONVOLUTIONS):
+        return False
     wide = [(step, piece) for step in planned.flat() if _is_wide(piece := getattr(step, "piece", None))]
-    if any(piece is not None and piece.signed for _, piece in wide) or (wide and _calls(graph, MAX_POOLING)):
+    if any(piece is not None and piece.signed for _, piece in wide) or (
+            wide and _any_call(graph, lambda node: MAX_POOLING in called(node))):
         return False
     closes = [step for step, _ in wide if isinstance(step, Close) and step.site.has_operand and step.site.has_positions]
     return all(choice.route.reads_pixels for close in closes for choice in close.choices)
@@ -41,8 +45,8 @@ def _is_wide(piece: Piece | None) -> bool:
     return piece is not None and piece.form != DIAGONAL_FORM and (piece.form != COLUMNS or piece.columns > 1)
 
 
-def _calls(graph: fx.Graph, name: str) -> bool:
-    return any(_calls(node.target.body, name) if isinstance(node.target, Loop) else name in called(node)
+def _any_call(graph: fx.Graph, wanted: Callable[[fx.Node], bool]) -> bool:
+    return any(_any_call(node.target.body, wanted) if isinstance(node.target, Loop) else wanted(node)
                for node in graph.nodes)
 
 

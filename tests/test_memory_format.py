@@ -89,3 +89,14 @@ def test_residual_columns_stay_channel_by_channel():
     model, X, y = without_pools(smooth=True)
     assert LAYOUT in hbp.compile(model, quantities=["diag_ggn"], example_inputs=(X, y)).code
     assert LAYOUT not in hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).code
+
+
+@pytest.mark.parametrize("quantity", ["kfac", "kflr", "diag_ggn"])
+def test_signals_have_no_such_layout(quantity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 16, 3), nn.ReLU(), nn.Conv1d(16, 16, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(96, 4))
+    X, y = torch.randn(3, 3, 10), torch.randint(4, (3,))
+    code = hbp.compile(model, quantities=[quantity], example_inputs=(X, y)).code
+    assert LAYOUT not in code
+    assert "product_over_pixels" not in code
