@@ -36,7 +36,7 @@ def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
             if _is_large(shape):
-                last |= dict.fromkeys(names.difference(kept), index)
+                last |= dict.fromkeys(sorted(names.difference(kept)), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
     for index, section in enumerate(sections if in_loop else sections[:-1]):
         dead = [name for name, at in last.items() if at == index]

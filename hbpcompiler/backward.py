@@ -273,7 +273,7 @@ class Backward:
                 stream, index = self.pooled[step.operation.name, step.piece.name]
                 op = op.with_tensor("pooled_index", index)
             signs = self.signs_like(stream, step.piece)
-        use = Use(self.writer, op, step.contraction, stream, signs, self.batch)
+        use = Use(self.writer, op, step.contraction, stream, signs, self.batch, self.plan.by_pixels)
         self._write(step, use)
 
     def _write(self, step: Close | Tied, use: Use) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +245,19 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
                    options.curvature, options.curvature_dtype)
     if options.autotune:
         planned = autotuned(graph, rules, planned, example.samples, example.tensors[0].device)
+    if has_onednn(example.tensors[0].device, graph.dtype):
+        planned = replace(planned, by_pixels=is_pixel_by_pixel(graph, planned))
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, overall(graph, rules, set(planned.active)), names)
     batch = {value.name: value for value in graph.batch}
     arguments = shapes.arguments(derived.graph, batch, graph.state)
     precision.complete(derived.graph, planned.curvature_dtype, graph.dtype, arguments)
     passes.optimise(derived.graph)
-    by_pixels = has_onednn(example.tensors[0].device, graph.dtype) and is_pixel_by_pixel(derived.graph, planned)
-    multiply_matrices(derived.graph, by_pixels)
+    multiply_matrices(derived.graph, planned.by_pixels)
     shapes.annotate(derived.graph, batch, graph.state)
     passes.drop_idle_reshapes(derived.graph)
     passes.drop_idle_casts(derived.graph)
-    if by_pixels:
+    if planned.by_pixels:
         use_channels_last(derived.graph)
     divide_before_products(derived.graph)
     multiply_by_onednn(derived.graph, resources.machine)

@@ -9,32 +9,32 @@ and where they end in inner products between positions, a matrix for each channe
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-from hbpcompiler.passes import called
+from hbpcompiler.graph import Graph
 from hbpcompiler.routes.site import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.steps import Close, Piece, Plan
-from hbpcompiler.writer import Loop
 
 CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
 WEIGHT = 1
 """Its place among a convolution's arguments, and among the results of convolution_backward."""
+IMAGES = ("aten.conv2d", "aten.conv_transpose2d")
+"""The operations whose weights these are."""
 MAX_POOLING = "max_pool"
-"""In the names of torch's functions for it. Columns are scattered to where the maxima were, channel by channel."""
+"""In the names of operations that scatter columns to where the maxima were, channel by channel."""
 
 
-def is_pixel_by_pixel(graph: fx.Graph, planned: Plan) -> bool:
-    """Whether images had better lie so in a program as it was derived, in float32 on a CPU."""
-    if not _any_call(graph, lambda node: node.target in CONVOLUTIONS):
+def is_pixel_by_pixel(graph: Graph, planned: Plan) -> bool:
+    """Whether images had better lie so in a program, in float32 on a CPU."""
+    if not any(operation.target.startswith(IMAGES) for operation in graph.operations):
         return False
     wide = [(step, piece) for step in planned.flat() if _is_wide(piece := getattr(step, "piece", None))]
     if any(piece is not None and piece.signed for _, piece in wide) or (
-            wide and _any_call(graph, lambda node: MAX_POOLING in called(node))):
+            wide and any(MAX_POOLING in operation.target for operation in graph.operations)):
         return False
     closes = [step for step, _ in wide if isinstance(step, Close) and step.site.has_operand and step.site.has_positions]
     return all(choice.route.reads_pixels for close in closes for choice in close.choices)
@@ -43,11 +43,6 @@ def is_pixel_by_pixel(graph: fx.Graph, planned: Plan) -> bool:
 def _is_wide(piece: Piece | None) -> bool:
     """Whether several columns travel, or a matrix."""
     return piece is not None and piece.form != DIAGONAL_FORM and (piece.form != COLUMNS or piece.columns > 1)
-
-
-def _any_call(graph: fx.Graph, wanted: Callable[[fx.Node], bool]) -> bool:
-    return any(_any_call(node.target.body, wanted) if isinstance(node.target, Loop) else wanted(node)
-               for node in graph.nodes)
 
 
 def use_channels_last(graph: fx.Graph) -> None:

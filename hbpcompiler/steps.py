@@ -287,6 +287,8 @@ class Plan:
     """Whether the loss's own curvature, and so the GGN, is not known to be positive."""
     curvature_dtype: torch.dtype | None = None
     """The dtype of curvature columns, if it is not the model's (see `precision`)."""
+    by_pixels: bool = False
+    """Whether images, and columns of images, lie in memory pixel by pixel (see `memory_format`)."""
 
     def flat(self) -> Iterator[Step]:
         """All steps, those of tails too."""

@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference, relative_error
+from hbpcompiler.routes import chunks
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance"]
 LAYOUT = "contiguous(memory_format=torch.channels_last)"
@@ -100,3 +101,17 @@ def test_signals_have_no_such_layout(quantity):
     code = hbp.compile(model, quantities=[quantity], example_inputs=(X, y)).code
     assert LAYOUT not in code
     assert "product_over_pixels" not in code
+
+
+@pytest.mark.parametrize("quantities", [["diag_ggn"], ["diag_ggn", "batch_diag_ggn", "variance"]])
+def test_one_column_at_a_time_is_multiplied_as_it_lies(quantities, monkeypatch):
+    monkeypatch.setattr(chunks, "chunk_length", lambda size, resources: 1)
+    model, X, y = without_pools()
+    compiled = hbp.compile(model, quantities=quantities)
+    ours = compiled(X, y)
+    assert ("new_zeros((144, 20))" in compiled.code) == ("batch_diag_ggn" not in quantities)  # [in, out]
+    exact = hbp.compile(copy.deepcopy(model).double(), quantities=quantities)(X.double(), y)
+    for quantity in quantities:
+        for key, value in exact[quantity].items():
+            assert relative_error(ours[quantity][key].double(), value) < 1e-5, f"{quantity} of {key}"
+            assert ours[quantity][key].is_contiguous(), f"{quantity} of {key}"

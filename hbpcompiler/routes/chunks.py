@@ -17,6 +17,7 @@ from hbpcompiler.routes.site import (
     Site,
     Use,
     columns_of,
+    is_plain,
     operand_of,
     product_of,
     single_product,
@@ -58,6 +59,17 @@ class ChunkedProduct(Route):
             return product_of(site, use, op, columns)
         return single_product(site, columns_of(use, op, columns), operand_of(use, op))
 
+    def turns(self, site: Site, kinds: frozenset[str]) -> bool:
+        """Whether columns that lie pixel by pixel are multiplied one by one as they are, operand first: [in, out]."""
+        one_by_one = self.chunks(site) == (1, 1) and site.columns > 1 and not kinds & PER_SAMPLE
+        return one_by_one and not site.signed and is_plain(site) and site.letters[0].endswith("p")
+
+    def turned(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
+        """[in, out] of one column of one sample."""
+        operand = operand_of(use, op).squeeze(0)
+        operand = operand if site.letters[1].endswith("p") else operand.t()
+        return operand @ columns_of(use, op, columns).flatten(0, 2).t()
+
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         samples, columns = self.chunks(site)
         inner = math.ceil(site.columns / columns)
@@ -72,12 +84,13 @@ class ChunkedProduct(Route):
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         samples, columns = self.chunks(site)
         theta = site.theta
-        totals = dict.fromkeys(sorted(kinds - PER_SAMPLE), site.shape)
+        across = use.by_pixels and self.turns(site, kinds)
+        totals = dict.fromkeys(sorted(kinds - PER_SAMPLE), site.shape[::-1] if across else site.shape)
 
         def add(part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
             if single and not site.signed:
                 # One sample, one column: square and add in a single pass over the cache.
-                one = product.flatten(0, 1).squeeze(0)
+                one = product if across else product.flatten(0, 1).squeeze(0)
                 if SUM in kinds:
                     into[SUM].add_(one)
                 for kind in sorted(kinds & {DIAGONAL, POSITIVE}):
@@ -112,7 +125,7 @@ class ChunkedProduct(Route):
             def inner(piece: Part) -> None:
                 assert part.op is not None
                 op = part.op.bound_again(lambda tensor, _: piece.outer(tensor))
-                product = self.product(site, use, op, piece["columns"])
+                product = (self.turned if across else self.product)(site, use, op, piece["columns"])
                 add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, columns == 1)
                 if BATCH_DIAGONAL in kinds:
                     piece.outer(part.rows[BATCH_DIAGONAL]).add_(each(piece, product))
@@ -121,8 +134,9 @@ class ChunkedProduct(Route):
                              chunk=columns, totals={}, axis=1)
 
         rows = {kind: () if kind == NORM else site.shape for kind in sorted(kinds & PER_SAMPLE)}
-        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs}, chunk=samples,
-                               totals=totals, rows=rows)
+        found = use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs}, chunk=samples,
+                                totals=totals, rows=rows)
+        return {kind: total.t().contiguous() for kind, total in found.items()} if across else found
 
 
 class NativeProduct(ChunkedProduct):
@@ -139,6 +153,9 @@ class NativeProduct(ChunkedProduct):
 
     def chunks(self, site: Site) -> tuple[int, int]:
         return 1, _columns_at_once(site, site.size(site.theta) * site.itemsize)
+
+    def turns(self, site: Site, kinds: frozenset[str]) -> bool:
+        return False
 
     def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
         assert use.contraction.of_sample is not None

@@ -100,6 +100,8 @@ class Use:
     signs: Any
     batch: Any
     """N."""
+    by_pixels: bool = False
+    """Whether columns of images lie pixel by pixel in memory."""
 
 
 class Route:
@@ -194,13 +196,18 @@ def sum_out(tensor: Any, letters: str, kept: str) -> Any:
     return tensor.sum(axes if len(axes) > 1 else axes[0]) if axes else tensor
 
 
+def is_plain(site: Site) -> bool:
+    """Whether one sample's einsum over positions is a product of two matrices."""
+    own = site.theta.replace(site.features, "")
+    return len(own) == len(site.features) == 1 and site.has_positions and own not in site.letters[1]
+
+
 def single_product(site: Site, columns: Any, operand: Any) -> Any:
     """The einsum for a chunk of one sample as one matrix product, which beats a batch of one; [1, k, *theta]."""
     left, right, _ = site.letters
-    own = site.theta.replace(site.features, "")
-    plain = len(own) == len(site.features) == 1 and site.has_positions and own not in right
-    if not plain:
+    if not is_plain(site):
         return einsum(site.equation, columns, operand)
+    own = site.theta.replace(site.features, "")
     columns = columns if left == f"nk{own}p" else columns.mT
     operand = operand.squeeze(0)
     operand = operand.t() if right == f"n{site.features}p" else operand
