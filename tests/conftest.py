@@ -16,7 +16,7 @@ os.environ["HBP_CACHE_DIR"] = CACHE.name
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 PHASES = list(Phase) if os.environ.get("HBP_SHRINK") else [Phase.explicit, Phase.reuse, Phase.generate]
-settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "6")),
+settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "4")),
                           suppress_health_check=SLOW, phases=PHASES, print_blob=True)
 settings.load_profile("hbp")
 
