@@ -18,7 +18,8 @@ LARGE_ITEM = 2**10
 IN_LOOP = "if not torch.jit.is_scripting(): "
 """TorchScript frees by itself, and knows no `del` in a loop."""
 MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
-NAME = re.compile(r"[A-Za-z_]\w*")
+NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
+"""Of a variable; `.square()` does not read a tensor that is called square."""
 LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
 
 

@@ -17,6 +17,13 @@ def test_the_block_of_the_last_reader_deletes():
     assert [section.lines[-1] for section in sections] == ["del a", "del b", "e = c + d  # [N, 2]"]
 
 
+def test_a_method_is_no_reader():
+    sections = [Section("one", ["square = x * x  # [N, 3]", "y = square + 1  # [N]"]),
+                Section("two", ["z = x.square().square()  # []"]), Section("results")]
+    free_at_last_use(sections)
+    assert [section.lines[-1] for section in sections[:2]] == ["del square", "z = x.square().square()  # []"]
+
+
 @pytest.mark.parametrize(("shape", "in_loop", "large"), [
     ("[N]", False, False), ("[N, 1]", False, False), ("[N, 2]", False, True), ("[2*N, 1]", False, True),
     (f"[{LARGE}]", False, True), (f"[{LARGE - 1}]", True, False), (f"[1, {LARGE_ITEM}]", True, True),
