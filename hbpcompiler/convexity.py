@@ -27,7 +27,8 @@ def curvature_sign(rule: Rule, op: Op) -> int | None:
 
 
 def _derivative(rule: Rule, op: Op, slot: str, order: int) -> sympy.Expr | None:
-    return None if rule.expression is None else sympy.diff(rule.expression(op), operand_symbol(slot), order)
+    expression = None if rule.expression is None else rule.expression(op)
+    return None if expression is None else sympy.diff(expression, operand_symbol(slot), order)
 
 
 def _sign(derivative: sympy.Expr | None) -> int | None:

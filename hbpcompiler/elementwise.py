@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 import sympy
 import torch
 from sympy import Expr, Piecewise, Symbol
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanFunction
 from torch import Tensor
 
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
-from hbpcompiler.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
+from hbpcompiler.symbolic import evaluate, exactly, expm1, normal_cdf, normal_pdf, sigmoid, softplus
 
 x = Symbol("x", real=True)
 """The operation's input."""
@@ -75,6 +77,10 @@ def elementwise(
     def residual(op: Op) -> Residual:
         return ZERO if pair(op)[1] == 0 else Diagonal(diagonal)
 
+    def stated(op: Op) -> Any:
+        own = bound(op, expression)
+        return None if own is None else own.subs(x, operand_symbol("self"))
+
     return Rule(
         operations=[operation] if isinstance(operation, str) else list(operation),
         forward=forward,
@@ -83,7 +89,7 @@ def elementwise(
         structure=Structure.ELEMENTWISE,
         derivative=derivative,
         merged=True,
-        expression=lambda op: bound(op, expression).subs(x, operand_symbol("self")),
+        expression=stated,
         cases=settings({}, {}) if cases is None else cases,
     )
 
@@ -103,36 +109,68 @@ def bound(op: Op, written: Written) -> Any:
         return None
     expression = sympy.sympify(written)
     symbols = [symbol for symbol in expression.free_symbols if symbol not in (x, y, dy)]
-    return expression.subs({symbol: sympy.nsimplify(getattr(op, symbol.name), rational=True) for symbol in symbols})
+    return expression.subs({symbol: exactly(getattr(op, symbol.name)) for symbol in symbols})
 
 
 @lru_cache(maxsize=512)
 def derivatives(expression: Expr) -> tuple[Expr, Expr]:
     """(y', y'') of an expression in x, in terms of y where the expression itself occurs in them."""
-    first = _tidy(sympy.diff(expression, x))
-    second = _tidy(sympy.diff(first, x))
+    first = _tidy(_slope(expression))
+    second = _tidy(_slope(first))
     return _in_output(first, expression), _in_output(second, expression)
 
 
 def _tidy(expression: Expr) -> Expr:
     if isinstance(expression, Piecewise):
         return Piecewise(*[(_tidy(value), condition) for value, condition in expression.args])
-    # sign and |x| stay: away from the kink their derivatives are 0 and sign.
-    expression = expression.replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
-    expression = expression.replace(sympy.Derivative, _of_step)
     return min((expression, sympy.factor(expression)), key=sympy.count_ops)
 
 
-def _of_step(function: Expr, *_: Any) -> Expr:
-    """What sympy leaves underived: zero for steps; of any other function it must not be taken for zero."""
-    if function.has(sympy.floor, sympy.ceiling, sympy.frac, sympy.sign, sympy.Heaviside):
+STEPS = (sympy.sign, sympy.floor, sympy.ceiling, sympy.Heaviside)
+
+
+class _step(sympy.Function):  # type: ignore[misc]  # sympy is untyped
+    """One of STEPS, by its number, of the other arguments: flat, as torch has it, where sympy has delta functions."""
+
+    is_extended_real = True
+
+    def fdiff(self, argindex: int = 1) -> Expr:
         return sympy.Integer(0)
-    raise RuleError(f"sympy has no derivative of {function}; a rule can state it: elementwise(..., first=, second=)")
+
+
+class _size(sympy.Function):  # type: ignore[misc]  # sympy is untyped
+    """|u| of what sympy does not know to be real, as log(x) for a real x: its own derivative has complex parts."""
+
+    is_extended_real = True
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return sympy.sign(self.args[0])
+
+
+def _slope(expression: Expr) -> Expr:
+    """The derivative in x, at a kink or step what torch has there."""
+    if not expression.has(*STEPS, sympy.frac, sympy.Abs):
+        return _known(sympy.diff(expression, x))
+    hidden = expression.replace(sympy.frac, lambda value: value - sympy.floor(value))
+    for number, step in enumerate(STEPS):
+        hidden = hidden.replace(step, lambda *values, number=number: _step(number, *values))
+    hidden = hidden.replace(sympy.Abs, lambda value: (sympy.Abs if value.is_extended_real else _size)(value))
+    slope = sympy.diff(hidden, x).replace(_size, sympy.Abs)
+    return _known(slope.replace(_step, lambda number, *values: STEPS[int(number)](*values)))
+
+
+def _known(slope: Expr) -> Expr:
+    for left in slope.atoms(sympy.Derivative):
+        raise RuleError(f"sympy has no derivative of {left.expr}; a rule can state it: "
+                        "elementwise(..., first=, second=)")
+    return slope
 
 
 def _in_output(derivative: Expr, expression: Expr) -> Expr:
+    if not expression.has(x):
+        return derivative  # a constant's own number must not be taken for the output
     written = derivative.subs(expression, y)
-    if isinstance(expression, Piecewise) or written.has(x):
+    if written == derivative or isinstance(expression, Piecewise) or written.has(x):
         return derivative  # y would be kept beside x, not instead of it
     return _tidy(written)
 
@@ -140,8 +178,16 @@ def _in_output(derivative: Expr, expression: Expr) -> Expr:
 @lru_cache(maxsize=512)
 def _shared(pair: tuple[Expr, Expr]) -> tuple[list[tuple[Symbol, Expr]], list[Expr]]:
     """Common subexpressions of y' and y'', taken together so that a graph's own sharing can merge the two."""
-    parts, reduced = sympy.cse(pair, symbols=sympy.numbered_symbols("t"), optimizations=None)
-    return parts, reduced
+    found, reduced = sympy.cse(pair, symbols=sympy.numbered_symbols("t"), optimizations=None)
+    kept: dict[Symbol, Any] = {}
+    parts = []
+    for symbol, part in found:
+        part = part.xreplace(kept)
+        if isinstance(part, Relational | BooleanFunction) or not part.free_symbols:
+            kept[symbol] = part  # where it was: a choice takes its dtype from what it compares, log(2) is a number
+        else:
+            parts.append((symbol, part))
+    return parts, [expression.xreplace(kept) for expression in reduced]
 
 
 def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:

@@ -13,14 +13,17 @@ from typing import Any
 
 import sympy
 
-from hbpcompiler.bind import bind
-from hbpcompiler.elementwise import elementwise, x
+from hbpcompiler.bind import bind, static_op
+from hbpcompiler.elementwise import derivatives, elementwise, x
 from hbpcompiler.graph import Graph, Operation, Value
 from hbpcompiler.registry import AnyRule
 from hbpcompiler.rule import Op, Rule, operand_symbol
 
 LONGEST = 60
 """Expressions with more sympy operations than this are left in pieces."""
+
+UNREAL = (sympy.I, sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
+"""What sympy makes of a number outside a function's domain: it cannot be compared, and torch has its own NaN for it."""
 
 
 def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, AnyRule]]:
@@ -34,8 +37,8 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, A
         if len(region) < 2 or source is None:
             continue
         expression = _composed(last, region, source, fused, active)
-        if sympy.count_ops(expression) > LONGEST or expression.has(sympy.floor, sympy.ceiling):
-            continue  # a step function's expression stands for its derivative, which is zero, not for its values
+        if expression is None:
+            continue
         name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
         whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
         inner = [operation for operation in operations if operation in region]
@@ -52,6 +55,10 @@ def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: set[str])
     if not isinstance(rule, Rule) or rule.expression is None or rule.forward is None:
         return False
     if operation.source.in_loss or operation.name not in active:
+        return False
+    if any(hasattr(item, "free_symbols") for item in operation.attributes.values()):
+        return False  # a number that depends on the batch's size is not known yet
+    if rule.expression(static_op(operation, active)) is None:
         return False
     values = list(operation.tensors.values())
     return all(value.name in active and value.role != "parameter" and value.shape == operation.output.shape
@@ -88,6 +95,7 @@ def _inputs(region: list[Operation]) -> list[Value]:
 
 def _composed(last: Operation, region: list[Operation], source: Value, rules: Mapping[str, AnyRule],
               active: set[str]) -> Any:
+    """What `last` is of `source`, as an expression in x; None where sympy would not give good derivatives."""
     by_name = {operation.name: operation for operation in region}
     known: dict[str, Any] = {source.name: x}
 
@@ -97,16 +105,27 @@ def _composed(last: Operation, region: list[Operation], source: Value, rules: Ma
             rule = rules[name]
             assert isinstance(rule, Rule)
             assert rule.expression is not None
-            own = rule.expression(bind(operation, _no_tensor, active))
+            own = rule.expression(static_op(operation, active))
             inner = {operand_symbol(slot): expression_of(value.name) for slot, value in operation.tensors.items()}
-            known[name] = own.subs(inner, simultaneous=True)
+            known[name] = _inserted(own, inner)
         return known[name]
 
-    return expression_of(last.name)
+    expression = expression_of(last.name)
+    if expression is None or any(derivative.has(*UNREAL) for derivative in derivatives(expression)):
+        return None
+    return expression
 
 
-def _no_tensor(name: str) -> Any:
-    raise KeyError(name)
+def _inserted(own: Any, inner: Mapping[Any, Any]) -> Any:
+    """An operation's expression of its operands' expressions; None if one is missing, or it is no good or too long."""
+    if any(expression is None for expression in inner.values()):
+        return None
+    pieced = {symbol for symbol, expression in inner.items() if expression.has(sympy.Piecewise)}
+    for choice in own.atoms(sympy.Piecewise):
+        if any(condition.free_symbols & pieced for _, condition in choice.args):
+            return None  # a kink of what has kinks itself: sympy solves for them, at length and not always
+    whole = own.subs(inner, simultaneous=True)
+    return None if whole.has(*UNREAL) or sympy.count_ops(whole) > LONGEST else whole
 
 
 def _forward(inner: list[Operation], source: Value, rules: Mapping[str, AnyRule],

@@ -186,8 +186,9 @@ class Rule:
     window: Callable[[Op], Window | None] = lambda op: None
     """optional: which neighbourhood of its inputs with spatial axes an output reads."""
     expression: Callable[[Op], Any] | None = None
-    """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors. Operations
-    of one module that act on one value are then taken together (see `fuse`)."""
+    """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors (None at a
+    use that has no such form). Operations of one module that act on one value are then taken together (see `fuse`), so
+    that it must be true to the value and, derived by sympy, to both derivatives: `check_rule` compares them."""
     increasing: bool = False
     """Whether no result falls when an input that carries derivatives rises (sums, maxima)."""
     convex: bool = False

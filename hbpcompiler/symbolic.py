@@ -6,7 +6,9 @@ are python numbers, and a choice between two numbers is a mask of the tensor's o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import reduce
 from typing import Any
 
@@ -62,13 +64,17 @@ def _normal_cdf(value: Any) -> Any:
     return 0.5 * torch.erfc(-(0.5**0.5) * value)
 
 
+def _softplus(value: Any) -> Any:
+    return F.softplus(value, threshold=40)  # linear from where float64 cannot tell; torch's own 20 is 2e-9 early
+
+
 def _normal_pdf(value: Any) -> Any:
     return (2 * torch.pi) ** -0.5 * torch.exp(-0.5 * value.square())
 
 
 TORCH: dict[type, Callable[..., Any]] = {
     sigmoid: torch.sigmoid,
-    softplus: F.softplus,
+    softplus: _softplus,
     expm1: torch.expm1,
     log1p: torch.log1p,
     normal_pdf: _normal_pdf,
@@ -78,6 +84,8 @@ TORCH: dict[type, Callable[..., Any]] = {
     sympy.log: torch.log,
     sympy.Abs: torch.abs,
     sympy.sign: torch.sign,
+    sympy.floor: torch.floor,
+    sympy.ceiling: torch.ceil,
     sympy.sin: torch.sin,
     sympy.cos: torch.cos,
     sympy.tan: torch.tan,
@@ -104,6 +112,14 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     sympy.And: lambda a, b: a & b,
     sympy.Or: lambda a, b: a | b,
 }
+
+
+def exactly(number: Any) -> Any:
+    """A number as a fraction that is that very float again: 0.1 as 1/10, so that it still cancels."""
+    if not isinstance(number, float) or not math.isfinite(number):
+        return sympy.sympify(number)
+    short = Fraction(number).limit_denominator(1000)
+    return sympy.Rational(short) if float(short) == number else sympy.Rational(repr(number))
 
 
 def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:

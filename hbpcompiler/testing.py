@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.case_setting import SAMPLES, Setting
+from hbpcompiler.check_expression import check_expression
 from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Op, Residual, Rule, Sliding, Structure, Zero
 
 COLUMNS = 2
@@ -25,7 +26,8 @@ def check_rule(rule: Rule | LossRule) -> None:
     """Raise AssertionError unless every case of the rule keeps the contract.
 
     Value, shapes, adjointness, transposed Jacobians, parameter contractions, residual against double backward, the
-    declared structure, and, for elementwise operations, finite and accurate derivatives at +-1e4 and in bfloat16.
+    declared structure, the expression by which operations are joined, and, for elementwise operations, finite and
+    accurate derivatives at +-1e4 and in bfloat16.
     """
     assert rule.cases, f"rule for {rule.operations} has no cases"
     for operation in rule.operations:
@@ -78,6 +80,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
                 _close(contraction.of_sample(one, columns[:1]), expected[0], f"{where}: of_sample of {name}")
     _check_structure(rule, setting, op, where)
     _check_window(rule, setting, op, where)
+    check_expression(rule, setting, op, where)
     if rule.increasing:
         for name, i in setting.inputs(active):
             assert (_pull_back(setting, name, columns.abs(), i) >= 0).all(), f"{where}: not increasing in {name}"

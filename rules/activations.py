@@ -135,7 +135,9 @@ def _elu(
             return None
         return Piecewise((slope * (dy if bound(op, alpha * slope) == 1 else below), y < 0), (0, True))
 
-    expression = Piecewise((scale * x, x > 0), (alpha * scale * expm1(slope * x), True))
+    # At 0 itself torch has the slope of the left side, and no curvature.
+    at_zero = (alpha * scale * slope * x, sympy.Eq(x, 0))
+    expression = Piecewise((scale * x, x > 0), at_zero, (alpha * scale * expm1(slope * x), True))
     return elementwise(operation, expression, first=first, second=second, forward=forward, cases=settings(*given))
 
 

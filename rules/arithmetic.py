@@ -9,6 +9,7 @@ import math
 import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
+from hbpcompiler.symbolic import exactly
 
 from .aligned import (
     added,
@@ -37,7 +38,7 @@ ADD = binary(
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "self" else op.alpha),
-    written=lambda op, a, b: a + op.alpha * b,
+    written=lambda op, a, b: a + exactly(op.alpha) * b,
 )
 SUB = binary(
     "aten.sub",
@@ -46,7 +47,7 @@ SUB = binary(
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "self" else -op.alpha),
-    written=lambda op, a, b: a - op.alpha * b,
+    written=lambda op, a, b: a - exactly(op.alpha) * b,
 )
 RSUB = binary(
     "aten.rsub",
@@ -55,7 +56,7 @@ RSUB = binary(
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "other" else -op.alpha),
-    written=lambda op, a, b: b - op.alpha * a,
+    written=lambda op, a, b: b - exactly(op.alpha) * a,
 )
 
 
@@ -150,5 +151,5 @@ DIV = binary(
     quotient_residual,
     [*operands(), *NUMBER, *operands("Tensor_mode", rounding_mode="floor")[:6], *ROUNDED],
     quotient_parameter,
-    written=lambda op, a, b: a / b,
+    written=lambda op, a, b: None if rounding(op) else a / b,
 )

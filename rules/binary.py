@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 
 from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor, Window, operand_symbol
+from hbpcompiler.symbolic import exactly
 
 from .aligned import is_whole, lifted, misaligned, unbroadcast, varying
 
@@ -29,10 +29,11 @@ def binary(
     written: Callable[[Op, Any, Any], Any] | None = None,
 ) -> Rule:
     """A rule for an operation on two operands of these names; `params(op, operand)` for an operand that may be a
-    parameter, and `written(op, first, second)` for the operation in sympy."""
+    parameter, and `written(op, first, second)` for the operation in sympy, None at a
+    use that has no such form."""
 
     def symbol(op: Op, name: str) -> Any:
-        return operand_symbol(name) if op.has(name) else sympy.nsimplify(getattr(op, name), rational=True)
+        return operand_symbol(name) if op.has(name) else exactly(getattr(op, name))
 
     def jac_t(name: str) -> Callable[[Op, Tensor], Tensor]:
         return lambda op, columns: unbroadcast(op, name, pull(op, name, columns, lambda operand: lifted(op, operand)))

@@ -8,6 +8,7 @@ import torch
 
 from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
+from hbpcompiler.symbolic import exactly
 
 from .aligned import lifted, misaligned, other_than, unbroadcast
 from .binary import Look, binary, operands
@@ -25,6 +26,16 @@ def inside(op: Op) -> sympy.Expr:
     return Piecewise((1, above & (sympy.true if high is None else x <= high)), (0, True))
 
 
+def clamped(op: Op) -> sympy.Expr:
+    """The upper limit counts where they cross."""
+    low, high = [None if limit is None else exactly(limit) for limit in limits(op)]
+    if low is not None and high is not None and low > high:
+        return high
+    pieces = [] if low is None else [(low, x < low)]
+    pieces += [] if high is None else [(high, x > high)]
+    return Piecewise(*pieces, (x, True))
+
+
 def clamp_refused(op: Op) -> str | None:
     return "its limits are tensors; use torch.maximum and torch.minimum" if op.has("min") or op.has("max") else None
 
@@ -33,7 +44,7 @@ CLAMP = [
     replace(
         elementwise(
             name,
-            lambda op: x,  # only its derivatives count, and they are given
+            clamped,
             first=inside,
             second=sympy.Integer(0),
             forward=lambda op: op.self.clamp(*limits(op)),
@@ -42,7 +53,7 @@ CLAMP = [
         refuse=clamp_refused,
     )
     for name, given in (
-        ("aten.clamp", ({"min": -0.5, "max": 0.7}, {"min": 0.1}, {"max": 0})),
+        ("aten.clamp", ({"min": -0.5, "max": 0.7}, {"min": 0.1}, {"max": 0}, {"min": 0.7, "max": -0.5})),
         ("aten.clamp_min", ({"min": 0.1},)),
         ("aten.clamp_max", ({"max": 0.1},)),
     )

@@ -81,6 +81,6 @@ STEPS = [
     elementwise("aten.sign", sympy.sign(x), forward=lambda op: op.self.sign(), **_flat),
     elementwise("aten.floor", sympy.floor(x), forward=lambda op: op.self.floor(), **_flat),
     elementwise("aten.ceil", sympy.ceiling(x), forward=lambda op: op.self.ceil(), **_flat),
-    elementwise("aten.round", sympy.floor(x), forward=rounded, cases=settings({}, {"decimals": 1}), **_flat),
-    elementwise("aten.trunc", sympy.floor(x), forward=lambda op: op.self.trunc(), **_flat),
+    elementwise("aten.round", None, forward=rounded, cases=settings({}, {"decimals": 1}), **_flat),
+    elementwise("aten.trunc", None, forward=lambda op: op.self.trunc(), **_flat),
 ]

@@ -73,14 +73,19 @@ RELU6 = elementwise(
     forward=lambda op: F.relu6(op.self),
 )
 
-# y cannot tell here: it is rounded to the edge's value before x is there. The sixth is torch's own, in every dtype.
+# y cannot tell here: it is rounded to the edge's value before x is there. The sixth is torch's own, in every dtype, and
+# not the derivative of torch's values: no expression states both.
 _sixth = sympy.Float(torch.tensor(1 / 6, dtype=torch.float32).item(), 17)
 _inside = (x > -3) & (x < 3)
-HARDSIGMOID = elementwise(
-    "aten.hardsigmoid",
-    Piecewise((0, x <= -3), (1, x >= 3), (x / 6 + sympy.Rational(1, 2), True)),
-    first=Piecewise((_sixth, _inside), (0, True)),
-    forward=lambda op: F.hardsigmoid(op.self),
+HARDSIGMOID = replace(
+    elementwise(
+        "aten.hardsigmoid",
+        None,
+        first=Piecewise((_sixth, _inside), (0, True)),
+        second=sympy.Integer(0),
+        forward=lambda op: F.hardsigmoid(op.self),
+    ),
+    increasing=True,
 )
 HARDSWISH = elementwise(
     "aten.hardswish",

@@ -172,7 +172,6 @@ class trunc(sympy.Function):  # type: ignore[misc]  # sympy is untyped
 
 
 TORCH[trunc] = torch.trunc
-TORCH[sympy.floor] = torch.floor
 
 NUMBERS = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (0.7, -1.3)]
 REMAINDERS = [

@@ -1,4 +1,5 @@
-"""Random graphs of operations drawn from the rule table: the cases of every rule enrol themselves."""
+"""Random graphs of operations drawn from the rule table: the cases of every rule enrol themselves; and rows of
+elementwise operations in one module, which the compiler joins."""
 
 from math import prod
 
@@ -13,6 +14,7 @@ from hbpcompiler.case_setting import SAMPLES, Setting
 from hbpcompiler.reference import reference
 from hbpcompiler.registry import builtin
 from hbpcompiler.rule import Rule
+from tests.elementwise_uses import in_range, uses
 
 QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")
 FEATURES, CLASSES, SIZE = 2, 2, 20
@@ -118,4 +120,45 @@ def graphs(draw):
 
 @given(graphs())
 def test_agrees_with_brute_force(setting):
+    check(*setting)
+
+
+ELEMENTWISE = [use for cases in uses().values() for use in cases if not draws(use.setting)]
+
+
+class Row(nn.Module):
+    """Elementwise operations in a row between two linear layers; their result may meet what they began with."""
+
+    def __init__(self, chain, meets):
+        super().__init__()
+        self.stem, self.head = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)
+        self.chain, self.meets = chain, meets
+
+    def inputs(self):
+        return []
+
+    def hidden(self, x):
+        return torch.tanh(self.stem(x))
+
+    def forward(self, x):
+        begun = end = self.hidden(x)
+        for use in self.chain:
+            end = use(end)
+        return self.head({"nothing": end, "in a sum": begun + end, "in a product": begun * end,
+                          "in a quotient": end / (2 + begun)}[self.meets])
+
+
+@st.composite
+def rows(draw):
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    chain = draw(st.lists(st.sampled_from(ELEMENTWISE), min_size=2, max_size=4))
+    model = Row([], draw(st.sampled_from(["nothing", "in a sum", "in a product", "in a quotient"]))).double()
+    x, y = batch()
+    with torch.no_grad():
+        model.chain = in_range(chain, model.hidden(x))
+    return model, x, y
+
+
+@given(rows())
+def test_elementwise_operations_of_one_module_agree_with_brute_force(setting):
     check(*setting)
