@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 import hbpcompiler as hbp
-from hbpcompiler.autotune import Race, near_ties
-from hbpcompiler.calibrate import calibrate, stopwatch
-from hbpcompiler.cost import DEFAULT, Machine
-from hbpcompiler.program_cost import ProgramCost
+from hbpcompiler.compiler.cost.figures import DEFAULT, Machine
+from hbpcompiler.compiler.cost.program_cost import ProgramCost
+from hbpcompiler.compiler.tune.calibrate import calibrate, stopwatch
+from hbpcompiler.compiler.tune.race import Race, near_ties
 
 from . import memory
 from .cells import Cell, select

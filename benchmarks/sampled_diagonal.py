@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.cost import number
+from hbpcompiler.compiler.cost.figures import number
 from hbpcompiler.explain import travellers
 
 LOSS = nn.CrossEntropyLoss()

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import hbpcompiler as hbp
-from hbpcompiler.calibrate import calibrate
-from hbpcompiler.cost import DEFAULT, Machine
+from hbpcompiler.compiler.cost.figures import DEFAULT, Machine
+from hbpcompiler.compiler.tune.calibrate import calibrate
 
 from . import memory
 from .agreement import Referee

@@ -11,13 +11,19 @@ from typing import Any, cast
 import jinja2
 from torch import fx
 
-from hbpcompiler.codegen.helpers import FALLBACKS, definitions
+from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
-from hbpcompiler.passes import FRESH, called, is_pure, writes_in_place
+from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.compiler.program.nodes import (
+    FRESH,
+    called,
+    is_pure,
+    writes_in_place,
+)
+from hbpcompiler.compiler.program.writer import Block, Loop
 from hbpcompiler.quantities import QUANTITIES
-from hbpcompiler.writer import Block, Loop
 
 WIDTH = 118
 INLINE_WIDTH = 88
@@ -216,7 +222,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     look = printer.texts
     fields = [_field(name, results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
-    return _template().render(
+    return _template().render(table=[comment(line) for line in header.table],
+
         header=header,
         helpers=definitions(graph),
         records=list(records.values()),

@@ -7,10 +7,10 @@ import keyword
 import re
 from collections.abc import Mapping
 
-from hbpcompiler.codegen.helpers import FALLBACKS
-from hbpcompiler.graph import Graph, Operation
+from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.quantities import QUANTITIES
-from hbpcompiler.structure import Structure
 
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from hbpcompiler.codegen.helpers import FALLBACKS
+from hbpcompiler.compiler.program.kernels import FALLBACKS
 
 # Binding strength: an operand that binds less tightly than its place is put in parentheses.
 COMPARE, OR, AND, ADD, MULTIPLY, UNARY, POWER, ATOM = range(8)

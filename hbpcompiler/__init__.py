@@ -5,8 +5,6 @@
     result = compiled(X, y)
 """
 
-__version__ = "0.1.0"
-
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.errors import (
     CompileError,
@@ -17,6 +15,7 @@ from hbpcompiler.errors import (
 )
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
+from hbpcompiler.version import __version__
 
 __all__ = [
     "QUANTITIES",
@@ -27,5 +26,6 @@ __all__ = [
     "InputError",
     "Result",
     "UnsupportedOpError",
+    "__version__",
     "compile",
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +12,25 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-import hbpcompiler
-from hbpcompiler import derive, passes, precision, schemes
-from hbpcompiler.autotune import autotuned
-from hbpcompiler.batch import Batch
-from hbpcompiler.blocks import block_product, meetings
-from hbpcompiler.budget import Draft, check_fits, within_budget
-from hbpcompiler.codegen import emit, load, naming, shapes
-from hbpcompiler.codegen.helpers import has_onednn
-from hbpcompiler.cost import Resources
-from hbpcompiler.endings import overall
+from hbpcompiler import schemes
+from hbpcompiler.block_product import block_product, meetings
+from hbpcompiler.compiler.budget import check_fits
+from hbpcompiler.compiler.match.targets import check_targets
+from hbpcompiler.compiler.pipeline import Built, build
+from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import check_batch, check_runs
 from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
     InputError,
     InputTypeError,
-    UsesNotJoinedError,
 )
-from hbpcompiler.explain import explain, header_table, machine_notes
-from hbpcompiler.fuse import fuse
-from hbpcompiler.graph import Graph
-from hbpcompiler.in_place import write_in_place
-from hbpcompiler.inputs import LossCheck, check_batch, check_runs, check_targets, loss_checks
-from hbpcompiler.match import trace_and_match
-from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
-from hbpcompiler.memory import MemoryModel
-from hbpcompiler.memory_format import is_pixel_by_pixel, use_channels_last
+from hbpcompiler.explain import explain
 from hbpcompiler.options import Options, check_example, check_model, check_options
-from hbpcompiler.plan import plan
-from hbpcompiler.program_cost import ProgramCost
-from hbpcompiler.quantities import QUANTITIES, closings_for
-from hbpcompiler.registry import AnyRule
+from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
-from hbpcompiler.scaling import divide_before_products
-from hbpcompiler.schemes import HESSIAN, SCHEMES
-from hbpcompiler.steps import Plan
-from hbpcompiler.structure import Structure
-from hbpcompiler.tied import uses_as_values
-from hbpcompiler.tuning import measured_machine
-
-
-@dataclass
-class Built:
-    """One program and what it was made from."""
-
-    graph: Graph
-    rules: Mapping[str, AnyRule]
-    draft: Draft
-    path: Path
-    program: Any
-    constants: Mapping[str, Tensor]
-    losses: Sequence[LossCheck]
-    structure: Structure
-    """How the model's output is built of its tensors."""
-    fields: tuple[str, ...]
-    """The fields of the program's result that hold them."""
-    run: Callable[..., Any]
+from hbpcompiler.schemes import HESSIAN
 
 
 class Compiled:
@@ -196,36 +158,6 @@ class Compiled:
                 f"backend={self.options.backend!r}, programs={len(self._built)})")
 
 
-def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options) -> Built:
-    """All stages, from a batch to a loaded program."""
-    try:
-        return _build(model, loss, batch, options)
-    except UsesNotJoinedError as error:
-        return _build(model, loss, batch, options, error.parameters)
-
-
-def _build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
-           as_values: frozenset[str] = frozenset()) -> Built:
-    closings = schemes.kept(options.curvature, closings_for(options.quantities))
-    graph, rules, constants, structure = trace_and_match(model, loss, batch, options.registry,
-                                                         lambda uses: as_values | uses_as_values(uses, closings))
-    graph, rules = fuse(graph, rules)
-    losses = loss_checks(graph, rules)
-    check_targets(losses, graph, batch)
-    fields = naming.output_fields(structure)
-    resources = Resources(measured_machine(batch.tensors[0].device, graph.dtype))
-    name = type(model).__name__
-    draft = within_budget(lambda resources: _draft(name, graph, rules, fields, options, resources, batch), resources,
-                          options.memory_budget, batch.samples)
-    program, path = load.program(draft.code)
-    run: Any = program
-    if options.backend == "torchscript":
-        program = run = torch.jit.script(program)
-    elif options.backend == "inductor":
-        program = run = torch.compile(program)
-    return Built(graph, rules, draft, path, program, constants, losses, structure, fields, run)
-
-
 def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
     """Tell the caller of `compile`, or of what it returned, about quantities of a GGN that may be indefinite."""
     names = [name for name in planned.quantities if schemes.is_ggn(planned.curvature, QUANTITIES[name])]
@@ -236,44 +168,6 @@ def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
             f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
             "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
             stacklevel=4)
-
-
-def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Sequence[str], options: Options,
-           resources: Resources, example: Batch) -> Draft:
-    """The stages from the plan to the file's text."""
-    planned = plan(graph, rules, options.quantities, options.mc_samples, resources,
-                   options.curvature, options.curvature_dtype)
-    if options.autotune:
-        planned = autotuned(graph, rules, planned, example.samples, example.tensors[0].device)
-    if has_onednn(example.tensors[0].device, graph.dtype):
-        planned = replace(planned, by_pixels=is_pixel_by_pixel(graph, planned))
-    names = naming.value_names(graph)
-    derived = derive.derive(graph, rules, planned, overall(graph, rules, set(planned.active)), names)
-    batch = {value.name: value for value in graph.batch}
-    arguments = shapes.arguments(derived.graph, batch, graph.state)
-    precision.complete(derived.graph, planned.curvature_dtype, graph.dtype, arguments)
-    passes.optimise(derived.graph)
-    multiply_matrices(derived.graph, planned.by_pixels)
-    shapes.annotate(derived.graph, batch, graph.state)
-    passes.drop_idle_reshapes(derived.graph)
-    passes.drop_idle_casts(derived.graph)
-    if planned.by_pixels:
-        use_channels_last(derived.graph)
-    divide_before_products(derived.graph)
-    multiply_by_onednn(derived.graph, resources.machine)
-    write_in_place(derived.graph)
-    header = emit.Header(
-        model=naming.identifier(model),
-        quantities=options.quantities,
-        versions=f"hbpcompiler {hbpcompiler.__version__} with torch {torch.__version__.split('+')[0]}",
-        table=header_table(graph, planned),
-        notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
-    )
-    header.notes = [*header.notes, *precision.notes(planned.curvature_dtype),
-                    *machine_notes(resources.machine, options.autotune)]
-    code = emit.emit(derived.graph, header, {name: names[name] for name in batch}, fields)
-    return Draft(planned, derived.graph, code, MemoryModel(code, graph),
-                 ProgramCost(derived.graph, graph, resources.machine))
 
 
 @contextlib.contextmanager
@@ -327,5 +221,3 @@ def compile(  # the public name is the design's
     if example_inputs is not None:
         compiled._program(check_batch(model, check_example(example_inputs)))
     return compiled
-
-

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
-from hbpcompiler.symbolic import evaluate, exactly, expm1, normal_cdf, normal_pdf, sigmoid, softplus
+from hbpcompiler.rule.symbolic import (
+    evaluate,
+    exactly,
+    expm1,
+    normal_cdf,
+    normal_pdf,
+    sigmoid,
+    softplus,
+)
 
 x = Symbol("x", real=True)
 """The operation's input."""

@@ -4,82 +4,40 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import sympy
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import fx
 
-from hbpcompiler.budget import Draft, size
-from hbpcompiler.codegen.naming import comment, value_names
-from hbpcompiler.cost import DEFAULTS, Machine, number
-from hbpcompiler.graph import Graph, N
-from hbpcompiler.passes import saved
-from hbpcompiler.precision import notes
-from hbpcompiler.program_cost import FORWARD, RESULTS
-from hbpcompiler.routes import NEVER, alternatives
-from hbpcompiler.steps import Birth, Close, Gather, Piece, Plan, Pull, SampleChunks, Seed, Step, Tail, Tied, Widen, flat
+from hbpcompiler.codegen.naming import value_names
+from hbpcompiler.compiler.budget import Draft, size
+from hbpcompiler.compiler.cost.figures import DEFAULTS, number
+from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
+from hbpcompiler.compiler.plan.precision import notes
+from hbpcompiler.compiler.plan.steps import (
+    Birth,
+    Close,
+    Gather,
+    Plan,
+    Pull,
+    SampleChunks,
+    Seed,
+    Step,
+    Tail,
+    Tied,
+    Widen,
+    flat,
+)
+from hbpcompiler.compiler.plan.table import _form, _of_batch, _polynomial, _short, _stream
+from hbpcompiler.compiler.program.writer import INPUTS
+from hbpcompiler.compiler.routes import NEVER, alternatives
+from hbpcompiler.compiler.trace.graph import Graph, N
 
 WIDTH = 170
 """Of the tables, in characters."""
-
-
-def _form(piece: Piece) -> str:
-    if piece.form == "columns":
-        return f"{piece.columns} {'signed ' if piece.signed else ''}column{'s' if piece.columns != 1 else ''}"
-    return piece.form
-
-
-def _polynomial(expression: Any) -> str:
-    """A polynomial in N with short coefficients."""
-    expression = sympy.nsimplify(sympy.expand(expression)) if not isinstance(expression, int) else expression
-    if not getattr(expression, "free_symbols", None):
-        return _short(float(expression))
-    polynomial = sympy.Poly(expression, N) if expression.is_polynomial(N) else None
-    if polynomial is None:
-        return str(expression)
-    parts = []
-    for (power,), coefficient in polynomial.terms():
-        symbol = "" if power == 0 else "N" if power == 1 else f"N^{power}"
-        parts.append(f"{_short(float(coefficient))} {symbol}".strip())
-    return " + ".join(parts)
-
-
-def _short(value: float) -> str:
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def _stream(step: Close | Tied) -> str:
-    pooled = ", pooled" if isinstance(step, Close) and step.pooled else ""
-    return f"{step.piece.stream}: {_form(step.piece)}{pooled}" if step.piece else "operand"
-
-
-def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
-    """The plan in plain text for the head of the generated file."""
-    rows = [("parameter", "from", "closing", "route", "multiply-adds")]
-    for step in reversed(plan.closings()):
-        for choice in step.choices:
-            kinds = "+".join(sorted(choice.kinds))
-            rows.append((comment(step.parameter.key), _stream(step), kinds, choice.route.name,
-                         _polynomial(_of_batch(choice.cost.multiply_adds, step))))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def machine_notes(machine: Machine, autotuned: bool) -> list[str]:
-    """What the head of the file says about measurements that decided something; nothing, where none did."""
-    raced = ["Near ties among the routes were decided by timing them (autotune) on the machine that wrote this file."]
-    if machine in DEFAULTS:
-        return raced * autotuned
-    return [*raced * autotuned,
-            "Routes chosen with figures that `hbp tune` measured on the machine that wrote this file:",
-            f"{machine.products_per_second:.2g} multiply-adds/s, {machine.batched_per_second:.2g} in small "
-            f"products; {machine.bytes_per_second:.2g} bytes/s; {machine.seconds_per_call:.2g} s per call."]
 
 
 def travellers(graph: Graph, plan: Plan) -> list[tuple[int, str, str, Any, str]]:
@@ -181,11 +139,6 @@ def _chunks(step: Close | Tied, batch: int) -> tuple[int, int]:
     return parts, math.ceil(samples / step.site.samples)
 
 
-def _of_batch(expression: Any, step: Close | Tied) -> Any:
-    """A cost in N samples of the site, in N samples of the batch."""
-    return sympy.sympify(expression).subs(N, step.site.pieces * N)
-
-
 def _sums(draft: Draft, batch: int) -> list[str]:
     seconds = draft.cost.seconds(batch)
     closing = {position for position, step in enumerate(draft.plan.steps) if isinstance(step, Close | Tied)}
@@ -203,3 +156,15 @@ def _sums(draft: Draft, batch: int) -> list[str]:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g}"
+
+
+def saved(graph: fx.Graph) -> list[tuple[str, tuple[str, ...]]]:
+    """Names and shapes of what the forward pass makes and the backward pass reads; parameters and data not counted."""
+    found = []
+    for node in graph.nodes:
+        block = node.meta.get("block")
+        made = block is not None and block.part == "forward" and block.title != INPUTS and "shape" in node.meta
+        later = [user for user in node.users if (own := user.meta.get("block")) is not None and own.part == "backward"]
+        if made and later:
+            found.append((str(node.meta.get("hint") or node.name), node.meta["shape"]))
+    return found

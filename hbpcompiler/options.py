@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.quantities import QUANTITIES
-from hbpcompiler.registry import Registry, with_rules
+from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

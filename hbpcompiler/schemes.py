@@ -13,7 +13,6 @@ Hessian is never changed.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC, Closing, Quantity
 
@@ -41,20 +40,3 @@ def is_ggn(curvature: str, quantity: Quantity) -> bool:
 def is_signed(curvature: str) -> bool:
     """Whether residuals may be negative."""
     return curvature == HESSIAN
-
-
-def diagonal_under(curvature: str, diagonal: Any) -> Any:
-    """A diagonal residual, [N, *z]."""
-    if curvature == PCH_ABS:
-        return diagonal.abs()
-    return diagonal.clamp(min=0) if curvature == PCH_CLIP else diagonal
-
-
-def columns_under(curvature: str, columns: Any, signs: Any, axes: int) -> Any:
-    """The columns of a residual, [N, K, *z] with so many `axes` behind K; signs [N, K], or None if all are +."""
-    if curvature != PCH_CLIP or signs is None:
-        return columns
-    keep = (signs > 0).type_as(columns)
-    for _ in range(axes):
-        keep = keep.unsqueeze(-1)
-    return columns * keep

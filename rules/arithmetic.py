@@ -9,7 +9,7 @@ import math
 import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
-from hbpcompiler.symbolic import exactly
+from hbpcompiler.rule.symbolic import exactly
 
 from .aligned import (
     added,

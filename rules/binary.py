@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor, Window, operand_symbol
-from hbpcompiler.symbolic import exactly
+from hbpcompiler.rule.symbolic import exactly
 
 from .aligned import is_whole, lifted, misaligned, unbroadcast, varying
 

@@ -8,7 +8,7 @@ import torch
 
 from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
-from hbpcompiler.symbolic import exactly
+from hbpcompiler.rule.symbolic import exactly
 
 from .aligned import lifted, misaligned, other_than, unbroadcast
 from .binary import Look, binary, operands

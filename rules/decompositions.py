@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hbpcompiler.decomposition import Decomposition
 from hbpcompiler.rule import Case, Tensor
+from hbpcompiler.rule.decomposition import Decomposition
 
 # -- products along an axis: pairs are multiplied, so that nothing is divided and zeros are no exception --------------
 

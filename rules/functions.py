@@ -7,7 +7,7 @@ import torch
 
 from hbpcompiler.elementwise import dy, elementwise, expm1, settings, x, y
 from hbpcompiler.rule import Case, Op, Tensor
-from hbpcompiler.symbolic import log1p
+from hbpcompiler.rule.symbolic import log1p
 
 
 def _positive(shape: Sequence[int]) -> Tensor:

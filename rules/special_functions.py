@@ -11,7 +11,7 @@ import torch
 
 from hbpcompiler.elementwise import Piecewise, dy, elementwise, normal_cdf, normal_pdf, x, y
 from hbpcompiler.rule import Case, Rule, Tensor
-from hbpcompiler.symbolic import TORCH
+from hbpcompiler.rule.symbolic import TORCH
 
 # -- functions that sympy does not have, or evaluates otherwise ------------------------------------------------------
 

@@ -15,7 +15,7 @@ import torch
 from sympy import Expr, Piecewise
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Op, Residual, Rule, Tensor, called
-from hbpcompiler.symbolic import TORCH, evaluate, sigmoid
+from hbpcompiler.rule.symbolic import TORCH, evaluate, sigmoid
 
 from .aligned import columns_per_element, unbroadcast, varying
 from .binary import Look, binary, operands

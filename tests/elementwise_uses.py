@@ -2,9 +2,9 @@
 
 import torch
 
-from hbpcompiler.case_setting import Setting
-from hbpcompiler.registry import builtin
 from hbpcompiler.rule import Case, Rule
+from hbpcompiler.rule.registry import builtin
+from hbpcompiler.testing.setting import Setting
 
 
 class Use:

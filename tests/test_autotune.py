@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import autotune, tuning
-from hbpcompiler.autotune import Race, near_ties
-from hbpcompiler.cli import main
+from hbpcompiler.command.cli import main
+from hbpcompiler.compiler.tune import measured as tuning
+from hbpcompiler.compiler.tune import race as autotune
+from hbpcompiler.compiler.tune.race import Race, near_ties
 from hbpcompiler.reference import reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import close

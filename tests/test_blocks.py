@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import tails
+from hbpcompiler.compiler.plan import tails
 from hbpcompiler.reference import ggn_block, hessian_block
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 import hbpcompiler as hbp
-from hbpcompiler.cli import main
+from hbpcompiler.command.cli import main
 
 NETWORK = '''
 import torch

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import compression
-from hbpcompiler.compression import compressed
+from hbpcompiler.compiler.derive.compression import compressed
+from hbpcompiler.compiler.plan import compression
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import EXACT, check_exact, close
 

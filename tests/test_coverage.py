@@ -5,10 +5,16 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from hbpcompiler.case_layer import CaseLayer
-from hbpcompiler.cli import main
-from hbpcompiler.coverage import DECOMPOSED, REFUSED, core_coverage, core_operations, name_of
-from hbpcompiler.registry import builtin
+from hbpcompiler.command.cli import main
+from hbpcompiler.command.coverage import (
+    DECOMPOSED,
+    REFUSED,
+    core_coverage,
+    core_operations,
+    name_of,
+)
+from hbpcompiler.rule.registry import builtin
+from hbpcompiler.testing.layer import CaseLayer
 from tests.test_random_graphs import FEATURES, Graph, batch, check
 
 OWN = {f"{operation} {i}": (operation, made.cases[i]) for operation, made in builtin().decompositions.items()

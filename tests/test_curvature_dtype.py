@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import compression, tails
-from hbpcompiler.cli import main
+from hbpcompiler.command.cli import main
+from hbpcompiler.compiler.plan import compression, tails
 from tests.networks import dense_chains, settings_of, spatial_chains
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "batch_dot"]

@@ -5,8 +5,8 @@ import torch
 
 from hbpcompiler.elementwise import attribute, derivatives, elementwise, sympy, x, y
 from hbpcompiler.errors import RuleError
-from hbpcompiler.registry import builtin
 from hbpcompiler.rule import ZERO, Diagonal, Op
+from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_rule
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, kflr, kfra, reference, relative_error
-from hbpcompiler.registry import with_rules
+from hbpcompiler.rule.registry import with_rules
 from hbpcompiler.testing import check_rule
 from tests.custom_op import SWIRL_RULE, Swirl
 

@@ -6,12 +6,18 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.cost import DEFAULT, Cost, Machine, number, total
-from hbpcompiler.graph import N
-from hbpcompiler.meter import Meter
-from hbpcompiler.program_cost import FORWARD, RESULTS
-from hbpcompiler.routes import alternatives
-from hbpcompiler.steps import Close, Pull
+from hbpcompiler.compiler.cost.figures import (
+    DEFAULT,
+    Cost,
+    Machine,
+    number,
+    total,
+)
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
+from hbpcompiler.compiler.plan.steps import Close, Pull
+from hbpcompiler.compiler.routes import alternatives
+from hbpcompiler.compiler.trace.graph import N
 
 
 def network():

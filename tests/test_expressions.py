@@ -11,9 +11,9 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.elementwise import Piecewise, attribute, derivatives, elementwise, settings, sympy, x
 from hbpcompiler.reference import reference
-from hbpcompiler.registry import builtin
 from hbpcompiler.rule import Case, operand_symbol
-from hbpcompiler.symbolic import TORCH, exactly
+from hbpcompiler.rule.registry import builtin
+from hbpcompiler.rule.symbolic import TORCH, exactly
 from hbpcompiler.testing import check_rule
 
 

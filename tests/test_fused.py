@@ -6,11 +6,17 @@ A pair goes through the compiler's own joining, on a graph of nothing else, and 
 import pytest
 import torch
 
-from hbpcompiler.bind import bind
-from hbpcompiler.check_expression import by_double_backward
-from hbpcompiler.fuse import fuse
-from hbpcompiler.graph import Graph, N, Operation, Source, Value
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.trace.graph import (
+    Graph,
+    N,
+    Operation,
+    Source,
+    Value,
+)
 from hbpcompiler.rule import Diagonal, computed
+from hbpcompiler.testing.expression import by_double_backward
 from tests.elementwise_uses import affine, uses
 
 POINTS = torch.cat([torch.linspace(-3, 2.75, 24), torch.linspace(0.03, 0.97, 12)]).double()

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.meter import Meter
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.routes import NEVER, factors
+from hbpcompiler.compiler.routes.factors import HalfInputFactor
+from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from hbpcompiler.reference import kflr
-from hbpcompiler.routes import NEVER, factors
-from hbpcompiler.routes.factors import HalfInputFactor
-from hbpcompiler.routes.sliding import SlidingInputFactor
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import close
 

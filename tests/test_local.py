@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import plan
-from hbpcompiler.local import Local
-from hbpcompiler.meter import Meter
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.plan import walk as plan
+from hbpcompiler.compiler.plan.local import Local
+from hbpcompiler.compiler.plan.steps import LocalTail, Widen
 from hbpcompiler.reference import reference
-from hbpcompiler.steps import LocalTail, Widen
 from tests.test_quantities import close
 
 QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
@@ -96,9 +96,9 @@ def test_random_networks(network, chunk, always):
     model, loss, X, y = network
     with pytest.MonkeyPatch.context() as patch:
         if always:
-            patch.setattr("hbpcompiler.local._numbers", lambda own: 0 if type(own) is tuple else 1)
+            patch.setattr("hbpcompiler.compiler.plan.local._numbers", lambda own: 0 if type(own) is tuple else 1)
         if chunk is not None:
-            patch.setattr("hbpcompiler.local.CHUNK_BYTES", chunk * 1000)
+            patch.setattr("hbpcompiler.compiler.plan.local.CHUNK_BYTES", chunk * 1000)
         result = hbp.compile(model, loss, QUANTITIES, example_inputs=(X, y))(X, y)
     for quantity in ("diag_h", "diag_ggn"):
         for key, value in reference(model, loss, [X], y, quantity).items():
@@ -223,7 +223,7 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
                                                           for kernel in (1, 3)]])  # fmt: skip
 def test_all_pieces_by_neighbourhoods(model, monkeypatch):
     """Zeros outside the image behind padded linear layers; ways that meet again; norms' parameters; pads and means."""
-    monkeypatch.setattr("hbpcompiler.local._numbers", lambda own: 0 if type(own) is tuple else 1)
+    monkeypatch.setattr("hbpcompiler.compiler.plan.local._numbers", lambda own: 0 if type(own) is tuple else 1)
     monkeypatch.setattr(plan._Walk, "_many", lambda planner, pieces, value: True)  # as in large networks
     torch.manual_seed(0)
     for module in model.modules():

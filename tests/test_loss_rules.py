@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from hbpcompiler.registry import builtin
 from hbpcompiler.rule import Op
+from hbpcompiler.rule.registry import builtin
 from hbpcompiler.rules.simplex import covariance_factor
 
 NAN = float("nan")

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.codegen.helpers import onednn_linear, product_over_pixels
-from hbpcompiler.cost import DEFAULT, ONEDNN
-from hbpcompiler.in_place import write_in_place
-from hbpcompiler.matrix_products import multiply_by_onednn, multiply_matrices
-from hbpcompiler.meter import Meter
+from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.optimise.in_place import write_in_place
+from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
+from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
+from hbpcompiler.compiler.program.kernels import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.meter import Meter
+from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.reference import reference
 from tests.test_quantities import close
 

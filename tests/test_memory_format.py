@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.routes import chunks
 from hbpcompiler.reference import reference, relative_error
-from hbpcompiler.routes import chunks
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance"]
 LAYOUT = "contiguous(memory_format=torch.channels_last)"

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.routes import NEVER, ROUTES
+from hbpcompiler.compiler.routes.chunks import NativeProduct
 from hbpcompiler.reference import reference
-from hbpcompiler.routes import NEVER, ROUTES
-from hbpcompiler.routes.chunks import NativeProduct
 from tests.test_quantities import close
 
 QUANTITIES = ["grad", "batch_grad", "batch_l2", "second_moment", "diag_ggn", "diag_h"]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.case_layer import CaseLayer
-from hbpcompiler.case_setting import SAMPLES, Setting
 from hbpcompiler.reference import reference
-from hbpcompiler.registry import builtin
 from hbpcompiler.rule import Rule
+from hbpcompiler.rule.registry import builtin
+from hbpcompiler.testing.layer import CaseLayer
+from hbpcompiler.testing.setting import SAMPLES, Setting
 from tests.elementwise_uses import in_range, uses
 
 QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")

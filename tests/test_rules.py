@@ -2,7 +2,7 @@
 
 import pytest
 
-from hbpcompiler.registry import builtin
+from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_rule
 
 RULES = {id(rule): rule for _, rule in builtin()}.values()

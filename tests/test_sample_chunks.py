@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import sample_chunks
+from hbpcompiler.compiler.plan import sample_chunks
+from hbpcompiler.compiler.plan.steps import SampleChunks
 from hbpcompiler.reference import reference
-from hbpcompiler.steps import SampleChunks
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import check_exact, close
@@ -54,7 +54,7 @@ def test_random_networks(setting, size):
 
 
 def test_tails_inside_and_torchscript(monkeypatch):
-    from hbpcompiler import tails
+    from hbpcompiler.compiler.plan import tails
 
     monkeypatch.setattr(tails, "SPATIAL", tails.Limits(64, 700))
     in_chunks(monkeypatch, 5000)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.cost import number
-from hbpcompiler.meter import Meter
-from hbpcompiler.routes import NEVER, ROUTES
-from hbpcompiler.routes.factors import InputFactor
-from hbpcompiler.routes.sliding import SlidingInputFactor
+from hbpcompiler.compiler.cost.figures import number
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.routes import NEVER, ROUTES
+from hbpcompiler.compiler.routes.factors import InputFactor
+from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from tests.test_quantities import close
 
 NAME = SlidingInputFactor.name

@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import calibrate, tuning
-from hbpcompiler.cli import main
-from hbpcompiler.cost import DEFAULT, ONEDNN, Machine
+from hbpcompiler.command.cli import main
+from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN, Machine
+from hbpcompiler.compiler.tune import calibrate
+from hbpcompiler.compiler.tune import measured as tuning
 
 CPU = torch.device("cpu")
 OTHER = Machine(4e9, 1e9, 8e9, 2e-5)
@@ -106,7 +107,7 @@ def test_slow_small_products_change_the_routes():
 
 
 def test_the_command(monkeypatch):
-    monkeypatch.setattr("hbpcompiler.tune_command.calibrate", lambda device, dtype: OTHER)
+    monkeypatch.setattr("hbpcompiler.command.tune.calibrate", lambda device, dtype: OTHER)
     done = CliRunner().invoke(main, ["tune"])
     assert done.exit_code == 0, done.output
     for word in ("multiply adds per second", "4e+09", "8e+10", "float32", "kept in"):

@@ -1,0 +1,133 @@
+"""What a step costs, as polynomials in the batch size N: arithmetic, memory traffic, peak extra memory and calls.
+
+A `Machine` turns them into seconds. Its figures are constants, so that one model gives one file everywhere, unless
+they were measured with `hbp tune` (see `calibrate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import sympy
+
+from hbpcompiler.compiler.trace.graph import N
+
+TYPICAL_BATCH = 64
+"""Routes are compared at this batch size; one program serves every batch size."""
+ZERO_COST = sympy.Integer(0)
+ONE_CALL = sympy.Integer(1)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a device is. By default a 2-core CPU's orders of magnitude: only their ratios decide between routes."""
+
+    multiply_adds_per_second: float = 8e10
+    """in one large matrix product."""
+    batched_per_second: float = 8e10
+    """multiply-adds per second in a batch of small matrix products."""
+    bytes_per_second: float = 1.5e10
+    """moved to and from memory, beyond the caches."""
+    seconds_per_call: float = 8e-6
+    """of one call into torch that computes nothing to speak of."""
+    cache_bytes: int = 2**21
+    """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
+    kernel_per_second: float = 1.1e11
+    """multiply-adds per second in torch's own kernels for convolutions."""
+    fresh_bytes_per_second: float = 4e9
+    """of tensors so large that the allocator asks the system for their pages each time (see `meter`)."""
+    linear_per_second: float = 0.0
+    """multiply-adds per second in one large product by oneDNN; 0 where that is no choice."""
+
+    @property
+    def products_per_second(self) -> float:
+        """Multiply-adds per second in one large product, by whatever is faster."""
+        return max(self.multiply_adds_per_second, self.linear_per_second)
+
+
+DEFAULT = Machine()
+ONEDNN = Machine(linear_per_second=1.3e11)
+"""The same for float32, where torch was built with oneDNN."""
+DEFAULTS = (DEFAULT, ONEDNN)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the planner may count on: the machine, and how much memory temporaries may take at which batch size."""
+
+    machine: Machine = DEFAULT
+    temporaries: int | None = None
+    """bytes; None: as the machine's cache suggests, whatever the batch size."""
+    batch: int = TYPICAL_BATCH
+    """the batch size at which `temporaries` is to be kept; without it, it decides nothing."""
+
+
+UNLIMITED = Resources()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds, bytes moved, peak bytes of temporaries, and calls into torch."""
+
+    multiply_adds: Any = ZERO_COST
+    traffic: Any = ZERO_COST
+    memory: Any = ZERO_COST
+    calls: Any = ONE_CALL
+    batched: Any = ZERO_COST
+    """those of the multiply-adds that are made in batches of small products."""
+    kernel: Any = ZERO_COST
+    """those that are made in torch's own kernels for convolutions."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.multiply_adds + other.multiply_adds,
+            self.traffic + other.traffic,
+            sympy.Max(self.memory, other.memory) if self.memory != other.memory else self.memory,
+            self.calls + other.calls,
+            self.batched + other.batched,
+            self.kernel + other.kernel,
+        )
+
+    def seconds(self, batch: int = TYPICAL_BATCH, machine: Machine = DEFAULT) -> float:
+        """Predicted time: arithmetic, traffic and calls add up, a pessimistic view of their overlap."""
+        adds = (self.multiply_adds, self.batched, self.kernel)
+        multiply_adds, batched, kernel = (number(each, batch) for each in adds)
+        if multiply_adds == float("inf"):
+            return multiply_adds
+        return (
+            (multiply_adds - batched - kernel) / machine.products_per_second
+            + batched / machine.batched_per_second
+            + kernel / machine.kernel_per_second
+            + number(self.traffic, batch) / machine.bytes_per_second
+            + number(self.calls, batch) * machine.seconds_per_call
+        )
+
+
+NOTHING_TO_DO = Cost(calls=ZERO_COST)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Of steps one after the other: their memory is the largest of theirs."""
+    return sum(costs, NOTHING_TO_DO)
+
+
+def number(expression: Any, batch: int) -> float:
+    """A polynomial's value at a batch size."""
+    if isinstance(expression, int | float):
+        return float(expression)
+    return _number(sympy.sympify(expression), batch)
+
+
+@lru_cache(maxsize=4096)
+def _number(expression: Any, batch: int) -> float:
+    return float(expression.subs(N, batch))
+
+
+def chunk_length(bytes_each: int, resources: Resources) -> int:
+    """How many items, `bytes_each` big, make a chunk that stays in cache (and in the memory for temporaries)."""
+    cache, allowed = resources.machine.cache_bytes, resources.temporaries
+    limit = cache if allowed is None else min(cache, allowed)
+    return max(1, limit // max(1, bytes_each))

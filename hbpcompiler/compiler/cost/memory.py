@@ -1,0 +1,61 @@
+"""Predicted peak memory of a call: the generated file itself runs on meta tensors, and what it holds is counted.
+
+So the prediction knows what the file does: what the forward pass saves, what each `del` frees, what is written in
+place. It counts what a call allocates, its results included; parameters and data are there anyway. What kernels
+allocate for themselves, and what the allocator leaves unused, is not seen but allowed for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.trace.graph import Graph, meta
+
+ALLOWANCE = 1.05
+"""Measured peaks are 0.88 to 1.12 times what the tensors hold (see benchmarks/prediction.py)."""
+ROUNDS = 2
+"""Of a loop. Its first round starts with less held than all others, which are alike."""
+
+
+def _rounds(*limits: int) -> Iterator[int]:
+    for number, start in enumerate(range(*limits)):
+        if number == ROUNDS:
+            return
+        yield start
+
+
+class MemoryModel:
+    """Predicts the peak of one program, for any batch size."""
+
+    def __init__(self, code: str, graph: Graph) -> None:
+        self.code, self.graph = code, graph
+        self._forward: Callable[..., Any] | None = None
+        self._known: dict[int, int] = {}
+
+    def peak(self, batch: int) -> int:
+        """Bytes that a call with so many samples allocates at most at once."""
+        if batch not in self._known:
+            if self._forward is None:
+                namespace: dict[str, Any] = {"__name__": "hbpcompiler_memory", "range": _rounds}
+                exec(compile(self.code, "<generated>", "exec"), namespace)  # as `load` imports it
+                self._forward = namespace["Program"]().forward
+            state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
+            data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
+            with torch.no_grad(), Meter() as meter:
+                result = self._forward(state, *data)
+                self._known[batch] = int(ALLOWANCE * meter.peak)
+            del result
+        return self._known[batch]
+
+    def largest_batch(self, budget: int, batch: int) -> int:
+        """The largest batch size below `batch` whose call keeps to the budget; 0 if not even one sample does."""
+        low, high = 0, batch
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.peak(middle) <= budget else (low, middle)
+        return low

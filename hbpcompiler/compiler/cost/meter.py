@@ -1,0 +1,168 @@
+"""Counts what torch does while it runs, on meta tensors too: multiply-adds, bytes moved, calls, memory held."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
+
+CACHED = 4
+"""What fits the cache moves so many times faster than what does not."""
+
+KERNELS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
+"""They work on copies of what lies channel by channel, in a layout of their own."""
+
+ONEDNN_LINEAR = "mkldnn._linear_pointwise"
+"""Not in every build of torch, so by its name."""
+
+FRESH = 2**24
+"""Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
+
+
+@dataclass
+class Counts:
+    """What was done so far; the fields of `Cost`, as numbers."""
+
+    multiply_adds: float = 0.0
+    batched: float = 0.0
+    kernel: float = 0.0
+    traffic: float = 0.0
+    """bytes of calls that touch more than the cache holds."""
+    cached: float = 0.0
+    """bytes of all other calls."""
+    calls: float = 0.0
+    fresh: float = 0.0
+    """bytes of new tensors beyond `FRESH` each."""
+
+    def add(self, other: Counts, times: float = 1.0) -> None:
+        self.multiply_adds += times * other.multiply_adds
+        self.batched += times * other.batched
+        self.kernel += times * other.kernel
+        self.traffic += times * other.traffic
+        self.cached += times * other.cached
+        self.calls += times * other.calls
+        self.fresh += times * other.fresh
+
+    def seconds(self, machine: Machine = DEFAULT) -> float:
+        """Predicted time."""
+        moved = self.traffic + self.cached / CACHED
+        pages = self.fresh / machine.fresh_bytes_per_second
+        return Cost(self.multiply_adds, moved, 0, self.calls, self.batched, self.kernel).seconds(1, machine) + pages
+
+
+class Meter(TorchDispatchMode):
+    """Counts the operations that run inside `with Meter() as meter`, and the memory that their results hold.
+
+    Tensors made before count for nothing but traffic. Views are free. What a kernel allocates for itself is not seen,
+    but for convolutions' copies.
+    """
+
+    def __init__(self, machine: Machine = DEFAULT) -> None:
+        TorchDispatchMode.__init__(self)
+        self.machine = machine
+        self.counts = Counts()
+        self.held = 0
+        """Bytes that are held now."""
+        self.peak = 0
+        """The most that were held at once."""
+        self._holders: dict[int, int] = {}  # storage -> live tensors that show it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = _formula(func)
+        if formula is None:
+            with self:
+                pieces = func.decompose(*args, **kwargs)
+            if pieces is not NotImplemented:
+                return pieces
+        given = list(_tensors((args, kwargs)))
+        result = func(*args, **kwargs)
+        is_kernel, by_pixels = func._overloadpacket in KERNELS, any(map(_is_channels_last, given))
+        if is_kernel and by_pixels:
+            result = torch.utils._pytree.tree_map_only(Tensor, _channels_last, result)
+        made = list(_tensors(result))
+        known = {_storage(tensor) for tensor in given}
+        fresh = [tensor for tensor in made if _storage(tensor) not in known]
+        if fresh or func._schema.is_mutable:
+            adds = formula(*args, **kwargs, out_val=result) / 2 if formula is not None else 0.0
+            self._count(func, adds, given, made)
+            sizes = [tensor.untyped_storage().nbytes() for tensor in fresh]
+            self.counts.fresh += sum(size for size in sizes if size > FRESH)
+        for tensor in made:
+            if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
+                self._hold(tensor)
+        if is_kernel and not by_pixels:
+            self.peak = max(self.peak, self.held + sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
+        return result
+
+    def _count(self, func: Any, adds: float, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        small = func._overloadpacket is torch.ops.aten.bmm and len(given[0]) > 1
+        moved = float(sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
+        large = moved > self.machine.cache_bytes
+        self.counts.add(Counts(adds, adds if small else 0.0, adds if func._overloadpacket in KERNELS else 0.0,
+                               moved if large else 0.0, 0.0 if large else moved, 1.0))
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+        if storage not in self._holders:
+            self.held += size
+            self.peak = max(self.peak, self.held)
+        self._holders[storage] = self._holders.get(storage, 0) + 1
+        weakref.finalize(tensor, self._release, storage, size)
+
+    def _release(self, storage: int, size: int) -> None:
+        self._holders[storage] -= 1
+        if not self._holders[storage]:
+            del self._holders[storage]
+            self.held -= size
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and not tensor.is_contiguous()
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """What convolutions make of a weight in that layout; on meta tensors torch looks at the input's alone."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.is_meta and tensor.dim() == 4 else tensor
+
+
+def _formula(func: Any) -> Any:
+    """torch's count of floating point operations; of addmm_ that of addmm, of oneDNN's product a product's."""
+    packet = func._overloadpacket
+    if str(packet) == ONEDNN_LINEAR:
+        return lambda x, *rest, out_val, **others: 2 * out_val.numel() * x.shape[-1]
+    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
+    return flop_registry.get(packet, flop_registry.get(plain))
+
+
+class _Identity:
+    """Membership by identity: tensors compare their elements."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.ids = {id(tensor) for tensor in tensors}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.ids
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, dict):
+        yield from _tensors(list(item.values()))
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _tensors(part)

@@ -1,0 +1,80 @@
+"""Where columns begin: at the loss, and at every operation that has a curvature of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hbpcompiler import schemes
+from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
+from hbpcompiler.compiler.match.endings import multiples, static_multiples
+from hbpcompiler.compiler.plan.steps import Birth, Seed
+from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
+from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.quantities import GGN_MC, GRADIENT
+from hbpcompiler.rule import Diagonal, Factor, LossRule
+
+if TYPE_CHECKING:
+    from hbpcompiler.compiler.derive.backward import Backward
+
+
+def seed(backward: Backward, step: Seed) -> None:
+    """The loss's own columns, diagonal or gradient, at its input."""
+    rule, op, piece = backward.rules[step.operation.name], backward.ops[step.operation.name], step.piece
+    assert isinstance(rule, LossRule)
+    value = step.operation.tensors[rule.input]
+    residual = rule.residual_of(op)
+    factor = _multiple(backward, step.operation)
+    if piece.stream == GRADIENT:
+        columns = rule.gradient(op).unsqueeze(1)
+        columns = columns if factor is None else columns * factor
+        backward.arrive(value, piece, columns)
+        return
+    if factor is not None and piece.form == DIAGONAL_FORM:
+        assert isinstance(residual, Diagonal)
+        backward.arrive(value, piece, residual.diagonal(op) * factor)
+        return
+    elif piece.form == COLUMNS and piece.stream == GGN_MC and rule.sample is not None:
+        columns = rule.sample(op, backward.plan.mc_samples)
+    elif isinstance(residual, Diagonal):
+        columns = residual.diagonal(op)
+    else:
+        assert isinstance(residual, Factor)
+        found, _ = residual.factor(op)
+        columns = found[rule.input]
+    if factor is not None:
+        factor = columns.new_ones(()) * factor if piece.signed else factor  # a number has no sign()
+        columns = columns * (factor.abs().sqrt() if piece.signed else factor**0.5)
+        if piece.signed:
+            backward.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
+    elif piece.signed:
+        backward.set_signs(piece, None, columns)
+    backward.arrive(value, piece, columns)
+
+
+def _multiple(backward: Backward, operation: Operation) -> Any:
+    """What this reduction's l_n is multiplied by in the loss; None for 1."""
+    if operation.name not in backward.multiples:
+        known = static_multiples(backward.source, backward.rules, backward.active)
+        live = multiples(backward.source, backward.rules, backward.active, lambda own: backward.ops[own.name],
+                         backward.batch)
+        backward.multiples = {name: known[name] if isinstance(known[name], float) else live[name] for name in live}
+    found = backward.multiples[operation.name]
+    return None if isinstance(found, float) and found == 1 else found
+
+
+def birth(backward: Backward, step: Birth) -> None:
+    """An operation's own curvature under the gradient that has arrived: its residual, at its inputs."""
+    op, piece, residual = backward.ops[step.operation.name], step.piece, step.residual
+    gradient = backward.columns[step.operation.name, step.gradient.name].squeeze(1)
+    carried = {slot: step.operation.tensors[slot] for slot in step.slots}
+    scheme = schemes.HESSIAN if step.operation.source.in_loss else backward.plan.curvature
+    if isinstance(residual, Diagonal):
+        (value,) = carried.values()
+        backward.arrive(value, piece, diagonal_under(scheme, residual.diagonal(op, gradient)))
+        return
+    assert isinstance(residual, Factor)
+    found, signs = residual.factor(op, gradient)
+    backward.set_signs(piece, signs, next(iter(found.values())))
+    for slot, value in carried.items():
+        axes = len(value.sample_shape)
+        backward.arrive(value, piece, columns_under(scheme, found[slot], signs, axes))

@@ -1,0 +1,176 @@
+"""Stage 4, derive: carry out the plan's steps by running the rules on torch.fx proxies, which writes the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.match.aten import call, packet_of
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.plan.steps import Plan, Step, title
+from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
+from hbpcompiler.compiler.trace.graph import (
+    Graph,
+    N,
+    Operation,
+    Value,
+)
+from hbpcompiler.errors import ModelError, listing
+from hbpcompiler.quantities import QUANTITIES, Closed
+from hbpcompiler.rule import Op, computed
+from hbpcompiler.rule.registry import AnyRule
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The whole program as one fx graph.
+
+    Its output is (loss, [outputs], {quantity: {parameter: proxy or {field: proxy}}}).
+    """
+
+    graph: fx.Graph
+
+
+class _Derivation:
+    def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], plan: Plan, reduction: str,
+                 names: Mapping[str, str]) -> None:
+        self.source, self.rules, self.plan, self.reduction, self.names = graph, rules, plan, reduction, names
+        self.active = set(plan.active)
+        self.writer = Writer()
+        self.proxies: dict[str, Any] = {}
+        self.saved: dict[str, dict[str, Any]] = {}
+        self.ops: dict[str, Op] = {}
+
+    def run(self) -> Derived:
+        state = self.writer.placeholder("state")
+        with self.writer.block(INPUTS, "forward"):
+            for value in self.source.batch:
+                self.proxies[value.name] = named(self.writer.placeholder(value.name), self.names[value.name])
+            for value in self.source.state:
+                self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
+            first = self.proxies[self.source.inputs[0].name]
+            self.batch = named(first.shape[0], "N")
+        crossed = self.plan.crossed()
+        for operation in self.source.operations:
+            with self.writer.block(title(operation), "forward"):
+                self._forward(operation, operation.name in crossed)
+        backward = Backward(self.source, self.rules, self.plan, self.names, self.writer, self.ops, self.proxies,
+                            self.batch)
+        for number, step in enumerate(self.plan.steps):
+            self.writer.tracer.step = number
+            with self.writer.block(title(self._where(step)), "backward"):
+                backward.step(step)
+        self.writer.tracer.step = None
+        self.closed = backward.closed
+        results = self._results()
+        loss, outputs = self.proxies[self.source.loss.name], [self.proxies[out.name] for out in self.source.outputs]
+        self.writer.graph.output(fx.node.map_aggregate((loss, outputs, results), _node))
+        return Derived(self.writer.graph)
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def _forward(self, operation: Operation, crossed: bool) -> None:
+        def tensors(name: str) -> Any:
+            if name == "output":
+                return self.proxies[operation.name]
+            if name in operation.tensors:
+                return self.proxies[operation.tensors[name].name]
+            return self.saved[operation.name][name]
+
+        def of_each(name: str) -> Any:
+            """What the derivatives read: samples of their own also where one value serves them all."""
+            value = operation.output if name == "output" else operation.tensors.get(name)
+            shared = value.shared if value is not None else operation.output.shared
+            return self._of_each(tensors(name), value) if shared else tensors(name)
+
+        op = bind(operation, tensors, self.active, crossed, self._length)
+        self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._length)
+        rule = self.rules.get(operation.name)
+        saved: Mapping[str, Any] = {}
+        plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
+                    for length in value.sample_shape)
+        if rule is not None and rule.forward is not None and plain:
+            output, saved = computed(rule, op)
+        else:
+            output = self._aten(operation)
+        self.proxies[operation.name] = named(output, self.names[operation.name])
+        self.saved[operation.name] = {
+            key: named(proxy, f"{self.names[operation.name]}_{key}") for key, proxy in saved.items()
+        }
+
+    def _of_each(self, proxy: Any, value: Value | None) -> Any:
+        """[1, *z] -> [N, *z]."""
+        if value is None:
+            return proxy.repeat_interleave(self.batch, 0)  # what a rule saved, of any rank
+        return proxy.expand(self.batch, *[-1] * len(value.sample_shape))
+
+    def _aten(self, operation: Operation) -> Any:
+        """The ATen operation itself, for what no rule writes."""
+
+        def other(item: Any) -> Any:
+            if isinstance(item, torch.device):
+                return self.proxies[self.source.inputs[0].name].device
+            return self._length(item) if hasattr(item, "free_symbols") else item
+
+        def run(*positional: Any, **keywords: Any) -> Any:
+            return self.writer.call(packet_of(operation), *positional, **keywords)
+
+        return call(operation, run, lambda slot: self.proxies[operation.tensors[slot].name], other)
+
+    def _length(self, expression: Any) -> Any:
+        """A polynomial in N as arithmetic on the batch size."""
+        total: Any = 0
+        for power, coefficient in enumerate(reversed(expression.as_poly(N).all_coeffs())):
+            if coefficient:
+                term = coefficient if power == 0 else self.batch**power if power > 1 else self.batch
+                total = total + (term * int(coefficient) if power and coefficient != 1 else term)
+        return total
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def _where(self, step: Step) -> Operation:
+        """The operation under whose heading a step is printed."""
+        return self.source.makers[step.value.name] if hasattr(step, "value") else step.operation
+
+    def _results(self) -> dict[str, dict[str, Any]]:
+        results: dict[str, dict[str, Any]] = {}
+        missing = [value.key for value in self.source.state if value.trainable and value.name not in self.active]
+        if missing:
+            raise ModelError(listing("These trainable parameters do not influence the loss:",
+                                     [repr(key) for key in missing],
+                                     "Remove them from the model or freeze them (requires_grad=False)."))
+        for name in self.plan.quantities:
+            quantity = QUANTITIES[name]
+            results[name] = {}
+            for value in self.source.state:
+                if not value.trainable:
+                    continue
+                with self.writer.block(name, "results"):
+                    closed = Closed(self.closed.get(value.key, {}), self.batch, self.reduction)
+                    found = quantity.value(closed)
+                    hint = f"{name}_{self.names[value.name]}"
+                    if quantity.fields:
+                        found = {field: _named_parts(part, f"{field}_{hint}") for field, part in found.items()}
+                    results[name][value.key] = found if quantity.fields else named(found, hint)
+        return results
+
+
+def _named_parts(part: Any, hint: str) -> Any:
+    """A field of a named tuple: a proxy, None, or a list of proxies."""
+    if isinstance(part, list):
+        return [named(item, hint) for item in part]
+    return None if part is None else named(part, hint)
+
+
+def _node(item: Any) -> Any:
+    return item.node if isinstance(item, fx.Proxy) else item
+
+
+def derive(graph: Graph, rules: Mapping[str, AnyRule], plan: Plan, reduction: str, names: Mapping[str, str]) -> Derived:
+    """Write the program. `names` gives each value of the graph its identifier."""
+    return _Derivation(graph, rules, plan, reduction, names).run()

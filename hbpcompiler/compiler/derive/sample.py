@@ -1,0 +1,53 @@
+"""What happens to the loss's curvature where the model ends: KFRA averages it, Monte-Carlo quantities may sample it.
+
+And KFRA's own step backwards, the only one that is taken for the whole batch at once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hbpcompiler.compiler.plan.steps import Sample
+from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.routes import COLUMNS
+
+if TYPE_CHECKING:
+    from hbpcompiler.compiler.derive.backward import Backward
+
+
+def sample(backward: Backward, step: Sample) -> None:
+    """Columns s with E[s s^T] the Hessian: random-sign sums of its columns, of each sign apart."""
+    count, shape = backward.plan.mc_samples, step.value.sample_shape
+    wanted = (1.0, -1.0) if step.into.signed else (1.0,)
+    drawn = []
+    for sign in wanted:
+        total: Any = None
+        for piece in step.pieces:
+            arrived = backward.columns[step.value.name, piece.name]
+            if piece.form == COLUMNS:
+                flat = arrived.reshape(-1, piece.columns, math.prod(shape))
+                if step.into.signed:
+                    keep = backward.signs[piece.name] == sign if piece.signed else None
+                    flat = flat * (keep.to(flat.dtype).unsqueeze(2) if keep is not None else (sign > 0))
+                if piece.name not in backward.noise:
+                    backward.noise[piece.name] = _noise(backward, arrived, (count, piece.columns))
+                noise = backward.noise[piece.name]
+                part = (noise @ flat / math.sqrt(count)).reshape(-1, count, *shape)
+            else:
+                root = (arrived * sign).clamp(min=0).sqrt().unsqueeze(1)
+                part = _noise(backward, arrived, (count, *shape)) * root / math.sqrt(count)
+            total = part if total is None else total + part
+        drawn.append(total)
+    columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
+    if step.into.signed:
+        half = drawn[0].new_ones(drawn[0].shape[:2])
+        backward.signs[step.into.name] = named(torch.cat([half, -half], 1), f"sign_{step.into.name}")
+    backward.arrive(step.value, step.into, columns)
+
+
+def _noise(backward: Backward, like: Any, shape: tuple[int, ...]) -> Any:
+    bits = backward.writer.call(torch.randint, 0, 2, (backward.batch, *shape), device=like.device)
+    return bits.to(like.dtype) * 2 - 1

@@ -1,0 +1,52 @@
+"""Curvature in chunks of samples: the loop of a `SampleChunks` step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hbpcompiler.compiler.plan.closings import shape_of_total
+from hbpcompiler.compiler.plan.steps import (
+    Close,
+    SampleChunks,
+    Tied,
+    flat,
+    reads,
+    title,
+)
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.quantities import Closing
+
+if TYPE_CHECKING:
+    from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.plan.sample_chunks import _kinds
+
+
+def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
+    """Carry out the steps in a loop over samples and add up what they close."""
+    needed = {(value.name, piece.name) for own in step.steps for value, piece in reads(own)}
+    starts = {place: columns for place, columns in backward.columns.items() if place in needed}
+    signs = {name: sign for name, sign in backward.signs.items() if any(piece == name for _, piece in starts)}
+    closes = [own for outer in step.steps for own in flat(outer) if isinstance(own, Close | Tied)]
+    shapes = {(own.parameter.key, Closing(own.piece.stream, kind)): shape_of_total(own, kind)
+              for own in closes if own.piece is not None for kind in sorted(_kinds(own))}
+    keys = {f"{closing.kind} {closing.stream} {key}": (key, closing) for key, closing in shapes}
+
+    def body(part: Part) -> None:
+        ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
+        inside = backward.inside(part.writer, ops)
+        inside.columns = {place: part[f"columns {place}"] for place in starts}
+        inside.signs = {name: part[f"signs {name}"] for name in signs}
+        inside.batch = next(iter(inside.columns.values())).shape[0]
+        for own in step.steps:
+            operation = backward.source.makers[own.value.name] if hasattr(own, "value") else own.operation
+            with part.writer.block(title(operation), "backward"):
+                inside.step(own)
+        for name, (key, closing) in keys.items():
+            part.totals[name].add_(inside.closed[key][closing])
+
+    sliced = {f"columns {place}": columns for place, columns in starts.items()}
+    sliced |= {f"signs {name}": sign for name, sign in signs.items()}
+    totals = {name: shapes[place] for name, place in keys.items()}
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals)
+    for name, (key, closing) in keys.items():
+        backward.closed.setdefault(key, {})[closing] = found[name]

@@ -1,0 +1,116 @@
+"""A `Tail` carried out: the rest of a piece's way in a loop over samples and, inside it, one over columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hbpcompiler.compiler.plan.closings import shape_of_total
+from hbpcompiler.compiler.plan.steps import (
+    Close,
+    Pull,
+    Step,
+    Tail,
+    Widen,
+    title,
+)
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.rule import Op
+
+if TYPE_CHECKING:
+    from hbpcompiler.compiler.derive.backward import Backward
+
+
+def walk_tail(backward: Backward, step: Tail) -> None:
+    """Walk the rest of a piece's way in a loop over samples and, inside it, one over columns."""
+    widens = [own for own in step.steps if isinstance(own, Widen)]
+    start = backward.root(widens[0]) if widens else backward.columns[step.value.name, step.piece.name]
+    sliced = {"columns": start, "signs": backward.signs.get(step.piece.name)}
+
+    def body(part: Part) -> None:
+        ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
+        if step.columns >= step.piece.columns:
+            _inside(backward, step, widens, part, part, ops)
+            return
+        inner_sliced: dict[str, Any] = {"columns": part["columns"], "signs": part["signs"]}
+        if widens:
+            inner_sliced |= _basis(backward, widens, part, ops[widens[0].operation.name])
+
+        def inner(piece: Part) -> None:
+            again = {name: op.bound_again(lambda tensor, _: piece.outer(tensor)) for name, op in ops.items()}
+            _inside(backward, step, widens, piece, part, again)
+
+        part.writer.loop(inner, op=None, sliced=inner_sliced, chunk=step.columns, totals={}, axis=1)
+
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals_of(step))
+    collect(backward, step, found)
+
+
+def totals_of(step: Tail) -> dict[str, tuple[int, ...]]:
+    """The name and shape of all that a tail's steps add to."""
+    shapes = {f"{kind} {close.parameter.key}": shape_of_total(close, kind)
+              for close in step.steps if isinstance(close, Close) for choice in close.choices for kind in choice.kinds}
+    return dict(sorted(shapes.items()))
+
+
+def collect(backward: Backward, step: Tail, found: Mapping[str, Any]) -> None:
+    """The totals of a tail's loop, to the other closings of their parameters."""
+    for close in [own for own in step.steps if isinstance(own, Close)]:
+        closings = backward.closed.setdefault(close.parameter.key, {})
+        for kind in {kind for choice in close.choices for kind in choice.kinds}:
+            backward.add(closings, close, kind, found[f"{kind} {close.parameter.key}"])
+
+
+def _basis(backward: Backward, widens: Sequence[Widen], part: Part, op: Op) -> dict[str, Any]:
+    """What the loop over columns cuts besides the roots: rows in memory, or the numbers of the unit vectors."""
+    widen = widens[0]
+    rule = backward.rule_of(widen.operation)
+    rows = rule.rows(op) if rule.rows is not None and len(widens) == 1 and widen.slot in rule.jac_t else None
+    if rows is not None:
+        return {"rows": rows.unsqueeze(0)}
+    size = math.prod(widen.operation.output.sample_shape)
+    numbers = part.writer.call(torch.arange, size, device=part["columns"].device)
+    return {"numbers": numbers.unsqueeze(0)}
+
+
+def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part, outer: Part,
+            ops: Mapping[str, Op]) -> None:
+    """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
+    sub = backward.inside(part.writer, ops)
+    sub.signs = {step.piece.name: part["signs"]}
+    steps = [own for own in step.steps if not isinstance(own, Widen)]
+    if widens:
+        with part.writer.block(title(widens[0].operation), "backward"):
+            _chunk_of_columns(sub, widens, part, outer is part)
+    else:
+        sub.columns[step.value.name, step.piece.name] = part["columns"]
+    take_steps(sub, steps, lambda name: outer.totals[name] if outer is part else part.outer(outer.totals[name]))
+
+
+def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]) -> None:
+    """The steps inside a loop; what they close is added to the loop's totals."""
+    for own in steps:
+        assert isinstance(own, Pull | Close)
+        with sub.writer.block(title(own.operation), "backward"):
+            sub.step(own)
+            if isinstance(own, Close):
+                for closing, value in sub.closed.pop(own.parameter.key).items():
+                    total(f"{closing.kind} {own.parameter.key}").add_(value)
+
+
+def _chunk_of_columns(backward: Backward, widens: Sequence[Widen], part: Part, whole: bool) -> None:
+    """This chunk's columns, at the operands of the operation where they are born."""
+    operation = widens[0].operation
+    cut = {name: part[name] for name in ("rows", "numbers") if name in part}
+    basis = _basis(backward, widens, part, backward.ops[operation.name]) if whole else cut
+    if "rows" not in basis:
+        size = math.prod(operation.output.sample_shape)
+        unit = torch.nn.functional.one_hot(basis["numbers"].squeeze(0), size).type_as(part["columns"])
+    for widen in widens:
+        value = operation.tensors[widen.slot]
+        columns = (backward.outer(part["columns"], value) * basis["rows"] if "rows" in basis
+                   else backward.born(widen, part["columns"], unit))
+        backward.arrive(value, widen.into, columns)

@@ -1,0 +1,73 @@
+"""An operation of the graph as a call of torch.ops.aten, and what torch can take apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.rule.registry import Registry
+
+DECOMPOSITION_ROUNDS = 4
+"""Decompositions of decompositions, at most."""
+
+
+def overload_of(operation: Operation) -> Any:
+    """The OpOverload that was traced."""
+    return getattr(packet_of(operation), operation.overload or "default")
+
+
+def packet_of(operation: Operation) -> Any:
+    """The operation under its name without overload."""
+    namespace, name = operation.target.split(".", 1)
+    return getattr(getattr(torch.ops, namespace), name)
+
+
+def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], Any],
+         other: Callable[[Any], Any] = lambda item: item) -> Any:
+    """`run(*arguments)` in the schema's order, tensors by slot; of several results the operation's own."""
+
+    def argument(item: Any) -> Any:
+        if isinstance(item, list):
+            return [argument(part) for part in item]
+        return tensor(item) if isinstance(item, str) and item in operation.tensors else other(item)
+
+    positional, keywords = [], {}
+    schema = overload_of(operation)._schema
+    for entry in schema.arguments:
+        item = argument(entry.name if entry.name in operation.tensors else operation.attributes[entry.name])
+        if entry.kwarg_only:
+            keywords[entry.name] = item
+        else:
+            positional.append(item)
+    result = run(*positional, **keywords)
+    several = len(schema.returns) > 1 or isinstance(schema.returns[0].type, torch.ListType)
+    return result[operation.index] if several else result
+
+
+def decompositions(missing: Sequence[Operation], registry: Registry) -> dict[Any, Any]:
+    """How these operations are taken apart, by overload."""
+    table = {}
+    for operation in missing:
+        packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."), None)
+        overload = getattr(packet, operation.overload or "default", None)
+        if overload is not None and (made := decomposition(overload, registry)) is not None:
+            table[overload] = made
+    return table
+
+
+def decomposition(overload: Any, registry: Registry) -> Callable[..., Any] | None:
+    """How this overload is taken apart: as a rule file says, or else by torch's own table; None if by neither."""
+    from torch._decomp import core_aten_decompositions, decomposition_table
+
+    own = registry.decomposition(overload._schema.name.replace("::", "."), overload._overloadname)
+    if own is not None:
+        return own.function
+    core = core_aten_decompositions()  # its get() finds less than its [] does
+    found: Callable[..., Any] | None = core[overload] if overload in core else decomposition_table.get(overload)
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if found is None and overload.has_kernel_for_dispatch_key(composite):
+        found = overload.decompose
+    return found

@@ -1,0 +1,51 @@
+"""An operation of the graph as the `Op` that its rule sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.rule import Op, Rule, Zero
+
+
+def static_op(operation: Operation, active: set[str]) -> Op:
+    """An Op of attributes and shapes only, for questions that need no tensor."""
+
+    def tensors(name: str) -> Any:
+        raise KeyError(name)
+
+    return bind(operation, tensors, active)
+
+
+def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], differentiated: bool = True,
+         number: Callable[[Any], Any] = lambda item: item) -> Op:
+    """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`.
+
+    `number` says what stands for an attribute that is a polynomial in N.
+    """
+    shapes = {slot: value.sample_shape for slot, value in operation.tensors.items()}
+    shapes["output"] = operation.output.sample_shape
+    batched = {slot for slot, value in operation.tensors.items() if value.batched}
+    if operation.output.batched:
+        batched.add("output")
+    lists = {name: item for name, item in operation.attributes.items()
+             if isinstance(item, list) and any(isinstance(slot, str) and slot in operation.tensors for slot in item)}
+
+    def find(name: str) -> Any:
+        if name in lists:
+            return [tensors(slot) if isinstance(slot, str) else slot for slot in lists[name]]
+        return tensors(name)
+
+    attributes = {name: number(item) if hasattr(item, "free_symbols") else item
+                  for name, item in operation.attributes.items() if name not in lists}
+    # Columns end at a parameter, so it is none of the inputs that a residual or a Jacobian runs between.
+    carries = frozenset(slot for slot, value in operation.tensors.items()
+                        if value.name in active and value.role != "parameter")
+    return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated,
+              active=carries, batched=frozenset(batched))
+
+
+def is_curved(rule: Rule, op: Op) -> bool:
+    """Whether the operation has a residual at this use."""
+    return not isinstance(rule.residual_of(op), Zero)

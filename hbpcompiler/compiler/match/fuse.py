@@ -1,0 +1,147 @@
+"""Between match and plan: the elementwise operations of one module that act on one value become one operation.
+
+Softsign is exported as abs, add and div; a GELU written by hand as eight operations. Taken one by one they would send
+columns back through every branch, and a diagonal could not cross them. Their sympy expressions composed are one
+elementwise rule, with one derivative and one diagonal residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import sympy
+
+from hbpcompiler.compiler.match.bind import bind, static_op
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
+from hbpcompiler.elementwise import derivatives, elementwise, x
+from hbpcompiler.rule import Op, Rule, operand_symbol
+from hbpcompiler.rule.registry import AnyRule
+
+LONGEST = 60
+"""Expressions with more sympy operations than this are left in pieces."""
+
+UNREAL = (sympy.I, sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
+"""What sympy makes of a number outside a function's domain: it cannot be compared, and torch has its own NaN for it."""
+
+
+def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, AnyRule]]:
+    """The graph and the rules with each region of elementwise operations replaced by one operation."""
+    operations, fused = list(graph.operations), dict(rules)
+    active = graph.active()
+    for last in reversed(graph.operations):
+        if last not in operations or not _joins(last, fused, active):
+            continue
+        region, source = _region(last, graph, operations, fused, active)
+        if len(region) < 2 or source is None:
+            continue
+        expression = _composed(last, region, source, fused, active)
+        if expression is None:
+            continue
+        name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
+        whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
+        inner = [operation for operation in operations if operation in region]
+        fused = {name: rule for name, rule in fused.items() if name not in {own.name for own in region}}
+        fused[whole.name] = elementwise("fused", expression, forward=_forward(inner, source, rules, active))
+        operations = [whole if own is last else own for own in operations if own is last or own not in region]
+    makers = {operation.name: operation for operation in operations}
+    return replace(graph, operations=operations, makers=makers), fused
+
+
+def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: set[str]) -> bool:
+    """Whether the operation is elementwise in what it differentiates and says so as an expression."""
+    rule = rules.get(operation.name)
+    if not isinstance(rule, Rule) or rule.expression is None or rule.forward is None:
+        return False
+    if operation.source.in_loss or operation.name not in active:
+        return False
+    if any(hasattr(item, "free_symbols") for item in operation.attributes.values()):
+        return False  # a number that depends on the batch's size is not known yet
+    if rule.expression(static_op(operation, active)) is None:
+        return False
+    values = list(operation.tensors.values())
+    return all(value.name in active and value.role != "parameter" and value.shape == operation.output.shape
+               for value in values)
+
+
+def _region(last: Operation, graph: Graph, operations: list[Operation], rules: Mapping[str, AnyRule],
+            active: set[str]) -> tuple[list[Operation], Value | None]:
+    """The operations above `last`, of its module, that nobody else reads; and the one value they all come from."""
+    region = [last]
+    makers = {operation.name: operation for operation in operations}
+    grown = True
+    while grown:
+        grown = False
+        for value in _inputs(region):
+            maker = makers.get(value.name)
+            if maker is None or maker.source.module != last.source.module or not _joins(maker, rules, active):
+                continue
+            readers = [own for own in operations if any(item.name == value.name for item in own.tensors.values())]
+            if value in graph.outputs or any(reader not in region for reader in readers):
+                continue
+            region.append(maker)
+            grown = True
+            break
+    inputs = _inputs(region)
+    return region, inputs[0] if len(inputs) == 1 else None
+
+
+def _inputs(region: list[Operation]) -> list[Value]:
+    made = {operation.name for operation in region}
+    found = {value.name: value for operation in region for value in operation.tensors.values()}
+    return [value for name, value in found.items() if name not in made]
+
+
+def _composed(last: Operation, region: list[Operation], source: Value, rules: Mapping[str, AnyRule],
+              active: set[str]) -> Any:
+    """What `last` is of `source`, as an expression in x; None where sympy would not give good derivatives."""
+    by_name = {operation.name: operation for operation in region}
+    known: dict[str, Any] = {source.name: x}
+
+    def expression_of(name: str) -> Any:
+        if name not in known:
+            operation = by_name[name]
+            rule = rules[name]
+            assert isinstance(rule, Rule)
+            assert rule.expression is not None
+            own = rule.expression(static_op(operation, active))
+            inner = {operand_symbol(slot): expression_of(value.name) for slot, value in operation.tensors.items()}
+            known[name] = _inserted(own, inner)
+        return known[name]
+
+    expression = expression_of(last.name)
+    if expression is None or any(derivative.has(*UNREAL) for derivative in derivatives(expression)):
+        return None
+    return expression
+
+
+def _inserted(own: Any, inner: Mapping[Any, Any]) -> Any:
+    """An operation's expression of its operands' expressions; None if one is missing, or it is no good or too long."""
+    if any(expression is None for expression in inner.values()):
+        return None
+    pieced = {symbol for symbol, expression in inner.items() if expression.has(sympy.Piecewise)}
+    for choice in own.atoms(sympy.Piecewise):
+        if any(condition.free_symbols & pieced for _, condition in choice.args):
+            return None  # a kink of what has kinks itself: sympy solves for them, at length and not always
+    whole = own.subs(inner, simultaneous=True)
+    return None if whole.has(*UNREAL) or sympy.count_ops(whole) > LONGEST else whole
+
+
+def _forward(inner: list[Operation], source: Value, rules: Mapping[str, AnyRule],
+             active: set[str]) -> Callable[[Op], Any]:
+    """The operations one after the other, as the user wrote them."""
+
+    def forward(op: Op) -> Any:
+        results: dict[str, Any] = {source.name: op.self}
+        for operation in inner:
+            rule = rules[operation.name]
+            assert rule.forward is not None
+
+            def tensors(slot: str, operation: Operation = operation) -> Any:
+                return results[operation.tensors[slot].name]
+
+            results[operation.name] = rule.forward(bind(operation, tensors, active, False))
+        return results[inner[-1].name]
+
+    return forward

@@ -1,0 +1,117 @@
+"""Stage 2, match: each operation gets its rule; what none covers is decomposed, what remains is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hbpcompiler.compiler.match.bind import static_op
+from hbpcompiler.compiler.match.endings import tail_refusals
+from hbpcompiler.compiler.match.merged_positions import positions
+from hbpcompiler.compiler.match.parameter_values import rule_of
+from hbpcompiler.compiler.match.samples_first import misplaced
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation
+from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.rule import LossRule
+from hbpcompiler.rule.registry import AnyRule, Registry
+
+
+def differentiated(graph: Graph) -> list[Operation]:
+    """Operations that a derivative must cross: their result is active."""
+    active = graph.active()
+    return [operation for operation in graph.operations if operation.name in active]
+
+
+def _needs_pieces(operation: Operation, registry: Registry) -> bool:
+    """No rule, or a loss function inside a loss (reduction="none"), which is an operation like any other."""
+    rule = registry.find(operation.target, operation.overload)
+    return rule is None or (isinstance(rule, LossRule) and bool(operation.output.shape))
+
+
+def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:
+    """Operation name -> rule, or one error that lists all that is missing or refused, and where it is.
+
+    `mixing` is what `samples_first` found; what follows from it is not listed again.
+    """
+    active = graph.active()
+    reductions, tail = graph.ending(active)
+    rules: dict[str, AnyRule] = {}
+    findings = list(mixing)
+    missing: list[str] = []
+    for operation in graph.operations:
+        rule = rule_of(operation, registry)
+        is_loss = operation in reductions
+        if operation.name not in active and not (rule is not None and not is_loss):
+            continue
+        if rule is None:
+            name = operation.source.whole or operation.target
+            missing.append(name)
+            pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"
+            findings.append(f"{name} in {operation.source}: no rule{pieces}")
+        elif is_loss and not isinstance(rule, LossRule):
+            findings.append(f"{operation.target} in {operation.source}: the loss must end in a mean or a sum over the "
+                            "batch, or in a loss function with a rule")
+        elif not is_loss and isinstance(rule, LossRule):
+            rule = _not_the_end(operation, findings, operation.name in active)
+        if rule is None:
+            continue
+        if operation in tail:
+            findings += tail_refusals(operation, rule, active)
+        elif operation.name in active and not (mixing and _without_samples_in_front(operation)):
+            findings += _refusals(operation, rule, active)
+        rules[operation.name] = rule
+    if findings:
+        names = sorted({name.rpartition(".")[2] for name in missing})
+        advice = ""
+        if names:
+            advice = ("Write one rule file for each, for example " + ", ".join(f"rules/{name}.py" for name in names)
+                      + ", and pass its path: hbp.compile(..., rules=[path]). The README shows how in one screen; "
+                      "`hbp rules` lists what there is.")
+        raise UnsupportedOpError(listing("The model cannot be compiled:", findings, advice))
+    return rules
+
+
+def _without_samples_in_front(operation: Operation) -> bool:
+    return not operation.output.batched or any(map(misplaced, operation.tensors.values()))
+
+
+def _not_the_end(operation: Operation, findings: list[str], active: bool) -> AnyRule | None:
+    if active:
+        findings.append(f"{operation.target} in {operation.source}: it reduces the whole batch to one number, which "
+                        "must be the last thing the loss does, but for sums and multiples of such numbers; per-sample "
+                        "quantities do not exist otherwise")
+    return None
+
+
+def _refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:
+    """Why this use of a rule is impossible, if it is."""
+    where = f"{operation.target} in {operation.source}"
+    op = static_op(operation, active)
+    findings = []
+    if (reason := rule.refuse(op)) is not None:
+        findings.append(f"{where}: {reason}")
+        return findings
+    if isinstance(rule, LossRule):
+        if rule.reduction(op) == "none":
+            findings.append(f"{where}: reduction='none' gives no single loss; use 'mean' or 'sum'")
+        if any(value.name in active for slot, value in operation.tensors.items() if slot != rule.input):
+            findings.append(f"{where}: the target depends on trainable parameters; detach it")
+        return findings
+    if positions(operation.output) > 1:
+        findings.append(f"{where}: a result of shape {list(operation.output.shape)} has positions merged into the "
+                        "sample axis, and not everything on its way can take them apart again; keep them in an axis of "
+                        "their own, as in x.reshape(x.shape[0], -1, x.shape[-1])")
+    elif not operation.output.batched and not rule.without_samples(op):
+        findings.append(f"{where}: a value of shape {list(operation.output.shape)} that depends on parameters but has "
+                        "no sample axis is not supported yet")
+    params = rule.params(op)
+    for slot, value in operation.tensors.items():
+        if value.name not in active:
+            continue
+        if value.role == "parameter":
+            if slot not in params:
+                findings.append(f"{where}: the rule has no contraction for parameter '{value.key}' as '{slot}'")
+        elif slot.split(".")[0] not in rule.jac_t and (value.batched or slot not in params):
+            findings.append(f"{where}: the rule has no transposed Jacobian for '{slot}'")
+    if any(length != 0 and N in getattr(length, "free_symbols", ()) for length in operation.output.shape[1:]):
+        findings.append(f"{where}: a result of shape {list(operation.output.shape)} has the batch inside another axis")
+    return findings

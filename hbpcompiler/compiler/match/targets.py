@@ -1,0 +1,78 @@
+"""What the loss says about its targets: checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hbpcompiler.compiler.match.bind import static_op
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import shown
+from hbpcompiler.compiler.trace.graph import Graph, Value
+from hbpcompiler.errors import InputError, InputTypeError
+from hbpcompiler.rule import LossRule, Op, Rule, Structure
+from hbpcompiler.rule.registry import AnyRule
+
+
+@dataclass(frozen=True)
+class LossCheck:
+    """What a loss function with a rule demands of the target that it reads."""
+
+    rule: LossRule
+    op: Op
+    place: int
+    """which of the batch's targets it is"""
+    whole: bool
+    """whether the loss reads it as it came, and not a reshaped view of it"""
+
+
+def loss_checks(graph: Graph, rules: Mapping[str, AnyRule]) -> list[LossCheck]:
+    """One for each loss function that reads a target, be it reshaped."""
+    active = graph.active()
+    names = [value.name for value in graph.targets]
+    checks = []
+    for operation in graph.ending(active)[0]:
+        rule, target = rules[operation.name], operation.tensors.get("target")
+        assert isinstance(rule, LossRule)
+        if target is None:
+            continue
+        origin = _origin(graph, rules, target, active)
+        if origin.name in names:
+            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name),
+                                    origin.name == target.name))
+    return checks
+
+
+def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: set[str]) -> Value:
+    """The value whose elements these are, all of them and unchanged, in another shape or order."""
+    while (maker := graph.makers.get(value.name)) is not None and len(maker.tensors) == 1:
+        (above,) = maker.tensors.values()
+        rule = rules.get(maker.name)
+        moves = isinstance(rule, Rule) and rule.structure_of(static_op(maker, active)) is Structure.SELECTION
+        if not moves or above.dtype != value.dtype or math.prod(above.shape) != math.prod(value.shape):
+            break
+        value = above
+    return value
+
+
+def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> None:
+    """The targets' shapes, dtypes and values against the rules of the losses that read them."""
+    labels = batch.layout.labels[batch.layout.inputs :]
+    dtypes = {output.dtype for output in graph.outputs if output.floating}
+    for name, target in zip(labels, batch.targets, strict=True):
+        if target.is_floating_point() and dtypes and target.dtype not in dtypes:
+            dtype = next(iter(dtypes))
+            raise InputTypeError(f"{name} has dtype {target.dtype}, the model's output has {dtype}; convert it: "
+                                 f"{name}.to({dtype})")
+    for check in losses:
+        name, target = labels[check.place], batch.targets[check.place]
+        if check.whole and check.rule.target_shape is not None:
+            allowed = [tuple(shape) for shape in check.rule.target_shape(check.op)]
+            if tuple(target.shape[1:]) not in allowed:
+                options = " or ".join("[" + ", ".join(["N", *map(str, shape)]) + "]" for shape in allowed)
+                output = "[" + ", ".join(["N", *map(str, check.op.shape(check.rule.input))]) + "]"
+                raise InputError(f"{name} has shape {shown(target)}; for an output of shape {output} the loss takes "
+                                 f"{options}")
+        if (complaint := check.rule.check(check.op, target)) is not None:
+            raise InputError(f"{name}: {complaint}")

@@ -1,0 +1,56 @@
+"""Which parameters of several uses must be values like any other, because their uses cannot be joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hbpcompiler.compiler.match.parameter_values import Uses
+from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.quantities import (
+    EACH,
+    EIGEN,
+    FACTOR,
+    INPUT_FACTOR,
+    REDUCED_FACTOR,
+    REDUCED_INPUT_FACTOR,
+    RESIDUAL,
+    RESIDUAL_MC,
+    SUM,
+    Closing,
+)
+from hbpcompiler.rule import Contraction
+
+
+def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
+    """Names of the tied parameters whose uses are not joined, but made one value at which columns add up.
+
+    That gives the Hessian's cross terms between uses, which joined contractions lack, and takes uses of any layout; the
+    price is columns of the parameter's size. Kronecker factors need the contractions, so not both.
+    """
+    kinds = {closing.kind for closing in closings}
+    curved = any(closing.stream in (RESIDUAL, RESIDUAL_MC) for closing in closings)
+    tied = {key: places for key, places in uses.items() if len(places) > 1}
+    if kinds & KRONECKER:
+        findings = [f"parameter '{key}' is used {len(places)} times ({_places([use.operation for use in places])}): "
+                    "its Hessian diagonal and its Kronecker factors cannot be had from one program"
+                    for key, places in tied.items()]
+        if findings and curved:
+            raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
+        return set()
+    unlike = {key for key, places in tied.items() if len({_letters(use.contraction) for use in places}) > 1}
+    return set(tied) if curved else unlike if kinds - ADDITIVE else set()
+
+
+KRONECKER = frozenset({EIGEN, FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
+
+
+ADDITIVE = frozenset({SUM, EACH, INPUT_FACTOR})
+
+
+def _letters(contraction: Contraction | None) -> tuple[str, ...]:
+    return tuple(part.replace("p", "") for part in contraction.letters) if contraction is not None else ()
+
+
+def _places(operations: Sequence[Operation]) -> str:
+    return ", ".join(str(operation.source) for operation in operations)

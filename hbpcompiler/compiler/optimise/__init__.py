@@ -1,0 +1,1 @@
+"""Stage 5: passes over the program, in one list (`passes`)."""

@@ -1,0 +1,103 @@
+"""Two optimisation passes: einsums become products of matrices, or of entries, and large products go to oneDNN.
+
+Rules and routes say what is summed over what; here it is decided what multiplies. For float32 on a CPU oneDNN takes
+half to three quarters of BLAS's time on processors whose widest vectors BLAS does not use (`hbp tune` measures both).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.compiler.program.kernels import product_over_pixels
+from hbpcompiler.compiler.program.writer import Loop
+
+LARGE = 2**19
+"""Multiply-adds from which oneDNN's product is faster, although a call of it costs more."""
+LENGTH = re.compile(r"(?:(\d+)\*)?[Nnk](?: \+ (-?\d+))?")
+"""A length that depends on the number of samples, or of a chunk's samples or columns, as `annotate` writes it."""
+
+
+def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
+    """einsum("no,ni->oi", a, b) is a.t() @ b, einsum("npi,npi->i", a, b) is (a * b).sum((0, 1)): both cost less.
+
+    Columns of images may lie pixel by pixel: then such a product is one over pixels.
+    """
+    for node in list(graph.nodes):
+        if isinstance(node.target, Loop):
+            multiply_matrices(node.target.body, pixel_by_pixel)
+        elif node.target is torch.einsum:
+            _multiply(graph, node, pixel_by_pixel)
+    graph.lint()
+
+
+def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
+    operands: Any = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    terms, _, result = str(node.args[0]).partition("->")
+    if len(operands) != 2:
+        return
+    left, right = terms.split(",")
+    if left == right and result == "".join(letter for letter in left if letter in result) != left:
+        _multiply_entries(graph, node, operands, left, result)
+        return
+    summed = "".join(letter for letter in left if letter in right)
+    own, other = (letters.translate(dict.fromkeys(map(ord, summed))) for letters in (left, right))
+    if not summed or len(own) != 1 or len(other) != 1 or result != own + other:
+        return  # not a matrix product
+    square = operands[0] is operands[1] and left.replace(own, other) == right
+    with graph.inserting_before(node):
+        if pixel_by_pixel and left == f"nk{own}p" and right == f"nk{other}p":
+            images = [_method(graph, node, "flatten", operand, 0, 1) for operand in operands[: 1 if square else 2]]
+            product = graph.call_function(product_over_pixels, (images[0], images[-1]))
+        else:
+            first = _matrix(graph, node, operands[0], left, own, summed)
+            second = first if square else _matrix(graph, node, operands[1], right, other, summed)
+            product = graph.call_function(operator.matmul, (first, _transposed(graph, node, second)))
+    product.meta = dict(node.meta)
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
+
+
+def _multiply_entries(graph: fx.Graph, node: fx.Node, operands: Sequence[fx.Node], letters: str, kept: str) -> None:
+    """The sum of an elementwise product, which einsum would take for many small matrix products."""
+    axes = tuple(axis for axis, letter in enumerate(letters) if letter not in kept)
+    with graph.inserting_before(node):
+        product = graph.call_function(operator.mul, tuple(operands))
+        total = _method(graph, node, "sum", product, axes if len(axes) > 1 else axes[0])
+    product.meta = {key: node.meta[key] for key in ("block", "step") if key in node.meta}
+    total.meta = dict(node.meta)
+    node.replace_all_uses_with(total)
+    graph.erase_node(node)
+
+
+def _matrix(graph: fx.Graph, node: fx.Node, operand: fx.Node, letters: str, own: str, summed: str) -> fx.Node:
+    """An operand as [own, summed]: a view, or a copy where the summed letters do not lie together."""
+    if summed not in letters:
+        order = tuple(letters.index(letter) for letter in own + summed)
+        operand, letters = _method(graph, node, "permute", operand, order), own + summed
+    if len(summed) > 1:
+        start = letters.index(summed)
+        ends = (start,) if letters.endswith(summed) else (start, start + len(summed) - 1)
+        operand = _method(graph, node, "flatten", operand, *ends)
+    return operand if letters.startswith(own) else _method(graph, node, "t", operand)
+
+
+def _transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:
+    """What the matrix is the transpose of, or its transpose."""
+    if matrix.op == "call_method" and matrix.target == "t" and isinstance(matrix.args[0], fx.Node):
+        return matrix.args[0]
+    return _method(graph, node, "t", matrix)
+
+
+def _method(graph: fx.Graph, like: fx.Node, name: str, matrix: fx.Node, *arguments: Any) -> fx.Node:
+    """A view, in the block and step of the node that it is made for."""
+    made = graph.call_method(name, (matrix, *arguments))
+    made.meta = {key: like.meta[key] for key in ("block", "step") if key in like.meta}
+    if name == "t" and "shape" in matrix.meta:
+        made.meta |= {"shape": matrix.meta["shape"][::-1], "dtype": matrix.meta["dtype"]}
+    return made

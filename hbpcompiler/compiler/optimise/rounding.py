@@ -1,0 +1,143 @@
+"""A pass for `curvature_dtype`: what meets a column of curvature is rounded too."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from hbpcompiler.compiler.program.nodes import BEGINS, ENDS, called, replace_by, writes_in_place
+from hbpcompiler.compiler.program.shapes import evaluate, round_of
+from hbpcompiler.compiler.program.writer import Loop
+
+MOVES = {"reshape", "flatten", "unflatten", "view", "unsqueeze", "squeeze", "permute", "transpose", "t", "getattr",
+         "movedim", "expand", "expand_as", "unfold", "pad", "select", "narrow", "index_select", "gather", "embedding",
+         "contiguous", "getitem", "repeat_interleave", "diagonal", "cat", "stack"}
+"""Calls that only move numbers, so that a cast may as well come before them."""
+
+
+def complete(graph: fx.Graph, dtype: torch.dtype | None, model: torch.dtype, arguments: Sequence[Any]) -> None:
+    """Round what columns meet, in a program as it was derived; `arguments` are its placeholders' meta tensors."""
+    if dtype is not None:
+        _Rounding(graph, dtype, torch.promote_types(dtype, model)).run([(argument, False) for argument in arguments])
+
+
+class _Rounding:
+    """One graph, the program's or a loop's body, node by node: what is a column, what a column meets."""
+
+    def __init__(self, graph: fx.Graph, dtype: torch.dtype, total: torch.dtype) -> None:
+        self.graph, self.dtype, self.total = graph, dtype, total
+        self.values: dict[fx.Node, Any] = {}
+        self.columns: set[fx.Node] = set()
+        """Nodes that were computed from columns, in their dtype."""
+        self.casts: dict[fx.Node, fx.Node] = {}
+
+    def run(self, given: Sequence[tuple[Any, bool]]) -> None:
+        """`given` are the placeholders' values, and whether these are columns."""
+        arguments = iter(given)
+        for node in list(self.graph.nodes):
+            if node.op == "placeholder":
+                value, is_column = next(arguments)
+                self._note(node, value, is_column)
+            elif isinstance(node.target, Loop):
+                self._enter(node, node.target)
+            elif node.op != "output":
+                self._node(node)
+
+    def _note(self, node: fx.Node, value: Any, is_column: bool) -> None:
+        """Of what was computed from columns, tensors of their dtype are columns again; masks and shapes are not.
+
+        So is the dtype itself: what is made in it (unit vectors) starts as a column.
+        """
+        self.values[node] = value
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if is_column and self.dtype in (getattr(part, "dtype", part) for part in parts):
+            self.columns.add(node)
+
+    def _node(self, node: fx.Node) -> None:
+        reads_columns, mark = any(read in self.columns for read in node.all_input_nodes), node.meta.get("curvature")
+        if reads_columns and writes_in_place(node) and node.args[0] not in self.columns:
+            self._add_to_total(node)
+        elif reads_columns and mark is None and node.target != "type_as":
+            self._round_others(node)
+        self._note(node, evaluate(node, self.values), reads_columns or mark == BEGINS)
+        before = node.args[0] if node.args else None
+        if isinstance(before, fx.Node) and self._is_idle(node, before):
+            replace_by(self.graph, node, before)
+        elif mark == BEGINS:
+            node.meta["hint"] = node.meta.get("hint") or _hint(before)
+
+    def _is_idle(self, node: fx.Node, before: fx.Node) -> bool:
+        """Whether a cast changes nothing; columns keep their dtype where a rule gives them a model's tensor's."""
+        if node.target == "type_as" and before in self.columns:
+            return bool(self.values[node].is_floating_point())
+        mark, value = node.meta.get("curvature"), self.values[before]
+        same = mark is not None and value.dtype == self.values[node].dtype
+        return same and (mark == ENDS or before in self.columns)
+
+    def _round_others(self, node: fx.Node) -> None:
+        """All other floating tensors that the node reads are rounded."""
+        def other(read: fx.Node) -> fx.Node:
+            return self._rounded(read, node) if self._is_other(read) else read
+
+        node.args, node.kwargs = fx.node.map_arg(node.args, other), dict(fx.node.map_arg(node.kwargs, other))
+
+    def _is_other(self, node: fx.Node) -> bool:
+        value = self.values[node]
+        return node not in self.columns and isinstance(value, Tensor) and value.is_floating_point()
+
+    def _rounded(self, node: fx.Node, user: fx.Node) -> fx.Node:
+        """A cast of the node, before the moves that made it if it is no larger there; written in front of its user."""
+        if node not in self.casts:
+            place = {name: user.meta.get(name) for name in ("block", "step")}
+            moved = self._is_move(node)
+            others = filter(self._is_other, node.all_input_nodes if moved else ())
+            inputs = {read: self._rounded(read, user) for read in others}
+            with self.graph.inserting_before(user):
+                if moved:
+                    made = self.graph.node_copy(node, lambda read: inputs.get(read, read))
+                else:
+                    made = self.graph.call_method("to", (node, self.dtype))
+            made.meta = {**place, "hint": _hint(node) if node.meta.get("hint") or not moved else ""}
+            self._note(made, evaluate(made, self.values), True)
+            self.casts[node] = made
+        return self.casts[node]
+
+    def _is_move(self, node: fx.Node) -> bool:
+        inputs = [self.values[read] for read in node.all_input_nodes if self._is_other(read)]
+        return (node.op in ("call_method", "call_function") and called(node) in MOVES and bool(inputs)
+                and sum(value.numel() for value in inputs) <= self.values[node].numel())
+
+    def _add_to_total(self, node: fx.Node) -> None:
+        """Elementwise kernels add to a wider total as they are; a product with it must be taken apart."""
+        if node.target in ("addmm_", "baddbmm_"):
+            total, left, right = node.args
+            with self.graph.inserting_before(node):
+                product = self.graph.call_function(operator.matmul, (left, right))
+            product.meta = {name: node.meta.get(name) for name in ("block", "step")}
+            self._node(product)
+            node.target, node.args = "add_", (total, product)
+            return
+        node.args = tuple(read.args[0] if isinstance(read, fx.Node) and read.meta.get("curvature") == ENDS else read
+                          for read in node.args)
+
+    def _enter(self, node: fx.Node, loop: Loop) -> None:
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
+        for total in accumulators:
+            if total in self.columns and self.total != self.dtype:
+                total.kwargs = {**total.kwargs, "dtype": self.total}
+                self.values[total] = self.values[total].to(self.total)
+                self.columns.discard(total)
+        totals, parts, others = ([self.values[read] for read in given] for given in (accumulators, cut, whole))
+        are_columns = [read in self.columns for read in (*accumulators, *cut, *whole)]
+        inside = round_of(loop, totals, parts, others)
+        _Rounding(loop.body, self.dtype, self.total).run(list(zip(inside, are_columns, strict=True)))
+        self._note(node, tuple(totals), any(total in self.columns for total in accumulators))
+
+
+def _hint(source: Any) -> str:
+    """How a cast is named in generated code."""
+    return "_".join(filter(None, ("rounded", source.meta.get("hint"))))

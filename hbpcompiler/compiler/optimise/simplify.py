@@ -1,0 +1,161 @@
+"""Stage 5, optimise: a straight list of named passes over the fx graph, each checked after it has run."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.compiler.program.nodes import is_pure, replace_by, writes_in_place
+from hbpcompiler.compiler.program.writer import Loop
+
+
+def share_common_subexpressions(graph: fx.Graph) -> None:
+    """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if not is_pure(node) or any(writes_in_place(user) and user.args[0] is node for user in node.users):
+            continue
+        args = (_canonical(str(node.args[0])), *node.args[1:]) if node.target is torch.einsum else node.args
+        key = (node.op, node.target, _frozen(args), _frozen(node.kwargs))
+        twin = seen.setdefault(key, node)
+        if twin is not node:
+            twin.meta.setdefault("hint", node.meta.get("hint"))
+            node.replace_all_uses_with(twin)
+            graph.erase_node(node)
+
+
+def _canonical(equation: str) -> str:
+    """An einsum's equation with letters in order of appearance: "nko,nkz->oz" and "nka,nkb->ab" are one."""
+    letters: dict[str, str] = {}
+    return "".join(letters.setdefault(sign, chr(97 + len(letters))) if sign.isalpha() else sign for sign in equation)
+
+
+def _frozen(item: Any) -> Any:
+    if isinstance(item, dict):
+        return tuple(sorted((key, _frozen(value)) for key, value in item.items()))
+    if isinstance(item, list | tuple):
+        return (type(item).__name__, *map(_frozen, item))
+    if isinstance(item, slice):
+        return ("slice", item.start, item.stop, item.step)
+    return (type(item).__name__, item) if isinstance(item, bool | int | float) else item
+
+
+INVERSE = {"flatten": ("unflatten", (0, 1)), "squeeze": ("unsqueeze", (1,))}
+"""method -> (the method it undoes, its own arguments)."""
+
+
+def cancel_inverses(graph: fx.Graph) -> None:
+    """flatten(0, 1) after unflatten(0, ...), squeeze(1) after unsqueeze(1): the value before both."""
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target not in INVERSE:
+            continue
+        method, arguments = INVERSE[node.target]
+        before = node.args[0]
+        undoes = (isinstance(before, fx.Node) and before.op == "call_method" and before.target == method
+                  and before.args[1] in (0, 1) and node.args[1:] == arguments
+                  and (method != "unsqueeze" or before.args[1:] == arguments))
+        if undoes and isinstance(before, fx.Node):
+            node.replace_all_uses_with(before.args[0])
+            graph.erase_node(node)
+
+
+def read_shapes_at_the_source(graph: fx.Graph) -> None:
+    """u.unflatten(0, v.shape[:2]).shape[:2] is v.shape[:2]: no tensor is kept for its shape alone."""
+    for node in list(graph.nodes):
+        if node.target is not operator.getitem or node.args[1] != slice(None, 2, None):
+            continue
+        shape = node.args[0]
+        if not (isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1] == "shape"):
+            continue
+        tensor = shape.args[0]
+        if isinstance(tensor, fx.Node) and tensor.op == "call_method" and tensor.target == "unflatten":
+            prefix = tensor.args[2]
+            if tensor.args[1] == 0 and isinstance(prefix, fx.Node) and prefix.args[1:] == (slice(None, 2, None),):
+                node.replace_all_uses_with(prefix)
+                graph.erase_node(node)
+
+
+NEUTRAL = {operator.mul: (1,), operator.truediv: (1,), operator.add: (0,), operator.sub: (0,)}
+
+
+def drop_neutral(graph: fx.Graph) -> None:
+    """x * 1, x / 1, x + 0: x."""
+    for node in list(graph.nodes):
+        if node.target in NEUTRAL and isinstance(node.args[0], fx.Node) and not isinstance(node.args[1], fx.Node):
+            other = node.args[1]
+            if isinstance(other, int | float) and other in NEUTRAL[node.target]:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """What nothing reads is not computed."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("placeholder", "output") or node.users:
+            continue
+        if writes_in_place(node) and _outlives(node):
+            continue
+        if isinstance(node.target, Loop) and not node.args[0]:
+            continue  # a loop inside a loop, which adds to totals of the outer one
+        graph.erase_node(node)
+
+
+def _outlives(node: fx.Node) -> bool:
+    """Whether what an in-place call writes to, perhaps a part of it, is seen by others, as by a loop's total."""
+    target = node.args[0]
+    while isinstance(target, fx.Node) and target.target is operator.getitem and len(target.users) == 1:
+        target = target.args[0]
+    return isinstance(target, fx.Node) and (target.op == "placeholder" or len(target.users) > 1)
+
+
+RESHAPES = {"reshape", "flatten", "unflatten", "view"}
+
+
+def drop_idle_reshapes(graph: fx.Graph) -> None:
+    """With shapes known: a reshape to the same shape is nothing, a reshape of a reshape is one."""
+    for node in list(graph.nodes) * 2:  # twice: collapsing two makes new ones idle
+        if node._erased:
+            continue
+        if isinstance(node.target, Loop):
+            drop_idle_reshapes(node.target.body)
+        if _is_identity_einsum(node):
+            replace_by(graph, node, node.args[1])
+        elif node.op == "call_method" and node.target in RESHAPES:
+            before = node.args[0]
+            if before.meta.get("shape") == node.meta.get("shape") is not None:
+                replace_by(graph, node, before)
+            elif (node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES
+                  and all(isinstance(item, int) or not isinstance(item, fx.Node) for item in node.args[1:])):
+                node.args = (before.args[0], *node.args[1:])
+    drop_dead(graph)
+    graph.lint()
+
+
+def drop_idle_casts(graph: fx.Graph) -> None:
+    """With dtypes known: a mask that only meets floating-point factors need not be made floating-point first."""
+    for node in graph.nodes:
+        if isinstance(node.target, Loop):
+            drop_idle_casts(node.target.body)
+        if node.op != "call_method" or node.target != "type_as":
+            continue
+        mask, dtype = node.args[0], node.meta.get("dtype")
+        views = [user for user in node.users if user.target == "unsqueeze"]
+        readers = [user for read in (node, *views) for user in read.users if user not in views]
+        if mask.meta.get("dtype") is torch.bool and views and all(
+                user.target is operator.mul and user.args[0] not in (node, *views)
+                and user.args[0].meta.get("dtype") == dtype for user in readers):
+            for view in views:
+                view.meta["dtype"] = torch.bool
+            replace_by(graph, node, mask)
+    drop_dead(graph)
+    graph.lint()
+
+
+def _is_identity_einsum(node: fx.Node) -> bool:
+    if node.target is not torch.einsum or len(node.args) != 2:
+        return False
+    left, _, right = str(node.args[0]).partition("->")
+    return left == right and len(set(left)) == len(left)

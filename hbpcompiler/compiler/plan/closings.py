@@ -1,0 +1,108 @@
+"""Where pieces end: for each parameter of an operation, the contraction's site and the routes that close it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.plan.precision import Precision
+from hbpcompiler.compiler.plan.steps import (
+    Close,
+    Piece,
+    Tied,
+)
+from hbpcompiler.compiler.routes import (
+    DIAGONAL_FORM,
+    NOTHING,
+    Site,
+    choose,
+)
+from hbpcompiler.compiler.routes.kept import stays_diagonal
+from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value
+from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing
+from hbpcompiler.rule import Contraction, Op, Rule
+
+if TYPE_CHECKING:
+    pass
+
+
+LARGEST_BLOCK = 2**14
+"""The most rows of a full block, as biases and other parameters without input features have for Kronecker factors."""
+
+
+def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece], wanted: Collection[Closing],
+                dtype: torch.dtype, resources: Resources, precision: Precision) -> Iterator[Close]:
+    """The steps that end the pieces at an operation's result, and its operand, at the operation's parameters."""
+    params = rule.params(op)
+    for slot, parameter in operation.tensors.items():
+        if not parameter.trainable or slot not in params:
+            continue
+        contraction = params[slot]
+        for piece in pieces:
+            kinds = frozenset(closing.kind for closing in wanted if closing.stream == piece.stream)
+            kinds -= frozenset() if piece.signed else {NEGATIVE}
+            if not kinds:
+                continue
+            _check(operation, parameter, contraction, piece, pieces, kinds)
+            site = site_of(contraction, op, piece, precision.of(piece, dtype), resources)
+            if BLOCK in kinds and piece.form == DIAGONAL_FORM:
+                site = replace(site, apart=stays_diagonal(contraction, op))
+            yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
+        of_operand = frozenset(closing.kind for closing in wanted if not closing.stream)
+        if of_operand:
+            site = site_of(contraction, op, None, precision.of(None, dtype), resources)
+            if site.features:
+                yield Close(operation, slot, parameter, None, site, contraction, choose(site, of_operand))
+
+
+def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources) -> Site:
+    """What routes see of a contraction that a piece meets; None: the operand alone."""
+    left, right, _ = contraction.letters
+    columns = torch.empty((SAMPLES, 1, *op.shape("output")), dtype=dtype, device="meta")
+    sizes = dict(zip(left, contraction.columns(op, columns).shape, strict=True))
+    if contraction.operand is not None:
+        sizes |= dict(zip(right, contraction.operand(op).shape, strict=True))
+    # A view has as many numbers as what it shows.
+    formed = bool(right) and math.prod(sizes[letter] for letter in right if letter != "n") not in map(
+        math.prod, op.shapes())
+    lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
+    form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
+    windows = contraction.sliding
+    sliding = (windows.window, windows.step, windows.height) if windows is not None else None
+    return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.summed is not None,
+                resources, contraction.of_sample is not None, formed, sliding=sliding)
+
+
+def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],
+           kinds: Collection[str]) -> None:
+    """UnsupportedOpError for what cannot be had of this piece here."""
+    if VECTORS in kinds and piece.signed:
+        raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it may have no "
+                                 "real square root; use a loss function that has a rule")
+    if EIGEN in kinds and sum(other.stream == piece.stream for other in pieces) > 1:
+        raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in several pieces, "
+                                 "whose eigenvectors differ; ask for kfac")
+    size = math.prod(parameter.sample_shape)
+    if contraction.operand is None and size > LARGEST_BLOCK and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
+        raise UnsupportedOpError(
+            f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
+            f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")
+
+
+def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:
+    """The shape of a closing before it takes its parameter's."""
+    site = close.site
+    if kind not in (FACTOR, REDUCED_FACTOR):
+        return close.parameter.sample_shape
+    left, right, _ = site.letters
+    if not site.features:
+        return (site.size(site.theta), site.size(site.theta))
+    shared = [site.size(letter) for letter in site.theta if letter in left and letter in right]
+    own = site.size(letter for letter in site.theta if letter in left and letter not in right)
+    return (*shared, own, own)

@@ -1,0 +1,308 @@
+"""The vocabulary of a plan: pieces that travel, and the steps of the backward pass, without tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
+from hbpcompiler.compiler.routes import (
+    COLUMNS,
+    MATRIX,
+    Choice,
+    Site,
+)
+from hbpcompiler.compiler.trace.graph import N, Operation, Value
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
+from hbpcompiler.rule import Contraction, Residual
+
+PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
+"""How the values of a stream are named in generated code."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that travels: a stream's part with one origin and one form."""
+
+    name: str
+    stream: str
+    form: str
+    columns: int
+    signed: bool
+
+    def elements(self, value: Value) -> Any:
+        """How many numbers it has at a value."""
+        size = math.prod(value.sample_shape)
+        return size**2 if self.form == MATRIX else N * size * (self.columns if self.form == COLUMNS else 1)
+
+
+# -- steps, in order of execution ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A stream starts at the loss's input."""
+
+    operation: Operation
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A curved operation's residual appears at some of its inputs."""
+
+    operation: Operation
+    piece: Piece
+    gradient: Piece
+    slots: tuple[str, ...]
+    residual: Residual = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A piece crosses an operation, to one input."""
+
+    operation: Operation
+    slot: str
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Widen:
+    """A diagonal crosses an operation that is not elementwise, and so becomes columns, one per coordinate."""
+
+    operation: Operation
+    slot: str
+    piece: Piece
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Pieces of one form at a value become one: diagonals are added, columns laid side by side."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+    @property
+    def compresses(self) -> bool:
+        """Whether fewer columns take the place of those that arrived (see `compression`)."""
+        return self.into.columns < sum(piece.columns for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Average:
+    """KFRA's start: the loss Hessian averaged over the batch."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Random-sign combinations of the columns of a loss that names no distribution."""
+
+    value: Value
+    pieces: tuple[Piece, ...]
+    into: Piece
+
+
+@dataclass(frozen=True)
+class Close:
+    """A piece ends at a parameter."""
+
+    operation: Operation
+    slot: str
+    parameter: Value
+    piece: Piece | None
+    site: Site
+    contraction: Contraction = field(compare=False)
+    choices: tuple[Choice, ...] = field(compare=False)
+    pooled: bool = False
+    """Whether it takes the columns at pooled positions (see `pooled`)."""
+
+    def cost(self) -> Cost:
+        """Of all its routes together."""
+        total = self.choices[0].cost
+        for choice in self.choices[1:]:
+            total = total + choice.cost
+        return total
+
+
+@dataclass(frozen=True)
+class Tied:
+    """A piece ends at a parameter of several uses, their contractions joined along the positions (see `tied`)."""
+
+    parameter: Value
+    uses: tuple[Close, ...]
+    site: Site
+    choices: tuple[Choice, ...] = field(compare=False)
+
+    @property
+    def operation(self) -> Operation:
+        """The last use to be reached, under whose heading it is printed."""
+        return self.uses[-1].operation
+
+    @property
+    def piece(self) -> Piece:
+        piece = self.uses[0].piece
+        assert piece is not None
+        return piece
+
+
+@dataclass(frozen=True)
+class Tail:
+    """All that is left of a piece's way, in chunks of samples and of columns, because its columns are many.
+
+    Memory then grows neither with their number nor with the batch. The first step is the piece's `Widen` if it is
+    born as columns here; the others are its `Pull`s and `Close`s.
+    """
+
+    piece: Piece
+    value: Value
+    """where the piece is when the chunks are cut."""
+    steps: tuple[Pull | Widen | Close, ...]
+    samples: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class LocalTail(Tail):
+    """A tail position by position of its first value, each with the neighbourhood that its columns live on (`local`).
+
+    Its steps' operations make such a piece of their values; `columns` are those of a position.
+    """
+
+    widen: Widen
+    """the first step, at whole values."""
+    positions: tuple[int, ...]
+    """their number along each axis."""
+    chunk: int
+    """positions at a time."""
+    places: Mapping[str, Neighbourhood]
+    """by value."""
+    cleared: frozenset[tuple[str, str]]
+    """the inputs (operation, slot) at which columns outside the image are set to zero before they go on."""
+
+
+@dataclass(frozen=True)
+class SampleChunks:
+    """Curvature's whole way through the model in chunks of samples, where a batch's columns together are many."""
+
+    steps: tuple[Step, ...]
+    samples: int
+
+    @property
+    def operation(self) -> Operation:
+        """The model's last operation, under whose heading the loop is printed."""
+        return _operation(self.steps[0])
+
+
+Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
+
+Arrival = tuple[Value, Piece]
+"""A piece at a value."""
+
+
+def reads(step: Step) -> list[Arrival]:
+    """The pieces that a step takes, each from where it has arrived."""
+    if isinstance(step, Tied):
+        return [(use.operation.output, step.piece) for use in step.uses]
+    if isinstance(step, Birth):
+        return [(step.operation.output, step.gradient)]
+    if isinstance(step, Gather | Average | Sample):
+        return [(step.value, piece) for piece in step.pieces]
+    if isinstance(step, Close):
+        return [] if step.piece is None else [(step.operation.output, step.piece)]
+    if isinstance(step, Pull | Widen):
+        return [(step.operation.output, step.piece)]
+    if isinstance(step, Tail):
+        return reads(step.steps[0]) if isinstance(step.steps[0], Widen) else [(step.value, step.piece)]
+    return []
+
+
+def makes(step: Step) -> list[Arrival]:
+    """The pieces that arrive by a step, and where."""
+    if isinstance(step, Seed):
+        return [(value, step.piece) for value in step.operation.tensors.values()]
+    if isinstance(step, Birth):
+        return [(step.operation.tensors[slot], step.piece) for slot in step.slots]
+    if isinstance(step, Gather | Average | Sample):
+        return [(step.value, step.into)]
+    if isinstance(step, Pull):
+        return [(step.operation.tensors[step.slot], step.piece)]
+    if isinstance(step, Widen):
+        return [(step.operation.tensors[step.slot], step.into)]
+    return []
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of the backward pass, for the quantities asked for."""
+
+    quantities: tuple[str, ...]
+    mc_samples: int
+    steps: tuple[Step, ...]
+    active: frozenset[str]
+    pools: Mapping[tuple[str, str], Operation]
+    """(value, piece) -> the pool behind which the piece's columns are kept pooled as well."""
+    curvature: str
+    """How residuals enter (see `schemes`)."""
+    indefinite: bool = False
+    """Whether the loss's own curvature, and so the GGN, is not known to be positive."""
+    curvature_dtype: torch.dtype | None = None
+    """The dtype of curvature columns, if it is not the model's (see `precision`)."""
+    by_pixels: bool = False
+    """Whether images, and columns of images, lie in memory pixel by pixel (see `memory_format`)."""
+
+    def flat(self) -> Iterator[Step]:
+        """All steps, those of tails too."""
+        for step in self.steps:
+            yield from flat(step)
+
+    def closings(self) -> list[Close | Tied]:
+        """What ends at parameters, in order of execution."""
+        return [step for step in self.flat() if isinstance(step, Close | Tied)]
+
+    def crossed(self) -> set[str]:
+        """Names of operations that something crosses or is born at: their forward must save what rules read."""
+        kinds = Birth | Pull | Widen | Seed | Close
+        uses = {use.operation.name for step in self.flat() if isinstance(step, Tied) for use in step.uses}
+        return uses | {step.operation.name for step in self.flat() if isinstance(step, kinds)}
+
+
+def flat(step: Step) -> Iterator[Step]:
+    """A step, or those that it carries out in chunks."""
+    if isinstance(step, Tail | SampleChunks):
+        for own in step.steps:
+            yield from flat(own)
+    else:
+        yield step
+
+
+def _operation(step: Step) -> Operation:
+    return next(own.operation for own in flat(step) if not isinstance(own, Gather | Average | Sample | Tail))
+
+
+def live(steps: list[Step]) -> list[Step]:
+    """Drop every step whose result nothing reads: what was not asked for is not computed."""
+    wanted: set[tuple[str, str]] = set()
+    kept: list[Step] = []
+    for step in reversed(steps):
+        if isinstance(step, Close | Tied) or any((value.name, piece.name) in wanted for value, piece in makes(step)):
+            wanted |= {(value.name, piece.name) for value, piece in reads(step)}
+            kept.append(step)
+    return kept[::-1]
+
+
+def title(operation: Operation) -> str:
+    """The heading under which an operation's lines stand."""
+    place = "loss" if operation.source.in_loss else operation.source.module
+    return f"{place}: {operation.short}" if place else operation.short

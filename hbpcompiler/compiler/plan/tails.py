@@ -1,0 +1,164 @@
+"""Which pieces have so many columns that the rest of their way is walked in chunks (`steps.Tail`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+
+from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Resources
+from hbpcompiler.compiler.plan.local import Local
+from hbpcompiler.compiler.plan.steps import (
+    Average,
+    Birth,
+    Close,
+    Gather,
+    Piece,
+    Pull,
+    Sample,
+    Seed,
+    Step,
+    Tail,
+    Tied,
+    Widen,
+)
+from hbpcompiler.compiler.routes import COLUMNS, choose
+from hbpcompiler.compiler.trace.graph import Value
+from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a piece goes in chunks, and in which."""
+
+    large: int
+    """bytes per sample, at the piece's largest value, above which it does"""
+    chunk: int
+    """bytes of the largest tensor of a chunk"""
+
+
+SPATIAL = Limits(2**23, 2**24)
+"""Convolutions want many samples at a time; a chunk is small enough for the allocator to hand out its memory again."""
+VECTORS_ONLY = Limits(2**15, 2**20)
+"""Matrix products are as fast on few samples, and what fits the cache costs neither traffic nor fresh pages: the
+Hessian diagonal of benchmarks' MLP takes half the time."""
+
+
+LATE_BYTES, LATE_CHUNK = 2**24, 2**20
+"""Bytes of a piece at one value for a whole batch, from which on it goes in chunks of samples, and those of a chunk.
+The allocator asks the system for the memory of what is larger each time anew."""
+
+Place = tuple[str, str]
+Own = Pull | Widen | Close
+
+
+def limits(vectors_only: bool) -> Limits:
+    """Of a piece that meets only values of one axis (fully connected networks), or others too."""
+    return VECTORS_ONLY if vectors_only else SPATIAL
+
+
+def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources,
+               pools: Container[Place] = (), local: Local | None = None) -> list[Step]:
+    """The steps, with those of each large piece folded into one `Tail` at the place of its first.
+
+    `pools` are the places (value, piece) where columns are kept pooled; `local` looks for tails of local support.
+    """
+    result = list(steps)
+    for piece in _pieces(steps):
+        tail = _tail(piece, steps, itemsize, resources, pools, local)
+        if tail is not None:
+            first = next(index for index, step in enumerate(result) if any(step is own for own in tail[1]))
+            result[first] = tail[0]
+            result = [step for step in result if not any(step is own for own in tail[1])]
+    return result
+
+
+def _pieces(steps: Sequence[Step]) -> list[Piece]:
+    found: dict[str, Piece] = {}
+    for step in steps:
+        piece = step.into if isinstance(step, Widen | Gather) else getattr(step, "piece", None)
+        if piece is not None and piece.form == COLUMNS and piece.stream != GRADIENT:
+            found.setdefault(piece.name, piece)
+    return list(found.values())
+
+
+def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resources,
+          pools: Container[Place], local: Local | None) -> tuple[Tail, Sequence[Step]] | None:
+    """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
+    if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
+        return None
+    if any(step.piece == piece for step in steps if isinstance(step, Tied)):
+        return None
+    own = [step for step in steps if (isinstance(step, Widen) and step.into == piece)
+           or (isinstance(step, Pull | Close) and step.piece == piece)]
+    kept = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
+    if kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
+        return None  # what keeps samples or columns apart is as large as they are
+    starts = _starts(piece, steps)
+    if len(starts) != 1 or not own:
+        return None
+    if local is not None and (found := local.tail(piece, own)) is not None:
+        return found, own
+    values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
+    read_whole = {step.operation.name for step in own if not (isinstance(step, Close) and step.pooled) and not (
+        isinstance(step, Pull) and (step.operation.tensors[step.slot].name, piece.name) in pools)}
+    values = [value for value in values if (value.name, piece.name) not in pools or value.name in read_whole]
+    each = max(math.prod(value.sample_shape) for value in values) * itemsize
+    bounds = limits(all(len(value.sample_shape) <= 1 for value in values))
+    allowed = resources.temporaries
+    fits = allowed is None or each * piece.columns * resources.batch <= allowed
+    if each * piece.columns <= bounds.large and fits:
+        return _late_tail(piece, own, itemsize, resources, pools)
+    limit = bounds.chunk if allowed is None else min(bounds.chunk, allowed)
+    samples = max(1, limit // (each * piece.columns))
+    chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
+    columns = math.ceil(piece.columns / chunks)
+    return Tail(piece, starts[0], _in_chunks(own, samples, columns), samples, columns), own
+
+
+def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, ...]:
+    """The steps, their closings by the routes that are cheapest for so many samples and columns."""
+    chosen = []
+    for step in steps:
+        if isinstance(step, Close):
+            site = replace(step.site, columns=columns, samples=samples)
+            kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+            step = replace(step, site=site, choices=choose(site, kinds))
+        chosen.append(step)
+    return tuple(chosen)
+
+
+def _late_tail(piece: Piece, own: Sequence[Own], itemsize: int, resources: Resources,
+               pools: Container[Place]) -> tuple[Tail, Sequence[Own]] | None:
+    """The end of the way of a piece of few columns, from where a whole batch of them would be large."""
+    for index, step in enumerate(own):
+        if not isinstance(step, Pull):
+            continue
+        value, start, rest = step.operation.tensors[step.slot], step.operation.output, own[index:]
+        each = math.prod(value.sample_shape) * itemsize * piece.columns
+        if each * TYPICAL_BATCH > LATE_BYTES and _enters_at(start, own[:index], rest) and (
+                start.name, piece.name) not in pools:
+            samples = max(1, LATE_CHUNK // each)
+            return Tail(piece, start, _in_chunks(rest, samples, piece.columns), samples, piece.columns), rest
+    return None
+
+
+def _enters_at(start: Value, before: Sequence[Own], rest: Sequence[Own]) -> bool:
+    """Whether the rest of the way reads nothing that was made before but the columns at `start`."""
+    made = {step.operation.tensors[step.slot].name for step in rest if isinstance(step, Pull | Widen)}
+    arrived = {step.operation.tensors[step.slot].name for step in before if isinstance(step, Pull | Widen)}
+    return all(step.operation.name in made | {start.name} for step in rest) and not made & (arrived | {start.name})
+
+
+def _starts(piece: Piece, steps: Sequence[Step]) -> list[Value]:
+    """The values at which the piece begins; for columns born of a diagonal, the value of the diagonal."""
+    starts: list[Value] = []
+    for step in steps:
+        if isinstance(step, Widen) and step.into == piece:
+            if step.operation.output not in starts:  # one for each operand
+                starts.append(step.operation.output)
+        elif isinstance(step, Gather | Average | Sample) and step.into == piece:
+            starts.append(step.value)
+        elif isinstance(step, Seed | Birth) and step.piece == piece:
+            starts += [value for value in step.operation.tensors.values() if value.role == "result" and value.batched]
+    return starts

@@ -1,0 +1,355 @@
+"""Stage 3, plan: one backward walk over the graph that decides what travels where, in which form, and how it closes.
+
+The result is a list of steps without tensors. `derive` carries them out, `explain` prints them. The walk knows
+structures and sizes, never an operation. Curvature travels in pieces: a piece is born at one place, has one form, and
+is the sum of what arrives over several consumers. Diagonals born at one value are added, columns laid side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import networkx as nx
+import torch
+
+from hbpcompiler import schemes
+from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.endings import is_positive, static_multiples
+from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.plan import compression
+from hbpcompiler.compiler.plan.closings import closings_at
+from hbpcompiler.compiler.plan.local import Local, without_local
+from hbpcompiler.compiler.plan.pooled import with_pooled_columns
+from hbpcompiler.compiler.plan.precision import Precision
+from hbpcompiler.compiler.plan.sample_chunks import with_sample_chunks
+from hbpcompiler.compiler.plan.steps import (
+    PREFIX,
+    Average,
+    Birth,
+    Gather,
+    Piece,
+    Plan,
+    Pull,
+    Sample,
+    Seed,
+    Step,
+    Widen,
+    live,
+)
+from hbpcompiler.compiler.plan.tails import limits, with_tails
+from hbpcompiler.compiler.plan.tied import join_uses
+from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
+from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.quantities import (
+    GGN,
+    GGN_MC,
+    GRADIENT,
+    KFRA,
+    NEGATIVE,
+    POSITIVE,
+    QUANTITIES,
+    RESIDUAL,
+    RESIDUAL_MC,
+    VECTORS,
+    closings_for,
+)
+from hbpcompiler.rule import Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
+from hbpcompiler.rule.bilinear import (
+    cross_block,
+    cross_block_missing,
+    inputs_met,
+    parameters_met,
+)
+from hbpcompiler.rule.convexity import curvature_sign, slope_sign
+from hbpcompiler.rule.registry import AnyRule
+
+
+class _Walk:
+    def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int,
+                 resources: Resources, curvature: str, curvature_dtype: torch.dtype | None) -> None:
+        self.graph, self.rules = graph, rules
+        self.quantities, self.mc_samples, self.resources = quantities, mc_samples, resources
+        self.active = graph.active()
+        self.curvature = curvature
+        self.closings = schemes.kept(curvature, closings_for(quantities))
+        self.streams = {closing.stream for closing in self.closings if closing.stream}
+        self.steps: list[Step] = []
+        self.at: dict[str, dict[str, Piece]] = {}
+        self.counter: dict[str, int] = {}
+        _, self.tail = graph.ending(self.active)
+        self.multiples = static_multiples(graph, rules, self.active)
+        self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
+        self.sampled: set[str] = set()
+        self.slopes: dict[str, int | None] = {}
+        self.boundary = _boundary(graph, self.active)
+        self.indefinite = False
+        self.dtype = self.boundary[0].dtype
+        self.precision = Precision(None if curvature_dtype == self.dtype else curvature_dtype)
+        self.itemsize = (self.precision.dtype or self.dtype).itemsize
+        """Bytes of a number of a column."""
+        self.largest = _largest_above(graph, self.active)
+
+    def run(self) -> Plan:
+        left = False
+        for operation in reversed(self.graph.operations):
+            if operation.name not in self.active:
+                continue
+            rule = self.rules.get(operation.name)
+            if rule is None or operation in self.tail:
+                continue
+            if not operation.source.in_loss and not left:
+                self._leave_loss()
+                left = True
+            if isinstance(rule, LossRule):
+                self._seed(operation, rule)
+            else:
+                self._cross(operation, rule)
+        steps, pools = with_pooled_columns(live(join_uses(self.steps, self.closings)), self.rules, self._static)
+        local = Local(self.rules, self._static, self.itemsize, self.resources)
+        steps = with_tails(steps, self.itemsize, self.resources, pools, local)
+        pools = without_local(pools, steps)
+        steps = with_sample_chunks(steps, self.dtype.itemsize, self.resources)
+        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
+                    self.indefinite, self.precision.dtype)
+
+    # -- births ----------------------------------------------------------------------------------------------------
+
+    def _piece(self, prefix: str, stream: str, form: str, columns: int, signed: bool) -> Piece:
+        number = self.counter[prefix] = self.counter.get(prefix, 0) + 1
+        return Piece(prefix if number == 1 else f"{prefix}{number}", stream, form, columns, signed)
+
+    def _arrive(self, value: Value, piece: Piece) -> None:
+        self.at.setdefault(value.name, {})[piece.name] = piece
+
+    def _static(self, operation: Operation) -> Op:
+        """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
+        return bind(operation, StandIns(operation, self.rules.get(operation.name)), self.active)
+
+    def _seed(self, operation: Operation, rule: LossRule) -> None:
+        value = operation.tensors[rule.input]
+        op = self._static(operation)
+        self.steps.append(Seed(operation, self.gradient))
+        self._arrive(value, self.gradient)
+        residual = rule.residual_of(op)
+        signed = not is_positive(self.multiples[operation.name])
+        self._slope(value, 1 if rule.increasing and not signed else None)
+        for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
+            if stream == GGN_MC and rule.sample is not None:
+                piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)
+                self.sampled.add(piece.name)
+            elif isinstance(residual, Zero):
+                continue
+            elif isinstance(residual, Diagonal):
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
+            else:
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
+            self.steps.append(Seed(operation, piece))
+            self._arrive(value, piece)
+
+    def _slope(self, value: Value, sign: int | None) -> None:
+        """Note the sign of the loss's derivative in a value, one of several ways from it to the loss."""
+        self.slopes[value.name] = sign if self.slopes.get(value.name, sign) == sign else None
+
+    def _births(self, operation: Operation, rule: Rule, op: Op, gradient: Piece | None) -> None:
+        """The rule's residual, and what it leaves out where a parameter is a value (see `bilinear`)."""
+        if gradient is None:
+            return
+        slots = tuple(slot for slot, value in operation.tensors.items() if self._carries(value))
+        self._birth(operation, rule.residual_of(op), tuple(slot for slot in slots if slot.split(".")[0] in rule.jac_t),
+                    gradient)
+        inputs = tuple(inputs_met(rule, op))
+        for slot in parameters_met(rule, op):
+            met = self.parameters_above(operation, [slot]) & self.parameters_above(operation, inputs)
+            if not met or not self.streams & {RESIDUAL, RESIDUAL_MC}:
+                continue  # the block is between different parameters
+            if cross_block_missing(rule, op):
+                raise UnsupportedOpError(
+                    f"{operation.target} in {operation.source}: its input and its '{slot}' depend on one parameter "
+                    f"({', '.join(sorted(met))}), and there is no rule for the Hessian's cross terms between them; "
+                    "freeze it or ask for other quantities")
+            self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient)
+
+    def parameters_above(self, operation: Operation, slots: Iterable[str]) -> set[str]:
+        """Names of the trainable parameters that these arguments depend on."""
+        network = self.graph.network()
+        names = set().union(*[nx.ancestors(network, operation.tensors[slot].name) for slot in slots])
+        return {value.key for value in self.graph.state if value.trainable and value.name in names}
+
+    def _birth(self, operation: Operation, residual: Residual, slots: tuple[str, ...], gradient: Piece) -> None:
+        if isinstance(residual, Zero) or not slots:
+            return
+        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
+        signed = schemes.is_signed(self.curvature)
+        if operation.source.in_loss:
+            rule = self.rules[operation.name]
+            assert isinstance(rule, Rule)
+            slope = self.slopes.get(operation.name)
+            signed = slope is None or slope != curvature_sign(rule, self._static(operation))
+        for stream in sorted(self.streams & set(streams)):
+            if isinstance(residual, Diagonal):
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
+            else:
+                op = self._static(operation)
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
+            self.steps.append(Birth(operation, piece, gradient, slots, residual))
+            for slot in slots:
+                self._arrive(operation.tensors[slot], piece)
+
+    # -- crossing an operation ----------------------------------------------------------------------------------------
+
+    def _carries(self, value: Value) -> bool:
+        """Whether columns travel on to this value; parameters are where they end."""
+        return value.name in self.active and value.role != "parameter"
+
+    def _cross(self, operation: Operation, rule: Rule) -> None:
+        value = operation.output
+        pieces = self._gathered(value, operation)
+        op = self._static(operation)
+        gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
+        self.steps += closings_at(operation, rule, op, pieces, self.closings, self.dtype, self.resources,
+                                   self.precision)
+        slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
+        self._births(operation, rule, op, gradient)
+        if operation.source.in_loss:
+            slope = self.slopes.get(value.name)
+            for slot in slots:
+                own = slope_sign(rule, op, slot)
+                self._slope(operation.tensors[slot], slope * own if slope and own else None)
+        for piece in pieces:
+            if piece.form == MATRIX and (len(slots) > 1 or parameters_met(rule, op) or any(piece.name in self.at.get(
+                    operation.tensors[slot].name, {}) for slot in slots)):
+                raise UnsupportedOpError(f"kfra: {operation.target} in {operation.source} joins or splits branches, "
+                                         "and the batch-averaged recursion is defined for chains only; use kflr")
+            keeps = piece.form != DIAGONAL_FORM or (
+                len(slots) == 1 and (rule.elementwise_in(op) or rule.structure_of(op) is Structure.SELECTION)
+            )
+            if not keeps and piece.stream == RESIDUAL_MC:
+                piece, keeps = self._sampled(value, piece), True
+            size = math.prod(value.sample_shape)
+            into = piece if keeps else self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
+            for slot in slots:
+                self.steps.append(Pull(operation, slot, piece) if keeps else Widen(operation, slot, piece, into))
+                self._arrive(operation.tensors[slot], into)
+
+    def _gathered(self, value: Value, operation: Operation) -> list[Piece]:
+        """What has arrived at a value, once all its consumers are done, in as few pieces as possible."""
+        pieces = list(self.at.pop(value.name, {}).values())
+        result: list[Piece] = [piece for piece in pieces if piece.stream == GRADIENT]
+        for stream in sorted({piece.stream for piece in pieces} - {GRADIENT}):
+            for form in (COLUMNS, DIAGONAL_FORM, MATRIX):
+                group = [piece for piece in pieces if (piece.stream, piece.form) == (stream, form)]
+                # Inside the loss sampled and exact columns of one stream stay apart until `_leave_loss`.
+                mixed = stream == GGN_MC and operation.source.in_loss
+                if len(group) > 1 and not mixed and self._only_here(group) and not self._many(group, value):
+                    signed = any(piece.signed for piece in group)
+                    total = sum(piece.columns for piece in group)
+                    into = self._piece(PREFIX[stream], stream, form, total, signed)
+                    self.steps.append(Gather(value, tuple(group), into))
+                    group = [into]
+                if form == COLUMNS and not operation.source.in_loss:
+                    group = [self._compressed(value, piece) for piece in group]
+                result += group
+        return result
+
+    def _compressed(self, value: Value, piece: Piece) -> Piece:
+        """As many columns as the value has numbers, where more have arrived and a long way is left (`compression`)."""
+        size = math.prod(value.sample_shape)
+        kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
+        worth = piece.columns >= compression.MANY * size and self.largest[value.name][0] >= compression.FAR * size
+        possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE}
+        if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
+            return piece
+        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
+        self.steps.append(Gather(value, (piece,), into))
+        return into
+
+    def _many(self, pieces: Iterable[Piece], value: Value) -> bool:
+        """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
+        columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
+        size, vectors_only = self.largest[value.name]
+        return columns * size * self.itemsize > limits(vectors_only).large
+
+    def _sampled(self, value: Value, piece: Piece) -> Piece:
+        """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""
+        columns = self.mc_samples * (2 if piece.signed else 1)
+        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, columns, piece.signed)
+        self.steps.append(Sample(value, (piece,), into))
+        return into
+
+    def _only_here(self, pieces: Iterable[Piece]) -> bool:
+        """Columns may be laid side by side only where no other branch still carries one of them."""
+        names = {piece.name for piece in pieces}
+        return not any(names & set(there) for there in self.at.values())
+
+    def _leave_loss(self) -> None:
+        """At the model's outputs KFRA's pieces are averaged, and exact columns sampled where the loss cannot do it.
+
+        Columns that the loss sends to several outputs stay one piece: their cross blocks are part of the GGN.
+        """
+        if KFRA in self.streams and len(self.boundary) > 1:
+            raise UnsupportedOpError("kfra: the loss takes several outputs of the model, and the batch-averaged "
+                                     "recursion is defined for chains only; use kflr")
+        found = {value.name: list(self.at.get(value.name, {}).values()) for value in self.boundary}
+        every = {piece.name: piece for pieces in found.values() for piece in pieces}.values()
+        self.indefinite = any(piece.signed for piece in every)
+        exact = {piece.name: piece for piece in every if piece.stream == GGN_MC and piece.name not in self.sampled}
+        signed = any(piece.signed for piece in exact.values())
+        drawn = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed) if exact else None
+        for value in self.boundary:
+            pieces = found[value.name]
+            for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
+                # A piecewise linear loss: its GGN is zero, which is not absence.
+                into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+                self.steps.append(Gather(value, (), into))
+                pieces.append(into)
+            averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
+            sampled = tuple(piece for piece in pieces if piece.name in exact)
+            result = [piece for piece in pieces if piece not in averaged and piece not in sampled]
+            if averaged:
+                into = self._piece("G", KFRA, MATRIX, 0, False)
+                self.steps.append(Average(value, averaged, into))
+                result.append(into)
+            if sampled and drawn is not None:
+                self.steps.append(Sample(value, sampled, drawn))
+                result.append(drawn)
+            self.at[value.name] = {piece.name: piece for piece in result}
+
+
+def _boundary(graph: Graph, active: set[str]) -> list[Value]:
+    """The values at which the model ends and the loss begins."""
+    found: dict[str, Value] = {}
+    for operation in graph.operations:
+        if operation.source.in_loss and operation.name in active:
+            for value in operation.tensors.values():
+                maker = graph.makers.get(value.name)
+                if maker is not None and not maker.source.in_loss and value.name in active:
+                    found[value.name] = value
+    return list(found.values())
+
+
+def _largest_above(graph: Graph, active: set[str]) -> dict[str, tuple[int, bool]]:
+    """For each value, the size of the largest one that its columns will reach on their way back, itself included; and
+    whether all of them have one axis."""
+    largest: dict[str, tuple[int, bool]] = {}
+    for operation in graph.operations:
+        if operation.name in active:
+            above = [largest[value.name] for value in operation.tensors.values() if value.name in largest]
+            sizes = [math.prod(operation.output.sample_shape), *(size for size, _ in above)]
+            vectors_only = len(operation.output.sample_shape) <= 1 and all(flat for _, flat in above)
+            largest[operation.name] = max(sizes), vectors_only
+    return largest
+
+
+def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,
+         resources: Resources = UNLIMITED, curvature: str = schemes.HESSIAN,
+         curvature_dtype: torch.dtype | None = None) -> Plan:
+    """Decide streams, forms, merges and routes. `quantities` are names from the table, `curvature` is a scheme.
+
+    `curvature_dtype` is that of curvature columns; None: the model's.
+    """
+    unknown = [name for name in quantities if name not in QUANTITIES]
+    assert not unknown, unknown
+    return _Walk(graph, rules, quantities, mc_samples, resources, curvature, curvature_dtype).run()

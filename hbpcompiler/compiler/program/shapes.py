@@ -1,0 +1,127 @@
+"""Symbolic shapes of everything the program computes: two runs on meta tensors, with two batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.compiler.trace.graph import N, Value
+
+BATCHES = (5, 8)
+
+
+def annotate(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value]) -> None:
+    """Set meta["shape"] of every node that makes a tensor: a tuple of texts such as "N" or "9"."""
+    _mark(graph, [_run(graph, arguments(graph, inputs, state, batch)) for batch in BATCHES], "N")
+
+
+def annotate_once(graph: fx.Graph, arguments: Sequence[Any]) -> None:
+    """The same with the lengths that these meta tensors have."""
+    run = _run(graph, arguments)
+    _mark(graph, [run, run], "N")
+
+
+def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
+              batch: int = BATCHES[0]) -> list[Any]:
+    """A meta tensor for each of the program's arguments."""
+    values: dict[str, Any] = {name: _meta(value, batch) for name, value in inputs.items()}
+    values["state"] = {value.key: _meta(value, batch) for value in state}
+    return [values[str(node.target)] for node in graph.nodes if node.op == "placeholder"]
+
+
+def _meta(value: Value, batch: int) -> Tensor:
+    shape = [length if isinstance(length, int) else int(length.subs(N, batch)) for length in value.shape]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
+
+
+def _run(graph: fx.Graph, arguments: Sequence[Any]) -> dict[fx.Node, Any]:
+    """Every node's value on meta tensors; loops' bodies once, on a chunk."""
+    return dict(interpret(graph, arguments, _annotate_body))
+
+
+def interpret(graph: fx.Graph, arguments: Sequence[Any],
+              enter: Callable[[Loop, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None],
+              ) -> Iterator[tuple[fx.Node, Any]]:
+    """Each node with its value on meta tensors; at a loop, `enter(loop, accumulators, cut, whole)` is called instead.
+
+    A value is kept no longer than to its last reader.
+    """
+    values: dict[fx.Node, Any] = {}
+    given = iter(arguments)
+    last = {used: node for node in graph.nodes for used in node.all_input_nodes}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        if node.op == "placeholder":
+            values[node] = next(given)
+            yield node, values[node]
+            continue
+        if isinstance(node.target, Loop):
+            args = fx.node.map_arg(node.args, lambda used: values[used])
+            enter(node.target, *args)
+            values[node] = args[0]
+            del args
+        else:
+            values[node] = evaluate(node, values)
+        yield node, values[node]
+        for used in {node, *node.all_input_nodes}:
+            if last.get(used, node) is node:
+                del values[used]
+
+
+def evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """What a node, no loop, makes of meta tensors."""
+    args: Any = fx.node.map_arg(node.args, lambda used: values[used])
+    kwargs: Any = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
+    if kwargs.get("device") is not None:
+        kwargs["device"] = "meta"
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
+    runs = [_run(loop.body, round_of(loop, accumulators, cut, whole, length)) for length in BATCHES]
+    _mark(loop.body, runs, "n" if loop.axis == 0 else "k")
+
+
+def round_of(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor],
+             length: int = BATCHES[0]) -> list[Tensor]:
+    """What the body is given for a chunk of this length; one for single samples may rely on their number."""
+    length = length if loop.chunk > 1 else 1
+    rows = [resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
+    parts = [resized(tensor, loop.axis, length) for tensor in cut]
+    return [*accumulators[: loop.totals], *rows, *parts, *whole]
+
+
+def resized(tensor: Tensor, axis: int, length: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[axis] = length
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbol: str) -> None:
+    first, second = runs
+    for node in graph.nodes:
+        value = first.get(node)
+        if isinstance(value, Tensor):
+            pairs = zip(value.shape, second[node].shape, strict=True)
+            node.meta["shape"] = tuple(_length(small, large, symbol) for small, large in pairs)
+            node.meta["dtype"] = value.dtype
+        elif isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
+            node.meta["results"] = len(value)
+
+
+def _length(small: int, large: int, symbol: str) -> str:
+    """A length that is linear in the batch size, from its two samples."""
+    slope, rest = divmod(large - small, BATCHES[1] - BATCHES[0])
+    if slope == 0 and rest == 0:
+        return str(small)
+    constant = small - slope * BATCHES[0]
+    text = symbol if slope == 1 else f"{slope}*{symbol}"
+    return text if constant == 0 else f"{text} + {constant}"

@@ -1,0 +1,203 @@
+"""Writes torch.fx graphs by running plain torch functions on proxies; chunk loops are nodes with a graph inside.
+
+Every node carries `meta["block"]`, the heading it is printed under, `meta["step"]`, the number of the plan's step that
+wrote it (None elsewhere), and perhaps `meta["hint"]`, the name it asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.rule import Op
+
+
+class _Tracer(fx.proxy.TracerBase):
+    """Appends to one graph and marks each node with the current block."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.block: Block | None = None
+        self.step: int | None = None
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = self.graph.create_node(*args, **kwargs)
+        node.meta["block"] = self.block
+        node.meta["step"] = self.step
+        return node
+
+
+@dataclass(frozen=True)
+class Block:
+    """A heading of the generated file."""
+
+    title: str
+    part: str
+    """"forward", "backward" or "results"."""
+
+
+class Writer:
+    """Collects what functions do to proxies in `graph`.
+
+    Proxies are typed Any: they stand for tensors and shapes, whose methods and operators fx.Proxy does not declare.
+    """
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.tracer = _Tracer(self.graph)
+
+    def proxy(self, node: fx.Node) -> Any:
+        return fx.Proxy(node, self.tracer)
+
+    def placeholder(self, name: str) -> Any:
+        return self.proxy(self.tracer.create_node("placeholder", name, (), {}, name))
+
+    def call(self, target: Callable[..., Any], *args: Any, hint: str = "", **kwargs: Any) -> Any:
+        proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
+        return named(proxy, hint)
+
+    @contextmanager
+    def block(self, title: str, part: str) -> Iterator[None]:
+        """Nodes written inside stand under this heading."""
+        before, self.tracer.block = self.tracer.block, Block(title, part)
+        try:
+            yield
+        finally:
+            self.tracer.block = before
+
+    def loop(
+        self,
+        body: Callable[[Part], None],
+        *,
+        op: Op | None,
+        sliced: Mapping[str, Any],
+        chunk: int,
+        totals: Mapping[str, tuple[int, ...]],
+        rows: Mapping[str, tuple[int, ...]] | None = None,
+        axis: int = 0,
+    ) -> dict[str, Any]:
+        """Write `for start in range(0, length, chunk): body(part)`, slicing along `axis`.
+
+        `sliced` (the first one gives length, dtype and device) and what the body reads of `op` are cut into chunks.
+        `totals` are zeros of the given shapes that the body adds to in place; `rows` are tensors of the given shapes
+        behind an axis 0 of all samples, of which the body fills its own rows in place.
+        """
+        lead = next(proxy for proxy in sliced.values() if proxy is not None)
+        like: list[fx.Proxy] = []
+        for shape in totals.values():
+            like.append(lead.new_zeros(shape))
+        for shape in (rows or {}).values():
+            like.append(lead.new_empty((lead.shape[0], *shape)))
+        inner = Writer()
+        inner.tracer.block = self.tracer.block
+        part = Part(inner, op, list(totals), list(rows or {}), sliced)
+        body(part)
+        inner.graph.output(None)
+        part.close()
+        loop = Loop(inner.graph, chunk, axis, len(totals), len(rows or {}), len(part.cut))
+        node = self.call(loop, tuple(like), tuple(part.cut), tuple(part.whole))
+        names = [*totals, *(rows or {})]
+        return {name: node[position] for position, name in enumerate(names)}
+
+
+class Part:
+    """What a loop's body sees: this chunk's slices, the totals it adds to and the rows it fills."""
+
+    def __init__(self, writer: Writer, op: Op | None, totals: Sequence[str], rows: Sequence[str],
+                 sliced: Mapping[str, fx.Proxy | None]) -> None:
+        self.writer = writer
+        # Placeholders in the order in which the loop passes them: totals, rows, slices, whole tensors.
+        # Their own names may be no identifiers ("diagonal 0.weight").
+        self.totals = {name: writer.placeholder(f"total_{number}") for number, name in enumerate(totals)}
+        self.rows = {name: writer.placeholder(f"rows_{number}") for number, name in enumerate(rows)}
+        self.cut: list[fx.Proxy] = []
+        self.whole: list[fx.Proxy] = []
+        self._seen: dict[fx.Node, fx.Proxy] = {}
+        self._sliced = {name: None if proxy is None else self._take(proxy, True) for name, proxy in sliced.items()}
+        self._late: list[tuple[fx.Proxy, fx.Proxy]] = []
+        self.op = None if op is None else op.bound_again(self.read)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sliced
+
+    def __getitem__(self, name: str) -> Any:
+        return self._sliced[name]
+
+    def outer(self, proxy: Any) -> Any:
+        """A tensor from outside the loop, whole; or a list of them. What is no tensor stays."""
+        if isinstance(proxy, list | tuple):
+            return [self.outer(item) for item in proxy]
+        return self._take(proxy, False) if isinstance(proxy, fx.Proxy) else proxy
+
+    def _take(self, outer: fx.Proxy, cut: bool) -> fx.Proxy:
+        if outer.node not in self._seen:
+            inner = self.writer.placeholder(f"part_{len(self._seen)}" if cut else f"whole_{len(self._seen)}")
+            self._seen[outer.node] = inner
+            (self.cut if cut else self.whole).append(outer)
+            inner.node.meta["cut"] = cut
+        return self._seen[outer.node]
+
+    def read(self, outer: Any, batched: bool) -> Any:
+        """A tensor that the rule reads: cut into chunks if it has a sample axis."""
+        if isinstance(outer, list | tuple):
+            return [self.read(item, batched) for item in outer]
+        return self._take(outer, batched) if isinstance(outer, fx.Proxy) else outer
+
+    def close(self) -> None:
+        """Placeholders to the front, in passing order."""
+        graph = self.writer.graph
+        holders = [node for node in graph.nodes if node.op == "placeholder"]
+        ordered = [*[n for n in holders if "cut" not in n.meta], *[n for n in holders if n.meta.get("cut") is True],
+                   *[n for n in holders if n.meta.get("cut") is False]]
+        first = next(iter(graph.nodes))
+        for node in ordered:
+            if node is not first:
+                first.prepend(node)
+        for before, after in pairwise(ordered):
+            before.append(after)
+
+
+@dataclass(eq=False)
+class Loop:
+    """A chunk loop as an fx call target: runs like the generated code does."""
+
+    body: fx.Graph
+    chunk: int
+    axis: int
+    totals: int
+    rows: int
+    cut: int
+
+    __name__ = "loop"
+
+    @cached_property
+    def _module(self) -> fx.GraphModule:
+        """The body as Python; the passes are over by the time that a loop is called."""
+        return fx.GraphModule(torch.nn.Module(), self.body)
+
+    def __call__(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
+        for start in range(0, sliced[0].shape[self.axis], self.chunk):
+            stop = start + self.chunk
+            rows = [rows[start:stop] for rows in accumulators[self.totals :]]
+            cut = [tensor[:, start:stop] if self.axis else tensor[start:stop] for tensor in sliced]
+            self._module(*accumulators[: self.totals], *rows, *cut, *whole)
+        return accumulators
+
+
+def named(proxy: Any, hint: str) -> Any:
+    """Ask for a name in the generated file; the first wish counts, an identity's input keeps its own."""
+    if hint and not proxy.node.meta.get("hint"):
+        proxy.node.meta["hint"] = hint
+    return proxy
+
+
+INPUTS = "Inputs and parameters"
+"""The heading of the forward pass's first lines."""

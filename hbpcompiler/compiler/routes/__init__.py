@@ -1,0 +1,116 @@
+"""Routes: the ways to close a parameter's einsum, each with its cost; the planner takes the cheapest cover.
+
+A route is a plain torch function over the letters of a contraction ("nkpo,npi->nkoi"), traced like a rule. It knows
+neither operations nor quantities: it sees letters, sizes and which closings are asked for (see `quantities`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Cost, number
+from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
+from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
+from hbpcompiler.compiler.routes.eigen import Eigenbasis
+from hbpcompiler.compiler.routes.factors import (
+    ColumnFactor,
+    HalfColumnFactor,
+    HalfInputFactor,
+    InputFactor,
+    ReducedFactor,
+    ReducedInputFactor,
+)
+from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
+from hbpcompiler.compiler.routes.kept import Kept
+from hbpcompiler.compiler.routes.products import (
+    ClosedForm,
+    NativeSum,
+    OneProduct,
+    WholeProduct,
+)
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    DIAGONAL_FORM,
+    MATRIX,
+    NEVER,
+    NOTHING,
+    Route,
+    Site,
+    Use,
+)
+from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
+
+ROUTES: tuple[Route, ...] = (
+    NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
+    WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
+    HalfInputFactor(), SlidingInputFactor(),
+    DiagonalForm(), MatrixForm(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
+)
+
+
+MOST_ROUTES = 5
+"""No set of closings needs more routes than this at one site."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A route and the closings it was chosen for."""
+
+    route: Route
+    kinds: frozenset[str]
+    cost: Cost
+
+
+def covers(site: Site, kinds: frozenset[str]) -> Iterator[tuple[Choice, ...]]:
+    """All sets of routes that give all closings, none idle: a product made for one closing serves the others."""
+    applicable = [route for route in ROUTES if route.applies(site) and route.closes(site) & kinds]
+    for count in range(1, min(MOST_ROUTES, len(applicable)) + 1):
+        for routes in itertools.combinations(applicable, count):
+            left, chosen = set(kinds), []
+            for route in routes:
+                taken = frozenset(left & route.closes(site))
+                left -= taken
+                if taken:
+                    chosen.append(Choice(route, taken, route.cost(site, taken)))
+            if left or len(chosen) < count:
+                continue
+            yield tuple(chosen)
+
+
+def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
+    """The cheapest set of routes that gives all closings and keeps to the memory for temporaries, if one does."""
+    possible = [choices for choices in covers(site, kinds) if seconds(site, choices) < float("inf")]
+    assert possible, f"no route closes {sorted(kinds)} of {site}"
+    return min(possible, key=lambda choices: (excess(site, choices), seconds(site, choices)))
+
+
+def alternatives(site: Site, choices: Sequence[Choice]) -> list[Choice]:
+    """Routes that were not taken, each with all the closings that it could have given."""
+    kinds = frozenset().union(*(choice.kinds for choice in choices))
+    taken = {(choice.route.name, choice.kinds) for choice in choices}
+    found = []
+    for route in ROUTES:
+        could = route.closes(site) & kinds if route.applies(site) else frozenset()
+        if could and (route.name, could) not in taken:
+            found.append(Choice(route, could, route.cost(site, could)))
+    return found
+
+
+def seconds(site: Site, choices: Iterable[Choice]) -> float:
+    """What they cost together, at the batch size that routes are compared at."""
+    batch = site.samples or TYPICAL_BATCH
+    return sum(choice.cost.seconds(batch, site.resources.machine) for choice in choices)
+
+
+def excess(site: Site, choices: Iterable[Choice]) -> float:
+    """Bytes of temporaries beyond what is allowed; a chunk and what is made of it may take as much each."""
+    if site.resources.temporaries is None:
+        return 0.0
+    memory = max(number(choice.cost.memory, site.samples or site.resources.batch) for choice in choices)
+    return max(0.0, memory - 2 * site.resources.temporaries)
+
+
+__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NEVER", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use",
+           "alternatives", "choose", "covers", "excess", "seconds"]

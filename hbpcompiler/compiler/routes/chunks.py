@@ -1,0 +1,174 @@
+"""Routes over columns that form the product in chunks, squared and summed while it is in cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    SQUARES,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    is_plain,
+    operand_of,
+    product_of,
+    single_product,
+    square_sums,
+    traffic_of,
+)
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, EACH, NORM, POSITIVE, SUM
+from hbpcompiler.rule import Op
+
+PER_SAMPLE = frozenset({EACH, NORM, BATCH_DIAGONAL})
+"""Closings that keep the samples apart."""
+
+
+LARGE_PRODUCT = 2**19
+"""Bytes of a sample's product from which it is squared and added in one pass, for its columns one by one."""
+
+
+class ChunkedProduct(Route):
+    """Per-sample products in cache-sized chunks, squared and summed while they are in cache."""
+
+    name = "chunked product"
+    kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *SQUARES})
+    reads_pixels = True
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand
+
+    def chunks(self, site: Site) -> tuple[int, int]:
+        """Samples per chunk, columns per chunk."""
+        each = site.size(site.theta) * site.itemsize
+        samples = chunk_length(each * site.columns, site.resources)
+        if samples > 1:
+            return samples, site.columns
+        return 1, _columns_at_once(site, each)
+
+    def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
+        """[n, k, *theta] of a chunk."""
+        if self.chunks(site)[0] > 1 or not site.has_positions:
+            return product_of(site, use, op, columns)
+        return single_product(site, columns_of(use, op, columns), operand_of(use, op))
+
+    def turns(self, site: Site, kinds: frozenset[str]) -> bool:
+        """Whether columns that lie pixel by pixel are multiplied one by one as they are, operand first: [in, out]."""
+        one_by_one = self.chunks(site) == (1, 1) and site.columns > 1 and not kinds & PER_SAMPLE
+        return one_by_one and not site.signed and is_plain(site) and site.letters[0].endswith("p")
+
+    def turned(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
+        """[in, out] of one column of one sample."""
+        operand = operand_of(use, op).squeeze(0)
+        operand = operand if site.letters[1].endswith("p") else operand.t()
+        return operand @ columns_of(use, op, columns).flatten(0, 2).t()
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        samples, columns = self.chunks(site)
+        inner = math.ceil(site.columns / columns)
+        calls = (1 + N / samples) * (2 + 4 * inner)
+        memory = samples * columns * site.size(site.theta) * site.itemsize
+        # In cache, writing and reading the product costs a fraction of what it costs in memory.
+        in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 1.5
+        traffic = traffic_of(site, site.columns, False) + in_cache
+        adds = N * site.columns * site.product
+        return Cost(adds, traffic, 2 * memory, calls, adds if samples > 1 else 0)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        samples, columns = self.chunks(site)
+        theta = site.theta
+        across = use.by_pixels and self.turns(site, kinds)
+        totals = dict.fromkeys(sorted(kinds - PER_SAMPLE), site.shape[::-1] if across else site.shape)
+
+        def add(part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
+            if single and not site.signed:
+                # One sample, one column: square and add in a single pass over the cache.
+                one = product if across else product.flatten(0, 1).squeeze(0)
+                if SUM in kinds:
+                    into[SUM].add_(one)
+                for kind in sorted(kinds & {DIAGONAL, POSITIVE}):
+                    into[kind].addcmul_(one, one)
+                return
+            if SUM in kinds:
+                into[SUM].add_(product.sum((0, 1)))
+            if kinds & SQUARES:
+                sums = square_sums(site, product.square(), "nk" + theta, part["signs"], kinds & SQUARES, theta)
+                for kind, value in sums.items():
+                    into[kind].add_(value)
+
+        def each(part: Part, product: Any) -> Any:
+            sums = square_sums(site, product.square(), "nk" + theta, part["signs"], {DIAGONAL}, "n" + theta)
+            return sums[DIAGONAL]
+
+        def body(part: Part) -> None:
+            assert part.op is not None
+            if columns == site.columns:
+                product = self.product(site, use, part.op, part["columns"])
+                add(part, product, part.totals, samples == 1 and site.columns == 1)
+                if EACH in kinds:
+                    part.rows[EACH].copy_(product.squeeze(1))
+                if NORM in kinds:
+                    part.rows[NORM].copy_(product.square().flatten(1).sum(1))
+                if BATCH_DIAGONAL in kinds:
+                    part.rows[BATCH_DIAGONAL].copy_(each(part, product))
+                return
+            if BATCH_DIAGONAL in kinds:
+                part.rows[BATCH_DIAGONAL].zero_()
+
+            def inner(piece: Part) -> None:
+                assert part.op is not None
+                op = part.op.bound_again(lambda tensor, _: piece.outer(tensor))
+                product = (self.turned if across else self.product)(site, use, op, piece["columns"])
+                add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, columns == 1)
+                if BATCH_DIAGONAL in kinds:
+                    piece.outer(part.rows[BATCH_DIAGONAL]).add_(each(piece, product))
+
+            part.writer.loop(inner, op=None, sliced={"columns": part["columns"], "signs": part["signs"]},
+                             chunk=columns, totals={}, axis=1)
+
+        rows = {kind: () if kind == NORM else site.shape for kind in sorted(kinds & PER_SAMPLE)}
+        found = use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs}, chunk=samples,
+                                totals=totals, rows=rows)
+        return {kind: total.t().contiguous() for kind, total in found.items()} if across else found
+
+
+class NativeProduct(ChunkedProduct):
+    """torch's own kernel for one sample's products, where the rule names one: no operand is formed."""
+
+    name = "native kernel per sample"
+    kinds = frozenset({SUM, EACH, NORM, BATCH_DIAGONAL, *SQUARES})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.native_columns
+
+    def closes(self, site: Site) -> frozenset[str]:
+        return self.kinds if site.columns == 1 else self.kinds - {EACH}
+
+    def chunks(self, site: Site) -> tuple[int, int]:
+        return 1, _columns_at_once(site, site.size(site.theta) * site.itemsize)
+
+    def turns(self, site: Site, kinds: frozenset[str]) -> bool:
+        return False
+
+    def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
+        assert use.contraction.of_sample is not None
+        return use.contraction.of_sample(op, columns).reshape(1, -1, *site.shape)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        found = super().cost(replace(site, formed=False), kinds)
+        written = N * site.itemsize * site.size(site.theta) if EACH in kinds else 0
+        return replace(found, traffic=found.traffic + 2 * written, batched=0, kernel=found.multiply_adds)
+
+
+def _columns_at_once(site: Site, each: int) -> int:
+    """Columns per chunk of one sample, whose products have so many bytes each."""
+    if each >= LARGE_PRODUCT and not site.signed:
+        return 1
+    return min(site.columns, chunk_length(each, site.resources))

@@ -1,0 +1,248 @@
+"""Routes to Kronecker factors: symmetric products of columns and of operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    NOTHING,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    einsum,
+    operand_of,
+    sum_out,
+    traffic_of,
+)
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR
+from hbpcompiler.rule import Op, called
+
+
+class ColumnFactor(Route):
+    """B: one symmetric product of all columns, over samples, columns and positions."""
+
+    name = "symmetric product"
+    kinds = frozenset({FACTOR})
+    reads_pixels = True
+    blocks = 1
+    """of rows, each of which meets itself and those after it."""
+
+    def applies(self, site: Site) -> bool:
+        # A bias that is added as it is has its weight's B.
+        is_bias = not (site.has_operand or site.has_positions) and len(site.theta) == 1
+        return site.form == COLUMNS and (bool(site.features) or is_bias)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        left = site.letters[0]
+        own = site.size(letter for letter in left if letter in site.theta)
+        return Cost(N * site.columns * site.size(left) * own, 2 * traffic_of(site, site.columns, False),
+                    _memory(site, site.columns, left, own))
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        ours = "".join(letter for letter in site.theta if letter in left and letter not in right)
+        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        each = site.size(left) * site.columns * site.itemsize
+
+        def columns(op: Op, part: Part | None) -> tuple[Any, Any]:
+            signs = use.signs if part is None else part["signs"]
+            return columns_of(use, op, use.stream if part is None else part["columns"]), signs
+
+        sliced = {"columns": use.stream, "signs": use.signs}
+        factor = _symmetric(site, use, left, shared, ours, columns, sliced, FACTOR, each, self.blocks)
+        return {FACTOR: factor / site.size("p") if site.has_positions else factor}
+
+
+class InputFactor(Route):
+    """A: one symmetric product of the operand, over samples and positions."""
+
+    name = "symmetric product"
+    kinds = frozenset({INPUT_FACTOR})
+    blocks = 1
+
+    def applies(self, site: Site) -> bool:
+        return site.form == NOTHING and bool(site.features)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        right = site.size(site.letters[1])
+        own = site.size(site.features)
+        return Cost(N * right * own, 2 * N * right * site.itemsize, _memory(site, 1, site.letters[1], own))
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        each = site.size(right) * site.itemsize
+        factor = _symmetric(site, use, right, shared, site.features, lambda op, part: (operand_of(use, op), None),
+                            {"input": use.stream}, INPUT_FACTOR, each, self.blocks)
+        return {INPUT_FACTOR: factor}
+
+
+BLOCKS = 4
+"""A quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it and smaller products."""
+SMALLEST = 256
+"""Rows below which a quarter of them is no product for a matrix kernel."""
+
+
+class HalfColumnFactor(ColumnFactor):
+    """B by blocks of rows: what lies below the diagonal is not computed but mirrored."""
+
+    name = "half of a symmetric product"
+    blocks = BLOCKS
+
+    def applies(self, site: Site) -> bool:
+        left, right, _ = site.letters
+        return super().applies(site) and _halves(site, left, "".join(set(site.theta) & set(left) - set(right)))
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        left = site.letters[0]
+        return _half(super().cost(site, kinds), site, "".join(set(site.theta) & set(left)))
+
+
+class HalfInputFactor(InputFactor):
+    """A by blocks of rows: what lies below the diagonal is not computed but mirrored."""
+
+    name = "half of a symmetric product"
+    blocks = BLOCKS
+
+    def applies(self, site: Site) -> bool:
+        return super().applies(site) and _halves(site, site.letters[1], site.features)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        return _half(super().cost(site, kinds), site, site.features)
+
+
+def _halves(site: Site, letters: str, own: str) -> bool:
+    """Whether the product is one matrix (no letter of the parameter is a batch of them), and large."""
+    return set(site.theta) & set(letters) == set(own) and site.size(own) >= SMALLEST
+
+
+def _half(cost: Cost, site: Site, own: str) -> Cost:
+    """A whole product's cost without what is left out, with the blocks being written twice more, once transposed."""
+    size = site.size(own) ** 2 * site.itemsize
+    adds = cost.multiply_adds * (BLOCKS + 1) / (2 * BLOCKS)
+    return replace(cost, multiply_adds=adds, traffic=cost.traffic + 6 * size, memory=cost.memory + 2 * size,
+                   calls=cost.calls + 3 * BLOCKS)
+
+
+class ReducedFactor(Route):
+    """B with positions summed first (KFAC-reduce): one symmetric product without positions."""
+
+    name = "symmetric product of sums"
+    kinds = frozenset({REDUCED_FACTOR})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and bool(site.features)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        left = site.letters[0].replace("p", "")
+        own = site.size(letter for letter in left if letter in site.theta)
+        summed = N * site.columns * site.size(left)
+        return Cost(summed * own, traffic_of(site, site.columns, False), (summed + own**2) * site.itemsize)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        ours = "".join(letter for letter in site.theta if letter in left and letter not in right)
+        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        kept = left.replace("p", "")
+        columns = sum_out(columns_of(use), left, kept)
+        weighted = columns
+        if site.signed:
+            weighted = columns * use.signs.reshape(use.signs.shape[:2] + (1,) * (len(kept) - 2))
+        return {REDUCED_FACTOR: einsum(f"{kept},{kept.replace(ours, 'z')}->{shared}{ours}z", weighted, columns)}
+
+
+class ReducedInputFactor(Route):
+    """A of the operand averaged over positions (KFAC-reduce)."""
+
+    name = "symmetric product of means"
+    kinds = frozenset({REDUCED_INPUT_FACTOR})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == NOTHING and bool(site.features)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        right = site.size(site.letters[1].replace("p", ""))
+        own = site.size(site.features)
+        return Cost(N * right * own, N * site.size(site.letters[1]) * site.itemsize,
+                    (N * right + own**2) * site.itemsize)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        kept, own = right.replace("p", ""), site.features
+        operand = sum_out(operand_of(use), right, kept)
+        operand = operand / site.size("p") if site.has_positions else operand
+        return {REDUCED_INPUT_FACTOR: einsum(f"{kept},{kept.replace(own, 'z')}->{shared}{own}z", operand, operand)}
+
+
+def _memory(site: Site, columns: int, letters: str, own: int) -> Any:
+    """Bytes of the result and, with positions, of a chunk's tensors and of their copy in the product's order."""
+    each = columns * site.size(letters) * site.itemsize
+    held = 2 * each * chunk_length(each, site.resources) if site.has_positions else N * each
+    return held + site.size(letter for letter in site.theta if letter in letters) * own * site.itemsize
+
+
+def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
+               tensor: Callable[[Op, Part | None], tuple[Any, Any]], sliced: Mapping[str, Any], kind: str,
+               each: int, blocks: int) -> Any:
+    """sum of T T^T over all letters but `shared`, between the one letter `own` and its twin, by `blocks` of rows.
+
+    With positions it runs in chunks, each one matrix product in place: the patches of a convolution never exist for
+    the whole batch, and a small result is not summed from a batch of small ones. Of several blocks of rows each meets
+    itself and those after it; the rest is mirrored.
+    """
+    size = site.size(own)
+    bounds = [size * block // blocks for block in range(blocks + 1)]
+    equation = f"{letters},{letters.replace(own, 'z')}->{shared}{own}z"
+
+    def weighted(columns: Any, signs: Any) -> Any:
+        return columns if signs is None else columns * signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
+
+    def rows(columns: Any) -> Any:
+        """[own, all other letters]"""
+        axis = letters.index(own)
+        return columns.permute((axis, *(other for other in range(len(letters)) if other != axis))).flatten(1)
+
+    chunk = chunk_length(each, site.resources)
+    if not site.has_positions or (blocks == 1 and site.samples is not None and site.samples <= chunk):
+        columns, signs = tensor(use.op, None)
+        if blocks == 1:
+            return einsum(equation, weighted(columns, signs), columns)
+        left, right = rows(weighted(columns, signs)), rows(columns)
+        return _mirrored([left[first:last] @ right[first:].t() for first, last in pairwise(bounds)], bounds)
+
+    def body(part: Part) -> None:
+        assert part.op is not None
+        columns, signs = tensor(part.op, part)
+        if blocks == 1:
+            part.totals[kind].add_(einsum(equation, weighted(columns, signs), columns))
+            return
+        left, right = rows(weighted(columns, signs)), rows(columns)
+        for first, last in pairwise(bounds):
+            part.totals[kind][first:last, first:].addmm_(left[first:last], right[first:].t())
+
+    totals = {kind: (*(site.size(letter) for letter in shared), size, size)}
+    found = use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk_length(each, site.resources), totals=totals)
+    total = found[kind]
+    for first, last in list(pairwise(bounds))[1:]:
+        total[first:last, :first].copy_(total[:first, first:last].t())
+    return total
+
+
+def _mirrored(blocks: list[Any], bounds: list[int]) -> Any:
+    """The symmetric matrix of which each block of rows begins at its own column."""
+    rows = []
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        above = [blocks[other][:, first - bounds[other] : last - bounds[other]].t() for other in range(number)]
+        rows.append(called(f"rows_{first}", torch.cat([*above, blocks[number]], 1)) if number else blocks[0])
+    return torch.cat(rows)

@@ -1,0 +1,120 @@
+"""Routes that take inner products between positions first, and so never form a product per column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    SQUARES,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    einsum,
+    operand_of,
+    traffic_of,
+    weights_of,
+)
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import NORM
+
+LARGE_BYTES = 2**22
+
+
+class GramDiagonal(Route):
+    """Inner products of columns between positions first: no product per column."""
+
+    name = "Gram over positions"
+    kinds = SQUARES
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and site.has_positions
+
+    def _chunk(self, site: Site) -> int:
+        positions = site.size("p")
+        each = (positions**2 + positions * site.size(site.features)) * site.size(self._own(site)) * site.itemsize
+        return chunk_length(each, site.resources)
+
+    @staticmethod
+    def _own(site: Site) -> str:
+        return site.letters[0].replace("n", "").replace("k", "").replace("p", "")
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        positions, own, features = site.size("p"), site.size(self._own(site)), site.size(site.features)
+        gram, product = positions**2 * own, positions * own * features
+        chunk = self._chunk(site)
+        adds = N * (site.columns * gram + positions**2 * own * features + product) * len(kinds)
+        # A temporary beyond the allocator's reach is paid for in page faults: measured, it costs three times as much.
+        passes = 3 if chunk * (gram + product) * site.itemsize <= LARGE_BYTES else 10
+        traffic = 2 * traffic_of(site, site.columns, False) + passes * N * site.itemsize * (gram + product) * len(kinds)
+        return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * (1 + N / chunk), adds)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        other_left, other_right = left.replace("p", "q"), right.replace("p", "q")
+        own = self._own(site)
+        between = f"n{own}pq"
+        mixed = f"n{own}p{site.features}"
+        plain = self._chunk(site) == 1 and len(own) == len(site.features) == 1 and own not in right
+
+        def body(part: Part) -> None:
+            columns, operand = columns_of(use, part.op, part["columns"]), operand_of(use, part.op)
+            for kind in sorted(kinds):
+                weights = weights_of(site, part["signs"], kind)
+                if isinstance(weights, int):
+                    continue
+                if weights is None:
+                    gram = einsum(f"{left},{other_left}->{between}", columns, columns)
+                else:
+                    scaled = columns * weights.reshape(weights.shape[:2] + (1,) * (len(left) - 2))
+                    gram = einsum(f"{left},{other_left}->{between}", scaled, columns)
+                if plain:
+                    # One sample: a matrix product, then the positions' sum over what is still in cache.
+                    features = operand.squeeze(0) if right.endswith(site.features) else operand.squeeze(0).t()
+                    half = (gram.flatten(0, 2) @ features).unflatten(0, (site.size(own), site.size("p")))
+                    part.totals[kind].add_((half * features).sum(1))
+                    continue
+                half = einsum(f"{between},{other_right}->{mixed}", gram, operand)
+                part.totals[kind].add_(einsum(f"{mixed},{right}->{site.theta}", half, operand))
+
+        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs},
+                               chunk=self._chunk(site), totals=dict.fromkeys(sorted(kinds), site.shape))
+
+
+class GramNorm(Route):
+    """Squared norms from inner products between positions: no per-sample gradient."""
+
+    name = "Gram over positions"
+    kinds = frozenset({NORM})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and site.has_positions and site.columns == 1
+
+    def _chunk(self, site: Site) -> int:
+        return chunk_length(2 * site.size("p") ** 2 * site.itemsize, site.resources)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        positions = site.size("p")
+        left, right, _ = site.letters
+        adds = N * positions * (site.size(left) + site.size(right))
+        chunk = self._chunk(site)
+        return Cost(adds, traffic_of(site, 1, False) + N * site.itemsize * positions**2,
+                    2 * chunk * positions**2 * site.itemsize, 5 * (1 + N / chunk), adds)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        own = left.replace("k", "")
+        shared = "".join(letter for letter in own if letter in right and letter not in "np")
+
+        def body(part: Part) -> None:
+            columns, operand = columns_of(use, part.op, part["columns"]).squeeze(1), operand_of(use, part.op)
+            ours = einsum(f"{own},{own.replace('p', 'q')}->n{shared}pq", columns, columns)
+            theirs = einsum(f"{right},{right.replace('p', 'q')}->n{shared}pq", operand, operand)
+            part.rows[NORM].copy_((ours * theirs).flatten(1).sum(1))
+
+        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
+                               rows={NORM: ()})

@@ -1,0 +1,222 @@
+"""What routes see: a site (letters, sizes, form), its tensors as proxies, and the pieces that several routes share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+
+from hbpcompiler.compiler.cost.figures import UNLIMITED, Cost, Resources
+from hbpcompiler.compiler.program.writer import Writer
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE
+from hbpcompiler.rule import Contraction, Op
+
+COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING = "columns", "diagonal", "matrix", "nothing"
+"""Forms in which a stream arrives: columns [N, K, *z], a diagonal [N, *z], a matrix [h, h] for all samples."""
+
+SQUARES = frozenset({DIAGONAL, POSITIVE, NEGATIVE})
+
+
+@dataclass(frozen=True)
+class Site:
+    """A stream arriving at one use of a parameter: letters, their lengths, the stream's form. No tensors."""
+
+    equation: str
+    sizes: tuple[tuple[str, int], ...]
+    form: str
+    columns: int
+    signed: bool
+    itemsize: int
+    native_sum: bool
+    resources: Resources = UNLIMITED
+    native_columns: bool = False
+    """whether torch has a kernel for all columns of one sample (`Contraction.of_sample`)."""
+    formed: bool = False
+    """whether the operand has to be made (patches of an image), and is not a tensor that is there already."""
+    apart: bool = True
+    """whether every entry of the output is but one entry of the contraction's columns: a diagonal stays one."""
+    samples: int | None = None
+    """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
+    sliding: tuple[int, int, int] | None = None
+    """window, step and height, where the operand's windows slide along an axis (see `rule.Sliding`)."""
+    pieces: int = 1
+    """how many samples of this site a sample of the batch makes: neighbourhoods (see `local`)."""
+
+    @property
+    def letters(self) -> tuple[str, str, str]:
+        left, result = self.equation.split("->")
+        first, _, second = left.partition(",")
+        return first, second, result
+
+    def without_kernels(self, **changes: Any) -> Site:
+        """Another contraction at this site, which torch's own kernels do not know."""
+        return replace(self, native_sum=False, native_columns=False, **changes)
+
+    def size(self, letters: Iterable[str]) -> int:
+        lengths = dict(self.sizes)
+        return math.prod(lengths[letter] for letter in letters if letter not in "nk")
+
+    @property
+    def theta(self) -> str:
+        """The letters of the parameter itself."""
+        return self.letters[2].replace("n", "").replace("k", "")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.size(letter) for letter in self.theta)
+
+    @property
+    def has_operand(self) -> bool:
+        return bool(self.letters[1])
+
+    @property
+    def has_positions(self) -> bool:
+        return "p" in self.letters[0]
+
+    @property
+    def features(self) -> str:
+        """Letters of the parameter that only the operand has: input features."""
+        return "".join(letter for letter in self.theta if letter not in self.letters[0])
+
+    @property
+    def product(self) -> int:
+        """Multiply-adds of the einsum for one sample and one column."""
+        return self.size(set(self.letters[0] + self.letters[1]))
+
+
+@dataclass(frozen=True)
+class Use:
+    """The tensors of a site, as proxies: the operation, its contraction, the stream and its signs."""
+
+    writer: Writer
+    op: Op
+    contraction: Contraction
+    stream: Any
+    signs: Any
+    batch: Any
+    """N."""
+    by_pixels: bool = False
+    """Whether columns of images lie pixel by pixel in memory."""
+
+
+class Route:
+    """One way to compute some closings."""
+
+    name: str
+    kinds: frozenset[str]
+    reads_pixels: bool = False
+    """whether columns of images may lie pixel by pixel in memory: it is as fast then."""
+
+    def applies(self, site: Site) -> bool:
+        raise NotImplementedError
+
+    def closes(self, site: Site) -> frozenset[str]:
+        """The closings it can compute at this site."""
+        return self.kinds
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        raise NotImplementedError
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+
+NEVER = Cost(sympy.oo)
+"""The cost of what must not be chosen."""
+
+
+# -- pieces that several routes share ------------------------------------------------------------------------------
+
+
+def einsum(equation: str, *operands: Any) -> Any:
+    return torch.einsum(equation, *operands)
+
+
+def weights_of(site: Site, signs: Any, kind: str) -> Any:
+    """Weight [n, k] of each squared column; None where all are one, 0 where there is nothing of that sign."""
+    if not site.signed:
+        return 0 if kind == NEGATIVE else None
+    if kind == DIAGONAL:
+        return signs
+    return (signs > 0).to(signs.dtype) if kind == POSITIVE else (signs < 0).to(signs.dtype)
+
+
+def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Iterable[str], keep: str) -> dict[str, Any]:
+    """Signed sums of squared columns, down to the letters `keep`."""
+    sums: dict[str, Any] = {}
+    for kind in sorted(kinds):
+        weights = weights_of(site, signs, kind)
+        if isinstance(weights, int):
+            continue  # nothing of that sign: the caller's zeros stay
+        if weights is not None:
+            sums[kind] = einsum(f"nk,{letters}->{keep}", weights, squares)
+        else:
+            sums[kind] = sum_out(squares, letters, keep)
+    return sums
+
+
+def columns_of(use: Use, op: Op | None = None, columns: Any = None) -> Any:
+    return use.contraction.columns(op or use.op, use.stream if columns is None else columns)
+
+
+def diagonal_of(use: Use) -> Any:
+    """A diagonal as it meets the parameter, [n, ...]."""
+    return use.contraction.columns(use.op, use.stream.unsqueeze(1)).squeeze(1)
+
+
+def unit_columns(use: Use, signed: bool = False) -> Any:
+    """A diagonal as columns [N, K, *out], one for each entry: its root, or its absolute value's."""
+    shape = use.op.shape("output")
+    entries = use.stream.reshape(-1, math.prod(shape))
+    roots = torch.diag_embed(entries.abs().sqrt() if signed else entries.sqrt())
+    return roots.reshape(-1, math.prod(shape), *shape)
+
+
+def operand_of(use: Use, op: Op | None = None) -> Any:
+    assert use.contraction.operand is not None
+    return use.contraction.operand(op or use.op)
+
+
+def product_of(site: Site, use: Use, op: Op | None = None, columns: Any = None) -> Any:
+    """The einsum itself: [n, k, *theta]."""
+    left, _, result = site.letters
+    if not site.has_operand:
+        return sum_out(columns_of(use, op, columns), left, result)
+    return einsum(site.equation, columns_of(use, op, columns), operand_of(use, op))
+
+
+def sum_out(tensor: Any, letters: str, kept: str) -> Any:
+    """Sum over the axes whose letters are not kept; their order stays."""
+    axes = tuple(axis for axis, letter in enumerate(letters) if letter not in kept)
+    return tensor.sum(axes if len(axes) > 1 else axes[0]) if axes else tensor
+
+
+def is_plain(site: Site) -> bool:
+    """Whether one sample's einsum over positions is a product of two matrices."""
+    own = site.theta.replace(site.features, "")
+    return len(own) == len(site.features) == 1 and site.has_positions and own not in site.letters[1]
+
+
+def single_product(site: Site, columns: Any, operand: Any) -> Any:
+    """The einsum for a chunk of one sample as one matrix product, which beats a batch of one; [1, k, *theta]."""
+    left, right, _ = site.letters
+    if not is_plain(site):
+        return einsum(site.equation, columns, operand)
+    own = site.theta.replace(site.features, "")
+    columns = columns if left == f"nk{own}p" else columns.mT
+    operand = operand.squeeze(0)
+    operand = operand.t() if right == f"n{site.features}p" else operand
+    return (columns.flatten(0, 2) @ operand).reshape(1, -1, site.size(own), site.size(site.features))
+
+
+def traffic_of(site: Site, columns: Any, product: bool) -> Any:
+    """Bytes: the columns and the operand read, what is made (the operand, the product) written and read again."""
+    left, right, result = site.letters
+    operand = (3 if site.formed else 1) * site.size(right)
+    moved = columns * site.size(left) + operand + (3 * columns * site.size(result) if product else 0)
+    return N * site.itemsize * moved

@@ -1,0 +1,1 @@
+"""Stage 1: a model, a loss and a batch become a graph of operations."""

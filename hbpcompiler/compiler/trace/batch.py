@@ -1,0 +1,128 @@
+"""A batch as the user passes it: (X, y), (X1, X2, y), ((X1, X2), y) or ({"name": X, ...}, y); y may be several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
+from hbpcompiler.errors import InputTypeError
+
+_PLACES = {"args": 0, "kwargs": 1, "target": 2}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a batch's tensors belong: in forward's arguments by position or by name, and in the target."""
+
+    structure: Structure
+    """of (positional arguments, arguments by name, target)"""
+    identity: str
+    labels: tuple[str, ...]
+    """How messages name each tensor: "X", "X2", "X['input_ids']", "y[0]"."""
+    names: tuple[str, ...]
+    """How the generated file would name it: "x", "x2", "input_ids", "y_0"."""
+    inputs: int
+    """How many of the tensors are inputs; the others are the target's."""
+
+    def build(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Arguments by position and by name, and the target, of these tensors."""
+        built: tuple[tuple[Any, ...], dict[str, Any], Any] = self.structure.build(tensors)
+        return built
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of a batch, inputs first, and their layout."""
+
+    tensors: tuple[Tensor, ...]
+    layout: Layout
+
+    @property
+    def samples(self) -> int:
+        return len(self.tensors[0])
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.tensors[: self.layout.inputs]
+
+    @property
+    def targets(self) -> tuple[Tensor, ...]:
+        return self.tensors[self.layout.inputs :]
+
+
+def batch_of(arguments: Sequence[Any]) -> Batch:
+    """The batch that a call's arguments are: inputs, then the target.
+
+    A dict holds forward's arguments by name, a tuple or list those by position. None, numbers and texts among them are
+    passed on as they are. Raises InputTypeError for anything else that is no tensor.
+    """
+    if len(arguments) < 2:
+        raise InputTypeError(f"a batch is (X, y): inputs and target, but {len(arguments)} argument was given")
+    if all(isinstance(item, Tensor) for item in arguments):
+        return Batch(tuple(arguments), _plain(len(arguments) - 1))
+    *given, target = arguments
+    names: tuple[str, ...] = ("X",)
+    args, kwargs = tuple(given), {}
+    if len(given) > 1:
+        names = tuple(f"X{number + 1}" for number in range(len(given)))
+    elif isinstance(given[0], Mapping):
+        args, kwargs = (), dict(given[0])
+        if not all(isinstance(key, str) for key in kwargs):
+            raise InputTypeError("X is a dict, so its keys must be the names of forward's arguments")
+    elif isinstance(given[0], tuple | list) and not hasattr(given[0], "_fields"):
+        args = tuple(given[0])
+        names = tuple(f"X[{number}]" for number in range(len(args)))
+    try:
+        tensors, structure = take_apart((args, kwargs, target))
+    except StrangerError as stranger:
+        label = _stranger_label(stranger.path, names)
+        raise InputTypeError(f"{label} must be a tensor, not {type(stranger.item).__name__}") from None
+    layout = _layout(structure, names)
+    for name, item, count in (("X", given[0], layout.inputs), ("y", target, len(tensors) - layout.inputs)):
+        if count == 0:
+            raise InputTypeError(f"{name} must be a tensor, or a tuple or dict of tensors, not {type(item).__name__}")
+    return Batch(tuple(tensors), layout)
+
+
+@cache
+def _plain(count: int) -> Layout:
+    """That of `count` tensors and a target tensor."""
+    anything = Tensor()
+    _, structure = take_apart(((anything,) * count, {}, anything))
+    return _layout(structure, ("X",) if count == 1 else tuple(f"X{number + 1}" for number in range(count)))
+
+
+def _layout(structure: Structure, names: Sequence[str]) -> Layout:
+    labels, wishes = [], []
+    paths = structure.paths()
+    for place, *rest in paths:
+        if place == _PLACES["args"]:
+            first, *inner = rest
+            labels.append(names[int(first)] + _shown(inner))
+            wishes.append("_".join(["x" if first == 0 else f"x{int(first) + 1}", *map(str, inner)]))
+        elif place == _PLACES["kwargs"]:
+            labels.append("X" + _shown(rest))
+            wishes.append("_".join(map(str, rest)))
+        else:
+            labels.append("y" + _shown(rest))
+            wishes.append("_".join(["y", *map(str, rest)]))
+    inputs = sum(path[0] != _PLACES["target"] for path in paths)
+    return Layout(structure, structure.identity(), tuple(labels), tuple(wishes), inputs)
+
+
+def _shown(path: Sequence[str | int]) -> str:
+    return "".join(f"[{key!r}]" for key in path)
+
+
+def _stranger_label(path: str, names: Sequence[str]) -> str:
+    """The stranger's place, "[0][1]['mask']", in the user's terms."""
+    place, _, rest = path.removeprefix("[").partition("]")
+    if int(place) == _PLACES["args"]:
+        first, _, inner = rest.removeprefix("[").partition("]")
+        return names[int(first)] + inner
+    return ("X" if int(place) == _PLACES["kwargs"] else "y") + rest

@@ -1,0 +1,110 @@
+"""Checks of a batch, before anything is computed: types, devices, lengths, shapes and the target's values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.trace.batch import Batch, batch_of
+from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
+from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
+
+
+def shown(tensor: Tensor) -> str:
+    return f"[{', '.join(map(str, tensor.shape))}]"
+
+
+def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
+    """The batch, if it can be one of this model at all.
+
+    Raises InputTypeError for what is no tensor or has a dtype other than the parameters', InputError for another
+    device, an empty batch, different lengths or NaN in the target.
+    """
+    batch = batch_of(arguments)
+    named = list(zip(batch.layout.labels, batch.tensors, strict=True))
+    for name, item in named:
+        if item.dim() == 0:
+            raise InputError(f"{name} has no axes; its first axis must count the samples (a constant of the model "
+                             "belongs in a buffer)")
+        if item.shape[0] == 0:
+            raise InputError(f"{name} of shape {shown(item)} is an empty batch")
+    parameter = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
+    if parameter is None:
+        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
+    first, samples = named[0][0], batch.tensors[0].shape[0]
+    for name, item in named:
+        if item.device != parameter.device:
+            raise InputError(f"{name} is on device {item.device}, the model's parameters on {parameter.device}")
+        if item.shape[0] != samples:
+            raise InputError(f"{first} has {samples} samples, {name} has {item.shape[0]}" + _advice(item, samples))
+    for name, item in named[: batch.layout.inputs]:
+        if item.is_floating_point() and item.dtype != parameter.dtype:
+            raise InputTypeError(f"{name} has dtype {item.dtype}, the model's parameters have {parameter.dtype}; "
+                                 f"convert one of them, e.g. {name}.to({parameter.dtype})")
+        if item.is_complex():
+            raise InputTypeError(f"{name} has dtype {item.dtype}; complex numbers are not supported")
+    for name, item in named[batch.layout.inputs :]:
+        if item.is_floating_point() and bool(torch.isnan(item).any()):
+            position = torch.isnan(item).nonzero()[0].tolist()
+            raise InputError(f"{name} contains NaN, first at index {position}")
+    return batch
+
+
+def _advice(item: Tensor, samples: int) -> str:
+    """What to do about a first axis of another length."""
+    if item.shape[0] % samples == 0:
+        return (f"; the first axis of every tensor counts the samples, so positions belong in an axis of their own: "
+                f"[{samples}, {item.shape[0] // samples}, ...] (the loss may flatten it)")
+    return "; the first axis of every tensor counts the samples (a constant of the model belongs in a buffer)"
+
+
+def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> None:
+    """Run model and loss once on two samples of zeros, for torch's own messages with the batch's own shapes and types.
+
+    Zeros are good indices everywhere. Buffers are copied and random numbers drawn aside, so nothing of the user's
+    changes.
+    """
+    arguments, keywords, wanted = batch.layout.build([torch.zeros_like(item[:2]) for item in batch.tensors])
+    state = {**dict(model.named_parameters()), **{name: value.clone() for name, value in model.named_buffers()}}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
+        try:
+            output = torch.func.functional_call(model, state, arguments, keywords)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            given = _described(batch.layout.labels, batch.inputs)
+            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}") from error
+        try:
+            outputs, structure = take_apart(output)
+        except StrangerError:
+            return  # tracing says what to do
+        try:
+            loss(output, wanted)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, Warning) as error:
+            given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
+            made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
+            made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
+            raise BatchDoesNotFitError(f"y does not fit the loss. {given}, the model's output {made}. "
+                                       f"{reason(error)}") from error
+
+
+def _described(labels: Sequence[str], tensors: Sequence[Tensor]) -> str:
+    return " and ".join(f"{name} is {shown(item)} {item.dtype}" for name, item in zip(labels, tensors, strict=False))
+
+
+def _of_batch(output: Tensor) -> str:
+    """The shape of what two samples give, in terms of N."""
+    if not output.dim() or output.shape[0] % 2:
+        return shown(output)
+    first = "N" if output.shape[0] == 2 else f"{output.shape[0] // 2}N"
+    return "[" + ", ".join([first, *map(str, output.shape[1:])]) + "]"
+
+
+def reason(error: BaseException) -> str:
+    """The first line of torch's message, and its type."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"

@@ -1,0 +1,1 @@
+"""Measurements that decide: figures of this machine, and races between routes."""

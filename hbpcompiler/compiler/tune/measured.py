@@ -1,0 +1,104 @@
+"""What was measured on this machine, kept in the user's cache folder: its figures, and routes that won a race.
+
+Without an entry here nothing depends on the machine: one model gives one file everywhere. An entry counts for one
+device, dtype, torch version and number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hbpcompiler.cache import cache_folder, store
+from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN, Machine
+from hbpcompiler.compiler.program.kernels import has_onednn
+
+FILE = "measured.json"
+MACHINES, ROUTES = "machines", "routes"
+
+
+def key(device: torch.device, dtype: torch.dtype) -> str:
+    """What a measurement holds for."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    version = torch.__version__.split("+")[0]
+    kind, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
+    return f"{device.type} {name}, {kind}, torch {version}, {threads} threads"
+
+
+def _processor() -> str:
+    """The processor's model, which platform.processor does not know on Linux."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def measured_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The figures that were measured for it; the default ones if none were."""
+    found = _read(MACHINES).get(key(device, dtype))
+    names = {field.name for field in fields(Machine)}
+    if not isinstance(found, dict) or found.keys() != names or not all(map(_is_rate, found.items())):
+        return default_machine(device, dtype)
+    return Machine(**found)
+
+
+def default_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The figures to plan with where none were measured."""
+    return ONEDNN if has_onednn(device, dtype) else DEFAULT
+
+
+def _is_rate(figure: tuple[str, Any]) -> bool:
+    name, number = figure
+    known = isinstance(number, int | float) and 0 <= number < float("inf")
+    return known and (number > 0 or name == "linear_per_second")
+
+
+def remember_machine(device: torch.device, dtype: torch.dtype, measured: Machine) -> Path:
+    """Keep the figures; says where."""
+    return _write(MACHINES, {**_read(MACHINES), key(device, dtype): asdict(measured)})
+
+
+def winners() -> dict[str, Any]:
+    """Routes by site, as `autotune` wrote them."""
+    return _read(ROUTES)
+
+
+def remember_winners(found: Mapping[str, Any]) -> Path:
+    """Keep the routes that won; says where."""
+    return _write(ROUTES, {**_read(ROUTES), **found})
+
+
+def clear() -> bool:
+    """Forget everything that was measured; whether there was anything."""
+    path = cache_folder() / FILE
+    there = path.exists()
+    path.unlink(missing_ok=True)
+    return there
+
+
+def _all() -> dict[str, Any]:
+    try:
+        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read(part: str) -> dict[str, Any]:
+    found = _all().get(part)
+    return found if isinstance(found, dict) else {}
+
+
+def _write(part: str, entries: Mapping[str, Any]) -> Path:
+    path = cache_folder() / FILE
+    store(path, json.dumps({**_all(), part: dict(entries)}, indent=1, sort_keys=True) + "\n")
+    return path

@@ -1,0 +1,201 @@
+"""Near ties are run against each other: routes whose predicted costs are close are timed on random tensors.
+
+A race at a parameter runs what the program would run there, on tensors of the example's batch size. The winner is
+remembered in the cache folder (see `tuning`), so that the same compilation gives the same file again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from hbpcompiler.codegen.naming import value_names
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.optimise import rounding
+from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
+from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
+from hbpcompiler.compiler.optimise.passes import optimise
+from hbpcompiler.compiler.plan import precision
+from hbpcompiler.compiler.plan.steps import (
+    Close,
+    Piece,
+    Plan,
+    Step,
+    Tied,
+)
+from hbpcompiler.compiler.program.shapes import annotate_once
+from hbpcompiler.compiler.program.writer import Writer
+from hbpcompiler.compiler.routes import (
+    COLUMNS,
+    MATRIX,
+    Choice,
+    covers,
+    excess,
+)
+from hbpcompiler.compiler.trace.graph import (
+    Graph,
+    N,
+    Operation,
+    Value,
+    meta,
+)
+from hbpcompiler.compiler.tune import measured as tuning
+from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
+from hbpcompiler.rule.registry import AnyRule
+
+NEAR = 2.0
+"""Routes predicted to take up to so many times the best one's time are near ties."""
+RUNNERS = 6
+"""No more take part in a race."""
+ROUNDS = 7
+Signature = list[list[Any]]
+
+
+class Race:
+    """Times sets of routes at the plan's parameters."""
+
+    def __init__(self, source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: int, device: torch.device,
+                 timer: Timer | None = None) -> None:
+        self.source, self.rules, self.plan, self.batch, self.device = source, rules, plan, batch, device
+        self.timer = timer or stopwatch(device)
+        self.names = value_names(source)
+
+    def seconds(self, step: Close | Tied, runners: Sequence[Sequence[Choice]], rounds: int = ROUNDS) -> list[float]:
+        """Median time of each set of routes, measured in turns."""
+        programs = [self._program(step, choices) for choices in runners]
+        with torch.no_grad():
+            for program in programs:
+                program()
+            times = [[self.timer(program) for program in programs] for _ in range(rounds)]
+        return [statistics.median(column) for column in zip(*times, strict=True)]
+
+    def _program(self, step: Close | Tied, choices: Sequence[Choice]) -> Callable[[], Any]:
+        """What the backward pass does at this step with these routes, as a function without arguments."""
+        writer = Writer()
+        given: list[Tensor] = []
+
+        def placeholder(tensor: Tensor) -> Any:
+            given.append(tensor)
+            return writer.placeholder(f"given_{len(given)}")
+
+        operations = [use.operation for use in step.uses] if isinstance(step, Tied) else [step.operation]
+        ops = {operation.name: bind(operation, self._tensors(operation, placeholder), set(self.plan.active),
+                                    number=lambda length: int(length.subs(N, self.batch)))
+               for operation in operations}
+        backward = Backward(self.source, self.rules, self.plan, self.names, writer, ops, {}, self.batch)
+        if step.piece is not None:
+            for operation in operations:
+                columns = placeholder(self._columns(operation, step.piece, backward.precision))
+                backward.columns[operation.name, step.piece.name] = backward.precision.rounded(columns, step.piece)
+            if step.piece.signed:
+                backward.signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
+        backward.step(replace(step, choices=tuple(choices)))
+        closed = [list(closings.values()) for closings in backward.closed.values()]
+        writer.graph.output(fx.node.map_aggregate(closed, _node))
+        shown = [tensor.to("meta") for tensor in given]
+        rounding.complete(writer.graph, self.plan.curvature_dtype, self.source.dtype, shown)
+        optimise(writer.graph)
+        multiply_matrices(writer.graph)
+        annotate_once(writer.graph, shown)
+        multiply_by_onednn(writer.graph, step.site.resources.machine)
+        module = fx.GraphModule(torch.nn.Module(), writer.graph)
+        return lambda: module(*given)
+
+    def _tensors(self, operation: Operation, placeholder: Callable[[Tensor], Any]) -> Callable[[str], Any]:
+        stand_ins, known = StandIns(operation, self.rules.get(operation.name), self._random), {}
+
+        def tensors(name: str) -> Any:
+            if name not in known:
+                known[name] = placeholder(stand_ins(name))
+            return known[name]
+
+        return tensors
+
+    def _random(self, value: Value) -> Tensor:
+        """Normal numbers; where integers are wanted zeros, which are indices everywhere."""
+        shape = meta(value, self.batch).shape
+        if not value.floating:
+            return torch.zeros(shape, dtype=value.dtype, device=self.device)
+        return torch.randn(shape, device=self.device).to(value.dtype)
+
+    def _columns(self, operation: Operation, piece: Piece, own: precision.Precision) -> Tensor:
+        value = operation.output
+        dtype = own.of(piece, value.dtype)
+        if piece.form == MATRIX:
+            size = math.prod(value.sample_shape)
+            return torch.randn(size, size, device=self.device).to(dtype)
+        lead = (self.batch, piece.columns) if piece.form == COLUMNS else (self.batch,)
+        return torch.randn(*lead, *value.sample_shape, device=self.device).to(dtype)
+
+    def _signs(self, operation: Operation, piece: Piece) -> Tensor:
+        signs = torch.randn(self.batch, piece.columns, device=self.device).sign()
+        return signs.to(operation.output.dtype)
+
+
+def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: int, device: torch.device,
+              timer: Timer | None = None) -> Plan:
+    """The plan with near ties decided by a race, or by the winner of an earlier one."""
+    race, known, found = Race(source, rules, plan, batch, device, timer), tuning.winners(), {}
+    rounded = f", columns {plan.curvature_dtype}" if plan.curvature_dtype is not None else ""
+    place = f"{tuning.key(device, source.dtype)}, batch {batch}{rounded}"
+
+    def decided(step: Close | Tied) -> Close | Tied:
+        runners = near_ties(step, batch)
+        if len(runners) < 2:
+            return step
+        key = f"{place}: {_described(step)}"
+        signatures = [_signature(choices) for choices in runners]
+        winner = known.get(key)
+        if winner not in signatures:
+            seconds = race.seconds(step, runners)
+            winner = found[key] = signatures[seconds.index(min(seconds))]
+        return replace(step, choices=runners[signatures.index(winner)])
+
+    def tuned(step: Step) -> Step:
+        if isinstance(step, Tied) or (isinstance(step, Close) and not step.pooled):
+            return decided(step)
+        # A tail's sites are inside its chunks, whose routes follow from the chunks' size; pooled columns are many zeros
+        # at positions that random tensors do not have.
+        return step
+
+    with torch.random.fork_rng():  # a race draws its tensors, not the user's
+        steps = tuple(tuned(step) for step in plan.steps)
+    if found:
+        tuning.remember_winners(found)
+    return replace(plan, steps=steps)
+
+
+def near_ties(step: Close | Tied, batch: int, within: float = NEAR) -> list[tuple[Choice, ...]]:
+    """Sets of routes, cheapest first, that are predicted to take up to `within` times as long as the best."""
+    site = step.site
+    kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+    predicted = [(sum(choice.cost.seconds(batch, site.resources.machine) for choice in choices), choices)
+                 for choices in covers(site, kinds) if not excess(site, choices)]
+    predicted = sorted((pair for pair in predicted if pair[0] < float("inf")), key=lambda pair: pair[0])
+    return [choices for seconds, choices in predicted if seconds <= within * predicted[0][0]][:RUNNERS]
+
+
+def _node(item: Any) -> Any:
+    return item.node if isinstance(item, fx.Proxy) else item
+
+
+def _signature(choices: Sequence[Choice]) -> Signature:
+    return [[type(choice.route).__name__, sorted(choice.kinds)] for choice in choices]
+
+
+def _described(step: Close | Tied) -> str:
+    """All that a race depends on besides the machine and the batch size."""
+    site = step.site
+    kinds = "+".join(sorted(frozenset().union(*(choice.kinds for choice in step.choices))))
+    sizes = " ".join(f"{letter}={length}" for letter, length in site.sizes)
+    stream = f"{site.columns} {'signed ' if site.signed else ''}{site.form}"
+    where = f"{step.operation.target}{' tied' if isinstance(step, Tied) else ''}"
+    return f"{where}, {site.equation}, {sizes}, {stream}, {kinds}, memory {site.resources.temporaries}"

@@ -1,0 +1,49 @@
+"""The vocabulary in which derivative rules are written: `Op`, `Rule`, `Contraction` and the kinds of residual.
+
+A rule is a handful of plain torch functions about one operation. Each function takes an `Op`, which carries the
+operation's tensors and attributes under their ATen names (`op.input`, `op.weight`, `op.stride`, ...). The compiler
+calls the functions with torch.fx proxies, and so writes generated code; the tests call them with real tensors.
+
+Letters, here and in every rule: n sample, k column, p position, i input feature, o output feature, g group.
+Shapes: a value z is [N, *z]; cotangent columns at z are [N, K, *z].
+"""
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.rule.case import Case
+from hbpcompiler.rule.contraction import Contraction, Sliding
+from hbpcompiler.rule.helpers import called, computed, elementwise_jac_t, merge, operand_symbol, split, vmap_columns
+from hbpcompiler.rule.op import Op, Shape
+from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual, Zero
+from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule
+from hbpcompiler.rule.structure import Structure, Window
+
+__all__ = [
+    "ZERO",
+    "Case",
+    "Contraction",
+    "Diagonal",
+    "Factor",
+    "Forward",
+    "JacT",
+    "LossRule",
+    "ModuleRule",
+    "Op",
+    "Residual",
+    "Rule",
+    "Shape",
+    "Sliding",
+    "Structure",
+    "Tensor",
+    "Window",
+    "Zero",
+    "called",
+    "computed",
+    "elementwise_jac_t",
+    "merge",
+    "operand_symbol",
+    "split",
+    "torch",
+    "vmap_columns",
+]

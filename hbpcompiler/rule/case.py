@@ -1,0 +1,30 @@
+"""A setting that a rule's tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting that a rule's tests run on: tensors are drawn at random, float64, from the shapes.
+
+    `shapes` lists the tensor arguments by name (a list of shapes for a list of tensors); those in
+    `batched` begin with the sample axis.
+    """
+
+    shapes: Mapping[str, Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    batched: Sequence[str] = ("input", "self", "target")
+    overload: str = ""
+    index: int = 0
+    make: Mapping[str, Callable[[Sequence[int]], Tensor]] = field(default_factory=dict)
+    """how to draw an argument that is no normal random tensor (class indices, probabilities, running variances)."""
+    constant: Sequence[str] = ()
+    """tensors that carry no derivatives in this case, though the rule could send columns there."""
+    domain: tuple[float, float] = (float("-inf"), float("inf"))
+    """ELEMENTWISE: between these limits the operation's derivatives are tested at extreme values too."""

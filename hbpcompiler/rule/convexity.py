@@ -1,0 +1,40 @@
+"""Which residuals inside a loss are known to be positive: those of convex operations on which the loss depends rising.
+
+A loss written out, ((output - target)**2).mean(), then has a positive GGN as torch.nn.MSELoss has. The composition
+rules are those of Boyd and Vandenberghe 2004, section 3.2.4. What is not known to be positive counts as signed.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from hbpcompiler.rule.helpers import operand_symbol
+from hbpcompiler.rule.op import Op
+from hbpcompiler.rule.rule import Rule
+from hbpcompiler.rule.structure import Structure
+
+
+def slope_sign(rule: Rule, op: Op, slot: str) -> int | None:
+    """1 if no result falls when this input rises, -1 if none rises, None if that is unknown."""
+    if rule.increasing or rule.structure_of(op) is Structure.SELECTION:
+        return 1
+    return _sign(_derivative(rule, op, slot, 1))
+
+
+def curvature_sign(rule: Rule, op: Op) -> int | None:
+    """1 if all results are convex in the inputs that carry derivatives, -1 if concave, None if that is unknown."""
+    varying = op.varying() or frozenset()
+    if rule.convex or len(varying) != 1:
+        return 1 if rule.convex else None
+    return _sign(_derivative(rule, op, next(iter(varying)), 2))
+
+
+def _derivative(rule: Rule, op: Op, slot: str, order: int) -> sympy.Expr | None:
+    expression = None if rule.expression is None else rule.expression(op)
+    return None if expression is None else sympy.diff(expression, operand_symbol(slot), order)
+
+
+def _sign(derivative: sympy.Expr | None) -> int | None:
+    if derivative is None:
+        return None
+    return 1 if derivative.is_nonnegative else -1 if derivative.is_nonpositive else None

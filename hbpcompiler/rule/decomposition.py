@@ -1,0 +1,23 @@
+"""Operations that rule files write in others, where torch's own table of decompositions leads nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hbpcompiler.rule.case import Case
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """An operation that is written in others which have rules.
+
+    `function` takes the operation's arguments and returns its result. It is traced with a sample axis of symbolic
+    length, so it reads no number off that axis.
+    """
+
+    operations: Sequence[str]
+    """ATen names, with overload where only that one is meant ("aten.prod.dim_int")."""
+    function: Callable[..., Any]
+    cases: Sequence[Case] = ()

@@ -1,0 +1,134 @@
+"""Where rules are found: the files of `hbpcompiler.rules`, entry points, and the paths a user passes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+import hbpcompiler.rules
+from hbpcompiler.errors import OptionError, OptionTypeError, RuleError, listing
+from hbpcompiler.rule.decomposition import Decomposition
+from hbpcompiler.rule.rule import LossRule, ModuleRule, Rule
+
+AnyRule = Rule | LossRule
+ENTRY_POINTS = "hbpcompiler.rules"
+
+
+def rules_in(module: ModuleType) -> list[AnyRule | ModuleRule | Decomposition]:
+    """Every rule that a module defines, by itself or in a list, in order of definition."""
+    found: list[AnyRule | ModuleRule | Decomposition] = []
+    for value in vars(module).values():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            known = any(item is other for other in found)
+            if isinstance(item, Rule | LossRule | ModuleRule | Decomposition) and not known:
+                found.append(item)
+    return found
+
+
+class Registry:
+    """Operation name -> rule, and the file each rule came from."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, AnyRule] = {}
+        self.files: dict[str, str] = {}
+        self.modules: dict[type[nn.Module], ModuleRule] = {}
+        self.decompositions: dict[str, Decomposition] = {}
+
+    def add(self, module: ModuleType) -> None:
+        """Take a module's rules; two files for one operation are an error that names both."""
+        file = str(module.__file__)
+        clashes = []
+        for rule in rules_in(module):
+            if isinstance(rule, ModuleRule):
+                self.modules[rule.module] = rule
+                continue
+            for operation in rule.operations:
+                known = self.rules.get(operation) or self.decompositions.get(operation)
+                if known is not None and known is not rule:
+                    clashes.append(f"{operation}: {self.files[operation]} and {file}")
+                if isinstance(rule, Decomposition):
+                    self.decompositions[operation] = rule
+                else:
+                    self.rules[operation] = rule
+                self.files[operation] = file
+        if clashes:
+            raise RuleError(listing("Two rules for one operation:", clashes, "Remove one of the two."))
+
+    def copy(self) -> Registry:
+        other = Registry()
+        other.rules, other.files, other.modules = dict(self.rules), dict(self.files), dict(self.modules)
+        other.decompositions = dict(self.decompositions)
+        return other
+
+    def find(self, operation: str, overload: str) -> AnyRule | None:
+        """The rule for this overload ("aten.sum.dim_IntList"), or else the operation's."""
+        return self.rules.get(f"{operation}.{overload or 'default'}") or self.rules.get(operation)
+
+    def decomposition(self, operation: str, overload: str) -> Decomposition | None:
+        """How this overload is written in others, where no rule has it and a rule file says so."""
+        return self.decompositions.get(f"{operation}.{overload or 'default'}") or self.decompositions.get(operation)
+
+    def __iter__(self) -> Iterator[tuple[str, AnyRule]]:
+        return iter(sorted(self.rules.items()))
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def view(self) -> Mapping[str, AnyRule]:
+        return self.rules
+
+
+@cache
+def builtin() -> Registry:
+    """The rules that come with the library, and those that installed packages announce as entry points."""
+    registry = Registry()
+    for info in sorted(pkgutil.iter_modules(hbpcompiler.rules.__path__), key=lambda info: info.name):
+        registry.add(importlib.import_module(f"hbpcompiler.rules.{info.name}"))
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        registry.add(entry.load())
+    return registry
+
+
+def with_rules(paths: Sequence[str | Path] | None) -> Registry:
+    """The built-in rules and those of the user's files.
+
+    Raises OptionTypeError or OptionError for something that is no path of a Python file with rules in it, and
+    RuleError where an operation would have two.
+    """
+    if paths is None:
+        return builtin()
+    if isinstance(paths, str | Path) or not isinstance(paths, Sequence):
+        raise OptionTypeError(f"rules must be a list of paths of rule files, not {paths!r}")
+    registry = builtin().copy()
+    for path in paths:
+        if not isinstance(path, str | Path):
+            raise OptionTypeError(f"rules must be paths of rule files, not {path!r}")
+        registry.add(_load(Path(path)))
+    return registry
+
+
+def _load(path: Path) -> ModuleType:
+    if not path.is_file() or path.suffix != ".py":
+        raise OptionError(f"rules: '{path}' is not a Python file. Pass the path of a rule file (see README).")
+    file = path.resolve()
+    name = "hbpcompiler_user_rules_" + hashlib.sha256(str(file).encode()).hexdigest()[:16]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"rules: '{path}' cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RuleError(f"rules: '{path}' failed to import: {type(error).__name__}: {error}") from error
+    if not rules_in(module):
+        raise OptionError(f"rules: '{path}' defines no Rule or LossRule at its top level")
+    return module

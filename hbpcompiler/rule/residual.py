@@ -1,0 +1,43 @@
+"""The kinds of residual: zero, diagonal, a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hbpcompiler.rule.op import Op
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The operation is (piecewise) linear in its differentiated inputs: stated, never assumed."""
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """The residual is diagonal in the one differentiated input.
+
+    `diagonal(op, gradient [N, *out]) -> [N, *in]` (losses: `diagonal(op) -> [N, *in]`).
+    """
+
+    diagonal: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The residual is F diag(sigma) F^T, the same columns at every differentiated input of the operation.
+
+    `count(op)` is the number K of columns. `factor(op, gradient [N, *out]) -> ({input: [N, K, *in]}, signs)` with
+    signs [N, K] in {-1, +1}, or None if all are +1 (losses: `factor(op)`).
+    """
+
+    count: Callable[[Op], int]
+    factor: Callable[..., tuple[Mapping[str, Tensor], Tensor | None]]
+
+
+Residual = Zero | Diagonal | Factor
+
+
+ZERO = Zero()
