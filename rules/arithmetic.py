@@ -11,7 +11,7 @@ import torch
 from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
 from hbpcompiler.rule.symbolic import exactly
 
-from .aligned import (
+from .shared.aligned import (
     added,
     columns_per_element,
     is_whole,
@@ -21,7 +21,7 @@ from .aligned import (
     unbroadcast,
     varying,
 )
-from .binary import Look, binary, operands
+from .shared.binary import Look, binary, operands
 
 NUMBER = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (1, -1, 1.7)]
 

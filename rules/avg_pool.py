@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window, merge, split
 
-from .spatial import brief, options, per_axis
+from .shared.spatial import brief, options, per_axis
 
 AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE: dict[int, Callable[..., Tensor]] = {

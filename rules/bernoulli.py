@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
+from .shared.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
 
 
 def _given(op: Op, *names: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Structure, Tensor
 
-from .simplex import positionwise
+from .shared.simplex import positionwise
 
 
 def positions(op: Op) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
 from hbpcompiler.rule.symbolic import exactly
 
-from .aligned import lifted, misaligned, other_than, unbroadcast
-from .binary import Look, binary, operands
+from .shared.aligned import lifted, misaligned, other_than, unbroadcast
+from .shared.binary import Look, binary, operands
 
 # -- within limits: at a limit itself the gradient passes, as torch has it --------------------------------------------
 

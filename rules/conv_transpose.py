@@ -8,7 +8,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, merge, split
 
-from .spatial import (
+from .shared.spatial import (
     CONV,
     CONV_TRANSPOSE,
     cut,

@@ -9,7 +9,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Sliding, Structure, Tensor, Window, merge, split
 
-from .spatial import (
+from .shared.spatial import (
     CONV,
     CONV_TRANSPOSE,
     cut,

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Shape, Tensor, called
 
-from .class_weights import counted, labels
-from .loss_terms import at, check_floating, check_labels, reduction
-from .simplex import covariance_factor, positionwise
+from .shared.class_weights import counted, labels
+from .shared.loss_terms import at, check_floating, check_labels, reduction
+from .shared.simplex import covariance_factor, positionwise
 
 
 def forward(op: Op) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hbpcompiler.rule import ZERO, Case, Contraction, Op, Residual, Rule, Shape, Structure, Tensor
 
 from . import batch_norm
-from .standardised import Standardised
+from .shared.standardised import Standardised
 
 
 def groups(op: Op) -> int:

@@ -4,7 +4,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
-from .loss_terms import at, check_floating, reduction, same_shape, scaled, share
+from .shared.loss_terms import at, check_floating, reduction, same_shape, scaled, share
 
 
 def gradient(op: Op) -> Tensor:

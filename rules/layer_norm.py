@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Contraction, Op, Rule, Shape, Tensor
 
-from .standardised import Standardised
+from .shared.standardised import Standardised
 
 
 def layout(op: Op) -> tuple[Shape, Shape]:

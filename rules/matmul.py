@@ -11,7 +11,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Shape, Structure, Tensor
 
-from .aligned import added, misaligned, scaled, unbroadcast
+from .shared.aligned import added, misaligned, scaled, unbroadcast
 
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window
 
-from .spatial import brief, options, per_axis, scatter
+from .shared.spatial import brief, options, per_axis, scatter
 
 VALUES: dict[int, Callable[..., Tensor]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 WITH_INDICES: dict[int, Callable[..., Any]] = {

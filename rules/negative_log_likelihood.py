@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Shape, Tensor
 
-from .class_weights import counted, labels
-from .loss_terms import check_labels, reduction
+from .shared.class_weights import counted, labels
+from .shared.loss_terms import check_labels, reduction
 
 
 def forward(op: Op) -> Tensor:

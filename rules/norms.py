@@ -14,7 +14,7 @@ import torch
 from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
 
 from .reductions import axes, dtype_of, mean_jac_t, over_samples, own_dtype, spread
-from .simplex import positionwise
+from .shared.simplex import positionwise
 
 
 def elements(op: Op) -> Shape:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window
 
-from .spatial import scatter
+from .shared.spatial import scatter
 
 
 def mode(op: Op) -> str:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .loss_terms import at, check_floating, reduction, repeated, same_shape, scaled, share
+from .shared.loss_terms import at, check_floating, reduction, repeated, same_shape, scaled, share
 
 
 def forward(op: Op) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
 
-from .loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
+from .shared.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
 
 SETTINGS = ({"reduction": 1}, {"reduction": 2})
 

@@ -14,7 +14,7 @@ import torch
 from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
 
 from .reductions import axes, over_samples, own_dtype, spread
-from .simplex import covariance_factor, positionwise
+from .shared.simplex import covariance_factor, positionwise
 
 
 def axis(op: Op) -> int:

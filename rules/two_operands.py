@@ -17,8 +17,8 @@ from sympy import Expr, Piecewise
 from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Op, Residual, Rule, Tensor, called
 from hbpcompiler.rule.symbolic import TORCH, evaluate, sigmoid
 
-from .aligned import columns_per_element, unbroadcast, varying
-from .binary import Look, binary, operands
+from .shared.aligned import columns_per_element, unbroadcast, varying
+from .shared.binary import Look, binary, operands
 
 a, b, y = (sympy.Symbol(name, real=True) for name in "aby")
 

@@ -7,7 +7,7 @@ import torch
 
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.registry import builtin
-from hbpcompiler.rules.simplex import covariance_factor
+from hbpcompiler.rules.shared.simplex import covariance_factor
 
 NAN = float("nan")
 FLOAT = {"reduction": 1}

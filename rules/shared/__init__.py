@@ -1,0 +1,1 @@
+"""What several rule files share; none of these files holds a rule."""
