@@ -7,8 +7,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import kflr, reference
-
-from .graph_models import MODELS, Attention, image, made, resnet, tokens
+from tests.graph_models import MODELS, Attention, image, made, resnet, tokens
 
 QUANTITIES = ("grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def cnn():
