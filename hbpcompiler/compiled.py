@@ -201,7 +201,7 @@ def compile(  # the public name is the design's
     """Compile a model and a loss into a program for the quantities asked for.
 
     model: any torch.nn.Module that torch.export can trace. loss: a module or function of (output, target) returning
-    one number; nn.CrossEntropyLoss() by default. quantities: names from the table in the README. example_inputs:
+    one number; nn.CrossEntropyLoss() by default. quantities: names from docs/quantities.md. example_inputs:
     (X, y), or what else a call takes, to trace at once. backend: "python", "torchscript" or "inductor". memory_budget:
     bytes, or "2GiB": the most that a call may allocate, results included; larger batches are refused. mc_samples:
     samples per datum for diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian",

@@ -12,7 +12,7 @@ class Result:
     """Loss, output and every quantity asked for, as attributes or items.
 
     `loss`: the scalar loss L. `output`: what the model returned. Each quantity is a dict from parameter name (as
-    in `model.named_parameters()`) to a tensor or named tuple; DESIGN's table in the README gives values and shapes.
+    in `model.named_parameters()`) to a tensor or named tuple; docs/quantities.md gives values and shapes.
     """
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,

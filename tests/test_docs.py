@@ -79,7 +79,9 @@ NAME = "made"
 
 ```python
 from made import NAME
-compiled = type("Compiled", (), {"code": '\"\"\"head\"\"\"\\n-> Result:\\n    # 0: one\\n    a = 1\\n\\n    # 1: two\\n'})
+class compiled:
+    code = "-> Result:\\n    # 0: one\\n    a = 1\\n\\n    # 1: two\\n"
+
 print(NAME, 0.123456)
 ```
 

@@ -102,37 +102,6 @@ def test_the_generated_file_needs_no_rule_file(rule, tmp_path):
     assert "hbptests" not in compiled.code
 
 
-# -- the README's code -----------------------------------------------------------------------------------------------
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-def test_the_readme_runs(tmp_path, monkeypatch):
-    """The Python blocks run one after the other. A first line `# name.py` makes a file of it; what `# generated` shows
-    must be in the generated file."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    scope = {}
-    for block in blocks("python"):
-        first, _, rest = block.partition("\n")
-        if first == "# generated":
-            code = scope["compiled"].code.splitlines()
-            assert not [line for line in rest.splitlines() if line.strip() not in ("", "...") and line not in code]
-        elif first.endswith(".py"):
-            (tmp_path / first.removeprefix("# ")).write_text(block)
-        else:
-            exec(compile(block, "README.md", "exec"), scope)
-    rules = with_rules(sorted(tmp_path.glob("*_rule.py"))).rules
-    assert {"mylib.squash", "mylib.cube"} <= rules.keys()
-
-
-def test_the_readme_names_every_quantity():
-    text = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in text for name in hbp.QUANTITIES)
-
-
 def test_kronecker_factors_of_the_last_layer_are_its_block():
     """A bias has its full block, and one sample's weight block is the Kronecker product itself."""
     torch.manual_seed(0)

@@ -118,7 +118,7 @@ def with_rules(paths: Sequence[str | Path] | None) -> Registry:
 
 def _load(path: Path) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
-        raise OptionError(f"rules: '{path}' is not a Python file. Pass the path of a rule file (see README).")
+        raise OptionError(f"rules: '{path}' is not a Python file. Pass the path of a rule file (see docs/rules.md).")
     file = path.resolve()
     name = "hbpcompiler_user_rules_" + hashlib.sha256(str(file).encode()).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(name, file)

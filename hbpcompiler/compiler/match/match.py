@@ -64,7 +64,7 @@ def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[
         advice = ""
         if names:
             advice = ("Write one rule file for each, for example " + ", ".join(f"rules/{name}.py" for name in names)
-                      + ", and pass its path: hbp.compile(..., rules=[path]). The README shows how in one screen; "
+                      + ", and pass its path: hbp.compile(..., rules=[path]). docs/rules.md shows how; "
                       "`hbp rules` lists what there is.")
         raise UnsupportedOpError(listing("The model cannot be compiled:", findings, advice))
     return rules
