@@ -1,11 +1,11 @@
-# make demo: sets up .venv and runs the main job. make test: sets it up and runs all tests.
+# make demo: sets up .venv and runs the main job. make test: sets it up and runs all tests. make docs: build/site.
 # TORCH chooses the build of torch: make test TORCH=torch==2.13.0
 TORCH ?= torch
 PYTHON ?= python3
 RUN := .venv/bin
 comma := ,
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 # Each stamp installs one set of extras; torch comes first, so that no extra pulls another one.
 .venv/torch:
@@ -26,6 +26,11 @@ test: .venv/test+demo
 lint: .venv/test+demo+dev
 	$(RUN)/ruff check .
 	PYTHON=$(RUN)/python .ci/typecheck
+
+# Strict: a link that leads nowhere is an error. The page about the future of MkDocs is not printed.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 bench: .venv/demo
 	$(RUN)/python -m benchmarks.compare
