@@ -200,18 +200,25 @@ def compile(  # the public name is the design's
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
-    model: any torch.nn.Module that torch.export can trace. loss: a module or function of (output, target) returning
-    one number; nn.CrossEntropyLoss() by default. quantities: names from docs/quantities.md. example_inputs:
-    (X, y), or what else a call takes, to trace at once. backend: "python", "torchscript" or "inductor". memory_budget:
-    bytes, or "2GiB": the most that a call may allocate, results included; larger batches are refused. mc_samples:
-    samples per datum for diag_ggn_mc and kfac. curvature: what the quantities of the Hessian mean by it: "hessian",
-    exact; "ggn", without the operations' residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned
-    positive or dropped (Dangel, Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise).
-    curvature_dtype: torch.bfloat16, say, for the columns of curvature alone (see `precision`); None: the model's.
-    autotune: time routes that are predicted to be about as fast as the best, once, on random tensors of the first
-    batch's size. rules: paths of rule files of your own.
+    Args:
+        model: any torch.nn.Module that torch.export can trace.
+        loss: a module or function of (output, target) returning one number; nn.CrossEntropyLoss() by default.
+        quantities: names from docs/quantities.md.
+        example_inputs: (X, y), or what else a call takes, to trace at once.
+        backend: "python", "torchscript" or "inductor".
+        memory_budget: bytes, or "2GiB": the most that a call may allocate, results included; larger batches are
+            refused.
+        mc_samples: random columns per sample, for the sampled quantities.
+        curvature: what the quantities of the Hessian mean by it: "hessian", exact; "ggn", without the operations'
+            residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned positive or dropped (Dangel,
+            Harmeling, Hennig 2020; see `schemes` for operations that are not elementwise).
+        curvature_dtype: torch.bfloat16, say, for the columns of curvature alone (see `precision`); None: the model's.
+        autotune: time routes that are predicted to be about as fast as the best, once, on random tensors of the first
+            batch's size.
+        rules: paths of rule files of your own.
 
-    Raises CompileError (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
+    Raises:
+        CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
     """
     loss = nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)

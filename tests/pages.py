@@ -7,7 +7,7 @@ Blocks of one page run in order, in one namespace and in one empty folder:
     ```bash                     each line that begins with `hbp ` is run
     ```text title="output"      is what the block before it printed; `...` in it stands for anything
     <!-- generated: backward / 1: sigmoid -->
-    ```python                   is cut out of `compiled.code`: a part of the file, and headings in it
+    ```python (or text)         is cut out of `compiled.code`: a part of the file, and headings in it
 
 Outputs without `...` and all that is generated can be written anew: `pytest tests/test_docs.py --refresh-golden`.
 """

@@ -1,13 +1,5 @@
-// Formulas, which arithmatex has marked as \(...\) and \[...\], are typeset again after each page that Material loads.
+// Formulas are what arithmatex has marked as \(...\) and \[...\]; all other text is left alone.
 window.MathJax = {
   tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]], processEscapes: true },
   options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
 };
-
-document$.subscribe(() => {
-  if (!MathJax.startup.output) return; // not loaded yet: it typesets the first page itself
-  MathJax.startup.output.clearCache();
-  MathJax.typesetClear();
-  MathJax.texReset();
-  MathJax.typesetPromise();
-});
