@@ -21,7 +21,7 @@ from tests.elementwise_uses import affine, uses
 
 POINTS = torch.cat([torch.linspace(-3, 2.75, 24), torch.linspace(0.03, 0.97, 12)]).double()
 POINTS = POINTS[POINTS != 0]
-"""Kinks are among them, and the inside of every operation's domain. Not 0, where |x|**2, which is x**2 when joined, has no
+"""Kinks are among them, and the inside of each domain. Not 0, where |x|**2, which is x**2 when joined, has no
 second derivative for torch; nor 3, where 1 / x meets a softplus's threshold, at which torch's derivatives disagree."""
 HERE = Source("module", "torch.nn.Module")
 
