@@ -1,11 +1,12 @@
-# make demo: sets up .venv and runs the main job. make test: sets it up and runs all tests. make docs: build/site.
+# make demo: sets up .venv and runs the main job. make test: sets it up and runs the tests, five minutes on 2 cores.
+# make test-all: also those that are slow, and more random examples of each test that draws them. make docs: build/site.
 # TORCH chooses the build of torch: make test TORCH=torch==2.13.0
 TORCH ?= torch
 PYTHON ?= python3
 RUN := .venv/bin
 comma := ,
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 # Each stamp installs one set of extras; torch comes first, so that no extra pulls another one.
 .venv/torch:
@@ -22,6 +23,9 @@ demo: .venv/demo
 
 test: .venv/test+demo
 	$(RUN)/python -m pytest -n 2
+
+test-all: .venv/test+demo
+	HBP_EXAMPLES=4 $(RUN)/python -m pytest -n 2 -m ""
 
 lint: .venv/test+demo+dev
 	$(RUN)/ruff check .

@@ -1,5 +1,9 @@
 """Settings of hypothesis (a compile takes about a second, so failing examples are shrunk only if HBP_SHRINK is set),
-and of pytest: what makes the tests shorter."""
+and of pytest: what makes the tests shorter.
+
+`make test` leaves out what is marked slow (see `selection`) and draws one example of each random test; `make test-all`
+runs everything, with HBP_EXAMPLES=4.
+"""
 
 import collections
 import functools
@@ -10,13 +14,16 @@ import warnings
 import torch.export.exported_program as exported
 from hypothesis import HealthCheck, Phase, settings
 
+from hbpcompiler.compiler import pipeline as exporting
+from tests.shared_exports import SharedExports
+
 # The tests' own cache folder: what `hbp tune` measured on this machine must not decide what they see.
 CACHE = tempfile.TemporaryDirectory(prefix="hbp-tests-")
 os.environ["HBP_CACHE_DIR"] = CACHE.name
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 PHASES = list(Phase) if os.environ.get("HBP_SHRINK") else [Phase.explicit, Phase.reuse, Phase.generate]
-settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "4")),
+settings.register_profile("hbp", deadline=None, max_examples=int(os.environ.get("HBP_EXAMPLES", "1")),
                           suppress_health_check=SLOW, phases=PHASES, print_blob=True)
 settings.load_profile("hbp")
 
@@ -25,6 +32,13 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
 
 # At each export torch goes through all its operations, several thousand, to see which are composite: once is enough.
 exported._collect_all_valid_cia_ops = functools.lru_cache(maxsize=1)(exported._collect_all_valid_cia_ops)
+
+EXPORTS = SharedExports(exporting.export)
+exporting.export = EXPORTS
+
+
+def pytest_runtest_teardown():
+    EXPORTS.forget()
 
 
 def pytest_addoption(parser):

@@ -1,8 +1,13 @@
 """Small models that are no chains, and a batch for each."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from tests.selection import cases
+from tests.shared_exports import keep
 
 
 class Basic(nn.Module):
@@ -204,8 +209,15 @@ MODELS = {
     "layer norm of two axes": (lambda: normed(nn.LayerNorm((2, 2))), lambda: image(3)),
 }
 
+FEW = ("resnet, smooth", "u-net", "squeeze and excitation", "transformer")
+"""Of all kinds: convolutions and norms, their transposes, pools, gates, embeddings, attention, branches that meet."""
+FEW_MODELS = cases(MODELS, FEW, "all graphs go through every quantity in test_graphs; these have no other structure")
+"""For parametrize."""
 
+
+@functools.cache
 def made(name):
+    """The model, which no test may change, and its batch."""
     torch.manual_seed(0)
     model, batch = MODELS[name]
     model, x = model().double().eval(), batch()
@@ -214,4 +226,4 @@ def made(name):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     x = x.double() if x.is_floating_point() else x
-    return model, x, torch.randint(2, model(x)[:, 0].shape)
+    return keep(model), x, torch.randint(2, model(x)[:, 0].shape)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import nn
 
@@ -141,6 +142,7 @@ def losses(draw, classes, samples, generator):
 def settings_of(draw, chains):
     """(model, loss, X, y), float64, some parameters frozen, in train or eval mode."""
     seed = draw(st.integers(0, 2**16))
+    assume(seed)  # the first example has all draws at their least and says little
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     layers, shape, width = draw(chains)

@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import slow
 from tests.test_quantities import close
 
 
@@ -57,7 +58,7 @@ def test_train_and_eval_have_their_own_programs():
     assert "programs=2" in repr(compiled)
 
 
-@pytest.mark.parametrize("backend", ["torchscript", "inductor"])
+@pytest.mark.parametrize("backend", ["torchscript", pytest.param("inductor", marks=slow("compiles C++"))])
 def test_backends_agree(backend):
     model, (X, y) = network(), batch()
     names = ["grad", "variance", "diag_h", "kflr"]
@@ -68,6 +69,18 @@ def test_backends_agree(backend):
             close(other[name][key], value, f"{name} of {key}")
     close(other.kflr["0.weight"].A, plain.kflr["0.weight"].A, "A")
     assert other.kflr["0.bias"].A is None
+
+
+def test_inductor_is_handed_the_program():
+    """What it makes of it is tested above; here its code runs as it is."""
+    model, (X, y) = network(), batch()
+    plain = hbp.compile(model, quantities=["grad"])(X, y)
+    with torch.compiler.set_stance("force_eager"):
+        other = hbp.compile(model, quantities=["grad"], backend="inductor")
+        found = other(X, y).grad
+    assert isinstance(other.program, torch._dynamo.OptimizedModule)
+    for key, value in plain.grad.items():
+        assert torch.equal(found[key], value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

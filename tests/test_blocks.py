@@ -9,10 +9,11 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.plan import tails
 from hbpcompiler.reference import ggn_block, hessian_block
-from tests.graph_models import MODELS, made
+from tests.graph_models import FEW_MODELS, made
+from tests.match.test_tied import MODELS as TIED
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import cases, slow
 from tests.test_quantities import close
-from tests.test_tied import MODELS as TIED
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
 BLOCKS = {"hessian": hessian_block, "ggn": ggn_block}
@@ -47,13 +48,13 @@ def test_random_chains(setting, curvature):
     agree(*setting, curvature)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs(name):
     model, x, y = made(name)
     agree(model, nn.CrossEntropyLoss(), x, y, "hessian")
 
 
-@pytest.mark.parametrize("curvature", list(BLOCKS))
+@pytest.mark.parametrize("curvature", cases(BLOCKS, ["hessian"], "the schemes meet no uses, which are joined before"))
 @pytest.mark.parametrize("name", list(TIED))
 def test_tied_parameters(name, curvature):
     torch.manual_seed(0)
@@ -100,7 +101,7 @@ def test_positive_schemes_are_positive_and_not_below_the_hessian(name, curvature
         assert torch.linalg.eigvalsh(block - exact).min() >= least
 
 
-@pytest.mark.parametrize("backend", ["torchscript", "inductor"])
+@pytest.mark.parametrize("backend", ["torchscript", pytest.param("inductor", marks=slow("compiles C++"))])
 def test_backends(backend):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(8, 3)).double()

@@ -10,8 +10,9 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import derivative, jacobian, reference
-from tests.graph_models import MODELS, made
+from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import slow
 from tests.test_quantities import close
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
@@ -101,7 +102,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("curvature", ["pch_abs", "pch_clip"])
+@pytest.mark.parametrize("curvature", ["pch_clip", pytest.param("pch_abs", marks=slow("the same columns, all kept"))])
 @pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_operations_whose_factor_has_the_eigenvectors(name, curvature):
     torch.manual_seed(0)
@@ -114,7 +115,7 @@ def test_operations_whose_factor_has_the_eigenvectors(name, curvature):
     agree(model, nn.CrossEntropyLoss(), X, y, curvature)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", FEW_MODELS)
 def test_positive_schemes_bound_the_hessian(name):
     """On any graph: the GGN <= clip <= abs, the Hessian <= clip, and abs + Hessian = 2 clip (less the GGN)."""
     model, x, y = made(name)

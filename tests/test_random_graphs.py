@@ -105,7 +105,9 @@ def fits_any_batch(layer):
 
 @st.composite
 def graphs(draw):
-    torch.manual_seed(draw(st.integers(0, 2**16)))
+    seed = draw(st.integers(0, 2**16))
+    assume(seed)  # the first example has all draws at their least and says little
+    torch.manual_seed(seed)
 
     def layer():
         operation, rule, case = draw(st.sampled_from(USES))

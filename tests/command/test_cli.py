@@ -113,21 +113,17 @@ def test_explain(folder):
     assert "3.weight" in done.output
 
 
-def test_rules():
-    done = hbp_command("rules")
+def test_rules_and_those_of_the_users(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('hbptests.mine', x)\n")
+    done = hbp_command("rules", "--rules", str(path))
     assert done.exit_code == 0, done.output
+    assert "hbptests.mine" in done.output
+    assert "mine.py" in done.output
     line = next(line for line in done.output.splitlines() if "aten.linear " in line)
     for word in ("input", "weight, bias", "zero", "constant", "linear.py"):
         assert word in line
     assert "every quantity works with every rule" in done.output.lower()
-
-
-def test_rules_of_the_users(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('hbptests.mine', x)\n")
-    done = hbp_command("rules", "--rules", str(path))
-    assert "hbptests.mine" in done.output
-    assert "mine.py" in done.output
 
 
 def test_rules_list_the_quantities():

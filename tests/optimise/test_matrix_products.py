@@ -17,6 +17,7 @@ from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.program.kernels import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
+from tests.selection import slow
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
 PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac", "nko,nik->oi",
@@ -68,8 +69,8 @@ def convolutions():
     return model, torch.randn(3, 3, 10, 8), torch.randint(4, (3,))
 
 
-@pytest.mark.parametrize("make", [wide, convolutions])
-@pytest.mark.parametrize("backend", ["python", "torchscript"])
+@pytest.mark.parametrize("make", [convolutions, pytest.param(wide, marks=slow("linear layers alone"))])
+@pytest.mark.parametrize("backend", ["python", pytest.param("torchscript", marks=slow("brute force once more"))])
 def test_programs_with_onednn_agree_with_brute_force(make, backend):
     model, X, y = make()
     compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), backend=backend)

@@ -9,6 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.routes import chunks
 from hbpcompiler.reference import reference, relative_error
+from tests.selection import slow
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance"]
 LAYOUT = "contiguous(memory_format=torch.channels_last)"
@@ -59,7 +60,7 @@ def without_pools(smooth=False):
 
 
 @pytest.mark.parametrize("quantities", [["diag_ggn"], ["kflr"], ["grad", "batch_grad", "diag_ggn", "kflr"]])
-@pytest.mark.parametrize("backend", ["python", "torchscript"])
+@pytest.mark.parametrize("backend", ["python", pytest.param("torchscript", marks=slow("test_first_order scripts"))])
 def test_columns_without_pools(quantities, backend):
     model, X, y = without_pools()
     compiled = hbp.compile(model, quantities=quantities, backend=backend)

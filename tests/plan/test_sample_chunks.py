@@ -10,7 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.plan import sample_chunks
 from hbpcompiler.compiler.plan.steps import SampleChunks
 from hbpcompiler.reference import reference
-from tests.graph_models import MODELS, made
+from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import check_exact, close
 
@@ -25,7 +25,7 @@ def loops(compiled):
 
 
 @pytest.mark.parametrize("size", [1, 20_000])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs_agree_with_brute_force(name, size, monkeypatch):
     model, x, y = made(name)
     whole = hbp.compile(model, quantities=["grad", "variance", "kflr", "diag_h_split"])

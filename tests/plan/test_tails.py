@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.plan import tails
 from hbpcompiler.reference import reference
-from tests.graph_models import MODELS, made
+from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import check_exact, close
 
@@ -55,7 +55,7 @@ def test_chunks_on_random_networks(setting):
 
 
 @pytest.mark.parametrize("chunk", [1, 300])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW_MODELS)
 def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk, monkeypatch):
     """Graphs with branches too, where the rest of the way may read what only arrived before it."""
     monkeypatch.setattr(tails, "LATE_BYTES", 64 * tails.TYPICAL_BATCH)
