@@ -1,0 +1,73 @@
+"""One node as Python text: what is printed computes what was traced."""
+
+import ast
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.codegen.printer import ATOM, expression, function_name, quote
+from hbpcompiler.compiler.program.writer import Writer
+
+
+def printed(make):
+    """The text of an expression of x and y, nested as deep as it goes."""
+    writer = Writer()
+    x, y = writer.placeholder("x"), writer.placeholder("y")
+
+    def look(node):
+        return (node.name, ATOM) if node.op == "placeholder" else expression(node, look)
+
+    return expression(make(x, y).node, look)[0]
+
+
+EXPRESSIONS = {
+    "(x + y) * 2": lambda x, y: (x + y) * 2,
+    "x + y * 2": lambda x, y: x + y * 2,
+    "x - (y - 1)": lambda x, y: x - (y - 1),
+    "x - y - 1": lambda x, y: x - y - 1,
+    "x / (y * 2)": lambda x, y: x / (y * 2),
+    "-(x + 1)": lambda x, y: -(x + 1),
+    "(-x) ** 2": lambda x, y: (-x) ** 2,
+    "(x ** 2) ** 3": lambda x, y: (x**2) ** 3,
+    "(x > 0) & (y > 0)": lambda x, y: (x > 0) & (y > 0),
+    "x @ y.t()": lambda x, y: x @ y.t(),
+    "(x + y).flatten(1)": lambda x, y: (x + y).flatten(1),
+    "x.shape[0]": lambda x, y: x.shape[0],
+    "x[:, None, 1:3]": lambda x, y: x[:, None, 1:3],
+    "x[..., ::2]": lambda x, y: x[..., ::2],
+    'torch.einsum("ij,kj->ik", [x, y])': lambda x, y: torch.einsum("ij,kj->ik", x, y),
+    "torch.cat([x, y], 1)": lambda x, y: torch.cat([x, y], 1),
+    "x.to(dtype=torch.float64)": lambda x, y: x.to(dtype=torch.float64),
+    "F.softplus(x)": lambda x, y: F.softplus(x),
+    "x.masked_fill(y > 0, float(\"-inf\"))": lambda x, y: x.masked_fill(y > 0, float("-inf")),
+}
+
+
+@pytest.mark.parametrize("text", list(EXPRESSIONS))
+def test_the_text(text):
+    assert printed(EXPRESSIONS[text]) == text
+
+
+@pytest.mark.parametrize("make", list(EXPRESSIONS.values()), ids=list(EXPRESSIONS))
+def test_the_text_computes_what_was_written(make):
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 3), torch.randn(3, 3)
+    found = eval(printed(make), {"torch": torch, "F": F, "x": x, "y": y})
+    expected = make(x, y)
+    assert torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected
+
+
+def test_public_names():
+    assert function_name(torch.tanh) == "torch.tanh"
+    assert function_name(F.conv2d) == "F.conv2d"
+    assert function_name(torch.linalg.qr) == "torch.linalg.qr"
+    assert function_name(torch.ops.aten.convolution_backward.default) == "torch.ops.aten.convolution_backward"
+    with pytest.raises(TypeError, match="has no public name"):
+        function_name(lambda x: x)
+
+
+@pytest.mark.parametrize("text", ["plain", 'a"b', "a\\b", "\n\t\r", "\u2028\x00\u202e", "日本 ☃"])
+def test_quoted_texts_are_read_back(text):
+    assert ast.literal_eval(quote(text)) == text
+    assert "\n" not in quote(text)

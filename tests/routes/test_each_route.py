@@ -1,0 +1,120 @@
+"""Every route at sites where it applies, on tensors, against the definition of its closings."""
+
+import itertools
+
+import pytest
+import torch
+from torch import fx
+
+from hbpcompiler import quantities as q
+from hbpcompiler.compiler.cost.figures import UNLIMITED
+from hbpcompiler.compiler.program.writer import Writer
+from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, NOTHING, ROUTES, Site, Use
+from hbpcompiler.rule import Contraction, Op
+
+LENGTHS = {"n": 3, "k": 2, "p": 4, "o": 3, "i": 2, "g": 2}
+PLAIN, POSITIONS, GROUPS, BIAS = "nko,ni->nkoi", "nkpo,npi->nkoi", "nkgop,ngpi->nkgoi", "nkop->nko"
+
+
+def site(equation, form, columns, signed):
+    left = equation.partition("->")[0]
+    sizes = tuple(sorted((letter, LENGTHS[letter]) for letter in set(left) - {*"nk,"}))
+    return Site(equation, sizes, form, columns, signed, 8, False, UNLIMITED)
+
+
+def tensors(own):
+    """The stream as it arrives (columns, a diagonal or a matrix), the columns [n, k, ...] it stands for, their signs
+    and the operand."""
+    left, right, _ = own.letters
+    shape = [LENGTHS[letter] for letter in left[2:]]
+    operand = torch.randn(*(LENGTHS[letter] for letter in right), dtype=torch.float64) if right else None
+    size = torch.Size(shape).numel()
+    if own.form == COLUMNS:
+        columns = torch.randn(3, own.columns, *shape, dtype=torch.float64)
+        signs = torch.randn(3, own.columns, dtype=torch.float64).sign()
+        return columns, columns, signs if own.signed else torch.ones_like(signs), operand
+    diagonal = torch.rand(3, *shape, dtype=torch.float64)
+    columns = torch.diag_embed(diagonal.flatten(1).sqrt()).reshape(3, size, *shape)
+    return diagonal, columns, torch.ones(3, size, dtype=torch.float64), operand
+
+
+def expected(own, columns, signs, operand):
+    """The closings that say what they are of T[n, k, theta]."""
+    left = own.letters[0]
+    T = torch.einsum(own.equation, columns, operand) if operand is not None else torch.einsum(own.equation, columns)
+    flat = T.flatten(2)
+    weighted = T * signs.reshape(*signs.shape, *[1] * (T.dim() - 2))
+    found = {q.DIAGONAL: (weighted * T).sum((0, 1)), q.BATCH_DIAGONAL: (weighted * T).sum(1), q.VECTORS: T,
+             q.POSITIVE: (weighted * T).clamp(min=0).sum((0, 1)), q.NEGATIVE: (-weighted * T).clamp(min=0).sum((0, 1))}
+    if columns.shape[1] == 1:
+        found |= {q.SUM: T.sum((0, 1)), q.EACH: T[:, 0], q.NORM: flat.square().sum((1, 2)),
+                  q.DOT: flat[:, 0] @ flat[:, 0].T}
+    if not own.features:
+        found[q.FACTOR] = found[q.REDUCED_FACTOR] = torch.einsum("nk,nka,nkb->ab", signs, flat, flat)
+    else:
+        other, reduced = left.replace("o", "z"), left.replace("p", "")
+        shared = "g" if "g" in left else ""
+        positions = LENGTHS["p"] if "p" in left else 1
+        factor = torch.einsum(f"nk,{left},{other}->{shared}oz", signs, columns, columns)
+        summed = torch.einsum(f"{left}->{reduced}", columns)
+        found[q.FACTOR] = factor / positions
+        found[q.REDUCED_FACTOR] = torch.einsum(f"nk,{reduced},{reduced.replace('o', 'z')}->{shared}oz", signs, summed,
+                                               summed)
+    return found
+
+
+SITES = [site(equation, form, columns, signed) for equation in (PLAIN, POSITIONS, GROUPS, BIAS)
+         for form, columns in ((COLUMNS, 1), (COLUMNS, 2), (DIAGONAL_FORM, 0)) for signed in (False, True)
+         if not (signed and (form != COLUMNS or columns == 1))]
+
+
+def told(route, own):
+    """The closings of this route that the definitions above say."""
+    return route.closes(own) & DEFINED - (frozenset() if own.signed else {q.NEGATIVE})
+
+
+def written(own, use_of, make):
+    """What a route makes of tensors, by its name."""
+    writer = Writer()
+    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand")}
+    shape = tuple(LENGTHS[letter] for letter in own.letters[0][2:])
+    op = Op(given, {}, {"output": shape, "operand": (1,)}, batched=frozenset({"output", "operand"}))
+    contraction = Contraction(own.equation, operand=(lambda op: op.operand) if own.has_operand else None)
+    use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3)
+    writer.graph.output({kind: proxy.node for kind, proxy in make(use).items()})
+    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of)
+
+
+DEFINED = frozenset({q.DIAGONAL, q.BATCH_DIAGONAL, q.VECTORS, q.POSITIVE, q.NEGATIVE, q.SUM, q.EACH, q.NORM, q.DOT,
+                     q.FACTOR, q.REDUCED_FACTOR})
+CASES = [pytest.param(route, own, id=f"{type(route).__name__} {own.equation} {own.form} {own.columns} {own.signed}")
+         for route, own in itertools.product(ROUTES, SITES) if route.applies(own) and told(route, own)]
+
+
+@pytest.mark.parametrize(("route", "own"), CASES)
+def test_a_route_gives_what_it_says(route, own):
+    torch.manual_seed(0)
+    stream, columns, signs, operand = tensors(own)
+    wanted = expected(own, columns, signs, operand)
+    kinds = told(route, own) & wanted.keys()
+    found = written(own, (stream, signs, operand), lambda use: route.write(own, use, kinds))
+    assert found.keys() == kinds != frozenset()
+    for kind, value in found.items():
+        torch.testing.assert_close(value.reshape(wanted[kind].shape), wanted[kind])
+
+
+@pytest.mark.parametrize("equation", [PLAIN, POSITIONS, GROUPS])
+def test_factors_of_the_operand(equation):
+    torch.manual_seed(0)
+    own = site(equation, NOTHING, 0, False)
+    _, _, _, operand = tensors(site(equation, COLUMNS, 1, False))
+    right, shared = own.letters[1], "g" if "g" in equation else ""
+    wanted = {q.INPUT_FACTOR: torch.einsum(f"{right},{right.replace('i', 'z')}->{shared}iz", operand, operand)}
+    mean = torch.einsum(f"{right}->{right.replace('p', '')}", operand) / (LENGTHS["p"] if "p" in right else 1)
+    letters = right.replace("p", "")
+    wanted[q.REDUCED_INPUT_FACTOR] = torch.einsum(f"{letters},{letters.replace('i', 'z')}->{shared}iz", mean, mean)
+    for route in filter(lambda route: route.applies(own), ROUTES):
+        for kind in route.closes(own) & wanted.keys():
+            found = written(own, (operand, None, operand), lambda use, route=route, kind=kind: route.write(
+                own, use, frozenset({kind})))
+            torch.testing.assert_close(found[kind], wanted[kind])
