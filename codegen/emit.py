@@ -16,13 +16,9 @@ from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.compiler.program.kernels import FALLBACKS
-from hbpcompiler.compiler.program.nodes import (
-    FRESH,
-    called,
-    is_pure,
-    writes_in_place,
-)
-from hbpcompiler.compiler.program.writer import Block, Loop
+from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.quantities import QUANTITIES
 
 WIDTH = 118
@@ -103,7 +99,7 @@ class _Printer:
         if node.meta.get("hint") or len(node.users) != 1:
             return False
         (user,) = node.users
-        if not is_pure(node) and (called(node) not in FRESH or writes_in_place(user)):
+        if not is_pure(node) and (not facts(node).buffer or writes_in_place(user)):
             return False
         if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
             return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, merge, split
+from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Rule, Structure, Tensor, merge, split
 
 from .shared.spatial import (
     CONV,
@@ -77,6 +77,7 @@ def conv_transpose(axes: int) -> Rule:
         jac_t={"input": jac_t},
         params=params,
         residual=ZERO,
+        layout=Layout.PIXELS if axes == 2 else None,
         structure=Structure.CONSTANT,
         refuse=lambda op: refuse_unbatched(op, axes),
         cases=cases(axes),

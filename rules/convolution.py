@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Sliding, Structure, Tensor, Window, merge, split
+from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Rule, Sliding, Structure, Tensor, Window, merge, split
 
 from .shared.spatial import (
     CONV,
@@ -142,6 +142,7 @@ def convolution(axes: int) -> Rule:
         residual=ZERO,
         structure=Structure.CONSTANT,
         window=window,
+        layout=Layout.PIXELS if axes == 2 else None,
         refuse=lambda op: refuse_unbatched(op, axes),
         cases=cases(axes),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window
+from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Structure, Tensor, Window
 
 from .shared.spatial import brief, options, per_axis, scatter
 
@@ -70,6 +70,7 @@ def max_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
+        layout=Layout.CHANNELS,
         structure=Structure.SELECTION,
         scattered=scattered(axes),
         window=window,
@@ -98,6 +99,7 @@ def adaptive_max_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
+        layout=Layout.CHANNELS,
         structure=Structure.SELECTION,
         scattered=scattered(axes),
         cases=[

@@ -27,16 +27,10 @@ from hbpcompiler.compiler.match.parameter_values import Uses, with_values
 from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.match.targets import LossCheck, check_targets, loss_checks
 from hbpcompiler.compiler.match.tied_values import uses_as_values
-from hbpcompiler.compiler.optimise import rounding
-from hbpcompiler.compiler.optimise.channels_last import use_channels_last
-from hbpcompiler.compiler.optimise.in_place import write_in_place
-from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
-from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.optimise.passes import optimise
-from hbpcompiler.compiler.optimise.scaling import divide_before_products
-from hbpcompiler.compiler.optimise.simplify import drop_idle_casts, drop_idle_reshapes
+from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision
-from hbpcompiler.compiler.plan.pixels import is_pixel_by_pixel
+from hbpcompiler.compiler.plan.pixels import image_weights, is_pixel_by_pixel
 from hbpcompiler.compiler.plan.table import header_table, machine_notes
 from hbpcompiler.compiler.plan.walk import plan
 from hbpcompiler.compiler.program import shapes
@@ -114,22 +108,14 @@ def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Seque
     if options.autotune:
         planned = autotuned(graph, rules, planned, example.samples, example.tensors[0].device)
     if has_onednn(example.tensors[0].device, graph.dtype):
-        planned = replace(planned, by_pixels=is_pixel_by_pixel(graph, planned))
+        planned = replace(planned, by_pixels=is_pixel_by_pixel(graph, rules, planned))
     names = naming.value_names(graph)
     derived = derive.derive(graph, rules, planned, overall(graph, rules, set(planned.active)), names)
     batch = {value.name: value for value in graph.batch}
-    arguments = shapes.arguments(derived.graph, batch, graph.state)
-    rounding.complete(derived.graph, planned.curvature_dtype, graph.dtype, arguments)
-    optimise(derived.graph)
-    multiply_matrices(derived.graph, planned.by_pixels)
-    shapes.annotate(derived.graph, batch, graph.state)
-    drop_idle_reshapes(derived.graph)
-    drop_idle_casts(derived.graph)
-    if planned.by_pixels:
-        use_channels_last(derived.graph)
-    divide_before_products(derived.graph)
-    multiply_by_onednn(derived.graph, resources.machine)
-    write_in_place(derived.graph)
+    optimise(derived.graph, Settings(
+        arguments=lambda samples: shapes.arguments(derived.graph, batch, graph.state, samples),
+        machine=resources.machine, dtype=graph.dtype, curvature_dtype=planned.curvature_dtype,
+        by_pixels=planned.by_pixels, images=image_weights(graph, rules)))
     header = emit.Header(
         model=naming.identifier(model),
         quantities=options.quantities,

@@ -14,6 +14,7 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction, Sliding
 from hbpcompiler.rule.helpers import called, computed, elementwise_jac_t, merge, operand_symbol, split, vmap_columns
+from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
 from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual, Zero
 from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule
@@ -27,6 +28,7 @@ __all__ = [
     "Factor",
     "Forward",
     "JacT",
+    "Layout",
     "LossRule",
     "ModuleRule",
     "Op",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
 from hbpcompiler.rule.residual import Diagonal, Factor, Residual, Zero
 from hbpcompiler.rule.structure import Structure, Window
@@ -47,6 +48,8 @@ class Rule:
     [N, c, out flattened] of numbers in the flattened input positions; None where there are no channels."""
     window: Callable[[Op], Window | None] = lambda op: None
     """optional: which neighbourhood of its inputs with spatial axes an output reads."""
+    layout: Layout | None = None
+    """optional: how images had better lie in memory for its kernels."""
     expression: Callable[[Op], Any] | None = None
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors (None at a
     use that has no such form). Operations of one module that act on one value are then taken together (see `fuse`), so

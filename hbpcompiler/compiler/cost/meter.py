@@ -13,15 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
+from hbpcompiler.compiler.program.kernels import MANY_PRODUCTS, ONEDNN_LINEAR, RELAYOUTS
 
 CACHED = 4
 """What fits the cache moves so many times faster than what does not."""
-
-KERNELS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
-"""They work on copies of what lies channel by channel, in a layout of their own."""
-
-ONEDNN_LINEAR = "mkldnn._linear_pointwise"
-"""Not in every build of torch, so by its name."""
 
 FRESH = 2**24
 """Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
@@ -85,7 +80,7 @@ class Meter(TorchDispatchMode):
                 return pieces
         given = list(_tensors((args, kwargs)))
         result = func(*args, **kwargs)
-        is_kernel, by_pixels = func._overloadpacket in KERNELS, any(map(_is_channels_last, given))
+        is_kernel, by_pixels = func._overloadpacket in RELAYOUTS, any(map(_is_channels_last, given))
         if is_kernel and by_pixels:
             result = torch.utils._pytree.tree_map_only(Tensor, _channels_last, result)
         made = list(_tensors(result))
@@ -104,10 +99,10 @@ class Meter(TorchDispatchMode):
         return result
 
     def _count(self, func: Any, adds: float, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
-        small = func._overloadpacket is torch.ops.aten.bmm and len(given[0]) > 1
+        small = func._overloadpacket in MANY_PRODUCTS and len(given[0]) > 1
         moved = float(sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
         large = moved > self.machine.cache_bytes
-        self.counts.add(Counts(adds, adds if small else 0.0, adds if func._overloadpacket in KERNELS else 0.0,
+        self.counts.add(Counts(adds, adds if small else 0.0, adds if func._overloadpacket in RELAYOUTS else 0.0,
                                moved if large else 0.0, 0.0 if large else moved, 1.0))
 
     def _hold(self, tensor: Tensor) -> None:

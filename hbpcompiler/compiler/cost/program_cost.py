@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.cost.meter import Counts, Meter
+from hbpcompiler.compiler.program import meta as node_meta
 from hbpcompiler.compiler.program.shapes import interpret, resized
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import Graph, N, meta
@@ -112,10 +113,10 @@ def _rounds(length: int, chunk: int, smooth: bool) -> list[tuple[int, float]]:
 
 
 def _place(node: fx.Node) -> Place:
-    step = node.meta.get("step")
+    step = node_meta.step(node)
     if step is not None:
-        return int(step)
-    block = node.meta.get("block")
+        return step
+    block = node_meta.block(node)
     return RESULTS if block is not None and block.part == RESULTS else FORWARD
 
 

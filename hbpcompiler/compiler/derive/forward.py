@@ -13,6 +13,8 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.match.aten import call, packet_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.plan.steps import Plan, Step, title
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import (
     Graph,
@@ -55,6 +57,7 @@ class _Derivation:
                 self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
+            meta.play(self.batch.node, Role.BATCH_SIZE)
         crossed = self.plan.crossed()
         for operation in self.source.operations:
             with self.writer.block(title(operation), "forward"):

@@ -9,38 +9,41 @@ and where they end in inner products between positions, a matrix for each channe
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
-CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
-WEIGHT = 1
-"""Its place among a convolution's arguments, and among the results of convolution_backward."""
-def use_channels_last(graph: fx.Graph) -> None:
-    """Lay out weights of 2-D convolutions pixel by pixel. After `annotate`."""
-    weights = [node for node in graph.nodes if _is_parameter(node) and any(
-        user.target in CONVOLUTIONS and user.args[WEIGHT] is node for user in node.users)]
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.kernels import LAID_AS_GIVEN
+
+
+def use_channels_last(graph: fx.Graph, images: Collection[str]) -> None:
+    """Lay out weights of images' operations, `images` in the state, pixel by pixel. After `annotate`."""
+    weights = [node for node in graph.nodes if _key(node) in images and _is_laid_out(node)]
     for weight in weights:
         _relayed(graph, weight, memory_format=torch.channels_last)
     for node in list(graph.nodes) if weights else []:
-        backward = node.args[0] if node.target is operator.getitem else None
-        if isinstance(backward, fx.Node) and backward.target is torch.ops.aten.convolution_backward \
-                and node.args[1] == WEIGHT:
+        kernel = node.args[0] if node.target is operator.getitem else None
+        if isinstance(kernel, fx.Node) and LAID_AS_GIVEN.get(kernel.target) == node.args[1]:
             _relayed(graph, node)  # results lie as the parameters do
-    graph.lint()
 
 
-def _is_parameter(node: fx.Node) -> bool:
-    return (node.op == "call_method" and node.target == "detach" and len(node.meta.get("shape", ())) == 4
-            and node.meta.get("dtype") is torch.float32)
+def _key(node: fx.Node) -> Any:
+    """The name in the state of the tensor that this node takes out of it."""
+    entry = node.args[0] if node.op == "call_method" and node.target == "detach" else None
+    return entry.args[1] if isinstance(entry, fx.Node) and entry.target is operator.getitem else None
+
+
+def _is_laid_out(node: fx.Node) -> bool:
+    """Whether torch has another layout for it."""
+    return len(meta.shape(node) or ()) == 4 and meta.dtype(node) is torch.float32
 
 
 def _relayed(graph: fx.Graph, node: fx.Node, **options: Any) -> None:
     """A copy in another layout in the node's place and under its name."""
     with graph.inserting_after(node):
         copy = graph.call_method("contiguous", (node,), options)
-    copy.meta = dict(node.meta)
-    node.meta = {key: item for key, item in node.meta.items() if key != "hint"}
+    meta.move(copy, node)
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)

@@ -1,26 +1,19 @@
-"""Two optimisation passes: einsums become products of matrices, or of entries, and large products go to oneDNN.
+"""An optimisation pass: einsums become products of matrices, or of entries.
 
-Rules and routes say what is summed over what; here it is decided what multiplies. For float32 on a CPU oneDNN takes
-half to three quarters of BLAS's time on processors whose widest vectors BLAS does not use (`hbp tune` measures both).
+Rules and routes say what is summed over what; here it is decided what multiplies.
 """
 
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import product_over_pixels
-from hbpcompiler.compiler.program.writer import Loop
-
-LARGE = 2**19
-"""Multiply-adds from which oneDNN's product is faster, although a call of it costs more."""
-LENGTH = re.compile(r"(?:(\d+)\*)?[Nnk](?: \+ (-?\d+))?")
-"""A length that depends on the number of samples, or of a chunk's samples or columns, as `annotate` writes it."""
 
 
 def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
@@ -29,11 +22,8 @@ def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
     Columns of images may lie pixel by pixel: then such a product is one over pixels.
     """
     for node in list(graph.nodes):
-        if isinstance(node.target, Loop):
-            multiply_matrices(node.target.body, pixel_by_pixel)
-        elif node.target is torch.einsum:
+        if node.target is torch.einsum:
             _multiply(graph, node, pixel_by_pixel)
-    graph.lint()
 
 
 def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
@@ -57,8 +47,8 @@ def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
         else:
             first = _matrix(graph, node, operands[0], left, own, summed)
             second = first if square else _matrix(graph, node, operands[1], right, other, summed)
-            product = graph.call_function(operator.matmul, (first, _transposed(graph, node, second)))
-    product.meta = dict(node.meta)
+            product = graph.call_function(operator.matmul, (first, transposed(graph, node, second)))
+    meta.move(product, node)
     node.replace_all_uses_with(product)
     graph.erase_node(node)
 
@@ -69,8 +59,8 @@ def _multiply_entries(graph: fx.Graph, node: fx.Node, operands: Sequence[fx.Node
     with graph.inserting_before(node):
         product = graph.call_function(operator.mul, tuple(operands))
         total = _method(graph, node, "sum", product, axes if len(axes) > 1 else axes[0])
-    product.meta = {key: node.meta[key] for key in ("block", "step") if key in node.meta}
-    total.meta = dict(node.meta)
+    meta.place(product, node)
+    meta.move(total, node)
     node.replace_all_uses_with(total)
     graph.erase_node(node)
 
@@ -87,7 +77,7 @@ def _matrix(graph: fx.Graph, node: fx.Node, operand: fx.Node, letters: str, own:
     return operand if letters.startswith(own) else _method(graph, node, "t", operand)
 
 
-def _transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:
+def transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:
     """What the matrix is the transpose of, or its transpose."""
     if matrix.op == "call_method" and matrix.target == "t" and isinstance(matrix.args[0], fx.Node):
         return matrix.args[0]
@@ -97,7 +87,8 @@ def _transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:
 def _method(graph: fx.Graph, like: fx.Node, name: str, matrix: fx.Node, *arguments: Any) -> fx.Node:
     """A view, in the block and step of the node that it is made for."""
     made = graph.call_method(name, (matrix, *arguments))
-    made.meta = {key: like.meta[key] for key in ("block", "step") if key in like.meta}
-    if name == "t" and "shape" in matrix.meta:
-        made.meta |= {"shape": matrix.meta["shape"][::-1], "dtype": matrix.meta["dtype"]}
+    meta.place(made, like)
+    shape = meta.shape(matrix)
+    if name == "t" and shape is not None:
+        meta.set_tensor(made, shape[::-1], meta.dtype(matrix))
     return made

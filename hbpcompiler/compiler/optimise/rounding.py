@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from hbpcompiler.compiler.program.nodes import BEGINS, ENDS, called, replace_by, writes_in_place
-from hbpcompiler.compiler.program.shapes import evaluate, round_of
-from hbpcompiler.compiler.program.writer import Loop
-
-MOVES = {"reshape", "flatten", "unflatten", "view", "unsqueeze", "squeeze", "permute", "transpose", "t", "getattr",
-         "movedim", "expand", "expand_as", "unfold", "pad", "select", "narrow", "index_select", "gather", "embedding",
-         "contiguous", "getitem", "repeat_interleave", "diagonal", "cat", "stack"}
-"""Calls that only move numbers, so that a cast may as well come before them."""
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Mark
+from hbpcompiler.compiler.program.nodes import facts, replace_by, writes_in_place
+from hbpcompiler.compiler.program.shapes import BATCHES, evaluate, round_of
+from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
 
-def complete(graph: fx.Graph, dtype: torch.dtype | None, model: torch.dtype, arguments: Sequence[Any]) -> None:
-    """Round what columns meet, in a program as it was derived; `arguments` are its placeholders' meta tensors."""
-    if dtype is not None:
-        _Rounding(graph, dtype, torch.promote_types(dtype, model)).run([(argument, False) for argument in arguments])
+def round_what_columns_meet(graph: fx.Graph, dtype: torch.dtype, model: torch.dtype,
+                            arguments: Callable[[int], Sequence[Any]]) -> None:
+    """Round what columns of this dtype meet, in a program as it was derived; `arguments` as for `annotate`."""
+    given = [(argument, False) for argument in arguments(BATCHES[0])]
+    _Rounding(graph, dtype, torch.promote_types(dtype, model)).run(given)
 
 
 class _Rounding:
@@ -58,25 +56,25 @@ class _Rounding:
             self.columns.add(node)
 
     def _node(self, node: fx.Node) -> None:
-        reads_columns, mark = any(read in self.columns for read in node.all_input_nodes), node.meta.get("curvature")
+        reads_columns, mark = any(read in self.columns for read in node.all_input_nodes), meta.mark(node)
         if reads_columns and writes_in_place(node) and node.args[0] not in self.columns:
             self._add_to_total(node)
         elif reads_columns and mark is None and node.target != "type_as":
             self._round_others(node)
-        self._note(node, evaluate(node, self.values), reads_columns or mark == BEGINS)
+        self._note(node, evaluate(node, self.values), reads_columns or mark == Mark.BEGINS)
         before = node.args[0] if node.args else None
         if isinstance(before, fx.Node) and self._is_idle(node, before):
             replace_by(self.graph, node, before)
-        elif mark == BEGINS:
-            node.meta["hint"] = node.meta.get("hint") or _hint(before)
+        elif mark == Mark.BEGINS:
+            meta.ask_for(node, _hint(before if isinstance(before, fx.Node) else node))
 
     def _is_idle(self, node: fx.Node, before: fx.Node) -> bool:
         """Whether a cast changes nothing; columns keep their dtype where a rule gives them a model's tensor's."""
         if node.target == "type_as" and before in self.columns:
             return bool(self.values[node].is_floating_point())
-        mark, value = node.meta.get("curvature"), self.values[before]
+        mark, value = meta.mark(node), self.values[before]
         same = mark is not None and value.dtype == self.values[node].dtype
-        return same and (mark == ENDS or before in self.columns)
+        return same and (mark == Mark.ENDS or before in self.columns)
 
     def _round_others(self, node: fx.Node) -> None:
         """All other floating tensors that the node reads are rounded."""
@@ -92,7 +90,6 @@ class _Rounding:
     def _rounded(self, node: fx.Node, user: fx.Node) -> fx.Node:
         """A cast of the node, before the moves that made it if it is no larger there; written in front of its user."""
         if node not in self.casts:
-            place = {name: user.meta.get(name) for name in ("block", "step")}
             moved = self._is_move(node)
             others = filter(self._is_other, node.all_input_nodes if moved else ())
             inputs = {read: self._rounded(read, user) for read in others}
@@ -101,14 +98,16 @@ class _Rounding:
                     made = self.graph.node_copy(node, lambda read: inputs.get(read, read))
                 else:
                     made = self.graph.call_method("to", (node, self.dtype))
-            made.meta = {**place, "hint": _hint(node) if node.meta.get("hint") or not moved else ""}
+            made.meta = {}  # what a copy says is said of the original
+            meta.place(made, user)
+            meta.ask_for(made, _hint(node) if meta.hint(node) or not moved else "")
             self._note(made, evaluate(made, self.values), True)
             self.casts[node] = made
         return self.casts[node]
 
     def _is_move(self, node: fx.Node) -> bool:
         inputs = [self.values[read] for read in node.all_input_nodes if self._is_other(read)]
-        return (node.op in ("call_method", "call_function") and called(node) in MOVES and bool(inputs)
+        return (node.op in ("call_method", "call_function") and facts(node).moves and bool(inputs)
                 and sum(value.numel() for value in inputs) <= self.values[node].numel())
 
     def _add_to_total(self, node: fx.Node) -> None:
@@ -117,15 +116,16 @@ class _Rounding:
             total, left, right = node.args
             with self.graph.inserting_before(node):
                 product = self.graph.call_function(operator.matmul, (left, right))
-            product.meta = {name: node.meta.get(name) for name in ("block", "step")}
+            meta.place(product, node)
             self._node(product)
             node.target, node.args = "add_", (total, product)
             return
-        node.args = tuple(read.args[0] if isinstance(read, fx.Node) and read.meta.get("curvature") == ENDS else read
+        node.args = tuple(read.args[0] if isinstance(read, fx.Node) and meta.mark(read) == Mark.ENDS else read
                           for read in node.args)
 
     def _enter(self, node: fx.Node, loop: Loop) -> None:
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
+        call = LoopCall.of(node)
+        accumulators, cut, whole = ([passed.outer for passed in given] for given in (call.filled, call.cut, call.whole))
         for total in accumulators:
             if total in self.columns and self.total != self.dtype:
                 total.kwargs = {**total.kwargs, "dtype": self.total}
@@ -138,6 +138,6 @@ class _Rounding:
         self._note(node, tuple(totals), any(total in self.columns for total in accumulators))
 
 
-def _hint(source: Any) -> str:
+def _hint(source: fx.Node) -> str:
     """How a cast is named in generated code."""
-    return "_".join(filter(None, ("rounded", source.meta.get("hint"))))
+    return "_".join(filter(None, ("rounded", meta.hint(source))))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
 VIEWS = {"squeeze", "reshape", "flatten", "unflatten"}
+"""Of a product, divided like the product itself."""
 
 
 def divide_before_products(graph: fx.Graph) -> None:
@@ -19,24 +21,29 @@ def divide_before_products(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not operator.truediv or not _is_batch_size(node.args[1]):
             continue
-        if _divide_in_loop(node):
-            continue
-        product = _product_below(node.args[0])
-        if product is None:
-            continue
-        operands = _operands(product)
-        smallest = min(operands, key=_size)
-        if 2 * _size(smallest) > _size(product):
-            continue
-        with graph.inserting_before(product):
-            scaled = graph.call_function(operator.truediv, (smallest, node.args[1]))
-        scaled.meta = {name: smallest.meta[name] for name in ("shape",)} | {"block": product.meta.get("block")}
-        replaced = tuple(scaled if operand is smallest else operand for operand in operands)
-        product.args = (product.args[0], *replaced) if product.args[1] in operands else (product.args[0], replaced)
-        result: Any = node.args[0]
-        result.meta["hint"] = node.meta.get("hint")
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
+        if _divide_in_loop(node) or _divide_operand(graph, node):
+            quotient: Any = node.args[0]
+            meta.rename(quotient, meta.hint(node))
+            node.replace_all_uses_with(quotient)
+            graph.erase_node(node)
+
+
+def _divide_operand(graph: fx.Graph, node: fx.Node) -> bool:
+    """The smaller operand of the product that is divided is divided instead; whether that was done."""
+    product = _product_below(node.args[0])
+    if product is None:
+        return False
+    operands = _operands(product)
+    smallest = min(operands, key=_size)
+    if 2 * _size(smallest) > _size(product):
+        return False
+    with graph.inserting_before(product):
+        scaled = graph.call_function(operator.truediv, (smallest, node.args[1]))
+    meta.place(scaled, product)
+    meta.set_tensor(scaled, meta.shape(smallest) or (), meta.dtype(smallest))
+    replaced = tuple(scaled if operand is smallest else operand for operand in operands)
+    product.args = (product.args[0], *replaced) if product.args[1] in operands else (product.args[0], replaced)
+    return True
 
 
 def _divide_in_loop(node: fx.Node) -> bool:
@@ -47,29 +54,24 @@ def _divide_in_loop(node: fx.Node) -> bool:
     loop = item.args[0] if item.target is operator.getitem else None
     if len(item.users) != 1 or not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
         return False
-    body, arguments = loop.target.body, loop.args
-    accumulators, sliced, whole = cast("tuple[tuple[fx.Node, ...], ...]", arguments)  # as Writer.loop wrote them
-    holders = [holder for holder in body.nodes if holder.op == "placeholder"]
-    (fill, *others) = holders[item.args[1]].users
-    if item.args[1] < loop.target.totals or others or fill.target != "copy_":
+    call = LoopCall.of(loop)
+    filled = call.filled[item.args[1]]
+    (fill, *others) = filled.inner.users
+    if filled not in call.rows or others or fill.target != "copy_":
         return False
-    with body.inserting_after(holders[-1]):
-        count = body.placeholder("batch_size")
-    count.meta = {"cut": False, "hint": "N"}
-    with body.inserting_before(fill):
-        scaled = body.call_function(operator.truediv, (fill.args[1], count))
-    scaled.meta = {key: value for key, value in fill.args[1].meta.items() if key != "hint"}
-    fill.args = (fill.args[0], scaled)
-    loop.args = (accumulators, sliced, (*whole, node.args[1]))
-    result: Any = node.args[0]
-    result.meta["hint"] = node.meta.get("hint")
-    node.replace_all_uses_with(result)
-    node.graph.erase_node(node)
+    divisor: Any = node.args[1]
+    count = call.pass_whole(divisor, "batch_size")
+    rows, made = fill.args[0], fill.args[1]
+    assert isinstance(made, fx.Node)
+    with call.loop.body.inserting_before(fill):
+        scaled = call.loop.body.call_function(operator.truediv, (made, count))
+    meta.copy(scaled, made)
+    fill.args = (rows, scaled)
     return True
 
 
 def _is_batch_size(item: Any) -> bool:
-    return isinstance(item, fx.Node) and item.meta.get("hint") == "N"
+    return isinstance(item, fx.Node) and meta.role(item) is Role.BATCH_SIZE
 
 
 def _product_below(item: Any) -> fx.Node | None:
@@ -78,7 +80,7 @@ def _product_below(item: Any) -> fx.Node | None:
         if item.target is torch.einsum:
             operands, each = _operands(item), str(item.args[0]).partition("->")[2].startswith("n")
             two = len(operands) == 2 and operands[0] is not operands[1]
-            return item if two and each and all("shape" in operand.meta for operand in operands) else None
+            return item if two and each and all(meta.shape(operand) is not None for operand in operands) else None
         if item.op != "call_method" or item.target not in VIEWS:
             return None
         item = item.args[0]
@@ -93,4 +95,4 @@ def _operands(product: fx.Node) -> list[fx.Node]:
 
 def _size(node: fx.Node) -> int:
     """Numbers in one sample's part."""
-    return math.prod(int(length) if length.isdigit() else 1 for length in node.meta["shape"])
+    return meta.numbers(meta.shape(node) or ())

@@ -1,47 +1,15 @@
-"""Stage 5, optimise: a straight list of named passes over the fx graph, each checked after it has run."""
+"""Passes that make a program simpler: nothing twice, nothing for nothing."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.program.nodes import is_pure, replace_by, writes_in_place
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.nodes import replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
-
-
-def share_common_subexpressions(graph: fx.Graph) -> None:
-    """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams."""
-    seen: dict[Any, fx.Node] = {}
-    for node in list(graph.nodes):
-        if not is_pure(node) or any(writes_in_place(user) and user.args[0] is node for user in node.users):
-            continue
-        args = (_canonical(str(node.args[0])), *node.args[1:]) if node.target is torch.einsum else node.args
-        key = (node.op, node.target, _frozen(args), _frozen(node.kwargs))
-        twin = seen.setdefault(key, node)
-        if twin is not node:
-            twin.meta.setdefault("hint", node.meta.get("hint"))
-            node.replace_all_uses_with(twin)
-            graph.erase_node(node)
-
-
-def _canonical(equation: str) -> str:
-    """An einsum's equation with letters in order of appearance: "nko,nkz->oz" and "nka,nkb->ab" are one."""
-    letters: dict[str, str] = {}
-    return "".join(letters.setdefault(sign, chr(97 + len(letters))) if sign.isalpha() else sign for sign in equation)
-
-
-def _frozen(item: Any) -> Any:
-    if isinstance(item, dict):
-        return tuple(sorted((key, _frozen(value)) for key, value in item.items()))
-    if isinstance(item, list | tuple):
-        return (type(item).__name__, *map(_frozen, item))
-    if isinstance(item, slice):
-        return ("slice", item.start, item.stop, item.step)
-    return (type(item).__name__, item) if isinstance(item, bool | int | float) else item
-
 
 INVERSE = {"flatten": ("unflatten", (0, 1)), "squeeze": ("unsqueeze", (1,))}
 """method -> (the method it undoes, its own arguments)."""
@@ -119,39 +87,31 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
     for node in list(graph.nodes) * 2:  # twice: collapsing two makes new ones idle
         if node._erased:
             continue
-        if isinstance(node.target, Loop):
-            drop_idle_reshapes(node.target.body)
         if _is_identity_einsum(node):
             replace_by(graph, node, node.args[1])
         elif node.op == "call_method" and node.target in RESHAPES:
             before = node.args[0]
-            if before.meta.get("shape") == node.meta.get("shape") is not None:
+            if meta.shape(before) == meta.shape(node) is not None:
                 replace_by(graph, node, before)
             elif (node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES
-                  and all(isinstance(item, int) or not isinstance(item, fx.Node) for item in node.args[1:])):
+                  and not any(isinstance(item, fx.Node) for item in node.args[1:])):
                 node.args = (before.args[0], *node.args[1:])
-    drop_dead(graph)
-    graph.lint()
 
 
 def drop_idle_casts(graph: fx.Graph) -> None:
     """With dtypes known: a mask that only meets floating-point factors need not be made floating-point first."""
     for node in graph.nodes:
-        if isinstance(node.target, Loop):
-            drop_idle_casts(node.target.body)
         if node.op != "call_method" or node.target != "type_as":
             continue
-        mask, dtype = node.args[0], node.meta.get("dtype")
+        mask = node.args[0]
         views = [user for user in node.users if user.target == "unsqueeze"]
         readers = [user for read in (node, *views) for user in read.users if user not in views]
-        if mask.meta.get("dtype") is torch.bool and views and all(
+        if meta.dtype(mask) is torch.bool and views and all(
                 user.target is operator.mul and user.args[0] not in (node, *views)
-                and user.args[0].meta.get("dtype") == dtype for user in readers):
+                and meta.dtype(user.args[0]) == meta.dtype(node) for user in readers):
             for view in views:
-                view.meta["dtype"] = torch.bool
+                meta.set_tensor(view, meta.shape(view) or (), torch.bool)
             replace_by(graph, node, mask)
-    drop_dead(graph)
-    graph.lint()
 
 
 def _is_identity_einsum(node: fx.Node) -> bool:

@@ -1,29 +1,41 @@
-"""Whether images had better lie in memory pixel by pixel."""
+"""Whether images had better lie in memory pixel by pixel: what rules say of their operations, weighed with the plan."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from hbpcompiler.compiler.plan.steps import Close, Piece, Plan
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.rule import Layout, Rule
+from hbpcompiler.rule.registry import AnyRule
 
-IMAGES = ("aten.conv2d", "aten.conv_transpose2d")
-"""The operations whose weights these are."""
-
-
-MAX_POOLING = "max_pool"
-"""In the names of operations that scatter columns to where the maxima were, channel by channel."""
+IMAGE = 4
+"""Axes of a weight of images that torch has another layout for."""
 
 
-def is_pixel_by_pixel(graph: Graph, planned: Plan) -> bool:
+def image_weights(graph: Graph, rules: Mapping[str, AnyRule]) -> frozenset[str]:
+    """Names in the state of the weights that may lie pixel by pixel."""
+    state = {value.name: value.key for value in graph.state}
+    return frozenset(state[value.name] for operation in graph.operations
+                     if _layout(rules.get(operation.name)) is Layout.PIXELS
+                     for value in operation.tensors.values() if value.name in state and len(value.shape) == IMAGE)
+
+
+def is_pixel_by_pixel(graph: Graph, rules: Mapping[str, AnyRule], planned: Plan) -> bool:
     """Whether images had better lie so in a program, in float32 on a CPU."""
-    if not any(operation.target.startswith(IMAGES) for operation in graph.operations):
+    layouts = {_layout(rules.get(operation.name)) for operation in graph.operations}
+    if Layout.PIXELS not in layouts:
         return False
     wide = [(step, piece) for step in planned.flat() if _is_wide(piece := getattr(step, "piece", None))]
-    if any(piece is not None and piece.signed for _, piece in wide) or (
-            wide and any(MAX_POOLING in operation.target for operation in graph.operations)):
+    if any(piece is not None and piece.signed for _, piece in wide) or (wide and Layout.CHANNELS in layouts):
         return False
     closes = [step for step, _ in wide if isinstance(step, Close) and step.site.has_operand and step.site.has_positions]
     return all(choice.route.reads_pixels for close in closes for choice in close.choices)
+
+
+def _layout(rule: AnyRule | None) -> Layout | None:
+    return rule.layout if isinstance(rule, Rule) else None
 
 
 def _is_wide(piece: Piece | None) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.plan.steps import Piece
-from hbpcompiler.compiler.program.nodes import BEGINS, ENDS
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Mark
 from hbpcompiler.compiler.routes import COLUMNS, Site, Use
 from hbpcompiler.quantities import BLOCK, EIGEN, GRADIENT, KFRA
 
@@ -50,7 +51,7 @@ class Precision:
 
     def rounded(self, columns: Any, piece: Piece | None) -> Any:
         """Here columns begin, if the piece has this dtype; None: the operand of A."""
-        return _cast(columns, self.dtype, BEGINS) if self.dtype is not None and self.concerns(piece) else columns
+        return _cast(columns, self.dtype, Mark.BEGINS) if self.dtype is not None and self.concerns(piece) else columns
 
     def widened(self, result: Any, dtype: torch.dtype) -> Any:
         """Here they end: a tensor, or several, in the model's dtype; None stays."""
@@ -58,7 +59,7 @@ class Precision:
             return result
         if isinstance(result, tuple):
             return type(result)(*(self.widened(part, dtype) for part in result))
-        return _cast(result, dtype, ENDS)
+        return _cast(result, dtype, Mark.ENDS)
 
     def closing(self, piece: Piece | None, kinds: Iterable[str], dtype: torch.dtype, site: Site,
                 use: Use) -> tuple[Site, Use]:
@@ -69,9 +70,9 @@ class Precision:
         return replace(site, itemsize=dtype.itemsize), replace(use, stream=stream, signs=signs)
 
 
-def _cast(proxy: Any, dtype: torch.dtype, mark: str) -> Any:
+def _cast(proxy: Any, dtype: torch.dtype, mark: Mark) -> Any:
     result = proxy.to(dtype)
-    result.node.meta["curvature"] = mark
+    meta.set_mark(result.node, mark)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -33,6 +34,20 @@ FALLBACKS: dict[Callable[..., Any], str] = {
     product_over_pixels: "",
 }
 """Helper -> what follows its definition, for builds of torch that cannot run it."""
+
+
+PRODUCTS: frozenset[Any] = frozenset({
+    operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
+    F.conv_transpose2d, F.conv_transpose3d, torch.ops.aten.convolution_backward})
+"""What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
+LAID_AS_GIVEN: dict[Any, int] = {torch.ops.aten.convolution_backward: 1}
+"""Kernel of torch -> which of its results lies in memory as the parameter does that it is the gradient of."""
+RELAYOUTS = frozenset({torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward})
+"""Kernels of torch that work on copies of what lies channel by channel, in a layout of their own."""
+MANY_PRODUCTS = frozenset({torch.ops.aten.bmm})
+"""Kernels of torch that multiply many small matrices."""
+ONEDNN_LINEAR = "mkldnn._linear_pointwise"
+"""The kernel in `onednn_linear`: not in every build of torch, so by its name."""
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,20 +1,55 @@
-"""What a node of a program is: what it calls, whether it writes in place, whether equal ones can be shared."""
+"""What a node of a program is: one table of facts, asked from torch's own schemas where they know.
+
+torch says which operations draw random numbers (a tag), write to what they are given and return views (their schemas).
+What it does not say stands in the sets below, by the bare name of what is called.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import fx
 
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 
-RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "bernoulli", "multinomial", "poisson",
-          "dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "normal", "binomial",
-          "native_dropout", "feature_alpha_dropout", "bernoulli_"}
+BUFFERS = frozenset({"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "empty_like", "new_full"})
+"""Memory that somebody may write into: two equal ones are still two."""
+DRAWS = frozenset({"dropout1d", "dropout2d", "dropout3d"})
+"""Written in Python, so that torch knows nothing of them."""
+MAY_RETURN_ITS_INPUT = frozenset({"type_as", "getitem"})
+"""Their schemas do not say that the result may share memory with the input, or they have none."""
+SPREAD = frozenset({"expand", "expand_as", "unfold", "diagonal"})
+"""Views in which one number may stand for several: never written to."""
+CASTS = frozenset({"to", "type_as", "detach"})
+"""They may return their input, but are no moves of numbers."""
+COPIES = frozenset({"pad", "index_select", "gather", "embedding", "repeat_interleave", "cat", "stack", "getattr"})
+"""They move numbers, as views do, to memory of their own."""
 
 
-FRESH = {"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "empty_like", "new_full"}
-"""Buffers that somebody may write into: two equal ones are still two."""
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a callable, whatever it is called with."""
+
+    random: bool = False
+    """Each call draws other numbers."""
+    writes: bool = False
+    """It changes its first argument."""
+    mutable: bool = False
+    """It changes some argument."""
+    view: bool = False
+    """Its result may share memory with its first argument."""
+    spreads: bool = False
+    """A view in which one number may stand for several."""
+    buffer: bool = False
+    """It makes memory that somebody may write into."""
+    moves: bool = False
+    """It only moves numbers, so that a cast may as well come before it."""
 
 
 def called(node: fx.Node) -> str:
@@ -24,26 +59,105 @@ def called(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def facts(node: fx.Node) -> Facts:
+    """What is known of what this node calls; of placeholders and the output nothing."""
+    if node.op == "call_method":
+        return _of_method(str(node.target))
+    if node.op != "call_function":
+        return Facts()
+    if node.target is getattr:
+        return _of_attribute(str(node.args[1]))
+    target: Any = node.target
+    return Facts() if isinstance(target, Loop) else _of_function(target)
+
+
 def writes_in_place(node: fx.Node) -> bool:
-    """Whether the node changes one of its arguments."""
-    name = called(node)
-    return node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
+    """Whether the node changes its first argument."""
+    return facts(node).writes
 
 
 def is_pure(node: fx.Node) -> bool:
     """Whether equal arguments give an equal, shareable value and nothing else happens."""
-    return (node.op in ("call_method", "call_function") and not writes_in_place(node)
-            and called(node) not in RANDOM | FRESH and not isinstance(node.target, Loop))
+    if node.op not in ("call_method", "call_function") or isinstance(node.target, Loop):
+        return False
+    known = facts(node)
+    return not (known.mutable or known.random or known.buffer)
 
 
-def replace_by(graph: fx.Graph, node: fx.Node, other: Any) -> None:
+def shows_its_input(node: fx.Node) -> bool:
+    """Whether the node's memory may be that of its first argument: a view, or the tensor that was written to."""
+    known = facts(node)
+    return known.view or known.writes
+
+
+def replace_by(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
     """Another node takes the place of this one, and its name if it has none."""
-    hint = node.meta.get("hint")
-    if hint and not other.meta.get("hint") and other.op != "placeholder":
-        other.meta["hint"] = hint
+    if other.op != "placeholder":
+        meta.ask_for(other, meta.hint(node))
     node.replace_all_uses_with(other)
     graph.erase_node(node)
 
 
-BEGINS, ENDS = "begins", "ends"
-"""meta["curvature"] of the casts that the backward pass writes."""
+@cache
+def _of_method(name: str) -> Facts:
+    return _facts(name, getattr(torch.ops.aten, name, None))
+
+
+@cache
+def _of_attribute(name: str) -> Facts:
+    """x.mT is a view; x.shape, x.dtype and x.device are no tensors, and move with what they are read from."""
+    schemas = _schemas(getattr(torch.ops.aten, name, None))
+    return Facts(view=any(_returns_input(schema) for schema in schemas), moves=True)
+
+
+@cache
+def _of_function(target: Callable[..., Any]) -> Facts:
+    name = str(getattr(target, "__name__", target))
+    if isinstance(target, torch._ops.OpOverloadPacket | torch._ops.OpOverload):
+        return _facts(name.partition(".")[0], target)
+    is_torchs = (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", operator.__name__)
+    return _facts(name, getattr(torch.ops.aten, name, None) if is_torchs else None)
+
+
+def _facts(name: str, packet: Any) -> Facts:
+    schemas = _schemas(packet)
+    in_place = any(_writes_first(schema) for schema in schemas)
+    if not schemas:  # torch's own way of naming such calls
+        in_place = name.endswith("_") and not name.endswith("__")
+    view = name in MAY_RETURN_ITS_INPUT or (not in_place and any(map(_returns_input, schemas)))
+    return Facts(
+        random=name in DRAWS or any(torch.Tag.nondeterministic_seeded in each.tags for each in _overloads(packet)),
+        writes=in_place,
+        mutable=in_place or any(schema.is_mutable for schema in schemas),
+        view=view,
+        spreads=name in SPREAD,
+        buffer=name in BUFFERS,
+        moves=(view and name not in CASTS) or name in COPIES,
+    )
+
+
+def _overloads(packet: Any) -> list[Any]:
+    """All but those that write their result into a given tensor."""
+    if isinstance(packet, torch._ops.OpOverload):
+        return [packet]
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return []
+    found = [getattr(packet, name) for name in packet.overloads()]
+    return [each for each in found if not any(map(_is_out, each._schema.arguments))]
+
+
+def _schemas(packet: Any) -> list[Any]:
+    return [each._schema for each in _overloads(packet)]
+
+
+def _is_out(argument: Any) -> bool:
+    return argument.kwarg_only and argument.alias_info is not None and argument.alias_info.is_write
+
+
+def _writes_first(schema: Any) -> bool:
+    first = schema.arguments[0].alias_info if schema.arguments else None
+    return first is not None and bool(first.is_write)
+
+
+def _returns_input(schema: Any) -> bool:
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns)

@@ -8,21 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
 
 BATCHES = (5, 8)
 
 
-def annotate(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value]) -> None:
-    """Set meta["shape"] of every node that makes a tensor: a tuple of texts such as "N" or "9"."""
-    _mark(graph, [_run(graph, arguments(graph, inputs, state, batch)) for batch in BATCHES], "N")
+def annotate(graph: fx.Graph, arguments: Callable[[int], Sequence[Any]]) -> None:
+    """Say of every node what it makes (see `meta`): the shape of a tensor is a tuple of texts such as "N" or "9".
 
-
-def annotate_once(graph: fx.Graph, arguments: Sequence[Any]) -> None:
-    """The same with the lengths that these meta tensors have."""
-    run = _run(graph, arguments)
-    _mark(graph, [run, run], "N")
+    `arguments` gives a meta tensor for each of the program's arguments, for a batch of so many samples.
+    """
+    _mark(graph, [_run(graph, arguments(batch)) for batch in BATCHES], "N")
 
 
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
@@ -108,13 +106,37 @@ def resized(tensor: Tensor, axis: int, length: int) -> Tensor:
 def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbol: str) -> None:
     first, second = runs
     for node in graph.nodes:
-        value = first.get(node)
+        if node.op == "output":
+            continue
+        value = first[node]
         if isinstance(value, Tensor):
             pairs = zip(value.shape, second[node].shape, strict=True)
-            node.meta["shape"] = tuple(_length(small, large, symbol) for small, large in pairs)
-            node.meta["dtype"] = value.dtype
+            meta.set_tensor(node, tuple(_length(small, large, symbol) for small, large in pairs), value.dtype)
         elif isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
-            node.meta["results"] = len(value)
+            meta.set_results(node, len(value))
+        else:
+            meta.set_no_tensor(node)
+        if node.op != "placeholder":
+            meta.set_own_memory(node, _is_of_its_own(value, [first[read] for read in node.all_input_nodes]))
+
+
+def _is_of_its_own(value: Any, given: Sequence[Any]) -> bool:
+    """Whether a result lies in new memory, with one place for each number."""
+    known = set(map(_storage, _tensors(given)))
+    made = list(_tensors(value))
+    return not any(_storage(tensor) in known or torch._debug_has_internal_overlap(tensor) == 1 for tensor in made)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _tensors(part)
 
 
 def _length(small: int, large: int, symbol: str) -> str:

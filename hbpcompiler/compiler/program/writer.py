@@ -1,7 +1,7 @@
 """Writes torch.fx graphs by running plain torch functions on proxies; chunk loops are nodes with a graph inside.
 
-Every node carries `meta["block"]`, the heading it is printed under, `meta["step"]`, the number of the plan's step that
-wrote it (None elsewhere), and perhaps `meta["hint"]`, the name it asks for.
+Every node says under which heading it is printed, which step of the plan wrote it, and perhaps which name it asks for
+(see `meta`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
 
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Block, Role
 from hbpcompiler.rule import Op
 
 
@@ -30,18 +32,8 @@ class _Tracer(fx.proxy.TracerBase):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = self.graph.create_node(*args, **kwargs)
-        node.meta["block"] = self.block
-        node.meta["step"] = self.step
+        node.meta["block"], node.meta["step"] = self.block, self.step
         return node
-
-
-@dataclass(frozen=True)
-class Block:
-    """A heading of the generated file."""
-
-    title: str
-    part: str
-    """"forward", "backward" or "results"."""
 
 
 class Writer:
@@ -116,8 +108,8 @@ class Part:
         self.writer = writer
         # Placeholders in the order in which the loop passes them: totals, rows, slices, whole tensors.
         # Their own names may be no identifiers ("diagonal 0.weight").
-        self.totals = {name: writer.placeholder(f"total_{number}") for number, name in enumerate(totals)}
-        self.rows = {name: writer.placeholder(f"rows_{number}") for number, name in enumerate(rows)}
+        self.totals = {name: self._holder(f"total_{number}", Role.TOTAL) for number, name in enumerate(totals)}
+        self.rows = {name: self._holder(f"rows_{number}", Role.ROWS) for number, name in enumerate(rows)}
         self.cut: list[fx.Proxy] = []
         self.whole: list[fx.Proxy] = []
         self._seen: dict[fx.Node, fx.Proxy] = {}
@@ -137,12 +129,17 @@ class Part:
             return [self.outer(item) for item in proxy]
         return self._take(proxy, False) if isinstance(proxy, fx.Proxy) else proxy
 
+    def _holder(self, name: str, role: Role) -> Any:
+        proxy = self.writer.placeholder(name)
+        meta.play(proxy.node, role)
+        return proxy
+
     def _take(self, outer: fx.Proxy, cut: bool) -> fx.Proxy:
         if outer.node not in self._seen:
-            inner = self.writer.placeholder(f"part_{len(self._seen)}" if cut else f"whole_{len(self._seen)}")
+            number = len(self._seen)
+            inner = self._holder(f"part_{number}", Role.CUT) if cut else self._holder(f"whole_{number}", Role.WHOLE)
             self._seen[outer.node] = inner
             (self.cut if cut else self.whole).append(outer)
-            inner.node.meta["cut"] = cut
         return self._seen[outer.node]
 
     def read(self, outer: Any, batched: bool) -> Any:
@@ -155,8 +152,7 @@ class Part:
         """Placeholders to the front, in passing order."""
         graph = self.writer.graph
         holders = [node for node in graph.nodes if node.op == "placeholder"]
-        ordered = [*[n for n in holders if "cut" not in n.meta], *[n for n in holders if n.meta.get("cut") is True],
-                   *[n for n in holders if n.meta.get("cut") is False]]
+        ordered = sorted(holders, key=lambda holder: holder.meta["role"])
         first = next(iter(graph.nodes))
         for node in ordered:
             if node is not first:
@@ -192,10 +188,57 @@ class Loop:
         return accumulators
 
 
+class Passed(NamedTuple):
+    """What a loop passes to its body."""
+
+    outer: fx.Node
+    """outside, an argument of the loop."""
+    inner: fx.Node
+    """in the body, a placeholder."""
+
+
+@dataclass(frozen=True)
+class LoopCall:
+    """A loop's node taken apart, by name: totals that grow, rows that are filled, tensors cut in chunks, whole ones."""
+
+    node: fx.Node
+    loop: Loop
+    totals: tuple[Passed, ...]
+    rows: tuple[Passed, ...]
+    cut: tuple[Passed, ...]
+    whole: tuple[Passed, ...]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> LoopCall:
+        """Raises ValueError if the body takes more, or fewer, tensors than it is given."""
+        loop: Any = node.target
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
+        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
+        passed = [Passed(*pair) for pair in zip((*accumulators, *cut, *whole), holders, strict=True)]
+        ends = (loop.totals, len(accumulators), len(accumulators) + len(cut))
+        return cls(node, loop, tuple(passed[: ends[0]]), tuple(passed[ends[0] : ends[1]]),
+                   tuple(passed[ends[1] : ends[2]]), tuple(passed[ends[2] :]))
+
+    @property
+    def filled(self) -> tuple[Passed, ...]:
+        """What the loop writes: node[0], node[1], ... are its results."""
+        return self.totals + self.rows
+
+    def pass_whole(self, outer: fx.Node, name: str) -> fx.Node:
+        """Pass one more tensor to the body; the placeholder that stands for it there."""
+        holders = [holder for holder in self.loop.body.nodes if holder.op == "placeholder"]
+        with self.loop.body.inserting_after(holders[-1]):
+            inner = self.loop.body.placeholder(name)
+        meta.set_own_memory(meta.copy(inner, outer), False)
+        meta.play(inner, Role.WHOLE)
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
+        self.node.args = (accumulators, cut, (*whole, outer))
+        return inner
+
+
 def named(proxy: Any, hint: str) -> Any:
     """Ask for a name in the generated file; the first wish counts, an identity's input keeps its own."""
-    if hint and not proxy.node.meta.get("hint"):
-        proxy.node.meta["hint"] = hint
+    meta.ask_for(proxy.node, hint)
     return proxy
 
 

@@ -19,10 +19,8 @@ from hbpcompiler.codegen.naming import value_names
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.stand_ins import StandIns
-from hbpcompiler.compiler.optimise import rounding
-from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
-from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.optimise.passes import optimise
+from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision
 from hbpcompiler.compiler.plan.steps import (
     Close,
@@ -31,7 +29,6 @@ from hbpcompiler.compiler.plan.steps import (
     Step,
     Tied,
 )
-from hbpcompiler.compiler.program.shapes import annotate_once
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import (
     COLUMNS,
@@ -101,11 +98,9 @@ class Race:
         closed = [list(closings.values()) for closings in backward.closed.values()]
         writer.graph.output(fx.node.map_aggregate(closed, _node))
         shown = [tensor.to("meta") for tensor in given]
-        rounding.complete(writer.graph, self.plan.curvature_dtype, self.source.dtype, shown)
-        optimise(writer.graph)
-        multiply_matrices(writer.graph)
-        annotate_once(writer.graph, shown)
-        multiply_by_onednn(writer.graph, step.site.resources.machine)
+        optimise(writer.graph, Settings(
+            arguments=lambda samples: shown, machine=step.site.resources.machine, dtype=self.source.dtype,
+            curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels))
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)
 

@@ -1,0 +1,42 @@
+"""An optimisation pass: what is computed twice is computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.nodes import is_pure, writes_in_place
+
+
+def share_common_subexpressions(graph: fx.Graph) -> None:
+    """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if not is_pure(node) or any(writes_in_place(user) and user.args[0] is node for user in node.users):
+            continue
+        args = (_canonical(str(node.args[0])), *node.args[1:]) if node.target is torch.einsum else node.args
+        key = (node.op, node.target, _frozen(args), _frozen(node.kwargs))
+        twin = seen.setdefault(key, node)
+        if twin is not node:
+            meta.ask_for(twin, meta.hint(node))
+            node.replace_all_uses_with(twin)
+            graph.erase_node(node)
+
+
+def _canonical(equation: str) -> str:
+    """An einsum's equation with letters in order of appearance: "nko,nkz->oz" and "nka,nkb->ab" are one."""
+    letters: dict[str, str] = {}
+    return "".join(letters.setdefault(sign, chr(97 + len(letters))) if sign.isalpha() else sign for sign in equation)
+
+
+def _frozen(item: Any) -> Any:
+    if isinstance(item, dict):
+        return tuple(sorted((key, _frozen(value)) for key, value in item.items()))
+    if isinstance(item, list | tuple):
+        return (type(item).__name__, *map(_frozen, item))
+    if isinstance(item, slice):
+        return ("slice", item.start, item.stop, item.step)
+    return (type(item).__name__, item) if isinstance(item, bool | int | float) else item

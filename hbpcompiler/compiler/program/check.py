@@ -1,0 +1,112 @@
+"""What holds of every program, from pass to pass: checked in one walk, so that the pass that breaks it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any
+
+from torch import fx
+
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.nodes import facts, shows_its_input, writes_in_place
+from hbpcompiler.compiler.program.writer import Loop, LoopCall
+
+
+class Level(IntEnum):
+    """How far a program is; at each level all of the one below holds too."""
+
+    DERIVED = 0
+    """As the backward pass wrote it."""
+    SHAPED = 1
+    """Of every node it is said what it makes."""
+    FINAL = 2
+    """Values may be overwritten: nothing can be moved or shared any more."""
+
+
+class BrokenProgramError(AssertionError):
+    """A program is not what it must be: a fault of the compiler."""
+
+
+def check_program(graph: fx.Graph, level: Level) -> None:
+    """Raises BrokenProgramError, naming the node and what is wrong with it. Loops' bodies are checked as well."""
+    for node, fault in faults(graph, level):
+        raise BrokenProgramError(f"{node.format_node() or node.name}: {fault}")
+
+
+def faults(graph: fx.Graph, level: Level) -> Iterator[tuple[fx.Node, str]]:
+    """Each node with each thing that is wrong with it."""
+    seen: set[fx.Node] = set()
+    memory = _Memory()
+    for node in graph.nodes:
+        yield from _wiring(node, seen)
+        seen.add(node)
+        if node.op == "output":
+            continue
+        if not meta.is_placed(node):
+            yield node, "it is not said under which heading, and in which step, it stands"
+        if level >= Level.SHAPED and not meta.is_known(node):
+            yield node, "it is not said what it makes (shape and dtype of a tensor)"
+        yield from memory.read(node)
+        if isinstance(node.target, Loop):
+            yield from _passing(node)
+            yield from faults(node.target.body, level)
+
+
+def _wiring(node: fx.Node, seen: set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
+    """It reads what comes before it, and the nodes that it reads know of it."""
+    if node._erased:
+        yield node, "it was erased"
+    for read in node.all_input_nodes:
+        if read not in seen:
+            yield node, f"it reads {read.name}, which does not come before it"
+        if node not in read.users:
+            yield node, f"{read.name} does not know that it is read here"
+    for user in node.users:
+        if user._erased or node not in user.all_input_nodes:
+            yield node, f"it takes {user.name} for a reader"
+
+
+def _passing(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
+    """A loop passes totals, rows, cut and whole tensors, in this order and each to its placeholder."""
+    loop: Any = node.target
+    try:
+        call = LoopCall.of(node)
+    except ValueError:
+        yield node, "its body does not take as many tensors as it is given"
+        return
+    if len(call.totals) != loop.totals or len(call.rows) != loop.rows or len(call.cut) != loop.cut:
+        yield node, (f"it says {loop.totals} totals, {loop.rows} rows, {loop.cut} cut tensors, and passes "
+                     f"{len(call.totals)}, {len(call.rows)}, {len(call.cut)}")
+    ordered = (Role.TOTAL, call.totals), (Role.ROWS, call.rows), (Role.CUT, call.cut), (Role.WHOLE, call.whole)
+    for role, passed in ordered:
+        for each in passed:
+            if meta.role(each.inner) is not role:
+                yield each.inner, f"it stands where the loop passes {role.name.lower()}"
+
+
+class _Memory:
+    """Which memory each node shows, and how often that was overwritten when the node was made."""
+
+    def __init__(self) -> None:
+        self.roots: dict[fx.Node, fx.Node] = {}
+        self.made: dict[fx.Node, int] = {}
+        self.writes: dict[fx.Node, int] = {}
+
+    def read(self, node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
+        """An overwritten value is read through the write alone; what is made to be written to, by anyone."""
+        for read in node.all_input_nodes:
+            root = self.roots[read]
+            if self.made[read] != self.writes.get(root, 0) and not _is_filled(root):
+                yield node, f"it reads {read.name}, which was overwritten before"
+        before = node.args[0] if node.args and shows_its_input(node) else None
+        root = self.roots[before] if isinstance(before, fx.Node) else node
+        if isinstance(before, fx.Node) and writes_in_place(node):
+            self.writes[root] = self.writes.get(root, 0) + 1
+        self.roots[node], self.made[node] = root, self.writes.get(root, 0)
+
+
+def _is_filled(root: fx.Node) -> bool:
+    """Whether it is there to be written to: a buffer, a loop's results, what a loop's body is given."""
+    return root.op == "placeholder" or isinstance(root.target, Loop) or facts(root).buffer

@@ -1,0 +1,205 @@
+"""What a program's node says of itself: typed access to `fx.Node.meta`, whose keys stand here alone.
+
+Every node has a block, the heading that it is printed under, and a step, the number of the plan's step that wrote it
+(None outside the backward pass). It may ask for a name. Once shapes are known (`annotate`), what makes a tensor has its
+shape and dtype, what makes several has their number, and all else is marked as no tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import fx
+
+Shape = tuple[str, ...]
+"""A length for each axis: "9", "N", "2*N + 1"; in loops "n" and "k" stand for a chunk's samples and columns."""
+_LENGTH = re.compile(r"(?:(\d+)\*)?[Nnk](?: \+ (-?\d+))?")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A heading of the generated file."""
+
+    title: str
+    part: str
+    """"forward", "backward" or "results"."""
+
+
+class Role(IntEnum):
+    """What a node is for, where that is more than its value.
+
+    The first four are a loop body's placeholders, in the order in which the loop passes them.
+    """
+
+    TOTAL = 0
+    """It grows from chunk to chunk."""
+    ROWS = 1
+    """This chunk's rows of a tensor that the loop fills."""
+    CUT = 2
+    """This chunk's part of a tensor."""
+    WHOLE = 3
+    """A tensor from outside, the same in every turn."""
+    BATCH_SIZE = 4
+    """The number of samples."""
+
+
+class Mark(IntEnum):
+    """What the backward pass says of a cast that it writes."""
+
+    BEGINS = 0
+    """Here a tensor becomes columns of curvature."""
+    ENDS = 1
+    """Here what was made of them takes the model's dtype again."""
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def block(node: fx.Node) -> Block | None:
+    """The heading that it stands under."""
+    found: Block | None = node.meta.get("block")
+    return found
+
+
+def step(node: fx.Node) -> int | None:
+    """The step of the plan that wrote it."""
+    found: int | None = node.meta.get("step")
+    return found
+
+
+def hint(node: fx.Node) -> str:
+    """The name that it asks for, or nothing."""
+    return node.meta.get("hint") or ""
+
+
+def role(node: fx.Node) -> Role | None:
+    """What it is for."""
+    found: Role | None = node.meta.get("role")
+    return found
+
+
+def mark(node: fx.Node) -> Mark | None:
+    """Whether columns of curvature begin or end in this cast."""
+    found: Mark | None = node.meta.get("curvature")
+    return found
+
+
+def shape(node: fx.Node) -> Shape | None:
+    """Its shape; None if it is not known, or the node makes no tensor."""
+    found: Shape | None = node.meta.get("shape")
+    return found
+
+
+def dtype(node: fx.Node) -> torch.dtype | None:
+    """Its dtype; None as for `shape`."""
+    found: torch.dtype | None = node.meta.get("dtype")
+    return found
+
+
+def results(node: fx.Node) -> int | None:
+    """How many results a call has that has several."""
+    found: int | None = node.meta.get("results")
+    return found
+
+
+def owns_memory(node: fx.Node) -> bool:
+    """Whether its result certainly lies in memory of its own, one place for each number."""
+    return bool(node.meta.get("own memory"))
+
+
+def is_known(node: fx.Node) -> bool:
+    """Whether it is said what the node makes: a tensor of a shape and dtype, several results, or no tensor."""
+    return ("shape" in node.meta and "dtype" in node.meta) or "results" in node.meta or "no tensor" in node.meta
+
+
+def is_placed(node: fx.Node) -> bool:
+    """Whether it is said where the node stands."""
+    return "block" in node.meta and "step" in node.meta
+
+
+def alike(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two nodes have one shape and one dtype."""
+    return shape(node) == shape(other) and dtype(node) == dtype(other)
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def place(made: fx.Node, like: fx.Node) -> fx.Node:
+    """`made` stands where `like` stands: same heading, same step."""
+    made.meta["block"], made.meta["step"] = block(like), step(like)
+    return made
+
+
+def copy(made: fx.Node, node: fx.Node) -> fx.Node:
+    """`made` says all that `node` says, but asks for no name."""
+    made.meta = {key: value for key, value in node.meta.items() if key != "hint"}
+    return made
+
+
+def move(made: fx.Node, node: fx.Node) -> fx.Node:
+    """`made` says all that `node` says, and takes its name; the node asks for none from here on."""
+    made.meta = dict(node.meta)
+    node.meta.pop("hint", None)
+    return made
+
+
+def ask_for(node: fx.Node, name: str) -> None:
+    """Ask for a name in the generated file; the first wish counts."""
+    if name and not hint(node):
+        node.meta["hint"] = name
+
+
+def rename(node: fx.Node, name: str) -> None:
+    """Ask for this name whatever was asked for before."""
+    node.meta["hint"] = name
+
+
+def play(node: fx.Node, part: Role) -> None:
+    """Say what it is for."""
+    node.meta["role"] = part
+
+
+def set_mark(node: fx.Node, found: Mark) -> None:
+    """Say that columns of curvature begin or end here."""
+    node.meta["curvature"] = found
+
+
+def set_tensor(node: fx.Node, lengths: Shape, kind: torch.dtype | None) -> fx.Node:
+    """Say that it makes a tensor."""
+    node.meta["shape"], node.meta["dtype"] = lengths, kind
+    return node
+
+
+def set_own_memory(node: fx.Node, own: bool) -> fx.Node:
+    """Say whether its result lies in memory of its own."""
+    node.meta["own memory"] = own
+    return node
+
+
+def set_results(node: fx.Node, number: int) -> None:
+    """Say that it makes several things, tensors among them."""
+    node.meta["results"] = number
+
+
+def set_no_tensor(node: fx.Node) -> None:
+    """Say that it makes a number, a shape or a dtype."""
+    node.meta["no tensor"] = True
+
+
+# -- lengths ---------------------------------------------------------------------------------------------------------
+
+
+def numbers(lengths: Shape) -> int:
+    """Numbers in the axes whose lengths do not depend on the batch: one sample's part."""
+    return math.prod(int(length) for length in lengths if length.isdigit())
+
+
+def length_at(length: str, size: int) -> int:
+    """An axis's length where the batch, or the chunk, is of this size."""
+    match = _LENGTH.fullmatch(length)
+    return int(match[1] or 1) * size + int(match[2] or 0) if match is not None else int(length)
