@@ -1,12 +1,12 @@
 """What becomes of each operation of torch's core ATen set: a rule, a decomposition, no derivative, or a refusal.
 
 The set is torch's own (operations with torch.Tag.core), the verdicts come from the registry, from torch's
-decompositions and from the operations themselves. Only the reasons for refusals are written down here.
+decompositions and from the operations themselves; the reasons for refusals stand beside the rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,42 +18,9 @@ from hbpcompiler.compiler.pipeline import trace_and_match
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.rule import Case
 from hbpcompiler.rule.registry import Registry
-from hbpcompiler.testing.layer import CaseLayer
+from hbpcompiler.rules.refused import DECOMPOSED, REFUSED
+from hbpcompiler.testing.layer import FRAME, CaseLayer
 from hbpcompiler.testing.setting import SAMPLES
-
-_BACKWARD = "a backward pass, which only autograd inside a model makes; take derivatives outside the model"
-_COMPLEX = "its result or input is complex; derivatives here are those of real numbers"
-
-REFUSED: Mapping[str, str] = {
-    "aten._adaptive_avg_pool2d_backward": _BACKWARD,
-    "aten.avg_pool2d_backward": _BACKWARD,
-    "aten.convolution_backward": _BACKWARD,
-    "aten.embedding_dense_backward": _BACKWARD,
-    "aten.max_pool2d_with_indices_backward": _BACKWARD,
-    "aten.native_group_norm_backward": _BACKWARD,
-    "aten.native_layer_norm_backward": _BACKWARD,
-    "aten._fft_c2r": _COMPLEX,
-    "aten._fft_r2c": _COMPLEX,
-    "aten._embedding_bag": "one row of indices for all bags has no sample axis; nn.EmbeddingBag on indices [N, length] "
-                           "has a rule",
-    "aten._local_scalar_dense": "a number made of a tensor's values (item()), which a compiled program cannot follow",
-    "aten._pdist_forward": "distances between the rows of one matrix, which are samples; torch.cdist has a rule",
-    "aten.as_strided": "a view of memory that knows nothing of axes; use slices, select, unfold or reshape",
-    "aten.convolution": "one name for all convolutions; F.conv1d, F.conv_transpose1d and so on have rules",
-    "aten.masked_scatter": "it takes elements in the order of all samples' masks; use torch.where",
-    "aten.prod.default": "the product over everything mixes the samples; take it over axes after the sample axis",
-    "aten.scatter_reduce": "what it keeps depends on all that meets at a place; use scatter, scatter_add or index_add",
-}
-"""Core operations that cannot be differentiated here, and why; those with an overload mean that one alone."""
-
-DECOMPOSED: Mapping[str, Case] = {
-    "aten.reflection_pad1d": Case({"self": (2, 3)}, {"padding": [1, 2]}),
-    "aten.reflection_pad2d": Case({"self": (1, 3, 3)}, {"padding": [1, 0, 2, 1]}),
-    "aten.reflection_pad3d": Case({"self": (1, 2, 2, 3)}, {"padding": [1, 0, 0, 1, 1, 1]}),
-    "aten.replication_pad2d": Case({"self": (1, 3, 2)}, {"padding": [1, 0, 2, 1]}),
-    "aten.replication_pad3d": Case({"self": (1, 2, 1, 2)}, {"padding": [1, 0, 0, 1, 1, 1]}),
-}
-"""A use of each core operation that torch's own table takes apart, on which this is tried."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +103,5 @@ def pieces(operation: str, case: Case, registry: Registry) -> list[str]:
     features = torch.ones(SAMPLES, 2, dtype=torch.float64)
     batch = batch_of([features, *layer.extras, features])
     graph, _, _, _ = trace_and_match(layer, lambda output, target: output.sum(), batch, registry)
-    around = {"aten.linear", "aten.reshape", "aten.view", "aten.sum"}
     called = {made.target for made in graph.operations if registry.find(made.target, made.overload) is not None}
-    return sorted(name.removeprefix("aten.") for name in called - around)
+    return sorted(name.removeprefix("aten.") for name in called - FRAME)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from hbpcompiler.rule import Case, LossRule, Rule
 from hbpcompiler.testing.setting import Setting
 
+FRAME = frozenset({"aten.linear", "aten.reshape", "aten.view", "aten.sum"})
+"""The operations of `CaseLayer.forward`, summed up, around the one that it is made for."""
 NUDGE = 0.05
 """How far an input that must lie in some domain (`Case.make`) moves from where it was drawn."""
 

@@ -6,14 +6,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from hbpcompiler.command import cli
-from hbpcompiler.command.coverage import (
-    DECOMPOSED,
-    REFUSED,
-    core_coverage,
-    core_operations,
-    name_of,
-)
+from hbpcompiler.command.coverage import core_coverage, core_operations, name_of
 from hbpcompiler.rule.registry import builtin
+from hbpcompiler.rules.refused import DECOMPOSED, REFUSED
 from hbpcompiler.testing.layer import CaseLayer
 from tests.test_random_graphs import FEATURES, Graph, batch, check
 
