@@ -88,6 +88,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("annotate", lambda graph, settings: annotate(graph, settings.arguments),
          needs=frozenset({DTYPES, PRODUCTS}), makes=frozenset({SHAPES}), in_loops=False),
     _simple(drop_idle_reshapes, SHAPES),
+    _simple(share_common_subexpressions, SHAPES),
     _simple(drop_dead),
     _simple(drop_idle_casts, SHAPES),
     _simple(drop_dead),

@@ -8,22 +8,32 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.axes import axes_from_the_front
 from hbpcompiler.compiler.program.nodes import is_pure, writes_in_place
 
 
 def share_common_subexpressions(graph: fx.Graph) -> None:
-    """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams."""
+    """Equal calls on equal arguments become one: the unfold of two quantities, the derivative of two streams.
+
+    With shapes known, x.flatten(2) and x.flatten(-2) are equal too.
+    """
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if not is_pure(node) or any(writes_in_place(user) and user.args[0] is node for user in node.users):
             continue
-        args = (_canonical(str(node.args[0])), *node.args[1:]) if node.target is torch.einsum else node.args
-        key = (node.op, node.target, _frozen(args), _frozen(node.kwargs))
+        key = (node.op, node.target, _frozen(_arguments(node)), _frozen(node.kwargs))
         twin = seen.setdefault(key, node)
         if twin is not node:
             meta.ask_for(twin, meta.hint(node))
             node.replace_all_uses_with(twin)
             graph.erase_node(node)
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Its arguments as equal calls have them."""
+    if node.target is torch.einsum:
+        return (_canonical(str(node.args[0])), *node.args[1:])
+    return axes_from_the_front(node)
 
 
 def _canonical(equation: str) -> str:
