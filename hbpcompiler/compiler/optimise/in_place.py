@@ -14,6 +14,7 @@ from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import PRODUCTS
+from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 
@@ -38,6 +39,7 @@ def write_in_place(graph: fx.Graph) -> None:
             others = node.args[1:]
             node.op, node.target = "call_method", REWRITES[node.target]
             node.args = (target, *others)
+            meta.play(node, Role.OVERWRITES)
 
 
 def _add_product(graph: fx.Graph, node: fx.Node) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Role
-from hbpcompiler.compiler.program.nodes import facts, shows_its_input, writes_in_place
+from hbpcompiler.compiler.program.nodes import shows_its_input
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
 
@@ -87,26 +87,28 @@ def _passing(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
 
 
 class _Memory:
-    """Which memory each node shows, and how often that was overwritten when the node was made."""
+    """Which memory each node shows, and how often that had been overwritten when the node was made."""
 
     def __init__(self) -> None:
         self.roots: dict[fx.Node, fx.Node] = {}
-        self.made: dict[fx.Node, int] = {}
-        self.writes: dict[fx.Node, int] = {}
+        self.seen: dict[fx.Node, int] = {}
+        self.written: dict[fx.Node, int] = {}
 
     def read(self, node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
-        """An overwritten value is read through the write alone; what is made to be written to, by anyone."""
+        """An overwritten value is read through the write alone."""
         for read in node.all_input_nodes:
-            root = self.roots[read]
-            if self.made[read] != self.writes.get(root, 0) and not _is_filled(root):
+            if read in self.roots and self.seen[read] != self.written.get(self.roots[read], 0):
                 yield node, f"it reads {read.name}, which was overwritten before"
-        before = node.args[0] if node.args and shows_its_input(node) else None
-        root = self.roots[before] if isinstance(before, fx.Node) else node
-        if isinstance(before, fx.Node) and writes_in_place(node):
-            self.writes[root] = self.writes.get(root, 0) + 1
-        self.roots[node], self.made[node] = root, self.writes.get(root, 0)
+        root = self._root(node)
+        if meta.role(node) is Role.OVERWRITES:
+            self.written[root] = self.written.get(root, 0) + 1
+        self.roots[node], self.seen[node] = root, self.written.get(root, 0)
 
-
-def _is_filled(root: fx.Node) -> bool:
-    """Whether it is there to be written to: a buffer, a loop's results, what a loop's body is given."""
-    return root.op == "placeholder" or isinstance(root.target, Loop) or facts(root).buffer
+    def _root(self, node: fx.Node) -> fx.Node:
+        """The node that made the memory which this one shows, perhaps itself."""
+        before: Any = node.args[0] if node.args and shows_its_input(node) else None
+        if not isinstance(before, fx.Node):
+            return node
+        if isinstance(before.target, Loop):
+            before = cast("Any", before.args[0])[node.args[1]]
+        return self.roots.get(before, node)

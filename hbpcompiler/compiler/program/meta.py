@@ -45,6 +45,8 @@ class Role(IntEnum):
     """A tensor from outside, the same in every turn."""
     BATCH_SIZE = 4
     """The number of samples."""
+    OVERWRITES = 5
+    """It writes over a value that nobody needs any more (what rules and routes write in place, they mean to)."""
 
 
 class Mark(IntEnum):

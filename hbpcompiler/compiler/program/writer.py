@@ -214,10 +214,9 @@ class LoopCall:
         loop: Any = node.target
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        passed = [Passed(*pair) for pair in zip((*accumulators, *cut, *whole), holders, strict=True)]
-        ends = (loop.totals, len(accumulators), len(accumulators) + len(cut))
-        return cls(node, loop, tuple(passed[: ends[0]]), tuple(passed[ends[0] : ends[1]]),
-                   tuple(passed[ends[1] : ends[2]]), tuple(passed[ends[2] :]))
+        passed = tuple(Passed(*pair) for pair in zip((*accumulators, *cut, *whole), holders, strict=True))
+        filled, others = passed[: len(accumulators)], passed[len(accumulators) :]
+        return cls(node, loop, filled[: loop.totals], filled[loop.totals :], others[: len(cut)], others[len(cut) :])
 
     @property
     def filled(self) -> tuple[Passed, ...]:
