@@ -35,7 +35,7 @@ def test_the_list_is_in_an_order_that_can_be():
 
 def test_a_pass_that_lacks_what_it_needs_is_named():
     shaping = next(step for step in PASSES if step.name == "annotate")
-    with pytest.raises(ValueError, match="annotate needs: .*einsums"):
+    with pytest.raises(ValueError, match=r"annotate needs: .*einsums"):
         levels_behind([step for step in PASSES if PRODUCTS not in step.makes])
     with pytest.raises(ValueError, match="drop_idle_reshapes needs: of every node"):
         levels_behind([step for step in PASSES if step is not shaping])
@@ -106,7 +106,7 @@ def test_a_pass_that_leaves_a_new_tensor_without_shape_is_named():
         product.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
 
     passes = [*PASSES[:-1], Pass("double", double, frozenset({SHAPES})), PASSES[-1]]
-    with pytest.raises(BrokenProgramError, match="pass double .*divide_before_products: %neg .*shape and dtype"):
+    with pytest.raises(BrokenProgramError, match=r"pass double .*divide_before_products: %neg .*shape and dtype"):
         optimise(program(lambda writer, x, w: x * w, "x", "w"), settings(*ARGUMENTS), passes)
 
 
@@ -121,7 +121,7 @@ def test_a_late_read_of_an_overwritten_value_is_caught():
         total.args = (product,)
 
     passes = [*PASSES, Pass("late", late, not_after=frozenset(), makes=frozenset({OVERWRITTEN}))]
-    with pytest.raises(BrokenProgramError, match="pass late .*write_in_place: %sum.* reads mul, which was overwritten"):
+    with pytest.raises(BrokenProgramError, match=r"pass late .*write_in_place: %sum.* reads mul, which was over"):
         optimise(program(write, "x", "w"), settings(*ARGUMENTS), passes)
 
 

@@ -45,8 +45,8 @@ def test_a_weight_that_meets_columns_is_rounded_once():
 
 def test_it_is_rounded_before_it_is_moved_and_spread():
     graph = rounded(lambda writer, columns, weight: ends(begins(columns) @ weight.t().unsqueeze(0)), COLUMNS, WEIGHT)
-    assert lines(graph)[-5:] == ["to(weight, torch.bfloat16)", "t(to_2)", "unsqueeze(t_1, 0)", "matmul(to, unsqueeze_1)",
-                                 "to(matmul, torch.float32)"]
+    assert lines(graph)[-5:] == ["to(weight, torch.bfloat16)", "t(to_2)", "unsqueeze(t_1, 0)",
+                                 "matmul(to, unsqueeze_1)", "to(matmul, torch.float32)"]
 
 
 def test_a_cast_is_no_move():
