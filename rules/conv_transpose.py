@@ -6,79 +6,93 @@ from collections.abc import Mapping
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Rule, Structure, Tensor, merge, split
-
-from .shared.spatial import (
-    CONV,
-    CONV_TRANSPOSE,
-    cut,
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Contraction,
+    Layout,
+    Op,
+    Rule,
+    Structure,
+    Tensor,
     flat_positions,
-    options,
+    merge,
     pad_axes,
     patches,
-    per_axis,
-    refuse_unbatched,
+    split,
 )
+
+from .shared.spatial import CONV, CONV_TRANSPOSE, axes_of, by_groups, cut, options, per_axis, refuse_unbatched
+
+
+def given(op: Op, *names: str) -> list[list[int]]:
+    """These arguments, a number for each axis."""
+    return [per_axis(getattr(op, name), axes_of(op)) for name in names]
+
+
+def forward(op: Op) -> Tensor:
+    axes = axes_of(op)
+    stride, padding, output_padding, dilation = given(op, "stride", "padding", "output_padding", "dilation")
+    chosen = options(
+        stride=stride,
+        usual=[1] * axes,
+        padding=padding,
+        output_padding=output_padding,
+        groups=op.groups,
+        dilation=dilation,
+    )
+    return CONV_TRANSPOSE[axes](op.input, op.weight, op.bias, **chosen)
+
+
+def jac_t(op: Op, columns: Tensor) -> Tensor:
+    axes = axes_of(op)
+    stride, padding, output_padding, dilation = given(op, "stride", "padding", "output_padding", "dilation")
+    chosen = options(stride=stride, usual=[1] * axes, padding=padding, dilation=dilation, groups=op.groups)
+    back = CONV[axes](merge(columns), op.weight, **chosen)
+    # An output_padding of a whole stride or more makes room for positions that the input does not have.
+    excess = [o // s for o, s in zip(output_padding, stride, strict=True)]
+    return split(cut(back, op.shape("input")[1:], excess), columns)
+
+
+def reached(op: Op, columns: Tensor) -> Tensor:
+    """The patch of the columns that each input position reaches."""
+    stride, padding, output_padding, dilation = given(op, "stride", "padding", "output_padding", "dilation")
+    padded = pad_axes(merge(columns), padding, [p - e for p, e in zip(padding, output_padding, strict=True)])
+    seen = patches(padded, op.shape("weight")[2:], stride, dilation)
+    return by_groups(op, split(seen, columns), 2)
+
+
+def operand(op: Op) -> Tensor:
+    return by_groups(op, flat_positions(op.input, axes_of(op)), 1)
+
+
+def kernel(op: Op, gradient: Tensor) -> Tensor:
+    stride, padding, output_padding, dilation = given(op, "stride", "padding", "output_padding", "dilation")
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, op.input, op.weight, None, stride, padding, dilation,
+        True, output_padding, op.groups, [False, True, False],
+    )  # fmt: skip
+    return gradients[1]
+
+
+def params(op: Op) -> Mapping[str, Contraction]:
+    equation = "nkop,nip->nkio" if op.groups == 1 else "nkgop,ngip->nkgio"
+    return {
+        "weight": Contraction(equation, reached, operand, kernel),
+        "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes_of(op))),
+    }
 
 
 def conv_transpose(axes: int) -> Rule:
     """The rule for so many spatial axes."""
-
-    def forward(op: Op) -> Tensor:
-        chosen = options(
-            stride=per_axis(op.stride, axes),
-            usual=[1] * axes,
-            padding=per_axis(op.padding, axes),
-            output_padding=per_axis(op.output_padding, axes),
-            groups=op.groups,
-            dilation=per_axis(op.dilation, axes),
-        )
-        return CONV_TRANSPOSE[axes](op.input, op.weight, op.bias, **chosen)
-
-    def jac_t(op: Op, columns: Tensor) -> Tensor:
-        stride, padding = per_axis(op.stride, axes), per_axis(op.padding, axes)
-        chosen = options(
-            stride=stride, usual=[1] * axes, padding=padding, dilation=per_axis(op.dilation, axes), groups=op.groups
-        )
-        back = CONV[axes](merge(columns), op.weight, **chosen)
-        # An output_padding of a whole stride or more makes room for positions that the input does not have.
-        excess = [o // s for o, s in zip(per_axis(op.output_padding, axes), stride, strict=True)]
-        return split(cut(back, op.shape("input")[1:], excess), columns)
-
-    def reached(op: Op, columns: Tensor) -> Tensor:
-        """The patch of the columns that each input position reaches."""
-        padding, extra = per_axis(op.padding, axes), per_axis(op.output_padding, axes)
-        padded = pad_axes(merge(columns), padding, [p - e for p, e in zip(padding, extra, strict=True)])
-        seen = patches(padded, op.shape("weight")[2:], per_axis(op.stride, axes), per_axis(op.dilation, axes))
-        back = split(seen, columns)
-        return back if op.groups == 1 else back.unflatten(2, (op.groups, -1))
-
-    def operand(op: Op) -> Tensor:
-        flat = flat_positions(op.input, axes)
-        return flat if op.groups == 1 else flat.unflatten(1, (op.groups, -1))
-
-    def summed(op: Op, gradient: Tensor) -> Tensor:
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-            gradient, op.input, op.weight, None, per_axis(op.stride, axes), per_axis(op.padding, axes),
-            per_axis(op.dilation, axes), True, per_axis(op.output_padding, axes), op.groups, [False, True, False],
-        )  # fmt: skip
-        return gradients[1]
-
-    def params(op: Op) -> Mapping[str, Contraction]:
-        equation = "nkop,nip->nkio" if op.groups == 1 else "nkgop,ngip->nkgio"
-        return {
-            "weight": Contraction(equation, reached, operand, summed),
-            "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes)),
-        }
-
     return Rule(
         operations=[f"aten.conv_transpose{axes}d"],
         forward=forward,
         jac_t={"input": jac_t},
         params=params,
         residual=ZERO,
-        layout=Layout.PIXELS if axes == 2 else None,
         structure=Structure.CONSTANT,
+        layout=Layout.PIXELS if axes == 2 else None,
         refuse=lambda op: refuse_unbatched(op, axes),
         cases=cases(axes),
     )

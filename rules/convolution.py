@@ -7,133 +7,133 @@ from math import prod
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Rule, Sliding, Structure, Tensor, Window, merge, split
-
-from .shared.spatial import (
-    CONV,
-    CONV_TRANSPOSE,
-    cut,
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Contraction,
+    Layout,
+    Op,
+    Rule,
+    Structure,
+    Tensor,
+    Window,
     flat_positions,
-    options,
+    merge,
     pad_axes,
     patches,
-    per_axis,
-    refuse_unbatched,
+    split,
 )
 
-LARGE_IMAGE = 20480
-"""Numbers of one image (or a kernel longer than 3) from which torch takes its convolution to oneDNN."""
+from .shared.spatial import CONV, CONV_TRANSPOSE, axes_of, by_groups, cut, options, per_axis, refuse_unbatched
 
 
-def padding_of(op: Op, axes: int) -> tuple[list[int], list[int]]:
+def strides(op: Op) -> list[int]:
+    return per_axis(op.stride, axes_of(op))
+
+
+def dilations(op: Op) -> list[int]:
+    return per_axis(op.dilation, axes_of(op))
+
+
+def kernel_size(op: Op) -> tuple[int, ...]:
+    return op.shape("weight")[2:]
+
+
+def padding_of(op: Op) -> tuple[list[int], list[int]]:
     """Zeros before and after each axis: 'same' puts the odd one after."""
     if not isinstance(op.padding, str):
-        padding = per_axis(op.padding, axes)
+        padding = per_axis(op.padding, axes_of(op))
         return padding, padding
     if op.padding == "valid":
-        return [0] * axes, [0] * axes
-    kernel, dilation = op.shape("weight")[2:], per_axis(op.dilation, axes)
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [0] * axes_of(op), [0] * axes_of(op)
+    total = [d * (k - 1) for d, k in zip(dilations(op), kernel_size(op), strict=True)]
     return [t // 2 for t in total], [t - t // 2 for t in total]
+
+
+def forward(op: Op) -> Tensor:
+    axes = axes_of(op)
+    padding = op.padding if isinstance(op.padding, str) else per_axis(op.padding, axes)
+    chosen = options(
+        stride=strides(op), usual=[1] * axes, padding=padding, dilation=dilations(op), groups=op.groups
+    )
+    return CONV[axes](op.input, op.weight, op.bias, **chosen)
+
+
+# -- columns ---------------------------------------------------------------------------------------------------------
+
+
+def jac_t(op: Op, columns: Tensor) -> Tensor:
+    axes, (before, _) = axes_of(op), padding_of(op)
+    if prod(kernel_size(op)) == prod(strides(op)) == op.groups == 1 and not any(before):
+        return pixel_by_pixel(op, columns)
+    inner, missing = op.shape("input")[1:], unreached(op)
+    chosen = options(
+        stride=strides(op),
+        usual=[1] * axes,
+        padding=before,
+        output_padding=[max(m, 0) for m in missing],
+        groups=op.groups,
+        dilation=dilations(op),
+    )
+    back = CONV_TRANSPOSE[axes](merge(columns), op.weight, **chosen)
+    return split(cut(back, inner, [-m for m in missing]), columns)
+
+
+def pixel_by_pixel(op: Op, columns: Tensor) -> Tensor:
+    """A kernel of one pixel is a matrix product, two to four times as fast on a CPU."""
+    axes = axes_of(op)
+    back: Tensor = op.weight.flatten(1).t() @ flat_positions(columns, axes)
+    return back.unflatten(3, list(op.shape("input")[1:])) if axes > 1 else back
+
+
+def unreached(op: Op) -> list[int]:
+    """Positions at the end that no kernel reached (more than the transposed convolution makes), or its surplus."""
+    beyond = Window(kernel_size(op), strides(op), dilations(op), padding_of(op)[0]).after(
+        op.shape("input")[1:], op.shape("output")[1:]
+    )
+    return [b - e for b, e in zip(padding_of(op)[0], beyond, strict=True)]
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+
+def operand(op: Op) -> Tensor:
+    padded = pad_axes(op.input, *padding_of(op))
+    return by_groups(op, patches(padded, kernel_size(op), strides(op), dilations(op)), 1)
+
+
+def outputs(op: Op, columns: Tensor) -> Tensor:
+    return by_groups(op, flat_positions(columns, axes_of(op)), 2)
+
+
+def kernel(op: Op, gradient: Tensor) -> Tensor:
+    """torch reads of the weight its shape alone."""
+    before, after = padding_of(op)
+    axes = axes_of(op)
+    padded = pad_axes(op.input, [0] * axes, [a - b for a, b in zip(after, before, strict=True)])
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, padded, op.weight, None, strides(op), before, dilations(op),
+        False, [0] * axes, op.groups, [False, True, False],
+    )  # fmt: skip
+    return gradients[1]
+
+
+def params(op: Op) -> Mapping[str, Contraction]:
+    equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
+    return {
+        "weight": Contraction(equation, outputs, operand, kernel),
+        "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes_of(op))),
+    }
+
+
+def window(op: Op) -> Window:
+    return Window(
+        kernel_size(op), strides(op), dilations(op), padding_of(op)[0], {"padding": [0] * axes_of(op)}
+    )
 
 
 def convolution(axes: int) -> Rule:
     """The rule for so many spatial axes."""
-
-    def forward(op: Op) -> Tensor:
-        padding = op.padding if isinstance(op.padding, str) else per_axis(op.padding, axes)
-        chosen = options(
-            stride=per_axis(op.stride, axes),
-            usual=[1] * axes,
-            padding=padding,
-            dilation=per_axis(op.dilation, axes),
-            groups=op.groups,
-        )
-        return CONV[axes](op.input, op.weight, op.bias, **chosen)
-
-    def jac_t(op: Op, columns: Tensor) -> Tensor:
-        before, _ = padding_of(op, axes)
-        stride, dilation = per_axis(op.stride, axes), per_axis(op.dilation, axes)
-        inner, outer, kernel = op.shape("input")[1:], op.shape("output")[1:], op.shape("weight")[2:]
-        if prod(kernel) == prod(stride) == op.groups == 1 and not any(before):
-            back: Tensor = op.weight.flatten(1).t() @ flat_positions(
-                columns, axes
-            )  # two to four times as fast on a CPU
-            return back.unflatten(3, list(inner)) if axes > 1 else back
-        # Positions at the end that no kernel reached (more than the transposed convolution makes), or its surplus.
-        missing = [
-            i - ((o - 1) * s - 2 * b + d * (k - 1) + 1)
-            for i, o, s, b, d, k in zip(inner, outer, stride, before, dilation, kernel, strict=True)
-        ]
-        chosen = options(
-            stride=stride,
-            usual=[1] * axes,
-            padding=before,
-            output_padding=[max(m, 0) for m in missing],
-            groups=op.groups,
-            dilation=dilation,
-        )
-        back = CONV_TRANSPOSE[axes](merge(columns), op.weight, **chosen)
-        return split(cut(back, inner, [-m for m in missing]), columns)
-
-    def operand(op: Op) -> Tensor:
-        padded = pad_axes(op.input, *padding_of(op, axes))
-        seen = patches(padded, op.shape("weight")[2:], per_axis(op.stride, axes), per_axis(op.dilation, axes))
-        return seen if op.groups == 1 else seen.unflatten(1, (op.groups, -1))
-
-    def outputs(op: Op, columns: Tensor) -> Tensor:
-        flat = flat_positions(columns, axes)
-        return flat if op.groups == 1 else flat.unflatten(2, (op.groups, -1))
-
-    def weight_gradient(op: Op, gradient: Tensor, weight: Tensor) -> Tensor:
-        before, after = padding_of(op, axes)
-        padded = pad_axes(op.input, [0] * axes, [a - b for a, b in zip(after, before, strict=True)])
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-            gradient, padded, weight, None, per_axis(op.stride, axes), before, per_axis(op.dilation, axes),
-            False, [0] * axes, op.groups, [False, True, False],
-        )  # fmt: skip
-        return gradients[1]
-
-    def summed(op: Op, gradient: Tensor) -> Tensor:
-        return weight_gradient(op, gradient, op.weight)
-
-    def of_sample(op: Op, columns: Tensor) -> Tensor:
-        channels = columns.flatten(1, 2)
-        # Of the weight the kernel reads the shape alone.
-        weight = op.weight[:1].expand(channels.shape[1], *[-1] * (axes + 1))
-        return weight_gradient(op, channels, weight).unflatten(0, (-1, op.shape("weight")[0]))
-
-    def has_kernel(op: Op) -> bool:
-        """Whether torch's CPU kernel for one sample beats patches times columns: where it is oneDNN's."""
-        kernel, size = op.shape("weight")[2:], prod(op.shape("input"))
-        return op.groups == 1 and (size > LARGE_IMAGE or (axes > 1 and min(kernel[-2:]) > 3))
-
-    def sliding(op: Op) -> Sliding | None:
-        """Rows along the first axis, patches only along the others."""
-        stride, dilation, kernel = per_axis(op.stride, axes), per_axis(op.dilation, axes), op.shape("weight")[2:]
-        if op.groups != 1 or stride[0] != 1 or kernel[0] == 1:
-            return None
-
-        def rows(op: Op) -> Tensor:
-            padded = pad_axes(op.input, *padding_of(op, axes))
-            across = patches(padded, (1, *kernel[1:]), stride, (1, *dilation[1:]))
-            return across.unflatten(2, (height + dilation[0] * (kernel[0] - 1), -1))
-
-        height = op.shape("output")[1]
-        return Sliding(rows, kernel[0], dilation[0], height, op.shape("input")[0])
-
-    def params(op: Op) -> Mapping[str, Contraction]:
-        equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
-        return {
-            "weight": Contraction(equation, outputs, operand, summed, of_sample if has_kernel(op) else None,
-                                  flat=op.groups == 1, sliding=sliding(op)),
-            "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes), flat=True),
-        }
-
-    def window(op: Op) -> Window:
-        return Window(op.shape("weight")[2:], per_axis(op.stride, axes), per_axis(op.dilation, axes),
-                      padding_of(op, axes)[0], {"padding": [0] * axes})
-
     return Rule(
         operations=[f"aten.conv{axes}d"],
         forward=forward,
@@ -141,8 +141,8 @@ def convolution(axes: int) -> Rule:
         params=params,
         residual=ZERO,
         structure=Structure.CONSTANT,
-        window=window,
         layout=Layout.PIXELS if axes == 2 else None,
+        window=window,
         refuse=lambda op: refuse_unbatched(op, axes),
         cases=cases(axes),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
 
 def draws(op: Op) -> bool:
@@ -36,7 +36,6 @@ def derivative(op: Op) -> Tensor:
 RULE = Rule(
     operations=["aten.native_dropout", "aten.dropout"],
     forward=forward,
-    jac_t={"input": elementwise_jac_t(derivative)},
     residual=ZERO,
     structure=Structure.ELEMENTWISE,
     derivative=derivative,

@@ -26,7 +26,7 @@ def columns_view(op: Op, columns: Tensor) -> Tensor:
     return columns.flatten(2, -2) if len(op.shape("indices")) > 1 else columns
 
 
-def summed(op: Op, gradient: Tensor) -> Tensor:
+def kernel(op: Op, gradient: Tensor) -> Tensor:
     if padding(op) is not None:
         gradient = gradient * (op.indices != padding(op)).unsqueeze(-1)
     rows = gradient.flatten(0, -2) if op.shape("indices") else gradient
@@ -47,7 +47,7 @@ def params(op: Op) -> Mapping[str, Contraction]:
     if not op.has_samples("indices"):
         return {"weight": Contraction("nko->nko", added_up)}
     equation = "nkpd,npv->nkvd" if op.shape("indices") else "nkd,nv->nkvd"
-    return {"weight": Contraction(equation, columns_view, one_hot, summed)}
+    return {"weight": Contraction(equation, columns_view, one_hot, kernel)}
 
 
 def refuse(op: Op) -> str | None:

@@ -35,10 +35,6 @@ def params(op: Op) -> Mapping[str, Contraction]:
     }
 
 
-def rows(op: Op) -> Tensor | None:
-    return op.weight if len(op.shape("input")) == 1 else None
-
-
 RULE = Rule(
     operations=["aten.linear"],
     forward=forward,
@@ -46,7 +42,6 @@ RULE = Rule(
     params=params,
     residual=ZERO,
     structure=Structure.CONSTANT,
-    rows=rows,
     merged=True,
     cases=[
         Case({"input": (4, 5), "weight": (3, 5), "bias": (3,)}),

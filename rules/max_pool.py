@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Structure, Tensor, Window
+from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
 from .shared.spatial import brief, options, per_axis, scatter
 
@@ -31,11 +31,10 @@ def chosen(op: Op, result: Any) -> Any:
     return result[op.index]
 
 
-def scattered(axes: int) -> Callable[[Op], Tensor | None]:
-    def index(op: Op) -> Tensor | None:
-        return (op.indices.flatten(2) if axes > 1 else op.indices) if len(op.shape("self")) > axes else None
-
-    return index
+def structure(axes: int) -> Callable[[Op], Structure | Selection]:
+    """A selection whose places are known, if there are channels."""
+    places = Selection(lambda op: op.indices.flatten(2) if axes > 1 else op.indices)
+    return lambda op: places if len(op.shape("self")) > axes else Structure.SELECTION
 
 
 def max_pool(axes: int) -> Rule:
@@ -70,9 +69,8 @@ def max_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
+        structure=structure(axes),
         layout=Layout.CHANNELS,
-        structure=Structure.SELECTION,
-        scattered=scattered(axes),
         window=window,
         cases=[
             case(2, 4, 5, 2, kernel_size=[2]),
@@ -99,9 +97,8 @@ def adaptive_max_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
+        structure=structure(axes),
         layout=Layout.CHANNELS,
-        structure=Structure.SELECTION,
-        scattered=scattered(axes),
         cases=[
             case(2, 4, 2, 3, size=[2, 1, 3]),
             case(2, 5, 4, 3, size=[3, 3, 2]),

@@ -15,7 +15,7 @@ MEAN = LossRule(
     residual=ZERO,
     reduction=lambda op: "mean",
     positions=1,
-    increasing=True,
+    order=("increasing",),
     cases=CASES,
 )
 
@@ -31,6 +31,6 @@ SUM = LossRule(
     residual=ZERO,
     reduction=lambda op: "sum",
     positions=1,
-    increasing=True,
+    order=("increasing",),
     cases=CASES,
 )

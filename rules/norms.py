@@ -115,7 +115,7 @@ NORM = Rule(
     ),
     jac_t={"self": norm_jac_t},
     residual=norm_residual,
-    convex=True,
+    order=("convex",),
     refuse=norm_refused,
     cases=[Case({"self": shape}, {**given, "ord": order}) for shape, given in SETTINGS for order in ORDERS],
 )

@@ -46,7 +46,6 @@ def check(op: Op, target: Tensor) -> str | None:
 
 RULE = LossRule(
     operations=["aten.poisson_nll_loss"],
-    input="input",
     forward=forward,
     gradient=gradient,
     residual=Diagonal(diagonal),

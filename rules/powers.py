@@ -7,7 +7,7 @@ import sympy
 import torch
 
 from hbpcompiler.elementwise import attribute, elementwise, x
-from hbpcompiler.rule import Case, Diagonal, Op, Rule, Structure, Tensor, elementwise_jac_t
+from hbpcompiler.rule import Case, Diagonal, Op, Rule, Structure, Tensor
 
 
 def _positive(shape: Sequence[int]) -> Tensor:
@@ -45,7 +45,6 @@ def of_number_diagonal(op: Op, gradient: Tensor) -> Tensor:
 OF_NUMBER = Rule(
     operations=["aten.pow.Scalar"],
     forward=lambda op: torch.pow(op.self, op.exponent),
-    jac_t={"exponent": elementwise_jac_t(of_number_derivative)},
     residual=Diagonal(of_number_diagonal),
     structure=Structure.ELEMENTWISE,
     derivative=of_number_derivative,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor, elementwise_jac_t
+from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor
 
 
 def one_slope(op: Op) -> bool:
@@ -51,7 +51,6 @@ def params(op: Op) -> Mapping[str, Contraction]:
 RULE = Rule(
     operations=["aten.prelu"],
     forward=lambda op: F.prelu(op.self, op.weight),
-    jac_t={"self": elementwise_jac_t(derivative)},
     params=params,
     residual=ZERO,
     structure=Structure.ELEMENTWISE,

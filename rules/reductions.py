@@ -70,7 +70,7 @@ SUM = Rule(
     jac_t={"self": sum_jac_t},
     residual=ZERO,
     structure=Structure.CONSTANT,
-    increasing=True,
+    order=("increasing",),
     refuse=over_samples,
     cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
 )
@@ -80,7 +80,7 @@ MEAN = Rule(
     jac_t={"self": mean_jac_t},
     residual=ZERO,
     structure=Structure.CONSTANT,
-    increasing=True,
+    order=("increasing",),
     refuse=over_samples,
     cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
 )
@@ -90,7 +90,7 @@ CUMSUM = Rule(
     jac_t={"self": lambda op, columns: own_dtype(op, _backwards(columns, axes(op, op.dim)[0] + 2))},
     residual=ZERO,
     structure=Structure.CONSTANT,
-    increasing=True,
+    order=("increasing",),
     refuse=over_samples,
     cases=[Case({"self": (4,)}, {"dim": 1}), Case({"self": (2, 3)}, {"dim": -2})],
 )
@@ -130,7 +130,7 @@ def _shared(name: str) -> Rule:
         forward=lambda op: (op.self.amax if name == "amax" else op.self.amin)(op.dim, op.keepdim),
         jac_t={"self": shared_extremum},
         residual=ZERO,
-        increasing=True,
+        order=("increasing",),
         refuse=over_samples,
         cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
     )

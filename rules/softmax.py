@@ -141,8 +141,7 @@ LOGSUMEXP = Rule(
     forward=lambda op: torch.logsumexp(op.self, op.dim, op.keepdim),
     jac_t={"self": logsumexp_jac_t},
     residual=curved(Factor(covariance_count, logsumexp_factor)),
-    increasing=True,
-    convex=True,
+    order=("increasing", "convex"),
     refuse=logsumexp_refused,
     cases=[
         Case(case.shapes, {"dim": [case.attributes["dim"]], "keepdim": keepdim})

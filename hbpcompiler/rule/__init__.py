@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule.case import Case
-from hbpcompiler.rule.contraction import Contraction, Sliding
-from hbpcompiler.rule.helpers import called, computed, elementwise_jac_t, merge, operand_symbol, split, vmap_columns
+from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, split, vmap_columns
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
 from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual, Zero
-from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule
-from hbpcompiler.rule.structure import Structure, Window
+from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule, elementwise_jac_t
+from hbpcompiler.rule.structure import Selection, Structure
+from hbpcompiler.rule.window import Window, flat_positions, pad_axes, patches
 
 __all__ = [
     "ZERO",
@@ -34,8 +35,8 @@ __all__ = [
     "Op",
     "Residual",
     "Rule",
+    "Selection",
     "Shape",
-    "Sliding",
     "Structure",
     "Tensor",
     "Window",
@@ -43,8 +44,11 @@ __all__ = [
     "called",
     "computed",
     "elementwise_jac_t",
+    "flat_positions",
     "merge",
     "operand_symbol",
+    "pad_axes",
+    "patches",
     "split",
     "torch",
     "vmap_columns",

@@ -11,22 +11,6 @@ from hbpcompiler.rule.op import Op
 
 
 @dataclass(frozen=True)
-class Sliding:
-    """An operand made of windows that slide along one axis, row by row.
-
-    The feature (c, a, b) of the operand at position (y, q) is `rows(op)[n, (c, b), y + step * a, q]`, for the places
-    a < `window` and y < `height`; c < `outer` counts the features in front of a.
-    """
-
-    rows: Callable[[Op], Tensor]
-    """[N, features apart from a, height + step * (window - 1), positions in a row]."""
-    window: int
-    step: int
-    height: int
-    outer: int
-
-
-@dataclass(frozen=True)
 class Contraction:
     """A parameter's cotangent as an einsum, which is all that an operation says about a parameter.
 
@@ -41,16 +25,10 @@ class Contraction:
     (coefficients 0 and 1, so that squares go the same way)."""
     operand: Callable[[Op], Tensor] | None = None
     """the second operand; it may read saved tensors, which the compiler then slices over samples."""
-    summed: Callable[[Op, Tensor], Tensor] | None = None
+    kernel: Callable[[Op, Tensor], Tensor] | None = None
     """optional: cotangent [N, *out] -> the parameter's cotangent summed over samples, where torch has a kernel that
-    beats the einsum (see benchmarks/)."""
-    of_sample: Callable[[Op, Tensor], Tensor] | None = None
-    """optional: columns [1, K, *out] of a single sample -> [K, *parameter], by such a kernel."""
-    flat: bool = False
-    """Whether `columns` is the output with its axes behind the first, the channels, flattened to p: "nkop"."""
-
-    sliding: Sliding | None = None
-    """optional: how the operand's patches arise from rows."""
+    beats the einsum (see benchmarks/). Where outputs read a `Window`, it also takes m times as many output channels,
+    for a parameter that has m times as many: so all columns of one sample go through it at once."""
 
     @property
     def letters(self) -> tuple[str, str, str]:
@@ -58,3 +36,22 @@ class Contraction:
         left, result = self.equation.split("->")
         first, _, second = left.partition(",")
         return first, second, result
+
+    @property
+    def has_kernel_for_columns(self) -> bool:
+        """Whether columns may go through the kernel side by side: the letters say that no output channel meets others.
+
+        That the kernel takes more output channels than the parameter has is promised of operations with a window.
+        """
+        first, second, result = self.letters
+        own = first[2:-1]
+        alone = first == f"nk{own}p" and len(own) == 1 and own not in second
+        return self.kernel is not None and alone and result.startswith(f"nk{own}")
+
+    def of_sample(self, op: Op, slot: str, columns: Tensor) -> Tensor:
+        """Columns [1, K, *out] of a single sample -> [K, *parameter], as K times as many output channels."""
+        assert self.kernel is not None
+        channels, parameter, shape = columns.flatten(1, 2), getattr(op, slot), op.shape(slot)
+        # Of the parameter the kernel reads the shape alone.
+        like = parameter[:1].expand(channels.shape[1], *[-1] * (len(shape) - 1))
+        return self.kernel(op.with_tensor(slot, like), channels).unflatten(0, (-1, shape[0]))

@@ -16,7 +16,7 @@ from hbpcompiler.rule.structure import Structure
 
 def slope_sign(rule: Rule, op: Op, slot: str) -> int | None:
     """1 if no result falls when this input rises, -1 if none rises, None if that is unknown."""
-    if rule.increasing or rule.structure_of(op) is Structure.SELECTION:
+    if "increasing" in rule.order or rule.structure_of(op) is Structure.SELECTION:
         return 1
     return _sign(_derivative(rule, op, slot, 1))
 
@@ -24,8 +24,10 @@ def slope_sign(rule: Rule, op: Op, slot: str) -> int | None:
 def curvature_sign(rule: Rule, op: Op) -> int | None:
     """1 if all results are convex in the inputs that carry derivatives, -1 if concave, None if that is unknown."""
     varying = op.varying() or frozenset()
-    if rule.convex or len(varying) != 1:
-        return 1 if rule.convex else None
+    if "convex" in rule.order:
+        return 1
+    if len(varying) != 1:
+        return None
     return _sign(_derivative(rule, op, next(iter(varying)), 2))
 
 

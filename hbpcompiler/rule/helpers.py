@@ -43,15 +43,6 @@ def split(merged: Tensor, columns: Tensor) -> Tensor:
     return merged.unflatten(0, columns.shape[:2])
 
 
-def elementwise_jac_t(derivative: Callable[[Op], Tensor]) -> JacT:
-    """The transposed Jacobian of an elementwise operation: columns times the local derivative."""
-
-    def jac_t(op: Op, columns: Tensor) -> Tensor:
-        return columns * derivative(op).unsqueeze(1)
-
-    return jac_t
-
-
 def vmap_columns(function: Callable[[Tensor], Tensor]) -> JacT:
     """jac_t from a function that maps [B, *out] to [B, *in] for any batch, the same for each sample."""
 

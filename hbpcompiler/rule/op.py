@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 Shape = tuple[int, ...]
 
 
@@ -79,6 +81,10 @@ class Op:
         """Whether the tensor argument `name` begins with the sample axis (a constant or a parameter does not)."""
         return any(self._batched is None or slot in self._batched for slot in self._slots(name))
 
+    def sampled(self) -> list[str]:
+        """The tensor arguments that begin with the sample axis."""
+        return [slot for slot in self._shapes if slot != "output" and self.has_samples(slot)]
+
     def varying(self) -> frozenset[str] | None:
         """All tensor arguments that carry derivatives; None if that is not known (in a rule's tests)."""
         return self._active
@@ -103,3 +109,14 @@ class Op:
 
         return Op(tensors, self._attributes, self._shapes, index=self.index, differentiated=self.differentiated,
                   active=self._active, batched=self._batched)
+
+
+def first_tensor(operation: str) -> str | None:
+    """The name of an operation's first tensor argument, by its schema; None if torch does not know the operation."""
+    namespace, name, overload = (*operation.split("."), "")[:3]
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    if packet is None:
+        return None
+    schema = getattr(packet, overload or packet.overloads()[0])._schema
+    names = [argument.name for argument in schema.arguments if str(argument.type) == "Tensor"]
+    return names[0] if names else None

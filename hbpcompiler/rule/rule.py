@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,15 +12,17 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.layout import Layout
-from hbpcompiler.rule.op import Op, Shape
+from hbpcompiler.rule.op import Op, Shape, first_tensor
 from hbpcompiler.rule.residual import Diagonal, Factor, Residual, Zero
-from hbpcompiler.rule.structure import Structure, Window
+from hbpcompiler.rule.structure import Selection, Structure
+from hbpcompiler.rule.window import Window
 
 # Functions of rules, as the compiler calls them.
 Forward = Callable[[Op], Any]
 """op -> output [N, *out], or (output, {name: saved tensor})."""
 JacT = Callable[..., Tensor]
 """(op, columns [N, K, *out]) -> columns [N, K, *in]; one of a list of tensors gets its index as a third argument."""
+Order = Literal["increasing", "convex"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Rule:
     """All that the compiler knows about an operation.
 
     `operations` are ATen names without overload ("aten.linear"). `jac_t` has one function per input that may carry a
-    derivative and `residual` must be stated (a function of op where it depends on the use).
+    derivative (left out where `derivative` says it of the operation's first tensor) and `residual` must be stated (a
+    function of op where it depends on the use).
     """
 
     operations: Sequence[str]
@@ -38,14 +41,9 @@ class Rule:
     """op -> a contraction for each input that may be a parameter (its equation may depend on shapes)."""
     forward: Forward | None = None
     """None: the ATen operation itself is written into the program."""
-    structure: Structure | Callable[[Op], Structure] = Structure.GENERAL
+    structure: Structure | Selection | Callable[[Op], Structure | Selection] = Structure.GENERAL
     derivative: Callable[[Op], Tensor] | None = None
     """ELEMENTWISE: the local derivative [N, *out]."""
-    rows: Callable[[Op], Tensor | None] | None = None
-    """CONSTANT, optional: the Jacobian's rows [*out flattened, *in] where they lie in memory already (a weight)."""
-    scattered: Callable[[Op], Tensor | None] = lambda op: None
-    """SELECTION, optional: for outputs [N, c, *out] that copy each one input of their own channel, which one:
-    [N, c, out flattened] of numbers in the flattened input positions; None where there are no channels."""
     window: Callable[[Op], Window | None] = lambda op: None
     """optional: which neighbourhood of its inputs with spatial axes an output reads."""
     layout: Layout | None = None
@@ -54,10 +52,9 @@ class Rule:
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors (None at a
     use that has no such form). Operations of one module that act on one value are then taken together (see `fuse`), so
     that it must be true to the value and, derived by sympy, to both derivatives: `check_rule` compares them."""
-    increasing: bool = False
-    """Whether no result falls when an input that carries derivatives rises (sums, maxima)."""
-    convex: bool = False
-    """Whether all results are convex in the inputs that carry derivatives. Both let a loss be known as convex."""
+    order: tuple[Order, ...] = ()
+    """By which a loss may be known as convex: "increasing", if no result falls when an input that carries derivatives
+    rises (sums, maxima), "convex", if all results are convex in these inputs. An `expression` says it by itself."""
     refuse: Callable[[Op], str | None] = lambda op: None
     """why this very use cannot be differentiated, and what to do about it; None if it can."""
     merged: bool = False
@@ -73,6 +70,12 @@ class Rule:
             raise TypeError(f"rule for {self.operations}: residual must be ZERO, Diagonal(...) or Factor(...)")
         if not callable(self.structure) and (self.structure is Structure.ELEMENTWISE) != (self.derivative is not None):
             raise TypeError(f"rule for {self.operations}: structure ELEMENTWISE and `derivative` go together")
+        _check_order(self.operations, self.order)
+        if not self.jac_t and self.derivative is not None:
+            name = first_tensor(self.operations[0])
+            if name is None:
+                raise TypeError(f"rule for {self.operations}: torch knows no such operation yet, so give `jac_t` too")
+            object.__setattr__(self, "jac_t", {name: elementwise_jac_t(self.derivative)})
 
     def residual_of(self, op: Op) -> Residual:
         """The residual of this very use."""
@@ -85,7 +88,30 @@ class Rule:
 
     def structure_of(self, op: Op) -> Structure:
         """The structure of this very use."""
-        return self.structure if isinstance(self.structure, Structure) else self.structure(op)
+        structure = self._structure(op)
+        return Structure.SELECTION if isinstance(structure, Selection) else structure
+
+    def selected(self, op: Op) -> Tensor | None:
+        """Which input each output copies (see `Selection`), where that is known."""
+        structure = self._structure(op)
+        return structure.index(op) if isinstance(structure, Selection) else None
+
+    def _structure(self, op: Op) -> Structure | Selection:
+        return self.structure if isinstance(self.structure, Structure | Selection) else self.structure(op)
+
+
+def elementwise_jac_t(derivative: Callable[[Op], Tensor]) -> JacT:
+    """The transposed Jacobian of an elementwise operation: columns times the local derivative."""
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        return columns * derivative(op).unsqueeze(1)
+
+    return jac_t
+
+
+def _check_order(operations: Sequence[str], order: tuple[str, ...]) -> None:
+    if not isinstance(order, tuple) or not set(order) <= set(get_args(Order)):
+        raise TypeError(f"rule for {operations}: order must be some of {get_args(Order)} in a tuple, not {order!r}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +127,6 @@ class LossRule:
     """grad of l_n, [N, *in]."""
     reduction: Callable[[Op], str]
     """"mean", "sum" or "none"."""
-    input: str = "self"
     forward: Forward | None = None
     sample: Callable[[Op, int], Tensor] | None = None
     """(op, M) -> [N, M, *in] columns s with E[sum_m s s^T] = Hessian of l_n."""
@@ -109,13 +134,21 @@ class LossRule:
     """(op, target) -> what is wrong with this target's values, or None."""
     target_shape: Callable[[Op], Sequence[Shape]] | None = None
     """the target shapes, without the sample axis, that the loss takes for this output; None: it does not say."""
-    increasing: bool = False
-    """Whether `gradient` is never negative (sums, means)."""
+    order: tuple[Order, ...] = ()
+    """"increasing", if `gradient` is never negative (sums, means)."""
     refuse: Callable[[Op], str | None] = lambda op: None
     positions: int | None = None
     """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of
     the positions taken apart: 1, [N, p, *z], if elements count alike; 2, [N, C, p, *z], if axis 1 holds classes."""
     cases: Sequence[Case] = ()
+
+    def __post_init__(self) -> None:
+        _check_order(self.operations, self.order)
+
+    @property
+    def input(self) -> str:
+        """The argument that is the model's output: the operation's first tensor."""
+        return first_tensor(self.operations[0]) or "self"
 
     def residual_of(self, op: Op) -> Residual:
         """The residual of this very use."""

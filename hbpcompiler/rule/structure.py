@@ -1,11 +1,14 @@
-"""What a rule declares of an operation's Jacobian: its structure, its window."""
+"""What a rule declares of an operation's Jacobian: its structure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+
+from torch import Tensor
+
+from hbpcompiler.rule.op import Op
 
 
 class Structure(Enum):
@@ -18,21 +21,16 @@ class Structure(Enum):
     ELEMENTWISE = "elementwise"
     """Output and input have one shape and the Jacobian is diagonal: the rule gives `derivative`."""
     SELECTION = "selection"
-    """Every output copies at most one input (reshape, permutation, padding, max-pooling): coefficients 0 or 1."""
+    """Every output copies at most one input (reshape, permutation, padding, max-pooling): coefficients 0 or 1.
+    A `Selection` says more: which one."""
 
 
 @dataclass(frozen=True)
-class Window:
-    """Outputs that read a neighbourhood: along each spatial axis, output y reads inputs stride * y - before +
-    dilation * a for a < `size`, of all inputs that have samples, [N, channels, *spatial].
+class Selection:
+    """SELECTION within channels, of known places: outputs [N, c, *out] that copy each one input of their own channel.
 
-    With the attributes `unpadded` the same operation makes some of its outputs of a piece of its input; where that
-    reaches beyond the image, `fill` stands there.
+    `index(op)` says which: [N, c, out flattened] of numbers in the flattened input positions. It is known, and the
+    structure a `Selection`, where there are channels; a rule's `structure` may be a function of op that says so.
     """
 
-    size: Sequence[int]
-    stride: Sequence[int]
-    dilation: Sequence[int]
-    before: Sequence[int]
-    unpadded: Mapping[str, Any] = field(default_factory=dict)
-    fill: float = 0.0
+    index: Callable[[Op], Tensor]

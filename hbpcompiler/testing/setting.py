@@ -23,6 +23,8 @@ class Setting:
         packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
         self.case, self.rule = case, rule
+        self.forward_mode = namespace == "aten"
+        """Whether torch may know forward derivatives of it."""
         self.arguments: dict[str, Any] = {}
         for argument in self.overload._schema.arguments:
             if argument.name in case.shapes:

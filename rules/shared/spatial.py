@@ -1,4 +1,4 @@
-"""What convolutions and pooling share: arguments per axis, patches, and the functions for one, two and three axes."""
+"""What convolutions and pooling share: arguments per axis, and the functions for one, two and three axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Op, Tensor
+from hbpcompiler.rule import Op, Tensor, flat_positions
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -45,12 +45,6 @@ def options(*, stride: list[int], usual: list[int], **arguments: Any) -> dict[st
     return {name: value for name, value in short.items() if name not in DEFAULTS or value != DEFAULTS[name]}
 
 
-def pad_axes(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """Zeros before and after the last axes (fewer than none: cut off). F.pad counts axes from the last."""
-    amounts = [amount for pair in zip(reversed(before), reversed(after), strict=True) for amount in pair]
-    return F.pad(x, amounts) if any(amounts) else x
-
-
 def cut(x: Tensor, shape: Sequence[int], excess: Sequence[int]) -> Tensor:
     """The last axes cut to `shape`, where something is in excess."""
     for axis, (length, surplus) in enumerate(zip(shape, excess, strict=True), start=-len(shape)):
@@ -59,26 +53,14 @@ def cut(x: Tensor, shape: Sequence[int], excess: Sequence[int]) -> Tensor:
     return x
 
 
-def patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """What a kernel sees at each position of a padded x: [B, C, *x] -> [B, C * kernel's size, positions].
-
-    Windows are views, so there is one copy; F.unfold makes the same in two or three times the time on a CPU.
-    """
-    axes = len(kernel)
-    if prod(kernel) == prod(stride) == 1:
-        return flat_positions(x, axes)
-    for axis in range(axes):
-        x = x.unfold(axis + 2, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
-        if dilation[axis] > 1:
-            x = x.unfold(-1, 1, dilation[axis]).squeeze(-1)  # every dilation-th element of the window
-    if axes == 1:
-        return x.transpose(2, 3).flatten(1, 2)
-    return x.permute(0, 1, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2)).flatten(axes + 2).flatten(1, axes + 1)
+def axes_of(op: Op) -> int:
+    """How many spatial axes a convolution has: its weight is [out, in, *kernel]."""
+    return len(op.shape("weight")) - 2
 
 
-def flat_positions(x: Tensor, axes: int) -> Tensor:
-    """[..., *spatial] -> [..., positions]."""
-    return x.flatten(-axes) if axes > 1 else x
+def by_groups(op: Op, value: Tensor, axis: int) -> Tensor:
+    """The axis of channels with the groups apart, where there are several: [..., groups, channels of each, ...]."""
+    return value if op.groups == 1 else value.unflatten(axis, (op.groups, -1))
 
 
 def scatter(columns: Tensor, positions: Tensor, input_shape: Sequence[int], axes: int) -> Tensor:

@@ -23,7 +23,7 @@ def only(patch, route):
         cost = other.cost
         if other is not route:
             patch.setattr(other, "cost", lambda self, site, kinds, cost=cost: (
-                NEVER if site.sliding and SlidingInputFactor().applies(site) else cost(self, site, kinds)))
+                NEVER if site.rows and SlidingInputFactor().applies(site) else cost(self, site, kinds)))
 
 
 def brute_force(layer, x):

@@ -11,6 +11,7 @@ import torch
 
 from hbpcompiler.compiler.derive.begin import birth, seed
 from hbpcompiler.compiler.derive.compression import compressed
+from hbpcompiler.compiler.derive.identity import matrix_of
 from hbpcompiler.compiler.derive.kfra import average, pull_matrix
 from hbpcompiler.compiler.derive.neighbourhood_loop import walk_local_tail
 from hbpcompiler.compiler.derive.sample import sample
@@ -168,7 +169,7 @@ class Backward:
         pool = self.plan.pools[value.name, piece.name]
         op, name = self.ops[step.operation.name], self.names[value.name]
         if step.operation is pool:
-            index = named(self.rule_of(pool).scattered(op), f"index_{name}")
+            index = named(self.rule_of(pool).selected(op), f"index_{name}")
             columns = arrived.flatten(3) if len(pool.output.sample_shape) > 2 else arrived
         else:
             before, index = self.pooled[step.operation.name, piece.name]
@@ -180,7 +181,25 @@ class Backward:
 
     def same_for_all(self, operation: Operation, slot: str) -> bool:
         """Whether the Jacobian reads nothing that has a sample axis: then one application serves the batch."""
-        rule = self.rule_of(operation)
+        columns = torch.empty((1, 1, *operation.output.sample_shape), dtype=operation.output.dtype, device="meta")
+        try:
+            self._without_samples(operation, slot)(columns)
+        except _ReadsSamplesError:
+            return False
+        return True
+
+    def matrix(self, operation: Operation, slot: str, op: Op) -> Any | None:
+        """[out, in]: what multiplies columns there, the same matrix for all samples, if that is all that happens."""
+        try:
+            seen = matrix_of(self._without_samples(operation, slot), operation.output.sample_shape)
+        except _ReadsSamplesError:
+            return None
+        if seen is None:
+            return None
+        return matrix_of(columns_to(self.rule_of(operation), op, slot), operation.output.sample_shape)
+
+    def _without_samples(self, operation: Operation, slot: str) -> Callable[[Any], Any]:
+        """The transposed Jacobian on meta tensors; _ReadsSamplesError if it reads one that has a sample axis."""
 
         def tensors(name: str) -> Any:
             value = operation.tensors.get(name)
@@ -188,23 +207,16 @@ class Backward:
                 raise _ReadsSamplesError
             return meta(value)
 
-        op = bind(operation, tensors, self.active)
-        columns = torch.empty((1, 1, *op.shape("output")), dtype=operation.output.dtype, device="meta")
-        try:
-            columns_to(rule, op, slot)(columns)
-        except _ReadsSamplesError:
-            return False
-        return True
+        return columns_to(self.rule_of(operation), bind(operation, tensors, self.active), slot)
 
     def _widen(self, step: Widen) -> None:
         value = step.operation.tensors[step.slot]
         root = self.root(step)
-        rule, op = self.rule_of(step.operation), self.ops[step.operation.name]
-        rows = rule.rows(op) if rule.rows is not None and step.slot in rule.jac_t else None
+        rows = self.matrix(step.operation, step.slot, self.ops[step.operation.name])
         if rows is not None:
             columns = self.outer(root, value) * rows
         else:
-            size = math.prod(op.shape("output"))
+            size = math.prod(step.operation.output.sample_shape)
             columns = self.born(step, root, self.writer.call(torch.eye, size, dtype=root.dtype, device=root.device))
         self.arrive(value, step.into, columns)
 
@@ -273,7 +285,7 @@ class Backward:
                 stream, index = self.pooled[step.operation.name, step.piece.name]
                 op = op.with_tensor("pooled_index", index)
             signs = self.signs_like(stream, step.piece)
-        use = Use(self.writer, op, step.contraction, stream, signs, self.batch, self.plan.by_pixels)
+        use = Use(self.writer, op, step.contraction, stream, signs, self.batch, step.slot, self.plan.by_pixels)
         self._write(step, use)
 
     def _write(self, step: Close | Tied, use: Use) -> None:

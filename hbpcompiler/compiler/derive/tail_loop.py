@@ -67,8 +67,7 @@ def collect(backward: Backward, step: Tail, found: Mapping[str, Any]) -> None:
 def _basis(backward: Backward, widens: Sequence[Widen], part: Part, op: Op) -> dict[str, Any]:
     """What the loop over columns cuts besides the roots: rows in memory, or the numbers of the unit vectors."""
     widen = widens[0]
-    rule = backward.rule_of(widen.operation)
-    rows = rule.rows(op) if rule.rows is not None and len(widens) == 1 and widen.slot in rule.jac_t else None
+    rows = backward.matrix(widen.operation, widen.slot, op) if len(widens) == 1 else None
     if rows is not None:
         return {"rows": rows.unsqueeze(0)}
     size = math.prod(widen.operation.output.sample_shape)

@@ -23,15 +23,18 @@ from hbpcompiler.compiler.routes import (
     choose,
 )
 from hbpcompiler.compiler.routes.kept import stays_diagonal
+from hbpcompiler.compiler.routes.rows import rows_of
 from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing
-from hbpcompiler.rule import Contraction, Op, Rule
+from hbpcompiler.rule import Contraction, Op, Rule, Window
 
 if TYPE_CHECKING:
     pass
 
 
+LARGE_IMAGE = 20480
+"""Numbers of one image (or a kernel longer than 3) from which torch takes its convolution to oneDNN."""
 LARGEST_BLOCK = 2**14
 """The most rows of a full block, as biases and other parameters without input features have for Kronecker factors."""
 
@@ -50,19 +53,20 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
             if not kinds:
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds)
-            site = site_of(contraction, op, piece, precision.of(piece, dtype), resources)
+            site = site_of(contraction, op, piece, precision.of(piece, dtype), resources, rule.window(op))
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
             yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
         of_operand = frozenset(closing.kind for closing in wanted if not closing.stream)
         if of_operand:
-            site = site_of(contraction, op, None, precision.of(None, dtype), resources)
+            site = site_of(contraction, op, None, precision.of(None, dtype), resources, rule.window(op))
             if site.features:
                 yield Close(operation, slot, parameter, None, site, contraction, choose(site, of_operand))
 
 
-def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources) -> Site:
-    """What routes see of a contraction that a piece meets; None: the operand alone."""
+def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources,
+            window: Window | None = None) -> Site:
+    """What routes see of a contraction that a piece meets (None: the operand alone), at an operation with a window."""
     left, right, _ = contraction.letters
     columns = torch.empty((SAMPLES, 1, *op.shape("output")), dtype=dtype, device="meta")
     sizes = dict(zip(left, contraction.columns(op, columns).shape, strict=True))
@@ -73,10 +77,17 @@ def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.
         math.prod, op.shapes())
     lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
     form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
-    windows = contraction.sliding
-    sliding = (windows.window, windows.step, windows.height) if windows is not None else None
-    return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.summed is not None,
-                resources, contraction.of_sample is not None, formed, sliding=sliding)
+    return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.kernel is not None,
+                resources, _has_kernel_for_columns(contraction, op, window), formed,
+                rows=rows_of(window, contraction, op))
+
+
+def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | None) -> bool:
+    """Whether torch's CPU kernel for one sample beats patches times columns: where it is oneDNN's."""
+    if window is None or not contraction.has_kernel_for_columns:
+        return False
+    largest = max(math.prod(op.shape(slot)) for slot in op.sampled())
+    return largest > LARGE_IMAGE or (len(window.size) > 1 and min(window.size[-2:]) > 3)
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],

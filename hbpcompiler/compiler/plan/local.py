@@ -145,7 +145,7 @@ class Local:
         rule, op = self.rules[operation.name], self.static(operation)
         assert isinstance(rule, Rule)
         contraction = rule.params(op)[step.slot]
-        site = site_of(contraction, op, local, operation.output.dtype, self.resources)
+        site = site_of(contraction, op, local, operation.output.dtype, self.resources, rule.window(op))
         site = replace(site, itemsize=step.site.itemsize, samples=chunk, pieces=positions)
         kinds = frozenset().union(*(choice.kinds for choice in step.choices))
         return Close(operation, step.slot, step.parameter, local, site, contraction, choose(site, kinds))

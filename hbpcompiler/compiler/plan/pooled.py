@@ -71,7 +71,7 @@ def _after(step: Pull, rule: AnyRule, static: Callable[[Operation], Op], before:
     op = static(step.operation)
     if not isinstance(rule, Rule):
         return None
-    if (index := rule.scattered(op)) is not None:
+    if (index := rule.selected(op)) is not None:
         return Scattered(step.operation, (place,), int(index.shape[1]), int(index.shape[2]))
     if before is not None and rule.elementwise_in(op):
         return replace(before, way=(*before.way, place))
@@ -112,14 +112,24 @@ def _surcharge(site: Site, choices: Sequence[Choice]) -> float:
     return arithmetic + gathered
 
 
+def _is_flat(contraction: Contraction, op: Op) -> bool:
+    """Whether the contraction's columns are the output's entries in their order: tried on numbered entries."""
+    channels, *positions = op.shape("output")
+    numbers = torch.arange(float(channels * math.prod(positions))).reshape(1, 1, channels, *positions)
+    try:
+        return torch.equal(contraction.columns(op, numbers), numbers.reshape(1, 1, channels, -1))
+    except (AttributeError, RuntimeError):  # it reads tensors, of which only shapes are known here
+        return False
+
+
 def _pooled_contraction(step: Close, found: Scattered, op: Op) -> Contraction | None:
     """The contraction at pooled positions, if this one's positions are the output's axes behind its channels."""
     left, right, _ = step.site.letters
     own = left.replace("n", "").replace("k", "").replace("p", "")
     channels, *positions = op.shape("output")
-    fits = (step.contraction.flat and left == f"nk{own}p" and len(own) == 1 and channels == found.channels
+    fits = (left == f"nk{own}p" and len(own) == 1 and channels == found.channels
             and math.prod(positions) == step.site.size("p"))
-    if not fits:
+    if not fits or not _is_flat(step.contraction, op):
         return None
     if step.contraction.operand is None:
         return Contraction(f"nk{own}p->nk{own}")

@@ -135,7 +135,7 @@ class _Walk:
         self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
         signed = not is_positive(self.multiples[operation.name])
-        self._slope(value, 1 if rule.increasing and not signed else None)
+        self._slope(value, 1 if "increasing" in rule.order and not signed else None)
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
                 piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)

@@ -158,8 +158,7 @@ class NativeProduct(ChunkedProduct):
         return False
 
     def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
-        assert use.contraction.of_sample is not None
-        return use.contraction.of_sample(op, columns).reshape(1, -1, *site.shape)
+        return use.contraction.of_sample(op, use.slot, columns).reshape(1, -1, *site.shape)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         found = super().cost(replace(site, formed=False), kinds)

@@ -53,8 +53,8 @@ class NativeSum(Route):
         return Cost(adds, N * site.itemsize * read, written * site.itemsize, kernel=adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        assert use.contraction.summed is not None
-        return {SUM: use.contraction.summed(use.op, use.stream.squeeze(1))}
+        assert use.contraction.kernel is not None
+        return {SUM: use.contraction.kernel(use.op, use.stream.squeeze(1))}
 
 
 class OneProduct(Route):

@@ -12,6 +12,7 @@ import torch
 
 from hbpcompiler.compiler.cost.figures import UNLIMITED, Cost, Resources
 from hbpcompiler.compiler.program.writer import Writer
+from hbpcompiler.compiler.routes.rows import Rows
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE
 from hbpcompiler.rule import Contraction, Op
@@ -35,15 +36,15 @@ class Site:
     native_sum: bool
     resources: Resources = UNLIMITED
     native_columns: bool = False
-    """whether torch has a kernel for all columns of one sample (`Contraction.of_sample`)."""
+    """whether torch's kernel is as fast for all columns of one sample (see `closings`)."""
     formed: bool = False
     """whether the operand has to be made (patches of an image), and is not a tensor that is there already."""
     apart: bool = True
     """whether every entry of the output is but one entry of the contraction's columns: a diagonal stays one."""
     samples: int | None = None
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
-    sliding: tuple[int, int, int] | None = None
-    """window, step and height, where the operand's windows slide along an axis (see `rule.Sliding`)."""
+    rows: Rows | None = None
+    """what the operand's windows are made of, where they slide along an axis."""
     pieces: int = 1
     """how many samples of this site a sample of the batch makes: neighbourhoods (see `local`)."""
 
@@ -55,7 +56,7 @@ class Site:
 
     def without_kernels(self, **changes: Any) -> Site:
         """Another contraction at this site, which torch's own kernels do not know."""
-        return replace(self, native_sum=False, native_columns=False, **changes)
+        return replace(self, native_sum=False, native_columns=False, rows=None, **changes)
 
     def size(self, letters: Iterable[str]) -> int:
         lengths = dict(self.sizes)
@@ -100,6 +101,8 @@ class Use:
     signs: Any
     batch: Any
     """N."""
+    slot: str = ""
+    """The argument that the parameter is."""
     by_pixels: bool = False
     """Whether columns of images lie pixel by pixel in memory."""
 

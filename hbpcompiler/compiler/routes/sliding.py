@@ -43,8 +43,8 @@ class _Sizes:
 
     @classmethod
     def of(cls, site: Site) -> _Sizes:
-        assert site.sliding is not None
-        window, step, height = site.sliding
+        assert site.rows is not None
+        window, step, height = site.rows.size[0], site.rows.dilation[0], site.rows.height
         return cls(window, step, height, site.size(site.features) // window, site.size("p") // height)
 
     def edge(self, distance: int) -> int:
@@ -63,7 +63,7 @@ class SlidingInputFactor(Route):
     kinds = frozenset({INPUT_FACTOR})
 
     def applies(self, site: Site) -> bool:
-        if site.form != NOTHING or site.sliding is None or not site.features:
+        if site.form != NOTHING or site.rows is None or not site.features:
             return False
         sizes = _Sizes.of(site)
         return sizes.window > 1 and sizes.height > sizes.edge(0)
@@ -87,13 +87,13 @@ class SlidingInputFactor(Route):
         return Cost(adds, moved * site.itemsize, memory * site.itemsize, calls, at_edges)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        sizes, sliding = _Sizes.of(site), use.contraction.sliding
-        assert sliding is not None
+        sizes, source = _Sizes.of(site), site.rows
+        assert source is not None
         height, step = sizes.height, sizes.step
 
         def body(part: Part) -> None:
             assert part.op is not None
-            rows = called("rows", sliding.rows(part.op).permute(1, 2, 0, 3).flatten(2))  # [i, rows, samples * width]
+            rows = called("rows", source.of(part.op).permute(1, 2, 0, 3).flatten(2))  # [i, rows, samples * width]
             for distance in range(sizes.window):
                 edge, shift = sizes.edge(distance), step * distance
                 left, right = rows[:, edge:height], rows[:, edge + shift : height + shift]
@@ -120,7 +120,7 @@ class SlidingInputFactor(Route):
                 blocks[place, place + distance] = block
                 blocks[place + distance, place] = block.t() if distance else block
         # Features are (outer, place, inner) on both sides; the blocks' are (outer, inner).
-        places, apart = range(sizes.window), (sliding.outer, sizes.features // sliding.outer)
+        places, apart = range(sizes.window), (source.channels, sizes.features // source.channels)
         rows = [called(f"blocks_{one}", torch.stack([blocks[one, other] for other in places], 1)) for one in places]
         lines = [row.unflatten(2, apart).unflatten(0, apart).transpose(2, 3) for row in rows]
         return {INPUT_FACTOR: torch.stack(lines, 1).flatten(0, 2).flatten(1)}

@@ -1,0 +1,39 @@
+"""How results are compared: exactly, but for float64 rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.rule import Diagonal, Factor, Op, Residual, Zero
+from hbpcompiler.testing.setting import SAMPLES
+
+
+def close(found: Tensor, expected: Tensor, where: str) -> None:
+    assert found.shape == expected.shape, f"{where}: shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+    assert found.dtype == expected.dtype, f"{where}: dtype {found.dtype}, not {expected.dtype}"
+    error = (found - expected).abs().max().item() if found.numel() else 0.0
+    scale = 1 + (expected.abs().max().item() if expected.numel() else 0.0)
+    assert error <= 1e-9 * scale, f"{where}: off by {error:.2e}"
+
+
+def flat(columns: Tensor) -> Tensor:
+    """[N, K, *z] -> [N, K, z]."""
+    return columns.reshape(*columns.shape[:2], -1)
+
+
+def residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tensor | None, size: int) -> Tensor:
+    """The rule's residual as dense matrices [N, h, h]."""
+    given = () if gradient is None else (gradient,)
+    if isinstance(residual, Zero):
+        return torch.zeros(SAMPLES, size, size, dtype=torch.float64)
+    if isinstance(residual, Diagonal):
+        diagonal = residual.diagonal(op, *given)
+        assert diagonal.shape[1:] == torch.Size(op.shape(names[0])), "the diagonal must have its input's shape"
+        return torch.diag_embed(diagonal.reshape(SAMPLES, -1))
+    assert isinstance(residual, Factor)
+    columns, signs = residual.factor(op, *given)
+    joined = torch.cat([flat(columns[name]) for name in names], dim=-1)
+    assert joined.shape[1] == residual.count(op), f"{joined.shape[1]} columns, {residual.count(op)} announced"
+    weight = torch.ones(joined.shape[:2], dtype=joined.dtype) if signs is None else signs
+    return torch.einsum("nka,nk,nkb->nab", joined, weight, joined)
