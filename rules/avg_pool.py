@@ -34,15 +34,21 @@ def by_kernel(op: Op, columns: Tensor, axes: int, kernel: Callable[[Tensor, Tens
     return split(kernel(merged, like), columns)
 
 
+def settings(op: Op, axes: int) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, stride and padding, a number for each axis."""
+    kernel = per_axis(op.kernel_size, axes)
+    return kernel, per_axis(op.stride, axes) or kernel, per_axis(op.padding, axes)
+
+
 def avg_pool(axes: int) -> Rule:
     """Average-pooling over so many axes."""
 
     def forward(op: Op) -> Tensor:
-        kernel = per_axis(op.kernel_size, axes)
+        kernel, stride, padding = settings(op, axes)
         chosen = options(
-            stride=per_axis(op.stride, axes) or kernel,
+            stride=stride,
             usual=kernel,
-            padding=per_axis(op.padding, axes),
+            padding=padding,
             ceil_mode=op.ceil_mode,
             count_include_pad=op.count_include_pad,
             **({"divisor_override": op.divisor_override} if axes > 1 else {}),
@@ -50,8 +56,7 @@ def avg_pool(axes: int) -> Rule:
         return AVERAGE[axes](op.self, brief(kernel), **chosen)
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
-        kernel, padding = per_axis(op.kernel_size, axes), per_axis(op.padding, axes)
-        stride = per_axis(op.stride, axes) or kernel
+        kernel, stride, padding = settings(op, axes)
         divisor = op.divisor_override if axes > 1 else None
         if axes == 1:
             kernel, stride, padding = [1, *kernel], [1, *stride], [0, *padding]
@@ -60,16 +65,11 @@ def avg_pool(axes: int) -> Rule:
         return by_kernel(op, columns, axes, lambda merged, like: backward(merged, like, *arguments))
 
     def window(op: Op) -> Window | None:
-        kernel, padding = per_axis(op.kernel_size, axes), per_axis(op.padding, axes)
+        kernel, stride, padding = settings(op, axes)
         even = not op.ceil_mode and (op.count_include_pad or not any(padding))  # else windows differ at the borders
         if len(op.shape("self")) == axes or not even:
             return None
-        stride = per_axis(op.stride, axes) or kernel
         return Window(kernel, stride, [1] * axes, padding, {"padding": [0] * axes})
-
-    def case(*shape: int, **attributes: Any) -> Case:
-        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
 
     return Rule(
         operations=[f"aten.avg_pool{axes}d"],
@@ -78,18 +78,28 @@ def avg_pool(axes: int) -> Rule:
         residual=ZERO,
         structure=Structure.CONSTANT,
         window=window,
-        cases=[
-            case(2, 4, 5, 2, kernel_size=[2]),
-            case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
-            case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 2, 1], padding=[1, 1, 0]),
-            case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 1, 1], padding=[1, 1, 0], count_include_pad=False),
-            case(2, 4, 2, 2, kernel_size=[3, 2, 1], stride=[2, 2, 2], ceil_mode=True),
-            case(2, 4, 4, 2, kernel_size=[3, 2, 1], padding=[1, 1, 0], ceil_mode=True, count_include_pad=False),
-            case(2, 3, 2, 2, kernel_size=[3, 2, 2]),  # one position
-            Case({"self": (4, 3, 3)[:axes]}, {"kernel_size": [2], "stride": [1]}),  # no channels
-            *([case(2, 4, 3, 2, kernel_size=[2], stride=[2, 1, 1], divisor_override=3)] if axes > 1 else []),
-        ],
+        cases=cases(axes),
     )
+
+
+def cases(axes: int) -> list[Case]:
+    """Every option, on images with channels and without."""
+
+    def case(*shape: int, **attributes: Any) -> Case:
+        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
+        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
+
+    return [
+        case(2, 4, 5, 2, kernel_size=[2]),
+        case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
+        case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 2, 1], padding=[1, 1, 0]),
+        case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 1, 1], padding=[1, 1, 0], count_include_pad=False),
+        case(2, 4, 2, 2, kernel_size=[3, 2, 1], stride=[2, 2, 2], ceil_mode=True),
+        case(2, 4, 4, 2, kernel_size=[3, 2, 1], padding=[1, 1, 0], ceil_mode=True, count_include_pad=False),
+        case(2, 3, 2, 2, kernel_size=[3, 2, 2]),  # one position
+        Case({"self": (4, 3, 3)[:axes]}, {"kernel_size": [2], "stride": [1]}),  # no channels
+        *([case(2, 4, 3, 2, kernel_size=[2], stride=[2, 1, 1], divisor_override=3)] if axes > 1 else []),
+    ]
 
 
 def adaptive_avg_pool(axes: int) -> Rule:

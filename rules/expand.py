@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Contraction, Op, Tensor
+
+from .shared.selecting import selection
 
 
 def repeated(op: Op) -> list[int]:
@@ -39,14 +41,11 @@ def refuse(op: Op) -> str | None:
     return None
 
 
-RULE = Rule(
-    operations=["aten.expand"],
-    jac_t={"self": jac_t},
-    params=params,
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=refuse,
-    cases=[
+RULE = selection(
+    "aten.expand",
+    None,
+    jac_t,
+    [
         Case({"self": (1, 3)}, {"size": [-1, 2, 3]}),
         Case({"self": (1, 3, 1)}, {"size": [3, 2, -1, 4]}),
         Case({"self": (2,)}, {"size": [-1, 2]}),
@@ -55,4 +54,6 @@ RULE = Rule(
         Case({"self": (4,)}, {"size": [3, 2, 4]}, batched=(), constant=("self",)),
         Case({"self": (1,)}, {"size": [3]}, batched=(), constant=("self",)),
     ],
+    refuse,
+    params=params,
 )

@@ -4,17 +4,10 @@ from math import prod
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Op, Tensor
 
-
-def indexed(op: Op) -> list[int]:
-    """The axes of the input that have an index, the sample axis included."""
-    found = [axis for axis in range(len(op.shape("self")) + 1) if op.has(f"indices.{axis}")]
-    return found or [axis for axis, index in enumerate(op.indices) if index is not None]
-
-
-def index_shape(op: Op, axis: int) -> tuple[int, ...]:
-    return op.shape(f"indices.{axis}") if op.has(f"indices.{axis}") else tuple(op.indices[axis].shape)
+from .shared.indices import index_shape, indexed, refuse_indices
+from .shared.selecting import selection
 
 
 def forward(op: Op) -> Tensor:
@@ -51,28 +44,16 @@ def jac_t(op: Op, columns: Tensor) -> Tensor:
     return added if len(there) == 1 else added.unflatten(first + 2, there)
 
 
-def refuse(op: Op) -> str | None:
-    axes = indexed(op)
-    if not op.has_samples("self") or 0 in axes or op.has_samples("indices"):
-        return "it picks samples, or other elements for each sample; use torch.gather along the axes after the first"
-    if axes != list(range(axes[0], axes[-1] + 1)):
-        return "its indices are not side by side, which moves the sample axis; index one axis after the other"
-    return None
-
-
 def case(*shape: int, indices: list[object]) -> Case:
     found = [None if index is None else torch.tensor(index) for index in indices]
     return Case({"self": shape}, {"indices": found}, overload="Tensor")
 
 
-INDEX = Rule(
-    operations=["aten.index"],
-    forward=forward,
-    jac_t={"self": jac_t},
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=refuse,
-    cases=[
+INDEX = selection(
+    "aten.index",
+    forward,
+    jac_t,
+    [
         case(4, indices=[None, [2, 0, 2]]),
         case(3, 2, indices=[None, [-1, 1]]),
         case(2, 3, indices=[None, None, [[2, 0], [1, -3]]]),
@@ -80,4 +61,5 @@ INDEX = Rule(
         case(2, 3, 3, indices=[None, None, [[0], [2]], [1, 0, 1]]),
         case(3, 2, indices=[None, 1]),
     ],
+    refuse_indices,
 )

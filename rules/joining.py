@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Op, Tensor
 
-from .selections import axis
+from .shared.selecting import axis, selection
 
 
 def cat_jac_t(op: Op, columns: Tensor, index: int) -> Tensor:
@@ -27,29 +27,25 @@ def refused(op: Op, more: int) -> str | None:
     return None
 
 
-CAT = Rule(
-    operations=["aten.cat"],
-    forward=lambda op: torch.cat(op.tensors, op.dim),
-    jac_t={"tensors": cat_jac_t},
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=lambda op: refused(op, 0),
-    cases=[
+CAT = selection(
+    "aten.cat",
+    lambda op: torch.cat(op.tensors, op.dim),
+    {"tensors": cat_jac_t},
+    [
         Case({"tensors": [(3,), (2,), (1,)]}, {"dim": 1}, ("tensors",)),
         Case({"tensors": [(2, 3), (2, 1)]}, {"dim": -1}, ("tensors",)),
         Case({"tensors": [(2, 3), (1, 3)]}, {"dim": 1}, ("tensors",), constant=("tensors.0",)),
     ],
+    lambda op: refused(op, 0),
 )
-STACK = Rule(
-    operations=["aten.stack"],
-    forward=lambda op: torch.stack(op.tensors, op.dim),
-    jac_t={"tensors": stack_jac_t},
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=lambda op: refused(op, 1),
-    cases=[
+STACK = selection(
+    "aten.stack",
+    lambda op: torch.stack(op.tensors, op.dim),
+    {"tensors": stack_jac_t},
+    [
         Case({"tensors": [(3,), (3,)]}, {"dim": 1}, ("tensors",)),
         Case({"tensors": [(2, 3), (2, 3), (2, 3)]}, {"dim": -1}, ("tensors",)),
         Case({"tensors": [(), ()]}, {"dim": 1}, ("tensors",)),
     ],
+    lambda op: refused(op, 1),
 )

@@ -6,6 +6,7 @@ the residual has a cross block for every s: g between column s of A and row s of
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -35,45 +36,54 @@ def cross_columns(g: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     return own, met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3)
 
 
-def product(operation: str, second: str, cases: list[Case]) -> Rule:
-    """The rule of matmul, bmm or mm, whose second operand has this name."""
+@dataclass(frozen=True)
+class Product:
+    """What the rules of matmul, bmm and mm say, whose second operand has this name."""
 
-    def other_than(name: str) -> str:
-        return second if name == "self" else "self"
+    second: str
 
-    def lifted(op: Op, name: str) -> Tensor:
+    def forward(self, op: Op) -> Tensor:
+        product: Tensor = op.self @ getattr(op, self.second)
+        return product
+
+    def lifted(self, op: Op, name: str) -> Tensor:
         """The operand as it meets columns."""
         value: Tensor = getattr(op, name)
         return value.unsqueeze(1) if op.has_samples(name) else value
 
-    def full(op: Op, name: str) -> Shape:
+    def full(self, op: Op, name: str) -> Shape:
         """The operand's shape with all batch axes of the result."""
         return (*op.shape("output")[:-2], *op.shape(name)[-2:])
 
-    def is_vector(op: Op) -> bool:
-        return len(op.shape(second)) == 1 and not op.has_samples(second)
+    def is_vector(self, op: Op) -> bool:
+        return len(op.shape(self.second)) == 1 and not op.has_samples(self.second)
 
-    def self_jac_t(op: Op, columns: Tensor) -> Tensor:
-        if is_vector(op):
-            return columns.unsqueeze(-1) * getattr(op, second)
-        pulled = columns @ lifted(op, second).transpose(-1, -2)
-        return pulled if len(op.shape("self")) < 2 else summed(pulled, op.shape("self"), full(op, "self"))
+    # -- columns at each operand ----------------------------------------------------------------------------------
 
-    def second_jac_t(op: Op, columns: Tensor) -> Tensor:
-        if op.has_samples(second) or len(op.shape(second)) > 2:
-            pulled = lifted(op, "self").transpose(-1, -2) @ columns
-            return summed(pulled, op.shape(second), full(op, second))
-        weight = second_contraction(op)
+    def self_jac_t(self, op: Op, columns: Tensor) -> Tensor:
+        if self.is_vector(op):
+            return columns.unsqueeze(-1) * getattr(op, self.second)
+        pulled = columns @ self.lifted(op, self.second).transpose(-1, -2)
+        return pulled if len(op.shape("self")) < 2 else summed(pulled, op.shape("self"), self.full(op, "self"))
+
+    def second_jac_t(self, op: Op, columns: Tensor) -> Tensor:
+        shape = op.shape(self.second)
+        if op.has_samples(self.second) or len(shape) > 2:
+            pulled = self.lifted(op, "self").transpose(-1, -2) @ columns
+            return summed(pulled, shape, self.full(op, self.second))
+        weight = self.second_contraction(op)
         assert weight.operand is not None
         pulled = torch.einsum(weight.equation, weight.columns(op, columns), weight.operand(op))
-        return pulled.squeeze(-1) if is_vector(op) else pulled
+        return pulled.squeeze(-1) if self.is_vector(op) else pulled
 
-    def second_contraction(op: Op) -> Contraction:
+    # -- an operand that is a parameter ---------------------------------------------------------------------------
+
+    def second_contraction(self, op: Op) -> Contraction:
         """B [s, t] or [s] without samples: as in a linear layer, all other axes of A are positions."""
         positions = len(op.shape("self")) - 1
 
         def columns_view(op: Op, columns: Tensor) -> Tensor:
-            columns = columns.unsqueeze(-1) if is_vector(op) else columns
+            columns = columns.unsqueeze(-1) if self.is_vector(op) else columns
             return columns.flatten(2, -2) if positions > 1 else columns
 
         def operand(op: Op) -> Tensor:
@@ -81,70 +91,79 @@ def product(operation: str, second: str, cases: list[Case]) -> Rule:
 
         return Contraction("nkpo,npi->nkio" if positions else "nko,ni->nkio", columns_view, operand)
 
-    def first_contraction(op: Op) -> Contraction:
+    def first_contraction(self, op: Op) -> Contraction:
         """A [r, s] without samples: columns of B are positions."""
         return Contraction(
             "nkpo,npi->nkoi",
             lambda op, columns: columns.transpose(-1, -2).flatten(2, -2),
-            lambda op: getattr(op, second).transpose(-1, -2).flatten(1, -2),
+            lambda op: getattr(op, self.second).transpose(-1, -2).flatten(1, -2),
         )
 
-    def params(op: Op) -> Mapping[str, Contraction]:
+    def params(self, op: Op) -> Mapping[str, Contraction]:
         found = {}
         if not op.has_samples("self") and len(op.shape("self")) == 2:
-            found["self"] = first_contraction(op)
-        if not op.has_samples(second) and len(op.shape(second)) <= 2:
-            found[second] = second_contraction(op)
+            found["self"] = self.first_contraction(op)
+        if not op.has_samples(self.second) and len(op.shape(self.second)) <= 2:
+            found[self.second] = self.second_contraction(op)
         return found
 
-    def half(op: Op) -> int:
+    # -- the cross block of two operands --------------------------------------------------------------------------
+
+    def half(self, op: Op) -> int:
         *batch, rows, columns = op.shape("output")
         return math.prod(batch) * op.shape("self")[-1] * min(rows, columns)
 
-    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         *batch, rows, columns = op.shape("output")
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         narrow = columns < rows  # then the roles of A and B are changed: out^T = B^T A^T
         own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
-        name, other = (second, "self") if narrow else ("self", second)
-        shape, shape_of_other = full(op, name), full(op, other)
+        name, other = (self.second, "self") if narrow else ("self", self.second)
+        half, shape, shape_of_other = self.half(op), self.full(op, name), self.full(op, other)
         if narrow:
-            own = own.reshape(-1, half(op), *batch, *shape[:-3:-1]).transpose(-1, -2)
+            own = own.reshape(-1, half, *batch, *shape[:-3:-1]).transpose(-1, -2)
             met = met.transpose(-1, -2)
-        own = summed(own.reshape(-1, half(op), *shape), op.shape(name), shape)
-        met = summed(met.reshape(-1, half(op), *shape_of_other), op.shape(other), shape_of_other)
-        plus = torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half(op))
+        own = summed(own.reshape(-1, half, *shape), op.shape(name), shape)
+        met = summed(met.reshape(-1, half, *shape_of_other), op.shape(other), shape_of_other)
+        plus = torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half)
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1)
 
-    def residual(op: Op) -> Residual:
-        both = op.varies("self") and op.varies(second)
-        return Factor(lambda op: 2 * half(op), factor) if both else ZERO
+    def residual(self, op: Op) -> Residual:
+        both = op.varies("self") and op.varies(self.second)
+        return Factor(lambda op: 2 * self.half(op), self.factor) if both else ZERO
 
-    def structure(op: Op) -> Structure:
-        names = [name for name in ("self", second) if op.varies(name)]
-        fixed = len(names) == 1 and not op.has_samples(other_than(names[0]))
+    # -- what the planner may know --------------------------------------------------------------------------------
+
+    def structure(self, op: Op) -> Structure:
+        names = [name for name in ("self", self.second) if op.varies(name)]
+        others = {"self": self.second, self.second: "self"}
+        fixed = len(names) == 1 and not op.has_samples(others[names[0]])
         return Structure.CONSTANT if fixed else Structure.GENERAL
 
-    def refuse(op: Op) -> str | None:
-        sampled = [name for name in ("self", second) if op.has_samples(name)]
+    def refuse(self, op: Op) -> str | None:
+        sampled = [name for name in ("self", self.second) if op.has_samples(name)]
         axes = [len(op.shape(name)) for name in sampled]
         if sampled != ["self"] and min(axes, default=2) < 2:
             return "the sample axis would be one of the matrix; use unsqueeze to make a matrix of every sample"
         longest = max(len(op.shape("output")), 2)
-        if any(len(op.shape(name)) > longest for name in ("self", second) if not op.has_samples(name)):
+        if any(len(op.shape(name)) > longest for name in ("self", self.second) if not op.has_samples(name)):
             return "a matrix without samples has a batch axis where the other has its sample axis; drop that axis"
         if any(length < len(op.shape("output")) for length in axes if length > 1):
             return "an operand has fewer axes than the other, so that its sample axis meets another axis"
         return None
 
+
+def product(operation: str, second: str, cases: list[Case]) -> Rule:
+    """The rule of matmul, bmm or mm, whose second operand has this name."""
+    of = Product(second)
     return Rule(
         operations=[operation],
-        forward=lambda op: op.self @ getattr(op, second),
-        jac_t={"self": self_jac_t, second: second_jac_t},
-        params=params,
-        residual=residual,
-        structure=structure,
-        refuse=refuse,
+        forward=of.forward,
+        jac_t={"self": of.self_jac_t, second: of.second_jac_t},
+        params=of.params,
+        residual=of.residual,
+        structure=of.structure,
+        refuse=of.refuse,
         merged=True,
         cases=cases,
     )

@@ -9,6 +9,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
+from .shared.selecting import with_places
 from .shared.spatial import brief, options, per_axis, scatter
 
 VALUES: dict[int, Callable[..., Tensor]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
@@ -22,13 +23,6 @@ ADAPTIVE: dict[int, Callable[..., Any]] = {
     2: torch.ops.aten.adaptive_max_pool2d,
     3: torch.ops.aten.adaptive_max_pool3d,
 }
-
-
-def chosen(op: Op, result: Any) -> Any:
-    """One of (values, indices); with the values go the indices, if columns have to find their way back."""
-    if op.index == 0 and op.differentiated:
-        return result[0], {"indices": result[1]}
-    return result[op.index]
 
 
 def structure(axes: int) -> Callable[[Op], Structure | Selection]:
@@ -51,7 +45,7 @@ def max_pool(axes: int) -> Rule:
         )
         if op.index == 0 and not op.differentiated:
             return VALUES[axes](op.self, brief(kernel), **arguments)
-        return chosen(op, WITH_INDICES[axes](op.self, brief(kernel), **arguments))
+        return with_places(op, WITH_INDICES[axes](op.self, brief(kernel), **arguments))
 
     def window(op: Op) -> Window | None:
         if len(op.shape("self")) == axes:
@@ -87,7 +81,7 @@ def adaptive_max_pool(axes: int) -> Rule:
     """Max-pooling to a given size; windows overlap where it does not divide the input's."""
 
     def forward(op: Op) -> Any:
-        return chosen(op, ADAPTIVE[axes](op.self, per_axis(op.output_size, axes)))
+        return with_places(op, ADAPTIVE[axes](op.self, per_axis(op.output_size, axes)))
 
     def case(*shape: int, size: list[int]) -> Case:
         return Case({"self": (shape[0], *shape[1 : axes + 1])}, {"output_size": size[:axes]})

@@ -13,7 +13,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
 
-from .reductions import axes, dtype_of, mean_jac_t, over_samples, own_dtype, spread
+from .shared.reduced import axes, dtype_of, mean_jac_t, over_samples, own_dtype, spread
 from .shared.simplex import positionwise
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Op, Rule, Tensor
 
-from .reductions import axes, over_samples, spread
+from .shared.reduced import axes, over_samples, spread
+from .shared.selecting import selection, with_places, zeros
 
 
 def places(op: Op) -> Tensor:
@@ -28,28 +29,13 @@ def jac_t(op: Op, columns: Tensor) -> Tensor:
     if hasattr(op, "keepdim"):
         columns = spread(op, columns)
     index = places(op).unsqueeze(1).expand_as(columns)
-    zeros = columns.new_zeros(columns.shape[0], columns.shape[1], *op.shape("self"))
-    return zeros.scatter_add(axis + 2, index, columns)
+    return zeros(op, columns).scatter_add(axis + 2, index, columns)
 
 
 def ordering(operation: str, function: Callable[[Op], Any], cases: Sequence[Case]) -> Rule:
     """The rule of an operation whose results are (values, indices)."""
 
-    def forward(op: Op) -> Any:
-        result = function(op)
-        if op.index == 0 and op.differentiated:
-            return result[0], {"indices": result[1]}
-        return result[op.index]
-
-    return Rule(
-        operations=[operation],
-        forward=forward,
-        jac_t={"self": jac_t},
-        residual=ZERO,
-        structure=Structure.SELECTION,
-        refuse=over_samples,
-        cases=cases,
-    )
+    return selection(operation, lambda op: with_places(op, function(op)), jac_t, cases, over_samples)
 
 
 def settings(overload: str = "", **attributes: Any) -> list[Case]:

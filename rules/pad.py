@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window
+from hbpcompiler.rule import Case, Op, Tensor, Window
 
+from .shared.selecting import selection
 from .shared.spatial import scatter
 
 
@@ -60,15 +61,11 @@ CONSTANT = [
     case((2, 4, 3), [-1, 1, 2, -2]),
     case((2, 3), [1, 0], value=1.5),
 ]
-PAD = Rule(
-    operations=["aten.pad"],
-    forward=forward,
-    jac_t={"self": jac_t},
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=refuse,
-    window=window,
-    cases=[
+PAD = selection(
+    "aten.pad",
+    forward,
+    jac_t,
+    [
         *CONSTANT,
         *[
             case(shape, pad, mode=mode)
@@ -79,14 +76,14 @@ PAD = Rule(
         case((1, 2, 3, 3), [1, 1, 3, 0, 1, 2], mode="replicate"),
         case((1, 2, 3, 3), [1, 1, 2, 0, 1, 2], mode="circular"),
     ],
-)
-CONSTANT_PAD = Rule(
-    operations=["aten.constant_pad_nd"],
-    forward=forward,
-    jac_t={"self": jac_t},
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=refuse,
+    refuse,
     window=window,
-    cases=CONSTANT,
+)
+CONSTANT_PAD = selection(
+    "aten.constant_pad_nd",
+    forward,
+    jac_t,
+    CONSTANT,
+    refuse,
+    window=window,
 )

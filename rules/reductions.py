@@ -3,42 +3,13 @@
 Over the sample axis they would mix samples: only a loss may end in that (see means.py).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
 
-
-def axes(op: Op, dims: Any) -> list[int]:
-    """Axes of a sample, counted from 0; the sample axis itself is -1."""
-    lead = 1 if op.has_samples("self") else 0
-    rank = len(op.shape("self")) + lead
-    dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
-    return sorted(dim % rank - lead for dim in dims) if rank else []
-
-
-def over_samples(op: Op) -> str | None:
-    if -1 in axes(op, op.dim):
-        return (
-            "it reduces over the sample axis, which mixes samples; reduce over the axes after it, or as the last thing "
-            "that the loss does, as in .mean()"
-        )
-    return None
-
-
-def spread(op: Op, columns: Tensor) -> Tensor:
-    """Columns with the reduced axes back, of length one."""
-    if not getattr(op, "keepdim", False):
-        for axis in axes(op, op.dim):
-            columns = columns.unsqueeze(axis + 2)
-    return columns
-
-
-def own_dtype(op: Op, columns: Tensor) -> Tensor:
-    """Where the operation was told a dtype, columns go back to the input's."""
-    return columns.type_as(op.self) if getattr(op, "dtype", None) is not None else columns
-
+from .shared.reduced import axes, dtype_of, mean_jac_t, over_samples, own_dtype, spread
+from .shared.selecting import selection, with_places, zeros
 
 SETTINGS: Sequence[tuple[tuple[int, ...], dict[str, Any]]] = (
     ((4,), {"dim": [1]}),
@@ -53,15 +24,6 @@ SETTINGS: Sequence[tuple[tuple[int, ...], dict[str, Any]]] = (
 
 def sum_jac_t(op: Op, columns: Tensor) -> Tensor:
     return own_dtype(op, spread(op, columns).expand(-1, -1, *op.shape("self")))
-
-
-def mean_jac_t(op: Op, columns: Tensor) -> Tensor:
-    count = math.prod(op.shape("self")[axis] for axis in axes(op, op.dim))
-    return own_dtype(op, spread(op, columns / count).expand(-1, -1, *op.shape("self")))
-
-
-def dtype_of(op: Op) -> dict[str, Any]:
-    return {} if op.dtype is None else {"dtype": op.dtype}
 
 
 SUM = Rule(
@@ -120,8 +82,7 @@ def chosen_extremum(op: Op, columns: Tensor) -> Tensor:
     index = op.indices if op.keepdim else op.indices.unsqueeze(axis + 1)
     spread_columns = spread(op, columns)
     index = index.unsqueeze(1).expand_as(spread_columns)
-    zeros = columns.new_zeros(columns.shape[0], columns.shape[1], *op.shape("self"))
-    return zeros.scatter(axis + 2, index, spread_columns)
+    return zeros(op, columns).scatter(axis + 2, index, spread_columns)
 
 
 def _shared(name: str) -> Rule:
@@ -138,19 +99,14 @@ def _shared(name: str) -> Rule:
 
 def _chosen(name: str) -> Rule:
     def forward(op: Op) -> Any:
-        result = (op.self.max if name == "max" else op.self.min)(op.dim, op.keepdim)
-        if op.index == 0 and op.differentiated:
-            return result[0], {"indices": result[1]}
-        return result[op.index]
+        return with_places(op, (op.self.max if name == "max" else op.self.min)(op.dim, op.keepdim))
 
-    return Rule(
-        operations=[f"aten.{name}.dim"],
-        forward=forward,
-        jac_t={"self": chosen_extremum},
-        residual=ZERO,
-        structure=Structure.SELECTION,
-        refuse=over_samples,
-        cases=[Case({"self": shape}, {**given, "dim": given["dim"][0]}, overload="dim") for shape, given in SETTINGS],
+    return selection(
+        f"aten.{name}.dim",
+        forward,
+        chosen_extremum,
+        [Case({"self": shape}, {**given, "dim": given["dim"][0]}, overload="dim") for shape, given in SETTINGS],
+        over_samples,
     )
 
 

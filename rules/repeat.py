@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Contraction, Op, Tensor
+
+from .shared.selecting import selection
 
 
 def own_shape(op: Op) -> tuple[int, ...]:
@@ -38,18 +40,17 @@ def refuse(op: Op) -> str | None:
     return None
 
 
-REPEAT = Rule(
-    operations=["aten.repeat"],
-    jac_t={"self": jac_t},
-    params=params,
-    residual=ZERO,
-    structure=Structure.SELECTION,
-    refuse=refuse,
-    cases=[
+REPEAT = selection(
+    "aten.repeat",
+    None,
+    jac_t,
+    [
         Case({"self": (3,)}, {"repeats": [1, 2]}),
         Case({"self": (2, 3)}, {"repeats": [1, 3, 2]}),
         Case({"self": (1, 3)}, {"repeats": [1, 2, 1]}),
         Case({"self": (1, 2, 3)}, {"repeats": [3, 1, 2]}, batched=(), constant=("self",)),
         Case({"self": (2,)}, {"repeats": [3, 2, 1]}, batched=(), constant=("self",)),
     ],
+    refuse,
+    params=params,
 )

@@ -9,8 +9,8 @@ import torch
 
 from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor, called
 
-from .reductions import over_samples
-from .softmax import as_columns, axis, classes, classes_last, curved, positions
+from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
+from .shared.reduced import over_samples
 
 
 def shares(op: Op) -> Tensor:

@@ -8,48 +8,13 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Op, Rule, Tensor
 
-
-def axis(op: Op, name: str = "self", more: int = 0) -> int:
-    """The operation's axis as counted within a sample; the sample axis itself is -1."""
-    lead = 1 if op.has_samples(name) else 0
-    dim: int = op.dim
-    return dim % (len(op.shape(name)) + lead + more) - lead
-
-
-def zeros(op: Op, columns: Tensor) -> Tensor:
-    return columns.new_zeros(columns.shape[0], columns.shape[1], *op.shape("self"))
-
-
-def across_samples(op: Op) -> str | None:
-    if axis(op) == -1:
-        return "it picks samples out of the batch; pick along the axes after the sample axis"
-    return None
-
-
-def picking(
-    operation: str | Sequence[str],
-    forward: Callable[[Op], Any],
-    jac_t: Callable[[Op, Tensor], Tensor],
-    cases: Sequence[Case],
-    refuse: Callable[[Op], str | None] = across_samples,
-) -> Rule:
-    """A rule for an operation that copies parts of `self`."""
-    return Rule(
-        operations=[operation] if isinstance(operation, str) else operation,
-        forward=forward,
-        jac_t={"self": jac_t},
-        residual=ZERO,
-        structure=Structure.SELECTION,
-        refuse=refuse,
-        cases=cases,
-    )
-
+from .shared.selecting import across_samples, axis, is_everything, range_of, selection, zeros
 
 # -- one place, or a range -------------------------------------------------------------------------------------------
 
-SELECT = picking(
+SELECT = selection(
     "aten.select",
     lambda op: op.self.select(op.dim, op.argument("index")),
     lambda op, columns: zeros(op, columns).select_scatter(columns, axis(op) + 2, op.argument("index")),
@@ -57,19 +22,14 @@ SELECT = picking(
         Case({"self": shape}, {"dim": dim, "index": index}, overload="int")
         for shape, dim, index in (((4,), 1, 2), ((2, 3), 1, -1), ((2, 3), -1, 0))
     ],
+    across_samples,
 )
-
-
-def is_everything(op: Op) -> bool:
-    return not op.start and (op.end is None or op.end >= 2**62) and op.step == 1
 
 
 def slice_forward(op: Op) -> Tensor:
     """Written with torch's own notation: x[:, 1:3]."""
-    end = None if op.end is not None and op.end >= 2**62 else op.end
     before = [slice(None)] * (axis(op) + (1 if op.has_samples("self") else 0))
-    part = slice(op.start or None, end, None if op.step == 1 else op.step)
-    return op.self if is_everything(op) else op.self[(*before, part)]
+    return op.self if is_everything(op) else op.self[(*before, range_of(op))]
 
 
 def slice_jac_t(op: Op, columns: Tensor) -> Tensor:
@@ -78,7 +38,7 @@ def slice_jac_t(op: Op, columns: Tensor) -> Tensor:
     return zeros(op, columns).slice_scatter(columns, axis(op) + 2, op.start, op.end, op.step)
 
 
-SLICE = picking(
+SLICE = selection(
     "aten.slice",
     slice_forward,
     slice_jac_t,
@@ -113,7 +73,7 @@ def part(operation: str, sizes: Callable[[Op], Any], cases: Sequence[Case]) -> R
         begin = start(op, sizes(op))
         return zeros(op, columns).slice_scatter(columns, axis(op) + 2, begin, begin + op.shape("output")[axis(op)])
 
-    return picking(operation, forward, jac_t, cases)
+    return selection(operation, forward, jac_t, cases, across_samples)
 
 
 PARTS = [
@@ -136,11 +96,12 @@ PARTS = [
         [Case({"self": (5,)}, {"chunks": 3, "dim": 1}, index=i) for i in (0, 2)],
     ),
 ]
-UNBIND = picking(
+UNBIND = selection(
     "aten.unbind",
     lambda op: op.self.select(op.dim, op.index),
     lambda op, columns: zeros(op, columns).select_scatter(columns, axis(op) + 2, op.index),
     [Case({"self": (2, 3)}, {"dim": dim}, overload="int", index=1) for dim in (1, 2)],
+    across_samples,
 )
 
 # -- by a tensor of indices ------------------------------------------------------------------------------------------
@@ -161,7 +122,7 @@ def _index(shape: Sequence[int]) -> Tensor:
     return torch.randint(3, tuple(shape))
 
 
-GATHER = picking(
+GATHER = selection(
     "aten.gather",
     lambda op: op.self.gather(op.dim, op.argument("index")),
     gather_jac_t,
@@ -171,7 +132,7 @@ GATHER = picking(
     ],
     gather_refused,
 )
-INDEX_SELECT = picking(
+INDEX_SELECT = selection(
     "aten.index_select",
     lambda op: op.self.index_select(op.dim, op.argument("index")),
     lambda op, columns: zeros(op, columns).index_add(axis(op) + 2, op.argument("index"), columns),

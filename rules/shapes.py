@@ -5,47 +5,12 @@ The sample axis stays first in all of them and may have any length, so sizes are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import Case, Op, Tensor
 
-
-def selection(
-    operations: str | Sequence[str],
-    forward: Callable[[Op], Any],
-    jac_t: Callable[[Op, Tensor], Tensor],
-    cases: Sequence[Case],
-    refuse: Callable[[Op], str | None] = lambda op: None,
-    merged: bool = False,
-) -> Rule:
-    """A rule for an operation on `self` whose every output copies one input."""
-    return Rule(
-        operations=[operations] if isinstance(operations, str) else operations,
-        forward=forward,
-        jac_t={"self": jac_t},
-        residual=ZERO,
-        structure=Structure.SELECTION,
-        refuse=lambda op: refuse(op) if op.has_samples("self") else None,
-        merged=merged,
-        cases=cases,
-    )
-
-
-def refusal(verb: str, instead: str = "change only the axes after it") -> str:
-    """Why something that happens to the sample axis is refused."""
-    return f"it {verb} the sample axis, without which there are no per-sample quantities; {instead}"
-
-
-def axis(op: Op, number: int, more: int = 0) -> int:
-    """An axis of the input as counted from the front, the sample axis included."""
-    return number % (len(op.shape("self")) + (1 if op.has_samples("self") else 0) + more)
-
-
-def given(*shape: int, batched: Sequence[str] = ("self",), **attributes: Any) -> Case:
-    return Case({"self": shape}, attributes, batched)
-
+from .shared.moving import axis, given, moving, refusal
 
 # -- new shapes, in the same order ------------------------------------------------------------------------------------
 
@@ -75,7 +40,7 @@ def flatten(op: Op) -> Tensor:
     return reshape(op)
 
 
-VIEW = selection(
+VIEW = moving(
     ["aten.view", "aten._unsafe_view"],
     reshape,
     reshape_back,
@@ -83,7 +48,7 @@ VIEW = selection(
     refuse_reshape,
     merged=True,
 )
-RESHAPE = selection(
+RESHAPE = moving(
     "aten.reshape",
     reshape,
     reshape_back,
@@ -91,7 +56,7 @@ RESHAPE = selection(
     refuse_reshape,
     merged=True,
 )
-FLATTEN = selection(
+FLATTEN = moving(
     "aten.flatten",
     flatten,
     reshape_back,
@@ -103,7 +68,7 @@ FLATTEN = selection(
     ),
     merged=True,
 )
-UNFLATTEN = selection(
+UNFLATTEN = moving(
     "aten.unflatten",
     lambda op: op.self.unflatten(op.dim, op.sizes),
     reshape_back,
@@ -111,20 +76,20 @@ UNFLATTEN = selection(
     lambda op: refusal("splits") if axis(op, op.dim) == 0 else None,
 )
 # A batch of one is squeezed no more than any other, so not by torch's squeeze().
-SQUEEZE = selection(
+SQUEEZE = moving(
     "aten.squeeze",
     reshape,
     reshape_back,
     [given(1, 3, 1), given(1), *[given(1, 3, 1, dim=dim) for dim in (0, 1, 2, -1)]],
 )
-UNSQUEEZE = selection(
+UNSQUEEZE = moving(
     "aten.unsqueeze",
     lambda op: op.self.unsqueeze(op.dim),
     lambda op, columns: columns.squeeze(axis(op, op.dim, 1) + 1),
     [given(2, 3, dim=1), given(2, 3, dim=-1), given(2, 3, dim=-3), given(dim=1)],
     lambda op: refusal("puts an axis before") if axis(op, op.dim, 1) == 0 else None,
 )
-IDENTITY = selection(
+IDENTITY = moving(
     ["aten.clone", "aten.contiguous", "aten.alias"],
     lambda op: op.self,
     lambda op, columns: columns,
@@ -157,14 +122,14 @@ def order_of_movedim(op: Op) -> list[int]:
     return [source[destination.index(place)] if place in destination else next(rest) for place in range(rank)]
 
 
-PERMUTE = selection(
+PERMUTE = moving(
     "aten.permute",
     lambda op: op.self.permute(op.dims),
     lambda op, columns: reorder_back(order_of_permute(op), columns),
     [given(2, 3, 4, dims=[0, 2, 3, 1]), given(2, 3, 4, dims=[0, -1, 1, -2]), given(2, dims=[0, 1])],
     lambda op: refusal("moves") if order_of_permute(op)[0] != 0 else None,
 )
-MOVEDIM = selection(
+MOVEDIM = moving(
     "aten.movedim",
     lambda op: op.self.movedim(op.source, op.destination),
     lambda op, columns: reorder_back(order_of_movedim(op), columns),
@@ -175,7 +140,7 @@ MOVEDIM = selection(
     ],
     lambda op: refusal("moves") if order_of_movedim(op)[0] != 0 else None,
 )
-TRANSPOSE = selection(
+TRANSPOSE = moving(
     "aten.transpose",
     lambda op: op.self.transpose(op.dim0, op.dim1),
     lambda op, columns: columns.transpose(axis(op, op.dim0) + 1, axis(op, op.dim1) + 1),
@@ -183,14 +148,14 @@ TRANSPOSE = selection(
     lambda op: refusal("moves") if 0 in (a := {axis(op, op.dim0), axis(op, op.dim1)}) and len(a) == 2 else None,
 )
 # Of a matrix, t() moves the sample axis; of a vector it does nothing.
-T = selection(
+T = moving(
     "aten.t",
     lambda op: op.self if op.has_samples("self") else op.self.t(),
     lambda op, columns: columns,
     [given()],
     lambda op: refusal("moves") if op.shape("self") else None,
 )
-FLIP = selection(
+FLIP = moving(
     "aten.flip",
     lambda op: op.self.flip(op.dims),
     lambda op, columns: columns.flip([axis(op, dim) + 1 for dim in op.dims]),

@@ -5,43 +5,15 @@ With p = softmax(z) and H = diag(p) - p p^T, the Hessian of logsumexp in z is H,
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
+from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor
 
-from .reductions import axes, over_samples, own_dtype, spread
-from .shared.simplex import covariance_factor, positionwise
-
-
-def axis(op: Op) -> int:
-    """The axis of a sample along which to normalise."""
-    return axes(op, op.dim)[0]
-
-
-def positions(op: Op) -> Shape:
-    """All other axes of a sample."""
-    shape = op.shape("self")
-    return shape[: axis(op)] + shape[axis(op) + 1 :]
-
-
-def classes(op: Op) -> int:
-    return op.shape("self")[axis(op)]
-
-
-def classes_last(op: Op, value: Tensor) -> Tensor:
-    """[N, *z] -> [N, *positions, C]."""
-    return value if axis(op) == len(op.shape("self")) - 1 else value.movedim(axis(op) + 1, -1)
-
-
-def as_columns(op: Op, columns: Tensor) -> Tensor:
-    """Columns of each position, [N, *positions, k, C] -> columns of the sample, [N, k*P, *z]."""
-    whole = positionwise(columns, positions(op))
-    return whole.movedim(2, axis(op) + 2) if axis(op) else whole
-
+from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
+from .shared.reduced import axes, dtype_of, over_samples, own_dtype, spread
+from .shared.simplex import covariance_factor
 
 # -- softmax ---------------------------------------------------------------------------------------------------------
 
@@ -105,19 +77,10 @@ def logsumexp_refused(op: Op) -> str | None:
     return over_samples(op)
 
 
-def curved(factor: Factor) -> Callable[[Op], Residual]:
-    """One class alone leaves nothing to distribute."""
-    return lambda op: factor if classes(op) > 1 else ZERO
-
-
 CASES = [
     Case({"self": shape}, {"dim": dim})
     for shape, dim in (((4,), 1), ((4,), -1), ((2, 3), 2), ((3, 2), 1), ((2, 3, 2), 2), ((1,), 1))
 ]
-
-
-def dtype_of(op: Op) -> dict[str, Any]:
-    return {} if getattr(op, "dtype", None) is None else {"dtype": op.dtype}
 
 
 SOFTMAX = Rule(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, merge, split
 
-from .shapes import axis, given, refusal, selection
+from .shared.moving import axis, given, moving, refusal
 
 # -- along one axis --------------------------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ def windows_back(op: Op, columns: Tensor) -> Tensor:
     return result
 
 
-TENSOR_UNFOLD = selection(
+TENSOR_UNFOLD = moving(
     "aten.unfold",
     lambda op: op.self.unfold(op.dimension, op.size, op.step),
     windows_back,
