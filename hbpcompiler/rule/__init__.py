@@ -6,6 +6,25 @@ calls the functions with torch.fx proxies, and so writes generated code; the tes
 
 Letters, here and in every rule: n sample, k column, p position, i input feature, o output feature, g group.
 Shapes: a value z is [N, *z]; cotangent columns at z are [N, K, *z].
+
+What must be said of an operation, and what may be:
+
+    operations, residual    its ATen names, and its second derivative: ZERO, Diagonal(...) or Factor(...)
+    jac_t                   columns at the result -> columns at each input (or `derivative`, of what is elementwise)
+    params                  a `Contraction`, an einsum, for each input that may be a parameter
+    forward                 the result, and what the backward pass wants saved; else torch's operation itself
+    cases                   settings on which `hbpcompiler.testing.check_rule` compares all of this with autograd
+
+That suffices. The rest lets the planner do better, and is never an operation's name:
+
+    structure, derivative   what the Jacobian is like: constant, elementwise, a selection (of known places: `Selection`)
+    window                  the neighbourhood that an output reads (`Window`)
+    expression, order       the operation in sympy; or, for what has no such form, that it is increasing, or convex
+    merged, without_samples whether samples may come as [N, p, *z], and whether it may have no samples at all
+    refuse                  why this very use has no derivative, and what to write in its place
+
+A `LossRule` says the same of a loss: its gradient, residual and reduction per sample, how its curvature is sampled, and
+what targets it takes. `ModuleRule` and `Decomposition` write a module, or an operation, in operations that have rules.
 """
 
 import torch

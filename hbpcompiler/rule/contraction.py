@@ -10,6 +10,13 @@ from torch import Tensor
 from hbpcompiler.rule.op import Op
 
 
+def letters_of(equation: str) -> tuple[str, str, str]:
+    """The letters of an equation's first operand, of its second ("" if there is none) and of its result."""
+    left, result = equation.split("->")
+    first, _, second = left.partition(",")
+    return first, second, result
+
+
 @dataclass(frozen=True)
 class Contraction:
     """A parameter's cotangent as an einsum, which is all that an operation says about a parameter.
@@ -33,9 +40,7 @@ class Contraction:
     @property
     def letters(self) -> tuple[str, str, str]:
         """The letters of columns, operand ("" if none) and result."""
-        left, result = self.equation.split("->")
-        first, _, second = left.partition(",")
-        return first, second, result
+        return letters_of(self.equation)
 
     @property
     def has_kernel_for_columns(self) -> bool:

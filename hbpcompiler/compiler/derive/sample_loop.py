@@ -18,7 +18,6 @@ from hbpcompiler.quantities import Closing
 
 if TYPE_CHECKING:
     from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.plan.sample_chunks import _kinds
 
 
 def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
@@ -28,7 +27,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
     signs = {name: sign for name, sign in backward.signs.items() if any(piece == name for _, piece in starts)}
     closes = [own for outer in step.steps for own in flat(outer) if isinstance(own, Close | Tied)]
     shapes = {(own.parameter.key, Closing(own.piece.stream, kind)): shape_of_total(own, kind)
-              for own in closes if own.piece is not None for kind in sorted(_kinds(own))}
+              for own in closes if own.piece is not None for kind in sorted(own.kinds)}
     keys = {f"{closing.kind} {closing.stream} {key}": (key, closing) for key, closing in shapes}
 
     def body(part: Part) -> None:

@@ -111,9 +111,6 @@ def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:
     site = close.site
     if kind not in (FACTOR, REDUCED_FACTOR):
         return close.parameter.sample_shape
-    left, right, _ = site.letters
     if not site.features:
         return (site.size(site.theta), site.size(site.theta))
-    shared = [site.size(letter) for letter in site.theta if letter in left and letter in right]
-    own = site.size(letter for letter in site.theta if letter in left and letter not in right)
-    return (*shared, own, own)
+    return (*[site.size(letter) for letter in site.shared], site.size(site.outer), site.size(site.outer))

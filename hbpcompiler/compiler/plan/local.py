@@ -147,7 +147,7 @@ class Local:
         contraction = rule.params(op)[step.slot]
         site = site_of(contraction, op, local, operation.output.dtype, self.resources, rule.window(op))
         site = replace(site, itemsize=step.site.itemsize, samples=chunk, pieces=positions)
-        kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+        kinds = step.kinds
         return Close(operation, step.slot, step.parameter, local, site, contraction, choose(site, kinds))
 
     def _window(self, operation: Operation) -> Window | None:

@@ -80,7 +80,7 @@ def _after(step: Pull, rule: AnyRule, static: Callable[[Operation], Op], before:
 
 def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) -> list[Close]:
     """The closing in at most two parts: what goes by pooled columns, and the rest."""
-    kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+    kinds = step.kinds
     squares = kinds & SQUARES
     contraction = _pooled_contraction(step, found, static(step.operation))
     if not squares or contraction is None:

@@ -40,7 +40,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     """The steps, those of curvature outside the loss in one loop over samples if a whole batch of them is large."""
     first = next((index for index, step in enumerate(steps) if _in_model(step)), len(steps))
     inside = [step for step in steps[first:] if _travels(step)]
-    kept = {kind for step in inside for own in flat(step) if isinstance(own, Close | Tied) for kind in _kinds(own)}
+    kept = {kind for step in inside for own in flat(step) if isinstance(own, Close | Tied) for kind in own.kinds}
     if not inside or kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
@@ -64,10 +64,6 @@ def _travels(step: Step) -> bool:
 
 def _read(step: Step) -> list[Any]:
     return [] if isinstance(step, Birth | Seed) else reads(step)
-
-
-def _kinds(step: Close | Tied) -> frozenset[str]:
-    return frozenset().union(*(choice.kinds for choice in step.choices))
 
 
 def _held(steps: Sequence[Step]) -> int:
@@ -95,5 +91,5 @@ def _of_chunk(step: Step, samples: int) -> Step:
         return replace(step, steps=tuple(own), samples=min(samples, step.samples))  # type: ignore[arg-type]  # replace() keeps their kinds
     if isinstance(step, Close | Tied):
         site = replace(step.site, samples=samples)
-        return replace(step, site=site, choices=choose(site, _kinds(step)))
+        return replace(step, site=site, choices=choose(site, step.kinds))
     return step

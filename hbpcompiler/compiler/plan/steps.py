@@ -16,6 +16,7 @@ from hbpcompiler.compiler.routes import (
     MATRIX,
     Choice,
     Site,
+    kinds_of,
 )
 from hbpcompiler.compiler.trace.graph import N, Operation, Value
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
@@ -128,6 +129,11 @@ class Close:
     pooled: bool = False
     """Whether it takes the columns at pooled positions (see `pooled`)."""
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """All closings that it gives."""
+        return kinds_of(self.choices)
+
     def cost(self) -> Cost:
         """Of all its routes together."""
         total = self.choices[0].cost
@@ -155,6 +161,11 @@ class Tied:
         piece = self.uses[0].piece
         assert piece is not None
         return piece
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """All closings that it gives."""
+        return kinds_of(self.choices)
 
 
 @dataclass(frozen=True)

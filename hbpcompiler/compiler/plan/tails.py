@@ -122,7 +122,7 @@ def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, .
     for step in steps:
         if isinstance(step, Close):
             site = replace(step.site, columns=columns, samples=samples)
-            kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+            kinds = step.kinds
             step = replace(step, site=site, choices=choose(site, kinds))
         chosen.append(step)
     return tuple(chosen)

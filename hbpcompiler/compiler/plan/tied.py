@@ -64,12 +64,8 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     return []
 
 
-def _kinds(close: Close) -> frozenset[str]:
-    return frozenset().union(*(choice.kinds for choice in close.choices))
-
-
 def _squaring(close: Close) -> frozenset[str]:
-    return _kinds(close) - ADDITIVE
+    return close.kinds - ADDITIVE
 
 
 def _layout(site: Site) -> tuple[object, ...]:
@@ -85,7 +81,7 @@ def _joined(steps: list[Step], group: list[Close]) -> list[Step]:
         return steps
     site = _joined_site(group)
     tied = Tied(group[0].parameter, tuple(group), site, choose(site, squaring))
-    additive = _kinds(group[0]) & ADDITIVE
+    additive = group[0].kinds & ADDITIVE
     result: list[Step] = []
     for step in steps:
         own = next((close for close in group if close is step), None)
@@ -99,8 +95,8 @@ def _joined(steps: list[Step], group: list[Close]) -> list[Step]:
 
 
 def _joined_site(group: Sequence[Close]) -> Site:
-    left, right, result = group[0].site.letters
-    own = "".join(letter for letter in left if letter not in "nkp")
+    _, right, result = group[0].site.letters
+    own = group[0].site.own
     met = "".join(letter for letter in right if letter not in "np")
     positions = sum(close.site.size("p") if close.site.has_positions else 1 for close in group)
     sizes = dict(group[0].site.sizes) | {"p": positions}

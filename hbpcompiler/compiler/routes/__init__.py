@@ -63,6 +63,11 @@ class Choice:
     cost: Cost
 
 
+def kinds_of(choices: Iterable[Choice]) -> frozenset[str]:
+    """All closings that they were chosen for."""
+    return frozenset().union(*(choice.kinds for choice in choices))
+
+
 def covers(site: Site, kinds: frozenset[str]) -> Iterator[tuple[Choice, ...]]:
     """All sets of routes that give all closings, none idle: a product made for one closing serves the others."""
     applicable = [route for route in ROUTES if route.applies(site) and route.closes(site) & kinds]
@@ -88,7 +93,7 @@ def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
 
 def alternatives(site: Site, choices: Sequence[Choice]) -> list[Choice]:
     """Routes that were not taken, each with all the closings that it could have given."""
-    kinds = frozenset().union(*(choice.kinds for choice in choices))
+    kinds = kinds_of(choices)
     taken = {(choice.route.name, choice.kinds) for choice in choices}
     found = []
     for route in ROUTES:
@@ -113,4 +118,5 @@ def excess(site: Site, choices: Iterable[Choice]) -> float:
 
 
 __all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NEVER", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use",
-           "alternatives", "choose", "covers", "excess", "seconds"]
+           "alternatives", "choose", "covers", "excess", "kinds_of",
+           "seconds"]

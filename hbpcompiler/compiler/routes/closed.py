@@ -67,8 +67,7 @@ class DiagonalForm(Route):
         if NEGATIVE in kinds:
             results[NEGATIVE] = close((-diagonal).clamp(min=0))
         if kinds & {FACTOR, REDUCED_FACTOR}:
-            own = "".join(letter for letter in site.theta if letter in left)
-            summed = sum_out(diagonal, letters, own) if site.features else close(diagonal).flatten()
+            summed = sum_out(diagonal, letters, site.own) if site.features else close(diagonal).flatten()
             factor = torch.diag_embed(summed)
             if REDUCED_FACTOR in kinds:
                 results[REDUCED_FACTOR] = factor
@@ -100,10 +99,8 @@ class MatrixForm(Route):
         half = half.reshape(math.prod(shape), math.prod(lengths)).t().reshape(1, math.prod(lengths), *shape)
         both = columns_of(use, columns=half).reshape(*lengths, *lengths)
         if site.features:
-            shared = "".join(letter for letter in own if letter in right and letter != "p")
-            ours = "".join(letter for letter in own if letter not in right)
-            second = "".join(letter if letter == "p" or letter in shared else letter.upper() for letter in own)
-            factor = einsum(f"{own}{second}->{shared}{ours}{ours.upper()}", both)
+            second = "".join(letter.upper() if letter in site.outer else letter for letter in own)
+            factor = einsum(f"{own}{second}->{site.shared}{site.outer}{site.outer.upper()}", both)
             return {FACTOR: factor / site.size("p") if site.has_positions else factor}
         theta, count = site.theta, site.size(site.theta)
         if not site.has_operand:

@@ -52,7 +52,7 @@ class Eigenbasis(Route):
         return [(site, FACTOR), (_inputs(site), INPUT_FACTOR), (_in_columns(site), DIAGONAL)]
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        sizes = [site.size(_outputs(site)), site.size(site.features)] if site.features else [site.size(site.theta)]
+        sizes = [site.size(site.outer), site.size(site.features)] if site.features else [site.size(site.theta)]
         total = Cost(sum(EIGEN_ADDS * size**3 for size in sizes))
         for part, kind in self._parts(site):
             for choice in self.choose(part, frozenset({kind})):
@@ -86,12 +86,6 @@ def _in_columns(site: Site) -> Site:
     return site.without_kernels(form=COLUMNS, columns=count)
 
 
-def _outputs(site: Site) -> str:
-    """The letter of the output features."""
-    left, right, _ = site.letters
-    return "".join(letter for letter in site.theta if letter in left and letter not in right)
-
-
 def _eigh(site: Site, matrix: Any) -> tuple[Any, Any]:
     """Eigenvalues and eigenvectors (as columns), of a half-precision matrix in single precision."""
     if site.itemsize >= 4:
@@ -104,8 +98,7 @@ def _eigh(site: Site, matrix: Any) -> tuple[Any, Any]:
 def _turned(site: Site, use: Use, outer: Any, inner: Any) -> Use:
     """The use with columns and operand in these eigenvectors."""
     left, right, _ = site.letters
-    shared = "".join(letter for letter in site.theta if letter in left and letter in right)
-    own, met = _outputs(site), site.features
+    shared, own, met = site.shared, site.outer, site.features
 
     def columns(op: Op, columns: Tensor) -> Tensor:
         seen = use.contraction.columns(op, columns)

@@ -20,6 +20,7 @@ from hbpcompiler.compiler.routes.site import (
     columns_of,
     einsum,
     operand_of,
+    over_columns,
     sum_out,
     traffic_of,
 )
@@ -43,15 +44,12 @@ class ColumnFactor(Route):
         return site.form == COLUMNS and (bool(site.features) or is_bias)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        left = site.letters[0]
-        own = site.size(letter for letter in left if letter in site.theta)
+        left, own = site.letters[0], site.size(site.own)
         return Cost(N * site.columns * site.size(left) * own, 2 * traffic_of(site, site.columns, False),
                     _memory(site, site.columns, left, own))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        left, right, _ = site.letters
-        ours = "".join(letter for letter in site.theta if letter in left and letter not in right)
-        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        left = site.letters[0]
         each = site.size(left) * site.columns * site.itemsize
 
         def columns(op: Op, part: Part | None) -> tuple[Any, Any]:
@@ -59,7 +57,7 @@ class ColumnFactor(Route):
             return columns_of(use, op, use.stream if part is None else part["columns"]), signs
 
         sliced = {"columns": use.stream, "signs": use.signs}
-        factor = _symmetric(site, use, left, shared, ours, columns, sliced, FACTOR, each, self.blocks)
+        factor = _symmetric(site, use, left, site.outer, columns, sliced, FACTOR, each, self.blocks)
         return {FACTOR: factor / site.size("p") if site.has_positions else factor}
 
 
@@ -79,10 +77,9 @@ class InputFactor(Route):
         return Cost(N * right * own, 2 * N * right * site.itemsize, _memory(site, 1, site.letters[1], own))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        left, right, _ = site.letters
-        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        right = site.letters[1]
         each = site.size(right) * site.itemsize
-        factor = _symmetric(site, use, right, shared, site.features, lambda op, part: (operand_of(use, op), None),
+        factor = _symmetric(site, use, right, site.features, lambda op, part: (operand_of(use, op), None),
                             {"input": use.stream}, INPUT_FACTOR, each, self.blocks)
         return {INPUT_FACTOR: factor}
 
@@ -100,12 +97,10 @@ class HalfColumnFactor(ColumnFactor):
     blocks = BLOCKS
 
     def applies(self, site: Site) -> bool:
-        left, right, _ = site.letters
-        return super().applies(site) and _halves(site, left, "".join(set(site.theta) & set(left) - set(right)))
+        return super().applies(site) and _halves(site, site.letters[0], site.outer)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        left = site.letters[0]
-        return _half(super().cost(site, kinds), site, "".join(set(site.theta) & set(left)))
+        return _half(super().cost(site, kinds), site, site.own)
 
 
 class HalfInputFactor(InputFactor):
@@ -144,21 +139,16 @@ class ReducedFactor(Route):
         return site.form == COLUMNS and bool(site.features)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        left = site.letters[0].replace("p", "")
-        own = site.size(letter for letter in left if letter in site.theta)
+        left, own = site.letters[0].replace("p", ""), site.size(site.own)
         summed = N * site.columns * site.size(left)
         return Cost(summed * own, traffic_of(site, site.columns, False), (summed + own**2) * site.itemsize)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        left, right, _ = site.letters
-        ours = "".join(letter for letter in site.theta if letter in left and letter not in right)
-        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        left, outer = site.letters[0], site.outer
         kept = left.replace("p", "")
         columns = sum_out(columns_of(use), left, kept)
-        weighted = columns
-        if site.signed:
-            weighted = columns * use.signs.reshape(use.signs.shape[:2] + (1,) * (len(kept) - 2))
-        return {REDUCED_FACTOR: einsum(f"{kept},{kept.replace(ours, 'z')}->{shared}{ours}z", weighted, columns)}
+        weighted = columns * over_columns(use.signs, kept) if site.signed else columns
+        return {REDUCED_FACTOR: einsum(f"{kept},{kept.replace(outer, 'z')}->{site.shared}{outer}z", weighted, columns)}
 
 
 class ReducedInputFactor(Route):
@@ -177,12 +167,11 @@ class ReducedInputFactor(Route):
                     (N * right + own**2) * site.itemsize)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        left, right, _ = site.letters
-        shared = "".join(letter for letter in site.theta if letter in left and letter in right)
+        right = site.letters[1]
         kept, own = right.replace("p", ""), site.features
         operand = sum_out(operand_of(use), right, kept)
         operand = operand / site.size("p") if site.has_positions else operand
-        return {REDUCED_INPUT_FACTOR: einsum(f"{kept},{kept.replace(own, 'z')}->{shared}{own}z", operand, operand)}
+        return {REDUCED_INPUT_FACTOR: einsum(f"{kept},{kept.replace(own, 'z')}->{site.shared}{own}z", operand, operand)}
 
 
 def _memory(site: Site, columns: int, letters: str, own: int) -> Any:
@@ -192,10 +181,10 @@ def _memory(site: Site, columns: int, letters: str, own: int) -> Any:
     return held + site.size(letter for letter in site.theta if letter in letters) * own * site.itemsize
 
 
-def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
+def _symmetric(site: Site, use: Use, letters: str, own: str,
                tensor: Callable[[Op, Part | None], tuple[Any, Any]], sliced: Mapping[str, Any], kind: str,
                each: int, blocks: int) -> Any:
-    """sum of T T^T over all letters but `shared`, between the one letter `own` and its twin, by `blocks` of rows.
+    """sum of T T^T over all letters but shared ones, between the one letter `own` and its twin, by `blocks` of rows.
 
     With positions it runs in chunks, each one matrix product in place: the patches of a convolution never exist for
     the whole batch, and a small result is not summed from a batch of small ones. Of several blocks of rows each meets
@@ -203,10 +192,10 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
     """
     size = site.size(own)
     bounds = [size * block // blocks for block in range(blocks + 1)]
-    equation = f"{letters},{letters.replace(own, 'z')}->{shared}{own}z"
+    equation = f"{letters},{letters.replace(own, 'z')}->{site.shared}{own}z"
 
     def weighted(columns: Any, signs: Any) -> Any:
-        return columns if signs is None else columns * signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
+        return columns if signs is None else columns * over_columns(signs, letters)
 
     def rows(columns: Any) -> Any:
         """[own, all other letters]"""
@@ -231,7 +220,7 @@ def _symmetric(site: Site, use: Use, letters: str, shared: str, own: str,
         for first, last in pairwise(bounds):
             part.totals[kind][first:last, first:].addmm_(left[first:last], right[first:].t())
 
-    totals = {kind: (*(site.size(letter) for letter in shared), size, size)}
+    totals = {kind: (*(site.size(letter) for letter in site.shared), size, size)}
     found = use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk_length(each, site.resources), totals=totals)
     total = found[kind]
     for first, last in list(pairwise(bounds))[1:]:

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.routes.site import (
     columns_of,
     einsum,
     operand_of,
+    over_columns,
     traffic_of,
     weights_of,
 )
@@ -36,15 +37,11 @@ class GramDiagonal(Route):
 
     def _chunk(self, site: Site) -> int:
         positions = site.size("p")
-        each = (positions**2 + positions * site.size(site.features)) * site.size(self._own(site)) * site.itemsize
+        each = (positions**2 + positions * site.size(site.features)) * site.size(site.own) * site.itemsize
         return chunk_length(each, site.resources)
 
-    @staticmethod
-    def _own(site: Site) -> str:
-        return site.letters[0].replace("n", "").replace("k", "").replace("p", "")
-
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        positions, own, features = site.size("p"), site.size(self._own(site)), site.size(site.features)
+        positions, own, features = site.size("p"), site.size(site.own), site.size(site.features)
         gram, product = positions**2 * own, positions * own * features
         chunk = self._chunk(site)
         adds = N * (site.columns * gram + positions**2 * own * features + product) * len(kinds)
@@ -56,10 +53,10 @@ class GramDiagonal(Route):
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
         other_left, other_right = left.replace("p", "q"), right.replace("p", "q")
-        own = self._own(site)
+        own = site.own
         between = f"n{own}pq"
         mixed = f"n{own}p{site.features}"
-        plain = self._chunk(site) == 1 and len(own) == len(site.features) == 1 and own not in right
+        plain = self._chunk(site) == 1 and len(own) == len(site.features) == 1 and not site.shared
 
         def body(part: Part) -> None:
             columns, operand = columns_of(use, part.op, part["columns"]), operand_of(use, part.op)
@@ -70,7 +67,7 @@ class GramDiagonal(Route):
                 if weights is None:
                     gram = einsum(f"{left},{other_left}->{between}", columns, columns)
                 else:
-                    scaled = columns * weights.reshape(weights.shape[:2] + (1,) * (len(left) - 2))
+                    scaled = columns * over_columns(weights, left)
                     gram = einsum(f"{left},{other_left}->{between}", scaled, columns)
                 if plain:
                     # One sample: a matrix product, then the positions' sum over what is still in cache.
@@ -107,8 +104,7 @@ class GramNorm(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
-        own = left.replace("k", "")
-        shared = "".join(letter for letter in own if letter in right and letter not in "np")
+        own, shared = left.replace("k", ""), site.shared
 
         def body(part: Part) -> None:
             columns, operand = columns_of(use, part.op, part["columns"]).squeeze(1), operand_of(use, part.op)

@@ -156,7 +156,7 @@ class ClosedForm(Route):
             (value,) = square_sums(site, columns, left, use.signs, {DIAGONAL}, "n" + own).values()
             results[BATCH_DIAGONAL] = einsum(f"n{own},{right}->n{site.theta}", value, operand)
         if NORM in kinds:
-            shared = "".join(letter for letter in own if letter in right)
+            shared = site.shared
             ours = einsum(f"{left}->n{shared}", columns)
             theirs = einsum(f"{right}->n{shared}", operand)
             results[NORM] = (ours * theirs).flatten(1).sum(1) if shared else ours * theirs

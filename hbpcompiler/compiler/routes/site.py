@@ -16,6 +16,7 @@ from hbpcompiler.compiler.routes.rows import Rows
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE
 from hbpcompiler.rule import Contraction, Op
+from hbpcompiler.rule.contraction import letters_of
 
 COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING = "columns", "diagonal", "matrix", "nothing"
 """Forms in which a stream arrives: columns [N, K, *z], a diagonal [N, *z], a matrix [h, h] for all samples."""
@@ -50,9 +51,8 @@ class Site:
 
     @property
     def letters(self) -> tuple[str, str, str]:
-        left, result = self.equation.split("->")
-        first, _, second = left.partition(",")
-        return first, second, result
+        """Of the columns, of the operand ("" if there is none) and of the result."""
+        return letters_of(self.equation)
 
     def without_kernels(self, **changes: Any) -> Site:
         """Another contraction at this site, which torch's own kernels do not know."""
@@ -78,6 +78,22 @@ class Site:
     @property
     def has_positions(self) -> bool:
         return "p" in self.letters[0]
+
+    @property
+    def own(self) -> str:
+        """Letters of the parameter that the columns have, in their order: `shared` and `outer` ones."""
+        return "".join(letter for letter in self.letters[0] if letter in self.theta)
+
+    @property
+    def shared(self) -> str:
+        """Letters of the parameter that columns and operand have: groups."""
+        left, right, _ = self.letters
+        return "".join(letter for letter in self.theta if letter in left and letter in right)
+
+    @property
+    def outer(self) -> str:
+        """Letters of the parameter that only the columns have: output features."""
+        return "".join(letter for letter in self.theta if letter not in self.letters[1])
 
     @property
     def features(self) -> str:
@@ -163,6 +179,11 @@ def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Itera
     return sums
 
 
+def over_columns(signs: Any, letters: str) -> Any:
+    """Signs or weights [n, k] as they multiply a tensor of these letters, which begin with n and k."""
+    return signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
+
+
 def columns_of(use: Use, op: Op | None = None, columns: Any = None) -> Any:
     return use.contraction.columns(op or use.op, use.stream if columns is None else columns)
 
@@ -201,8 +222,7 @@ def sum_out(tensor: Any, letters: str, kept: str) -> Any:
 
 def is_plain(site: Site) -> bool:
     """Whether one sample's einsum over positions is a product of two matrices."""
-    own = site.theta.replace(site.features, "")
-    return len(own) == len(site.features) == 1 and site.has_positions and own not in site.letters[1]
+    return len(site.outer) == len(site.features) == 1 and not site.shared and site.has_positions
 
 
 def single_product(site: Site, columns: Any, operand: Any) -> Any:
@@ -210,11 +230,10 @@ def single_product(site: Site, columns: Any, operand: Any) -> Any:
     left, right, _ = site.letters
     if not is_plain(site):
         return einsum(site.equation, columns, operand)
-    own = site.theta.replace(site.features, "")
-    columns = columns if left == f"nk{own}p" else columns.mT
+    columns = columns if left == f"nk{site.outer}p" else columns.mT
     operand = operand.squeeze(0)
     operand = operand.t() if right == f"n{site.features}p" else operand
-    return (columns.flatten(0, 2) @ operand).reshape(1, -1, site.size(own), site.size(site.features))
+    return (columns.flatten(0, 2) @ operand).reshape(1, -1, site.size(site.outer), site.size(site.features))
 
 
 def traffic_of(site: Site, columns: Any, product: bool) -> Any:

@@ -171,7 +171,7 @@ def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: in
 def near_ties(step: Close | Tied, batch: int, within: float = NEAR) -> list[tuple[Choice, ...]]:
     """Sets of routes, cheapest first, that are predicted to take up to `within` times as long as the best."""
     site = step.site
-    kinds = frozenset().union(*(choice.kinds for choice in step.choices))
+    kinds = step.kinds
     predicted = [(sum(choice.cost.seconds(batch, site.resources.machine) for choice in choices), choices)
                  for choices in covers(site, kinds) if not excess(site, choices)]
     predicted = sorted((pair for pair in predicted if pair[0] < float("inf")), key=lambda pair: pair[0])
@@ -189,7 +189,7 @@ def _signature(choices: Sequence[Choice]) -> Signature:
 def _described(step: Close | Tied) -> str:
     """All that a race depends on besides the machine and the batch size."""
     site = step.site
-    kinds = "+".join(sorted(frozenset().union(*(choice.kinds for choice in step.choices))))
+    kinds = "+".join(sorted(step.kinds))
     sizes = " ".join(f"{letter}={length}" for letter, length in site.sizes)
     stream = f"{site.columns} {'signed ' if site.signed else ''}{site.form}"
     where = f"{step.operation.target}{' tied' if isinstance(step, Tied) else ''}"

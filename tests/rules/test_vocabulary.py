@@ -1,0 +1,151 @@
+"""The vocabulary of rules: how large it is, and what is derived that rules need not say."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.derive.identity import matrix_of
+from hbpcompiler.compiler.routes.rows import rows_of
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Contraction,
+    LossRule,
+    ModuleRule,
+    Op,
+    Rule,
+    Selection,
+    Structure,
+    Window,
+    flat_positions,
+    pad_axes,
+    patches,
+)
+from hbpcompiler.rule.decomposition import Decomposition
+from hbpcompiler.rule.registry import builtin
+
+NAMES = 51
+
+
+def test_the_vocabulary_stays_small():
+    kinds = (Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
+    assert sum(len(fields(kind)) for kind in kinds) <= NAMES
+
+
+# -- columns that cross an operation -------------------------------------------------------------------------------
+
+
+def test_an_elementwise_rule_needs_no_jac_t():
+    rule = Rule(["aten.dropout"], ZERO, structure=Structure.ELEMENTWISE, derivative=lambda op: op.mask)
+    (name,) = rule.jac_t
+    assert name == "input"
+    mask, columns = torch.randn(2, 3), torch.randn(2, 4, 3)
+    assert torch.equal(rule.jac_t[name](Op({"mask": mask}, {}, {}), columns), columns * mask[:, None])
+
+
+def test_of_an_unknown_operation_it_does():
+    with pytest.raises(TypeError, match="jac_t"):
+        Rule(["nowhere.dropout"], ZERO, structure=Structure.ELEMENTWISE, derivative=lambda op: op.mask)
+
+
+def test_a_product_with_unit_columns_is_the_matrix():
+    weight = torch.randn(3, 5)
+    assert matrix_of(lambda columns: columns @ weight, (3,)) is weight
+    assert matrix_of(lambda columns: 1 * (columns @ weight), (3,)) is not weight
+    assert matrix_of(lambda columns: columns @ weight, (2, 3)) is None  # positions: no identity matrix
+    assert matrix_of(lambda columns: columns.reshape(1, 3), (3,)) is None
+    assert matrix_of(lambda columns: columns, (3,)) is None
+    assert matrix_of(lambda columns: columns * weight, (3,)) is None
+
+
+class Written(nn.Module):
+    """A layer as a product, where columns are born of a diagonal."""
+
+    def __init__(self, added):
+        super().__init__()
+        self.first, self.head, self.added = nn.Linear(3, 4), nn.Linear(5, 2), added
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(5)) if added else None
+
+    def forward(self, x):
+        x = torch.sigmoid(self.first(x))
+        return self.head(torch.sigmoid(torch.addmm(self.bias, x, self.weight) if self.added else x @ self.weight))
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_no_identity_matrix_is_multiplied(added):
+    torch.manual_seed(0)
+    model, x, y = Written(added).double(), torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(x, y))
+    assert "torch.eye" not in compiled.code
+    found = compiled(x, y).diag_h["first.weight"]
+    parameters = dict(model.named_parameters())
+
+    def loss(weight):
+        output = torch.func.functional_call(model, {**parameters, "first.weight": weight}, (x,))
+        return F.cross_entropy(output, y)
+
+    weight = parameters["first.weight"].detach()
+    hessian = torch.autograd.functional.hessian(loss, weight).reshape(weight.numel(), -1)
+    assert torch.allclose(found.flatten(), hessian.diagonal(), rtol=1e-9, atol=1e-12)
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+WINDOW = Window((2, 2), (1, 1), (1, 1), (1, 0))
+
+
+def convolved(operand):
+    """Rows of a convolution of [N, 3, 4, 4] with that operand."""
+    shapes = {"input": (3, 4, 4), "output": (5, 4, 3)}
+    op = Op({"input": torch.randn(2, 3, 4, 4)}, {}, shapes, batched=frozenset(["input"]))
+    return op, rows_of(WINDOW, Contraction("nkop,nip->nkoi", operand=operand), op)
+
+
+def padded(op):
+    return pad_axes(op.input, (1, 0), (0, 0))
+
+
+def test_rows_are_found_from_the_window():
+    def operand(op):
+        return patches(padded(op), (2, 2), (1, 1), (1, 1))
+
+    op, rows = convolved(operand)
+    assert rows is not None
+    windows = operand(op).unflatten(2, (4, -1)).unflatten(1, (3, 2, 2))  # [n, channel, a, b, y, q]
+    found = rows.of(op).unflatten(1, (3, 2))  # [n, channel, b, row, q]
+    for place in (0, 1):
+        assert torch.equal(found[:, :, :, place : place + 4], windows[:, :, place])
+
+
+@pytest.mark.parametrize("operand", [
+    lambda op: patches(padded(op), (2, 2), (1, 1), (1, 1)).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2),
+    lambda op: F.unfold(padded(op), 2).unflatten(1, (3, -1)).flip(1).flatten(1, 2),
+    lambda op: 2 * patches(padded(op), (2, 2), (1, 1), (1, 1)),
+])
+def test_another_operand_is_not_taken_for_patches(operand):
+    assert convolved(operand)[1] is None
+
+
+def test_flat_positions():
+    x = torch.randn(2, 3, 4, 5)
+    assert torch.equal(flat_positions(x, 2), x.flatten(2))
+    assert flat_positions(x, 1) is x
+
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_reads_its_operations_first_tensor():
+    found = {operation: rule.input for operation, rule in builtin() if isinstance(rule, LossRule)}
+    assert found["aten.poisson_nll_loss"] == "input"
+    assert found["aten.mse_loss"] == "self"
+
+
+@pytest.mark.parametrize("order", ["convex", ("rising",)])
+def test_an_unknown_order_is_an_error(order):
+    with pytest.raises(TypeError, match="order"):
+        Rule(["aten.exp"], ZERO, order=order)
