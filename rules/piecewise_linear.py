@@ -85,7 +85,7 @@ HARDSIGMOID = replace(
         second=sympy.Integer(0),
         forward=lambda op: F.hardsigmoid(op.self),
     ),
-    increasing=True,
+    order=("increasing",),
 )
 HARDSWISH = elementwise(
     "aten.hardswish",
