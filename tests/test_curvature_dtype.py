@@ -141,7 +141,7 @@ def test_random_networks(setting):
         assert error(found[quantity], expected[quantity]) < 10 * SINGLE, quantity
 
 
-@pytest.mark.parametrize("chunk", [1, 700])
+@pytest.mark.parametrize("chunk", [700, pytest.param(1, marks=slow("the same loops, shorter"))])
 def test_in_chunks(chunk, monkeypatch):
     for name in ("SPATIAL", "VECTORS_ONLY"):
         monkeypatch.setattr(tails, name, tails.Limits(64, chunk))
@@ -163,7 +163,7 @@ def test_pooled_columns():
     assert error(found.diag_ggn, expected.diag_ggn) < SINGLE
 
 
-@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
+@pytest.mark.parametrize("activation", [nn.Sigmoid, pytest.param(nn.ReLU, marks=slow("no residuals"))])
 def test_compressed_columns(activation, monkeypatch):
     monkeypatch.setattr(compression, "FAR", 2)
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, reference
+from tests.selection import cases
 from tests.test_modules import draw
 from tests.test_quantities import close
 
@@ -70,6 +71,7 @@ class Tagger(nn.Module):
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 TAGS = torch.tensor([[0, 2, -100], [-100, -100, 1]])
+SPELLED = "another spelling of what another case merges and splits"
 TOKEN_LOSSES = {
     "view": lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1)),
     "reshape": lambda out, y: F.cross_entropy(out.reshape(-1, out.shape[-1]), y.reshape(-1)),
@@ -83,7 +85,7 @@ TOKEN_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", list(TOKEN_LOSSES))
+@pytest.mark.parametrize("name", cases(TOKEN_LOSSES, ("view", "class weights", "log-likelihood", "shifted"), SPELLED))
 def test_flat_token_losses(name):
     check(Tagger(), TOKEN_LOSSES[name], (draw(2, 3, 2),), TAGS.clamp(min=0) if name == "ignored" else TAGS)
 
@@ -183,7 +185,8 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", list(FORMS))
+@pytest.mark.parametrize("name", cases(FORMS, ("tuple", "nested", "hidden used too"),
+                                       "forms are taken apart in tests/trace"))
 def test_several_outputs(name):
     returned, loss = FORMS[name]
     model, x = Several(returned), draw(3, 2)

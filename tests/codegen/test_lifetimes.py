@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.codegen.lifetimes import LARGE, LARGE_ITEM, Section, free_at_last_use
+from tests.selection import slow
 
 
 def test_the_block_of_the_last_reader_deletes():
@@ -67,8 +68,10 @@ def alive_at_the_end(compiled, X, y):
     return found
 
 
-@pytest.mark.parametrize("quantities", [["kflr"], ["diag_h"], ["variance", "diag_ggn", "kfac"]])
-@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize(("quantities", "smooth"), [
+    (["kflr"], False), (["diag_h"], True), (["variance", "diag_ggn", "kfac"], False),
+    *[pytest.param(quantities, smooth, marks=slow("the same loops")) for quantities, smooth in (
+        (["kflr"], True), (["diag_h"], False), (["variance", "diag_ggn", "kfac"], True))]])
 def test_nothing_large_is_alive_at_the_end(quantities, smooth):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 40, 3), nn.ReLU(), nn.MaxPool2d(2),

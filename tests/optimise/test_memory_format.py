@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.routes import chunks
 from hbpcompiler.reference import reference, relative_error
-from tests.selection import slow
+from tests.selection import cases, slow
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance"]
 LAYOUT = "contiguous(memory_format=torch.channels_last)"
@@ -81,7 +81,7 @@ def test_columns_without_pools(quantities, backend):
                     assert found.is_contiguous(), f"{quantity} of {key}"
 
 
-@pytest.mark.parametrize("quantity", ["diag_ggn", "kflr", "diag_h"])
+@pytest.mark.parametrize("quantity", cases(["diag_ggn", "kflr", "diag_h"], ["kflr"], "a text without a word"))
 def test_many_columns_that_pools_scatter_stay_channel_by_channel(quantity):
     model, X, y = network()
     assert LAYOUT not in hbp.compile(model, quantities=[quantity], example_inputs=(X, y)).code
@@ -93,7 +93,7 @@ def test_residual_columns_stay_channel_by_channel():
     assert LAYOUT not in hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).code
 
 
-@pytest.mark.parametrize("quantity", ["kfac", "kflr", "diag_ggn"])
+@pytest.mark.parametrize("quantity", cases(["kfac", "kflr", "diag_ggn"], ["kflr"], "a text without a word"))
 def test_signals_have_no_such_layout(quantity):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(3, 16, 3), nn.ReLU(), nn.Conv1d(16, 16, 3), nn.ReLU(), nn.Flatten(),

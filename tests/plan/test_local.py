@@ -15,6 +15,7 @@ from hbpcompiler.compiler.plan import walk as plan
 from hbpcompiler.compiler.plan.local import Local
 from hbpcompiler.compiler.plan.steps import LocalTail, Widen
 from hbpcompiler.reference import reference
+from tests.selection import slow
 from tests.test_quantities import close
 
 QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
@@ -217,7 +218,8 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
 
 @pytest.mark.parametrize("model", [
     BEHIND_A_POOL, OF_A_CONVOLUTION, AVERAGES,
-    *[nn.Sequential(conv(1, 2), nn.Sigmoid(), Residual(2, meet, kernel), Residual(2, dilation=2), *ending(128))
+    *[pytest.param(nn.Sequential(conv(1, 2), nn.Sigmoid(), Residual(2, meet, kernel), Residual(2, dilation=2),
+                                 *ending(128)), marks=[] if kernel == 3 else slow("a window of one position"))
       for meet in (torch.add, torch.sub, torch.mul, quotient) for kernel in (1, 3)],
 ], ids=["behind a pool", "of a convolution", "averages", *[f"{name} {kernel}" for name in ("add", "sub", "mul", "div")
                                                           for kernel in (1, 3)]])  # fmt: skip

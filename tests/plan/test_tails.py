@@ -11,6 +11,7 @@ from hbpcompiler.compiler.plan import tails
 from hbpcompiler.reference import reference
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import slow
 from tests.test_quantities import check_exact, close
 
 
@@ -54,7 +55,7 @@ def test_chunks_on_random_networks(setting):
         check_exact(*setting, ["diag_h"])
 
 
-@pytest.mark.parametrize("chunk", [1, 300])
+@pytest.mark.parametrize("chunk", [1, pytest.param(300, marks=slow("the batch has two samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk, monkeypatch):
     """Graphs with branches too, where the rest of the way may read what only arrived before it."""
