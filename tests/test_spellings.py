@@ -92,7 +92,7 @@ SHIFTS = {
 
 
 @pytest.mark.parametrize(("name", "shape"), [
-    pytest.param(name, shape, marks=[] if shape == (4,) or name == "p - x" else slow("broadcasting is the same for all"))
+    pytest.param(name, shape, marks=[] if shape == (4,) or name == "p - x" else slow("broadcasting is alike for all"))
     for name in SHIFTS for shape in ((4,), (1,), ())])
 def test_a_parameter_that_is_subtracted(name, shape):
     torch.manual_seed(0)
