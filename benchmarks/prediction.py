@@ -103,7 +103,7 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
 def predicted_seconds(compiled: hbp.Compiled, batch: int, machine: Machine) -> float:
     """Of a call, on a machine with these figures; `Compiled.predicted_seconds` has those of the plan."""
     built = compiled._current()
-    return sum(ProgramCost(built.draft.graph, built.graph, machine).seconds(batch).values())
+    return sum(ProgramCost(built.draft.graph, built.matched.graph, machine).seconds(batch).values())
 
 
 def cell_found(cell: Cell, machine: Machine, rounds: int, within: float, limit: float, patience: float) -> Found:
@@ -129,7 +129,7 @@ def cell_found(cell: Cell, machine: Machine, rounds: int, within: float, limit: 
 def race_all(found: Found, compiled: hbp.Compiled, machine: Machine, rounds: int, within: float) -> None:
     """Every parameter's race, one after the other."""
     built, batch = compiled._current(), found.cell.batch
-    race = Race(built.graph, built.rules, built.draft.plan, batch, CPU, stopwatch(CPU))
+    race = Race(built.matched, built.draft.plan, batch, CPU, stopwatch(CPU))
     for step in built.draft.plan.closings() if within > 1 else []:
         runners = near_ties(step, batch, within)
         if len(runners) > 1 and step in built.draft.plan.steps:  # sites in chunk loops have no race of their own

@@ -66,7 +66,7 @@ def hutchinson(model: nn.Module, x: Tensor, y: Tensor, probes: int) -> Diagonal:
 def passes(compiled: hbp.Compiled, batch: int) -> float:
     """The numbers that all streams send back, over those of the gradient."""
     built = compiled._current()
-    rows = [(form, number(numbers, batch)) for _, _, form, numbers, *_ in travellers(built.graph, built.draft.plan)]
+    rows = [(form, number(numbers, batch)) for _, _, form, numbers, *_ in travellers(built.matched, built.draft.plan)]
     return sum(count for _, count in rows) / sum(count for form, count in rows if form.startswith("gradient"))
 
 

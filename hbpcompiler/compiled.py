@@ -18,6 +18,7 @@ from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, build
 from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.stages import FIRST_RUN
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs
 from hbpcompiler.errors import (
@@ -62,9 +63,9 @@ class Compiled:
         """
         given = check_batch(self.model, batch)
         built = self._program(given)
-        check_targets(built.losses, built.graph, given)
+        check_targets(built.losses, built.matched.graph, given)
         check_fits(built.draft.memory, self.options.memory_budget, given.samples)
-        with torch.no_grad(), _seeded(generator):
+        with torch.no_grad(), _seeded(generator), built.seconds.first(FIRST_RUN):
             raw = built.run(self._state(built), *given.tensors)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         return Result(raw, output, self.quantities, self.model, meetings(built.draft.plan))
@@ -124,7 +125,7 @@ class Compiled:
     @property
     def graph(self) -> nx.DiGraph:
         """The traced model and loss as a networkx graph."""
-        return self._current().graph.network()
+        return self._current().matched.graph.network()
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -140,10 +141,11 @@ class Compiled:
     def explain(self, batch_size: int = 64) -> str:
         """The plan as tables: what travels, in which form; what is saved; per parameter the routes, rejected ones too.
 
-        Costs are polynomials in N, predicted times and memory are for this batch size.
+        Costs are polynomials in N, predicted times and memory are for this batch size. A last line says how long each
+        stage of compilation took.
         """
         built = self._current()
-        return explain(built.graph, built.draft, batch_size)
+        return explain(built.matched, built.draft, batch_size, built.seconds)
 
     def predicted_seconds(self, batch_size: int) -> float:
         """The time of a call with so many samples, by the planner's model of cost (see `program_cost`)."""

@@ -53,6 +53,16 @@ class BatchDoesNotFitError(ModelError, InputError):
     """The model itself fails on the batch that it was to be traced with."""
 
 
+class InternalError(HbpError, AssertionError):
+    """A stage of the compiler, or a pass, broke what it promises to the next one."""
+
+    def __init__(self, place: str, before: Sequence[str], finding: str) -> None:
+        after = f" (after {', '.join(before)})" if before else ""
+        super().__init__(f"hbpcompiler's own fault, found behind {place}{after}: {finding}. Please report it with the "
+                         "model and the call of hbp.compile")
+        self.place = place
+
+
 class IndefiniteCurvatureWarning(UserWarning):
     """A loss of the user's own may be not convex, and then its generalised Gauss-Newton matrix is indefinite."""
 

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import fx
 
-from hbpcompiler.codegen.naming import value_names
 from hbpcompiler.compiler.budget import Draft, size
 from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.precision import notes
 from hbpcompiler.compiler.plan.steps import (
     Birth,
@@ -34,15 +34,16 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.plan.table import _form, _of_batch, _polynomial, _short, _stream
 from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
-from hbpcompiler.compiler.trace.graph import Graph, N
+from hbpcompiler.compiler.stages import Seconds
+from hbpcompiler.compiler.trace.graph import N
 
 WIDTH = 170
 """Of the tables, in characters."""
 
 
-def travellers(graph: Graph, plan: Plan) -> list[tuple[int, str, str, Any, str]]:
+def travellers(matched: Matched, plan: Plan) -> list[tuple[int, str, str, Any, str]]:
     """(number of the step, value, form, numbers per stream, born by) in the order of the backward pass."""
-    names = value_names(graph)
+    names = matched.names
     rows = []
     for position, step in enumerate(plan.steps):
         for own in flat(step):
@@ -69,12 +70,12 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
     return step.into, [step.value], how
 
 
-def explain(graph: Graph, draft: Draft, batch_size: int = 64) -> str:
+def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -> str:
     """The plan as tables: what travels, what is saved, each parameter's routes with the rejected ones, and the sums."""
     console = Console(file=io.StringIO(), width=WIDTH, record=False)
-    for table in (_streams(graph, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size)):
+    for table in (_streams(matched, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size)):
         console.print(table)
-    console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *_sums(draft, batch_size)])))
+    console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *_sums(draft, batch_size), str(seconds)])))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -87,11 +88,11 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _streams(graph: Graph, draft: Draft, batch: int) -> Table:
+def _streams(matched: Matched, draft: Draft, batch: int) -> Table:
     table = _table(f"What travels backwards ({', '.join(draft.plan.quantities)})", "at value", "stream and form",
                    "numbers", f"at N={batch}", "how", f"ms at N={batch}", "multiply-adds", "bytes moved")
     seconds, costs, shown = draft.cost.seconds(batch), draft.cost.costs(), set()
-    for step, value, form, elements, how in travellers(graph, draft.plan):
+    for step, value, form, elements, how in travellers(matched, draft.plan):
         numbers = [""] * 3
         if step in costs and step not in shown:  # a step may arrive at several values, and costs once
             shown.add(step)

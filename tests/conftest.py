@@ -14,7 +14,7 @@ import warnings
 import torch.export.exported_program as exported
 from hypothesis import HealthCheck, Phase, settings
 
-from hbpcompiler.compiler import pipeline as exporting
+from hbpcompiler.compiler.trace import trace as exporting
 from tests.shared_exports import SharedExports
 
 # The tests' own cache folder: what `hbp tune` measured on this machine must not decide what they see.

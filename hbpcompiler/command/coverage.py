@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.pipeline import trace_and_match
+from hbpcompiler.compiler.match.match import taken_apart, with_rules
 from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.trace import trace
 from hbpcompiler.rule import Case
 from hbpcompiler.rule.registry import Registry
 from hbpcompiler.rules.refused import DECOMPOSED, REFUSED
@@ -102,6 +103,7 @@ def pieces(operation: str, case: Case, registry: Registry) -> list[str]:
     layer = CaseLayer(None, operation, case, 2)
     features = torch.ones(SAMPLES, 2, dtype=torch.float64)
     batch = batch_of([features, *layer.extras, features])
-    graph, _, _, _ = trace_and_match(layer, lambda output, target: output.sum(), batch, registry)
+    traced = trace(layer, lambda output, target: output.sum(), batch, registry.modules)
+    graph, _ = with_rules(taken_apart(traced, registry).graph, registry)
     called = {made.target for made in graph.operations if registry.find(made.target, made.overload) is not None}
     return sorted(name.removeprefix("aten.") for name in called - FRAME)

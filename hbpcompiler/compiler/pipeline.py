@@ -1,10 +1,22 @@
-"""The stages in a row: from a model, a loss and a batch to a loaded program."""
+"""The stages in a row: from a model, a loss and a batch to a loaded program.
+
+    trace     torch.export; a graph of values and operations                      Traced
+    match     samples in front, a rule for each operation, how the loss ends      Matched
+    plan      what travels backwards, in which form, by which routes it ends      Plan
+    derive    the rules and routes write the program as an fx graph               Program
+    optimise  passes over that graph, in one list
+    emit      the text of the file, and what it will cost                         Draft
+    load      the file is imported
+
+What a stage returns does not change afterwards. Behind each its promise is checked (`check_*`, linear in its size), so
+that a fault is found where it was made. Two loops go back: uses of a tied parameter that cannot be joined are matched
+again as uses of a value, and a memory budget drafts plans until one keeps to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +29,32 @@ from hbpcompiler.compiler.budget import Draft, within_budget
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
-from hbpcompiler.compiler.derive import forward as derive
-from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
-from hbpcompiler.compiler.match.endings import overall, refuse_endings
-from hbpcompiler.compiler.match.fuse import fuse
-from hbpcompiler.compiler.match.match import _needs_pieces, differentiated, match
-from hbpcompiler.compiler.match.merged_positions import split_merged
-from hbpcompiler.compiler.match.parameter_values import Uses, with_values
-from hbpcompiler.compiler.match.samples_first import samples_first
+from hbpcompiler.compiler.derive.forward import Derived, derive
+from hbpcompiler.compiler.match.check import check_matched
+from hbpcompiler.compiler.match.match import match, taken_apart
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import LossCheck, check_targets, loss_checks
-from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision
-from hbpcompiler.compiler.plan.pixels import image_weights, is_pixel_by_pixel
+from hbpcompiler.compiler.plan.check import check_plan
+from hbpcompiler.compiler.plan.pixels import image_weights
+from hbpcompiler.compiler.plan.plan import plan, unraced
+from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.table import header_table, machine_notes
-from hbpcompiler.compiler.plan.walk import plan
 from hbpcompiler.compiler.program import shapes
+from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn
-from hbpcompiler.compiler.trace import reader as trace
+from hbpcompiler.compiler.stages import Seconds, verify
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.compiler.trace.export import export
-from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.tune.measured import measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
-from hbpcompiler.errors import (
-    UsesNotJoinedError,
-)
+from hbpcompiler.errors import UsesNotJoinedError
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import closings_for
-from hbpcompiler.rule.registry import AnyRule, Registry
+from hbpcompiler.quantities import Closing, closings_for
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
@@ -56,8 +63,7 @@ from hbpcompiler.version import __version__
 class Built:
     """One program and what it was made from."""
 
-    graph: Graph
-    rules: Mapping[str, AnyRule]
+    matched: Matched
     draft: Draft
     path: Path
     program: Any
@@ -68,87 +74,110 @@ class Built:
     fields: tuple[str, ...]
     """The fields of the program's result that hold them."""
     run: Callable[..., Any]
+    seconds: Seconds
 
 
 def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options) -> Built:
     """All stages, from a batch to a loaded program."""
-    try:
-        return _build(model, loss, batch, options)
-    except UsesNotJoinedError as error:
-        return _build(model, loss, batch, options, error.parameters)
+    seconds = Seconds()
+    traced = _traced(model, loss, batch, options, seconds)
+    fields = naming.output_fields(traced.returned)
+    matched, losses, draft = _drafted(traced, fields, batch, options, seconds)
+    with seconds.stage("load"):
+        program, path = load.program(draft.code)
+        run: Any = program
+        if options.backend == "torchscript":
+            program = run = torch.jit.script(program)
+        elif options.backend == "inductor":
+            program = run = torch.compile(program)
+    return Built(matched, draft, path, program, traced.constants, losses, traced.returned, fields, run, seconds)
 
 
-def _build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
-           as_values: frozenset[str] = frozenset()) -> Built:
+def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds) -> Traced:
+    with seconds.stage("export"):
+        exported = trace(model, loss, batch, options.registry.modules)
+    with seconds.stage("trace"):
+        traced = taken_apart(exported, options.registry)
+        verify("trace", check_graph(traced.graph))
+    return traced
+
+
+def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options,
+             seconds: Seconds) -> tuple[Matched, list[LossCheck], Draft]:
+    """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
     closings = schemes.kept(options.curvature, closings_for(options.quantities))
-    graph, rules, constants, structure = trace_and_match(model, loss, batch, options.registry,
-                                                         lambda uses: as_values | uses_as_values(uses, closings))
-    graph, rules = fuse(graph, rules)
-    losses = loss_checks(graph, rules)
-    check_targets(losses, graph, batch)
-    fields = naming.output_fields(structure)
-    resources = Resources(measured_machine(batch.tensors[0].device, graph.dtype))
-    name = type(model).__name__
-    draft = within_budget(lambda resources: _draft(name, graph, rules, fields, options, resources, batch), resources,
-                          options.memory_budget, batch.samples)
-    program, path = load.program(draft.code)
-    run: Any = program
-    if options.backend == "torchscript":
-        program = run = torch.jit.script(program)
-    elif options.backend == "inductor":
-        program = run = torch.compile(program)
-    return Built(graph, rules, draft, path, program, constants, losses, structure, fields, run)
+    as_values: frozenset[str] = frozenset()
+    while True:
+        with seconds.stage("match"):
+            matched = match(traced, options.registry, closings, as_values, naming.value_names)
+            verify("match", check_matched(matched))
+        losses = loss_checks(matched)
+        check_targets(losses, matched.graph, batch)
+        drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)
+        resources = Resources(measured_machine(batch.tensors[0].device, matched.graph.dtype))
+        try:
+            return matched, losses, within_budget(drafting.draft, resources, options.memory_budget, batch.samples)
+        except UsesNotJoinedError as error:
+            if error.parameters <= as_values:
+                raise
+            as_values |= error.parameters
 
 
-def _draft(model: str, graph: Graph, rules: Mapping[str, AnyRule], fields: Sequence[str], options: Options,
-           resources: Resources, example: Batch) -> Draft:
+@dataclass(frozen=True)
+class _Drafting:
     """The stages from the plan to the file's text."""
-    planned = plan(graph, rules, options.quantities, options.mc_samples, resources,
-                   options.curvature, options.curvature_dtype)
-    if options.autotune:
-        planned = autotuned(graph, rules, planned, example.samples, example.tensors[0].device)
-    if has_onednn(example.tensors[0].device, graph.dtype):
-        planned = replace(planned, by_pixels=is_pixel_by_pixel(graph, rules, planned))
-    names = naming.value_names(graph)
-    derived = derive.derive(graph, rules, planned, overall(graph, rules, set(planned.active)), names)
-    batch = {value.name: value for value in graph.batch}
-    optimise(derived.graph, Settings(
-        arguments=lambda samples: shapes.arguments(derived.graph, batch, graph.state, samples),
-        machine=resources.machine, dtype=graph.dtype, curvature_dtype=planned.curvature_dtype,
-        by_pixels=planned.by_pixels, images=image_weights(graph, rules)))
-    header = emit.Header(
-        model=naming.identifier(model),
-        quantities=options.quantities,
-        versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
-        table=header_table(graph, planned),
-        notes=[f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."] * (options.curvature != HESSIAN),
-    )
-    header.notes = [*header.notes, *precision.notes(planned.curvature_dtype),
-                    *machine_notes(resources.machine, options.autotune)]
-    code = emit.emit(derived.graph, header, {name: names[name] for name in batch}, fields)
-    return Draft(planned, derived.graph, code, MemoryModel(code, graph),
-                 ProgramCost(derived.graph, graph, resources.machine))
 
+    model: nn.Module
+    matched: Matched
+    closings: frozenset[Closing]
+    fields: Sequence[str]
+    options: Options
+    batch: Batch
+    seconds: Seconds
 
-def trace_and_match(
-    model: nn.Module, loss: Callable[..., Tensor], batch: Batch, registry: Registry,
-    as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: frozenset(),
-) -> tuple[Graph, dict[str, AnyRule], Mapping[str, Tensor], Structure]:
-    """The graph, the rule of each differentiated operation by its name, the constants outside the state_dict, and how
-    the model's output is built of the graph's outputs.
+    def draft(self, resources: Resources) -> Draft:
+        with self.seconds.stage("plan"):
+            planned = plan(self.matched, self.closings, self.options, resources, self._has_onednn,
+                           self._race if self.options.autotune else unraced)
+            verify("plan", check_plan(planned, self.matched, self.closings))
+        with self.seconds.stage("derive"):
+            program = derive(self.matched, planned)
+        with self.seconds.stage("optimise"):
+            self._optimise(program, planned, resources)
+        with self.seconds.stage("emit"):
+            return self._emitted(program, planned, resources)
 
-    `as_values` names the parameters that must be values though their uses have contractions (see `parameter_values`).
-    Raises UnsupportedOpError naming everything that no rule covers and torch's own table cannot decompose.
-    """
-    program, structure = export(model, loss, batch, registry.modules)
-    for _ in range(DECOMPOSITION_ROUNDS):
-        graph = trace.read(program, model, batch.layout)
-        pieces = [operation for operation in differentiated(graph) if _needs_pieces(operation, registry)]
-        table = decompositions(pieces, registry)
-        if not table:
-            break
-        program = program.run_decompositions(table)
-    refuse_endings(graph)
-    graph, mixing = samples_first(split_merged(graph, registry), registry)
-    graph = with_values(graph, registry, as_values) if not mixing else graph
-    return graph, match(graph, registry, mixing), trace.constants(program, loss), structure
+    @property
+    def _has_onednn(self) -> bool:
+        return has_onednn(self.batch.tensors[0].device, self.matched.graph.dtype)
+
+    def _race(self, planned: Plan) -> Plan:
+        return autotuned(self.matched, planned, self.batch.samples, self.batch.tensors[0].device)
+
+    def _optimise(self, program: Derived, planned: Plan, resources: Resources) -> None:
+        graph = self.matched.graph
+        batch = {value.name: value for value in graph.batch}
+        settings = Settings(
+            arguments=lambda samples: shapes.arguments(program.graph, batch, graph.state, samples),
+            machine=resources.machine, dtype=graph.dtype, curvature_dtype=planned.curvature_dtype,
+            by_pixels=planned.by_pixels, images=image_weights(graph, self.matched.rules))
+        try:
+            optimise(program.graph, settings)
+        except BrokenProgramError as error:
+            verify("optimise", [str(error)])
+
+    def _emitted(self, program: Derived, planned: Plan, resources: Resources) -> Draft:
+        graph, options = self.matched.graph, self.options
+        scheme = [f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."]
+        header = emit.Header(
+            model=naming.identifier(type(self.model).__name__),
+            quantities=options.quantities,
+            versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
+            table=header_table(graph, planned),
+            notes=[*(scheme if options.curvature != HESSIAN else []), *precision.notes(planned.curvature_dtype),
+                   *machine_notes(resources.machine, options.autotune)],
+        )
+        inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
+        code = emit.emit(program.graph, header, inputs, self.fields)
+        return Draft(planned, program.graph, code, MemoryModel(code, graph),
+                     ProgramCost(program.graph, graph, resources.machine))

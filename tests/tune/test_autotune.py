@@ -113,7 +113,7 @@ def test_every_route_can_be_run_alone():
         compiled = hbp.compile(model, quantities=["diag_h"] if len(X.shape) == 4 else ["diag_ggn", "batch_l2"],
                                example_inputs=(X, torch.tensor([0, 1, 2, 0, 1])))
         built = compiled._current()
-        race = Race(built.graph, built.rules, built.draft.plan, 5, X.device, timer=lambda run: float(run() is not None))
+        race = Race(built.matched, built.draft.plan, 5, X.device, timer=lambda run: float(run() is not None))
         steps = built.draft.plan.closings()
         assert {type(step).__name__ for step in steps} >= {"Tied" if isinstance(model, Twice) else "Close"}
         for step in steps:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hbpcompiler import schemes
+from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
-from hbpcompiler.compiler.match.endings import multiples, static_multiples
+from hbpcompiler.compiler.match.endings import multiples
 from hbpcompiler.compiler.plan.steps import Birth, Seed
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.quantities import GGN_MC, GRADIENT
 from hbpcompiler.rule import Diagonal, Factor, LossRule
 
-if TYPE_CHECKING:
-    from hbpcompiler.compiler.derive.backward import Backward
-
 
 def seed(backward: Backward, step: Seed) -> None:
     """The loss's own columns, diagonal or gradient, at its input."""
-    rule, op, piece = backward.rules[step.operation.name], backward.ops[step.operation.name], step.piece
+    rule, op, piece = backward.matched.rules[step.operation.name], backward.ops[step.operation.name], step.piece
     assert isinstance(rule, LossRule)
     value = step.operation.tensors[rule.input]
     residual = rule.residual_of(op)
@@ -54,9 +52,8 @@ def seed(backward: Backward, step: Seed) -> None:
 def _multiple(backward: Backward, operation: Operation) -> Any:
     """What this reduction's l_n is multiplied by in the loss; None for 1."""
     if operation.name not in backward.multiples:
-        known = static_multiples(backward.source, backward.rules, backward.active)
-        live = multiples(backward.source, backward.rules, backward.active, lambda own: backward.ops[own.name],
-                         backward.batch)
+        known, graph, rules = backward.matched.ending.multiples, backward.matched.graph, backward.matched.rules
+        live = multiples(graph, rules, lambda own: backward.ops[own.name], backward.batch)
         backward.multiples = {name: known[name] if isinstance(known[name], float) else live[name] for name in live}
     found = backward.multiples[operation.name]
     return None if isinstance(found, float) and found == 1 else found

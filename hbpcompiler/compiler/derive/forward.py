@@ -9,23 +9,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.match.aten import call, packet_of
 from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.plan.steps import Plan, Step, title
+from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.steps import Plan, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import (
-    Graph,
     N,
     Operation,
     Value,
 )
-from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.rule import Op, computed
-from hbpcompiler.rule.registry import AnyRule
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,9 @@ class Derived:
 
 
 class _Derivation:
-    def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], plan: Plan, reduction: str,
-                 names: Mapping[str, str]) -> None:
-        self.source, self.rules, self.plan, self.reduction, self.names = graph, rules, plan, reduction, names
-        self.active = set(plan.active)
+    def __init__(self, matched: Matched, plan: Plan) -> None:
+        self.matched, self.plan = matched, plan
+        self.source, self.rules, self.active, self.names = matched.graph, matched.rules, matched.active, matched.names
         self.writer = Writer()
         self.proxies: dict[str, Any] = {}
         self.saved: dict[str, dict[str, Any]] = {}
@@ -62,12 +59,11 @@ class _Derivation:
         for operation in self.source.operations:
             with self.writer.block(title(operation), "forward"):
                 self._forward(operation, operation.name in crossed)
-        backward = Backward(self.source, self.rules, self.plan, self.names, self.writer, self.ops, self.proxies,
-                            self.batch)
+        backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
         for number, step in enumerate(self.plan.steps):
             self.writer.tracer.step = number
-            with self.writer.block(title(self._where(step)), "backward"):
-                backward.step(step)
+            with self.writer.block(title(place_of(step, self.source)), "backward"):
+                backward.carry_out(step)
         self.writer.tracer.step = None
         self.closed = backward.closed
         results = self._results()
@@ -136,25 +132,14 @@ class _Derivation:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def _where(self, step: Step) -> Operation:
-        """The operation under whose heading a step is printed."""
-        return self.source.makers[step.value.name] if hasattr(step, "value") else step.operation
-
     def _results(self) -> dict[str, dict[str, Any]]:
         results: dict[str, dict[str, Any]] = {}
-        missing = [value.key for value in self.source.state if value.trainable and value.name not in self.active]
-        if missing:
-            raise ModelError(listing("These trainable parameters do not influence the loss:",
-                                     [repr(key) for key in missing],
-                                     "Remove them from the model or freeze them (requires_grad=False)."))
         for name in self.plan.quantities:
             quantity = QUANTITIES[name]
             results[name] = {}
-            for value in self.source.state:
-                if not value.trainable:
-                    continue
+            for value in self.matched.trainable:
                 with self.writer.block(name, "results"):
-                    closed = Closed(self.closed.get(value.key, {}), self.batch, self.reduction)
+                    closed = Closed(self.closed.get(value.key, {}), self.batch, self.matched.ending.kind)
                     found = quantity.value(closed)
                     hint = f"{name}_{self.names[value.name]}"
                     if quantity.fields:
@@ -174,6 +159,6 @@ def _node(item: Any) -> Any:
     return item.node if isinstance(item, fx.Proxy) else item
 
 
-def derive(graph: Graph, rules: Mapping[str, AnyRule], plan: Plan, reduction: str, names: Mapping[str, str]) -> Derived:
-    """Write the program. `names` gives each value of the graph its identifier."""
-    return _Derivation(graph, rules, plan, reduction, names).run()
+def derive(matched: Matched, plan: Plan) -> Derived:
+    """Write the program."""
+    return _Derivation(matched, plan).run()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from hbpcompiler.compiler.derive.backward import Backward, Leaving
+from hbpcompiler.compiler.derive.cross import born, root_of
 from hbpcompiler.compiler.derive.tail_loop import collect, take_steps, totals_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
@@ -21,13 +23,10 @@ from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.rule import Op, Window, called, computed
 
-if TYPE_CHECKING:
-    from hbpcompiler.compiler.derive.backward import Backward
-
 
 def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over positions."""
-    roots, widens = backward.root(step.widen), [own for own in step.steps if isinstance(own, Widen)]
+    roots, widens = root_of(backward, step.widen), [own for own in step.steps if isinstance(own, Widen)]
     rest = [own for own in step.steps if not isinstance(own, Widen)]
     unit = backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device)
 
@@ -37,14 +36,13 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
         inside_unit = part.outer(unit)
 
         def inner(chunk: Part) -> None:
-            sub = whole.inside(chunk.writer, pieces.ops(chunk))
-            sub.signs = {step.piece.name: chunk["signs"]}
-            sub.slopes = {name: chunk.read(slope, True) for name, slope in pieces.slopes.items()}
-            sub.leaving = pieces.leaving(chunk)
+            sub = whole.inside(chunk.writer, pieces.ops(chunk), signs={step.piece.name: chunk["signs"]},
+                               slopes={name: chunk.read(slope, True) for name, slope in pieces.slopes.items()},
+                               leaving=pieces.leaving(chunk))
             for widen in widens:
                 with chunk.writer.block(title(widen.operation), "backward"):
                     columns = sub.leaving(widen.operation, widen.slot,
-                                          sub.born(widen, chunk["columns"], chunk.outer(inside_unit)))
+                                          born(sub, widen, chunk["columns"], chunk.outer(inside_unit)))
                     sub.arrive(widen.operation.tensors[widen.slot], widen.into, columns)
             take_steps(sub, rest, lambda name: chunk.outer(part.totals[name]))
 
@@ -68,7 +66,7 @@ class _Pieces:
         self.operations: dict[str, Operation] = {own.operation.name: own.operation for own in step.steps}
         closed = {own.operation.name for own in step.steps if isinstance(own, Close)}
         for name in self.operations:
-            entire, op, window = whole.source.makers[name], whole.ops[name], self._window(name)
+            entire, op, window = whole.matched.graph.makers[name], whole.ops[name], self._window(name)
             with whole.writer.block(title(entire), "backward"):
                 if window is None:
                     self.slopes[name] = self._cut(whole.derivative(entire), entire.output, step.places[name])
@@ -91,7 +89,7 @@ class _Pieces:
         window, place = self._window(name), self.step.places[name]
         return place if window is None else place.read_through(window)
 
-    def leaving(self, chunk: Part) -> Callable[[Operation, str, Any], Any]:
+    def leaving(self, chunk: Part) -> Leaving:
         """What is done to columns on their way to an input: zeros outside the image, and where only others read."""
 
         def leave(operation: Operation, slot: str, columns: Any) -> Any:
@@ -127,7 +125,7 @@ class _Pieces:
                 saved = {**others, "output": output}
             return saved[name]
 
-        op = bind(operation, tensors, set(self.whole.active))
+        op = bind(operation, tensors, self.whole.matched.active)
         return op
 
     def _cut(self, tensor: Any, value: Value, place: Neighbourhood, fill: float = 0.0) -> Any:

@@ -1,21 +1,16 @@
-"""What happens to the loss's curvature where the model ends: KFRA averages it, Monte-Carlo quantities may sample it.
-
-And KFRA's own step backwards, the only one that is taken for the whole batch at once.
-"""
+"""What Monte-Carlo quantities make of curvature that names no distribution: random-sign sums of its columns."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.plan.steps import Sample
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import COLUMNS
-
-if TYPE_CHECKING:
-    from hbpcompiler.compiler.derive.backward import Backward
 
 
 def sample(backward: Backward, step: Sample) -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.steps import (
     Close,
     SampleChunks,
     Tied,
     flat,
+    place_of,
     reads,
     title,
 )
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.quantities import Closing
-
-if TYPE_CHECKING:
-    from hbpcompiler.compiler.derive.backward import Backward
 
 
 def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
@@ -32,14 +29,13 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
-        inside = backward.inside(part.writer, ops)
-        inside.columns = {place: part[f"columns {place}"] for place in starts}
-        inside.signs = {name: part[f"signs {name}"] for name in signs}
-        inside.batch = next(iter(inside.columns.values())).shape[0]
+        columns = {place: part[f"columns {place}"] for place in starts}
+        own_signs = {name: part[f"signs {name}"] for name in signs}
+        inside = backward.inside(part.writer, ops, columns=columns, signs=own_signs,
+                                 batch=next(iter(columns.values())).shape[0])
         for own in step.steps:
-            operation = backward.source.makers[own.value.name] if hasattr(own, "value") else own.operation
-            with part.writer.block(title(operation), "backward"):
-                inside.step(own)
+            with part.writer.block(title(place_of(own, backward.matched.graph)), "backward"):
+                inside.carry_out(own)
         for name, (key, closing) in keys.items():
             part.totals[name].add_(inside.closed[key][closing])
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.close import add
+from hbpcompiler.compiler.derive.cross import born, matrix, over, root_of
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.steps import (
     Close,
@@ -20,14 +23,11 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.rule import Op
 
-if TYPE_CHECKING:
-    from hbpcompiler.compiler.derive.backward import Backward
-
 
 def walk_tail(backward: Backward, step: Tail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over columns."""
     widens = [own for own in step.steps if isinstance(own, Widen)]
-    start = backward.root(widens[0]) if widens else backward.columns[step.value.name, step.piece.name]
+    start = root_of(backward, widens[0]) if widens else backward.columns[step.value.name, step.piece.name]
     sliced = {"columns": start, "signs": backward.signs.get(step.piece.name)}
 
     def body(part: Part) -> None:
@@ -59,15 +59,14 @@ def totals_of(step: Tail) -> dict[str, tuple[int, ...]]:
 def collect(backward: Backward, step: Tail, found: Mapping[str, Any]) -> None:
     """The totals of a tail's loop, to the other closings of their parameters."""
     for close in [own for own in step.steps if isinstance(own, Close)]:
-        closings = backward.closed.setdefault(close.parameter.key, {})
         for kind in {kind for choice in close.choices for kind in choice.kinds}:
-            backward.add(closings, close, kind, found[f"{kind} {close.parameter.key}"])
+            add(backward, close, kind, found[f"{kind} {close.parameter.key}"])
 
 
 def _basis(backward: Backward, widens: Sequence[Widen], part: Part, op: Op) -> dict[str, Any]:
     """What the loop over columns cuts besides the roots: rows in memory, or the numbers of the unit vectors."""
     widen = widens[0]
-    rows = backward.matrix(widen.operation, widen.slot, op) if len(widens) == 1 else None
+    rows = matrix(backward, widen.operation, widen.slot, op) if len(widens) == 1 else None
     if rows is not None:
         return {"rows": rows.unsqueeze(0)}
     size = math.prod(widen.operation.output.sample_shape)
@@ -78,14 +77,12 @@ def _basis(backward: Backward, widens: Sequence[Widen], part: Part, op: Op) -> d
 def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part, outer: Part,
             ops: Mapping[str, Op]) -> None:
     """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
-    sub = backward.inside(part.writer, ops)
-    sub.signs = {step.piece.name: part["signs"]}
+    start = {} if widens else {(step.value.name, step.piece.name): part["columns"]}
+    sub = backward.inside(part.writer, ops, columns=start, signs={step.piece.name: part["signs"]})
     steps = [own for own in step.steps if not isinstance(own, Widen)]
     if widens:
         with part.writer.block(title(widens[0].operation), "backward"):
             _chunk_of_columns(sub, widens, part, outer is part)
-    else:
-        sub.columns[step.value.name, step.piece.name] = part["columns"]
     take_steps(sub, steps, lambda name: outer.totals[name] if outer is part else part.outer(outer.totals[name]))
 
 
@@ -94,7 +91,7 @@ def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]
     for own in steps:
         assert isinstance(own, Pull | Close)
         with sub.writer.block(title(own.operation), "backward"):
-            sub.step(own)
+            sub.carry_out(own)
             if isinstance(own, Close):
                 for closing, value in sub.closed.pop(own.parameter.key).items():
                     total(f"{closing.kind} {own.parameter.key}").add_(value)
@@ -110,6 +107,6 @@ def _chunk_of_columns(backward: Backward, widens: Sequence[Widen], part: Part, w
         unit = torch.nn.functional.one_hot(basis["numbers"].squeeze(0), size).type_as(part["columns"])
     for widen in widens:
         value = operation.tensors[widen.slot]
-        columns = (backward.outer(part["columns"], value) * basis["rows"] if "rows" in basis
-                   else backward.born(widen, part["columns"], unit))
+        columns = (over(part["columns"], value) * basis["rows"] if "rows" in basis
+                   else born(backward, widen, part["columns"], unit))
         backward.arrive(value, widen.into, columns)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule import Op, Rule, Zero
 
 
-def static_op(operation: Operation, active: set[str]) -> Op:
+def static_op(operation: Operation, active: AbstractSet[str]) -> Op:
     """An Op of attributes and shapes only, for questions that need no tensor."""
 
     def tensors(name: str) -> Any:
@@ -18,7 +19,7 @@ def static_op(operation: Operation, active: set[str]) -> Op:
     return bind(operation, tensors, active)
 
 
-def bind(operation: Operation, tensors: Callable[[str], Any], active: set[str], differentiated: bool = True,
+def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSet[str], differentiated: bool = True,
          number: Callable[[Any], Any] = lambda item: item) -> Op:
     """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`.
 

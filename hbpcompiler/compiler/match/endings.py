@@ -7,11 +7,13 @@ follows the reductions. If any L_i is a mean, L is one: L = (1/N) sum_n l_n, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import sympy
 
 from hbpcompiler.compiler.match.bind import bind, is_curved, static_op
+from hbpcompiler.compiler.match.matched import Ending
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -26,44 +28,46 @@ UNKNOWN = sympy.Symbol("unknown", real=True)
 """A number that is known when the program runs."""
 
 
-def overall(graph: Graph, rules: Mapping[str, AnyRule], active: set[str]) -> str:
-    """"mean" or "sum": which of the two the whole loss is."""
-    found = set()
-    for operation in graph.ending(active)[0]:
-        rule = rules[operation.name]
-        assert isinstance(rule, LossRule)
-        found.add(rule.reduction(static_op(operation, active)))
-    return "mean" if "mean" in found else "sum"
+def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
+    """How this graph's loss ends, its multiples as numbers or as expressions in N and in UNKNOWN."""
+    reductions, tail = graph.ending
+    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active), N)
+    return Ending(tuple(reductions), tuple(tail), _overall(graph, rules), found)
 
 
-def multiples(graph: Graph, rules: Mapping[str, AnyRule], active: set[str], op_of: Callable[[Operation], Op],
+def _overall(graph: Graph, rules: Mapping[str, AnyRule]) -> str:
+    kinds = {_reduction(operation, rules, graph) for operation in graph.ending[0]}
+    return "mean" if "mean" in kinds else "sum"
+
+
+def _reduction(operation: Operation, rules: Mapping[str, AnyRule], graph: Graph) -> str:
+    rule = rules[operation.name]
+    assert isinstance(rule, LossRule)
+    return rule.reduction(static_op(operation, graph.active))
+
+
+def multiples(graph: Graph, rules: Mapping[str, AnyRule], op_of: Callable[[Operation], Op],
               batch: Any) -> dict[str, Any]:
     """By the name of each reduction, what its l_n is multiplied by in the loss's l_n; `batch` stands for N."""
-    reductions, tail = graph.ending(active)
+    reductions, tail = graph.ending
     slopes: dict[str, Any] = {graph.loss.name: 1.0}
     for operation in reversed(tail):
         rule = rules[operation.name]
         assert isinstance(rule, Rule)
         for slot, value in operation.tensors.items():
-            if value.name in active:
+            if value.name in graph.active:
                 part = rule.jac_t[slot](op_of(operation), slopes[operation.name])
                 slopes[value.name] = slopes[value.name] + part if value.name in slopes else part
-    kind = overall(graph, rules, active)
+    kind = _overall(graph, rules)
     found = {}
     for operation in reductions:
-        rule, slope = rules[operation.name], slopes[operation.name]
-        assert isinstance(rule, LossRule)
-        summed = rule.reduction(static_op(operation, active)) == "sum"
+        slope = slopes[operation.name]
+        summed = _reduction(operation, rules, graph) == "sum"
         found[operation.name] = slope * batch if summed and kind == "mean" else slope
     return found
 
 
-def static_multiples(graph: Graph, rules: Mapping[str, AnyRule], active: set[str]) -> dict[str, Any]:
-    """The same as numbers, or as expressions in N and in UNKNOWN."""
-    return multiples(graph, rules, active, lambda operation: _of_unknowns(operation, active), N)
-
-
-def _of_unknowns(operation: Operation, active: set[str]) -> Op:
+def _of_unknowns(operation: Operation, active: AbstractSet[str]) -> Op:
     return bind(operation, {**dict.fromkeys(operation.tensors, UNKNOWN), "output": UNKNOWN}.__getitem__, active)
 
 
@@ -71,7 +75,7 @@ def is_positive(multiple: Any) -> bool:
     return bool(sympy.sympify(multiple).is_positive)
 
 
-def tail_refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:
+def tail_refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> list[str]:
     """After the reductions only multiples and sums: anything curved would mix the samples."""
     where = f"{operation.target} in {operation.source}"
     op = _of_unknowns(operation, active)
@@ -90,10 +94,10 @@ def tail_refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list
 def refuse_endings(graph: Graph) -> None:
     """Raise UnsupportedOpError where the model makes the loss's number, or the loss adds a function of the parameters
     alone, which is no sample's."""
-    active = graph.active()
+    active = graph.active
     made = {operation.name for operation in graph.operations}
     found: list[tuple[Operation, Value]] = []
-    reductions, tail = graph.ending(active)
+    reductions, tail = graph.ending
     inside = [str(operation.source) for operation in reductions if not operation.source.in_loss]
     if inside:
         raise UnsupportedOpError(listing(

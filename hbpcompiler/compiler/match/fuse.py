@@ -8,6 +8,7 @@ elementwise rule, with one derivative and one diagonal residual.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ UNREAL = (sympy.I, sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, AnyRule]]:
     """The graph and the rules with each region of elementwise operations replaced by one operation."""
     operations, fused = list(graph.operations), dict(rules)
-    active = graph.active()
+    active = graph.active
     for last in reversed(graph.operations):
         if last not in operations or not _joins(last, fused, active):
             continue
@@ -45,11 +46,10 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, A
         fused = {name: rule for name, rule in fused.items() if name not in {own.name for own in region}}
         fused[whole.name] = elementwise("fused", expression, forward=_forward(inner, source, rules, active))
         operations = [whole if own is last else own for own in operations if own is last or own not in region]
-    makers = {operation.name: operation for operation in operations}
-    return replace(graph, operations=operations, makers=makers), fused
+    return replace(graph, operations=operations), fused
 
 
-def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: set[str]) -> bool:
+def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: AbstractSet[str]) -> bool:
     """Whether the operation is elementwise in what it differentiates and says so as an expression."""
     rule = rules.get(operation.name)
     if not isinstance(rule, Rule) or rule.expression is None or rule.forward is None:
@@ -66,7 +66,7 @@ def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: set[str])
 
 
 def _region(last: Operation, graph: Graph, operations: list[Operation], rules: Mapping[str, AnyRule],
-            active: set[str]) -> tuple[list[Operation], Value | None]:
+            active: AbstractSet[str]) -> tuple[list[Operation], Value | None]:
     """The operations above `last`, of its module, that nobody else reads; and the one value they all come from."""
     region = [last]
     makers = {operation.name: operation for operation in operations}
@@ -94,7 +94,7 @@ def _inputs(region: list[Operation]) -> list[Value]:
 
 
 def _composed(last: Operation, region: list[Operation], source: Value, rules: Mapping[str, AnyRule],
-              active: set[str]) -> Any:
+              active: AbstractSet[str]) -> Any:
     """What `last` is of `source`, as an expression in x; None where sympy would not give good derivatives."""
     by_name = {operation.name: operation for operation in region}
     known: dict[str, Any] = {source.name: x}
@@ -129,7 +129,7 @@ def _inserted(own: Any, inner: Mapping[Any, Any]) -> Any:
 
 
 def _forward(inner: list[Operation], source: Value, rules: Mapping[str, AnyRule],
-             active: set[str]) -> Callable[[Op], Any]:
+             active: AbstractSet[str]) -> Callable[[Op], Any]:
     """The operations one after the other, as the user wrote them."""
 
     def forward(op: Op) -> Any:

@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
+from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
 from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.endings import tail_refusals
-from hbpcompiler.compiler.match.merged_positions import positions
-from hbpcompiler.compiler.match.parameter_values import rule_of
-from hbpcompiler.compiler.match.samples_first import misplaced
+from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals
+from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.merged_positions import positions, split_merged
+from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
+from hbpcompiler.compiler.match.samples_first import misplaced, samples_first
+from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
-from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.compiler.trace.trace import Traced
+from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.quantities import Closing
 from hbpcompiler.rule import LossRule
 from hbpcompiler.rule.registry import AnyRule, Registry
 
 
-def differentiated(graph: Graph) -> list[Operation]:
-    """Operations that a derivative must cross: their result is active."""
-    active = graph.active()
-    return [operation for operation in graph.operations if operation.name in active]
+def taken_apart(traced: Traced, registry: Registry) -> Traced:
+    """The same with every operation that no rule covers in pieces, as far as torch's table and rule files know them."""
+    for _ in range(DECOMPOSITION_ROUNDS):
+        graph = traced.graph
+        pieces = [operation for operation in graph.operations
+                  if operation.name in graph.active and _needs_pieces(operation, registry)]
+        table = decompositions(pieces, registry)
+        if not table:
+            break
+        traced = traced.decomposed(table)
+    return traced
+
+
+def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_values: frozenset[str],
+          names: Callable[[Graph], Mapping[str, str]]) -> Matched:
+    """The graph in the form that derivatives are written for, a rule for each operation, and what follows from both.
+
+    `as_values` are parameters that must be values though their uses have contractions (see `parameter_values`);
+    `names` says how generated code calls a graph's values. Raises UnsupportedOpError naming everything that no rule
+    covers, ModelError for trainable parameters that the loss does not depend on.
+    """
+    graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings))
+    graph, rules = fuse(graph, rules)
+    unused = [repr(value.key) for value in graph.state if value.trainable and value.name not in graph.active]
+    if unused:
+        raise ModelError(listing("These trainable parameters do not influence the loss:", unused,
+                                 "Remove them from the model or freeze them (requires_grad=False)."))
+    return Matched(graph, rules, graph.active, ending_of(graph, rules), names(graph))
+
+
+def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
+               ) -> tuple[Graph, dict[str, AnyRule]]:
+    """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
+    refuse_endings(graph)
+    graph, mixing = samples_first(split_merged(graph, registry), registry)
+    graph = with_values(graph, registry, as_values) if not mixing else graph
+    return graph, rules_of(graph, registry, mixing)
 
 
 def _needs_pieces(operation: Operation, registry: Registry) -> bool:
@@ -27,13 +67,13 @@ def _needs_pieces(operation: Operation, registry: Registry) -> bool:
     return rule is None or (isinstance(rule, LossRule) and bool(operation.output.shape))
 
 
-def match(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:
+def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:
     """Operation name -> rule, or one error that lists all that is missing or refused, and where it is.
 
     `mixing` is what `samples_first` found; what follows from it is not listed again.
     """
-    active = graph.active()
-    reductions, tail = graph.ending(active)
+    active = graph.active
+    reductions, tail = graph.ending
     rules: dict[str, AnyRule] = {}
     findings = list(mixing)
     missing: list[str] = []
@@ -82,7 +122,7 @@ def _not_the_end(operation: Operation, findings: list[str], active: bool) -> Any
     return None
 
 
-def _refusals(operation: Operation, rule: AnyRule, active: set[str]) -> list[str]:
+def _refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> list[str]:
     """Why this use of a rule is impossible, if it is."""
     where = f"{operation.target} in {operation.source}"
     op = static_op(operation, active)

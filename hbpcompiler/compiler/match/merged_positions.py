@@ -31,7 +31,7 @@ def positions(value: Value) -> int:
 def split_merged(graph: Graph, registry: Registry) -> Graph:
     """The graph with the sample axis by itself in every value that derivatives reach, and in what meets them."""
     merged = {value.name: value for value in graph.values() if value.role == "result" and positions(value) > 1}
-    active = graph.active()
+    active = graph.active
     meetings = nx.Graph()
     for operation in graph.operations:
         names = [value.name for value in _values(operation) if value.name in merged]
@@ -53,8 +53,7 @@ def split_merged(graph: Graph, registry: Registry) -> Graph:
                 joined, outputs[index] = _joined(graph.makers[output.name], output, found[output.name])
                 operations[output.name] = [*operations[output.name], joined]
     flat = [operation for group in operations.values() for operation in group]
-    makers = {operation.name: operation for operation in flat}
-    return replace(graph, operations=flat, outputs=outputs, makers=makers)
+    return replace(graph, operations=flat, outputs=outputs)
 
 
 def _values(operation: Operation) -> list[Value]:

@@ -67,7 +67,7 @@ Uses = Mapping[str, Sequence[Use]]
 
 def with_values(graph: Graph, registry: Registry, chosen: Callable[[Uses], AbstractSet[str]]) -> Graph:
     """The graph with every parameter that must be a value made one, and those that `chosen(uses)` names by key."""
-    active = graph.active()
+    active = graph.active
     derived = _derived(graph, registry, active)
     uses = _uses(graph, registry, active)
     keys = chosen(uses) | {key for key, places in uses.items()
@@ -75,7 +75,7 @@ def with_values(graph: Graph, registry: Registry, chosen: Callable[[Uses], Abstr
     return _Rewriting(graph, registry, active, derived, keys).run() if keys or derived else graph
 
 
-def _uses(graph: Graph, registry: Registry, active: set[str]) -> dict[str, list[Use]]:
+def _uses(graph: Graph, registry: Registry, active: AbstractSet[str]) -> dict[str, list[Use]]:
     found: dict[str, list[Use]] = {}
     for operation in graph.operations:
         rule = registry.find(operation.target, operation.overload)
@@ -90,7 +90,7 @@ def _uses(graph: Graph, registry: Registry, active: set[str]) -> dict[str, list[
     return found
 
 
-def _derived(graph: Graph, registry: Registry, active: set[str]) -> set[str]:
+def _derived(graph: Graph, registry: Registry, active: AbstractSet[str]) -> set[str]:
     """Names of the operations that compute with parameters and constants alone."""
     network = graph.network()
     sampled = {value.name for value in graph.batch}
@@ -112,7 +112,7 @@ def _reads(operation: Operation, names: set[str]) -> bool:
 class _Rewriting:
     """Writes the operations again, with each-sample copies of what is computed of parameters alone."""
 
-    def __init__(self, graph: Graph, registry: Registry, active: set[str], derived: set[str],
+    def __init__(self, graph: Graph, registry: Registry, active: AbstractSet[str], derived: set[str],
                  keys: AbstractSet[str]) -> None:
         self.graph, self.registry, self.active, self.derived, self.keys = graph, registry, active, derived, keys
         self.operations: list[Operation] = []
@@ -126,8 +126,7 @@ class _Rewriting:
             else:
                 tensors = {slot: self._for_all(value, operation) for slot, value in operation.tensors.items()}
                 self.operations.append(replace(operation, tensors=tensors))
-        makers = {operation.name: operation for operation in self.operations}
-        return replace(self.graph, operations=self.operations, makers=makers)
+        return replace(self.graph, operations=self.operations)
 
     def _for_all(self, value: Value, user: Operation) -> Value:
         """What an ordinary operation reads: the value without sample axis, but on the way of columns."""

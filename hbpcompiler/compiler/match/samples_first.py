@@ -9,6 +9,7 @@ graph stays as it is, and what moves the sample axis is refused by its rule.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +45,7 @@ def misplaced(value: Value) -> bool:
 
 def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
     """The graph with the sample axis in front of every value that derivatives reach; or as it is, and why."""
-    active = graph.active()
+    active = graph.active
     found = {operation.name for operation in graph.operations
              if operation.name in active and misplaced(operation.output)}
     if not found or found & {output.name for output in graph.outputs}:
@@ -73,7 +74,7 @@ def _of_one(value: Value) -> tuple[int, ...]:
 
 
 class _Rewriting:
-    def __init__(self, graph: Graph, registry: Registry, active: set[str]) -> None:
+    def __init__(self, graph: Graph, registry: Registry, active: AbstractSet[str]) -> None:
         self.graph, self.registry, self.active = graph, registry, active
         self.operations: list[Operation] = []
         self.batches_of_one: dict[str, Value] = {}
@@ -93,8 +94,7 @@ class _Rewriting:
             if not misplaced(operation.output):
                 one = self.batches_of_one[operation.name]
                 self.operations.append(_unary("squeeze", one, operation.output, operation))
-        makers = {operation.name: operation for operation in self.operations}
-        return replace(self.graph, operations=self.operations, makers=makers)
+        return replace(self.graph, operations=self.operations)
 
     def _reduced(self, operation: Operation) -> list[Operation]:
         """What sums over the samples: a loss, if it may be that of the positions taken apart."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from hbpcompiler.compiler.match.bind import static_op
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import shown
 from hbpcompiler.compiler.trace.graph import Graph, Value
@@ -27,12 +29,12 @@ class LossCheck:
     """whether the loss reads it as it came, and not a reshaped view of it"""
 
 
-def loss_checks(graph: Graph, rules: Mapping[str, AnyRule]) -> list[LossCheck]:
+def loss_checks(matched: Matched) -> list[LossCheck]:
     """One for each loss function that reads a target, be it reshaped."""
-    active = graph.active()
+    graph, rules, active = matched.graph, matched.rules, matched.active
     names = [value.name for value in graph.targets]
     checks = []
-    for operation in graph.ending(active)[0]:
+    for operation in matched.ending.reductions:
         rule, target = rules[operation.name], operation.tensors.get("target")
         assert isinstance(rule, LossRule)
         if target is None:
@@ -44,7 +46,7 @@ def loss_checks(graph: Graph, rules: Mapping[str, AnyRule]) -> list[LossCheck]:
     return checks
 
 
-def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: set[str]) -> Value:
+def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: AbstractSet[str]) -> Value:
     """The value whose elements these are, all of them and unchanged, in another shape or order."""
     while (maker := graph.makers.get(value.name)) is not None and len(maker.tensors) == 1:
         (above,) = maker.tensors.values()

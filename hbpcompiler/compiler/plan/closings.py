@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,10 +28,6 @@ from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
-if TYPE_CHECKING:
-    pass
-
-
 LARGE_IMAGE = 20480
 """Numbers of one image (or a kernel longer than 3) from which torch takes its convolution to oneDNN."""
 LARGEST_BLOCK = 2**14
@@ -47,21 +42,20 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
         if not parameter.trainable or slot not in params:
             continue
         contraction = params[slot]
+        alone = site_of(contraction, op, None, precision.of(None, dtype), resources, rule.window(op))
         for piece in pieces:
             kinds = frozenset(closing.kind for closing in wanted if closing.stream == piece.stream)
             kinds -= frozenset() if piece.signed else {NEGATIVE}
             if not kinds:
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds)
-            site = site_of(contraction, op, piece, precision.of(piece, dtype), resources, rule.window(op))
+            site = _met(alone, piece, precision.of(piece, dtype))
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
             yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
         of_operand = frozenset(closing.kind for closing in wanted if not closing.stream)
-        if of_operand:
-            site = site_of(contraction, op, None, precision.of(None, dtype), resources, rule.window(op))
-            if site.features:
-                yield Close(operation, slot, parameter, None, site, contraction, choose(site, of_operand))
+        if of_operand and alone.features:
+            yield Close(operation, slot, parameter, None, alone, contraction, choose(alone, of_operand))
 
 
 def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources,
@@ -80,6 +74,11 @@ def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.
     return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.kernel is not None,
                 resources, _has_kernel_for_columns(contraction, op, window), formed,
                 rows=rows_of(window, contraction, op))
+
+
+def _met(site: Site, piece: Piece, dtype: torch.dtype) -> Site:
+    """The site of the operand alone, when a piece of this dtype meets it."""
+    return replace(site, form=piece.form, columns=piece.columns, signed=piece.signed, itemsize=dtype.itemsize)
 
 
 def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Resources
 from hbpcompiler.compiler.plan.steps import (
@@ -28,9 +28,6 @@ from hbpcompiler.compiler.plan.steps import (
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
-
-if TYPE_CHECKING:
-    pass
 
 LARGE_BYTES, CHUNK_BYTES = 2**28, 2**25
 """Of all columns that are held at once: for a batch, from which on they go in chunks, and for a chunk."""

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.routes import (
     Site,
     kinds_of,
 )
-from hbpcompiler.compiler.trace.graph import N, Operation, Value
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
 from hbpcompiler.rule import Contraction, Residual
 
@@ -261,7 +261,6 @@ class Plan:
     quantities: tuple[str, ...]
     mc_samples: int
     steps: tuple[Step, ...]
-    active: frozenset[str]
     pools: Mapping[tuple[str, str], Operation]
     """(value, piece) -> the pool behind which the piece's columns are kept pooled as well."""
     curvature: str
@@ -311,6 +310,11 @@ def live(steps: list[Step]) -> list[Step]:
             wanted |= {(value.name, piece.name) for value, piece in reads(step)}
             kept.append(step)
     return kept[::-1]
+
+
+def place_of(step: Step, graph: Graph) -> Operation:
+    """The operation under whose heading a step is printed."""
+    return graph.makers[step.value.name] if isinstance(step, Gather | Average | Sample | Tail) else step.operation
 
 
 def title(operation: Operation) -> str:

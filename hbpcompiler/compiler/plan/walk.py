@@ -1,48 +1,40 @@
-"""Stage 3, plan: one backward walk over the graph that decides what travels where, in which form, and how it closes.
+"""The planner's backward walk over the graph, which decides what travels where, in which form, and how it closes.
 
-The result is a list of steps without tensors. `derive` carries them out, `explain` prints them. The walk knows
-structures and sizes, never an operation. Curvature travels in pieces: a piece is born at one place, has one form, and
-is the sum of what arrives over several consumers. Diagonals born at one value are added, columns laid side by side.
+The result is a list of steps without tensors. The walk knows structures and sizes, never an operation. Curvature
+travels in pieces: a piece is born at one place, has one form, and is the sum of what arrives over several consumers.
+Diagonals born at one value are added, columns laid side by side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-
-import networkx as nx
-import torch
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from hbpcompiler import schemes
-from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
-from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.match.endings import is_positive, static_multiples
-from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.match.endings import is_positive
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import compression
 from hbpcompiler.compiler.plan.closings import closings_at
-from hbpcompiler.compiler.plan.local import Local, without_local
-from hbpcompiler.compiler.plan.pooled import with_pooled_columns
 from hbpcompiler.compiler.plan.precision import Precision
-from hbpcompiler.compiler.plan.sample_chunks import with_sample_chunks
 from hbpcompiler.compiler.plan.steps import (
     PREFIX,
     Average,
     Birth,
     Gather,
     Piece,
-    Plan,
     Pull,
     Sample,
     Seed,
     Step,
     Widen,
-    live,
 )
-from hbpcompiler.compiler.plan.tails import limits, with_tails
-from hbpcompiler.compiler.plan.tied import join_uses
+from hbpcompiler.compiler.plan.tails import limits
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.options import Options
 from hbpcompiler.quantities import (
     GGN,
     GGN_MC,
@@ -50,11 +42,10 @@ from hbpcompiler.quantities import (
     KFRA,
     NEGATIVE,
     POSITIVE,
-    QUANTITIES,
     RESIDUAL,
     RESIDUAL_MC,
     VECTORS,
-    closings_for,
+    Closing,
 )
 from hbpcompiler.rule import Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
 from hbpcompiler.rule.bilinear import (
@@ -64,41 +55,38 @@ from hbpcompiler.rule.bilinear import (
     parameters_met,
 )
 from hbpcompiler.rule.convexity import curvature_sign, slope_sign
-from hbpcompiler.rule.registry import AnyRule
 
 
-class _Walk:
-    def __init__(self, graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int,
-                 resources: Resources, curvature: str, curvature_dtype: torch.dtype | None) -> None:
-        self.graph, self.rules = graph, rules
-        self.quantities, self.mc_samples, self.resources = quantities, mc_samples, resources
-        self.active = graph.active()
-        self.curvature = curvature
-        self.closings = schemes.kept(curvature, closings_for(quantities))
+class Walk:
+    """What has been decided so far; `run` decides it all."""
+
+    def __init__(self, matched: Matched, closings: frozenset[Closing], options: Options, resources: Resources) -> None:
+        graph, self.active = matched.graph, matched.active
+        self.matched, self.graph, self.rules, self.closings = matched, graph, matched.rules, closings
+        self.mc_samples, self.resources, self.curvature = options.mc_samples, resources, options.curvature
         self.streams = {closing.stream for closing in self.closings if closing.stream}
         self.steps: list[Step] = []
         self.at: dict[str, dict[str, Piece]] = {}
         self.counter: dict[str, int] = {}
-        _, self.tail = graph.ending(self.active)
-        self.multiples = static_multiples(graph, rules, self.active)
         self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
         self.sampled: set[str] = set()
         self.slopes: dict[str, int | None] = {}
         self.boundary = _boundary(graph, self.active)
         self.indefinite = False
         self.dtype = self.boundary[0].dtype
-        self.precision = Precision(None if curvature_dtype == self.dtype else curvature_dtype)
+        self.precision = Precision(None if options.curvature_dtype == self.dtype else options.curvature_dtype)
         self.itemsize = (self.precision.dtype or self.dtype).itemsize
         """Bytes of a number of a column."""
         self.largest = _largest_above(graph, self.active)
 
-    def run(self) -> Plan:
+    def run(self) -> list[Step]:
+        """The steps of the whole backward pass; some may be read by none."""
         left = False
         for operation in reversed(self.graph.operations):
             if operation.name not in self.active:
                 continue
             rule = self.rules.get(operation.name)
-            if rule is None or operation in self.tail:
+            if rule is None or operation in self.matched.ending.tail:
                 continue
             if not operation.source.in_loss and not left:
                 self._leave_loss()
@@ -107,13 +95,7 @@ class _Walk:
                 self._seed(operation, rule)
             else:
                 self._cross(operation, rule)
-        steps, pools = with_pooled_columns(live(join_uses(self.steps, self.closings)), self.rules, self._static)
-        local = Local(self.rules, self._static, self.itemsize, self.resources)
-        steps = with_tails(steps, self.itemsize, self.resources, pools, local)
-        pools = without_local(pools, steps)
-        steps = with_sample_chunks(steps, self.dtype.itemsize, self.resources)
-        return Plan(self.quantities, self.mc_samples, tuple(steps), frozenset(self.active), pools, self.curvature,
-                    self.indefinite, self.precision.dtype)
+        return self.steps
 
     # -- births ----------------------------------------------------------------------------------------------------
 
@@ -125,8 +107,7 @@ class _Walk:
         self.at.setdefault(value.name, {})[piece.name] = piece
 
     def _static(self, operation: Operation) -> Op:
-        """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
-        return bind(operation, StandIns(operation, self.rules.get(operation.name)), self.active)
+        return self.matched.static(operation)
 
     def _seed(self, operation: Operation, rule: LossRule) -> None:
         value = operation.tensors[rule.input]
@@ -134,7 +115,7 @@ class _Walk:
         self.steps.append(Seed(operation, self.gradient))
         self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
-        signed = not is_positive(self.multiples[operation.name])
+        signed = not is_positive(self.matched.ending.multiples[operation.name])
         self._slope(value, 1 if "increasing" in rule.order and not signed else None)
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
@@ -162,7 +143,7 @@ class _Walk:
                     gradient)
         inputs = tuple(inputs_met(rule, op))
         for slot in parameters_met(rule, op):
-            met = self.parameters_above(operation, [slot]) & self.parameters_above(operation, inputs)
+            met = self._parameters_above(operation, [slot]) & self._parameters_above(operation, inputs)
             if not met or not self.streams & {RESIDUAL, RESIDUAL_MC}:
                 continue  # the block is between different parameters
             if cross_block_missing(rule, op):
@@ -172,11 +153,9 @@ class _Walk:
                     "freeze it or ask for other quantities")
             self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient)
 
-    def parameters_above(self, operation: Operation, slots: Iterable[str]) -> set[str]:
+    def _parameters_above(self, operation: Operation, slots: Iterable[str]) -> set[str]:
         """Names of the trainable parameters that these arguments depend on."""
-        network = self.graph.network()
-        names = set().union(*[nx.ancestors(network, operation.tensors[slot].name) for slot in slots])
-        return {value.key for value in self.graph.state if value.trainable and value.name in names}
+        return set().union(*[self.matched.parameters_above[operation.tensors[slot].name] for slot in slots])
 
     def _birth(self, operation: Operation, residual: Residual, slots: tuple[str, ...], gradient: Piece) -> None:
         if isinstance(residual, Zero) or not slots:
@@ -318,7 +297,7 @@ class _Walk:
             self.at[value.name] = {piece.name: piece for piece in result}
 
 
-def _boundary(graph: Graph, active: set[str]) -> list[Value]:
+def _boundary(graph: Graph, active: AbstractSet[str]) -> list[Value]:
     """The values at which the model ends and the loss begins."""
     found: dict[str, Value] = {}
     for operation in graph.operations:
@@ -330,7 +309,7 @@ def _boundary(graph: Graph, active: set[str]) -> list[Value]:
     return list(found.values())
 
 
-def _largest_above(graph: Graph, active: set[str]) -> dict[str, tuple[int, bool]]:
+def _largest_above(graph: Graph, active: AbstractSet[str]) -> dict[str, tuple[int, bool]]:
     """For each value, the size of the largest one that its columns will reach on their way back, itself included; and
     whether all of them have one axis."""
     largest: dict[str, tuple[int, bool]] = {}
@@ -341,15 +320,3 @@ def _largest_above(graph: Graph, active: set[str]) -> dict[str, tuple[int, bool]
             vectors_only = len(operation.output.sample_shape) <= 1 and all(flat for _, flat in above)
             largest[operation.name] = max(sizes), vectors_only
     return largest
-
-
-def plan(graph: Graph, rules: Mapping[str, AnyRule], quantities: tuple[str, ...], mc_samples: int = 1,
-         resources: Resources = UNLIMITED, curvature: str = schemes.HESSIAN,
-         curvature_dtype: torch.dtype | None = None) -> Plan:
-    """Decide streams, forms, merges and routes. `quantities` are names from the table, `curvature` is a scheme.
-
-    `curvature_dtype` is that of curvature columns; None: the model's.
-    """
-    unknown = [name for name in quantities if name not in QUANTITIES]
-    assert not unknown, unknown
-    return _Walk(graph, rules, quantities, mc_samples, resources, curvature, curvature_dtype).run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Cost, number
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
@@ -70,25 +71,44 @@ def kinds_of(choices: Iterable[Choice]) -> frozenset[str]:
 
 def covers(site: Site, kinds: frozenset[str]) -> Iterator[tuple[Choice, ...]]:
     """All sets of routes that give all closings, none idle: a product made for one closing serves the others."""
-    applicable = [route for route in ROUTES if route.applies(site) and route.closes(site) & kinds]
-    for count in range(1, min(MOST_ROUTES, len(applicable)) + 1):
-        for routes in itertools.combinations(applicable, count):
-            left, chosen = set(kinds), []
+    closes = {route: found for route in ROUTES if route.applies(site) and (found := route.closes(site)) & kinds}
+    known: dict[tuple[Route, frozenset[str]], Choice] = {}
+
+    def choice(route: Route, taken: frozenset[str]) -> Choice:
+        if (route, taken) not in known:
+            known[route, taken] = Choice(route, taken, route.cost(site, taken))
+        return known[route, taken]
+
+    for count in range(1, min(MOST_ROUTES, len(closes)) + 1):
+        for routes in itertools.combinations(closes, count):
+            left, chosen = set(kinds), list[tuple[Route, frozenset[str]]]()
             for route in routes:
-                taken = frozenset(left & route.closes(site))
+                taken = frozenset(left & closes[route])
                 left -= taken
                 if taken:
-                    chosen.append(Choice(route, taken, route.cost(site, taken)))
-            if left or len(chosen) < count:
-                continue
-            yield tuple(chosen)
+                    chosen.append((route, taken))
+            if not left and len(chosen) == count:
+                yield tuple(choice(route, taken) for route, taken in chosen)
 
 
 def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
     """The cheapest set of routes that gives all closings and keeps to the memory for temporaries, if one does."""
-    possible = [choices for choices in covers(site, kinds) if seconds(site, choices) < float("inf")]
-    assert possible, f"no route closes {sorted(kinds)} of {site}"
-    return min(possible, key=lambda choices: (excess(site, choices), seconds(site, choices)))
+    return _chosen(site, kinds)
+
+
+@lru_cache(maxsize=4096)  # layers that are alike, and drafts under a memory budget, ask again
+def _chosen(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
+    times: dict[int, float] = {}  # of a route and what it closes: in many sets at once, and compared by none
+    best: tuple[tuple[float, float], tuple[Choice, ...]] | None = None
+    for choices in covers(site, kinds):
+        for choice in choices:
+            if id(choice) not in times:
+                times[id(choice)] = seconds(site, [choice])
+        total = sum(times[id(choice)] for choice in choices)
+        if total < float("inf") and (best is None or (excess(site, choices), total) < best[0]):
+            best = (excess(site, choices), total), choices
+    assert best is not None, f"no route closes {sorted(kinds)} of {site}"
+    return best[1]
 
 
 def alternatives(site: Site, choices: Sequence[Choice]) -> list[Choice]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
@@ -112,8 +113,11 @@ class Graph:
     outputs: Sequence[Value]
     """The tensors that the model returns."""
     loss: Value
-    makers: Mapping[str, Operation] = field(default_factory=dict)
-    """Value name -> the operation that makes it."""
+
+    @cached_property
+    def makers(self) -> Mapping[str, Operation]:
+        """Value name -> the operation that makes it."""
+        return {operation.name: operation for operation in self.operations}
 
     @property
     def batch(self) -> list[Value]:
@@ -125,11 +129,22 @@ class Graph:
         """That of the model's output; of several, of the first that has numbers in it."""
         return next((output.dtype for output in self.outputs if output.floating), self.loss.dtype)
 
-    def ending(self, active: set[str]) -> tuple[list[Operation], list[Operation]]:
-        """The operations that reduce the batch to numbers, and those that make the loss of these, in order.
+    @cached_property
+    def active(self) -> frozenset[str]:
+        """Names of the values that derivatives reach: between a trainable parameter and the loss, all floating."""
+        below = {value.name for value in self.state if value.trainable}
+        for operation in self.operations:
+            if operation.output.floating and any(value.name in below for value in operation.tensors.values()):
+                below.add(operation.name)
+        above = {self.loss.name}
+        for operation in reversed(self.operations):
+            if operation.name in above:
+                above.update(value.name for value in operation.tensors.values() if value.floating)
+        return frozenset(below & above)
 
-        `active` are the values that derivatives reach.
-        """
+    @cached_property
+    def ending(self) -> tuple[list[Operation], list[Operation]]:
+        """The operations that reduce the batch to numbers, and those that make the loss of these, in order."""
         reductions, tail = [], []
         wanted = {self.loss.name}
         for operation in reversed(self.operations):
@@ -139,7 +154,7 @@ class Graph:
                 reductions.append(operation)
             else:
                 tail.append(operation)
-                wanted |= {value.name for value in operation.tensors.values()} & active
+                wanted |= {value.name for value in operation.tensors.values()} & self.active
         return reductions[::-1], tail[::-1]
 
     def values(self) -> Iterator[Value]:
@@ -167,16 +182,6 @@ class Graph:
             for slot, value in operation.tensors.items():
                 network.add_edge(value.name, operation.name, slot=slot)
         return network
-
-    def active(self) -> set[str]:
-        """Names of the values that derivatives reach: between a trainable parameter and the loss."""
-        network = self.network()
-        floating = [value.name for value in self.values() if value.floating]
-        network = network.subgraph(floating)
-        trainable = [value.name for value in self.state if value.trainable]
-        below: set[str] = set().union(*[{name} | nx.descendants(network, name) for name in trainable])
-        above = {self.loss.name} | nx.ancestors(network, self.loss.name)
-        return below & above
 
 
 SAMPLES = 2

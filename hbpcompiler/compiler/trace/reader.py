@@ -198,8 +198,7 @@ def _without_dead(graph: Graph) -> Graph:
     needed = set(ends).union(*[nx.ancestors(network, name) for name in ends])
     operations = [operation for operation in graph.operations if operation.name in needed]
     state = [value for value in graph.state if value.name in needed or value.trainable]
-    makers = {operation.name: operation for operation in operations}
-    return Graph(graph.inputs, graph.targets, state, operations, graph.outputs, graph.loss, makers)
+    return Graph(graph.inputs, graph.targets, state, operations, graph.outputs, graph.loss)
 
 
 def read(program: Any, model: nn.Module, layout: Layout) -> Graph:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from hbpcompiler.codegen.naming import value_names
-from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.stand_ins import StandIns
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
@@ -38,7 +38,6 @@ from hbpcompiler.compiler.routes import (
     excess,
 )
 from hbpcompiler.compiler.trace.graph import (
-    Graph,
     N,
     Operation,
     Value,
@@ -46,7 +45,6 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
-from hbpcompiler.rule.registry import AnyRule
 
 NEAR = 2.0
 """Routes predicted to take up to so many times the best one's time are near ties."""
@@ -59,11 +57,10 @@ Signature = list[list[Any]]
 class Race:
     """Times sets of routes at the plan's parameters."""
 
-    def __init__(self, source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: int, device: torch.device,
+    def __init__(self, matched: Matched, plan: Plan, batch: int, device: torch.device,
                  timer: Timer | None = None) -> None:
-        self.source, self.rules, self.plan, self.batch, self.device = source, rules, plan, batch, device
+        self.matched, self.plan, self.batch, self.device = matched, plan, batch, device
         self.timer = timer or stopwatch(device)
-        self.names = value_names(source)
 
     def seconds(self, step: Close | Tied, runners: Sequence[Sequence[Choice]], rounds: int = ROUNDS) -> list[float]:
         """Median time of each set of routes, measured in turns."""
@@ -84,28 +81,29 @@ class Race:
             return writer.placeholder(f"given_{len(given)}")
 
         operations = [use.operation for use in step.uses] if isinstance(step, Tied) else [step.operation]
-        ops = {operation.name: bind(operation, self._tensors(operation, placeholder), set(self.plan.active),
+        ops = {operation.name: bind(operation, self._tensors(operation, placeholder), self.matched.active,
                                     number=lambda length: int(length.subs(N, self.batch)))
                for operation in operations}
-        backward = Backward(self.source, self.rules, self.plan, self.names, writer, ops, {}, self.batch)
+        own, columns, signs = precision.Precision(self.plan.curvature_dtype), {}, {}
         if step.piece is not None:
             for operation in operations:
-                columns = placeholder(self._columns(operation, step.piece, backward.precision))
-                backward.columns[operation.name, step.piece.name] = backward.precision.rounded(columns, step.piece)
+                given_columns = placeholder(self._columns(operation, step.piece, own))
+                columns[operation.name, step.piece.name] = own.rounded(given_columns, step.piece)
             if step.piece.signed:
-                backward.signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
-        backward.step(replace(step, choices=tuple(choices)))
+                signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
+        backward = backward_pass(self.matched, self.plan, writer, ops, self.batch, columns=columns, signs=signs)
+        backward.carry_out(replace(step, choices=tuple(choices)))
         closed = [list(closings.values()) for closings in backward.closed.values()]
         writer.graph.output(fx.node.map_aggregate(closed, _node))
         shown = [tensor.to("meta") for tensor in given]
         optimise(writer.graph, Settings(
-            arguments=lambda samples: shown, machine=step.site.resources.machine, dtype=self.source.dtype,
+            arguments=lambda samples: shown, machine=step.site.resources.machine, dtype=self.matched.graph.dtype,
             curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels))
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)
 
     def _tensors(self, operation: Operation, placeholder: Callable[[Tensor], Any]) -> Callable[[str], Any]:
-        stand_ins, known = StandIns(operation, self.rules.get(operation.name), self._random), {}
+        stand_ins, known = StandIns(operation, self.matched.rules.get(operation.name), self._random), {}
 
         def tensors(name: str) -> Any:
             if name not in known:
@@ -135,12 +133,11 @@ class Race:
         return signs.to(operation.output.dtype)
 
 
-def autotuned(source: Graph, rules: Mapping[str, AnyRule], plan: Plan, batch: int, device: torch.device,
-              timer: Timer | None = None) -> Plan:
+def autotuned(matched: Matched, plan: Plan, batch: int, device: torch.device, timer: Timer | None = None) -> Plan:
     """The plan with near ties decided by a race, or by the winner of an earlier one."""
-    race, known, found = Race(source, rules, plan, batch, device, timer), tuning.winners(), {}
+    race, known, found = Race(matched, plan, batch, device, timer), tuning.winners(), {}
     rounded = f", columns {plan.curvature_dtype}" if plan.curvature_dtype is not None else ""
-    place = f"{tuning.key(device, source.dtype)}, batch {batch}{rounded}"
+    place = f"{tuning.key(device, matched.graph.dtype)}, batch {batch}{rounded}"
 
     def decided(step: Close | Tied) -> Close | Tied:
         runners = near_ties(step, batch)

@@ -1,0 +1,57 @@
+"""Which function carries out which step of a plan. A new kind of step is a function and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.begin import birth, seed
+from hbpcompiler.compiler.derive.close import close, tied
+from hbpcompiler.compiler.derive.cross import pull, widen
+from hbpcompiler.compiler.derive.gather import gather
+from hbpcompiler.compiler.derive.kfra import average
+from hbpcompiler.compiler.derive.neighbourhood_loop import walk_local_tail
+from hbpcompiler.compiler.derive.sample import sample
+from hbpcompiler.compiler.derive.sample_loop import walk_sample_chunks
+from hbpcompiler.compiler.derive.tail_loop import walk_tail
+from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.steps import (
+    Average,
+    Birth,
+    Close,
+    Gather,
+    LocalTail,
+    Plan,
+    Pull,
+    Sample,
+    SampleChunks,
+    Seed,
+    Tail,
+    Tied,
+    Widen,
+)
+from hbpcompiler.compiler.program.writer import Writer
+from hbpcompiler.rule import Op
+
+HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
+    Seed: seed,
+    Birth: birth,
+    Pull: pull,
+    Widen: widen,
+    Gather: gather,
+    Average: average,
+    Sample: sample,
+    Close: close,
+    Tied: tied,
+    Tail: walk_tail,
+    LocalTail: walk_local_tail,
+    SampleChunks: walk_sample_chunks,
+}
+
+
+def backward_pass(matched: Matched, plan: Plan, writer: Writer, ops: Mapping[str, Op], batch: Any, *,
+                  columns: Mapping[tuple[str, str], Any] | None = None,
+                  signs: Mapping[str, Any] | None = None) -> Backward:
+    """A backward pass that can carry out every step; `batch` is the number of samples."""
+    return Backward(matched, plan, writer, ops, batch, HANDLERS, columns=columns, signs=signs)

@@ -1,0 +1,116 @@
+"""Pieces end at parameters: the chosen routes write the closings, for one use or for several laid end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.plan.steps import Close, Tied
+from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.routes import Use
+from hbpcompiler.quantities import (
+    BATCH_DIAGONAL,
+    BLOCK,
+    DIAGONAL,
+    DOT,
+    EACH,
+    EIGEN,
+    FACTOR,
+    INPUT_FACTOR,
+    NEGATIVE,
+    NORM,
+    POSITIVE,
+    REDUCED_FACTOR,
+    REDUCED_INPUT_FACTOR,
+    SUM,
+    VECTORS,
+    Closing,
+)
+from hbpcompiler.rule import Contraction, Op
+
+PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
+        FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
+        BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot"}
+"""How a closing is named in generated code."""
+
+
+def close(backward: Backward, step: Close) -> None:
+    """A piece, or the operand alone, at one use of a parameter."""
+    op = backward.ops[step.operation.name]
+    if step.piece is None:
+        slots = {**step.operation.tensors, "output": step.operation.output}
+        slot = next(slot for slot, value in slots.items() if value.batched and value.dtype.is_floating_point)
+        stream, signs = backward.precision.rounded(getattr(op, slot), None), None
+        op = op.with_tensor(slot, stream)
+    else:
+        stream = backward.columns[step.operation.name, step.piece.name]
+        if step.pooled:
+            stream, index = backward.pooled[step.operation.name, step.piece.name]
+            op = op.with_tensor("pooled_index", index)
+        signs = backward.signs_like(stream, step.piece)
+    _write(backward, step, Use(backward.writer, op, step.contraction, stream, signs, backward.batch, step.slot,
+                               backward.plan.by_pixels))
+
+
+def tied(backward: Backward, step: Tied) -> None:
+    """Columns and operands of all uses, laid end to end along p, then closed like those of one use."""
+    lefts, rights = [], []
+    for use in step.uses:
+        op, (left, right, _) = backward.ops[use.operation.name], use.site.letters
+        columns = use.contraction.columns(op, backward.columns[use.operation.name, step.piece.name])
+        lefts.append(_positions_at(columns, left, 2))
+        if use.contraction.operand is not None:
+            rights.append(_positions_at(use.contraction.operand(op), right, 1))
+    joined = {"output": torch.cat(lefts, 2)}
+    if rights:
+        joined["operand"] = torch.cat(rights, 1)
+    op = Op(joined, {}, dict.fromkeys(joined, ()), batched=frozenset(joined))
+    contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
+    signs = backward.signs_like(joined["output"], step.piece)
+    _write(backward, step, Use(backward.writer, op, contraction, joined["output"], signs, backward.batch))
+
+
+def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
+    """The axis of positions moved to a place; made, of length 1, where there is none."""
+    return tensor.movedim(letters.index("p"), axis) if "p" in letters else tensor.unsqueeze(axis)
+
+
+def _write(backward: Backward, step: Close | Tied, use: Use) -> None:
+    for choice in step.choices:
+        site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
+        for kind, result in choice.route.write(site, given, choice.kinds).items():
+            add(backward, step, kind, result)
+
+
+def add(backward: Backward, step: Close | Tied, kind: str, result: Any) -> None:
+    """Several pieces of a stream end at one parameter: their closings add up, or are kept one by one."""
+    closings = backward.closed.setdefault(step.parameter.key, {})
+    result = _shaped(step, kind, result)
+    if backward.precision.concerns(step.piece):
+        result = backward.precision.widened(result, step.parameter.dtype)
+    name = "" if step.piece is None else step.piece.stream
+    closing = Closing(name, kind)
+    if kind in (BLOCK, EIGEN):
+        closings[closing] = (*closings.get(closing, ()), result)
+        return
+    if closing not in closings:
+        total = result
+    elif kind == VECTORS:
+        total = torch.cat([closings[closing], result], 1)
+    else:
+        total = closings[closing] + result
+    closings[closing] = named(total, f"{PART[kind]}_{name}_{backward.matched.names[step.parameter.name]}")
+
+
+def _shaped(step: Close | Tied, kind: str, result: Any) -> Any:
+    """The closing in its parameter's shape, where the contraction has another."""
+    shape = step.parameter.sample_shape
+    if step.site.shape == shape:
+        return result
+    if kind in (EACH, BATCH_DIAGONAL):
+        return result.reshape(-1, *shape)
+    if kind == VECTORS:
+        return result.reshape(result.shape[0], -1, *shape)
+    return result.reshape(shape) if kind in (SUM, DIAGONAL, POSITIVE, NEGATIVE) else result

@@ -1,0 +1,160 @@
+"""Pieces cross operations: as they are (`Pull`), or a diagonal as columns from here on (`Widen`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.identity import matrix_of
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.plan.steps import PREFIX, Pull, Widen
+from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
+from hbpcompiler.compiler.trace.graph import Operation, Value, meta
+from hbpcompiler.rule import Op
+from hbpcompiler.rule.bilinear import columns_to
+
+
+def pull(backward: Backward, step: Pull) -> None:
+    """A piece, to one input of an operation."""
+    value, piece = step.operation.tensors[step.slot], step.piece
+    if (value.name, piece.name) in backward.plan.pools:
+        pulled = _pull_pooled(backward, step)
+    else:
+        pulled = _pulled(backward, step)
+    backward.arrive(value, piece, backward.leaving(step.operation, step.slot, pulled))
+
+
+def _pulled(backward: Backward, step: Pull) -> Any:
+    rule, op, form = backward.rule_of(step.operation), backward.ops[step.operation.name], step.piece.form
+    arrived = backward.columns[step.operation.name, step.piece.name]
+    jac_t = backward.jac_t(step.operation, step.slot)
+    if form == COLUMNS and rule.elementwise_in(op):
+        return arrived * backward.derivative(step.operation).unsqueeze(1)
+    if form == COLUMNS:
+        return jac_t(arrived)
+    if form == DIAGONAL_FORM and rule.elementwise_in(op):
+        return arrived * backward.derivative(step.operation).square()
+    if form == DIAGONAL_FORM:
+        return jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
+    return _pull_matrix(backward, step, arrived)
+
+
+def _pull_pooled(backward: Backward, step: Pull) -> Any:
+    """The columns behind a pool, kept as they were before it too; what is elementwise scales the few entries."""
+    piece, value = step.piece, step.operation.tensors[step.slot]
+    pool = backward.plan.pools[value.name, piece.name]
+    op, name = backward.ops[step.operation.name], backward.matched.names[value.name]
+    if step.operation is pool:
+        arrived = backward.columns[step.operation.name, piece.name]
+        index = named(backward.rule_of(pool).selected(op), f"index_{name}")
+        columns = arrived.flatten(3) if len(pool.output.sample_shape) > 2 else arrived
+    else:
+        before, index = backward.pooled[step.operation.name, piece.name]
+        slope = backward.derivative(step.operation)
+        slope = slope.flatten(2) if len(value.sample_shape) > 2 else slope
+        columns = before * slope.gather(2, index).unsqueeze(1)
+    backward.pooled[value.name, piece.name] = named(columns, f"pooled_{PREFIX[piece.stream]}_{name}"), index
+    return backward.jac_t(pool, "self")(columns.unflatten(3, pool.output.sample_shape[1:]))
+
+
+def _pull_matrix(backward: Backward, step: Pull, matrix: Any) -> Any:
+    """KFRA's step, the average over n of J_n^T G J_n (BackPACK paper, eq. 24a)."""
+    operation, op = step.operation, backward.ops[step.operation.name]
+    if backward.rule_of(operation).elementwise_in(op):
+        derivative = backward.derivative(operation).reshape(-1, math.prod(op.shape("output")))
+        return matrix * (derivative.t() @ derivative / backward.batch)
+    jac_t = backward.jac_t(operation, step.slot)
+    outer, inner = op.shape("output"), operation.tensors[step.slot].sample_shape
+    size, inner_size = math.prod(outer), math.prod(inner)
+    half = matrix.reshape(1, size, *outer)
+    if _same_for_all(backward, operation, step.slot):
+        half = jac_t(half).reshape(size, inner_size).t()
+        return jac_t(half.reshape(1, inner_size, *outer)).reshape(inner_size, inner_size)
+    half = jac_t(half.expand(backward.batch, size, *outer)).reshape(-1, size, inner_size).transpose(1, 2)
+    return jac_t(half.reshape(-1, inner_size, *outer)).reshape(-1, inner_size, inner_size).mean(0)
+
+
+def widen(backward: Backward, step: Widen) -> None:
+    """A diagonal, to one input of an operation, as a column for each of its coordinates."""
+    value = step.operation.tensors[step.slot]
+    root = root_of(backward, step)
+    rows = matrix(backward, step.operation, step.slot, backward.ops[step.operation.name])
+    if rows is not None:
+        columns = over(root, value) * rows
+    else:
+        size = math.prod(step.operation.output.sample_shape)
+        unit = backward.writer.call(torch.eye, size, dtype=root.dtype, device=root.device)
+        columns = born(backward, step, root, unit)
+    backward.arrive(value, step.into, columns)
+
+
+def root_of(backward: Backward, step: Widen) -> Any:
+    """sqrt|r| as [N, K], and the signs of r."""
+    size = math.prod(step.operation.output.sample_shape)
+    diagonal = backward.columns[step.operation.name, step.piece.name].reshape(-1, size)
+    value = step.operation.output
+    if not step.piece.signed:
+        return backward.rounded(diagonal.sqrt(), value, step.into)
+    if step.into.name not in backward.signs:
+        backward.signs[step.into.name] = named(diagonal.sign(), f"sign_{step.into.name}")
+    return backward.rounded(diagonal.abs().sqrt(), value, step.into)
+
+
+def over(root: Any, value: Value) -> Any:
+    """[N, K] -> [N, K, 1, ...], to scale rows [K, *value]."""
+    for _ in value.sample_shape:
+        root = root.unsqueeze(-1)
+    return root
+
+
+def born(backward: Backward, step: Widen, root: Any, unit: Any) -> Any:
+    """Columns [N, K, *in] from roots [N, K] and unit vectors [K, out flattened]."""
+    outer, jac_t = step.operation.output.sample_shape, backward.jac_t(step.operation, step.slot)
+    if _same_for_all(backward, step.operation, step.slot):
+        # The Jacobian's rows, once for all samples.
+        rows = jac_t(unit.unsqueeze(0).reshape(1, -1, *outer))
+        return over(root, step.operation.tensors[step.slot]) * rows
+    scaled = root.unsqueeze(-1) * unit
+    return jac_t(scaled.reshape(scaled.shape[0], -1, *outer))
+
+
+class _ReadsSamplesError(Exception):
+    pass
+
+
+def _same_for_all(backward: Backward, operation: Operation, slot: str) -> bool:
+    """Whether the Jacobian reads nothing that has a sample axis: then one application serves the batch."""
+    columns = torch.empty((1, 1, *operation.output.sample_shape), dtype=operation.output.dtype, device="meta")
+    try:
+        _without_samples(backward, operation, slot)(columns)
+    except _ReadsSamplesError:
+        return False
+    return True
+
+
+def matrix(backward: Backward, operation: Operation, slot: str, op: Op) -> Any | None:
+    """[out, in]: what multiplies columns there, the same matrix for all samples, if that is all that happens."""
+    try:
+        seen = matrix_of(_without_samples(backward, operation, slot), operation.output.sample_shape)
+    except _ReadsSamplesError:
+        return None
+    if seen is None:
+        return None
+    return matrix_of(columns_to(backward.rule_of(operation), op, slot), operation.output.sample_shape)
+
+
+def _without_samples(backward: Backward, operation: Operation, slot: str) -> Callable[[Any], Any]:
+    """The transposed Jacobian on meta tensors; _ReadsSamplesError if it reads one that has a sample axis."""
+
+    def tensors(name: str) -> Any:
+        value = operation.tensors.get(name)
+        if value is None or value.batched:
+            raise _ReadsSamplesError
+        return meta(value)
+
+    return columns_to(backward.rule_of(operation), bind(operation, tensors, backward.matched.active), slot)

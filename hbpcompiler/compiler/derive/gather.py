@@ -1,0 +1,46 @@
+"""Pieces of one form at a value become one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.compression import compressed
+from hbpcompiler.compiler.plan.steps import Gather
+from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.routes import COLUMNS
+
+
+def gather(backward: Backward, step: Gather) -> None:
+    """Columns are laid side by side and perhaps compressed, diagonals and matrices added."""
+    if not step.pieces:  # the loss has no curvature
+        nothing = torch.zeros_like(backward.ops[step.value.name].output)
+        backward.arrive(step.value, step.into, nothing)
+        return
+    parts = [backward.columns[step.value.name, piece.name] for piece in step.pieces]
+    if step.into.form == COLUMNS:
+        backward.arrive(step.value, step.into, _side_by_side(backward, step, parts))
+        return
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    backward.arrive(step.value, step.into, whole)
+
+
+def _side_by_side(backward: Backward, step: Gather, parts: list[Any]) -> Any:
+    name = step.into.name
+    if step.into.signed:
+        signs = [backward.signs[piece.name] if piece.signed else part.new_ones(part.shape[:2])
+                 for piece, part in zip(step.pieces, parts, strict=True)]
+        joined = torch.cat(signs, 1) if len(signs) > 1 else signs[0]
+        backward.signs[name] = named(joined, f"sign_{name}")
+    whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+    if step.compresses:
+        whole, known = (backward.precision.widened(tensor, step.value.dtype)
+                        for tensor in (whole, backward.signs.get(name)))
+        whole, fewer = compressed(whole, known, step.value.sample_shape)
+        if step.into.signed:
+            backward.signs[name] = named(fewer, f"sign_{name}_compressed")
+    return whole

@@ -1,0 +1,74 @@
+"""What match hands on: the graph, a rule for each operation that needs one, and the facts that all later stages ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
+from hbpcompiler.rule import Op
+from hbpcompiler.rule.registry import AnyRule
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the loss ends: in sums and means over the batch, and in a sum of multiples of those (see `endings`)."""
+
+    reductions: tuple[Operation, ...]
+    """The operations that reduce the batch to numbers."""
+    tail: tuple[Operation, ...]
+    """Those that make the loss of these numbers, in order."""
+    kind: str
+    """"mean" or "sum": which of the two the whole loss is."""
+    multiples: Mapping[str, Any]
+    """By the name of each reduction, what its l_n is multiplied by in the loss's: a number, or an expression in N and
+    UNKNOWN."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A graph in the form that derivatives are written for. Nothing in it changes any more."""
+
+    graph: Graph
+    rules: Mapping[str, AnyRule]
+    """By the operation's name."""
+    active: frozenset[str]
+    """Names of the values that derivatives reach: between a trainable parameter and the loss."""
+    ending: Ending
+    names: Mapping[str, str]
+    """How generated code calls each value."""
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether the values that derivatives reach have several dtypes."""
+        return len({value.dtype for value in self.graph.values() if value.name in self.active}) > 1
+
+    @cached_property
+    def parameters_above(self) -> Mapping[str, frozenset[str]]:
+        """For each value, the keys of the trainable parameters that it depends on, itself not counted."""
+        found = {value.name: frozenset[str]() for value in (*self.graph.batch, *self.graph.state)}
+        own = {value.name: frozenset([value.key]) for value in self.trainable}
+        for operation in self.graph.operations:
+            above = [own.get(value.name, frozenset()) | found[value.name] for value in operation.tensors.values()]
+            found[operation.name] = frozenset().union(*above)
+        return found
+
+    def static(self, operation: Operation) -> Op:
+        """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
+        if operation.name not in self._static_ops:
+            stand_ins = StandIns(operation, self.rules.get(operation.name))
+            self._static_ops[operation.name] = bind(operation, stand_ins, self.active)
+        return self._static_ops[operation.name]
+
+    @cached_property
+    def _static_ops(self) -> dict[str, Op]:
+        return {}
+
+    @property
+    def trainable(self) -> list[Value]:
+        """The parameters that quantities are about, in the order of the model's state."""
+        return [value for value in self.graph.state if value.trainable]

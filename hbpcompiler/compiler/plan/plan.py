@@ -1,0 +1,47 @@
+"""Stage 3, plan: what travels backwards, in which form, and by which routes it ends at the parameters.
+
+One walk over the graph decides it for the batch as a whole. The rewrites that follow take the steps to where fewer
+numbers are in memory at once. `derive` carries out the result, `explain` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
+from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.local import Local, without_local
+from hbpcompiler.compiler.plan.pixels import is_pixel_by_pixel
+from hbpcompiler.compiler.plan.pooled import with_pooled_columns
+from hbpcompiler.compiler.plan.sample_chunks import with_sample_chunks
+from hbpcompiler.compiler.plan.steps import Plan, live
+from hbpcompiler.compiler.plan.tails import with_tails
+from hbpcompiler.compiler.plan.tied import join_uses
+from hbpcompiler.compiler.plan.walk import Walk
+from hbpcompiler.options import Options
+from hbpcompiler.quantities import Closing
+
+
+def unraced(plan: Plan) -> Plan:
+    """The plan as it was predicted, no route timed."""
+    return plan
+
+
+def plan(matched: Matched, closings: frozenset[Closing], options: Options, resources: Resources = UNLIMITED,
+         pixels: bool = False, race: Callable[[Plan], Plan] = unraced) -> Plan:
+    """The final plan for these closings.
+
+    `race` decides near ties among its routes; `pixels`: whether the machine is faster on images whose channels lie side
+    by side. Raises UnsupportedOpError for what cannot be had, and UsesNotJoinedError, see `tied`.
+    """
+    walk = Walk(matched, closings, options, resources)
+    steps = live(join_uses(walk.run(), closings))
+    steps, pools = with_pooled_columns(steps, matched.rules, matched.static)
+    local = Local(matched.rules, matched.static, walk.itemsize, resources)
+    steps = with_tails(steps, walk.itemsize, resources, pools, local)
+    pools = without_local(pools, steps)
+    steps = with_sample_chunks(steps, walk.dtype.itemsize, resources)
+    planned = race(Plan(options.quantities, options.mc_samples, tuple(steps), pools, options.curvature,
+                        walk.indefinite, walk.precision.dtype))
+    return replace(planned, by_pixels=pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned))

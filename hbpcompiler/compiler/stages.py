@@ -1,0 +1,51 @@
+"""The stages' names in their order, the time that each took, and what happens if one breaks its contract."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from hbpcompiler.errors import InternalError
+
+STAGES = ("export", "trace", "match", "plan", "derive", "optimise", "emit", "load")
+"""export is torch's part of trace."""
+
+FIRST_RUN = "first run"
+
+
+@dataclass
+class Seconds:
+    """How long each stage took, all its runs together (a memory budget drafts several plans), and the first call."""
+
+    of: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of what runs inside to a stage's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.of[name] = self.of.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def first(self, name: str) -> Iterator[None]:
+        """The same, for the first time that it runs."""
+        if name in self.of:
+            yield
+        else:
+            with self.stage(name):
+                yield
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.of.items())
+        return f"Compiled in {sum(self.of.values()):.2f} s ({parts})."
+
+
+def verify(stage: str, findings: Iterable[str]) -> None:
+    """Raise InternalError with the first finding, if there is any: the stage has broken its promise."""
+    finding = next(iter(findings), None)
+    if finding is not None:
+        raise InternalError(stage, STAGES[: STAGES.index(stage)], finding)

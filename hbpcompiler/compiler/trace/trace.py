@@ -1,0 +1,51 @@
+"""Stage 1, trace: a model, a loss and a batch become a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.trace import reader
+from hbpcompiler.compiler.trace.batch import Batch, Layout
+from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.export import export
+from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.rule import ModuleRule
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What torch.export found, and how to read it."""
+
+    exported: Any
+    """The ExportedProgram of the batch's tensors -> (loss, *outputs)."""
+    model: nn.Module
+    loss: Callable[..., Tensor]
+    layout: Layout
+    returned: Structure
+    """How the model's output is built of the graph's outputs."""
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Values, and the operations that make them."""
+        return reader.read(self.exported, self.model, self.layout)
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """Tensors that are in no state_dict of the model, by the name under which the program asks for them."""
+        return reader.constants(self.exported, self.loss)
+
+    def decomposed(self, table: Mapping[Any, Any]) -> Traced:
+        """The same with some operations, by overload, taken apart."""
+        return replace(self, exported=self.exported.run_decompositions(dict(table)))
+
+
+def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
+          modules: Mapping[type[nn.Module], ModuleRule] | None = None) -> Traced:
+    """Run torch.export once. `modules` are traced through their rules' forward; ModelError where that is impossible."""
+    exported, returned = export(model, loss, batch, modules)
+    return Traced(exported, model, loss, batch.layout, returned)

@@ -1,0 +1,90 @@
+"""The house: which package may import which, and that nothing leads in a circle."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"hbpcompiler": "hbpcompiler", "rules": "hbpcompiler.rules", "codegen": "hbpcompiler.codegen"}
+"""Where the packages lie, and under which name they are installed."""
+STAGES = ["trace", "match", "plan", "derive", "optimise"]
+SHARED = ["routes", "program", "cost", "tune"]
+RULES = {"rule", "errors"}
+TERMS = RULES | {"quantities", "schemes", "compiler.trace"}
+"""What every stage may know: the rules' vocabulary, the quantities, the traced graph."""
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
+    "cache": {"errors"}, "schemes": {"errors", "quantities"}, "options": RULES | {"quantities", "schemes"},
+    "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
+    "testing": RULES | {"elementwise"},
+    "compiler.trace": RULES,
+    "compiler.match": TERMS | {"elementwise"},
+    "compiler.program": {"rule", "compiler.trace"},
+    "compiler.cost": {"compiler.trace", "compiler.program"},
+    "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
+    "compiler.plan": TERMS | {"options", "compiler.match", "compiler.routes", "compiler.cost", "compiler.program"},
+    "compiler.derive": TERMS | {"compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
+    "compiler.optimise": {"compiler.program", "compiler.cost"},
+    "codegen": {"quantities", "cache", "compiler.trace", "compiler.program"},
+    "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
+    "compiler": TERMS | {"options", "version", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
+}
+"""By package, what its files import besides each other. Files of the face that are not listed may import all."""
+
+
+def test_every_package_imports_only_what_the_table_says() -> None:
+    arrows = {(_package(name), _package(other)): f"{name} -> {other}" for name, other in _imports().edges
+              if other != "hbpcompiler.rules"}  # the folder as such, which is scanned: no file of it
+    wrong = [shown for (package, other), shown in sorted(arrows.items())
+             if package != other and package in MAY_IMPORT and other not in MAY_IMPORT[package]]
+    assert not wrong, wrong
+
+
+def test_the_table_names_packages_that_exist() -> None:
+    assert set(MAY_IMPORT) <= {_package(name) for name in _files()}
+
+
+def test_no_import_leads_in_a_circle() -> None:
+    assert [sorted(circle) for circle in nx.strongly_connected_components(_imports()) if len(circle) > 1] == []
+
+
+def _files() -> dict[str, Path]:
+    """The file of every module, by the name it is imported with."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+def _package(module: str) -> str:
+    """The package of a module without the first name; a file of the face is its own."""
+    path, name = _files()[module], module.removeprefix("hbpcompiler").removeprefix(".")
+    inner = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return inner or name
+
+
+def _imports() -> nx.DiGraph:
+    """Modules, with an arrow to each that is imported anywhere in their text, also where only types are checked."""
+    files, graph = _files(), nx.DiGraph()
+    for module, path in files.items():
+        folder = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for name in _imported(ast.parse(path.read_text(encoding="utf-8")), folder.split(".")):
+            target = name if name in files else name.rpartition(".")[0]
+            if target in files and target != module:
+                graph.add_edge(module, target)
+    return graph
+
+
+def _imported(tree: ast.AST, folder: list[str]) -> Iterator[str]:
+    """The full names of all that is imported; relative ones count from the module's folder."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            above = folder[: len(folder) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)

@@ -1,0 +1,64 @@
+"""The stages in a row: torch.export runs once, each stage is timed, the race and the plan are final."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler import pipeline
+from hbpcompiler.compiler.stages import FIRST_RUN, STAGES, Seconds
+from hbpcompiler.reference import reference
+from tests.test_quantities import close
+
+
+def test_uses_that_cannot_be_joined_are_matched_again_without_another_export(monkeypatch):
+    """Of a squared error the last use meets a diagonal, the first columns: joined they cannot be."""
+    traces, trace = [], pipeline.trace
+
+    def counted(*arguments):
+        traces.append(arguments)
+        return trace(*arguments)
+
+    monkeypatch.setattr(pipeline, "trace", counted)
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.Tanh(), layer).double()
+    X, y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad", "diag_ggn"])
+    result = compiled(X, y)
+    assert "0.weight" in {value.key for value in compiled._current().matched.graph.state}
+    assert "parameter.each_sample" in {made.target for made in compiled._current().matched.graph.operations}
+    assert len(traces) == 1
+    for quantity in ("grad", "diag_ggn"):
+        for key, value in reference(model, nn.MSELoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+
+
+def test_explain_says_how_long_each_stage_took():
+    compiled = hbp.compile(nn.Linear(2, 2), quantities=["grad"])
+    batch = torch.randn(3, 2), torch.tensor([0, 1, 1])
+    compiled(*batch)
+    compiled(*batch)
+    seconds = compiled._current().seconds
+    assert list(seconds.of) == [*STAGES, FIRST_RUN]
+    assert all(value > 0 for value in seconds.of.values())
+    line = compiled.explain().splitlines()[-1]
+    shown = re.fullmatch(r"Compiled in (\S+) s \((.*)\)\.", line)
+    assert shown, line
+    assert [part.split(" ")[0] for part in shown[2].split(", ")][:3] == ["export", "trace", "match"]
+    assert float(shown[1]) == pytest.approx(sum(seconds.of.values()), abs=0.006)
+
+
+def test_seconds_of_a_stage_that_runs_twice_add_up():
+    seconds = Seconds()
+    for _ in range(2):
+        with seconds.stage("plan"):
+            pass
+        before = seconds.of["plan"]
+    assert list(seconds.of) == ["plan"]
+    assert before > 0
+    with seconds.first("plan"):
+        pass
+    assert seconds.of["plan"] == before
