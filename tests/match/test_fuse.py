@@ -1,0 +1,58 @@
+"""Elementwise operations of one module become one, on graphs written by hand."""
+
+import torch
+
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.rule import Structure
+from tests.hand_made import graph, operation, parameter, rules_of, value
+
+X, Y, W = value("x", N, 3, role="input"), value("y", N, 2, role="target"), parameter("w", 2, 3)
+A, SIZE, MORE, OUT = (value(name, N, 2) for name in ("a", "size", "more", "out"))
+
+
+def softsign(module="soft", other=None, outputs=None):
+    """a / (1 + |a|), in one module or not."""
+    return graph([
+        operation("linear", A, {"bias": None}, input=X, weight=W),
+        operation("abs", SIZE, module=module, self=A),
+        operation("add", MORE, {"other": 1, "alpha": 1}, overload="Scalar", module=other or module, self=SIZE),
+        operation("div", OUT, overload="Tensor", module=module, self=A, other=MORE),
+        operation("mse_loss", value("loss"), {"reduction": 1}, in_loss=True, **{"self": OUT, "target": Y}),
+    ], state=[W], inputs=[X], targets=[Y], outputs=outputs or [OUT])
+
+
+def fused(found):
+    return fuse(found, rules_of(found))
+
+
+def test_three_become_one():
+    made, rules = fused(softsign())
+    assert [own.target for own in made.operations] == ["aten.linear", "fused.elementwise", "aten.mse_loss"]
+    whole = made.operations[1]
+    assert dict(whole.tensors) == {"self": A}
+    assert rules.keys() == {"a", "out", "loss"}
+    assert rules["out"].structure_of(None) is Structure.ELEMENTWISE
+
+
+def test_it_computes_and_differentiates_what_the_three_did():
+    made, rules = fused(softsign())
+    a = torch.tensor([[-3.0, -0.5, 0.25, 2.0]], dtype=torch.float64, requires_grad=True)
+    op = bind(made.operations[1], {"self": a}.__getitem__, {"a", "out"})
+    found = rules["out"].forward(op)
+    found = found[0] if isinstance(found, tuple) else found
+    torch.testing.assert_close(found, torch.nn.functional.softsign(a))
+    (slope,) = torch.autograd.grad(found.sum(), a)
+    op = bind(made.operations[1], {"self": a.detach(), "output": found.detach()}.__getitem__, {"a", "out"})
+    torch.testing.assert_close(rules["out"].derivative(op), slope)
+
+
+def test_operations_of_another_module_stay():
+    made, _ = fused(softsign(other="elsewhere"))
+    assert len(made.operations) == 5
+
+
+def test_what_the_model_returns_stays():
+    made, _ = fused(softsign(outputs=[OUT, SIZE]))
+    assert "size" in {own.name for own in made.operations}

@@ -1,0 +1,78 @@
+"""From a module to a graph, and the checks of a batch before that."""
+
+import pytest
+import torch
+from torch import nn
+
+from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.checks import check_batch, check_runs, reason
+from hbpcompiler.compiler.trace.export import export, quoted_names
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.compiler.trace.reader import constants, read
+from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError
+
+MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+X, Y = torch.zeros(5, 3), torch.tensor([0, 1, 1, 0, 1])
+LOSS = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
+
+
+@pytest.fixture(scope="module")
+def exported():
+    batch = batch_of((X, Y))
+    program, structure = export(MODEL, LOSS, batch)
+    return program, structure, read(program, MODEL, batch.layout)
+
+
+def test_the_graph_holds_model_and_loss(exported):
+    _, structure, graph = exported
+    assert [made.short for made in graph.operations] == ["linear", "relu", "linear", "cross_entropy_loss"]
+    assert [made.source.module for made in graph.operations] == ["0", "1", "2", ""]
+    assert graph.operations[-1].source.in_loss
+    assert structure.is_one_tensor
+    assert graph.outputs[0].shape == (N, 2)
+    assert graph.loss.shape == ()
+
+
+def test_state_has_the_names_of_the_model_and_the_losss_own(exported):
+    program, _, graph = exported
+    assert [value.key for value in graph.state if value.trainable] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert [value.key for value in graph.state if not value.trainable] == ["loss:weight"]
+    assert torch.equal(constants(program, LOSS)["loss:weight"], LOSS.weight)
+
+
+def test_exporting_changes_nothing_of_the_users():
+    before = [dict(vars(module)) for module in MODEL.modules()]
+    export(MODEL, LOSS, batch_of((X, Y)))
+    assert [dict(vars(module)) for module in MODEL.modules()] == before
+
+
+def test_names_are_quoted_meanwhile():
+    with quoted_names():
+        assert torch.fx.graph._format_target("self", "a.0") == "getattr(self.a, '0')"
+
+
+def test_a_batch_that_fits():
+    batch = check_batch(MODEL, (X, Y))
+    check_runs(MODEL, LOSS, batch)
+    assert batch.samples == 5
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), [
+    ((torch.zeros(0, 3), Y), InputError, r"X of shape \[0, 3\] is an empty batch"),
+    ((torch.tensor(1.0), Y), InputError, "X has no axes"),
+    ((X.double(), Y), InputTypeError, "X has dtype torch.float64"),
+    ((X, Y[:4]), InputError, "X has 5 samples, y has 4"),
+    ((X.to("meta"), Y), InputError, "X is on device meta"),
+    ((X, torch.full((5,), torch.nan)), InputError, r"y contains NaN, first at index \[0\]"),
+])
+def test_what_is_no_batch_of_this_model(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        check_batch(MODEL, arguments)
+
+
+def test_torchs_own_words_where_the_batch_does_not_fit():
+    with pytest.raises(BatchDoesNotFitError, match=r"X does not go through the model. X is \[5, 4\] torch.float32"):
+        check_runs(MODEL, LOSS, batch_of((torch.zeros(5, 4), Y)))
+    with pytest.raises(BatchDoesNotFitError, match=r"y does not fit the loss. .*the model's output \[N, 2\]"):
+        check_runs(MODEL, LOSS, batch_of((X, torch.zeros(5, 7))))
+    assert reason(ValueError("one\ntwo")) == "ValueError: one"
