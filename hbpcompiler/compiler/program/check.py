@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any, cast
+from typing import Any
 
 from torch import fx
 
@@ -38,9 +38,15 @@ def check_program(graph: fx.Graph, level: Level) -> None:
 def faults(graph: fx.Graph, level: Level) -> Iterator[tuple[fx.Node, str]]:
     """Each node with each thing that is wrong with it."""
     seen: set[fx.Node] = set()
-    memory = _Memory()
+    reads, readers = 0, 0
     for node in graph.nodes:
-        yield from _wiring(node, seen)
+        inputs = node.all_input_nodes
+        reads, readers = reads + len(inputs), readers + len(node.users)
+        for read in inputs:
+            if read not in seen:
+                yield node, f"it reads {read.name}, which {'was erased' if read._erased else 'does not come before it'}"
+            if node not in read.users:
+                yield node, f"{read.name} does not know that it is read here"
         seen.add(node)
         if node.op == "output":
             continue
@@ -48,24 +54,21 @@ def faults(graph: fx.Graph, level: Level) -> Iterator[tuple[fx.Node, str]]:
             yield node, "it is not said under which heading, and in which step, it stands"
         if level >= Level.SHAPED and not meta.is_known(node):
             yield node, "it is not said what it makes (shape and dtype of a tensor)"
-        yield from memory.read(node)
         if isinstance(node.target, Loop):
             yield from _passing(node)
             yield from faults(node.target.body, level)
+    if reads != readers:
+        yield from _false_readers(graph)
+    if level >= Level.FINAL:
+        yield from _late_reads(graph)
 
 
-def _wiring(node: fx.Node, seen: set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
-    """It reads what comes before it, and the nodes that it reads know of it."""
-    if node._erased:
-        yield node, "it was erased"
-    for read in node.all_input_nodes:
-        if read not in seen:
-            yield node, f"it reads {read.name}, which does not come before it"
-        if node not in read.users:
-            yield node, f"{read.name} does not know that it is read here"
-    for user in node.users:
-        if user._erased or node not in user.all_input_nodes:
-            yield node, f"it takes {user.name} for a reader"
+def _false_readers(graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
+    """Nodes that are said to read another one, but do not."""
+    for node in graph.nodes:
+        for user in node.users:
+            if user._erased or node not in user.all_input_nodes:
+                yield node, f"it takes {user.name} for a reader"
 
 
 def _passing(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
@@ -86,29 +89,30 @@ def _passing(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
                 yield each.inner, f"it stands where the loop passes {role.name.lower()}"
 
 
-class _Memory:
-    """Which memory each node shows, and how often that had been overwritten when the node was made."""
-
-    def __init__(self) -> None:
-        self.roots: dict[fx.Node, fx.Node] = {}
-        self.seen: dict[fx.Node, int] = {}
-        self.written: dict[fx.Node, int] = {}
-
-    def read(self, node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
-        """An overwritten value is read through the write alone."""
+def _late_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
+    """Nodes that read an overwritten value otherwise than through the write."""
+    roots: dict[fx.Node, fx.Node] = {}
+    """Whose memory a node shows."""
+    seen: dict[fx.Node, int] = {}
+    """How often that had been overwritten when the node was made."""
+    written: dict[fx.Node, int] = {}
+    for node in graph.nodes:
         for read in node.all_input_nodes:
-            if read in self.roots and self.seen[read] != self.written.get(self.roots[read], 0):
+            if read in roots and seen[read] != written.get(roots[read], 0):
                 yield node, f"it reads {read.name}, which was overwritten before"
-        root = self._root(node)
+        before = _shown(node)
+        root = roots.get(before, node) if before is not None else node
         if meta.role(node) is Role.OVERWRITES:
-            self.written[root] = self.written.get(root, 0) + 1
-        self.roots[node], self.seen[node] = root, self.written.get(root, 0)
+            written[root] = written.get(root, 0) + 1
+        roots[node], seen[node] = root, written.get(root, 0)
 
-    def _root(self, node: fx.Node) -> fx.Node:
-        """The node that made the memory which this one shows, perhaps itself."""
-        before: Any = node.args[0] if node.args and shows_its_input(node) else None
-        if not isinstance(before, fx.Node):
-            return node
-        if isinstance(before.target, Loop):
-            before = cast("Any", before.args[0])[node.args[1]]
-        return self.roots.get(before, node)
+
+def _shown(node: fx.Node) -> fx.Node | None:
+    """The node whose memory this one shows, if it shows another's."""
+    before: Any = node.args[0] if node.args and shows_its_input(node) else None
+    if not isinstance(before, fx.Node):
+        return None
+    if isinstance(before.target, Loop):
+        accumulators: Any = before.args[0]
+        before = accumulators[node.args[1]]
+    return before if isinstance(before, fx.Node) else None
