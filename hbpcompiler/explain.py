@@ -32,6 +32,7 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
 )
 from hbpcompiler.compiler.plan.table import _form, _of_batch, _polynomial, _short, _stream
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.stages import Seconds
@@ -163,9 +164,9 @@ def saved(graph: fx.Graph) -> list[tuple[str, tuple[str, ...]]]:
     """Names and shapes of what the forward pass makes and the backward pass reads; parameters and data not counted."""
     found = []
     for node in graph.nodes:
-        block = node.meta.get("block")
-        made = block is not None and block.part == "forward" and block.title != INPUTS and "shape" in node.meta
-        later = [user for user in node.users if (own := user.meta.get("block")) is not None and own.part == "backward"]
-        if made and later:
-            found.append((str(node.meta.get("hint") or node.name), node.meta["shape"]))
+        block, shape = meta.block(node), meta.shape(node)
+        made = block is not None and block.part == "forward" and block.title != INPUTS
+        later = [user for user in node.users if (own := meta.block(user)) is not None and own.part == "backward"]
+        if made and later and shape is not None:
+            found.append((meta.hint(node) or node.name, shape))
     return found

@@ -7,6 +7,7 @@ counted too (the forward pass, births, columns crossing operations, results), on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import sympy
@@ -82,11 +83,9 @@ class ProgramCost:
         def enter(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
             outer, total = meter.counts, Counts()
             for size, rounds in _rounds(cut[0].shape[loop.axis], loop.chunk, smooth):
-                rows = [_cut(tensor, 0, size) for tensor in accumulators[loop.totals :]]
-                parts = [_cut(tensor, loop.axis, size) for tensor in cut]
+                given = loop.turn(accumulators, cut, whole, partial(_cut, size))
                 highest = meter.peak
-                for _, counts, _, peak in self._count(
-                        loop.body, [*accumulators[: loop.totals], *rows, *parts, *whole], smooth):
+                for _, counts, _, peak in self._count(loop.body, given, smooth):
                     total.add(counts, rounds)
                     highest = max(highest, peak)
                 meter.peak = highest
@@ -99,7 +98,7 @@ class ProgramCost:
             meter.counts, before, meter.peak = Counts(), meter.held, meter.held
 
 
-def _cut(tensor: Tensor, axis: int, size: int) -> Tensor:
+def _cut(size: int, tensor: Tensor, axis: int) -> Tensor:
     """A chunk: a slice, whose strides decide what has to be copied, unless the chunk is longer than the tensor."""
     return tensor.narrow(axis, 0, size) if size <= tensor.shape[axis] else resized(tensor, axis, size)
 

@@ -92,9 +92,7 @@ def round_of(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], 
              length: int = BATCHES[0]) -> list[Tensor]:
     """What the body is given for a chunk of this length; one for single samples may rely on their number."""
     length = length if loop.chunk > 1 else 1
-    rows = [resized(tensor, 0, length) for tensor in accumulators[loop.totals :]]
-    parts = [resized(tensor, loop.axis, length) for tensor in cut]
-    return [*accumulators[: loop.totals], *rows, *parts, *whole]
+    return loop.turn(accumulators, cut, whole, lambda tensor, axis: resized(tensor, axis, length))
 
 
 def resized(tensor: Tensor, axis: int, length: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -181,11 +181,19 @@ class Loop:
 
     def __call__(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
         for start in range(0, sliced[0].shape[self.axis], self.chunk):
-            stop = start + self.chunk
-            rows = [rows[start:stop] for rows in accumulators[self.totals :]]
-            cut = [tensor[:, start:stop] if self.axis else tensor[start:stop] for tensor in sliced]
-            self._module(*accumulators[: self.totals], *rows, *cut, *whole)
+            self._module(*self.turn(accumulators, sliced, whole, partial(_slice, start, start + self.chunk)))
         return accumulators
+
+    def turn(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any],
+             part: Callable[[Any, int], Any]) -> list[Any]:
+        """What the body is given in one turn; `part(tensor, axis)` is the chunk's part of a tensor."""
+        rows = [part(tensor, 0) for tensor in accumulators[self.totals :]]
+        cut = [part(tensor, self.axis) for tensor in sliced]
+        return [*accumulators[: self.totals], *rows, *cut, *whole]
+
+
+def _slice(start: int, stop: int, tensor: Any, axis: int) -> Any:
+    return tensor[:, start:stop] if axis else tensor[start:stop]
 
 
 class Passed(NamedTuple):
