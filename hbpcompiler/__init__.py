@@ -13,6 +13,7 @@ from hbpcompiler.errors import (
     InputError,
     UnsupportedOpError,
 )
+from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.version import __version__
@@ -24,6 +25,7 @@ __all__ = [
     "HbpError",
     "IndefiniteCurvatureWarning",
     "InputError",
+    "Limits",
     "Result",
     "UnsupportedOpError",
     "__version__",

@@ -28,6 +28,7 @@ from hbpcompiler.errors import (
     InputTypeError,
 )
 from hbpcompiler.explain import explain
+from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
@@ -199,6 +200,7 @@ def compile(  # the public name is the design's
     curvature_dtype: torch.dtype | None = None,
     autotune: bool = False,
     rules: Sequence[str | Path] | None = None,
+    limits: Limits | None = None,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
@@ -218,6 +220,8 @@ def compile(  # the public name is the design's
         autotune: time routes that are predicted to be about as fast as the best, once, on random tensors of the first
             batch's size.
         rules: paths of rule files of your own.
+        limits: the thresholds to plan by (`Limits`, each with its reason); None: those that `hbp tune` measured on this
+            machine, or the default ones.
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
@@ -225,7 +229,7 @@ def compile(  # the public name is the design's
     loss = nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype)
+                            curvature_dtype, limits)
     compiled = Compiled(model, loss, options)
     if example_inputs is not None:
         compiled._program(check_batch(model, check_example(example_inputs)))

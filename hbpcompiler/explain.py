@@ -16,6 +16,7 @@ from hbpcompiler.compiler.budget import Draft, size
 from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.decided import limits_met
 from hbpcompiler.compiler.plan.precision import notes
 from hbpcompiler.compiler.plan.steps import (
     Birth,
@@ -37,6 +38,7 @@ from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.limits import DEFAULT_LIMITS
 
 WIDTH = 170
 """Of the tables, in characters."""
@@ -74,8 +76,10 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
 def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -> str:
     """The plan as tables: what travels, what is saved, each parameter's routes with the rejected ones, and the sums."""
     console = Console(file=io.StringIO(), width=WIDTH, record=False)
-    for table in (_streams(matched, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size)):
-        console.print(table)
+    for table in (_streams(matched, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size),
+                  _limits(draft)):
+        if table.row_count:
+            console.print(table)
     console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *_sums(draft, batch_size), str(seconds)])))
     file = console.file
     assert isinstance(file, io.StringIO)
@@ -129,6 +133,21 @@ def _routes(draft: Draft, batch: int) -> Table:
                           _polynomial(parts * _of_batch(cost.multiply_adds, step)),
                           _polynomial(parts * _of_batch(cost.traffic, step)),
                           _polynomial(cost.memory))
+    return table
+
+
+def _limits(draft: Draft) -> Table:
+    """The thresholds that decided something here, and those that are not the default ones."""
+    limits, met = draft.cost.limits, limits_met(draft.plan)
+    if "onednn_linear(" in draft.code:
+        met["onednn_multiply_adds"] = ["products by oneDNN"]
+    changed = limits.changed()
+    table = _table("Limits that decided something, or are not the default ones (`hbp tune --show` lists all)", "limit",
+                   "in force", "default", "unit", "what followed")
+    for name, value, unit, _ in limits.rows():
+        if name in met or name in changed:
+            table.add_row(name, str(value), str(getattr(DEFAULT_LIMITS, name)) if name in changed else "", unit,
+                          ", ".join(met.get(name, [])))
     return table
 
 

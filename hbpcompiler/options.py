@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
+from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
@@ -33,10 +34,13 @@ class Options:
     curvature: str
     autotune: bool
     curvature_dtype: torch.dtype | None
+    limits: Limits | None = None
+    """None: those that `hbp tune` measured, or the default ones."""
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
-                  curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None) -> Options:
+                  curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None,
+                  limits: Any = None) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -48,8 +52,10 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
         raise OptionError(f"curvature {curvature!r} is unknown; choose one of {', '.join(SCHEMES)}")
     if not isinstance(autotune, bool):
         raise OptionTypeError(f"autotune must be True or False, not {autotune!r}")
+    if limits is not None and not isinstance(limits, Limits):
+        raise OptionTypeError(f"limits must be an hbpcompiler.Limits, or None, not {limits!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
-                   curvature, autotune, check_dtype(curvature_dtype))
+                   curvature, autotune, check_dtype(curvature_dtype), limits)
 
 
 def check_quantities(quantities: Any) -> tuple[str, ...]:

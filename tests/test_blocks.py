@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan import tails
 from hbpcompiler.reference import ggn_block, hessian_block
 from tests.graph_models import FEW_MODELS, made
 from tests.match.test_tied import MODELS as TIED
@@ -26,8 +25,8 @@ def whole(compiled, result, name):
     return compiled.block_product(result, name, units).flatten(1)
 
 
-def agree(model, loss, x, y, curvature):
-    compiled = hbp.compile(model, loss, ["block", "diag_h"], curvature=curvature)
+def agree(model, loss, x, y, curvature, limits=None):
+    compiled = hbp.compile(model, loss, ["block", "diag_h"], curvature=curvature, limits=limits)
     torch.manual_seed(0)
     result = compiled(x, y)
     for name, parameter in model.named_parameters():
@@ -77,13 +76,12 @@ def test_overlapping_patches_right_below_a_curved_activation():
     agree(model.double(), nn.CrossEntropyLoss(), X, y, "hessian")
 
 
-def test_many_columns_are_kept_whole(monkeypatch):
-    for name in ("SPATIAL", "VECTORS_ONLY"):
-        monkeypatch.setattr(tails, name, tails.Limits(1, 1))
+def test_many_columns_are_kept_whole():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4), nn.Sigmoid(), nn.Linear(4, 3))
     X, y = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 2, 1])
-    agree(model.double(), nn.CrossEntropyLoss(), X, y, "hessian")
+    limits = hbp.Limits(spatial_bytes=1, recycled_bytes=1, vector_bytes=1, vector_chunk_bytes=1)
+    agree(model.double(), nn.CrossEntropyLoss(), X, y, "hessian", limits)
 
 
 @pytest.mark.parametrize("curvature", ["pch_abs", "pch_clip"])

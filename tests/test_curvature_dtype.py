@@ -9,7 +9,6 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.command.cli import main
-from hbpcompiler.compiler.plan import compression, tails
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import slow
 
@@ -142,11 +141,10 @@ def test_random_networks(setting):
 
 
 @pytest.mark.parametrize("chunk", [700, pytest.param(1, marks=slow("the same loops, shorter"))])
-def test_in_chunks(chunk, monkeypatch):
-    for name in ("SPATIAL", "VECTORS_ONLY"):
-        monkeypatch.setattr(tails, name, tails.Limits(64, chunk))
+def test_in_chunks(chunk):
     model, X, y = problem("cnn", torch.float64)
-    found, expected, compiled = both(model, X, y, ["diag_h", "kflr"], torch.float32)
+    limits = hbp.Limits(spatial_bytes=64, recycled_bytes=chunk, vector_bytes=64, vector_chunk_bytes=chunk)
+    found, expected, compiled = both(model, X, y, ["diag_h", "kflr"], torch.float32, limits=limits)
     assert "in chunks" in compiled.explain()
     for quantity in ("diag_h", "kflr"):
         assert error(found[quantity], expected[quantity]) < SINGLE
@@ -164,13 +162,13 @@ def test_pooled_columns():
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, pytest.param(nn.ReLU, marks=slow("no residuals"))])
-def test_compressed_columns(activation, monkeypatch):
-    monkeypatch.setattr(compression, "FAR", 2)
+def test_compressed_columns(activation):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 6), activation(), nn.Linear(6, 2), activation(), nn.Linear(2, 6), activation(),
                           nn.Linear(6, 40))
     X, y = torch.randn(3, 40), torch.randn(3, 40)
-    found, expected, compiled = both(model, X, y, ["diag_ggn", "diag_h"], torch.bfloat16, nn.MSELoss())
+    found, expected, compiled = both(model, X, y, ["diag_ggn", "diag_h"], torch.bfloat16, nn.MSELoss(),
+                                     limits=hbp.Limits(compressed_growth=2))
     assert "torch.linalg" in compiled.code
     for quantity in ("diag_ggn", "diag_h"):
         assert error(found[quantity], expected[quantity]) < HALF

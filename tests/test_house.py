@@ -12,22 +12,23 @@ FOLDERS = {"hbpcompiler": "hbpcompiler", "rules": "hbpcompiler.rules", "codegen"
 STAGES = ["trace", "match", "plan", "derive", "optimise"]
 SHARED = ["routes", "program", "cost", "tune"]
 RULES = {"rule", "errors"}
-TERMS = RULES | {"quantities", "schemes", "compiler.trace"}
-"""What every stage may know: the rules' vocabulary, the quantities, the traced graph."""
+TERMS = RULES | {"quantities", "schemes", "limits", "compiler.trace"}
+"""What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
-    "cache": {"errors"}, "schemes": {"errors", "quantities"}, "options": RULES | {"quantities", "schemes"},
+    "cache": {"errors"}, "limits": {"errors"}, "schemes": {"errors", "quantities"},
+    "options": RULES | {"quantities", "schemes", "limits"},
     "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise"},
     "compiler.trace": RULES,
     "compiler.match": TERMS | {"elementwise"},
     "compiler.program": {"rule", "compiler.trace"},
-    "compiler.cost": {"compiler.trace", "compiler.program"},
+    "compiler.cost": {"limits", "compiler.trace", "compiler.program"},
     "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
     "compiler.plan": TERMS | {"options", "compiler.match", "compiler.routes", "compiler.cost", "compiler.program"},
     "compiler.derive": TERMS | {"compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
-    "compiler.optimise": {"compiler.program", "compiler.cost"},
-    "codegen": {"quantities", "cache", "compiler.trace", "compiler.program"},
+    "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
+    "codegen": {"quantities", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler": TERMS | {"options", "version", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }

@@ -22,8 +22,8 @@ def close(found, expected, what, scale=None):
     assert error < 1e-8, f"{what}: relative error {error:.1e}"
 
 
-def check_exact(model, loss, X, y, quantities):
-    compiled = hbp.compile(model, loss, quantities)
+def check_exact(model, loss, X, y, quantities, **options):
+    compiled = hbp.compile(model, loss, quantities, **options)
     torch.manual_seed(0)
     result = compiled(X, y)
     for quantity in quantities:

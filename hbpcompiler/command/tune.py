@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import click
@@ -13,6 +14,8 @@ from rich.text import Text
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune.calibrate import calibrate
+from hbpcompiler.compiler.tune.thresholds import measure_limits
+from hbpcompiler.limits import DEFAULT_LIMITS, MEASURED, Limits
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,7 +25,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True,
               help="Type to measure with.")
 @click.option("--clear", is_flag=True, help="Forget all that was measured, and plan for the default figures again.")
-def tune(device: str, dtype: str, clear: bool) -> None:
+@click.option("--show", is_flag=True, help="Only show the figures and limits in force, measured or not.")
+def tune(device: str, dtype: str, clear: bool, show: bool) -> None:
     """Measure this machine, for plans that suit it; takes seconds.
 
     The figures are kept in the cache folder, for this device, type, torch version and number of threads. From then on
@@ -31,18 +35,38 @@ def tune(device: str, dtype: str, clear: bool) -> None:
     if clear:
         click.echo("forgotten" if tuning.clear() else "nothing was measured")
         return
-    place = _device(device)
-    measured = calibrate(place, DTYPES[dtype])
-    default = tuning.default_machine(place, DTYPES[dtype])
-    path = tuning.remember_machine(place, DTYPES[dtype], measured)
-    table = Table(title=Text(tuning.key(place, DTYPES[dtype])))
-    for heading in ("figure", "measured", "default"):
-        table.add_column(heading)
-    for field in fields(Machine):
-        now, before = getattr(measured, field.name), getattr(default, field.name)
-        table.add_row(field.name.replace("_", " "), f"{now:.2g}", f"{before:.2g}")
-    Console(width=120).print(table)
+    place, kind = _device(device), DTYPES[dtype]
+    if show:
+        _print(place, kind, tuning.measured_machine(place, kind), tuning.measured_limits(place, kind),
+               [name for name, *_ in DEFAULT_LIMITS.rows()])
+        return
+    machine, limits = calibrate(place, kind), measure_limits(place, kind)
+    tuning.remember_machine(place, kind, machine)
+    path = tuning.remember_limits(place, kind, limits)
+    _print(place, kind, machine, limits, MEASURED)
     click.echo(f"kept in {path}")
+
+
+def _print(device: torch.device, dtype: torch.dtype, machine: Machine, limits: Limits, names: Sequence[str]) -> None:
+    """Tables of the machine's figures, and of these limits."""
+    default, title, console = tuning.default_machine(device, dtype), tuning.key(device, dtype), Console(width=120)
+    figures = _table(title, "figure", "in force", "default")
+    for field in fields(Machine):
+        now, before = getattr(machine, field.name), getattr(default, field.name)
+        figures.add_row(field.name.replace("_", " "), f"{now:.2g}", f"{before:.2g}")
+    console.print(figures)
+    shown = _table("Limits", "limit", "in force", "default", "unit", "reason")
+    for name, value, unit, reason in limits.rows():
+        if name in names:
+            shown.add_row(name, str(value), str(getattr(DEFAULT_LIMITS, name)), unit, reason)
+    console.print(shown)
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=Text(title))
+    for heading in headings:
+        table.add_column(heading)
+    return table
 
 
 def _device(name: str) -> torch.device:

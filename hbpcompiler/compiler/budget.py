@@ -13,9 +13,6 @@ from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.errors import InputError, OptionError
 
-SHARES = (4, 16, 64)
-"""Several temporaries are alive at once: a chunk gets such a part of the room that the rest of the program leaves."""
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -32,7 +29,8 @@ def within_budget(make: Callable[[Resources], Draft], resources: Resources, budg
     """The fastest draft whose predicted peak at this batch size keeps to the budget of bytes.
 
     Without a budget that is the first one. Otherwise the draft with the smallest chunks tells what is held in any
-    case, and the chunks may take what is left. Raises OptionError where even the smallest chunks are too much.
+    case, and the chunks may take what is left, in shares (`Limits.budget_shares`). Raises OptionError where even the
+    smallest chunks are too much.
     """
     draft = make(resources)
     if budget is None or draft.memory.peak(batch) <= budget:
@@ -44,7 +42,7 @@ def within_budget(make: Callable[[Resources], Draft], resources: Resources, budg
         raise OptionError(f"memory_budget={budget} ({size(budget)}) is too small: a batch of {batch} needs about "
                           f"{size(least.memory.peak(batch))}, even in the smallest chunks. "
                           f"{_advice(least.memory, budget, batch)}")
-    for share in SHARES:
+    for share in resources.limits.budget_shares:
         draft = make(replace(resources, temporaries=max(1, room // share), batch=batch))
         if draft.memory.peak(batch) <= budget:
             return draft

@@ -41,7 +41,7 @@ from hbpcompiler.compiler.plan.check import check_plan
 from hbpcompiler.compiler.plan.pixels import image_weights
 from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
-from hbpcompiler.compiler.plan.table import header_table, machine_notes
+from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
 from hbpcompiler.compiler.program import shapes
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn
@@ -50,7 +50,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.trace import Traced, trace
-from hbpcompiler.compiler.tune.measured import measured_machine
+from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import UsesNotJoinedError
 from hbpcompiler.options import Options
@@ -106,15 +106,17 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
              seconds: Seconds) -> tuple[Matched, list[LossCheck], Draft]:
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
     closings = schemes.kept(options.curvature, closings_for(options.quantities))
+    device, dtype = batch.tensors[0].device, traced.graph.dtype
+    limits = options.limits or measured_limits(device, dtype)
+    resources = Resources(measured_machine(device, dtype), limits)
     as_values: frozenset[str] = frozenset()
     while True:
         with seconds.stage("match"):
-            matched = match(traced, options.registry, closings, as_values, naming.value_names)
+            matched = match(traced, options.registry, closings, as_values, naming.value_names, limits.fused_operations)
             verify("match", check_matched(matched))
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
         drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)
-        resources = Resources(measured_machine(batch.tensors[0].device, matched.graph.dtype))
         try:
             return matched, losses, within_budget(drafting.draft, resources, options.memory_budget, batch.samples)
         except UsesNotJoinedError as error:
@@ -159,8 +161,9 @@ class _Drafting:
         batch = {value.name: value for value in graph.batch}
         settings = Settings(
             arguments=lambda samples: shapes.arguments(program.graph, batch, graph.state, samples),
-            machine=resources.machine, dtype=graph.dtype, curvature_dtype=planned.curvature_dtype,
-            by_pixels=planned.by_pixels, images=image_weights(graph, self.matched.rules))
+            machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
+            curvature_dtype=planned.curvature_dtype, by_pixels=planned.by_pixels,
+            images=image_weights(graph, self.matched.rules), chunk=resources.limits.typical_batch)
         try:
             optimise(program.graph, settings)
         except BrokenProgramError as error:
@@ -175,9 +178,9 @@ class _Drafting:
             versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
             table=header_table(graph, planned),
             notes=[*(scheme if options.curvature != HESSIAN else []), *precision.notes(planned.curvature_dtype),
-                   *machine_notes(resources.machine, options.autotune)],
+                   *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits)],
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
         code = emit.emit(program.graph, header, inputs, self.fields)
-        return Draft(planned, program.graph, code, MemoryModel(code, graph),
-                     ProgramCost(program.graph, graph, resources.machine))
+        return Draft(planned, program.graph, code, MemoryModel(code, graph, resources.limits.allowance),
+                     ProgramCost(program.graph, graph, resources.machine, resources.limits))

@@ -152,6 +152,22 @@ def test_sites_in_chunk_loops_count_all_their_chunks():
     assert work[0] == work[1]
 
 
+def test_limits_that_decided_something_are_shown_and_others_that_were_changed():
+    title = "Limits that decided something"
+    assert title not in hbp.compile(nn.Linear(3, 2), quantities=["grad"], limits=hbp.Limits(), example_inputs=(
+        torch.zeros(2, 3), torch.tensor([0, 1]))).explain()
+    shown = {row[0]: row for row in table(compiled(["diag_h"], limits=hbp.Limits(
+        recycled_bytes=9000, all_columns_bytes=0, race_rounds=9)).explain(), title)}
+    assert shown["all_columns_bytes"][1:3] == ["0", str(2**28)]
+    assert shown["all_columns_bytes"][4] == "all columns in chunks of samples"
+    assert shown["all_columns_chunk_bytes"][1:4] == [str(2**25), "", "bytes"]
+    assert shown["race_rounds"][1:3] == ["9", "7"]
+    assert not shown["race_rounds"][4]
+    assert "half_rows" not in shown
+    met = {row[0] for row in table(compiled(["diag_h"]).explain(), title)}
+    assert met == {"cache_bytes", "one_by_one_bytes", "squaring_speedup"}
+
+
 def test_large_new_tensors_pay_for_their_pages():
     with Meter() as meter:
         large = torch.empty(2**24, device="meta")
@@ -161,3 +177,6 @@ def test_large_new_tensors_pay_for_their_pages():
     paid = meter.counts.seconds(Machine(fresh_bytes_per_second=1e9)) - meter.counts.seconds(Machine())
     assert paid == pytest.approx(large.nbytes * (1e-9 - 1 / DEFAULT.fresh_bytes_per_second))
     assert small.nbytes < large.nbytes
+    with Meter(hbp.Limits(recycled_bytes=large.nbytes)) as meter:
+        large.square()
+    assert meter.counts.fresh == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine, Resources, chunk_length, number, total
+from hbpcompiler.compiler.cost.figures import Cost, Machine, Resources, chunk_length, number, total
 from hbpcompiler.compiler.trace.graph import N
 
 UNIT = Machine(multiply_adds_per_second=1, batched_per_second=1, bytes_per_second=1, seconds_per_call=1,
@@ -49,7 +49,7 @@ def test_a_polynomials_value(expression, value):
 
 
 def test_a_chunk_stays_in_cache_and_in_the_memory_for_temporaries():
-    cache = DEFAULT.cache_bytes
+    cache = Resources().limits.cache_bytes
     assert chunk_length(cache // 4, Resources()) == 4
     assert chunk_length(2 * cache, Resources()) == 1
     assert chunk_length(cache // 4, Resources(temporaries=cache // 2)) == 2

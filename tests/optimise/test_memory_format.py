@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.routes import chunks
 from hbpcompiler.reference import reference, relative_error
 from tests.selection import cases, slow
 
@@ -105,10 +104,9 @@ def test_signals_have_no_such_layout(quantity):
 
 
 @pytest.mark.parametrize("quantities", [["diag_ggn"], ["diag_ggn", "batch_diag_ggn", "variance"]])
-def test_one_column_at_a_time_is_multiplied_as_it_lies(quantities, monkeypatch):
-    monkeypatch.setattr(chunks, "chunk_length", lambda size, resources: 1)
+def test_one_column_at_a_time_is_multiplied_as_it_lies(quantities):
     model, X, y = without_pools()
-    compiled = hbp.compile(model, quantities=quantities)
+    compiled = hbp.compile(model, quantities=quantities, limits=hbp.Limits(cache_bytes=1))
     ours = compiled(X, y)
     assert ("new_zeros((144, 20))" in compiled.code) == ("batch_diag_ggn" not in quantities)  # [in, out]
     exact = hbp.compile(copy.deepcopy(model).double(), quantities=quantities)(X.double(), y)

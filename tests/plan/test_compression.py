@@ -8,7 +8,6 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.derive.compression import compressed
-from hbpcompiler.compiler.plan import compression
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import EXACT, check_exact, close
 
@@ -29,6 +28,9 @@ def test_the_sum_of_outer_products_is_kept(samples, size, more, signed, singular
     close(after, before, "sum of outer products", torch.ones_like(before))
 
 
+SOON = hbp.Limits(compressed_growth=2)
+
+
 def autoencoder(activation=nn.Sigmoid):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 6), activation(), nn.Linear(6, 2), activation(), nn.Linear(2, 6), activation(),
@@ -37,43 +39,38 @@ def autoencoder(activation=nn.Sigmoid):
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
-def test_an_autoencoder_is_compressed_at_its_code(activation, monkeypatch):
-    monkeypatch.setattr(compression, "FAR", 2)
+def test_an_autoencoder_is_compressed_at_its_code(activation):
     model, X, y = autoencoder(activation)
     quantities = ["diag_ggn", "diag_h"]
-    compiled, result = check_exact(model, nn.MSELoss(), X, y, quantities)
+    compiled, result = check_exact(model, nn.MSELoss(), X, y, quantities, limits=SOON)
     assert "torch.linalg.qr" in compiled.code
     assert ("torch.linalg.eigh" in compiled.code) == (activation is nn.Sigmoid)
     assert "compressed" in compiled.explain()
     scripted = torch.jit.script(compiled.program)(compiled.state, X, y)
     close(scripted.diag_h["0.weight"], result.diag_h["0.weight"], "scripted")
-    factors = hbp.compile(model, nn.MSELoss(), ["kflr"])(X, y).kflr
-    monkeypatch.setattr(compression, "MANY", 10**6)
-    plain = hbp.compile(model, nn.MSELoss(), ["kflr"])(X, y).kflr
+    factors, plain = (hbp.compile(model, nn.MSELoss(), ["kflr"], limits=limits)(X, y).kflr
+                      for limits in (SOON, hbp.Limits(compressed_columns=10**6)))
     for name, factor in plain.items():
         close(factors[name].B, factor.B, f"B of {name}")
 
 
 @pytest.mark.parametrize("quantities", [["sqrt_ggn"], ["diag_h_split"]])
-def test_where_the_columns_themselves_matter_they_stay(quantities, monkeypatch):
+def test_where_the_columns_themselves_matter_they_stay(quantities):
     """Columns that are returned, and parts by sign, which another choice of columns would change."""
-    monkeypatch.setattr(compression, "FAR", 2)
     model, X, y = autoencoder(nn.ReLU if quantities == ["sqrt_ggn"] else nn.Sigmoid)
-    code = hbp.compile(model, nn.MSELoss(), quantities, example_inputs=(X, y)).code
+    code = hbp.compile(model, nn.MSELoss(), quantities, example_inputs=(X, y), limits=SOON).code
     assert "linalg.eigh" not in code
     assert quantities == ["diag_h_split"] or "linalg" not in code
 
 
-def test_half_precision_is_left_alone(monkeypatch):
-    monkeypatch.setattr(compression, "FAR", 2)
+def test_half_precision_is_left_alone():
     model, X, y = autoencoder()
     model, X, y = model.bfloat16(), X.bfloat16(), y.bfloat16()
-    assert "linalg" not in hbp.compile(model, nn.MSELoss(), ["diag_h"], example_inputs=(X, y)).code
+    code = hbp.compile(model, nn.MSELoss(), ["diag_h"], example_inputs=(X, y), limits=SOON).code
+    assert "linalg" not in code
 
 
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_random_networks_compressed_everywhere(setting):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compression, "MANY", 1)
-        patch.setattr(compression, "FAR", 0)
-        check_exact(*setting, [name for name in EXACT if "split" not in name])
+    always = hbp.Limits(compressed_columns=1, compressed_growth=0)
+    check_exact(*setting, [name for name in EXACT if "split" not in name], limits=always)

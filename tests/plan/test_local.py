@@ -1,7 +1,6 @@
 """Local support: columns of convolutions by neighbourhoods, exact for all paddings, strides, dilations and pools."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.meter import Meter
-from hbpcompiler.compiler.plan import walk as plan
-from hbpcompiler.compiler.plan.local import Local
-from hbpcompiler.compiler.plan.steps import LocalTail, Widen
+from hbpcompiler.compiler.plan.plan import plan
+from hbpcompiler.compiler.plan.steps import LocalTail, SampleChunks, Widen, flat
 from hbpcompiler.reference import reference
 from tests.selection import slow
+from tests.stages import closings, matched, options
 from tests.test_quantities import close
 
 QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
@@ -95,12 +95,9 @@ def spatial_networks(draw):
 def test_random_networks(network, chunk, always):
     """With few and many positions in a chunk; also where whole images would have less to do."""
     model, loss, X, y = network
-    with pytest.MonkeyPatch.context() as patch:
-        if always:
-            patch.setattr("hbpcompiler.compiler.plan.local._numbers", lambda own: 0 if type(own) is tuple else 1)
-        if chunk is not None:
-            patch.setattr("hbpcompiler.compiler.plan.local.CHUNK_BYTES", chunk * 1000)
-        result = hbp.compile(model, loss, QUANTITIES, example_inputs=(X, y))(X, y)
+    limits = hbp.Limits(neighbourhood_work=math.inf if always else 1, recycled_bytes=2**24 if chunk is None else
+                        chunk * 1000)
+    result = hbp.compile(model, loss, QUANTITIES, example_inputs=(X, y), limits=limits)(X, y)
     for quantity in ("diag_h", "diag_ggn"):
         for key, value in reference(model, loss, [X], y, quantity).items():
             close(result[quantity][key], value, f"{quantity} of {key}")
@@ -153,13 +150,13 @@ def test_with_other_options(options, tmp_path, monkeypatch):
         close(found[key], value, key)
 
 
-def test_a_budget_below_one_position_takes_whole_images(monkeypatch):
+def test_a_budget_below_one_position_takes_whole_images():
     model, X, y = network()
+    found = matched(model, X, y, quantities=("diag_h",))
     for allowed, local in ((4 * 4 * 9 * 4, True), (4 * 4 * 9 * 4 - 1, False)):  # columns, channels, positions, bytes
-        monkeypatch.setattr(plan, "Local", lambda rules, static, itemsize, resources, allowed=allowed: Local(
-            rules, static, itemsize, replace(resources, temporaries=allowed)))
-        compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
-        assert bool(local_tails(compiled)) == local
+        steps = plan(found, closings("diag_h"), options("diag_h"), Resources(temporaries=allowed)).steps
+        (loop,) = (step for step in steps if isinstance(step, SampleChunks))
+        assert any(isinstance(step, LocalTail) for step in loop.steps) == local
 
 
 def test_one_program_serves_every_batch_size():
@@ -172,10 +169,10 @@ def test_one_program_serves_every_batch_size():
             close(found[key], value, key)
 
 
-def exact(model, loss, X, y):
+def exact(model, loss, X, y, limits=None):
     """The compiled model, compared in all its Hessian diagonal."""
     model, X = model.double().eval(), X.double()
-    compiled = hbp.compile(model, loss, ["diag_h"], example_inputs=(X, y))
+    compiled = hbp.compile(model, loss, ["diag_h"], example_inputs=(X, y), limits=limits)
     found = compiled(X, y).diag_h
     for key, value in reference(model, loss, [X], y, "diag_h").items():
         close(found[key], value, key)
@@ -223,17 +220,17 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
       for meet in (torch.add, torch.sub, torch.mul, quotient) for kernel in (1, 3)],
 ], ids=["behind a pool", "of a convolution", "averages", *[f"{name} {kernel}" for name in ("add", "sub", "mul", "div")
                                                           for kernel in (1, 3)]])  # fmt: skip
-def test_all_pieces_by_neighbourhoods(model, monkeypatch):
+def test_all_pieces_by_neighbourhoods(model):
     """Zeros outside the image behind padded linear layers; ways that meet again; norms' parameters; pads and means."""
-    monkeypatch.setattr("hbpcompiler.compiler.plan.local._numbers", lambda own: 0 if type(own) is tuple else 1)
-    monkeypatch.setattr(plan._Walk, "_many", lambda planner, pieces, value: True)  # as in large networks
+    limits = hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0)  # columns travel apart, as in large networks
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 tensor.uniform_(0.5, 1.5)
-    compiled = exact(model, nn.CrossEntropyLoss(), torch.randn(2, 1, 8, 8), torch.tensor([0, 2]))
-    steps = compiled._current().draft.plan.steps
+    compiled = exact(model, nn.CrossEntropyLoss(), torch.randn(2, 1, 8, 8), torch.tensor([0, 2]), limits)
+    steps = [own for step in compiled._current().draft.plan.steps if not isinstance(step, LocalTail)
+             for own in flat(step)]
     widened = [step for step in steps if isinstance(step, Widen) and len(step.operation.output.sample_shape) == 3]
     assert local_tails(compiled)
     assert not widened

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan import sample_chunks
 from hbpcompiler.compiler.plan.steps import SampleChunks
 from hbpcompiler.reference import reference
 from tests.graph_models import FEW_MODELS, made
@@ -16,9 +15,8 @@ from tests.selection import slow
 from tests.test_quantities import check_exact, close
 
 
-def in_chunks(patch, size):
-    patch.setattr(sample_chunks, "LARGE_BYTES", 0)
-    patch.setattr(sample_chunks, "CHUNK_BYTES", size)
+def in_chunks(size, **others):
+    return hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=size, **others)
 
 
 def loops(compiled):
@@ -27,12 +25,12 @@ def loops(compiled):
 
 @pytest.mark.parametrize("size", [1, pytest.param(20_000, marks=slow("test_random_networks takes several samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
-def test_graphs_agree_with_brute_force(name, size, monkeypatch):
+def test_graphs_agree_with_brute_force(name, size):
     model, x, y = made(name)
     whole = hbp.compile(model, quantities=["grad", "variance", "kflr", "diag_h_split"])
     expected = whole(x, y)
-    in_chunks(monkeypatch, size)
-    compiled = hbp.compile(model, quantities=["grad", "variance", "diag_ggn", "diag_h", "diag_h_split", "kflr"])
+    compiled = hbp.compile(model, quantities=["grad", "variance", "diag_ggn", "diag_h", "diag_h_split", "kflr"],
+                           limits=in_chunks(size))
     result = compiled(x, y)
     assert len(loops(compiled)) == 1
     for quantity in ("grad", "variance", "diag_ggn", "diag_h"):
@@ -49,21 +47,16 @@ def test_graphs_agree_with_brute_force(name, size, monkeypatch):
 
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from([1, 4000]))
 def test_random_networks(setting, size):
-    with pytest.MonkeyPatch.context() as patch:
-        in_chunks(patch, size)
-        check_exact(*setting, ["diag_ggn", "diag_h"])
+    check_exact(*setting, ["diag_ggn", "diag_h"], limits=in_chunks(size))
 
 
-def test_tails_inside_and_torchscript(monkeypatch):
-    from hbpcompiler.compiler.plan import tails
-
-    monkeypatch.setattr(tails, "SPATIAL", tails.Limits(64, 700))
-    in_chunks(monkeypatch, 5000)
+def test_tails_inside_and_torchscript():
+    limits = in_chunks(5000, spatial_bytes=64, recycled_bytes=700)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.Tanh(),
                           nn.Flatten(), nn.Linear(12, 4), nn.Sigmoid(), nn.Linear(4, 3)).double()
     X, y = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0])
-    compiled, result = check_exact(model, nn.CrossEntropyLoss(), X, y, ["diag_ggn", "diag_h"])
+    compiled, result = check_exact(model, nn.CrossEntropyLoss(), X, y, ["diag_ggn", "diag_h"], limits=limits)
     (loop,) = loops(compiled)
     assert any(type(step).__name__ == "Tail" for step in loop.steps)
     scripted = torch.jit.script(compiled.program)(compiled.state, X, y)
@@ -71,24 +64,22 @@ def test_tails_inside_and_torchscript(monkeypatch):
         close(scripted.diag_h[key], value, key)
 
 
-def test_sampled_curvature_is_drawn_for_each_chunk(monkeypatch):
+def test_sampled_curvature_is_drawn_for_each_chunk():
     """A loss without a distribution: random signs, as many as the chunk has samples. Their mean is the diagonal."""
-    in_chunks(monkeypatch, 1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).double()
     X, y = torch.randn(3, 3, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64)
     compiled = hbp.compile(model, lambda output, target: ((output - target) ** 4).mean(), ["diag_h_mc", "diag_h"],
-                           mc_samples=400)
+                           mc_samples=400, limits=in_chunks(1))
     result = compiled(X, y)
     assert loops(compiled)
     for key, value in result.diag_h.items():
         torch.testing.assert_close(result.diag_h_mc[key], value, rtol=0.2, atol=0.1 * float(value.abs().max()))
 
 
-def test_what_keeps_samples_apart_goes_whole(monkeypatch):
-    in_chunks(monkeypatch, 1)
+def test_what_keeps_samples_apart_goes_whole():
     model, x, y = made("resnet, smooth")
-    compiled = hbp.compile(model, quantities=["batch_diag_h", "diag_h"], example_inputs=(x, y))
+    compiled = hbp.compile(model, quantities=["batch_diag_h", "diag_h"], example_inputs=(x, y), limits=in_chunks(1))
     assert not loops(compiled)
 
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan import tails
 from hbpcompiler.reference import reference
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
@@ -15,15 +14,8 @@ from tests.selection import slow
 from tests.test_quantities import check_exact, close
 
 
-@pytest.fixture(params=[1, 700, 4000])
-def small_limits(request, monkeypatch):
-    """Chunks of one sample and one column, of some columns, and of some samples."""
-    set_limits(monkeypatch, request.param)
-
-
-def set_limits(patch, chunk):
-    for name in ("SPATIAL", "VECTORS_ONLY"):
-        patch.setattr(tails, name, tails.Limits(64, chunk))
+def in_chunks(size):
+    return hbp.Limits(spatial_bytes=64, recycled_bytes=size, vector_bytes=64, vector_chunk_bytes=size)
 
 
 def network():
@@ -32,13 +24,15 @@ def network():
                          nn.Flatten(), nn.Linear(48, 4), nn.Sigmoid(), nn.Linear(4, 3)).double()
 
 
-@pytest.mark.usefixtures("small_limits")
-def test_chunks_change_nothing():
+@pytest.mark.parametrize("chunk", [1, 700, 4000])
+def test_chunks_change_nothing(chunk):
+    """Chunks of one sample and one column, of some columns, and of some samples."""
     torch.manual_seed(1)
     X, y = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
     model = network()
-    compiled, result = check_exact(model, nn.CrossEntropyLoss(), X, y, ["diag_ggn", "diag_h"])
-    split = hbp.compile(model, quantities=["diag_h_split", "kflr"])(X, y)
+    compiled, result = check_exact(model, nn.CrossEntropyLoss(), X, y, ["diag_ggn", "diag_h"],
+                                   limits=in_chunks(chunk))
+    split = hbp.compile(model, quantities=["diag_h_split", "kflr"], limits=in_chunks(chunk))(X, y)
     for name, parts in split.diag_h_split.items():
         close(parts.ggn + parts.positive - parts.negative, result.diag_h[name], name)
         assert (parts.positive >= 0).all()
@@ -50,28 +44,24 @@ def test_chunks_change_nothing():
 
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_chunks_on_random_networks(setting):
-    with pytest.MonkeyPatch.context() as patch:
-        set_limits(patch, 900)
-        check_exact(*setting, ["diag_h"])
+    check_exact(*setting, ["diag_h"], limits=in_chunks(900))
 
 
 @pytest.mark.parametrize("chunk", [1, pytest.param(300, marks=slow("the batch has two samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
-def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk, monkeypatch):
+def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk):
     """Graphs with branches too, where the rest of the way may read what only arrived before it."""
-    monkeypatch.setattr(tails, "LATE_BYTES", 64 * tails.TYPICAL_BATCH)
-    monkeypatch.setattr(tails, "LATE_CHUNK", chunk)
+    limits = hbp.Limits(recycled_bytes=64 * 64, late_chunk_bytes=chunk)
     model, x, y = made(name)
-    result = hbp.compile(model, quantities=["diag_ggn", "kflr"])(x, y)
+    result = hbp.compile(model, quantities=["diag_ggn", "kflr"], limits=limits)(x, y)
     for key, value in reference(model, nn.CrossEntropyLoss(), [x], y, "diag_ggn").items():
         close(result.diag_ggn[key], value, f"diag_ggn of {key}")
     whole = hbp.compile(model, quantities=["kflr"], memory_budget="1GiB")
-    monkeypatch.undo()
     for key, factors in whole(x, y).kflr.items():
         close(result.kflr[key].B, factors.B, f"B of {key}")
 
 
-def test_large_values_of_few_columns_exist_for_a_chunk_only(monkeypatch):
+def test_large_values_of_few_columns_exist_for_a_chunk_only():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
                           nn.Linear(4096, 10)).double()
@@ -79,8 +69,8 @@ def test_large_values_of_few_columns_exist_for_a_chunk_only(monkeypatch):
     compiled = hbp.compile(model, quantities=["diag_ggn"], example_inputs=(X, y))
     assert "# [n, 9, 16, 32, 32]" in compiled.code
     assert "# [N, 9, 16, 32, 32]" not in compiled.code
-    monkeypatch.setattr(tails, "LATE_BYTES", 2**40)
-    whole = hbp.compile(model, quantities=["diag_ggn"], example_inputs=(X, y))
+    all_recycled = hbp.Limits(recycled_bytes=2**40)
+    whole = hbp.compile(model, quantities=["diag_ggn"], example_inputs=(X, y), limits=all_recycled)
     assert "# [N, 9, 16, 32, 32]" in whole.code
     for key, value in whole(X, y).diag_ggn.items():
         close(compiled(X, y).diag_ggn[key], value, key)

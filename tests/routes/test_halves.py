@@ -8,9 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.meter import Meter
-from hbpcompiler.compiler.routes import NEVER, factors
 from hbpcompiler.compiler.routes.factors import HalfInputFactor
-from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from hbpcompiler.reference import kflr
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import close
@@ -18,24 +16,15 @@ from tests.test_quantities import close
 NAME = HalfInputFactor.name
 
 
-def only_halves(patch, smallest):
-    """Wherever there are so many rows, nothing else may give a factor."""
-    patch.setattr(factors, "SMALLEST", smallest)
-    patch.setattr(SlidingInputFactor, "applies", lambda self, site: False)
-    for whole, half in ((factors.ColumnFactor, factors.HalfColumnFactor), (factors.InputFactor, HalfInputFactor)):
-        cost = whole.cost
-        patch.setattr(half, "cost", lambda self, site, kinds, cost=cost: cost(self, site, kinds))
-        patch.setattr(whole, "cost", lambda self, site, kinds, cost=cost, half=half: (
-            NEVER if half().applies(site) else cost(self, site, kinds)))
+ONLY_HALVES = hbp.Limits(half_rows=4, route_times=((NAME, 0),))
+"""From four rows on nothing else gives a factor."""
 
 
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_random_networks(setting):
     model, loss, X, y = setting
-    with pytest.MonkeyPatch.context() as patch:
-        only_halves(patch, 4)
-        torch.manual_seed(0)  # dropout draws the same mask as the reference
-        found = hbp.compile(model, loss, ["kflr"])(X, y).kflr
+    torch.manual_seed(0)  # dropout draws the same mask as the reference
+    found = hbp.compile(model, loss, ["kflr"], limits=ONLY_HALVES)(X, y).kflr
     for name, (A, B) in kflr(model, loss, [X], y, seed=0).items():
         close(found[name].B, B, f"B of {name}")
         if A is not None:
@@ -48,16 +37,16 @@ def wide(samples):
     return model, torch.randn(samples, 600), torch.randint(4, (samples,))
 
 
-def test_signs_of_an_indefinite_curvature(monkeypatch):
+def test_signs_of_an_indefinite_curvature():
     """A factor of a loss times a negative number is the negative of the factor."""
-    only_halves(monkeypatch, 4)
     model, X, y = wide(3)
     model, X = model.double(), X.double()
 
     def negative(output, target):
         return -nn.functional.cross_entropy(output, target)
 
-    plain, turned = (hbp.compile(model, loss, ["kflr"]) for loss in (nn.CrossEntropyLoss(), negative))
+    plain, turned = (hbp.compile(model, loss, ["kflr"], limits=ONLY_HALVES)
+                     for loss in (nn.CrossEntropyLoss(), negative))
     found, expected = turned(X, y).kflr, plain(X, y).kflr
     assert NAME in turned.code
     for name in ("0.weight", "2.weight"):
@@ -66,14 +55,12 @@ def test_signs_of_an_indefinite_curvature(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
-def test_it_leaves_out_three_eighths(backend, monkeypatch):
+def test_it_leaves_out_three_eighths(backend):
     model, X, y = wide(64)
     adds, results = [], []
     for halves in (False, True):
-        with monkeypatch.context() as patch:
-            if halves:
-                only_halves(patch, 4)
-            compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), backend=backend)
+        compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), backend=backend,
+                               limits=ONLY_HALVES if halves else None)
         assert (NAME in compiled.code) == halves
         results.append(compiled(X, y).kflr["0.weight"].A)
         with Meter() as meter:

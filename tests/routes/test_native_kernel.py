@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.routes import NEVER, ROUTES
 from hbpcompiler.compiler.routes.chunks import NativeProduct
 from hbpcompiler.reference import reference
 from tests.test_quantities import close
@@ -15,16 +14,10 @@ from tests.test_quantities import close
 QUANTITIES = ["grad", "batch_grad", "batch_l2", "second_moment", "diag_ggn", "diag_h"]
 
 
-def only_native(patch, columns=None):
-    """Where the kernel could close, nothing else may; perhaps so many columns at a time."""
-    for route in ROUTES:
-        if isinstance(route, NativeProduct):
-            continue
-        patch.setattr(route, "cost", lambda site, kinds, route=route, cost=route.cost: (
-            NEVER if site.native_columns and NativeProduct().applies(site) and kinds <= NativeProduct().closes(site)
-            else cost(site, kinds)), raising=False)
-    if columns is not None:
-        patch.setattr(NativeProduct, "chunks", lambda self, site: (1, min(columns, site.columns)))
+def only_native(weight, columns=None):
+    """The kernel is taken wherever it can be; perhaps for so many columns at a time of this convolution."""
+    size = {} if columns is None else {"cache_bytes": columns * weight.nbytes}
+    return hbp.Limits(route_times=((NativeProduct.name, 0),), **size)
 
 
 @given(st.integers(0, 2**31), st.integers(2, 3), st.integers(1, 2), st.integers(0, 2), st.integers(1, 2),
@@ -36,11 +29,10 @@ def test_random_convolutions(seed, axes, stride, padding, dilation, samples, col
     X, y = torch.randn(samples, 2, *[size] * axes, dtype=torch.float64), torch.randint(0, 3, (samples,))
     front = nn.Sequential(convolution, nn.Tanh(), nn.Flatten()).double()
     model = nn.Sequential(*front, nn.Linear(front(X).shape[1], 3), nn.Sigmoid(), nn.Linear(3, 3)).double()
-    with pytest.MonkeyPatch.context() as patch:
-        only_native(patch, columns)
-        compiled = hbp.compile(model, quantities=[*QUANTITIES, "batch_diag_ggn"])
-        result = compiled(X, y)
-        assert "convolution_backward(flatten" in compiled.code
+    compiled = hbp.compile(model, quantities=[*QUANTITIES, "batch_diag_ggn"],
+                           limits=only_native(convolution.weight, columns))
+    result = compiled(X, y)
+    assert "convolution_backward(flatten" in compiled.code
     for quantity in QUANTITIES:
         for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
             close(result[quantity][key], value, f"{quantity} of {key}")
@@ -62,10 +54,9 @@ def test_torchscript():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 4), nn.Sigmoid(), nn.Flatten(), nn.Linear(27, 4)).double()
     X, y = torch.randn(3, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 3, 1])
-    with pytest.MonkeyPatch.context() as patch:
-        only_native(patch, 2)
-        plain, scripted = (hbp.compile(model, quantities=QUANTITIES, backend=backend)(X, y)
-                           for backend in ("python", "torchscript"))
+    limits = only_native(model[0].weight, 2)
+    plain, scripted = (hbp.compile(model, quantities=QUANTITIES, backend=backend, limits=limits)(X, y)
+                       for backend in ("python", "torchscript"))
     for quantity in QUANTITIES:
         for key, value in plain[quantity].items():
             close(scripted[quantity][key], value, f"{quantity} of {key}")

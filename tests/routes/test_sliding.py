@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.figures import number
 from hbpcompiler.compiler.cost.meter import Meter
-from hbpcompiler.compiler.routes import NEVER, ROUTES
+from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.factors import InputFactor
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from tests.test_quantities import close
@@ -17,13 +17,9 @@ from tests.test_quantities import close
 NAME = SlidingInputFactor.name
 
 
-def only(patch, route):
-    """Of the two routes to A, only this one may be chosen where windows slide."""
-    for other in (InputFactor, SlidingInputFactor):
-        cost = other.cost
-        if other is not route:
-            patch.setattr(other, "cost", lambda self, site, kinds, cost=cost: (
-                NEVER if site.rows and SlidingInputFactor().applies(site) else cost(self, site, kinds)))
+def only(route, **others):
+    """This route is taken wherever it can be."""
+    return hbp.Limits(route_times=((route.name, 0),), **others)
 
 
 def brute_force(layer, x):
@@ -58,14 +54,11 @@ def test_random_convolutions(setting, chunk):
     layer, x = setting
     model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2)).double()
     model(x)
-    with pytest.MonkeyPatch.context() as patch:
-        only(patch, SlidingInputFactor)
-        if chunk is not None:
-            patch.setattr(SlidingInputFactor, "_chunk", lambda self, site: chunk)
-        compiled = hbp.compile(model, quantities=["kflr"])
-        found = compiled(x, torch.zeros(len(x), dtype=torch.long)).kflr["0.weight"].A
-        assert NAME in compiled.code
-        assert f", {chunk or ''}" in compiled.code
+    limits = only(SlidingInputFactor, **({} if chunk is None else {"cache_bytes": chunk}))
+    compiled = hbp.compile(model, quantities=["kflr"], limits=limits)
+    found = compiled(x, torch.zeros(len(x), dtype=torch.long)).kflr["0.weight"].A
+    assert NAME in compiled.code
+    assert chunk is None or ".shape[0], 1):" in compiled.code
     expected = brute_force(layer, x)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
     close(found, found.T, "symmetry", expected)
@@ -83,9 +76,7 @@ def test_both_routes_agree_in_all_backends():
     model(X)
     found = []
     for route in (InputFactor, SlidingInputFactor):
-        with pytest.MonkeyPatch.context() as patch:
-            only(patch, route)
-            compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y))
+        compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), limits=only(route))
         assert (NAME in compiled.code) == (route is SlidingInputFactor)
         found.append(compiled(X, y).kflr["0.weight"].A)
         scripted = torch.jit.script(compiled.program)(compiled.state, X, y)
@@ -101,14 +92,12 @@ def test_it_needs_fewer_multiply_adds(kernel, size):
     model(X)
     counted, stated = [], []
     for route in (InputFactor, SlidingInputFactor):
-        with pytest.MonkeyPatch.context() as patch:
-            only(patch, route)
-            compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y))
-            (step,) = (step for step in compiled._current().draft.plan.closings()
-                       if step.piece is None and step.parameter.key == "0.weight")
-            (choice,) = step.choices
-            assert type(choice.route) is route
-            stated.append(number(choice.cost.multiply_adds, 6))
+        compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), limits=only(route))
+        (step,) = (step for step in compiled._current().draft.plan.closings()
+                   if step.piece is None and step.parameter.key == "0.weight")
+        (choice,) = step.choices
+        assert type(choice.route) is route
+        stated.append(number(choice.cost.multiply_adds, 6))
         with torch.no_grad(), Meter() as meter:
             compiled.program(compiled.state, X, y)
         counted.append(meter.counts.multiply_adds)

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.tune import measured as tuning
 
 CPU = torch.device("cpu")
 OTHER = Machine(4e9, 1e9, 8e9, 2e-5)
+SMALL = hbp.Limits(recycled_bytes=2**20)
 
 
 @pytest.fixture(autouse=True)
@@ -108,14 +109,21 @@ def test_slow_small_products_change_the_routes():
 
 def test_the_command(monkeypatch):
     monkeypatch.setattr("hbpcompiler.command.tune.calibrate", lambda device, dtype: OTHER)
+    monkeypatch.setattr("hbpcompiler.command.tune.measure_limits", lambda device, dtype: SMALL)
     done = CliRunner().invoke(main, ["tune"])
     assert done.exit_code == 0, done.output
     for word in ("multiply adds per second", "4e+09", "8e+10", "float32", "kept in"):
         assert word in done.output
     assert tuning.measured_machine(CPU, torch.float32) == OTHER
+    assert tuning.measured_limits(CPU, torch.float32) == SMALL
+    assert "half_rows" not in done.output
+    shown = CliRunner().invoke(main, ["tune", "--show"]).output
+    for word in ("recycled_bytes", "1048576", "16777216", "half_rows", "4e+09"):
+        assert word in shown
     assert "forgotten" in CliRunner().invoke(main, ["tune", "--clear"]).output
     assert "nothing" in CliRunner().invoke(main, ["tune", "--clear"]).output
     assert tuning.measured_machine(CPU, torch.float32) == ONEDNN
+    assert tuning.measured_limits(CPU, torch.float32) == hbp.Limits()
     done = CliRunner().invoke(main, ["tune", "--device", "abacus"])
     assert done.exit_code == 2
     assert "abacus" in done.output

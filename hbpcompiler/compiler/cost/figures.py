@@ -14,9 +14,8 @@ from typing import Any
 import sympy
 
 from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
-TYPICAL_BATCH = 64
-"""Routes are compared at this batch size; one program serves every batch size."""
 ZERO_COST = sympy.Integer(0)
 ONE_CALL = sympy.Integer(1)
 
@@ -33,8 +32,6 @@ class Machine:
     """moved to and from memory, beyond the caches."""
     seconds_per_call: float = 8e-6
     """of one call into torch that computes nothing to speak of."""
-    cache_bytes: int = 2**21
-    """A chunk's temporaries should stay below this, so that squaring and summing find them in cache."""
     kernel_per_second: float = 1.1e11
     """multiply-adds per second in torch's own kernels for convolutions."""
     fresh_bytes_per_second: float = 4e9
@@ -56,12 +53,14 @@ DEFAULTS = (DEFAULT, ONEDNN)
 
 @dataclass(frozen=True)
 class Resources:
-    """What the planner may count on: the machine, and how much memory temporaries may take at which batch size."""
+    """What the planner may count on: the machine, the thresholds that fit it, and how much memory temporaries may take
+    at which batch size."""
 
     machine: Machine = DEFAULT
+    limits: Limits = DEFAULT_LIMITS
     temporaries: int | None = None
     """bytes; None: as the machine's cache suggests, whatever the batch size."""
-    batch: int = TYPICAL_BATCH
+    batch: int = 1
     """the batch size at which `temporaries` is to be kept; without it, it decides nothing."""
 
 
@@ -91,7 +90,7 @@ class Cost:
             self.kernel + other.kernel,
         )
 
-    def seconds(self, batch: int = TYPICAL_BATCH, machine: Machine = DEFAULT) -> float:
+    def seconds(self, batch: int = DEFAULT_LIMITS.typical_batch, machine: Machine = DEFAULT) -> float:
         """Predicted time: arithmetic, traffic and calls add up, a pessimistic view of their overlap."""
         adds = (self.multiply_adds, self.batched, self.kernel)
         multiply_adds, batched, kernel = (number(each, batch) for each in adds)
@@ -128,6 +127,6 @@ def _number(expression: Any, batch: int) -> float:
 
 def chunk_length(bytes_each: int, resources: Resources) -> int:
     """How many items, `bytes_each` big, make a chunk that stays in cache (and in the memory for temporaries)."""
-    cache, allowed = resources.machine.cache_bytes, resources.temporaries
+    cache, allowed = resources.limits.cache_bytes, resources.temporaries
     limit = cache if allowed is None else min(cache, allowed)
     return max(1, limit // max(1, bytes_each))

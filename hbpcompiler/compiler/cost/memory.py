@@ -15,9 +15,8 @@ from torch import Tensor
 
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.trace.graph import Graph, meta
+from hbpcompiler.limits import DEFAULT_LIMITS
 
-ALLOWANCE = 1.05
-"""Measured peaks are 0.88 to 1.12 times what the tensors hold (see benchmarks/prediction.py)."""
 ROUNDS = 2
 """Of a loop. Its first round starts with less held than all others, which are alike."""
 
@@ -30,10 +29,10 @@ def _rounds(*limits: int) -> Iterator[int]:
 
 
 class MemoryModel:
-    """Predicts the peak of one program, for any batch size."""
+    """Predicts the peak of one program, for any batch size: what its tensors hold, times an allowance."""
 
-    def __init__(self, code: str, graph: Graph) -> None:
-        self.code, self.graph = code, graph
+    def __init__(self, code: str, graph: Graph, allowance: float = DEFAULT_LIMITS.allowance) -> None:
+        self.code, self.graph, self.allowance = code, graph, allowance
         self._forward: Callable[..., Any] | None = None
         self._known: dict[int, int] = {}
 
@@ -48,7 +47,7 @@ class MemoryModel:
             data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
             with torch.no_grad(), Meter() as meter:
                 result = self._forward(state, *data)
-                self._known[batch] = int(ALLOWANCE * meter.peak)
+                self._known[batch] = int(self.allowance * meter.peak)
             del result
         return self._known[batch]
 

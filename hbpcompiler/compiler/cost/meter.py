@@ -14,12 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.program.kernels import MANY_PRODUCTS, ONEDNN_LINEAR, RELAYOUTS
-
-CACHED = 4
-"""What fits the cache moves so many times faster than what does not."""
-
-FRESH = 2**24
-"""Bytes beyond which the allocator gives memory back to the system, so that the next tensor pays for new pages."""
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 
 @dataclass
@@ -35,7 +30,7 @@ class Counts:
     """bytes of all other calls."""
     calls: float = 0.0
     fresh: float = 0.0
-    """bytes of new tensors beyond `FRESH` each."""
+    """bytes of new tensors so large that their memory is not recycled."""
 
     def add(self, other: Counts, times: float = 1.0) -> None:
         self.multiply_adds += times * other.multiply_adds
@@ -46,9 +41,9 @@ class Counts:
         self.calls += times * other.calls
         self.fresh += times * other.fresh
 
-    def seconds(self, machine: Machine = DEFAULT) -> float:
+    def seconds(self, machine: Machine = DEFAULT, limits: Limits = DEFAULT_LIMITS) -> float:
         """Predicted time."""
-        moved = self.traffic + self.cached / CACHED
+        moved = self.traffic + self.cached / limits.cached_speedup
         pages = self.fresh / machine.fresh_bytes_per_second
         return Cost(self.multiply_adds, moved, 0, self.calls, self.batched, self.kernel).seconds(1, machine) + pages
 
@@ -60,9 +55,9 @@ class Meter(TorchDispatchMode):
     but for convolutions' copies.
     """
 
-    def __init__(self, machine: Machine = DEFAULT) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         TorchDispatchMode.__init__(self)
-        self.machine = machine
+        self.limits = limits
         self.counts = Counts()
         self.held = 0
         """Bytes that are held now."""
@@ -90,7 +85,7 @@ class Meter(TorchDispatchMode):
             adds = formula(*args, **kwargs, out_val=result) / 2 if formula is not None else 0.0
             self._count(func, adds, given, made)
             sizes = [tensor.untyped_storage().nbytes() for tensor in fresh]
-            self.counts.fresh += sum(size for size in sizes if size > FRESH)
+            self.counts.fresh += sum(size for size in sizes if size > self.limits.recycled_bytes)
         for tensor in made:
             if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
                 self._hold(tensor)
@@ -101,7 +96,7 @@ class Meter(TorchDispatchMode):
     def _count(self, func: Any, adds: float, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
         small = func._overloadpacket in MANY_PRODUCTS and len(given[0]) > 1
         moved = float(sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
-        large = moved > self.machine.cache_bytes
+        large = moved > self.limits.cache_bytes
         self.counts.add(Counts(adds, adds if small else 0.0, adds if func._overloadpacket in RELAYOUTS else 0.0,
                                moved if large else 0.0, 0.0 if large else moved, 1.0))
 

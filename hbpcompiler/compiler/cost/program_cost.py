@@ -20,6 +20,7 @@ from hbpcompiler.compiler.program import meta as node_meta
 from hbpcompiler.compiler.program.shapes import interpret, resized
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import Graph, N, meta
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 FORWARD, RESULTS = "forward", "results"
 Place = str | int
@@ -32,14 +33,16 @@ ROUNDING = 1e-9
 class ProgramCost:
     """Costs of one program by place, counted when they are first asked for."""
 
-    def __init__(self, program: fx.Graph, source: Graph, machine: Machine = DEFAULT) -> None:
-        self.program, self.source, self.machine = program, source, machine
-        self._meter = Meter(machine)
+    def __init__(self, program: fx.Graph, source: Graph, machine: Machine = DEFAULT,
+                 limits: Limits = DEFAULT_LIMITS) -> None:
+        self.program, self.source, self.machine, self.limits = program, source, machine, limits
+        self._meter = Meter(limits)
         self._known: dict[tuple[int, bool], dict[Place, tuple[Counts, int]]] = {}
 
     def seconds(self, batch: int) -> dict[Place, float]:
         """Predicted time of each place at a batch size; their sum is the program's."""
-        return {place: counts.seconds(self.machine) for place, (counts, _) in self._counted(batch, False).items()}
+        counted = self._counted(batch, False)
+        return {place: counts.seconds(self.machine, self.limits) for place, (counts, _) in counted.items()}
 
     def costs(self) -> dict[Place, Cost]:
         """Of each place, as polynomials in N: multiply-adds, bytes moved, peak bytes made on the way, calls."""

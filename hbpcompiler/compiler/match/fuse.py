@@ -17,18 +17,20 @@ import sympy
 from hbpcompiler.compiler.match.bind import bind, static_op
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.elementwise import derivatives, elementwise, x
+from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.rule import Op, Rule, operand_symbol
 from hbpcompiler.rule.registry import AnyRule
-
-LONGEST = 60
-"""Expressions with more sympy operations than this are left in pieces."""
 
 UNREAL = (sympy.I, sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 """What sympy makes of a number outside a function's domain: it cannot be compared, and torch has its own NaN for it."""
 
 
-def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, AnyRule]]:
-    """The graph and the rules with each region of elementwise operations replaced by one operation."""
+def fuse(graph: Graph, rules: Mapping[str, AnyRule],
+         longest: int = DEFAULT_LIMITS.fused_operations) -> tuple[Graph, dict[str, AnyRule]]:
+    """The graph and the rules with each region of elementwise operations replaced by one operation.
+
+    Expressions with more than `longest` sympy operations are left in pieces.
+    """
     operations, fused = list(graph.operations), dict(rules)
     active = graph.active
     for last in reversed(graph.operations):
@@ -37,7 +39,7 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule]) -> tuple[Graph, dict[str, A
         region, source = _region(last, graph, operations, fused, active)
         if len(region) < 2 or source is None:
             continue
-        expression = _composed(last, region, source, fused, active)
+        expression = _composed(last, region, source, fused, active, longest)
         if expression is None:
             continue
         name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
@@ -94,7 +96,7 @@ def _inputs(region: list[Operation]) -> list[Value]:
 
 
 def _composed(last: Operation, region: list[Operation], source: Value, rules: Mapping[str, AnyRule],
-              active: AbstractSet[str]) -> Any:
+              active: AbstractSet[str], longest: int) -> Any:
     """What `last` is of `source`, as an expression in x; None where sympy would not give good derivatives."""
     by_name = {operation.name: operation for operation in region}
     known: dict[str, Any] = {source.name: x}
@@ -107,7 +109,7 @@ def _composed(last: Operation, region: list[Operation], source: Value, rules: Ma
             assert rule.expression is not None
             own = rule.expression(static_op(operation, active))
             inner = {operand_symbol(slot): expression_of(value.name) for slot, value in operation.tensors.items()}
-            known[name] = _inserted(own, inner)
+            known[name] = _inserted(own, inner, longest)
         return known[name]
 
     expression = expression_of(last.name)
@@ -116,7 +118,7 @@ def _composed(last: Operation, region: list[Operation], source: Value, rules: Ma
     return expression
 
 
-def _inserted(own: Any, inner: Mapping[Any, Any]) -> Any:
+def _inserted(own: Any, inner: Mapping[Any, Any], longest: int) -> Any:
     """An operation's expression of its operands' expressions; None if one is missing, or it is no good or too long."""
     if any(expression is None for expression in inner.values()):
         return None
@@ -125,7 +127,7 @@ def _inserted(own: Any, inner: Mapping[Any, Any]) -> Any:
         if any(condition.free_symbols & pieced for _, condition in choice.args):
             return None  # a kink of what has kinks itself: sympy solves for them, at length and not always
     whole = own.subs(inner, simultaneous=True)
-    return None if whole.has(*UNREAL) or sympy.count_ops(whole) > LONGEST else whole
+    return None if whole.has(*UNREAL) or sympy.count_ops(whole) > longest else whole
 
 
 def _forward(inner: list[Operation], source: Value, rules: Mapping[str, AnyRule],

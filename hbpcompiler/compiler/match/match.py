@@ -17,6 +17,7 @@ from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import Closing
 from hbpcompiler.rule import LossRule
 from hbpcompiler.rule.registry import AnyRule, Registry
@@ -36,15 +37,15 @@ def taken_apart(traced: Traced, registry: Registry) -> Traced:
 
 
 def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_values: frozenset[str],
-          names: Callable[[Graph], Mapping[str, str]]) -> Matched:
+          names: Callable[[Graph], Mapping[str, str]], longest: int = DEFAULT_LIMITS.fused_operations) -> Matched:
     """The graph in the form that derivatives are written for, a rule for each operation, and what follows from both.
 
     `as_values` are parameters that must be values though their uses have contractions (see `parameter_values`);
-    `names` says how generated code calls a graph's values. Raises UnsupportedOpError naming everything that no rule
-    covers, ModelError for trainable parameters that the loss does not depend on.
+    `names` says how generated code calls a graph's values; `longest` is for `fuse`. Raises UnsupportedOpError naming
+    everything that no rule covers, ModelError for trainable parameters that the loss does not depend on.
     """
     graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings))
-    graph, rules = fuse(graph, rules)
+    graph, rules = fuse(graph, rules, longest)
     unused = [repr(value.key) for value in graph.state if value.trainable and value.name not in graph.active]
     if unused:
         raise ModelError(listing("These trainable parameters do not influence the loss:", unused,

@@ -17,17 +17,19 @@ from hbpcompiler.compiler.program.kernels import PRODUCTS
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.limits import DEFAULT_LIMITS
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
                      "scatter_add", "square", "clamp"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own."""
-LARGE = 2**16
-"""Numbers of a weight's closing from which memory counts."""
 
 
-def write_in_place(graph: fx.Graph) -> None:
-    """Rewrite `columns * d` and `product.square()` where their input is dead afterwards; shapes must be known."""
+def write_in_place(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> None:
+    """Rewrite `columns * d` and `product.square()` where their input is dead afterwards; shapes must be known.
+
+    `large`: numbers of a weight's closing from which memory counts.
+    """
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.target == "add_":
@@ -35,7 +37,7 @@ def write_in_place(graph: fx.Graph) -> None:
         if node.target not in REWRITES or not isinstance(node.args[0], fx.Node):
             continue
         target = node.args[0]
-        if _is_large(node) and meta.alike(target, node) and _is_dead_after(target, node, order):
+        if _is_large(node, large) and meta.alike(target, node) and _is_dead_after(target, node, order):
             others = node.args[1:]
             node.op, node.target = "call_method", REWRITES[node.target]
             node.args = (target, *others)
@@ -54,10 +56,10 @@ def _add_product(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(product)
 
 
-def _is_large(node: fx.Node) -> bool:
+def _is_large(node: fx.Node, large: int) -> bool:
     """Columns, or products of columns: at least [N, K, z]. Or what a large weight's closings are made of."""
     shape = meta.shape(node) or ()
-    return len(shape) >= 3 or meta.numbers(shape) >= LARGE
+    return len(shape) >= 3 or meta.numbers(shape) >= large
 
 
 def _root(node: fx.Node) -> fx.Node | None:

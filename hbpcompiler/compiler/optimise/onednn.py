@@ -13,25 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Machine
+from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import onednn_linear
-
-LARGE = 2**19
-"""Multiply-adds from which oneDNN's product is faster, although a call of it costs more."""
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 
-def multiply_by_onednn(graph: fx.Graph, machine: Machine, chunk: int = TYPICAL_BATCH) -> None:
+def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAULT_LIMITS,
+                       chunk: int = DEFAULT_LIMITS.typical_batch) -> None:
     """Products that are worth it; `chunk` is that of the loop whose body the graph is. After `annotate`."""
     if machine.linear_per_second <= machine.multiply_adds_per_second:
         return
     for node in list(graph.nodes):
         if meta.dtype(node) is torch.float32:
-            _replace(graph, node, chunk)
+            _replace(graph, node, limits.onednn_multiply_adds, chunk)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, chunk: int) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int) -> None:
     operands, total = list(node.args), None
     if node.op == "call_method" and node.target == "addmm_" and not node.kwargs:
         total, *operands = operands
@@ -44,7 +43,7 @@ def _replace(graph: fx.Graph, node: fx.Node, chunk: int) -> None:
     if len(shapes[0]) < 2 or len(shapes[1]) != 2:
         return
     made = shapes[1][0 if node.target is F.linear else 1]
-    if math.prod(meta.length_at(each, chunk) for each in (*shapes[0], made)) < LARGE:
+    if math.prod(meta.length_at(each, chunk) for each in (*shapes[0], made)) < least:
         return
     with graph.inserting_before(node):
         weight = right if node.target is F.linear else transposed(graph, node, right)

@@ -96,10 +96,10 @@ PASSES: tuple[Pass, ...] = (
          needs=frozenset({SHAPES}), when=lambda settings: settings.by_pixels),
     _simple(divide_before_products, SHAPES),
     Pass("multiply_by_onednn",
-         lambda graph, settings: multiply_by_onednn(graph, settings.machine, settings.chunk),
+         lambda graph, settings: multiply_by_onednn(graph, settings.machine, settings.limits, settings.chunk),
          needs=frozenset({SHAPES, PRODUCTS}),
          when=lambda settings: settings.machine.linear_per_second > settings.machine.multiply_adds_per_second),
-    Pass("write_in_place", lambda graph, settings: write_in_place(graph),
+    Pass("write_in_place", lambda graph, settings: write_in_place(graph, settings.limits.large_numbers),
          needs=frozenset({SHAPES}), makes=frozenset({OVERWRITTEN}), not_after=frozenset()),
 )
 """In the order in which they are run."""

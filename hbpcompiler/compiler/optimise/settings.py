@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.compiler.cost.figures import DEFAULT, TYPICAL_BATCH, Machine
+from hbpcompiler.compiler.cost.figures import DEFAULT, Machine
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Settings:
     arguments: Callable[[int], Sequence[Any]]
     """batch size -> the program's arguments as meta tensors"""
     machine: Machine = DEFAULT
+    limits: Limits = DEFAULT_LIMITS
     dtype: torch.dtype = torch.float32
     """The model's."""
     curvature_dtype: torch.dtype | None = None
@@ -26,5 +28,5 @@ class Settings:
     """Whether images lie in memory pixel by pixel."""
     images: frozenset[str] = frozenset()
     """Names, in the state, of weights that then lie so too."""
-    chunk: int = TYPICAL_BATCH
+    chunk: int = DEFAULT_LIMITS.typical_batch
     """Samples, or columns, that are treated at a time: of a typical batch, in a loop's body of its chunk."""

@@ -30,8 +30,6 @@ from hbpcompiler.rule import Contraction, Op, Rule, Window
 
 LARGE_IMAGE = 20480
 """Numbers of one image (or a kernel longer than 3) from which torch takes its convolution to oneDNN."""
-LARGEST_BLOCK = 2**14
-"""The most rows of a full block, as biases and other parameters without input features have for Kronecker factors."""
 
 
 def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece], wanted: Collection[Closing],
@@ -48,7 +46,7 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
             kinds -= frozenset() if piece.signed else {NEGATIVE}
             if not kinds:
                 continue
-            _check(operation, parameter, contraction, piece, pieces, kinds)
+            _check(operation, parameter, contraction, piece, pieces, kinds, resources.limits.full_block_rows)
             site = _met(alone, piece, precision.of(piece, dtype))
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
@@ -90,8 +88,11 @@ def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | N
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],
-           kinds: Collection[str]) -> None:
-    """UnsupportedOpError for what cannot be had of this piece here."""
+           kinds: Collection[str], full_block_rows: int) -> None:
+    """UnsupportedOpError for what cannot be had of this piece here.
+
+    Parameters without input features, as biases are, have a full block for a Kronecker factor: of so many rows at most.
+    """
     if VECTORS in kinds and piece.signed:
         raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it may have no "
                                  "real square root; use a loss function that has a rule")
@@ -99,7 +100,7 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
         raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in several pieces, "
                                  "whose eigenvectors differ; ask for kfac")
     size = math.prod(parameter.sample_shape)
-    if contraction.operand is None and size > LARGEST_BLOCK and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
+    if contraction.operand is None and size > full_block_rows and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
         raise UnsupportedOpError(
             f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
             f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")

@@ -1,16 +1,15 @@
-"""Where columns are compressed: figures of when it pays (`derive.compression` does it)."""
+"""Where columns are compressed: when it pays (`derive.compression` does it)."""
 
 from __future__ import annotations
 
 import torch
 
-MANY = 2
-"""Columns are compressed where they are at least so many times the numbers of the value ..."""
-
-
-FAR = 8
-"""... and a value at least so many times as large is still to come: factorising small matrices is slow arithmetic."""
-
+from hbpcompiler.limits import Limits
 
 DTYPES = (torch.float32, torch.float64)
 """What torch factorises matrices in."""
+
+
+def is_worth_it(columns: int, size: int, largest: int, limits: Limits) -> bool:
+    """Of so many columns at a value of `size` numbers, if the largest on the rest of the way has `largest`."""
+    return columns >= limits.compressed_columns * size and largest >= limits.compressed_growth * size

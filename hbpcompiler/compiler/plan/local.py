@@ -33,9 +33,6 @@ from hbpcompiler.compiler.trace.graph import N, Operation, Value
 from hbpcompiler.rule import Op, Rule, Window
 from hbpcompiler.rule.registry import AnyRule
 
-CHUNK_BYTES = 2**24
-"""of a chunk's columns where these are the largest."""
-
 Own = Pull | Widen | Close
 
 
@@ -55,7 +52,9 @@ class Local:
         if not isinstance(first, Widen) or not kinds <= SQUARES:
             return None
         found = self._by_positions(piece, own)
-        return found if found is not None and _numbers(found.steps) < _numbers(own) else None
+        if found is None:
+            return None
+        return found if _numbers(found.steps) < self.resources.limits.neighbourhood_work * _numbers(own) else None
 
     def _by_positions(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
         """The tail by positions; None where something else than windows and elementwise operations is on the way."""
@@ -73,11 +72,12 @@ class Local:
         each = most * channels * self.itemsize
         if allowed is not None and each > allowed:
             return None  # a tail of whole images can go by fewer columns at a time
-        chunk = max(1, (CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)) // each)
+        recycled = self.resources.limits.recycled_bytes
+        chunk = max(1, (recycled if allowed is None else min(recycled, allowed)) // each)
         samples = max(1, chunk // positions)
         steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, positions) for step in _joined(own))
         return LocalTail(local, start, steps, samples, channels, widen, tuple(sizes), min(chunk, samples * positions),
-                         places, self._cleared(own))
+                         places, self._cleared(own), limit="neighbourhood_work")
 
     def _places(self, own: Sequence[Own]) -> dict[str, Neighbourhood] | None:
         """What is read of each value; None where that is no neighbourhood."""

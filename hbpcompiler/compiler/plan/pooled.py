@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, number
+from hbpcompiler.compiler.cost.figures import number
 from hbpcompiler.compiler.plan.steps import Close, Pull, Step
 from hbpcompiler.compiler.routes import (
     COLUMNS,
@@ -91,23 +91,20 @@ def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) 
     site = step.site.without_kernels(equation=contraction.equation, sizes=tuple(sorted(sizes.items())), formed=True,
                                      resources=replace(resources, machine=blas))
     choices, others = choose(site, squares), choose(step.site, squares)
-    if seconds(site, choices) + _surcharge(site, choices) >= seconds(step.site, others):
+    ours, theirs = seconds(site, choices) + _surcharge(site, choices), seconds(step.site, others)
+    if ours >= resources.limits.pooled_time * theirs:
         return [step]
     pooled = replace(step, site=site, contraction=contraction, choices=choices, pooled=True)
     rest = kinds - squares
     return [pooled] + ([replace(step, choices=choose(step.site, rest))] if rest else [])
 
 
-SLOWER = 2
-"""A product of every channel with an operand of its own takes so many times as long as one large product of as many
-multiply-adds: measured on 3C3D."""
-
-
 def _surcharge(site: Site, choices: Sequence[Choice]) -> float:
     """Seconds that the routes' own costs leave out: small products, and gathering the operand."""
-    machine, batch = site.resources.machine, site.samples or TYPICAL_BATCH
+    machine, limits = site.resources.machine, site.resources.limits
+    batch = site.samples or limits.typical_batch
     adds = sum(number(choice.cost.multiply_adds, batch) for choice in choices)
-    arithmetic = (SLOWER - 1) * adds / machine.products_per_second
+    arithmetic = (limits.pooled_slowdown - 1) * adds / machine.products_per_second
     gathered = 2 * batch * site.itemsize * site.size(site.letters[1]) / machine.bytes_per_second
     return arithmetic + gathered
 

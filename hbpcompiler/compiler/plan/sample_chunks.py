@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Resources
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
@@ -29,9 +29,6 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
 
-LARGE_BYTES, CHUNK_BYTES = 2**28, 2**25
-"""Of all columns that are held at once: for a batch, from which on they go in chunks, and for a chunk."""
-
 
 def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
     """The steps, those of curvature outside the loss in one loop over samples if a whole batch of them is large."""
@@ -41,12 +38,16 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     if not inside or kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
-    allowed, batch = resources.temporaries, TYPICAL_BATCH if resources.temporaries is None else resources.batch
-    if each * batch <= (LARGE_BYTES if allowed is None else allowed):
+    limits, allowed = resources.limits, resources.temporaries
+    batch = limits.typical_batch if allowed is None else resources.batch
+    if each * batch <= (limits.all_columns_bytes if allowed is None else allowed):
         return list(steps)
-    samples = max(1, (CHUNK_BYTES if allowed is None else min(CHUNK_BYTES, allowed)) // each)
+    chunk = limits.all_columns_chunk_bytes
+    samples = max(1, (chunk if allowed is None else min(chunk, allowed)) // each)
     outside = [step for step in steps[first:] if not _travels(step)]
-    return [*steps[:first], *outside, SampleChunks(tuple(_of_chunk(step, samples) for step in inside), samples)]
+    limit = "all_columns_bytes" if allowed is None else ""
+    chunked = SampleChunks(tuple(_of_chunk(step, samples) for step in inside), samples, limit=limit)
+    return [*steps[:first], *outside, chunked]
 
 
 def _in_model(step: Step) -> bool:

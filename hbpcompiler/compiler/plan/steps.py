@@ -182,6 +182,8 @@ class Tail:
     steps: tuple[Pull | Widen | Close, ...]
     samples: int
     columns: int
+    limit: str = field(default="", kw_only=True, compare=False)
+    """the name of the threshold (see `Limits`) that made it one; empty where the memory budget did."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ class SampleChunks:
 
     steps: tuple[Step, ...]
     samples: int
+    limit: str = field(default="", kw_only=True, compare=False)
+    """as a `Tail`'s."""
 
     @property
     def operation(self) -> Operation:

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.plan.steps import (
     Tied,
 )
 from hbpcompiler.compiler.trace.graph import Graph, N
+from hbpcompiler.limits import Limits
 
 
 def _form(piece: Piece) -> str:
@@ -71,6 +72,12 @@ def machine_notes(machine: Machine, autotuned: bool) -> list[str]:
             "Routes chosen with figures that `hbp tune` measured on the machine that wrote this file:",
             f"{machine.products_per_second:.2g} multiply-adds/s, {machine.batched_per_second:.2g} in small "
             f"products; {machine.bytes_per_second:.2g} bytes/s; {machine.seconds_per_call:.2g} s per call."]
+
+
+def limits_notes(limits: Limits) -> list[str]:
+    """What the head of the file says about thresholds that are not the default ones."""
+    changed = [f"{name} {value}" for name, value in limits.changed().items()]
+    return [f"Limits other than the default ones: {', '.join(changed)}."] if changed else []
 
 
 def _of_batch(expression: Any, step: Close | Tied) -> Any:

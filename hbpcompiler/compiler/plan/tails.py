@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Resources
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.local import Local
 from hbpcompiler.compiler.plan.steps import (
     Average,
@@ -24,37 +24,20 @@ from hbpcompiler.compiler.plan.steps import (
 )
 from hbpcompiler.compiler.routes import COLUMNS, choose
 from hbpcompiler.compiler.trace.graph import Value
+from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a piece goes in chunks, and in which."""
-
-    large: int
-    """bytes per sample, at the piece's largest value, above which it does"""
-    chunk: int
-    """bytes of the largest tensor of a chunk"""
-
-
-SPATIAL = Limits(2**23, 2**24)
-"""Convolutions want many samples at a time; a chunk is small enough for the allocator to hand out its memory again."""
-VECTORS_ONLY = Limits(2**15, 2**20)
-"""Matrix products are as fast on few samples, and what fits the cache costs neither traffic nor fresh pages: the
-Hessian diagonal of benchmarks' MLP takes half the time."""
-
-
-LATE_BYTES, LATE_CHUNK = 2**24, 2**20
-"""Bytes of a piece at one value for a whole batch, from which on it goes in chunks of samples, and those of a chunk.
-The allocator asks the system for the memory of what is larger each time anew."""
 
 Place = tuple[str, str]
 Own = Pull | Widen | Close
 
 
-def limits(vectors_only: bool) -> Limits:
-    """Of a piece that meets only values of one axis (fully connected networks), or others too."""
-    return VECTORS_ONLY if vectors_only else SPATIAL
+def most_bytes(vectors_only: bool, limits: Limits) -> int:
+    """Bytes per sample, at its largest value, above which a piece goes in chunks.
+
+    `vectors_only`: it meets only values of one axis (fully connected networks). The Hessian diagonal of benchmarks' MLP
+    takes half the time in chunks that fit a cache; convolutions want many samples at a time.
+    """
+    return limits.vector_bytes if vectors_only else limits.spatial_bytes
 
 
 def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources,
@@ -104,16 +87,19 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
         isinstance(step, Pull) and (step.operation.tensors[step.slot].name, piece.name) in pools)}
     values = [value for value in values if (value.name, piece.name) not in pools or value.name in read_whole]
     each = max(math.prod(value.sample_shape) for value in values) * itemsize
-    bounds = limits(all(len(value.sample_shape) <= 1 for value in values))
-    allowed = resources.temporaries
+    vectors_only = all(len(value.sample_shape) <= 1 for value in values)
+    limits, allowed = resources.limits, resources.temporaries
     fits = allowed is None or each * piece.columns * resources.batch <= allowed
-    if each * piece.columns <= bounds.large and fits:
+    is_small = each * piece.columns <= most_bytes(vectors_only, limits)
+    if is_small and fits:
         return _late_tail(piece, own, itemsize, resources, pools)
-    limit = bounds.chunk if allowed is None else min(bounds.chunk, allowed)
+    chunk = limits.vector_chunk_bytes if vectors_only else limits.recycled_bytes
+    limit = chunk if allowed is None else min(chunk, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
     columns = math.ceil(piece.columns / chunks)
-    return Tail(piece, starts[0], _in_chunks(own, samples, columns), samples, columns), own
+    limit_met = "" if is_small else "vector_bytes" if vectors_only else "spatial_bytes"
+    return Tail(piece, starts[0], _in_chunks(own, samples, columns), samples, columns, limit=limit_met), own
 
 
 def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, ...]:
@@ -131,15 +117,18 @@ def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, .
 def _late_tail(piece: Piece, own: Sequence[Own], itemsize: int, resources: Resources,
                pools: Container[Place]) -> tuple[Tail, Sequence[Own]] | None:
     """The end of the way of a piece of few columns, from where a whole batch of them would be large."""
+    limits = resources.limits
     for index, step in enumerate(own):
         if not isinstance(step, Pull):
             continue
         value, start, rest = step.operation.tensors[step.slot], step.operation.output, own[index:]
         each = math.prod(value.sample_shape) * itemsize * piece.columns
-        if each * TYPICAL_BATCH > LATE_BYTES and _enters_at(start, own[:index], rest) and (
+        if each * limits.typical_batch > limits.recycled_bytes and _enters_at(start, own[:index], rest) and (
                 start.name, piece.name) not in pools:
-            samples = max(1, LATE_CHUNK // each)
-            return Tail(piece, start, _in_chunks(rest, samples, piece.columns), samples, piece.columns), rest
+            samples = max(1, limits.late_chunk_bytes // each)
+            tail = Tail(piece, start, _in_chunks(rest, samples, piece.columns), samples, piece.columns,
+                        limit="recycled_bytes")
+            return tail, rest
     return None
 
 

@@ -30,7 +30,7 @@ from hbpcompiler.compiler.plan.steps import (
     Step,
     Widen,
 )
-from hbpcompiler.compiler.plan.tails import limits
+from hbpcompiler.compiler.plan.tails import most_bytes
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
@@ -237,7 +237,7 @@ class Walk:
         """As many columns as the value has numbers, where more have arrived and a long way is left (`compression`)."""
         size = math.prod(value.sample_shape)
         kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
-        worth = piece.columns >= compression.MANY * size and self.largest[value.name][0] >= compression.FAR * size
+        worth = compression.is_worth_it(piece.columns, size, self.largest[value.name][0], self.resources.limits)
         possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE}
         if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
             return piece
@@ -249,7 +249,7 @@ class Walk:
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
         columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
         size, vectors_only = self.largest[value.name]
-        return columns * size * self.itemsize > limits(vectors_only).large
+        return columns * size * self.itemsize > most_bytes(vectors_only, self.resources.limits)
 
     def _sampled(self, value: Value, piece: Piece) -> Piece:
         """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hbpcompiler.compiler.cost.figures import TYPICAL_BATCH, Cost, number
+from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
@@ -123,10 +123,11 @@ def alternatives(site: Site, choices: Sequence[Choice]) -> list[Choice]:
     return found
 
 
-def seconds(site: Site, choices: Iterable[Choice]) -> float:
-    """What they cost together, at the batch size that routes are compared at."""
-    batch = site.samples or TYPICAL_BATCH
-    return sum(choice.cost.seconds(batch, site.resources.machine) for choice in choices)
+def seconds(site: Site, choices: Iterable[Choice], batch: int | None = None) -> float:
+    """What they are taken to cost together, at the batch size that routes are compared at, or at this one."""
+    machine, limits = site.resources.machine, site.resources.limits
+    batch, times = batch or site.samples or limits.typical_batch, dict(limits.route_times)
+    return sum(times.get(choice.route.name, 1) * choice.cost.seconds(batch, machine) for choice in choices)
 
 
 def excess(site: Site, choices: Iterable[Choice]) -> float:

@@ -31,15 +31,12 @@ PER_SAMPLE = frozenset({EACH, NORM, BATCH_DIAGONAL})
 """Closings that keep the samples apart."""
 
 
-LARGE_PRODUCT = 2**19
-"""Bytes of a sample's product from which it is squared and added in one pass, for its columns one by one."""
-
-
 class ChunkedProduct(Route):
     """Per-sample products in cache-sized chunks, squared and summed while they are in cache."""
 
     name = "chunked product"
     kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *SQUARES})
+    limits: tuple[str, ...] = ("cache_bytes", "one_by_one_bytes", "squaring_speedup")
     reads_pixels = True
 
     def applies(self, site: Site) -> bool:
@@ -76,7 +73,7 @@ class ChunkedProduct(Route):
         calls = (1 + N / samples) * (2 + 4 * inner)
         memory = samples * columns * site.size(site.theta) * site.itemsize
         # In cache, writing and reading the product costs a fraction of what it costs in memory.
-        in_cache = N * site.itemsize * site.columns * site.size(site.theta) / 1.5
+        in_cache = N * site.itemsize * site.columns * site.size(site.theta) / site.resources.limits.squaring_speedup
         traffic = traffic_of(site, site.columns, False) + in_cache
         adds = N * site.columns * site.product
         return Cost(adds, traffic, 2 * memory, calls, adds if samples > 1 else 0)
@@ -168,6 +165,6 @@ class NativeProduct(ChunkedProduct):
 
 def _columns_at_once(site: Site, each: int) -> int:
     """Columns per chunk of one sample, whose products have so many bytes each."""
-    if each >= LARGE_PRODUCT and not site.signed:
+    if each >= site.resources.limits.one_by_one_bytes and not site.signed:
         return 1
     return min(site.columns, chunk_length(each, site.resources))

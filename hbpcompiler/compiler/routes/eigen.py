@@ -28,15 +28,13 @@ from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, EIGEN, FACTOR, INPUT_FACTOR, EigenPart
 from hbpcompiler.rule import Contraction, Op, Tensor, called
 
-EIGEN_ADDS = 10
-"""Multiply-adds of an eigendecomposition, in cubes of its size: about."""
-
 
 class Eigenbasis(Route):
     """Both factors by their own routes, their eigenvectors, and the turned diagonal by its own route."""
 
     name = "squares in the factors' eigenvectors"
     kinds = frozenset({EIGEN})
+    limits: tuple[str, ...] = ("eigen_multiply_adds",)
 
     def __init__(self, choose: Callable[[Site, frozenset[str]], tuple[Any, ...]]) -> None:
         self.choose = choose
@@ -53,7 +51,7 @@ class Eigenbasis(Route):
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         sizes = [site.size(site.outer), site.size(site.features)] if site.features else [site.size(site.theta)]
-        total = Cost(sum(EIGEN_ADDS * size**3 for size in sizes))
+        total = Cost(sum(site.resources.limits.eigen_multiply_adds * size**3 for size in sizes))
         for part, kind in self._parts(site):
             for choice in self.choose(part, frozenset({kind})):
                 total = total + choice.cost

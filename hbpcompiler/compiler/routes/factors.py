@@ -34,9 +34,15 @@ class ColumnFactor(Route):
 
     name = "symmetric product"
     kinds = frozenset({FACTOR})
+    limits: tuple[str, ...] = ("cache_bytes",)
     reads_pixels = True
-    blocks = 1
-    """of rows, each of which meets itself and those after it."""
+
+    def limits_at(self, site: Site) -> tuple[str, ...]:
+        return self.limits if site.has_positions else tuple(name for name in self.limits if name != "cache_bytes")
+
+    def blocks(self, site: Site) -> int:
+        """How many blocks of rows there are, each of which meets itself and those after it."""
+        return 1
 
     def applies(self, site: Site) -> bool:
         # A bias that is added as it is has its weight's B.
@@ -57,7 +63,7 @@ class ColumnFactor(Route):
             return columns_of(use, op, use.stream if part is None else part["columns"]), signs
 
         sliced = {"columns": use.stream, "signs": use.signs}
-        factor = _symmetric(site, use, left, site.outer, columns, sliced, FACTOR, each, self.blocks)
+        factor = _symmetric(site, use, left, site.outer, columns, sliced, FACTOR, each, self.blocks(site))
         return {FACTOR: factor / site.size("p") if site.has_positions else factor}
 
 
@@ -66,7 +72,13 @@ class InputFactor(Route):
 
     name = "symmetric product"
     kinds = frozenset({INPUT_FACTOR})
-    blocks = 1
+    limits: tuple[str, ...] = ("cache_bytes",)
+
+    def limits_at(self, site: Site) -> tuple[str, ...]:
+        return self.limits if site.has_positions else tuple(name for name in self.limits if name != "cache_bytes")
+
+    def blocks(self, site: Site) -> int:
+        return 1
 
     def applies(self, site: Site) -> bool:
         return site.form == NOTHING and bool(site.features)
@@ -80,21 +92,18 @@ class InputFactor(Route):
         right = site.letters[1]
         each = site.size(right) * site.itemsize
         factor = _symmetric(site, use, right, site.features, lambda op, part: (operand_of(use, op), None),
-                            {"input": use.stream}, INPUT_FACTOR, each, self.blocks)
+                            {"input": use.stream}, INPUT_FACTOR, each, self.blocks(site))
         return {INPUT_FACTOR: factor}
-
-
-BLOCKS = 4
-"""A quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it and smaller products."""
-SMALLEST = 256
-"""Rows below which a quarter of them is no product for a matrix kernel."""
 
 
 class HalfColumnFactor(ColumnFactor):
     """B by blocks of rows: what lies below the diagonal is not computed but mirrored."""
 
     name = "half of a symmetric product"
-    blocks = BLOCKS
+    limits: tuple[str, ...] = ("cache_bytes", "half_rows", "half_blocks")
+
+    def blocks(self, site: Site) -> int:
+        return site.resources.limits.half_blocks
 
     def applies(self, site: Site) -> bool:
         return super().applies(site) and _halves(site, site.letters[0], site.outer)
@@ -107,7 +116,10 @@ class HalfInputFactor(InputFactor):
     """A by blocks of rows: what lies below the diagonal is not computed but mirrored."""
 
     name = "half of a symmetric product"
-    blocks = BLOCKS
+    limits: tuple[str, ...] = ("cache_bytes", "half_rows", "half_blocks")
+
+    def blocks(self, site: Site) -> int:
+        return site.resources.limits.half_blocks
 
     def applies(self, site: Site) -> bool:
         return super().applies(site) and _halves(site, site.letters[1], site.features)
@@ -118,15 +130,15 @@ class HalfInputFactor(InputFactor):
 
 def _halves(site: Site, letters: str, own: str) -> bool:
     """Whether the product is one matrix (no letter of the parameter is a batch of them), and large."""
-    return set(site.theta) & set(letters) == set(own) and site.size(own) >= SMALLEST
+    return set(site.theta) & set(letters) == set(own) and site.size(own) >= site.resources.limits.half_rows
 
 
 def _half(cost: Cost, site: Site, own: str) -> Cost:
     """A whole product's cost without what is left out, with the blocks being written twice more, once transposed."""
-    size = site.size(own) ** 2 * site.itemsize
-    adds = cost.multiply_adds * (BLOCKS + 1) / (2 * BLOCKS)
+    size, blocks = site.size(own) ** 2 * site.itemsize, site.resources.limits.half_blocks
+    adds = cost.multiply_adds * (blocks + 1) / (2 * blocks)
     return replace(cost, multiply_adds=adds, traffic=cost.traffic + 6 * size, memory=cost.memory + 2 * size,
-                   calls=cost.calls + 3 * BLOCKS)
+                   calls=cost.calls + 3 * blocks)
 
 
 class ReducedFactor(Route):

@@ -23,14 +23,13 @@ from hbpcompiler.compiler.routes.site import (
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import NORM
 
-LARGE_BYTES = 2**22
-
 
 class GramDiagonal(Route):
     """Inner products of columns between positions first: no product per column."""
 
     name = "Gram over positions"
     kinds = SQUARES
+    limits: tuple[str, ...] = ("cache_bytes", "recycled_bytes", "gram_passes")
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand and site.has_positions
@@ -46,7 +45,9 @@ class GramDiagonal(Route):
         chunk = self._chunk(site)
         adds = N * (site.columns * gram + positions**2 * own * features + product) * len(kinds)
         # A temporary beyond the allocator's reach is paid for in page faults: measured, it costs three times as much.
-        passes = 3 if chunk * (gram + product) * site.itemsize <= LARGE_BYTES else 10
+        # Four of these are alive at once: einsum rearranges what it is given and what it makes.
+        limits, temporaries = site.resources.limits, 4 * chunk * (gram + product) * site.itemsize
+        passes = limits.gram_passes if temporaries <= limits.recycled_bytes else limits.gram_fresh_passes
         traffic = 2 * traffic_of(site, site.columns, False) + passes * N * site.itemsize * (gram + product) * len(kinds)
         return Cost(adds, traffic, chunk * (gram + product) * site.itemsize, 6 * (1 + N / chunk), adds)
 
@@ -87,6 +88,7 @@ class GramNorm(Route):
 
     name = "Gram over positions"
     kinds = frozenset({NORM})
+    limits: tuple[str, ...] = ("cache_bytes",)
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand and site.has_positions and site.columns == 1

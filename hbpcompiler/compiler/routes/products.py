@@ -34,9 +34,6 @@ from hbpcompiler.quantities import (
     VECTORS,
 )
 
-WHOLE_BYTES = 2**23
-"""Inside a chunk loop a product this big is formed at once."""
-
 
 class NativeSum(Route):
     """torch's own kernel for the summed gradient, where the rule names one."""
@@ -93,7 +90,8 @@ class WholeProduct(Route):
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         size = (site.samples or 0) * site.columns * site.size(site.theta) * site.itemsize
-        fits = site.samples is not None and size <= WHOLE_BYTES
+        # Inside a chunk loop it is formed at once if it and its square are no more than what is recycled.
+        fits = site.samples is not None and 2 * size <= site.resources.limits.recycled_bytes
         small = bool(kinds & {EACH, VECTORS, DOT}) or fits or site.size(site.theta) <= site.size(site.letters[0])
         if not small:
             return NEVER  # memory would grow with N times the parameter's size

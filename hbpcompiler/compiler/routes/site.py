@@ -130,6 +130,8 @@ class Route:
     kinds: frozenset[str]
     reads_pixels: bool = False
     """whether columns of images may lie pixel by pixel in memory: it is as fast then."""
+    limits: tuple[str, ...] = ()
+    """the thresholds (see `Limits`) that its cost follows, or the length of its chunks."""
 
     def applies(self, site: Site) -> bool:
         raise NotImplementedError
@@ -137,6 +139,10 @@ class Route:
     def closes(self, site: Site) -> frozenset[str]:
         """The closings it can compute at this site."""
         return self.kinds
+
+    def limits_at(self, site: Site) -> tuple[str, ...]:
+        """Those of its limits that matter at this site."""
+        return self.limits
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         raise NotImplementedError

@@ -61,6 +61,7 @@ class SlidingInputFactor(Route):
 
     name = "products by distance"
     kinds = frozenset({INPUT_FACTOR})
+    limits: tuple[str, ...] = ("cache_bytes",)
 
     def applies(self, site: Site) -> bool:
         if site.form != NOTHING or site.rows is None or not site.features:

@@ -18,9 +18,10 @@ import torch
 from hbpcompiler.cache import cache_folder, store
 from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN, Machine
 from hbpcompiler.compiler.program.kernels import has_onednn
+from hbpcompiler.limits import MEASURED, Limits, is_possible
 
 FILE = "measured.json"
-MACHINES, ROUTES = "machines", "routes"
+MACHINES, LIMITS, ROUTES = "machines", "limits", "routes"
 
 
 def key(device: torch.device, dtype: torch.dtype) -> str:
@@ -45,10 +46,11 @@ def _processor() -> str:
 def measured_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """The figures that were measured for it; the default ones if none were."""
     found = _read(MACHINES).get(key(device, dtype))
-    names = {field.name for field in fields(Machine)}
-    if not isinstance(found, dict) or found.keys() != names or not all(map(_is_rate, found.items())):
+    names = [field.name for field in fields(Machine)]
+    if not isinstance(found, dict) or not found.keys() >= set(names):
         return default_machine(device, dtype)
-    return Machine(**found)
+    rates = {name: found[name] for name in names}  # an older version may have kept others too
+    return Machine(**rates) if all(map(_is_rate, rates.items())) else default_machine(device, dtype)
 
 
 def default_machine(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -60,6 +62,20 @@ def _is_rate(figure: tuple[str, Any]) -> bool:
     name, number = figure
     known = isinstance(number, int | float) and 0 <= number < float("inf")
     return known and (number > 0 or name == "linear_per_second")
+
+
+def measured_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The default ones, but for those that were measured for it."""
+    found = _read(LIMITS).get(key(device, dtype))
+    known = found if isinstance(found, dict) else {}
+    return Limits(**{own.name: known[own.name] for own in fields(Limits)
+                     if own.name in MEASURED and own.name in known and is_possible(own, known[own.name])})
+
+
+def remember_limits(device: torch.device, dtype: torch.dtype, measured: Limits) -> Path:
+    """Keep those that can be measured; says where."""
+    found = {name: getattr(measured, name) for name in MEASURED}
+    return _write(LIMITS, {**_read(LIMITS), key(device, dtype): found})
 
 
 def remember_machine(device: torch.device, dtype: torch.dtype, measured: Machine) -> Path:

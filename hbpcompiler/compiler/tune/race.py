@@ -36,6 +36,7 @@ from hbpcompiler.compiler.routes import (
     Choice,
     covers,
     excess,
+    seconds,
 )
 from hbpcompiler.compiler.trace.graph import (
     N,
@@ -45,12 +46,8 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
+from hbpcompiler.limits import DEFAULT_LIMITS
 
-NEAR = 2.0
-"""Routes predicted to take up to so many times the best one's time are near ties."""
-RUNNERS = 6
-"""No more take part in a race."""
-ROUNDS = 7
 Signature = list[list[Any]]
 
 
@@ -62,7 +59,8 @@ class Race:
         self.matched, self.plan, self.batch, self.device = matched, plan, batch, device
         self.timer = timer or stopwatch(device)
 
-    def seconds(self, step: Close | Tied, runners: Sequence[Sequence[Choice]], rounds: int = ROUNDS) -> list[float]:
+    def seconds(self, step: Close | Tied, runners: Sequence[Sequence[Choice]],
+                rounds: int = DEFAULT_LIMITS.race_rounds) -> list[float]:
         """Median time of each set of routes, measured in turns."""
         programs = [self._program(step, choices) for choices in runners]
         with torch.no_grad():
@@ -97,8 +95,8 @@ class Race:
         writer.graph.output(fx.node.map_aggregate(closed, _node))
         shown = [tensor.to("meta") for tensor in given]
         optimise(writer.graph, Settings(
-            arguments=lambda samples: shown, machine=step.site.resources.machine, dtype=self.matched.graph.dtype,
-            curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels))
+            arguments=lambda samples: shown, machine=step.site.resources.machine, limits=step.site.resources.limits,
+            dtype=self.matched.graph.dtype, curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels))
         module = fx.GraphModule(torch.nn.Module(), writer.graph)
         return lambda: module(*given)
 
@@ -147,7 +145,7 @@ def autotuned(matched: Matched, plan: Plan, batch: int, device: torch.device, ti
         signatures = [_signature(choices) for choices in runners]
         winner = known.get(key)
         if winner not in signatures:
-            seconds = race.seconds(step, runners)
+            seconds = race.seconds(step, runners, step.site.resources.limits.race_rounds)
             winner = found[key] = signatures[seconds.index(min(seconds))]
         return replace(step, choices=runners[signatures.index(winner)])
 
@@ -165,14 +163,18 @@ def autotuned(matched: Matched, plan: Plan, batch: int, device: torch.device, ti
     return replace(plan, steps=steps)
 
 
-def near_ties(step: Close | Tied, batch: int, within: float = NEAR) -> list[tuple[Choice, ...]]:
-    """Sets of routes, cheapest first, that are predicted to take up to `within` times as long as the best."""
-    site = step.site
+def near_ties(step: Close | Tied, batch: int, within: float | None = None) -> list[tuple[Choice, ...]]:
+    """Sets of routes, cheapest first, that are predicted to take up to `within` times as long as the best.
+
+    None: `Limits.near_tie` times.
+    """
+    site, limits = step.site, step.site.resources.limits
+    within = limits.near_tie if within is None else within
     kinds = step.kinds
-    predicted = [(sum(choice.cost.seconds(batch, site.resources.machine) for choice in choices), choices)
+    predicted = [(seconds(site, choices, batch), choices)
                  for choices in covers(site, kinds) if not excess(site, choices)]
     predicted = sorted((pair for pair in predicted if pair[0] < float("inf")), key=lambda pair: pair[0])
-    return [choices for seconds, choices in predicted if seconds <= within * predicted[0][0]][:RUNNERS]
+    return [choices for seconds, choices in predicted if seconds <= within * predicted[0][0]][:limits.racers]
 
 
 def _node(item: Any) -> Any:

@@ -1,0 +1,135 @@
+"""The thresholds that decisions are taken by: facts of a machine and figures fitted by hand, in one frozen `Limits`.
+
+A `Limits` is handed in wherever something is decided (it travels in `Resources`), so that a test, or a user, can force
+any way at any size: `hbp.compile(..., limits=hbp.Limits(recycled_bytes=2**20))`. `hbp tune` measures those that can be
+measured (`MEASURED`); `hbp tune --show` lists all. Their defaults are those of a 2-core CPU under glibc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from hbpcompiler.errors import OptionError
+
+
+def limit(default: float | tuple[int, ...], unit: str, reason: str, least: int = 0) -> Any:
+    """A field of `Limits`: its default, what it counts, what it decides, and the least that it may be."""
+    return field(default=default, metadata={"unit": unit, "reason": reason, "least": least})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds, each with its unit and its reason (`rows`)."""
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+    cache_bytes: int = limit(2**21, "bytes", "a chunk's temporaries stay below this, to be squared and summed in cache")
+    cached_speedup: float = limit(4, "times", "what fits the cache moves so many times faster than what does not", 1)
+    recycled_bytes: int = limit(
+        2**24, "bytes", "memory of larger tensors goes back to the system, and the next one pays for new pages")
+    allowance: float = limit(1.05, "times", "peak memory beside what tensors hold; measured peaks are 0.88 to 1.12", 1)
+    budget_shares: tuple[int, ...] = limit(
+        (4, 16, 64), "parts", "under a budget a chunk gets such a part of what is left: several are alive at once", 1)
+
+    # -- columns that travel -----------------------------------------------------------------------------------------
+    typical_batch: int = limit(64, "samples", "ways are compared at this batch size; a program serves every size", 1)
+    spatial_bytes: int = limit(
+        2**23, "bytes per sample", "columns of images beyond it go in chunks, as large as memory that is recycled")
+    vector_bytes: int = limit(
+        2**15, "bytes per sample", "columns of values with one axis beyond it go in chunks: those fit a cache")
+    vector_chunk_bytes: int = limit(
+        2**20, "bytes", "a chunk of these; matrix products are as fast on few samples, and caches cost no traffic")
+    late_chunk_bytes: int = limit(
+        2**20, "bytes", "a chunk of few columns, whose whole batch would be more than what is recycled")
+    all_columns_bytes: int = limit(
+        2**28, "bytes per batch", "all columns together beyond it go in chunks of samples, whatever their ways")
+    all_columns_chunk_bytes: int = limit(2**25, "bytes", "a chunk of all columns together")
+    neighbourhood_work: float = limit(
+        1, "times", "columns go by neighbourhoods if these have fewer than so many times the numbers of whole images")
+    compressed_columns: float = limit(
+        2, "times", "columns are compressed where they are so many times the numbers of the value, and")
+    compressed_growth: float = limit(
+        8, "times", "a value so many times as large is still to come: factorising small matrices is slow arithmetic")
+    pooled_time: float = limit(
+        1, "times", "columns end at pooled positions if that takes less than so many times the other routes' time")
+    pooled_slowdown: float = limit(
+        2, "times", "a product for every channel takes so many times one large product's time; measured on 3C3D")
+    full_block_rows: int = limit(2**14, "rows", "larger blocks of parameters without input features are refused")
+
+    # -- routes at the parameters ------------------------------------------------------------------------------------
+    one_by_one_bytes: int = limit(
+        2**19, "bytes", "larger products of one sample are squared and added column by column, in one pass")
+    squaring_speedup: float = limit(
+        1.5, "times", "a product that is squared and summed in cache costs so many times less than reading it once", 1)
+    gram_passes: float = limit(3, "passes", "over inner products between positions, where their memory is recycled")
+    gram_fresh_passes: float = limit(10, "passes", "over these where it is not, but paid for in page faults")
+    half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")
+    half_blocks: int = limit(
+        4, "blocks", "a quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it", 1)
+    eigen_multiply_adds: float = limit(10, "cubes", "multiply-adds of an eigendecomposition, in cubes of its size")
+
+    route_times: tuple[tuple[str, float], ...] = limit(
+        (), "times", "(name, t): a route is taken to last t times as long as it is predicted to; 0 forces it")
+
+    # -- the program's text ------------------------------------------------------------------------------------------
+    fused_operations: int = limit(60, "operations", "longer expressions of elementwise operations stay in pieces")
+    onednn_multiply_adds: int = limit(
+        2**19, "multiply-adds", "oneDNN takes float32 products from this size on: a call of it costs more")
+    large_numbers: int = limit(2**16, "numbers", "a tensor of so many is deleted early and written over")
+    large_item_numbers: int = limit(2**10, "numbers", "for each sample or column of a chunk, that are deleted early")
+
+    # -- races (`autotune`) ------------------------------------------------------------------------------------------
+    near_tie: float = limit(2, "times", "routes predicted to take up to so many times the best one's time are raced", 1)
+    racers: int = limit(6, "sets of routes", "no more take part in a race", 1)
+    race_rounds: int = limit(7, "rounds", "of a race, of which the median counts", 1)
+
+    def __post_init__(self) -> None:
+        for own in fields(self):
+            value, least = getattr(self, own.name), own.metadata["least"]
+            if not is_possible(own, value):
+                raise OptionError(f"limit {own.name} must be {KINDS[str(own.type)]}, {least} or more, not {value!r}")
+
+    def rows(self) -> Iterator[tuple[str, Any, str, str]]:
+        """(name, value, unit, reason) of each limit."""
+        for own in fields(self):
+            yield own.name, getattr(self, own.name), own.metadata["unit"], own.metadata["reason"]
+
+    def changed(self) -> dict[str, Any]:
+        """Those that differ from their defaults."""
+        return {own.name: getattr(self, own.name) for own in fields(self) if getattr(self, own.name) != own.default}
+
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "tuple[int, ...]": "a tuple of whole numbers",
+    "tuple[tuple[str, float], ...]": "a tuple of pairs of a route's name and a number",
+}
+"""What a field's type says, in words."""
+
+
+def is_possible(own: Field[Any], value: Any) -> bool:
+    """Whether a limit can have this value."""
+    least = own.metadata["least"]
+    match str(own.type):
+        case "int":
+            return _is_number(value, int) and value >= least
+        case "float":
+            return _is_number(value, int | float) and value >= least
+        case "tuple[int, ...]":
+            return isinstance(value, tuple) and bool(value) and all(_is_number(one, int) and one >= least
+                                                                    for one in value)
+        case _:
+            return isinstance(value, tuple) and all(
+                isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+                and _is_number(pair[1], int | float) and pair[1] >= least for pair in value)
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+DEFAULT_LIMITS = Limits()
+MEASURED = ("cache_bytes", "recycled_bytes", "onednn_multiply_adds")
+"""What `hbp tune` measures of them."""

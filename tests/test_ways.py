@@ -1,0 +1,101 @@
+"""Every way of the planner, forced at small size by the limits handed in: the numbers are those of brute force."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, SampleChunks, Tail
+from hbpcompiler.reference import kflr, reference
+from tests.graph_models import MODELS, made
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_quantities import check_exact, close
+from tests.ways import WAYS
+
+QUANTITIES = ["grad", "batch_l2", "variance", "diag_ggn", "diag_h"]
+
+
+def network():
+    """Small, with all that ways differ in: a pool, columns on images and on vectors, a narrow place."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Sigmoid(), nn.Conv2d(2, 3, 3), nn.Sigmoid(),
+                          nn.MaxPool2d(2),
+                          nn.Flatten(), nn.Linear(12, 5), nn.Softsign(), nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 4))
+    return model.double(), torch.randn(3, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 3, 1])
+
+
+def met(compiled, kind):
+    """Whether a step of this kind is in the plan, in whatever loop."""
+    steps = list(compiled._current().draft.plan.steps)
+    for step in steps:
+        steps += step.steps if isinstance(step, Tail | SampleChunks) else ()
+    return any(type(step) is kind for step in steps)
+
+
+def inner(compiled, kind):
+    """All steps of this kind, those of loops too."""
+    return [step for step in compiled._current().draft.plan.flat() if isinstance(step, kind)]
+
+
+HAPPENS = {
+    "tails of one column": lambda compiled: met(compiled, Tail),
+    "tails of some columns": lambda compiled: met(compiled, Tail),
+    "tails of some samples": lambda compiled: met(compiled, Tail),
+    "ends of ways in chunks": lambda compiled: met(compiled, Tail),
+    "all columns, sample by sample": lambda compiled: met(compiled, SampleChunks),
+    "all columns, some samples": lambda compiled: met(compiled, SampleChunks),
+    "tails inside chunks of samples": lambda compiled: met(compiled, SampleChunks) and met(compiled, Tail),
+    "neighbourhoods": lambda compiled: met(compiled, LocalTail),
+    "whole images": lambda compiled: not met(compiled, LocalTail),
+    "pooled": lambda compiled: any(step.pooled for step in inner(compiled, Close)),
+    "not pooled": lambda compiled: not any(step.pooled for step in inner(compiled, Close)),
+    "compressed": lambda compiled: any(step.compresses for step in inner(compiled, Gather)),
+    "nothing fused": lambda compiled: ".abs()" in compiled.code,
+    "nothing fits the cache": lambda compiled: ".shape[0], 1):" in compiled.code,
+}
+"""Way -> whether a program of `network` goes it; routes' names are looked for in the table of routes."""
+
+
+@functools.cache
+def expected():
+    """The numbers of `network` by brute force, and those whose rounding they may have."""
+    model, X, y = network()
+    found = {quantity: reference(model, nn.CrossEntropyLoss(), [X], y, quantity)
+             for quantity in (*QUANTITIES, "second_moment")}
+    return found, {**found, "variance": found["second_moment"]}, kflr(model, nn.CrossEntropyLoss(), [X], y)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_is_gone_and_gives_the_same(way):
+    model, X, y = network()
+    compiled = hbp.compile(model, quantities=[*QUANTITIES, "kflr"], limits=WAYS[way])
+    result, (numbers, scales, factors) = compiled(X, y), expected()
+    for quantity in QUANTITIES:
+        for name, value in numbers[quantity].items():
+            close(result[quantity][name], value, f"{quantity} of {name}", scales[quantity][name])
+    for name, (A, B) in factors.items():
+        close(result.kflr[name].B, B, f"B of {name}")
+        if A is not None:
+            close(result.kflr[name].A, A, f"A of {name}")
+    assert HAPPENS[way](compiled) if way in HAPPENS else is_route_taken(compiled, way.removeprefix("route "))
+
+
+def is_route_taken(compiled, name):
+    """Whether it is, if it can be anywhere in this network."""
+    taken = {choice.route.name for step in compiled._current().draft.plan.closings() for choice in step.choices}
+    return name in taken or name not in compiled.explain()
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(list(WAYS)))
+def test_random_chains(setting, way):
+    check_exact(*setting, ["variance", "diag_ggn", "diag_h"], limits=WAYS[way])
+
+
+@given(st.sampled_from(list(MODELS)), st.sampled_from(list(WAYS)))
+def test_graphs(name, way):
+    model, X, y = made(name)
+    check_exact(model, nn.CrossEntropyLoss(), X, y, ["variance", "diag_ggn", "diag_h"], limits=WAYS[way])

@@ -1,0 +1,27 @@
+"""Limits that force each of the planner's ways at the size of small networks, by name."""
+
+import math
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.routes import ROUTES
+
+WAYS = {
+    "tails of one column": hbp.Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1),
+    "tails of some columns": hbp.Limits(spatial_bytes=64, recycled_bytes=700, vector_bytes=64, vector_chunk_bytes=700),
+    "tails of some samples": hbp.Limits(spatial_bytes=64, recycled_bytes=4000, vector_bytes=64,
+                                        vector_chunk_bytes=4000),
+    "ends of ways in chunks": hbp.Limits(recycled_bytes=64 * 64, late_chunk_bytes=300),
+    "all columns, sample by sample": hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=1),
+    "all columns, some samples": hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=20_000),
+    "tails inside chunks of samples": hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=20_000, spatial_bytes=64,
+                                                 recycled_bytes=700),
+    "neighbourhoods": hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0, recycled_bytes=3000),
+    "whole images": hbp.Limits(neighbourhood_work=0),
+    "pooled": hbp.Limits(pooled_time=math.inf),
+    "not pooled": hbp.Limits(pooled_time=0),
+    "compressed": hbp.Limits(compressed_columns=1, compressed_growth=0),
+    "nothing fused": hbp.Limits(fused_operations=0),
+    "nothing fits the cache": hbp.Limits(cache_bytes=1, one_by_one_bytes=0),
+    **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2)
+       for name in dict.fromkeys(route.name for route in ROUTES)},
+}
