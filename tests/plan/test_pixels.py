@@ -43,4 +43,4 @@ def test_without_images_nothing_is_laid_out():
 
 
 def matched(found):
-    return found.graph, found.rules
+    return found.matched.graph, found.matched.rules

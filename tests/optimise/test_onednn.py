@@ -1,0 +1,53 @@
+"""Large float32 products go to oneDNN: what counts as large depends on the chunk of the loop that they stand in."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.compiler.cost.figures import ONEDNN
+from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.check import Level, check_program
+from hbpcompiler.compiler.program.writer import named
+from tests.optimise.small import calls, lines, program, run, shaped
+
+
+def turned(write, *shapes, chunk=64, dtype=torch.float32):
+    graph = shaped(program(write, *"xyz"[: len(shapes)]), *shapes, dtype=dtype)
+    multiply_by_onednn(graph, ONEDNN, chunk)
+    check_program(graph, Level.SHAPED)
+    return graph
+
+
+def test_products_take_the_right_operand_transposed():
+    graph = turned(lambda writer, x, y: named(writer.call(operator.matmul, x, y), "made"), (300, 200), (200, 100))
+    assert lines(graph) == ["t(y)", "onednn_linear(x, t)"]
+    assert [meta.hint(node) for node in graph.nodes if node.op == "call_function"] == ["made"]
+    graph = turned(lambda writer, x, y: x @ y.t(), (300, 200), (100, 200))
+    assert lines(graph) == ["onednn_linear(x, y)"]
+    x, y = torch.randn(300, 200), torch.randn(100, 200)
+    torch.testing.assert_close(run(graph, x, y), x @ y.t(), rtol=1e-4, atol=1e-4)
+
+
+def test_linear_keeps_its_bias():
+    graph = turned(lambda writer, x, y, z: writer.call(F.linear, x, y, z), (-1, 200), (100, 200), (100,))
+    assert lines(graph) == ["onednn_linear(x, y, z)"]
+
+
+def test_what_is_added_to_a_total_is_multiplied_first():
+    graph = turned(lambda writer, x, y, z: x.addmm_(y, z), (300, 100), (300, 200), (200, 100))
+    assert lines(graph) == ["t(z)", "onednn_linear(y, t)", "add_(x, onednn_linear)"]
+
+
+@pytest.mark.parametrize(("chunk", "expected"), [(4, "matmul"), (512, "onednn_linear")])
+def test_samples_of_a_chunk_count(chunk, expected):
+    graph = turned(lambda writer, x, y: x @ y, (-1, 50), (50, 100), chunk=chunk)
+    assert calls(graph)[-1] == expected
+
+
+def test_small_ones_other_dtypes_and_stacks_of_matrices_stay():
+    assert calls(turned(lambda writer, x, y: x @ y, (10, 20), (20, 10))) == ["matmul"]
+    assert calls(turned(lambda writer, x, y: x @ y, (300, 200), (200, 100), dtype=torch.float64)) == ["matmul"]
+    assert calls(turned(lambda writer, x, y: x @ y, (9, 300, 200), (9, 200, 100))) == ["matmul"]
