@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
+from .shared.loss_terms import check_floating, reduction, repeated, scaled, share
 
 
 def _given(op: Op, *names: str) -> dict[str, Any]:
@@ -88,7 +88,6 @@ WITH_LOGITS = LossRule(
     reduction=reduction,
     sample=sample,
     check=check_floating,
-    target_shape=same_shape,
     positions=1,
     cases=_cases({}, {"weight": (3,)}, {"pos_weight": (3,)}, {"weight": (1,), "pos_weight": (3,)}),
 )
@@ -113,7 +112,6 @@ PROBABILITIES = LossRule(
     residual=Diagonal(probability_diagonal),
     reduction=reduction,
     check=check_floating,
-    target_shape=same_shape,
     positions=1,
     cases=[
         Case(case.shapes, case.attributes, case.batched, make={**case.make, "self": _unit})

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Shape, Tensor, called
+from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor, called
 
 from .shared.class_weights import counted, labels
-from .shared.loss_terms import at, check_floating, check_labels, reduction
+from .shared.loss_terms import at, check_floating, check_labels, check_shape, reduction
 from .shared.simplex import covariance_factor, positionwise
 
 
@@ -102,16 +102,14 @@ def sample(op: Op, draws: int) -> Tensor:
 
 
 def check(op: Op, target: Tensor) -> str | None:
+    if (reason := check_shape(op, target, [op.shape("self")[1:], op.shape("self")])) is not None:
+        return reason
     if not has_probabilities(op):
         return check_labels(op, target, op.shape("self")[0])
     if (reason := check_floating(op, target)) is not None:
         return reason
     wrong = target < 0
     return f"{at(target, wrong)}, but class probabilities are not negative" if wrong.any() else None
-
-
-def target_shape(op: Op) -> Sequence[Shape]:
-    return [op.shape("self")[1:], op.shape("self")]
 
 
 def _indices(shape: Sequence[int]) -> Tensor:
@@ -157,7 +155,6 @@ RULE = LossRule(
     reduction=reduction,
     sample=sample,
     check=check,
-    target_shape=target_shape,
     positions=2,
     cases=_cases(),
 )

@@ -4,7 +4,7 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
-from .shared.loss_terms import at, check_floating, reduction, same_shape, scaled, share
+from .shared.loss_terms import at, check_floating, reduction, scaled, share
 
 
 def gradient(op: Op) -> Tensor:
@@ -25,7 +25,6 @@ RULE = LossRule(
     residual=ZERO,
     reduction=reduction,
     check=check,
-    target_shape=same_shape,
     positions=1,
     cases=[
         Case(

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, LossRule, Op, Shape, Tensor
+from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
 from .shared.class_weights import counted, labels
-from .shared.loss_terms import check_labels, reduction
+from .shared.loss_terms import check_labels, check_shape, reduction
 
 
 def forward(op: Op) -> Tensor:
@@ -27,11 +27,8 @@ def gradient(op: Op) -> Tensor:
 
 
 def check(op: Op, target: Tensor) -> str | None:
-    return check_labels(op, target, op.shape("self")[0])
-
-
-def target_shape(op: Op) -> Sequence[Shape]:
-    return [op.shape("self")[1:]]
+    wrong_shape = check_shape(op, target, [op.shape("self")[1:]])
+    return wrong_shape or check_labels(op, target, op.shape("self")[0])
 
 
 def _target(shape: Sequence[int]) -> Tensor:
@@ -62,7 +59,6 @@ def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
         residual=ZERO,
         reduction=reduction,
         check=check,
-        target_shape=target_shape,
         positions=2,
         cases=cases,
     )

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import at, check_floating, reduction, repeated, same_shape, scaled, share
+from .shared.loss_terms import at, check_floating, reduction, repeated, scaled, share
 
 
 def forward(op: Op) -> Tensor:
@@ -52,7 +52,6 @@ RULE = LossRule(
     reduction=reduction,
     sample=sample,
     check=check,
-    target_shape=lambda op: same_shape(op, "input"),
     positions=1,
     cases=[
         Case(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
 
-from .shared.loss_terms import check_floating, reduction, repeated, same_shape, scaled, share
+from .shared.loss_terms import check_floating, reduction, repeated, scaled, share
 
 SETTINGS = ({"reduction": 1}, {"reduction": 2})
 
@@ -39,7 +39,6 @@ MSE = LossRule(
     reduction=reduction,
     sample=mse_sample,
     check=check_floating,
-    target_shape=same_shape,
     positions=1,
     cases=_cases({}),
 )
@@ -63,7 +62,6 @@ HUBER = LossRule(
     residual=Diagonal(huber_diagonal),
     reduction=reduction,
     check=check_floating,
-    target_shape=same_shape,
     positions=1,
     cases=_cases({}, {"delta": 0.4}),
 )
@@ -91,7 +89,6 @@ SMOOTH_L1 = LossRule(
     residual=smooth_l1_residual,
     reduction=reduction,
     check=check_floating,
-    target_shape=same_shape,
     positions=1,
     cases=_cases({}, {"beta": 0.4}, {"beta": 0.0}),
 )
@@ -110,7 +107,6 @@ L1 = LossRule(
     residual=ZERO,
     reduction=reduction,
     check=check_floating,
-    target_shape=same_shape,
     positions=1,
     cases=_cases({}),
 )

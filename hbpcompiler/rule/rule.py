@@ -12,7 +12,7 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.layout import Layout
-from hbpcompiler.rule.op import Op, Shape, first_tensor
+from hbpcompiler.rule.op import Op, first_tensor
 from hbpcompiler.rule.residual import Diagonal, Factor, Residual, Zero
 from hbpcompiler.rule.structure import Selection, Structure
 from hbpcompiler.rule.window import Window
@@ -131,9 +131,8 @@ class LossRule:
     sample: Callable[[Op, int], Tensor] | None = None
     """(op, M) -> [N, M, *in] columns s with E[sum_m s s^T] = Hessian of l_n."""
     check: Callable[[Op, Tensor], str | None] = lambda op, target: None
-    """(op, target) -> what is wrong with this target's values, or None."""
-    target_shape: Callable[[Op], Sequence[Shape]] | None = None
-    """the target shapes, without the sample axis, that the loss takes for this output; None: it does not say."""
+    """(op, target) -> what is wrong with this target ("has shape ...", or a sentence about its values), or None. It is
+    the target as it came, which may have another shape than the loss reads, `op.shape("target")`."""
     order: tuple[Order, ...] = ()
     """"increasing", if `gradient` is never negative (sums, means)."""
     refuse: Callable[[Op], str | None] = lambda op: None

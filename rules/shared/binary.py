@@ -1,11 +1,12 @@
 """The frame of elementwise operations on two operands, each of which may be broadcast, constant or a number."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hbpcompiler.rule import Case, Contraction, Op, Residual, Rule, Structure, Tensor, Window, operand_symbol
+from hbpcompiler.rule import Case, Contraction, JacT, Op, Residual, Rule, Structure, Tensor, Window, operand_symbol
 from hbpcompiler.rule.symbolic import exactly
 
 from .aligned import is_whole, lifted, misaligned, unbroadcast, varying
@@ -15,6 +16,52 @@ Look = Callable[[str], Any]
 Pull = Callable[[Op, str, Any, Look], Any]
 """(op, operand, cotangents, look) -> cotangents times the result's derivative in that operand, not yet summed over what
 is broadcast. What `look` gives is ready to meet the cotangents, be they columns or not."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What the rules of operations on two operands of these names say."""
+
+    names: tuple[str, str]
+    pull: Pull
+    contraction: Callable[[Op, str], Contraction | None]
+    written: Callable[[Op, Any, Any], Any] | None
+
+    def jac_t(self, name: str) -> JacT:
+        def jac_t(op: Op, columns: Tensor) -> Tensor:
+            return unbroadcast(op, name, self.pull(op, name, columns, lambda operand: lifted(op, operand)))
+
+        return jac_t
+
+    def derivative(self, op: Op) -> Tensor:
+        name = varying(op, self.names)[0]
+        pulled: Tensor = self.pull(op, name, torch.ones_like(op.output), lambda operand: getattr(op, operand))
+        return pulled
+
+    def structure(self, op: Op) -> Structure:
+        found = varying(op, self.names)
+        return Structure.ELEMENTWISE if len(found) == 1 and is_whole(op, found[0]) else Structure.GENERAL
+
+    def params(self, op: Op) -> Mapping[str, Contraction]:
+        found = {}
+        for name in self.names:
+            if op.has(name) and not op.has_samples(name) and (contraction := self.contraction(op, name)) is not None:
+                found[name] = contraction
+        return found
+
+    def window(self, op: Op) -> Window | None:
+        """Of two images that vary, each output reads one position."""
+        shape = op.shape("output")
+        both = len(varying(op, self.names)) == 2 and all(is_whole(op, name) for name in self.names)
+        if not both or len(shape) < 2:
+            return None
+        ones = [1] * (len(shape) - 1)
+        return Window(ones, ones, ones, [0] * len(ones), fill=1.0)  # where quotients and powers are finite
+
+    def expression(self, op: Op) -> Any:
+        """In sympy; a number stays the number that it is."""
+        symbols = [operand_symbol(name) if op.has(name) else exactly(getattr(op, name)) for name in self.names]
+        return None if self.written is None else self.written(op, *symbols)
 
 
 def binary(
@@ -29,48 +76,22 @@ def binary(
     written: Callable[[Op, Any, Any], Any] | None = None,
 ) -> Rule:
     """A rule for an operation on two operands of these names; `params(op, operand)` for an operand that may be a
-    parameter, and `written(op, first, second)` for the operation in sympy, None at a
-    use that has no such form."""
+    parameter, and `written(op, first, second)` for the operation in sympy, None at a use that
+    has no such form."""
 
-    def symbol(op: Op, name: str) -> Any:
-        return operand_symbol(name) if op.has(name) else exactly(getattr(op, name))
-
-    def jac_t(name: str) -> Callable[[Op, Tensor], Tensor]:
-        return lambda op, columns: unbroadcast(op, name, pull(op, name, columns, lambda operand: lifted(op, operand)))
-
-    def derivative(op: Op) -> Tensor:
-        name = varying(op, names)[0]
-        pulled: Tensor = pull(op, name, torch.ones_like(op.output), lambda operand: getattr(op, operand))
-        return pulled
-
-    def structure(op: Op) -> Structure:
-        found = varying(op, names)
-        return Structure.ELEMENTWISE if len(found) == 1 and is_whole(op, found[0]) else Structure.GENERAL
-
-    def contractions(op: Op) -> Mapping[str, Contraction]:
-        operands = [name for name in names if op.has(name) and not op.has_samples(name)]
-        return {name: found for name in operands if (found := params(op, name)) is not None}
-
-    def window(op: Op) -> Window | None:
-        shape = op.shape("output")
-        both = len(varying(op, names)) == 2 and all(op.has_samples(name) and op.shape(name) == shape for name in names)
-        if not both or len(shape) < 2:
-            return None
-        ones = [1] * (len(shape) - 1)
-        return Window(ones, ones, ones, [0] * len(ones), fill=1.0)  # where quotients and powers are finite
-
+    of = Binary(names, pull, params, written)
     return Rule(
         operations=[operation] if isinstance(operation, str) else operation,
         forward=forward,
-        jac_t={name: jac_t(name) for name in names},
-        params=contractions,
+        jac_t={name: of.jac_t(name) for name in names},
+        params=of.params,
         residual=residual,
-        structure=structure,
-        derivative=derivative,
-        expression=None if written is None else lambda op: written(op, *[symbol(op, name) for name in names]),
+        structure=of.structure,
+        derivative=of.derivative,
+        expression=None if written is None else of.expression,
         refuse=refuse or (lambda op: misaligned(op, names)),
         merged=True,
-        window=window,
+        window=of.window,
         cases=cases,
     )
 

@@ -26,11 +26,6 @@ def scaled(value: Tensor, factor: float) -> Tensor:
     return value if factor == 1 else value * factor
 
 
-def same_shape(op: Op, input: str = "self") -> Sequence[Shape]:
-    """The target has the shape of the output: torch would broadcast it otherwise, which is never meant."""
-    return [op.shape(input)]
-
-
 def repeated(value: Tensor, draws: int, shape: Shape) -> Tensor:
     """[N, *z] -> [N, M, *z], to draw M times per sample."""
     return value.unsqueeze(1).expand(-1, draws, *shape)
@@ -45,8 +40,24 @@ def at(target: Tensor, wrong: Tensor) -> str:
     return f"target{place} is {target[tuple(place)].item()}"
 
 
+def check_shape(op: Op, target: Tensor, allowed: Sequence[Shape], input: str = "self") -> str | None:
+    """Targets of these shapes, without the sample axis; what the loss reads in another shape than it has may be any."""
+    own = tuple(target.shape[1:])
+    if own != tuple(op.shape("target")) or own in [tuple(shape) for shape in allowed]:
+        return None
+    takes = " or ".join(map(_of_batch, allowed))
+    return f"has shape {list(target.shape)}; for an output of shape {_of_batch(op.shape(input))} the loss takes {takes}"
+
+
+def _of_batch(shape: Shape) -> str:
+    return "[" + ", ".join(["N", *map(str, shape)]) + "]"
+
+
 def check_floating(op: Op, target: Tensor, input: str = "self") -> str | None:
-    """Targets that are numbers: of the output's dtype, none of them nan."""
+    """Targets that are numbers: of the output's shape (torch would broadcast them otherwise, which is never meant) and
+    dtype, none of them nan."""
+    if (reason := check_shape(op, target, [op.shape(input)], input)) is not None:
+        return reason
     output = getattr(op, input, None)
     if isinstance(output, Tensor) and output.dtype != target.dtype:
         return f"the target has dtype {target.dtype}, but the output has {output.dtype}"

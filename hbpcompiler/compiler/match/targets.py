@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.checks import shown
 from hbpcompiler.compiler.trace.graph import Graph, Value
 from hbpcompiler.errors import InputError, InputTypeError
 from hbpcompiler.rule import LossRule, Op, Rule, Structure
@@ -25,8 +24,6 @@ class LossCheck:
     op: Op
     place: int
     """which of the batch's targets it is"""
-    whole: bool
-    """whether the loss reads it as it came, and not a reshaped view of it"""
 
 
 def loss_checks(matched: Matched) -> list[LossCheck]:
@@ -41,8 +38,7 @@ def loss_checks(matched: Matched) -> list[LossCheck]:
             continue
         origin = _origin(graph, rules, target, active)
         if origin.name in names:
-            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name),
-                                    origin.name == target.name))
+            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name)))
     return checks
 
 
@@ -69,12 +65,5 @@ def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> No
                                  f"{name}.to({dtype})")
     for check in losses:
         name, target = labels[check.place], batch.targets[check.place]
-        if check.whole and check.rule.target_shape is not None:
-            allowed = [tuple(shape) for shape in check.rule.target_shape(check.op)]
-            if tuple(target.shape[1:]) not in allowed:
-                options = " or ".join("[" + ", ".join(["N", *map(str, shape)]) + "]" for shape in allowed)
-                output = "[" + ", ".join(["N", *map(str, check.op.shape(check.rule.input))]) + "]"
-                raise InputError(f"{name} has shape {shown(target)}; for an output of shape {output} the loss takes "
-                                 f"{options}")
         if (complaint := check.rule.check(check.op, target)) is not None:
-            raise InputError(f"{name}: {complaint}")
+            raise InputError(f"{name} {complaint}" if complaint.startswith("has ") else f"{name}: {complaint}")
