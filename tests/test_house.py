@@ -51,6 +51,37 @@ def test_no_import_leads_in_a_circle() -> None:
     assert [sorted(circle) for circle in nx.strongly_connected_components(_imports()) if len(circle) > 1] == []
 
 
+END_TO_END = {
+    "hbpcompiler.compiler.derive.neighbourhood_loop": "a loop around steps, met by whole programs in plan/test_local",
+    "hbpcompiler.compiler.derive.sample_loop": "a loop around steps, met by whole programs in plan/test_sample_chunks",
+    "hbpcompiler.compiler.derive.tail_loop": "a loop around steps, met by whole programs in plan/test_tails",
+    "hbpcompiler.compiler.plan.pooled": "a rewrite of whole plans, met by networks in plan/test_pooled",
+}
+"""Modules of the compiler that no test imports, and where they are met."""
+
+
+def test_every_module_of_the_compiler_is_met_by_a_test_of_its_own() -> None:
+    """By one that imports it, or a name of it that its package hands on."""
+    handed_on, met = _handed_on(), set[str]()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name in _imported(ast.parse(path.read_text(encoding="utf-8")), ["tests"]):
+            met |= {name, name.rpartition(".")[0], handed_on.get(name, "")}
+    own = {name for name, path in _files().items() if path.name != "__init__.py"
+           and name.startswith(("hbpcompiler.compiler", "hbpcompiler.codegen"))}
+    assert own - met == set(END_TO_END)
+
+
+def _handed_on() -> dict[str, str]:
+    """The module that a name comes from which a package's own file imports."""
+    found = {}
+    for module, path in _files().items():
+        if path.name == "__init__.py":
+            for name in _imported(ast.parse(path.read_text(encoding="utf-8")), module.split(".")):
+                found[f"{module}.{name.rpartition('.')[2]}"] = name.rpartition(".")[0]
+    return found
+
+
+
 def _files() -> dict[str, Path]:
     """The file of every module, by the name it is imported with."""
     found = {}

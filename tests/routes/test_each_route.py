@@ -9,7 +9,15 @@ from torch import fx
 from hbpcompiler import quantities as q
 from hbpcompiler.compiler.cost.figures import UNLIMITED
 from hbpcompiler.compiler.program.writer import Writer
-from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, NOTHING, ROUTES, Site, Use
+from hbpcompiler.compiler.routes import ROUTES
+from hbpcompiler.compiler.routes.chunks import ChunkedProduct
+from hbpcompiler.compiler.routes.closed import DiagonalForm
+from hbpcompiler.compiler.routes.eigen import Eigenbasis
+from hbpcompiler.compiler.routes.factors import ColumnFactor, ReducedFactor
+from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
+from hbpcompiler.compiler.routes.kept import Kept
+from hbpcompiler.compiler.routes.products import ClosedForm, OneProduct, WholeProduct
+from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use
 from hbpcompiler.rule import Contraction, Op
 
 LENGTHS = {"n": 3, "k": 2, "p": 4, "o": 3, "i": 2, "g": 2}
@@ -81,7 +89,8 @@ def written(own, use_of, make):
     op = Op(given, {}, {"output": shape, "operand": (1,)}, batched=frozenset({"output", "operand"}))
     contraction = Contraction(own.equation, operand=(lambda op: op.operand) if own.has_operand else None)
     use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3)
-    writer.graph.output({kind: proxy.node for kind, proxy in make(use).items()})
+    made = {kind: part._asdict() if isinstance(part, tuple) else part for kind, part in make(use).items()}
+    writer.graph.output(fx.node.map_aggregate(made, lambda item: item.node if isinstance(item, fx.Proxy) else item))
     return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of)
 
 
@@ -101,6 +110,42 @@ def test_a_route_gives_what_it_says(route, own):
     assert found.keys() == kinds != frozenset()
     for kind, value in found.items():
         torch.testing.assert_close(value.reshape(wanted[kind].shape), wanted[kind])
+
+
+def test_these_routes_are_met():
+    assert {type(case.values[0]) for case in CASES} == {
+        OneProduct, ClosedForm, GramNorm, GramDiagonal, ChunkedProduct, WholeProduct, ColumnFactor, ReducedFactor,
+        DiagonalForm}
+
+
+def route_of(kind):
+    return next(route for route in ROUTES if type(route) is kind)
+
+
+def test_kept_columns_and_operand_make_the_block():
+    torch.manual_seed(0)
+    own = site(POSITIONS, COLUMNS, 2, True)
+    stream, columns, signs, operand = tensors(own)
+    kept = written(own, (stream, signs, operand), lambda use: route_of(Kept).write(own, use, {q.BLOCK}))[q.BLOCK]
+    assert torch.equal(kept["columns"], columns)
+    assert torch.equal(kept["signs"], signs)
+    assert torch.equal(kept["operand"], operand)
+    assert kept["diagonal"] is None
+
+
+@pytest.mark.parametrize("equation", [PLAIN, POSITIONS, BIAS])
+def test_squares_in_the_eigenvectors_of_the_factors(equation):
+    torch.manual_seed(0)
+    own = site(equation, COLUMNS, 2, False)
+    stream, columns, signs, operand = tensors(own)
+    found = written(own, (stream, signs, operand), lambda use: route_of(Eigenbasis).write(own, use, {q.EIGEN}))
+    eigen, wanted = found[q.EIGEN], expected(own, columns, signs, operand)
+    turned = eigen["B"].mT @ wanted[q.FACTOR] @ eigen["B"]
+    torch.testing.assert_close(turned, torch.diag(turned.diagonal()))
+    T = wanted[q.VECTORS]
+    T = torch.einsum("oz,nko...->nkz...", eigen["B"], T)
+    T = T if eigen["A"] is None else T @ eigen["A"]
+    torch.testing.assert_close(eigen["eigenvalues"], T.square().sum((0, 1)))
 
 
 @pytest.mark.parametrize("equation", [PLAIN, POSITIONS, GROUPS])
