@@ -6,7 +6,7 @@ import pytest
 
 from hbpcompiler.compiler.budget import Draft, check_fits, size, within_budget
 from hbpcompiler.compiler.cost.figures import UNLIMITED
-from hbpcompiler.compiler.cost.memory import ALLOWANCE, MemoryModel
+from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import InputError, OptionError
 from tests.hand_made import value
@@ -25,12 +25,12 @@ class Program:
 
 def model():
     graph = SimpleNamespace(state=[value("w", 3, 100, role="parameter")], batch=[value("x", N, 3, role="input")])
-    return MemoryModel(PROGRAM, graph)
+    return MemoryModel(PROGRAM, graph, allowance=1.0)
 
 
 def test_the_peak_is_what_the_text_holds_at_most():
     """[N, 100] beside the total and the last chunk, float32."""
-    assert model().peak(50) == pytest.approx(ALLOWANCE * 4 * (50 * 100 + 3 + 6), rel=0.02)
+    assert model().peak(50) == pytest.approx(4 * (50 * 100 + 3 + 6), rel=0.02)
     assert model().peak(100) > 1.9 * model().peak(50)
 
 
