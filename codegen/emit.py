@@ -12,6 +12,7 @@ import jinja2
 from torch import fx
 
 from hbpcompiler.codegen.definitions import definitions
+from hbpcompiler.codegen.layout import laid_out
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
@@ -21,7 +22,6 @@ from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.quantities import QUANTITIES
 
-WIDTH = 118
 INLINE_WIDTH = 88
 """An expression longer than this gets its own line."""
 
@@ -185,15 +185,6 @@ def _with_shape(line: str, node: fx.Node) -> str:
     return f"{line}  # [{', '.join(shape)}]"
 
 
-def _wrapped(line: str) -> list[str]:
-    """A line that is too long has its shape above it."""
-    if len(line) + 8 <= WIDTH or "  # [" not in line:
-        return [line]
-    code, _, shape = line.rpartition("  # ")
-    indent = code[: len(code) - len(code.lstrip())]
-    return [f"{indent}# {shape}", code]
-
-
 def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",)) -> str:
     """The file's text. `inputs` maps placeholders of inputs and targets to their names, in order; `outputs` are the
     result's fields for the model's outputs."""
@@ -209,8 +200,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         sections = parts[part]
         if not sections or sections[-1].title != title:
             sections.append(Section(title))
-        for line in lines:
-            sections[-1].lines += _wrapped(line)
+        sections[-1].lines += lines
     output = next(node for node in graph.nodes if node.op == "output")
     returned = {printer.texts[node][0] for node in output.all_input_nodes}
     free_at_last_use([section for sections in parts.values() for section in sections], returned)
@@ -218,8 +208,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     look = printer.texts
     fields = [_field(name, results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
-    return _template().render(table=[comment(line) for line in header.table],
-
+    text = _template().render(
+        table=[comment(line) for line in header.table],
         header=header,
         helpers=definitions(graph),
         records=list(records.values()),
@@ -230,6 +220,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         loss=look[loss][0],
         outputs=[(name, look[node][0]) for name, node in zip(outputs, predictions, strict=True)],
     )
+    return laid_out(text)
 
 
 def _record(name: str) -> dict[str, Any] | None:

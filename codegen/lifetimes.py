@@ -46,16 +46,11 @@ def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in
 
 
 def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
-    """Names that a line makes at this depth, its shape's comment (perhaps on a line of its own), the line."""
-    shape = ""
+    """Names that a line makes at this depth, its shape, the line."""
     for line in lines:
-        if line.startswith("# ["):
-            shape = line
-            continue
         match = MADE.match(line)
         names = {name for name in match["names"].split(", ") if name != "_"} if match is not None else set()
-        yield names, shape or line.partition("  # ")[2], line
-        shape = ""
+        yield names, line.rpartition("  # ")[2], line
 
 
 def _is_large(comment: str) -> bool:

@@ -51,16 +51,39 @@ def _stream(step: Close | Tied) -> str:
     return f"{step.piece.stream}: {_form(step.piece)}{pooled}" if step.piece else "operand"
 
 
+CLOSINGS_WIDTH, TABLE_WIDTH = 24, 120
+"""Signs that closings may take in a row, unless one alone is longer, and that a row may take."""
+
+
 def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
     """The plan in plain text for the head of the generated file."""
-    rows = [("parameter", "from", "closing", "route", "multiply-adds")]
+    rows: list[tuple[str, ...]] = [("parameter", "from", "closing", "route", "multiply-adds")]
     for step in reversed(plan.closings()):
         for choice in step.choices:
-            kinds = "+".join(sorted(choice.kinds))
-            rows.append((step.parameter.key, _stream(step), kinds, choice.route.name,
+            first, *others = _lines(sorted(choice.kinds))
+            new = all(row[0] != step.parameter.key for row in rows)
+            rows.append((step.parameter.key if new else "", _stream(step), first, choice.route.name,
                          _polynomial(_of_batch(choice.cost.multiply_adds, step))))
+            rows += [("", "", other, "", "") for other in others]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if sum(widths) + 2 * len(widths) - 2 > TABLE_WIDTH:  # parameters get lines of their own
+        split = list[tuple[str, ...]]()
+        for parameter, *rest in rows:
+            split += [(parameter,)] * bool(parameter)
+            split.append(("", *rest))
+        rows, widths = split, [0, *widths[1:]]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+
+
+def _lines(kinds: Sequence[str]) -> list[str]:
+    """Closings joined by +, as many to a line as fit."""
+    lines: list[str] = []
+    for kind in kinds:
+        if lines and len(lines[-1]) + len(kind) < CLOSINGS_WIDTH:
+            lines[-1] += f"+{kind}"
+        else:
+            lines.append(f"+{kind}" if lines else kind)
+    return lines
 
 
 def machine_notes(machine: Machine, autotuned: bool) -> list[str]:

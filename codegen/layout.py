@@ -1,0 +1,194 @@
+"""The finished text with no line over 120 signs: statements are broken inside brackets, where Python allows it.
+
+A statement that fits is left alone; its shape stands above it where the two do not fit one line. What does not fit is
+broken at its operators, at the longest pair of brackets, or in front of a method, in this order of preference; the
+parts are laid out likewise. Everything is read as tokens, so nothing inside a string is touched.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+WIDTH = 120
+STEP = 4
+OPERATORS = (("==", "!=", "<", "<=", ">", ">="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))
+"""By rising strength: a line is broken in front of the weakest."""
+OPENING, CLOSING = "([{", ")]}"
+
+
+def laid_out(text: str) -> str:
+    """The same file, its docstring's and its statements' long lines wrapped."""
+    lines: list[str] = []
+    in_docstring = False
+    for number, line in enumerate(text.split("\n")):
+        if '"""' in line and line.count('"""') == 1 and (in_docstring or number == 0):
+            in_docstring = not in_docstring
+        lines += _wrapped_text(line, "") if in_docstring else wrapped(line)
+    return "\n".join(lines)
+
+
+def wrapped(line: str) -> list[str]:
+    """One line of code, with its comment, as lines that fit."""
+    if len(line) <= WIDTH:
+        return [line]
+    body = line.lstrip()
+    indent = len(line) - len(body)
+    code, comment = _apart(body)
+    if not code:
+        return _wrapped_text(line, "# ")
+    if code.startswith("del "):
+        return _deletes("del ", code[4:].split(", "), indent)
+    guard, colon, deleted = code.partition(": del ")
+    if colon:
+        return _deletes(f"{guard}: del ", deleted.split(", "), indent)
+    lines = [" " * indent + code] if indent + len(code) <= WIDTH else _statement(code, indent)
+    if not comment:
+        return lines
+    last = f"{lines[-1]}  {comment}"
+    if len(lines) > 1 and len(last) <= WIDTH:
+        return [*lines[:-1], last]
+    return [*_wrapped_text(" " * indent + comment, "# "), *lines]
+
+
+def _wrapped_text(line: str, mark: str) -> list[str]:
+    """Prose, or a row of a table: what goes on stands two signs further in."""
+    if len(line) <= WIDTH:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
+                         break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+
+
+def _deletes(start: str, names: Sequence[str], indent: int) -> list[str]:
+    """As many `del` as needed: TorchScript knows none with brackets."""
+    lines: list[str] = []
+    for name in names:
+        if lines and len(lines[-1]) + len(name) + 2 <= WIDTH:
+            lines[-1] += f", {name}"
+        else:
+            lines.append(" " * indent + start + name)
+    return lines
+
+
+@dataclass(frozen=True)
+class _Token:
+    at: int
+    text: str
+    depth: int
+    """Pairs of brackets around it; of a bracket, around the pair."""
+    binary: bool
+    """Whether an operand stands in front of it."""
+
+
+def _tokens(code: str) -> list[_Token]:
+    found: list[_Token] = []
+    depth = 0
+    operand = False
+    for token in tokenize.generate_tokens(iter([code]).__next__):
+        if token.type not in (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING):
+            continue
+        depth -= token.string in CLOSING
+        found.append(_Token(token.start[1], token.string, depth, operand))
+        depth += token.string in OPENING
+        operand = token.type != tokenize.OP or token.string in CLOSING
+    return found
+
+
+def _apart(body: str) -> tuple[str, str]:
+    """A line's code and its comment."""
+    for token in tokenize.generate_tokens(iter([body]).__next__):
+        if token.type == tokenize.COMMENT:
+            return body[: token.start[1]].rstrip(), body[token.start[1] :]
+    return body, ""
+
+
+def _statement(code: str, indent: int) -> list[str]:
+    """A statement too long for a line: what is outside of brackets is put inside a pair if it must be broken."""
+    equals = next((token.at for token in _tokens(code) if token.text == "=" and token.depth == 0), None)
+    start, value = ("", code) if equals is None else (code[: equals + 2], code[equals + 2 :])
+    bare = _cuts(value)
+    if equals is not None and bare:
+        return [" " * indent + start + "(", *_joined(_parts(value, bare), indent + STEP), " " * indent + ")"]
+    return _in_brackets(code, indent) or [" " * indent + code]
+
+
+def _cuts(code: str) -> list[int]:
+    """Where an expression may be broken inside brackets: its weakest operators, or its methods if no bracket is long.
+    """
+    tokens = [token for token in _tokens(code) if token.depth == 0]
+    for operators in OPERATORS:
+        cuts = [token.at for token in tokens if token.text in operators and token.binary]
+        if cuts:
+            return cuts
+    dots = [token.at for token in tokens if token.text == "." and token.at > 0]
+    first, last = _longest(code)
+    return dots[1:] if len(dots) > 2 and last - first < len(code) / 3 else []
+
+
+def _parts(code: str, cuts: Sequence[int]) -> list[str]:
+    bounds = [0, *cuts, len(code)]
+    return [code[first:last].rstrip() for first, last in zip(bounds, bounds[1:], strict=False)]
+
+
+def _joined(parts: Sequence[str], indent: int) -> list[str]:
+    """Parts of an expression, as many to a line as fit."""
+    lines: list[str] = []
+    for part in parts:
+        space = "" if part.startswith(".") else " "
+        if lines and len(lines[-1]) + len(space + part) <= WIDTH:
+            lines[-1] += space + part
+        else:
+            lines += _item(part, indent)
+    return lines
+
+
+def _item(code: str, indent: int) -> list[str]:
+    """What stands inside brackets already."""
+    if indent + len(code) <= WIDTH:
+        return [" " * indent + code]
+    cuts = _cuts(code)
+    if cuts:
+        return _joined(_parts(code, cuts), indent)
+    return _in_brackets(code, indent) or [" " * indent + code]
+
+
+def _longest(code: str) -> tuple[int, int]:
+    """The longest pair of brackets that is inside no other; a later one that is hardly shorter is preferred."""
+    best, opened = (0, 0), 0
+    for token in _tokens(code):
+        if token.depth:
+            continue
+        if token.text in OPENING:
+            opened = token.at
+        elif token.text in CLOSING and 3 * (token.at - opened) > 2 * (best[1] - best[0]):
+            best = opened, token.at
+    return best
+
+
+def _in_brackets(code: str, indent: int) -> list[str]:
+    """Broken behind its longest bracket, what is inside further in; empty where that is no help."""
+    first, last = _longest(code)
+    if last - first < 2:
+        return []
+    inside = list(_items(code[first + 1 : last]))
+    lines: list[str] = []
+    for item in inside:
+        if lines and len(lines[-1]) + len(item) + 1 <= WIDTH:
+            lines[-1] += f" {item}"
+        else:
+            lines += _item(item, indent + STEP)
+    return [" " * indent + code[: first + 1], *lines, " " * indent + code[last:]]
+
+
+def _items(code: str) -> Iterator[str]:
+    """What commas separate, each with its comma."""
+    start = 0
+    for token in _tokens(code):
+        if token.text == "," and token.depth == 0:
+            yield code[start : token.at + 1].strip()
+            start = token.at + 1
+    if code[start:].strip():
+        yield code[start:].strip()
