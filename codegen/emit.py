@@ -14,9 +14,9 @@ from torch import fx
 from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.layout import laid_out
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
-from hbpcompiler.codegen.naming import Names, comment, identifier
+from hbpcompiler.codegen.naming import Names, comment
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
-from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
@@ -44,6 +44,7 @@ class _Printer:
         self.graph, self.names = graph, names
         self.texts: dict[fx.Node, Text] = {node: (name, ATOM) for node, name in (given or {}).items()}
         self.order = {node: position for position, node in enumerate(graph.nodes)}
+        self.temporaries = Temporaries(self.texts)
         self.writes = [position for node, position in self.order.items() if writes_in_place(node)]
 
     def statements(self) -> Iterator[tuple[Block | None, list[str]]]:
@@ -74,7 +75,7 @@ class _Printer:
         if self._inline(node, text):
             self.texts[node] = (text, binds)
             return []
-        name = self.names.fresh(node.meta.get("hint") or self._default_name(node))
+        name = self._name(node)
         self.texts[node] = (name, ATOM)
         return [_with_shape(f"{name} = {text}", node)]
 
@@ -85,12 +86,15 @@ class _Printer:
         (user,) = node.users
         return isinstance(user.target, Loop) and node in cast("tuple[fx.Node, ...]", user.args[0])
 
-    @staticmethod
-    def _default_name(node: fx.Node) -> str:
-        if node.target in FALLBACKS:
-            return "product"
-        return "t" if node.op == "call_function" and not hasattr(node.target, "__name__") else identifier(
-            str(getattr(node.target, "__name__", node.target)).strip("_"))
+    def _name(self, node: fx.Node) -> str:
+        """The name that was asked for, or one after what the node is made of."""
+        if node.meta.get("hint"):
+            return self.names.fresh(node.meta["hint"])
+        if kept := self.temporaries.kept(node):
+            return kept
+        name = self.names.fresh(self.temporaries.wish(node))
+        self.temporaries.gave(node, name)
+        return name
 
     def _inline(self, node: fx.Node, text: str) -> bool:
         """A short pure expression that one line reads is written into that line."""
@@ -116,7 +120,7 @@ class _Printer:
                 raise TypeError(f"{text}: a call with several results must be read by index")
             position = user.args[1]
             names[position] = names[position] if names[position] != "_" else self.names.fresh(
-                user.meta.get("hint") or f"{self._default_name(node)}_{position}")
+                user.meta.get("hint") or f"{self.temporaries.wish(node)}_{position}")
             self.texts[user] = (names[position], ATOM)
         return [_with_shape(f"{', '.join(names)} = {text}", next(iter(node.users)))]
 
@@ -127,8 +131,7 @@ class _Printer:
         inner_names: list[str] = []
         for position, accumulator in enumerate(accumulators):
             result = results.get(position)
-            wish = (result.meta.get("hint") if result is not None else None) or "total"
-            name = self.names.fresh(wish)
+            name = self.names.fresh(_total(result))
             text, _ = expression(accumulator, self.texts.__getitem__)
             lines.append(_with_shape(f"{name} = {text}", accumulator))
             self.texts[accumulator] = (name, ATOM)
@@ -152,7 +155,7 @@ class _Printer:
                 if not holder.users:
                     continue
                 outer = self.texts[cut[position - loop.totals - loop.rows]][0]
-                name = self.names.fresh(f"{outer}_part")
+                name = self.names.fresh(f"{outer}_{'k' if loop.axis else 'n'}")
                 sections[-1].lines.append(_with_shape(f"{name} = {outer}{at}", holder))
                 given[holder] = name
             else:
@@ -165,6 +168,14 @@ class _Printer:
             sections[-1].lines += part
         free_at_last_use(sections, in_loop=True)
         return lines + ["    " + line if line else line for section in sections for line in section.lines]
+
+
+def _total(result: fx.Node | None) -> str:
+    """What a loop's total is called: as asked for, or after what is made of it."""
+    if result is None:
+        return "total"
+    readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
+    return str(result.meta.get("hint") or (f"{readers[0]}_total" if readers else "total"))
 
 
 def _nodes_in(item: Any) -> Iterator[fx.Node]:

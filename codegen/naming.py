@@ -7,6 +7,7 @@ import keyword
 import re
 from collections.abc import Mapping
 
+from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.graph import Graph, Operation
@@ -57,33 +58,61 @@ def output_fields(structure: Structure) -> tuple[str, ...]:
 
 def value_names(graph: Graph) -> Mapping[str, str]:
     """A name for every value of the graph, from its module's path."""
+    return _named(graph)[0]
+
+
+def short_forms(graph: Graph) -> Mapping[str, str]:
+    """What parts of long module paths are called in `value_names`: short form -> part."""
+    return _named(graph)[1]
+
+
+def _named(graph: Graph) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    paths = Paths([*(operation.source.module for operation in graph.operations), *(value.key for value in graph.state)])
     names = Names()
     names.taken.add("N")
     found: dict[str, str] = {}
     for value in graph.batch:
         found[value.name] = names.fresh(value.key)
     for value in graph.state:
-        found[value.name] = names.fresh(_key_name(value.key))
+        found[value.name] = names.fresh(_key_name(value.key, paths))
     crowd: dict[tuple[str, bool], int] = {}
     for operation in graph.operations:
         place = (operation.source.module, operation.source.in_loss)
         crowd[place] = crowd.get(place, 0) + 1
     for operation in graph.operations:
         alone = crowd[operation.source.module, operation.source.in_loss] == 1
-        wish = "loss" if operation.output is graph.loss else _operation_name(operation, alone)
+        wish = "loss" if operation.output is graph.loss else _operation_name(operation, alone, paths, found)
         found[operation.name] = names.fresh(wish)
-    return found
+    return found, paths.legend()
 
 
-def _key_name(key: str) -> str:
-    path, _, leaf = key.replace(":", ".").rpartition(".")
+def _key_name(key: str, paths: Paths) -> str:
+    path, _, leaf = paths.shortened(key.replace(":", ".")).rpartition(".")
     return f"{leaf}_{path}" if path[:1].isdigit() else f"{path}_{leaf}"
 
 
-def _operation_name(operation: Operation, alone: bool) -> str:
+def _operation_name(operation: Operation, alone: bool, paths: Paths, found: Mapping[str, str]) -> str:
+    short = _brief(operation.short)
+    if not operation.source.module and not operation.source.in_loss:
+        return _in_forward(operation, short, found)
     place = "loss" if operation.source.in_loss else operation.source.module
-    if not place:
-        return operation.short
     if place[:1].isdigit():
-        return f"{operation.short}_{place}"
-    return place if alone else f"{place}_{operation.short}"
+        return paths.shortened(f"{short}.{place}")
+    return paths.shortened(place if alone else f"{place}.{short}")
+
+
+def _in_forward(operation: Operation, short: str, found: Mapping[str, str]) -> str:
+    """Of what the model's own forward does to one value: the value's name and what is done."""
+    made = [value for value in operation.tensors.values() if value.role == "result"]
+    before = found[made[0].name] if len(made) == 1 else ""
+    return f"{before}_{short}" if before and len(f"{before}_{short}") <= LONGEST else short
+
+
+def _brief(short: str) -> str:
+    """A long operation's name with the first letters of all but its last word."""
+    *words, last = short.split("_")
+    return short if len(short) <= BRIEF else "".join(word[0] for word in words) + f"_{last}"
+
+
+BRIEF = 18
+"""Signs that an operation's own name may have in a value's."""

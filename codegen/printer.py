@@ -81,6 +81,8 @@ def expression(node: fx.Node, look: Look) -> Text:
         return quote(item) if isinstance(item, str) else repr(item)
 
     target, args = node.target, node.args
+    if target == "reshape" and (spelled := _view(node)):
+        return f"{show(args[0], ATOM)}.{spelled}", ATOM
     if node.op == "call_method":
         return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], node.kwargs, show)})", ATOM
     if target in INFIX:
@@ -99,8 +101,32 @@ def expression(node: fx.Node, look: Look) -> Text:
         # TorchScript takes the operands as one list.
         return f"torch.einsum({quote(str(args[0]))}, [{', '.join(show(item) for item in args[1:])}])", ATOM
     defaults = _defaults(target)
-    told = {name: item for name, item in node.kwargs.items() if name not in defaults or item is not defaults[name]}
+    told = {name: item for name, item in node.kwargs.items() if not (name in defaults and _same(item, defaults[name]))}
     return f"{function_name(target)}({_arguments(args, told, show)})", ATOM
+
+
+def _view(node: fx.Node) -> str:
+    """A reshape that takes one axis apart, or joins some, said so; "" for others. Shapes must be known."""
+    before, after = (_shape(each) for each in (node.args[0], node))
+    if not before or not after or before == after:
+        return ""
+    same = next(at for at, pair in enumerate(zip((*before, ""), (*after, "-"), strict=False)) if pair[0] != pair[1])
+    same = min(same, len(before) - 1, len(after) - 1)
+    longer, shorter = max(before, after, key=len), min(before, after, key=len)
+    ends = len(shorter) - same - 1
+    inside = longer[same : len(longer) - ends]
+    joined = shorter[same : same + 1]
+    if ends < 0 or len(inside) < 2 or longer[len(longer) - ends :] != shorter[same + 1 :]:
+        return ""
+    if len(before) > len(after):
+        last = "" if same and same + len(inside) == len(before) else f", {same + len(inside) - 1}"
+        return f"flatten({same}{last})"
+    whole = all(length.isdigit() for length in (*inside, *joined))
+    return f"unflatten({same}, ({', '.join(inside)}))" if whole else ""
+
+
+def _shape(item: Any) -> tuple[str, ...]:
+    return tuple(item.meta.get("shape") or ()) if isinstance(item, fx.Node) else ()
 
 
 @cache
@@ -110,8 +136,13 @@ def _defaults(target: Any) -> Mapping[str, Any]:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
         return {}
-    return {parameter.name: parameter.default for parameter in parameters
-            if parameter.default is None or isinstance(parameter.default, bool)}
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def _same(item: Any, default: Any) -> bool:
+    """Whether an argument is a constant that need not be said."""
+    plain = item is None or isinstance(item, bool | int | float | str)
+    return plain and type(item) is type(default) and bool(item == default)
 
 
 def quote(text: str) -> str:

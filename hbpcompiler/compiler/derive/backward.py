@@ -10,10 +10,11 @@ from typing import Any
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.precision import Precision
-from hbpcompiler.compiler.plan.steps import PREFIX, Piece, Plan, Step
+from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step
 from hbpcompiler.compiler.program.writer import Writer, named
+from hbpcompiler.compiler.routes import MATRIX
 from hbpcompiler.compiler.trace.graph import Operation, Value
-from hbpcompiler.quantities import Closing
+from hbpcompiler.quantities import KFRA, Closing
 from hbpcompiler.rule import Op, Rule
 from hbpcompiler.rule.bilinear import columns_to
 
@@ -72,7 +73,8 @@ class Backward:
         key = (value.name, piece.name)
         columns = self.rounded(columns, value, piece)
         total = self.columns[key] + columns if key in self.columns else columns
-        self.columns[key] = named(total, f"{PREFIX[piece.stream]}_{self.matched.names[value.name]}")
+        prefix = BEFORE_MEAN if piece.stream == KFRA and piece.form != MATRIX else PREFIX[piece.stream]
+        self.columns[key] = named(total, f"{prefix}_{self.matched.names[value.name]}")
 
     def rounded(self, columns: Any, value: Value, piece: Piece) -> Any:
         """Columns in the dtype of curvature, once they have left the loss."""

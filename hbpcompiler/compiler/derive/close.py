@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.plan.steps import Close, Tied
+from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Tied
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
 from hbpcompiler.quantities import (
@@ -78,10 +78,12 @@ def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
 
 
 def _write(backward: Backward, step: Close | Tied, use: Use) -> None:
-    for choice in step.choices:
-        site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
-        for kind, result in choice.route.write(site, given, choice.kinds).items():
-            add(backward, step, kind, result)
+    stream = PREFIX[step.piece.stream] if step.piece is not None else OPERAND
+    with use.writer.about(f"{stream}_{backward.matched.names[step.parameter.name]}"):
+        for choice in step.choices:
+            site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
+            for kind, result in choice.route.write(site, given, choice.kinds).items():
+                add(backward, step, kind, result)
 
 
 def add(backward: Backward, step: Close | Tied, kind: str, result: Any) -> None:

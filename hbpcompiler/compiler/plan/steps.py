@@ -24,6 +24,10 @@ from hbpcompiler.rule import Contraction, Residual
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
 """How the values of a stream are named in generated code."""
+BEFORE_MEAN = "H"
+"""KFRA's stream is averaged where the model ends; before that it is the Hessian of each l_n in the output."""
+OPERAND = "U"
+"""What columns meet at a parameter: a layer's inputs, a convolution's patches."""
 
 
 @dataclass(frozen=True)

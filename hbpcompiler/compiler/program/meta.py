@@ -78,6 +78,11 @@ def hint(node: fx.Node) -> str:
     return node.meta.get("hint") or ""
 
 
+def subject(node: fx.Node) -> str:
+    """What it is a part of: "S_weight_0" where columns S end at that parameter; or nothing."""
+    return node.meta.get("subject") or ""
+
+
 def role(node: fx.Node) -> Role | None:
     """What it is for."""
     found: Role | None = node.meta.get("role")
@@ -159,6 +164,12 @@ def ask_for(node: fx.Node, name: str) -> None:
 def rename(node: fx.Node, name: str) -> None:
     """Ask for this name whatever was asked for before."""
     node.meta["hint"] = name
+
+
+def set_subject(node: fx.Node, name: str) -> None:
+    """Say what it is a part of."""
+    if name:
+        node.meta["subject"] = name
 
 
 def play(node: fx.Node, part: Role) -> None:

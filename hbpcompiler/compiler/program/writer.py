@@ -1,7 +1,7 @@
 """Writes torch.fx graphs by running plain torch functions on proxies; chunk loops are nodes with a graph inside.
 
 Every node says under which heading it is printed, which step of the plan wrote it, and perhaps which name it asks for
-(see `meta`).
+and what it is a part of (see `meta`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class _Tracer(fx.proxy.TracerBase):
         self.graph = graph
         self.block: Block | None = None
         self.step: int | None = None
+        self.subject = ""
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = self.graph.create_node(*args, **kwargs)
         node.meta["block"], node.meta["step"] = self.block, self.step
+        meta.set_subject(node, self.subject)
         return node
 
 
@@ -65,6 +67,15 @@ class Writer:
         finally:
             self.tracer.block = before
 
+    @contextmanager
+    def about(self, subject: str) -> Iterator[None]:
+        """Nodes written inside are part of this computation, and may be called after it."""
+        before, self.tracer.subject = self.tracer.subject, subject
+        try:
+            yield
+        finally:
+            self.tracer.subject = before
+
     def loop(
         self,
         body: Callable[[Part], None],
@@ -89,7 +100,7 @@ class Writer:
         for shape in (rows or {}).values():
             like.append(lead.new_empty((lead.shape[0], *shape)))
         inner = Writer()
-        inner.tracer.block = self.tracer.block
+        inner.tracer.block, inner.tracer.subject = self.tracer.block, self.tracer.subject
         part = Part(inner, op, list(totals), list(rows or {}), sliced)
         body(part)
         inner.graph.output(None)

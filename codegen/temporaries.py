@@ -1,0 +1,110 @@
+"""Names of what nobody named: after the tensor that it was made of, and what was done to it.
+
+S_linear_6.flatten(0, 1) is called S_linear_6_rows, its square S_linear_6_rows_squared; an einsum that ends at a
+parameter makes the products of columns and operand, T_S_weight_6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from hbpcompiler.codegen.naming import identifier
+from hbpcompiler.codegen.printer import Text
+from hbpcompiler.compiler.program.nodes import called
+
+LONGEST = 40
+"""Signs of a name; where it would be longer, parts of the path in it are left out."""
+DEEPEST = 2
+"""Suffixes that a name may have before it starts again from the tensor that has a name of its own."""
+PRODUCTS = "T"
+
+SUFFIX: Mapping[str, str] = {
+    "flatten": "flat", "reshape": "shaped", "view": "shaped", "unflatten": "shaped", "square": "squared",
+    "sqrt": "root", "rsqrt": "root_inverse", "abs": "size", "unsqueeze": "col", "squeeze": "one",
+    "t": "turned", "mT": "turned", "transpose": "turned", "permute": "turned", "movedim": "turned",
+    "gather": "chosen", "embedding": "chosen", "index_select": "chosen", "scatter_add": "scattered",
+    "expand": "spread", "expand_as": "spread", "repeat_interleave": "repeated", "type_as": "cast", "to": "cast",
+    "cumsum": "cumulated", "pad": "padded", "unfold": "windows", "einsum": "contracted", "matmul": "product",
+    "onednn_linear": "product", "product_over_pixels": "product", "mul": "scaled", "truediv": "scaled",
+    "div": "scaled", "pow": "power", "add": "plus", "sub": "less", "neg": "negative", "cat": "joined",
+    "stack": "stacked", "new_ones": "ones", "new_zeros": "zeros", "diag_embed": "diagonal", "one_hot": "onehot",
+    "batch_norm": "normalised", "randn_like": "noise", "randint": "bits",
+}
+"""Method or function -> how what it makes of a value is called after it; others are called as they are."""
+
+UPDATES = {"mul_", "div_", "add_", "sub_"}
+"""Methods whose result keeps the name of the tensor that they write to."""
+NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+class Temporaries:
+    """Remembers which names it gave, and after which tensors."""
+
+    def __init__(self, texts: Mapping[fx.Node, Text]) -> None:
+        self.texts = texts
+        self._origins: dict[str, tuple[str, int]] = {}  # name -> the named tensor behind it, suffixes since then
+
+    def wish(self, node: fx.Node) -> str:
+        """What a node without a hint would like to be called."""
+        if _is_product(node):
+            return f"{PRODUCTS}_{node.meta['subject']}"
+        base, suffix = self._base(node), _suffix(node)
+        if not base:
+            return suffix
+        origin, depth = self._origins.get(base, (base, 0))
+        if depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
+            base, depth = origin, 0
+        return _fitting(f"{base}_{suffix}")
+
+    def kept(self, node: fx.Node) -> str:
+        """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else."""
+        target = node.args[0] if node.op == "call_method" and node.target in UPDATES else None
+        text = self.texts[target][0] if isinstance(target, fx.Node) and target in self.texts else ""
+        return text if NAME.fullmatch(text) and not node.meta.get("hint") else ""
+
+    def gave(self, node: fx.Node, name: str) -> None:
+        """The node was named."""
+        if _is_product(node):
+            return
+        base = self._base(node)
+        if base:
+            origin, depth = self._origins.get(base, (base, 0))
+            self._origins[name] = (origin, depth + 1 if name.startswith(base) else 1)
+
+    def _base(self, node: fx.Node) -> str:
+        """The name of the first tensor that the node reads, through what is written into its line."""
+        for read in node.all_input_nodes:
+            text = self.texts[read][0] if read in self.texts else ""
+            if NAME.fullmatch(text):
+                return text
+            found = f"{PRODUCTS}_{read.meta['subject']}" if _is_product(read) else self._base(read)
+            if found:
+                return found
+        return ""
+
+
+def _is_product(node: fx.Node) -> bool:
+    return node.target is torch.einsum and bool(meta.subject(node)) and len(node.all_input_nodes) > 1
+
+
+def _suffix(node: fx.Node) -> str:
+    method: Any = called(node)
+    if node.target is getattr:
+        method = node.args[1]
+    method = str(method).strip("_")
+    if method == "flatten" and node.args[1:2] == (0,):
+        return "rows"
+    return SUFFIX.get(method, identifier(method).strip("_"))
+
+
+def _fitting(name: str) -> str:
+    """The name without as many words behind its first as it takes."""
+    first, *words = name.split("_")
+    while len("_".join([first, *words])) > LONGEST and len(words) > 1:
+        words = words[1:]
+    return "_".join([first, *words])
