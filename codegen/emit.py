@@ -115,6 +115,7 @@ class _Printer:
     def _unpacked(self, node: fx.Node, text: str) -> list[str]:
         """`values, indices = call(...)`: a name for each result that is read."""
         names = ["_"] * node.meta["results"]
+        shapes: dict[int, str] = {}
         for user in node.users:
             if user.target is not operator.getitem or not isinstance(user.args[1], int):
                 raise TypeError(f"{text}: a call with several results must be read by index")
@@ -122,7 +123,10 @@ class _Printer:
             names[position] = names[position] if names[position] != "_" else self.names.fresh(
                 user.meta.get("hint") or f"{self.temporaries.wish(node)}_{position}")
             self.texts[user] = (names[position], ATOM)
-        return [_with_shape(f"{', '.join(names)} = {text}", next(iter(node.users)))]
+            if "shape" in user.meta:
+                shapes[position] = f"[{', '.join(user.meta['shape'])}]"
+        of_each = ", ".join(dict.fromkeys(shape for _, shape in sorted(shapes.items())))
+        return [f"{', '.join(names)} = {text}" + f"  # {of_each}" * bool(of_each)]
 
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them

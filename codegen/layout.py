@@ -11,6 +11,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 WIDTH = 120
 STEP = 4
@@ -112,7 +113,14 @@ def _statement(code: str, indent: int) -> list[str]:
     bare = _cuts(value)
     if equals is not None and bare:
         return [" " * indent + start + "(", *_joined(_parts(value, bare), indent + STEP), " " * indent + ")"]
-    return _in_brackets(code, indent) or [" " * indent + code]
+    return _in_brackets(code, indent) or _after_key(code, indent)
+
+
+def _after_key(code: str, indent: int) -> list[str]:
+    """An entry of a dict with its value below its key."""
+    colon = next((token.at for token in _tokens(code) if token.text == ":" and token.depth == 0), len(code) - 1)
+    value = [" " * (indent + STEP) + code[colon + 1 :].strip()] if colon < len(code) - 1 else []
+    return [" " * indent + code[: colon + 1], *value]
 
 
 def _cuts(code: str) -> list[int]:
@@ -130,7 +138,7 @@ def _cuts(code: str) -> list[int]:
 
 def _parts(code: str, cuts: Sequence[int]) -> list[str]:
     bounds = [0, *cuts, len(code)]
-    return [code[first:last].rstrip() for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [code[first:last].rstrip() for first, last in pairwise(bounds)]
 
 
 def _joined(parts: Sequence[str], indent: int) -> list[str]:

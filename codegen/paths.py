@@ -1,4 +1,4 @@
-"""Short forms of long module paths: encoder.layers.0.attention.weight becomes e_l_0_attention_weight, in all names alike.
+"""Short forms of long module paths: encoder.layers.0.attention.weight becomes e_l_0_attention_weight, everywhere.
 
 A segment of a path is cut to the shortest beginning that no other segment of the model has ("denseb" of denseblock,
 where there is a denselayer), and keeps its number; as many segments as needed, from the left.
@@ -35,9 +35,10 @@ class Paths:
 
     def _short(self, stem: str) -> str:
         others = [other for other in self.stems if other != stem]
-        lengths = range(1, len(stem))
-        return next((stem[:length] for length in lengths if not any(other.startswith(stem[:length]) for other in others)),
-                    stem)
+        for length in range(1, len(stem)):
+            if not any(other.startswith(stem[:length]) for other in others):
+                return stem[:length]
+        return stem
 
     def legend(self) -> Mapping[str, str]:
         """Short form -> segment, of all that were shortened."""

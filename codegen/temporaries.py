@@ -15,6 +15,7 @@ from torch import fx
 
 from hbpcompiler.codegen.naming import identifier
 from hbpcompiler.codegen.printer import Text
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
 
 LONGEST = 40
@@ -52,7 +53,7 @@ class Temporaries:
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
         if _is_product(node):
-            return f"{PRODUCTS}_{node.meta['subject']}"
+            return f"{PRODUCTS}_{meta.subject(node)}"
         base, suffix = self._base(node), _suffix(node)
         if not base:
             return suffix
@@ -65,7 +66,7 @@ class Temporaries:
         """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else."""
         target = node.args[0] if node.op == "call_method" and node.target in UPDATES else None
         text = self.texts[target][0] if isinstance(target, fx.Node) and target in self.texts else ""
-        return text if NAME.fullmatch(text) and not node.meta.get("hint") else ""
+        return text if NAME.fullmatch(text) and not meta.hint(node) else ""
 
     def gave(self, node: fx.Node, name: str) -> None:
         """The node was named."""
@@ -82,7 +83,7 @@ class Temporaries:
             text = self.texts[read][0] if read in self.texts else ""
             if NAME.fullmatch(text):
                 return text
-            found = f"{PRODUCTS}_{read.meta['subject']}" if _is_product(read) else self._base(read)
+            found = f"{PRODUCTS}_{meta.subject(read)}" if _is_product(read) else self._base(read)
             if found:
                 return found
         return ""

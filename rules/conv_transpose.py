@@ -17,7 +17,6 @@ from hbpcompiler.rule import (
     Tensor,
     flat_positions,
     merge,
-    pad_axes,
     patches,
     split,
 )
@@ -57,8 +56,8 @@ def jac_t(op: Op, columns: Tensor) -> Tensor:
 def reached(op: Op, columns: Tensor) -> Tensor:
     """The patch of the columns that each input position reaches."""
     stride, padding, output_padding, dilation = given(op, "stride", "padding", "output_padding", "dilation")
-    padded = pad_axes(merge(columns), padding, [p - e for p, e in zip(padding, output_padding, strict=True)])
-    seen = patches(padded, op.shape("weight")[2:], stride, dilation)
+    after = [p - e for p, e in zip(padding, output_padding, strict=True)]
+    seen = patches(merge(columns), op.shape("weight")[2:], stride, dilation, padding, after)
     return by_groups(op, split(seen, columns), 2)
 
 

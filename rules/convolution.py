@@ -98,8 +98,7 @@ def unreached(op: Op) -> list[int]:
 
 
 def operand(op: Op) -> Tensor:
-    padded = pad_axes(op.input, *padding_of(op))
-    return by_groups(op, patches(padded, kernel_size(op), strides(op), dilations(op)), 1)
+    return by_groups(op, patches(op.input, kernel_size(op), strides(op), dilations(op), *padding_of(op)), 1)
 
 
 def outputs(op: Op, columns: Tensor) -> Tensor:

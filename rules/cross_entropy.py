@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor, called
+from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor, called, covariance_root
 
 from .shared.class_weights import counted, labels
 from .shared.loss_terms import at, check_floating, check_labels, check_shape, reduction
-from .shared.simplex import covariance_factor, positionwise
+from .shared.simplex import positionwise
 
 
 def forward(op: Op) -> Tensor:
@@ -60,7 +60,7 @@ def total(op: Op) -> Tensor:
 
 
 def gradient(op: Op) -> Tensor:
-    pulled = total(op) * torch.softmax(op.self, 1)
+    pulled = total(op) * called("p", torch.softmax(op.self, 1))
     if has_probabilities(op):
         return pulled - smoothed(op)
     plain, weighted = counted(op)
@@ -73,10 +73,10 @@ def gradient(op: Op) -> Tensor:
 
 def factor(op: Op) -> tuple[dict[str, Tensor], None]:
     positions = op.shape("self")[1:]
-    p, weight = torch.softmax(op.self, 1), total(op)
+    p, weight = called("p", torch.softmax(op.self, 1)), total(op)
     if positions:
         p, weight = p.movedim(1, -1), weight.movedim(1, -1)
-    columns = covariance_factor(p) * weight.unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
+    columns = covariance_root(p) * weight.unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
     return {"self": positionwise(columns, positions)}, None
 
 
@@ -92,7 +92,7 @@ def residual(op: Op) -> Residual:
 def sample(op: Op, draws: int) -> Tensor:
     """p - onehot(y) with y drawn from p, at each position by itself."""
     classes, *positions = op.shape("self")
-    p = torch.softmax(op.self, 1)
+    p = called("p", torch.softmax(op.self, 1))
     rows = p.movedim(1, -1).flatten(0, -2) if positions else p
     drawn = called("drawn", torch.multinomial(rows, draws, replacement=True))  # [N*P, M]
     onehot = F.one_hot(drawn, classes)

@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import torch
 
-from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor
+from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor, covariance_root
 
 from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
 from .shared.reduced import axes, dtype_of, over_samples, own_dtype, spread
-from .shared.simplex import covariance_factor
 
 # -- softmax ---------------------------------------------------------------------------------------------------------
 
@@ -45,7 +44,7 @@ def softmax_count(op: Op) -> int:
 
 def covariance_columns(op: Op, p: Tensor, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The factor of total * (diag(p) - p p^T), with one total for each position, [N, *positions]."""
-    columns = covariance_factor(p) * total.abs().sqrt().unsqueeze(-1).unsqueeze(-1)
+    columns = covariance_root(p) * total.abs().sqrt().unsqueeze(-1).unsqueeze(-1)
     signs = torch.ones_like(total).copysign(total).reshape(-1, math.prod(positions(op)))
     return {"self": own_dtype(op, as_columns(op, columns))}, own_dtype(op, signs.repeat(1, classes(op) - 1))
 

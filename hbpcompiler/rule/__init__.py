@@ -33,6 +33,7 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, split, vmap_columns
+from hbpcompiler.rule.idioms import counted_labels, covariance_root, scatter_to
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
 from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual, Zero
@@ -62,12 +63,15 @@ __all__ = [
     "Zero",
     "called",
     "computed",
+    "counted_labels",
+    "covariance_root",
     "elementwise_jac_t",
     "flat_positions",
     "merge",
     "operand_symbol",
     "pad_axes",
     "patches",
+    "scatter_to",
     "split",
     "torch",
     "vmap_columns",

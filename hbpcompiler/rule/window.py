@@ -10,6 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from hbpcompiler.rule import idioms
+
 
 @dataclass(frozen=True)
 class Window:
@@ -34,21 +36,20 @@ class Window:
                 + 1 - inputs for axis, (inputs, outputs) in enumerate(zip(inner, outer, strict=True))]
 
 
-def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """What windows see of a padded x: [B, C, *x] -> [B, C * the size of a window, positions].
-
-    Windows are views, so there is one copy; F.unfold makes the same in two or three times the time on a CPU.
-    """
+def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+            before: Sequence[int] = (), after: Sequence[int] = ()) -> Tensor:
+    """What windows see of x, padded with zeros: [B, C, *x] -> [B, C * the size of a window, positions]."""
     axes = len(size)
     if prod(size) == prod(stride) == 1:
-        return flat_positions(x, axes)
-    for axis in range(axes):
-        x = x.unfold(axis + 2, dilation[axis] * (size[axis] - 1) + 1, stride[axis])
-        if dilation[axis] > 1:
-            x = x.unfold(-1, 1, dilation[axis]).squeeze(-1)  # every dilation-th element of the window
-    if axes == 1:
-        return x.transpose(2, 3).flatten(1, 2)
-    return x.permute(0, 1, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2)).flatten(axes + 2).flatten(1, axes + 1)
+        return flat_positions(pad_axes(x, before, after), axes)
+    given: dict[str, list[int]] = {}
+    if set(stride) != {1}:
+        given["stride"] = list(stride)
+    if set(dilation) != {1}:
+        given["dilation"] = list(dilation)
+    if any(before) or any(after):
+        given["padding"] = amounts(before, after)
+    return idioms.patches(x, list(size), **given)
 
 
 def flat_positions(x: Tensor, axes: int) -> Tensor:
@@ -56,9 +57,13 @@ def flat_positions(x: Tensor, axes: int) -> Tensor:
     return x.flatten(-axes) if axes > 1 else x
 
 
+def amounts(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Padding as F.pad takes it, which counts axes from the last."""
+    return [amount for pair in zip(reversed(before), reversed(after), strict=True) for amount in pair]
+
+
 def pad_axes(x: Tensor, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Tensor:
-    """`fill` before and after the last axes (fewer than none: cut off). F.pad counts axes from the last."""
-    amounts = [amount for pair in zip(reversed(before), reversed(after), strict=True) for amount in pair]
-    if not any(amounts):
+    """`fill` before and after the last axes (fewer than none: cut off)."""
+    if not any(before) and not any(after):
         return x
-    return F.pad(x, amounts, value=fill) if fill else F.pad(x, amounts)
+    return F.pad(x, amounts(before, after), value=fill) if fill else F.pad(x, amounts(before, after))

@@ -2,22 +2,29 @@
 
 import torch
 
-from hbpcompiler.rule import Op, Tensor, called
+from hbpcompiler.rule import Op, Tensor, called, counted_labels
 
 from .loss_terms import reduction
 
 
 def labels(op: Op) -> Tensor:
     """[N, 1, *d]: the targets, with a 0 that counts for nothing where they are ignored."""
-    return called("labels", torch.where(op.target != op.ignore_index, op.target, 0).unsqueeze(1))
+    return called("label", counts_and_labels(op)[1])
+
+
+def counts_and_labels(op: Op) -> tuple[Tensor, Tensor]:
+    """Without class weights the counts are the mean's shares already."""
+    mean = reduction(op) == "mean" and not op.has("weight")
+    return counted_labels(op.target, op.self, ignore_index=op.ignore_index, mean=mean)
 
 
 def counted(op: Op) -> tuple[Tensor, Tensor]:
     """[N, 1, *d] each: the share of a position in l_n without and with its class's weight."""
-    kept = called("kept", (op.target != op.ignore_index).type_as(op.self).unsqueeze(1))
-    weighted = kept * torch.take(op.weight, labels(op)) if op.has("weight") else kept
-    if reduction(op) == "mean":
-        scale = op.self.shape[0] / weighted.sum()
-        share = called("share", kept * scale)
-        return share, called("share_weighted", weighted * scale) if op.has("weight") else share
-    return kept, weighted
+    plain = called("w", counts_and_labels(op)[0])
+    if not op.has("weight"):
+        return plain, plain
+    weighted = plain * torch.take(op.weight, labels(op))
+    if reduction(op) != "mean":
+        return plain, weighted
+    scale = op.self.shape[0] / weighted.sum()
+    return called("share", plain * scale), called("share_weighted", weighted * scale)

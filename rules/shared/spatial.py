@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Op, Tensor, flat_positions
+from hbpcompiler.rule import Op, Tensor, scatter_to
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -66,14 +65,9 @@ def by_groups(op: Op, value: Tensor, axis: int) -> Tensor:
 def scatter(columns: Tensor, positions: Tensor, input_shape: Sequence[int], axes: int) -> Tensor:
     """Add each element of the columns [N, K, *lead, *out] to the input's element at its flat position.
 
-    `positions` broadcasts to [N, *lead, *out]. It is expanded over the columns, as the zeros are: nothing is copied.
+    `positions` broadcasts to [N, *lead, *out].
     """
-    values = flat_positions(columns, axes)
-    index = flat_positions(positions, axes).unsqueeze(1).expand_as(values)
-    lead, spatial = input_shape[:-axes], input_shape[-axes:]
-    zeros = columns.new_zeros(1).expand(columns.shape[0], columns.shape[1], *lead, prod(spatial))
-    added = zeros.scatter_add(-1, index, values)
-    return added.unflatten(-1, list(spatial)) if axes > 1 else added
+    return scatter_to(columns, positions, list(input_shape[-axes:]))
 
 
 def refuse_unbatched(op: Op, axes: int) -> str | None:

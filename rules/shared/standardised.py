@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Factor, Op, Residual, Shape, Tensor, called
+from hbpcompiler.rule import ZERO, Factor, Op, Residual, Shape, Tensor, called, covariance_root
 
-from .simplex import covariance_factor, positionwise
+from .simplex import positionwise
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Standardised:
         length = self.elements(op)
         if not self.centred:
             return torch.diag(like.new_ones(length))
-        return covariance_factor(like.new_full([length], 1 / length)) * math.sqrt(length)
+        return covariance_root(like.new_full([length], 1 / length)) * math.sqrt(length)
 
     def rank(self, op: Op) -> int:
         """The projection's."""

@@ -8,16 +8,16 @@ import pytest
 from hbpcompiler.codegen.layout import WIDTH, laid_out, wrapped
 
 LONG = [
-    'scattered = values.new_zeros(1).expand(values.shape[0], 4, 36).scatter_add(-1, index.unsqueeze(1).expand_as(values), '
-    "values)  # [N, 2, 4, 36]",
+    "scattered = values.new_zeros(1).expand(values.shape[0], 4, 36).scatter_add(-1, index.unsqueeze(1).expand_as("
+    "values), values)  # [N, 2, 4, 36]",
     'squared = torch.einsum("nkop,nopi->nkoi, or a text with, commas (and brackets", [pooled_S, torch.embedding(rows, '
     "index + first)])  # [N, 6, 4, 9]",
     "patches = x.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3).unfold(2, 3, 1)"
     ".unfold(3, 3, 1)  # [n, 9, 36]",
     "total = first_long_name.square().sum((0, 1)) - second_long_name.square().sum((0, 1)) * third_long_name + "
     "fourth_long_name",
-    "x = (-1 * aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa + bbbbbbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccccccccc).flatten(0, 1) "
-    "* -2",
+    "x = (-1 * aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa + bbbbbbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccccccccc)."
+    "flatten(0, 1) * -2",
 ]
 
 

@@ -165,8 +165,8 @@ def test_each_line_that_makes_a_tensor_names_its_shape():
     for make in SETTINGS.values():
         text = make()
         lines = text.splitlines()
-        (program,) = (part for part in ast.parse(text).body if isinstance(part, ast.ClassDef) and part.name == "Program")
-        for statement in ast.walk(program):
+        classes = {part.name: part for part in ast.parse(text).body if isinstance(part, ast.ClassDef)}
+        for statement in ast.walk(classes["Program"]):
             if isinstance(statement, ast.Assign) and not lines[statement.lineno - 1].strip().startswith("N = "):
                 behind = re.search(r"  # \[.*\]$", lines[statement.end_lineno - 1])
                 assert behind or re.match(r"\s+# \[.*\]$", lines[statement.lineno - 2]), ast.unparse(statement)

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import product_over_pixels
+from hbpcompiler.compiler.program.kernels import gram, pixel_gram, product_over_pixels
 
 
 def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
@@ -24,6 +24,13 @@ def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
     for node in list(graph.nodes):
         if node.target is torch.einsum:
             _multiply(graph, node, pixel_by_pixel)
+        elif node.target is gram and pixel_by_pixel and _of_pixels(meta.letters(node), node.kwargs["axis"]):
+            node.target = pixel_gram
+
+
+def _of_pixels(letters: str, axis: Any) -> bool:
+    """Whether these are columns of images, of which the Gram matrix of the channels is taken."""
+    return len(letters) == 4 and axis == 2 and letters.startswith("nk") and letters.endswith("p")
 
 
 def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:

@@ -16,7 +16,7 @@ from torch import fx
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import onednn_linear
+from hbpcompiler.compiler.program.kernels import gram, onednn_gram, onednn_linear
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 
@@ -26,7 +26,9 @@ def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAU
     if machine.linear_per_second <= machine.multiply_adds_per_second:
         return
     for node in list(graph.nodes):
-        if meta.dtype(node) is torch.float32:
+        if node.target is gram and meta.dtype(node) is torch.float32:
+            _replace_gram(node, limits.onednn_multiply_adds, chunk)
+        elif meta.dtype(node) is torch.float32:
             _replace(graph, node, limits.onednn_multiply_adds, chunk)
 
 
@@ -58,3 +60,14 @@ def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int) -> None:
         graph.erase_node(node)
     if not right.users:
         graph.erase_node(right)
+
+
+def _replace_gram(node: fx.Node, least: int, chunk: int) -> None:
+    """As for a product of the rows of one chunk: of its own, or of the loop around it."""
+    (x,), axis, samples = node.args, node.kwargs["axis"], node.kwargs.get("chunk", chunk)
+    assert isinstance(x, fx.Node)
+    assert isinstance(axis, int)
+    assert isinstance(samples, int)
+    lengths = [meta.length_at(each, samples) for each in meta.shape(x) or ()]
+    if meta.dtype(x) is torch.float32 and math.prod(lengths) * lengths[axis] >= least:
+        node.target = onednn_gram

@@ -13,6 +13,7 @@ from hbpcompiler.compiler.optimise.hoist import hoist_from_loops
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
+from hbpcompiler.compiler.optimise.operands_once import form_operands_once
 from hbpcompiler.compiler.optimise.rounding import round_what_columns_meet
 from hbpcompiler.compiler.optimise.scaling import divide_before_products
 from hbpcompiler.compiler.optimise.settings import Settings
@@ -83,6 +84,7 @@ PASSES: tuple[Pass, ...] = (
     _simple(share_common_subexpressions),
     _simple(read_shapes_at_the_source),
     _simple(drop_dead),
+    _simple(form_operands_once),
     Pass("multiply_matrices", lambda graph, settings: multiply_matrices(graph, settings.by_pixels),
          makes=frozenset({PRODUCTS})),
     Pass("annotate", lambda graph, settings: annotate(graph, settings.arguments),

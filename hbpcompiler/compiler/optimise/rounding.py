@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.kernels import GRAMS
 from hbpcompiler.compiler.program.meta import Mark
 from hbpcompiler.compiler.program.nodes import facts, replace_by, writes_in_place
 from hbpcompiler.compiler.program.shapes import BATCHES, evaluate, round_of
@@ -59,6 +60,8 @@ class _Rounding:
         reads_columns, mark = any(read in self.columns for read in node.all_input_nodes), meta.mark(node)
         if reads_columns and writes_in_place(node) and node.args[0] not in self.columns:
             self._add_to_total(node)
+        elif reads_columns and node.target in GRAMS and self.total != self.dtype:
+            node.kwargs = {**node.kwargs, "dtype": self.total}
         elif reads_columns and mark is None and node.target != "type_as":
             self._round_others(node)
         self._note(node, evaluate(node, self.values), reads_columns or mark == Mark.BEGINS)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hbpcompiler.rule.idioms import IDIOMS, idiom
+
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
     """F.linear by oneDNN, which multiplies float32 matrices faster than BLAS on many processors."""
@@ -29,16 +31,51 @@ def product_over_pixels(x: Tensor, y: Tensor) -> Tensor:
     return product.flatten(1)
 
 
+@idiom
+def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
+    """sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time; added up in `dtype` if given."""
+    total = x.new_zeros((x.shape[axis], x.shape[axis]), dtype=x.dtype if dtype is None else dtype)
+    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
+        rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1)
+        if total.dtype == x.dtype:
+            total.addmm_(rows, rows.t())
+        else:
+            total.add_(rows @ rows.t())
+    return total
+
+
+@idiom
+def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
+    """sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time, by `onednn_linear`."""
+    total = x.new_zeros((x.shape[axis], x.shape[axis]), dtype=x.dtype if dtype is None else dtype)
+    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
+        rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1)
+        total.add_(onednn_linear(rows, rows))
+    return total
+
+
+@idiom
+def pixel_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
+    """sum of x x^T over n, k and p for columns [n, k, o, p] of images, `chunk` samples at a time, as they lie."""
+    total = x.new_zeros((x.shape[axis], x.shape[axis]), dtype=x.dtype if dtype is None else dtype)
+    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
+        images = x[first : x.shape[0] if chunk is None else first + chunk].flatten(0, 1)
+        total.add_(product_over_pixels(images, images))
+    return total
+
+
+GRAMS = (gram, onednn_gram, pixel_gram)
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",
     product_over_pixels: "",
+    **dict.fromkeys(IDIOMS, ""),
 }
-"""Helper -> what follows its definition, for builds of torch that cannot run it."""
+"""Helper -> what follows its definition, for builds of torch that cannot run it. Those that others call come first."""
 
 
 PRODUCTS: frozenset[Any] = frozenset({
     operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
-    F.conv_transpose2d, F.conv_transpose3d, torch.ops.aten.convolution_backward})
+    F.conv_transpose2d, F.conv_transpose3d, *GRAMS, torch.ops.aten.convolution_backward})
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LAID_AS_GIVEN: dict[Any, int] = {torch.ops.aten.convolution_backward: 1}
 """Kernel of torch -> which of its results lies in memory as the parameter does that it is the gradient of."""

@@ -83,6 +83,11 @@ def subject(node: fx.Node) -> str:
     return node.meta.get("subject") or ""
 
 
+def letters(node: fx.Node) -> str:
+    """Of a Gram matrix: the letters of what it is made of, "nkop"; else nothing."""
+    return node.meta.get("letters") or ""
+
+
 def role(node: fx.Node) -> Role | None:
     """What it is for."""
     found: Role | None = node.meta.get("role")
@@ -170,6 +175,11 @@ def set_subject(node: fx.Node, name: str) -> None:
     """Say what it is a part of."""
     if name:
         node.meta["subject"] = name
+
+
+def set_letters(node: fx.Node, found: str) -> None:
+    """Say of a Gram matrix what it is made of."""
+    node.meta["letters"] = found
 
 
 def play(node: fx.Node, part: Role) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.kernels import gram
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
@@ -222,9 +224,18 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
         left, right = rows(weighted(columns, signs)), rows(columns)
         return _mirrored([left[first:last] @ right[first:].t() for first, last in pairwise(bounds)], bounds)
 
+    simple = blocks == 1 and not site.shared and not site.signed
+    if simple:
+        columns, _ = tensor(use.op, None)
+        if _is_view(columns, use.stream):
+            return _gram(columns, letters, own, chunk)
+
     def body(part: Part) -> None:
         assert part.op is not None
         columns, signs = tensor(part.op, part)
+        if simple:
+            part.totals[kind].add_(_gram(columns, letters, own, None))
+            return
         if blocks == 1:
             part.totals[kind].add_(einsum(equation, weighted(columns, signs), columns))
             return
@@ -238,6 +249,24 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
     for first, last in list(pairwise(bounds))[1:]:
         total[first:last, :first].copy_(total[:first, first:last].t())
     return total
+
+
+def _gram(tensor: Any, letters: str, own: str, chunk: int | None) -> Any:
+    """The Gram matrix of one letter, so many samples at a time; passes read the letters."""
+    axis = letters.index(own)
+    found: Any = gram(tensor, axis=axis, chunk=chunk) if chunk else gram(tensor, axis=axis)
+    meta.set_letters(found.node, letters)
+    return found
+
+
+def _is_view(tensor: Any, source: Any) -> bool:
+    """Whether a tensor shows another's memory, so that it costs nothing to have it whole."""
+    node = tensor.node
+    while node is not source.node:
+        if node.op != "call_method" or node.target not in ("flatten", "unflatten", "squeeze", "unsqueeze"):
+            return False
+        node = node.args[0]
+    return True
 
 
 def _mirrored(blocks: list[Any], bounds: list[int]) -> Any:

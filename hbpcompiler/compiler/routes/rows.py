@@ -35,8 +35,8 @@ class Rows:
 
     def of(self, op: Op) -> Any:
         """[N, features apart from the window's first axis, rows, positions in a row]."""
-        padded = pad_axes(getattr(op, self.slot), self.before, self.after)
-        across = patches(padded, (1, *self.size[1:]), self.stride, (1, *self.dilation[1:]))
+        across = patches(getattr(op, self.slot), (1, *self.size[1:]), self.stride, (1, *self.dilation[1:]),
+                         self.before, self.after)
         return across.unflatten(2, (self.count, -1))
 
 

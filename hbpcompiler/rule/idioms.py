@@ -1,0 +1,104 @@
+"""What rules do again and again, as functions that generated code calls by name and defines at its head.
+
+On tensors they run. A rule that calls one with proxies writes the call, as it would write torch.einsum. The text of
+each goes into generated files as it stands here: torch and builtins only, types that TorchScript reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Optional, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+IDIOMS: list[Callable[..., Any]] = []
+"""All of them."""
+
+
+def idiom(function: Function) -> Function:
+    """Make a call with proxies a call in the graph that they write."""
+
+    @functools.wraps(function)
+    def written(*args: Any, **kwargs: Any) -> Any:
+        proxy = next(_proxies([*args, *kwargs.values()]), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", written, args, kwargs)
+
+    IDIOMS.append(written)
+    return written  # type: ignore[return-value]  # it takes proxies in tensors' places
+
+
+def _proxies(items: list[Any]) -> Iterator[fx.Proxy]:
+    for item in items:
+        if isinstance(item, fx.Proxy):
+            yield item
+
+
+@idiom
+def patches(x: Tensor, kernel: list[int], stride: Optional[list[int]] = None, dilation: Optional[list[int]] = None,  # noqa: UP045
+            padding: Optional[list[int]] = None) -> Tensor:  # noqa: UP045
+    """What a kernel sees at each position: [N, C, *x] -> [N, C * kernel's size, positions]; padding as F.pad takes it.
+
+    Windows are views, so there is one copy; F.unfold makes the same in two or three times the time on a CPU.
+    """
+    axes = len(kernel)
+    if padding is not None:
+        x = F.pad(x, padding)
+    for axis in range(axes):
+        apart = 1 if dilation is None else dilation[axis]
+        x = x.unfold(axis + 2, apart * (kernel[axis] - 1) + 1, 1 if stride is None else stride[axis])
+        if apart > 1:
+            x = x.unfold(-1, 1, apart).squeeze(-1)  # every so many elements of the window
+    if axes == 1:
+        return x.transpose(2, 3).flatten(1, 2)
+    order = [0, 1] + [axes + 2 + axis for axis in range(axes)] + [2 + axis for axis in range(axes)]
+    return x.permute(order).flatten(axes + 2).flatten(1, axes + 1)
+
+
+@idiom
+def scatter_to(columns: Tensor, index: Tensor, shape: list[int]) -> Tensor:
+    """Columns [N, K, *lead, *out] added to zeros [N, K, *lead, *shape] at flat positions [N, *lead, *out].
+
+    The index is expanded over the columns, as the zeros are: nothing is copied.
+    """
+    axes = len(shape)
+    size = 1
+    for length in shape:
+        size *= length
+    values = columns.flatten(-axes) if axes > 1 else columns
+    places = (index.flatten(-axes) if axes > 1 else index).unsqueeze(1).expand_as(values)
+    zeros = columns.new_zeros(1).expand(list(values.shape[:-1]) + [size])  # noqa: RUF005  # TorchScript has no *
+    added = zeros.scatter_add(-1, places, values)
+    return added.unflatten(-1, shape) if axes > 1 else added
+
+
+@idiom
+def covariance_root(p: Tensor) -> Tensor:
+    """Exact root S of diag(p) - p p^T = S^T S: [..., C] -> [..., C-1, C], a column S[k] for each class but the first.
+
+    With heads h_j = p_0 + ... + p_j, column j is sqrt(p_j h_{j-1} / h_j) (e_j - sum_{i<j} p_i / h_{j-1} e_i). No ratio
+    exceeds 1; where a head vanishes, so do its terms, and a divisor of 1 makes 0/0 a 0.
+    """
+    heads = p.cumsum(-1)
+    divisor = heads + (heads == 0).type_as(p)
+    ratio = (p / divisor)[..., 1:].sqrt()
+    own = torch.diag_embed(ratio * heads[..., :-1].sqrt(), offset=1)[..., :-1, :]
+    others = torch.tril((ratio / divisor[..., :-1].sqrt()).unsqueeze(-1) * p.unsqueeze(-2))
+    return own - others
+
+
+@idiom
+def counted_labels(y: Tensor, like: Tensor, ignore_index: int = -100, mean: bool = True) -> tuple[Tensor, Tensor]:
+    """[N, 1, *d] each: what a target counts for in l_n, 0 where it is ignored; and the targets, with a 0 there.
+
+    Of a mean over what is not ignored, l_n is N times the sample's share. `like` gives the dtype.
+    """
+    kept = y != ignore_index
+    counted, label = kept.type_as(like).unsqueeze(1), torch.where(kept, y, 0).unsqueeze(1)
+    return counted * (like.shape[0] / counted.sum()) if mean else counted, label

@@ -1,0 +1,79 @@
+"""The helper functions that generated files define: what they compute, and that each runs as TorchScript."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hbpcompiler.codegen.definitions import _source
+from hbpcompiler.compiler.program.kernels import FALLBACKS, gram, onednn_gram, pixel_gram
+from hbpcompiler.rule import counted_labels, covariance_root, patches, scatter_to
+
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 7])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_grams(chunk, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 3, 4)
+    for axis, equation in ((2, "nkop,nkzp->oz"), (3, "nkpo,nkpz->oz")):
+        wanted = torch.einsum(equation, x, x)
+        for helper in (gram, onednn_gram, pixel_gram)[: 3 if axis == 2 else 2]:
+            found = helper(x, axis=axis, chunk=chunk, dtype=dtype)
+            assert found.dtype is (dtype or torch.float32)
+            torch.testing.assert_close(found.float(), wanted)
+
+
+@pytest.mark.parametrize(("stride", "dilation", "padding"), [
+    (None, None, None), ([2, 1], None, [1, 1, 0, 0]), (None, [2, 1], [1, 1, 2, 2]), ([1, 2], [1, 2], None),
+])
+def test_patches_are_what_unfold_makes(stride, dilation, padding):
+    x = double(2, 3, 6, 7)
+    padded = F.pad(x, padding) if padding else x
+    wanted = F.unfold(padded, (3, 2), dilation or 1, 0, stride or 1)
+    assert patches(x, [3, 2], stride, dilation, padding).equal(wanted)
+
+
+def test_patches_along_one_axis():
+    x = double(2, 3, 6)
+    wanted = F.unfold(x.unsqueeze(3), (3, 1), (2, 1), 0, (1, 1))
+    assert patches(x, [3], dilation=[2]).equal(wanted)
+
+
+def test_scatter_to_is_the_transpose_of_max_pooling():
+    x = double(2, 3, 4, 6).requires_grad_()
+    values, index = F.max_pool2d(x, 2, return_indices=True)
+    columns = double(2, 5, *values.shape[1:])
+    for column in range(5):
+        (wanted,) = torch.autograd.grad(values, x, columns[:, column], retain_graph=True)
+        assert scatter_to(columns, index, [4, 6])[:, column].equal(wanted)
+
+
+@pytest.mark.parametrize("p", [[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]], [[0.0, 0.0, 0.3, 0.7]]])
+def test_covariance_root(p):
+    p = torch.tensor(p, dtype=torch.float64)
+    root = covariance_root(p)
+    wanted = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    torch.testing.assert_close(root.mT @ root, wanted, atol=1e-15, rtol=0)
+
+
+def test_counted_labels():
+    y, like = torch.tensor([2, -100, 1, 0]), double(4, 3)
+    w, label = counted_labels(y, like)
+    assert w.flatten().tolist() == [4 / 3, 0, 4 / 3, 4 / 3]
+    assert label.flatten().tolist() == [2, 0, 1, 0]
+    assert counted_labels(y, like, mean=False)[0].flatten().tolist() == [1, 0, 1, 1]
+    assert counted_labels(y, like, ignore_index=1, mean=False)[0].flatten().tolist() == [1, 1, 0, 1]
+
+
+def test_each_is_documented_and_scriptable(tmp_path):
+    head = "from typing import Optional\nimport torch\nimport torch.nn.functional as F\nfrom torch import Tensor\n\n\n"
+    file = tmp_path / "helpers.py"
+    file.write_text(head + "\n\n\n".join(_source(helper) for helper in FALLBACKS))
+    space = {"__name__": "helpers"}
+    exec(compile(file.read_text(), str(file), "exec"), space)
+    for helper in FALLBACKS:
+        assert helper.__doc__
+        torch.jit.script(space[helper.__name__])
