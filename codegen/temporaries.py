@@ -26,7 +26,7 @@ PRODUCTS = "T"
 
 SUFFIX: Mapping[str, str] = {
     "flatten": "flat", "reshape": "shaped", "view": "shaped", "unflatten": "shaped", "square": "squared",
-    "sqrt": "root", "rsqrt": "root_inverse", "abs": "size", "unsqueeze": "col", "squeeze": "one",
+    "sqrt": "root", "rsqrt": "root_inverse", "abs": "size", "unsqueeze": "col", "squeeze": "row",
     "t": "turned", "mT": "turned", "transpose": "turned", "permute": "turned", "movedim": "turned",
     "gather": "chosen", "embedding": "chosen", "index_select": "chosen", "scatter_add": "scattered",
     "expand": "spread", "expand_as": "spread", "repeat_interleave": "repeated", "type_as": "cast", "to": "cast",
