@@ -13,16 +13,15 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import PRODUCTS
+from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
-from hbpcompiler.rule.idioms import covariance_root, scatter_to
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     scatter_to, covariance_root, "scatter_add", "square", "clamp"}
+                     *COLUMNS, "scatter_add", "square", "clamp"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own."""
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbpcompiler.rule.idioms import IDIOMS, idiom
+from hbpcompiler.rule.idioms import IDIOMS, covariance_root, idiom, scatter_to
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
@@ -77,6 +77,8 @@ PRODUCTS: frozenset[Any] = frozenset({
     operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
     F.conv_transpose2d, F.conv_transpose3d, *GRAMS, torch.ops.aten.convolution_backward})
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
+COLUMNS = (scatter_to, covariance_root)
+"""Helpers that make columns, which others may be written over."""
 LAID_AS_GIVEN: dict[Any, int] = {torch.ops.aten.convolution_backward: 1}
 """Kernel of torch -> which of its results lies in memory as the parameter does that it is the gradient of."""
 RELAYOUTS = frozenset({torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward})
