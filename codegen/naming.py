@@ -66,6 +66,12 @@ def short_forms(graph: Graph) -> Mapping[str, str]:
     return _named(graph)[1]
 
 
+def short_form_notes(graph: Graph) -> list[str]:
+    """For the head of a file: which parts of module paths are shortened in names, if any are."""
+    forms = [f"{short} {part}" for short, part in short_forms(graph).items()]
+    return [f"In names: {', '.join(forms)}."] if forms else []
+
+
 def _named(graph: Graph) -> tuple[Mapping[str, str], Mapping[str, str]]:
     paths = Paths([*(operation.source.module for operation in graph.operations), *(value.key for value in graph.state)])
     names = Names()

@@ -178,7 +178,8 @@ class _Drafting:
             versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
             table=header_table(graph, planned),
             notes=[*(scheme if options.curvature != HESSIAN else []), *precision.notes(planned.curvature_dtype),
-                   *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits)],
+                   *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
+                   *naming.short_form_notes(graph)],
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
         code = emit.emit(program.graph, header, inputs, self.fields)

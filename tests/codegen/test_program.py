@@ -197,6 +197,11 @@ def deep(width):
     return hbp.compile(Deep(), quantities=["grad", "variance", "diag_h", "kflr", "kfac"], example_inputs=batch).code
 
 
+def test_short_forms_are_explained():
+    assert "In names: " in deep(4)
+    assert "In names: " not in code(mlp(), ["grad"])
+
+
 def test_no_line_is_too_long():
     for make in [*SETTINGS.values(), lambda: deep(4)]:
         assert not [line for line in make().splitlines() if len(line) > 120]
