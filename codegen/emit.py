@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -12,10 +12,15 @@ import jinja2
 from torch import fx
 
 from hbpcompiler.codegen.definitions import definitions
+from hbpcompiler.codegen.functions import Functions, several
 from hbpcompiler.codegen.layout import laid_out
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment
+from hbpcompiler.codegen.outline import Call, Outline, blocks_in, outlined
+from hbpcompiler.codegen.places import PARAMETERS, in_inputs, is_large, is_of_results, places, relaid
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
+from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
@@ -40,23 +45,36 @@ class Header:
 class _Printer:
     """Turns nodes into statements, in order."""
 
-    def __init__(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str] | None = None) -> None:
-        self.graph, self.names = graph, names
-        self.texts: dict[fx.Node, Text] = {node: (name, ATOM) for node, name in (given or {}).items()}
+    def __init__(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], functions: Functions,
+                 placed: Mapping[fx.Node, str]) -> None:
+        self.graph, self.names, self.functions = graph, names, functions
+        self.texts: dict[fx.Node, Text] = {node: (name, ATOM) for node, name in given.items()}
+        self.placed = placed
+        """Entries of tables, which are written as such and not as variables."""
+        self.texts |= {node: (text, ATOM) for node, text in placed.items() if node in functions.outline.inside}
+        self.reused = Reused(graph, names, functions.outline) if functions.places else None
         self.order = {node: position for position, node in enumerate(graph.nodes)}
         self.temporaries = Temporaries(self.texts)
         self.writes = [position for node, position in self.order.items() if writes_in_place(node)]
 
-    def statements(self) -> Iterator[tuple[Block | None, list[str]]]:
+    def statements(self, without_results: bool = False) -> Iterator[tuple[Block | None, list[str]]]:
         """(block, lines) per node that needs lines."""
         for node in self.graph.nodes:
-            if node.op in ("placeholder", "output"):
+            if node.op in ("placeholder", "output") or (without_results and is_of_results(node)):
                 continue
             lines = self._lines(node)
             if lines:
                 yield node.meta.get("block"), lines
 
     def _lines(self, node: fx.Node) -> list[str]:
+        outline = self.functions.outline
+        if node in outline.calls:
+            return [self._call(outline.calls[node])]
+        if node in outline.inside:
+            return []
+        if node in self.placed and in_inputs(node):
+            self.texts[node] = (self.placed[node], ATOM)
+            return []  # its table is made in front of all
         if isinstance(node.target, Loop):
             return self._loop(node, node.target)
         if self._accumulator(node):
@@ -75,9 +93,42 @@ class _Printer:
         if self._inline(node, text):
             self.texts[node] = (text, binds)
             return []
-        name = self._name(node)
+        return [_with_shape(f"{self._named(node)} = {text}", node)]
+
+    def _named(self, node: fx.Node, otherwise: str = "", before: fx.Node | None = None) -> str:
+        """The name of a value from here on: an entry of a table, or a variable."""
+        name = self.placed.get(node) or self._variable(node, otherwise, before)
         self.texts[node] = (name, ATOM)
-        return [_with_shape(f"{name} = {text}", node)]
+        return name
+
+    def _variable(self, node: fx.Node, otherwise: str, before: fx.Node | None) -> str:
+        """The name that was asked for, or one after what the node is made of."""
+        hint = str(node.meta.get("hint") or "")
+        if not hint and not otherwise and (kept := self.temporaries.kept(node)):
+            if self.reused is not None:
+                self.reused.keeps(node, kept)
+            return kept
+        if hint and self.reused is not None:
+            return self.reused.name(node, hint, before)
+        name = self.names.fresh(hint or otherwise or self.temporaries.wish(node))
+        if not hint and not otherwise:
+            self.temporaries.gave(node, name)
+        return name
+
+    def _call(self, call: Call) -> str:
+        """A block as a call of the function that it shares with others."""
+        text = self.functions.call(call, [self.texts[node][0] for node in call.inputs], self._printed)
+        values = [self._named(node) for node in call.values]
+        if not values:
+            return text
+        return f"{several(values)} = {text}  # {' '.join(_shape(node) for node in call.values)}"
+
+    def _printed(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], placed: Mapping[fx.Node, str],
+                 ) -> tuple[list[str], Callable[[fx.Node], str]]:
+        """A function's graph as lines."""
+        printer = _Printer(graph, names, given, replace(self.functions, outline=Outline(), places={}), placed)
+        lines = [line for _, part in printer.statements() for line in part]
+        return lines, lambda node: printer.texts[node][0]
 
     @staticmethod
     def _accumulator(node: fx.Node) -> bool:
@@ -85,16 +136,6 @@ class _Printer:
             return False
         (user,) = node.users
         return isinstance(user.target, Loop) and node in cast("tuple[fx.Node, ...]", user.args[0])
-
-    def _name(self, node: fx.Node) -> str:
-        """The name that was asked for, or one after what the node is made of."""
-        if node.meta.get("hint"):
-            return self.names.fresh(node.meta["hint"])
-        if kept := self.temporaries.kept(node):
-            return kept
-        name = self.names.fresh(self.temporaries.wish(node))
-        self.temporaries.gave(node, name)
-        return name
 
     def _inline(self, node: fx.Node, text: str) -> bool:
         """A short pure expression that one line reads is written into that line."""
@@ -120,8 +161,8 @@ class _Printer:
             if user.target is not operator.getitem or not isinstance(user.args[1], int):
                 raise TypeError(f"{text}: a call with several results must be read by index")
             position = user.args[1]
-            names[position] = names[position] if names[position] != "_" else self.names.fresh(
-                user.meta.get("hint") or f"{self.temporaries.wish(node)}_{position}")
+            if names[position] == "_":
+                names[position] = self._named(user, f"{self.temporaries.wish(node)}_{position}")
             self.texts[user] = (names[position], ATOM)
             if "shape" in user.meta:
                 shapes[position] = f"[{', '.join(user.meta['shape'])}]"
@@ -132,54 +173,68 @@ class _Printer:
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         lines: list[str] = []
         results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
-        inner_names: list[str] = []
+        totals: list[str] = []
         for position, accumulator in enumerate(accumulators):
-            result = results.get(position)
-            name = self.names.fresh(_total(result))
             text, _ = expression(accumulator, self.texts.__getitem__)
-            lines.append(_with_shape(f"{name} = {text}", accumulator))
+            result = results.get(position)
+            name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
             self.texts[accumulator] = (name, ATOM)
-            if result is not None:
-                self.texts[result] = (name, ATOM)
-            inner_names.append(name)
+            lines.append(_with_shape(f"{name} = {text}", accumulator))
+            totals.append(name)
         start = self.names.fresh("first")
-        stop = f"{start} + {loop.chunk}"
-        at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         lead = self.texts[cut[0]][0]
         lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
-        sections = [Section("")]
-        given: dict[fx.Node, str] = {}
+        stop = f"{start} + {loop.chunk}"
+        at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
+        given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
+        parts = [self.texts[outer][0] for outer in cut]
+        rest = [self.texts[outer][0] for outer in whole]
+        if blocks_in(loop) > 1 and self.functions.places:
+            sections = self._turn(node, loop, [*given, *(f"{outer}{at}" for outer in parts), *rest])
+        else:
+            sections = self._short_turn(node, loop, given, parts, at, rest)
+        if self.functions.places:
+            sections = merged(sections)
+        for section in sections:
+            if section.title:
+                lines += ["", f"    # {section.title}"]
+            lines += [f"    {line}" if line else line for line in section.lines]
+        return lines
+
+    def _short_turn(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
+                    rest: Sequence[str]) -> list[Section]:
+        """The lines of a loop that slices at its head and deletes what it has made."""
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        for position, holder in enumerate(holders):
-            if position < loop.totals:
-                given[holder] = inner_names[position]
-            elif position < loop.totals + loop.rows:
-                given[holder] = f"{inner_names[position]}[{start}:{stop}]"
-            elif position < loop.totals + loop.rows + loop.cut:
-                if not holder.users:
-                    continue
-                outer = self.texts[cut[position - loop.totals - loop.rows]][0]
-                name = self.names.fresh(f"{outer}_{'k' if loop.axis else 'n'}")
-                sections[-1].lines.append(_with_shape(f"{name} = {outer}{at}", holder))
-                given[holder] = name
-            else:
-                given[holder] = self.texts[whole[position - loop.totals - loop.rows - loop.cut]][0]
-        heading: Block | None = node.meta.get("block")
-        for block, part in _Printer(loop.body, self.names, given).statements():
-            if block is not None and heading is not None and block.title != heading.title:
-                sections.append(Section(comment(block.title), ["", f"# {comment(block.title)}"]))
-                heading = block
-            sections[-1].lines += part
+        head: list[str] = []
+        texts = [*totals]
+        for holder, outer in zip(holders[len(totals):], parts, strict=False):
+            texts.append(self.names.fresh(f"{outer}_{'k' if loop.axis else 'n'}") if holder.users else "")
+            if holder.users:
+                head.append(_with_shape(f"{texts[-1]} = {outer}{at}", holder))
+        sections = self._turn(node, loop, [*texts, *rest])
+        sections[0].lines[:0] = head
         free_at_last_use(sections, in_loop=True)
-        return lines + ["    " + line if line else line for section in sections for line in section.lines]
+        return sections
+
+    def _turn(self, node: fx.Node, loop: Loop, given: Sequence[str]) -> list[Section]:
+        """A loop's body, `given` the texts of its placeholders."""
+        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
+        placed = self.functions.texts_of_places(loop.body)
+        printer = _Printer(loop.body, self.names, dict(zip(holders, given, strict=True)), self.functions, placed)
+        sections = [Section("")]
+        heading: Block | None = node.meta.get("block")
+        for block, lines in printer.statements():
+            if block is not None and heading is not None and block.title != heading.title:
+                sections.append(Section(comment(block.title)))
+                heading = block
+            sections[-1].lines += lines
+        return sections
 
 
-def _total(result: fx.Node | None) -> str:
-    """What a loop's total is called: as asked for, or after what is made of it."""
-    if result is None:
-        return "total"
+def _total(result: fx.Node) -> str:
+    """What a loop's total is called that no name was asked for: after what is made of it."""
     readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
-    return str(result.meta.get("hint") or (f"{readers[0]}_total" if readers else "total"))
+    return f"{readers[0]}_total" if readers else "total"
 
 
 def _nodes_in(item: Any) -> Iterator[fx.Node]:
@@ -194,13 +249,15 @@ def _nodes_in(item: Any) -> Iterator[fx.Node]:
 
 
 def _with_shape(line: str, node: fx.Node) -> str:
-    shape = node.meta.get("shape")
-    if shape is None:
-        return line
-    return f"{line}  # [{', '.join(shape)}]"
+    return line if "shape" not in node.meta else f"{line}  # {_shape(node)}"
 
 
-def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",)) -> str:
+def _shape(node: fx.Node) -> str:
+    return f"[{', '.join(node.meta['shape'])}]"
+
+
+def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",),
+         *, outline: bool = True) -> str:
     """The file's text. `inputs` maps placeholders of inputs and targets to their names, in order; `outputs` are the
     result's fields for the model's outputs."""
     names = Names()
@@ -208,34 +265,53 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     for node in graph.nodes:
         if node.op == "placeholder":
             given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
-    printer = _Printer(graph, names, given)
-    parts: dict[str, list[Section]] = {"forward": [], "backward": [], "results": []}
-    for block, lines in printer.statements():
-        part, title = (block.part, comment(block.title)) if block else ("forward", "")
-        sections = parts[part]
-        if not sections or sections[-1].title != title:
-            sections.append(Section(title))
-        sections[-1].lines += lines
     output = next(node for node in graph.nodes if node.op == "output")
-    returned = {printer.texts[node][0] for node in output.all_input_nodes}
-    free_at_last_use([section for sections in parts.values() for section in sections], returned)
     loss, predictions, results = output.args[0]  # as derive wrote it
+    large = is_large(results)
+    entries = places(graph, results) if large else {}
+    functions = Functions(names, outlined(graph, entries) if large and outline else Outline(), entries)
+    tables = sorted({place.table for place in entries.values()} - {PARAMETERS})
+    names.taken.update([*tables, PARAMETERS] if large else [])
+    printer = _Printer(graph, names, given, functions, functions.texts_of_places(graph))
+    as_tables = large and can_be_tables(graph, entries)
+    parts = _sections(printer, as_tables)
+    returned = {printer.texts[node][0] for node in output.all_input_nodes if node in printer.texts}
+    free_at_last_use([section for sections in parts.values() for section in sections], returned)
     look = printer.texts
-    fields = [_field(name, results[name], look) for name in header.quantities]
+    if large:
+        parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
+        parts["backward"].insert(0, Section("what ends at parameters, by their names", [
+            f"{table}: Dict[str, Tensor] = {{}}" for table in tables]))
+    if as_tables:
+        parts["results"] = result_tables(entries, look, names, {name: results[name] for name in header.quantities})
+    fields = [_field(name, None if as_tables else results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     text = _template().render(
         table=[comment(line) for line in header.table],
         header=header,
-        helpers=definitions(graph),
+        helpers=[*definitions(graph), *functions.texts.values()],
+        tuples=any("-> Tuple[" in text for text in functions.texts.values()),
         records=list(records.values()),
         lists=any(QUANTITIES[name].lists for name in header.quantities),
         fields=fields,
-        parts=parts,
+        parts={part: merged(sections) for part, sections in parts.items()} if large else parts,
         arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
         loss=look[loss][0],
         outputs=[(name, look[node][0]) for name, node in zip(outputs, predictions, strict=True)],
     )
     return laid_out(text)
+
+
+def _sections(printer: _Printer, without_results: bool) -> dict[str, list[Section]]:
+    """The program's lines by part and heading."""
+    parts: dict[str, list[Section]] = {"forward": [], "backward": [], "results": []}
+    for block, lines in printer.statements(without_results):
+        part, title = (block.part, comment(block.title)) if block else ("forward", "")
+        sections = parts[part]
+        if not sections or sections[-1].title != title:
+            sections.append(Section(title))
+        sections[-1].lines += lines
+    return parts
 
 
 def _record(name: str) -> dict[str, Any] | None:
@@ -246,23 +322,12 @@ def _record(name: str) -> dict[str, Any] | None:
     return {"name": quantity.record, "fields": [(part, special.get(part, "Tensor")) for part in quantity.fields]}
 
 
-def _field(name: str, results: Mapping[str, Any], look: Mapping[fx.Node, Text]) -> dict[str, Any]:
+def _field(name: str, results: Mapping[str, Any] | None, look: Mapping[fx.Node, Text]) -> dict[str, Any]:
+    """A field of the result; without `results` it stands in a table of its own name."""
     quantity = QUANTITIES[name]
-    entries = []
-    for key, value in results.items():
-        if quantity.fields:
-            inside = ", ".join(_entry(value[part], look) for part in quantity.fields)
-            entries.append((quote(key), f"{quantity.record}({inside})"))
-        else:
-            entries.append((quote(key), look[value][0]))
+    entries = [] if results is None else [
+        (quote(key), record_text(name, value, look.__getitem__)) for key, value in results.items()]
     return {"name": name, "type": quantity.record or "Tensor", "entries": entries, "summary": quantity.summary}
-
-
-def _entry(value: Any, look: Mapping[fx.Node, Text]) -> str:
-    """What a field of a named tuple is given: a tensor, None, or a list of tensors."""
-    if isinstance(value, list):
-        return f"[{', '.join(look[item][0] for item in value)}]"
-    return "None" if value is None else look[value][0]
 
 
 @cache

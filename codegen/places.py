@@ -1,0 +1,113 @@
+"""Where a large program keeps what belongs to parameters: in tables by their names, not in a variable for each.
+
+The parameters are one table, `p`; what ends at them is one table for each kind of closing. So a function that serves
+many modules is told a module's path, and finds the rest: `p[path + ".weight"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import fx
+
+from hbpcompiler.compiler.program.writer import INPUTS, Loop
+
+PARAMETERS = "p"
+MANY = 20
+"""From so many parameters on a program is large."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An entry of a table."""
+
+    table: str
+    key: str
+
+    def under(self, path: str) -> str | None:
+        """The key without the module's path, or None if it is not the module's."""
+        start = f"{path}."
+        return self.key[len(start):] if path and self.key.startswith(start) else None
+
+
+Places = Mapping[fx.Node, Place]
+
+
+def is_large(results: Mapping[str, Any]) -> bool:
+    return any(len(entries) > MANY for entries in results.values())
+
+
+def places(graph: fx.Graph, results: Mapping[str, Any]) -> dict[fx.Node, Place]:
+    """The place of every parameter, and of every value that the results are made of; inside loops too."""
+    found = dict(_parameters(graph))
+    called = {place.key: str(node.meta["hint"]) for node, place in found.items() if node.meta.get("hint")}
+    found |= _closings(results, called)
+    for node in graph.nodes:
+        if isinstance(node.target, Loop):
+            found |= dict(_inside(node, node.target, found))
+    return found
+
+
+def is_of_results(node: fx.Node) -> bool:
+    block = node.meta.get("block")
+    return block is not None and block.part == "results"
+
+
+def in_inputs(node: fx.Node) -> bool:
+    block = node.meta.get("block")
+    return block is not None and block.title == INPUTS
+
+
+def _parameters(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
+    state = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "state")
+    for entry in state.users:
+        chain = [entry]
+        for node in chain:
+            chain += [user for user in node.users if in_inputs(user)]
+            yield node, Place(PARAMETERS, cast("str", entry.args[1]))
+
+
+def relaid(graph: fx.Graph, found: Places) -> list[str]:
+    """Keys of the parameters that are copied into another memory layout."""
+    return [found[node].key for node in graph.nodes if node in found and in_inputs(node)
+            and node.op == "call_method" and node.target == "contiguous"]
+
+
+def _closings(results: Mapping[str, Any], called: Mapping[str, str]) -> dict[fx.Node, Place]:
+    """`called` has the name of each parameter in the program, with which those of its closings end."""
+    found: dict[Place, set[fx.Node]] = {}
+    for entries in results.values():
+        for key, value in entries.items():
+            for node in _sources(value):
+                hint, end = str(node.meta.get("hint") or ""), f"_{called.get(key, key)}"
+                if hint.endswith(end):
+                    found.setdefault(Place(hint.removesuffix(end), key), set()).add(node)
+    return {node: place for place, nodes in found.items() if len(nodes) == 1 for node in nodes}
+
+
+def _sources(value: Any) -> Iterator[fx.Node]:
+    """The values of the backward pass that a result is made of."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _sources(part)
+    elif isinstance(value, fx.Node):
+        if is_of_results(value):
+            for read in value.all_input_nodes:
+                yield from _sources(read)
+        elif "shape" in value.meta:
+            yield value
+
+
+def _inside(node: fx.Node, loop: Loop, found: Places) -> Iterator[tuple[fx.Node, Place]]:
+    """Places of a loop's placeholders: of the totals that it adds to, of what it reads whole."""
+    holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
+    totals, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)
+    for user in node.users:
+        position = cast("int", user.args[1])
+        if user in found and position < loop.totals:
+            yield holders[position], found[user]
+    for holder, outer in zip(holders[len(totals) + len(cut):], whole, strict=True):
+        if outer in found:
+            yield holder, found[outer]

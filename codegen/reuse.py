@@ -1,0 +1,67 @@
+"""Names of a large program that are given again: a stream's columns are called g or M wherever they are.
+
+What has been read for the last time is overwritten by what is made of it: nothing has to be deleted, in loops too.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import fx
+
+from hbpcompiler.codegen.functions import STREAM, role
+from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.outline import Outline, is_text
+
+
+class Reused:
+    """Gives names to the values of one graph, in the order of its nodes."""
+
+    def __init__(self, graph: fx.Graph, names: Names, outline: Outline) -> None:
+        self.graph, self.names, self.outline = graph, names, outline
+        self.given: dict[str, int] = {}
+        """Names in use that can be given again, and behind which node."""
+
+    @cached_property
+    def _place(self) -> dict[fx.Node, int]:
+        """Where a node is printed: one of an outlined block at the block's last."""
+        place: dict[fx.Node, int] = {}
+        pending: list[fx.Node] = []
+        for position, node in enumerate(self.graph.nodes):
+            place[node] = position
+            if node in self.outline.inside:
+                pending.append(node)
+            if node in self.outline.calls:
+                place |= dict.fromkeys(pending, position)
+                pending = []
+        return place
+
+    @cached_property
+    def _last(self) -> dict[fx.Node, int]:
+        """The last place where each value is read."""
+        last: dict[fx.Node, int] = {}
+        for node in reversed(list(self.graph.nodes)):
+            last[node] = self._place[node]
+            for user in node.users:
+                # What may be written into the line that reads it is read there.
+                inlined = is_text(user) or (len(user.users) == 1 and not user.meta.get("hint"))
+                last[node] = max(last[node], last[user] if inlined else self._place[user])
+        return last
+
+    def name(self, node: fx.Node, wish: str, before: fx.Node | None = None) -> str:
+        """A name for a value that is printed now, or in front of a loop."""
+        here = self._place[node] if before is None else self._place[before] - 1
+        for name, end in list(self.given.items()):
+            if end <= here:
+                del self.given[name]
+                self.names.taken.discard(name)
+        if STREAM.match(wish) is None:
+            return self.names.fresh(wish)
+        name = self.names.fresh(role(wish))
+        self.given[name] = self._last[node]
+        return name
+
+    def keeps(self, node: fx.Node, name: str) -> None:
+        """A value has taken over the name of what it was written into."""
+        if name in self.given:
+            self.given[name] = max(self.given[name], self._last[node])

@@ -1,0 +1,158 @@
+"""The tables of a large program: its parameters in front, its results, and what is written once for many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import fx
+
+from hbpcompiler.codegen.lifetimes import Section
+from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.outline import is_text
+from hbpcompiler.codegen.places import PARAMETERS, Places, is_of_results
+from hbpcompiler.codegen.printer import ATOM, MULTIPLY, Text, expression, quote
+from hbpcompiler.quantities import QUANTITIES
+
+Look = Callable[[fx.Node], Text]
+
+
+def parameter_table(relaid: Sequence[str]) -> list[str]:
+    """Parameters and buffers by their names, `relaid` those of another memory layout."""
+    lines = [f"{PARAMETERS} = {{name: tensor.detach() for name, tensor in state.items()}}"]
+    if relaid:
+        lines += [f"for name in [{', '.join(map(quote, relaid))}]:",
+                  f"    {PARAMETERS}[name] = {PARAMETERS}[name].contiguous(memory_format=torch.channels_last)"]
+    return lines
+
+
+def record_text(quantity: str, value: Any, look: Look) -> str:
+    """A parameter's result: a tensor, or a named tuple of tensors, lists of tensors and None."""
+    fields = QUANTITIES[quantity].fields
+    if not fields:
+        return look(value)[0]
+    return f"{QUANTITIES[quantity].record}({', '.join(_part(value[field], look) for field in fields)})"
+
+
+def _part(value: Any, look: Look) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(look(item)[0] for item in value)}]"
+    return "None" if value is None else look(value)[0]
+
+
+def can_be_tables(graph: fx.Graph, places: Places) -> bool:
+    """Whether each line of the results is read once, so that it can be written where it is read."""
+    return all(len(node.users) == 1 for node in graph.nodes
+               if is_of_results(node) and node.op != "output" and not is_text(node))
+
+
+def result_tables(places: Places, look: Mapping[fx.Node, Text], names: Names,
+                  results: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """A section for each quantity, in the order in which their lines would stand one by one."""
+    writer = _Results(places, look)
+    parameters = names.fresh("parameters")
+    keys = list(next(iter(results.values())))
+    sections = [Section("names of the parameters", [f"{parameters} = [{', '.join(map(quote, keys))}]"])]
+    for quantity, values in results.items():
+        own = parameters if list(values) == keys else f"[{', '.join(map(quote, values))}]"
+        sections.append(Section(quantity, writer.lines(quantity, values, own)))
+    return sections
+
+
+def merged(sections: Sequence[Section]) -> list[Section]:
+    """Blocks of one line each, of one part of the network, under one heading: the lines say what they are."""
+    found: list[Section] = []
+    for section in sections:
+        path = section.title.rpartition(": ")[0]
+        short = sum(not line.startswith("del ") for line in section.lines) == 1
+        title = path.rpartition(".")[0] or path if short and path else section.title
+        if found and found[-1].title == title:
+            found[-1].lines += section.lines
+        else:
+            found.append(Section(title, list(section.lines)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a result is made of entries of tables, with `name` in the place of the parameter's."""
+
+    text: str
+    tables: frozenset[str]
+
+
+class _Results:
+    """Writes quantities: results that are made alike are one line."""
+
+    def __init__(self, places: Places, look: Mapping[fx.Node, Text]) -> None:
+        self.places, self.look = places, look
+        self.written: dict[fx.Node, tuple[str, str]] = {}
+        """Results that have been written: (quantity, parameter), and so how to read them."""
+        self.keys: dict[str, set[str]] = {}
+        for place in places.values():
+            self.keys.setdefault(place.table, set()).add(place.key)
+
+    def lines(self, quantity: str, results: Mapping[str, Any], names: str) -> list[str]:
+        """Statements that make the dict of a quantity."""
+        groups: dict[_Form, list[str]] = {}
+        for key, value in results.items():
+            groups.setdefault(self._form(quantity, key, value), []).append(key)
+        kind = QUANTITIES[quantity].record or "Tensor"
+        if len(groups) == 1:
+            (form,) = groups
+            return [f"{quantity} = {{name: {form.text} for name in {names}}}"]
+        lines = [f"{quantity}: Dict[str, {kind}] = {{}}", f"for name in {names}:"]
+        forms = sorted(groups, key=lambda form: len(groups[form]))
+        for number, form in enumerate(forms):
+            others = {key for other in forms[number + 1:] for key in groups[other]}
+            word = "if" if number == 0 else "elif"
+            lines.append("    else:" if number == len(forms) - 1 else
+                         f"    {word} {self._test(groups[form], form, others)}:")
+            lines.append(f"        {quantity}[name] = {form.text}")
+        return lines
+
+    def _test(self, keys: Sequence[str], form: _Form, others: set[str]) -> str:
+        """What tells these parameters from all others that are left."""
+        for table in sorted(form.tables):
+            if not self.keys[table] & others:
+                return f"name in {table}"
+        return f"name == {quote(keys[0])}" if len(keys) == 1 else f"name in [{', '.join(map(quote, keys))}]"
+
+    def _form(self, quantity: str, key: str, value: Any) -> _Form:
+        tables: set[str] = set()
+
+        def text_of(node: fx.Node) -> Text:
+            place = self.places.get(node)
+            if place is None:
+                return self._result(node, text_of) if is_of_results(node) else self.look[node]
+            tables.add(place.table)
+            name = self._name(place.key, key)
+            # What is read once leaves its table, and so ends.
+            return (f"{place.table}.pop({name})" if len(node.users) == 1 else f"{place.table}[{name}]"), ATOM
+
+        def read(node: fx.Node) -> Text:
+            if node in self.written:
+                made, its_key = self.written[node]
+                return made.format(name=self._name(its_key, key)), ATOM
+            return text_of(node)
+
+        form = _Form(record_text(quantity, value, read), frozenset(tables))
+        for field, node in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(node, fx.Node):
+                self.written.setdefault(node, (f"{quantity}[{{name}}]{'.' if field else ''}{field}", key))
+        return form
+
+    @staticmethod
+    def _name(key: str, own: str) -> str:
+        return "name" if key == own else quote(key)
+
+    @staticmethod
+    def _result(node: fx.Node, text_of: Look) -> Text:
+        """A line of the results as an expression; a quotient in place is one like any other here."""
+        if node.op == "call_method" and node.target == "div_":
+            (left, binds), right = text_of(cast("fx.Node", node.args[0])), node.args[1]
+            shown, tight = text_of(right) if isinstance(right, fx.Node) else (repr(right), ATOM)
+            left = left if binds >= MULTIPLY else f"({left})"
+            return f"{left} / {shown if tight > MULTIPLY else f'({shown})'}", MULTIPLY
+        return expression(node, text_of)
