@@ -16,7 +16,7 @@ from hbpcompiler.codegen.functions import Functions, several
 from hbpcompiler.codegen.layout import laid_out
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment
-from hbpcompiler.codegen.outline import Call, Outline, blocks_in, outlined
+from hbpcompiler.codegen.outline import Call, Outline, blocks_in, is_text, outlined
 from hbpcompiler.codegen.places import PARAMETERS, in_inputs, is_large, is_of_results, places, relaid
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.codegen.reuse import Reused
@@ -70,7 +70,7 @@ class _Printer:
         outline = self.functions.outline
         if node in outline.calls:
             return [self._call(outline.calls[node])]
-        if node in outline.inside:
+        if node in outline.inside or is_text(node):
             return []
         if node in self.placed and in_inputs(node):
             self.texts[node] = (self.placed[node], ATOM)
@@ -85,7 +85,7 @@ class _Printer:
             return []  # the loop's printing named it
         if node in self.texts:
             return []  # named where its tuple was unpacked
-        text, binds = expression(node, self.texts.__getitem__)
+        text, binds = expression(node, self._look)
         if "results" in node.meta:
             return self._unpacked(node, text)
         if not node.users:
@@ -94,6 +94,12 @@ class _Printer:
             self.texts[node] = (text, binds)
             return []
         return [_with_shape(f"{self._named(node)} = {text}", node)]
+
+    def _look(self, node: fx.Node) -> Text:
+        """How a node is written; shapes and numbers when they are read, as their tensor may be a function's result."""
+        if node not in self.texts and is_text(node):
+            self.texts[node] = expression(node, self._look)
+        return self.texts[node]
 
     def _named(self, node: fx.Node, otherwise: str = "", before: fx.Node | None = None) -> str:
         """The name of a value from here on: an entry of a table, or a variable."""
@@ -117,7 +123,7 @@ class _Printer:
 
     def _call(self, call: Call) -> str:
         """A block as a call of the function that it shares with others."""
-        text = self.functions.call(call, [self.texts[node][0] for node in call.inputs], self._printed)
+        text = self.functions.call(call, [self._look(node)[0] for node in call.inputs], self._printed)
         values = [self._named(node) for node in call.values]
         if not values:
             return text
@@ -128,7 +134,7 @@ class _Printer:
         """A function's graph as lines."""
         printer = _Printer(graph, names, given, replace(self.functions, outline=Outline(), places={}), placed)
         lines = [line for _, part in printer.statements() for line in part]
-        return lines, lambda node: printer.texts[node][0]
+        return lines, lambda node: printer._look(node)[0]
 
     @staticmethod
     def _accumulator(node: fx.Node) -> bool:
@@ -139,8 +145,6 @@ class _Printer:
 
     def _inline(self, node: fx.Node, text: str) -> bool:
         """A short pure expression that one line reads is written into that line."""
-        if "shape" not in node.meta and not node.meta.get("hint") and is_pure(node):
-            return True  # numbers, shapes and dtypes
         if node.meta.get("hint") or len(node.users) != 1:
             return False
         (user,) = node.users
@@ -175,20 +179,20 @@ class _Printer:
         results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
         totals: list[str] = []
         for position, accumulator in enumerate(accumulators):
-            text, _ = expression(accumulator, self.texts.__getitem__)
+            text, _ = expression(accumulator, self._look)
             result = results.get(position)
             name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
             self.texts[accumulator] = (name, ATOM)
             lines.append(_with_shape(f"{name} = {text}", accumulator))
             totals.append(name)
         start = self.names.fresh("first")
-        lead = self.texts[cut[0]][0]
+        lead = self._look(cut[0])[0]
         lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
         stop = f"{start} + {loop.chunk}"
         at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
-        parts = [self.texts[outer][0] for outer in cut]
-        rest = [self.texts[outer][0] for outer in whole]
+        parts = [self._look(outer)[0] for outer in cut]
+        rest = [self._look(outer)[0] for outer in whole]
         if blocks_in(loop) > 1 and self.functions.places:
             sections = self._turn(node, loop, [*given, *(f"{outer}{at}" for outer in parts), *rest])
         else:
@@ -275,7 +279,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     printer = _Printer(graph, names, given, functions, functions.texts_of_places(graph))
     as_tables = large and can_be_tables(graph, entries)
     parts = _sections(printer, as_tables)
-    returned = {printer.texts[node][0] for node in output.all_input_nodes if node in printer.texts}
+    returned = {printer._look(node)[0] for node in output.all_input_nodes if node in printer.texts}
     free_at_last_use([section for sections in parts.values() for section in sections], returned)
     look = printer.texts
     if large:

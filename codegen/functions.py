@@ -71,16 +71,14 @@ class Functions:
         for holder in (node for node in function.graph.nodes if node.op == "placeholder"):
             entry = function.entries.get(holder)
             if entry is None:
-                given[holder] = names.fresh(role(str(holder.meta.get("wish") or holder.name)))
+                given[holder] = names.fresh(role(str(holder.meta.get("hint") or holder.name)))
                 parameters.append(f"{given[holder]}: {'Tensor' if 'shape' in holder.meta else 'int'}")
             else:
                 given[holder] = names.fresh(entry[1] if entry[0] == "p" else f"{entry[0]}_{entry[1]}")
                 head.append(f'{given[holder]} = {_entry(entry)}')
         parameters += [f"{table}: Dict[str, Tensor]" for table in function.tables]
         parameters += [f"{letter}: int" for letter in function.letters]
-        for node in function.graph.nodes:
-            if STREAM.match(str(node.meta.get("hint") or "")):
-                node.meta["hint"] = role(str(node.meta["hint"]))
+        _without_path(function)
         placed = {node: _entry(entry) for node, entry in function.entries.items() if node.op != "placeholder"}
         lines, look = print_graph(function.graph, names, given, placed)
         title = comment(function.block.title.rpartition(": ")[2])
@@ -105,6 +103,21 @@ class Functions:
             self.texts[name] = "\n".join([head, *(f"    {line}" if line else "" for line in inside)])
             self.bodies[body] = name
         return self.bodies[body]
+
+
+def _without_path(function: Function) -> None:
+    """The names that a block's values ask for, without where they are."""
+    leaves = {leaf for _, leaf in function.entries.values()}
+    for node in function.graph.nodes:
+        hint = str(node.meta.get("hint") or "")
+        if STREAM.match(hint):
+            node.meta["hint"] = role(hint)
+        elif node in function.values:
+            node.meta["hint"] = "y"
+        subject = str(node.meta.get("subject") or "")
+        for leaf in leaves:
+            if f"_{leaf}_" in f"{subject}_":
+                node.meta["subject"] = f"{subject.split('_')[0]}_{leaf}"
 
 
 def several(names: Sequence[str]) -> str:

@@ -1,0 +1,104 @@
+"""Large programs: alike blocks share a function, and nothing else changes, to the last bit."""
+
+import functools
+import re
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import hbpcompiler as hbp
+from hbpcompiler.codegen import emit
+
+X, Y = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+
+
+class Block(nn.Module):
+    def __init__(self, width, activation):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 1), nn.BatchNorm2d(width)
+        self.activation = activation()
+
+    def forward(self, x):
+        inner = self.activation(self.bn1(self.conv1(x)))
+        return self.activation(self.bn2(self.conv2(inner)) + x)
+
+
+def residual(widths, activation=nn.ReLU):
+    torch.manual_seed(0)
+    first, last = widths[0], widths[-1]
+    layers = [nn.Conv2d(3, first, 3, padding=1)]
+    for before, width in zip([first, *widths], widths, strict=False):
+        layers += [nn.Conv2d(before, width, 1)] * (before != width) + [Block(width, activation)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 4)).eval()
+
+
+def both(model, quantities, monkeypatch):
+    """The program, and the one that says everything in its place."""
+    shared = hbp.compile(model, quantities=quantities, example_inputs=(X, Y))
+    with monkeypatch.context() as patch:
+        patch.setattr(emit, "emit", functools.partial(emit.emit, outline=False))
+        plain = hbp.compile(model, quantities=quantities, example_inputs=(X, Y))
+    return shared, plain
+
+
+def run(compiled, program):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return program(compiled.state, X, Y)
+
+
+def assert_same(found, expected):
+    if isinstance(expected, Tensor):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for name in expected:
+            assert_same(found[name], expected[name])
+    elif isinstance(expected, tuple):
+        for part, other in zip(found, expected, strict=True):
+            assert_same(part, other)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("quantities", [["grad", "batch_l2", "kfac"], ["variance", "diag_h"]])
+def test_alike_blocks_are_written_once(quantities, monkeypatch):
+    shared, plain = both(residual([4, 4, 4, 6]), quantities, monkeypatch)
+    assert shared.code.count("\n") < 0.8 * plain.code.count("\n")
+    assert len(re.findall(r"^def conv2d_back\w*\(", shared.code, re.M)) >= 1
+    assert "_back(" not in plain.code
+    assert_same(run(shared, shared.program), run(plain, plain.program))
+    assert_same(run(shared, torch.jit.script(shared.program)), run(plain, plain.program))
+    sizes = [compiled.predicted_memory(64) for compiled in (shared, plain)]
+    assert sizes[0] <= 1.02 * sizes[1]
+
+
+def test_numbers_that_differ_are_arguments(monkeypatch):
+    shared, plain = both(residual([4, 4, 4, 6, 6, 6]), ["grad", "diag_ggn"], monkeypatch)
+    (head,) = re.findall(r"^def batch_norm_back\([^)]*\)", shared.code, re.M)
+    assert "path: str" in head
+    calls = re.findall(r"relu_back\w*\(.*", shared.code)
+    assert len(calls) > 6
+    assert_same(run(shared, shared.program), run(plain, plain.program))
+
+
+def test_regenerated_text_is_the_same():
+    texts = {hbp.compile(residual([4] * 4), quantities=["grad", "kfac"], example_inputs=(X, Y)).code for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_small_programs_stay_as_they_are():
+    code = hbp.compile(residual([4]), quantities=["grad", "kfac"], example_inputs=(X, Y)).code
+    assert "path: str" not in code
+
+
+@hypothesis.given(st.lists(st.sampled_from([3, 5]), min_size=3, max_size=5), st.sampled_from([nn.ReLU, nn.Tanh]),
+                  st.sampled_from([["grad", "batch_l2"], ["kflr", "variance"], ["diag_h", "grad"], ["diag_ggn_mc"]]))
+def test_outlined_is_not_outlined(widths, activation, quantities):
+    with pytest.MonkeyPatch.context() as patch:
+        shared, plain = both(residual(widths, activation), quantities, patch)
+    assert_same(run(shared, shared.program), run(plain, plain.program))
