@@ -85,7 +85,7 @@ class _Printer:
             return []  # the loop's printing named it
         if node in self.texts:
             return []  # named where its tuple was unpacked
-        text, binds = expression(node, self._look)
+        text, binds = expression(node, self.look)
         if "results" in node.meta:
             return self._unpacked(node, text)
         if not node.users:
@@ -95,10 +95,10 @@ class _Printer:
             return []
         return [_with_shape(f"{self._named(node)} = {text}", node)]
 
-    def _look(self, node: fx.Node) -> Text:
+    def look(self, node: fx.Node) -> Text:
         """How a node is written; shapes and numbers when they are read, as their tensor may be a function's result."""
         if node not in self.texts and is_text(node):
-            self.texts[node] = expression(node, self._look)
+            self.texts[node] = expression(node, self.look)
         return self.texts[node]
 
     def _named(self, node: fx.Node, otherwise: str = "", before: fx.Node | None = None) -> str:
@@ -123,7 +123,7 @@ class _Printer:
 
     def _call(self, call: Call) -> str:
         """A block as a call of the function that it shares with others."""
-        text = self.functions.call(call, [self._look(node)[0] for node in call.inputs], self._printed)
+        text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
         values = [self._named(node) for node in call.values]
         if not values:
             return text
@@ -134,7 +134,7 @@ class _Printer:
         """A function's graph as lines."""
         printer = _Printer(graph, names, given, replace(self.functions, outline=Outline(), places={}), placed)
         lines = [line for _, part in printer.statements() for line in part]
-        return lines, lambda node: printer._look(node)[0]
+        return lines, lambda node: printer.look(node)[0]
 
     @staticmethod
     def _accumulator(node: fx.Node) -> bool:
@@ -179,20 +179,20 @@ class _Printer:
         results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
         totals: list[str] = []
         for position, accumulator in enumerate(accumulators):
-            text, _ = expression(accumulator, self._look)
+            text, _ = expression(accumulator, self.look)
             result = results.get(position)
             name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
             self.texts[accumulator] = (name, ATOM)
             lines.append(_with_shape(f"{name} = {text}", accumulator))
             totals.append(name)
         start = self.names.fresh("first")
-        lead = self._look(cut[0])[0]
+        lead = self.look(cut[0])[0]
         lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
         stop = f"{start} + {loop.chunk}"
         at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
-        parts = [self._look(outer)[0] for outer in cut]
-        rest = [self._look(outer)[0] for outer in whole]
+        parts = [self.look(outer)[0] for outer in cut]
+        rest = [self.look(outer)[0] for outer in whole]
         if blocks_in(loop) > 1 and self.functions.places:
             sections = self._turn(node, loop, [*given, *(f"{outer}{at}" for outer in parts), *rest])
         else:
@@ -279,9 +279,9 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     printer = _Printer(graph, names, given, functions, functions.texts_of_places(graph))
     as_tables = large and can_be_tables(graph, entries)
     parts = _sections(printer, as_tables)
-    returned = {printer._look(node)[0] for node in output.all_input_nodes if node in printer.texts}
+    returned = {printer.look(node)[0] for node in output.all_input_nodes if node in printer.texts}
     free_at_last_use([section for sections in parts.values() for section in sections], returned)
-    look = printer.texts
+    look = printer.look
     if large:
         parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
         parts["backward"].insert(0, Section("what ends at parameters, by their names", [
@@ -300,8 +300,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         fields=fields,
         parts={part: merged(sections) for part, sections in parts.items()} if large else parts,
         arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
-        loss=look[loss][0],
-        outputs=[(name, look[node][0]) for name, node in zip(outputs, predictions, strict=True)],
+        loss=look(loss)[0],
+        outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
     return laid_out(text)
 
@@ -326,11 +326,11 @@ def _record(name: str) -> dict[str, Any] | None:
     return {"name": quantity.record, "fields": [(part, special.get(part, "Tensor")) for part in quantity.fields]}
 
 
-def _field(name: str, results: Mapping[str, Any] | None, look: Mapping[fx.Node, Text]) -> dict[str, Any]:
+def _field(name: str, results: Mapping[str, Any] | None, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
     """A field of the result; without `results` it stands in a table of its own name."""
     quantity = QUANTITIES[name]
     entries = [] if results is None else [
-        (quote(key), record_text(name, value, look.__getitem__)) for key, value in results.items()]
+        (quote(key), record_text(name, value, look)) for key, value in results.items()]
     return {"name": name, "type": quantity.record or "Tensor", "entries": entries, "summary": quantity.summary}
 
 

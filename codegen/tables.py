@@ -47,7 +47,7 @@ def can_be_tables(graph: fx.Graph, places: Places) -> bool:
                if is_of_results(node) and node.op != "output" and not is_text(node))
 
 
-def result_tables(places: Places, look: Mapping[fx.Node, Text], names: Names,
+def result_tables(places: Places, look: Look, names: Names,
                   results: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     """A section for each quantity, in the order in which their lines would stand one by one."""
     writer = _Results(places, look)
@@ -85,7 +85,7 @@ class _Form:
 class _Results:
     """Writes quantities: results that are made alike are one line."""
 
-    def __init__(self, places: Places, look: Mapping[fx.Node, Text]) -> None:
+    def __init__(self, places: Places, look: Look) -> None:
         self.places, self.look = places, look
         self.written: dict[fx.Node, tuple[str, str]] = {}
         """Results that have been written: (quantity, parameter), and so how to read them."""
@@ -125,7 +125,7 @@ class _Results:
         def text_of(node: fx.Node) -> Text:
             place = self.places.get(node)
             if place is None:
-                return self._result(node, text_of) if is_of_results(node) else self.look[node]
+                return self._result(node, text_of) if is_of_results(node) else self.look(node)
             tables.add(place.table)
             name = self._name(place.key, key)
             # What is read once leaves its table, and so ends.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.codegen.definitions import _source
 from hbpcompiler.compiler.program.kernels import FALLBACKS, gram, onednn_gram, pixel_gram
-from hbpcompiler.rule import counted_labels, covariance_root, patches, scatter_to
+from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, scatter_to
 
 
 def double(*shape):
