@@ -1,0 +1,99 @@
+"""The parts of outlining by themselves: roles of names, places under a path, names given again, tables."""
+
+import torch
+from torch import fx
+
+from hbpcompiler.codegen.functions import role, several
+from hbpcompiler.codegen.lifetimes import Section
+from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.outline import Outline, is_text, outlined
+from hbpcompiler.codegen.places import Place
+from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.tables import merged, parameter_table
+from hbpcompiler.compiler.program.writer import Block
+
+
+def chain(length):
+    """g_0 -> g_1 -> ..., each twice the one before it, under a heading of its own."""
+    graph = fx.Graph()
+    node = graph.placeholder("x")
+    node.meta |= {"shape": ("N", "1"), "dtype": torch.float32}
+    for number in range(length):
+        shape = ("N", str(number + 2))
+        double = graph.call_function(torch.mul, (node, 2))
+        node = graph.call_function(torch.add, (double, number))
+        for made in (double, node):
+            made.meta |= {"shape": shape, "dtype": torch.float32, "block": Block(f"layer{number}: double", "backward")}
+        node.meta["hint"] = f"g_layer{number}"
+    graph.output(node)
+    return graph
+
+
+def test_role():
+    assert [role(name) for name in ("g_fc", "S_layer1_conv", "pooled_R_relu", "layer1_conv")] == ["g", "S", "R", "x"]
+
+
+def test_several_names_are_in_brackets_where_they_are_long():
+    assert several(["a", "b"]) == "a, b"
+    assert several(["a" * 30, "b" * 30]).startswith("(")
+
+
+def test_a_place_is_under_its_module_only():
+    place = Place("p", "layer1.bn.weight")
+    assert place.under("layer1.bn") == "weight"
+    assert place.under("layer1") == "bn.weight"
+    assert place.under("layer1.b") is None
+    assert place.under("") is None
+
+
+def test_blocks_alike_but_for_a_number_are_one_function():
+    graph = chain(8)
+    outline = outlined(graph, {})
+    assert len(outline.calls) == 8
+    (function,) = {id(call.function): call.function for call in outline.calls.values()}.values()
+    assert function.members == 8
+    assert [call.numbers for call in outline.calls.values()] == [[number] for number in range(8)]
+    assert not outlined(chain(2), {}).calls, "two short blocks are not worth a function"
+
+
+def test_a_name_is_given_again_when_nobody_reads_it_any_more():
+    graph = chain(3)
+    made = [node for node in graph.nodes if node.meta.get("hint")]
+    reused = Reused(graph, Names(), Outline())
+    assert [reused.name(node, node.meta["hint"]) for node in made] == ["g", "g", "g"]
+
+
+def test_a_name_that_is_still_read_is_kept():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    first = graph.call_function(torch.mul, (x, 2))
+    second = graph.call_function(torch.add, (first, 1))
+    graph.output(graph.call_function(torch.add, (first, second)))
+    for node in (first, second):
+        node.meta["shape"] = ("N",)
+    first.meta["hint"], second.meta["hint"] = "g_a", "g_b"
+    reused = Reused(graph, Names(), Outline())
+    assert reused.name(first, "g_a") == "g"
+    assert reused.name(second, "g_b") == "g_2"
+
+
+def test_shapes_are_written_where_they_are_read():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    shape = graph.call_function(getattr, (x, "shape"))
+    double = graph.call_function(torch.mul, (x, 2))
+    double.meta["shape"] = ("N",)
+    assert is_text(shape)
+    assert not is_text(double)
+
+
+def test_relaid_parameters_are_named():
+    assert parameter_table([]) == ["p = {name: tensor.detach() for name, tensor in state.items()}"]
+    assert parameter_table(["conv.weight"])[1] == 'for name in ["conv.weight"]:'
+
+
+def test_blocks_of_one_line_share_a_heading():
+    sections = [Section("layer1.bn: batch_norm", ["a = f()", "del b"]), Section("layer1.relu: relu", ["c = g(a)"]),
+                Section("layer1.conv: conv2d", ["d = h(c)", "e = d + 1"])]
+    found = merged(sections)
+    assert [(section.title, len(section.lines)) for section in found] == [("layer1", 3), ("layer1.conv: conv2d", 2)]
