@@ -29,7 +29,7 @@ from hbpcompiler.compiler.budget import Draft, within_budget
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
-from hbpcompiler.compiler.derive.forward import Derived, derive
+from hbpcompiler.compiler.derive.forward import derive
 from hbpcompiler.compiler.match.check import check_matched
 from hbpcompiler.compiler.match.match import match, taken_apart
 from hbpcompiler.compiler.match.matched import Matched
@@ -42,9 +42,9 @@ from hbpcompiler.compiler.plan.pixels import image_weights
 from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
-from hbpcompiler.compiler.program import shapes
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn
+from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.stages import Seconds, verify
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
@@ -156,12 +156,10 @@ class _Drafting:
     def _race(self, planned: Plan) -> Plan:
         return autotuned(self.matched, planned, self.batch.samples, self.batch.tensors[0].device)
 
-    def _optimise(self, program: Derived, planned: Plan, resources: Resources) -> None:
+    def _optimise(self, program: Program, planned: Plan, resources: Resources) -> None:
         graph = self.matched.graph
-        batch = {value.name: value for value in graph.batch}
         settings = Settings(
-            arguments=lambda samples: shapes.arguments(program.graph, batch, graph.state, samples),
-            machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
+            arguments=program.arguments, machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
             curvature_dtype=planned.curvature_dtype, by_pixels=planned.by_pixels,
             images=image_weights(graph, self.matched.rules), chunk=resources.limits.typical_batch)
         try:
@@ -169,7 +167,7 @@ class _Drafting:
         except BrokenProgramError as error:
             verify("optimise", [str(error)])
 
-    def _emitted(self, program: Derived, planned: Plan, resources: Resources) -> Draft:
+    def _emitted(self, program: Program, planned: Plan, resources: Resources) -> Draft:
         graph, options = self.matched.graph, self.options
         scheme = [f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."]
         header = emit.Header(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.steps import Plan, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import (
     N,
@@ -24,16 +24,6 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.rule import Op, computed
-
-
-@dataclass(frozen=True)
-class Derived:
-    """The whole program as one fx graph.
-
-    Its output is (loss, [outputs], {quantity: {parameter: proxy or {field: proxy}}}).
-    """
-
-    graph: fx.Graph
 
 
 class _Derivation:
@@ -45,7 +35,7 @@ class _Derivation:
         self.saved: dict[str, dict[str, Any]] = {}
         self.ops: dict[str, Op] = {}
 
-    def run(self) -> Derived:
+    def run(self) -> Program:
         state = self.writer.placeholder("state")
         with self.writer.block(INPUTS, "forward"):
             for value in self.source.batch:
@@ -69,7 +59,7 @@ class _Derivation:
         results = self._results()
         loss, outputs = self.proxies[self.source.loss.name], [self.proxies[out.name] for out in self.source.outputs]
         self.writer.graph.output(fx.node.map_aggregate((loss, outputs, results), _node))
-        return Derived(self.writer.graph)
+        return Program(self.writer.graph, self.source.batch, self.source.state)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -159,6 +149,6 @@ def _node(item: Any) -> Any:
     return item.node if isinstance(item, fx.Proxy) else item
 
 
-def derive(matched: Matched, plan: Plan) -> Derived:
+def derive(matched: Matched, plan: Plan) -> Program:
     """Write the program."""
     return _Derivation(matched, plan).run()

@@ -20,7 +20,8 @@ def annotate(graph: fx.Graph, arguments: Callable[[int], Sequence[Any]]) -> None
 
     `arguments` gives a meta tensor for each of the program's arguments, for a batch of so many samples.
     """
-    _mark(graph, [_run(graph, arguments(batch)) for batch in BATCHES], "N")
+    few, many = (arguments(batch) for batch in BATCHES)
+    _mark(graph, [_run(graph, few, _pass_by), _run(graph, many, _annotate_body)], "N")
 
 
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
@@ -36,14 +37,16 @@ def _meta(value: Value, batch: int) -> Tensor:
     return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
-def _run(graph: fx.Graph, arguments: Sequence[Any]) -> dict[fx.Node, Any]:
-    """Every node's value on meta tensors; loops' bodies once, on a chunk."""
-    return dict(interpret(graph, arguments, _annotate_body))
+Enter = Callable[[Loop, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None]
+"""What is done at a loop, with its accumulators, what it cuts and what it reads whole."""
 
 
-def interpret(graph: fx.Graph, arguments: Sequence[Any],
-              enter: Callable[[Loop, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None],
-              ) -> Iterator[tuple[fx.Node, Any]]:
+def _run(graph: fx.Graph, arguments: Sequence[Any], enter: Enter) -> dict[fx.Node, Any]:
+    """Every node's value on meta tensors; those in loops' bodies are what `enter` makes of them."""
+    return dict(interpret(graph, arguments, enter))
+
+
+def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter) -> Iterator[tuple[fx.Node, Any]]:
     """Each node with its value on meta tensors; at a loop, `enter(loop, accumulators, cut, whole)` is called instead.
 
     A value is kept no longer than to its last reader.
@@ -83,8 +86,13 @@ def evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     return node.target(*args, **kwargs)
 
 
+def _pass_by(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
+    """In the first of two runs loops are not entered: what they make is known."""
+
+
 def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
-    runs = [_run(loop.body, round_of(loop, accumulators, cut, whole, length)) for length in BATCHES]
+    few, many = (round_of(loop, accumulators, cut, whole, length) for length in BATCHES)
+    runs = [_run(loop.body, few, _pass_by), _run(loop.body, many, _annotate_body)]
     _mark(loop.body, runs, "n" if loop.axis == 0 else "k")
 
 

@@ -1,0 +1,30 @@
+"""What derive hands on, and passes rewrite: the program as an fx graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from hbpcompiler.compiler.program import shapes
+from hbpcompiler.compiler.trace.graph import Value
+
+
+@dataclass(frozen=True)
+class Program:
+    """The whole program, forward and backward.
+
+    The graph's output is (loss, [outputs], {quantity: {parameter: proxy or {field: proxy}}}).
+    """
+
+    graph: fx.Graph
+    batch: Sequence[Value]
+    """Its arguments behind the state, in order."""
+    state: Sequence[Value]
+    """What it reads of the state."""
+
+    def arguments(self, samples: int) -> list[Any]:
+        """A meta tensor for each argument, for a batch of so many samples; for the state a dict of them."""
+        return shapes.arguments(self.graph, {value.name: value for value in self.batch}, self.state, samples)
