@@ -53,9 +53,9 @@ def joined(chain):
     output = operations[-1].output
     loss = Value("loss", (), torch.float64, "result")
     operations.append(Operation("none.loss", "", loss, {"self": output}, {}, 0, Source(in_loss=True)))
-    graph = Graph([], [], [weight], operations, [output], loss, {operation.name: operation for operation in operations})
+    graph = Graph([], [], [weight], operations, [output], loss)
     whole, fused = fuse(graph, rules)
-    active = whole.active()
+    active = whole.active
     return [(fused[operation.name], operation, active) for operation in whole.operations[1:-1]]
 
 
