@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN, Resources
+from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
@@ -103,11 +103,11 @@ def test_it_counts_as_a_product_and_is_left_alone_where_it_is_slower():
     for node, shape in ((left, ("300", "200")), (right, ("200", "100")), (product, ("300", "100"))):
         node.meta = {"shape": shape, "dtype": torch.float32}
     graph.output(product)
-    multiply_by_onednn(graph, Resources(DEFAULT))
+    multiply_by_onednn(graph, DEFAULT)
     assert product in graph.nodes
-    multiply_by_onednn(graph, Resources(ONEDNN, hbp.Limits(onednn_multiply_adds=10**7)))
+    multiply_by_onednn(graph, ONEDNN, hbp.Limits(onednn_multiply_adds=10**7))
     assert product in graph.nodes
-    multiply_by_onednn(graph, Resources(ONEDNN))
+    multiply_by_onednn(graph, ONEDNN)
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [onednn_linear]
     a, b = torch.randn(300, 200), torch.randn(200, 100)
     with Meter() as meter:

@@ -16,7 +16,7 @@ from tests.optimise.small import calls, lines, program, run, shaped
 
 def turned(write, *shapes, chunk=64, dtype=torch.float32):
     graph = shaped(program(write, *"xyz"[: len(shapes)]), *shapes, dtype=dtype)
-    multiply_by_onednn(graph, ONEDNN, chunk)
+    multiply_by_onednn(graph, ONEDNN, chunk=chunk)
     check_program(graph, Level.SHAPED)
     return graph
 
