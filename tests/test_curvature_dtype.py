@@ -80,7 +80,7 @@ def both(model, X, y, quantities, dtype, loss=None, **options):
 
 
 PAIRS = [("mlp", torch.float32, torch.bfloat16, HALF), ("mlp", torch.float32, torch.float16, HALF),
-         ("cnn", torch.float64, torch.float32, SINGLE), ("branches", torch.float32, torch.bfloat16, HALF)]  # fmt: skip
+         ("cnn", torch.float64, torch.float32, SINGLE), ("branches", torch.float32, torch.float64, SINGLE)]  # fmt: skip
 EVERY_PAIR = [*PAIRS, *[(name, *pair) for name in NETWORKS for pair in [
     (torch.float64, torch.float32, SINGLE), (torch.float32, torch.bfloat16, HALF), (torch.float32, torch.float16, HALF),
     (torch.float32, torch.float64, SINGLE)] if (name, *pair) not in PAIRS]]
