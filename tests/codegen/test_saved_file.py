@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import slow
 
 ALONE = '''
 import sys
@@ -90,7 +91,7 @@ def cnn():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=slow("the same without dropout"))])
 def test_saved_file_works_alone(tmp_path, training):
     torch.manual_seed(0)
     model = cnn().double().train(training)

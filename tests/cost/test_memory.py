@@ -7,6 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.reference import reference
+from tests.selection import slow
 from tests.test_quantities import close
 
 MIB = 2**20
@@ -60,7 +61,8 @@ def test_per_sample_gradients_need_the_memory_of_their_result():
     assert 32 * 4_000_000 <= compiled.predicted_memory(32) <= 1.3 * 32 * 4_000_000
 
 
-@pytest.mark.parametrize("quantities", [["diag_h"], ["diag_ggn", "variance"], ["diag_h_split", "kflr"]])
+@pytest.mark.parametrize("quantities", [["diag_h"], ["diag_h_split", "kflr"], pytest.param(
+    ["diag_ggn", "variance"], marks=slow("the same chunks"))])
 def test_a_budget_is_kept_and_changes_no_number(quantities):
     X, y = batch(24)
     model = network()
