@@ -6,9 +6,13 @@ from pathlib import Path
 
 import networkx as nx
 
+import hbpcompiler
+import hbpcompiler.rules
+from hbpcompiler import codegen
+
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"hbpcompiler": "hbpcompiler", "rules": "hbpcompiler.rules", "codegen": "hbpcompiler.codegen"}
-"""Where the packages lie, and under which name they are installed."""
+FOLDERS = {package.__name__: Path(package.__path__[0]) for package in (hbpcompiler, hbpcompiler.rules, codegen)}
+"""Where the packages lie: in the source side by side, in a wheel one within the other."""
 STAGES = ["trace", "match", "plan", "derive", "optimise"]
 SHARED = ["routes", "program", "cost", "tune"]
 RULES = {"rule", "errors"}
@@ -85,9 +89,9 @@ def _handed_on() -> dict[str, str]:
 def _files() -> dict[str, Path]:
     """The file of every module, by the name it is imported with."""
     found = {}
-    for folder, package in FOLDERS.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
             found[".".join([package, *(part for part in parts if part != "__init__")])] = path
     return found
 
