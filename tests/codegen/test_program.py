@@ -1,6 +1,7 @@
 """The generated file as a text: golden copies under review, what must be absent, and that it never varies."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -80,14 +81,15 @@ def transformer():
                        example_inputs=(torch.zeros(2, 6, dtype=torch.long), torch.tensor([0, 1]))).code
 
 
-SETTINGS = {
+SETTINGS = {name: functools.cache(make) for name, make in {
     "cnn_diag_h_kflr": lambda: code(cnn(), ["diag_h", "kflr"]),
     "cnn_first_order": lambda: code(cnn(), ["grad", "batch_l2", "variance"]),
     "mlp_everything": lambda: code(mlp(), list(hbp.QUANTITIES)),
     "mlp_mse_kfra": lambda: code(mlp(), ["kfra", "diag_ggn_mc"], nn.MSELoss(), mc_samples=3),
     "residual_network": residual,
     "transformer": transformer,
-}
+}.items()}
+"""The texts under review, each generated once: that they are the same again has tests of its own."""
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
@@ -97,7 +99,7 @@ def test_golden(name, request):
     if request.config.getoption("--refresh-golden"):
         GOLDEN.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    advice = "review the change, then pytest tests/test_program.py --refresh-golden"
+    advice = "review the change, then pytest tests/codegen/test_program.py --refresh-golden"
     assert file.read_text(encoding="utf-8") == text, advice
 
 
