@@ -59,7 +59,7 @@ def totals_of(step: Tail) -> dict[str, tuple[int, ...]]:
 def collect(backward: Backward, step: Tail, found: Mapping[str, Any]) -> None:
     """The totals of a tail's loop, to the other closings of their parameters."""
     for close in [own for own in step.steps if isinstance(own, Close)]:
-        for kind in {kind for choice in close.choices for kind in choice.kinds}:
+        for kind in sorted(close.kinds):
             add(backward, close, kind, found[f"{kind} {close.parameter.key}"])
 
 
