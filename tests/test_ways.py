@@ -14,6 +14,7 @@ from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.reference import kflr, reference
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import cases
 from tests.test_quantities import check_exact, close
 from tests.ways import WAYS
 
@@ -70,7 +71,8 @@ def expected():
     return found, {**found, "variance": found["second_moment"]}, kflr(model, nn.CrossEntropyLoss(), [X], y)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", cases(WAYS, lambda way: not way.startswith("route"),
+                                      "every route is tried by itself in routes/test_each_route"))
 def test_each_way_is_gone_and_gives_the_same(way):
     model, X, y = network()
     compiled = hbp.compile(model, quantities=[*QUANTITIES, "kflr"], limits=WAYS[way])
