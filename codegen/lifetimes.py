@@ -11,10 +11,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-LARGE = 2**16
-"""Numbers in a tensor that are worth a `del`, where no length depends on the number of samples."""
-LARGE_ITEM = 2**10
-"""Numbers for each sample, or column, of a chunk that are; a chunk may be one sample."""
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+
 IN_LOOP = "if not torch.jit.is_scripting(): "
 """TorchScript frees by itself, and knows no `del` in a loop."""
 MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
@@ -31,12 +29,13 @@ class Section:
     lines: list[str] = field(default_factory=list)
 
 
-def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in_loop: bool = False) -> None:
+def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in_loop: bool = False,
+                     limits: Limits = DEFAULT_LIMITS) -> None:
     """Add the lines that delete; not for names that are kept, and not before a program returns."""
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
-            if _is_large(shape):
+            if _is_large(shape, limits):
                 last |= dict.fromkeys(sorted(names.difference(kept)), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
     for index, section in enumerate(sections if in_loop else sections[:-1]):
@@ -53,7 +52,7 @@ def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
         yield names, line.rpartition("  # ")[2], line
 
 
-def _is_large(comment: str) -> bool:
+def _is_large(comment: str, limits: Limits) -> bool:
     """Whether the shape in a comment is worth it; where it grows with the batch, if there are several per sample."""
     inside = comment.partition("[")[2].partition("]")[0]
     lengths = [match for text in inside.split(", ") if (match := LENGTH.match(text)) is not None]
@@ -62,4 +61,4 @@ def _is_large(comment: str) -> bool:
     if "N" in letters:
         return len(lengths) > 1 and each > 1
     of_chunk = bool(letters) or inside.startswith("1, ")
-    return each >= (LARGE_ITEM if of_chunk else LARGE)
+    return each >= (limits.large_item_numbers if of_chunk else limits.large_numbers)

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.codegen.lifetimes import LARGE, LARGE_ITEM, Section, free_at_last_use
+from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from tests.selection import slow
+
+LARGE, LARGE_ITEM = DEFAULT_LIMITS.large_numbers, DEFAULT_LIMITS.large_item_numbers
 
 
 def test_the_block_of_the_last_reader_deletes():
@@ -35,6 +38,12 @@ def test_what_is_large(shape, in_loop, large):
     section = Section("", [f"a = f(x)  # {shape}"])
     free_at_last_use([section] if in_loop else [section, Section("results")], in_loop=in_loop)
     assert (len(section.lines) > 1) == large
+
+
+def test_limits_say_what_is_large():
+    section = Section("", ["a = f(x)  # [1, 8]"])
+    free_at_last_use([section], in_loop=True, limits=Limits(large_item_numbers=8))
+    assert section.lines[-1].endswith("del a")
 
 
 def test_what_a_deeper_loop_makes_is_its_own():
