@@ -16,7 +16,8 @@ from torch import fx
 
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.compiler.program.nodes import is_pure
-from hbpcompiler.compiler.program.writer import Block, Loop
+from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.writer import Loop
 
 SAVED = 8
 """From so many statements that need not be written again, alike blocks share a function."""
