@@ -131,7 +131,22 @@ def derivatives(expression: Expr) -> tuple[Expr, Expr]:
 def _tidy(expression: Expr) -> Expr:
     if isinstance(expression, Piecewise):
         return Piecewise(*[(_tidy(value), condition) for value, condition in expression.args])
+    if sympy.count_ops(expression) > LONGEST or _degree(expression) > HIGHEST:
+        return expression
     return min((expression, sympy.factor(expression)), key=sympy.count_ops)
+
+
+LONGEST = 100
+"""Of longer expressions than this, in sympy operations, sympy may seek factors for minutes, and finds few."""
+HIGHEST = 12
+"""To factor, sympy takes exp(0.49 x) for the 49th power of exp(x / 100): of higher powers than this it is not asked."""
+
+
+def _degree(expression: Expr) -> int:
+    """The largest number above or below a fraction in any exponent."""
+    exponents = [power.exp for power in expression.atoms(sympy.Pow, sympy.exp)]
+    numbers = set().union(*[exponent.atoms(sympy.Rational) for exponent in exponents])
+    return max([max(abs(number.p), number.q) for number in numbers], default=0)
 
 
 STEPS = (sympy.sign, sympy.floor, sympy.ceiling, sympy.Heaviside)
