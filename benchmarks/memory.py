@@ -13,9 +13,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,16 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
+def growth(call: Callable[[], Any]) -> int:
+    """Bytes by which this process grows at most during a call that has been made before."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    call()
+    return status("VmHWM") - before
+
+
 def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[str], late: bool) -> int | None:
     """Bytes by which this process grows at most during one call."""
     run = contestant(problem(network, size), quantities, 1)
@@ -60,21 +71,20 @@ def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[s
     if not late:  # another model, for some leave their results on the parameters
         run = contestant(problem(network, size), quantities, 1)
         assert run is not None
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    run.call()
-    return status("VmHWM") - before
+    return growth(run.call)
 
 
 def in_subprocess(name: str, network: str, size: int, quantities: Sequence[str], threads: int,
                   limit: float) -> Peak:
     """`peak` in a fresh process, which may take so many seconds, its imports and compilation included."""
-    arguments = [name, network, str(size), ",".join(quantities), str(threads)]
+    return printed("benchmarks.memory", [name, network, str(size), ",".join(quantities), str(threads)], limit)
+
+
+def printed(module: str, arguments: Sequence[str], limit: float) -> Peak:
+    """What `python -m module arguments` prints in its last line, within so many seconds."""
     try:
-        done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *arguments],
-                              capture_output=True, timeout=limit, check=True, env={**os.environ, **RETURNING})
+        done = subprocess.run([sys.executable, "-W", "ignore", "-m", module, *arguments], capture_output=True,
+                              timeout=limit, check=True, env={**os.environ, **RETURNING})
     except subprocess.TimeoutExpired:
         return Peak(None, f">{limit:g} s")
     except subprocess.CalledProcessError as error:

@@ -27,7 +27,7 @@ class Network:
 class Problem:
     """What a contestant works on: a model, its loss and a batch."""
 
-    model: nn.Sequential
+    model: nn.Module
     loss: nn.Module
     inputs: Tensor
     target: Tensor

@@ -9,7 +9,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,21 +116,26 @@ class Neighbours:
             self.patience -= 0.1
 
 
-def once(run: Run, repeats: int = 1) -> float:
-    start = time.perf_counter()
+Clock = Callable[[], float]
+"""time.perf_counter, or time.process_time: seconds of all threads, which a busy machine disturbs less."""
+
+
+def once(run: Run, repeats: int = 1, clock: Clock = time.perf_counter) -> float:
+    start = clock()
     for _ in range(repeats):
         run.call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
-def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 4) -> tuple[float, bool]:
+def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 4,
+                clock: Clock = time.perf_counter) -> tuple[float, bool]:
     """Seconds per call while other processes leave the machine alone, if they do in so many attempts."""
     for _ in range(attempts):
         neighbours.wait()
         if repeats > 1:
             run.call()  # caches and threads went cold while we waited
         neighbours.reset()
-        seconds = once(run, repeats)
+        seconds = once(run, repeats, clock)
         if neighbours.share() < TOLERATED:
             return seconds, True
         neighbours.patience -= time.perf_counter() - neighbours.start
@@ -140,7 +145,8 @@ def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: float,
-                lone: float = math.inf, budget: float = BUDGET) -> dict[str, Measured]:
+                lone: float = math.inf, budget: float = BUDGET,
+                clock: Clock = time.perf_counter) -> dict[str, Measured]:
     """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part.
 
     A warm-up of more than `lone` seconds is the contestant's only measurement: beside it, being cold costs nothing.
@@ -170,7 +176,7 @@ def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: fl
     for number in range(rounds):
         for name, (own_rounds, repeats) in plan.items():
             if number < own_rounds:
-                seconds, calm = undisturbed(runs[name], repeats, neighbours)
+                seconds, calm = undisturbed(runs[name], repeats, neighbours, clock=clock)
                 measured[name].seconds.append(seconds)
                 measured[name].disturbed += not calm
     return measured
