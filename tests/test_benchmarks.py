@@ -9,14 +9,17 @@ from click.testing import CliRunner
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
-from benchmarks import compare, memory, prediction, scale
+from benchmarks import compare, large, large_networks, memory, prediction, programs, scale
 from benchmarks.cells import Cell, select
 from benchmarks.compare import Result, above_best_peer
 from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows, sweeps
+from benchmarks.kept import difference, largest_difference, network_of, title
+from benchmarks.large_networks import LARGE, DenseNet, Large
 from benchmarks.memory import MEBI, Peak
 from benchmarks.networks import FAMILIES, find, member, problem
 from benchmarks.peers import Run
 from benchmarks.prediction import Found, close, correlations, memory_ratios, ranks, spearman
+from benchmarks.programs import Pair
 from benchmarks.timing import Measured, interleaved
 
 
@@ -168,3 +171,83 @@ def test_a_small_run(module, arguments, tmp_path, monkeypatch):
                                             "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert json.loads(file.read_text())
+
+
+def test_differences_are_relative_to_the_largest_entry():
+    before = torch.tensor([0.0, -4.0])
+    assert difference(before, before.clone()) == 0
+    assert difference(before, torch.tensor([1.0, -4.0])) == 0.25
+    for other in (torch.tensor([math.nan, -4.0]), before.double(), before.unsqueeze(0)):
+        assert difference(before, other) == math.inf
+    assert difference(torch.zeros(2), torch.tensor([0.0, 1e-9])) == math.inf
+    assert largest_difference({"grad": {"w": before}}, {"grad": {"w": before + 1}}) == (0.25, "grad w")
+    assert largest_difference({"grad": {"w": before}}, {"grad": {}}) == (math.inf, "only one has grad w")
+
+
+def test_ratios_of_two_programs_are_taken_round_by_round():
+    pair = Pair("mlp-2-diag_h", (1, 1), (80, 80), 0.0, "loss",
+                {"before": Measured([1.0, 2.0, 4.0]), "after": Measured([2.0, 2.0, 2.0])},
+                {"before": Peak(2 * MEBI), "after": Peak(3 * MEBI)})  # fmt: skip
+    assert pair.ratio.seconds == [2, 1, 0.5]
+    assert pair.memory_ratio == 1.5
+    assert programs.time_texts(pair) == ["2e+03", "1.000 (0.750-1.500)"]
+    pair.peaks["before"] = Peak(100)  # less than a process can show
+    assert pair.memory_ratio is None
+    assert not Pair("mlp-2-diag_h", (1, 1), (80, 80), 2 * programs.ROUNDING, "loss").agrees
+
+
+def test_a_programs_name_tells_its_network():
+    assert network_of(title("3c3d-one-sigmoid", 16, "diag_h+kflr")) == "3c3d-one-sigmoid"
+
+
+def test_programs_of_two_versions(tmp_path):
+    """Saved twice they are the same; another number is found; nothing but the files is needed."""
+    threads = ["--threads", str(torch.get_num_threads())]
+    before, after, file = tmp_path / "before", tmp_path / "after", tmp_path / "found.json"
+
+    def run(*arguments):
+        return CliRunner().invoke(programs.main, [*map(str, arguments), *threads])
+
+    for folder in (before, after):
+        saved = run("save", folder, "--networks", "logreg", "--quantities", "batch_l2,kfac", "--batch", 2)
+        assert saved.exit_code == 0, saved.output
+    name = "logreg-2-kfac.py"
+    assert (before / name).read_text() == (after / name).read_text()
+    raced = run("race", before, after, "--rounds", 2, "--patience", 0, "--clock", "processor", "--json", file)
+    assert raced.exit_code == 0, raced.output
+    found = json.loads(file.read_text())["programs"]
+    assert [each["name"] for each in found] == ["logreg-2-batch_l2", "logreg-2-kfac"]
+    assert all(each["difference"] == 0 and each["ratio"] > 0 for each in found)
+
+    (after / name).write_text((after / name).read_text().replace("loss=", "loss=2 * "))
+    (after / "logreg-2-batch_l2.py").unlink()
+    raced = run("race", before, after, "--rounds", 1)
+    assert raced.exit_code == 1
+    assert "logreg-2-kfac differs by 1: loss" in raced.output
+    assert "in one folder only: logreg-2-batch_l2" in raced.output
+
+
+def test_peak_memory_of_a_saved_program(tmp_path):
+    given = problem("logreg", 2)
+    compiled = programs.hbp.compile(given.model, given.loss, ["grad"], example_inputs=(given.inputs, given.target))
+    file = programs.keep(tmp_path, title("logreg", 2, "grad"), compiled, given)
+    found = memory.printed("benchmarks.programs", ["peak", str(file), "--threads", "1"], 60)
+    assert found.bytes is not None, found.failure
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet50", "layer4.2.bn3.running_var"),
+                                            ("densenet121", "features.denseblock4.denselayer16.conv2.weight")])
+def test_large_networks_are_those_of_the_papers(name, last):
+    given = large_networks.problem(name, 1, 32)  # checks the number of parameters
+    assert last in given.model.state_dict()
+    assert given.model(given.inputs).shape == (1, 1000)
+
+
+def test_a_small_large_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(LARGE, "densenet", Large("DenseNet", None, lambda: DenseNet([1], 4), ("grad",)))
+    monkeypatch.setattr(large, "in_subprocess", large.measure)  # where it is known
+    arguments = ["--networks", "densenet", "--pixels", "32", "--profile", "3", "--save", str(tmp_path), "--threads"]
+    done = CliRunner().invoke(large.main, [*arguments, str(torch.get_num_threads())])
+    assert done.exit_code == 0, done.output
+    assert [file.name for file in tmp_path.glob("*.py")] == ["densenet-32px-2-grad.py"]
+    assert "profiled" in done.output
