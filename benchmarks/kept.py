@@ -58,15 +58,19 @@ def keep(folder: Path, name: str, compiled: hbp.Compiled, given: Problem) -> Pat
     return compiled.save(folder / f"{name}.py")
 
 
-def caller(file: Path) -> Callable[[], Any]:
-    """A call of the program in this file, with its arguments."""
+def arguments(file: Path) -> dict[str, Any]:
+    """What the program in this file runs on: its state, and a batch."""
+    return torch.load(file.with_suffix(".pt"))
+
+
+def caller(file: Path, given: dict[str, Any]) -> Callable[[], Any]:
+    """A call of the program in this file with such arguments."""
     spec = importlib.util.spec_from_file_location("program", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    program, arguments = module.Program(), torch.load(file.with_suffix(".pt"))
-    state, batch = arguments["state"], arguments["batch"]
+    program, state, batch = module.Program(), given["state"], given["batch"]
 
     def call() -> Any:
         with torch.no_grad():
@@ -82,7 +86,7 @@ def lengths(text: str) -> tuple[int, int]:
 
 
 def tensors(result: Any, path: str = "") -> dict[str, Tensor]:
-    """All tensors in a program's result, by field, parameter and Kronecker factor."""
+    """All tensors in a program's result or arguments, by field, parameter and Kronecker factor."""
     if isinstance(result, Tensor):
         return {path: result}
     parts: dict[str, Any] = {}  # of None: a factor that a bias does not have

@@ -146,9 +146,10 @@ def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: float,
                 lone: float = math.inf, budget: float = BUDGET,
-                clock: Clock = time.perf_counter) -> dict[str, Measured]:
+                clock: Clock = time.perf_counter, alternating: bool = False) -> dict[str, Measured]:
     """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part.
 
+    Alternating: every other round goes backwards, so that coming first or last is no advantage.
     A warm-up of more than `lone` seconds is the contestant's only measurement: beside it, being cold costs nothing.
     """
     measured: dict[str, Measured] = {name: Measured() for name in runs}
@@ -174,7 +175,8 @@ def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: fl
         plan[name] = max(1, min(rounds, int(budget / warm))), max(1, int(SHORTEST / warm))
     gc.collect()
     for number in range(rounds):
-        for name, (own_rounds, repeats) in plan.items():
+        order = reversed(plan.items()) if alternating and number % 2 else plan.items()
+        for name, (own_rounds, repeats) in order:
             if number < own_rounds:
                 seconds, calm = undisturbed(runs[name], repeats, neighbours, clock=clock)
                 measured[name].seconds.append(seconds)

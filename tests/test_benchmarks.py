@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
-from benchmarks import compare, large, large_networks, memory, prediction, programs, scale
+from benchmarks import compare, large, large_networks, memory, prediction, programs, scale, timing
 from benchmarks.cells import Cell, select
 from benchmarks.compare import Result, above_best_peer
 from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows, sweeps
@@ -151,6 +151,14 @@ def test_a_long_first_call_is_the_only_measurement():
     calls = []
     measured = interleaved({"slow": Run(lambda: calls.append(1), lambda _: {})}, 5, 60, 0, lone=0)
     assert len(calls) == len(measured["slow"].seconds) == 1
+
+
+def test_rounds_that_alternate_begin_with_the_last(monkeypatch):
+    monkeypatch.setattr(timing, "SHORTEST", 0.0)
+    calls = []
+    runs = {name: Run(lambda name=name: calls.append(name), lambda _: {}) for name in "ab"}
+    interleaved(runs, 4, 60, 0, alternating=True)
+    assert "".join(calls) == "aaabbb" + "ab" + "ba" + "ab" + "ba"  # the warm-ups first
 
 
 def test_memory_in_a_process_of_its_own_says_why_it_failed():
