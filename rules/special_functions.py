@@ -17,7 +17,7 @@ from hbpcompiler.rule.symbolic import TORCH
 
 
 def alone(rule: Rule) -> Rule:
-    """The rule without its expression: its neighbours are not joined to what sympy cannot derive as torch does."""
+    """The rule without its expression: its neighbours are not joined to a function that sympy cannot derive."""
     return replace(rule, expression=None)
 
 

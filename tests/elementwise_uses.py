@@ -2,7 +2,7 @@
 
 import torch
 
-from hbpcompiler.rule import Case, Rule
+from hbpcompiler.rule import Case, Rule, Structure
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing.setting import Setting
 
@@ -23,6 +23,11 @@ class Use:
         return self.setting.overload(**{**self.attributes, self.slot: value})
 
     @property
+    def elementwise(self):
+        """Whether the rule says so of this use, and sends derivatives through."""
+        return self.rule.structure_of(self.setting.op()) is Structure.ELEMENTWISE and bool(self.setting.active())
+
+    @property
     def stated(self):
         """Whether the rule has an expression for this use, by which it may be joined to others."""
         return self.rule.expression is not None and self.rule.expression(self.setting.op()) is not None
@@ -34,7 +39,7 @@ def uses():
     for operation, rule in builtin():
         if isinstance(rule, Rule) and rule.derivative is not None:
             alone = [Use(operation, rule, case) for case in rule.cases if len(case.shapes) == 1]
-            found |= {operation: [use for use in alone if use.setting.active()]}
+            found |= {operation: [use for use in alone if use.elementwise]}
     return {operation: cases for operation, cases in found.items() if cases}
 
 

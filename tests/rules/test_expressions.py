@@ -150,6 +150,19 @@ def test_steps_are_flat_and_the_size_of_a_logarithm_is_real():
     assert derivatives(sympy.Abs(sympy.log(x)))[0] == sympy.sign(sympy.log(x)) / x
 
 
+def test_gelu_of_gelu_takes_no_time():
+    def gelu(value):
+        return value * (1 + sympy.tanh(0.7978845608028654 * (value + 0.044715 * value**3))) / 2
+
+    assert derivatives(gelu(gelu(sympy.exp(x) - 1)))[0].has(sympy.tanh)
+
+
+def test_decimals_in_an_exponent_take_no_time():
+    inner = sympy.sqrt(exactly(0.49) * x + exactly(0.71))
+    first, _ = derivatives(sympy.erf(exactly(2.88) * (exactly(4.02) * inner - exactly(3.41)) + exactly(6.52)))
+    assert first.has(sympy.exp)
+
+
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 0.1 + 0.2, 2.7, 1e-300, 0.7978845608028654, 3, -1 / 7])
 def test_a_number_is_itself_as_a_fraction(number):
     assert float(exactly(number)) == number
