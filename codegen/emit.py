@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import jinja2
 from torch import fx
 
 from hbpcompiler.codegen.definitions import definitions
-from hbpcompiler.codegen.functions import Functions, several
+from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.layout import laid_out
+from hbpcompiler.codegen.legend import legend
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment
-from hbpcompiler.codegen.outline import Call, Outline, blocks_in, is_text, outlined
-from hbpcompiler.codegen.places import PARAMETERS, in_inputs, is_large, is_of_results, places, relaid
-from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
-from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.outline import Outline, outlined
+from hbpcompiler.codegen.places import PARAMETERS, is_large, places, relaid
+from hbpcompiler.codegen.printer import Text, quote
+from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
-from hbpcompiler.codegen.temporaries import Temporaries
-from hbpcompiler.compiler.program.meta import Block
-from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
-from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import QUANTITIES
-
-INLINE_WIDTH = 88
-"""An expression longer than this gets its own line."""
 
 
 @dataclass
@@ -42,226 +36,8 @@ class Header:
     notes: Sequence[str] = ()
 
 
-class _Printer:
-    """Turns nodes into statements, in order."""
-
-    def __init__(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], functions: Functions,
-                 placed: Mapping[fx.Node, str]) -> None:
-        self.graph, self.names, self.functions = graph, names, functions
-        self.texts: dict[fx.Node, Text] = {node: (name, ATOM) for node, name in given.items()}
-        self.placed = placed
-        """Entries of tables, which are written as such and not as variables."""
-        self.texts |= {node: (text, ATOM) for node, text in placed.items() if node in functions.outline.inside}
-        self.reused = Reused(graph, names, functions.outline) if functions.places else None
-        self.order = {node: position for position, node in enumerate(graph.nodes)}
-        self.temporaries = Temporaries(self.texts)
-        self.writes = [position for node, position in self.order.items() if writes_in_place(node)]
-
-    def statements(self, without_results: bool = False) -> Iterator[tuple[Block | None, list[str]]]:
-        """(block, lines) per node that needs lines."""
-        for node in self.graph.nodes:
-            if node.op in ("placeholder", "output") or (without_results and is_of_results(node)):
-                continue
-            lines = self._lines(node)
-            if lines:
-                yield node.meta.get("block"), lines
-
-    def _lines(self, node: fx.Node) -> list[str]:
-        outline = self.functions.outline
-        if node in outline.calls:
-            return [self._call(outline.calls[node])]
-        if node in outline.inside or is_text(node):
-            return []
-        if node in self.placed and in_inputs(node):
-            self.texts[node] = (self.placed[node], ATOM)
-            return []  # its table is made in front of all
-        if isinstance(node.target, Loop):
-            return self._loop(node, node.target)
-        if self._accumulator(node):
-            return []  # printed where its loop begins
-        if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(
-            node.args[0].target, Loop
-        ):
-            return []  # the loop's printing named it
-        if node in self.texts:
-            return []  # named where its tuple was unpacked
-        text, binds = expression(node, self.look)
-        if "results" in node.meta:
-            return self._unpacked(node, text)
-        if not node.users:
-            return [text] if writes_in_place(node) else []
-        if self._inline(node, text):
-            self.texts[node] = (text, binds)
-            return []
-        return [_with_shape(f"{self._named(node)} = {text}", node)]
-
-    def look(self, node: fx.Node) -> Text:
-        """How a node is written; shapes and numbers when they are read, as their tensor may be a function's result."""
-        if node not in self.texts and is_text(node):
-            self.texts[node] = expression(node, self.look)
-        return self.texts[node]
-
-    def _named(self, node: fx.Node, otherwise: str = "", before: fx.Node | None = None) -> str:
-        """The name of a value from here on: an entry of a table, or a variable."""
-        name = self.placed.get(node) or self._variable(node, otherwise, before)
-        self.texts[node] = (name, ATOM)
-        return name
-
-    def _variable(self, node: fx.Node, otherwise: str, before: fx.Node | None) -> str:
-        """The name that was asked for, or one after what the node is made of."""
-        hint = str(node.meta.get("hint") or "")
-        if not hint and not otherwise and (kept := self.temporaries.kept(node)):
-            if self.reused is not None:
-                self.reused.keeps(node, kept)
-            return kept
-        if hint and self.reused is not None:
-            return self.reused.name(node, hint, before)
-        name = self.names.fresh(hint or otherwise or self.temporaries.wish(node))
-        if not hint and not otherwise:
-            self.temporaries.gave(node, name)
-        return name
-
-    def _call(self, call: Call) -> str:
-        """A block as a call of the function that it shares with others."""
-        text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
-        values = [self._named(node) for node in call.values]
-        if not values:
-            return text
-        return f"{several(values)} = {text}  # {' '.join(_shape(node) for node in call.values)}"
-
-    def _printed(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], placed: Mapping[fx.Node, str],
-                 ) -> tuple[list[str], Callable[[fx.Node], str]]:
-        """A function's graph as lines."""
-        printer = _Printer(graph, names, given, replace(self.functions, outline=Outline(), places={}), placed)
-        lines = [line for _, part in printer.statements() for line in part]
-        return lines, lambda node: printer.look(node)[0]
-
-    @staticmethod
-    def _accumulator(node: fx.Node) -> bool:
-        if len(node.users) != 1:
-            return False
-        (user,) = node.users
-        return isinstance(user.target, Loop) and node in cast("tuple[fx.Node, ...]", user.args[0])
-
-    def _inline(self, node: fx.Node, text: str) -> bool:
-        """A short pure expression that one line reads is written into that line."""
-        if node.meta.get("hint") or len(node.users) != 1:
-            return False
-        (user,) = node.users
-        if not is_pure(node) and (not facts(node).buffer or writes_in_place(user)):
-            return False
-        if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
-            return False
-        if any(self.order[node] < position < self.order[user] for position in self.writes):
-            return False  # it would be computed after something was overwritten
-        reads = [used for used in _nodes_in((user.args, user.kwargs)) if used is node]
-        return len(text) <= INLINE_WIDTH and len(reads) == 1
-
-    def _unpacked(self, node: fx.Node, text: str) -> list[str]:
-        """`values, indices = call(...)`: a name for each result that is read."""
-        names = ["_"] * node.meta["results"]
-        shapes: dict[int, str] = {}
-        for user in node.users:
-            if user.target is not operator.getitem or not isinstance(user.args[1], int):
-                raise TypeError(f"{text}: a call with several results must be read by index")
-            position = user.args[1]
-            if names[position] == "_":
-                names[position] = self._named(user, f"{self.temporaries.wish(node)}_{position}")
-            self.texts[user] = (names[position], ATOM)
-            if "shape" in user.meta:
-                shapes[position] = f"[{', '.join(user.meta['shape'])}]"
-        of_each = ", ".join(dict.fromkeys(shape for _, shape in sorted(shapes.items())))
-        return [f"{', '.join(names)} = {text}" + f"  # {of_each}" * bool(of_each)]
-
-    def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
-        lines: list[str] = []
-        results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
-        totals: list[str] = []
-        for position, accumulator in enumerate(accumulators):
-            text, _ = expression(accumulator, self.look)
-            result = results.get(position)
-            name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
-            self.texts[accumulator] = (name, ATOM)
-            lines.append(_with_shape(f"{name} = {text}", accumulator))
-            totals.append(name)
-        start = self.names.fresh("first")
-        lead = self.look(cut[0])[0]
-        lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
-        stop = f"{start} + {loop.chunk}"
-        at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
-        given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
-        parts = [self.look(outer)[0] for outer in cut]
-        rest = [self.look(outer)[0] for outer in whole]
-        if blocks_in(loop) > 1 and self.functions.places:
-            sections = self._turn(node, loop, [*given, *(f"{outer}{at}" for outer in parts), *rest])
-        else:
-            sections = self._short_turn(node, loop, given, parts, at, rest)
-        if self.functions.places:
-            sections = merged(sections)
-        for section in sections:
-            if section.title:
-                lines += ["", f"    # {section.title}"]
-            lines += [f"    {line}" if line else line for line in section.lines]
-        return lines
-
-    def _short_turn(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
-                    rest: Sequence[str]) -> list[Section]:
-        """The lines of a loop that slices at its head and deletes what it has made."""
-        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        head: list[str] = []
-        texts = [*totals]
-        for holder, outer in zip(holders[len(totals):], parts, strict=False):
-            texts.append(self.names.fresh(f"{outer}_{'k' if loop.axis else 'n'}") if holder.users else "")
-            if holder.users:
-                head.append(_with_shape(f"{texts[-1]} = {outer}{at}", holder))
-        sections = self._turn(node, loop, [*texts, *rest])
-        sections[0].lines[:0] = head
-        free_at_last_use(sections, in_loop=True)
-        return sections
-
-    def _turn(self, node: fx.Node, loop: Loop, given: Sequence[str]) -> list[Section]:
-        """A loop's body, `given` the texts of its placeholders."""
-        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        placed = self.functions.texts_of_places(loop.body)
-        printer = _Printer(loop.body, self.names, dict(zip(holders, given, strict=True)), self.functions, placed)
-        sections = [Section("")]
-        heading: Block | None = node.meta.get("block")
-        for block, lines in printer.statements():
-            if block is not None and heading is not None and block.title != heading.title:
-                sections.append(Section(comment(block.title)))
-                heading = block
-            sections[-1].lines += lines
-        return sections
-
-
-def _total(result: fx.Node) -> str:
-    """What a loop's total is called that no name was asked for: after what is made of it."""
-    readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
-    return f"{readers[0]}_total" if readers else "total"
-
-
-def _nodes_in(item: Any) -> Iterator[fx.Node]:
-    """Every mention of a node in a call's arguments, repeated ones too."""
-    if isinstance(item, fx.Node):
-        yield item
-    elif isinstance(item, dict):
-        yield from _nodes_in(list(item.values()))
-    elif isinstance(item, list | tuple):
-        for part in item:
-            yield from _nodes_in(part)
-
-
-def _with_shape(line: str, node: fx.Node) -> str:
-    return line if "shape" not in node.meta else f"{line}  # {_shape(node)}"
-
-
-def _shape(node: fx.Node) -> str:
-    return f"[{', '.join(node.meta['shape'])}]"
-
-
 def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",),
-         *, outline: bool = True) -> str:
+         *, limits: Limits = DEFAULT_LIMITS, outline: bool = True) -> str:
     """The file's text. `inputs` maps placeholders of inputs and targets to their names, in order; `outputs` are the
     result's fields for the model's outputs."""
     names = Names()
@@ -273,14 +49,14 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     loss, predictions, results = output.args[0]  # as derive wrote it
     large = is_large(results)
     entries = places(graph, results) if large else {}
-    functions = Functions(names, outlined(graph, entries) if large and outline else Outline(), entries)
+    functions = Functions(names, outlined(graph, entries) if large and outline else Outline(), entries, limits)
     tables = sorted({place.table for place in entries.values()} - {PARAMETERS})
     names.taken.update([*tables, PARAMETERS] if large else [])
-    printer = _Printer(graph, names, given, functions, functions.texts_of_places(graph))
+    printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
     as_tables = large and can_be_tables(graph, entries)
     parts = _sections(printer, as_tables)
     returned = {printer.look(node)[0] for node in output.all_input_nodes if node in printer.texts}
-    free_at_last_use([section for sections in parts.values() for section in sections], returned)
+    free_at_last_use([section for sections in parts.values() for section in sections], returned, limits)
     look = printer.look
     if large:
         parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
@@ -292,6 +68,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     text = _template().render(
         table=[comment(line) for line in header.table],
+        legend=legend(_code(parts, functions)),
         header=header,
         helpers=[*definitions(graph), *functions.texts.values()],
         tuples=any("-> Tuple[" in text for text in functions.texts.values()),
@@ -306,14 +83,20 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     return laid_out(text)
 
 
-def _sections(printer: _Printer, without_results: bool) -> dict[str, list[Section]]:
+def _code(parts: Mapping[str, Sequence[Section]], functions: Functions) -> str:
+    """All statements of the file."""
+    lines = [line for sections in parts.values() for section in sections for line in section.lines]
+    return "\n".join([*lines, *functions.texts.values()])
+
+
+def _sections(printer: Printer, without_results: bool) -> dict[str, list[Section]]:
     """The program's lines by part and heading."""
     parts: dict[str, list[Section]] = {"forward": [], "backward": [], "results": []}
     for block, lines in printer.statements(without_results):
         part, title = (block.part, comment(block.title)) if block else ("forward", "")
         sections = parts[part]
         if not sections or sections[-1].title != title:
-            sections.append(Section(title))
+            sections.append(Section(title, formula=comment(block.formula) if block else ""))
         sections[-1].lines += lines
     return parts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -16,6 +16,7 @@ from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.outline import Call, Function, Outline
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.printer import quote
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 Print = Callable[[fx.Graph, Names, Mapping[fx.Node, str], Mapping[fx.Node, str]],
                  "tuple[list[str], Callable[[fx.Node], str]]"]
@@ -41,10 +42,17 @@ class Functions:
     names: Names
     outline: Outline
     places: Places = field(default_factory=dict)
+    limits: Limits = DEFAULT_LIMITS
     texts: dict[str, str] = field(default_factory=dict)
     """Name -> definition, in the order of first calls; a function stands behind those that it calls."""
     known: dict[int, str] = field(default_factory=dict)
     bodies: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def scratch(self) -> Functions:
+        """Functions that are written on trial."""
+        names = Names()
+        names.taken = set(self.names.taken)
+        return replace(self, names=names, texts=dict(self.texts), known=dict(self.known), bodies=dict(self.bodies))
 
     def texts_of_places(self, graph: fx.Graph) -> dict[fx.Node, str]:
         """How the entries of tables are written in a program or a loop of it."""
@@ -83,9 +91,10 @@ class Functions:
         lines, look = print_graph(function.graph, names, given, placed)
         title = comment(function.block.title.rpartition(": ")[2])
         backward = function.block.part == "backward"
-        bare = identifier(DECORATION.sub("", title))
+        bare = function_stem(title)
         wish = f"{bare}_back" if backward else bare
-        about = f"{title}, {'back' if backward else 'forward'}, at {function.members} places."
+        way = "back" if backward else "forward"
+        about = f"{title}, {way}, at {function.members} places. {comment(function.block.formula)}".rstrip()
         return self.define(wish, parameters, about, [*head, *lines], [look(node) for node in function.values])
 
     def define(self, wish: str, parameters: Sequence[str], about: str, lines: Sequence[str],
@@ -118,6 +127,11 @@ def _without_path(function: Function) -> None:
         for leaf in leaves:
             if f"_{leaf}_" in f"{subject}_":
                 node.meta["subject"] = f"{subject.split('_')[0]}_{leaf}"
+
+
+def function_stem(title: str) -> str:
+    """How functions of an operation begin."""
+    return identifier(DECORATION.sub("", title))
 
 
 def several(names: Sequence[str]) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
-IN_LOOP = "if not torch.jit.is_scripting(): "
-"""TorchScript frees by itself, and knows no `del` in a loop."""
-MADE = re.compile(r"^(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
+MADE = re.compile(r"^\(?(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*)\)? = ")
 NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 """Of a variable; `.square()` does not read a tensor that is called square."""
+SHAPE = re.compile(r"\[([^\]]*)\]")
+"""In a comment; behind a call with several results there are several."""
 LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
 
 
@@ -27,21 +27,29 @@ class Section:
 
     title: str
     lines: list[str] = field(default_factory=list)
+    formula: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title, and what is computed under it."""
+        return f"{self.title}    {self.formula}" if self.formula else self.title
 
 
-def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (), in_loop: bool = False,
-                     limits: Limits = DEFAULT_LIMITS) -> None:
-    """Add the lines that delete; not for names that are kept, and not before a program returns."""
+def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (),
+                     limits: Limits = DEFAULT_LIMITS) -> bool:
+    """Add the lines that delete, and say whether there are any; not for names that are kept, nor in the last section,
+    behind which a program or a function returns."""
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
             if _is_large(shape, limits):
                 last |= dict.fromkeys(sorted(names.difference(kept)), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
-    for index, section in enumerate(sections if in_loop else sections[:-1]):
+    for index, section in enumerate(sections[:-1]):
         dead = [name for name, at in last.items() if at == index]
         if dead:
-            section.lines.append(f"{IN_LOOP if in_loop else ''}del {', '.join(dead)}")
+            section.lines.append(f"del {', '.join(dead)}")
+    return any(at < len(sections) - 1 for at in last.values())
 
 
 def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
@@ -54,7 +62,10 @@ def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
 
 def _is_large(comment: str, limits: Limits) -> bool:
     """Whether the shape in a comment is worth it; where it grows with the batch, if there are several per sample."""
-    inside = comment.partition("[")[2].partition("]")[0]
+    return any(_is_large_shape(inside, limits) for inside in SHAPE.findall(comment))
+
+
+def _is_large_shape(inside: str, limits: Limits) -> bool:
     lengths = [match for text in inside.split(", ") if (match := LENGTH.match(text)) is not None]
     each = math.prod(int(match["factor"] or match["number"] or 1) for match in lengths)
     letters = {match["letter"] for match in lengths if match["letter"]}

@@ -15,8 +15,8 @@ from typing import Any, cast
 from torch import fx
 
 from hbpcompiler.codegen.places import Places
-from hbpcompiler.compiler.program.nodes import is_pure
 from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.nodes import is_pure
 from hbpcompiler.compiler.program.writer import Loop
 
 SAVED = 8

@@ -70,7 +70,7 @@ def merged(sections: Sequence[Section]) -> list[Section]:
         if found and found[-1].title == title:
             found[-1].lines += section.lines
         else:
-            found.append(Section(title, list(section.lines)))
+            found.append(Section(title, list(section.lines), section.formula * (title == section.title)))
     return found
 
 

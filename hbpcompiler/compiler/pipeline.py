@@ -180,6 +180,6 @@ class _Drafting:
                    *naming.short_form_notes(graph)],
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
-        code = emit.emit(program.graph, header, inputs, self.fields)
+        code = emit.emit(program.graph, header, inputs, self.fields, limits=resources.limits)
         return Draft(planned, program.graph, code, MemoryModel(code, graph, resources.limits.allowance),
                      ProgramCost(program.graph, graph, resources.machine, resources.limits))

@@ -28,27 +28,39 @@ def test_a_method_is_no_reader():
     assert [section.lines[-1] for section in sections[:2]] == ["del square", "z = x.square().square()  # []"]
 
 
-@pytest.mark.parametrize(("shape", "in_loop", "large"), [
-    ("[N]", False, False), ("[N, 1]", False, False), ("[N, 2]", False, True), ("[2*N, 1]", False, True),
-    (f"[{LARGE}]", False, True), (f"[{LARGE - 1}]", True, False), (f"[1, {LARGE_ITEM}]", True, True),
-    (f"[n, {LARGE_ITEM}]", True, True), (f"[n, k, {LARGE_ITEM - 1}]", True, False), ("[64, 64*k]", True, True),
-    ("[n + 1, 2]", True, False), ("[]", True, False),
+@pytest.mark.parametrize(("shape", "large"), [
+    ("[N]", False), ("[N, 1]", False), ("[N, 2]", True), ("[2*N, 1]", True),
+    (f"[{LARGE}]", True), (f"[{LARGE - 1}]", False), (f"[1, {LARGE_ITEM}]", True),
+    (f"[n, {LARGE_ITEM}]", True), (f"[n, k, {LARGE_ITEM - 1}]", False), ("[64, 64*k]", True),
+    ("[n + 1, 2]", False), ("[]", False),
 ])
-def test_what_is_large(shape, in_loop, large):
+def test_what_is_large(shape, large):
     section = Section("", [f"a = f(x)  # {shape}"])
-    free_at_last_use([section] if in_loop else [section, Section("results")], in_loop=in_loop)
+    assert free_at_last_use([section, Section("results")]) == large
     assert (len(section.lines) > 1) == large
+
+
+def test_a_call_with_several_results_has_several_shapes():
+    section = Section("", ["(a, b) = f(x)  # [N] [N, 3]"])
+    free_at_last_use([section, Section("results")])
+    assert section.lines[-1] == "del a, b"
+
+
+def test_what_the_last_section_makes_ends_with_the_frame():
+    section = Section("", ["a = f(x)  # [N, 3]"])
+    assert not free_at_last_use([section])
+    assert section.lines == ["a = f(x)  # [N, 3]"]
 
 
 def test_limits_say_what_is_large():
     section = Section("", ["a = f(x)  # [1, 8]"])
-    free_at_last_use([section], in_loop=True, limits=Limits(large_item_numbers=8))
+    free_at_last_use([section, Section("")], limits=Limits(large_item_numbers=8))
     assert section.lines[-1].endswith("del a")
 
 
 def test_what_a_deeper_loop_makes_is_its_own():
     section = Section("", ["a = x * 2  # [1, 9000]", "for i in range(3):", "    b = a[i:]  # [1, 9000]"])
-    free_at_last_use([section], in_loop=True)
+    free_at_last_use([section, Section("")])
     assert section.lines[-1].endswith("del a")
 
 

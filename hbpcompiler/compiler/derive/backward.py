@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.formulas import formulas
 from hbpcompiler.compiler.plan.precision import Precision
-from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step
+from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, title
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import MATRIX
 from hbpcompiler.compiler.trace.graph import Operation, Value
@@ -37,7 +38,8 @@ class Backward:
     def __init__(self, matched: Matched, plan: Plan, writer: Writer, ops: Mapping[str, Op], batch: Any,
                  handlers: Mapping[type, Callable[[Backward, Any], None]], *,
                  columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
-                 slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged) -> None:
+                 slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged,
+                 known_formulas: Mapping[str, str] | None = None) -> None:
         self.matched, self.plan, self.writer, self.ops, self.batch = matched, plan, writer, ops, batch
         self.precision = Precision(plan.curvature_dtype)
         self.columns = dict(columns or {})
@@ -52,6 +54,7 @@ class Backward:
         self.leaving = leaving
         self._slopes = slopes or {}
         self._handlers = handlers
+        self._formulas = formulas(plan.steps, matched.rules) if known_formulas is None else known_formulas
 
     def inside(self, writer: Writer, ops: Mapping[str, Op], *, columns: Mapping[tuple[str, str], Any] | None = None,
                signs: Mapping[str, Any] | None = None, slopes: Mapping[str, Any] | None = None,
@@ -62,7 +65,12 @@ class Backward:
         that are known already, and `batch`, how many samples it has; None: those of the pass around it.
         """
         return Backward(self.matched, self.plan, writer, ops, self.batch if batch is None else batch, self._handlers,
-                        columns=columns, signs=signs, slopes=slopes, leaving=leaving)
+                        columns=columns, signs=signs, slopes=slopes, leaving=leaving,
+                        known_formulas=self._formulas)
+
+    def heading(self, operation: Operation) -> tuple[str, str, str]:
+        """Of an operation's block in the backward part: its title, the part, its formula."""
+        return title(operation), "backward", self._formulas.get(operation.name, "")
 
     def carry_out(self, step: Step) -> None:
         """Write one step."""

@@ -52,7 +52,8 @@ class _Derivation:
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
         for number, step in enumerate(self.plan.steps):
             self.writer.tracer.step = number
-            with self.writer.block(title(place_of(step, self.source)), "backward"):
+            place = place_of(step, self.source)
+            with self.writer.block(*backward.heading(place)):
                 backward.carry_out(step)
         self.writer.tracer.step = None
         self.closed = backward.closed

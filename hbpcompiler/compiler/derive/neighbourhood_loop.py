@@ -17,7 +17,6 @@ from hbpcompiler.compiler.plan.steps import (
     Close,
     LocalTail,
     Widen,
-    title,
 )
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.trace.graph import Operation, Value
@@ -40,7 +39,7 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
                                slopes={name: chunk.read(slope, True) for name, slope in pieces.slopes.items()},
                                leaving=pieces.leaving(chunk))
             for widen in widens:
-                with chunk.writer.block(title(widen.operation), "backward"):
+                with chunk.writer.block(*backward.heading(widen.operation)):
                     columns = sub.leaving(widen.operation, widen.slot,
                                           born(sub, widen, chunk["columns"], chunk.outer(inside_unit)))
                     sub.arrive(widen.operation.tensors[widen.slot], widen.into, columns)
@@ -67,7 +66,7 @@ class _Pieces:
         closed = {own.operation.name for own in step.steps if isinstance(own, Close)}
         for name in self.operations:
             entire, op, window = whole.matched.graph.makers[name], whole.ops[name], self._window(name)
-            with whole.writer.block(title(entire), "backward"):
+            with whole.writer.block(*whole.heading(entire)):
                 if window is None:
                     self.slopes[name] = self._cut(whole.derivative(entire), entire.output, step.places[name])
                 if window is None and name not in closed:

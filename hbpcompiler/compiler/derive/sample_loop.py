@@ -11,7 +11,6 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
     place_of,
     reads,
-    title,
 )
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.quantities import Closing
@@ -34,7 +33,8 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
         inside = backward.inside(part.writer, ops, columns=columns, signs=own_signs,
                                  batch=next(iter(columns.values())).shape[0])
         for own in step.steps:
-            with part.writer.block(title(place_of(own, backward.matched.graph)), "backward"):
+            place = place_of(own, backward.matched.graph)
+            with part.writer.block(*backward.heading(place)):
                 inside.carry_out(own)
         for name, (key, closing) in keys.items():
             part.totals[name].add_(inside.closed[key][closing])

@@ -18,7 +18,6 @@ from hbpcompiler.compiler.plan.steps import (
     Step,
     Tail,
     Widen,
-    title,
 )
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.rule import Op
@@ -81,7 +80,7 @@ def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part,
     sub = backward.inside(part.writer, ops, columns=start, signs={step.piece.name: part["signs"]})
     steps = [own for own in step.steps if not isinstance(own, Widen)]
     if widens:
-        with part.writer.block(title(widens[0].operation), "backward"):
+        with part.writer.block(*backward.heading(widens[0].operation)):
             _chunk_of_columns(sub, widens, part, outer is part)
     take_steps(sub, steps, lambda name: outer.totals[name] if outer is part else part.outer(outer.totals[name]))
 
@@ -90,7 +89,7 @@ def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]
     """The steps inside a loop; what they close is added to the loop's totals."""
     for own in steps:
         assert isinstance(own, Pull | Close)
-        with sub.writer.block(title(own.operation), "backward"):
+        with sub.writer.block(*sub.heading(own.operation)):
             sub.carry_out(own)
             if isinstance(own, Close):
                 for closing, value in sub.closed.pop(own.parameter.key).items():

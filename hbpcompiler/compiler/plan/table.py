@@ -55,9 +55,15 @@ CLOSINGS_WIDTH, TABLE_WIDTH = 24, 120
 """Signs that closings may take in a row, unless one alone is longer, and that a row may take."""
 
 
+MANY = 20
+"""From so many parameters on the table has a row for each way to end, not for each parameter."""
+
+
 def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
     """The plan in plain text for the head of the generated file."""
     rows: list[tuple[str, ...]] = [("parameter", "from", "closing", "route", "multiply-adds")]
+    if len({step.parameter.key for step in plan.closings()}) > MANY:
+        return _aligned([*rows, *_by_kind(plan)])
     for step in reversed(plan.closings()):
         for choice in step.choices:
             first, *others = _lines(sorted(choice.kinds))
@@ -65,6 +71,27 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
             rows.append((step.parameter.key if new else "", _stream(step), first, choice.route.name,
                          _polynomial(_of_batch(choice.cost.multiply_adds, step))))
             rows += [("", "", other, "", "") for other in others]
+    return _aligned(rows)
+
+
+def _by_kind(plan: Plan) -> list[tuple[str, ...]]:
+    """Of many parameters, those that end alike in one row, their costs summed."""
+    parameters: dict[tuple[str, ...], list[str]] = {}
+    costs: dict[tuple[str, ...], Any] = {}
+    for step in reversed(plan.closings()):
+        for choice in step.choices:
+            kind = (_stream(step), "+".join(sorted(choice.kinds)), choice.route.name)
+            parameters.setdefault(kind, []).append(step.parameter.key)
+            costs[kind] = costs.get(kind, 0) + _of_batch(choice.cost.multiply_adds, step)
+    rows = []
+    for kind, keys in parameters.items():
+        who = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+        rows.append((who, *kind, _polynomial(costs[kind])))
+    return rows
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """The rows as lines, their cells below each other."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     if sum(widths) + 2 * len(widths) - 2 > TABLE_WIDTH:  # parameters get lines of their own
         split = list[tuple[str, ...]]()

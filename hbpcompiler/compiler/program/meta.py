@@ -27,6 +27,8 @@ class Block:
     title: str
     part: str
     """"forward", "backward" or "results"."""
+    formula: str = ""
+    """What is computed under it."""
 
 
 class Role(IntEnum):

@@ -59,9 +59,9 @@ class Writer:
         return named(proxy, hint)
 
     @contextmanager
-    def block(self, title: str, part: str) -> Iterator[None]:
+    def block(self, title: str, part: str, formula: str = "") -> Iterator[None]:
         """Nodes written inside stand under this heading."""
-        before, self.tracer.block = self.tracer.block, Block(title, part)
+        before, self.tracer.block = self.tracer.block, Block(title, part, formula)
         try:
             yield
         finally:

@@ -1,0 +1,42 @@
+"""What the prefixes of names mean: in the head of a generated file stands what occurs in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+LEGEND: Mapping[str, str] = {
+    "g": "gradient",
+    "S": "GGN columns",
+    "M": "sampled GGN columns",
+    "R": "residual columns",
+    "Q": "sampled residual columns",
+    "H": "the loss's Hessian, sample by sample",
+    "G": "averaged GGN",
+    "d": "local derivative",
+    "sign": "signs of columns",
+    "pooled": "columns where a pool took its values",
+    "index": "where it took them",
+    "T": "a parameter's cotangents, by sample and column",
+    "sum": "sum_n T",
+    "norm": "sum of T^2 by sample",
+    "squares": "sum_{nk} T^2",
+    "factor": "sums of outer products of columns",
+    "inputs": "sums of outer products of inputs",
+    "A": "Kronecker factor of the inputs",
+    "B": "Kronecker factor of the columns",
+}
+
+TARGETS = re.compile(r"^ *\(?([A-Za-z_][\w, \[\]]*?)\)?(?:\[.*?\])?(?:: [^=]*)? = ", re.M)
+"""What a statement assigns to."""
+NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def legend(code: str) -> str:
+    """One sentence on the names that occur in the code."""
+    made: set[str] = set()
+    for targets in TARGETS.findall(code):
+        made |= {name.partition("_")[0] for name in NAME.findall(targets)}
+    found = [f"{prefix}_ {meaning}" for prefix, meaning in LEGEND.items() if prefix in made]
+    what = f"Names: {', '.join(found)}. " if found else ""
+    return f"{what}Shapes stand behind each line: N samples; columns are [N, K, ...]."

@@ -1,0 +1,59 @@
+"""Statements of a graph: names, inlined expressions, and loops whose turn is a function."""
+
+import re
+
+import pytest
+import torch
+from torch import fx, nn
+
+import hbpcompiler as hbp
+from hbpcompiler.codegen.functions import Functions
+from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.outline import Outline
+from hbpcompiler.codegen.statements import Printer
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.limits import Limits
+
+
+def printed(graph, given):
+    names = Names()
+    printer = Printer(graph, names, given, Functions(names, Outline()), {})
+    return [line for _, lines in printer.statements() for line in lines]
+
+
+def test_what_is_read_once_is_written_where_it_is_read():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    double = graph.call_function(torch.mul, (x, 2))
+    named = graph.call_function(torch.add, (double, 1))
+    other = graph.call_function(torch.sub, (named, named))
+    graph.output(other)
+    for node in (double, named, other):
+        meta.set_tensor(node, ("N", "3"), torch.float32)
+    meta.ask_for(named, "g_fc")
+    lines = printed(graph, {x: "x"})
+    assert lines[0] == "g_fc = torch.add(torch.mul(x, 2), 1)  # [N, 3]"
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(),
+                         nn.Linear(8 * 36, 3))
+
+
+@pytest.mark.parametrize("quantity", ["variance", "diag_h"])
+def test_a_turn_that_makes_large_tensors_is_a_function(quantity):
+    X, y = torch.randn(6, 2, 8, 8), torch.arange(6) % 3
+    whole = hbp.compile(small(), quantities=[quantity])
+    chunks = hbp.compile(small(), quantities=[quantity], limits=Limits(large_item_numbers=8, cache_bytes=2**14))
+    expected, found = whole(X, y), chunks(X, y)
+    for name, value in expected[quantity].items():
+        torch.testing.assert_close(found[quantity][name], value, rtol=1e-4, atol=1e-6)
+    loops = re.findall(r"^( *)for \w+ in range\(.*\n\1    (.*)$", chunks.code.partition("class Program")[2], re.M)
+    assert any("_turn(" in first for _, first in loops)
+    assert "is_scripting(): del" not in chunks.code
+    scripted = torch.jit.script(chunks.program)
+    with torch.no_grad():
+        again = getattr(scripted(chunks.state, X, y), quantity)
+    for name, value in found[quantity].items():
+        assert torch.equal(again[name], value), name

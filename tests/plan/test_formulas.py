@@ -1,0 +1,66 @@
+"""The formula of a block says what its steps do, and nothing that they do not."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.plan.formulas import CLOSINGS, formulas
+from hbpcompiler.quantities import SUM
+
+
+def headings(model, quantities, X, y, loss=None):
+    code = hbp.compile(model, loss, quantities, example_inputs=(X, y)).code
+    lines, found = code.partition("# ---- backward ----")[2].splitlines(), {}
+    for number, line in enumerate(lines):
+        if line.startswith("        # ") and ": " in line:
+            text = line.strip("# ")
+            while lines[number + 1].startswith("        #   "):
+                number += 1
+                text += " " + lines[number].strip("# ")
+            title, _, formula = text.partition("    ")
+            found[title] = formula
+    return found
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def test_no_steps_have_no_formulas():
+    assert formulas([], {}) == {}
+    assert CLOSINGS[SUM] == "sum_n T"
+
+
+X, Y = torch.randn(2, 4), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(("quantity", "expected", "absent"), [
+    ("grad", "sum_n T", "B ="), ("batch_l2", "sum_{theta} T^2", "sum_n T"), ("diag_ggn", "sum_{nk} T^2", "A ="),
+    ("kflr", "B = sum S S^T, A = sum U U^T", "sum_{nk}"),
+])
+def test_closings(quantity, expected, absent):
+    formula = headings(mlp(), [quantity], X, Y)["2: linear"]
+    assert expected in formula
+    assert absent not in formula
+
+
+def test_elementwise_and_loss():
+    found = headings(mlp(), ["diag_h"], X, Y)
+    assert found["1: tanh"] == "d = y'(x),  columns back: d S;  residual: R = g y''(x)"
+    assert found["loss: cross_entropy_loss"].startswith("g = grad l_n;  sum_k S S^T")
+    assert "residual" not in headings(mlp(), ["diag_ggn"], X, Y)["1: tanh"]
+
+
+def test_a_scale_has_its_whole_block_and_no_input_factor():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    formula = headings(model, ["kflr"], X, Y)["1: layer_norm"]
+    assert "B = sum T T^T" in formula
+    assert "A =" not in formula
+
+
+def test_shared_positions_are_summed():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    formula = headings(model, ["kfac", "grad"], torch.randn(2, 1, 4, 4), Y)["0: conv2d"]
+    assert "T = sum_p S[nkop] U[nip]" in formula
+    assert "/ P" in formula
