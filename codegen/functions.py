@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from hbpcompiler.codegen.copying import Function
 from hbpcompiler.codegen.naming import Names, comment, identifier
-from hbpcompiler.codegen.outline import Call, Function, Outline
+from hbpcompiler.codegen.outline import Call, Outline
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits

@@ -11,7 +11,8 @@ from torch import fx
 
 from hbpcompiler.codegen.functions import STREAM, role
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.outline import Outline, is_text
+from hbpcompiler.codegen.outline import Outline
+from hbpcompiler.codegen.segments import is_text
 
 
 class Reused:

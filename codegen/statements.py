@@ -13,10 +13,11 @@ from torch import fx
 from hbpcompiler.codegen.functions import Functions, function_stem, several
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment
-from hbpcompiler.codegen.outline import Call, Outline, blocks_in, is_text
+from hbpcompiler.codegen.outline import Call, Outline
 from hbpcompiler.codegen.places import in_inputs, is_of_results
 from hbpcompiler.codegen.printer import ATOM, Text, expression
 from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.segments import blocks_in, is_text
 from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program import meta

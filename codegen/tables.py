@@ -10,9 +10,9 @@ from torch import fx
 
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.outline import is_text
 from hbpcompiler.codegen.places import PARAMETERS, Places, is_of_results
 from hbpcompiler.codegen.printer import ATOM, MULTIPLY, Text, expression, quote
+from hbpcompiler.codegen.segments import is_text
 from hbpcompiler.quantities import QUANTITIES
 
 Look = Callable[[fx.Node], Text]

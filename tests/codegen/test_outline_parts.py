@@ -3,12 +3,15 @@
 import torch
 from torch import fx
 
+from hbpcompiler.codegen.copying import Letter
+from hbpcompiler.codegen.forms import Form
 from hbpcompiler.codegen.functions import role, several
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.outline import Outline, is_text, outlined
+from hbpcompiler.codegen.outline import Outline, outlined
 from hbpcompiler.codegen.places import Place
 from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.segments import is_text, segments
 from hbpcompiler.codegen.tables import merged, parameter_table
 from hbpcompiler.compiler.program.writer import Block
 
@@ -54,6 +57,13 @@ def test_blocks_alike_but_for_a_number_are_one_function():
     assert function.members == 8
     assert [call.numbers for call in outline.calls.values()] == [[number] for number in range(8)]
     assert not outlined(chain(2), {}).calls, "two short blocks are not worth a function"
+
+
+def test_forms_differ_in_numbers_alone():
+    first, second, *_ = [Form(segment, {}) for segment in segments(chain(3))]
+    assert first.key == second.key
+    assert first.numbers != second.numbers
+    assert repr(Letter("a")) == "a"
 
 
 def test_a_name_is_given_again_when_nobody_reads_it_any_more():

@@ -80,10 +80,10 @@ def _by_kind(plan: Plan) -> list[tuple[str, ...]]:
     costs: dict[tuple[str, ...], Any] = {}
     for step in reversed(plan.closings()):
         for choice in step.choices:
-            kind = (_stream(step), "+".join(sorted(choice.kinds)), choice.route.name)
+            kind: tuple[str, ...] = (_stream(step), "+".join(sorted(choice.kinds)), choice.route.name)
             parameters.setdefault(kind, []).append(step.parameter.key)
             costs[kind] = costs.get(kind, 0) + _of_batch(choice.cost.multiply_adds, step)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind, keys in parameters.items():
         who = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
         rows.append((who, *kind, _polynomial(costs[kind])))

@@ -1,0 +1,112 @@
+"""A block's nodes in a graph of their own, that of the function which it shares with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import fx
+
+from hbpcompiler.codegen.forms import NUMBER, entry_of
+from hbpcompiler.codegen.places import Places
+from hbpcompiler.codegen.segments import Segment
+from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.writer import Loop
+
+
+class Letter:
+    """A number that differs between alike blocks, as it is written inside their function."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass
+class Function:
+    """A class of alike blocks: the graph of one, with a placeholder for each input."""
+
+    graph: fx.Graph
+    block: Block
+    letters: list[str]
+    """of the numbers that are arguments."""
+    members: int
+    values: list[fx.Node] = field(default_factory=list)
+    """nodes of `graph` that are returned."""
+    entries: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
+    """Nodes of `graph` that stand in tables: the table, and the key behind the module's path."""
+
+    @property
+    def tables(self) -> list[str]:
+        return sorted({table for table, _ in self.entries.values()})
+
+
+class Copy:
+    """Copies a block into its function's graph, numbers written as they differ. Walks as `forms.Form` does."""
+
+    def __init__(self, function: Function, inputs: Sequence[fx.Node], numbers: Iterator[Any],
+                 places: Places) -> None:
+        self.function, self.numbers, self.places = function, numbers, places
+        self.known: dict[fx.Node, fx.Node] = {}
+        for node in inputs:
+            self.known[node] = function.graph.placeholder(node.name)
+            self.known[node].meta = dict(node.meta)
+
+    def run(self, segment: Segment) -> None:
+        values = segment.values()
+        for node in segment.nodes:
+            self._node(node, self.function.graph)
+        for node in [*self.known]:
+            if (entry := entry_of(node, self.places, segment.path)) is not None:
+                self.function.entries[self.known[node]] = entry
+        self.function.values = [self.known[node] for node in values if self.known[node] not in self.function.entries]
+        self.function.graph.output(tuple(self.known[node] for node in values))
+
+    def _node(self, node: fx.Node, graph: fx.Graph) -> None:
+        target = self._loop(node.target) if isinstance(node.target, Loop) else node.target
+        args, kwargs = self._item(node.args, graph), self._item(node.kwargs, graph)
+        copy = graph.create_node(node.op, target, args, kwargs)
+        self._note(node, copy)
+        self.known[node] = copy
+
+    def _note(self, node: fx.Node, copy: fx.Node) -> None:
+        copy.meta = dict(node.meta)
+        if "shape" in node.meta:
+            copy.meta["shape"] = tuple(
+                NUMBER.sub(lambda _: str(next(self.numbers)), text) for text in node.meta["shape"])
+
+    def _loop(self, loop: Loop) -> Loop:
+        chunk = next(self.numbers)
+        body = fx.Graph()
+        for node in loop.body.nodes:
+            if node.op == "placeholder":
+                self.known[node] = body.placeholder(node.name)
+                self._note(node, self.known[node])
+            elif node.op != "output":
+                self._node(node, body)
+        body.output(None)
+        return replace(loop, body=body, chunk=chunk)
+
+    def _item(self, item: Any, graph: fx.Graph) -> Any:
+        if isinstance(item, fx.Node):
+            return self._value(item, graph)
+        if isinstance(item, dict):
+            return {name: self._item(part, graph) for name, part in item.items()}
+        if isinstance(item, list | tuple):
+            return type(item)(self._item(part, graph) for part in item)
+        if isinstance(item, slice):
+            return slice(self._item(item.start, graph), self._item(item.stop, graph), self._item(item.step, graph))
+        if isinstance(item, int) and not isinstance(item, bool):
+            return next(self.numbers)
+        return item
+
+    def _value(self, node: fx.Node, graph: fx.Graph) -> fx.Node:
+        if node not in self.known:  # a shape or a number, which is written again where it is read
+            copy = graph.create_node(node.op, node.target, self._item(node.args, graph),
+                                     self._item(node.kwargs, graph))
+            copy.meta = dict(node.meta)
+            return copy
+        return self.known[node]

@@ -1,0 +1,89 @@
+"""The canonical form of a block: its calls without names and numbers. Blocks of one form share a function."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import fx
+
+from hbpcompiler.codegen.places import Places
+from hbpcompiler.codegen.segments import Segment, is_text
+from hbpcompiler.compiler.program.writer import Loop
+
+NUMBER = re.compile(r"\d+")
+
+
+class Form:
+    """A block without its names and numbers (`key`), and these: what makes two blocks alike, and what differs."""
+
+    def __init__(self, segment: Segment, entries: Places) -> None:
+        self.path, self.entries = segment.path, entries
+        self.places: dict[fx.Node, tuple[Any, ...]] = {
+            node: ("own", position) for position, node in enumerate(segment.nodes)}
+        self.inputs: list[fx.Node] = []
+        self.numbers: list[tuple[bool, int]] = []
+        """(whether it is in the code and not only in a shape's comment, the number)."""
+        self.statements = sum(not is_text(node) and "results" not in node.meta for node in segment.nodes)
+        self.key: Any = None
+        values = set(segment.values())
+        title = segment.block.title.rpartition(": ")[2]
+        rows = [(self._node(node), self._entry(node) or node in values) for node in segment.nodes]
+        self.entries_read = sum(self._entry(node) is not None for node in self.inputs)
+        self.key = (title, segment.block.part, tuple(rows))
+
+    def _entry(self, node: fx.Node) -> tuple[str, str] | None:
+        """Which entry of a table a value is: the table, and the key behind the module's path."""
+        return entry_of(node, self.entries, self.path)
+
+    def _node(self, node: fx.Node) -> Any:
+        target = self._loop(node.target) if isinstance(node.target, Loop) else node.target
+        return (node.op, target, self._item(node.args), self._item(node.kwargs), self._shape(node),
+                node.meta.get("dtype"), node.meta.get("results"))
+
+    def _loop(self, loop: Loop) -> Any:
+        self.numbers.append((True, loop.chunk))
+        for number, node in enumerate(loop.body.nodes):
+            self.places[node] = ("body", number)
+        rows = [self._shape(node) if node.op == "placeholder" else self._node(node)
+                for node in loop.body.nodes if node.op != "output"]
+        return ("loop", loop.axis, loop.totals, loop.rows, loop.cut, loop.chunk == 1, tuple(rows))
+
+    def _shape(self, node: fx.Node) -> Any:
+        shape = node.meta.get("shape")
+        if shape is None:
+            return None
+        self.numbers += [(False, int(number)) for text in shape for number in NUMBER.findall(text)]
+        return tuple(NUMBER.sub("#", text) for text in shape)
+
+    def _item(self, item: Any) -> Any:
+        if isinstance(item, fx.Node):
+            return self._value(item)
+        if isinstance(item, dict):
+            return tuple((name, self._item(part)) for name, part in item.items())
+        if isinstance(item, list | tuple):
+            return (type(item).__name__ == "list", *(self._item(part) for part in item))
+        if isinstance(item, slice):
+            return ("slice", self._item(item.start), self._item(item.stop), self._item(item.step))
+        if isinstance(item, int) and not isinstance(item, bool):
+            self.numbers.append((True, item))
+            return "#"
+        return (type(item).__name__, str(item))
+
+    def _value(self, node: fx.Node) -> Any:
+        if node in self.places:
+            return self.places[node]
+        if is_text(node):
+            return (node.op, node.target, self._item(node.args), self._item(node.kwargs))
+        entry = self._entry(node)
+        self.places[node] = entry or ("input", len(self.inputs))
+        self.inputs.append(node)
+        shape = node.meta.get("shape")
+        return (*self.places[node], None if shape is None else len(shape), node.meta.get("dtype"))
+
+
+def entry_of(node: fx.Node, places: Places, path: str) -> tuple[str, str] | None:
+    """The table and the key behind the path, of a value that stands in one under this module."""
+    place = places.get(node)
+    leaf = None if place is None else place.under(path)
+    return None if place is None or leaf is None else (place.table, leaf)

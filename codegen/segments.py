@@ -1,0 +1,94 @@
+"""Blocks as they lie in a program: nodes that stand one after the other under one heading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import fx
+
+from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.nodes import is_pure
+from hbpcompiler.compiler.program.writer import Loop
+
+
+@dataclass
+class Segment:
+    """Nodes of one graph that stand one after the other under one heading."""
+
+    block: Block
+    nodes: list[fx.Node]
+
+    @property
+    def path(self) -> str:
+        """The module's."""
+        return self.block.title.rpartition(": ")[0]
+
+    def values(self) -> list[fx.Node]:
+        """What later lines read."""
+        own = set(self.nodes)
+        return [node for node in self.nodes if "shape" in node.meta and any(
+            reader not in own for reader in readers(node))]
+
+
+def segments(graph: fx.Graph) -> Iterator[Segment]:
+    current: Segment | None = None
+    for node in graph.nodes:
+        block = node.meta.get("block")
+        if node.op in ("placeholder", "output") or is_text(node) or block is None:
+            continue
+        long_loop = isinstance(node.target, Loop) and blocks_in(node.target) > 1
+        if long_loop:
+            yield from segments(cast("Loop", node.target).body)
+        apart = long_loop or _belongs_to_long_loop(node)
+        if current is not None and (apart or block != current.block):
+            yield current
+            current = None
+        if not apart and block.part != "results":
+            current = current or Segment(block, [])
+            current.nodes.append(node)
+    if current is not None:
+        yield current
+
+
+def _belongs_to_long_loop(node: fx.Node) -> bool:
+    """Whether it is a total or a result of a loop through several blocks, which is printed with the loop."""
+    totals = [user for user in node.users if isinstance(user.target, Loop) and node in cast("Any", user.args[0])]
+    loops = [*totals, *(read for read in node.all_input_nodes if isinstance(read.target, Loop))]
+    return any(blocks_in(cast("Loop", loop.target)) > 1 for loop in loops)
+
+
+def is_whole(segment: Segment) -> bool:
+    """Whether loops and the totals that they add to are all inside."""
+    own = set(segment.nodes)
+    totals = [total for node in own if isinstance(node.target, Loop) for total in cast("Any", node.args[0])]
+    left = [node for node in own if any(isinstance(user.target, Loop) and user not in own and node in
+                                        cast("Any", user.args[0]) for user in node.users)]
+    return own.issuperset(totals) and not left
+
+
+def readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Who reads a value, also by way of shapes and other expressions that are written where they are read."""
+    for user in node.users:
+        if is_text(user):
+            yield from readers(user)
+        else:
+            yield user
+
+
+def is_text(node: fx.Node) -> bool:
+    """Whether the node is no tensor but a shape, a number or a dtype: it is written where it is read."""
+    return ("shape" not in node.meta and "results" not in node.meta and not node.meta.get("hint") and is_pure(node)
+            and not _of_loop(node))
+
+
+def _of_loop(node: fx.Node) -> bool:
+    """Whether the node is one of a loop's results."""
+    return any(isinstance(read.target, Loop) for read in node.all_input_nodes)
+
+
+def blocks_in(loop: Loop) -> int:
+    """Under how many headings a loop's body stands."""
+    return len({node.meta["block"].title for node in loop.body.nodes if node.meta.get("block") is not None
+                and node.op not in ("placeholder", "output")})
