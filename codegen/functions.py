@@ -7,6 +7,7 @@ tensors that it made, so that a loop which calls it needs no `del`.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,7 @@ from torch import fx
 from hbpcompiler.codegen.copying import Function
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.outline import Call, Outline
-from hbpcompiler.codegen.places import Places
+from hbpcompiler.codegen.places import PARAMETERS, Places
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
@@ -26,6 +27,7 @@ STREAM = re.compile(r"^(?:pooled_)?(?P<prefix>[a-zA-Z]|sign|index)_")
 """Of a name such as S_layer1_0_conv1: what it is, in front of where it is."""
 
 LONG = 50
+DOCSTRING = 106
 DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
 """What torch adds to an operation's name, and no reader needs in a function's."""
 
@@ -83,7 +85,7 @@ class Functions:
                 given[holder] = names.fresh(role(str(holder.meta.get("hint") or holder.name)))
                 parameters.append(f"{given[holder]}: {'Tensor' if 'shape' in holder.meta else 'int'}")
             else:
-                given[holder] = names.fresh(entry[1] if entry[0] == "p" else f"{entry[0]}_{entry[1]}")
+                given[holder] = names.fresh(entry[1] if entry[0] == PARAMETERS else f"{entry[0]}_{entry[1]}")
                 head.append(f'{given[holder]} = {_entry(entry)}')
         parameters += [f"{table}: Dict[str, Tensor]" for table in function.tables]
         parameters += [f"{letter}: int" for letter in function.letters]
@@ -95,7 +97,10 @@ class Functions:
         bare = function_stem(title)
         wish = f"{bare}_back" if backward else bare
         way = "back" if backward else "forward"
-        about = f"{title}, {way}, at {function.members} places. {comment(function.block.formula)}".rstrip()
+        about = f"{title}, {way}, at {function.members} places."
+        formula = comment(function.block.formula)
+        if "T =" not in formula or len(function.tables) > (PARAMETERS in function.tables):  # not of a part before it
+            about = f"{about} {formula}".rstrip()
         return self.define(wish, parameters, about, [*head, *lines], [look(node) for node in function.values])
 
     def define(self, wish: str, parameters: Sequence[str], about: str, lines: Sequence[str],
@@ -106,7 +111,7 @@ class Functions:
         body = (", ".join(parameters), result, *lines, ", ".join(values))
         if body not in self.bodies:
             name = self.names.fresh(wish)
-            inside = [f'"""{about}"""', *lines]
+            inside = [*_docstring(about), *lines]
             if values:
                 inside.append(f"return {several(values)}")
             head = f"def {name}({', '.join(parameters)}) -> {result}:"
@@ -139,6 +144,12 @@ def several(names: Sequence[str]) -> str:
     """Names of a call's values; in brackets where they may not fit a line."""
     text = ", ".join(names)
     return f"({text})" if len(text) > LONG else text
+
+
+def _docstring(text: str) -> list[str]:
+    """On one line, or with the closing quotes on one of their own."""
+    lines = textwrap.wrap(text, DOCSTRING, break_on_hyphens=False)
+    return [f'"""{text}"""'] if len(lines) == 1 else [f'"""{lines[0]}', *lines[1:], '"""']
 
 
 def _entry(entry: tuple[str, str]) -> str:

@@ -12,10 +12,10 @@ from torch import fx
 
 from hbpcompiler.codegen.functions import Functions, function_stem, several
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
-from hbpcompiler.codegen.naming import Names, comment
+from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.outline import Call, Outline
 from hbpcompiler.codegen.places import in_inputs, is_of_results
-from hbpcompiler.codegen.printer import ATOM, Text, expression
+from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.codegen.reuse import Reused
 from hbpcompiler.codegen.segments import blocks_in, is_text
 from hbpcompiler.codegen.tables import merged
@@ -113,7 +113,8 @@ class Printer:
     def _call(self, call: Call) -> str:
         """A block as a call of the function that it shares with others."""
         text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
-        values = [self._named(node) for node in call.values]
+        otherwise = f"{identifier(call.path)}_part" if call.path else ""
+        values = [self._named(node, otherwise) for node in call.values]
         if not values:
             return text
         return f"{several(values)} = {text}  # {' '.join(_shape(node) for node in call.values)}"
@@ -165,6 +166,7 @@ class Printer:
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         lines: list[str] = []
+        entries: dict[str, list[fx.Node]] = {}
         results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
         totals: list[str] = []
         for position, accumulator in enumerate(accumulators):
@@ -172,8 +174,12 @@ class Printer:
             result = results.get(position)
             name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
             self.texts[accumulator] = (name, ATOM)
-            lines.append(_with_shape(f"{name} = {text}", accumulator))
             totals.append(name)
+            if result in self.functions.places:
+                entries.setdefault(_with_shape(text, accumulator), []).append(result)
+            else:
+                lines.append(_with_shape(f"{name} = {text}", accumulator))
+        lines += self._zeros(entries)
         start = self.names.fresh("first")
         lead = self.look(cut[0])[0]
         lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
@@ -193,6 +199,22 @@ class Printer:
             if section.title:
                 lines += ["", f"    # {section.heading}"]
             lines += [f"    {line}" if line else line for line in section.lines]
+        return lines
+
+    def _zeros(self, entries: Mapping[str, Sequence[fx.Node]]) -> list[str]:
+        """Totals that stand in tables, those of one size in a line or a loop."""
+        lines = []
+        for text, nodes in entries.items():
+            tables: dict[str, list[str]] = {}
+            for node in nodes:
+                tables.setdefault(self.functions.places[node].table, []).append(self.functions.places[node].key)
+            for table, keys in tables.items():
+                if len(keys) == 1:
+                    lines.append(f"{table}[{quote(keys[0])}] = {text}")
+                else:
+                    name = self.names.fresh("name")
+                    lines += [f"for {name} in [{', '.join(map(quote, keys))}]:", f"    {table}[{name}] = {text}"]
+                    self.names.taken.discard(name)
         return lines
 
     def _short_turn(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
