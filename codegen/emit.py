@@ -55,19 +55,20 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
     as_tables = large and can_be_tables(graph, entries)
     parts = _sections(printer, as_tables)
-    returned = {printer.look(node)[0] for node in output.all_input_nodes if node in printer.texts}
-    free_at_last_use([section for sections in parts.values() for section in sections], returned, limits)
     look = printer.look
+    if as_tables:
+        parts["results"] = result_tables(entries, look, names, {name: results[name] for name in header.quantities})
+    returned = {look(node)[0] for node in output.all_input_nodes if node in printer.texts}
+    free_at_last_use([section for sections in parts.values() for section in sections], returned, limits)
     if large:
         parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
         parts["backward"].insert(0, Section("what ends at parameters, by their names", [
             f"{table}: Dict[str, Tensor] = {{}}" for table in tables]))
-    if as_tables:
-        parts["results"] = result_tables(entries, look, names, {name: results[name] for name in header.quantities})
     fields = [_field(name, None if as_tables else results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     text = _template().render(
         table=[comment(line) for line in header.table],
+        notes=[comment(line) for line in header.notes],
         legend=legend(_code(parts, functions)),
         header=header,
         helpers=[*definitions(graph), *functions.texts.values()],

@@ -27,7 +27,7 @@ def test_polynomials(expression, text):
 def test_the_head_has_a_row_for_each_choice():
     head, *rows = header_table(MATCHED.graph, planned("grad", "kflr"))
     assert head.split() == ["parameter", "from", "closing", "route", "multiply-adds"]
-    assert {row.split()[0] for row in rows} == {"a.weight", "a.bias", "b.weight"}
+    assert {row.split()[0] for row in rows if not row.startswith(" ")} == {"a.weight", "a.bias", "b.weight"}
     assert any("gradient: 1 column " in row and " sum " in row for row in rows)
     assert any("operand" in row and "input_factor" in row for row in rows)
 

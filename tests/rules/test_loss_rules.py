@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hbpcompiler.rule import Op
+from hbpcompiler.rule.idioms import covariance_root
 from hbpcompiler.rule.registry import builtin
-from hbpcompiler.rules.shared.simplex import covariance_factor
 
 NAN = float("nan")
 FLOAT = {"reduction": 1}
@@ -72,13 +72,13 @@ TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_covariance_factor_at_extreme_logits(dtype, tolerance):
+def test_covariance_root_at_extreme_logits(dtype, tolerance):
     torch.manual_seed(0)
     logits = [torch.randn(50, 5) * scale for scale in (0.1, 1, 30, 1e4)]
     extremes = ((-1e4, 0.0, 1e4), (-90.0, -40.0, 0.0))
     logits += [torch.tensor(list(itertools.product(values, repeat=5))) for values in extremes]
     p = torch.softmax(torch.cat(logits).to(dtype), 1)
-    columns = covariance_factor(p)
+    columns = covariance_root(p)
     assert columns.dtype == dtype
     assert torch.isfinite(columns).all()
     found = torch.einsum("nka,nkb->nab", columns.double(), columns.double())

@@ -54,7 +54,7 @@ class Backward:
         self.leaving = leaving
         self._slopes = slopes or {}
         self._handlers = handlers
-        self._formulas = formulas(plan.steps, matched.rules) if known_formulas is None else known_formulas
+        self._formulas = known_formulas
 
     def inside(self, writer: Writer, ops: Mapping[str, Op], *, columns: Mapping[tuple[str, str], Any] | None = None,
                signs: Mapping[str, Any] | None = None, slopes: Mapping[str, Any] | None = None,
@@ -70,6 +70,8 @@ class Backward:
 
     def heading(self, operation: Operation) -> tuple[str, str, str]:
         """Of an operation's block in the backward part: its title, the part, its formula."""
+        if self._formulas is None:
+            self._formulas = formulas(self.plan.steps, self.matched.rules)
         return title(operation), "backward", self._formulas.get(operation.name, "")
 
     def carry_out(self, step: Step) -> None:
