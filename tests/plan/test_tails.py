@@ -94,7 +94,7 @@ def test_what_all_chunks_share_is_computed_once():
                           nn.Linear(300, 3)).double()
     X, y = torch.randn(2, 1, 32, 32, dtype=torch.float64), torch.tensor([0, 2])
     code = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).code
-    functions = {text.partition("(")[0]: text for text in code.split("\ndef ")[1:]}
+    functions = {text.partition("(")[0]: text.partition("\n\n\n")[0] for text in code.split("\ndef ")[1:]}
     (outer,) = [text for name, text in functions.items() if "_turn" in name and "for first in range(" in text]
     before, _, inside = outer.partition("for first in range(")
     inside += "".join(text for name, text in functions.items() if f"{name}(" in inside)
