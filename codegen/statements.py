@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,7 +143,7 @@ class Printer:
             return False
         if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
             return False
-        if any(self.order[node] < position < self.order[user] for position in self.writes):
+        if bisect.bisect(self.writes, self.order[node]) < bisect.bisect_left(self.writes, self.order[user]):
             return False  # it would be computed after something was overwritten
         reads = [used for used in _nodes_in((user.args, user.kwargs)) if used is node]
         return len(text) <= INLINE_WIDTH and len(reads) == 1
@@ -175,7 +176,7 @@ class Printer:
             name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
             self.texts[accumulator] = (name, ATOM)
             totals.append(name)
-            if result in self.functions.places:
+            if result is not None and result in self.functions.places:
                 entries.setdefault(_with_shape(text, accumulator), []).append(result)
             else:
                 lines.append(_with_shape(f"{name} = {text}", accumulator))
