@@ -121,8 +121,16 @@ def _view(node: fx.Node) -> str:
     if len(before) > len(after):
         last = "" if same and same + len(inside) == len(before) else f", {same + len(inside) - 1}"
         return f"flatten({same}{last})"
-    whole = all(length.isdigit() for length in (*inside, *joined))
+    # Only with lengths that the reshape itself states: in a loop inside a loop a chunk's length looks like a number.
+    stated = {str(length) for length in _flat(node.args[1:]) if isinstance(length, int)}
+    whole = all(length.isdigit() for length in (*inside, *joined)) and stated.issuperset(inside)
     return f"unflatten({same}, ({', '.join(inside)}))" if whole else ""
+
+
+def _flat(item: Any) -> list[Any]:
+    if isinstance(item, list | tuple):
+        return [part for inner in item for part in _flat(inner)]
+    return [item]
 
 
 def _shape(item: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """One node as Python text: what is printed computes what was traced."""
 
 import ast
+import operator
 
 import pytest
 import torch
@@ -71,3 +72,27 @@ def test_public_names():
 def test_quoted_texts_are_read_back(text):
     assert ast.literal_eval(quote(text)) == text
     assert "\n" not in quote(text)
+
+
+def reshaped(sizes, before, after):
+    """x.reshape(sizes(x)) with the shapes that two runs with chunks of 8 would see."""
+    writer = Writer()
+    x = writer.placeholder("x")
+    y = x.reshape(*sizes(x))
+    x.node.meta["shape"], y.node.meta["shape"] = before, after
+
+    def look(node):
+        return (node.name, ATOM) if node.op == "placeholder" else expression(node, look)
+
+    return expression(y.node, look)[0]
+
+
+def test_a_reshape_by_lengths_that_it_states_is_an_unflatten():
+    text = reshaped(lambda x: (x.shape[0], 2, 4), ("N", "8"), ("N", "2", "4"))
+    assert text == "x.unflatten(1, (2, 4))"
+
+
+def test_a_length_read_from_a_shape_is_not_taken_for_a_number():
+    """A chunk's, in a loop inside another, was 8 where it was looked at, and may be anything."""
+    text = reshaped(lambda x: (operator.add(x.shape[:2], (1, 1)),), ("1", "8"), ("1", "8", "1", "1"))
+    assert "unflatten" not in text
