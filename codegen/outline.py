@@ -22,8 +22,8 @@ SAVED = 8
 """From so many statements that need not be written again, alike blocks share a function."""
 ENTRIES = 3
 """A block of one statement is as short as a call of it, unless it reads so many entries of tables."""
-LETTERS = "abcdefhijlmopqrstuvwz"
-"""Of numbers that differ: not n, k and N, which are samples and columns, nor what tensors are called."""
+LETTERS = "abcefhijloqrtuvwz"
+"""Of numbers that differ: not n, k and N, which are samples and columns, nor what tensors and tables are called (p)."""
 
 
 @dataclass

@@ -8,8 +8,8 @@ from hbpcompiler.codegen.forms import Form
 from hbpcompiler.codegen.functions import role, several
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.outline import Outline, outlined
-from hbpcompiler.codegen.places import Place
+from hbpcompiler.codegen.outline import LETTERS, Outline, outlined
+from hbpcompiler.codegen.places import PARAMETERS, Place
 from hbpcompiler.codegen.reuse import Reused
 from hbpcompiler.codegen.segments import is_text, segments
 from hbpcompiler.codegen.tables import merged, parameter_table
@@ -107,3 +107,8 @@ def test_blocks_of_one_line_share_a_heading():
                 Section("layer1.conv: conv2d", ["d = h(c)", "e = d + 1"])]
     found = merged(sections)
     assert [(section.title, len(section.lines)) for section in found] == [("layer1", 3), ("layer1.conv: conv2d", 2)]
+
+
+def test_letters_are_no_names_of_tables_or_streams():
+    assert not set(LETTERS) & {PARAMETERS, *"nkNxygSMRQGHdTAB"}
+    assert len(set(LETTERS)) == len(LETTERS)
