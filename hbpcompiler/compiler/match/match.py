@@ -64,6 +64,8 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
 
 def _needs_pieces(operation: Operation, registry: Registry) -> bool:
     """No rule, or a loss function inside a loss (reduction="none"), which is an operation like any other."""
+    if _is_complex(operation):
+        return False  # rules are about real numbers, and so are their pieces
     rule = registry.find(operation.target, operation.overload)
     return rule is None or (isinstance(rule, LossRule) and bool(operation.output.shape))
 
@@ -82,6 +84,10 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> di
         rule = rule_of(operation, registry)
         is_loss = operation in reductions
         if operation.name not in active and not (rule is not None and not is_loss):
+            continue
+        if operation.name in active and _is_complex(operation):
+            findings.append(f"{operation.target} in {operation.source}: its result or an input is complex, and rules "
+                            "are about real numbers; write it in real and imaginary parts")
             continue
         if rule is None:
             name = operation.source.whole or operation.target
@@ -109,6 +115,10 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> di
                       "`hbp rules` lists what there is.")
         raise UnsupportedOpError(listing("The model cannot be compiled:", findings, advice))
     return rules
+
+
+def _is_complex(operation: Operation) -> bool:
+    return any(value.dtype.is_complex for value in (*operation.tensors.values(), operation.output))
 
 
 def _without_samples_in_front(operation: Operation) -> bool:

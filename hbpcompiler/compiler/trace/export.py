@@ -127,7 +127,7 @@ def _check_gradients_stay_on(program: Any) -> None:
 
 
 def _trained(program: Any) -> set[torch.fx.Node]:
-    """What depends on a trainable parameter by way of floating-point tensors."""
+    """What depends on a trainable parameter by way of real or complex tensors."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     found: set[torch.fx.Node] = set()
     for node in program.graph.nodes:
@@ -136,7 +136,7 @@ def _trained(program: Any) -> set[torch.fx.Node]:
             spec = specs[node.name]
             trained = spec.kind is InputKind.PARAMETER and program.state_dict[spec.target].requires_grad
         else:
-            exact = isinstance(value, Tensor) and not value.is_floating_point()
+            exact = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
             trained = bool(found.intersection(node.all_input_nodes)) and not exact
         if trained:
             found.add(node)

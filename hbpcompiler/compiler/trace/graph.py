@@ -55,6 +55,11 @@ class Value:
     def floating(self) -> bool:
         return self.dtype.is_floating_point
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether derivatives can go through it: real or complex numbers, no whole numbers or flags."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
 
 @dataclass(frozen=True)
 class Source:
@@ -131,15 +136,15 @@ class Graph:
 
     @cached_property
     def active(self) -> frozenset[str]:
-        """Names of the values that derivatives reach: between a trainable parameter and the loss, all floating."""
+        """Names of the values that derivatives reach: between a trainable parameter and the loss, none of them integer."""
         below = {value.name for value in self.state if value.trainable}
         for operation in self.operations:
-            if operation.output.floating and any(value.name in below for value in operation.tensors.values()):
+            if operation.output.differentiable and any(value.name in below for value in operation.tensors.values()):
                 below.add(operation.name)
         above = {self.loss.name}
         for operation in reversed(self.operations):
             if operation.name in above:
-                above.update(value.name for value in operation.tensors.values() if value.floating)
+                above.update(value.name for value in operation.tensors.values() if value.differentiable)
         return frozenset(below & above)
 
     @cached_property
