@@ -136,7 +136,7 @@ class Graph:
 
     @cached_property
     def active(self) -> frozenset[str]:
-        """Names of the values that derivatives reach: between a trainable parameter and the loss, none of them integer."""
+        """Names of the values that derivatives reach: between trained parameters and the loss, none of them integer."""
         below = {value.name for value in self.state if value.trainable}
         for operation in self.operations:
             if operation.output.differentiable and any(value.name in below for value in operation.tensors.values()):
