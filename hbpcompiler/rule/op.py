@@ -101,11 +101,17 @@ class Op:
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
 
-        What `forward` saved counts as having a sample axis.
+        Of a list each tensor has one or not by itself. What `forward` saved counts as having a sample axis.
         """
 
+        def read_slot(slot: str, tensor: Any) -> Any:
+            return read(tensor, slot not in self._shapes or self.has_samples(slot))
+
         def tensors(name: str) -> Any:
-            return read(self._tensors(name), name not in self._shapes or self.has_samples(name))
+            found = self._tensors(name)
+            if isinstance(found, list | tuple):
+                return [read_slot(f"{name}.{position}", tensor) for position, tensor in enumerate(found)]
+            return read_slot(name, found)
 
         return Op(tensors, self._attributes, self._shapes, index=self.index, differentiated=self.differentiated,
                   active=self._active, batched=self._batched)

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.check import check_plan
+from hbpcompiler.compiler.plan.plan import plan as plan_of
 from hbpcompiler.compiler.plan.steps import Close, Pull, Seed, Tail
 from hbpcompiler.compiler.stages import verify
 from hbpcompiler.errors import InternalError
+from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import GRADIENT
-from tests.stages import closings, matched, planned
+from tests.stages import closings, matched, options, planned
 
 ASKED = ("grad", "batch_l2", "diag_ggn", "kfac", "diag_h")
 
@@ -68,9 +71,30 @@ def test_a_tail_that_reads_what_is_outside_is_found(plan, found):
     close = [step for step in plan.steps if isinstance(step, Close) and step.piece][-1]
     other = next(operation.output for operation in found.graph.operations if operation.output is not
                  close.operation.output)
-    tail = Tail(close.piece, other, (close,), 1, 1)
+    tail = Tail(close.piece, (other,), (close,), 1, 1)
     broken = replace(plan, steps=tuple(tail if step is close else step for step in plan.steps))
     assert any("a Close reads piece" in finding for finding in findings(broken, found))
+
+
+def test_a_tail_that_leaves_out_a_second_start_is_found():
+    """Of the columns of a product, born at both factors, a tail must be given all that its steps go on with."""
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.a(x) * self.b(x))
+
+    own = matched(Product(), torch.randn(3, 3), torch.tensor([0, 1, 1]), quantities=ASKED)
+    limits = Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1)
+    whole = plan_of(own, closings(*ASKED), options(*ASKED), Resources(limits=limits))
+    assert findings(whole, own) == []
+    (tail,) = [step for step in whole.steps if isinstance(step, Tail) and len(step.values) == 2]
+    less = replace(tail, values=tail.values[:1])
+    found = findings(replace(whole, steps=tuple(less if step is tail else step for step in whole.steps)), own)
+    assert any("leaves out what was brought to" in finding for finding in found)
 
 
 def test_pooled_columns_without_a_pool_are_found(plan, found):

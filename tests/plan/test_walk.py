@@ -3,8 +3,9 @@
 import pytest
 
 from hbpcompiler import schemes
+from hbpcompiler.compiler.plan.arrivals import makes, reads
 from hbpcompiler.compiler.plan.plan import plan
-from hbpcompiler.compiler.plan.steps import Birth, Close, Gather, Pull, Seed, Widen, makes, reads
+from hbpcompiler.compiler.plan.steps import Birth, Close, Gather, Pull, Seed, Widen
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.options import check_options

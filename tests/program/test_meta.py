@@ -53,7 +53,8 @@ def test_places_copies_and_moves():
 
 
 @pytest.mark.parametrize(("length", "expected"), [("9", 9), ("N", 64), ("2*N", 128), ("3*N + 2", 194), ("N + -1", 63),
-                                                  ("k", 64), ("n", 64)])
+                                                  ("k", 64), ("n", 64), ("3*n*k", 192), ("outer n*k", 64),
+                                                  ("outer n", 1), ("2*n + k + 5", 71)])
 def test_lengths(length, expected):
     assert meta.length_at(length, 64) == expected
 

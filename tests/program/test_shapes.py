@@ -58,3 +58,36 @@ def test_values_are_kept_to_their_last_reader_only():
 
 def test_resized():
     assert tuple(resized(torch.empty(5, 3), 1, 7).shape) == (5, 7)
+
+
+def test_a_chunk_inside_a_chunk_is_told_from_a_length_of_eight():
+    """In the second of two runs chunks are eight long, as w is: n rows of columns k are not 8 rows."""
+    writer = Writer()
+    state, x = writer.placeholder("state"), writer.placeholder("x")
+    w, made = state["w"], {}
+
+    def body(part):
+        whole = part.outer(w)
+        made["samples"] = part["x"] + 1
+
+        def inner(piece):
+            made["outer"], made["fixed"] = piece.outer(made["samples"]) + 0, piece.outer(whole) + 0
+            made["columns"], made["joined"] = piece["x"] + 2, piece["x"].flatten(0, 1)
+
+        part.writer.loop(inner, op=None, sliced={"x": part["x"]}, chunk=2, totals={}, axis=1)
+
+        def again(piece):
+            made["few"], made["around"] = piece["x"] * 2, piece.outer(made["samples"]) * 2
+            piece.outer(part.totals["t"]).add_(made["few"].sum(0))
+
+        part.writer.loop(again, op=None, sliced={"x": part["x"]}, chunk=2, totals={})
+
+    total = writer.loop(body, op=None, sliced={"x": x}, chunk=4, totals={"t": (8, 8)})["t"]
+    writer.graph.output((total.node,))
+    inputs = {"x": value("x", N, 8, 8, role="input")}
+    annotate(writer.graph, lambda batch: arguments(writer.graph, inputs, [parameter("w", 8, 8)], batch))
+    shapes = {name: proxy.node.meta["shape"] for name, proxy in made.items()}
+    assert shapes == {
+        "samples": ("n", "8", "8"), "fixed": ("8", "8"), "outer": ("n", "8", "8"), "columns": ("n", "k", "8"),
+        "joined": ("n*k", "8"), "few": ("n", "8", "8"), "around": ("outer n", "8", "8"),
+    }

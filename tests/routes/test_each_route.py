@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from hbpcompiler import quantities as q
-from hbpcompiler.compiler.cost.figures import UNLIMITED
+from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
@@ -18,16 +18,21 @@ from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.compiler.routes.kept import Kept
 from hbpcompiler.compiler.routes.products import ClosedForm, OneProduct, WholeProduct
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use
+from hbpcompiler.limits import Limits
 from hbpcompiler.rule import Contraction, Op
 
 LENGTHS = {"n": 3, "k": 2, "p": 4, "o": 3, "i": 2, "g": 2}
 PLAIN, POSITIONS, GROUPS, BIAS = "nko,ni->nkoi", "nkpo,npi->nkoi", "nkgop,ngpi->nkgoi", "nkop->nko"
+INPUTS_FIRST = ("nkpo,npi->nkio", "nkop,nip->nkio")
+"""Of matrices stored as [in, out]: x @ w, embeddings, transposed convolutions."""
+TINY = Resources(limits=Limits(cache_bytes=1, one_by_one_bytes=0))
+"""Chunks of one sample and one column."""
 
 
-def site(equation, form, columns, signed):
+def site(equation, form, columns, signed, resources=UNLIMITED):
     left = equation.partition("->")[0]
     sizes = tuple(sorted((letter, LENGTHS[letter]) for letter in set(left) - {*"nk,"}))
-    return Site(equation, sizes, form, columns, signed, 8, False, UNLIMITED)
+    return Site(equation, sizes, form, columns, signed, 8, False, resources)
 
 
 def tensors(own):
@@ -71,9 +76,10 @@ def expected(own, columns, signs, operand):
     return found
 
 
-SITES = [site(equation, form, columns, signed) for equation in (PLAIN, POSITIONS, GROUPS, BIAS)
+SITES = [site(equation, form, columns, signed, resources)
+         for equation in (PLAIN, POSITIONS, GROUPS, BIAS, *INPUTS_FIRST)
          for form, columns in ((COLUMNS, 1), (COLUMNS, 2), (DIAGONAL_FORM, 0)) for signed in (False, True)
-         if not (signed and (form != COLUMNS or columns == 1))]
+         for resources in (UNLIMITED, TINY) if not (signed and (form != COLUMNS or columns == 1))]
 
 
 def told(route, own):
@@ -96,7 +102,8 @@ def written(own, use_of, make):
 
 DEFINED = frozenset({q.DIAGONAL, q.BATCH_DIAGONAL, q.VECTORS, q.POSITIVE, q.NEGATIVE, q.SUM, q.EACH, q.NORM, q.DOT,
                      q.FACTOR, q.REDUCED_FACTOR})
-CASES = [pytest.param(route, own, id=f"{type(route).__name__} {own.equation} {own.form} {own.columns} {own.signed}")
+CASES = [pytest.param(route, own, id=f"{type(route).__name__} {own.equation} {own.form} {own.columns} {own.signed} "
+                                     f"{'tiny chunks' if own.resources is TINY else ''}".strip())
          for route, own in itertools.product(ROUTES, SITES) if route.applies(own) and told(route, own)]
 
 

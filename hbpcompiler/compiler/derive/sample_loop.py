@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.plan.arrivals import reads
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.steps import (
     Close,
@@ -10,7 +11,6 @@ from hbpcompiler.compiler.plan.steps import (
     Tied,
     flat,
     place_of,
-    reads,
 )
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.quantities import Closing

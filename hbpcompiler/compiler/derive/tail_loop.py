@@ -22,19 +22,23 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.rule import Op
 
+ROOTS, SIGNS = "a diagonal's roots", "signs"
+"""What the loops cut besides columns, which go by their values' names."""
+
 
 def walk_tail(backward: Backward, step: Tail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over columns."""
     widens = [own for own in step.steps if isinstance(own, Widen)]
-    start = root_of(backward, widens[0]) if widens else backward.columns[step.value.name, step.piece.name]
-    sliced = {"columns": start, "signs": backward.signs.get(step.piece.name)}
+    starts = {ROOTS: root_of(backward, widens[0])} if widens else {
+        value.name: backward.columns[value.name, step.piece.name] for value in step.values}
+    sliced = {**starts, SIGNS: backward.signs.get(step.piece.name)}
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
         if step.columns >= step.piece.columns:
             _inside(backward, step, widens, part, part, ops)
             return
-        inner_sliced: dict[str, Any] = {"columns": part["columns"], "signs": part["signs"]}
+        inner_sliced: dict[str, Any] = {name: part[name] for name in sliced}
         if widens:
             inner_sliced |= _basis(backward, widens, part, ops[widens[0].operation.name])
 
@@ -69,15 +73,15 @@ def _basis(backward: Backward, widens: Sequence[Widen], part: Part, op: Op) -> d
     if rows is not None:
         return {"rows": rows.unsqueeze(0)}
     size = math.prod(widen.operation.output.sample_shape)
-    numbers = part.writer.call(torch.arange, size, device=part["columns"].device)
+    numbers = part.writer.call(torch.arange, size, device=part[ROOTS].device)
     return {"numbers": numbers.unsqueeze(0)}
 
 
 def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part, outer: Part,
             ops: Mapping[str, Op]) -> None:
     """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
-    start = {} if widens else {(step.value.name, step.piece.name): part["columns"]}
-    sub = backward.inside(part.writer, ops, columns=start, signs={step.piece.name: part["signs"]})
+    start = {} if widens else {(value.name, step.piece.name): part[value.name] for value in step.values}
+    sub = backward.inside(part.writer, ops, columns=start, signs={step.piece.name: part[SIGNS]})
     steps = [own for own in step.steps if not isinstance(own, Widen)]
     if widens:
         with part.writer.block(*backward.heading(widens[0].operation)):
@@ -103,9 +107,9 @@ def _chunk_of_columns(backward: Backward, widens: Sequence[Widen], part: Part, w
     basis = _basis(backward, widens, part, backward.ops[operation.name]) if whole else cut
     if "rows" not in basis:
         size = math.prod(operation.output.sample_shape)
-        unit = torch.nn.functional.one_hot(basis["numbers"].squeeze(0), size).type_as(part["columns"])
+        unit = torch.nn.functional.one_hot(basis["numbers"].squeeze(0), size).type_as(part[ROOTS])
     for widen in widens:
         value = operation.tensors[widen.slot]
-        columns = (over(part["columns"], value) * basis["rows"] if "rows" in basis
-                   else born(backward, widen, part["columns"], unit))
+        columns = (over(part[ROOTS], value) * basis["rows"] if "rows" in basis
+                   else born(backward, widen, part[ROOTS], unit))
         backward.arrive(value, widen.into, columns)

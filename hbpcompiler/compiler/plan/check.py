@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, Tail, Tied, makes, reads
+from hbpcompiler.compiler.plan.arrivals import makes, reads
+from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, Tail, Tied
 from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, NEGATIVE, Closing
 
 EVERYWHERE = frozenset({GRADIENT, GGN, GGN_MC, KFRA})
@@ -37,9 +38,18 @@ def _in_order(steps: Iterable[Step], arrived: set[Place]) -> Iterator[str]:
                 yield f"a {type(step).__name__} brings piece {piece} to {value}, which was read before"
             arrived.add((value, piece))
         if isinstance(step, Tail):
+            yield from _left_out(step, arrived - set(own))
             yield from _in_order(step.steps, set(own))
         elif isinstance(step, SampleChunks):
             yield from _in_order(step.steps, arrived)
+
+
+def _left_out(tail: Tail, others: set[Place]) -> Iterator[str]:
+    """What of the tail's piece was brought to a value where the tail goes on with what its own steps make."""
+    for step in tail.steps:
+        for value, piece in (*reads(step), *makes(step)):
+            if (value.name, piece.name) in others:
+                yield f"a Tail of piece {piece.name} leaves out what was brought to {value.name} before it"
 
 
 def _closed(plan: Plan, matched: Matched, closings: frozenset[Closing]) -> Iterator[str]:

@@ -76,8 +76,9 @@ class Local:
         chunk = max(1, (recycled if allowed is None else min(recycled, allowed)) // each)
         samples = max(1, chunk // positions)
         steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, positions) for step in _joined(own))
-        return LocalTail(local, start, steps, samples, channels, widen, tuple(sizes), min(chunk, samples * positions),
-                         places, self._cleared(own), limit="neighbourhood_work")
+        chunk = min(chunk, samples * positions)
+        return LocalTail(local, (start,), steps, samples, channels, widen, tuple(sizes), chunk, places,
+                         self._cleared(own), limit="neighbourhood_work")
 
     def _places(self, own: Sequence[Own]) -> dict[str, Neighbourhood] | None:
         """What is read of each value; None where that is no neighbourhood."""

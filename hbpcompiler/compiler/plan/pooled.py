@@ -142,4 +142,4 @@ def _pooled_contraction(step: Close, found: Scattered, op: Op) -> Contraction | 
         number = (index[:, :1, :1] * 0 + 1).cumsum(0) - 1  # 0, 1, ... in this chunk
         return torch.embedding(rows, index + called("first_row_of_sample", number * count))
 
-    return Contraction(f"nk{own}p,n{own}p{features}->nk{own}{features}", operand=operand)
+    return Contraction(f"nk{own}p,n{own}p{features}->nk{step.site.theta}", operand=operand)

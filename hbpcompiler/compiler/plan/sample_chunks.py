@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.plan.arrivals import makes, reads
 from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
@@ -23,8 +24,6 @@ from hbpcompiler.compiler.plan.steps import (
     Tail,
     Tied,
     flat,
-    makes,
-    reads,
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS

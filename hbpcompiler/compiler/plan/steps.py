@@ -181,8 +181,8 @@ class Tail:
     """
 
     piece: Piece
-    value: Value
-    """where the piece is when the chunks are cut."""
+    values: tuple[Value, ...]
+    """where the piece is when the chunks are cut: at several values, if one operation bore it at all its inputs."""
     steps: tuple[Pull | Widen | Close, ...]
     samples: int
     columns: int
@@ -225,42 +225,6 @@ class SampleChunks:
 
 
 Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
-
-Arrival = tuple[Value, Piece]
-"""A piece at a value."""
-
-
-def reads(step: Step) -> list[Arrival]:
-    """The pieces that a step takes, each from where it has arrived."""
-    if isinstance(step, Tied):
-        return [(use.operation.output, step.piece) for use in step.uses]
-    if isinstance(step, Birth):
-        return [(step.operation.output, step.gradient)]
-    if isinstance(step, Gather | Average | Sample):
-        return [(step.value, piece) for piece in step.pieces]
-    if isinstance(step, Close):
-        return [] if step.piece is None else [(step.operation.output, step.piece)]
-    if isinstance(step, Pull | Widen):
-        return [(step.operation.output, step.piece)]
-    if isinstance(step, Tail):
-        return reads(step.steps[0]) if isinstance(step.steps[0], Widen) else [(step.value, step.piece)]
-    return []
-
-
-def makes(step: Step) -> list[Arrival]:
-    """The pieces that arrive by a step, and where."""
-    if isinstance(step, Seed):
-        return [(value, step.piece) for value in step.operation.tensors.values()]
-    if isinstance(step, Birth):
-        return [(step.operation.tensors[slot], step.piece) for slot in step.slots]
-    if isinstance(step, Gather | Average | Sample):
-        return [(step.value, step.into)]
-    if isinstance(step, Pull):
-        return [(step.operation.tensors[step.slot], step.piece)]
-    if isinstance(step, Widen):
-        return [(step.operation.tensors[step.slot], step.into)]
-    return []
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -309,20 +273,12 @@ def _operation(step: Step) -> Operation:
     return next(own.operation for own in flat(step) if not isinstance(own, Gather | Average | Sample | Tail))
 
 
-def live(steps: list[Step]) -> list[Step]:
-    """Drop every step whose result nothing reads: what was not asked for is not computed."""
-    wanted: set[tuple[str, str]] = set()
-    kept: list[Step] = []
-    for step in reversed(steps):
-        if isinstance(step, Close | Tied) or any((value.name, piece.name) in wanted for value, piece in makes(step)):
-            wanted |= {(value.name, piece.name) for value, piece in reads(step)}
-            kept.append(step)
-    return kept[::-1]
-
-
 def place_of(step: Step, graph: Graph) -> Operation:
     """The operation under whose heading a step is printed."""
-    return graph.makers[step.value.name] if isinstance(step, Gather | Average | Sample | Tail) else step.operation
+    if isinstance(step, Tail):
+        made = [value for value in step.values if value.name in graph.makers]
+        return graph.makers[made[0].name] if made else step.steps[0].operation
+    return graph.makers[step.value.name] if isinstance(step, Gather | Average | Sample) else step.operation
 
 
 def title(operation: Operation) -> str:

@@ -7,16 +7,15 @@ from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.plan.arrivals import makes
 from hbpcompiler.compiler.plan.local import Local
 from hbpcompiler.compiler.plan.steps import (
     Average,
-    Birth,
     Close,
     Gather,
     Piece,
     Pull,
     Sample,
-    Seed,
     Step,
     Tail,
     Tied,
@@ -77,8 +76,8 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     kept = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
     if kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
         return None  # what keeps samples or columns apart is as large as they are
-    starts = _starts(piece, steps)
-    if len(starts) != 1 or not own:
+    starts = _starts(piece, steps, own)
+    if not starts or not own:
         return None
     if local is not None and (found := local.tail(piece, own)) is not None:
         return found, own
@@ -92,14 +91,14 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     fits = allowed is None or each * piece.columns * resources.batch <= allowed
     is_small = each * piece.columns <= most_bytes(vectors_only, limits)
     if is_small and fits:
-        return _late_tail(piece, own, itemsize, resources, pools)
+        return _late_tail(piece, starts, own, itemsize, resources, pools)
     chunk = limits.vector_chunk_bytes if vectors_only else limits.recycled_bytes
     limit = chunk if allowed is None else min(chunk, allowed)
     samples = max(1, limit // (each * piece.columns))
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
     columns = math.ceil(piece.columns / chunks)
     limit_met = "" if is_small else "vector_bytes" if vectors_only else "spatial_bytes"
-    return Tail(piece, starts[0], _in_chunks(own, samples, columns), samples, columns, limit=limit_met), own
+    return Tail(piece, tuple(starts), _in_chunks(own, samples, columns), samples, columns, limit=limit_met), own
 
 
 def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, ...]:
@@ -114,7 +113,7 @@ def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, .
     return tuple(chosen)
 
 
-def _late_tail(piece: Piece, own: Sequence[Own], itemsize: int, resources: Resources,
+def _late_tail(piece: Piece, starts: Sequence[Value], own: Sequence[Own], itemsize: int, resources: Resources,
                pools: Container[Place]) -> tuple[Tail, Sequence[Own]] | None:
     """The end of the way of a piece of few columns, from where a whole batch of them would be large."""
     limits = resources.limits
@@ -123,31 +122,34 @@ def _late_tail(piece: Piece, own: Sequence[Own], itemsize: int, resources: Resou
             continue
         value, start, rest = step.operation.tensors[step.slot], step.operation.output, own[index:]
         each = math.prod(value.sample_shape) * itemsize * piece.columns
-        if each * limits.typical_batch > limits.recycled_bytes and _enters_at(start, own[:index], rest) and (
+        if each * limits.typical_batch > limits.recycled_bytes and _enters_at(start, starts, own[:index], rest) and (
                 start.name, piece.name) not in pools:
             samples = max(1, limits.late_chunk_bytes // each)
-            tail = Tail(piece, start, _in_chunks(rest, samples, piece.columns), samples, piece.columns,
+            tail = Tail(piece, (start,), _in_chunks(rest, samples, piece.columns), samples, piece.columns,
                         limit="recycled_bytes")
             return tail, rest
     return None
 
 
-def _enters_at(start: Value, before: Sequence[Own], rest: Sequence[Own]) -> bool:
-    """Whether the rest of the way reads nothing that was made before but the columns at `start`."""
+def _enters_at(start: Value, starts: Sequence[Value], before: Sequence[Own], rest: Sequence[Own]) -> bool:
+    """Whether the rest of the way reads nothing that was made before but the columns at `start`, and adds to nothing.
+
+    `starts`: where the piece begins.
+    """
     made = {step.operation.tensors[step.slot].name for step in rest if isinstance(step, Pull | Widen)}
-    arrived = {step.operation.tensors[step.slot].name for step in before if isinstance(step, Pull | Widen)}
+    arrived = {value.name for value in starts}
+    arrived |= {step.operation.tensors[step.slot].name for step in before if isinstance(step, Pull | Widen)}
     return all(step.operation.name in made | {start.name} for step in rest) and not made & (arrived | {start.name})
 
 
-def _starts(piece: Piece, steps: Sequence[Step]) -> list[Value]:
-    """The values at which the piece begins; for columns born of a diagonal, the value of the diagonal."""
-    starts: list[Value] = []
-    for step in steps:
-        if isinstance(step, Widen) and step.into == piece:
-            if step.operation.output not in starts:  # one for each operand
-                starts.append(step.operation.output)
-        elif isinstance(step, Gather | Average | Sample) and step.into == piece:
-            starts.append(step.value)
-        elif isinstance(step, Seed | Birth) and step.piece == piece:
-            starts += [value for value in step.operation.tensors.values() if value.role == "result" and value.batched]
-    return starts
+def _starts(piece: Piece, steps: Sequence[Step], own: Sequence[Own]) -> list[Value]:
+    """The values at which the piece begins: where others bring what its own steps read or add to.
+
+    An operation of two inputs bears columns at both. For columns born of a diagonal, the value of the diagonal.
+    """
+    widened = [step.operation.output for step in own if isinstance(step, Widen)]
+    touched = {step.operation.name for step in own}
+    touched |= {step.operation.tensors[step.slot].name for step in own if isinstance(step, Pull)}
+    brought = [value for step in steps if not any(step is each for each in own)
+               for value, other in makes(step) if other == piece and value.name in touched]
+    return list({value.name: value for value in (*widened, *brought)}.values())

@@ -8,7 +8,6 @@ shape and dtype, what makes several has their number, and all else is marked as 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -16,8 +15,13 @@ import torch
 from torch import fx
 
 Shape = tuple[str, ...]
-"""A length for each axis: "9", "N", "2*N + 1"; in loops "n" and "k" stand for a chunk's samples and columns."""
-_LENGTH = re.compile(r"(?:(\d+)\*)?[Nnk](?: \+ (-?\d+))?")
+"""A length for each axis: "9", "N", "2*N + 1"; in loops "n" and "k" stand for a chunk's samples and columns.
+
+Where a loop is inside another, "n*k" has as many as a chunk's columns of a chunk's samples, and "outer n" is the length
+of the chunk around a chunk of the same axis.
+"""
+OWN = ("k", "n", "N")
+"""Symbols of lengths, that of the innermost loop first."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,11 @@ def numbers(lengths: Shape) -> int:
 
 
 def length_at(length: str, size: int) -> int:
-    """An axis's length where the batch, or the chunk, is of this size."""
-    match = _LENGTH.fullmatch(length)
-    return int(match[1] or 1) * size + int(match[2] or 0) if match is not None else int(length)
+    """An axis's length where the batch, or the chunk, is of this size, and each chunk around it of one sample."""
+    terms = [term.split("*") for term in length.split(" + ")]
+    own = next((symbol for symbol in OWN if any(symbol in term for term in terms)), "")
+    total = 0
+    for term in terms:
+        numbers = [size if factor == own else int(factor) if factor.lstrip("-").isdigit() else 1 for factor in term]
+        total += math.prod(numbers)
+    return total

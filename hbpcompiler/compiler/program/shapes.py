@@ -1,4 +1,8 @@
-"""Symbolic shapes of everything the program computes: two runs on meta tensors, with two batch sizes."""
+"""Symbolic shapes of everything the program computes: runs on meta tensors, with two batch sizes.
+
+A loop's body has its own chunk's length beside those of what is around it. So it is run once for each of these lengths,
+with that one alone raised: what is as long as the chunk around it is told from what has that many numbers anyway.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,7 @@ def annotate(graph: fx.Graph, arguments: Callable[[int], Sequence[Any]]) -> None
 
     `arguments` gives a meta tensor for each of the program's arguments, for a batch of so many samples.
     """
-    few, many = (arguments(batch) for batch in BATCHES)
-    _mark(graph, [_run(graph, few, _pass_by), _run(graph, many, _annotate_body)], "N")
+    _annotate(graph, [arguments(batch) for batch in BATCHES], ("N",))
 
 
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
@@ -86,14 +89,23 @@ def evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     return node.target(*args, **kwargs)
 
 
-def _pass_by(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
-    """In the first of two runs loops are not entered: what they make is known."""
+def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence[str]) -> None:
+    """Of a graph and the bodies of its loops. The first of `given` has all lengths at the lower of two sizes, each of
+    the others has one of them, that of the symbol at its place, at the higher."""
+    calls: dict[Loop, list[Any]] = {}
+    runs = [_run(graph, arguments, lambda loop, *passed: calls.setdefault(loop, []).append(passed))
+            for arguments in given]
+    for loop, passed in calls.items():
+        few, many = BATCHES
+        rounds = [round_of(loop, *each, few) for each in passed]
+        _annotate(loop.body, [*rounds, round_of(loop, *passed[0], many)], _symbols(symbols, loop))
+    _mark(graph, runs, symbols)
 
 
-def _annotate_body(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
-    few, many = (round_of(loop, accumulators, cut, whole, length) for length in BATCHES)
-    runs = [_run(loop.body, few, _pass_by), _run(loop.body, many, _annotate_body)]
-    _mark(loop.body, runs, "n" if loop.axis == 0 else "k")
+def _symbols(around: Sequence[str], loop: Loop) -> list[str]:
+    """Those of a loop's body: its own is the last."""
+    own = "n" if loop.axis == 0 else "k"
+    return [*(f"outer {symbol}" if symbol.endswith(own) else symbol for symbol in around), own]
 
 
 def round_of(loop: Loop, accumulators: Sequence[Tensor], cut: Sequence[Tensor], whole: Sequence[Tensor],
@@ -109,15 +121,15 @@ def resized(tensor: Tensor, axis: int, length: int) -> Tensor:
     return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
 
-def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbol: str) -> None:
-    first, second = runs
+def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbols: Sequence[str]) -> None:
+    first, *others = runs
     for node in graph.nodes:
         if node.op == "output":
             continue
         value = first[node]
         if isinstance(value, Tensor):
-            pairs = zip(value.shape, second[node].shape, strict=True)
-            meta.set_tensor(node, tuple(_length(small, large, symbol) for small, large in pairs), value.dtype)
+            lengths = zip(value.shape, *(run[node].shape for run in others), strict=True)
+            meta.set_tensor(node, tuple(_length(low, high, symbols) for low, *high in lengths), value.dtype)
         elif isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
             meta.set_results(node, len(value))
         else:
@@ -145,11 +157,17 @@ def _tensors(item: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _length(small: int, large: int, symbol: str) -> str:
-    """A length that is linear in the batch size, from its two samples."""
-    slope, rest = divmod(large - small, BATCHES[1] - BATCHES[0])
-    if slope == 0 and rest == 0:
-        return str(small)
-    constant = small - slope * BATCHES[0]
-    text = symbol if slope == 1 else f"{slope}*{symbol}"
-    return text if constant == 0 else f"{text} + {constant}"
+def _length(low: int, high: Sequence[int], symbols: Sequence[str]) -> str:
+    """A length: a number, a multiple of some symbols, or a sum of multiples of them, from its samples."""
+    few, many = BATCHES
+    grown = [(symbol, length) for symbol, length in zip(symbols, high, strict=True) if length != low]
+    if not grown:
+        return str(low)
+    factor, rest = divmod(low, few ** len(grown))
+    if rest == 0 and factor and all(length * few == low * many for _, length in grown):
+        names = "*".join(symbol for symbol, _ in grown)
+        return names if factor == 1 else f"{factor}*{names}"
+    slopes = [(symbol, (length - low) // (many - few)) for symbol, length in grown]
+    constant = low - few * sum(slope for _, slope in slopes)
+    parts = [symbol if slope == 1 else f"{slope}*{symbol}" for symbol, slope in slopes]
+    return " + ".join(parts + [str(constant)] * (constant != 0))

@@ -54,12 +54,13 @@ class ChunkedProduct(Route):
         """[n, k, *theta] of a chunk."""
         if self.chunks(site)[0] > 1 or not site.has_positions:
             return product_of(site, use, op, columns)
-        return single_product(site, columns_of(use, op, columns), operand_of(use, op))
+        return single_product(site, columns_of(use, op, columns), operand_of(use, op), self.chunks(site)[1] == 1)
 
     def turns(self, site: Site, kinds: frozenset[str]) -> bool:
         """Whether columns that lie pixel by pixel are multiplied one by one as they are, operand first: [in, out]."""
         one_by_one = self.chunks(site) == (1, 1) and site.columns > 1 and not kinds & PER_SAMPLE
-        return one_by_one and not site.signed and is_plain(site) and site.letters[0].endswith("p")
+        is_image = is_plain(site) and site.letters[0].endswith("p") and not site.inputs_first
+        return one_by_one and not site.signed and is_image
 
     def turned(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
         """[in, out] of one column of one sample."""

@@ -74,7 +74,8 @@ class GramDiagonal(Route):
                     # One sample: a matrix product, then the positions' sum over what is still in cache.
                     features = operand.squeeze(0) if right.endswith(site.features) else operand.squeeze(0).t()
                     half = (gram.flatten(0, 2) @ features).unflatten(0, (site.size(own), site.size("p")))
-                    part.totals[kind].add_((half * features).sum(1))
+                    squares = (half * features).sum(1)
+                    part.totals[kind].add_(squares.t() if site.inputs_first else squares)
                     continue
                 half = einsum(f"{between},{other_right}->{mixed}", gram, operand)
                 part.totals[kind].add_(einsum(f"{mixed},{right}->{site.theta}", half, operand))

@@ -101,6 +101,11 @@ class Site:
         return "".join(letter for letter in self.theta if letter not in self.letters[0])
 
     @property
+    def inputs_first(self) -> bool:
+        """Whether a matrix is stored as [in, out], as for x @ w, and not as a linear layer's [out, in]."""
+        return self.theta == self.features + self.outer != self.outer + self.features
+
+    @property
     def product(self) -> int:
         """Multiply-adds of the einsum for one sample and one column."""
         return self.size(set(self.letters[0] + self.letters[1]))
@@ -227,19 +232,26 @@ def sum_out(tensor: Any, letters: str, kept: str) -> Any:
 
 
 def is_plain(site: Site) -> bool:
-    """Whether one sample's einsum over positions is a product of two matrices."""
+    """Whether one sample's einsum over positions is a product of two matrices (for [in, out] see `inputs_first`)."""
     return len(site.outer) == len(site.features) == 1 and not site.shared and site.has_positions
 
 
-def single_product(site: Site, columns: Any, operand: Any) -> Any:
-    """The einsum for a chunk of one sample as one matrix product, which beats a batch of one; [1, k, *theta]."""
+def single_product(site: Site, columns: Any, operand: Any, one: bool = False) -> Any:
+    """The einsum for a chunk of one sample as one matrix product, which beats a batch of one; [1, k, *theta].
+
+    `one`: of a single column, so that a parameter [in, out] is made as it lies in memory.
+    """
     left, right, _ = site.letters
     if not is_plain(site):
         return einsum(site.equation, columns, operand)
     columns = columns if left == f"nk{site.outer}p" else columns.mT
     operand = operand.squeeze(0)
     operand = operand.t() if right == f"n{site.features}p" else operand
-    return (columns.flatten(0, 2) @ operand).reshape(1, -1, site.size(site.outer), site.size(site.features))
+    rows = columns.flatten(0, 2)
+    if one and site.inputs_first:
+        return (operand.t() @ rows.t()).reshape(1, 1, *site.shape)
+    product = (rows @ operand).reshape(1, -1, site.size(site.outer), site.size(site.features))
+    return product.mT if site.inputs_first else product
 
 
 def traffic_of(site: Site, columns: Any, product: bool) -> Any:

@@ -1,0 +1,66 @@
+"""Which pieces a step of the plan takes, and which it brings, and where: the flow that the steps' order follows."""
+
+from __future__ import annotations
+
+from hbpcompiler.compiler.plan.steps import (
+    Average,
+    Birth,
+    Close,
+    Gather,
+    Piece,
+    Pull,
+    Sample,
+    Seed,
+    Step,
+    Tail,
+    Tied,
+    Widen,
+)
+from hbpcompiler.compiler.trace.graph import Value
+
+Arrival = tuple[Value, Piece]
+"""A piece at a value."""
+
+
+def reads(step: Step) -> list[Arrival]:
+    """The pieces that a step takes, each from where it has arrived."""
+    if isinstance(step, Tied):
+        return [(use.operation.output, step.piece) for use in step.uses]
+    if isinstance(step, Birth):
+        return [(step.operation.output, step.gradient)]
+    if isinstance(step, Gather | Average | Sample):
+        return [(step.value, piece) for piece in step.pieces]
+    if isinstance(step, Close):
+        return [] if step.piece is None else [(step.operation.output, step.piece)]
+    if isinstance(step, Pull | Widen):
+        return [(step.operation.output, step.piece)]
+    if isinstance(step, Tail):
+        first = step.steps[0]
+        return reads(first) if isinstance(first, Widen) else [(value, step.piece) for value in step.values]
+    return []
+
+
+def makes(step: Step) -> list[Arrival]:
+    """The pieces that arrive by a step, and where."""
+    if isinstance(step, Seed):
+        return [(value, step.piece) for value in step.operation.tensors.values()]
+    if isinstance(step, Birth):
+        return [(step.operation.tensors[slot], step.piece) for slot in step.slots]
+    if isinstance(step, Gather | Average | Sample):
+        return [(step.value, step.into)]
+    if isinstance(step, Pull):
+        return [(step.operation.tensors[step.slot], step.piece)]
+    if isinstance(step, Widen):
+        return [(step.operation.tensors[step.slot], step.into)]
+    return []
+
+
+def live(steps: list[Step]) -> list[Step]:
+    """Drop every step whose result nothing reads: what was not asked for is not computed."""
+    wanted: set[tuple[str, str]] = set()
+    kept: list[Step] = []
+    for step in reversed(steps):
+        if isinstance(step, Close | Tied) or any((value.name, piece.name) in wanted for value, piece in makes(step)):
+            wanted |= {(value.name, piece.name) for value, piece in reads(step)}
+            kept.append(step)
+    return kept[::-1]
