@@ -16,11 +16,11 @@ from hbpcompiler import schemes
 from hbpcompiler.block_product import block_product, meetings
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.targets import check_targets
-from hbpcompiler.compiler.pipeline import Built, build
+from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.stages import FIRST_RUN
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.checks import check_batch, check_runs
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
@@ -92,8 +92,7 @@ class Compiled:
         )
         if key not in self._built:
             check_model(self.model, self.loss)
-            check_runs(self.model, self.loss, batch)
-            self._built[key] = build(self.model, self.loss, batch, self.options)
+            self._built[key] = first_program(self.model, self.loss, batch, self.options)
             _warn_if_indefinite(self._built[key].draft.plan, self.loss)
         self._last = self._built[key]
         return self._last

@@ -24,17 +24,17 @@ def keep(model: nn.Module) -> nn.Module:
 
 
 class SharedExports:
-    """In place of `export(model, loss, batch, modules)`."""
+    """In place of `export(model, loss, batch, modules, answers)`; the answers are those of the first export."""
 
     def __init__(self, export: Export) -> None:
         self.export = export
         self.known: dict[Any, tuple[Any, Any]] = {}
         """What became of them; and models and losses, so that no other takes their ids."""
 
-    def __call__(self, model: nn.Module, loss: Any, batch: Any, modules: Any = None) -> Any:
+    def __call__(self, model: nn.Module, loss: Any, batch: Any, modules: Any = None, answers: Any = None) -> Any:
         key = (id(model), _state(model), _identity(loss), _layout(batch), tuple((modules or {}).items()))
         if key not in self.known:
-            self.known[key] = self.export(model, loss, batch, modules), (model, loss)
+            self.known[key] = self.export(model, loss, batch, modules, answers), (model, loss)
         return self.known[key][0]
 
     def forget(self) -> None:

@@ -48,11 +48,13 @@ from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.stages import Seconds, verify
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
+from hbpcompiler.compiler.trace.checks import check_runs
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.trace import Traced, trace
+from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
-from hbpcompiler.errors import UsesNotJoinedError
+from hbpcompiler.errors import HbpError, InputError, UsesNotJoinedError
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import Closing, closings_for
 from hbpcompiler.schemes import HESSIAN, SCHEMES
@@ -77,10 +79,28 @@ class Built:
     seconds: Seconds
 
 
-def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options) -> Built:
+def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options) -> Built:
+    """Model and loss tried on rows of the batch, then all stages.
+
+    Raises BatchDoesNotFitError where they fail on these rows, if no later check has a better word for it.
+    """
+    run = check_runs(model, loss, batch)
+    try:
+        built = build(model, loss, batch, options, run.answers)
+    except InputError:
+        raise
+    except HbpError as error:
+        raise run.complaint or error from error
+    if run.complaint is not None:
+        raise run.complaint
+    return built
+
+
+def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
+          answers: Answers | None = None) -> Built:
     """All stages, from a batch to a loaded program."""
     seconds = Seconds()
-    traced = _traced(model, loss, batch, options, seconds)
+    traced = _traced(model, loss, batch, options, seconds, answers)
     fields = naming.output_fields(traced.returned)
     matched, losses, draft = _drafted(traced, fields, batch, options, seconds)
     with seconds.stage("load"):
@@ -93,9 +113,10 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
     return Built(matched, draft, path, program, traced.constants, losses, traced.returned, fields, run, seconds)
 
 
-def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds) -> Traced:
+def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
+            answers: Answers | None) -> Traced:
     with seconds.stage("export"):
-        exported = trace(model, loss, batch, options.registry.modules)
+        exported = trace(model, loss, batch, options.registry.modules, answers)
     with seconds.stage("trace"):
         traced = taken_apart(exported, options.registry)
         verify("trace", check_graph(traced.graph))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
@@ -45,6 +46,13 @@ class Batch:
     @property
     def samples(self) -> int:
         return len(self.tensors[0])
+
+    def rows(self, count: int) -> tuple[Tensor, ...]:
+        """`count` samples of each tensor, copied: the first ones, in a circle if there are fewer; zeros if none."""
+        if not self.samples:
+            return tuple(tensor.new_zeros(count, *tensor.shape[1:]) for tensor in self.tensors)
+        return tuple(tensor.detach()[torch.arange(count, device=tensor.device) % self.samples]
+                     for tensor in self.tensors)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

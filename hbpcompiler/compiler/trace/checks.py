@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
+from hbpcompiler.compiler.trace.equivalents import plain_ways
+from hbpcompiler.compiler.trace.values import Answers, recorded
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
+
+SAMPLES = 2
+"""Rows of a batch on which model and loss are tried."""
 
 
 def shown(tensor: Tensor) -> str:
@@ -62,34 +68,62 @@ def _advice(item: Tensor, samples: int) -> str:
     return "; the first axis of every tensor counts the samples (a constant of the model belongs in a buffer)"
 
 
-def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> None:
-    """Run model and loss once on two samples of zeros, for torch's own messages with the batch's own shapes and types.
+@dataclass(frozen=True)
+class FirstRun:
+    """What a run of model and loss on some rows of a batch showed."""
 
-    Zeros are good indices everywhere. Buffers are copied and random numbers drawn aside, so nothing of the user's
-    changes.
+    answers: Answers
+    """What Python code made of tensors' values."""
+    complaint: BatchDoesNotFitError | None = None
+    """What torch says of these targets, if targets of zeros in their place would have gone through."""
+
+
+def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> FirstRun:
+    """Run model and loss once on two of the batch's own rows, for torch's own messages. Raises BatchDoesNotFitError.
+
+    Parameters and buffers are copied and random numbers drawn aside, so nothing of the user's changes.
     """
-    arguments, keywords, wanted = batch.layout.build([torch.zeros_like(item[:2]) for item in batch.tensors])
-    state = {**dict(model.named_parameters()), **{name: value.clone() for name, value in model.named_buffers()}}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    rows = batch.rows(SAMPLES)
+    arguments, keywords, wanted = batch.layout.build(rows)
+    state = {name: nn.Parameter(value.detach().clone(), value.requires_grad)
+             for name, value in model.named_parameters()}
+    state |= {name: value.detach().clone() for name, value in model.named_buffers()}
+    devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
+    with (torch.enable_grad(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
+          recorded() as answers):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
             output = torch.func.functional_call(model, state, arguments, keywords)
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}") from error
         try:
             outputs, structure = take_apart(output)
         except StrangerError:
-            return  # tracing says what to do
+            return FirstRun(answers)  # tracing says what to do
         try:
             loss(output, wanted)
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, Warning) as error:
+        except Exception as error:
             given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
             made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
             made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
-            raise BatchDoesNotFitError(f"y does not fit the loss. {given}, the model's output {made}. "
-                                       f"{reason(error)}") from error
+            complaint = BatchDoesNotFitError(f"y does not fit the loss. {given}, the model's output {made}. "
+                                             f"{reason(error)}")
+            complaint.__cause__ = error
+            zeros = [torch.zeros_like(row) for row in rows]
+            if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
+                raise complaint from error
+            return FirstRun(answers, complaint)
+    return FirstRun(answers)
+
+
+def _goes_through(loss: Callable[..., Tensor], output: Any, wanted: Any) -> bool:
+    try:
+        loss(output, wanted)
+    except Exception:
+        return False
+    return True
 
 
 def _described(labels: Sequence[str], tensors: Sequence[Tensor]) -> str:

@@ -11,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from types import MethodType
 from typing import Any
 
 import torch
@@ -21,7 +20,10 @@ from torch.fx import graph as fx_graph
 
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
+from hbpcompiler.compiler.trace.equivalents import module_equivalents, plain_ways, unchecked_distributions
+from hbpcompiler.compiler.trace.lengths import symbolic_lengths
 from hbpcompiler.compiler.trace.source import LIBRARY, source_of
+from hbpcompiler.compiler.trace.values import Answers, told_again
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
@@ -46,14 +48,19 @@ class _Whole(nn.Module):
     """Model and loss as one module, so that one graph holds both: of a batch's tensors, the loss and all outputs."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], arguments: Callable[[Sequence[Tensor]], Any],
-                 returned: Callable[[Structure], None]) -> None:
+                 returned: Callable[[Structure], None], answers: Answers) -> None:
         super().__init__()
         self.model = model
         self.loss = _Loss(loss)
         # Functions, because torch.export copies attributes and puts them back as they were.
         self.arguments, self.returned = arguments, returned
+        self.answers = answers
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with told_again(self.answers, __file__), symbolic_lengths(), plain_ways(), unchecked_distributions():
+            return self._run(tensors)
+
+    def _run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         arguments, keywords, target = self.arguments(tensors)
         output = self.model(*arguments, **keywords)
         try:
@@ -86,20 +93,22 @@ def _shown(shape: Sequence[Any]) -> str:
 
 
 def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
-           modules: Mapping[type[nn.Module], ModuleRule] | None = None) -> tuple[Any, Structure]:
+           modules: Mapping[type[nn.Module], ModuleRule] | None = None,
+           answers: Answers | None = None) -> tuple[Any, Structure]:
     """The ExportedProgram of the batch's tensors -> (loss, *outputs), functional, composites kept whole; and how the
     model's output is built of `outputs`.
 
-    `modules` are traced through their rules' forward. Raises ModelError where torch.export cannot follow the model,
-    naming module and line.
+    `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values in a run.
+    Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
-    few = tuple(tensor[:1].detach().expand(TRACED_BATCH, *tensor.shape[1:]).clone() for tensor in batch.tensors)
+    few = batch.rows(TRACED_BATCH)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
-    whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure))
+    whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
+                   answers or {})
     whole.training = model.training  # not train(): that would reach into the user's modules
-    with warnings.catch_warnings(), _quiet(), quoted_names(), _equivalents(model, modules or {}):
+    with warnings.catch_warnings(), _quiet(), quoted_names(), module_equivalents(model, modules or {}):
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
@@ -169,27 +178,6 @@ def quoted_names() -> Iterator[None]:
         yield
     finally:
         fx_graph._format_target = original
-
-
-@contextmanager
-def _equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleRule]) -> Iterator[None]:
-    """Meanwhile the modules that have a rule run the rule's forward; all that are refused are named at once."""
-    found = [(path, module) for path, module in model.named_modules() if type(module) in rules]
-    findings = [f"module {path!r} ({type(module).__name__}): {reason}" for path, module in found
-                if (reason := rules[type(module)].refuse(module)) is not None]
-    if findings:
-        raise UnsupportedOpError(listing("The model cannot be compiled:", findings))
-    before = [module.__dict__.get("forward") for _, module in found]
-    try:
-        for _, module in found:
-            module.__dict__["forward"] = MethodType(rules[type(module)].forward, module)
-        yield
-    finally:
-        for (_, module), own in zip(found, before, strict=True):
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.trace.batch import Batch, Layout
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.export import export
 from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.rule import ModuleRule
 
 
@@ -45,7 +46,10 @@ class Traced:
 
 
 def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
-          modules: Mapping[type[nn.Module], ModuleRule] | None = None) -> Traced:
-    """Run torch.export once. `modules` are traced through their rules' forward; ModelError where that is impossible."""
-    exported, returned = export(model, loss, batch, modules)
+          modules: Mapping[type[nn.Module], ModuleRule] | None = None, answers: Answers | None = None) -> Traced:
+    """Run torch.export once. `modules` are traced through their rules' forward; ModelError where that is impossible.
+
+    `answers`: what Python code made of tensors' values when it ran (see `values`).
+    """
+    exported, returned = export(model, loss, batch, modules, answers)
     return Traced(exported, model, loss, batch.layout, returned)

@@ -1,0 +1,78 @@
+"""What runs in place of torch's own code while tracing, because it computes the same in a way that can be followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import transformer
+from torch.utils import checkpoint
+
+from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.rule import ModuleRule
+
+
+@contextmanager
+def module_equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleRule]) -> Iterator[None]:
+    """Meanwhile the modules that have a rule run the rule's forward; all that are refused are named at once."""
+    found = [(path, module) for path, module in model.named_modules() if type(module) in rules]
+    findings = [f"module {path!r} ({type(module).__name__}): {reason}" for path, module in found
+                if (reason := rules[type(module)].refuse(module)) is not None]
+    if findings:
+        raise UnsupportedOpError(listing("The model cannot be compiled:", findings))
+    before = [module.__dict__.get("forward") for _, module in found]
+    try:
+        for _, module in found:
+            module.__dict__["forward"] = MethodType(rules[type(module)].forward, module)
+        yield
+    finally:
+        for (_, module), own in zip(found, before, strict=True):
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
+class _WithoutCheckpoints:
+    """In place of checkpoint's autograd function: what is kept is the planner's choice here."""
+
+    @staticmethod
+    def apply(run: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
+        return run(*arguments)
+
+
+def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """In place of a look at the mask's values: they are added to the scores in any case."""
+    return is_causal is True
+
+
+@contextmanager
+def plain_ways() -> Iterator[None]:
+    """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
+                _replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def unchecked_distributions() -> AbstractContextManager[None]:
+    """Meanwhile distributions do not look at the values of their arguments."""
+    return _replaced(torch.distributions.Distribution, "_validate_args", False)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+    own = getattr(owner, name)
+    setattr(owner, name, instead)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
