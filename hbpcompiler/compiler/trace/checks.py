@@ -85,8 +85,8 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
     """
     rows = batch.rows(SAMPLES)
     arguments, keywords, wanted = batch.layout.build(rows)
-    state = {name: nn.Parameter(value.detach().clone(), value.requires_grad)
-             for name, value in model.named_parameters()}
+    state: dict[str, Tensor] = {name: nn.Parameter(value.detach().clone(), value.requires_grad)
+                                for name, value in model.named_parameters()}
     state |= {name: value.detach().clone() for name, value in model.named_buffers()}
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with (torch.enable_grad(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.utils import checkpoint
 
-from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
 
@@ -38,10 +38,13 @@ def module_equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleR
 
 
 class _WithoutCheckpoints:
-    """In place of checkpoint's autograd function: what is kept is the planner's choice here."""
+    """In place of the autograd function of checkpoint(use_reentrant=True): what is kept is the planner's choice."""
 
     @staticmethod
     def apply(run: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
+        if not any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
+            raise ModelError("checkpoint(use_reentrant=True) of values that need no gradient cuts the gradient of all "
+                             "parameters inside off; write use_reentrant=False")
         return run(*arguments)
 
 

@@ -1,0 +1,66 @@
+"""What stands for torch's own code meanwhile, and is gone afterwards."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules import transformer
+from torch.utils import checkpoint
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.equivalents import module_equivalents, plain_ways, unchecked_distributions
+from hbpcompiler.rule import ModuleRule
+from tests.test_outputs import check
+
+
+def test_modules_run_their_rules_forward():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    rules = {nn.Linear: ModuleRule(nn.Linear, lambda module, x: x + 1)}
+    with module_equivalents(model, rules):
+        assert model(torch.ones(1, 2)).tolist() == [[2, 2]]
+    assert "forward" not in vars(model[0])
+
+
+def test_all_modules_that_are_refused_are_named():
+    rules = {nn.Linear: ModuleRule(nn.Linear, lambda module, x: x, lambda module: "too straight")}
+    with pytest.raises(hbp.UnsupportedOpError, match=r"'0' \(Linear\): too straight\n.*'1' \(Linear\)"), \
+            module_equivalents(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), rules):
+        pass
+
+
+def test_torchs_own_ways_come_back():
+    def own():
+        return (torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask,
+                checkpoint.CheckpointFunction, torch.distributions.Distribution._validate_args)
+
+    before = own()
+    with plain_ways(), unchecked_distributions():
+        assert all(now != then for now, then in zip(own(), before, strict=True))
+    assert own() == before
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.first, self.last, self.use_reentrant = nn.Linear(3, 3), nn.Linear(3, 2), use_reentrant
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        return checkpoint.checkpoint(lambda h: torch.tanh(self.last(h)), x, use_reentrant=self.use_reentrant)
+
+
+def test_checkpoints():
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    model = Checkpointed(use_reentrant=False).double()
+    _, expected = check(model, nn.CrossEntropyLoss(), (x,), y, ["grad"])
+    model.use_reentrant = True
+    found = hbp.compile(model, quantities=["grad"])(x, y)
+    assert all(torch.equal(found.grad[name], value) for name, value in expected.grad.items())
+
+
+def test_a_checkpoint_that_cuts_off_the_gradient():
+    class Cut(nn.Linear):
+        def forward(self, x):
+            return checkpoint.checkpoint(super().forward, x, use_reentrant=True)
+
+    with pytest.raises(hbp.CompileError, match="use_reentrant=False"):
+        hbp.compile(Cut(3, 2), quantities=["grad"])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
