@@ -5,6 +5,8 @@
     result = compiled(X, y)
 """
 
+import torch
+
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.errors import (
     CompileError,
@@ -16,7 +18,7 @@ from hbpcompiler.errors import (
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
-from hbpcompiler.version import __version__
+from hbpcompiler.version import __version__, warn_if_untried
 
 __all__ = [
     "QUANTITIES",
@@ -31,3 +33,5 @@ __all__ = [
     "__version__",
     "compile",
 ]
+
+warn_if_untried(torch.__version__)
