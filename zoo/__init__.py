@@ -1,0 +1,1 @@
+"""Models of strangers: each family of torchvision, timm and transformers, against autograd. `make zoo`."""

@@ -1,0 +1,97 @@
+"""`python -m zoo`: asks every family, each in a process of its own, and writes the table of docs/zoo.md.
+
+    python -m zoo                          all families (an hour or two on 2 cores)
+    python -m zoo timm:xcit transformers:  those whose title contains one of these texts
+    python -m zoo --table                  only writes the table anew from what build/zoo holds
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from . import timm_families, torchvision_families, transformers_families
+from .check import QUESTIONS, Outcome, as_record, ask
+from .family import Family
+from .table import page
+
+RECORDS = Path("build/zoo")
+PAGE = Path("docs/zoo.md")
+MEMORY = 10 * 2**30
+"""Bytes that one family's process may take."""
+
+
+def every_family() -> list[Family]:
+    return [*torchvision_families.families(), *timm_families.families(), *transformers_families.families()]
+
+
+def file_of(title: str, question: str) -> Path:
+    return RECORDS / f"{title}-{question}.json".replace(":", "-").replace(", ", "-").replace(" ", "-")
+
+
+def asked_apart(title: str, question: str, limit: float) -> Outcome:
+    """In a process of its own, so that one that takes all memory or all time takes nobody with it."""
+    command = [sys.executable, "-m", "zoo", "--here", title, question]
+    path = file_of(title, question)
+    path.unlink(missing_ok=True)
+    try:
+        done = subprocess.run(command, timeout=limit, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        outcome = Outcome("slow", limit, f"not done in {limit:.0f} s")
+    else:
+        if path.exists():
+            return _read(path)
+        outcome = Outcome("crashes", 0.0, f"process ended with {done.returncode}: {done.stderr[-300:]}")
+    path.write_text(json.dumps({"family": title, "question": question, **vars(outcome)}))
+    return outcome
+
+
+def _read(path: Path) -> Outcome:
+    record = json.loads(path.read_text())
+    return Outcome(record["status"], record["seconds"], record["text"])
+
+
+@click.command()
+@click.argument("wanted", nargs=-1)
+@click.option("--question", "questions", type=click.Choice(list(QUESTIONS)), multiple=True, help="only this one")
+@click.option("--limit", default=180.0, help="seconds that one question to one family may take")
+@click.option("--processes", default=2)
+@click.option("--table", "only_table", is_flag=True, help="only write the page from the records that there are")
+@click.option("--here", is_flag=True, hidden=True)
+def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, processes: int, only_table: bool,
+         here: bool) -> None:
+    """Families of torchvision, timm and transformers against autograd."""
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    families = every_family()
+    if here:
+        title, question = wanted
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        (family,) = [family for family in families if family.title == title]
+        file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))
+        return
+    if not only_table:
+        chosen = [family for family in families if not wanted or any(text in family.title for text in wanted)]
+        jobs = [(family.title, question) for family in chosen for question in questions or QUESTIONS]
+        _ask_all(jobs, limit, processes)
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    PAGE.write_text(page(records, [family.title for family in families]), encoding="utf-8")
+
+
+def _ask_all(jobs: list[tuple[str, str]], limit: float, processes: int) -> None:
+    console = Console()
+    with ThreadPoolExecutor(processes) as pool:
+        outcomes = pool.map(lambda job: asked_apart(*job, limit), jobs)
+        for (title, question), outcome in zip(jobs, outcomes, strict=True):
+            console.print(f"{title:45} {question:16} {outcome.status:8} {outcome.seconds:6.1f} s  "
+                          f"{' '.join(outcome.text.split())[:300]}", soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()

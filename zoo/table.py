@@ -1,0 +1,49 @@
+"""The page of docs/ that holds what became of every family."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from .check import QUESTIONS
+
+MOST = 160
+"""Characters of a reason that the table shows."""
+HEAD = """# The zoo
+
+Families of models that nobody here wrote: for each, a small member of torchvision, timm or transformers with random
+weights in float64 and eval mode, its default options, a batch of two. `make zoo` asks three questions of each and
+writes this page:
+
+- **gradient, norms**: the gradient and the norm of each sample's share of it, of every parameter, against autograd;
+- **diag_h**: random entries of the exact Hessian's diagonal, against double backward;
+- **kflr**: both Kronecker factors of some linear layers, against the Jacobian of the model's output there.
+
+"""
+
+
+def page(records: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
+    """Markdown, the families in the order of `titles`."""
+    found = {(record["family"], record["question"]): record for record in records}
+    asked = [title for title in titles if any((title, question) in found for question in QUESTIONS)]
+    lines = [HEAD, "| | " + " | ".join(QUESTIONS) + " |", "|---" * (len(QUESTIONS) + 1) + "|"]
+    for status in ("holds", "slow", "refused", "crashes", "wrong"):
+        counts = [Counter(record["status"] for record in records if record["question"] == question)[status]
+                  for question in QUESTIONS]
+        lines.append(f"| {status} | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", "| family | " + " | ".join(QUESTIONS) + " | why not |", "|---" * (len(QUESTIONS) + 2) + "|"]
+    for title in asked:
+        rows = [found.get((title, question)) for question in QUESTIONS]
+        words = " | ".join("-" if row is None else row["status"] for row in rows)
+        reasons = dict.fromkeys(_short(row["text"]) for row in rows if row is not None and row["text"])
+        lines.append(f"| {title} | {words} | {'; '.join(reasons)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(text: str) -> str:
+    """The first finding of an error, without the file that it was found in."""
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
+    chosen = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+    parts = [part for part in chosen.split(", ") if not part.startswith("/")]
+    return ", ".join(parts)[:MOST].replace("|", "\\|")
