@@ -6,7 +6,7 @@ PYTHON ?= python3
 RUN := .venv/bin
 comma := ,
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all lint docs bench zoo clean
 
 # Each stamp installs one set of extras; torch comes first, so that no extra pulls another one.
 .venv/torch:
@@ -39,5 +39,13 @@ docs: .venv/docs
 bench: .venv/demo
 	$(RUN)/python -m benchmarks.compare
 
+# Families of torchvision, timm and transformers against autograd; writes docs/zoo.md. Hours, and 6 GB to install.
+zoo: TORCH = torch==2.14.1
+zoo:
+	test -d .venv-zoo || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-zoo/bin/python -m pip install --quiet -e ".[zoo]"
+	.venv-zoo/bin/python -m zoo
+
 clean:
-	rm -rf .venv build dist out
+	rm -rf .venv .venv-zoo build dist out
