@@ -235,9 +235,23 @@ def test_outputs_in_the_file():
     torch.testing.assert_close(result.output["a"], model(x)["a"])
 
 
-def test_an_output_that_is_no_tensor_is_refused():
-    model = Several(lambda m, s, h: (m, {"cache": object()}))
-    with pytest.raises(hbp.CompileError, match=r"output\[1\]\['cache'\] is a object, .*neither a tensor"):
+def test_an_output_that_is_no_tensor_is_left_out():
+    model = Several(lambda m, s, h: (m + s, {"cache": object()}))
+    x, y = draw(2, 2), draw(2, 2)
+
+    def loss(output, target):
+        assert output[1]["cache"] is not None  # the loss still has it
+        return F.mse_loss(output[0], target)
+
+    result = hbp.compile(model, loss, ["grad"])(x, y)
+    assert result.output[1] == {"cache": None}
+    for name, value in zip(result.grad, torch.autograd.grad(loss(model(x), y), model.parameters()), strict=True):
+        close(result.grad[name], value, name)
+
+
+def test_an_output_that_is_a_number_of_the_batch_is_refused():
+    model = Several(lambda m, s, h: (m + s, m.shape[0]))
+    with pytest.raises(hbp.CompileError, match=r"output\[1\] is a number that depends on the batch"):
         hbp.compile(model, lambda out, y: F.mse_loss(out[0], y), ["grad"])(draw(2, 2), draw(2, 2))
 
 

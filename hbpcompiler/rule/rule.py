@@ -60,6 +60,8 @@ class Rule:
     merged: bool = False
     """Whether `forward` and all else count no axis from the front, so that [p*N, *z], a sample axis with positions
     merged into it, may come as [N, p, *z]."""
+    idle_if_empty: tuple[str, ...] = ()
+    """Lists of tensors in which one without elements changes nothing, so that it is left out."""
     without_samples: Callable[[Op], bool] = lambda op: False
     """Whether, at this use, `jac_t` and `params` also serve a result without sample axis, whose columns are
     [N, K, *out] all the same: a function of parameters and constants alone (the embedding of positions)."""

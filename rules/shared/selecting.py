@@ -16,6 +16,7 @@ def selection(
     params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {},
     window: Callable[[Op], Window | None] = lambda op: None,
     merged: bool = False,
+    idle_if_empty: tuple[str, ...] = (),
 ) -> Rule:
     """The rule of an operation that copies elements of `self`, or of the inputs that `jac_t` names."""
     return Rule(
@@ -28,6 +29,7 @@ def selection(
         window=window,
         refuse=refuse,
         merged=merged,
+        idle_if_empty=idle_if_empty,
         cases=cases,
     )
 

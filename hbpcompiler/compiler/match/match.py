@@ -9,6 +9,7 @@ from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals
 from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
@@ -56,6 +57,7 @@ def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_v
 def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
                ) -> tuple[Graph, dict[str, AnyRule]]:
     """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
+    graph = without_idle_operands(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(graph, registry), registry)
     graph = with_values(graph, registry, as_values) if not mixing else graph

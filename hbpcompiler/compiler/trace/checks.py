@@ -99,7 +99,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
             given = _described(batch.layout.labels, batch.inputs)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}") from error
         try:
-            outputs, structure = take_apart(output)
+            outputs, structure = take_apart(output, leave_out=True)
         except StrangerError:
             return FirstRun(answers)  # tracing says what to do
         try:

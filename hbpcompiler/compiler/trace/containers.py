@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -88,8 +89,12 @@ class Structure:
         return f"{self.spec}{parts}"
 
 
-def take_apart(tree: Any) -> tuple[list[Tensor], Structure]:
-    """The tensors, and what puts them together again. Raises StrangerError."""
+def take_apart(tree: Any, *, leave_out: bool = False) -> tuple[list[Tensor], Structure]:
+    """The tensors, and what puts them together again.
+
+    An object that is neither a tensor nor a constant raises StrangerError; with `leave_out` None takes its place (a
+    language model's cache among its outputs). A number that depends on the batch is never left out.
+    """
     if isinstance(tree, Tensor):
         return [tree], ONE
     entries, spec = pytree.tree_flatten_with_path(tree)
@@ -104,11 +109,13 @@ def take_apart(tree: Any) -> tuple[list[Tensor], Structure]:
         elif dataclasses.is_dataclass(item) and not isinstance(item, type):
             values = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
             try:
-                inner, fields = take_apart(values)
+                inner, fields = take_apart(values, leave_out=leave_out)
             except StrangerError as stranger:
                 raise StrangerError(pytree.keystr(path) + stranger.path, stranger.item) from None
             tensors += inner
             leaves.append(Leaf(path, False, record=Record(item, fields)))
+        elif leave_out and not isinstance(item, torch.SymInt):
+            leaves.append(Leaf(path, False, None))
         else:
             raise StrangerError(pytree.keystr(path), item)
     return tensors, Structure(spec, tuple(leaves))

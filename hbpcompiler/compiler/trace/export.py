@@ -64,12 +64,11 @@ class _Whole(nn.Module):
         arguments, keywords, target = self.arguments(tensors)
         output = self.model(*arguments, **keywords)
         try:
-            outputs, structure = take_apart(output)
+            outputs, structure = take_apart(output, leave_out=True)
         except StrangerError as stranger:
             raise ModelError(
-                f"the model's output{stranger.path} is {_described(stranger.item)}, which is neither a tensor nor a "
-                "constant; leave it out, or wrap the model in a module whose forward returns what the loss takes "
-                "(models of transformers: use_cache=False)"
+                f"the model's output{stranger.path} is a number that depends on the batch, which is neither a tensor "
+                "nor a constant; leave it out, or wrap the model in a module whose forward returns what the loss takes"
             ) from None
         if not outputs:
             raise ModelError(f"the model must return a tensor or several, but returned {type(output).__name__}")
@@ -82,10 +81,6 @@ class _Whole(nn.Module):
                 "use reduction='mean' or 'sum'"
             )
         return loss, *outputs
-
-
-def _described(item: Any) -> str:
-    return "a number that depends on the batch" if isinstance(item, torch.SymInt) else f"a {type(item).__name__}"
 
 
 def _shown(shape: Sequence[Any]) -> str:

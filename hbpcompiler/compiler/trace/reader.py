@@ -57,7 +57,7 @@ class _Reader:
         loss, *returned = (self.values[name] for name in outputs)
         inputs, targets = self.inputs[: self.layout.inputs], self.inputs[self.layout.inputs :]
         graph = Graph(inputs, targets, self.state, self.operations, returned, loss)
-        return _without_dead(graph)
+        return without_dead(graph)
 
     def _name_batch(self, users: Sequence[torch.fx.Node]) -> None:
         for node in users:
@@ -191,7 +191,7 @@ class PieceReader(_Reader):
         return self.operation.source
 
 
-def _without_dead(graph: Graph) -> Graph:
+def without_dead(graph: Graph) -> Graph:
     """Only what loss and output need; counters, asserts and shape arithmetic are gone."""
     network = graph.network()
     ends = [graph.loss.name, *(output.name for output in graph.outputs)]
