@@ -22,6 +22,7 @@ from torch import Tensor
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
 from hbpcompiler.rule.symbolic import (
+    Attribute,
     evaluate,
     exactly,
     expm1,
@@ -44,7 +45,7 @@ Written: TypeAlias = "Expr | Callable[[Op], Expr | None] | None"
 
 def attribute(name: str) -> Symbol:
     """An attribute of the operation (`negative_slope`), replaced by its number at each use."""
-    return Symbol(name, real=True)
+    return Attribute(name, real=True)
 
 
 def elementwise(
@@ -110,14 +111,19 @@ def settings(*attributes: Mapping[str, Any]) -> list[Case]:
 
 
 def bound(op: Op, written: Written) -> Any:
-    """The expression of this use, attributes replaced by numbers: exactly, as fractions, so that they still cancel."""
+    """The expression of this use, attributes replaced by numbers: exactly, as fractions, so that they still cancel.
+
+    One that is known only when the program runs, as the batch's size is, stays a symbol.
+    """
     if callable(written) and not isinstance(written, sympy.Basic):
         written = written(op)
     if written is None:
         return None
     expression = sympy.sympify(written)
     symbols = [symbol for symbol in expression.free_symbols if symbol not in (x, y, dy)]
-    return expression.subs({symbol: exactly(getattr(op, symbol.name)) for symbol in symbols})
+    numbers = {symbol: getattr(op, symbol.name) for symbol in symbols}
+    return expression.subs({symbol: exactly(number) for symbol, number in numbers.items()
+                            if isinstance(number, int | float)})
 
 
 @lru_cache(maxsize=512)
@@ -226,8 +232,10 @@ def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
 
     def value_of(expression: Expr) -> Any:
         for symbol in sorted(expression.free_symbols, key=str):
-            if symbol not in values:
-                values[symbol] = value_of(shared[symbol]) if symbol in shared else readers[symbol]()
+            if symbol in shared and symbol not in values:
+                values[symbol] = value_of(shared[symbol])
+            elif symbol not in values:
+                values[symbol] = readers[symbol]() if symbol in readers else getattr(op, symbol.name)
         return evaluate(expression, values)
 
     return value_of(reduced[which])

@@ -6,9 +6,8 @@ from dataclasses import replace
 import sympy
 import torch
 
-from hbpcompiler.elementwise import Piecewise, elementwise, settings, x
+from hbpcompiler.elementwise import Piecewise, attribute, elementwise, settings, x
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
-from hbpcompiler.rule.symbolic import exactly
 
 from .shared.aligned import lifted, misaligned, other_than, unbroadcast
 from .shared.binary import Look, binary, operands
@@ -16,8 +15,18 @@ from .shared.binary import Look, binary, operands
 # -- within limits: at a limit itself the gradient passes, as torch has it --------------------------------------------
 
 
-def limits(op: Op) -> tuple[float | None, float | None]:
-    return getattr(op, "min", None), getattr(op, "max", None)
+def limits(op: Op) -> list[sympy.Symbol | None]:
+    """The lower and the upper one, where there are such."""
+    return [None if getattr(op, name, None) is None else attribute(name) for name in ("min", "max")]
+
+
+def crossed(op: Op) -> bool:
+    """Whether the lower limit is above the upper one, which then counts."""
+    numbers = [getattr(op, name, None) for name in ("min", "max")]
+    if not all(isinstance(number, int | float) for number in numbers):
+        return False
+    low, high = numbers
+    return bool(low > high)
 
 
 def inside(op: Op) -> sympy.Expr:
@@ -27,9 +36,8 @@ def inside(op: Op) -> sympy.Expr:
 
 
 def clamped(op: Op) -> sympy.Expr:
-    """The upper limit counts where they cross."""
-    low, high = [None if limit is None else exactly(limit) for limit in limits(op)]
-    if low is not None and high is not None and low > high:
+    low, high = limits(op)
+    if crossed(op):
         return high
     pieces = [] if low is None else [(low, x < low)]
     pieces += [] if high is None else [(high, x > high)]
@@ -47,7 +55,7 @@ CLAMP = [
             clamped,
             first=inside,
             second=sympy.Integer(0),
-            forward=lambda op: op.self.clamp(*limits(op)),
+            forward=lambda op: op.self.clamp(getattr(op, "min", None), getattr(op, "max", None)),
             cases=settings(*given),
         ),
         refuse=clamp_refused,

@@ -101,7 +101,8 @@ class Op:
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
 
-        Of a list each tensor has one or not by itself. What `forward` saved counts as having a sample axis.
+        Of a list each tensor has one or not by itself. What `forward` saved counts as having a sample axis, a number
+        that depends on the batch's size as having none.
         """
 
         def read_slot(slot: str, tensor: Any) -> Any:
@@ -113,8 +114,8 @@ class Op:
                 return [read_slot(f"{name}.{position}", tensor) for position, tensor in enumerate(found)]
             return read_slot(name, found)
 
-        return Op(tensors, self._attributes, self._shapes, index=self.index, differentiated=self.differentiated,
-                  active=self._active, batched=self._batched)
+        return Op(tensors, {name: read(item, False) for name, item in self._attributes.items()}, self._shapes,
+                  index=self.index, differentiated=self.differentiated, active=self._active, batched=self._batched)
 
 
 def first_tensor(operation: str) -> str | None:

@@ -18,7 +18,11 @@ import torch.nn.functional as F
 from sympy import Expr, Piecewise, Symbol
 
 
-class sigmoid(sympy.Function):  # type: ignore[misc]  # sympy is untyped; sympy's functions are lower-case classes
+class Attribute(Symbol):  # type: ignore[misc]  # sympy is untyped; sympy's functions below are lower-case classes
+    """Stands for an attribute of an operation, a number: its value is no tensor."""
+
+
+class sigmoid(sympy.Function):  # type: ignore[misc]  # as above
     """1 / (1 + exp(-x))."""
 
     def fdiff(self, argindex: int = 1) -> Expr:
@@ -217,4 +221,5 @@ def _choice(mask: Any, value: float, otherwise: float) -> Any:
 
 def _tensor(condition: Expr, values: Mapping[Symbol, Any]) -> Any:
     """A tensor of the right dtype among those that the condition reads."""
-    return next(values[symbol] for symbol in sorted(condition.free_symbols, key=str))
+    symbols = [symbol for symbol in condition.free_symbols if not isinstance(symbol, Attribute)]
+    return values[min(symbols, key=str)]

@@ -22,6 +22,8 @@ def varying(op: Op, names: Sequence[str] = ("self", "other")) -> list[str]:
 
 def scaled(value: Any, number: float) -> Any:
     """A product with a number, short where that is 1 or -1."""
+    if not isinstance(number, int | float):
+        return value * number  # it depends on the batch's size
     return value if number == 1 else -value if number == -1 else value * number
 
 

@@ -52,7 +52,7 @@ def test_a_list_of_tensors_is_a_list():
 
 def test_what_stands_for_the_batch_size():
     expanded = operation("expand", value("e", N, 4), {"size": 2 * N, "implicit": False}, self=value("x", 1, 4))
-    assert bind(expanded, lambda name: name, set(), number=lambda item: item.subs(N, 5)).size == sympy.Integer(10)
+    assert bind(expanded, lambda name: name, set(), number=lambda name, item: item.subs(N, 5)).size == sympy.Integer(10)
 
 
 def test_curved_operations():

@@ -17,11 +17,8 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
-from hbpcompiler.compiler.trace.graph import (
-    N,
-    Operation,
-    Value,
-)
+from hbpcompiler.compiler.trace.graph import Operation, Value
+from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.quantities import QUANTITIES, Closed
 from hbpcompiler.rule import Op, computed
 
@@ -78,8 +75,8 @@ class _Derivation:
             shared = value.shared if value is not None else operation.output.shared
             return self._of_each(tensors(name), value) if shared else tensors(name)
 
-        op = bind(operation, tensors, self.active, crossed, self._length)
-        self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._length)
+        op = bind(operation, tensors, self.active, crossed, self._number)
+        self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._number)
         rule = self.rules.get(operation.name)
         saved: Mapping[str, Any] = {}
         plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
@@ -105,21 +102,16 @@ class _Derivation:
         def other(item: Any) -> Any:
             if isinstance(item, torch.device):
                 return self.proxies[self.source.inputs[0].name].device
-            return self._length(item) if hasattr(item, "free_symbols") else item
+            return arithmetic(item, self.batch) if depends_on_batch(item) else item
 
         def run(*positional: Any, **keywords: Any) -> Any:
             return self.writer.call(packet_of(operation), *positional, **keywords)
 
         return call(operation, run, lambda slot: self.proxies[operation.tensors[slot].name], other)
 
-    def _length(self, expression: Any) -> Any:
-        """A polynomial in N as arithmetic on the batch size."""
-        total: Any = 0
-        for power, coefficient in enumerate(reversed(expression.as_poly(N).all_coeffs())):
-            if coefficient:
-                term = coefficient if power == 0 else self.batch**power if power > 1 else self.batch
-                total = total + (term * int(coefficient) if power and coefficient != 1 else term)
-        return total
+    def _number(self, name: str, expression: Any) -> Any:
+        """An attribute that depends on the batch's size as arithmetic on it."""
+        return arithmetic(expression, self.batch)
 
     # -- results -----------------------------------------------------------------------------------------------------
 

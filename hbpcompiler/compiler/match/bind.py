@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.compiler.trace.numbers import depends_on_batch
 from hbpcompiler.rule import Op, Rule, Zero
 
 
@@ -20,10 +21,10 @@ def static_op(operation: Operation, active: AbstractSet[str]) -> Op:
 
 
 def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSet[str], differentiated: bool = True,
-         number: Callable[[Any], Any] = lambda item: item) -> Op:
+         number: Callable[[str, Any], Any] = lambda name, item: item) -> Op:
     """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`.
 
-    `number` says what stands for an attribute that is a polynomial in N.
+    `number(name, expression)` says what stands for an attribute that depends on the batch's size.
     """
     shapes = {slot: value.sample_shape for slot, value in operation.tensors.items()}
     shapes["output"] = operation.output.sample_shape
@@ -38,7 +39,7 @@ def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSe
             return [tensors(slot) if isinstance(slot, str) else slot for slot in lists[name]]
         return tensors(name)
 
-    attributes = {name: number(item) if hasattr(item, "free_symbols") else item
+    attributes = {name: number(name, item) if depends_on_batch(item) else item
                   for name, item in operation.attributes.items() if name not in lists}
     # Columns end at a parameter, so it is none of the inputs that a residual or a Jacobian runs between.
     carries = frozenset(slot for slot, value in operation.tensors.items()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
+from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals
 from hbpcompiler.compiler.match.fuse import fuse
@@ -140,7 +141,7 @@ def _refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> 
     where = f"{operation.target} in {operation.source}"
     op = static_op(operation, active)
     findings = []
-    if (reason := rule.refuse(op)) is not None:
+    if (reason := refuse_numbers(operation, rule, active) or rule.refuse(op)) is not None:
         findings.append(f"{where}: {reason}")
         return findings
     if isinstance(rule, LossRule):

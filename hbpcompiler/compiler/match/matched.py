@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.match.stand_ins import StandIns, meta_number
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.registry import AnyRule
@@ -61,7 +61,8 @@ class Matched:
         """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
         if operation.name not in self._static_ops:
             stand_ins = StandIns(operation, self.rules.get(operation.name))
-            self._static_ops[operation.name] = bind(operation, stand_ins, self.active)
+            self._static_ops[operation.name] = bind(operation, stand_ins, self.active,
+                                                    number=meta_number(operation))
         return self._static_ops[operation.name]
 
     @cached_property

@@ -26,6 +26,7 @@ from hbpcompiler.compiler.trace.graph import (
     Operation,
     Value,
 )
+from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.rule.registry import Registry
@@ -165,7 +166,7 @@ def _with_batch(value: Value, batch: int) -> Value:
 
 def _number(item: Any) -> Any:
     """An attribute as it is for a batch of one."""
-    return int(item.subs(N, 1)) if hasattr(item, "free_symbols") else item
+    return arithmetic(item, 1) if depends_on_batch(item) else item
 
 
 def _call_of_one(operation: Operation, values: Sequence[Tensor]) -> Any:
@@ -204,7 +205,7 @@ def _check_samples_stay_apart(operation: Operation) -> None:
     try:
         together = aten.call(operation, aten.overload_of(operation), dict(zip(operation.tensors, whole,
                                                                               strict=True)).__getitem__,
-                             lambda item: int(item.subs(N, batch)) if hasattr(item, "free_symbols") else item)
+                             lambda item: arithmetic(item, batch) if depends_on_batch(item) else item)
         for n in range(batch):
             alone = _call_of_one(operation, [samples[n] for samples in ones])
             part = _sample(together, operation.output, n, batch)

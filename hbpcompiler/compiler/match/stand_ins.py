@@ -7,10 +7,27 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.match.aten import overload_of
 from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.trace.graph import Operation, Value, meta
+from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value, meta
+from hbpcompiler.compiler.trace.numbers import arithmetic
 from hbpcompiler.rule import computed
 from hbpcompiler.rule.registry import AnyRule
+
+
+def meta_number(operation: Operation) -> Callable[[str, Any], Any]:
+    """What stands for an attribute that depends on the batch's size: a length for SAMPLES samples, or a number of
+    which nothing is known, as a tensor without axes."""
+    types = {}
+    if operation.target.startswith("aten."):
+        types = {argument.name: str(argument.type) for argument in overload_of(operation)._schema.arguments}
+
+    def number(name: str, expression: Any) -> Any:
+        if types.get(name, "int") in ("int", "SymInt", "Optional[int]", "Optional[SymInt]"):
+            return arithmetic(expression, SAMPLES)
+        return torch.empty((), dtype=operation.output.dtype, device="meta")
+
+    return number
 
 
 class StandIns:
@@ -28,5 +45,6 @@ class StandIns:
         if self.saved is None:
             self.saved = {}
             if self.rule is not None and self.rule.forward is not None:
-                _, self.saved = computed(self.rule, bind(self.operation, self, set(), True))
+                op = bind(self.operation, self, set(), True, meta_number(self.operation))
+                _, self.saved = computed(self.rule, op)
         return self.saved[name]

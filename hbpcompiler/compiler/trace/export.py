@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
@@ -108,6 +109,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
         try:
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
             _check_gradients_stay_on(program)
+            _check_any_size(program, batch.samples)
             return program.run_decompositions({}), returned[-1]
         except (ModelError, UnsupportedOpError):
             raise
@@ -128,6 +130,33 @@ def _check_gradients_stay_on(program: Any) -> None:
         places = [str(source_of(inner)) for node in found for inner in _nodes_of(program, node)][:5]
         raise ModelError(listing("torch.no_grad() inside the model or the loss is not supported; use x.detach():",
                                  sorted(set(places))))
+
+
+OTHER_SIZES = (2, 3, 5, 11, 32, 100)
+"""Of a batch, beside the one that is traced."""
+
+
+def _check_any_size(program: Any, samples: int) -> None:
+    """What the code decided or computed from the batch's size while it was traced must hold for other sizes too, and
+    for this batch's: torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
+    found = []
+    for guard in _guards(program):
+        (symbol,) = guard.expr.free_symbols
+        held = [guard.expr.subs(symbol, size) == sympy.true for size in OTHER_SIZES]
+        if not any(held) or (samples > 1 and guard.expr.subs(symbol, samples) != sympy.true):
+            frame = guard.sloc.maybe_user_loc or guard.sloc.framework_loc
+            found.append(f"{frame.filename}:{frame.lineno}: {frame.line}" if hasattr(frame, "lineno") else str(frame))
+    if found:
+        raise ModelError(listing("The model cannot be traced: its code fixes or compares the batch's size, and a "
+                                 "program serves every size; write it for any:", sorted(set(found))))
+
+
+def _guards(program: Any) -> list[Any]:
+    """Conditions on one symbolic size under which torch.export's graph holds."""
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
+    environment = modes[0].shape_env if modes else None
+    return [guard for guard in getattr(environment, "guards", ()) if len(guard.expr.free_symbols) == 1]
 
 
 def _trained(program: Any) -> set[torch.fx.Node]:

@@ -20,6 +20,7 @@ from hbpcompiler.compiler.trace.graph import (
     Source,
     Value,
 )
+from hbpcompiler.compiler.trace.numbers import plain
 from hbpcompiler.compiler.trace.source import source_of
 from hbpcompiler.errors import ModelError
 
@@ -74,7 +75,7 @@ class _Reader:
     def _expression(self, length: Any) -> Any:
         if isinstance(length, int):
             return length
-        expression = length.node.expr.subs(self.symbols) if hasattr(length, "node") else sympy.sympify(length)
+        expression = plain(length.node.expr.subs(self.symbols)) if hasattr(length, "node") else sympy.sympify(length)
         return int(expression) if expression.is_Integer else expression
 
     def _value(self, node: torch.fx.Node, tensor: Tensor, role: str, key: str = "", trainable: bool = False) -> Value:

@@ -1,0 +1,75 @@
+"""Numbers that a model or a loss makes of the batch's size: sympy expressions in N, and arithmetic of their kind."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import sympy
+
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.rule.symbolic import exactly
+
+PLAIN: Mapping[str, Callable[..., Any]] = {
+    "IntTrueDiv": lambda a, b: a / b,
+    "FloatTrueDiv": lambda a, b: a / b,
+    "FloatPow": lambda a, b: a**b,
+    "PowByNatural": lambda a, b: a**b,
+    "ToFloat": lambda a: a,
+    "OpaqueUnaryFn_sqrt": sympy.sqrt,
+}
+"""torch's own functions of sizes that sympy has too, by name."""
+WHOLE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "FloorDiv": operator.floordiv, "Mod": operator.mod, "PythonMod": operator.mod}
+"""Those that it has not, as Python has them."""
+
+
+def plain(expression: Any) -> Any:
+    """The expression in sympy's own functions where it has them, so that N / N cancels; numbers are exact fractions."""
+    expression = sympy.sympify(expression)
+    if not isinstance(expression, sympy.Expr):
+        return expression  # a truth value
+    expression = expression.replace(lambda part: type(part).__name__ in PLAIN,
+                                    lambda part: PLAIN[type(part).__name__](*part.args))
+    return expression.xreplace({part: exactly(float(part)) for part in expression.atoms(sympy.Float)})
+
+
+def depends_on_batch(item: Any) -> bool:
+    """Whether this number is an expression in N."""
+    return N in getattr(item, "free_symbols", ())
+
+
+def arithmetic(expression: Any, batch: Any) -> Any:
+    """The expression with `batch` for N, a number or a proxy; TypeError where Python has no such function."""
+    polynomial = expression.as_poly(N) if isinstance(expression, sympy.Expr) else None
+    if polynomial is not None and all(coefficient.is_Integer for coefficient in polynomial.all_coeffs()):
+        return _polynomial([int(coefficient) for coefficient in reversed(polynomial.all_coeffs())], batch)
+    above, below = expression.as_numer_denom()
+    if below != 1:
+        return arithmetic(above, batch) / arithmetic(below, batch)
+    if expression == N:
+        return batch
+    if expression.is_number:
+        return int(expression) if expression.is_Integer else float(expression)
+    parts = [arithmetic(part, batch) for part in expression.args]
+    if isinstance(expression, sympy.Add):
+        return reduce(operator.add, parts)
+    if isinstance(expression, sympy.Mul):
+        return reduce(operator.mul, parts)
+    if isinstance(expression, sympy.Pow):
+        return parts[0] ** parts[1]
+    if type(expression).__name__ in WHOLE:
+        return WHOLE[type(expression).__name__](*parts)
+    raise TypeError(f"no arithmetic for {type(expression).__name__}")
+
+
+def _polynomial(coefficients: list[int], batch: Any) -> Any:
+    """By rising powers, a negative number last: N - 1."""
+    total: Any = 0
+    for power, coefficient in enumerate(coefficients):
+        if coefficient and (power or coefficient > 0):
+            term = coefficient if power == 0 else batch**power if power > 1 else batch
+            total = total + (term * coefficient if power and coefficient != 1 else term)
+    return total - -coefficients[0] if coefficients[0] < 0 else total

@@ -1,0 +1,91 @@
+"""Arguments of operations that depend on the batch's size: the right values, or a refusal by name."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.compiler.trace.numbers import arithmetic, plain
+from hbpcompiler.reference import reference
+from hbpcompiler.rule.registry import builtin
+from tests.hand_made import operation, value
+from tests.test_quantities import close
+
+TAKEN = {
+    "x * N": lambda x, n: x * n, "x / N": lambda x, n: x / n, "N / x": lambda x, n: n / (x + 3),
+    "N - 1": lambda x, n: x * (n - 1), "x * (1 / N)": lambda x, n: x * (1 / n), "N ** .5": lambda x, n: x / n**0.5,
+    "x * (N // 2)": lambda x, n: x * (n // 2), "x * (N % 3)": lambda x, n: x * (n % 3), "x ** N": lambda x, n: x**n,
+    "clamp": lambda x, n: (3 * x).clamp(-1 / n, n), "softplus": lambda x, n: F.softplus(x, n),
+    "alpha": lambda x, n: torch.add(x, x.sin(), alpha=n), "remainder": lambda x, n: torch.remainder(9 * x, n),
+    "where": lambda x, n: torch.where(x > 0, x, n), "full": lambda x, n: x * torch.full_like(x, 1 / n),
+    "arange": lambda x, n: x * torch.arange(n).unsqueeze(1), "hardshrink": lambda x, n: F.hardshrink(x, 1 / n),
+}
+REFUSED = {
+    "N ** x": lambda x, n: n**x, "leaky_relu": lambda x, n: F.leaky_relu(x, 1 / n), "elu": lambda x, n: F.elu(x, n),
+    "hardtanh": lambda x, n: F.hardtanh(x, -n, n),
+}
+
+
+class Numbers(nn.Module):
+    """Each function of features of its own and of the batch's size, side by side."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions, self.first = functions, nn.Linear(3, len(functions))
+        self.last = nn.Linear(len(functions), 2)
+
+    def forward(self, x):
+        features = torch.tanh(self.first(x)).split(1, 1)
+        return self.last(torch.cat([function(part, x.shape[0])
+                                    for function, part in zip(self.functions, features, strict=True)], 1))
+
+
+def test_numbers_of_the_batch_size():
+    torch.manual_seed(0)
+    model = Numbers(list(TAKEN.values())).double()
+    compiled = hbp.compile(model, quantities=["grad", "variance", "diag_ggn", "diag_h"])
+    for samples in (4, 3):
+        X, y = torch.randn(samples, 3, dtype=torch.float64), torch.arange(samples) % 2
+        result = compiled(X, y)
+        for quantity in result:
+            for key, expected in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+                close(result[quantity][key], expected, f"{quantity} of {key}")
+
+
+def test_what_rules_cannot_take_is_refused_by_name():
+    model = Numbers(list(REFUSED.values()))
+    with pytest.raises(hbp.UnsupportedOpError) as caught:
+        hbp.compile(model, quantities=["grad"])(torch.randn(4, 3), torch.arange(4) % 2)
+    for operation, argument in (("pow", "self=N"), ("leaky_relu", "negative_slope=1/N"), ("elu", "alpha=N"),
+                                ("hardtanh", "min_val=-N, max_val=N")):
+        assert any(f"aten.{operation} " in line and f"argument {argument} depends on the number of samples" in line
+                   for line in str(caught.value).splitlines()), operation
+
+
+def test_only_numbers_that_depend_on_it_are_tried_out():
+    rule, given = builtin().find("aten.leaky_relu", ""), value("x", N, 3)
+    for slope, refused in ((0.2, False), (1 / N, True)):
+        use = operation("leaky_relu", value("y", N, 3), {"negative_slope": slope}, self=given)
+        assert (refuse_numbers(use, rule, {"x", "y"}) is not None) == refused
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, n: F.layer_norm(x, (1,), eps=1 / n),  # torch.export would keep the traced batch's 1 / 7
+    lambda x, n: 2 * x if n > 5 else x,
+])
+def test_code_that_fixes_or_compares_the_batch_size(function):
+    with pytest.raises(hbp.CompileError, match=r"fixes or compares the batch's size(.|\n)*\.py:\d+"):
+        hbp.compile(Numbers([function]), quantities=["grad"])(torch.randn(4, 3), torch.arange(4) % 2)
+
+
+def test_arithmetic():
+    from torch.utils._sympy.functions import FloatPow, FloorDiv, IntTrueDiv, Mod
+
+    assert plain(IntTrueDiv(3 * N, 3)) == N
+    assert plain(FloatPow(N, 0.5)) ** 2 == N
+    for expression, number in ((N - 1, 4), (N**2 + 2 * N, 35), (FloorDiv(N, 2), 2), (Mod(N, 3) + 1, 3), (1 / N, 0.2),
+                              (N / (N + 5), 0.5)):
+        assert arithmetic(expression, 5) == number
