@@ -20,35 +20,39 @@ from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.stages import FIRST_RUN
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.compiler.trace.checks import check_batch, check_runs
+from hbpcompiler.compiler.trace.reader import loss_tensors
 from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
     InputError,
-    InputTypeError,
 )
 from hbpcompiler.explain import explain
+from hbpcompiler.guards import TRACING, Guards, State
+from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
+from hbpcompiler.seeded import seeded
 
 
 class Compiled:
     """A model compiled for some quantities. Call it with a batch: `result = compiled(X, y)`.
 
     The model's parameters and buffers are read live at each call and never changed. A program is traced at the first
-    batch (or at once from `example_inputs`), serves every batch size, and is kept per input shape, dtype, device,
-    train/eval modes and set of trainable parameters.
+    batch (or at once from `example_inputs`), serves every batch size, and is kept per input shape, dtype, device and
+    state of Python: modes, plain attributes, hooks, functions, autocast (see `guards`). Several threads may compile and
+    call at once.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], options: Options) -> None:
         self.model = model
         self.loss = loss
         self.options = options
-        self._built: dict[Any, Built] = {}
-        self._last: Built | None = None
+        self._guards = Guards(model, loss)
+        self._last: tuple[State, Built] | None = None
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -63,11 +67,12 @@ class Compiled:
         torch's global generator. Raises InputError for a batch that does not fit, before anything is computed.
         """
         given = check_batch(self.model, batch)
-        built = self._program(given)
+        state, built = self._program(given)
         check_targets(built.losses, built.matched.graph, given)
         check_fits(built.draft.memory, self.options.memory_budget, given.samples)
-        with torch.no_grad(), _seeded(generator), built.seconds.first(FIRST_RUN):
-            raw = built.run(self._state(built), *given.tensors)
+        casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
+        with torch.no_grad(), casts, seeded(generator), built.seconds.first(FIRST_RUN):
+            raw = built.run(self._arguments(state, built), *given.tensors)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         return Result(raw, output, self.quantities, self.model, meetings(built.draft.plan))
 
@@ -83,25 +88,42 @@ class Compiled:
             raise InputError("block_product takes a result that this compiled model returned")
         return block_product(result, name, vectors)
 
-    def _program(self, batch: Batch) -> Built:
-        key = (
-            batch.layout.identity,
-            tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch.tensors),
-            tuple(module.training for module in self.model.modules()),
-            tuple(parameter.requires_grad for parameter in self.model.parameters()),
-        )
-        if key not in self._built:
-            check_model(self.model, self.loss)
-            self._built[key] = first_program(self.model, self.loss, batch, self.options)
-            _warn_if_indefinite(self._built[key].draft.plan, self.loss)
-        self._last = self._built[key]
+    def _program(self, batch: Batch) -> tuple[State, Built]:
+        """The program for this batch in Python's present state, and that state."""
+        state, form = self._guards.current(), batch.form
+        built = state.programs.get(form)
+        if built is None:
+            with TRACING:
+                state, built = self._make(batch)
+        self._last = state, built
         return self._last
 
-    def _state(self, built: Built) -> dict[str, Tensor]:
-        state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {**state, **built.constants}
+    def _make(self, batch: Batch) -> tuple[State, Built]:
+        """Trace and build, unless another thread has just done so."""
+        state = self._guards.current()
+        if batch.form not in state.programs:
+            check_model(self.model, self.loss)
+            state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
+            try:
+                built = first_program(self.model, self.loss, batch, self.options, run, state.places)
+            finally:
+                state.put_back()
+            state.programs[batch.form] = built
+            _warn_if_indefinite(built.draft.plan, self.loss)
+        return state, state.programs[batch.form]
+
+    def _arguments(self, state: State, built: Built) -> dict[str, Tensor]:
+        """All that the program reads but the batch, live."""
+        if id(built) not in state.arguments:
+            own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+            held = {name: state.tensor(place).detach() for name, place in built.places.items()}
+            state.arguments[id(built)] = {**own, **built.constants, **loss_tensors(self.loss), **held}
+        return state.arguments[id(built)]
 
     def _current(self) -> Built:
+        return self._program_used()[1]
+
+    def _program_used(self) -> tuple[State, Built]:
         if self._last is None:
             raise CompileError("there is no program yet: it is made at the first batch. Call compiled(X, y), or pass "
                                "example_inputs=(X, y) to hbp.compile")
@@ -130,7 +152,8 @@ class Compiled:
     @property
     def state(self) -> dict[str, Tensor]:
         """The first argument of `program`: parameters, buffers and the loss's own tensors by name."""
-        return self._state(self._current())
+        state, built = self._program_used()
+        return self._arguments(state, built)
 
     def save(self, path: str | Path) -> Path:
         """Write the generated file; it needs only torch."""
@@ -157,7 +180,7 @@ class Compiled:
 
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
-                f"backend={self.options.backend!r}, programs={len(self._built)})")
+                f"backend={self.options.backend!r}, programs={len(self._guards)})")
 
 
 def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
@@ -169,21 +192,7 @@ def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
             f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
             f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
             "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
-            stacklevel=4)
-
-
-@contextlib.contextmanager
-def _seeded(generator: torch.Generator | None) -> Any:
-    """Draw from torch's global generator seeded by `generator`, and put it back afterwards."""
-    if generator is None:
-        yield
-        return
-    if not isinstance(generator, torch.Generator):
-        raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
-    seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+            stacklevel=5)
 
 
 def compile(  # the public name is the design's

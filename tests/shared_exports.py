@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from hbpcompiler.guards.ambient import ambient, device_types
+from hbpcompiler.guards.walk import Walk
+
 Export = Callable[..., Any]
 
 
@@ -32,7 +35,9 @@ class SharedExports:
         """What became of them; and models and losses, so that no other takes their ids."""
 
     def __call__(self, model: nn.Module, loss: Any, batch: Any, modules: Any = None, answers: Any = None) -> Any:
-        key = (id(model), _state(model), _identity(loss), _layout(batch), tuple((modules or {}).items()))
+        surroundings = ambient(device_types(model))
+        key = (id(model), _state(model), surroundings, _identity(loss), _layout(batch),
+               tuple((modules or {}).items()))
         if key not in self.known:
             self.known[key] = self.export(model, loss, batch, modules, answers), (model, loss)
         return self.known[key][0]
@@ -42,16 +47,17 @@ class SharedExports:
         self.known = {key: found for key, found in self.known.items() if key[0] in KEPT}
 
 
-def _state(model: nn.Module) -> Any:
-    modes = tuple((id(module), module.training) for module in model.modules())
-    return modes, tuple((id(parameter), parameter.requires_grad) for parameter in model.parameters())
+def _state(thing: Any) -> Any:
+    """Python's state that the trace reads, with the numbers of single numbers, which it may read too."""
+    walk = Walk(nn.Identity(), thing)
+    return walk.key, tuple(tensor.item() for tensor in walk.tensors if not tensor.dim() and not tensor.requires_grad)
 
 
 def _identity(loss: Any) -> Any:
     """Equal for torch's own losses with equal settings and no tensors."""
     own = isinstance(loss, nn.Module) and type(loss).__module__ == "torch.nn.modules.loss"
     if not own or [*loss.buffers(), *loss.parameters()]:
-        return id(loss)
+        return id(loss), _state(loss)
     settings = {name: value for name, value in vars(loss).items() if isinstance(value, bool | int | float | str)}
     return type(loss), tuple(sorted(settings.items()))
 

@@ -20,7 +20,8 @@ TERMS = RULES | {"quantities", "schemes", "limits", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
-    "cache": {"errors"}, "limits": {"errors"}, "schemes": {"errors", "quantities"},
+    "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
+    "schemes": {"errors", "quantities"},
     "options": RULES | {"quantities", "schemes", "limits"},
     "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise"},

@@ -48,7 +48,7 @@ from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.stages import Seconds, verify
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
-from hbpcompiler.compiler.trace.checks import check_runs
+from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
@@ -70,6 +70,9 @@ class Built:
     path: Path
     program: Any
     constants: Mapping[str, Tensor]
+    """Tensors that the trace made or found, by the name under which the program asks for them."""
+    places: Mapping[str, int]
+    """Where in Python's state those of them lie that are read anew at each call."""
     losses: Sequence[LossCheck]
     structure: Structure
     """How the model's output is built of its tensors."""
@@ -79,14 +82,18 @@ class Built:
     seconds: Seconds
 
 
-def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options) -> Built:
-    """Model and loss tried on rows of the batch, then all stages.
+Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
+"""Where in Python's state tensors lie that a trace has found there."""
 
-    Raises BatchDoesNotFitError where they fail on these rows, if no later check has a better word for it.
+
+def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, run: FirstRun,
+                  places: Places) -> Built:
+    """All stages, once model and loss have been tried on rows of the batch.
+
+    Raises BatchDoesNotFitError where they failed on these rows, if no later check has a better word for it.
     """
-    run = check_runs(model, loss, batch)
     try:
-        built = build(model, loss, batch, options, run.answers)
+        built = build(model, loss, batch, options, run.answers, places)
     except InputError:
         raise
     except HbpError as error:
@@ -97,8 +104,8 @@ def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, o
 
 
 def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
-          answers: Answers | None = None) -> Built:
-    """All stages, from a batch to a loaded program."""
+          answers: Answers | None = None, places: Places = lambda constants: {}) -> Built:
+    """All stages, from a batch to a loaded program. `places` says where constants lie in Python's state."""
     seconds = Seconds()
     traced = _traced(model, loss, batch, options, seconds, answers)
     fields = naming.output_fields(traced.returned)
@@ -110,7 +117,9 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
             program = run = torch.jit.script(program)
         elif options.backend == "inductor":
             program = run = torch.compile(program)
-    return Built(matched, draft, path, program, traced.constants, losses, traced.returned, fields, run, seconds)
+    constants = traced.constants
+    return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, run,
+                 seconds)
 
 
 def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,

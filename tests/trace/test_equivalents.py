@@ -32,6 +32,7 @@ def test_torchs_own_ways_come_back():
         return (torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask,
                 checkpoint.CheckpointFunction, torch.distributions.Distribution._validate_args)
 
+    torch.distributions.Distribution.set_default_validate_args(True)  # torch.compile, in other tests, leaves it off
     before = own()
     with plain_ways(), unchecked_distributions():
         assert all(now != then for now, then in zip(own(), before, strict=True))

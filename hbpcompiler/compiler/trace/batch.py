@@ -55,6 +55,11 @@ class Batch:
                      for tensor in self.tensors)
 
     @property
+    def form(self) -> Any:
+        """What one program serves: everything about the batch but its size and its numbers."""
+        return self.layout.identity, tuple((item.shape[1:], item.dtype, item.device) for item in self.tensors)
+
+    @property
     def inputs(self) -> tuple[Tensor, ...]:
         return self.tensors[: self.layout.inputs]
 

@@ -207,10 +207,13 @@ def read(program: Any, model: nn.Module, layout: Layout) -> Graph:
     return _Reader(program, model, layout).read()
 
 
-def constants(program: Any, loss: Callable[..., Tensor]) -> Mapping[str, Tensor]:
-    """Tensors that are in no state_dict of the model: the loss's buffers and literal tensors, by state name."""
-    found = {f"constant:{name}": tensor for name, tensor in program.constants.items() if isinstance(tensor, Tensor)}
-    if isinstance(loss, nn.Module):
-        named = [*loss.named_parameters(), *loss.named_buffers()]
-        found |= {f"loss:{name}": tensor.detach() for name, tensor in named}
-    return found
+def constants(program: Any) -> Mapping[str, Tensor]:
+    """Tensors that the trace found outside the model's and the loss's parameters and buffers, by state name."""
+    return {f"constant:{name}": tensor for name, tensor in program.constants.items() if isinstance(tensor, Tensor)}
+
+
+def loss_tensors(loss: Callable[..., Tensor]) -> Mapping[str, Tensor]:
+    """The loss's own parameters and buffers (class weights), by state name."""
+    if not isinstance(loss, nn.Module):
+        return {}
+    return {f"loss:{name}": tensor.detach() for name, tensor in [*loss.named_parameters(), *loss.named_buffers()]}

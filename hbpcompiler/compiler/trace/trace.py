@@ -37,8 +37,8 @@ class Traced:
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
-        """Tensors that are in no state_dict of the model, by the name under which the program asks for them."""
-        return reader.constants(self.exported, self.loss)
+        """Tensors that the trace found in Python's state or made, by the name that the program asks for them by."""
+        return reader.constants(self.exported)
 
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""

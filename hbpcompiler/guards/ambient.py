@@ -1,0 +1,43 @@
+"""State of the thread, not of the model, that decides what a trace looks like: autocast and the default dtype."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+Ambient = tuple[Any, ...]
+"""The default dtype, and per device type autocast's dtype, or None where it is off."""
+
+
+def device_types(model: nn.Module) -> tuple[str, ...]:
+    """Those whose autocast can meet the model."""
+    return tuple(sorted({"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}))
+
+
+def ambient(kinds: Sequence[str]) -> Ambient:
+    """The state that this thread is in."""
+    return (torch.get_default_dtype(),
+            *[torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds])
+
+
+@contextlib.contextmanager
+def without_autocast(kinds: Sequence[str]) -> Iterator[None]:
+    """For a program whose casts are operations of its own."""
+    with contextlib.ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def uncached_autocast(kinds: Sequence[str]) -> Iterator[None]:
+    """As it is, but without the memory of what was cast before: a trace must see each cast."""
+    with contextlib.ExitStack() as stack:
+        for kind in kinds:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False))
+        yield

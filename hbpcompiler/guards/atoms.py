@@ -1,0 +1,61 @@
+"""Python values as parts of a key: equal where a traced program cannot tell them apart."""
+
+from __future__ import annotations
+
+import enum
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STDLIB = sysconfig.get_path("stdlib")
+_INSTALLED = str(Path(torch.__file__).parents[1])
+_LIBRARIES = tuple({_STDLIB, _INSTALLED, *(sysconfig.get_path(name) for name in ("purelib", "platlib"))})
+EXACT = (bool, int, str, bytes, type(None), type(...), range, torch.dtype, torch.device, torch.layout,
+         torch.memory_format, torch.Size)
+"""Values that are told apart by type and equality."""
+
+
+class Same:
+    """Equal to itself alone: something that is known only by what it is."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.item is other.item
+
+    def __hash__(self) -> int:
+        return id(self.item)
+
+
+def atom(value: Any) -> Any:
+    """A hashable that stands for a plain value: 1, 1.0, True and -0.0 and 0.0 are different. None: it is not plain."""
+    kind = type(value)
+    if kind in EXACT:
+        return kind, value
+    if kind is float:
+        return kind, value.hex()
+    if kind is complex:
+        return kind, value.real.hex(), value.imag.hex()
+    if isinstance(value, enum.Enum):
+        return Same(value)
+    return None
+
+
+def of_library(module: str) -> bool:
+    """Whether a class or function from this Python module is Python's or torch's: code that no user changes."""
+    first = module.partition(".")[0]
+    if first in ("torch", "numpy", "hbpcompiler", "builtins"):
+        return True
+    file = getattr(sys.modules.get(first), "__file__", None) or _STDLIB
+    return first in sys.stdlib_module_names and file.startswith(_STDLIB)
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the user's own code, not an installed package."""
+    return not file.startswith(_LIBRARIES)

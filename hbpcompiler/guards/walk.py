@@ -1,0 +1,254 @@
+"""The walk over all that a model and its loss can reach from Python, which a trace would bake in.
+
+Modules: class, plain attributes, hooks, parameters and buffers, and how they are tied. Functions: code, defaults, cells
+and, for those that are not of an installed package, the globals that their code names. Containers: their elements.
+Other objects: dataclasses and namespaces whole; of others that a module, a cell or a global holds the plain attributes;
+further in, those that the code met so far names (a trainer that a loss is a method of has counters that it never
+reads). Tensors are numbered as they come: a program reads them live.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+
+from hbpcompiler.guards.atoms import Same, atom, is_own, of_library
+from hbpcompiler.guards.watched import Watched
+
+_CONTENTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+             "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+_ASIDE = frozenset({*_CONTENTS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
+                    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+                    "_load_state_dict_post_hooks", "_is_full_backward_hook"})
+"""Entries of a module's __dict__ that are no attributes of the user's."""
+_OF_ALL = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+           "_global_backward_pre_hooks")
+_NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
+                      "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__format__"})
+_PARTS = (types.SimpleNamespace, argparse.Namespace)
+MOST = 20_000
+"""Atoms from which on objects count as what they are, not as what they hold."""
+
+
+class Walk:
+    """`key` is equal for equal states; `tensors` in the order met; `generators` of random numbers that are not torch's.
+
+    `read` are the numbers of the tensors whose contents a trace has read: those belong to the key.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], read: frozenset[int] = frozenset()) -> None:
+        self.watched, self.tensors, self.generators = Watched(), list[Tensor](), list[Any]()
+        self._read = read
+        self._atoms: list[Any] = []
+        self._seen: dict[int, int] = {}
+        self._alive: list[Any] = []  # so that no id is used twice
+        self._names: set[str] = {"forward"}
+        self._methods: dict[str, list[Any]] = {}
+        self._classes: set[type] = set()
+        self._later: deque[Callable[[], None]] = deque()
+        for name in _OF_ALL:
+            self._visit_all(getattr(every_module, name))
+        self._visit(model)
+        self._visit(loss)
+        while self._later:
+            self._later.popleft()()
+        self.key = tuple(self._atoms)
+
+    def _visit(self, value: Any, direct: bool = True) -> None:
+        plain = atom(value)
+        if plain is not None:
+            self._atoms.append(plain)
+            return
+        if id(value) in self._seen:
+            self._atoms.append(("again", self._seen[id(value)]))
+            return
+        self._seen[id(value)] = len(self._seen)
+        self._alive.append(value)
+        if isinstance(value, Tensor):
+            self._tensor(value)
+        elif isinstance(value, nn.Module):
+            self._module(value)
+        elif isinstance(value, types.FunctionType):
+            self._atoms.append(value.__code__)
+            self._later.appendleft(lambda: self._function(value))
+        elif isinstance(value, types.MethodType):
+            self._atoms.append("method")
+            self._visit(value.__func__)
+            self._visit(value.__self__, direct=False)
+        elif isinstance(value, functools.partial):
+            self._atoms.append("partial")
+            self._visit(value.func)
+            self._visit_all(value.args, value.keywords)
+        elif isinstance(value, dict | list | tuple | set | frozenset | deque):
+            self._atoms.append((Same(type(value)), len(value)))
+            self._container(value, direct)
+        elif isinstance(value, type):
+            self._atoms.append(Same(value))
+            self._class(value)
+        else:
+            self._other(value, direct)
+
+    def _visit_all(self, *held: Any) -> None:
+        for one in held:
+            self._container(one, True)
+
+    def _container(self, held: Any, direct: bool) -> None:
+        if isinstance(held, Mapping):
+            self.watched.mapping(held)
+            items = [part for pair in held.items() for part in pair]
+        else:
+            if not isinstance(held, tuple | frozenset):
+                self.watched.elements(held)
+            items = list(held)
+        for item in items:
+            self._visit(item, direct)
+
+    def _tensor(self, tensor: Tensor) -> None:
+        self.watched.tensor(tensor)
+        number = len(self.tensors)
+        self.tensors.append(tensor)
+        facts = (type(tensor), tensor.dtype, tensor.device, tensor.requires_grad, bool(tensor._backward_hooks))
+        shape = tuple(tensor.shape) if not tensor.is_nested else Same(tensor)
+        numbers = self.watched.numbers(tensor) if number in self._read else b""
+        self._atoms.append((*facts, shape, numbers))
+
+    def _module(self, module: nn.Module) -> None:
+        self.watched.kind(module)
+        own = module.__dict__
+        self.watched.mapping(own, with_keys=False)
+        self._atoms.append((Same(type(module)), len(own)))
+        for name in _CONTENTS:
+            if name in own:
+                self._visit_all(own[name])
+        for name in sorted(own.keys() - _ASIDE):
+            self._atoms.append(name)
+            self._visit(own[name])
+        for name in ("_parameters", "_buffers", "_modules"):
+            self._visit_all(own[name])
+        self._class(type(module))
+
+    def _class(self, kind: type) -> None:
+        """What classes say that are not torch's or Python's."""
+        for base in kind.__mro__:
+            if base in self._classes or of_library(base.__module__):
+                continue
+            self._classes.add(base)
+            self.watched.mapping(base.__dict__, with_keys=False)
+            for name, value in base.__dict__.items():
+                self._attribute_of_class(name, value)
+
+    def _attribute_of_class(self, name: str, value: Any) -> None:
+        if name in _NOT_RUN:
+            return
+        function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+        if isinstance(function, types.FunctionType):
+            if name in self._names or name.startswith("__"):
+                self._visit(function)
+            else:
+                self._methods.setdefault(name, []).append(function)
+        elif not name.startswith("__"):
+            self._atoms.append(name)
+            plain = atom(value)
+            if plain is not None or isinstance(value, dict | list | tuple | Tensor):
+                self._visit(value)
+            else:
+                self._atoms.append(Same(value))
+
+    def _function(self, function: types.FunctionType) -> None:
+        self.watched.function(function)
+        for value in (function.__defaults__, function.__kwdefaults__, function.__dict__):
+            if value:
+                self._visit_all(value)
+        for cell in function.__closure__ or ():
+            try:
+                self.watched.cell(cell)
+            except ValueError:  # nothing in it yet
+                continue
+            self._visit(cell.cell_contents)
+        code = function.__code__
+        if of_library(function.__module__ or "") and not is_own(code.co_filename):
+            return
+        names = set(names_in(code))
+        self._learn(names)
+        if is_own(code.co_filename):
+            self._globals(function.__globals__, names)
+
+    def _learn(self, names: set[str]) -> None:
+        """Names that code met on the way may read attributes or call methods by."""
+        for name in sorted(names - self._names):
+            self._names.add(name)
+            for function in self._methods.pop(name, ()):
+                self._visit(function)
+
+    def _globals(self, held: dict[str, Any], names: set[str]) -> None:
+        for name in sorted(names & held.keys()):
+            value = held[name]
+            self._atoms.append(name)
+            self.watched.name(held, name)
+            if isinstance(value, types.ModuleType):
+                self._atoms.append(Same(value))
+                if not of_library(value.__name__) and is_own(getattr(value, "__file__", None) or ""):
+                    self._globals(value.__dict__, names)
+            else:
+                self._visit(value)
+
+    def _other(self, value: Any, direct: bool) -> None:
+        """An object of some class."""
+        kind, numpy = type(value), sys.modules.get("numpy")
+        if isinstance(value, random.Random) or (numpy is not None and isinstance(
+                value, numpy.random.Generator | numpy.random.RandomState)):
+            self.generators.append(value)
+        if numpy is not None and isinstance(value, numpy.ndarray) and value.dtype != object:
+            self._atoms.append((value.shape, str(value.dtype), self.watched.numbers(value)))
+            return
+        wrapped = getattr(value, "__wrapped__", None) if isinstance(value, functools._lru_cache_wrapper) else None
+        if wrapped is not None:
+            self._visit(wrapped)
+        whole = isinstance(value, _PARTS) or dataclasses.is_dataclass(kind) or (
+            kind.__module__.startswith("torch.distributions"))
+        if (of_library(kind.__module__) and not whole) or len(self._atoms) > MOST:
+            self._atoms.append(Same(value))
+            return
+        if not hasattr(value, "__dict__") and not _slots(kind):
+            self._atoms.append(Same(value))
+            return
+        self._atoms.append(Same(kind))
+        self._class(kind)
+        self._later.append(lambda: self._attributes(value, whole, direct))
+
+    def _attributes(self, value: Any, whole: bool, direct: bool) -> None:
+        own = getattr(value, "__dict__", {})
+        named = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)} | own
+        for name, attribute in sorted(named.items()):
+            if whole or name in self._names or (direct and (atom(attribute) or isinstance(attribute, Tensor))):
+                self._atoms.append(name)
+                if name in own:
+                    self.watched.name(own, name)
+                else:
+                    self.watched.slot(value, name)
+                self._visit(attribute, direct=whole)
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """All names that code, and functions written in it, may read, and its texts, which getattr may read by."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, types.CodeType):
+            yield from names_in(constant)
+
+
+def _slots(kind: type) -> list[str]:
+    found = [getattr(base, "__slots__", ()) for base in kind.__mro__]
+    return [name for names in found for name in ((names,) if isinstance(names, str) else names) if name != "__dict__"]

@@ -1,0 +1,28 @@
+"""Random draws of one call that can be repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from hbpcompiler.errors import InputTypeError
+
+_GLOBAL = threading.Lock()
+"""Held by calls with a generator: they share torch's global one."""
+
+
+@contextlib.contextmanager
+def seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """Draw from torch's global generator seeded by `generator`, and put it back afterwards."""
+    if generator is None:
+        yield
+        return
+    if not isinstance(generator, torch.Generator):
+        raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
+    seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())
+    with _GLOBAL, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

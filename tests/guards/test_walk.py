@@ -1,0 +1,314 @@
+"""What belongs to the state that a program was traced under, and what does not: no program is made here."""
+
+import enum
+import functools
+import random
+import types
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hbpcompiler.guards.ambient import ambient
+from hbpcompiler.guards.walk import Walk
+
+GLOBAL, TABLE = 2.0, {"scale": 1.0}
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Plain:
+    """A settings object of no particular kind."""
+
+    def __init__(self):
+        self.T, self.inner, self.unread = 1.0, types.SimpleNamespace(k=1), []
+
+
+class Slotted:
+    __slots__ = ("T",)
+
+
+@dataclass
+class Config:
+    T: float = 1.0
+    layers: list = field(default_factory=lambda: [1, 2])
+
+
+class Own(nn.Module):
+    STEEPNESS = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.drop, self.norm = nn.Dropout(0.1), nn.BatchNorm1d(3)
+        self.T, self.flag, self.scales, self.named = 1.0, True, [1.0, {"a": (1, 2)}], {"a": 1}
+        self.config, self.settings, self.slotted, self.colour = Config(), Plain(), Slotted(), Colour.RED
+        self.slotted.T = 1.0
+        self.act, self.dtype, self.constant = torch.tanh, torch.float32, torch.ones(3)
+        self.table = np.ones(3)
+        self.late = functools.partial(F.leaky_relu, negative_slope=0.1)
+
+    def forward(self, x):
+        return self.helper(self.one(x)) * self.settings.inner.k * self.slotted.T * GLOBAL
+
+    def helper(self, x, times=1):
+        return x * times
+
+
+def weighted(o, t, eps=0.1, *, alpha=1.0):
+    return nested(o, t) * GLOBAL * TABLE["scale"] + eps * alpha
+
+
+def nested(o, t):
+    return (lambda: F.mse_loss(o, t) * GLOBAL)()
+
+
+class Trainer:
+    """Has a loss, and counters that the loss never reads."""
+
+    def __init__(self):
+        self.smoothing, self.step, self.history = 0.1, 0, []
+
+    def loss(self, o, t):
+        return self.inner(o, t)
+
+    def inner(self, o, t):
+        return F.cross_entropy(o, t, label_smoothing=self.smoothing)
+
+    def train(self):
+        self.step += 1
+
+
+def set_to(thing, name, value):
+    """Setting an attribute, an item or a cell; calling it again puts the old value back."""
+    held = [value]
+
+    def change():
+        if isinstance(thing, list | dict | np.ndarray):
+            thing[name], held[0] = held[0], thing[name]
+        else:
+            old = getattr(thing, name)
+            setattr(thing, name, held[0])
+            held[0] = old
+    return change
+
+
+def of(model=None, loss=None):
+    return model or Own(), loss or nn.CrossEntropyLoss()
+
+
+def in_model(get, name, value):
+    def case():
+        model = Own()
+        return *of(model), set_to(get(model), name, value)
+    return case
+
+
+def in_loss(make, get, name, value):
+    def case():
+        loss = make()
+        return *of(nn.Linear(3, 3), loss), set_to(get(loss), name, value)
+    return case
+
+
+def closure():
+    temperature, unused = 1.0, [1.0]
+    return lambda o, t: F.mse_loss(o, t) * temperature * len(unused)
+
+
+def hook():
+    model = Own()
+    handle = []
+
+    def change():
+        if handle:
+            handle.pop().remove()
+        else:
+            handle.append(model.one.register_forward_hook(lambda m, i, o: o * 2))
+    return *of(model), change
+
+
+def tied():
+    model = Own()
+    return *of(model), set_to(model.two, "weight", model.one.weight)
+
+
+def forward():
+    model = Own()
+
+    def change():
+        if "forward" in vars(model):
+            del model.forward
+        else:
+            model.forward = lambda x: x
+    return *of(model), change
+
+
+def reshaped():
+    model = nn.Linear(3, 3)
+    new = [torch.zeros(3, 4)]
+
+    def change():
+        new[0], model.weight.data = model.weight.data, new[0]
+    return *of(model), change
+
+
+CHANGES = {
+    "number": in_model(lambda m: m, "T", 2.0), "integer for float": in_model(lambda m: m, "T", 1),
+    "negative zero": in_model(lambda m: m, "T", -0.0), "flag": in_model(lambda m: m, "flag", False),
+    "none": in_model(lambda m: m, "T", None), "text": in_model(lambda m: m, "T", "linear"),
+    "function": in_model(lambda m: m, "act", torch.relu), "enum": in_model(lambda m: m, "colour", Colour.BLUE),
+    "dtype": in_model(lambda m: m, "dtype", torch.float64),
+    "list": in_model(lambda m: m.scales, 0, 2.0), "dict in list": in_model(lambda m: m.scales[1], "a", (1, 3)),
+    "dict": in_model(lambda m: m.named, "a", 2), "numpy array": in_model(lambda m: m.table, 0, 5.0),
+    "dataclass": in_model(lambda m: m.config, "T", 2.0), "list in it": in_model(lambda m: m.config.layers, 0, 5),
+    "object": in_model(lambda m: m.settings, "T", 2.0), "object in it": in_model(lambda m: m.settings.inner, "k", 2),
+    "slot": in_model(lambda m: m.slotted, "T", 2.0),
+    "partial's keyword": in_model(lambda m: m.late.keywords, "negative_slope", 0.2),
+    "submodule's": in_model(lambda m: m.drop, "p", 0.5), "epsilon": in_model(lambda m: m.norm, "eps", 0.5),
+    "class": in_model(lambda m: type(m), "STEEPNESS", 2.0),
+    "method": in_model(lambda m: type(m), "helper", lambda s, x: x),
+    "default": in_model(lambda m: type(m).helper, "__defaults__", (2,)),
+    "replaced module": in_model(lambda m: m, "one", nn.Tanh()),
+    "other class": in_model(lambda m: m.one, "__class__", Own),
+    "frozen": in_model(lambda m: m.one.weight, "requires_grad", False),
+    "training": in_model(lambda m: m.drop, "training", False),
+    "parameter's shape": in_model(lambda m: m.one, "weight", nn.Parameter(torch.zeros(3, 4))),
+    "constant's shape": in_model(lambda m: m, "constant", torch.ones(1)),
+    "constant's dtype": in_model(lambda m: m, "constant", torch.ones(3, dtype=torch.float64)),
+    "hook": hook, "tied": tied, "forward": forward, "data of another shape": reshaped,
+    "loss's flag": in_loss(nn.CrossEntropyLoss, lambda f: f, "reduction", "sum"),
+    "loss's number": in_loss(nn.CrossEntropyLoss, lambda f: f, "label_smoothing", 0.1),
+    "weights, or none": in_loss(lambda: nn.CrossEntropyLoss(torch.ones(3)), lambda f: f, "weight", None),
+    "loss's default": in_loss(lambda: weighted, lambda f: f, "__defaults__", (0.2,)),
+    "its keyword's default": in_loss(lambda: weighted, lambda f: f.__kwdefaults__, "alpha", 2.0),
+    "cell": in_loss(closure, lambda f: f.__closure__[0], "cell_contents", 2.0),
+    "list in a cell": in_loss(closure, lambda f: f.__closure__[1].cell_contents, 0, 2.0),
+    "global": in_loss(lambda: weighted, lambda f: f.__globals__, "GLOBAL", 3.0),
+    "global dict": in_loss(lambda: weighted, lambda f: TABLE, "scale", 3.0),
+    "global of what it calls": in_loss(lambda: weighted, lambda f: f.__globals__, "nested", F.mse_loss),
+    "partial": in_loss(lambda: functools.partial(weighted, eps=1.0), lambda f: f.keywords, "eps", 2.0),
+    "bound method": in_loss(lambda: Trainer().loss, lambda f: f.__self__, "smoothing", 0.2),
+    "method it calls": in_loss(lambda: Trainer().loss, lambda f: Trainer, "inner", lambda s, o,
+        t: F.cross_entropy(o, t)),
+    "lambda's code": in_loss(lambda: weighted, lambda f: f, "__code__", (lambda o, t, eps=1, *,
+        alpha=1: o.sum()).__code__),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen_and_going_back_finds_the_old_state(name):
+    model, loss, change = CHANGES[name]()
+    first = Walk(model, loss)
+    assert first.watched.unchanged()
+    assert Walk(model, loss).key == first.key
+    change()
+    assert not first.watched.unchanged()
+    second = Walk(model, loss)
+    assert second.key != first.key
+    change()
+    assert not second.watched.unchanged()
+    assert Walk(model, loss).key == first.key
+
+
+def counters():
+    loss = Trainer().loss
+    return nn.Linear(3, 3), loss, lambda: (loss.__self__.train(), loss.__self__.history.append(1))
+
+
+def unread():
+    model = Own()
+    return *of(model), lambda: model.settings.unread.append(1)
+
+
+def numbers():
+    model, loss = Own(), nn.CrossEntropyLoss(torch.ones(3))
+
+    def change():
+        for tensor in (*model.parameters(), *model.buffers(), loss.weight, model.constant):
+            tensor.data.add_(1)
+    return model, loss, change
+
+
+UNSEEN = {"counters that the loss never reads": counters, "an object that nothing names": unread,
+          "numbers of tensors": numbers}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_no_trace_reads_changes_nothing(name):
+    model, loss, change = UNSEEN[name]()
+    walk = Walk(model, loss)
+    change()
+    assert walk.watched.unchanged()
+    assert Walk(model, loss).key == walk.key
+
+
+def test_tensors_replaced_are_another_identity_and_the_same_state():
+    model, loss = Own(), nn.CrossEntropyLoss(torch.ones(3))
+    walk = Walk(model, loss)
+    loss.weight, model.constant = torch.zeros(3), torch.zeros(3)
+    model.one.weight = nn.Parameter(torch.zeros(3, 3))
+    assert not walk.watched.unchanged()
+    assert Walk(model, loss).key == walk.key
+
+
+def test_values_in_circles_end():
+    model = Own()
+    model.settings.inner.k = model
+    model.scales.append(model.scales)
+    model.named["forward"] = model.forward
+    assert Walk(model, model.forward).key == Walk(model, model.forward).key
+
+
+def test_hooks_of_every_module():
+    model, loss = of(nn.Linear(2, 2))
+    walk = Walk(model, loss)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: o)
+    assert not walk.watched.unchanged()
+    assert Walk(model, loss).key != walk.key
+    handle.remove()
+    assert Walk(model, loss).key == walk.key
+
+
+def test_what_a_run_leaves_behind_is_put_back():
+    model = Own()
+    cell, walk = [], None
+
+    def loss(o, t):
+        nonlocal cell
+        cell = [1]
+
+    kept, walk = cell, Walk(model, loss)
+    model.T, model.new, model.named["b"], model.settings.T = 5.0, 1, 2, 3
+    model.scales.append(1)
+    loss(1, 1)
+    walk.watched.put_back()
+    assert (model.T, hasattr(model, "new"), model.named, model.settings.T) == (1.0, False, {"a": 1}, 1.0)
+    assert (len(model.scales), cell is kept) == (2, True)
+    assert walk.watched.unchanged()
+
+
+def test_generators_are_found():
+    model = Own()
+    model.settings.T, model.named["r"] = np.random.default_rng(0), random.Random(0)
+    assert len(Walk(model, nn.MSELoss()).generators) == 2
+
+
+def test_surroundings():
+    states = [ambient(["cpu"])]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            states.append(ambient(["cpu"]))
+    torch.set_default_dtype(torch.float64)
+    try:
+        states.append(ambient(["cpu"]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(set(states)) == 4
+    assert ambient(["cpu"]) == states[0]
