@@ -6,7 +6,7 @@ import warnings
 
 __version__ = "0.1.0"
 
-TRIED_TORCH = ("2.13", "2.14")
+TRIED_TORCH = ("2.13", "2.14", "2.15")
 """Versions of torch, as far as their second number, on which the tests ran."""
 
 

@@ -14,8 +14,8 @@ State = tuple[Tensor, ...]
 """The hidden state, [N, H] each: (h,) or, for an LSTM, (h, c)."""
 Cell = Callable[[Any, Tensor, Tensor, State], State]
 """(module, input part [N, gates], hidden part [N, gates], state) -> next state."""
-PACKED = ("packed sequences have no axis of samples; pass the padded tensor, and take the last valid step of each sample "
-          "by output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2]))")
+PACKED = ("packed sequences have no axis of samples; pass the padded tensor, and take the last valid step of each "
+          "sample by output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2]))")
 
 
 def refuse(module: nn.RNNBase) -> str | None:

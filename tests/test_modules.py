@@ -32,7 +32,34 @@ class LastStep(nn.Module):
         return self.head(self.recurrent(x)[0][:, -1])
 
 
+class FromState(nn.Module):
+    """Starts from an encoded first step and from trained or zero memories, and reads the last states too."""
+
+    def __init__(self, recurrent, trained):
+        super().__init__()
+        layers, width = recurrent.num_layers * (2 if recurrent.bidirectional else 1), recurrent.hidden_size
+        seen = recurrent.proj_size or width
+        self.recurrent, self.trained, self.layers = recurrent, trained, layers
+        self.encoder = nn.Linear(3, layers * seen)
+        self.memory = nn.Parameter(torch.randn(layers, 1, width))
+        self.head = nn.Linear(layers * seen + seen * (2 if recurrent.bidirectional else 1), 2)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.encoder(x[:, 0])).view(len(x), self.layers, -1).transpose(0, 1).contiguous()
+        zeros = torch.zeros(self.layers, x.size(0), self.memory.shape[2], dtype=x.dtype)
+        memory = self.memory.expand(-1, x.size(0), -1).contiguous() if self.trained else zeros + 0 * self.memory
+        several = isinstance(self.recurrent, nn.LSTM)
+        time_first = x if self.recurrent.batch_first else x.transpose(0, 1)
+        output, last = self.recurrent(time_first, (hidden, memory) if several else hidden * memory)
+        steps = output if self.recurrent.batch_first else output.transpose(0, 1)
+        ended = (last[0] if several else last).transpose(0, 1).flatten(1)
+        return self.head(torch.cat([ended, steps[:, -1]], 1))
+
+
 RECURRENT = {
+    "lstm from encoder and trained memory": lambda: FromState(nn.LSTM(3, 2, batch_first=True), True),
+    "projected lstm from zero memory": lambda: FromState(nn.LSTM(3, 3, proj_size=2), False),
+    "gru both ways from trained state": lambda: FromState(nn.GRU(3, 2, bidirectional=True), True),
     "rnn": lambda: LastStep(nn.RNN(3, 2, batch_first=True), 2),
     "relu both ways": lambda: LastStep(nn.RNN(3, 2, batch_first=True, nonlinearity="relu", bidirectional=True), 4),
     "gru": lambda: LastStep(nn.GRU(3, 2, batch_first=True), 2),

@@ -19,7 +19,7 @@ def test_no_version_of_torch_is_forbidden_but_old_ones():
     assert torch_itself == f"torch>={TRIED_TORCH[0]}"
 
 
-@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.14.1", "2.14.0a0+git1234"])
+@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.14.1", "2.14.0a0+git1234", "2.15.0"])
 def test_a_version_that_was_tried(version):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -28,7 +28,7 @@ def test_a_version_that_was_tried(version):
 
 @pytest.mark.parametrize("version", ["2.99.0", "3.0", "2.1.3"])
 def test_a_version_that_was_not(version):
-    with pytest.warns(UserWarning, match=re.escape(f"never tried with torch {version}, only with 2.13, 2.14")) as seen:
+    with pytest.warns(UserWarning, match=re.escape(f"never tried with torch {version}, only with 2.13, 2.14, 2.15")) as seen:
         warn_if_untried(version)
     assert len(seen) == 1
 

@@ -131,7 +131,10 @@ class _Rewriting:
         rule = self.registry.find(operation.target, operation.overload)
         ranks = {len(value.shape) for value in (*operation.tensors.values(), operation.output)
                  if any(map(_depends, value.shape))}
-        if isinstance(rule, Rule) and rule.merged and len(ranks) == 1:
+        if not any(map(_depends, (length for value in tensors.values() for length in value.shape))):
+            pieces, output = _for_each_sample(operation)
+            self.operations += pieces
+        elif isinstance(rule, Rule) and rule.merged and len(ranks) == 1:
             # It counts no axis from the front, so it need not be taken apart.
             output = Value(f"{operation.name}_one", (N, *_of_one(operation.output)), operation.output.dtype, "result")
             self.operations.append(replace(operation, output=output, tensors=tensors))
@@ -152,6 +155,18 @@ class _Rewriting:
                 break
             table |= more
         return _symbolic(few, many, list(tensors.values()))
+
+
+def _for_each_sample(operation: Operation) -> tuple[list[Operation], Value]:
+    """What has no samples until it is laid out along them, [1, T, d] as [T, N, d]: made once, and given to each."""
+    _check_samples_stay_apart(operation)
+    once = Value(f"{operation.name}_once", _of_one(operation.output), operation.output.dtype, "result")
+    each = Value(f"{operation.name}_one", (N, *once.shape), once.dtype, "result")
+    attributes = {name: [_number(part) for part in item] if isinstance(item, list) else _number(item)
+                  for name, item in operation.attributes.items()}
+    expanded = Operation("aten.expand", "", each, {"self": once}, {"size": list(each.shape), "implicit": False}, 0,
+                         operation.source)
+    return [replace(operation, output=once, attributes=attributes), expanded], each
 
 
 def _unary(name: str, value: Value, output: Value, user: Operation) -> Operation:
