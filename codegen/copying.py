@@ -25,6 +25,31 @@ class Letter:
         return self.name
 
 
+def letters_in(graph: fx.Graph) -> list[str]:
+    """The letters that a graph's code reads, loops' bodies included, in the alphabet's order."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        found.update(_letters(node.args))
+        found.update(_letters(node.kwargs))
+        if isinstance(node.target, Loop):
+            found.update(_letters(node.target.chunk))
+            found.update(letters_in(node.target.body))
+    return sorted(found)
+
+
+def _letters(item: Any) -> Iterator[str]:
+    if isinstance(item, Letter):
+        yield item.name
+    elif isinstance(item, dict):
+        for part in item.values():
+            yield from _letters(part)
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _letters(part)
+    elif isinstance(item, slice):
+        yield from _letters((item.start, item.stop, item.step))
+
+
 @dataclass
 class Function:
     """A class of alike blocks: the graph of one, with a placeholder for each input."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import fx
 
+from hbpcompiler.codegen.copying import letters_in
 from hbpcompiler.codegen.functions import Functions, function_stem, several
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
@@ -241,6 +242,8 @@ class Printer:
     def _turn_call(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> str:
         """A loop's body as the call of a function, whose frame ends what a turn has made."""
         names = Names()
+        letters = letters_in(loop.body)
+        names.taken.update(letters)
         given: list[str] = []
         parameters, arguments = [], []
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
@@ -250,6 +253,8 @@ class Printer:
             if holder.users:
                 parameters.append(f"{given[-1]}: {'int' if meta.shape(holder) is None else 'Tensor'}")
                 arguments.append(text)
+        parameters += [f"{letter}: int" for letter in letters]
+        arguments += letters
         inner = Printer(fx.Graph(), names, {}, replace(self.functions, outline=Outline(), places={}), {})
         sections = inner._turn(node, loop, given)
         free_at_last_use(sections, limits=self.functions.limits)

@@ -36,12 +36,12 @@ def residual(widths, activation=nn.ReLU):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 4)).eval()
 
 
-def both(model, quantities, monkeypatch):
+def both(model, quantities, monkeypatch, **options):
     """The program, and the one that says everything in its place."""
-    shared = hbp.compile(model, quantities=quantities, example_inputs=(X, Y))
+    shared = hbp.compile(model, quantities=quantities, example_inputs=(X, Y), **options)
     with monkeypatch.context() as patch:
         patch.setattr(emit, "emit", functools.partial(emit.emit, outline=False))
-        plain = hbp.compile(model, quantities=quantities, example_inputs=(X, Y))
+        plain = hbp.compile(model, quantities=quantities, example_inputs=(X, Y), **options)
     return shared, plain
 
 
@@ -83,6 +83,25 @@ def test_numbers_that_differ_are_arguments(monkeypatch):
     assert "path: str" in head
     calls = re.findall(r"relu_back\w*\(.*", shared.code)
     assert len(calls) > 6
+    assert_same(run(shared, shared.program), run(plain, plain.program))
+
+
+class Grouped(nn.Sequential):
+    """Blocks whose convolutions have other numbers of groups, with images large enough to be freed in a loop."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        layers = []
+        for groups in (2, 4, 2, 4, 2, 4, 2, 4):
+            layers += [nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.BatchNorm2d(8), nn.Sigmoid()]
+        super().__init__(nn.Conv2d(3, 8, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        self.eval()
+
+
+def test_numbers_that_differ_reach_the_turns_of_loops(monkeypatch):
+    limits = hbp.Limits(cache_bytes=1, one_by_one_bytes=0, large_item_numbers=1, route_times=(("chunked product", 0),))
+    shared, plain = both(Grouped(), ["grad", "batch_l2"], monkeypatch, limits=limits)
+    assert re.search(r"def conv2d_turn\([^)]*\ba: int", shared.code)
     assert_same(run(shared, shared.program), run(plain, plain.program))
 
 
