@@ -1,10 +1,12 @@
 """Sums, differences, products and quotients of two operands.
 
 A product's residual is a cross block [[0, g], [g, 0]] = g/2 ([1; 1][1; 1]^T - [1; -1][1; -1]^T): two columns per
-element, of opposite signs. It vanishes where only one operand carries derivatives.
+element, of opposite signs; where one operand is repeated along axes (a gate), two for each of its entries. It vanishes
+where only one operand carries derivatives.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -14,6 +16,8 @@ from hbpcompiler.rule.symbolic import exactly
 from .shared.aligned import (
     added,
     columns_per_element,
+    gate_columns,
+    is_gate,
     is_whole,
     multiplied,
     other_than,
@@ -63,11 +67,19 @@ RSUB = binary(
 # -- products --------------------------------------------------------------------------------------------------------
 
 
-def count(op: Op) -> int:
-    return 2 * math.prod(op.shape("output"))
+def gate_of(op: Op, *names: str) -> str | None:
+    """Which of these operands is repeated and has the fewest entries, and so numbers the columns."""
+    return next((name for name in names if is_gate(op, name)), None)
+
+
+def count_with(*names: str) -> Callable[[Op], int]:
+    """Two columns for each element of the result, or for each entry of such an operand."""
+    return lambda op: 2 * math.prod(op.shape(gate_of(op, *names) or "output"))
 
 
 def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    if gate := gate_of(op, "self", "other"):
+        return gate_columns(op, gate, gradient)
     root, signs = columns_per_element(op, gradient / 2)
     columns = {
         "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
@@ -85,7 +97,7 @@ MUL = binary(
     "aten.mul",
     lambda op: op.self * op.other,
     lambda op, name, g, look: g * look(other_than(name)),
-    lambda op: Factor(count, product_factor) if len(varying(op)) == 2 else ZERO,
+    lambda op: Factor(count_with("self", "other"), product_factor) if len(varying(op)) == 2 else ZERO,
     [*operands(), *NUMBER],
     product_parameter,
     written=lambda op, a, b: a * b,
@@ -118,6 +130,10 @@ def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor
     That is a / 2t ([1; t-f][1; t-f]^T - [1; -t-f][1; -t-f]^T) for any t; this t keeps both parts of one size.
     """
     f = op.output
+    if gate := gate_of(op, "other"):
+        slope = -gradient / op.other.square()
+        bent = unbroadcast(op, gate, (-2 * slope * f).unsqueeze(1)).reshape(-1, math.prod(op.shape(gate)))
+        return gate_columns(op, gate, slope, bent)
     t = (1 + f.square()).sqrt()
     root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
     columns = {
@@ -135,7 +151,7 @@ def quotient_diagonal(op: Op, gradient: Tensor) -> Tensor:
 def quotient_residual(op: Op) -> Residual:
     if not op.varies("other") or rounding(op):
         return ZERO
-    return Factor(count, quotient_factor) if op.varies("self") else Diagonal(quotient_diagonal)
+    return Factor(count_with("other"), quotient_factor) if op.varies("self") else Diagonal(quotient_diagonal)
 
 
 def quotient_parameter(op: Op, name: str) -> Contraction | None:

@@ -73,6 +73,37 @@ def misaligned(op: Op, names: Sequence[str] = ("self", "other")) -> str | None:
     return None
 
 
+def is_gate(op: Op, name: str) -> bool:
+    """Whether the operand is repeated, as one number for each channel is, and has the fewest entries."""
+    size = math.prod(op.shape(name))
+    others = (other for other in ("self", "other") if other != name)
+    return size < math.prod(op.shape("output")) and all(size <= math.prod(op.shape(other)) for other in others)
+
+
+def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns of the cross block diag(value) between an operand that `is_gate` and the other one: two for each entry of
+    it, however often it is repeated; and their signs. `value` is [N, *out].
+
+    Entry e_j meets the row c_j, the values wherever it is repeated. With v = c_j + r_j e_j / 2, where r [N, h] is the
+    gate's own `curvature`, e_j v^T + v e_j^T is half of the difference of (t e_j + v / t)(t e_j + v / t)^T and the same
+    with -v, for any t; t = sqrt|v| keeps both parts of one size.
+    """
+    met, size = other_than(name), math.prod(op.shape(name))
+    missing, _ = repeated(op, name)
+    unit = torch.eye(size, dtype=value.dtype, device=value.device)
+    unit = unit.reshape(1, size, *[1] * len(missing), *own_shape(op, name))
+    rows = unbroadcast(op, met, value.unsqueeze(1) * unit).flatten(2)
+    length = rows.norm(2, [-1])
+    length = (length if curvature is None else torch.hypot(length, curvature / 2)).clamp(min=1e-30)
+    rows = (rows / (2 * length).sqrt().unsqueeze(-1)).reshape(-1, size, *op.shape(met))
+    root = (length / 2).sqrt()
+    bent = None if curvature is None else curvature / (8 * length).sqrt()
+    plus, minus = (torch.diag_embed(part).reshape(-1, size, *op.shape(name))
+                   for part in ((root, root) if bent is None else (root + bent, root - bent)))
+    ones = torch.ones_like(length)
+    return {name: torch.cat([plus, minus], 1), met: torch.cat([rows, -rows], 1)}, torch.cat([ones, -ones], 1)
+
+
 def columns_per_element(op: Op, value: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt|value| as one column per element of the result, [N, h, *out], and the signs of value, [N, h]."""
     output = op.shape("output")

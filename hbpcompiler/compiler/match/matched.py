@@ -58,15 +58,20 @@ class Matched:
         return found
 
     def static(self, operation: Operation) -> Op:
-        """The Op with meta tensors: shapes of what rules return, and no arithmetic."""
-        if operation.name not in self._static_ops:
+        """The Op with meta tensors: shapes of what rules return, and no arithmetic.
+
+        Also of an operation on pieces of the tensors, which has the name of the one on the whole (see `local`).
+        """
+        known, op = self._static_ops.get(id(operation), (None, None))
+        if known is not operation or op is None:
             stand_ins = StandIns(operation, self.rules.get(operation.name))
-            self._static_ops[operation.name] = bind(operation, stand_ins, self.active,
-                                                    number=meta_number(operation))
-        return self._static_ops[operation.name]
+            op = bind(operation, stand_ins, self.active, number=meta_number(operation))
+            self._static_ops[id(operation)] = operation, op
+        return op
 
     @cached_property
-    def _static_ops(self) -> dict[str, Op]:
+    def _static_ops(self) -> dict[int, tuple[Operation, Op]]:
+        """By the operation's id; the operation beside it, so that no other takes its id."""
         return {}
 
     @property
