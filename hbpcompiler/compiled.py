@@ -90,8 +90,8 @@ class Compiled:
 
     def _program(self, batch: Batch) -> tuple[State, Built]:
         """The program for this batch in Python's present state, and that state."""
-        state, form = self._guards.current(), batch.form
-        built = state.programs.get(form)
+        state = self._guards.current()
+        built = _serving(state, batch)
         if built is None:
             with TRACING:
                 state, built = self._make(batch)
@@ -101,16 +101,17 @@ class Compiled:
     def _make(self, batch: Batch) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
         state = self._guards.current()
-        if batch.form not in state.programs:
+        built = _serving(state, batch)
+        if built is None:
             check_model(self.model, self.loss)
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
             try:
                 built = first_program(self.model, self.loss, batch, self.options, run, state.places)
             finally:
                 state.put_back()
-            state.programs[batch.form] = built
+            state.programs.setdefault(batch.form, []).append(built)
             _warn_if_indefinite(built.draft.plan, self.loss)
-        return state, state.programs[batch.form]
+        return state, built
 
     def _arguments(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""
@@ -181,6 +182,12 @@ class Compiled:
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
                 f"backend={self.options.backend!r}, programs={len(self._guards)})")
+
+
+def _serving(state: State, batch: Batch) -> Built | None:
+    """The program for batches of this form and size, if there is one yet."""
+    made: list[Built] = state.programs.get(batch.form, [])
+    return next((built for built in made if built.sizes.include(batch.samples)), None)
 
 
 def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:

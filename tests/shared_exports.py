@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from hbpcompiler.compiler.trace.export import TRACED_BATCH
 from hbpcompiler.guards.ambient import ambient, device_types
 from hbpcompiler.guards.walk import Walk
 
@@ -27,19 +28,20 @@ def keep(model: nn.Module) -> nn.Module:
 
 
 class SharedExports:
-    """In place of `export(model, loss, batch, modules, answers)`; the answers are those of the first export."""
+    """In place of `export`; the answers are those of the first export."""
 
     def __init__(self, export: Export) -> None:
         self.export = export
         self.known: dict[Any, tuple[Any, Any]] = {}
         """What became of them; and models and losses, so that no other takes their ids."""
 
-    def __call__(self, model: nn.Module, loss: Any, batch: Any, modules: Any = None, answers: Any = None) -> Any:
+    def __call__(self, model: nn.Module, loss: Any, batch: Any, modules: Any = None, answers: Any = None,
+                 samples: int = TRACED_BATCH) -> Any:
         surroundings = ambient(device_types(model))
         key = (id(model), _state(model), surroundings, _identity(loss), _layout(batch),
-               tuple((modules or {}).items()))
+               tuple((modules or {}).items()), samples)
         if key not in self.known:
-            self.known[key] = self.export(model, loss, batch, modules, answers), (model, loss)
+            self.known[key] = self.export(model, loss, batch, modules, answers, samples), (model, loss)
         return self.known[key][0]
 
     def forget(self) -> None:

@@ -50,6 +50,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
@@ -80,6 +81,8 @@ class Built:
     """The fields of the program's result that hold them."""
     run: Callable[..., Any]
     seconds: Seconds
+    sizes: Sizes
+    """The batch sizes that it serves."""
 
 
 Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
@@ -119,7 +122,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
             program = run = torch.compile(program)
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, run,
-                 seconds)
+                 seconds, traced.sizes)
 
 
 def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,

@@ -66,7 +66,7 @@ class Guards:
 
     def __len__(self) -> int:
         """The number of programs."""
-        return sum(len(programs) for programs in self._programs.values())
+        return sum(len(made) for programs in self._programs.values() for made in programs.values())
 
     def current(self) -> State:
         """The state now. A few microseconds if nothing has moved; otherwise all is read anew."""

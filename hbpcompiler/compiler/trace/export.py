@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
@@ -23,6 +22,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
 from hbpcompiler.compiler.trace.equivalents import module_equivalents, plain_ways, unchecked_distributions
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths
+from hbpcompiler.compiler.trace.sizes import sizes_of
 from hbpcompiler.compiler.trace.source import LIBRARY, source_of
 from hbpcompiler.compiler.trace.values import Answers, told_again
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
@@ -90,14 +90,15 @@ def _shown(shape: Sequence[Any]) -> str:
 
 def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
            modules: Mapping[type[nn.Module], ModuleRule] | None = None,
-           answers: Answers | None = None) -> tuple[Any, Structure]:
+           answers: Answers | None = None, samples: int = TRACED_BATCH) -> tuple[Any, Structure]:
     """The ExportedProgram of the batch's tensors -> (loss, *outputs), functional, composites kept whole; and how the
     model's output is built of `outputs`.
 
-    `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values in a run.
+    `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values in a run;
+    `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
-    few = batch.rows(TRACED_BATCH)
+    few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
@@ -109,7 +110,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
         try:
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
             _check_gradients_stay_on(program)
-            _check_any_size(program, batch.samples)
+            _check_any_size(program)
             return program.run_decompositions({}), returned[-1]
         except (ModelError, UnsupportedOpError):
             raise
@@ -132,31 +133,11 @@ def _check_gradients_stay_on(program: Any) -> None:
                                  sorted(set(places))))
 
 
-OTHER_SIZES = (2, 3, 5, 11, 32, 100)
-"""Of a batch, beside the one that is traced."""
-
-
-def _check_any_size(program: Any, samples: int) -> None:
-    """What the code decided or computed from the batch's size while it was traced must hold for other sizes too, and
-    for this batch's: torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
-    found = []
-    for guard in _guards(program):
-        (symbol,) = guard.expr.free_symbols
-        held = [guard.expr.subs(symbol, size) == sympy.true for size in OTHER_SIZES]
-        if not any(held) or (samples > 1 and guard.expr.subs(symbol, samples) != sympy.true):
-            frame = guard.sloc.maybe_user_loc or guard.sloc.framework_loc
-            found.append(f"{frame.filename}:{frame.lineno}: {frame.line}" if hasattr(frame, "lineno") else str(frame))
-    if found:
-        raise ModelError(listing("The model cannot be traced: its code fixes or compares the batch's size, and a "
-                                 "program serves every size; write it for any:", sorted(set(found))))
-
-
-def _guards(program: Any) -> list[Any]:
-    """Conditions on one symbolic size under which torch.export's graph holds."""
-    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
-    modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
-    environment = modes[0].shape_env if modes else None
-    return [guard for guard in getattr(environment, "guards", ()) if len(guard.expr.free_symbols) == 1]
+def _check_any_size(program: Any) -> None:
+    """torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
+    if found := sizes_of(program).fixing():
+        raise ModelError(listing("The model cannot be traced: its code fixes the batch's size, and a program serves "
+                                 "others too; write it for any:", found))
 
 
 def _trained(program: Any) -> set[torch.fx.Node]:

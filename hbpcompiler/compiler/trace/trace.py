@@ -14,8 +14,13 @@ from hbpcompiler.compiler.trace.batch import Batch, Layout
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.export import export
 from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
 from hbpcompiler.compiler.trace.values import Answers
+from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.rule import ModuleRule
+
+FEW = (2, 3)
+"""Batch sizes at which code meant for the smallest batches is met; torch.export takes none of one sample."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Traced:
     layout: Layout
     returned: Structure
     """How the model's output is built of the graph's outputs."""
+    sizes: Sizes = EVERY
+    """The batch sizes for which this holds."""
 
     @cached_property
     def graph(self) -> Graph:
@@ -47,9 +54,22 @@ class Traced:
 
 def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
           modules: Mapping[type[nn.Module], ModuleRule] | None = None, answers: Answers | None = None) -> Traced:
-    """Run torch.export once. `modules` are traced through their rules' forward; ModelError where that is impossible.
+    """Run torch.export, so that what it finds holds for this batch's size: once, unless code compares the size.
 
-    `answers`: what Python code made of tensors' values when it ran (see `values`).
+    `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values when it
+    ran (see `values`). Raises ModelError where tracing is impossible.
     """
     exported, returned = export(model, loss, batch, modules, answers)
-    return Traced(exported, model, loss, batch.layout, returned)
+    sizes = sizes_of(exported)
+    for samples in (batch.samples, *FEW):
+        if sizes.include(batch.samples):
+            break
+        if samples > 1:
+            exported, returned = export(model, loss, batch, modules, answers, samples)
+            sizes = sizes_of(exported)
+    else:
+        raise ModelError(listing(
+            f"The model cannot be traced for a batch of {batch.samples}: its code goes a way of its own there, which "
+            "torch.export does not follow; pass more samples, or write it for any number:",
+            sizes.excluding(batch.samples)))
+    return Traced(exported, model, loss, batch.layout, returned, sizes)
