@@ -8,7 +8,7 @@ from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs, reason
 from hbpcompiler.compiler.trace.export import export, quoted_names
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.compiler.trace.reader import constants, read
+from hbpcompiler.compiler.trace.reader import constants, loss_tensors, read
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -37,7 +37,8 @@ def test_state_has_the_names_of_the_model_and_the_losss_own(exported):
     program, _, graph = exported
     assert [value.key for value in graph.state if value.trainable] == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert [value.key for value in graph.state if not value.trainable] == ["loss:weight"]
-    assert torch.equal(constants(program, LOSS)["loss:weight"], LOSS.weight)
+    assert torch.equal(loss_tensors(LOSS)["loss:weight"], LOSS.weight)
+    assert constants(program) == {}
 
 
 def test_exporting_changes_nothing_of_the_users():
