@@ -24,7 +24,7 @@ from .table import page
 
 RECORDS = Path("build/zoo")
 PAGE = Path("docs/zoo.md")
-MEMORY = 10 * 2**30
+MEMORY = 16 * 2**30
 """Bytes that one family's process may take."""
 
 
