@@ -14,6 +14,7 @@ from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
+from hbpcompiler.compiler.match.promotions import with_promotions
 from hbpcompiler.compiler.match.samples_first import misplaced, samples_first
 from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
@@ -58,7 +59,7 @@ def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_v
 def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
                ) -> tuple[Graph, dict[str, AnyRule]]:
     """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
-    graph = without_idle_operands(graph, registry)
+    graph = with_promotions(without_idle_operands(graph, registry))
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(graph, registry), registry)
     graph = with_values(graph, registry, as_values) if not mixing else graph
