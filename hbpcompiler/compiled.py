@@ -30,7 +30,7 @@ from hbpcompiler.errors import (
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
-from hbpcompiler.limits import Limits
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
@@ -69,7 +69,8 @@ class Compiled:
         given = check_batch(self.model, batch)
         state, built = self._program(given)
         check_targets(built.losses, built.matched.graph, given)
-        check_fits(built.draft.memory, self.options.memory_budget, given.samples)
+        check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
+                   self.options.limits or DEFAULT_LIMITS)
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
         with torch.no_grad(), casts, seeded(generator), built.seconds.first(FIRST_RUN):
             raw = built.run(self._arguments(state, built), *given.tensors)
@@ -226,7 +227,7 @@ def compile(  # the public name is the design's
         example_inputs: (X, y), or what else a call takes, to trace at once.
         backend: "python", "torchscript" or "inductor".
         memory_budget: bytes, or "2GiB": the most that a call may allocate, results included; larger batches are
-            refused.
+            refused. None: most of what the machine, or the device, has free when a large call is made.
         mc_samples: random columns per sample, for the sampled quantities.
         curvature: what the quantities of the Hessian mean by it: "hessian", exact; "ggn", without the operations'
             residuals; "pch_abs" or "pch_clip", with their negative eigenvalues turned positive or dropped (Dangel,

@@ -32,6 +32,11 @@ class Limits:
     budget_shares: tuple[int, ...] = limit(
         (4, 16, 64), "parts", "under a budget a chunk gets such a part of what is left: several are alive at once", 1)
 
+    free_share: float = limit(
+        0.8, "times", "without a memory_budget a call may take so much of what the machine, or the device, has free")
+    unchecked_bytes: int = limit(
+        2**28, "bytes", "a call that is predicted to need no more is made without asking what is free")
+
     # -- columns that travel -----------------------------------------------------------------------------------------
     typical_batch: int = limit(64, "samples", "ways are compared at this batch size; a program serves every size", 1)
     spatial_bytes: int = limit(

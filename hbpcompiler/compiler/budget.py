@@ -1,17 +1,25 @@
-"""The memory budget: plans are drafted until the predicted peak of one keeps to it; calls are checked against it."""
+"""The memory budget: plans are drafted until the predicted peak of one keeps to it; calls are checked against it.
+
+Without one of the user's it is a share of what the machine, or the device, has free when a large call is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.cost.free_memory import free_bytes
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.plan.steps import Plan
-from hbpcompiler.errors import InputError, OptionError
+from hbpcompiler.errors import HbpError, InputError, OptionError
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -25,42 +33,84 @@ class Draft:
     cost: ProgramCost
 
 
-def within_budget(make: Callable[[Resources], Draft], resources: Resources, budget: int | None, batch: int) -> Draft:
+@dataclass(frozen=True)
+class Room:
+    """The most that a call may allocate, and who says so."""
+
+    bytes: int
+    given: bool
+    """by the user, as memory_budget; else it is the share of what is free."""
+
+    def __str__(self) -> str:
+        if self.given:
+            return f"memory_budget={self.bytes} ({size(self.bytes)})"
+        return f"the {size(self.bytes)} that a call may take of the memory that is free"
+
+    @property
+    def instead(self) -> str:
+        """What to do about it."""
+        more = "raise the budget" if self.given else "free some, set memory_budget to what it may take all the same,"
+        return f"{more} or ask for fewer quantities"
+
+
+def room_for(draft: Draft, budget: int | None, batch: int, device: torch.device, limits: Limits) -> Room | None:
+    """What a call with so many samples has to keep to; None where that is not known, or the call needs little."""
+    if budget is not None:
+        return Room(budget, True)
+    if not draft.memory.may_exceed(limits.unchecked_bytes, batch):
+        return None
+    free = free_bytes(device)
+    return None if free is None else Room(int(limits.free_share * free), False)
+
+
+def within_budget(make: Callable[[Resources], Draft], resources: Resources, budget: int | None, batch: int,
+                  device: torch.device = CPU) -> Draft:
     """The fastest draft whose predicted peak at this batch size keeps to the budget of bytes.
 
-    Without a budget that is the first one. Otherwise the draft with the smallest chunks tells what is held in any
-    case, and the chunks may take what is left, in shares (`Limits.budget_shares`). Raises OptionError where even the
-    smallest chunks are too much.
+    Without a budget it is a share of what the device has free. The first draft is taken if it keeps to it. Otherwise
+    the one with the smallest chunks tells what is held in any case, and the chunks may take what is left, in shares
+    (`Limits.budget_shares`). Where even the smallest chunks are too much: OptionError for a budget of the user's,
+    InputError for what is free.
     """
     draft = make(resources)
-    if budget is None or draft.memory.peak(batch) <= budget:
+    room = room_for(draft, budget, batch, device, resources.limits)
+    if room is None or not draft.memory.may_exceed(room.bytes, batch):
         return draft
     least = make(replace(resources, temporaries=1, batch=batch))
-    room = budget - least.memory.peak(batch)
-    if room < 0:
+    left = room.bytes - least.memory.peak(batch)
+    if left < 0:
         least = min(draft, least, key=lambda draft: draft.memory.peak(batch))
-        raise OptionError(f"memory_budget={budget} ({size(budget)}) is too small: a batch of {batch} needs about "
-                          f"{size(least.memory.peak(batch))}, even in the smallest chunks. "
-                          f"{_advice(least.memory, budget, batch)}")
+        raise _too_small(least.memory, room, batch)
     for share in resources.limits.budget_shares:
-        draft = make(replace(resources, temporaries=max(1, room // share), batch=batch))
-        if draft.memory.peak(batch) <= budget:
+        draft = make(replace(resources, temporaries=max(1, left // share), batch=batch))
+        if draft.memory.peak(batch) <= room.bytes:
             return draft
     return least
 
 
-def check_fits(memory: MemoryModel, budget: int | None, batch: int) -> None:
-    """Raise InputError if a call with so many samples is predicted to need more than the budget."""
-    if budget is not None and memory.peak(batch) > budget:
-        raise InputError(f"a batch of {batch} needs about {size(memory.peak(batch))}, more than memory_budget={budget} "
-                         f"({size(budget)}). {_advice(memory, budget, batch)}. This program was planned for the size "
+def _too_small(least: MemoryModel, room: Room, batch: int) -> HbpError:
+    needed, advice = size(least.peak(batch)), _advice(least, room, batch)
+    if room.given:
+        return OptionError(f"{room} is too small: a batch of {batch} needs about {needed}, even in the smallest "
+                           f"chunks. {advice}")
+    return InputError(f"a batch of {batch} needs about {needed}, even in the smallest chunks, more than {room}. "
+                      f"{advice}")
+
+
+def check_fits(draft: Draft, budget: int | None, batch: int, device: torch.device = CPU,
+               limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raise InputError if a call with so many samples is predicted to need more than the budget, or than is free."""
+    room = room_for(draft, budget, batch, device, limits)
+    if room is not None and draft.memory.may_exceed(room.bytes, batch):
+        raise InputError(f"a batch of {batch} needs about {size(draft.memory.peak(batch))}, more than {room}. "
+                         f"{_advice(draft.memory, room, batch)}. This program was planned for the size "
                          "of its first batch: planned for this size (example_inputs) it may need less")
 
 
-def _advice(memory: MemoryModel, budget: int, batch: int) -> str:
-    fits = memory.largest_batch(budget, batch)
+def _advice(memory: MemoryModel, room: Room, batch: int) -> str:
+    fits = memory.largest_batch(room.bytes, batch)
     what = f"Batches of up to {fits} fit" if fits else "Not even one sample fits"
-    return f"{what}; otherwise raise the budget or ask for fewer quantities"
+    return f"{what}; otherwise {room.instead}"
 
 
 def size(count: int) -> str:

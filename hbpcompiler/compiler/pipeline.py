@@ -151,7 +151,8 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         check_targets(losses, matched.graph, batch)
         drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)
         try:
-            return matched, losses, within_budget(drafting.draft, resources, options.memory_budget, batch.samples)
+            draft = within_budget(drafting.draft, resources, options.memory_budget, batch.samples, device)
+            return matched, losses, draft
         except UsesNotJoinedError as error:
             if error.parameters <= as_values:
                 raise
@@ -214,5 +215,5 @@ class _Drafting:
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
         code = emit.emit(program.graph, header, inputs, self.fields, limits=resources.limits)
-        return Draft(planned, program.graph, code, MemoryModel(code, graph, resources.limits.allowance),
+        return Draft(planned, program.graph, code, MemoryModel(code, graph, resources.limits.allowance, program.graph),
                      ProgramCost(program.graph, graph, resources.machine, resources.limits))

@@ -4,11 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from hbpcompiler.compiler import budget
 from hbpcompiler.compiler.budget import Draft, check_fits, size, within_budget
-from hbpcompiler.compiler.cost.figures import UNLIMITED
-from hbpcompiler.compiler.cost.memory import MemoryModel
+from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
+from hbpcompiler.compiler.cost.memory import MemoryModel, together
+from hbpcompiler.compiler.program.shapes import annotate, arguments
+from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import InputError, OptionError
+from hbpcompiler.limits import Limits
 from tests.hand_made import value
 
 PROGRAM = """
@@ -50,7 +54,8 @@ class Drafts:
     def __call__(self, resources):
         self.asked.append(resources.temporaries)
         peak = self.whole if resources.temporaries is None else self.fixed + 5 * resources.temporaries
-        memory = SimpleNamespace(peak=lambda batch: peak, largest_batch=lambda budget, batch: 3)
+        memory = SimpleNamespace(peak=lambda batch: peak, largest_batch=lambda budget, batch: 3,
+                                 may_exceed=lambda size, batch: peak > size)
         return Draft(None, None, "", memory, None)
 
 
@@ -74,11 +79,62 @@ def test_a_budget_below_the_smallest_chunks_is_refused():
 
 
 def test_a_larger_batch_is_refused():
-    memory = Drafts(0, 2048)(UNLIMITED).memory
-    check_fits(memory, None, 8)
-    check_fits(memory, 2048, 8)
+    draft = Drafts(0, 2048)(UNLIMITED)
+    check_fits(draft, None, 8)
+    check_fits(draft, 2048, 8)
     with pytest.raises(InputError, match=r"a batch of 8 needs about 2.0 KiB, more than memory_budget=100"):
-        check_fits(memory, 100, 8)
+        check_fits(draft, 100, 8)
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets how many bytes are free."""
+    return lambda size: monkeypatch.setattr(budget, "free_bytes", lambda device: size)
+
+
+LIMITS = Limits(unchecked_bytes=500, free_share=0.5)
+NARROW = Resources(limits=LIMITS)
+
+
+def test_without_a_budget_chunks_keep_to_a_share_of_what_is_free(free):
+    make = Drafts(100, 10_000)
+    free(1800)
+    assert within_budget(make, NARROW, None, 8).memory.peak(8) <= 900
+    assert make.asked[:2] == [None, 1]
+    free(None)  # a system that does not say
+    assert within_budget(make, NARROW, None, 8).memory.peak(8) == 10_000
+
+
+def test_what_would_be_needed_is_said_where_too_little_is_free(free):
+    free(180)
+    with pytest.raises(InputError, match=r"a batch of 8 needs about 105 B, even in the smallest chunks, more than the "
+                                         r"90 B that a call may take of the memory that is free. Batches of up to 3 "):
+        within_budget(Drafts(100, 1000), NARROW, None, 8)
+    with pytest.raises(InputError, match=r"needs about 2.0 KiB, more than the 90 B .* set memory_budget"):
+        check_fits(Drafts(0, 2048)(UNLIMITED), None, 8, limits=LIMITS)
+
+
+def test_small_calls_and_budgets_do_not_ask_what_is_free(monkeypatch):
+    monkeypatch.setattr(budget, "free_bytes", lambda device: pytest.fail("asked"))
+    check_fits(Drafts(0, 400)(UNLIMITED), None, 8, limits=LIMITS)
+    check_fits(Drafts(0, 2048)(UNLIMITED), 4096, 8, limits=LIMITS)
+
+
+def test_no_run_is_needed_where_all_tensors_together_are_small():
+    writer = Writer()
+    x = writer.placeholder("x")
+
+    def body(part):
+        part.totals["t"].add_(part["x"].square().sum(0))
+
+    total = writer.loop(body, op=None, sliced={"x": x}, chunk=2, totals={"t": (3,)})["t"]
+    writer.graph.output((total.node,))
+    inputs = {"x": value("x", N, 3, role="input")}
+    annotate(writer.graph, lambda batch: arguments(writer.graph, inputs, [], batch))
+    # The total, made, as the loop's result and as it grows in its body; a chunk's squares and their sum.
+    assert together(writer.graph, 50) == together(writer.graph, 8) == 4 * (3 + 3 + 3 + 2 * 3 + 3)
+    memory = MemoryModel("no program: not to be run", None, 1.0, writer.graph)
+    assert not memory.may_exceed(100, 50)
 
 
 @pytest.mark.parametrize(("count", "text"), [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (2**31, "2.0 GiB")])

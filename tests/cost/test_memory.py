@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler import budget
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.reference import reference
 from tests.selection import slow
@@ -22,6 +23,21 @@ def network():
 def batch(samples):
     torch.manual_seed(1)
     return torch.randn(samples, 1, 8, 8, dtype=torch.float64), torch.randint(3, (samples,))
+
+
+def test_without_a_budget_calls_keep_to_what_is_free(monkeypatch):
+    X, y = batch(24)
+    model, limits = network(), hbp.Limits(unchecked_bytes=2**10, free_share=0.5)
+    plenty = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    room = int(0.6 * plenty.predicted_memory(24))
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 2 * room)
+    tight = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y), limits=limits)
+    assert tight.predicted_memory(24) <= room < plenty.predicted_memory(24)
+    for name, value in plenty(X, y).diag_h.items():
+        close(tight(X, y).diag_h[name], value, name)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: room // 8)  # somebody else has taken it since
+    with pytest.raises(hbp.InputError, match=r"a batch of 24 needs about .* of the memory that is free"):
+        tight(X, y)
 
 
 def test_the_meter_counts_what_runs():

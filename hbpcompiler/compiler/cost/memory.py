@@ -7,13 +7,16 @@ allocate for themselves, and what the allocator leaves unused, is not seen but a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.program import meta as node_meta
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import Graph, meta
 from hbpcompiler.limits import DEFAULT_LIMITS
 
@@ -28,13 +31,27 @@ def _rounds(*limits: int) -> Iterator[int]:
         yield start
 
 
+def together(program: fx.Graph, batch: int) -> int:
+    """Bytes of all tensors that a program makes, as if none was freed; of a loop those of one turn."""
+    total = 0
+    for node in program.nodes:
+        if isinstance(node.target, Loop):
+            total += together(node.target.body, node.target.chunk)
+        lengths, dtype = node_meta.shape(node), node_meta.dtype(node)
+        if lengths is not None and dtype is not None and node.op != "placeholder":
+            total += dtype.itemsize * math.prod(node_meta.length_at(length, batch) for length in lengths)
+    return total
+
+
 class MemoryModel:
     """Predicts the peak of one program, for any batch size: what its tensors hold, times an allowance."""
 
-    def __init__(self, code: str, graph: Graph, allowance: float = DEFAULT_LIMITS.allowance) -> None:
-        self.code, self.graph, self.allowance = code, graph, allowance
+    def __init__(self, code: str, graph: Graph, allowance: float = DEFAULT_LIMITS.allowance,
+                 program: fx.Graph | None = None) -> None:
+        self.code, self.graph, self.allowance, self.program = code, graph, allowance, program
         self._forward: Callable[..., Any] | None = None
         self._known: dict[int, int] = {}
+        self._together: dict[int, int] = {}
 
     def peak(self, batch: int) -> int:
         """Bytes that a call with so many samples allocates at most at once."""
@@ -50,6 +67,15 @@ class MemoryModel:
                 self._known[batch] = int(self.allowance * meter.peak)
             del result
         return self._known[batch]
+
+    def may_exceed(self, size: int, batch: int) -> bool:
+        """Whether the peak may be more than so many bytes: at once, where not even all tensors together are so many."""
+        if batch not in self._known and self.program is not None:
+            if batch not in self._together:
+                self._together[batch] = int(self.allowance * together(self.program, batch))
+            if self._together[batch] <= size:
+                return False
+        return self.peak(batch) > size
 
     def largest_batch(self, budget: int, batch: int) -> int:
         """The largest batch size below `batch` whose call keeps to the budget; 0 if not even one sample does."""
