@@ -13,6 +13,7 @@ from hbpcompiler.errors import (
     HbpError,
     IndefiniteCurvatureWarning,
     InputError,
+    ProofError,
     UnsupportedOpError,
 )
 from hbpcompiler.limits import Limits
@@ -28,6 +29,7 @@ __all__ = [
     "IndefiniteCurvatureWarning",
     "InputError",
     "Limits",
+    "ProofError",
     "Result",
     "UnsupportedOpError",
     "__version__",

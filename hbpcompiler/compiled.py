@@ -18,7 +18,11 @@ from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
-from hbpcompiler.compiler.stages import FIRST_RUN
+from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.prove import check, prove
+from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs
 from hbpcompiler.compiler.trace.reader import loss_tensors
@@ -26,12 +30,13 @@ from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
     InputError,
+    ProofError,
 )
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from hbpcompiler.options import Options, check_example, check_model, check_options
+from hbpcompiler.options import FULL, Options, check_example, check_model, check_options
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
@@ -71,9 +76,9 @@ class Compiled:
         check_targets(built.losses, built.matched.graph, given)
         check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
-        casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
-        with torch.no_grad(), casts, seeded(generator), built.seconds.first(FIRST_RUN):
-            raw = built.run(self._arguments(state, built), *given.tensors)
+        with seeded(generator):
+            first = not built.proven and given.samples > 0
+            raw = self._first_run(state, built, given) if first else self._run(state, built, given)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         return Result(raw, output, self.quantities, self.model, meetings(built.draft.plan))
 
@@ -113,6 +118,57 @@ class Compiled:
             state.programs.setdefault(batch.form, []).append(built)
             _warn_if_indefinite(built.draft.plan, self.loss)
         return state, built
+
+    def _run(self, state: State, built: Built, batch: Batch) -> Any:
+        """What the program returns."""
+        casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
+        with torch.no_grad(), casts:
+            return built.run(self._arguments(state, built), *batch.tensors)
+
+    def _first_run(self, state: State, built: Built, batch: Batch) -> Any:
+        """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError."""
+        draws = Draws.now(batch.tensors[0].device)
+        with built.seconds.first(FIRST_RUN):
+            raw = self._run(state, built, batch)
+        candidate = self._candidate(state, built)
+        try:
+            with TRACING, built.seconds.first(PROVE):
+                check(prove(candidate, batch, draws, raw, self.options.verify == FULL), candidate, batch, draws)
+        except ProofError:
+            state.programs[batch.form] = [kept for kept in state.programs[batch.form] if kept is not built]
+            self._last = None
+            raise
+        finally:
+            state.put_back()
+        built.proven = True
+        return raw
+
+    def _prepare(self, batch: Batch) -> None:
+        """A proven program for batches like this one."""
+        state, built = self._program(batch)
+        if not built.proven and batch.samples:
+            with drawing(Draws.now(batch.tensors[0].device)):
+                self._first_run(state, built, batch)
+
+    def _candidate(self, state: State, built: Built) -> Candidate:
+        return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
+                         lambda batch: self._run(state, built, batch), self._arguments(state, built), built.sizes)
+
+    def verify(self, *batch: Any, full: bool = True) -> Verification:
+        """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.
+
+        Loss, outputs and gradient are compared; with `full` the other quantities too, on the batch's first two samples.
+        Nothing changes, no random generator either. A difference is in the table (see `agrees`) and raises nothing;
+        raised is what a call raises for a batch that does not fit, and ProofError where the model's own step fails.
+        """
+        given = check_batch(self.model, batch)
+        state, built = self._program(given)
+        check_targets(built.losses, built.matched.graph, given)
+        try:
+            with TRACING:
+                return prove(self._candidate(state, built), given, Draws.now(given.tensors[0].device), full=full)
+        finally:
+            state.put_back()
 
     def _arguments(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""
@@ -217,6 +273,7 @@ def compile(  # the public name is the design's
     autotune: bool = False,
     rules: Sequence[str | Path] | None = None,
     limits: Limits | None = None,
+    verify: bool | str = True,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
@@ -238,6 +295,8 @@ def compile(  # the public name is the design's
         rules: paths of rule files of your own.
         limits: the thresholds to plan by (`Limits`, each with its reason); None: those that `hbp tune` measured on this
             machine, or the default ones.
+        verify: compare each new program with the model's own forward and backward on its first batch, and keep it only
+            if loss, outputs and gradient agree to rounding; "full": the other quantities too, on two samples.
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
@@ -245,8 +304,8 @@ def compile(  # the public name is the design's
     loss = nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype, limits)
+                            curvature_dtype, limits, verify)
     compiled = Compiled(model, loss, options)
     if example_inputs is not None:
-        compiled._program(check_batch(model, check_example(example_inputs)))
+        compiled._prepare(check_batch(model, check_example(example_inputs)))
     return compiled

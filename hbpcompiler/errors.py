@@ -37,6 +37,10 @@ class OptionTypeError(CompileError, TypeError):
     """An option of compile has the wrong type."""
 
 
+class ProofError(CompileError, ValueError):
+    """A program does not compute what the model itself does on the batch that it was made from; it is not kept."""
+
+
 class RuleError(CompileError, ValueError):
     """A rule file breaks the contract of rules."""
 

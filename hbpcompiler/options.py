@@ -17,6 +17,7 @@ from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+FULL = "full"
 BACKENDS = ("python", "torchscript", "inductor")
 UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
                             "GIB": 2**30}
@@ -36,11 +37,13 @@ class Options:
     curvature_dtype: torch.dtype | None
     limits: Limits | None = None
     """None: those that `hbp tune` measured, or the default ones."""
+    verify: bool | str = True
+    """Whether a program is proven on its first batch, and with "full" the quantities beyond the gradient too."""
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
                   curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None,
-                  limits: Any = None) -> Options:
+                  limits: Any = None, verify: Any = True) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -55,7 +58,15 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
     if limits is not None and not isinstance(limits, Limits):
         raise OptionTypeError(f"limits must be an hbpcompiler.Limits, or None, not {limits!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
-                   curvature, autotune, check_dtype(curvature_dtype), limits)
+                   curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify))
+
+
+def check_verify(verify: Any) -> bool | str:
+    """True, False or "full"."""
+    if isinstance(verify, bool) or verify == FULL:
+        return verify if isinstance(verify, bool) else FULL
+    error = OptionError if isinstance(verify, str) else OptionTypeError
+    raise error(f"verify must be True, False or {FULL!r}, not {verify!r}")
 
 
 def check_quantities(quantities: Any) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
     "codegen": {"quantities", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
+    "compiler.prove": TERMS | {"options", "reference", "compiler.match", "compiler.plan", "compiler.derive"},
     "compiler": TERMS | {"options", "version", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }
 """By package, what its files import besides each other. Files of the face that are not listed may import all."""

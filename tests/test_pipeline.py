@@ -8,7 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler import pipeline
-from hbpcompiler.compiler.stages import FIRST_RUN, STAGES, Seconds
+from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, STAGES, Seconds
 from hbpcompiler.reference import reference
 from tests.test_quantities import close
 
@@ -42,7 +42,7 @@ def test_explain_says_how_long_each_stage_took():
     compiled(*batch)
     compiled(*batch)
     seconds = compiled._current().seconds
-    assert list(seconds.of) == [*STAGES, FIRST_RUN]
+    assert list(seconds.of) == [*STAGES, FIRST_RUN, PROVE]
     assert all(value > 0 for value in seconds.of.values())
     line = compiled.explain().splitlines()[-1]
     shown = re.fullmatch(r"Compiled in (\S+) s \((.*)\)\.", line)

@@ -45,7 +45,7 @@ from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn
 from hbpcompiler.compiler.program.program import Program
-from hbpcompiler.compiler.stages import Seconds, verify
+from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
@@ -83,6 +83,8 @@ class Built:
     seconds: Seconds
     sizes: Sizes
     """The batch sizes that it serves."""
+    proven: bool = False
+    """Whether it may be used without a proof, or had one."""
 
 
 Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
@@ -122,7 +124,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
             program = run = torch.compile(program)
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, run,
-                 seconds, traced.sizes)
+                 seconds, traced.sizes, proven=options.verify is False)
 
 
 def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
@@ -131,7 +133,7 @@ def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options
         exported = trace(model, loss, batch, options.registry.modules, answers)
     with seconds.stage("trace"):
         traced = taken_apart(exported, options.registry)
-        verify("trace", check_graph(traced.graph))
+        check_promise("trace", check_graph(traced.graph))
     return traced
 
 
@@ -146,7 +148,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
     while True:
         with seconds.stage("match"):
             matched = match(traced, options.registry, closings, as_values, naming.value_names, limits.fused_operations)
-            verify("match", check_matched(matched))
+            check_promise("match", check_matched(matched))
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
         drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)
@@ -175,7 +177,7 @@ class _Drafting:
         with self.seconds.stage("plan"):
             planned = plan(self.matched, self.closings, self.options, resources, self._has_onednn,
                            self._race if self.options.autotune else unraced)
-            verify("plan", check_plan(planned, self.matched, self.closings))
+            check_promise("plan", check_plan(planned, self.matched, self.closings))
         with self.seconds.stage("derive"):
             program = derive(self.matched, planned)
         with self.seconds.stage("optimise"):
@@ -199,7 +201,7 @@ class _Drafting:
         try:
             optimise(program.graph, settings)
         except BrokenProgramError as error:
-            verify("optimise", [str(error)])
+            check_promise("optimise", [str(error)])
 
     def _emitted(self, program: Program, planned: Plan, resources: Resources) -> Draft:
         graph, options = self.matched.graph, self.options

@@ -13,6 +13,8 @@ STAGES = ("export", "trace", "match", "plan", "derive", "optimise", "emit", "loa
 """export is torch's part of trace."""
 
 FIRST_RUN = "first run"
+PROVE = "prove"
+"""What follows the first run, see `prove`."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Seconds:
         return f"Compiled in {sum(self.of.values()):.2f} s ({parts})."
 
 
-def verify(stage: str, findings: Iterable[str]) -> None:
+def check_promise(stage: str, findings: Iterable[str]) -> None:
     """Raise InternalError with the first finding, if there is any: the stage has broken its promise."""
     finding = next(iter(findings), None)
     if finding is not None:

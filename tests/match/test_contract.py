@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hbpcompiler.compiler.match.check import check_matched
-from hbpcompiler.compiler.stages import verify
+from hbpcompiler.compiler.stages import check_promise
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import InternalError, ModelError
 from tests.stages import matched
@@ -42,7 +42,7 @@ def test_a_missing_rule_is_found(found):
     first, *others = found.rules
     broken = replace(found, rules={name: found.rules[name] for name in others})
     with pytest.raises(InternalError, match=rf"behind match \(after export, trace\).*{first}.* has no rule"):
-        verify("match", check_matched(broken))
+        check_promise("match", check_matched(broken))
 
 
 def test_a_rule_without_operation_is_found(found):

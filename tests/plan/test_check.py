@@ -10,7 +10,7 @@ from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.check import check_plan
 from hbpcompiler.compiler.plan.plan import plan as plan_of
 from hbpcompiler.compiler.plan.steps import Close, Pull, Seed, Tail
-from hbpcompiler.compiler.stages import verify
+from hbpcompiler.compiler.stages import check_promise
 from hbpcompiler.errors import InternalError
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import GRADIENT
@@ -42,7 +42,7 @@ def test_a_piece_that_never_arrives_is_found(plan, found):
     lost = next(step for step in plan.steps if isinstance(step, Pull) and step.piece.stream == GRADIENT)
     broken = replace(plan, steps=tuple(step for step in plan.steps if step is not lost))
     with pytest.raises(InternalError, match=r"behind plan \(after export, trace, match\).*nothing has brought it"):
-        verify("plan", check_plan(broken, found, closings(*ASKED)))
+        check_promise("plan", check_plan(broken, found, closings(*ASKED)))
 
 
 def test_a_piece_that_arrives_too_late_is_found(plan, found):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hbpcompiler.compiler.stages import verify
+from hbpcompiler.compiler.stages import check_promise
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.errors import InternalError
 from tests.stages import traced
@@ -49,7 +49,7 @@ def test_a_traced_graph_is_right(graph):
 def test_an_operation_before_its_operand_is_found(graph):
     broken = replace(graph, operations=graph.operations[::-1])
     with pytest.raises(InternalError, match=r"behind trace \(after export\).*before it is made.*report"):
-        verify("trace", check_graph(broken))
+        check_promise("trace", check_graph(broken))
 
 
 def test_a_name_given_twice_is_found(graph):

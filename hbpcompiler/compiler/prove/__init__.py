@@ -1,0 +1,1 @@
+"""Stage 8, prove: a program beside the model's own training step, on one batch."""

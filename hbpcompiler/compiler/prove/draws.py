@@ -1,0 +1,62 @@
+"""The random generators that a forward pass may draw from, so that two runs can draw the same."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """States of torch's global generators, Python's, and numpy's if it is loaded."""
+
+    torch_states: tuple[Tensor, ...]
+    """the CPU's, then that of the device, if it is another"""
+    device: torch.device
+    python: Any
+    numpy: Any
+
+    @classmethod
+    def now(cls, device: torch.device) -> Draws:
+        """Where the generators stand."""
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        numpy = sys.modules.get("numpy")
+        return cls(tuple(states), device, random.getstate(), numpy.random.get_state() if numpy is not None else None)
+
+    def restore(self) -> None:
+        """Put the generators there."""
+        torch.set_rng_state(self.torch_states[0])
+        for state in self.torch_states[1:]:
+            torch.cuda.set_rng_state(state, self.device)
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+
+    def torch_drew(self, since: Draws) -> bool:
+        """Whether torch's generators stand elsewhere than then."""
+        pairs = zip(self.torch_states, since.torch_states, strict=True)
+        return not all(torch.equal(own, other) for own, other in pairs)
+
+    def python_drew(self, since: Draws) -> bool:
+        """Whether Python's or numpy's generator stands elsewhere than then."""
+        return self.python != since.python or str(self.numpy) != str(since.numpy)
+
+
+@contextmanager
+def drawing(draws: Draws) -> Iterator[None]:
+    """Draw from there on inside, and put the generators back afterwards."""
+    before = Draws.now(draws.device)
+    draws.restore()
+    try:
+        yield
+    finally:
+        before.restore()

@@ -1,0 +1,51 @@
+"""Kronecker factors of small models by brute force, for `verify="full"`."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hbpcompiler import reference
+from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.graph import meta
+
+FACTORS = ("kfac", "kflr")
+MOST_NUMBERS = 20000
+"""Numbers in the parameters of a model, and `MOST_OUTPUTS` in its output: the brute force takes a backward pass for
+each number of each layer's output."""
+MOST_OUTPUTS = 64
+
+
+def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mapping[str, Any]], eps: float,
+                 random: bool) -> list[Comparison]:
+    """A of kfac and kflr, and kflr's B, of linear layers and convolutions that are used once."""
+    asked = [name for name in FACTORS if name in values]
+    if not asked:
+        return []
+    inputs, keywords, target = batch.layout.build(batch.tensors)
+    numbers = sum(parameter.numel() for parameter in candidate.model.parameters())
+    outputs = sum(meta(output, batch.samples).numel() for output in candidate.matched.graph.outputs)
+    if random or numbers > MOST_NUMBERS or outputs > MOST_OUTPUTS or (inputs and keywords):
+        why = "the model is random" if random else "brute force would take too long"
+        return [left_out(name, "", why) for name in asked]
+    model, calls = copy.deepcopy(candidate.model), Counter[str]()
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda *_, path=path: calls.update([path]))
+    try:
+        right = reference.kflr(model, candidate.loss, keywords or inputs, target)
+    except Exception as error:  # whatever a model does that the brute force is not made for
+        return [left_out(name, "", f"brute force fails: {error}") for name in asked]
+    found, wanted = {}, {}
+    for quantity in asked:
+        for name, (left, factor) in right.items():
+            if calls[name.rpartition(".")[0]] != 1 or name not in values[quantity]:
+                continue
+            if left is not None:
+                found[f"{quantity}.A", name], wanted[f"{quantity}.A", name] = values[quantity][name].A, left
+            if quantity == "kflr":
+                found["kflr.B", name], wanted["kflr.B", name] = values[quantity][name].B, factor
+    return compared(found, wanted, eps, how="two samples")

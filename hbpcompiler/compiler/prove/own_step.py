@@ -1,0 +1,170 @@
+"""The model's own training step: forward, loss and backward as the user would run them, and nothing of theirs changed.
+
+Modules are called, so that hooks and custom functions do what they do in training; buffers and the batch are copies,
+`p.grad` is not touched, and attributes that forward sets are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.containers import Structure, take_apart
+
+Loss = Callable[..., Tensor]
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class OwnStep:
+    """What the model's own training step gave."""
+
+    loss: Tensor
+    outputs: tuple[Tensor, ...]
+    gradients: Mapping[str, Tensor]
+    """By the name of a trainable parameter; those that do not reach the loss are left out."""
+    random: bool
+    """Whether torch's generators were drawn from."""
+    python_random: bool
+    """Whether Python's or numpy's were."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass, still part of autograd's graph."""
+
+    loss: Tensor
+    outputs: list[Tensor]
+    structure: Structure
+    target: Any
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Numbers moved by their own rounding: each one up or down by `size` times itself."""
+
+    size: float
+    seed: int
+    signs: dict[torch.device, torch.Generator] = field(default_factory=dict)
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """Floating-point tensors only; others as they are."""
+        if not tensor.is_floating_point():
+            return tensor
+        if tensor.device not in self.signs:
+            self.signs[tensor.device] = torch.Generator(tensor.device).manual_seed(self.seed)
+        signs = torch.randint(0, 2, tensor.shape, generator=self.signs[tensor.device], device=tensor.device)
+        return tensor + tensor * (self.size * (2 * signs - 1)).to(tensor.dtype)
+
+
+def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None = None,
+             backward: bool = True) -> OwnStep:
+    """Run it with these draws; with `noise` on parameters, buffers and inputs. Raises whatever the model raises."""
+    def step(copies: bool = noise is not None) -> OwnStep:
+        return _step(model, loss, batch, draws, noise, backward, copies)
+
+    try:
+        return step()
+    except RuntimeError as error:
+        if "cudnn RNN backward" in str(error):  # in eval mode torch has no backward of cuDNN's kernel
+            with torch.backends.cudnn.flags(enabled=False):
+                return step()
+        if "use_reentrant=True" in str(error):  # checkpoints that need .backward(), so not at the user's parameters
+            return step(copies=True)
+        raise
+
+
+def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None, backward: bool,
+          copies: bool) -> OwnStep:
+    def finish(pass_: Pass) -> OwnStep:
+        after, found = Draws.now(draws.device), {}
+        if backward and pass_.loss.requires_grad:
+            found = _gradients(pass_.loss, parameters, copies)
+        outputs = tuple(output.detach() for output in pass_.outputs)
+        return OwnStep(pass_.loss.detach(), outputs, found, after.torch_drew(draws), after.python_drew(draws))
+
+    with unchanged(model, loss), drawing(draws), ordinary_mode():
+        parameters, state = trained(model), copied_buffers(model)
+        if copies:
+            moved = noise.moved if noise is not None else torch.clone
+            state = {name: moved(value) for name, value in state.items()}
+            parameters = {name: moved(value.detach()).requires_grad_() for name, value in parameters.items()}
+            state |= parameters
+        return forward(model, loss, batch if noise is None else _moved(batch, noise), state, finish)
+
+
+def forward(model: nn.Module, loss: Loss, batch: Batch, state: Mapping[str, Tensor],
+            finish: Callable[[Pass], Found]) -> Found:
+    """`finish` of a forward pass of copies of the batch; meanwhile `state` is in place of the model's."""
+    named = {f"model.{name}": tensor for name, tensor in state.items()}
+    found: Found = torch.func.functional_call(_Training(model, loss), named, (batch, finish))
+    return found
+
+
+class _Training(nn.Module):
+    """A module whose forward does it all, so that other parameters or buffers are in place during backward, too."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = (loss,)  # no module of this one
+
+    def forward(self, batch: Batch, finish: Callable[[Pass], Any]) -> Any:
+        args, keywords, target = batch.layout.build([tensor.detach().clone() for tensor in batch.tensors])
+        output = self.model(*args, **keywords)
+        outputs, structure = take_apart(output, leave_out=True)
+        return finish(Pass(self.loss[0](output, target), outputs, structure, target))
+
+
+def _gradients(value: Tensor, parameters: Mapping[str, Tensor], copies: bool) -> dict[str, Tensor]:
+    if copies:
+        value.backward()
+        found = [parameter.grad for parameter in parameters.values()]
+    else:
+        found = list(torch.autograd.grad(value, list(parameters.values()), allow_unused=True))
+    return {name: gradient.detach().to_dense() for name, gradient in zip(parameters, found, strict=True)
+            if gradient is not None}
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies, which forward may overwrite."""
+    return {name: value.detach().clone() for name, value in model.named_buffers()}
+
+
+def _moved(batch: Batch, noise: Noise) -> Batch:
+    return Batch(tuple(noise.moved(tensor) for tensor in batch.tensors), batch.layout)
+
+
+@contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Gradients are on, whatever the call came from."""
+    outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    with outside, torch.enable_grad():
+        yield
+
+
+@contextmanager
+def unchanged(*callables: Any) -> Iterator[None]:
+    """The modules' attributes are afterwards what they were."""
+    modules = [module for item in callables if isinstance(item, nn.Module) for module in item.modules()]
+    before = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            own = vars(module)
+            for name in [name for name in own if name not in attributes]:
+                del own[name]
+            own.update(attributes)

@@ -1,0 +1,204 @@
+"""A program beside the model's own training step on one batch: loss, outputs and gradient must be the same to rounding.
+
+A program that gives no gradient is compared in loss and outputs, and a gradient-only program of the same matched graph,
+with the same rules and fused operations, in the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.expectation import in_expectation
+from hbpcompiler.compiler.prove.own_step import Noise, OwnStep, own_step
+from hbpcompiler.compiler.prove.second_order import second_order
+from hbpcompiler.compiler.prove.suspects import suspects
+from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
+from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.errors import ProofError, listing
+
+FEW = 8
+"""Samples for a gradient that the program itself does not give, and with a memory budget: the model's own step needs
+the memory of its activations."""
+LISTED = 8
+PYTHON_DRAWS = ("The model draws from Python's or numpy's random generator, of which a program keeps the draw that was "
+                "traced; draw with torch.")
+_REDUCED = {torch.float32: 2.0**-10}
+"""What products of a dtype may be rounded to where the machine is told that this is good enough."""
+
+
+def prove(candidate: Candidate, batch: Batch, draws: Draws, raw: Any = None, full: bool = False) -> Verification:
+    """The table of errors for this batch. `raw` is what the program returned for it with these draws, if it was run.
+
+    Raises ProofError where the model's own step fails.
+    """
+    proof = _Proof(candidate, draws, rounding(candidate.matched, batch.tensors[0].device))
+    lines, notes = proof.first_order(batch, raw)
+    if full:
+        lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random)
+    return Verification(tuple(lines), tuple(notes))
+
+
+def check(verification: Verification, candidate: Candidate, batch: Batch, draws: Draws) -> None:
+    """Raise ProofError where rounding does not explain a difference."""
+    wrong = verification.wrong
+    if not wrong:
+        return
+    findings = [_described(line) for line in wrong[:LISTED]]
+    if len(wrong) > LISTED:
+        findings.append(f"and {len(wrong) - LISTED} more")
+    right = [line.parameter for line in verification if line.quantity == GRAD and line.agrees]
+    if right and any(line.quantity == GRAD for line in wrong):
+        findings.append(f"the gradient agrees at {', '.join(map(repr, right[:LISTED]))}"
+                        f"{', ...' if len(right) > LISTED else ''}")
+    found = [*suspects(candidate.model, candidate.loss, batch, draws, candidate.matched),
+             *(note for note in verification.notes if note == PYTHON_DRAWS)]
+    advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
+        "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]
+    advice.append("hbp.compile(..., verify=False) compiles without this proof; the numbers are then wrong as listed.")
+    raise ProofError(listing("the program does not compute what the model itself does on this batch, and is not kept:",
+                             findings, "\n".join(advice)))
+
+
+def _described(line: Comparison) -> str:
+    what = f"{line.quantity} of {line.parameter!r}" if line.parameter else line.quantity
+    return (f"{what}: off by {line.error:.2g}, where the largest number is {line.largest:.2g} and rounding explains "
+            f"{line.allowed:.1g}{f' ({line.how})' if line.how else ''}")
+
+
+def rounding(matched: Matched, device: torch.device) -> float:
+    """The coarsest rounding among the values that derivatives reach."""
+    dtypes = {value.dtype for value in matched.graph.values() if value.name in matched.active and value.floating}
+    coarse = [torch.finfo(dtype).eps for dtype in dtypes]
+    if _reduced_products(device):
+        coarse += [_REDUCED[dtype] for dtype in dtypes & set(_REDUCED)]
+    if torch.is_autocast_enabled(device.type):
+        coarse.append(torch.finfo(torch.get_autocast_dtype(device.type)).eps)
+    return max(coarse)
+
+
+def _reduced_products(device: torch.device) -> bool:
+    """Whether float32 products may be rounded further: TF32, or bfloat16 on the CPU."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return True
+    return device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
+class _Proof:
+    """One candidate, from one state of the random generators."""
+
+    def __init__(self, candidate: Candidate, draws: Draws, eps: float) -> None:
+        self.candidate, self.draws, self.eps = candidate, draws, eps
+        matched = candidate.matched
+        self.parameters = {value.key: value for value in matched.trainable if value.name in matched.active}
+        self.random = False
+        self._twin: Callable[..., Results] | None = None
+
+    def first_order(self, batch: Batch, raw: Any) -> tuple[list[Comparison], list[str]]:
+        """Loss, outputs and gradient."""
+        limited = self.candidate.options.memory_budget is not None and batch.samples > FEW
+        if raw is None or limited:
+            batch, raw = (self.candidate.few(batch, FEW), None) if limited else (batch, raw)
+            raw = self._run(batch, self.draws)
+        found = self._program(raw)
+        gives = self._gives_all(found)
+        few = batch if gives else self.candidate.few(batch, FEW)
+        step = self._step(batch, self.draws, backward=few.samples == batch.samples)
+        self.random, right = step.random, _numbers(step)
+        if not gives:
+            found = {**_forward(found), **self._alone(few, self.draws)}
+            if few.samples < batch.samples:
+                right |= _gradients(self._step(few, self.draws))
+        how = "" if few.samples == batch.samples else f"of {few.samples} samples"
+        lines = [*compared(_forward(found), _forward(right), self.eps,
+                           lambda run: _forward(_numbers(self._noisy(batch, run, backward=False)))),
+                 *compared(_backward(found), _backward(self._trainable(right)), self.eps,
+                           lambda run: _backward(_numbers(self._noisy(few, run))), how)]
+        notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
+        if step.random and not all(line.agrees for line in lines if line.quantity != GRAD):
+            lines = in_expectation(lambda draws: self._all(few, draws),
+                                   lambda draws: self._trainable(_numbers(self._step(few, draws))), self.draws)
+            notes.append("The program's random draws are not those of the model with the same random state, so that "
+                         "averages over many draws are compared.")
+        if step.python_random:
+            notes.append(PYTHON_DRAWS)
+        return lines, [note for note in notes if note]
+
+    def _run(self, batch: Batch, draws: Draws) -> Any:
+        with drawing(draws):
+            return self.candidate.run(batch)
+
+    def _step(self, batch: Batch, draws: Draws, backward: bool = True) -> OwnStep:
+        try:
+            return own_step(self.candidate.model, self.candidate.loss, batch, draws, backward=backward)
+        except Exception as error:
+            text = str(error).strip()
+            raise ProofError(
+                "the program cannot be proven, because the model's own forward and backward fail on this batch: "
+                f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}. "
+                "hbp.compile(..., verify=False) compiles without this proof") from error
+
+    def _noisy(self, batch: Batch, run: int, backward: bool = True) -> OwnStep:
+        return own_step(self.candidate.model, self.candidate.loss, batch, self.draws, Noise(self.eps, run), backward)
+
+    def _program(self, raw: Any) -> dict[tuple[str, str], Tensor]:
+        found = {("loss", ""): raw.loss}
+        for number, field in enumerate(self.candidate.fields):
+            found["output", _number(number, len(self.candidate.fields))] = getattr(raw, field)
+        quantities = self.candidate.options.quantities
+        if "batch_grad" in quantities:
+            found |= {(GRAD, name): each.sum(0) for name, each in raw.batch_grad.items()}
+        if GRAD in quantities:
+            found |= {(GRAD, name): gradient for name, gradient in raw.grad.items()}
+        return found
+
+    def _gives_all(self, found: Numbers) -> bool:
+        return all((GRAD, name) in found for name in self.parameters)
+
+    def _alone(self, batch: Batch, draws: Draws) -> dict[tuple[str, str], Tensor]:
+        """The gradient by a program for it alone."""
+        if self._twin is None:
+            self._twin = twin_program(self.candidate.matched, self.candidate.options, (GRAD,))
+        with drawing(draws):
+            gradients = self._twin(self.candidate.state, *batch.tensors)[GRAD]
+        return {(GRAD, name): gradient for name, gradient in gradients.items()}
+
+    def _all(self, batch: Batch, draws: Draws) -> Numbers:
+        found = self._program(self._run(batch, draws))
+        return found if self._gives_all(found) else {**_forward(found), **self._alone(batch, draws)}
+
+    def _trainable(self, right: Mapping[tuple[str, str], Tensor]) -> Numbers:
+        """With zeros for parameters of the program that autograd finds no way to."""
+        zero = torch.zeros((), device=self.draws.device)
+        zeros = {(GRAD, name): zero.expand([int(length) for length in value.shape])
+                 for name, value in self.parameters.items()}
+        return {**zeros, **right}
+
+
+def _numbers(step: OwnStep) -> dict[tuple[str, str], Tensor]:
+    outputs = {("output", _number(number, len(step.outputs))): output for number, output in enumerate(step.outputs)}
+    return {("loss", ""): step.loss, **outputs, **_gradients(step)}
+
+
+def _gradients(step: OwnStep) -> dict[tuple[str, str], Tensor]:
+    return {(GRAD, name): gradient for name, gradient in step.gradients.items()}
+
+
+def _number(number: int, count: int) -> str:
+    return "" if count == 1 else f"[{number}]"
+
+
+def _forward(numbers: Numbers) -> Numbers:
+    return {key: tensor for key, tensor in numbers.items() if key[0] != GRAD}
+
+
+def _backward(numbers: Numbers) -> Numbers:
+    return {key: tensor for key, tensor in numbers.items() if key[0] == GRAD}

@@ -1,0 +1,222 @@
+"""verify="full": the quantities beyond the gradient, on two samples, against autograd.
+
+Per-sample ones are compared whole, diagonals of curvature at their largest entry and at others drawn at random, by
+double backward. What is sampled is stood in for by its exact twin, Kronecker factors by brute force where that is
+small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers, compared, left_out
+from hbpcompiler.compiler.prove.double import Double, double
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.factors import factor_lines
+from hbpcompiler.compiler.prove.own_step import Noise
+from hbpcompiler.compiler.prove.twin import GRAD, twin_program
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.errors import HbpError
+from hbpcompiler.schemes import GGN_ALONE, HESSIAN
+
+TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h"}
+ENTRIES = 4
+"""At each parameter, unless that is too much work: double backward for each of them."""
+WORK = 2 * 10**8
+"""How many entries times numbers in all parameters; but `LEAST` entries in any case."""
+LEAST = 12
+
+Diagonal = Callable[[Any, list[int]], Tensor]
+"""(a parameter's value, entries) -> the entries of a diagonal that it states."""
+_PER_SAMPLE = ("batch_grad", "batch_l2", "second_moment", "variance", "batch_dot")
+_GGN: Mapping[str, Diagonal] = {
+    "diag_ggn": lambda value, at: value.flatten()[at],
+    "batch_diag_ggn": lambda value, at: value.sum(0).flatten()[at],
+    "sqrt_ggn": lambda value, at: value.square().sum((0, 1)).flatten()[at],
+}
+_HESSIAN: Mapping[str, Diagonal] = {
+    "diag_h": lambda value, at: value.flatten()[at],
+    "batch_diag_h": lambda value, at: value.sum(0).flatten()[at],
+    "diag_h_split": lambda value, at: (value.ggn + value.positive - value.negative).flatten()[at],
+}
+
+
+_TRACES: Mapping[str, Diagonal] = {"trace_ggn": lambda value, at: value, "trace_h": lambda value, at: value}
+SMALL = 16
+"""Parameters of so many numbers are compared whole."""
+
+
+def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, random: bool) -> list[Comparison]:
+    """Lines for every quantity that was asked for, but grad; `random`: whether the model draws."""
+    with drawing(draws):
+        raw = candidate.run(batch)
+    asked = [name for name in candidate.options.quantities if name != GRAD]
+    values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in asked}
+    how = _with_twins(candidate, batch, draws, values)
+    if candidate.options.curvature_dtype is not None:
+        eps = max(eps, torch.finfo(candidate.options.curvature_dtype).eps)
+    reference = _Reference(candidate, batch, draws, values)
+    try:
+        lines = compared(reference.found, reference(), eps, lambda run: reference(Noise(eps, run)))
+    except (RuntimeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:150]
+        lines = [left_out(*key, f"autograd itself fails: {reason}") for key in reference.found]
+    lines = [replace(line, how=how.get(line.quantity) or reference.how(line)) if line.compared else line
+             for line in lines]
+    lines += factor_lines(candidate, batch, values, eps, random)
+    known = {line.quantity.partition(".")[0] for line in lines}
+    return [*lines, *(left_out(name, "", how.get(name) or reference.refused.get(name, "nothing to compare it with"))
+                      for name in asked if name not in known)]
+
+
+def _with_twins(candidate: Candidate, batch: Batch, draws: Draws, values: dict[str, Mapping[str, Any]],
+                ) -> dict[str, str]:
+    """Replaces sampled values by those of their exact twins; how each is compared, or why not."""
+    sampled = {name: twin for name, twin in TWINS.items() if name in values}
+    how = {name: f"its exact twin {twin}" for name, twin in sampled.items()}
+    if not sampled:
+        return {}
+    for name in sampled:
+        del values[name]
+    try:
+        twins = twin_program(candidate.matched, candidate.options, tuple(sorted(set(sampled.values()))))
+    except HbpError as error:
+        return {name: f"sampled, and its exact twin {twin} is refused: {error}" for name, twin in sampled.items()}
+    with drawing(draws):
+        results = twins(candidate.state, *batch.tensors)
+    values |= {name: results[twin] for name, twin in sampled.items()}
+    return how
+
+
+class _Reference:
+    """What is to be compared, and the same by autograd: call it, with noise or without."""
+
+    def __init__(self, candidate: Candidate, batch: Batch, draws: Draws, values: Mapping[str, Mapping[str, Any]],
+                 ) -> None:
+        self.candidate, self.batch, self.draws = candidate, batch, draws
+        self.axes = [_sample_axis(output.shape) for output in candidate.matched.graph.outputs]
+        self.refused: dict[str, str] = {}
+        self.readers: dict[str, tuple[str, Diagonal]] = {}
+        """By quantity: of which matrix it states the diagonal, and how."""
+        for name in values:
+            self._sort_in(name)
+        self.entries = _drawn(values, list(self.readers), candidate)
+        self.found: dict[Key, Tensor] = {}
+        for quantity, by_parameter in values.items():
+            for name, value in by_parameter.items():
+                self._pick(quantity, name, value)
+
+    def _sort_in(self, quantity: str) -> None:
+        exact = TWINS.get(quantity, quantity)
+        curvature = self.candidate.options.curvature
+        if exact in _PER_SAMPLE and None in self.axes:
+            self.refused[quantity] = "the output has samples merged with positions"
+        elif exact in _GGN or exact == "trace_ggn":
+            self.readers[quantity] = "ggn", {**_GGN, **_TRACES}[exact]
+        elif exact in _HESSIAN or exact == "trace_h":
+            kind = {HESSIAN: "hessian", GGN_ALONE: "ggn"}.get(curvature)
+            if kind is None:
+                self.refused[quantity] = f"autograd has nothing like curvature={curvature!r}"
+            else:
+                self.readers[quantity] = kind, {**_HESSIAN, **_TRACES}[exact]
+
+    def _pick(self, quantity: str, name: str, value: Any) -> None:
+        if quantity in _PER_SAMPLE and quantity not in self.refused:
+            self.found[quantity, name] = value
+        elif quantity in self.readers and name in self.entries:
+            at = self.entries[name]
+            if quantity not in _TRACES or len(at) == self._size(name):
+                self.found[quantity, name] = self.readers[quantity][1](value, at)
+
+    def _size(self, name: str) -> int:
+        return self.candidate.model.get_parameter(name).numel()
+
+    def how(self, line: Comparison) -> str:
+        """What of the parameter was compared."""
+        if line.quantity in _PER_SAMPLE:
+            return "two samples"
+        count, size = len(self.entries[line.parameter]), self._size(line.parameter)
+        return "two samples" if count == size else f"two samples, {count} of {size} entries"
+
+    def __call__(self, noise: Noise | None = None) -> Numbers:
+        return double(self.candidate.model, self.candidate.loss, self.batch, self.draws, self._right, noise)
+
+    def _right(self, own: Double) -> Numbers:
+        right: dict[Key, Tensor] = {}
+        shares: Mapping[str, Tensor] = {}
+        if any(quantity in _PER_SAMPLE for quantity, _ in self.found):
+            shares = own.shares([axis or 0 for axis in self.axes], self.batch.samples)
+        diagonals: dict[tuple[str, str], Tensor] = {}
+        for quantity, name in self.found:
+            if quantity in _PER_SAMPLE:
+                right[quantity, name] = _of_shares(quantity, shares[name], self.candidate.matched.ending.kind)
+                continue
+            kind = self.readers[quantity][0], name
+            if kind not in diagonals:
+                diagonals[kind] = _diagonal(own, *kind, self.entries[name])
+            right[quantity, name] = diagonals[kind].sum() if quantity in _TRACES else diagonals[kind]
+        return right
+
+
+def _diagonal(own: Double, kind: str, name: str, entries: Sequence[int]) -> Tensor:
+    entry = own.ggn if kind == "ggn" else own.hessian
+    return torch.stack([entry(name, at) for at in entries])
+
+
+def _of_shares(quantity: str, shares: Tensor, kind: str) -> Tensor:
+    """A per-sample quantity of the samples' shares of the gradient, [N, *theta]."""
+    flat = shares.flatten(1) if shares.dim() > 1 else shares[:, None]
+    each = shares * (len(shares) if kind == "mean" else 1)
+    if quantity == "batch_l2":
+        return flat.square().sum(1)
+    if quantity == "batch_dot":
+        return flat @ flat.T
+    if quantity == "second_moment":
+        return each.square().mean(0)
+    if quantity == "variance":
+        return each.square().mean(0) - each.mean(0).square()
+    return shares
+
+
+def _sample_axis(shape: Sequence[Any]) -> int | None:
+    """Where the samples of an output are, if they have an axis of their own."""
+    own = [axis for axis, length in enumerate(shape) if length == N]
+    return own[0] if len(own) == 1 else None
+
+
+def _drawn(values: Mapping[str, Mapping[str, Any]], diagonals: Sequence[str], candidate: Candidate,
+           ) -> dict[str, list[int]]:
+    """Entries of parameters: where a diagonal is largest, then others at random; all parameters at first, as far as the
+    work allows."""
+    largest: dict[str, int] = {}
+    sizes = {name: parameter.numel() for name, parameter in candidate.model.named_parameters()}
+    for quantity in diagonals:
+        for name, value in values[quantity].items():
+            exact = TWINS.get(quantity, quantity)
+            if exact in ("diag_ggn", "diag_h"):
+                largest[name] = int(value.abs().argmax())
+            largest.setdefault(name, 0)
+    generator = Random(0)
+    names = generator.sample(sorted(largest), len(largest))
+    entries: dict[str, list[int]] = {}
+    left = max(LEAST, WORK // sum(sizes.values()))
+    for turn in range(SMALL):
+        for name in names:
+            size, own = sizes[name], entries.setdefault(name, [])
+            if left == 0 or len(own) == size or (size > SMALL and turn >= ENTRIES):
+                continue
+            entry = largest[name] if not turn else generator.randrange(size)
+            if size <= SMALL:
+                entry = turn
+            if entry not in own:
+                own.append(entry)
+                left -= 1
+    return {name: own for name, own in entries.items() if own}

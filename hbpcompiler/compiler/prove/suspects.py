@@ -1,0 +1,175 @@
+"""Where to look when a program and its model disagree: what in the user's code a graph of operations does not show."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+
+from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.own_step import Loss, copied_buffers, forward, ordinary_mode, unchanged
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.source import FRAME, LIBRARY
+
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")
+_NOT_THE_USERS = (*LIBRARY, str(Path(__file__).parent))
+_FUNCTIONS = inspect.getsourcefile(BackwardCFunction)
+IN_OPERATIONS = "write what it does to the derivative as operations: for a factor c, c * h - ((c - 1) * h).detach()"
+
+
+def suspects(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, matched: Matched) -> list[str]:
+    """A sentence for each, with its place and what to write instead. Runs the model's forward once more."""
+    found = [*hooks(model, loss), *_ended(matched)]
+    watcher = _Watcher(model)
+    with warnings.catch_warnings(), unchanged(model, loss), drawing(draws), ordinary_mode():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.autograd.set_detect_anomaly(True), watcher:
+                value = forward(model, loss, batch, copied_buffers(model), lambda run: run.loss)
+        except Exception:  # it went through without being watched; what is known so far must do
+            return [*found, *watcher.found]
+    return [*found, *watcher.found, *_custom_functions(value, watcher.modules)]
+
+
+def hooks(model: nn.Module, loss: Any = None) -> list[str]:
+    """Hooks that may change a gradient, which no program runs."""
+    found = []
+    for title, root in (("module", model), ("the loss's module", loss)):
+        for path, module in root.named_modules() if isinstance(root, nn.Module) else ():
+            for kind in _BACKWARD_HOOKS:
+                found += [f"{_described(hook)}, a backward hook of {title} {path!r} ({type(module).__name__}): "
+                          f"{IN_OPERATIONS}" for hook in getattr(module, kind).values()]
+    for kind in _GLOBAL_HOOKS:
+        found += [f"{_described(hook)}, a backward hook of all modules (register_module_full_backward_hook): "
+                  "remove it" for hook in getattr(torch_module, kind).values()]
+    for name, parameter in model.named_parameters():
+        own: Mapping[int, Callable[..., Any]] = parameter._backward_hooks or {}
+        found += [f"{_described(hook)}, a hook of parameter {name!r}: remove it, and change the result's gradient "
+                  "instead" for hook in own.values()]
+    return found
+
+
+def _described(hook: Any) -> str:
+    """Its name and where it was written."""
+    written = inspect.unwrap(hook)
+    code = getattr(written, "__code__", None) or getattr(getattr(written, "__func__", None), "__code__", None)
+    name = getattr(written, "__qualname__", type(written).__name__).replace("<locals>.", "")
+    return f"{name}{f' ({code.co_filename}:{code.co_firstlineno})' if code else ''}"
+
+
+def _ended(matched: Matched) -> list[str]:
+    """Operations at which derivatives end because they make numbers of another kind, which then reach the loss."""
+    graph = matched.graph
+    below = {value.name for value in graph.state if value.trainable}
+    above, readers = {graph.loss.name}, list(graph.operations)
+    for operation in reversed(readers):
+        if operation.name in above:
+            above.update(value.name for value in operation.tensors.values())
+    found = []
+    for operation in graph.operations:
+        differentiable = [value for value in operation.tensors.values() if value.name in below and value.floating]
+        if operation.output.floating and differentiable:
+            below.add(operation.name)
+        elif differentiable and operation.name in above and operation.output.dtype is not torch.bool:
+            found.append(f"{operation.target} in {operation.source}: the derivative ends here, at numbers of "
+                         f"{operation.output.dtype}; if it should not, keep them real and floating-point")
+    return found
+
+
+def _custom_functions(value: Tensor, modules: Mapping[tuple[str, int], str]) -> Iterator[str]:
+    """The autograd.Functions of the user's own above a value."""
+    seen: set[str] = set()
+    for node in _nodes(value):
+        own = getattr(node, "_forward_cls", None)
+        if not isinstance(node, BackwardCFunction) or own is None or own.__module__.partition(".")[0] == "torch":
+            continue
+        trace = "".join(node.metadata.get("traceback_", []))
+        frames = [match for match in FRAME.finditer(trace) if not match["file"].startswith(_NOT_THE_USERS)]
+        place = ""
+        if frames:
+            file, line = frames[-1]["file"], int(frames[-1]["line"])
+            module = modules.get((file, line), "the model")
+            place = f", called in {module}, {file}:{line}: {frames[-1]['code'].strip()}"
+        name = own.__qualname__.replace("<locals>.", "")
+        text = (f"custom autograd.Function {name}{_line_of(own)}{place}: a program takes "
+                "the derivative of its forward, not its backward; for a straight-through one write "
+                f"x + ({own.__name__}.apply(x) - x).detach()")
+        if text not in seen:
+            seen.add(text)
+            yield text
+
+
+def _nodes(value: Tensor) -> Iterator[Any]:
+    """The nodes of autograd's graph above a value, each once."""
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [above for above, _ in node.next_functions]
+
+
+def _line_of(own: type) -> str:
+    try:
+        return f" ({inspect.getsourcefile(own)}:{inspect.getsourcelines(own)[1]})"
+    except (OSError, TypeError):
+        return ""
+
+
+class _Watcher(TorchFunctionMode):
+    """Sees hooks of tensors as they are registered, blocks that turn gradients off for what is trained, and where in
+    the model each line of the user's runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.found: list[str] = []
+        self.modules: dict[tuple[str, int], str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place, in_function = self._place(sys._getframe(1))
+        if func is Tensor.register_hook:
+            self._note(f"{_described(args[1])}, a hook of a tensor, registered in {place}: {IN_OPERATIONS}")
+        elif not (torch.is_grad_enabled() or in_function) and any(map(_is_trained, args)):
+            block = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+            self._note(f"{block}, used in {place}: write x.detach() for what has no derivative")
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, text: str) -> None:
+        if text not in self.found:
+            self.found.append(text)
+
+    def _place(self, frame: FrameType | None) -> tuple[str, bool]:
+        """The innermost module and the innermost line of the user's own; and whether it is a custom function's."""
+        lines: list[tuple[str, int]] = []
+        module, in_function = "", False
+        while frame is not None and frame.f_code is not forward.__code__:
+            code = frame.f_code
+            in_function |= code.co_name == "apply" and code.co_filename == _FUNCTIONS
+            if not code.co_filename.startswith(_NOT_THE_USERS):
+                lines.append((code.co_filename, frame.f_lineno))
+            owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if not module and isinstance(owner, nn.Module) and id(owner) in self.paths:
+                path = self.paths[id(owner)]
+                module = f"module {path!r} ({type(owner).__name__})" if path else f"{type(owner).__name__}'s forward"
+                self.modules.update(dict.fromkeys(lines, module))
+            frame = frame.f_back
+        return (module or "the loss") + (f", {lines[0][0]}:{lines[0][1]}" if lines else ""), in_function
+
+
+def _is_trained(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.requires_grad

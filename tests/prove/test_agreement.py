@@ -1,0 +1,205 @@
+"""Right programs are proven, without a false alarm, and nothing of the user's changes."""
+
+import copy
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.prove.comparison import NOISE_RUNS, TIMES_NOISE, compared, gap, left_out
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.own_step import Noise, own_step
+from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.compiler.stages import PROVE
+from hbpcompiler.compiler.trace.batch import batch_of
+from tests import networks
+from tests.graph_models import FEW_MODELS, made
+
+CPU = torch.device("cpu")
+
+
+def chain(*layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), *layers, nn.Linear(5, 3))
+
+
+def batch(samples=6):
+    torch.manual_seed(1)
+    return torch.randn(samples, 4), torch.arange(samples) % 3
+
+
+def compiled_and_proven(model, *data, loss=None, quantities=("grad",), **options):
+    compiled = hbp.compile(model, loss, list(quantities), example_inputs=data, **options)
+    assert PROVE in compiled._current().seconds.of
+    return compiled
+
+
+@given(networks.settings_of(networks.dense_chains()))
+def test_random_chains_in_both_dtypes(setting):
+    model, loss, X, y = setting
+    for dtype in (torch.float64, torch.float32):
+        target = y.to(dtype) if y.is_floating_point() else y
+        compiled_and_proven(model.to(dtype), X.to(dtype), target, loss=loss, quantities=["batch_grad", "diag_h"])
+
+
+@pytest.mark.parametrize("name", FEW_MODELS)
+def test_graphs_in_small_dtypes(name):
+    model, x, y = made(name)
+    for dtype in (torch.float32, torch.bfloat16):
+        data = (x.to(dtype) if x.is_floating_point() else x), y
+        compiled = compiled_and_proven(copy.deepcopy(model).to(dtype), *data, quantities=["diag_ggn"])
+        table = compiled.verify(*data, full=False)
+        assert table.agrees, str(table)
+        assert set(table.errors) == {"loss", "output", "grad"}
+
+
+class Restless(nn.Module):
+    """Its forward sets attributes, overwrites its input and a buffer, and draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(4, 3), nn.Dropout(0.3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.last = x.mul_(2)
+        self.calls = getattr(self, "calls", 0) + 1
+        self.seen += 1
+        return self.dropout(self.layer(x))
+
+
+def test_nothing_of_the_users_changes():
+    model, (X, y) = Restless(), batch()
+    compiled = hbp.compile(model, quantities=["grad", "diag_h"], example_inputs=(X, y), verify=False)
+    model.layer.weight.grad = torch.ones(3, 4)
+    numbers, attributes, given = copy.deepcopy(model.state_dict()), sorted(vars(model)), X.clone()
+    torch.manual_seed(3)
+    states = torch.get_rng_state(), random.getstate()
+    assert compiled.verify(X, y).agrees
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert sorted(vars(model)) == attributes
+    assert torch.equal(X, given)
+    assert torch.equal(model.layer.weight.grad, torch.ones(3, 4))
+    assert model.layer.bias.grad is None
+    assert model.training
+    assert all(torch.equal(value, numbers[name]) for name, value in model.state_dict().items())
+
+
+def test_the_first_calls_run_is_the_proofs():
+    """And draws what it would have drawn without a proof."""
+    model, data = chain(nn.Dropout(0.5)), batch()
+    results = []
+    for verify in (True, False):
+        compiled = hbp.compile(model, quantities=["grad"], verify=verify)
+        torch.manual_seed(5)
+        results.append(compiled(*data).loss)
+        runs = []
+        compiled._current().run = lambda *given, own=compiled.program, runs=runs: runs.append(1) or own(*given)
+        compiled(*data)
+        assert len(runs) == 1
+    assert results[0] == results[1]
+
+
+def test_a_model_without_gradients_where_it_is_called():
+    model, data = chain(nn.Tanh()), batch()
+    with torch.no_grad():
+        compiled_and_proven(model, *data)
+    compiled = hbp.compile(model, quantities=["diag_h"])
+    with torch.inference_mode():
+        compiled(*data)
+
+
+def test_checkpoints_inside_the_model():
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.layers = nn.Linear(4, 4), chain(nn.Tanh())
+
+        def forward(self, x):
+            return checkpoint(self.layers, self.stem(x), use_reentrant=True)
+
+    model, data = Kept(), batch()
+    compiled_and_proven(model, *data)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_with_a_memory_budget_few_samples_are_enough():
+    compiled = compiled_and_proven(chain(nn.Tanh()), *batch(40), memory_budget="1MiB")
+    assert compiled.verify(*batch(40)).agrees
+
+
+def test_numbers_that_are_noise_are_allowed_what_noise_is():
+    """A sum of terms that cancel, and one that does not."""
+    torch.manual_seed(0)
+    noise, value = 1e-5 * torch.randn(NOISE_RUNS + 1, 50), torch.ones(50)
+    right = {("grad", "cancelled"): noise[0], ("grad", "other"): value}
+
+    def again(run):
+        return {("grad", "cancelled"): noise[run + 1], ("grad", "other"): value + noise[run + 1]}
+
+    def lines(found):
+        return {line.parameter: line.agrees for line in compared(found, right, 1e-10, again)}
+
+    largest = float(noise.abs().max())
+    assert lines({("grad", "cancelled"): noise[0] + largest, ("grad", "other"): value + largest}) == {
+        "cancelled": True, "other": True}
+    wrong = 3 * TIMES_NOISE * largest
+    assert lines({("grad", "cancelled"): noise[0] + wrong, ("grad", "other"): value + wrong}) == {
+        "cancelled": False, "other": False}
+    assert lines({("grad", "other"): value}) == {"cancelled": True, "other": True}
+    assert lines({}) == {"cancelled": True, "other": False}
+
+
+def test_gaps_between_numbers_that_are_not_finite():
+    right = torch.tensor([1.0, float("inf"), float("nan")])
+    assert gap(right.clone(), right, strict=True) == (0.0, 1.0)
+    assert gap(torch.tensor([1.0, 2.0, 3.0]), right, strict=False) == (0.0, 1.0)
+    assert gap(torch.tensor([1.0, 2.0, float("nan")]), right, strict=True)[0] == float("inf")
+    assert gap(torch.tensor([float("nan"), 2.0, 3.0]), right, strict=False)[0] == float("inf")
+    assert gap(torch.zeros(2), right, strict=False)[0] == float("inf")
+    assert gap(None, torch.tensor([0.0, -2.0]), strict=False) == (2.0, 2.0)
+
+
+def test_draws_are_put_back():
+    torch.manual_seed(0)
+    before = Draws.now(CPU)
+    with drawing(before):
+        first = torch.rand(3), random.random()
+        assert Draws.now(CPU).torch_drew(before)
+        assert Draws.now(CPU).python_drew(before)
+    assert not Draws.now(CPU).torch_drew(before)
+    assert not Draws.now(CPU).python_drew(before)
+    with drawing(before):
+        assert torch.equal(torch.rand(3), first[0])
+        assert random.random() == first[1]
+
+
+def test_the_models_own_step_is_the_users():
+    model, (X, y) = chain(nn.Tanh()).double(), batch()
+    data, loss = batch_of((X.double(), y)), nn.CrossEntropyLoss()
+    step = own_step(model, loss, data, Draws.now(CPU))
+    expected = torch.autograd.grad(loss(model(X.double()), y), list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(step.gradients.values(), expected, strict=True))
+    assert not step.random
+    moved = own_step(model, loss, data, Draws.now(CPU), Noise(1e-9, 0))
+    change = gap(moved.gradients["0.weight"], step.gradients["0.weight"], strict=False)[0]
+    assert 1e-12 < change < 1e-7
+
+
+def test_a_table_reads_well():
+    lines = compared({("grad", "0.weight"): torch.tensor([1.0])}, {("grad", "0.weight"): torch.tensor([2.0])}, 1e-9)
+    table = Verification((*lines, left_out("kfra", "", "nothing to compare it with")), ("A note.",))
+    assert str(table).splitlines() == [
+        "quantity  parameter  error  largest  allowed",
+        "grad      0.weight   1      2        2e-06    WRONG",
+        "kfra                                          not compared, nothing to compare it with",
+        "A note."]
+    assert not table.agrees
+    assert table.errors == {"grad": {"0.weight": 0.5}}
+    assert [line.parameter for line in table.wrong] == ["0.weight"]
+    assert len(list(table)) == len(table) == 2

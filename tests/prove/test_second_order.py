@@ -1,0 +1,80 @@
+"""What `compiled.verify` says of quantities beyond the gradient."""
+
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.double import double
+from hbpcompiler.compiler.prove.draws import Draws
+from hbpcompiler.compiler.prove.factors import FACTORS
+from hbpcompiler.compiler.prove.second_order import SMALL, second_order
+from hbpcompiler.compiler.prove.twin import twin_program
+from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.reference import Forward
+
+NOTHING_TO_COMPARE_WITH = {"block", "kfra", "kfac_reduce", "kflr_reduce", "ekfac"}
+
+
+def chain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)).double()
+    return model, torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def test_every_quantity_has_lines_and_agrees():
+    model, X, y = chain()
+    compiled = hbp.compile(model, quantities=list(QUANTITIES))
+    table = compiled.verify(X, y)
+    assert table.agrees, str(table)
+    compared = {line.quantity.partition(".")[0] for line in table if line.compared}
+    assert compared == {"loss", "output", *QUANTITIES} - NOTHING_TO_COMPARE_WITH
+    assert {line.quantity for line in table if not line.compared} == NOTHING_TO_COMPARE_WITH
+    assert max(error for by_name in table.errors.values() for error in by_name.values()) < 1e-9
+    assert {"kflr.A", "kflr.B", "kfac.A"} <= set(table.errors)
+    assert set(FACTORS) <= set(QUANTITIES)
+
+
+def test_entries_by_double_backward():
+    model, X, y = chain()
+    run = Forward(model, nn.CrossEntropyLoss(), [X], y)
+
+    def check(own):
+        for name in ("0.weight", "2.bias"):
+            hessian, ggn = run.hessian(name).diagonal(), run.ggn(name).diagonal()
+            for entry in (0, 2):
+                torch.testing.assert_close(own.hessian(name, entry), hessian[entry])
+                torch.testing.assert_close(own.ggn(name, entry), ggn[entry])
+            torch.testing.assert_close(own.shares([0], len(y))[name], run.batch_grad(name))
+        return True
+
+    assert double(model, nn.CrossEntropyLoss(), batch_of((X, y)), Draws.now(X.device), check)
+
+
+def test_what_cannot_be_compared_says_why():
+    """Curvature schemes, outputs with samples merged into positions, models whose backward has no derivative."""
+    model, X, y = chain()
+    table = hbp.compile(model, quantities=["diag_h"], curvature="pch_abs").verify(X, y)
+    assert "nothing like curvature='pch_abs'" in str(table)
+    merged = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), nn.Flatten(0, 1)).double()
+    pairs = torch.arange(12).reshape(6, 2) % 3
+    loss = hbp.compile(merged, lambda output, target: nn.functional.cross_entropy(output, target.flatten()),
+                       ["variance", "diag_ggn"])
+    table = loss.verify(X, pairs)
+    assert "samples merged with positions" in str(table)
+    assert "diag_ggn" in table.errors
+
+
+def test_a_twin_is_the_program():
+    model, X, y = chain()
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    candidate = compiled._candidate(compiled._current())
+    assert isinstance(candidate, Candidate)
+    found = twin_program(candidate.matched, candidate.options, ("diag_h",))(candidate.state, X, y)["diag_h"]
+    for name, expected in compiled(X, y).diag_h.items():
+        torch.testing.assert_close(found[name], expected)
+    lines = second_order(candidate, batch_of((X[:2], y[:2])), Draws.now(X.device), 1e-16, random=False)
+    assert {line.parameter for line in lines} == set(found)
+    assert any(f" of {found['0.weight'].numel()} entries" in line.how for line in lines)
+    assert found["0.weight"].numel() > SMALL
