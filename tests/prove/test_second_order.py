@@ -69,7 +69,7 @@ def test_what_cannot_be_compared_says_why():
 def test_a_twin_is_the_program():
     model, X, y = chain()
     compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
-    candidate = compiled._candidate(compiled._current())
+    candidate = compiled._candidate(*compiled._program_used())
     assert isinstance(candidate, Candidate)
     found = twin_program(candidate.matched, candidate.options, ("diag_h",))(candidate.state, X, y)["diag_h"]
     for name, expected in compiled(X, y).diag_h.items():
