@@ -2,7 +2,7 @@
 
     scores = (scale Q) K^T        weights = softmax(scores)        output = weights V
 
-Each step has its residual; those of the last two are pulled back to Q and K through the steps before.
+Each step has its residual; those of the last two are pulled back to Q, K and the mask through the steps before.
 """
 
 from __future__ import annotations
@@ -117,6 +117,14 @@ def scores_to_key(op: Op, columns: Tensor) -> Tensor:
     return shared(op, matmul.MATMUL.jac_t["other"](scores_step(op), columns).transpose(-1, -2))
 
 
+def scores_to_mask(op: Op, columns: Tensor) -> Tensor:
+    """The sum over what the mask is repeated along; it may have an axis of length one in place of samples."""
+    shape, full = op.shape("attn_mask"), scores_shape(op)
+    own = shape[1:] if len(shape) > len(full) else shape
+    total = matmul.summed(columns, own, full)
+    return total if own == shape else total.unsqueeze(2)
+
+
 def to_value(op: Op, columns: Tensor) -> Tensor:
     return shared(op, matmul.MATMUL.jac_t["other"](output_step(op), columns))
 
@@ -126,7 +134,7 @@ def to_value(op: Op, columns: Tensor) -> Tensor:
 
 def curved(op: Op) -> dict[str, tuple[Op, Factor]]:
     """The steps that have a residual at this use."""
-    moving = op.varies("query") or op.varies("key")
+    moving = op.varies("query") or op.varies("key") or op.varies("attn_mask")
     steps = {
         "output": (output_step(op), matmul.MATMUL, moving and op.varies("value")),
         "weights": (weights_step(op), softmax.SOFTMAX, moving),
@@ -141,7 +149,7 @@ def count(op: Op) -> int:
 
 
 def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Columns of all steps, one after the other, at each of query, key and value."""
+    """Columns of all steps, one after the other, at each of query, key, value and mask."""
     at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
     at_scores = softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights)
     cotangents = {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
@@ -159,6 +167,10 @@ def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         joined = called("columns", torch.cat(pulled, 1))
         query.append(scores_to_query(op, joined))
         key.append(scores_to_key(op, joined))
+        if op.varies("attn_mask"):
+            mask = scores_to_mask(op, joined)
+            others = curved(op)["scores"][1].count(scores_step(op)) if "scores" in found else 0
+            columns["attn_mask"] = F.pad(mask, [0, 0] * len(op.shape("attn_mask")) + [0, others]) if others else mask
     if "scores" in found:
         of_scores, _ = found["scores"]
         query.append(of_scores["self"] * scale(op))
@@ -177,6 +189,8 @@ def refuse(op: Op) -> str | None:
         return "dropout inside attention has no rule; call model.eval(), or set its dropout to 0"
     if not all(op.has_samples(name) for name in ("query", "key", "value")):
         return "query, key and value must all begin with the sample axis; expand the one that does not"
+    if op.has_samples("attn_mask") and len(op.shape("attn_mask")) != len(scores_shape(op)):
+        return "its mask has fewer axes than the scores, so that its sample axis meets another axis; unsqueeze it"
     return None
 
 
@@ -186,6 +200,8 @@ def case(
     *heads: int,
     widths: tuple[int, int] = (2, 3),
     mask: Tensor | None = None,
+    trained: tuple[int, ...] | None = None,
+    sampled: bool = False,
     constant: tuple[str, ...] = (),
     shared_heads: int = 0,
     **attributes: Any,
@@ -194,11 +210,12 @@ def case(
     others = (shared_heads,) if shared_heads else heads
     shapes = {"query": (*heads, queries, inner), "key": (*others, keys, inner), "value": (*others, keys, outer)}
     make = {} if mask is None else {"attn_mask": lambda shape: mask}
+    given = trained if mask is None else tuple(mask.shape)
     return Case(
-        {**shapes, **({} if mask is None else {"attn_mask": tuple(mask.shape)})},
+        {**shapes, **({} if given is None else {"attn_mask": given})},
         {"enable_gqa": bool(shared_heads), **attributes},
-        batched=("query", "key", "value"),
-        constant=constant,
+        batched=("query", "key", "value", *(("attn_mask",) if sampled else ())),
+        constant=constant if mask is None else (*constant, "attn_mask"),
         make=make,
     )
 
@@ -213,6 +230,7 @@ ATTENTION = Rule(
         "query": lambda op, columns: scores_to_query(op, to_scores(op, columns)),
         "key": lambda op, columns: scores_to_key(op, to_scores(op, columns)),
         "value": to_value,
+        "attn_mask": lambda op, columns: scores_to_mask(op, to_scores(op, columns)),
     },
     residual=residual,
     refuse=refuse,
@@ -222,6 +240,10 @@ ATTENTION = Rule(
         case(3, 3, 2, is_causal=True),
         case(2, 3, mask=LOWER),
         case(3, 2, 2, mask=ADDED),
+        case(2, 3, 2, trained=(1, 2, 2, 3)),
+        case(2, 3, 2, trained=(1, 3), constant=("query", "key")),
+        case(2, 2, 2, trained=(2, 1, 2), sampled=True, constant=("value",)),
+        case(2, 2, 4, trained=(4, 2, 2), shared_heads=2, constant=("key",)),
         case(2, 2, 2, 1),
         case(2, 2, 4, shared_heads=2),
         case(1, 1, 2),

@@ -23,7 +23,13 @@ def repeated(op: Op) -> list[int]:
 
 def jac_t(op: Op, columns: Tensor) -> Tensor:
     axes = repeated(op)
-    return columns.sum(axes, True) if axes else columns
+    total = columns.sum(axes, True) if axes else columns
+    if op.has_samples("self"):
+        return total
+    missing = len(op.shape("output")) - len(op.shape("self"))
+    if missing > 0:
+        return total.flatten(2, 2 + missing) if op.shape("self") else total.flatten(1)
+    return total.unsqueeze(2) if missing else total
 
 
 def params(op: Op) -> Mapping[str, Contraction]:
@@ -53,6 +59,7 @@ RULE = selection(
         Case({"self": (4, 1)}, {"size": [3, 4, 2]}, batched=(), constant=("self",)),
         Case({"self": (4,)}, {"size": [3, 2, 4]}, batched=(), constant=("self",)),
         Case({"self": (1,)}, {"size": [3]}, batched=(), constant=("self",)),
+        *[Case({"self": shape}, {"size": [3, 2, 4]}, batched=()) for shape in ((1, 2, 4), (1, 1, 4), (2, 1), (4,))],
     ],
     refuse,
     params=params,

@@ -1,4 +1,4 @@
-"""Interpolation to another size, nearest or linear: a matrix for each spatial axis."""
+"""Interpolation to another size, nearest, linear or cubic: a matrix for each spatial axis."""
 
 from __future__ import annotations
 
@@ -51,4 +51,54 @@ def interpolation(mode: str, axes: int) -> Rule:
     )
 
 
+# -- of images, where the matrix needs an image: cubic, or with a filter against aliasing ----------------------------
+
+
+def of_images(operation: str, mode: str, antialias: bool) -> Rule:
+    """The rule for two spatial axes, along each of which the weights do not depend on the other."""
+
+    def resized(x: Tensor, op: Op, which: list[bool]) -> Tensor:
+        """Resized along some axes; along the others it has two pixels, and keeps them."""
+        given: dict[str, Any] = {"mode": mode}
+        if op.align_corners:
+            given["align_corners"] = True
+        if antialias:
+            given["antialias"] = True
+        if op.scale_factors is None:
+            return F.interpolate(x, size=[op.shape("output")[1 + i] if which[i] else 2 for i in (0, 1)], **given)
+        return F.interpolate(x, scale_factor=[op.scale_factors[i] if which[i] else 1.0 for i in (0, 1)], **given)
+
+    def matrix(op: Op, axis: int, columns: Tensor) -> Tensor:
+        """[in, out] of one axis: of images that are the same along the other, where they stay as they are.
+
+        Two pixels there, because torch's filter against aliasing is wrong along an axis of one.
+        """
+        length = op.shape("input")[1 + axis]
+        images = torch.diag(columns.new_ones(length)).reshape(length, 1, length, 1).expand(-1, -1, -1, 2)
+        images = images if axis == 0 else images.transpose(2, 3)
+        return resized(images, op, [axis == 0, axis == 1]).select(3 - axis, 0).reshape(length, -1)
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        rows = matrix(op, 0, columns) @ columns
+        return rows @ matrix(op, 1, columns).t()
+
+    def case(size: list[int] | None, factors: list[float] | None, corners: bool = False) -> Case:
+        given = {"output_size": size, "scale_factors": factors, "align_corners": corners}
+        return Case({"input": (2, 3, 4)}, given, ("input",), "vec")
+
+    return Rule(
+        operations=[f"aten.{operation}.vec"],
+        forward=lambda op: resized(op.input, op, [True, True]),
+        jac_t={"input": jac_t},
+        residual=ZERO,
+        structure=Structure.CONSTANT,
+        cases=[case([5, 2], None), case(None, [2.0, 0.5]), case([2, 3], None, True)],
+    )
+
+
+IMAGES = [
+    of_images("upsample_bicubic2d", "bicubic", False),
+    of_images("_upsample_bicubic2d_aa", "bicubic", True),
+    of_images("_upsample_bilinear2d_aa", "bilinear", True),
+]
 INTERPOLATIONS = [interpolation(mode, axes) for mode in NAMES for axes in (1, 2, 3)]

@@ -51,26 +51,54 @@ class Product:
         value: Tensor = getattr(op, name)
         return value.unsqueeze(1) if op.has_samples(name) else value
 
+    def matrix(self, op: Op, name: str) -> Shape:
+        """The operand's shape or the result's; a vector, or a row of each sample, is a matrix of one row or column."""
+        shape = op.shape(name)
+        if name == "output":
+            rows = (*shape[:-1], 1, *shape[-1:]) if len(op.shape("self")) == 1 and not self.is_vector(op) else shape
+            ones = (1,) * (len(op.shape("self")) == 1) + (1,)
+            return (*shape, *ones) if self.is_vector(op) else rows
+        if len(shape) == 1:
+            return (1, *shape) if name == "self" else (*shape, 1)
+        return shape[1:] if self.stands_for_samples(op, name) else shape
+
+    def stands_for_samples(self, op: Op, name: str) -> bool:
+        """Whether the operand has no samples, but an axis of length one in their place."""
+        shape = op.shape(name)
+        return not op.has_samples(name) and len(shape) > max(len(op.shape("output")), 2) and shape[0] == 1
+
     def full(self, op: Op, name: str) -> Shape:
-        """The operand's shape with all batch axes of the result."""
-        return (*op.shape("output")[:-2], *op.shape(name)[-2:])
+        """The operand's matrix with all batch axes of the result."""
+        return (*self.matrix(op, "output")[:-2], *self.matrix(op, name)[-2:])
 
     def is_vector(self, op: Op) -> bool:
         return len(op.shape(self.second)) == 1 and not op.has_samples(self.second)
+
+    def is_row(self, op: Op) -> bool:
+        """Whether the first operand is a vector that has no samples."""
+        return len(op.shape("self")) == 1 and not op.has_samples("self")
 
     # -- columns at each operand ----------------------------------------------------------------------------------
 
     def self_jac_t(self, op: Op, columns: Tensor) -> Tensor:
         if self.is_vector(op):
             return columns.unsqueeze(-1) * getattr(op, self.second)
+        if self.is_row(op):
+            pulled = columns.unsqueeze(-2) @ self.lifted(op, self.second).transpose(-1, -2)
+            return summed(pulled, self.matrix(op, "self"), self.full(op, "self")).squeeze(-2)
         pulled = columns @ self.lifted(op, self.second).transpose(-1, -2)
-        return pulled if len(op.shape("self")) < 2 else summed(pulled, op.shape("self"), self.full(op, "self"))
+        if len(op.shape("self")) < 2:
+            return pulled
+        return self.as_given(op, "self", summed(pulled, self.matrix(op, "self"), self.full(op, "self")))
 
     def second_jac_t(self, op: Op, columns: Tensor) -> Tensor:
         shape = op.shape(self.second)
+        if self.is_row(op):
+            return op.self.unsqueeze(-1) * columns.unsqueeze(-2)
         if op.has_samples(self.second) or len(shape) > 2:
             pulled = self.lifted(op, "self").transpose(-1, -2) @ columns
-            return summed(pulled, shape, self.full(op, self.second))
+            found = summed(pulled, self.matrix(op, self.second), self.full(op, self.second))
+            return self.as_given(op, self.second, found)
         weight = self.second_contraction(op)
         assert weight.operand is not None
         pulled = torch.einsum(weight.equation, weight.columns(op, columns), weight.operand(op))
@@ -110,11 +138,11 @@ class Product:
     # -- the cross block of two operands --------------------------------------------------------------------------
 
     def half(self, op: Op) -> int:
-        *batch, rows, columns = op.shape("output")
+        *batch, rows, columns = self.matrix(op, "output")
         return math.prod(batch) * op.shape("self")[-1] * min(rows, columns)
 
     def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        *batch, rows, columns = op.shape("output")
+        *batch, rows, columns = self.matrix(op, "output")
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         narrow = columns < rows  # then the roles of A and B are changed: out^T = B^T A^T
         own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
@@ -123,10 +151,17 @@ class Product:
         if narrow:
             own = own.reshape(-1, half, *batch, *shape[:-3:-1]).transpose(-1, -2)
             met = met.transpose(-1, -2)
-        own = summed(own.reshape(-1, half, *shape), op.shape(name), shape)
-        met = summed(met.reshape(-1, half, *shape_of_other), op.shape(other), shape_of_other)
+        own = self.as_given(op, name, summed(own.reshape(-1, half, *shape), self.matrix(op, name), shape))
+        met = summed(met.reshape(-1, half, *shape_of_other), self.matrix(op, other), shape_of_other)
+        met = self.as_given(op, other, met)
         plus = torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half)
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1)
+
+    def as_given(self, op: Op, name: str, columns: Tensor) -> Tensor:
+        """Columns at the operand's matrix as columns at the operand."""
+        if len(op.shape(name)) != 1:
+            return columns.unsqueeze(2) if self.stands_for_samples(op, name) else columns
+        return columns.squeeze(-2 if name == "self" else -1)
 
     def residual(self, op: Op) -> Residual:
         both = op.varies("self") and op.varies(self.second)
@@ -146,7 +181,7 @@ class Product:
         if sampled != ["self"] and min(axes, default=2) < 2:
             return "the sample axis would be one of the matrix; use unsqueeze to make a matrix of every sample"
         longest = max(len(op.shape("output")), 2)
-        if any(len(op.shape(name)) > longest for name in ("self", self.second) if not op.has_samples(name)):
+        if any(len(self.matrix(op, name)) > longest for name in ("self", self.second) if not op.has_samples(name)):
             return "a matrix without samples has a batch axis where the other has its sample axis; drop that axis"
         if any(length < len(op.shape("output")) for length in axes if length > 1):
             return "an operand has fewer axes than the other, so that its sample axis meets another axis"
@@ -190,13 +225,21 @@ MATMUL = product(
         Case({"self": (2, 3), "other": (3, 4)}, {}, ("other",), constant=("self",)),
         Case({"self": (2, 3), "other": (2, 3, 4)}, {}, ("other",), constant=("self",)),
         Case({"self": (2, 3), "other": (3, 4)}, {}, ("other",), constant=("other",)),
+        *[Case({"self": shape, "other": other}, {}, ("self",)) for shape in ((3,), (2, 3), (2, 2, 3))
+          for other in ((3, 2), (3,))],
+        Case({"self": (2, 3), "other": (2, 3, 2)}, {}, ("other",)),
+        *[Case({"self": (2, 2, 3), "other": (1, 2, 3, 2)}, {}, ("self",), constant=constant)
+          for constant in ((), ("self",), ("other",))],
+        Case({"self": (1, 1, 2, 3), "other": (2, 3, 2)}, {}, ("other",)),
+        *[Case({"self": (3,), "other": other}, {}, ("other",), constant=constant)
+          for other in ((3, 2), (2, 3, 2)) for constant in ((), ("self",), ("other",))],
     ],
 )
 BMM = product("aten.bmm", "mat2", [Case({"self": (2, 3), "mat2": (3, 4)}, {}, ("self", "mat2"))])
 MM = product(
     "aten.mm",
     "mat2",
-    [Case({"self": (3,), "mat2": (3, 4)}, {}, ("self",), constant=(name,)) for name in ("self", "mat2")],
+    [Case({"self": (3,), "mat2": (3, 4)}, {}, ("self",), constant=names) for names in (("self",), ("mat2",), ())],
 )
 
 

@@ -26,6 +26,15 @@ def jac_t(op: Op, columns: Tensor) -> Tensor:
     return columns
 
 
+def to_self(op: Op, columns: Tensor) -> Tensor:
+    """The same in the input's own shape, which may have an axis in place of samples, or lack some."""
+    missing = len(own_shape(op)) - len(op.shape("self"))
+    total = jac_t(op, columns)
+    if missing > 0:
+        return total.flatten(2, 2 + missing) if op.shape("self") else total.flatten(1)
+    return total.unsqueeze(2) if missing else total
+
+
 def params(op: Op) -> Mapping[str, Contraction]:
     def added(op: Op, columns: Tensor) -> Tensor:
         total = jac_t(op, columns)
@@ -43,13 +52,14 @@ def refuse(op: Op) -> str | None:
 REPEAT = selection(
     "aten.repeat",
     None,
-    jac_t,
+    to_self,
     [
         Case({"self": (3,)}, {"repeats": [1, 2]}),
         Case({"self": (2, 3)}, {"repeats": [1, 3, 2]}),
         Case({"self": (1, 3)}, {"repeats": [1, 2, 1]}),
         Case({"self": (1, 2, 3)}, {"repeats": [3, 1, 2]}, batched=(), constant=("self",)),
         Case({"self": (2,)}, {"repeats": [3, 2, 1]}, batched=(), constant=("self",)),
+        *[Case({"self": shape}, {"repeats": [3, 2, 1]}, batched=()) for shape in ((1, 1, 4), (2, 1), (4,))],
     ],
     refuse,
     params=params,

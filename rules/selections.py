@@ -3,13 +3,14 @@
 Columns go back to where the elements came from; all else gets zeros.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from hbpcompiler.rule import Case, Op, Rule, Tensor
+from hbpcompiler.rule import Case, Contraction, Op, Rule, Tensor
 
+from . import indexing
 from .shared.selecting import across_samples, axis, is_everything, range_of, selection, zeros
 
 # -- one place, or a range -------------------------------------------------------------------------------------------
@@ -132,13 +133,46 @@ GATHER = selection(
     ],
     gather_refused,
 )
+
+
+def as_index(op: Op) -> Op:
+    """A row of a table for each sample, as table[index]."""
+    shapes = {"self": op.shape("self"), "indices.0": op.shape("index"), "output": op.shape("output")}
+    return Op(lambda name: [op.argument("index")] if name == "indices" else getattr(op, name), {}, shapes,
+              active=op.varying(), batched=frozenset({"indices.0", "output"}))
+
+
+def index_select_jac_t(op: Op, columns: Tensor) -> Tensor:
+    if op.has_samples("index"):
+        return indexing.jac_t(as_index(op), columns)
+    return zeros(op, columns).index_add(axis(op) + 2, op.argument("index"), columns)
+
+
+def index_select_params(op: Op) -> Mapping[str, Contraction]:
+    found = indexing.params(as_index(op)) if op.has_samples("index") else {}
+    return {slot: Contraction(
+        of_table.equation,
+        lambda op, columns: indexing.rows(as_index(op), columns),
+        lambda op: indexing.one_hot(as_index(op)),
+        lambda op, gradient: indexing.kernel(as_index(op), gradient),
+    ) for slot, of_table in found.items()}
+
+
+def index_select_refused(op: Op) -> str | None:
+    if not op.has_samples("index"):
+        return across_samples(op)
+    return "its index depends on the sample" if op.has_samples("self") or axis(op) else None
+
+
 INDEX_SELECT = selection(
     "aten.index_select",
     lambda op: op.self.index_select(op.dim, op.argument("index")),
-    lambda op, columns: zeros(op, columns).index_add(axis(op) + 2, op.argument("index"), columns),
+    index_select_jac_t,
     [
         Case({"self": shape, "index": (4,)}, {"dim": dim}, ("self",), make={"index": _index})
         for shape, dim in (((3,), 1), ((2, 3), -1), ((3, 2), 1))
-    ],
-    lambda op: "its index depends on the sample" if op.has_samples("index") else across_samples(op),
+    ]
+    + [Case({"self": (3, 2), "index": ()}, {"dim": 0}, ("index",), make={"index": _index})],
+    index_select_refused,
+    params=index_select_params,
 )

@@ -21,3 +21,6 @@ class Decomposition:
     """ATen names, with overload where only that one is meant ("aten.prod.dim_int")."""
     function: Callable[..., Any]
     cases: Sequence[Case] = ()
+    beside_rule: bool = False
+    """Whether the operation has a rule too: then it is taken apart only where that cannot serve, as for a function of
+    parameters alone, or for a parameter that depends on what its input depends on."""

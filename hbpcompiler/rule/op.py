@@ -27,6 +27,8 @@ class Op:
         differentiated: bool = True,
         active: frozenset[str] | None = None,
         batched: frozenset[str] | None = None,
+        numbering: frozenset[str] = frozenset(),
+        masks: frozenset[str] = frozenset(),
     ) -> None:
         self._tensors = tensors if callable(tensors) else tensors.__getitem__
         self._attributes = dict(attributes)
@@ -37,6 +39,7 @@ class Op:
         """Whether any column crosses this operation: if not, `forward` need not save anything."""
         self._active = active
         self._batched = batched
+        self._numbering, self._masks = numbering, masks
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -81,6 +84,14 @@ class Op:
         """Whether the tensor argument `name` begins with the sample axis (a constant or a parameter does not)."""
         return any(self._batched is None or slot in self._batched for slot in self._slots(name))
 
+    def numbers_samples(self, name: str) -> bool:
+        """Whether every entry of the tensor argument `name` is the number of its sample, as in torch.arange(N)."""
+        return name in self._numbering
+
+    def is_mask(self, name: str) -> bool:
+        """Whether the tensor argument `name` is boolean."""
+        return name in self._masks
+
     def sampled(self) -> list[str]:
         """The tensor arguments that begin with the sample axis."""
         return [slot for slot in self._shapes if slot != "output" and self.has_samples(slot)]
@@ -95,8 +106,7 @@ class Op:
         if shared:
             batched = frozenset(shapes) if batched is None else batched
             shapes = {**shapes, name: ()}
-        return Op(lambda other: tensor if other == name else self._tensors(other), self._attributes, shapes,
-                  index=self.index, differentiated=self.differentiated, active=self._active, batched=batched)
+        return self._again(lambda other: tensor if other == name else self._tensors(other), shapes, batched)
 
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
@@ -111,11 +121,30 @@ class Op:
         def tensors(name: str) -> Any:
             found = self._tensors(name)
             if isinstance(found, list | tuple):
-                return [read_slot(f"{name}.{position}", tensor) for position, tensor in enumerate(found)]
+                return [None if tensor is None else read_slot(f"{name}.{position}", tensor)
+                        for position, tensor in enumerate(found)]
             return read_slot(name, found)
 
-        return Op(tensors, {name: read(item, False) for name, item in self._attributes.items()}, self._shapes,
-                  index=self.index, differentiated=self.differentiated, active=self._active, batched=self._batched)
+        attributes = {name: read(item, False) for name, item in self._attributes.items()}
+        return self._again(tensors, self._shapes, self._batched, attributes)
+
+    def of_parts(self, split: Callable[[Any], Any]) -> Op:
+        """The same operation where `split` makes samples of the parts that each sample has in its first axis."""
+
+        def with_parts(name: str) -> bool:
+            return name == "output" or name not in self._shapes or self.has_samples(name)
+
+        def tensors(name: str) -> Any:
+            return split(self._tensors(name)) if with_parts(name) else self._tensors(name)
+
+        shapes = {name: shape[1:] if with_parts(name) else shape for name, shape in self._shapes.items()}
+        return self._again(tensors, shapes, self._batched)
+
+    def _again(self, tensors: Callable[[str], Any], shapes: Mapping[str, Any], batched: frozenset[str] | None,
+               attributes: Mapping[str, Any] | None = None) -> Op:
+        return Op(tensors, self._attributes if attributes is None else attributes, shapes, index=self.index,
+                  differentiated=self.differentiated, active=self._active, batched=batched,
+                  numbering=self._numbering, masks=self._masks)
 
 
 def first_tensor(operation: str) -> str | None:

@@ -52,16 +52,24 @@ class Registry:
                 self.modules[rule.module] = rule
                 continue
             for operation in rule.operations:
-                known = self.rules.get(operation) or self.decompositions.get(operation)
+                known: object = self.decompositions.get(operation)
+                if not (isinstance(rule, Decomposition) and rule.beside_rule):
+                    known = self.rules.get(operation) or (known if self._replaces(operation) else None)
                 if known is not None and known is not rule:
-                    clashes.append(f"{operation}: {self.files[operation]} and {file}")
+                    clashes.append(f"{operation}: {self.files.get(operation, file)} and {file}")
                 if isinstance(rule, Decomposition):
                     self.decompositions[operation] = rule
                 else:
                     self.rules[operation] = rule
-                self.files[operation] = file
+                if not (isinstance(rule, Decomposition) and rule.beside_rule):
+                    self.files[operation] = file
         if clashes:
             raise RuleError(listing("Two rules for one operation:", clashes, "Remove one of the two."))
+
+    def _replaces(self, operation: str) -> bool:
+        """Whether a decomposition stands in the rule's place."""
+        known = self.decompositions.get(operation)
+        return known is not None and not known.beside_rule
 
     def copy(self) -> Registry:
         other = Registry()
@@ -74,7 +82,7 @@ class Registry:
         return self.rules.get(f"{operation}.{overload or 'default'}") or self.rules.get(operation)
 
     def decomposition(self, operation: str, overload: str) -> Decomposition | None:
-        """How this overload is written in others, where no rule has it and a rule file says so."""
+        """How this overload is written in others, where a rule file says so."""
         return self.decompositions.get(f"{operation}.{overload or 'default'}") or self.decompositions.get(operation)
 
     def __iter__(self) -> Iterator[tuple[str, AnyRule]]:

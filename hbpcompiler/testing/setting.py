@@ -42,6 +42,8 @@ class Setting:
 
     def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
         lead = (SAMPLES,) if self.batched(name, index) else ()
+        if f"{name}.{index}" in self.case.numbering:
+            return torch.arange(SAMPLES).view(-1, *[1] * len(shape)).expand(*lead, *shape)
         draw = self.case.make.get(name, _normal)
         value = draw((*lead, *shape))
         return (value * scale).to(dtype) if value.is_floating_point() else value
@@ -95,6 +97,8 @@ class Setting:
             "index": self.case.index,
             "active": frozenset(slot for slot, at in slots.items() if at in active),
             "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at)),
+            "numbering": frozenset(self.case.numbering),
+            "masks": frozenset(slot for slot, at in slots.items() if self.tensor(*at).dtype == torch.bool),
         }
         op = Op(tensors, attributes, shapes, **known)
         with _same_noise():

@@ -3,12 +3,12 @@
 Columns of what is put are taken from where it went; columns of the tensor are zero there, or stay where it is added.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Contraction, Op, Rule, Structure, Tensor
 
 from .selecting import axis
 
@@ -31,13 +31,16 @@ def putting(
     refuse: Callable[[Op], str | None] = across_samples,
     forward: Callable[[Op], Any] | None = None,
     structure: Structure | Callable[[Op], Structure] = Structure.SELECTION,
+    *,
+    alone: bool = False,
+    params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {},
 ) -> Rule:
-    """A rule for an operation that puts the tensor `source` into `self`."""
+    """A rule for an operation that puts the tensor `source` into `self`; `alone`: one without samples too."""
 
     def refused(op: Op) -> str | None:
         if not op.has_samples("self"):
             return "it puts samples into a tensor that has none; expand that over the batch first"
-        if op.has(source) and not op.has_samples(source) and op.shape(source):
+        if not alone and op.has(source) and not op.has_samples(source) and op.shape(source):
             return f"'{source}' has no sample axis of its own; expand it over the batch first"
         return refuse(op)
 
@@ -45,6 +48,7 @@ def putting(
         operations=[operation],
         forward=forward,
         jac_t={"self": clear, source: take},
+        params=params,
         residual=ZERO,
         structure=structure,
         refuse=refused,

@@ -2,7 +2,8 @@
 
 import torch
 
-from hbpcompiler.compiler.match.samples_first import misplaced, samples_first
+from hbpcompiler.compiler.match.sample_wise import misplaced
+from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value

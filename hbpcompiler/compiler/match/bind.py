@@ -6,6 +6,8 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+import torch
+
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.compiler.trace.numbers import depends_on_batch
 from hbpcompiler.rule import Op, Rule, Zero
@@ -44,8 +46,10 @@ def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSe
     # Columns end at a parameter, so it is none of the inputs that a residual or a Jacobian runs between.
     carries = frozenset(slot for slot, value in operation.tensors.items()
                         if value.name in active and value.role != "parameter")
+    masks = frozenset(slot for slot, value in operation.tensors.items() if value.dtype == torch.bool)
+    numbering = frozenset(slot for slot, value in operation.tensors.items() if value.numbering)
     return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated,
-              active=carries, batched=frozenset(batched))
+              active=carries, batched=frozenset(batched), numbering=numbering, masks=masks)
 
 
 def is_curved(rule: Rule, op: Op) -> bool:

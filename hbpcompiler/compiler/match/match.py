@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.match.bind import static_op
+from hbpcompiler.compiler.match.cross_terms import with_cross_terms
 from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
@@ -15,7 +16,9 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
 from hbpcompiler.compiler.match.promotions import with_promotions
-from hbpcompiler.compiler.match.samples_first import misplaced, samples_first
+from hbpcompiler.compiler.match.sample_numbers import with_sample_numbers
+from hbpcompiler.compiler.match.sample_wise import misplaced
+from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
@@ -61,8 +64,12 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
     graph = with_promotions(without_idle_operands(graph, registry))
     refuse_endings(graph)
-    graph, mixing = samples_first(split_merged(graph, registry), registry)
-    graph = with_values(graph, registry, as_values) if not mixing else graph
+    graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
+    graph = with_sample_numbers(graph)
+    if not mixing:
+        valued = with_values(graph, registry, as_values)
+        apart = with_cross_terms(graph, valued, registry)
+        graph = valued if apart is graph else with_values(apart, registry, as_values)
     return graph, rules_of(graph, registry, mixing)
 
 

@@ -50,12 +50,7 @@ class Matched:
     @cached_property
     def parameters_above(self) -> Mapping[str, frozenset[str]]:
         """For each value, the keys of the trainable parameters that it depends on, itself not counted."""
-        found = {value.name: frozenset[str]() for value in (*self.graph.batch, *self.graph.state)}
-        own = {value.name: frozenset([value.key]) for value in self.trainable}
-        for operation in self.graph.operations:
-            above = [own.get(value.name, frozenset()) | found[value.name] for value in operation.tensors.values()]
-            found[operation.name] = frozenset().union(*above)
-        return found
+        return self.graph.parameters_above
 
     def static(self, operation: Operation) -> Op:
         """The Op with meta tensors: shapes of what rules return, and no arithmetic.

@@ -43,6 +43,8 @@ def split_merged(graph: Graph, registry: Registry) -> Graph:
             continue
         found = {name: _split(merged[name]) for name in region if name in merged}
         own = [operation for operation in graph.operations if ("operation", operation.name) in region]
+        if any(_samples_elsewhere(value) for operation in own for value in _values(operation)):
+            continue  # an order of its own: see `samples_first`
         rewritten = [taken_apart(operation, found, registry) for operation in own]
         if None in rewritten:
             continue
@@ -58,6 +60,11 @@ def split_merged(graph: Graph, registry: Registry) -> Graph:
 
 def _values(operation: Operation) -> list[Value]:
     return [*operation.tensors.values(), operation.output]
+
+
+def _samples_elsewhere(value: Value) -> bool:
+    """Whether the batch size sits behind the first axis."""
+    return any(N in getattr(length, "free_symbols", ()) for length in value.shape[1:])
 
 
 def _split(value: Value) -> Value:

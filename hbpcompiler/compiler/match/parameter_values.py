@@ -11,18 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any
 
 import networkx as nx
-import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.bind import static_op
+from hbpcompiler.compiler.match.parameter_pieces import shared_pieces
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.compiler.trace.reader import PieceReader
-from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.rule import ZERO, Contraction, Op, Rule, Structure, Tensor
+from hbpcompiler.rule.positions import over_positions
 from hbpcompiler.rule.registry import AnyRule, Registry
 
 
@@ -78,7 +74,7 @@ def with_values(graph: Graph, registry: Registry, chosen: Callable[[Uses], Abstr
 def _uses(graph: Graph, registry: Registry, active: AbstractSet[str]) -> dict[str, list[Use]]:
     found: dict[str, list[Use]] = {}
     for operation in graph.operations:
-        rule = registry.find(operation.target, operation.overload)
+        rule = rule_of(operation, registry)
         if operation.name not in active or not isinstance(rule, Rule):
             continue
         op = static_op(operation, active)
@@ -98,7 +94,7 @@ def _derived(graph: Graph, registry: Registry, active: AbstractSet[str]) -> set[
     found: set[str] = set()
     for operation in graph.operations:
         if operation.name in active and operation.name not in reached and not operation.output.batched:
-            rule = registry.find(operation.target, operation.overload)
+            rule = rule_of(operation, registry)
             op = static_op(operation, active)
             if not (isinstance(rule, Rule) and rule.without_samples(op) and not _reads(operation, found)):
                 found.add(operation.name)
@@ -156,47 +152,12 @@ class _Rewriting:
         """The operation under torch.vmap, read back as operations; its result is the last one's."""
         tensors = {slot: self._of_each(value, operation) if value.floating else value
                    for slot, value in operation.tensors.items()}
-        table: dict[Any, Any] = {}
-        for _ in range(aten.DECOMPOSITION_ROUNDS):
-            traced = _vmapped(operation, tensors, table, 1)
-            pieces, result = PieceReader(operation, list(tensors.values())).pieces(traced)
-            missing = [piece for piece in pieces if self.registry.find(piece.target, piece.overload) is None]
-            more = aten.decompositions(missing, self.registry)
-            if set(more) <= set(table):
-                break
-            table |= more
-        if not _keeps_samples_first(traced, _vmapped(operation, tensors, table, 7)):
-            raise UnsupportedOpError(f"{operation.target} in {operation.source}: it computes with parameters, but "
-                                     "not in a way that torch.vmap can do sample by sample; write it in another way")
+        pieces, result = shared_pieces(operation, tensors, self.registry)
         self.operations += pieces
         self.each[operation.name] = result
 
 
-def _vmapped(operation: Operation, tensors: Mapping[str, Value], table: Mapping[Any, Any],
-             batch: int) -> torch.fx.GraphModule:
-    slots = list(tensors)
-
-    def call(*values: Tensor) -> Any:
-        return aten.call(operation, aten.overload_of(operation), dict(zip(slots, values, strict=True)).__getitem__)
-
-    axes = tuple(0 if tensors[slot].shared else None for slot in slots)
-    values = [torch.zeros([batch, *value.sample_shape] if value.shared else value.sample_shape, dtype=value.dtype)
-              for value in tensors.values()]
-    traced: torch.fx.GraphModule = make_fx(torch.vmap(call, in_dims=axes), decomposition_table=dict(table),
-                                           tracing_mode="fake")(*values)
-    return traced
-
-
-def _keeps_samples_first(one: torch.fx.GraphModule, seven: torch.fx.GraphModule) -> bool:
-    """Whether only the first axis depends on the batch, in every value."""
-    def shapes(traced: torch.fx.GraphModule) -> list[Any]:
-        return [tuple(node.meta["val"].shape) for node in traced.graph.nodes
-                if isinstance(node.meta.get("val"), Tensor)]
-
-    return all(a == b or (a[0] == 1 and b[0] == 7 and a[1:] == b[1:])
-               for a, b in zip(shapes(one), shapes(seven), strict=True))
-
-
 def rule_of(operation: Operation, registry: Registry) -> AnyRule | None:
-    """The operation's rule: the registry's, or one of the two here."""
-    return OWN.get(operation.target) or registry.find(operation.target, operation.overload)
+    """The operation's rule: the registry's, for each part of a sample where it has parts, or one of the two here."""
+    rule = OWN.get(operation.target) or registry.find(operation.target, operation.overload)
+    return over_positions(rule) if operation.parts and isinstance(rule, Rule) else rule

@@ -2,46 +2,35 @@
 
 What a model does to a batch it does to a batch of one. So an operation on a value such as [T, N, d] is carried out
 sample by sample: torch.vmap over batches of one writes it in operations on [N, T, 1, d], every value with its sample
-axis in front. Whether the operation keeps samples apart is checked with random numbers. Where any of this fails the
-graph stays as it is, and what moves the sample axis is refused by its rule.
+axis in front. Where that has no form, and [p*N, *z] are parts that the operation takes one by one (a convolution of
+frames), it is the same operation on [N, p, *z] (`rule.positions`). Whether it keeps samples apart is checked with
+random numbers. Where any of this fails the graph stays as it is, and what moves the sample axis is refused by its rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any
 
-import sympy
-import torch
-from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
-
-from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
+from hbpcompiler.compiler.match.sample_wise import (
+    NotSampleWiseError,
+    depends,
+    misplaced,
+    number_for,
+    of_one,
+    order_of_result,
+    parts_stay_apart,
+    sample_by_sample,
+)
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
     Operation,
     Value,
 )
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
-from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.rule.registry import Registry
-
-BATCHES = (7, 11)
-"""Two batch sizes, to tell from each other what is a batch size and what is a length of the model."""
-
-
-class _NotSampleWiseError(Exception):
-    """The operation cannot be carried out sample by sample."""
-
-
-def misplaced(value: Value) -> bool:
-    """Whether the batch size sits anywhere but alone on axis 0."""
-    return any(_depends(length) for length in (value.shape[1:] if value.batched else value.shape))
 
 
 def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
@@ -49,12 +38,12 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
     active = graph.active
     found = {operation.name for operation in graph.operations
              if operation.name in active and misplaced(operation.output)}
-    if not found or found & {output.name for output in graph.outputs}:
+    if not found:
         return graph, []
     rewriting = _Rewriting(graph, registry, active)
     try:
         return rewriting.run(), []
-    except _NotSampleWiseError:
+    except NotSampleWiseError:
         operation = rewriting.current
         advice = "keep the samples in front, as in x.reshape(x.shape[0], -1, x.shape[-1])"
         module = operation.source.module_type.rpartition(".")[2]
@@ -65,206 +54,148 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
                        f"{advice}"]
 
 
-def _depends(length: Any) -> bool:
-    return N in getattr(length, "free_symbols", ())
-
-
-def _of_one(value: Value) -> tuple[int, ...]:
-    """The value's shape for a batch of one."""
-    return tuple(int(sympy.sympify(length).subs(N, 1)) for length in value.shape)
-
-
 class _Rewriting:
     def __init__(self, graph: Graph, registry: Registry, active: AbstractSet[str]) -> None:
         self.graph, self.registry, self.active = graph, registry, active
         self.operations: list[Operation] = []
         self.batches_of_one: dict[str, Value] = {}
+        self.minor: set[str] = set()
+        """Values [p*N, *z] that count the samples within each position; the others are [N*p, *z] in truth."""
         self.current = graph.operations[0]
 
     def run(self) -> Graph:
+        as_they_were = {output.name for output in self.graph.outputs}
+        for operation in self.graph.operations:
+            if not self._is_converted(operation):
+                as_they_were |= {value.name for value in operation.tensors.values()}
         for operation in self.graph.operations:
             self.current = operation
-            values = [*operation.tensors.values(), operation.output]
-            if operation.name not in self.active or not any(map(misplaced, values)):
+            if not self._is_converted(operation):
                 self.operations.append(operation)
                 continue
-            if not any(map(_depends, operation.output.shape)):
+            if not any(map(depends, operation.output.shape)):
                 self.operations += self._reduced(operation)
                 continue
             self._convert(operation)
             if not misplaced(operation.output):
                 one = self.batches_of_one[operation.name]
                 self.operations.append(_unary("squeeze", one, operation.output, operation))
+            elif operation.name in as_they_were:
+                self.operations.append(self._as_it_was(operation))
         return replace(self.graph, operations=self.operations)
+
+    def _is_converted(self, operation: Operation) -> bool:
+        return operation.name in self.active and any(map(misplaced, (*operation.tensors.values(), operation.output)))
+
+    def _as_it_was(self, operation: Operation) -> Operation:
+        """What the model returns, or what no derivatives pass on from, in the shape that the user's code gave it."""
+        output, one = operation.output, self.batches_of_one[operation.name]
+        (axis,) = [axis for axis, length in enumerate(output.shape) if depends(length)]
+        if output.shape[axis] == N:
+            # For a batch of one the axis has length one: the samples take its place.
+            squeezed = replace(one, name=f"{output.name}_squeezed",
+                               shape=(*one.shape[: axis + 1], *one.shape[axis + 2 :]))
+            self.operations.append(Operation("aten.squeeze", "dim", squeezed, {"self": one}, {"dim": axis + 1}, 0,
+                                             operation.source))
+            dims = [*range(1, axis + 1), 0, *range(axis + 1, len(output.shape))]
+            return Operation("aten.permute", "", output, {"self": squeezed}, {"dims": dims}, 0, operation.source)
+        if axis or operation.name in self.minor:
+            raise NotSampleWiseError
+        return Operation("aten.flatten", "using_ints", output, {"self": one}, {"start_dim": 0, "end_dim": 1}, 0,
+                         operation.source)
 
     def _reduced(self, operation: Operation) -> list[Operation]:
         """What sums over the samples: a loss, if it may be that of the positions taken apart."""
         rule = self.registry.find(operation.target, operation.overload)
-        given = [value for value in operation.tensors.values() if any(map(_depends, value.shape))]
+        given = [value for value in operation.tensors.values() if any(map(depends, value.shape))]
         merged = all(positions(value) > 1 for value in given)
         if not isinstance(rule, LossRule) or not (merged or rule.positions == 1):
-            raise _NotSampleWiseError
-        found = taken_apart(operation, {value.name: self._one(value, operation) for value in given}, self.registry)
+            raise NotSampleWiseError
+        ones = {value.name: self._one(value, operation) for value in given}
+        if len({value.name in self.minor for value in given}) > 1:
+            raise NotSampleWiseError
+        found = taken_apart(operation, ones, self.registry)
         if found is None:
-            raise _NotSampleWiseError
+            raise NotSampleWiseError
         return found
 
     def _one(self, value: Value, user: Operation) -> Value:
         """[N, *batch of one]; values without samples are what they are."""
-        if not any(map(_depends, value.shape)):
+        if not any(map(depends, value.shape)):
             return value
         if value.name not in self.batches_of_one:
             if misplaced(value):
                 if value.name not in self.graph.makers:
-                    raise _NotSampleWiseError
+                    raise NotSampleWiseError
                 self._convert(self.graph.makers[value.name])
             else:
                 output = Value(f"{value.name}_one", (N, 1, *value.shape[1:]), value.dtype, "result")
                 self.operations.append(_unary("unsqueeze", value, output, user))
-                self.batches_of_one[value.name] = output
+                self.batches_of_one[value.name] = self._counted_from_zero(output, user) if value.numbering else output
         return self.batches_of_one[value.name]
+
+    def _counted_from_zero(self, numbers: Value, user: Operation) -> Value:
+        """The only sample of a batch of one has the number 0."""
+        output = replace(numbers, name=f"{numbers.name}_first")
+        empty = dict.fromkeys(("dtype", "layout", "device", "pin_memory", "memory_format"))
+        self.operations.append(Operation("aten.zeros_like", "", output, {"self": numbers}, empty, 0, user.source))
+        return output
 
     def _convert(self, operation: Operation) -> None:
         tensors = {slot: self._one(value, operation) for slot, value in operation.tensors.items()}
-        if sum(map(_depends, operation.output.shape)) > 1:
-            raise _NotSampleWiseError
+        if sum(map(depends, operation.output.shape)) > 1:
+            raise NotSampleWiseError
         rule = self.registry.find(operation.target, operation.overload)
-        ranks = {len(value.shape) for value in (*operation.tensors.values(), operation.output)
-                 if any(map(_depends, value.shape))}
-        if not any(map(_depends, (length for value in tensors.values() for length in value.shape))):
-            pieces, output = _for_each_sample(operation)
-            self.operations += pieces
-        elif isinstance(rule, Rule) and rule.merged and len(ranks) == 1:
+        sampled = [value for value in operation.tensors.values() if any(map(depends, value.shape))]
+        ranks = {len(value.shape) for value in (*sampled, operation.output)}
+        output = Value(f"{operation.name}_one", (N, *of_one(operation.output)), operation.output.dtype, "result")
+        if isinstance(rule, Rule) and rule.merged and len(ranks) == 1 and self._orders_agree(sampled, operation.output):
             # It counts no axis from the front, so it need not be taken apart.
-            output = Value(f"{operation.name}_one", (N, *_of_one(operation.output)), operation.output.dtype, "result")
             self.operations.append(replace(operation, output=output, tensors=tensors))
         else:
-            pieces, output = self._sample_by_sample(operation, tensors)
-            self.operations += pieces
+            order = order_of_result(operation, self.minor)
+            if order is None:
+                raise NotSampleWiseError
+            if order:
+                self.minor.add(operation.name)
+            output = self._written(operation, tensors, output)
         self.batches_of_one[operation.name] = output
 
-    def _sample_by_sample(self, operation: Operation, tensors: Mapping[str, Value]) -> tuple[list[Operation], Value]:
-        _check_samples_stay_apart(operation)
-        table: dict[Any, Any] = {}
-        for _ in range(aten.DECOMPOSITION_ROUNDS):
-            few, many = (PieceReader(operation, [_with_batch(value, batch) for value in tensors.values()])
-                         .pieces(_vmapped(operation, batch, table)) for batch in BATCHES)
-            more = aten.decompositions([piece for piece in few[0]
-                                        if self.registry.find(piece.target, piece.overload) is None], self.registry)
-            if set(more) <= set(table):
-                break
-            table |= more
-        return _symbolic(few, many, list(tensors.values()))
+    def _written(self, operation: Operation, tensors: dict[str, Value], output: Value) -> Value:
+        """The operation's value, by the first of three ways that there is."""
+        if not any(depends(length) for value in operation.tensors.values() for length in value.shape):
+            return self._repeated(operation, output)
+        try:
+            pieces, made = sample_by_sample(operation, tensors, self.registry)
+        except NotSampleWiseError:
+            if not parts_stay_apart(operation):
+                raise
+            pieces, made = [replace(operation, output=output, tensors=tensors, parts=True)], output
+        self.operations += pieces
+        return made
 
+    def _repeated(self, operation: Operation, output: Value) -> Value:
+        """What has no samples, repeated for each."""
+        once = Value(f"{operation.name}_once", output.shape[1:], output.dtype, "result")
+        attributes = {name: [number_for(1, part) for part in item] if isinstance(item, list) else number_for(1, item)
+                      for name, item in operation.attributes.items()}
+        self.operations.append(replace(operation, output=once, attributes=attributes))
+        size = {"size": list(output.shape), "implicit": False}
+        self.operations.append(Operation("aten.expand", "", output, {"self": once}, size, 0, operation.source))
+        return output
 
-def _for_each_sample(operation: Operation) -> tuple[list[Operation], Value]:
-    """What has no samples until it is laid out along them, [1, T, d] as [T, N, d]: made once, and given to each."""
-    _check_samples_stay_apart(operation)
-    once = Value(f"{operation.name}_once", _of_one(operation.output), operation.output.dtype, "result")
-    each = Value(f"{operation.name}_one", (N, *once.shape), once.dtype, "result")
-    attributes = {name: [_number(part) for part in item] if isinstance(item, list) else _number(item)
-                  for name, item in operation.attributes.items()}
-    expanded = Operation("aten.expand", "", each, {"self": once}, {"size": list(each.shape), "implicit": False}, 0,
-                         operation.source)
-    return [replace(operation, output=once, attributes=attributes), expanded], each
+    def _orders_agree(self, sampled: list[Value], output: Value) -> bool:
+        """Whether all merged values have one order, which the result then has too."""
+        orders = {value.name in self.minor for value in sampled if positions(value) != 1}
+        if orders != {True}:
+            return len(orders) <= 1
+        if {positions(value) for value in sampled} != {positions(output)}:
+            return False
+        self.minor.add(output.name)
+        return True
 
 
 def _unary(name: str, value: Value, output: Value, user: Operation) -> Operation:
     """squeeze(1) or unsqueeze(1)."""
     return Operation(f"aten.{name}", "dim" if name == "squeeze" else "", output, {"self": value}, {"dim": 1}, 0,
                      user.source)
-
-
-def _with_batch(value: Value, batch: int) -> Value:
-    return replace(value, shape=tuple(int(sympy.sympify(length).subs(N, batch)) for length in value.shape))
-
-
-def _number(item: Any) -> Any:
-    """An attribute as it is for a batch of one."""
-    return arithmetic(item, 1) if depends_on_batch(item) else item
-
-
-def _call_of_one(operation: Operation, values: Sequence[Tensor]) -> Any:
-    known = dict(zip(operation.tensors, values, strict=True))
-    return aten.call(operation, aten.overload_of(operation), known.__getitem__, _number)
-
-
-def _axes(operation: Operation) -> tuple[int | None, ...]:
-    return tuple(0 if any(map(_depends, value.shape)) else None for value in operation.tensors.values())
-
-
-def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any]) -> torch.fx.GraphModule:
-    values = [torch.zeros((batch, *_of_one(value)) if axis == 0 else _of_one(value), dtype=value.dtype)
-              for value, axis in zip(operation.tensors.values(), _axes(operation), strict=True)]
-    function = torch.vmap(lambda *given: _call_of_one(operation, given), in_dims=_axes(operation))
-    try:
-        traced: torch.fx.GraphModule = make_fx(function, decomposition_table=dict(table),
-                                               tracing_mode="fake")(*values)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise _NotSampleWiseError from error
-    return traced
-
-
-def _check_samples_stay_apart(operation: Operation) -> None:
-    """The operation on a batch of random samples against the operation on each of them, a batch of one."""
-    batch = 3
-    generator = torch.Generator().manual_seed(0)
-    whole, ones = [], []
-    for value in operation.tensors.values():
-        shape = tuple(int(sympy.sympify(length).subs(N, batch)) for length in value.shape)
-        drawn = torch.rand(shape, generator=generator) if value.floating else torch.randint(2, shape,
-                                                                                            generator=generator)
-        tensor = drawn.to(value.dtype)
-        whole.append(tensor)
-        ones.append([_sample(tensor, value, n, batch) for n in range(batch)])
-    try:
-        together = aten.call(operation, aten.overload_of(operation), dict(zip(operation.tensors, whole,
-                                                                              strict=True)).__getitem__,
-                             lambda item: arithmetic(item, batch) if depends_on_batch(item) else item)
-        for n in range(batch):
-            alone = _call_of_one(operation, [samples[n] for samples in ones])
-            part = _sample(together, operation.output, n, batch)
-            like = alone.shape == part.shape
-            if not like or not torch.allclose(alone.double(), part.double(), atol=1e-4, equal_nan=True):
-                raise _NotSampleWiseError
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise _NotSampleWiseError from error
-
-
-def _sample(tensor: Tensor, value: Value, n: int, batch: int) -> Tensor:
-    """Sample n's part as a batch of one: of an axis [p*N], samples and positions in the order that the graph has."""
-    for axis, length in enumerate(value.shape):
-        if _depends(length):
-            each = tensor.shape[axis] // batch
-            return tensor.narrow(axis, n * each, each)
-    return tensor
-
-
-def _symbolic(few: tuple[list[Operation], Value], many: tuple[list[Operation], Value],
-              given: Sequence[Value]) -> tuple[list[Operation], Value]:
-    """One list of operations in N out of two for two batch sizes."""
-    if [piece.target for piece in few[0]] != [piece.target for piece in many[0]]:
-        raise _NotSampleWiseError
-    values = {value.name: value for value in given}
-    operations = []
-    for one, other in zip(few[0], many[0], strict=True):
-        shape = tuple(_either(a, b) for a, b in zip(one.output.shape, other.output.shape, strict=True))
-        output = replace(one.output, shape=shape, shared=False)
-        if misplaced(output):
-            raise _NotSampleWiseError
-        values[output.name] = output
-        tensors = {slot: values[value.name] for slot, value in one.tensors.items()}
-        attributes = {name: _either(item, other.attributes[name]) for name, item in one.attributes.items()}
-        operations.append(replace(one, output=output, tensors=tensors, attributes=attributes))
-    return operations, values[few[1].name]
-
-
-def _either(few: Any, many: Any) -> Any:
-    """A number for any batch size, from those for two."""
-    if isinstance(few, list):
-        return [_either(a, b) for a, b in zip(few, many, strict=True)]
-    if isinstance(few, bool) or not isinstance(few, int) or few == many:
-        return few
-    if few % BATCHES[0] or few * BATCHES[1] != many * BATCHES[0]:
-        raise _NotSampleWiseError
-    return N * (few // BATCHES[0])

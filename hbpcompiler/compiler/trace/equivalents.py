@@ -53,6 +53,20 @@ def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, si
     return is_causal is True
 
 
+def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """In place of torch's own, which makes numbers of all lengths where one of the two is expanded."""
+    if dim is None:
+        return input.reshape(-1).gather(0, indices.reshape(-1))
+    place = dim % input.dim()
+    sizes = [list(input.shape), list(indices.shape)]
+    for axis in range(input.dim()):
+        if axis != place:
+            longest = next((own[axis] for own in sizes if not isinstance(own[axis], int) or own[axis] != 1), 1)
+            for own in sizes:
+                own[axis] = longest
+    return input.expand(sizes[0]).gather(place, indices.expand(sizes[1]))
+
+
 @contextmanager
 def plain_ways() -> Iterator[None]:
     """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors."""
@@ -60,7 +74,9 @@ def plain_ways() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with _replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
-                _replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints):
+                _replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
+                _replaced(torch, "take_along_dim", _take_along_dim), \
+                _replaced(Tensor, "take_along_dim", _take_along_dim):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -32,6 +32,9 @@ class Value:
     shared: bool = False
     """Whether its sample axis has length one, because it is the same for every sample (see `parameter_values`)."""
 
+    numbering: bool = False
+    """Whether every entry is the number of its sample, as in torch.arange(N) (see `sample_numbers`)."""
+
     @property
     def batched(self) -> bool:
         """Whether the value has a sample axis (always axis 0)."""
@@ -96,6 +99,8 @@ class Operation:
     """All other arguments, defaults filled in; lists of tensors appear as lists of slots."""
     index: int
     source: Source
+    parts: bool = False
+    """Whether every tensor with samples is [N, p, *z], of parts on each of which the operation acts by itself."""
 
     @property
     def name(self) -> str:
@@ -161,6 +166,16 @@ class Graph:
                 tail.append(operation)
                 wanted |= {value.name for value in operation.tensors.values()} & self.active
         return reductions[::-1], tail[::-1]
+
+    @cached_property
+    def parameters_above(self) -> Mapping[str, frozenset[str]]:
+        """For each value, the keys of the trainable parameters that it depends on, itself not counted."""
+        found = {value.name: frozenset[str]() for value in (*self.batch, *self.state)}
+        own = {value.name: frozenset([value.key]) for value in self.state if value.trainable}
+        for operation in self.operations:
+            above = [own.get(value.name, frozenset()) | found[value.name] for value in operation.tensors.values()]
+            found[operation.name] = frozenset().union(*above)
+        return found
 
     def values(self) -> Iterator[Value]:
         yield from self.batch
