@@ -15,7 +15,7 @@ def write(code: str) -> Path:
     """Store the text under its own hash; a file is never half written."""
     path = cache_folder() / f"program_{hashlib.sha256(code.encode()).hexdigest()[:24]}.py"
     if not path.exists() or path.read_text(encoding="utf-8") != code:
-        store(path, code)
+        return store(path, code)
     return path
 
 

@@ -9,12 +9,14 @@ import torch
 
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.errors import (
+    CacheWarning,
     CompileError,
     HbpError,
     IndefiniteCurvatureWarning,
     InputError,
     ProofError,
     UnsupportedOpError,
+    UnusedParametersWarning,
 )
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES
@@ -23,6 +25,7 @@ from hbpcompiler.version import __version__, warn_if_untried
 
 __all__ = [
     "QUANTITIES",
+    "CacheWarning",
     "CompileError",
     "Compiled",
     "HbpError",
@@ -32,6 +35,7 @@ __all__ = [
     "ProofError",
     "Result",
     "UnsupportedOpError",
+    "UnusedParametersWarning",
     "__version__",
     "compile",
 ]

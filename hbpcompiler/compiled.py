@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs
 from hbpcompiler.compiler.trace.reader import loss_tensors
+from hbpcompiler.empty import result_of_none
 from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
     InputError,
     ProofError,
+    UnusedParametersWarning,
 )
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, Guards, State
@@ -41,6 +43,7 @@ from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
 from hbpcompiler.seeded import seeded
+from hbpcompiler.wrappers import unwrapped
 
 
 class Compiled:
@@ -52,12 +55,19 @@ class Compiled:
     call at once.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], options: Options) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], options: Options,
+                 given: Mapping[str, Any] | None = None) -> None:
         self.model = model
         self.loss = loss
         self.options = options
+        self._given = given or {}
         self._guards = Guards(model, loss)
+        self._unused: set[str] = set()
         self._last: tuple[State, Built] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy.deepcopy: made again from model, loss and options, without programs."""
+        return _again, (self.model, self.loss, dict(self._given))
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -116,14 +126,18 @@ class Compiled:
             finally:
                 state.put_back()
             state.programs.setdefault(batch.form, []).append(built)
+            self._warn_of_unused(built.matched.unused)
             _warn_if_indefinite(built.draft.plan, self.loss)
         return state, built
 
     def _run(self, state: State, built: Built, batch: Batch) -> Any:
         """What the program returns."""
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
+        arguments = self._arguments(state, built)
         with torch.no_grad(), casts:
-            return built.run(self._arguments(state, built), *batch.tensors)
+            if not batch.samples:
+                return result_of_none(built.run, arguments, batch, built.matched.ending.kind)
+            return built.run(arguments, *batch.tensors)
 
     def _first_run(self, state: State, built: Built, batch: Batch) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError."""
@@ -169,6 +183,14 @@ class Compiled:
                 return prove(self._candidate(state, built), given, Draws.now(given.tensors[0].device), full=full)
         finally:
             state.put_back()
+
+    def _warn_of_unused(self, names: Sequence[str]) -> None:
+        new = [name for name in names if name not in self._unused]
+        self._unused.update(new)
+        if new:
+            warnings.warn(f"these trainable parameters do not influence the loss: {', '.join(new)}. They are left out "
+                          "of the results, as torch leaves their grad None, and to_parameters() leaves them alone",
+                          UnusedParametersWarning, stacklevel=5)
 
     def _arguments(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""
@@ -259,6 +281,10 @@ def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
             stacklevel=5)
 
 
+def _again(model: nn.Module, loss: Callable[..., Tensor], given: Mapping[str, Any]) -> Compiled:
+    return compile(model, loss, **given)
+
+
 def compile(  # the public name is the design's
     model: nn.Module,
     loss: Callable[..., Tensor] | None = None,
@@ -278,7 +304,8 @@ def compile(  # the public name is the design's
     """Compile a model and a loss into a program for the quantities asked for.
 
     Args:
-        model: any torch.nn.Module that torch.export can trace.
+        model: any torch.nn.Module that torch.export can trace. DataParallel, DistributedDataParallel and what
+            torch.compile returned are taken off; names in results are those of the model inside.
         loss: a module or function of (output, target) returning one number; nn.CrossEntropyLoss() by default.
         quantities: names from docs/quantities.md.
         example_inputs: (X, y), or what else a call takes, to trace at once.
@@ -302,10 +329,14 @@ def compile(  # the public name is the design's
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
     """
     loss = nn.CrossEntropyLoss() if loss is None else loss
+    model = unwrapped(model)
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
                             curvature_dtype, limits, verify)
-    compiled = Compiled(model, loss, options)
+    given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
+             "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
+             "limits": limits, "verify": verify}
+    compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:
         compiled._prepare(check_batch(model, check_example(example_inputs)))
     return compiled

@@ -99,6 +99,7 @@ def elementwise(
         derivative=derivative,
         merged=True,
         expression=stated,
+        passes="zeros" if isinstance(first, sympy.Integer) and first == 0 else "derivatives",
         cases=settings({}, {}) if cases is None else cases,
     )
 

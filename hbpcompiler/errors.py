@@ -71,6 +71,14 @@ class IndefiniteCurvatureWarning(UserWarning):
     """A loss of the user's own may be not convex, and then its generalised Gauss-Newton matrix is indefinite."""
 
 
+class CacheWarning(UserWarning):
+    """The cache folder cannot be written; programs are kept in a temporary one."""
+
+
+class UnusedParametersWarning(UserWarning):
+    """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
+
+
 def listing(head: str, findings: Sequence[str], advice: str = "") -> str:
     """One message out of many findings: a head, a line each, and what to do."""
     lines = [head, *(f"  - {finding}" for finding in findings)]

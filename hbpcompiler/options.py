@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES
@@ -117,8 +118,16 @@ def check_memory(budget: Any) -> int | None:
 
 def check_model(model: Any, loss: Any) -> None:
     """A module with something trainable, and a loss that can be called."""
+    for name, given in (("model", model), ("loss", loss)):
+        if isinstance(given, type):
+            raise OptionTypeError(f"{name} must be a {'torch.nn.Module' if name == 'model' else 'function'}, not "
+                                  f"the class {given.__name__} itself; pass an instance: {given.__name__}(...)")
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    findings = [f"{name} ({how})" for name, value in (*model.named_parameters(), *model.named_buffers())
+                if (how := not_dense(value))]
+    if findings:
+        raise ModelError(listing("Programs compute with dense tensors; these of the model's are not:", findings))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
     if not callable(loss):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +29,16 @@ class Result:
     def is_of(self, model: nn.Module) -> bool:
         """Whether this is a result of that model."""
         return self._model is model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the program that made it: classes of named tuples, and what `block_product` reads."""
+        values = {name: {key: _plain(value) for key, value in held.items()} for name, held in self._values.items()}
+        return {**self.__dict__, "_values": values, "meetings": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._values = {name: {key: _record(value) for key, value in held.items()}
+                        for name, held in state["_values"].items()}
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -64,3 +76,19 @@ class Result:
         for quantity, values in self._values.items():
             for name, value in values.items():
                 setattr(parameters[name], quantity, value)
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A named tuple without its class."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+def _plain(value: Any) -> Any:
+    return _Fields(type(value).__name__, value._asdict()) if hasattr(value, "_asdict") else value
+
+
+def _record(value: Any) -> Any:
+    return namedtuple(value.name, value.fields)(**value.fields) if isinstance(value, _Fields) else value

@@ -15,6 +15,7 @@ def stopping(operation: str, **attributes: float) -> Rule:
         jac_t={"self": jac_t},
         residual=ZERO,
         structure=Structure.SELECTION,
+        passes="nothing",
         cases=[Case({"self": (2, 3)}, attributes), Case({"self": ()}, attributes)],
     )
 

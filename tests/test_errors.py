@@ -144,7 +144,8 @@ def test_a_rule_file_for_an_operation_that_has_one(tmp_path):
 # -- model and loss --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model", "word"), [(torch.tanh, "builtin_function"), (nn.Linear, "type"), (None, "NoneType")])
+@pytest.mark.parametrize(("model", "word"), [
+    (torch.tanh, "builtin_function"), (nn.Linear, "Linear(...)"), (None, "NoneType")])
 def test_model_is_no_module(model, word):
     with refused(hbp.CompileError, TypeError, "torch.nn.Module", word):
         hbp.compile(model, quantities=["grad"])

@@ -19,13 +19,13 @@ RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
+    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"},
-    "options": RULES | {"quantities", "schemes", "limits"},
+    "options": RULES | {"dense", "quantities", "schemes", "limits"},
     "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise"},
-    "compiler.trace": RULES,
+    "compiler.trace": RULES | {"dense"},
     "compiler.match": TERMS | {"elementwise"},
     "compiler.program": {"rule", "compiler.trace"},
     "compiler.cost": {"limits", "compiler.trace", "compiler.program"},

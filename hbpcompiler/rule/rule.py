@@ -62,6 +62,9 @@ class Rule:
     merged into it, may come as [N, p, *z]."""
     idle_if_empty: tuple[str, ...] = ()
     """Lists of tensors in which one without elements changes nothing, so that it is left out."""
+    passes: Literal["derivatives", "zeros", "nothing"] = "derivatives"
+    """What torch lets through to the inputs: "zeros" where the result is flat everywhere (round), "nothing" where it
+    counts as a constant (detach), so that parameters above have no gradient at all."""
     without_samples: Callable[[Op], bool] = lambda op: False
     """Whether, at this use, `jac_t` and `params` also serve a result without sample axis, whose columns are
     [N, K, *out] all the same: a function of parameters and constants alone (the embedding of positions)."""

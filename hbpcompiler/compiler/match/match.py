@@ -16,13 +16,14 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
 from hbpcompiler.compiler.match.promotions import with_promotions
+from hbpcompiler.compiler.match.reach import refuse_unreached, with_stops
 from hbpcompiler.compiler.match.sample_numbers import with_sample_numbers
 from hbpcompiler.compiler.match.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
-from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import Closing
 from hbpcompiler.rule import LossRule
@@ -48,21 +49,18 @@ def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_v
 
     `as_values` are parameters that must be values though their uses have contractions (see `parameter_values`);
     `names` says how generated code calls a graph's values; `longest` is for `fuse`. Raises UnsupportedOpError naming
-    everything that no rule covers, ModelError for trainable parameters that the loss does not depend on.
+    everything that no rule covers, ModelError if no trainable parameter reaches the loss.
     """
     graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings))
     graph, rules = fuse(graph, rules, longest)
-    unused = [repr(value.key) for value in graph.state if value.trainable and value.name not in graph.active]
-    if unused:
-        raise ModelError(listing("These trainable parameters do not influence the loss:", unused,
-                                 "Remove them from the model or freeze them (requires_grad=False)."))
     return Matched(graph, rules, graph.active, ending_of(graph, rules), names(graph))
 
 
 def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
                ) -> tuple[Graph, dict[str, AnyRule]]:
     """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
-    graph = with_promotions(without_idle_operands(graph, registry))
+    graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
+    refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
     graph = with_sample_numbers(graph)

@@ -71,5 +71,10 @@ class Matched:
 
     @property
     def trainable(self) -> list[Value]:
-        """The parameters that quantities are about, in the order of the model's state."""
-        return [value for value in self.graph.state if value.trainable]
+        """The parameters that quantities are about, in the order of the model's state: those that reach the loss."""
+        return [value for value in self.graph.state if value.trainable and value.name in self.active]
+
+    @property
+    def unused(self) -> list[str]:
+        """Names of the trainable parameters that no derivative reaches."""
+        return [value.key for value in self.graph.state if value.trainable and value.name not in self.active]

@@ -56,6 +56,8 @@ def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: Ab
 
 def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> None:
     """The targets' shapes, dtypes and values against the rules of the losses that read them."""
+    if not batch.samples:
+        return
     labels = batch.layout.labels[batch.layout.inputs :]
     dtypes = {output.dtype for output in graph.outputs if output.floating}
     for name, target in zip(labels, batch.targets, strict=True):

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
 from hbpcompiler.compiler.trace.values import Answers, recorded
+from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
 
 SAMPLES = 2
@@ -27,17 +28,17 @@ def shown(tensor: Tensor) -> str:
 def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
     """The batch, if it can be one of this model at all.
 
-    Raises InputTypeError for what is no tensor or has a dtype other than the parameters', InputError for another
-    device, an empty batch, different lengths or NaN in the target.
+    Raises InputTypeError for what is no dense tensor or has a dtype other than the parameters', InputError for another
+    device, different lengths or NaN in the target.
     """
     batch = batch_of(arguments)
     named = list(zip(batch.layout.labels, batch.tensors, strict=True))
     for name, item in named:
+        if (how := not_dense(item)):
+            raise InputTypeError(f"{name} is {how}")
         if item.dim() == 0:
             raise InputError(f"{name} has no axes; its first axis must count the samples (a constant of the model "
                              "belongs in a buffer)")
-        if item.shape[0] == 0:
-            raise InputError(f"{name} of shape {shown(item)} is an empty batch")
     parameter = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
     if parameter is None:
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
@@ -62,7 +63,7 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
 
 def _advice(item: Tensor, samples: int) -> str:
     """What to do about a first axis of another length."""
-    if item.shape[0] % samples == 0:
+    if samples and item.shape[0] % samples == 0:
         return (f"; the first axis of every tensor counts the samples, so positions belong in an axis of their own: "
                 f"[{samples}, {item.shape[0] // samples}, ...] (the loss may flatten it)")
     return "; the first axis of every tensor counts the samples (a constant of the model belongs in a buffer)"

@@ -123,6 +123,8 @@ class Graph:
     outputs: Sequence[Value]
     """The tensors that the model returns."""
     loss: Value
+    stops: frozenset[str] = frozenset()
+    """Names of the operations that no derivative passes."""
 
     @cached_property
     def makers(self) -> Mapping[str, Operation]:
@@ -144,11 +146,12 @@ class Graph:
         """Names of the values that derivatives reach: between trained parameters and the loss, none of them integer."""
         below = {value.name for value in self.state if value.trainable}
         for operation in self.operations:
-            if operation.output.differentiable and any(value.name in below for value in operation.tensors.values()):
+            passes = operation.output.differentiable and operation.name not in self.stops
+            if passes and any(value.name in below for value in operation.tensors.values()):
                 below.add(operation.name)
         above = {self.loss.name}
         for operation in reversed(self.operations):
-            if operation.name in above:
+            if operation.name in above and operation.name not in self.stops:
                 above.update(value.name for value in operation.tensors.values() if value.differentiable)
         return frozenset(below & above)
 

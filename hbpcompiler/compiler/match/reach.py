@@ -1,0 +1,64 @@
+"""How far derivatives reach: operations that let none through, parameters that no derivative reaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hbpcompiler.compiler.trace.graph import Graph, Operation
+from hbpcompiler.errors import ModelError, listing
+from hbpcompiler.rule import Rule
+from hbpcompiler.rule.registry import Registry
+
+
+def with_stops(graph: Graph, registry: Registry) -> Graph:
+    """The graph in which no derivative passes the operations whose rules say so (detach), as torch's own end there."""
+    stops = frozenset(operation.name for operation in graph.operations if _stops(operation, registry))
+    return replace(graph, stops=stops)
+
+
+def refuse_unreached(graph: Graph, registry: Registry) -> None:
+    """ModelError if no trainable parameter reaches the loss, or only by way of steps, which are flat everywhere."""
+    trained = {value.name for value in graph.state if value.trainable}
+    if not trained or (trained & graph.active and not _all_flat(graph, registry, trained)):
+        return
+    broken = _breaks(graph, registry)
+    if broken:
+        raise ModelError(listing("No trainable parameter influences the loss. The way from the parameters ends here:",
+                                 broken, "Let the loss take values that are differentiable in the parameters."))
+    raise ModelError("No trainable parameter influences the loss: it is computed without anything that depends on "
+                     "them. Let the loss use the model's output, and the output the parameters.")
+
+
+def _all_flat(graph: Graph, registry: Registry, trained: set[str]) -> bool:
+    """Whether every way to the loss leads through an operation that is flat everywhere."""
+    flat = {operation.name for operation in graph.operations if _is_flat(operation, registry)}
+    return bool(flat & graph.active) and not trained & replace(graph, stops=graph.stops | flat).active
+
+
+def _breaks(graph: Graph, registry: Registry) -> list[str]:
+    """The operations that end what depends on trainable parameters, and how."""
+    below = {value.name for value in graph.state if value.trainable}
+    found = []
+    for operation in graph.operations:
+        if not any(value.name in below for value in operation.tensors.values()):
+            continue
+        if not operation.output.floating:
+            kind = "truth values" if str(operation.output.dtype) == "torch.bool" else "whole numbers"
+            found.append(f"{operation.short} in {operation.source}: it gives {kind}, which have no derivative")
+        elif operation.name in graph.stops:
+            found.append(f"{operation.short} in {operation.source}: no derivative passes it")
+        elif _is_flat(operation, registry):
+            found.append(f"{operation.short} in {operation.source}: its derivative is zero everywhere")
+        else:
+            below.add(operation.name)
+    return found
+
+
+def _stops(operation: Operation, registry: Registry) -> bool:
+    rule = registry.find(operation.target, operation.overload)
+    return isinstance(rule, Rule) and rule.passes == "nothing"
+
+
+def _is_flat(operation: Operation, registry: Registry) -> bool:
+    rule = registry.find(operation.target, operation.overload)
+    return isinstance(rule, Rule) and rule.passes == "zeros"

@@ -1,0 +1,31 @@
+"""Modules around the user's model that run it elsewhere or otherwise, and are no part of what is differentiated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hbpcompiler.errors import ModelError, OptionError
+
+INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+"""By the class's name, where the model is; torch.compile's is imported only where somebody has used it."""
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DataParallel, DistributedDataParallel and what torch.compile returned, in any order.
+
+    Raises ModelError for hooks on the wrapper, which would be lost, OptionError for parameters in shards.
+    """
+    while isinstance(model, nn.Module) and type(model).__module__.startswith("torch."):
+        kind = type(model).__name__
+        if kind == "FullyShardedDataParallel":
+            raise OptionError("the model's parameters are in shards (FullyShardedDataParallel): compile the model "
+                              "before it is sharded, or under FSDP.summon_full_params")
+        if kind not in INSIDE:
+            break
+        if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks:
+            raise ModelError(f"{kind} has hooks of its own, which a program made from the model inside would not run; "
+                             "register them on that model")
+        model = getattr(model, INSIDE[kind])
+    return model

@@ -1,0 +1,102 @@
+"""Parameters that no derivative reaches: left out with a warning, or, where that is all of them, refused."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.match.reach import with_stops
+from hbpcompiler.rule.registry import builtin
+from tests.stages import traced
+from tests.test_quantities import close
+
+X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+
+
+class Heads(nn.Module):
+    """Two layers, and how they make an output."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.main, self.aux = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+        self.output = output
+
+    def forward(self, x):
+        return self.output(self.main(x), self.aux(x))
+
+
+REFUSED = {
+    "detached": (lambda a, b: (a * b).detach(), "detach in the model's forward.*no derivative passes it"),
+    "rounded": (lambda a, b: a.round() + b.floor(), "(?s)round in .*zero everywhere.*floor in .*zero everywhere"),
+    "whole numbers": (lambda a, b: nn.functional.one_hot((a + b).argmax(1), 2).double(), "argmax in .*whole numbers"),
+    "truth values": (lambda a, b: (a > b).double(), r"gt in .*truth values"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nothing_that_is_trained_reaches_the_loss(name):
+    output, words = REFUSED[name]
+    with pytest.raises(hbp.CompileError, match=words) as caught:
+        hbp.compile(Heads(output), quantities=["grad"])(X, Y)
+    assert isinstance(caught.value, ValueError)
+    assert "No trainable parameter influences the loss" in str(caught.value)
+    assert f"{__file__}:" in str(caught.value)
+
+
+def test_a_loss_that_ignores_the_output():
+    with pytest.raises(hbp.CompileError, match="computed without anything that depends on them"):
+        hbp.compile(nn.Linear(3, 2).double(), lambda o, t: t.double().mean(), quantities=["grad"])(X, Y)
+
+
+UNUSED = {
+    "never used": lambda a, b: a,
+    "detached": lambda a, b: a * b.detach(),
+    "compared": lambda a, b: torch.where(b > 0, a, 2 * a),
+    "an output of its own": lambda a, b: (a, b),
+    "made into constants": lambda a, b: a + torch.ones_like(b) * torch.zeros_like(b),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_unused_parameters_are_left_out_as_torch_leaves_them(name):
+    model = Heads(UNUSED[name])
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output[0] if isinstance(output, tuple) else output, target)
+
+    compiled = hbp.compile(model, loss, ["grad", "batch_l2", "diag_h"])
+    with pytest.warns(hbp.UnusedParametersWarning, match=r"aux\.weight, aux\.bias") as warned:
+        result = compiled(X, Y)
+    assert warned[0].filename == __file__
+    loss(model(X), Y).backward()
+    assert model.aux.weight.grad is None
+    for quantity in result:
+        assert list(result[quantity]) == ["main.weight", "main.bias"]
+    close(result.grad["main.weight"], model.main.weight.grad, "grad")
+    assert "aux_weight" not in compiled.code.split("# ---- backward ----")[1]
+    model.aux.bias.grad = torch.ones(2, dtype=torch.float64)
+    result.to_parameters()
+    assert model.aux.weight.grad is None
+    assert model.aux.bias.grad.tolist() == [1, 1]
+    assert not hasattr(model.aux.weight, "diag_h")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.UnusedParametersWarning)
+        model.train(False)
+        compiled(X, Y)  # another program: it is said once
+
+
+def test_steps_beside_others_have_the_derivative_zero_that_torch_gives_them():
+    model = Heads(lambda a, b: a + b.round())
+    result = hbp.compile(model, quantities=["grad"])(X, Y)
+    nn.functional.cross_entropy(model(X), Y).backward()
+    for name, parameter in model.named_parameters():
+        close(result.grad[name], parameter.grad, name)
+    assert not result.grad["aux.weight"].any()
+
+
+def test_operations_that_no_derivative_passes():
+    graph = with_stops(traced(Heads(lambda a, b: a * b.detach()), X, Y).graph, builtin())
+    assert len(graph.stops) == 1
+    assert graph.stops.isdisjoint(graph.active)
