@@ -67,6 +67,9 @@ class Limits:
         2**19, "bytes", "larger products of one sample are squared and added column by column, in one pass")
     squaring_speedup: float = limit(
         1.5, "times", "a product that is squared and summed in cache costs so many times less than reading it once", 1)
+    native_image_numbers: int = limit(
+        20480, "numbers", "torch takes convolutions of larger images to oneDNN, whose kernel then wins for one sample")
+    native_kernel_length: int = limit(3, "places", "it takes those of longer kernels there as well")
     gram_passes: float = limit(3, "passes", "over inner products between positions, where their memory is recycled")
     gram_fresh_passes: float = limit(10, "passes", "over these where it is not, but paid for in page faults")
     half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")

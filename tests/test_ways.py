@@ -11,11 +11,14 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, SampleChunks, Tail
 from hbpcompiler.compiler.routes import NEVER, alternatives
+from hbpcompiler.compiler.routes.chunks import NativeProduct
+from hbpcompiler.compiler.routes.gram import GramDiagonal
 from hbpcompiler.reference import kflr, reference
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases
+from tests.selection import cases, slow
 from tests.test_quantities import check_exact, close
+from tests.uses import USES, used
 from tests.ways import WAYS
 
 QUANTITIES = ["grad", "batch_l2", "variance", "diag_ggn", "diag_h"]
@@ -43,6 +46,16 @@ def inner(compiled, kind):
     return [step for step in compiled._current().draft.plan.flat() if isinstance(step, kind)]
 
 
+def inner_tails(compiled):
+    """The tails that are in no other loop."""
+    return [step for step in compiled._current().draft.plan.steps if isinstance(step, Tail)]
+
+
+def taken(compiled, kind):
+    """Whether some closing goes by this kind of route."""
+    return any(isinstance(choice.route, kind) for step in inner(compiled, Close) for choice in step.choices)
+
+
 HAPPENS = {
     "tails of one column": lambda compiled: met(compiled, Tail),
     "tails of some columns": lambda compiled: met(compiled, Tail),
@@ -58,6 +71,14 @@ HAPPENS = {
     "compressed": lambda compiled: any(step.compresses for step in inner(compiled, Gather)),
     "nothing fused": lambda compiled: ".abs()" in compiled.code,
     "nothing fits the cache": lambda compiled: ".shape[0], 1):" in compiled.code,
+    "one sample and one column everywhere": lambda compiled: met(compiled, Tail),
+    "inner products sample by sample": lambda compiled: taken(compiled, GramDiagonal),
+    "chunks in chunks in chunks": lambda compiled: met(compiled, SampleChunks) and taken(compiled, GramDiagonal),
+    "neighbourhoods inside chunks of samples": lambda compiled: (met(compiled, SampleChunks)
+                                                                 and met(compiled, LocalTail)),
+    "pooled inside tails": lambda compiled: any(own.pooled for step in inner_tails(compiled) for own in step.steps
+                                                if isinstance(own, Close)),
+    "kernels for one sample": lambda compiled: taken(compiled, NativeProduct),
 }
 """Way -> whether a program of `network` goes it; routes' names are looked for in the table of routes."""
 
@@ -103,3 +124,38 @@ def test_random_chains(setting, way):
 def test_graphs(name, way):
     model, X, y = made(name)
     check_exact(model, nn.CrossEntropyLoss(), X, y, ["variance", "diag_ggn", "diag_h"], limits=WAYS[way])
+
+
+@functools.cache
+def expected_of(name):
+    """The numbers of a network of `uses` by brute force, and those whose rounding they may have."""
+    model, X, y = used(name)
+    found = {quantity: reference(model, nn.CrossEntropyLoss(), [X], y, quantity)
+             for quantity in ("variance", "second_moment", "diag_h")}
+    return found, {**found, "variance": found["second_moment"]}
+
+
+def check_uses(name, way):
+    model, X, y = used(name)
+    numbers, scales = expected_of(name)
+    result = hbp.compile(model, quantities=["variance", "diag_h"], limits=WAYS[way])(X, y)
+    for quantity in ("variance", "diag_h"):
+        assert result[quantity].keys() == numbers[quantity].keys()
+        for key, value in numbers[quantity].items():
+            close(result[quantity][key], value, f"{quantity} of {key} by {way}", scales[quantity][key])
+
+
+@given(st.sampled_from(list(USES)), st.sampled_from(list(WAYS)))
+def test_a_use_of_a_parameter_in_a_way(name, way):
+    check_uses(name, way)
+
+
+@slow("one pair of them is drawn for make test")
+@pytest.mark.parametrize("name", USES)
+def test_every_use_of_a_parameter_in_every_way_of_columns(name):
+    """All but the single routes, which `routes/test_each_route` tries at every form of a contraction."""
+    left_out = ("route", "nothing fused", "whole images", "not pooled")
+    of_images = ("neighbourhoods", "pooled", "kernels")
+    for way in WAYS:
+        if not way.startswith(left_out if name == "images" else (*left_out, *of_images)):
+            check_uses(name, way)

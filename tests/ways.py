@@ -4,6 +4,8 @@ import math
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.routes import ROUTES
+from hbpcompiler.compiler.routes.chunks import NativeProduct
+from hbpcompiler.compiler.routes.gram import GramDiagonal
 
 WAYS = {
     "tails of one column": hbp.Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1),
@@ -22,6 +24,19 @@ WAYS = {
     "compressed": hbp.Limits(compressed_columns=1, compressed_growth=0),
     "nothing fused": hbp.Limits(fused_operations=0),
     "nothing fits the cache": hbp.Limits(cache_bytes=1, one_by_one_bytes=0),
+    "one sample and one column everywhere": hbp.Limits(
+        spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1, late_chunk_bytes=1, cache_bytes=1,
+        one_by_one_bytes=0),
+    "inner products sample by sample": hbp.Limits(cache_bytes=300, route_times=((GramDiagonal.name, 0),)),
+    "chunks in chunks in chunks": hbp.Limits(
+        all_columns_bytes=0, all_columns_chunk_bytes=3000, spatial_bytes=0, recycled_bytes=400, vector_bytes=0,
+        vector_chunk_bytes=400, cache_bytes=100, route_times=((GramDiagonal.name, 0),)),
+    "neighbourhoods inside chunks of samples": hbp.Limits(
+        all_columns_bytes=0, all_columns_chunk_bytes=1, neighbourhood_work=math.inf, spatial_bytes=0,
+        recycled_bytes=3000, vector_bytes=0),
+    "pooled inside tails": hbp.Limits(pooled_time=math.inf, spatial_bytes=0, recycled_bytes=300, vector_bytes=0,
+                                      vector_chunk_bytes=300, neighbourhood_work=0),
+    "kernels for one sample": hbp.Limits(native_image_numbers=0, route_times=((NativeProduct.name, 0),)),
     **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2)
        for name in dict.fromkeys(route.name for route in ROUTES)},
 }

@@ -25,11 +25,9 @@ from hbpcompiler.compiler.routes.kept import stays_diagonal
 from hbpcompiler.compiler.routes.rows import rows_of
 from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing
 from hbpcompiler.rule import Contraction, Op, Rule, Window
-
-LARGE_IMAGE = 20480
-"""Numbers of one image (or a kernel longer than 3) from which torch takes its convolution to oneDNN."""
 
 
 def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece], wanted: Collection[Closing],
@@ -70,7 +68,7 @@ def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.
     lengths = tuple(sorted((letter, int(length)) for letter, length in sizes.items() if letter not in "nk"))
     form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
     return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.kernel is not None,
-                resources, _has_kernel_for_columns(contraction, op, window), formed,
+                resources, _has_kernel_for_columns(contraction, op, window, resources.limits), formed,
                 rows=rows_of(window, contraction, op))
 
 
@@ -79,12 +77,13 @@ def _met(site: Site, piece: Piece, dtype: torch.dtype) -> Site:
     return replace(site, form=piece.form, columns=piece.columns, signed=piece.signed, itemsize=dtype.itemsize)
 
 
-def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | None) -> bool:
+def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | None, limits: Limits) -> bool:
     """Whether torch's CPU kernel for one sample beats patches times columns: where it is oneDNN's."""
     if window is None or not contraction.has_kernel_for_columns:
         return False
     largest = max(math.prod(op.shape(slot)) for slot in op.sampled())
-    return largest > LARGE_IMAGE or (len(window.size) > 1 and min(window.size[-2:]) > 3)
+    long = len(window.size) > 1 and min(window.size[-2:]) > limits.native_kernel_length
+    return largest > limits.native_image_numbers or long
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],
