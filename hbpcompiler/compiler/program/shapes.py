@@ -97,8 +97,10 @@ def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence
             for arguments in given]
     for loop, passed in calls.items():
         few, many = BATCHES
-        rounds = [round_of(loop, *each, few) for each in passed]
-        _annotate(loop.body, [*rounds, round_of(loop, *passed[0], many)], _symbols(symbols, loop))
+        rounds = [round_of(loop, accumulators, cut, whole, few) for accumulators, cut, whole in passed]
+        accumulators, cut, whole = passed[0]
+        raised = round_of(loop, accumulators, cut, whole, many)
+        _annotate(loop.body, [*rounds, raised], _symbols(symbols, loop))
     _mark(graph, runs, symbols)
 
 
