@@ -65,6 +65,25 @@ NORMS = [
 
 
 
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, *options: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """With fixed statistics. Options end in momentum and eps; one before them says whether the batch's own are wanted."""
+    mean, variance = by_channel(x, running_mean), by_channel(x, running_var)
+    if len(options) == 3 and options[0]:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        mean, variance = x.mean(axes, True), x.var(axes, correction=0, keepdim=True)
+    assert mean is not None and variance is not None
+    standardised = (x - mean) * (variance + options[-1]).rsqrt()
+    return scaled(standardised, by_channel(x, weight), by_channel(x, bias)), running_mean, running_var
+
+
+BATCH_NORM = Decomposition(
+    ["aten._native_batch_norm_legit.default", "aten._native_batch_norm_legit_no_training.default"], batch_norm,
+    beside_rule=True,
+)
+
+
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """The slope meets what is negative."""
     slope = by_channel(x, weight) if weight.numel() > 1 else weight
@@ -116,3 +135,21 @@ def product(rows: Tensor, columns: Tensor) -> Tensor:
 CONVOLUTIONS = [
     Decomposition([f"aten.conv{axes}d"], convolution(axes), beside_rule=True) for axes in (1, 2, 3)
 ]
+
+
+# -- indices behind other axes: what they pick goes to the front, and back -------------------------------------------
+
+
+def index(x: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """x[:, i, :, j]: where the indices are side by side, what they pick stands in their place, or else in front."""
+    axes = [axis for axis, given in enumerate(indices) if given is not None]
+    given = [item for item in indices if item is not None]
+    places = list(range(len(axes)))
+    picked: Tensor = torch.ops.aten.index(x.movedim(axes, places), given)
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        return picked
+    rank = picked.dim() - (x.dim() - len(axes))
+    return picked.movedim(list(range(rank)), list(range(axes[0], axes[0] + rank)))
+
+
+INDEX = Decomposition(["aten.index"], index, beside_rule=True)

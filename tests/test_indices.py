@@ -43,6 +43,7 @@ class Tables(nn.Module):
     def forward(self, places):
         h = torch.tanh(self.rows[places]).sum(1) + torch.exp(self.entries)[places[:, 0], :]
         h = h * self.entries[places, self.column] + self.rows.index_select(0, places[:, 1])
+        h = h + self.rows.t()[:, places].mean(2).t()
         return self.outer(h) + self.grid[places, places % 2].mean(1)
 
 

@@ -66,6 +66,18 @@ class Widths(nn.Module):
         return self.outer(mixed.mean(1)) + weights.square().sum((1, 2), keepdim=True)[:, 0]
 
 
+class LastValid(nn.Module):
+    """The last step of each sample, of outputs with time in front, by the samples' numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory, self.outer = nn.RNN(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        last = (x[..., 0] > 0).long().sum(1) % 3
+        return self.outer(self.memory(x.transpose(0, 1))[0][last, torch.arange(x.shape[0])])
+
+
 class Merged(nn.Module):
     """Positions merged with samples through operations that count axes from the front."""
 
@@ -86,6 +98,7 @@ MODELS = {
     "encoder": lambda: (Encoder(), (3, 4)),
     "decoder": lambda: (Decoder(), (3, 4)),
     "widths": lambda: (Widths(), (3, 4)),
+    "last valid": lambda: (LastValid(), (3, 2)),
     "merged": lambda: (Merged(), (3, 4)),
 }
 

@@ -124,8 +124,9 @@ def _taken_apart(operation: Operation, tensors: Mapping[str, Value], registry: R
     call = _as_call(operation, tensors, overload if made is None else made)
     if made is not None:
         yield call
+    core: Any = core_aten_decompositions()
     try:
-        yield make_fx(call, decomposition_table=core_aten_decompositions(), tracing_mode="fake")(*_zeros(tensors, None))
+        yield make_fx(call, decomposition_table=core, tracing_mode="fake")(*_zeros(tensors, None))
     except (RuntimeError, ValueError, IndexError):
         return
 

@@ -145,19 +145,22 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 # -- written by torch.vmap -------------------------------------------------------------------------------------------
 
 
-def sample_by_sample(operation: Operation, tensors: Mapping[str, Value],
-                     registry: Registry) -> tuple[list[Operation], Value]:
-    """The operation on [N, *batch of one] in operations that keep the sample axis in front, and the value they make."""
+def sample_by_sample(operation: Operation, tensors: Mapping[str, Value], registry: Registry,
+                     run: Callable[..., Any] | None = None) -> tuple[list[Operation], Value]:
+    """The operation on [N, *batch of one] in operations that keep the sample axis in front, and the value they make.
+
+    `run` is what stands for the operation, if it is taken apart first.
+    """
     table: dict[Any, Any] = {}
     for _ in range(aten.DECOMPOSITION_ROUNDS):
         few, many = (PieceReader(operation, [_with_batch(value, batch) for value in tensors.values()])
-                     .pieces(_vmapped(operation, batch, table)) for batch in BATCHES)
+                     .pieces(_vmapped(operation, batch, table, run)) for batch in BATCHES)
         missing = [piece for piece in few[0] if registry.find(piece.target, piece.overload) is None]
         more = aten.decompositions(missing, registry)
         if set(more) <= set(table):
             break
         table |= more
-    if missing and registry.find(operation.target, operation.overload) is not None:
+    if any(lacks_rule(piece, registry) for piece in missing) and not lacks_rule(operation, registry):
         raise NotSampleWiseError  # there is a rule for the whole, and none for a piece
     return _symbolic(few, many, list(tensors.values()))
 
@@ -169,7 +172,7 @@ def _with_batch(value: Value, batch: int) -> Value:
 @contextmanager
 def without_fallback() -> Iterator[None]:
     """No loops over samples in place of what torch.vmap cannot write."""
-    functorch = torch._C._functorch
+    functorch: Any = torch._C._functorch
     before = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)
     try:
@@ -178,11 +181,12 @@ def without_fallback() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(before)
 
 
-def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any]) -> torch.fx.GraphModule:
+def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any],
+             run: Callable[..., Any] | None) -> torch.fx.GraphModule:
     axes = tuple(0 if any(map(depends, value.shape)) else None for value in operation.tensors.values())
     values = [torch.zeros((batch, *of_one(value)) if axis == 0 else of_one(value), dtype=value.dtype)
               for value, axis in zip(operation.tensors.values(), axes, strict=True)]
-    function = torch.vmap(lambda *given: _called(operation, given, 1), in_dims=axes)
+    function = torch.vmap(lambda *given: _called(operation, given, 1, run), in_dims=axes)
     try:
         with without_fallback():
             traced: torch.fx.GraphModule = make_fx(function, decomposition_table=dict(table),
@@ -238,7 +242,7 @@ def in_pieces(operation: Operation, registry: Registry) -> list[Operation] | Non
         return PieceReader(operation, [_with_batch(value, batch) for value in tensors]).pieces(graph)
 
     try:
-        pieces, result = _symbolic(*(traced(batch) for batch in BATCHES), tensors)
+        pieces, result = _symbolic(traced(BATCHES[0]), traced(BATCHES[1]), tensors)
     except (NotSampleWiseError, RuntimeError, ValueError, IndexError):
         return None
     if any(lacks_rule(piece, registry) for piece in pieces) or all(piece.name != result.name for piece in pieces):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
 from hbpcompiler.compiler.match.sample_wise import (
     NotSampleWiseError,
@@ -162,15 +163,20 @@ class _Rewriting:
         self.batches_of_one[operation.name] = output
 
     def _written(self, operation: Operation, tensors: dict[str, Value], output: Value) -> Value:
-        """The operation's value, by the first of three ways that there is."""
+        """The operation's value, by the first way that there is: once for all samples; by torch.vmap; by parts; by
+        torch.vmap of what the operation is taken apart into."""
         if not any(depends(length) for value in operation.tensors.values() for length in value.shape):
             return self._repeated(operation, output)
         try:
             pieces, made = sample_by_sample(operation, tensors, self.registry)
         except NotSampleWiseError:
-            if not parts_stay_apart(operation):
+            apart = aten.decomposition(aten.overload_of(operation), self.registry)
+            if parts_stay_apart(operation):
+                pieces, made = [replace(operation, output=output, tensors=tensors, parts=True)], output
+            elif apart is not None:
+                pieces, made = sample_by_sample(operation, tensors, self.registry, apart)
+            else:
                 raise
-            pieces, made = [replace(operation, output=output, tensors=tensors, parts=True)], output
         self.operations += pieces
         return made
 
