@@ -68,12 +68,13 @@ NORMS = [
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, *options: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """With fixed statistics. Options end in momentum and eps; one before them says whether the batch's own are wanted."""
+    """With fixed statistics. Options end in momentum and eps; one before them asks for the batch's own."""
     mean, variance = by_channel(x, running_mean), by_channel(x, running_var)
     if len(options) == 3 and options[0]:
         axes = [axis for axis in range(x.dim()) if axis != 1]
         mean, variance = x.mean(axes, True), x.var(axes, correction=0, keepdim=True)
-    assert mean is not None and variance is not None
+    assert mean is not None
+    assert variance is not None
     standardised = (x - mean) * (variance + options[-1]).rsqrt()
     return scaled(standardised, by_channel(x, weight), by_channel(x, bias)), running_mean, running_var
 
