@@ -123,6 +123,8 @@ class Quantity:
     """Fields that may be None (a bias has no A)."""
     lists: tuple[str, ...] = ()
     """Fields that are lists of tensors, one for each piece of curvature."""
+    of_each_loss: bool = False
+    """Whether it is about l_n itself, whose scale depends on whether the loss is a mean or a sum."""
 
     @property
     def streams(self) -> set[str]:
@@ -222,9 +224,10 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("batch_grad", "each sample's share of the gradient, [N, *theta]", (Closing(GRADIENT, EACH),),
              lambda c: c.scaled(c.get(GRADIENT, EACH))),
     Quantity("batch_l2", "squared norm of each sample's share, [N]", (Closing(GRADIENT, NORM),), _batch_l2),
-    Quantity("second_moment", "mean of the squared gradients of l_n", (Closing(GRADIENT, DIAGONAL),), _second_moment),
+    Quantity("second_moment", "mean of the squared gradients of l_n", (Closing(GRADIENT, DIAGONAL),), _second_moment,
+             of_each_loss=True),
     Quantity("variance", "variance of the gradients of l_n", (Closing(GRADIENT, DIAGONAL), Closing(GRADIENT, SUM)),
-             _variance),
+             _variance, of_each_loss=True),
     _diagonal_entry("diag_ggn", GGN, "diagonal of the generalised Gauss-Newton matrix"),
     _diagonal_entry("diag_ggn_mc", GGN_MC, "its Monte-Carlo estimate from mc_samples gradients per sample"),
     Quantity("diag_h", "exact diagonal of the Hessian", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)), _diag_h),

@@ -31,6 +31,7 @@ from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.derive.forward import derive
 from hbpcompiler.compiler.match.check import check_matched
+from hbpcompiler.compiler.match.endings import refuse_scale
 from hbpcompiler.compiler.match.match import match, taken_apart
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import LossCheck, check_targets, loss_checks
@@ -149,6 +150,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         with seconds.stage("match"):
             matched = match(traced, options.registry, closings, as_values, naming.value_names, limits.fused_operations)
             check_promise("match", check_matched(matched))
+        refuse_scale(matched.ending, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
         drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)

@@ -59,7 +59,7 @@ class Binary:
         return Window(ones, ones, ones, [0] * len(ones), fill=1.0)  # where quotients and powers are finite
 
     def expression(self, op: Op) -> Any:
-        """In sympy; a number stays the number that it is."""
+        """In sympy; a number stays the number that it is, or that it is of the batch's size."""
         symbols = [operand_symbol(name) if op.has(name) else exactly(getattr(op, name)) for name in self.names]
         return None if self.written is None else self.written(op, *symbols)
 

@@ -52,11 +52,19 @@ def seed(backward: Backward, step: Seed) -> None:
 def _multiple(backward: Backward, operation: Operation) -> Any:
     """What this reduction's l_n is multiplied by in the loss; None for 1."""
     if operation.name not in backward.multiples:
-        known, graph, rules = backward.matched.ending.multiples, backward.matched.graph, backward.matched.rules
-        live = multiples(graph, rules, lambda own: backward.ops[own.name], backward.batch)
+        ending, graph, rules = backward.matched.ending, backward.matched.graph, backward.matched.rules
+        known = ending.multiples
+        live = multiples(graph, rules, lambda own: backward.ops[own.name], backward.batch, ending.kind, _one(backward))
         backward.multiples = {name: known[name] if isinstance(known[name], float) else live[name] for name in live}
     found = backward.multiples[operation.name]
     return None if isinstance(found, float) and found == 1 else found
+
+
+def _one(backward: Backward) -> Any:
+    """The number that is sent back; as a tensor where it meets a number of another dtype, which 1.0 would take on."""
+    tail, dtype = backward.matched.ending.tail, backward.matched.graph.loss.dtype
+    others = any(value.dtype != dtype for operation in tail for value in operation.tensors.values())
+    return backward.ops[tail[-1].name].output.new_ones(()) if others else 1.0
 
 
 def birth(backward: Backward, step: Birth) -> None:

@@ -10,7 +10,7 @@ import torch
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule.registry import Registry
 
-DECOMPOSITION_ROUNDS = 4
+DECOMPOSITION_ROUNDS = 6
 """Decompositions of decompositions, at most."""
 
 

@@ -1,18 +1,21 @@
 """How a loss ends: in sums and means over the batch, and in a sum of multiples of those.
 
 L = sum_i c_i L_i, each L_i a sum or a mean. The c_i are found by sending the number 1 back through the rules of what
-follows the reductions. If any L_i is a mean, L is one: L = (1/N) sum_n l_n, and a summed L_i enters l_n times N.
+follows the reductions. Whether L is a mean, L = (1/N) sum_n l_n, or a sum follows from what it does, not from how it
+is spelled (see `growth`): a part that stays the same when the batch is laid twice is a mean, one that doubles is a sum.
+If any part is a mean, L is one. In a mean a summed L_i enters l_n times N, in a sum a mean L_i divided by N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import sympy
 
 from hbpcompiler.compiler.match.bind import bind, is_curved, static_op
+from hbpcompiler.compiler.match.growth import NEAR, growths
 from hbpcompiler.compiler.match.matched import Ending
 from hbpcompiler.compiler.trace.graph import (
     Graph,
@@ -21,6 +24,7 @@ from hbpcompiler.compiler.trace.graph import (
     Value,
 )
 from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule
 from hbpcompiler.rule.registry import AnyRule
 
@@ -31,13 +35,37 @@ UNKNOWN = sympy.Symbol("unknown", real=True)
 def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
     """How this graph's loss ends, its multiples as numbers or as expressions in N and in UNKNOWN."""
     reductions, tail = graph.ending
-    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active), N)
-    return Ending(tuple(reductions), tuple(tail), _overall(graph, rules), found)
+    grown = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of))
+    kind, definite = _overall(grown, [_reduction(operation, rules, graph) for operation in reductions])
+    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active), N, kind)
+    plain = {name: _as_number(multiple) for name, multiple in found.items()}
+    return Ending(tuple(reductions), tuple(tail), kind, definite, plain)
 
 
-def _overall(graph: Graph, rules: Mapping[str, AnyRule]) -> str:
-    kinds = {_reduction(operation, rules, graph) for operation in graph.ending[0]}
-    return "mean" if "mean" in kinds else "sum"
+def refuse_scale(ending: Ending, quantities: Sequence[str]) -> None:
+    """Raise UnsupportedOpError for quantities that need the scale of l_n, if the loss is neither a mean nor a sum."""
+    names = [name for name in quantities if QUANTITIES[name].of_each_loss]
+    if names and not ending.definite:
+        places = [f"{operation.target} in {operation.source}" for operation in (*ending.reductions, *ending.tail)]
+        raise UnsupportedOpError(listing(
+            f"The loss is neither a mean over the samples nor a sum, so that l_n has no scale for {', '.join(names)}: "
+            "laid twice, a batch has neither the same loss nor twice the loss.", places,
+            "Divide by the number of samples, or by none; the other quantities do not depend on it."))
+
+
+def _overall(grown: Mapping[str, float | None], spelled: Sequence[str]) -> tuple[str, bool]:
+    """"mean" or "sum", and whether each part is one of the two; if one is neither, as they are spelled."""
+    powers = [None if power is None else round(power) for power in grown.values()
+              if power is None or abs(power - round(power)) < NEAR]
+    if len(powers) == len(grown) and set(powers) <= {0, 1}:
+        return "mean" if 0 in powers else "sum", True
+    return "mean" if "mean" in spelled else "sum", False
+
+
+def _as_number(multiple: Any) -> Any:
+    """A float where sympy knows it: N / N is 1."""
+    known = sympy.sympify(multiple)
+    return float(known) if known.is_number else multiple
 
 
 def _reduction(operation: Operation, rules: Mapping[str, AnyRule], graph: Graph) -> str:
@@ -46,24 +74,29 @@ def _reduction(operation: Operation, rules: Mapping[str, AnyRule], graph: Graph)
     return rule.reduction(static_op(operation, graph.active))
 
 
-def multiples(graph: Graph, rules: Mapping[str, AnyRule], op_of: Callable[[Operation], Op],
-              batch: Any) -> dict[str, Any]:
-    """By the name of each reduction, what its l_n is multiplied by in the loss's l_n; `batch` stands for N."""
+def slopes(graph: Graph, rules: Mapping[str, AnyRule], op_of: Callable[[Operation], Op],
+           one: Any = 1.0) -> dict[str, Any]:
+    """By the name of each reduction, what it is multiplied by in the loss; `one` is sent back."""
     reductions, tail = graph.ending
-    slopes: dict[str, Any] = {graph.loss.name: 1.0}
+    found: dict[str, Any] = {graph.loss.name: one}
     for operation in reversed(tail):
         rule = rules[operation.name]
         assert isinstance(rule, Rule)
         for slot, value in operation.tensors.items():
             if value.name in graph.active:
-                part = rule.jac_t[slot](op_of(operation), slopes[operation.name])
-                slopes[value.name] = slopes[value.name] + part if value.name in slopes else part
-    kind = _overall(graph, rules)
+                part = rule.jac_t[slot](op_of(operation), found[operation.name])
+                found[value.name] = found[value.name] + part if value.name in found else part
+    return {operation.name: found[operation.name] for operation in reductions}
+
+
+def multiples(graph: Graph, rules: Mapping[str, AnyRule], op_of: Callable[[Operation], Op], batch: Any,
+              kind: str, one: Any = 1.0) -> dict[str, Any]:
+    """By the name of each reduction, what its l_n is multiplied by in the l_n of a loss of this kind; `batch` stands
+    for N."""
     found = {}
-    for operation in reductions:
-        slope = slopes[operation.name]
-        summed = _reduction(operation, rules, graph) == "sum"
-        found[operation.name] = slope * batch if summed and kind == "mean" else slope
+    for name, slope in slopes(graph, rules, op_of, one).items():
+        own = _reduction(graph.makers[name], rules, graph)
+        found[name] = slope if own == kind else slope * batch if kind == "mean" else slope / batch
     return found
 
 

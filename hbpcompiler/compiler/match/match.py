@@ -35,7 +35,7 @@ def taken_apart(traced: Traced, registry: Registry) -> Traced:
     for _ in range(DECOMPOSITION_ROUNDS):
         graph = traced.graph
         pieces = [operation for operation in graph.operations
-                  if operation.name in graph.active and _needs_pieces(operation, registry)]
+                  if operation.name in graph.active and _needs_pieces(operation, registry, graph.active)]
         table = decompositions(pieces, registry)
         if not table:
             break
@@ -71,12 +71,16 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     return graph, rules_of(graph, registry, mixing)
 
 
-def _needs_pieces(operation: Operation, registry: Registry) -> bool:
-    """No rule, or a loss function inside a loss (reduction="none"), which is an operation like any other."""
+def _needs_pieces(operation: Operation, registry: Registry, active: AbstractSet[str]) -> bool:
+    """No rule; or a loss function that is an operation like any other, inside a loss (reduction="none") or of two
+    trained values, of which its rule knows one."""
     if _is_complex(operation):
         return False  # rules are about real numbers, and so are their pieces
     rule = registry.find(operation.target, operation.overload)
-    return rule is None or (isinstance(rule, LossRule) and bool(operation.output.shape))
+    if not isinstance(rule, LossRule):
+        return rule is None
+    others = [value for slot, value in operation.tensors.items() if slot != rule.input]
+    return bool(operation.output.shape) or any(value.name in active for value in others)
 
 
 def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:

@@ -24,6 +24,8 @@ class Ending:
     """Those that make the loss of these numbers, in order."""
     kind: str
     """"mean" or "sum": which of the two the whole loss is."""
+    definite: bool
+    """Whether each part of the loss is one of the two; if not, the scale of l_n is a matter of taste."""
     multiples: Mapping[str, Any]
     """By the name of each reduction, what its l_n is multiplied by in the loss's: a number, or an expression in N and
     UNKNOWN."""

@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.endings import is_positive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import compression
@@ -166,7 +167,7 @@ class Walk:
             rule = self.rules[operation.name]
             assert isinstance(rule, Rule)
             slope = self.slopes.get(operation.name)
-            signed = slope is None or slope != curvature_sign(rule, self._static(operation))
+            signed = slope is None or slope != curvature_sign(rule, static_op(operation, self.active))
         for stream in sorted(self.streams & set(streams)):
             if isinstance(residual, Diagonal):
                 piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
@@ -195,7 +196,7 @@ class Walk:
         if operation.source.in_loss:
             slope = self.slopes.get(value.name)
             for slot in slots:
-                own = slope_sign(rule, op, slot)
+                own = slope_sign(rule, static_op(operation, self.active), slot)
                 self._slope(operation.tensors[slot], slope * own if slope and own else None)
         for piece in pieces:
             if piece.form == MATRIX and (len(slots) > 1 or parameters_met(rule, op) or any(piece.name in self.at.get(

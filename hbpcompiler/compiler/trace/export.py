@@ -20,7 +20,12 @@ from torch.fx import graph as fx_graph
 
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
-from hbpcompiler.compiler.trace.equivalents import module_equivalents, plain_ways, unchecked_distributions
+from hbpcompiler.compiler.trace.equivalents import (
+    module_equivalents,
+    plain_ways,
+    right_shapes,
+    unchecked_distributions,
+)
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths
 from hbpcompiler.compiler.trace.sizes import sizes_of
 from hbpcompiler.compiler.trace.source import LIBRARY, source_of
@@ -105,7 +110,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
                    answers or {})
     whole.training = model.training  # not train(): that would reach into the user's modules
-    with warnings.catch_warnings(), _quiet(), quoted_names(), module_equivalents(model, modules or {}):
+    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
+            module_equivalents(model, modules or {}):
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)

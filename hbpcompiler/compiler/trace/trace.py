@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.trace import reader
 from hbpcompiler.compiler.trace.batch import Batch, Layout
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.equivalents import right_shapes
 from hbpcompiler.compiler.trace.export import export
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
@@ -49,7 +50,8 @@ class Traced:
 
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""
-        return replace(self, exported=self.exported.run_decompositions(dict(table)))
+        with right_shapes():
+            return replace(self, exported=self.exported.run_decompositions(dict(table)))
 
 
 def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,

@@ -1,0 +1,148 @@
+"""How the parts of a loss grow when the batch is laid twice: what stays the same is a mean, what doubles is a sum.
+
+Most losses say it themselves: they end in a mean or a sum, times numbers. Where the batch's size or a number made of
+the batch comes in (a mask's sum, weights over their sum), the loss's own last operations are carried out on stand-ins,
+for a batch and for the same batch twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiler.match import aten
+from hbpcompiler.compiler.match.bind import bind, static_op
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
+from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
+from hbpcompiler.rule import LossRule, Op
+from hbpcompiler.rule.registry import AnyRule
+
+SAMPLES, FEW, MANY_NUMBERS = 64, 4, 1_000_000
+"""Of the stand-in batch; FEW where a value has so many numbers. 1e-8 added to a mask's sum, or a limit of 1 below it,
+does not count beside so many samples."""
+NEAR = 0.1
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError)
+
+Slopes = Callable[[Callable[[Operation], Op]], Mapping[str, Any]]
+"""(how an operation is bound) -> what each reduction is multiplied by in the loss."""
+
+
+def growths(graph: Graph, rules: Mapping[str, AnyRule], slopes: Slopes) -> dict[str, float | None]:
+    """By the name of each reduction, the power of the number of times that the batch is laid with which its part of
+    the loss grows: 0 for a mean, 1 for a sum; None where it follows no power."""
+    reductions, tail = graph.ending
+    dependent = _dependent(graph, rules)
+    own = {operation.name: 1.0 if _summed(operation, rules, graph) else 0.0 for operation in reductions}
+    if not dependent & {operation.name for operation in (*reductions, *tail)}:
+        return dict(own)
+    found: dict[str, float | None] = {}
+    try:
+        once, twice = (_Laid(graph, times).parts(slopes) for times in (1, 2))
+    except FAILURES:
+        return dict.fromkeys(own)
+    for name, (multiple, value) in once.items():
+        growth = _power(multiple, twice[name][0])
+        reduced = _power(value, twice[name][1]) if name in dependent else own[name]
+        found[name] = None if growth is None or reduced is None else growth + reduced
+    return found
+
+
+def _summed(operation: Operation, rules: Mapping[str, AnyRule], graph: Graph) -> bool:
+    rule = rules[operation.name]
+    assert isinstance(rule, LossRule)
+    return rule.reduction(static_op(operation, graph.active)) == "sum"
+
+
+def _dependent(graph: Graph, rules: Mapping[str, AnyRule]) -> AbstractSet[str]:
+    """Names of the loss's values that may change for a sample when other samples join the batch."""
+    active, found = graph.active, set[str]()
+    for operation in graph.operations:
+        if _carried_out(operation, active):
+            given = operation.tensors.values()
+            numbers = any(depends_on_batch(item) for item in operation.attributes.values())
+            inherited = any(value.name in found for value in given)
+            met = operation.name not in active and any(value.of_batch for value in given)
+            if numbers or inherited or (met and _mixes(operation, rules.get(operation.name), active)):
+                found.add(operation.name)
+    return found
+
+
+def _mixes(operation: Operation, rule: AnyRule | None, active: AbstractSet[str]) -> bool:
+    reduced = not operation.output.of_batch
+    return reduced or rule is None or rule.refuse(static_op(operation, active)) is not None
+
+
+def _carried_out(operation: Operation, active: AbstractSet[str]) -> bool:
+    """What the loss does, and numbers that the model makes of the batch."""
+    number = operation.name not in active and not operation.output.of_batch
+    return operation.target.startswith("aten.") and (operation.source.in_loss or number)
+
+
+def _power(once: Any, twice: Any) -> float | None:
+    before, after = float(once), float(twice)
+    if before == 0 or not math.isfinite(before) or after / before <= 0:
+        return None
+    return math.log2(after / before)
+
+
+@dataclass
+class _Laid:
+    """The end of the loss on a stand-in batch, laid so many times."""
+
+    graph: Graph
+    times: int
+
+    def __post_init__(self) -> None:
+        largest = max(math.prod(map(int, self._shape(value, 1))) for value in self.graph.values())
+        self.samples = SAMPLES if largest * SAMPLES <= MANY_NUMBERS else FEW
+        self.batch = self.samples * self.times
+        self.known: dict[str, Tensor] = {}
+
+    def parts(self, slopes: Slopes) -> dict[str, tuple[Any, Any]]:
+        """By reduction, what it is multiplied by and its value."""
+        found = slopes(self._bound)
+        return {name: (multiple, self._value(self.graph.makers[name].output)) for name, multiple in found.items()}
+
+    def _bound(self, operation: Operation) -> Op:
+        def tensors(name: str) -> Any:
+            return self._value(operation.output if name == "output" else operation.tensors[name])
+
+        return bind(operation, tensors, self.graph.active, number=lambda name, item: arithmetic(item, self.batch))
+
+    def _shape(self, value: Value, batch: int) -> list[int]:
+        lengths = [arithmetic(length, batch) if depends_on_batch(length) else int(length) for length in value.shape]
+        return [1, *lengths[1:]] if value.shared else lengths
+
+    def _value(self, value: Value) -> Tensor:
+        if value.name not in self.known:
+            maker = self.graph.makers.get(value.name)
+            made = maker is not None and _carried_out(maker, self.graph.active)
+            self.known[value.name] = self._made(maker) if maker is not None and made else self._stand_in(value)
+        return self.known[value.name]
+
+    def _made(self, operation: Operation) -> Tensor:
+        def other(item: Any) -> Any:
+            if isinstance(item, torch.device):
+                return torch.device("cpu")
+            return arithmetic(item, self.batch) if depends_on_batch(item) else item
+
+        result: Tensor = aten.call(operation, aten.overload_of(operation),
+                                   lambda slot: self._value(operation.tensors[slot]), other)
+        return result
+
+    def _stand_in(self, value: Value) -> Tensor:
+        """Numbers between 0 and 1, labels 0 and 1: the same for each value at each number of times."""
+        generator = torch.Generator().manual_seed(len(value.name) + sum(map(ord, value.name)))
+        shape = self._shape(value, self.samples)
+        drawn = torch.rand(shape, generator=generator) * 0.6 + 0.2 if value.floating else \
+            torch.randint(2, shape, generator=generator)
+        for axis, length in enumerate(value.shape):
+            if N in getattr(length, "free_symbols", ()):
+                return torch.cat([drawn] * self.times, axis).to(value.dtype)
+        return drawn.to(value.dtype)

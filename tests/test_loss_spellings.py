@@ -1,0 +1,222 @@
+"""A loss is what it does: spellings of one mean or sum give one result; losses inside losses; targets that the model
+makes. In float64 against brute force."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.reference import reference
+from tests.test_outputs import Summed
+from tests.test_quantities import close
+
+torch.manual_seed(0)
+SCALES = ["grad", "batch_grad", "second_moment", "variance", "diag_ggn"]
+X, LABELS = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 2])
+VALUES, WEIGHTS = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+MASK = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 1], [1, 0, 0]]).bool()
+CLASSES = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+TARGET = {"y": LABELS, "z": VALUES, "w": WEIGHTS, "m": MASK}
+
+
+def check(loss, model, target, quantities):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
+        result = hbp.compile(model, loss, quantities)(X, target)
+    torch.testing.assert_close(result.loss, loss(model(X), target).detach())
+    for quantity in quantities:
+        expected = reference(model, loss, (X,), target, quantity)
+        scales = reference(model, loss, (X,), target, "second_moment") if quantity == "variance" else expected
+        for name, value in expected.items():
+            close(result[quantity][name], value, f"{quantity} of {name}", scales[name])
+
+
+def plain():
+    torch.manual_seed(1)
+    return nn.Linear(3, 3).double()
+
+
+def squares(output, target):
+    return (output - target["z"]).square()
+
+
+def summed(output, target):
+    return F.cross_entropy(output, target["y"], reduction="sum")
+
+
+def number(output):
+    return output.shape[0]
+
+
+MEANS = {
+    "sum / N": lambda o, t: summed(o, t) / number(o),
+    "1 / N": lambda o, t: (1 / number(o)) * summed(o, t),
+    "numel": lambda o, t: squares(o, t).sum() / o.numel(),
+    "inside": lambda o, t: (squares(o, t) / number(o)).sum(),
+    "batchmean": lambda o, t: F.kl_div(o.log_softmax(1), t["z"].softmax(1), reduction="batchmean"),
+    "sum and mean": lambda o, t: F.cross_entropy(o, t["y"]) + squares(o, t).sum() / number(o),
+    "N - 1": lambda o, t: squares(o, t).sum() / (number(o) - 1),
+    "counted": lambda o, t: summed(o, t) / (t["y"] >= 0).sum(),
+    "mask": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].sum(),
+    "mask, at least one": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].sum().clamp(min=1),
+    "mask, and a little": lambda o, t: (squares(o, t) * t["m"]).sum() / (t["m"].sum() + 1e-8),
+    "weights over their sum": lambda o, t: (squares(o, t).sum(1) * (t["w"] / t["w"].sum())).sum(),
+    "softmax of weights": lambda o, t: (squares(o, t).sum(1) * torch.softmax(t["w"], 0)).sum(),
+    "each over the mean weight": lambda o, t: (squares(o, t).sum(1) * t["w"]).mean() / t["w"].mean(),
+}
+SUMS = {
+    "mean * N": lambda o, t: F.cross_entropy(o, t["y"]) * number(o),
+    "sum + mean * N": lambda o, t: summed(o, t) + squares(o, t).mean() * number(o),
+    "over a mean": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].double().mean(),
+}
+
+
+@pytest.mark.parametrize("name", [*MEANS, *SUMS])
+def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name):
+    check(MEANS[name] if name in MEANS else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])
+
+
+def test_neither_a_mean_nor_a_sum():
+    def loss(output, target):
+        return summed(output, target) / number(output) ** 0.5
+
+    check(loss, plain(), TARGET, ["grad", "batch_grad", "diag_h"])
+    with pytest.raises(hbp.UnsupportedOpError, match=r"neither a mean .* no scale for variance:(.|\n)*aten.div in"):
+        hbp.compile(plain(), loss, ["grad", "variance"])(X, TARGET)
+
+
+FAMILIES = {
+    "cross-entropy": [
+        lambda o, t: F.cross_entropy(o, t["y"]),
+        lambda o, t: summed(o, t) / number(o),
+        lambda o, t: F.cross_entropy(o, t["y"], reduction="none").mean(),
+        lambda o, t: F.nll_loss(o.log_softmax(1), t["y"], reduction="sum") / t["y"].numel(),
+        lambda o, t: -(o.log_softmax(1) * F.one_hot(t["y"], 3)).sum() / number(o),
+        lambda o, t: (o.logsumexp(1) - o.gather(1, t["y"].unsqueeze(1)).squeeze(1)).mean(),
+    ],
+    "squares": [
+        lambda o, t: F.mse_loss(o, t["z"]),
+        lambda o, t: F.mse_loss(o, t["z"], reduction="sum") / o.numel(),
+        lambda o, t: squares(o, t).mean(1).sum() / number(o),
+        lambda o, t: F.mse_loss(t["z"], o),
+        lambda o, t: F.mse_loss(o, t["z"], reduction="none").sum(1).mean() / 3,
+    ],
+}
+SAMPLED = ("diag_ggn_mc", "diag_h_mc", "sqrt_ggn", "sqrt_ggn_mc", "block", "kfac", "kfac_reduce", "ekfac",
+           "diag_h_split")
+"""Drawn, or with columns that another spelling has more of."""
+
+
+@given(st.data())
+def test_spellings_of_one_loss_give_one_result(data):
+    first, second = data.draw(st.permutations(FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]))[:2]
+    quantities = [name for name in QUANTITIES if name not in SAMPLED]
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
+        one, other = (hbp.compile(model, loss, quantities)(X, TARGET) for loss in (first, second))
+    for quantity in quantities:
+        for name, value in one[quantity].items():
+            for ours, theirs in zip(value if isinstance(value, tuple) else [value],
+                                    other[quantity][name] if isinstance(value, tuple) else [other[quantity][name]],
+                                    strict=True):
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=f"{quantity} of {name}")
+
+
+# -- losses inside losses --------------------------------------------------------------------------------------------
+
+
+def focal(output, target):
+    each = F.cross_entropy(output, target["y"], reduction="none")
+    return ((1 - torch.exp(-each)) ** 2 * each).mean()
+
+
+def each(output, target, **more):
+    return F.cross_entropy(output, target["y"], reduction="none", **more)
+
+
+INSIDE = {
+    "cross-entropies": lambda o, t: (
+        focal(o, t) + (each(o, t) * t["w"]).sum() / t["w"].sum() + each(o, t, label_smoothing=0.1).square().mean()
+        + each(o, t, weight=CLASSES).square().mean() + each(o, t, ignore_index=1).square().mean()
+        + F.cross_entropy(o, t["y"])),
+    "others": lambda o, t: (
+        F.nll_loss(o.log_softmax(1), t["y"], CLASSES, reduction="none").square().mean()
+        + (F.binary_cross_entropy_with_logits(o, t["z"].sigmoid(), pos_weight=CLASSES, reduction="none") ** 2).mean()
+        + F.smooth_l1_loss(o, t["z"], reduction="none", beta=0.3).sum(1).square().mean()
+        + F.huber_loss(o, t["z"], reduction="none", delta=0.3).sum(1).square().mean()
+        + F.poisson_nll_loss(o, t["y"].double().unsqueeze(1).expand_as(o), reduction="none").sum(1).square().mean()),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_loss_functions_inside_a_loss(name):
+    check(INSIDE[name], plain(), TARGET, [*SCALES, "diag_h"])
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 6).double()
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x)).view(x.shape[0], 2, 3)
+
+
+def test_flat_token_losses_inside_a_loss():
+    tags = {"y": torch.tensor([[0, 2], [-100, 1], [1, 1], [2, -100]])}
+
+    def loss(output, target):
+        flat = F.cross_entropy(output.view(-1, 3), target["y"].view(-1), reduction="none")
+        counted = target["y"] != -100
+        return (flat.view(target["y"].shape) * counted).sum() / counted.sum()
+
+    check(loss, Tagger(), tags, [*SCALES, "diag_h"])
+
+
+# -- targets of the model's own making -------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+
+    def forward(self, x):
+        return self.a(x), self.b(torch.tanh(x))
+
+
+def test_constants_and_detached_values_as_targets():
+    def loss(output, target):
+        logits, other = output
+        sure = F.binary_cross_entropy_with_logits
+        return (sure(logits, torch.ones_like(logits)) + sure(other, torch.full_like(logits, 0.3))
+                + F.cross_entropy(logits, other.detach().softmax(1)) + F.mse_loss(other, logits.detach())
+                + F.cross_entropy(logits, logits.argmax(1)) + F.mse_loss(logits, 0.9 * torch.zeros_like(logits)))
+
+    check(loss, Two(), TARGET, [*SCALES, "diag_h"])
+
+
+TRAINED = {
+    "errors": lambda a, b: F.mse_loss(a, b) + F.smooth_l1_loss(a, b) + F.huber_loss(a, b, delta=0.4) + F.l1_loss(b, a),
+    "probabilities": lambda a, b: (
+        F.kl_div(a.log_softmax(1), b.softmax(1), reduction="batchmean") + F.cross_entropy(a, b.softmax(1))
+        + F.binary_cross_entropy_with_logits(a, b.sigmoid()) + F.binary_cross_entropy(a.sigmoid(), b.sigmoid())),
+    "contrasts": lambda a, b: (
+        F.cosine_embedding_loss(a, b, torch.ones_like(a[:, 0])) + F.triplet_margin_loss(a, b, a.flip(1))),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_losses_of_two_trained_values(name):
+    check(lambda output, target: TRAINED[name](*output), Two(), TARGET, [*SCALES, "diag_h"])
