@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
@@ -124,6 +125,10 @@ def check_model(model: Any, loss: Any) -> None:
                                   f"the class {given.__name__} itself; pass an instance: {given.__name__}(...)")
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ModelError(listing("These parameters have no shape yet; call the model on a batch once, before it is "
+                                 "compiled:", lazy))
     findings = [f"{name} ({how})" for name, value in (*model.named_parameters(), *model.named_buffers())
                 if (how := not_dense(value))]
     if findings:
@@ -132,8 +137,8 @@ def check_model(model: Any, loss: Any) -> None:
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
     if not callable(loss):
         raise OptionTypeError(f"loss must be a module or a function of (output, target), not {type(loss).__name__}")
-    if getattr(loss, "reduction", "mean") not in ("mean", "sum"):
-        raise OptionError(f"the loss has reduction={loss.reduction!r}; per-sample quantities need the whole loss: use "
+    if getattr(loss, "reduction", "mean") == "none":
+        raise OptionError("the loss has reduction='none'; per-sample quantities need the whole loss: use "
                           "reduction='mean' or 'sum'")
 
 

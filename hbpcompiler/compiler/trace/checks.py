@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
+from hbpcompiler.compiler.trace.refusals import lines_of, place_of_error
 from hbpcompiler.compiler.trace.values import Answers, recorded
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
@@ -98,25 +99,60 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
             output = torch.func.functional_call(model, state, arguments, keywords)
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
-            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}") from error
+            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}"
+                                       f"{_at(place_of_error(model, error))}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
         except StrangerError:
             return FirstRun(answers)  # tracing says what to do
+        if not outputs:
+            missing = "; is a return missing?" if output is None else ""
+            raise ModelError("the model must return a tensor or several, but returned "
+                             f"{type(output).__name__}{missing}")
         try:
             loss(output, wanted)
         except Exception as error:
-            given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
             made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
             made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
-            complaint = BatchDoesNotFitError(f"y does not fit the loss. {given}, the model's output {made}. "
-                                             f"{reason(error)}")
+            complaint = _complaint(error, batch, made)
             complaint.__cause__ = error
             zeros = [torch.zeros_like(row) for row in rows]
             if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
                 raise complaint from error
             return FirstRun(answers, complaint)
     return FirstRun(answers)
+
+
+def _complaint(error: Exception, batch: Batch, made: str) -> BatchDoesNotFitError:
+    """What the loss says of an output, described by `made`, and these targets, and what to do about it."""
+    head = "y does not fit the loss"
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        head = "the loss cannot be called with (output, target)"
+    given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
+    return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {reason(error)}"
+                                f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made)}")
+
+
+def advice(text: str, batch: Batch, made: str = "") -> str:
+    """What to write instead, for what torch says most often."""
+    whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
+                                                      strict=True) if not target.is_floating_point()]
+    if "must be Tensor, not" in text and made.startswith("a "):
+        part = "output['logits']" if "dict" in made or "Output" in made else "output[0]"
+        return f"; the loss gets all that the model returns: pass lambda output, y: loss({part}, y), say"
+    if made and "float" not in made:
+        return ("; the model returns whole numbers, of which there is no derivative (argmax, round, a comparison): "
+                "return what they are made of, such as logits")
+    for label, target in whole:
+        if ("Long" in text or "int64" in text) and "Float" not in text and target.dtype != torch.int64:
+            return f"; classes are of torch.int64: pass {label}.long()"
+        if "Float" in text or "floating" in text:
+            return f"; pass {label}.float(), or .double() for a model in double precision"
+    return ""
+
+
+def _at(place: str) -> str:
+    return f" ({place.removeprefix(', ').strip()})" if place else ""
 
 
 def _goes_through(loss: Callable[..., Tensor], output: Any, wanted: Any) -> bool:
@@ -133,9 +169,9 @@ def _described(labels: Sequence[str], tensors: Sequence[Tensor]) -> str:
 
 def _of_batch(output: Tensor) -> str:
     """The shape of what two samples give, in terms of N."""
-    if not output.dim() or output.shape[0] % 2:
+    if not output.dim() or not len(output) or len(output) % SAMPLES:
         return shown(output)
-    first = "N" if output.shape[0] == 2 else f"{output.shape[0] // 2}N"
+    first = "N" if len(output) == SAMPLES else f"{len(output) // SAMPLES}N"
     return "[" + ", ".join([first, *map(str, output.shape[1:])]) + "]"
 
 

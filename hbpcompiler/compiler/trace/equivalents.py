@@ -73,10 +73,10 @@ def plain_ways() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
-                _replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
-                _replaced(torch, "take_along_dim", _take_along_dim), \
-                _replaced(Tensor, "take_along_dim", _take_along_dim):
+        with replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
+                replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
+                replaced(torch, "take_along_dim", _take_along_dim), \
+                replaced(Tensor, "take_along_dim", _take_along_dim):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -84,17 +84,22 @@ def plain_ways() -> Iterator[None]:
 
 def unchecked_distributions() -> AbstractContextManager[None]:
     """Meanwhile distributions do not look at the values of their arguments."""
-    return _replaced(torch.distributions.Distribution, "_validate_args", False)
+    return replaced(torch.distributions.Distribution, "_validate_args", False)
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+    """Meanwhile an attribute of a module or class is another."""
+    inherited = name not in vars(owner)
     own = getattr(owner, name)
     setattr(owner, name, instead)
     try:
         yield
     finally:
-        setattr(owner, name, own)
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 @contextmanager

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import io
 import keyword
-import linecache
 import logging
+import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import graph as fx_graph
 
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import advice
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,
@@ -27,8 +27,9 @@ from hbpcompiler.compiler.trace.equivalents import (
     unchecked_distributions,
 )
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths
+from hbpcompiler.compiler.trace.refusals import CONTROL, CannotFollowError, place_of_error, refusals
 from hbpcompiler.compiler.trace.sizes import sizes_of
-from hbpcompiler.compiler.trace.source import LIBRARY, source_of
+from hbpcompiler.compiler.trace.source import LossModule, source_of, whole_stacks
 from hbpcompiler.compiler.trace.values import Answers, told_again
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
@@ -39,31 +40,20 @@ _NOISY = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tenso
 """Loggers that print pages before an error that we turn into one sentence."""
 
 
-class _Loss(nn.Module):
-    """Makes a loss, module or plain function, recognisable in the traced graph."""
-
-    def __init__(self, loss: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = loss
-
-    def forward(self, output: Any, target: Any) -> Any:
-        return self.function(output, target)
-
-
 class _Whole(nn.Module):
     """Model and loss as one module, so that one graph holds both: of a batch's tensors, the loss and all outputs."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], arguments: Callable[[Sequence[Tensor]], Any],
-                 returned: Callable[[Structure], None], answers: Answers) -> None:
+                 returned: Callable[[Structure], None], surroundings: Callable[[], AbstractContextManager[None]],
+                 ) -> None:
         super().__init__()
         self.model = model
-        self.loss = _Loss(loss)
+        self.loss = LossModule(loss)
         # Functions, because torch.export copies attributes and puts them back as they were.
-        self.arguments, self.returned = arguments, returned
-        self.answers = answers
+        self.arguments, self.returned, self.surroundings = arguments, returned, surroundings
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with told_again(self.answers, __file__), symbolic_lengths(), plain_ways(), unchecked_distributions():
+        with self.surroundings():
             return self._run(tensors)
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -81,12 +71,18 @@ class _Whole(nn.Module):
         self.returned(structure)
         loss = self.loss(output, target)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            what = f"a tensor of shape {_shown(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ModelError(
-                f"the loss must return one number (a tensor without axes), but returned {what}; "
-                "use reduction='mean' or 'sum'"
-            )
+            raise ModelError(f"the loss must return one number (a tensor without axes), but returned {_no_loss(loss)}")
         return loss, *outputs
+
+
+def _no_loss(returned: Any) -> str:
+    """What a loss returned instead of a number, and what to do about it."""
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {_shown(returned.shape)}; use reduction='mean' or 'sum', .mean() or .sum()"
+    if isinstance(returned, torch.SymFloat | torch.SymInt | int | float):
+        return "a number of Python's; leave .item(), float() or .detach() out, which cut the derivative off"
+    advice = "; is a return missing?" if returned is None else "; return the tensor to differentiate alone"
+    return type(returned).__name__ + advice
 
 
 def _shown(shape: Sequence[Any]) -> str:
@@ -107,21 +103,42 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
+    fixing: list[str] = []
     whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
-                   answers or {})
+                   lambda: _surroundings(answers or {}, fixing))
     whole.training = model.training  # not train(): that would reach into the user's modules
     with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
             module_equivalents(model, modules or {}):
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
+            functional = program.run_decompositions({})
+            _check_parameters_stay(functional)
             _check_gradients_stay_on(program)
             _check_any_size(program)
-            return program.run_decompositions({}), returned[-1]
+            return functional, returned[-1]
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
-            raise _untraceable(model, error) from error
+            raise _untraceable(model, batch, error, fixing) from error
+
+
+@contextmanager
+def _surroundings(answers: Answers, fixing: list[str]) -> Iterator[None]:
+    """What the user's code meets while it is traced."""
+    with (told_again(answers, __file__), symbolic_lengths(), plain_ways(), unchecked_distributions(),
+          refusals(fixing), whole_stacks()):
+        yield
+
+
+def _check_parameters_stay(program: Any) -> None:
+    """A parameter that forward changes in place is another one at each call."""
+    specs = program.graph_signature.output_specs
+    changed = [repr(str(spec.target).removeprefix("model.")) for spec in specs
+               if spec.kind is OutputKind.PARAMETER_MUTATION]
+    if changed:
+        raise ModelError(listing("The model or the loss changes parameters in place, which a program never does; "
+                                 "change them outside, or compute another tensor, as in w = w.clamp(0):", changed))
 
 
 def _check_gradients_stay_on(program: Any) -> None:
@@ -206,36 +223,25 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _untraceable(model: nn.Module, error: Exception) -> ModelError:
-    """Say where in the user's code torch.export gave up, and why."""
-    place = _place(model, error)
-    text = str(error).strip()
+def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Sequence[str]) -> ModelError:
+    """Say where in the user's code torch.export gave up, and why. `fixing`: lines that make the size a plain number."""
+    place = place_of_error(model, error)
+    text = re.sub(r"\bs\d+\b", "N", str(error).strip())  # symbols of sizes
+    if isinstance(error, CannotFollowError):
+        return ModelError(f"the model cannot be traced{place}: {error}")
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        return ModelError(
-            f"the model cannot be traced{place}: control flow depends on the values of tensors, which a compiled "
-            "program cannot follow; use torch.where, or compute the branch outside the model"
-        )
+        return ModelError(f"the model cannot be traced{place}: {CONTROL}")
     if "onstrain" in text or "specialized" in text or "pecialization" in text:
-        return ModelError(
-            f"the model cannot be traced{place}: the code fixes the batch size (a literal in view or reshape, a loop "
-            "over samples); write it for any batch size"
-        )
+        return ModelError(listing(
+            "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
+            + (":" if fixing else place), sorted(set(fixing)),
+            "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
+            "they are, without int(), float() or math around them."))
+    if "fake tensor in the exported program constant's list" in text:
+        return ModelError(f"the model cannot be traced{place}: it takes a value out of the trace, by x.data, "
+                          "torch.tensor(x), a derivative inside or an in-place change of a parameter's data; use "
+                          "x.detach() or x.clone(), and leave parameters as they are")
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
-    if type(error) in (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-        return BatchDoesNotFitError(f"the batch does not go through the model{place}: {reason}")
-    return ModelError(f"the model cannot be traced{place}: {reason}")
-
-
-def _place(model: nn.Module, error: BaseException) -> str:
-    """The innermost module on the error's stack, and the innermost line of the user's own."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    module, line = "", ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        code = frame.f_code
-        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(owner, nn.Module) and id(owner) in paths:
-            module = f" at module {paths[id(owner)]!r} ({type(owner).__name__})"
-            if not code.co_filename.startswith(LIBRARY):
-                source = linecache.getline(code.co_filename, number).strip()
-                line = f", {code.co_filename}:{number}: {source}"
-    return module + line
+    kind = BatchDoesNotFitError if type(error) in (RuntimeError, ValueError, IndexError, TypeError) else ModelError
+    return kind(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes another "
+                f"batch size, N, and tensors without values): {reason}{advice(text, batch)}")

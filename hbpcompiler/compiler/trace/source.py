@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import hbpcompiler.rules
 from hbpcompiler.compiler.trace.graph import Source
 
-LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parent), *hbpcompiler.rules.__path__)
-"""Frames below these folders are not the user's code."""
+LIBRARY = tuple(f"{Path(folder)}{os.sep}" for folder in (
+    Path(torch.__file__).parent, Path(__file__).parents[2], *hbpcompiler.rules.__path__))
+"""Frames below these folders are not the user's code, nor are those of Python's own library."""
+STANDARD = sysconfig.get_paths()["stdlib"]
 FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in [^\n]+\n\s+(?P<code>[^\n]+)')
+
+
+def is_library(file: str) -> bool:
+    """Whether this is a file of torch's, Python's or this library's, or no file."""
+    standard = file.startswith(STANDARD) and "-packages" not in file
+    return standard or file.startswith((*LIBRARY, "<string>", "<frozen"))
+
+
+class LossModule(nn.Module):
+    """Makes a loss, module or plain function, recognisable in the traced graph and on the stack."""
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = loss
+
+    def forward(self, output: Any, target: Any) -> Any:
+        return self.function(output, target)
 
 
 def source_of(node: torch.fx.Node) -> Source:
@@ -21,7 +47,7 @@ def source_of(node: torch.fx.Node) -> Source:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, kind = (str(stack[-1][0]), stack[-1][1]) if stack else ("", "")
     frames = [match.groupdict() for match in FRAME.finditer(node.meta.get("stack_trace") or "")]
-    frames = [frame for frame in frames if not frame["file"].startswith(LIBRARY)]
+    frames = [frame for frame in frames if not is_library(frame["file"])]
     frame: dict[str, Any] = frames[-1] if frames else {"file": "", "line": 0, "code": ""}
     in_loss = path == "loss" or path.startswith("loss.")
     owner, _, module = path.partition(".")
@@ -37,3 +63,23 @@ def _whole_operation(node: torch.fx.Node) -> str:
     while origin is not None and origin.from_node:
         origin = origin.from_node[0]
     return str(origin.target).rpartition(".")[0] if origin is not None else ""
+
+
+@contextmanager
+def whole_stacks() -> Iterator[None]:
+    """Meanwhile nodes keep all of the user's frames that they come from, not those of functions named forward alone."""
+    mode = get_proxy_mode()
+    tracer: Any = None if mode is None else mode.tracer
+    if not hasattr(tracer, "_filter_traceback_frames"):
+        yield
+        return
+
+    def users(stack: traceback.StackSummary) -> traceback.StackSummary:
+        return traceback.StackSummary.from_list([
+            frame for frame in stack if frame.name == "forward" or not is_library(frame.filename)])
+
+    tracer._filter_traceback_frames = users
+    try:
+        yield
+    finally:
+        del tracer._filter_traceback_frames

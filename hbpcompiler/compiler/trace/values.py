@@ -21,12 +21,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
+from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError
 from hbpcompiler.compiler.trace.statements import Place, only_checks, place_of
 
 METHODS = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "is_nonzero", "equal", "allclose")
 """What makes a Python value of a tensor's values."""
 FUNCTIONS = ("is_nonzero", "equal", "allclose")
 """Those that torch also has as functions."""
+
+NUMBERS = ("__int__", "__float__", "__index__", "item")
 
 Key = tuple[str, Place]
 Answers = dict[Key, list[Any]]
@@ -54,7 +57,7 @@ def recorded() -> Iterator[Answers]:
 def told_again(answers: Answers, outermost: str) -> Iterator[None]:
     """Meanwhile tensors without values answer as they did when `answers` were noted down, where that is harmless.
 
-    `outermost` is the file that calls the user's code.
+    `outermost` is the file that calls the user's code. Raises CannotFollowError where torch's refusal stands.
     """
     left = {key: deque(values) for key, values in answers.items()}
 
@@ -64,7 +67,12 @@ def told_again(answers: Answers, outermost: str) -> Iterator[None]:
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if waiting and fakes and (all(map(_is_constant, fakes)) or only_checks(frame, outermost)):
             return waiting.popleft()
-        return original()
+        try:
+            return original()
+        except Exception as error:
+            if not fakes:
+                raise
+            raise CannotFollowError(NUMBER if name in NUMBERS else CONTROL) from error
 
     with _replaced(tell):
         yield

@@ -1,0 +1,105 @@
+"""What a trace cannot follow, refused where the user's code does it: derivatives inside a model, plain numbers made of
+the batch's size, values handed to numpy."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import SymFloat, SymInt, Tensor, nn
+from torch._functorch import eager_transforms
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hbpcompiler.compiler.trace.equivalents import replaced
+from hbpcompiler.compiler.trace.source import LossModule, is_library
+
+CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
+           "compute the branch outside the model")
+NUMBER = ("a number is made of a tensor's values, which a compiled program cannot follow; keep it a tensor, or compute "
+          "it outside the model")
+DERIVATIVES = ("a derivative is taken inside (torch.autograd.grad, backward, torch.func), which a compiled program "
+               "cannot follow; write that derivative out as operations, or take it outside the model")
+NUMPY = "values go to numpy, where no derivative and no trace can follow; write it in torch"
+
+
+class CannotFollowError(Exception):
+    """Why a trace ends at the place that raises this, and what to write instead."""
+
+
+def line_of(frame: FrameType | None) -> str:
+    """file:line: code of the innermost frame of the user's; "" if there is none."""
+    while frame is not None and is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "" if frame is None else _line(frame.f_code.co_filename, frame.f_lineno)
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """file:line: code of each frame of the user's that an error came through, the innermost last."""
+    return [_line(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
+            if not is_library(frame.f_code.co_filename)]
+
+
+def place_of_error(model: nn.Module, error: BaseException) -> str:
+    """The innermost module on the error's stack, or the loss, and the innermost line of the user's own."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    where = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, LossModule):
+            where = " in the loss"
+        elif isinstance(owner, nn.Module) and id(owner) in paths:
+            path = paths[id(owner)]
+            where = f" at module {path!r}" if path else " in the model's forward"
+            where += f" ({type(owner).__name__})"
+    lines = lines_of(error)
+    return where + (f", {lines[-1]}" if lines else "")
+
+
+def _line(file: str, number: int) -> str:
+    return f"{file}:{number}: {linecache.getline(file, number).strip()}"
+
+
+@contextmanager
+def refusals(fixing: list[str]) -> Iterator[None]:
+    """Meanwhile what cannot be followed raises CannotFollowError; lines that make plain numbers of the batch's size,
+    which torch tells only in the end, are added to `fixing`."""
+
+    def noting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(size: Any) -> Any:
+            caller = sys._getframe(1)
+            if size.node.expr.free_symbols and not is_library(caller.f_code.co_filename):
+                fixing.append(line_of(caller))
+            return original(size)
+
+        return noted
+
+    each = Tensor.__iter__
+
+    def samples(tensor: Tensor) -> Any:
+        if isinstance(tensor, FakeTensor) and tensor.dim() and isinstance(tensor.shape[0], SymInt):
+            fixing.append(line_of(sys._getframe(1)))
+        return each(tensor)
+
+    with ExitStack() as stack:
+        for owner, name in ((torch.autograd, "grad"), (torch.autograd, "backward"),
+                            (eager_transforms, "grad_increment_nesting"), (eager_transforms, "jvp_increment_nesting")):
+            stack.enter_context(replaced(owner, name, _refusing(DERIVATIVES)))
+        stack.enter_context(replaced(Tensor, "numpy", _refusing(NUMPY)))
+        for owner, name in ((SymInt, "__int__"), (SymInt, "__index__"), (SymFloat, "__float__"), (SymFloat, "__int__")):
+            stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
+        stack.enter_context(replaced(Tensor, "__iter__", samples))
+        yield
+
+
+def _refusing(reason: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise CannotFollowError(reason)
+
+    return refuse

@@ -1,0 +1,229 @@
+"""Models and losses that cannot be compiled: each error names the line of the code, what is wrong there, and what to
+write instead."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.refusals import refusals
+
+X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
+
+
+class Faulty(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.head, self.scale, self.function = nn.Linear(3, 2), nn.Parameter(torch.ones(2)), function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def head(model, x):
+    return model.head(x) * model.scale
+
+
+def number_of_values(model, x):
+    return head(model, x) * x.max().item()
+
+
+def plain_number_of_values(model, x):
+    largest = float(x.max())
+    return head(model, x) * largest
+
+
+def steps_by_values(model, x):
+    return head(model, x) * sum(range(int(x.abs().sum())))
+
+
+def branch(model, x):
+    if x.sum() > 0:
+        return head(model, x)
+    return -head(model, x)
+
+
+def until(model, x):
+    while x.norm() > 1:
+        x = x / 2
+    return head(model, x)
+
+
+def by_numpy(model, x):
+    return head(model, torch.from_numpy(np.sin(x.numpy())))
+
+
+def loop(model, x):
+    return torch.stack([head(model, row) for row in x])
+
+
+def counted_loop(model, x):
+    return torch.stack([head(model, x[i]) for i in range(x.shape[0])])
+
+
+def whole_size(model, x):
+    return head(model, x) / int(x.size(0))
+
+
+def exact_size(model, x):
+    return head(model, x) * float(len(x))
+
+
+def numpys_size(model, x):
+    return head(model, x) * float(np.prod(x.shape))
+
+
+def literal(model, x):
+    return head(model, x).view(2, 2)
+
+
+def picked(model, x):
+    return head(model, x)[x[:, 0] > 0].mean() + head(model, x)
+
+
+def mixed(model, x):
+    return head(model, x).softmax(0)
+
+
+def inner_gradient(model, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(head(model, x).square().sum(), x, create_graph=True)[0][:, :2]
+
+
+def inner_backward(model, x):
+    head(model, x).sum().backward()
+    return head(model, x)
+
+
+def inner_transform(model, x):
+    return torch.func.vmap(torch.func.grad(lambda row: head(model, row).square().sum()))(x)[:, :2]
+
+
+def new_tensor(model, x):
+    return head(model, x) * torch.tensor([x.mean(), 1.0])
+
+
+def data(model, x):
+    return head(model, x).data + head(model, x)
+
+
+def changed_parameter(model, x):
+    with torch.no_grad():
+        model.scale.mul_(2)
+    return head(model, x)
+
+
+def nothing(model, x):
+    head(model, x)
+
+
+def plain_number(model, x):
+    return 3.0
+
+
+def misspelled(model, x):
+    return model.haed(x)
+
+
+def several(model, x):
+    return head(model, x), x
+
+
+def by_name(model, x):
+    return {"logits": head(model, x)}
+
+
+def decided(model, x):
+    return head(model, x).argmax(1)
+
+
+def packed(model, x):
+    raise ValueError("no good at all")
+
+
+VALUES = "values"
+MODELS = [
+    (number_of_values, "x.max().item()", ["keep it a tensor"]),
+    (plain_number_of_values, "float(x.max())", [VALUES, "keep it a tensor"]),
+    (steps_by_values, "int(x.abs().sum())", [VALUES]),
+    (branch, "if x.sum() > 0:", [VALUES, "torch.where"]),
+    (until, "while x.norm() > 1:", [VALUES]),
+    (by_numpy, "np.sin", ["numpy", "write it in torch"]),
+    (loop, "for row in x", ["fixes the batch's size", "loop over samples"]),
+    (counted_loop, "in range(x.shape[0])", ["fixes the batch's size"]),
+    (whole_size, "int(x.size(0))", ["fixes the batch's size", "without int()"]),
+    (exact_size, "float(len(x))", ["fixes the batch's size"]),
+    (numpys_size, "float(np.prod(x.shape))", ["fixes the batch's size"]),
+    (literal, ".view(2, 2)", ["another batch size"]),
+    (picked, "[x[:, 0] > 0]", ["picks samples"]),
+    (mixed, ".softmax(0)", ["mixes samples"]),
+    (inner_gradient, "torch.autograd.grad(", ["a derivative is taken inside"]),
+    (inner_backward, ".backward()", ["a derivative is taken inside"]),
+    (inner_transform, "torch.func.grad(", ["a derivative is taken inside"]),
+    (new_tensor, "torch.tensor([x.mean(), 1.0])", ["a number is made"]),
+    (data, "", ["x.data", "x.detach()"]),
+    (changed_parameter, "", ["'scale'", "in place"]),
+    (nothing, "", ["NoneType", "return"]),
+    (plain_number, "", ["float"]),
+    (misspelled, "model.haed(x)", ["haed"]),
+    (several, "", ["output[0]"]),
+    (by_name, "", ["output['logits']"]),
+    (decided, "", ["whole numbers", "logits"]),
+    (packed, "raise ValueError", ["no good at all"]),
+]
+
+
+def line_of(function, text):
+    lines, first = inspect.getsourcelines(function)
+    return f"test_refusals.py:{first + next(number for number, line in enumerate(lines) if text in line)}"
+
+
+@pytest.mark.parametrize(("function", "code", "words"), MODELS, ids=lambda item: getattr(item, "__name__", ""))
+def test_models(function, code, words):
+    x, y = (X[:2], Y[:2]) if function is literal else (X, Y)
+    with pytest.raises(hbp.CompileError) as caught:
+        hbp.compile(Faulty(function), quantities=["grad"])(x, y)
+    message = str(caught.value)
+    for word in (*words, *([line_of(function, code), code] if code else [])):
+        assert word in message, message
+    assert "/torch/" not in message, message
+
+
+LOSSES = [
+    (lambda o, y: F.cross_entropy(o, y, reduction="none"), Y, ["[N]", "reduction='mean'"]),
+    (lambda o, y: (F.cross_entropy(o, y), o), Y, ["tuple", "alone"]),
+    (lambda o, y: F.cross_entropy(o, y).item(), Y, ["leave .item()"]),
+    (lambda o, y: None, Y, ["NoneType", "return"]),
+    (lambda o: o.sum(), Y, ["cannot be called with (output, target)"]),
+    (lambda o, y: (o.argmax(1) != y).float().mean(), Y, ["argmax in the loss", "o.argmax(1) != y"]),
+    (lambda o, y: F.cross_entropy(o, y).sqrt(), Y, ["test_refusals.py", "curved"]),
+    (nn.CrossEntropyLoss(), Y.to(torch.uint8), ["torch.uint8", "y.long()"]),
+    (nn.CrossEntropyLoss(), Y.to(torch.int32), ["torch.int32", "y.long()"]),
+    (nn.BCEWithLogitsLoss(), torch.ones(4, 2, dtype=torch.long), ["torch.int64", "y.float()"]),
+]
+
+
+@pytest.mark.parametrize(("loss", "y", "words"), LOSSES)
+def test_losses(loss, y, words):
+    with pytest.raises(hbp.CompileError) as caught:
+        hbp.compile(Faulty(head), loss, quantities=["grad"])(X, y)
+    for word in words:
+        assert word in str(caught.value), caught.value
+
+
+def test_before_any_batch():
+    with pytest.raises(hbp.CompileError, match=r"the class CrossEntropyLoss itself"):
+        hbp.compile(Faulty(head), nn.CrossEntropyLoss, quantities=["grad"])
+    with pytest.raises(hbp.CompileError, match=r"call the model on a batch once(.|\n)*0.weight"):
+        hbp.compile(nn.Sequential(nn.LazyLinear(2)), quantities=["grad"])
+
+
+def test_torch_is_as_before():
+    before = torch.autograd.grad, torch.Tensor.numpy, torch.SymInt.__index__, "numpy" in vars(torch.Tensor)
+    with refusals([]):
+        assert torch.autograd.grad is not before[0]
+    assert before == (torch.autograd.grad, torch.Tensor.numpy, torch.SymInt.__index__, "numpy" in vars(torch.Tensor))
