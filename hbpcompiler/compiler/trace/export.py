@@ -29,7 +29,7 @@ from hbpcompiler.compiler.trace.equivalents import (
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths
 from hbpcompiler.compiler.trace.refusals import CONTROL, CannotFollowError, place_of_error, refusals
 from hbpcompiler.compiler.trace.sizes import sizes_of
-from hbpcompiler.compiler.trace.source import LossModule, source_of, whole_stacks
+from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, source_of, whole_stacks
 from hbpcompiler.compiler.trace.values import Answers, told_again
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
@@ -126,7 +126,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
 @contextmanager
 def _surroundings(answers: Answers, fixing: list[str]) -> Iterator[None]:
     """What the user's code meets while it is traced."""
-    with (told_again(answers, __file__), symbolic_lengths(), plain_ways(), unchecked_distributions(),
+    with (told_again(answers, OUTERMOST), symbolic_lengths(), plain_ways(), unchecked_distributions(),
           refusals(fixing), whole_stacks()):
         yield
 
@@ -234,7 +234,7 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     if "onstrain" in text or "specialized" in text or "pecialization" in text:
         return ModelError(listing(
             "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
-            + (":" if fixing else place), sorted(set(fixing)),
+            + (":" if fixing else place), sorted({line for line in fixing if line}),
             "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
             "they are, without int(), float() or math around them."))
     if "fake tensor in the exported program constant's list" in text:

@@ -17,7 +17,7 @@ from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hbpcompiler.compiler.trace.equivalents import replaced
-from hbpcompiler.compiler.trace.source import LossModule, is_library
+from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, is_library
 
 CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
            "compute the branch outside the model")
@@ -34,9 +34,11 @@ class CannotFollowError(Exception):
 
 def line_of(frame: FrameType | None) -> str:
     """file:line: code of the innermost frame of the user's; "" if there is none."""
-    while frame is not None and is_library(frame.f_code.co_filename):
+    while frame is not None and frame.f_code.co_filename != OUTERMOST:
+        if not is_library(frame.f_code.co_filename):
+            return _line(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
-    return "" if frame is None else _line(frame.f_code.co_filename, frame.f_lineno)
+    return ""
 
 
 def lines_of(error: BaseException) -> list[str]:
@@ -80,7 +82,7 @@ def refusals(fixing: list[str]) -> Iterator[None]:
 
         return noted
 
-    each = Tensor.__iter__
+    each: Callable[[Tensor], Any] = Tensor.__iter__
 
     def samples(tensor: Tensor) -> Any:
         if isinstance(tensor, FakeTensor) and tensor.dim() and isinstance(tensor.shape[0], SymInt):
@@ -88,11 +90,14 @@ def refusals(fixing: list[str]) -> Iterator[None]:
         return each(tensor)
 
     with ExitStack() as stack:
-        for owner, name in ((torch.autograd, "grad"), (torch.autograd, "backward"),
-                            (eager_transforms, "grad_increment_nesting"), (eager_transforms, "jvp_increment_nesting")):
+        derivatives: list[tuple[Any, str]] = [
+            (torch.autograd, "grad"), (torch.autograd, "backward"),
+            (eager_transforms, "grad_increment_nesting"), (eager_transforms, "jvp_increment_nesting")]
+        for owner, name in derivatives:
             stack.enter_context(replaced(owner, name, _refusing(DERIVATIVES)))
         stack.enter_context(replaced(Tensor, "numpy", _refusing(NUMPY)))
-        for owner, name in ((SymInt, "__int__"), (SymInt, "__index__"), (SymFloat, "__float__"), (SymFloat, "__int__")):
+        for owner, name in ((SymInt, "__int__"), (SymInt, "__index__"), (SymFloat, "__float__"),
+                            (SymFloat, "__int__")):
             stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
         stack.enter_context(replaced(Tensor, "__iter__", samples))
         yield

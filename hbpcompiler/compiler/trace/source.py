@@ -21,6 +21,8 @@ from hbpcompiler.compiler.trace.graph import Source
 LIBRARY = tuple(f"{Path(folder)}{os.sep}" for folder in (
     Path(torch.__file__).parent, Path(__file__).parents[2], *hbpcompiler.rules.__path__))
 """Frames below these folders are not the user's code, nor are those of Python's own library."""
+OUTERMOST = str(Path(__file__).with_name("export.py"))
+"""The file whose code calls the user's; frames above it are those of who called the compiler."""
 STANDARD = sysconfig.get_paths()["stdlib"]
 FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in [^\n]+\n\s+(?P<code>[^\n]+)')
 
@@ -75,8 +77,10 @@ def whole_stacks() -> Iterator[None]:
         return
 
     def users(stack: traceback.StackSummary) -> traceback.StackSummary:
+        above = [number for number, frame in enumerate(stack) if frame.filename == OUTERMOST]
         return traceback.StackSummary.from_list([
-            frame for frame in stack if frame.name == "forward" or not is_library(frame.filename)])
+            frame for frame in stack[above[-1] + 1 if above else 0 :]
+            if frame.name == "forward" or not is_library(frame.filename)])
 
     tracer._filter_traceback_frames = users
     try:
