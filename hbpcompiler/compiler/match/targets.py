@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import torch
+
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.batch import Batch
@@ -61,7 +63,8 @@ def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> No
     labels = batch.layout.labels[batch.layout.inputs :]
     dtypes = {output.dtype for output in graph.outputs if output.floating}
     for name, target in zip(labels, batch.targets, strict=True):
-        if target.is_floating_point() and dtypes and target.dtype not in dtypes:
+        cast = torch.is_autocast_enabled(target.device.type)  # by the loss, which has run on these dtypes
+        if target.is_floating_point() and dtypes and target.dtype not in dtypes and not cast:
             dtype = next(iter(dtypes))
             raise InputTypeError(f"{name} has dtype {target.dtype}, the model's output has {dtype}; convert it: "
                                  f"{name}.to({dtype})")
