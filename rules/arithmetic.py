@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor
+from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor, called
 from hbpcompiler.rule.symbolic import exactly
 
 from .shared.aligned import (
@@ -22,6 +22,7 @@ from .shared.aligned import (
     multiplied,
     other_than,
     scaled,
+    some_columns,
     unbroadcast,
     varying,
 )
@@ -88,6 +89,10 @@ def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]
     return columns, torch.cat([signs, -signs], 1)
 
 
+def some_of_product(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return some_columns(op, gate_of(op, "self", "other") or "self", gradient, numbers)
+
+
 def product_parameter(op: Op, name: str) -> Contraction:
     met = other_than(name)
     return multiplied(op, name, lambda op: getattr(op, met), is_whole(op, met))
@@ -97,7 +102,7 @@ MUL = binary(
     "aten.mul",
     lambda op: op.self * op.other,
     lambda op, name, g, look: g * look(other_than(name)),
-    lambda op: Factor(count_with("self", "other"), product_factor) if len(varying(op)) == 2 else ZERO,
+    lambda op: Factor(count_with("self", "other"), product_factor, some_of_product) if len(varying(op)) == 2 else ZERO,
     [*operands(), *NUMBER],
     product_parameter,
     written=lambda op, a, b: a * b,
@@ -124,6 +129,18 @@ def quotient_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
     return -cotangents * look("output") / look("other")
 
 
+def slope_and_bend(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """a, and the curvature in each entry of y."""
+    slope = called("slope", -gradient / op.other.square())
+    bend = unbroadcast(op, "other", (-2 * slope * op.output).unsqueeze(1))
+    return slope, bend.reshape(-1, math.prod(op.shape("other")))
+
+
+def some_of_quotient(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    slope, bend = slope_and_bend(op, gradient)
+    return some_columns(op, "other", slope, numbers, bend)
+
+
 def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """With f = x / y and a = -g / y^2 the residual is [[0, a], [a, -2 a f]].
 
@@ -131,9 +148,7 @@ def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor
     """
     f = op.output
     if gate := gate_of(op, "other"):
-        slope = -gradient / op.other.square()
-        bent = unbroadcast(op, gate, (-2 * slope * f).unsqueeze(1)).reshape(-1, math.prod(op.shape(gate)))
-        return gate_columns(op, gate, slope, bent)
+        return gate_columns(op, gate, *slope_and_bend(op, gradient))
     t = (1 + f.square()).sqrt()
     root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
     columns = {
@@ -151,7 +166,10 @@ def quotient_diagonal(op: Op, gradient: Tensor) -> Tensor:
 def quotient_residual(op: Op) -> Residual:
     if not op.varies("other") or rounding(op):
         return ZERO
-    return Factor(count_with("other"), quotient_factor) if op.varies("self") else Diagonal(quotient_diagonal)
+    if not op.varies("self"):
+        return Diagonal(quotient_diagonal)
+    by_entries = is_gate(op, "other") or is_whole(op, "other")
+    return Factor(count_with("other"), quotient_factor, some_of_quotient if by_entries else None)
 
 
 def quotient_parameter(op: Op, name: str) -> Contraction | None:

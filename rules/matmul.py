@@ -7,8 +7,10 @@ the residual has a cross block for every s: g between column s of A and row s of
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Shape, Structure, Tensor
 
@@ -34,6 +36,16 @@ def cross_columns(g: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
     met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
     return own, met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3)
+
+
+def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Those with these numbers [k]: [N, k, (b r s)] and [N, k, b, s, t]."""
+    met = g.flatten(1, 2)[:, numbers // inner]
+    size = (met.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+    own = size * F.one_hot(numbers, batch * rows * inner).type_as(g)
+    place = numbers // (rows * inner) * inner + numbers % inner
+    spread = F.one_hot(place, batch * inner).type_as(g).unsqueeze(-1)
+    return own, ((met / (2 * size)).unsqueeze(2) * spread).unflatten(2, (batch, inner))
 
 
 @dataclass(frozen=True)
@@ -146,16 +158,37 @@ class Product:
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         narrow = columns < rows  # then the roles of A and B are changed: out^T = B^T A^T
         own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
-        name, other = (self.second, "self") if narrow else ("self", self.second)
-        half, shape, shape_of_other = self.half(op), self.full(op, name), self.full(op, other)
-        if narrow:
-            own = own.reshape(-1, half, *batch, *shape[:-3:-1]).transpose(-1, -2)
-            met = met.transpose(-1, -2)
-        own = self.as_given(op, name, summed(own.reshape(-1, half, *shape), self.matrix(op, name), shape))
-        met = summed(met.reshape(-1, half, *shape_of_other), self.matrix(op, other), shape_of_other)
-        met = self.as_given(op, other, met)
+        half = self.half(op)
+        name, own, other, met = self.arranged(op, own, met, (-1, half))
         plus = torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half)
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1)
+
+    def some(self, op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Those of `factor`'s columns with these numbers [k]."""
+        *batch, rows, columns = self.matrix(op, "output")
+        g = gradient.reshape(-1, math.prod(batch), rows, columns)
+        g = g.transpose(-1, -2) if columns < rows else g
+        number, inner = numbers % self.half(op), op.shape("self")[-1]
+        own, met = some_cross_columns(g, math.prod(batch), min(rows, columns), inner, number)
+        name, own, other, met = self.arranged(op, own, met, (own.shape[0], -1))
+        sign = (1 - 2 * (numbers // self.half(op))).type_as(g)
+        signs = torch.ones_like(g.flatten(1)[:, :1]) * sign
+        for _ in op.shape(other):
+            sign = sign.unsqueeze(-1)
+        return {name: own, other: met * sign}, signs
+
+    def arranged(self, op: Op, own: Tensor, met: Tensor, lead: tuple[Any, Any]) -> tuple[str, Tensor, str, Tensor]:
+        """Both halves of columns at the operands, with these lengths of the sample and the column axis."""
+        *batch, rows, columns = self.matrix(op, "output")
+        narrow = columns < rows
+        name, other = (self.second, "self") if narrow else ("self", self.second)
+        shape, shape_of_other = self.full(op, name), self.full(op, other)
+        if narrow:
+            own = own.reshape(*lead, *batch, *shape[:-3:-1]).transpose(-1, -2)
+            met = met.transpose(-1, -2)
+        own = self.as_given(op, name, summed(own.reshape(*lead, *shape), self.matrix(op, name), shape))
+        met = summed(met.reshape(*lead, *shape_of_other), self.matrix(op, other), shape_of_other)
+        return name, own, other, self.as_given(op, other, met)
 
     def as_given(self, op: Op, name: str, columns: Tensor) -> Tensor:
         """Columns at the operand's matrix as columns at the operand."""
@@ -165,7 +198,7 @@ class Product:
 
     def residual(self, op: Op) -> Residual:
         both = op.varies("self") and op.varies(self.second)
-        return Factor(lambda op: 2 * self.half(op), self.factor) if both else ZERO
+        return Factor(lambda op: 2 * self.half(op), self.factor, self.some) if both else ZERO
 
     # -- what the planner may know --------------------------------------------------------------------------------
 

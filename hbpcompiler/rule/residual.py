@@ -35,6 +35,10 @@ class Factor:
 
     count: Callable[[Op], int]
     factor: Callable[..., tuple[Mapping[str, Tensor], Tensor | None]]
+    some: Callable[[Op, Tensor, Tensor], tuple[Mapping[str, Tensor], Tensor | None]] | None = None
+    """optional: `some(op, gradient, numbers [k])` makes the columns with these numbers, 0 to K - 1, alone: where all
+    would be too many they are made, and walked, so many at a time. The columns may be others than `factor`'s with the
+    same F diag(sigma) F^T."""
 
 
 Residual = Zero | Diagonal | Factor

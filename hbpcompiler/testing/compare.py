@@ -22,6 +22,21 @@ def flat(columns: Tensor) -> Tensor:
     return columns.reshape(*columns.shape[:2], -1)
 
 
+def in_chunks(residual: Factor) -> Factor:
+    """The same, its columns made in two chunks, by their numbers."""
+
+    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        assert residual.some is not None
+        parts = [residual.some(op, gradient, numbers) for numbers in torch.arange(residual.count(op)).tensor_split(2)
+                 if len(numbers)]
+        columns = {name: torch.cat([found[name] for found, _ in parts], 1) for name in parts[0][0]}
+        signs = [torch.ones(next(iter(found.values())).shape[:2], dtype=gradient.dtype) if signs is None else signs
+                 for found, signs in parts]
+        return columns, torch.cat(signs, 1)
+
+    return Factor(residual.count, factor)
+
+
 def residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tensor | None, size: int) -> Tensor:
     """The rule's residual as dense matrices [N, h, h]."""
     given = () if gradient is None else (gradient,)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hbpcompiler.rule import Contraction, Op, Shape, Tensor
 
@@ -102,6 +103,26 @@ def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = No
                    for part in ((root, root) if bent is None else (root + bent, root - bent)))
     ones = torch.ones_like(length)
     return {name: torch.cat([plus, minus], 1), met: torch.cat([rows, -rows], 1)}, torch.cat([ones, -ones], 1)
+
+
+def some_columns(op: Op, name: str, value: Tensor, numbers: Tensor,
+                 curvature: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """Those of `gate_columns` with these numbers [k]: first the sums, then the differences. `name` may be whole too."""
+    met, size = other_than(name), math.prod(op.shape(name))
+    entry, sign = numbers % size, (1 - 2 * (numbers // size)).type_as(value)
+    unit = F.one_hot(entry, size).type_as(value)
+    missing, _ = repeated(op, name)
+    placed = unit.reshape(1, -1, *[1] * len(missing), *own_shape(op, name))
+    rows = unbroadcast(op, met, value.unsqueeze(1) * placed)
+    rows = rows.flatten(2) if op.shape(met) else rows.unsqueeze(2)
+    bent = None if curvature is None else curvature[:, entry]
+    length = rows.norm(2, [-1])
+    length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
+    root = (length / 2).sqrt() if bent is None else (length / 2).sqrt() + bent / (8 * length).sqrt() * sign
+    rows = rows / (2 * length).sqrt().unsqueeze(-1) * sign.unsqueeze(-1)
+    columns = {name: (root.unsqueeze(-1) * unit).reshape(root.shape[0], -1, *op.shape(name)),
+               met: rows.reshape(rows.shape[0], -1, *op.shape(met))}
+    return columns, torch.ones_like(length) * sign
 
 
 def columns_per_element(op: Op, value: Tensor) -> tuple[Tensor, Tensor]:

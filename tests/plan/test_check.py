@@ -77,17 +77,17 @@ def test_a_tail_that_reads_what_is_outside_is_found(plan, found):
 
 
 def test_a_tail_that_leaves_out_a_second_start_is_found():
-    """Of the columns of a product, born at both factors, a tail must be given all that its steps go on with."""
+    """Of columns that an operation bears at both its inputs a tail must be given all that its steps go on with."""
 
-    class Product(nn.Module):
+    class Angle(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
 
         def forward(self, x):
-            return self.head(self.a(x) * self.b(x))
+            return self.head(torch.atan2(self.a(x), self.b(x)))
 
-    own = matched(Product(), torch.randn(3, 3), torch.tensor([0, 1, 1]), quantities=ASKED)
+    own = matched(Angle(), torch.randn(3, 3), torch.tensor([0, 1, 1]), quantities=ASKED)
     limits = Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1)
     whole = plan_of(own, closings(*ASKED), options(*ASKED), Resources(limits=limits))
     assert findings(whole, own) == []

@@ -100,3 +100,27 @@ def test_what_all_chunks_share_is_computed_once():
     inside += "".join(text for name, text in functions.items() if f"{name}(" in inside)
     assert "patches(" in before
     assert "patches(" not in inside
+
+
+class Gated(nn.Module):
+    """A product of two branches, as in a SwiGLU layer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gate, self.up, self.head = nn.Linear(3, width), nn.Linear(3, width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.head(torch.sigmoid(self.gate(x)) * self.up(x))
+
+
+def test_the_columns_of_a_product_are_born_some_at_a_time():
+    """All of them, two for each number at both factors, would be [N, 1200, 600] twice."""
+    torch.manual_seed(0)
+    model, X, y = Gated(600).double(), torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    compiled = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y))
+    whole = 2 * 3 * 1200 * 600 * 8
+    assert compiled.predicted_memory(3) < whole / 4
+    at_once = hbp.compile(model, quantities=["diag_h"], limits=hbp.Limits(vector_bytes=2**40))
+    for name, value in at_once(X, y).diag_h.items():
+        close(compiled(X, y).diag_h[name], value, name)
+    assert at_once.predicted_memory(3) > whole

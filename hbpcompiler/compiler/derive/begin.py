@@ -67,8 +67,11 @@ def _one(backward: Backward) -> Any:
     return backward.ops[tail[-1].name].output.new_ones(()) if others else 1.0
 
 
-def birth(backward: Backward, step: Birth) -> None:
-    """An operation's own curvature under the gradient that has arrived: its residual, at its inputs."""
+def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
+    """An operation's own curvature under the gradient that has arrived: its residual, at its inputs.
+
+    `numbers` [k]: of which columns; None: of all.
+    """
     op, piece, residual = backward.ops[step.operation.name], step.piece, step.residual
     gradient = backward.columns[step.operation.name, step.gradient.name].squeeze(1)
     carried = {slot: step.operation.tensors[slot] for slot in step.slots}
@@ -78,7 +81,11 @@ def birth(backward: Backward, step: Birth) -> None:
         backward.arrive(value, piece, diagonal_under(scheme, residual.diagonal(op, gradient)))
         return
     assert isinstance(residual, Factor)
-    found, signs = residual.factor(op, gradient)
+    if numbers is None:
+        found, signs = residual.factor(op, gradient)
+    else:
+        assert residual.some is not None
+        found, signs = residual.some(op, gradient, numbers)
     backward.set_signs(piece, signs, next(iter(found.values())))
     for slot, value in carried.items():
         axes = len(value.sample_shape)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.begin import birth
 from hbpcompiler.compiler.derive.close import add
 from hbpcompiler.compiler.derive.cross import born, matrix, over, root_of
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.steps import (
+    Birth,
     Close,
     Pull,
     Step,
@@ -22,15 +24,19 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.rule import Op
 
-ROOTS, SIGNS = "a diagonal's roots", "signs"
+ROOTS, SIGNS, GRADIENT, NUMBERS = "a diagonal's roots", "signs", "the gradient", "numbers"
 """What the loops cut besides columns, which go by their values' names."""
 
 
 def walk_tail(backward: Backward, step: Tail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over columns."""
-    widens = [own for own in step.steps if isinstance(own, Widen)]
-    starts = {ROOTS: root_of(backward, widens[0])} if widens else {
-        value.name: backward.columns[value.name, step.piece.name] for value in step.values}
+    widens, bearer = [own for own in step.steps if isinstance(own, Widen)], step.steps[0]
+    if isinstance(bearer, Birth):
+        starts = {GRADIENT: backward.columns[bearer.operation.name, bearer.gradient.name]}
+    elif widens:
+        starts = {ROOTS: root_of(backward, widens[0])}
+    else:
+        starts = {value.name: backward.columns[value.name, step.piece.name] for value in step.values}
     sliced = {**starts, SIGNS: backward.signs.get(step.piece.name)}
 
     def body(part: Part) -> None:
@@ -39,7 +45,9 @@ def walk_tail(backward: Backward, step: Tail) -> None:
             _inside(backward, step, widens, part, part, ops)
             return
         inner_sliced: dict[str, Any] = {name: part[name] for name in sliced}
-        if widens:
+        if isinstance(bearer, Birth):
+            inner_sliced = {NUMBERS: _numbers(part, part[GRADIENT], step.piece.columns), SIGNS: None}
+        elif widens:
             inner_sliced |= _basis(backward, widens, part, ops[widens[0].operation.name])
 
         def inner(piece: Part) -> None:
@@ -72,21 +80,31 @@ def _basis(backward: Backward, widens: Sequence[Widen], part: Part, op: Op) -> d
     rows = matrix(backward, widen.operation, widen.slot, op) if len(widens) == 1 else None
     if rows is not None:
         return {"rows": rows.unsqueeze(0)}
-    size = math.prod(widen.operation.output.sample_shape)
-    numbers = part.writer.call(torch.arange, size, device=part[ROOTS].device)
-    return {"numbers": numbers.unsqueeze(0)}
+    return {NUMBERS: _numbers(part, part[ROOTS], math.prod(widen.operation.output.sample_shape))}
+
+
+def _numbers(part: Part, like: Any, count: int) -> Any:
+    """[1, count]: the columns' numbers, for the loop over columns to cut."""
+    return part.writer.call(torch.arange, count, device=like.device).unsqueeze(0)
 
 
 def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part, outer: Part,
             ops: Mapping[str, Op]) -> None:
     """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
-    start = {} if widens else {(value.name, step.piece.name): part[value.name] for value in step.values}
+    bearer, whole = step.steps[0], outer is part
+    start = {(value.name, step.piece.name): part[value.name] for value in step.values if not widens}
+    if isinstance(bearer, Birth):
+        gradient = part[GRADIENT] if whole else part.outer(outer[GRADIENT])
+        start = {(bearer.operation.name, bearer.gradient.name): gradient}
     sub = backward.inside(part.writer, ops, columns=start, signs={step.piece.name: part[SIGNS]})
-    steps = [own for own in step.steps if not isinstance(own, Widen)]
-    if widens:
+    steps = [own for own in step.steps if not isinstance(own, Birth | Widen)]
+    if isinstance(bearer, Birth):
+        with part.writer.block(*backward.heading(bearer.operation)):
+            birth(sub, bearer, None if whole else part[NUMBERS].squeeze(0))
+    elif widens:
         with part.writer.block(*backward.heading(widens[0].operation)):
-            _chunk_of_columns(sub, widens, part, outer is part)
-    take_steps(sub, steps, lambda name: outer.totals[name] if outer is part else part.outer(outer.totals[name]))
+            _chunk_of_columns(sub, widens, part, whole)
+    take_steps(sub, steps, lambda name: outer.totals[name] if whole else part.outer(outer.totals[name]))
 
 
 def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]) -> None:
@@ -103,11 +121,11 @@ def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]
 def _chunk_of_columns(backward: Backward, widens: Sequence[Widen], part: Part, whole: bool) -> None:
     """This chunk's columns, at the operands of the operation where they are born."""
     operation = widens[0].operation
-    cut = {name: part[name] for name in ("rows", "numbers") if name in part}
+    cut = {name: part[name] for name in ("rows", NUMBERS) if name in part}
     basis = _basis(backward, widens, part, backward.ops[operation.name]) if whole else cut
     if "rows" not in basis:
         size = math.prod(operation.output.sample_shape)
-        unit = torch.nn.functional.one_hot(basis["numbers"].squeeze(0), size).type_as(part[ROOTS])
+        unit = torch.nn.functional.one_hot(basis[NUMBERS].squeeze(0), size).type_as(part[ROOTS])
     for widen in widens:
         value = operation.tensors[widen.slot]
         columns = (over(part[ROOTS], value) * basis["rows"] if "rows" in basis

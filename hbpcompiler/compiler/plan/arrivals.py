@@ -36,7 +36,7 @@ def reads(step: Step) -> list[Arrival]:
         return [(step.operation.output, step.piece)]
     if isinstance(step, Tail):
         first = step.steps[0]
-        return reads(first) if isinstance(first, Widen) else [(value, step.piece) for value in step.values]
+        return reads(first) if isinstance(first, Birth | Widen) else [(value, step.piece) for value in step.values]
     return []
 
 

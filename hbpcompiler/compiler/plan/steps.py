@@ -176,14 +176,15 @@ class Tied:
 class Tail:
     """All that is left of a piece's way, in chunks of samples and of columns, because its columns are many.
 
-    Memory then grows neither with their number nor with the batch. The first step is the piece's `Widen` if it is
-    born as columns here; the others are its `Pull`s and `Close`s.
+    Memory then grows neither with their number nor with the batch. The first step is the piece's `Widen` or `Birth` if
+    it is born as columns here; the others are its `Pull`s and `Close`s.
     """
 
     piece: Piece
     values: tuple[Value, ...]
-    """where the piece is when the chunks are cut: at several values, if one operation bore it at all its inputs."""
-    steps: tuple[Pull | Widen | Close, ...]
+    """where the piece is when the chunks are cut: at several values, if one operation bore it at all its inputs; at
+    none, if it is born here."""
+    steps: tuple[Birth | Pull | Widen | Close, ...]
     samples: int
     columns: int
     limit: str = field(default="", kw_only=True, compare=False)

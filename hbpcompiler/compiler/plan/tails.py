@@ -11,6 +11,7 @@ from hbpcompiler.compiler.plan.arrivals import makes
 from hbpcompiler.compiler.plan.local import Local
 from hbpcompiler.compiler.plan.steps import (
     Average,
+    Birth,
     Close,
     Gather,
     Piece,
@@ -25,6 +26,7 @@ from hbpcompiler.compiler.routes import COLUMNS, choose
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
+from hbpcompiler.rule import Factor
 
 Place = tuple[str, str]
 Own = Pull | Widen | Close
@@ -79,6 +81,7 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     starts = _starts(piece, steps, own)
     if not starts or not own:
         return None
+    birth = _birth(piece, steps, itemsize)
     if local is not None and (found := local.tail(piece, own)) is not None:
         return found, own
     values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
@@ -98,7 +101,19 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
     columns = math.ceil(piece.columns / chunks)
     limit_met = "" if is_small else "vector_bytes" if vectors_only else "spatial_bytes"
+    if birth is not None:
+        inside = (birth, *_in_chunks(own, samples, columns))
+        return Tail(piece, (), inside, samples, columns, limit=limit_met), [birth, *own]
     return Tail(piece, tuple(starts), _in_chunks(own, samples, columns), samples, columns, limit=limit_met), own
+
+
+def _birth(piece: Piece, steps: Sequence[Step], itemsize: int) -> Birth | None:
+    """The step that bears the piece's columns, if it can bear some of them at a time, in the dtype of the gradient."""
+    for step in steps:
+        if isinstance(step, Birth) and step.piece == piece and not step.operation.source.in_loss:
+            some = isinstance(step.residual, Factor) and step.residual.some is not None
+            return step if some and itemsize == step.operation.output.dtype.itemsize else None
+    return None
 
 
 def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, ...]:
