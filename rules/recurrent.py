@@ -81,7 +81,8 @@ def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
             raise NotImplementedError("one sequence [T, features] has no axis of samples; pass [N, T, features] with "
                                       "batch_first=True, or [T, N, features]")
         x = x if module.batch_first else x.transpose(0, 1)
-        before, last = first_states(module, x, hx, states), []
+        before = first_states(module, x, hx, states)
+        last: list[State] = []
         for layer in range(module.num_layers):
             ways = []
             for ending in ("", "_reverse")[: 2 if module.bidirectional else 1]:

@@ -85,7 +85,8 @@ def refusals(fixing: list[str]) -> Iterator[None]:
     each: Callable[[Tensor], Any] = Tensor.__iter__
 
     def samples(tensor: Tensor) -> Any:
-        if isinstance(tensor, FakeTensor) and tensor.dim() and isinstance(tensor.shape[0], SymInt):
+        lengths: tuple[Any, ...] = tuple(tensor.shape) if isinstance(tensor, FakeTensor) else ()
+        if lengths and isinstance(lengths[0], SymInt):
             fixing.append(line_of(sys._getframe(1)))
         return each(tensor)
 

@@ -18,8 +18,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 import hbpcompiler.rules
 from hbpcompiler.compiler.trace.graph import Source
 
-LIBRARY = tuple(f"{Path(folder)}{os.sep}" for folder in (
-    Path(torch.__file__).parent, Path(__file__).parents[2], *hbpcompiler.rules.__path__))
+_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]), *hbpcompiler.rules.__path__)
+LIBRARY = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 """Frames below these folders are not the user's code, nor are those of Python's own library."""
 OUTERMOST = str(Path(__file__).with_name("export.py"))
 """The file whose code calls the user's; frames above it are those of who called the compiler."""
