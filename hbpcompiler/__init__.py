@@ -8,6 +8,7 @@
 import torch
 
 from hbpcompiler.compiled import Compiled, compile
+from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.errors import (
     CacheWarning,
     CompileError,
@@ -36,6 +37,7 @@ __all__ = [
     "Result",
     "UnsupportedOpError",
     "UnusedParametersWarning",
+    "Verification",
     "__version__",
     "compile",
 ]

@@ -21,6 +21,7 @@ from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import check, prove
+from hbpcompiler.compiler.prove.suspects import hooks
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
 from hbpcompiler.compiler.trace.batch import Batch
@@ -33,6 +34,7 @@ from hbpcompiler.errors import (
     InputError,
     ProofError,
     UnusedParametersWarning,
+    listing,
 )
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, Guards, State
@@ -128,6 +130,7 @@ class Compiled:
             state.programs.setdefault(batch.form, []).append(built)
             self._warn_of_unused(built.matched.unused)
             _warn_if_indefinite(built.draft.plan, self.loss)
+            _warn_of_hooks(self)
         return state, built
 
     def _run(self, state: State, built: Built, batch: Batch) -> Any:
@@ -267,6 +270,14 @@ def _serving(state: State, batch: Batch) -> Built | None:
     """The program for batches of this form and size, if there is one yet."""
     made: list[Built] = state.programs.get(batch.form, [])
     return next((built for built in made if built.sizes.include(batch.samples)), None)
+
+
+def _warn_of_hooks(compiled: Compiled) -> None:
+    """Without a proof, of what can be seen beforehand to change a gradient behind a program's back."""
+    found = hooks(compiled.model, compiled.loss) if compiled.options.verify is False else []
+    if found:
+        warnings.warn(listing("no program runs backward hooks, and with verify=False nothing says whether they matter:",
+                              found), UserWarning, stacklevel=5)
 
 
 def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.match import fuse
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.prove import FEW, check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
+from hbpcompiler.compiler.trace import equivalents
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.rule import Diagonal
@@ -115,6 +116,8 @@ def test_hooks_that_can_be_seen_without_running():
     first, second = hooks(model, nn.CrossEntropyLoss())
     assert "module 'head'" in first
     assert "parameter 'layer.weight'" in second
+    with pytest.warns(UserWarning, match="backward hook of module 'head'"):
+        hbp.compile(model, quantities=["grad"], verify=False)(*batch())
 
 
 def test_a_hook_that_changes_nothing():
@@ -223,3 +226,31 @@ def test_a_gradient_of_few_samples_is_proven_where_the_program_gives_none():
     assert [line.parameter for line in wrong.wrong] == ["layer.weight"]
     with pytest.raises(hbp.ProofError, match=r"a hook of parameter 'layer\.weight'"):
         check(wrong, candidate, data, draws)
+
+
+class Inference(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.layer, self.block = nn.Linear(4, 3), block
+
+    def forward(self, x):
+        with torch.inference_mode():
+            aside = torch.sin(self.block(self, x))
+        return self.layer(x) + aside
+
+
+def test_inference_mode_is_refused_by_the_trace_and_by_the_proof(monkeypatch):
+    X, y = batch()
+    with pytest.raises(hbp.CompileError, match="inference_mode") as caught:
+        hbp.compile(Inference(lambda model, x: model.layer(x)), quantities=["grad"])(X, y)
+    assert f"{__file__}:" in str(caught.value)
+    assert not isinstance(caught.value, hbp.ProofError)
+    untouched = Inference(lambda model, x: 2 * x[:, :3])
+    result = hbp.compile(untouched, quantities=["grad"])(X, y)  # nothing trained comes in, so it changes nothing
+    assert result.grad["layer.weight"].abs().max() > 0
+    monkeypatch.setattr(equivalents, "_enter_without_gradients", lambda block: None)
+    monkeypatch.setattr(equivalents, "_leave_without_gradients", lambda block, *error: None)
+    text = refusal(Inference(lambda model, x: model.layer(x)))
+    assert "torch.inference_mode(), used in" in text
+    assert f"{__file__}:" in text
+    assert "x.detach()" in text

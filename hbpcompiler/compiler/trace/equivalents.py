@@ -67,16 +67,29 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> T
     return input.expand(sizes[0]).gather(place, indices.expand(sizes[1]))
 
 
+def _enter_without_gradients(block: Any) -> None:
+    """In place of `with torch.inference_mode():`, which a trace does not see: it sees gradients turned off."""
+    block.before = torch.is_grad_enabled()
+    torch.set_grad_enabled(block.before and not block.mode)
+
+
+def _leave_without_gradients(block: Any, *error: Any) -> None:
+    torch.set_grad_enabled(block.before)
+
+
 @contextmanager
 def plain_ways() -> Iterator[None]:
-    """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors."""
+    """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors;
+    inference_mode() is no_grad(), and checkpoints keep everything."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
                 replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
                 replaced(torch, "take_along_dim", _take_along_dim), \
-                replaced(Tensor, "take_along_dim", _take_along_dim):
+                replaced(Tensor, "take_along_dim", _take_along_dim), \
+                replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
+                replaced(torch.inference_mode, "__exit__", _leave_without_gradients):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -142,7 +142,8 @@ def _check_parameters_stay(program: Any) -> None:
 
 
 def _check_gradients_stay_on(program: Any) -> None:
-    """torch.no_grad() inside a model would vanish from the graph and its values be differentiated: refuse it.
+    """torch.no_grad() or inference_mode() inside a model would vanish from the graph and its values be differentiated:
+    refuse it.
 
     Where no trainable parameter comes in (rotary embeddings of positions) it changes nothing.
     """
@@ -152,8 +153,8 @@ def _check_gradients_stay_on(program: Any) -> None:
              and trained.intersection(node.all_input_nodes)]
     if found:
         places = [str(source_of(inner)) for node in found for inner in _nodes_of(program, node)][:5]
-        raise ModelError(listing("torch.no_grad() inside the model or the loss is not supported; use x.detach():",
-                                 sorted(set(places))))
+        raise ModelError(listing("torch.no_grad() inside the model or the loss (or torch.inference_mode()) is not "
+                                 "supported; use x.detach():", sorted(set(places))))
 
 
 def _check_any_size(program: Any) -> None:
