@@ -42,8 +42,8 @@ def compiled_and_proven(model, *data, loss=None, quantities=("grad",), **options
 def test_random_chains_in_both_dtypes(setting):
     model, loss, X, y = setting
     for dtype in (torch.float64, torch.float32):
-        target = y.to(dtype) if y.is_floating_point() else y
-        compiled_and_proven(model.to(dtype), X.to(dtype), target, loss=loss.to(dtype), quantities=["batch_grad", "diag_h"])
+        data = X.to(dtype), (y.to(dtype) if y.is_floating_point() else y)
+        compiled_and_proven(model.to(dtype), *data, loss=loss.to(dtype), quantities=["batch_grad", "diag_h"])
 
 
 @pytest.mark.parametrize("name", FEW_MODELS)

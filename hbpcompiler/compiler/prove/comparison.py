@@ -80,7 +80,11 @@ def compared(found: Numbers, expected: Numbers, eps: float, again: Callable[[int
         for key in expected:
             change = gap(moved.get(key), first[key], strict=False)[0] if key in first else 0.0
             noise[key] = max(noise[key], change if math.isfinite(change) else 0.0)
-    return [replace(line, allowed=max(line.allowed, TIMES_NOISE * _noise_at(line, lines, noise))) for line in lines]
+        lines = [replace(line, allowed=max(line.allowed, TIMES_NOISE * _noise_at(line, lines, noise)))
+                 for line in lines]
+        if all(line.agrees for line in lines):
+            break
+    return lines
 
 
 def _noise_at(line: Comparison, lines: Sequence[Comparison], noise: Mapping[Key, float]) -> float:
@@ -106,8 +110,8 @@ def gap(found: Tensor | None, expected: Tensor, strict: bool) -> tuple[float, fl
         return math.inf, _largest(right)
     own = _wide(found)
     difference = (own - right).abs()
-    if bool(difference.isfinite().all()):
-        return float(difference.max()), _largest(right)
+    if math.isfinite(most := float(difference.max())):
+        return most, _largest(right)
     finite = right.isfinite()
     alike = (own == right) | (own.isnan() & right.isnan())
     differs = difference.where(finite & difference.isfinite(), torch.zeros_like(difference))

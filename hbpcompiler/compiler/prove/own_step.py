@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -52,16 +53,21 @@ class Noise:
 
     size: float
     seed: int
-    signs: dict[torch.device, torch.Generator] = field(default_factory=dict)
 
     def moved(self, tensor: Tensor) -> Tensor:
         """Floating-point tensors only; others as they are."""
         if not tensor.is_floating_point():
             return tensor
-        if tensor.device not in self.signs:
-            self.signs[tensor.device] = torch.Generator(tensor.device).manual_seed(self.seed)
-        signs = torch.randint(0, 2, tensor.shape, generator=self.signs[tensor.device], device=tensor.device)
-        return tensor + tensor * (self.size * (2 * signs - 1)).to(tensor.dtype)
+        factors = self._factors.to(tensor.device, tensor.dtype)
+        numbers = tensor.numel()
+        return tensor * factors.repeat(numbers // len(factors) + 1)[:numbers].view(tensor.shape)
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        """Random ones near one; as many as no length of a model is likely to divide."""
+        generator = torch.Generator().manual_seed(self.seed)
+        signs = 2 * torch.randint(0, 2, (8191,), generator=generator) - 1
+        return 1 + self.size * signs.double()
 
 
 def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None = None,
