@@ -38,10 +38,9 @@ def drawn_for_nothing(h):
     return F.dropout(h, 0.5)
 
 
-@pytest.mark.parametrize("function", [drawn_for_nothing, lambda h: h * torch.empty_like(h).exponential_()])
-def test_other_draws_are_compared_on_average(function):
+def test_other_draws_are_compared_on_average():
     torch.manual_seed(0)
-    compiled = hbp.compile(Function(function), quantities=["grad"], example_inputs=batch())
+    compiled = hbp.compile(Function(drawn_for_nothing), quantities=["grad"], example_inputs=batch())
     table = compiled.verify(*batch())
     assert table.agrees, str(table)
     assert "averages over many draws" in str(table)

@@ -1,8 +1,7 @@
 """Random models whose draws a program cannot repeat: averages over many draws are compared instead.
 
 The program draws what its graph draws, in the graph's order. Where the model draws something that its loss does not
-depend on, or by a kernel that torch's own table takes apart (exponential_, gumbel_softmax), one random state gives two
-sets of draws.
+depend on, or by a kernel that torch's own table takes apart, one random state gives two sets of draws.
 """
 
 from __future__ import annotations
