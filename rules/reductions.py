@@ -34,6 +34,7 @@ SUM = Rule(
     structure=Structure.CONSTANT,
     order=("increasing",),
     refuse=over_samples,
+    whole="aten.sum",
     cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
 )
 MEAN = Rule(
@@ -44,6 +45,7 @@ MEAN = Rule(
     structure=Structure.CONSTANT,
     order=("increasing",),
     refuse=over_samples,
+    whole="aten.mean",
     cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
 )
 CUMSUM = Rule(

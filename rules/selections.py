@@ -11,7 +11,7 @@ import torch
 from hbpcompiler.rule import Case, Contraction, Op, Rule, Tensor
 
 from . import indexing
-from .shared.selecting import across_samples, axis, is_everything, range_of, selection, zeros
+from .shared.selecting import across_samples, axis, is_everything, is_whole_batch, range_of, selection, zeros
 
 # -- one place, or a range -------------------------------------------------------------------------------------------
 
@@ -68,13 +68,17 @@ def part(operation: str, sizes: Callable[[Op], Any], cases: Sequence[Case]) -> R
     """A rule for an operation that cuts `self` into parts of these sizes (the last may be shorter)."""
 
     def forward(op: Op) -> Tensor:
+        if is_whole_batch(op):
+            return op.self
         return op.self.narrow(op.dim, start(op, sizes(op)), op.shape("output")[axis(op)])
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
+        if is_whole_batch(op):
+            return columns
         begin = start(op, sizes(op))
         return zeros(op, columns).slice_scatter(columns, axis(op) + 2, begin, begin + op.shape("output")[axis(op)])
 
-    return selection(operation, forward, jac_t, cases, across_samples)
+    return selection(operation, forward, jac_t, cases, lambda op: None if is_whole_batch(op) else across_samples(op))
 
 
 PARTS = [

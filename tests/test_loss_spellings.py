@@ -61,6 +61,8 @@ MEANS = {
     "inside": lambda o, t: (squares(o, t) / number(o)).sum(),
     "batchmean": lambda o, t: F.kl_div(o.log_softmax(1), t["z"].softmax(1), reduction="batchmean"),
     "sum and mean": lambda o, t: F.cross_entropy(o, t["y"]) + squares(o, t).sum() / number(o),
+    "axes": lambda o, t: squares(o, t).sum(1).mean(0) + squares(o, t).mean((0, 1)),
+    "axis of a sum": lambda o, t: squares(o, t).sum(-1).sum(-1) / number(o),
     "N - 1": lambda o, t: squares(o, t).sum() / (number(o) - 1),
     "counted": lambda o, t: summed(o, t) / (t["y"] >= 0).sum(),
     "mask": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].sum(),

@@ -62,6 +62,8 @@ class Rule:
     merged into it, may come as [N, p, *z]."""
     idle_if_empty: tuple[str, ...] = ()
     """Lists of tensors in which one without elements changes nothing, so that it is left out."""
+    whole: str = ""
+    """The operation that it is where it reduces all axes to one number, if a loss may end in that ("aten.mean")."""
     passes: Literal["derivatives", "zeros", "nothing"] = "derivatives"
     """What torch lets through to the inputs: "zeros" where the result is flat everywhere (round), "nothing" where it
     counts as a constant (detach), so that parameters above have no gradient at all."""

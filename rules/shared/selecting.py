@@ -63,12 +63,23 @@ def with_places(op: Op, result: Any) -> Any:
 # -- a range along that axis -----------------------------------------------------------------------------------------
 
 
+def is_whole_batch(op: Op) -> bool:
+    """Whether a part along the sample axis has all samples, x[:N]."""
+    return axis(op) == -1 and op.has_samples("output")
+
+
 def is_everything(op: Op) -> bool:
     """Whether a slice leaves nothing out."""
-    return not op.start and (op.end is None or op.end >= 2**62) and op.step == 1
+    if axis(op) == -1:
+        return op.step == 1 and op.has_samples("output")
+    return not op.start and _is_unbounded(op) and op.step == 1
+
+
+def _is_unbounded(op: Op) -> bool:
+    return op.end is None or (isinstance(op.end, int) and op.end >= 2**62)
 
 
 def range_of(op: Op) -> slice:
     """A slice as one would write it: x[:, 1:3]."""
-    end = None if op.end is not None and op.end >= 2**62 else op.end
-    return slice(op.start or None, end, None if op.step == 1 else op.step)
+    start = op.start if op.start is not None and op.start != 0 else None
+    return slice(start, None if _is_unbounded(op) else op.end, None if op.step == 1 else op.step)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -26,10 +27,23 @@ from hbpcompiler.compiler.trace.graph import (
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule
-from hbpcompiler.rule.registry import AnyRule
+from hbpcompiler.rule.registry import AnyRule, Registry
 
 UNKNOWN = sympy.Symbol("unknown", real=True)
 """A number that is known when the program runs."""
+
+
+def with_whole_reductions(graph: Graph, registry: Registry) -> Graph:
+    """The graph in which a mean or sum over axes that are all, the samples' among them, is one over everything."""
+    operations = []
+    for operation in graph.operations:
+        rule = registry.find(operation.target, operation.overload)
+        reduces = not operation.output.shape and any(value.of_batch for value in operation.tensors.values())
+        if reduces and operation.name in graph.active and isinstance(rule, Rule) and rule.whole:
+            operation = replace(operation, target=rule.whole, overload="",
+                                attributes={"dtype": operation.attributes.get("dtype")})
+        operations.append(operation)
+    return replace(graph, operations=operations)
 
 
 def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:

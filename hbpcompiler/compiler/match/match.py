@@ -9,7 +9,7 @@ from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.cross_terms import with_cross_terms
-from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals
+from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals, with_whole_reductions
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.match.matched import Matched
@@ -60,6 +60,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
                ) -> tuple[Graph, dict[str, AnyRule]]:
     """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
     graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
+    graph = with_whole_reductions(graph, registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)

@@ -91,6 +91,9 @@ def _derived(graph: Graph, registry: Registry, active: AbstractSet[str]) -> set[
     network = graph.network()
     sampled = {value.name for value in graph.batch}
     reached = sampled.union(*[nx.descendants(network, name) for name in sampled])
+    # A number given to every sample, w.sum().expand(N), is as many samples' as any value: the loss may end in it.
+    reductions, tail = graph.ending
+    reached |= {operation.name for operation in (*reductions, *tail)}
     found: set[str] = set()
     for operation in graph.operations:
         if operation.name in active and operation.name not in reached and not operation.output.batched:

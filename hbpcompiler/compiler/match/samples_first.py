@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import Any
+
+import sympy
 
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
@@ -46,13 +49,23 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
         return rewriting.run(), []
     except NotSampleWiseError:
         operation = rewriting.current
+        where, shape = f"{operation.target} in {operation.source}", list(operation.output.shape)
+        lengths = [length for length in operation.output.shape if depends(length)]
+        if not all(map(_of_whole_batch, lengths)):
+            return graph, [f"{where}: it takes some of the samples (its result has shape {shape}), which mixes them or "
+                           "leaves some out; keep all samples, in their order"]
         advice = "keep the samples in front, as in x.reshape(x.shape[0], -1, x.shape[-1])"
         module = operation.source.module_type.rpartition(".")[2]
         if module:
             advice += f"; if {module} has an argument batch_first, it may be missing"
-        return graph, [f"{operation.target} in {operation.source}: its samples are not in front (its result has shape "
-                       f"{list(operation.output.shape)}), and it mixes them or has no form that keeps them apart; "
-                       f"{advice}"]
+        return graph, [f"{where}: its samples are not in front (its result has shape {shape}), and it mixes them or has "
+                       f"no form that keeps them apart; {advice}"]
+
+
+def _of_whole_batch(length: Any) -> bool:
+    """Whether an axis holds all samples, p N: x[1:] has N - 1."""
+    ratio = sympy.sympify(length) / N
+    return bool(ratio.is_Integer and ratio >= 1)
 
 
 class _Rewriting:
@@ -143,9 +156,11 @@ class _Rewriting:
         return output
 
     def _convert(self, operation: Operation) -> None:
-        tensors = {slot: self._one(value, operation) for slot, value in operation.tensors.items()}
-        if sum(map(depends, operation.output.shape)) > 1:
+        lengths = [length for value in (*operation.tensors.values(), operation.output) for length in value.shape
+                   if depends(length)]
+        if sum(map(depends, operation.output.shape)) > 1 or not all(map(_of_whole_batch, lengths)):
             raise NotSampleWiseError
+        tensors = {slot: self._one(value, operation) for slot, value in operation.tensors.items()}
         rule = self.registry.find(operation.target, operation.overload)
         sampled = [value for value in operation.tensors.values() if any(map(depends, value.shape))]
         ranks = {len(value.shape) for value in (*sampled, operation.output)}
