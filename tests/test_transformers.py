@@ -62,6 +62,22 @@ def tied_gpt2():
     return gpt2(tied=True)
 
 
+def swin():
+    """Attention in windows that are merged with the samples, with a trained bias; every second layer's are shifted."""
+    config = transformers.SwinConfig(
+        image_size=8, patch_size=2, num_channels=1, embed_dim=2, depths=[2], num_heads=[1], window_size=2, num_labels=3)
+    return transformers.SwinForImageClassification(config), {"pixel_values": draw(2, 1, 8, 8)}, LABELS
+
+
+def deberta():
+    """Embedded distances, projected and repeated for all samples."""
+    config = transformers.DebertaV2Config(
+        vocab_size=7, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5, num_labels=3,
+        max_position_embeddings=6, relative_attention=True, position_buckets=2, pos_att_type=["p2c", "c2p"],
+        share_att_key=True, norm_rel_ebd="layer_norm", type_vocab_size=0)
+    return transformers.DebertaV2ForSequenceClassification(config), {"input_ids": TOKENS}, LABELS
+
+
 def check(make, quantities, tolerance=1e-8):
     torch.manual_seed(0)
     model, x, y = make()
@@ -79,6 +95,12 @@ def check(make, quantities, tolerance=1e-8):
             # A softmax does not see the keys' bias: its derivatives are nothing but rounding.
             error = (result[quantity][name] - value).abs().max() / (1e-6 + value.abs().max())
             assert error < tolerance, f"{quantity} of {name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("make", [swin, deberta])
+def test_samples_merged_with_windows_and_heads(make):
+    """Of first order: `match/test_windows.py` has the Hessians of smaller models."""
+    check(make, ["grad", "variance"])
 
 
 @pytest.mark.parametrize("make", [bert, gpt2, tied_gpt2, vit, resnet])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,13 +94,27 @@ def rows_stay_apart(operation: Operation, sampled: AbstractSet[str], batch: int)
         together = _called(operation, whole, batch)
         if any(len(given[slot]) != len(together) for slot in sampled):
             return False
-        for row in range(len(together)):
+        for row in _spread(len(together)):
             own = [tensor[row : row + 1] if slot in sampled else tensor for slot, tensor in given.items()]
             if not _alike(_called(operation, own, 1), together[row : row + 1]):
                 return False
     except (RuntimeError, ValueError, IndexError):
         return False
     return True
+
+
+def _spread(rows: int, most: int = 16) -> list[int]:
+    """The numbers of some rows, the first and the last among them: what mixes rows mixes most of them."""
+    if rows <= most:
+        return list(range(rows))
+    return sorted({round(place * (rows - 1) / (most - 1)) for place in range(most)})
+
+
+def signature(operation: Operation, minor: AbstractSet[str]) -> Hashable:
+    """The same for operations that the checks here cannot tell from each other, as those of a layer in each block."""
+    values = tuple((slot, value.shape, value.dtype, value.numbering, value.name in minor)
+                   for slot, value in operation.tensors.items())
+    return operation.target, operation.overload, operation.index, repr(operation.attributes), values
 
 
 def _drawn(operation: Operation, batch: int) -> list[Tensor]:

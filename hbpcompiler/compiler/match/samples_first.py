@@ -9,6 +9,7 @@ random numbers. Where any of this fails the graph stays as it is, and what moves
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ from hbpcompiler.compiler.match.sample_wise import (
     order_of_result,
     parts_stay_apart,
     sample_by_sample,
+    signature,
 )
 from hbpcompiler.compiler.trace.graph import (
     Graph,
@@ -75,6 +77,9 @@ class _Rewriting:
         self.batches_of_one: dict[str, Value] = {}
         self.minor: set[str] = set()
         """Values [p*N, *z] that count the samples within each position; the others are [N*p, *z] in truth."""
+        self.orders: dict[Hashable, bool | None] = {}
+        self.by_parts: dict[Hashable, bool] = {}
+        """What the checks said of an operation (see `signature`)."""
         self.current = graph.operations[0]
 
     def run(self) -> Graph:
@@ -169,7 +174,10 @@ class _Rewriting:
             # It counts no axis from the front, so it need not be taken apart.
             self.operations.append(replace(operation, output=output, tensors=tensors))
         else:
-            order = order_of_result(operation, self.minor)
+            known = signature(operation, self.minor)
+            if known not in self.orders:
+                self.orders[known] = order_of_result(operation, self.minor)
+            order = self.orders[known]
             if order is None:
                 raise NotSampleWiseError
             if order:
@@ -186,7 +194,7 @@ class _Rewriting:
             pieces, made = sample_by_sample(operation, tensors, self.registry)
         except NotSampleWiseError:
             apart = aten.decomposition(aten.overload_of(operation), self.registry)
-            if parts_stay_apart(operation):
+            if self._takes_parts(operation):
                 pieces, made = [replace(operation, output=output, tensors=tensors, parts=True)], output
             elif apart is not None:
                 pieces, made = sample_by_sample(operation, tensors, self.registry, apart)
@@ -194,6 +202,12 @@ class _Rewriting:
                 raise
         self.operations += pieces
         return made
+
+    def _takes_parts(self, operation: Operation) -> bool:
+        known = signature(operation, self.minor)
+        if known not in self.by_parts:
+            self.by_parts[known] = parts_stay_apart(operation)
+        return self.by_parts[known]
 
     def _repeated(self, operation: Operation, output: Value) -> Value:
         """What has no samples, repeated for each."""
