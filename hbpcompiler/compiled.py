@@ -40,7 +40,7 @@ from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from hbpcompiler.options import FULL, Options, check_example, check_model, check_options
+from hbpcompiler.options import FULL, Options, check_example, check_model, check_options, check_patterns
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
@@ -299,7 +299,7 @@ def _again(model: nn.Module, loss: Callable[..., Tensor], given: Mapping[str, An
 def compile(  # the public name is the design's
     model: nn.Module,
     loss: Callable[..., Tensor] | None = None,
-    quantities: Sequence[str] = (),
+    quantities: Sequence[str] | Mapping[str, str | Sequence[str]] = (),
     *,
     example_inputs: Sequence[Any] | None = None,
     backend: str = "python",
@@ -318,7 +318,8 @@ def compile(  # the public name is the design's
         model: any torch.nn.Module that torch.export can trace. DataParallel, DistributedDataParallel and what
             torch.compile returned are taken off; names in results are those of the model inside.
         loss: a module or function of (output, target) returning one number; nn.CrossEntropyLoss() by default.
-        quantities: names from docs/quantities.md.
+        quantities: names from docs/quantities.md; or a dict from names to shell patterns of the parameters that they
+            are for, {"kfac": ["layer1.*", "head.weight"], "grad": "*"}.
         example_inputs: (X, y), or what else a call takes, to trace at once.
         backend: "python", "torchscript" or "inductor".
         memory_budget: bytes, or "2GiB": the most that a call may allocate, results included; larger batches are
@@ -347,6 +348,7 @@ def compile(  # the public name is the design's
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
              "limits": limits, "verify": verify}
+    check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:
         compiled._prepare(check_batch(model, check_example(example_inputs)))

@@ -80,7 +80,8 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -
                   _limits(draft)):
         if table.row_count:
             console.print(table)
-    console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *_sums(draft, batch_size), str(seconds)])))
+    console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
+                             *_sums(draft, batch_size), str(seconds)])))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from torch.nn.parameter import is_lazy
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities import QUANTITIES, Chosen
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 FULL = "full"
+MOST_NAMES = 20
+"""Names of parameters that a message shows."""
 BACKENDS = ("python", "torchscript", "inductor")
 UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
                             "GIB": 2**30}
@@ -41,6 +44,8 @@ class Options:
     """None: those that `hbp tune` measured, or the default ones."""
     verify: bool | str = True
     """Whether a program is proven on its first batch, and with "full" the quantities beyond the gradient too."""
+    chosen: Chosen = Chosen()
+    """Which parameters each quantity is for."""
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
@@ -60,7 +65,33 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
     if limits is not None and not isinstance(limits, Limits):
         raise OptionTypeError(f"limits must be an hbpcompiler.Limits, or None, not {limits!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
-                   curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify))
+                   curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify),
+                   check_chosen(quantities))
+
+
+def check_chosen(quantities: Any) -> Chosen:
+    """The patterns of a dict of quantities: a text or a list of texts each; "*" alone is the same as none."""
+    if not isinstance(quantities, Mapping):
+        return Chosen()
+    patterns = {}
+    for name, given in quantities.items():
+        listed = [given] if isinstance(given, str) else given
+        if not isinstance(listed, list | tuple) or not listed or not all(isinstance(part, str) for part in listed):
+            raise OptionTypeError(f"quantities[{name!r}] must be a pattern of parameter names or a list of some, such "
+                                  f"as ['layer1.*', 'head.weight'] or '*', not {given!r}")
+        if "*" not in listed:
+            patterns[name] = tuple(listed)
+    return Chosen(tuple((name, patterns[name]) for name in QUANTITIES if name in patterns))
+
+
+def check_patterns(model: nn.Module, chosen: Chosen) -> None:
+    """OptionError for patterns that match no parameter's name."""
+    keys = [key for key, _ in model.named_parameters()]
+    findings = [f"{name}: {pattern!r}" for name, patterns in chosen.patterns for pattern in patterns
+                if not fnmatch.filter(keys, pattern)]
+    if findings:
+        shown = ", ".join(keys[:MOST_NAMES]) + (", ..." if len(keys) > MOST_NAMES else "")
+        raise OptionError(listing("these patterns match no parameter:", findings, f"Parameters are {shown}."))
 
 
 def check_verify(verify: Any) -> bool | str:
@@ -73,7 +104,7 @@ def check_verify(verify: Any) -> bool | str:
 
 def check_quantities(quantities: Any) -> tuple[str, ...]:
     """A non-empty collection of known names; repeated ones count once."""
-    if isinstance(quantities, str) or not isinstance(quantities, Sequence | set | frozenset):
+    if isinstance(quantities, str) or not isinstance(quantities, Sequence | set | frozenset | Mapping):
         raise OptionTypeError(f"quantities must be a list of names such as ['grad', 'diag_h'], not {quantities!r}")
     if not quantities:
         raise OptionError(f"quantities is empty; choose from {', '.join(QUANTITIES)}")

@@ -7,7 +7,8 @@ c is 1/N for a mean loss and 1 for a summed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -274,3 +275,42 @@ def closings_for(names: tuple[str, ...]) -> frozenset[Closing]:
         if Closing(stream, POSITIVE) in needed:
             needed.discard(Closing(stream, DIAGONAL))
     return frozenset(needed)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which parameters a quantity is for: shell patterns of names, by quantity; those without any are for all."""
+
+    patterns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def asks(self, quantity: str, parameter: str) -> bool:
+        """Whether the quantity is for this parameter."""
+        found = dict(self.patterns).get(quantity)
+        return found is None or any(fnmatch.fnmatchcase(parameter, pattern) for pattern in found)
+
+    def notes(self) -> list[str]:
+        """What the head of the file, and `explain`, say about it."""
+        return [f"{name} is for parameters {', '.join(patterns)}." for name, patterns in self.patterns]
+
+
+class Closings(frozenset[Closing]):
+    """All closings of a program; `of` says which of them one parameter has."""
+
+    def __new__(cls, names: tuple[str, ...], chosen: Chosen, kept: Callable[[frozenset[Closing]], frozenset[Closing]],
+                ) -> Closings:
+        made = super().__new__(cls, kept(closings_for(names)))
+        made.names, made.chosen, made.kept = names, chosen, kept
+        return made
+
+    names: tuple[str, ...]
+    chosen: Chosen
+    kept: Callable[[frozenset[Closing]], frozenset[Closing]]
+
+    def of(self, parameter: str) -> frozenset[Closing]:
+        """Those that the quantities chosen for this parameter need."""
+        return self.kept(closings_for(tuple(name for name in self.names if self.chosen.asks(name, parameter))))
+
+
+def closings_of(closings: Collection[Closing], parameter: str) -> Collection[Closing]:
+    """Those of one parameter, where they differ from parameter to parameter."""
+    return closings.of(parameter) if isinstance(closings, Closings) else closings

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
-from hbpcompiler.errors import HbpError, InputError, UsesNotJoinedError
+from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedError
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import Closing, closings_for
+from hbpcompiler.quantities import Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
@@ -141,7 +142,7 @@ def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options
 def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options,
              seconds: Seconds) -> tuple[Matched, list[LossCheck], Draft]:
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
-    closings = schemes.kept(options.curvature, closings_for(options.quantities))
+    closings = Closings(options.quantities, options.chosen, partial(schemes.kept, options.curvature))
     device, dtype = batch.tensors[0].device, traced.graph.dtype
     limits = options.limits or measured_limits(device, dtype)
     resources = Resources(measured_machine(device, dtype), limits)
@@ -150,6 +151,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         with seconds.stage("match"):
             matched = match(traced, options.registry, closings, as_values, naming.value_names, limits.fused_operations)
             check_promise("match", check_matched(matched))
+            _check_chosen(matched, options)
         refuse_scale(matched.ending, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
@@ -161,6 +163,15 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
             if error.parameters <= as_values:
                 raise
             as_values |= error.parameters
+
+
+def _check_chosen(matched: Matched, options: Options) -> None:
+    """OptionError for quantities whose patterns choose none of the parameters that they could be had for."""
+    keys = [value.key for value in matched.trainable]
+    empty = [name for name in options.quantities if not any(options.chosen.asks(name, key) for key in keys)]
+    if empty:
+        raise OptionError(f"no trainable parameter that reaches the loss is chosen for {', '.join(empty)}; there are "
+                          f"{', '.join(keys)}")
 
 
 @dataclass(frozen=True)
@@ -213,7 +224,8 @@ class _Drafting:
             quantities=options.quantities,
             versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
             table=header_table(graph, planned),
-            notes=[*(scheme if options.curvature != HESSIAN else []), *precision.notes(planned.curvature_dtype),
+            notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(),
+                   *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
                    *naming.short_form_notes(graph)],
         )

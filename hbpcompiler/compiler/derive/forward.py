@@ -121,6 +121,8 @@ class _Derivation:
             quantity = QUANTITIES[name]
             results[name] = {}
             for value in self.matched.trainable:
+                if not self.plan.chosen.asks(name, value.key):
+                    continue
                 with self.writer.block(name, "results"):
                     closed = Closed(self.closed.get(value.key, {}), self.batch, self.matched.ending.kind)
                     found = quantity.value(closed)

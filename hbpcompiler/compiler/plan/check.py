@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.arrivals import makes, reads
 from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, Tail, Tied
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, NEGATIVE, Closing
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, NEGATIVE, Closing, closings_of
 
 EVERYWHERE = frozenset({GRADIENT, GGN, GGN_MC, KFRA})
 """The streams that reach every parameter; residuals reach those below a curved operation."""
@@ -68,7 +68,7 @@ def _closed(plan: Plan, matched: Matched, closings: frozenset[Closing]) -> Itera
             yield f"parameter {key!r}, as {slot} of {operation}, closes {what} {count} times"
     for closing in sorted(closings, key=lambda closing: (closing.stream, closing.kind)):
         for parameter in matched.trainable if closing.stream in EVERYWHERE and closing.kind != NEGATIVE else []:
-            if (parameter.key, closing) not in found:
+            if closing in closings_of(closings, parameter.key) and (parameter.key, closing) not in found:
                 yield f"parameter {parameter.key!r} has no {closing.kind} of {closing.stream}"
 
 

@@ -26,7 +26,7 @@ from hbpcompiler.compiler.routes.rows import rows_of
 from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.limits import Limits
-from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing
+from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing, closings_of
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
 
@@ -37,10 +37,10 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
     for slot, parameter in operation.tensors.items():
         if not parameter.trainable or slot not in params:
             continue
-        contraction = params[slot]
+        contraction, asked = params[slot], closings_of(wanted, parameter.key)
         alone = site_of(contraction, op, None, precision.of(None, dtype), resources, rule.window(op))
         for piece in pieces:
-            kinds = frozenset(closing.kind for closing in wanted if closing.stream == piece.stream)
+            kinds = frozenset(closing.kind for closing in asked if closing.stream == piece.stream)
             kinds -= frozenset() if piece.signed else {NEGATIVE}
             if not kinds:
                 continue
@@ -49,7 +49,7 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
             yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
-        of_operand = frozenset(closing.kind for closing in wanted if not closing.stream)
+        of_operand = frozenset(closing.kind for closing in asked if not closing.stream)
         if of_operand and alone.features:
             yield Close(operation, slot, parameter, None, alone, contraction, choose(alone, of_operand))
 
@@ -102,7 +102,9 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
     if contraction.operand is None and size > full_block_rows and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
         raise UnsupportedOpError(
             f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
-            f"its full block of {size} x {size} numbers; freeze it (requires_grad=False) or ask for other quantities")
+            f"its full block of {size} x {size} numbers; choose other parameters, as in "
+            "quantities={'kfac': ['layer1.*', 'head.weight'], 'grad': '*'}, freeze it (requires_grad=False) or ask for "
+            "other quantities")
 
 
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from hbpcompiler.compiler.routes import (
     kinds_of,
 )
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC, Chosen
 from hbpcompiler.rule import Contraction, Residual
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
@@ -242,6 +242,8 @@ class Plan:
     """Whether the loss's own curvature, and so the GGN, is not known to be positive."""
     curvature_dtype: torch.dtype | None = None
     """The dtype of curvature columns, if it is not the model's (see `precision`)."""
+    chosen: Chosen = Chosen()
+    """Which parameters each quantity is for."""
     by_pixels: bool = False
     """Whether images, and columns of images, lie in memory pixel by pixel (see `memory_format`)."""
 

@@ -16,6 +16,7 @@ from hbpcompiler.errors import UnsupportedOpError, UsesNotJoinedError, listing
 from hbpcompiler.quantities import (
     REDUCED_INPUT_FACTOR,
     Closing,
+    closings_of,
 )
 
 ADVICE = "Give each use its own parameter, freeze it (requires_grad=False), or ask for other quantities."
@@ -57,7 +58,7 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     squared = [close for closes in places.values() for close in closes if _squaring(close)]
     if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
-    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings):
+    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings_of(closings, key)):
         return [f"{what}: the reduced factors of several uses are not defined; ask for kfac or kflr"]
     if any(_layout(close.site) != _layout(first.site) for close in squared):
         return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined"]
