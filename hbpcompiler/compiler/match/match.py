@@ -33,7 +33,7 @@ from hbpcompiler.rule.registry import AnyRule, Registry
 def taken_apart(traced: Traced, registry: Registry) -> Traced:
     """The same with every operation that no rule covers in pieces, as far as torch's table and rule files know them."""
     for _ in range(DECOMPOSITION_ROUNDS):
-        graph = traced.graph
+        graph = with_stops(traced.graph, registry)
         pieces = [operation for operation in graph.operations
                   if operation.name in graph.active and _needs_pieces(operation, registry, graph.active)]
         table = decompositions(pieces, registry)
@@ -159,7 +159,9 @@ def _refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> 
         if rule.reduction(op) == "none":
             findings.append(f"{where}: reduction='none' gives no single loss; use 'mean' or 'sum'")
         if any(value.name in active for slot, value in operation.tensors.items() if slot != rule.input):
-            findings.append(f"{where}: the target depends on trainable parameters; detach it")
+            findings.append(f"{where}: its rule knows derivatives in '{rule.input}' alone, but another argument "
+                            "depends on trainable parameters, and it cannot be taken apart; write the loss out, or "
+                            "detach that argument")
         return findings
     if positions(operation.output) > 1:
         findings.append(f"{where}: a result of shape {list(operation.output.shape)} has positions merged into the "

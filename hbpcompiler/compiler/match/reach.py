@@ -56,7 +56,7 @@ def _breaks(graph: Graph, registry: Registry) -> list[str]:
 
 def _stops(operation: Operation, registry: Registry) -> bool:
     rule = registry.find(operation.target, operation.overload)
-    return operation.stops or (isinstance(rule, Rule) and rule.passes == "nothing")
+    return isinstance(rule, Rule) and rule.passes == "nothing"
 
 
 def _is_flat(operation: Operation, registry: Registry) -> bool:

@@ -60,8 +60,8 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
         module = operation.source.module_type.rpartition(".")[2]
         if module:
             advice += f"; if {module} has an argument batch_first, it may be missing"
-        return graph, [f"{where}: its samples are not in front (its result has shape {shape}), and it mixes them or has "
-                       f"no form that keeps them apart; {advice}"]
+        return graph, [f"{where}: its samples are not in front (its result has shape {shape}), and it mixes them or "
+                       f"has no form that keeps them apart; {advice}"]
 
 
 def _of_whole_batch(length: Any) -> bool:

@@ -101,8 +101,6 @@ class Operation:
     source: Source
     parts: bool = False
     """Whether every tensor with samples is [N, p, *z], of parts on each of which the operation acts by itself."""
-    stops: bool = False
-    """Whether its result has no derivative in any of its tensors (detach, ones_like)."""
 
     @property
     def name(self) -> str:
@@ -148,12 +146,12 @@ class Graph:
         """Names of the values that derivatives reach: between trained parameters and the loss, none of them integer."""
         below = {value.name for value in self.state if value.trainable}
         for operation in self.operations:
-            passes = operation.output.differentiable and not (operation.stops or operation.name in self.stops)
+            passes = operation.output.differentiable and operation.name not in self.stops
             if passes and any(value.name in below for value in operation.tensors.values()):
                 below.add(operation.name)
         above = {self.loss.name}
         for operation in reversed(self.operations):
-            if operation.name in above and not (operation.stops or operation.name in self.stops):
+            if operation.name in above and operation.name not in self.stops:
                 above.update(value.name for value in operation.tensors.values() if value.differentiable)
         return frozenset(below & above)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from hbpcompiler.compiler.trace.batch import Layout
-from hbpcompiler.compiler.trace.derivatives import stops
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -139,9 +138,7 @@ class _Reader:
         overload = called._overloadname
         output = self._value(node, value, "result")
         target = schema.name.replace("::", ".")
-        stopping = output.differentiable and stops(called, tensors, attributes, index)
-        self.operations.append(Operation(target, overload, output, tensors, attributes, index, self._source(call),
-                                         stops=stopping))
+        self.operations.append(Operation(target, overload, output, tensors, attributes, index, self._source(call)))
 
     def _number(self, node: torch.fx.Node) -> Any:
         number = self.numbers[node.name]
