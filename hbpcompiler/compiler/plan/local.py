@@ -54,7 +54,8 @@ class Local:
         found = self._by_positions(piece, own)
         if found is None:
             return None
-        return found if _numbers(found.steps) < self.resources.limits.neighbourhood_work * _numbers(own) else None
+        smaller = [step for step in found.steps if isinstance(step, Own)]
+        return found if _numbers(smaller) < self.resources.limits.neighbourhood_work * _numbers(own) else None
 
     def _by_positions(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
         """The tail by positions; None where something else than windows and elementwise operations is on the way."""
