@@ -112,7 +112,8 @@ def _spread(rows: int, most: int = 16) -> list[int]:
 
 def signature(operation: Operation, minor: AbstractSet[str]) -> Hashable:
     """The same for operations that the checks here cannot tell from each other, as those of a layer in each block."""
-    values = tuple((slot, value.shape, value.dtype, value.numbering, value.name in minor)
+    names = [value.name for value in operation.tensors.values()]
+    values = tuple((slot, value.shape, value.dtype, value.numbering, value.name in minor, names.index(value.name))
                    for slot, value in operation.tensors.items())
     return operation.target, operation.overload, operation.index, repr(operation.attributes), values
 

@@ -9,9 +9,9 @@ random numbers. Where any of this fails the graph stays as it is, and what moves
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -80,6 +80,7 @@ class _Rewriting:
         self.orders: dict[Hashable, bool | None] = {}
         self.by_parts: dict[Hashable, bool] = {}
         """What the checks said of an operation (see `signature`)."""
+        self.in_pieces: dict[Hashable, _InPieces] = {}
         self.current = graph.operations[0]
 
     def run(self) -> Graph:
@@ -190,8 +191,14 @@ class _Rewriting:
         torch.vmap of what the operation is taken apart into."""
         if not any(depends(length) for value in operation.tensors.values() for length in value.shape):
             return self._repeated(operation, output)
+        known = signature(operation, self.minor)
+        if known in self.in_pieces:
+            pieces, made = self.in_pieces[known].again(operation, tensors)
+            self.operations += pieces
+            return made
         try:
             pieces, made = sample_by_sample(operation, tensors, self.registry)
+            self.in_pieces[known] = _InPieces(operation, tensors, pieces, made)
         except NotSampleWiseError:
             apart = aten.decomposition(aten.overload_of(operation), self.registry)
             if self._takes_parts(operation):
@@ -228,6 +235,29 @@ class _Rewriting:
             return False
         self.minor.add(output.name)
         return True
+
+
+@dataclass(frozen=True)
+class _InPieces:
+    """How torch.vmap wrote an operation, for others that differ in their names only."""
+
+    operation: Operation
+    tensors: Mapping[str, Value]
+    pieces: Sequence[Operation]
+    made: Value
+
+    def again(self, operation: Operation, tensors: Mapping[str, Value]) -> tuple[list[Operation], Value]:
+        """The pieces of this operation, and the value they make."""
+        own = {value.name: tensors[slot] for slot, value in self.tensors.items()}
+
+        def renamed(value: Value) -> Value:
+            if value.name in own:
+                return own[value.name]
+            return replace(value, name=operation.name + value.name.removeprefix(self.operation.name))
+
+        pieces = [replace(piece, output=renamed(piece.output), source=operation.source, tensors={
+            slot: renamed(value) for slot, value in piece.tensors.items()}) for piece in self.pieces]
+        return pieces, renamed(self.made)
 
 
 def _unary(name: str, value: Value, output: Value, user: Operation) -> Operation:
