@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
 
-from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.codegen.naming import Names, comment
+from hbpcompiler.codegen.printer import ATOM, Text, expression
+from hbpcompiler.compiler.program.kernels import FALLBACKS, composites
 from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.rule.composite import Composite, EachSample
+
+LONGEST_INSIDE = 60
+"""A longer call inside a composite gets a line of its own."""
 
 
 def definitions(graph: fx.Graph) -> list[str]:
@@ -22,22 +29,74 @@ def definitions(graph: fx.Graph) -> list[str]:
     for helper, fallback in FALLBACKS.items():
         if helper in wanted:
             texts += [_source(helper), fallback]
+    texts += [_each(own) if isinstance(own, EachSample) else _composite(own) for own in composites(graph).values()]
     return [text for text in texts if text]
+
+
+def _composite(function: Composite) -> str:
+    """Its definition: a line for each call that is read more than once, and the result."""
+    names, texts, lines = Names(), dict[fx.Node, Text](), list[str]()
+    arguments = []
+    for node in function.graph.nodes:
+        if node.op == "placeholder":
+            texts[node] = (names.fresh(node.name), ATOM)
+            arguments.append(f"{texts[node][0]}: Tensor")
+        elif node.op == "output":
+            lines.append(f"return {texts[node.args[0]][0]}")
+        else:
+            text = expression(node, texts.__getitem__)
+            short = len(node.users) == 1 and len(text[0]) <= LONGEST_INSIDE
+            texts[node] = text if short else (names.fresh(node.name), ATOM)
+            lines += [] if short else [f"{texts[node][0]} = {text[0]}"]
+    about = [f'    """{comment(function.about)}"""'] if function.about else []
+    head = f"def {function.name}({', '.join(arguments)}) -> Tensor:"
+    return "\n".join([head, *about, *(f"    {line}" for line in lines)])
+
+
+def _each(function: EachSample) -> str:
+    """Its definition in terms of the function that it takes sample by sample."""
+    names = [node.name for node in function.graph.nodes if node.op == "placeholder"]
+    typed, whole = ", ".join(f"{name}: Tensor" for name in names), function.whole
+    given = [f"{name}.unsqueeze(0)" if batched else name for name, batched in zip(names, whole.batched, strict=True)]
+    result = f"{whole.name}({', '.join(given)}){'.squeeze(0)' * whole.of_samples}"
+    own = [name for name, batched in zip(names, function.batched, strict=True) if batched]
+    if function.one_by_one:
+        each = [f"{name}[n]" if name in own else name for name in names]
+        mapped = f"torch.stack([of_one({', '.join(each)}) for n in range({own[0]}.shape[0])])"
+    else:
+        axes = ", ".join("0" if name in own else "None" for name in names)
+        mapped = f"torch.func.vmap(of_one, ({axes},))({', '.join(names)})"
+    return "\n".join([
+        f"def {function.name}({typed}) -> Tensor:",
+        f'    """{whole.name} sample by sample, with {" and ".join(own)} of each sample\'s own."""',
+        f"    def of_one({typed}) -> Tensor:",
+        f"        return {result}",
+        "",
+        f"    return {mapped}",
+    ])
 
 
 def _source(helper: Any) -> str:
     """Its definition, without what concerns this package alone."""
-    text = re.sub(r"^@idiom\n", "", inspect.getsource(helper))
+    text = re.sub(r"^@idiom.*\n", "", inspect.getsource(helper))
     return re.sub(r"  # (noqa|type): .*", "", text).rstrip()
 
 
 def _needs(helper: Any) -> Iterator[Any]:
     """Other helpers that it calls."""
-    names = inspect.unwrap(helper).__code__.co_names
+    names = set(_read(inspect.unwrap(helper).__code__))
     for other in FALLBACKS:
         if other.__name__ in names:
             yield other
             yield from _needs(other)
+
+
+def _read(code: types.CodeType) -> Iterator[str]:
+    """The global names that a function and those inside it read."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read(constant)
 
 
 def _called(graph: fx.Graph) -> Iterator[Any]:

@@ -66,12 +66,14 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
             f"{table}: Dict[str, Tensor] = {{}}" for table in tables]))
     fields = [_field(name, None if as_tables else results[name], look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
+    helpers = definitions(graph)
     text = _template().render(
         table=[comment(line) for line in header.table],
         notes=[comment(line) for line in header.notes],
         legend=legend(_code(parts, functions)),
         header=header,
-        helpers=[*definitions(graph), *functions.texts.values()],
+        helpers=[*helpers, *functions.texts.values()],
+        callables=any("Callable[" in text for text in helpers),
         tuples=any("-> Tuple[" in text for text in functions.texts.values()),
         records=list(records.values()),
         lists=any(QUANTITIES[name].lists for name in header.quantities),

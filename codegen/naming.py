@@ -12,6 +12,7 @@ from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.rule.composite import PREFIX
 
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
@@ -24,7 +25,7 @@ def identifier(text: str) -> str:
     name = re.sub(r"__+", "_", name)[:60]
     if not name or name[0].isdigit():
         name = f"v_{name}" if name else "v"
-    return f"{name}_" if name in RESERVED else name
+    return f"{name}_" if name in RESERVED or name.startswith(PREFIX) else name
 
 
 def comment(text: str) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.rule.composite import Composite
 
 # Binding strength: an operand that binds less tightly than its place is put in parentheses.
 COMPARE, OR, AND, ADD, MULTIPLY, UNARY, POWER, ATOM = range(8)
@@ -38,8 +39,9 @@ def _public_names() -> Mapping[int, str]:
              if callable(function) and not name.startswith("_")}
     names |= {id(function): f"torch.{name}" for name in dir(torch)
               if not name.startswith("_") and callable(function := getattr(torch, name))}
-    names |= {id(function): f"torch.linalg.{name}" for name, function in vars(torch.linalg).items()
-              if callable(function) and not name.startswith("_") and id(function) not in names}
+    for module in (torch.linalg, torch.special, torch.fft):
+        names |= {id(function): f"{module.__name__}.{name}" for name, function in vars(module).items()
+                  if callable(function) and not name.startswith("_") and id(function) not in names}
     names |= {id(function): f"F.{name}" for name, function in vars(F).items()
               if callable(function) and not name.startswith("_") and id(function) not in names}
     preferred = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool1d",
@@ -54,7 +56,7 @@ def function_name(target: Any) -> str:
         return f"torch.ops.{target._qualified_op_name.replace('::', '.')}"
     if isinstance(target, torch._ops.OpOverload):
         return function_name(target.overloadpacket)
-    if target in FALLBACKS:
+    if target in FALLBACKS or isinstance(target, Composite):
         return str(target.__name__)
     name = _public_names().get(id(target))
     if name is None:
@@ -78,6 +80,8 @@ def expression(node: fx.Node, look: Look) -> Text:
             return f'float("{item}")'
         if isinstance(item, int | float) and item < 0 and strength > UNARY:
             return f"({item!r})"
+        if isinstance(item, Composite):
+            return item.name
         return quote(item) if isinstance(item, str) else repr(item)
 
     target, args = node.target, node.args

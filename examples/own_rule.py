@@ -56,11 +56,9 @@ def main() -> int:
     model = nn.Sequential(nn.Linear(5, 8), Squash(), nn.Linear(8, 6), Squash(), nn.Linear(6, 3)).double()
     x, y = torch.randn(10, 5, dtype=torch.float64), torch.randint(3, (10,))
 
-    print("Without the rule:\n")
-    try:
-        hbp.compile(model, quantities=list(hbp.QUANTITIES), example_inputs=(x, y))
-    except hbp.UnsupportedOpError as error:
-        print(error)
+    print("Without it there is no rule, and torch's own derivatives of it are taken, which is slower:\n")
+    without = hbp.compile(model, quantities=["diag_h"], example_inputs=(x, y))
+    print(next(line for line in without.explain().splitlines() if line.startswith("No rule")))
 
     print(f"\nWith {RULE.name}:\n\n{RULE.read_text()}")
     compiled = hbp.compile(model, quantities=list(hbp.QUANTITIES), rules=[RULE])

@@ -15,6 +15,7 @@ from torch import fx
 from hbpcompiler.compiler.budget import Draft, size
 from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
+from hbpcompiler.compiler.match import derived
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.decided import limits_met
 from hbpcompiler.compiler.plan.precision import notes
@@ -80,8 +81,10 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -
                   _limits(draft)):
         if table.row_count:
             console.print(table)
-    console.print(Text("\n".join([*notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
-                             *_sums(draft, batch_size), str(seconds)])))
+    remarks = [*notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
+               *derived.notes(matched.rules, matched.graph.makers)]
+    console.print(Text("
+".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()

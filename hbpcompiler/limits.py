@@ -60,6 +60,8 @@ class Limits:
         1, "times", "columns end at pooled positions if that takes less than so many times the other routes' time")
     pooled_slowdown: float = limit(
         2, "times", "a product for every channel takes so many times one large product's time; measured on 3C3D")
+    derived_columns: int = limit(
+        2**11, "columns", "more of them, for the second derivative of an operation without a rule, are refused")
     full_block_rows: int = limit(2**14, "rows", "larger blocks of parameters without input features are refused")
 
     # -- routes at the parameters ------------------------------------------------------------------------------------

@@ -166,6 +166,12 @@ def check_model(model: Any, loss: Any) -> None:
         raise ModelError(listing("Programs compute with dense tensors; these of the model's are not:", findings))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
+    complex_ones = [repr(name) for name, parameter in model.named_parameters()
+                    if parameter.requires_grad and parameter.is_complex()]
+    if complex_ones:
+        raise ModelError(listing("These trainable parameters are complex, and quantities are those of real ones:",
+                                 complex_ones, "Keep one as pairs of real numbers, nn.Parameter(torch.view_as_real(w)),"
+                                 " and write torch.view_as_complex(self.w) where it is used."))
     if not callable(loss):
         raise OptionTypeError(f"loss must be a module or a function of (output, target), not {type(loss).__name__}")
     if getattr(loss, "reduction", "mean") == "none":

@@ -1,4 +1,4 @@
-"""Two operations of a user's own, which the library cannot know, and modules that use them."""
+"""Operations of a user's own, which the library cannot know, and modules that use them."""
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,32 @@ def _(self):
     return torch.empty_like(self)
 
 
+@torch.library.custom_op("hbptests::centred", mutates_args=())
+def centred(self: Tensor) -> Tensor:
+    return self - self.mean(0)
+
+
+@centred.register_fake
+def _(self):
+    return torch.empty_like(self)
+
+
+centred.register_autograd(lambda ctx, gradient: gradient - gradient.mean(0))
+
+
+@torch.library.custom_op("hbptests::count", mutates_args=("calls",))
+def count(calls: Tensor) -> None:
+    calls.add_(1)
+
+
 class Swirl(nn.Module):
     def forward(self, x):
         return torch.ops.hbptests.swirl(x)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return torch.ops.hbptests.centred(x)
 
 
 class Knot(nn.Module):

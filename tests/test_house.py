@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.plan": TERMS | {"options", "compiler.match", "compiler.routes", "compiler.cost", "compiler.program"},
     "compiler.derive": TERMS | {"compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
-    "codegen": {"quantities", "cache", "limits", "compiler.trace", "compiler.program"},
+    "codegen": {"rule", "quantities", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler.prove": TERMS | {"options", "reference", "compiler.match", "compiler.plan", "compiler.derive"},
     "compiler": TERMS | {"options", "version", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},

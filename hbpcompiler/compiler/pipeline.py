@@ -31,6 +31,7 @@ from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.derive.forward import derive
+from hbpcompiler.compiler.match import derived
 from hbpcompiler.compiler.match.check import check_matched
 from hbpcompiler.compiler.match.endings import refuse_scale
 from hbpcompiler.compiler.match.match import match, taken_apart
@@ -45,7 +46,7 @@ from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
 from hbpcompiler.compiler.program.check import BrokenProgramError
-from hbpcompiler.compiler.program.kernels import has_onednn
+from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
 from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
@@ -149,7 +150,8 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
     as_values: frozenset[str] = frozenset()
     while True:
         with seconds.stage("match"):
-            matched = match(traced, options.registry, closings, as_values, naming.value_names, limits.fused_operations)
+            matched = match(traced, options.registry, closings, as_values, naming.value_names, limits,
+                            options.backend != "torchscript")
             check_promise("match", check_matched(matched))
             _check_chosen(matched, options)
         refuse_scale(matched.ending, options.quantities)
@@ -227,9 +229,10 @@ class _Drafting:
             notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(),
                    *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
-                   *naming.short_form_notes(graph)],
+                   *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
         code = emit.emit(program.graph, header, inputs, self.fields, limits=resources.limits)
-        return Draft(planned, program.graph, code, MemoryModel(code, graph, resources.limits.allowance, program.graph),
+        memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph))
+        return Draft(planned, program.graph, code, memory,
                      ProgramCost(program.graph, graph, resources.machine, resources.limits))

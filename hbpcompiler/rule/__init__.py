@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, split, vmap_columns
 from hbpcompiler.rule.idioms import counted_labels, covariance_root, scatter_to
 from hbpcompiler.rule.layout import Layout
@@ -61,6 +62,7 @@ __all__ = [
     "Tensor",
     "Window",
     "Zero",
+    "bend_of",
     "called",
     "computed",
     "counted_labels",
@@ -71,8 +73,12 @@ __all__ = [
     "operand_symbol",
     "pad_axes",
     "patches",
+    "pulled_back",
+    "residual_columns",
     "scatter_to",
+    "slope_of",
     "split",
     "torch",
+    "vjp",
     "vmap_columns",
 ]

@@ -7,7 +7,7 @@ each goes into generated files as it stands here: torch and builtins only, types
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional, TypeVar
 
 import torch
@@ -20,24 +20,44 @@ IDIOMS: list[Callable[..., Any]] = []
 """All of them."""
 
 
-def idiom(function: Function) -> Function:
-    """Make a call with proxies a call in the graph that they write."""
+def idiom(function: Function | None = None, *, on_meta: Callable[..., Any] | None = None) -> Any:
+    """Make a call with proxies a call in the graph that they write.
+
+    `on_meta` makes tensors without memory, of the result's shape, where torch might not.
+    """
+    if function is None:
+        return lambda named: idiom(named, on_meta=on_meta)
 
     @functools.wraps(function)
     def written(*args: Any, **kwargs: Any) -> Any:
-        proxy = next(_proxies([*args, *kwargs.values()]), None)
-        if proxy is None:
-            return function(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", written, args, kwargs)
+        items = [*args, *kwargs.values()]
+        proxy = next(proxies(items), None)
+        if proxy is not None:
+            return proxy.tracer.create_proxy("call_function", written, args, kwargs)
+        if on_meta is not None and any(tensor.is_meta for tensor in _tensors(items)):
+            return on_meta(*args, **kwargs)
+        return function(*args, **kwargs)
 
+    written.on_meta = on_meta  # type: ignore[attr-defined]  # of a function
     IDIOMS.append(written)
-    return written  # type: ignore[return-value]  # it takes proxies in tensors' places
+    return written
 
 
-def _proxies(items: list[Any]) -> Iterator[fx.Proxy]:
+def proxies(items: Sequence[Any]) -> Iterator[fx.Proxy]:
+    """Those among the arguments of a call, and in lists of them."""
     for item in items:
         if isinstance(item, fx.Proxy):
             yield item
+        elif isinstance(item, list | tuple):
+            yield from proxies(item)
+
+
+def _tensors(items: Sequence[Any]) -> Iterator[Tensor]:
+    for item in items:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, list | tuple):
+            yield from _tensors(item)
 
 
 @idiom

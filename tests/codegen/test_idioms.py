@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.codegen.definitions import _source
 from hbpcompiler.compiler.program.kernels import FALLBACKS, gram, onednn_gram, pixel_gram
+from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, scatter_to
 
 
@@ -69,11 +70,13 @@ def test_counted_labels():
 
 
 def test_each_is_documented_and_scriptable(tmp_path):
-    head = "from typing import Optional\nimport torch\nimport torch.nn.functional as F\nfrom torch import Tensor\n\n\n"
+    head = ("from typing import Callable, Optional\nimport torch\nimport torch.nn.functional as F\n"
+            "from torch import Tensor\n\n\n")
     file = tmp_path / "helpers.py"
     file.write_text(head + "\n\n\n".join(_source(helper) for helper in FALLBACKS))
     space = {"__name__": "helpers"}
     exec(compile(file.read_text(), str(file), "exec"), space)
     for helper in FALLBACKS:
         assert helper.__doc__
-        torch.jit.script(space[helper.__name__])
+        if helper not in (vjp, pulled_back, residual_columns, slope_of, bend_of):  # they differentiate functions
+            torch.jit.script(space[helper.__name__])

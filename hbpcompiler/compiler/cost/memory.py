@@ -47,8 +47,10 @@ class MemoryModel:
     """Predicts the peak of one program, for any batch size: what its tensors hold, times an allowance."""
 
     def __init__(self, code: str, graph: Graph, allowance: float = DEFAULT_LIMITS.allowance,
-                 program: fx.Graph | None = None) -> None:
+                 program: fx.Graph | None = None, helpers: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        """`helpers` take the place of the file's own, by name: those that know what to do without memory."""
         self.code, self.graph, self.allowance, self.program = code, graph, allowance, program
+        self.helpers = dict(helpers or {})
         self._forward: Callable[..., Any] | None = None
         self._known: dict[int, int] = {}
         self._together: dict[int, int] = {}
@@ -59,6 +61,7 @@ class MemoryModel:
             if self._forward is None:
                 namespace: dict[str, Any] = {"__name__": "hbpcompiler_memory", "range": _rounds}
                 exec(compile(self.code, "<generated>", "exec"), namespace)  # as `load` imports it
+                namespace |= self.helpers
                 self._forward = namespace["Program"]().forward
             state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
             data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]

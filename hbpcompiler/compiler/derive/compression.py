@@ -19,7 +19,7 @@ def compressed(columns: Any, signs: Any, shape: Sequence[int]) -> tuple[Any, Any
 
     Without signs the triangle of a QR factorisation, which never forms the sum; with signs its eigenvectors.
     """
-    flat = columns.flatten(2) if len(shape) > 1 else columns
+    flat = columns.flatten(2) if len(shape) > 1 else columns if shape else columns.unsqueeze(2)
     if signs is None:
         fewer = torch.linalg.qr(flat, mode="r")[1]
     else:
@@ -27,4 +27,4 @@ def compressed(columns: Any, signs: Any, shape: Sequence[int]) -> tuple[Any, Any
         eigen = torch.linalg.eigh(total)
         values, vectors = called("eigenvalues", eigen[0]), called("eigenvectors", eigen[1])
         fewer, signs = vectors.mT * values.abs().sqrt().unsqueeze(2), values.sign()
-    return (fewer.unflatten(2, tuple(shape)) if len(shape) > 1 else fewer), signs
+    return (fewer.unflatten(2, tuple(shape)) if len(shape) > 1 else fewer if shape else fewer.squeeze(2)), signs

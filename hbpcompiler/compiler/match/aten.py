@@ -10,8 +10,25 @@ import torch
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule.registry import Registry
 
+OURS = ("parameter", "derived")
+"""The namespaces of operations that torch does not know."""
 DECOMPOSITION_ROUNDS = 6
 """Decompositions of decompositions, at most."""
+
+
+def is_torchs(operation: Operation) -> bool:
+    """Whether torch knows the operation: it is none that this library makes."""
+    return operation.target.split(".", 1)[0] not in OURS
+
+
+def is_pointwise(operation: Operation) -> bool:
+    """Whether torch says that each element of the result is made of the elements at its place."""
+    return is_torchs(operation) and torch.Tag.pointwise in overload_of(operation).tags
+
+
+def is_differentiable(operation: Operation) -> bool:
+    """Whether torch may know a derivative of the operation: it is none of `prims`, and changes nothing in place."""
+    return not operation.target.startswith("prims.") and not overload_of(operation)._schema.is_mutable
 
 
 def overload_of(operation: Operation) -> Any:

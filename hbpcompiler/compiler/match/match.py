@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Any
 
-from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions
+from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions, is_differentiable, overload_of
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.cross_terms import with_cross_terms
+from hbpcompiler.compiler.match.derived import Deriving
 from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals, with_whole_reductions
+from hbpcompiler.compiler.match.examples import Examples
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.match.matched import Matched
@@ -23,42 +26,83 @@ from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
-from hbpcompiler.errors import UnsupportedOpError, listing
-from hbpcompiler.limits import DEFAULT_LIMITS
+from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import Closing
 from hbpcompiler.rule import LossRule
+from hbpcompiler.rule.derived import DerivedRule
 from hbpcompiler.rule.registry import AnyRule, Registry
+
+WITHOUT_PYTHON = "TorchScript cannot run torch.func; the backend 'python' can"
 
 
 def taken_apart(traced: Traced, registry: Registry) -> Traced:
-    """The same with every operation that no rule covers in pieces, as far as torch's table and rule files know them."""
+    """The same with every operation that no rule covers in pieces, as far as torch's table and rule files know them.
+
+    What would end in pieces that torch itself cannot differentiate stays whole: it can get a derived rule.
+    """
+    whole: set[str] = set()
+    while True:
+        found, failed = _in_pieces(traced, registry, whole)
+        dead_ends = {operation.source.whole for operation in found.graph.operations
+                     if operation.name in found.graph.active and _needs_pieces(operation, registry, found.graph.active)
+                     and not is_differentiable(operation)}
+        more = (failed | dead_ends) - whole - {""}
+        if not more:
+            return found
+        whole |= more
+
+
+def _in_pieces(traced: Traced, registry: Registry, whole: AbstractSet[str]) -> tuple[Traced, set[str]]:
+    """All but the operations named `whole`; and those with which torch's own way of doing it fails."""
     for _ in range(DECOMPOSITION_ROUNDS):
         graph = with_stops(traced.graph, registry)
         pieces = [operation for operation in graph.operations
-                  if operation.name in graph.active and _needs_pieces(operation, registry, graph.active)]
+                  if operation.name in graph.active and _needs_pieces(operation, registry, graph.active)
+                  and (operation.source.whole or operation.target) not in whole]
         table = decompositions(pieces, registry)
         if not table:
             break
-        traced = traced.decomposed(table)
-    return traced
+        further = _decomposed(traced, table)
+        if further is None:
+            bad = [overload for overload in table if _decomposed(traced, {overload: table[overload]}) is None]
+            return traced, {operation.source.whole or operation.target for operation in pieces
+                            if overload_of(operation) in (bad or table)}
+        traced = further
+    return traced, set()
+
+
+def _decomposed(traced: Traced, table: Mapping[Any, Any]) -> Traced | None:
+    """None where torch cannot, or where what it makes is no graph of functions."""
+    try:
+        found = traced.decomposed(table)
+        _ = found.graph
+    except (ModelError, RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError, IndexError):
+        return None
+    return found
 
 
 def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_values: frozenset[str],
-          names: Callable[[Graph], Mapping[str, str]], longest: int = DEFAULT_LIMITS.fused_operations) -> Matched:
+          names: Callable[[Graph], Mapping[str, str]], limits: Limits = DEFAULT_LIMITS, derive: bool = True) -> Matched:
     """The graph in the form that derivatives are written for, a rule for each operation, and what follows from both.
 
     `as_values` are parameters that must be values though their uses have contractions (see `parameter_values`);
-    `names` says how generated code calls a graph's values; `longest` is for `fuse`. Raises UnsupportedOpError naming
-    everything that no rule covers, ModelError if no trainable parameter reaches the loss.
+    `names` says how generated code calls a graph's values; without `derive` no rules are made of torch's derivatives
+    (see `derived`). Raises UnsupportedOpError naming everything that no rule covers, ModelError if no trainable
+    parameter reaches the loss.
     """
-    graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings))
-    graph, rules = fuse(graph, rules, longest)
+    deriving = Deriving(registry, Examples(traced.batch, traced.state), limits.derived_columns) if derive else None
+    graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings), deriving)
+    graph, rules = fuse(graph, rules, limits.fused_operations)
     return Matched(graph, rules, graph.active, ending_of(graph, rules), names(graph))
 
 
 def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
-               ) -> tuple[Graph, dict[str, AnyRule]]:
-    """The graph with its samples in front and some parameters as values, and the rule of each operation by its name."""
+               deriving: Deriving | None = None) -> tuple[Graph, dict[str, AnyRule]]:
+    """The graph with its samples in front and some parameters as values, and the rule of each operation by its name.
+
+    `deriving` makes the rules that the registry has not; None: they are reported missing.
+    """
     graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
     graph = with_whole_reductions(graph, registry)
     refuse_unreached(graph, registry)
@@ -66,10 +110,13 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
     graph = with_sample_numbers(graph)
     if not mixing:
+        if deriving is not None:
+            graph, registry = deriving.run(graph), deriving.registry
         valued = with_values(graph, registry, as_values)
         apart = with_cross_terms(graph, valued, registry)
         graph = valued if apart is graph else with_values(apart, registry, as_values)
-    return graph, rules_of(graph, registry, mixing)
+        graph = graph if deriving is None else deriving.run(graph)  # by then there may be other pieces
+    return graph, rules_of(graph, registry, mixing, None if deriving is None else deriving.reasons)
 
 
 def _needs_pieces(operation: Operation, registry: Registry, active: AbstractSet[str]) -> bool:
@@ -84,10 +131,12 @@ def _needs_pieces(operation: Operation, registry: Registry, active: AbstractSet[
     return bool(operation.output.shape) or any(value.name in active for value in others)
 
 
-def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> dict[str, AnyRule]:
+def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
+             reasons: Mapping[str, str] | None = None) -> dict[str, AnyRule]:
     """Operation name -> rule, or one error that lists all that is missing or refused, and where it is.
 
-    `mixing` is what `samples_first` found; what follows from it is not listed again.
+    `mixing` is what `samples_first` found; what follows from it is not listed again. `reasons` says why no rule could
+    be derived, by the operation's name.
     """
     active = graph.active
     reductions, tail = graph.ending
@@ -99,15 +148,18 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = ()) -> di
         is_loss = operation in reductions
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
-        if operation.name in active and _is_complex(operation):
+        if operation.name in active and _is_complex(operation) and not isinstance(rule, DerivedRule):
+            why = (reasons or {}).get(operation.name, "it leads to no real number that torch could differentiate")
             findings.append(f"{operation.target} in {operation.source}: its result or an input is complex, and rules "
-                            "are about real numbers; write it in real and imaginary parts")
+                            f"are about real numbers; none can be made of torch's derivatives: {why}")
             continue
         if rule is None:
             name = operation.source.whole or operation.target
             missing.append(name)
             pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"
-            findings.append(f"{name} in {operation.source}: no rule{pieces}")
+            why = WITHOUT_PYTHON if reasons is None else reasons.get(operation.name)
+            findings.append(f"{name} in {operation.source}: no rule{pieces}"
+                            + (f", and none can be made of torch's derivatives: {why}" if why else ""))
         elif is_loss and not isinstance(rule, LossRule):
             findings.append(f"{operation.target} in {operation.source}: the loss must end in a mean or a sum over the "
                             "batch, or in a loss function with a rule")

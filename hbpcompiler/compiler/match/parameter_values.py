@@ -99,13 +99,15 @@ def _derived(graph: Graph, registry: Registry, active: AbstractSet[str]) -> set[
         if operation.name in active and operation.name not in reached and not operation.output.batched:
             rule = rule_of(operation, registry)
             op = static_op(operation, active)
-            if not (isinstance(rule, Rule) and rule.without_samples(op) and not _reads(operation, found)):
+            if not (isinstance(rule, Rule) and rule.without_samples(op) and not _ends_at(operation, rule, found)):
                 found.add(operation.name)
     return found
 
 
-def _reads(operation: Operation, names: set[str]) -> bool:
-    return any(value.name in names for value in operation.tensors.values())
+def _ends_at(operation: Operation, rule: Rule, names: set[str]) -> bool:
+    """Whether the operation reads one of these values in a place to which the rule sends no columns."""
+    return any(value.name in names and slot.split(".")[0] not in rule.jac_t
+               for slot, value in operation.tensors.items())
 
 
 class _Rewriting:

@@ -40,6 +40,8 @@ def with_promotions(graph: Graph) -> Graph:
 def _is_promoted(operation: Operation, value: Value) -> bool:
     if value.dtype == operation.output.dtype or not operation.target.startswith("aten."):
         return False
+    if not (value.floating and operation.output.floating):
+        return False  # the size of a complex number is none of its parts
     return torch.Tag.pointwise in aten.overload_of(operation).tags and "dtype" not in operation.attributes
 
 

@@ -8,8 +8,10 @@ from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
+from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import IDIOMS, covariance_root, idiom, scatter_to
 
 
@@ -87,6 +89,26 @@ MANY_PRODUCTS = frozenset({torch.ops.aten.bmm})
 """Kernels of torch that multiply many small matrices."""
 ONEDNN_LINEAR = "mkldnn._linear_pointwise"
 """The kernel in `onednn_linear`: not in every build of torch, so by its name."""
+
+
+def composites(graph: fx.Graph) -> dict[str, Composite]:
+    """The functions of torch's calls that a program, or a loop in it, mentions, by name and in order."""
+    found: dict[str, Composite] = {}
+    for node in graph.nodes:
+        if isinstance(node.target, Loop):
+            found |= composites(node.target.body)
+        for item in (node.target, *node.args):
+            if isinstance(item, EachSample):
+                found.setdefault(item.whole.name, item.whole)
+            if isinstance(item, Composite):
+                found.setdefault(item.name, item)
+    return found
+
+
+def on_meta(graph: fx.Graph) -> dict[str, Callable[..., Any]]:
+    """The helpers of a program that know by themselves what to make of tensors without memory, by name."""
+    known = {helper.__name__: helper for helper in IDIOMS if getattr(helper, "on_meta", None) is not None}
+    return {**known, **composites(graph)}
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:

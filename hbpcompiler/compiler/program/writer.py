@@ -13,12 +13,12 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
 from hbpcompiler.rule import Op
+from hbpcompiler.rule.composite import graph_module
 
 
 class _Tracer(fx.proxy.TracerBase):
@@ -188,7 +188,7 @@ class Loop:
     @cached_property
     def _module(self) -> fx.GraphModule:
         """The body as Python; the passes are over by the time that a loop is called."""
-        return fx.GraphModule(torch.nn.Module(), self.body)
+        return graph_module(self.body)
 
     def __call__(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
         for start in range(0, sliced[0].shape[self.axis], self.chunk):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.forward import derive
@@ -20,6 +20,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import closings_for
+from hbpcompiler.rule.composite import graph_module
 
 GRAD = "grad"
 Results = Mapping[str, Mapping[str, Any]]
@@ -31,7 +32,7 @@ def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...]
     asked = replace(options, quantities=quantities, curvature_dtype=None)
     closings = schemes.kept(options.curvature, closings_for(quantities))
     program = derive(matched, plan(matched, closings, asked))
-    module = fx.GraphModule(nn.Module(), program.graph)
+    module = graph_module(program.graph)
 
     def run(state: Mapping[str, Tensor], *batch: Tensor) -> Results:
         with torch.no_grad(), ExitStack() as casts:

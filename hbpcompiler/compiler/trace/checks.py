@@ -53,8 +53,9 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         if item.is_floating_point() and item.dtype != parameter.dtype:
             raise InputTypeError(f"{name} has dtype {item.dtype}, the model's parameters have {parameter.dtype}; "
                                  f"convert one of them, e.g. {name}.to({parameter.dtype})")
-        if item.is_complex():
-            raise InputTypeError(f"{name} has dtype {item.dtype}; complex numbers are not supported")
+        if item.is_complex() and item.dtype.to_real() != parameter.dtype:
+            raise InputTypeError(f"{name} has dtype {item.dtype}, the model's parameters have {parameter.dtype}; "
+                                 f"convert one of them, e.g. {name}.to({parameter.dtype.to_complex()})")
     for name, item in named[batch.layout.inputs :]:
         if item.is_floating_point() and bool(torch.isnan(item).any()):
             position = torch.isnan(item).nonzero()[0].tolist()

@@ -37,6 +37,8 @@ class Traced:
     """How the model's output is built of the graph's outputs."""
     sizes: Sizes = EVERY
     """The batch sizes for which this holds."""
+    batch: tuple[Tensor, ...] = ()
+    """The tensors that it was traced with, inputs first."""
 
     @cached_property
     def graph(self) -> Graph:
@@ -47,6 +49,12 @@ class Traced:
     def constants(self) -> Mapping[str, Tensor]:
         """Tensors that the trace found in Python's state or made, by the name that the program asks for them by."""
         return reader.constants(self.exported)
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Parameters, buffers and constants by the name under which the program asks for them."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **self.constants,
+                **reader.loss_tensors(self.loss)}
 
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""
@@ -74,4 +82,4 @@ def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             f"The model cannot be traced for a batch of {batch.samples}: its code goes a way of its own there, which "
             "torch.export does not follow; pass more samples, or write it for any number:",
             sizes.excluding(batch.samples)))
-    return Traced(exported, model, loss, batch.layout, returned, sizes)
+    return Traced(exported, model, loss, batch.layout, returned, sizes, batch.tensors)

@@ -47,6 +47,7 @@ from hbpcompiler.compiler.trace.graph import (
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
 from hbpcompiler.limits import DEFAULT_LIMITS
+from hbpcompiler.rule.composite import graph_module
 
 Signature = list[list[Any]]
 
@@ -97,7 +98,7 @@ class Race:
         optimise(writer.graph, Settings(
             arguments=lambda samples: shown, machine=step.site.resources.machine, limits=step.site.resources.limits,
             dtype=self.matched.graph.dtype, curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels))
-        module = fx.GraphModule(torch.nn.Module(), writer.graph)
+        module = graph_module(writer.graph)
         return lambda: module(*given)
 
     def _tensors(self, operation: Operation, placeholder: Callable[[Tensor], Any]) -> Callable[[str], Any]:

@@ -1,0 +1,59 @@
+"""The graph's values on a few samples of the first batch, for what cannot be known without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiler.match import aten
+from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.trace.graph import Graph, Operation
+from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
+from hbpcompiler.rule import Rule, computed
+from hbpcompiler.rule.registry import AnyRule
+
+SAMPLES = 3
+"""So many of the batch, or two that are one sample."""
+
+
+class Examples:
+    """Where a graph's values come from: the batch's tensors in the graph's order, and the state by key."""
+
+    def __init__(self, batch: Sequence[Tensor], state: Mapping[str, Tensor]) -> None:
+        samples = min(len(batch[0]), SAMPLES)
+        self.batch = [tensor[:samples].detach() if samples > 1 else tensor[:1].detach().repeat_interleave(2, 0)
+                      for tensor in batch]
+        self.state = state
+        self.samples = len(self.batch[0])
+
+    @property
+    def alike(self) -> bool:
+        """Whether all samples are one."""
+        return bool(all(torch.equal(tensor[:1].expand_as(tensor), tensor) for tensor in self.batch))
+
+    def of(self, graph: Graph, rule_of: Callable[[Operation], AnyRule | None]) -> Mapping[str, Tensor]:
+        """Every value by its name; random draws are made aside."""
+        values: dict[str, Any] = {value.name: tensor for value, tensor in zip(graph.batch, self.batch, strict=True)}
+        values |= {value.name: self.state[value.key].detach() for value in graph.state}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for operation in graph.operations:
+                values[operation.name] = self.result(operation, rule_of(operation), values)
+        return values
+
+    def result(self, operation: Operation, rule: AnyRule | None, values: Mapping[str, Any]) -> Any:
+        """Of one operation on these values: torch's own, or, where torch knows no such operation, the rule's."""
+        def tensor(slot: str) -> Any:
+            return values[operation.tensors[slot].name]
+
+        if isinstance(rule, Rule) and rule.forward is not None and not aten.is_torchs(operation):
+            output, _ = computed(rule, bind(operation, tensor, set(), False))
+            return output
+        return aten.call(operation, aten.overload_of(operation), tensor, self._other)
+
+    def _other(self, item: Any) -> Any:
+        if isinstance(item, torch.device):
+            return self.batch[0].device
+        return arithmetic(item, self.samples) if depends_on_batch(item) else item

@@ -1,0 +1,203 @@
+"""What torch can do with a function: seen by differentiating it on the values that a few samples have there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.rule.composite import Composite, EachSample
+from hbpcompiler.rule.derivatives import pulled_back, vjp
+
+COLUMNS = 2
+NUDGE = 1e-3
+"""How far samples that are one are moved apart, so that it shows if they mix."""
+
+
+class NotDerivableError(Exception):
+    """Why the function has no derivative of this kind."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was seen of one function at one use."""
+
+    one_by_one: bool
+    linear: bool
+    second: str
+    """Why there is no second derivative; empty if there is one."""
+    second_one_by_one: bool
+    each: EachSample | None
+
+
+def probe(function: Composite, tensors: Sequence[Tensor], active: Sequence[int], expected: Tensor) -> Probe:
+    """Raises NotDerivableError, in words, where torch has no first derivative or samples meet."""
+    shared = [at for at in active if not function.batched[at]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return _probe(function, tensors, active, shared, expected)
+        except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError) as error:
+            raise NotDerivableError(f"torch cannot differentiate it ({first_line(error)})") from error
+
+
+def apart(tensors: Sequence[Tensor], batched: Sequence[bool]) -> list[Tensor]:
+    """The same with samples that differ a little."""
+    found = []
+    for tensor, own in zip(tensors, batched, strict=True):
+        moves = own and (tensor.is_floating_point() or tensor.is_complex())
+        found.append(tensor * (1 + NUDGE * torch.rand_like(tensor)) if moves else tensor)
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or ' ').splitlines()[0][:200]}"
+
+
+def _probe(function: Composite, tensors: Sequence[Tensor], active: Sequence[int], shared: Sequence[int],
+           expected: Tensor) -> Probe:
+    given = [tensor.detach() for tensor in tensors]
+    _check_value(function, given, expected)
+    each = _each(function, given, shared, expected) if shared else None
+    samples = next((len(tensor) for tensor, own in zip(given, function.batched, strict=True) if own), 2)
+    columns = torch.randn((samples, COLUMNS, *function.shape), device=expected.device).to(expected.dtype)
+    one_by_one = False
+    for at in active:
+        whole, values = (function, given) if function.batched[at] else (each, _of_each(each, given, samples))
+        assert whole is not None
+        wanted = pulled_back(whole, columns, values, at, one_by_one=True)
+        _check_alone(function, given, at, columns, wanted)
+        one_by_one = one_by_one or not _same(lambda whole=whole, values=values, at=at: pulled_back(
+            whole, columns, values, at), wanted)
+    linear, second, second_one_by_one = _second(each or function, _of_each(each, given, samples), active, columns[:, 0])
+    return Probe(one_by_one, linear, second, second_one_by_one, each)
+
+
+def _of_each(each: EachSample | None, given: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """The tensors, with a sample axis where each sample has one of its own."""
+    if each is None:
+        return list(given)
+    return [tensor.expand(samples, *tensor.shape) if own and not batched else tensor
+            for tensor, own, batched in zip(given, each.batched, each.whole.batched, strict=True)]
+
+
+def _each(function: Composite, given: Sequence[Tensor], shared: Sequence[int], expected: Tensor) -> EachSample:
+    samples = next((len(tensor) for tensor, own in zip(given, function.batched, strict=True) if own), 2)
+    each = EachSample(function, shared, one_by_one=False)
+    wanted = expected if function.of_samples else expected.expand(samples, *expected.shape)
+    if not _same(lambda: each(*_of_each(each, given, samples)), wanted):
+        each = EachSample(function, shared, one_by_one=True)
+    return each
+
+
+def _check_value(function: Composite, given: Sequence[Tensor], expected: Tensor) -> None:
+    found = function(*given)
+    if not close(found, expected):
+        raise NotDerivableError("its result differs from one call to the next")
+    if not function.of_samples:
+        if any(function.batched):
+            raise NotDerivableError("it mixes the samples: its result has no sample axis")
+        return
+    for n in range(len(expected)):
+        alone = function(*[tensor[n : n + 1] if own else tensor
+                           for tensor, own in zip(given, function.batched, strict=True)])
+        if not close(alone, expected[n : n + 1]):
+            raise NotDerivableError("it mixes the samples: on one sample alone it gives another result")
+
+
+def _check_alone(function: Composite, given: Sequence[Tensor], at: int, columns: Tensor, wanted: Tensor) -> None:
+    """The derivative of one sample alone is its part of the batch's."""
+    twice = [torch.cat([tensor, tensor]) if own else tensor
+             for tensor, own in zip(given, function.batched, strict=True)]
+    if function.batched[at]:
+        again = pulled_back(function, torch.cat([columns, columns]), twice, at, one_by_one=True)
+        if not close(again, torch.cat([wanted, wanted])):
+            raise NotDerivableError("it mixes the samples: its derivative depends on how many there are")
+    elif function.of_samples:  # what all samples share gets from the batch laid twice what each of them gives, twice
+        _, back = vjp(lambda x: function(*twice[:at], x, *twice[at + 1 :]), twice[at])
+        for k in range(COLUMNS):
+            if not close(back(torch.cat([columns[:, k], columns[:, k]]))[0], 2 * wanted[:, k].sum(0)):
+                raise NotDerivableError("it mixes the samples: its derivative depends on how many there are")
+    for n in range(len(columns)):
+        alone = [tensor[n : n + 1] if own else tensor for tensor, own in zip(given, function.batched, strict=True)]
+        for k in range(COLUMNS):
+            column = columns[n : n + 1, k] if function.of_samples else columns[n, k]
+            _, back = vjp(lambda x, alone=alone: function(*alone[:at], x, *alone[at + 1 :]), alone[at])
+            found = back(column)[0]
+            if not close(found.reshape(wanted[n, k].shape), wanted[n, k]):
+                raise NotDerivableError("it mixes the samples: the derivative of one sample alone is another one")
+
+
+def _second(function: Composite, given: Sequence[Tensor], active: Sequence[int],
+            gradient: Tensor) -> tuple[bool, str, bool]:
+    """Whether the first derivative is constant, why there is no second, and whether it must go one by one.
+
+    Raises NotDerivableError where torch takes the function for a constant.
+    """
+    leaves = {at: given[at].clone().requires_grad_() for at in active}
+    with torch.enable_grad():
+        result = function(*[leaves.get(at, tensor) for at, tensor in enumerate(given)])
+        if not result.requires_grad:
+            raise NotDerivableError("torch knows no derivative of it and takes it for a constant")
+        try:
+            first = torch.autograd.grad(result, list(leaves.values()), gradient, create_graph=True, allow_unused=True)
+            moving = [part for part in first if part is not None and part.requires_grad]
+            seconds = torch.autograd.grad(moving, list(leaves.values()), [torch.ones_like(part) for part in moving],
+                                          allow_unused=True) if moving else ()
+        except (RuntimeError, NotImplementedError) as error:
+            return False, f"torch has no second derivative of it ({first_line(error)})", False
+    if all(part is None for part in seconds):
+        return True, "", False
+    try:
+        return False, "", not _at_once(function, given, active, gradient)
+    except (RuntimeError, NotImplementedError) as error:
+        return False, f"torch has no second derivative of it ({first_line(error)})", False
+
+
+def _at_once(function: Composite, given: Sequence[Tensor], active: Sequence[int], gradient: Tensor) -> bool:
+    """Whether torch can send several directions through the second derivative in one go."""
+
+    def slope(*parts: Tensor) -> Tensor:
+        def moved(*parts: Tensor) -> Any:
+            known = dict(zip(active, parts, strict=True))
+            return function(*[known.get(at, tensor) for at, tensor in enumerate(given)])
+
+        _, back = vjp(moved, *parts)
+        return torch.cat([part.flatten() for part in back(gradient)])
+
+    result, back = vjp(slope, *[given[at] for at in active])
+    directions = torch.randn((COLUMNS, *result.shape), device=result.device).to(result.dtype)
+    wanted = [back(direction) for direction in directions]
+    return all(_same(lambda i=i: torch.func.vmap(back)(directions)[i], torch.stack([parts[i] for parts in wanted]))
+               for i in range(len(active)))
+
+
+def _same(make: Callable[[], Any], wanted: Tensor) -> bool:
+    """Whether this can be done in one go, and gives the same; not if torch itself goes one by one, with a warning."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        return close(make(), wanted)
+    except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError):
+        return False
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    """But for rounding."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return False
+    if not wanted.numel():
+        return True
+    if not (wanted.is_floating_point() or wanted.is_complex()):
+        return bool(torch.equal(found, wanted))
+    found, wanted = found.detach(), wanted.detach()
+    finite = wanted[wanted.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    rounding = torch.finfo(wanted.dtype).eps
+    tolerance = rounding**0.5
+    return bool(torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * scale + rounding**0.75, equal_nan=True))
