@@ -83,8 +83,7 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -
             console.print(table)
     remarks = [*notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
                *derived.notes(matched.rules, matched.graph.makers)]
-    console.print(Text("
-".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
+    console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
