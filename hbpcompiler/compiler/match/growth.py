@@ -48,7 +48,8 @@ def growths(graph: Graph, rules: Mapping[str, AnyRule], slopes: Slopes) -> dict[
         return dict.fromkeys(own)
     for name, (multiple, value) in once.items():
         growth = _power(multiple, twice[name][0])
-        reduced = _power(value, twice[name][1]) if name in dependent else own[name]
+        known = name not in dependent or float(value) == 0  # stand-ins that make no loss at all say nothing
+        reduced = own[name] if known else _power(value, twice[name][1])
         found[name] = None if growth is None or reduced is None else growth + reduced
     return found
 
@@ -74,8 +75,9 @@ def _dependent(graph: Graph, rules: Mapping[str, AnyRule]) -> AbstractSet[str]:
 
 
 def _mixes(operation: Operation, rule: AnyRule | None, active: AbstractSet[str]) -> bool:
+    """Whether a sample's part of the result may depend on others; what has no rule is a comparison or the like."""
     reduced = not operation.output.of_batch
-    return reduced or rule is None or rule.refuse(static_op(operation, active)) is not None
+    return reduced or (rule is not None and rule.refuse(static_op(operation, active)) is not None)
 
 
 def _carried_out(operation: Operation, active: AbstractSet[str]) -> bool:
