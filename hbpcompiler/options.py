@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Options:
     """None: those that `hbp tune` measured, or the default ones."""
     verify: bool | str = True
     """Whether a program is proven on its first batch, and with "full" the quantities beyond the gradient too."""
-    chosen: Chosen = Chosen()
+    chosen: Chosen = field(default_factory=Chosen)
     """Which parameters each quantity is for."""
 
 

@@ -242,7 +242,7 @@ class Plan:
     """Whether the loss's own curvature, and so the GGN, is not known to be positive."""
     curvature_dtype: torch.dtype | None = None
     """The dtype of curvature columns, if it is not the model's (see `precision`)."""
-    chosen: Chosen = Chosen()
+    chosen: Chosen = field(default_factory=Chosen)
     """Which parameters each quantity is for."""
     by_pixels: bool = False
     """Whether images, and columns of images, lie in memory pixel by pixel (see `memory_format`)."""
