@@ -22,11 +22,8 @@ def limits(op: Op) -> list[sympy.Symbol | None]:
 
 def crossed(op: Op) -> bool:
     """Whether the lower limit is above the upper one, which then counts."""
-    numbers = [getattr(op, name, None) for name in ("min", "max")]
-    if not all(isinstance(number, int | float) for number in numbers):
-        return False
-    low, high = numbers
-    return bool(low > high)
+    low, high = getattr(op, "min", None), getattr(op, "max", None)
+    return isinstance(low, int | float) and isinstance(high, int | float) and low > high
 
 
 def inside(op: Op) -> sympy.Expr:

@@ -21,10 +21,10 @@ def varying(op: Op, names: Sequence[str] = ("self", "other")) -> list[str]:
     return [name for name in names if op.varies(name)]
 
 
-def scaled(value: Any, number: float) -> Any:
-    """A product with a number, short where that is 1 or -1."""
+def scaled(value: Any, number: Any) -> Any:
+    """A product with a number, or an expression in the batch's size; short where that is 1 or -1."""
     if not isinstance(number, int | float):
-        return value * number  # it depends on the batch's size
+        return value * number
     return value if number == 1 else -value if number == -1 else value * number
 
 

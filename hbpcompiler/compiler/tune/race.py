@@ -81,7 +81,7 @@ class Race:
 
         operations = [use.operation for use in step.uses] if isinstance(step, Tied) else [step.operation]
         ops = {operation.name: bind(operation, self._tensors(operation, placeholder), self.matched.active,
-                                    number=lambda length: int(length.subs(N, self.batch)))
+                                    number=lambda _, length: int(length.subs(N, self.batch)))
                for operation in operations}
         own, columns, signs = precision.Precision(self.plan.curvature_dtype), {}, {}
         if step.piece is not None:
