@@ -60,7 +60,10 @@ def _in_pieces(traced: Traced, registry: Registry, whole: AbstractSet[str]) -> t
         pieces = [operation for operation in graph.operations
                   if operation.name in graph.active and _needs_pieces(operation, registry, graph.active)
                   and (operation.source.whole or operation.target) not in whole]
-        table = decompositions(pieces, registry)
+        # What has no rule goes first: until then what a loss is told of its target may look trained and not be
+        # (mse_loss broadcasts both by one operation).
+        unknown = [operation for operation in pieces if registry.find(operation.target, operation.overload) is None]
+        table = decompositions(unknown, registry) or decompositions(pieces, registry)
         if not table:
             break
         further = _decomposed(traced, table)
