@@ -89,7 +89,7 @@ class Compiled:
         check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
         with seeded(generator):
-            first = not built.proven and given.samples > 0
+            first = given.samples > 0 and not built.is_proven(given.samples)
             raw = self._first_run(state, built, given) if first else self._run(state, built, given)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         return Result(raw, output, self.quantities, self.model, meetings(built.draft.plan))
@@ -152,18 +152,19 @@ class Compiled:
             with TRACING, built.seconds.first(PROVE):
                 check(prove(candidate, batch, draws, raw, self.options.verify == FULL), candidate, batch, draws)
         except ProofError:
-            state.programs[batch.form] = [kept for kept in state.programs[batch.form] if kept is not built]
-            self._last = None
+            if not built.proven:
+                state.programs[batch.form] = [kept for kept in state.programs[batch.form] if kept is not built]
+                self._last = None
             raise
         finally:
             state.put_back()
-        built.proven = True
+        built.proven.add(batch.samples == 1)
         return raw
 
     def _prepare(self, batch: Batch) -> None:
         """A proven program for batches like this one."""
         state, built = self._program(batch)
-        if not built.proven and batch.samples:
+        if batch.samples and not built.is_proven(batch.samples):
             with drawing(Draws.now(batch.tensors[0].device)):
                 self._first_run(state, built, batch)
 

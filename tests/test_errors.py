@@ -268,7 +268,7 @@ CROSS_ENTROPY = [
     (lambda X, y: (torch.tensor(1.0), y), ValueError, ["X has no axes"]),
     (lambda X, y: (X.double(), y), TypeError, ["X", "torch.float64", "torch.float32"]),
     (lambda X, y: (X.half(), y), TypeError, ["X", "torch.float16", "torch.float32"]),
-    (lambda X, y: (X.to(torch.complex64), y), TypeError, ["X", "torch.complex64"]),
+    (lambda X, y: (X.to(torch.complex64), y), ValueError, ["X", "torch.complex64"]),
     (lambda X, y: (X.long(), y), ValueError, ["X", "torch.int64"]),
     (lambda X, y: (X > 0, y), ValueError, ["X", "torch.bool"]),
     (lambda X, y: (X.to("meta"), y), ValueError, ["X", "meta", "cpu"]),

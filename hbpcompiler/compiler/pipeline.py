@@ -16,7 +16,7 @@ again as uses of a value, and a memory budget drafts plans until one keeps to it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,13 @@ class Built:
     seconds: Seconds
     sizes: Sizes
     """The batch sizes that it serves."""
-    proven: bool = False
-    """Whether it may be used without a proof, or had one."""
+    proven: set[bool] = field(default_factory=set)
+    """For batches of one sample (True), of several (False): code that goes another way for one, as squeeze() does,
+    leaves no trace of it."""
+
+    def is_proven(self, samples: int) -> bool:
+        """Whether batches of this size may be used without a proof, or had one."""
+        return (samples == 1) in self.proven
 
 
 Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
@@ -127,7 +132,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
             program = run = torch.compile(program)
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, run,
-                 seconds, traced.sizes, proven=options.verify is False)
+                 seconds, traced.sizes, proven={True, False} if options.verify is False else set())
 
 
 def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,

@@ -88,15 +88,17 @@ class Setting:
         names = list(self.case.shapes)
         tensors = {name: self.arguments[name] for name in names}
         attributes = {name: value for name, value in self.arguments.items() if name not in names}
+        expected = self.reference()
         slots = {name if i is None else f"{name}.{i}": (name, i) for name in names for i in (
             range(len(self.arguments[name])) if isinstance(self.arguments[name], list) else [None])}
         shapes = {slot: self.case.shapes[name] if i is None else self.case.shapes[name][i]
-                  for slot, (name, i) in slots.items()} | {"output": tuple(self.reference().shape[1:])}
+                  for slot, (name, i) in slots.items()} | {"output": tuple(expected.shape[1:])}
         active = self.inputs(self.active())
         known: dict[str, Any] = {
             "index": self.case.index,
             "active": frozenset(slot for slot, at in slots.items() if at in active),
-            "batched": frozenset(slot for slot, at in slots.items() if self.batched(*at)),
+            "batched": frozenset({slot for slot, at in slots.items() if self.batched(*at)}
+                                 | ({"output"} if expected.dim() else set())),
             "numbering": frozenset(self.case.numbering),
             "masks": frozenset(slot for slot, at in slots.items() if self.tensor(*at).dtype == torch.bool),
         }

@@ -254,3 +254,16 @@ def test_inference_mode_is_refused_by_the_trace_and_by_the_proof(monkeypatch):
     assert "torch.inference_mode(), used in" in text
     assert f"{__file__}:" in text
     assert "x.detach()" in text
+
+
+def test_code_that_goes_another_way_for_one_sample():
+    """torch.export leaves no trace of such a branch, and the program for several samples stays."""
+    model = Around(lambda h: h.square() if h.shape[0] == 1 else h.sin()).double()
+    compiled = hbp.compile(model, quantities=["grad"])
+    X, y = batch()
+    X = X.double()
+    before = compiled(X, y).grad["layer.weight"]
+    with pytest.raises(hbp.ProofError, match=r"grad of 'layer\.weight'"):
+        compiled(X[:1], y[:1])
+    torch.testing.assert_close(compiled(X, y).grad["layer.weight"], before)
+    assert "programs=1" in repr(compiled)
