@@ -85,6 +85,9 @@ def check(model, x, y):
                 continue
             raise
         for name, expected in references.items():
+            if name not in result[quantity]:  # behind a step, say, where no derivative passes
+                assert not expected.any(), name
+                continue
             torch.testing.assert_close(result[quantity][name], expected, rtol=1e-7, atol=1e-9,
                                        msg=lambda text, at=f"{quantity} of {name}": f"{at}: {text}")
 

@@ -91,6 +91,7 @@ def _jac_t(use: Use, name: str) -> JacT:
         if use.function.batched[at]:
             result: Tensor = pulled_back(use.function, columns, _tensors(use, op), at, **more)
         else:
+            assert use.each is not None
             result = pulled_back(use.each, columns, _of_each(use, op, columns), at, **more)
         return result
 

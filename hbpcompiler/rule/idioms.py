@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,21 @@ IDIOMS: list[Callable[..., Any]] = []
 """All of them."""
 
 
-def idiom(function: Function | None = None, *, on_meta: Callable[..., Any] | None = None) -> Any:
+@overload
+def idiom(function: Function, *, on_meta: Callable[..., Any] | None = None) -> Function: ...
+
+
+@overload
+def idiom(*, on_meta: Callable[..., Any]) -> Callable[[Function], Function]: ...
+
+
+def idiom(function: Any = None, *, on_meta: Callable[..., Any] | None = None) -> Any:
     """Make a call with proxies a call in the graph that they write.
 
     `on_meta` makes tensors without memory, of the result's shape, where torch might not.
     """
     if function is None:
-        return lambda named: idiom(named, on_meta=on_meta)
+        return functools.partial(idiom, on_meta=on_meta)
 
     @functools.wraps(function)
     def written(*args: Any, **kwargs: Any) -> Any:

@@ -40,7 +40,8 @@ def _lists_of_tensors(case):
 
 QUANTITIES = ("grad", "batch_grad", "variance", "diag_ggn", "diag_h")
 USES = [(operation, rule, case) for operation, rule in builtin() if isinstance(rule, Rule) for case in rule.cases
-        if sum(map(numbers, case.shapes.values())) <= SIZE and not _lists_of_tensors(case)]
+        if sum(map(numbers, case.shapes.values())) <= SIZE and not _lists_of_tensors(case) and not case.numbering]
+"""Not those that number the samples, which one sample alone has no use for."""
 FIRST = list({operation: (operation, rule, case) for operation, rule, case in reversed(USES)}.values())[::-1]
 NOT_DERIVED = {
     "aten.detach": "takes it for a constant", "aten.zeros_like": "takes it for a constant",

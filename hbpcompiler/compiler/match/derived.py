@@ -63,6 +63,9 @@ class Deriving:
         if operation.output.dtype.is_complex:
             return False  # a part of a region
         rule = rule_of(operation, self.registry)
+        values = (*operation.tensors.values(), operation.output)
+        if isinstance(rule, Rule) and not any(value.of_batch for value in values):
+            return False  # of parameters alone: `parameter_values` makes it one of each sample
         return not isinstance(rule, Rule) or not covers(rule, operation, graph.active)
 
     def derived(self, region: Region, values: Mapping[str, Tensor], active: AbstractSet[str]) -> Operation:

@@ -44,14 +44,21 @@ class Examples:
         return values
 
     def result(self, operation: Operation, rule: AnyRule | None, values: Mapping[str, Any]) -> Any:
-        """Of one operation on these values: torch's own, or, where torch knows no such operation, the rule's."""
+        """Of one operation on these values: torch's own; the rule's where torch knows no such operation, or where it
+        asks for another layout in memory (a view)."""
         def tensor(slot: str) -> Any:
             return values[operation.tensors[slot].name]
 
-        if isinstance(rule, Rule) and rule.forward is not None and not aten.is_torchs(operation):
-            output, _ = computed(rule, bind(operation, tensor, set(), False))
-            return output
-        return aten.call(operation, aten.overload_of(operation), tensor, self._other)
+        has_forward = isinstance(rule, Rule) and rule.forward is not None
+        if aten.is_torchs(operation):
+            try:
+                return aten.call(operation, aten.overload_of(operation), tensor, self._other)
+            except RuntimeError:
+                if not has_forward:
+                    raise
+        assert rule is not None
+        output, _ = computed(rule, bind(operation, tensor, set(), False, lambda _, item: self._other(item)))
+        return output
 
     def _other(self, item: Any) -> Any:
         if isinstance(item, torch.device):

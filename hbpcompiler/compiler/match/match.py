@@ -152,9 +152,9 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
         if operation.name in active and _is_complex(operation) and not isinstance(rule, DerivedRule):
-            why = (reasons or {}).get(operation.name, "it leads to no real number that torch could differentiate")
+            no_way = (reasons or {}).get(operation.name, "it leads to no real number that torch could differentiate")
             findings.append(f"{operation.target} in {operation.source}: its result or an input is complex, and rules "
-                            f"are about real numbers; none can be made of torch's derivatives: {why}")
+                            f"are about real numbers; none can be made of torch's derivatives: {no_way}")
             continue
         if rule is None:
             name = operation.source.whole or operation.target

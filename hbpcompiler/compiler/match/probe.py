@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.match.sample_wise import without_fallback
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.derivatives import pulled_back, vjp
 
@@ -70,8 +72,7 @@ def _probe(function: Composite, tensors: Sequence[Tensor], active: Sequence[int]
         assert whole is not None
         wanted = pulled_back(whole, columns, values, at, one_by_one=True)
         _check_alone(function, given, at, columns, wanted)
-        one_by_one = one_by_one or not _same(lambda whole=whole, values=values, at=at: pulled_back(
-            whole, columns, values, at), wanted)
+        one_by_one = one_by_one or not _same(partial(pulled_back, whole, columns, values, at), wanted)
     linear, second, second_one_by_one = _second(each or function, _of_each(each, given, samples), active, columns[:, 0])
     return Probe(one_by_one, linear, second, second_one_by_one, each)
 
@@ -171,20 +172,21 @@ def _at_once(function: Composite, given: Sequence[Tensor], active: Sequence[int]
     result, back = vjp(slope, *[given[at] for at in active])
     directions = torch.randn((COLUMNS, *result.shape), device=result.device).to(result.dtype)
     wanted = [back(direction) for direction in directions]
-    return all(_same(lambda i=i: torch.func.vmap(back)(directions)[i], torch.stack([parts[i] for parts in wanted]))
-               for i in range(len(active)))
+
+    def in_one_go(i: int) -> Tensor:
+        found: Tensor = torch.func.vmap(back)(directions)[i]
+        return found
+
+    return all(_same(partial(in_one_go, i), torch.stack([parts[i] for parts in wanted])) for i in range(len(active)))
 
 
 def _same(make: Callable[[], Any], wanted: Tensor) -> bool:
     """Whether this can be done in one go, and gives the same; not if torch itself goes one by one, with a warning."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
     try:
-        return close(make(), wanted)
+        with without_fallback():
+            return close(make(), wanted)
     except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError):
         return False
-    finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 def close(found: Tensor, wanted: Tensor) -> bool:
