@@ -196,7 +196,7 @@ def test_a_table_reads_well():
     table = Verification((*lines, left_out("kfra", "", "nothing to compare it with")), ("A note.",))
     assert str(table).splitlines() == [
         "quantity  parameter  error  largest  allowed",
-        "grad      0.weight   1      2        2e-06    WRONG",
+        "grad      0.weight   1      2        2.2e-05  WRONG",
         "kfra                                          not compared, nothing to compare it with",
         "A note."]
     assert not table.agrees
