@@ -20,6 +20,8 @@ writes this page:
 - **diag_h**: random entries of the exact Hessian's diagonal, against double backward;
 - **kflr**: both Kronecker factors of some linear layers, against the Jacobian of the model's output there.
 
+Rows are kept from run to run: one may be older than its neighbours, and - was not asked. `make zoo` asks all anew.
+
 """
 
 
