@@ -137,3 +137,27 @@ def test_a_batch_beyond_the_budget_is_refused_before_anything_runs():
     compiled(X[:fits], y[:fits])
     with pytest.raises(hbp.InputError):
         compiled(X[: fits + 1], y[: fits + 1])
+
+
+def test_loops_over_axes_and_samples_are_counted_whole():
+    """A budget makes the file run on meta tensors: patches of three axes, and what is made sample by sample."""
+
+    def scaled(x):
+        return torch.linalg.inv(x.flatten(1).unsqueeze(-1) @ x.flatten(1).unsqueeze(1) + torch.eye(8).double())
+
+    class Volumes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv3d(1, 2, (1, 2, 2)), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.linear(scaled(torch.tanh(self.conv(x)))).flatten(1)
+
+    torch.manual_seed(0)
+    model, X, y = Volumes().double(), torch.randn(3, 1, 4, 2, 2, dtype=torch.float64), torch.randint(16, (3,))
+    compiled = hbp.compile(model, quantities=["grad", "batch_l2"], memory_budget="1GB")
+    result = compiled(X, y)
+    assert compiled.predicted_memory(30) > compiled.predicted_memory(3) > 0
+    for quantity in ("grad", "batch_l2"):
+        for name, value in reference(model, nn.CrossEntropyLoss(), (X,), y, quantity).items():
+            close(result[quantity][name], value, name)

@@ -8,7 +8,7 @@ allocate for themselves, and what the allocator leaves unused, is not seen but a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,14 @@ from hbpcompiler.compiler.trace.graph import Graph, meta
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 ROUNDS = 2
-"""Of a loop. Its first round starts with less held than all others, which are alike."""
+"""Of a loop over chunks. Its first round starts with less held than all others, which are alike."""
 
 
-def _rounds(*limits: int) -> Iterator[int]:
-    for number, start in enumerate(range(*limits)):
-        if number == ROUNDS:
-            return
-        yield start
+def _rounds(*limits: int) -> Iterable[int]:
+    """What the file's `range` gives: a loop over chunks, told by its step, is cut; one over axes or samples is whole,
+    as shapes follow from each of its rounds."""
+    whole = range(*limits)
+    return whole[:ROUNDS] if len(limits) == 3 else whole
 
 
 def together(program: fx.Graph, batch: int) -> int:
