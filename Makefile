@@ -25,7 +25,7 @@ test: .venv/test+demo
 	$(RUN)/python -m pytest -n 2
 
 test-all: .venv/test+demo
-	HBP_EXAMPLES=4 $(RUN)/python -m pytest -n 2 -m ""
+	HBP_EXAMPLES=2 $(RUN)/python -m pytest -n 2 -m ""
 
 lint: .venv/test+demo+dev
 	$(RUN)/ruff check .

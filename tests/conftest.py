@@ -2,7 +2,7 @@
 and of pytest: what makes the tests shorter.
 
 `make test` leaves out what is marked slow (see `selection`) and draws one example of each random test; `make test-all`
-runs everything, with HBP_EXAMPLES=4.
+runs everything, with HBP_EXAMPLES=2.
 """
 
 import collections

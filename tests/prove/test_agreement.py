@@ -155,6 +155,31 @@ def test_numbers_that_are_noise_are_allowed_what_noise_is():
     assert lines({}) == {"cancelled": True, "other": False}
 
 
+def test_a_gradient_that_is_zero_whatever_the_numbers_are_has_the_rounding_of_terms_that_cancel():
+    """A softmax over one class: its probability is 1, the slope 1 - 1, and no moved number shows how that is rounded.
+    The program's own slope, w * p - w, need not be zero to the last digit."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    data = torch.randn(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    given, draws = batch_of(data), Draws.now(torch.device("cpu"))
+    loss = nn.CrossEntropyLoss()
+    eps = torch.finfo(torch.float64).eps
+    right = {("grad", name): value for name, value in own_step(model, loss, given, draws).gradients.items()}
+    assert all(not value.any() for value in right.values())
+
+    def again(run):
+        noisy = own_step(model, loss, given, draws, Noise(eps, run))
+        return {("grad", name): value for name, value in noisy.gradients.items()}
+
+    def agrees(error):
+        found = {key: value + error for key, value in right.items()}
+        return [line.agrees for line in compared(found, right, eps, again)]
+
+    assert all(agrees(eps / 3))
+    assert not any(agrees(1e-13))
+    assert torch.equal(Noise(eps, 0).of_slope(data[0].sum(), [data[0]], 3), torch.zeros((), dtype=torch.float64))
+    compiled_and_proven(model, *data, loss=loss)
+
+
 def test_gaps_between_numbers_that_are_not_finite():
     right = torch.tensor([1.0, float("inf"), float("nan")])
     assert gap(right.clone(), right, strict=True) == (0.0, 1.0)

@@ -2,8 +2,9 @@
 
 A gap is allowed up to eps^0.55 of the largest number, eps being the dtype's rounding. Beyond that it is measured what
 rounding does to these very numbers: the reference runs a few times more from parameters, buffers and inputs that were
-moved by their last digit, and the gap may be a few times as large as the differences between these runs. So a gradient
-that is zero but for cancellation, a long sum, or a value near a kink raise no false alarm, whatever their size.
+moved by their last digit, as was the loss's slope, and the gap may be a few times as large as the differences between
+these runs. So a gradient that is zero but for cancellation, a long sum, or a value near a kink raise no false alarm,
+whatever their size.
 """
 
 from __future__ import annotations

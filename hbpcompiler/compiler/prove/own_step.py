@@ -6,7 +6,7 @@ Modules are called, so that hooks and custom functions do what they do in traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +62,25 @@ class Noise:
         numbers = tensor.numel()
         return tensor * factors.repeat(numbers // len(factors) + 1)[:numbers].view(tensor.shape)
 
+    def of_slope(self, loss: Tensor, outputs: Sequence[Tensor], samples: int) -> Tensor:
+        """What rounding in the loss's own slope adds to the loss, in first order.
+
+        Where that slope is zero throughout, its terms have cancelled without a trace (a softmax over one class), and
+        are taken to be those of a mean over samples of a loss without units: 1/N.
+        """
+        reached = [output for output in outputs if output.requires_grad]
+        total = torch.zeros_like(loss)
+        if not reached:
+            return total
+        slopes = torch.autograd.grad(loss, reached, retain_graph=True, allow_unused=True, materialize_grads=True)
+        largest = max((float(slope.abs().max()) for slope in slopes if slope.numel()), default=0.0)
+        generator = torch.Generator().manual_seed(self.seed)
+        for output in reached:  # not signs alone, which would cancel in few samples
+            output = torch.view_as_real(output) if output.is_complex() else output
+            moves = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device, output.dtype)
+            total = total + (output * moves).sum() * (self.size * (largest or 1 / max(samples, 1)))
+        return total
+
     @cached_property
     def _factors(self) -> Tensor:
         """Random ones near one; as many as no length of a model is likely to divide."""
@@ -92,7 +111,8 @@ def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
         if backward and pass_.loss.requires_grad:
-            found = _gradients(pass_.loss, parameters, copies)
+            rounding = noise.of_slope(pass_.loss, pass_.outputs, batch.samples) if noise is not None else 0.0
+            found = _gradients(pass_.loss + rounding, parameters, copies)
         outputs = tuple(output.detach() for output in pass_.outputs)
         return OwnStep(pass_.loss.detach(), outputs, found, after.torch_drew(draws), after.python_drew(draws))
 
