@@ -56,6 +56,23 @@ EIGEN = "eigen"
 """Eigenvectors of FACTOR and INPUT_FACTOR, and DIAGONAL of the cotangents turned into them, as an `EigenPart`."""
 
 
+# -- how values of several batches become that of all of them together (see `accumulate`) ----------------------------
+OF_LOSS = "of the loss"
+"""on the scale of L: batches weigh as their losses do."""
+MEAN = "mean"
+"""a mean over samples, whatever the loss."""
+SQUARES = "squares"
+"""a mean over samples of squares of the gradients of l_n, whose scale a loss that is a mean over terms gives."""
+SPREAD = "spread"
+"""their variance, which is merged with the gradients of the batches."""
+OVER_POSITIONS = "over positions"
+"""as OF_LOSS, but already divided by the number of positions, which may be another in the next batch."""
+
+
+ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the data), "
+        "or accumulate what they add up to")
+
+
 class EigenPart(NamedTuple):
     """Eigenvectors of A and of B as columns, and the squares [*outputs, *inputs]; A is None for a full block B."""
 
@@ -126,6 +143,10 @@ class Quantity:
     """Fields that are lists of tensors, one for each piece of curvature."""
     of_each_loss: bool = False
     """Whether it is about l_n itself, whose scale depends on whether the loss is a mean or a sum."""
+    adds: tuple[str, ...] = ()
+    """How it adds up over batches, for the value or for each of `fields`; none: it does not."""
+    instead: str = ""
+    """What to accumulate, or to do, in place of what does not add up."""
 
     @property
     def streams(self) -> set[str]:
@@ -212,48 +233,56 @@ def _kronecker(stream: str, inputs: str = INPUT_FACTOR, outputs: str = FACTOR) -
 def _kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_FACTOR,
                      outputs: str = FACTOR) -> Quantity:
     needs = (Closing(stream, outputs), Closing("", inputs))
-    return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",))
+    over = OVER_POSITIONS if outputs == FACTOR else OF_LOSS
+    adds, instead = ((MEAN, over), "") if stream != KFRA else ((), "its recursion is not linear in the batch: take kflr")
+    return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",),
+                    adds=adds, instead=instead)
 
 
 def _diagonal_entry(name: str, stream: str, summary: str) -> Quantity:
     closing = Closing(stream, DIAGONAL)
-    return Quantity(name, summary, (closing,), lambda closed: closed.scaled(closed.get(*closing)))
+    return Quantity(name, summary, (closing,), lambda closed: closed.scaled(closed.get(*closing)), adds=(OF_LOSS,))
 
 
 TABLE: tuple[Quantity, ...] = (
-    Quantity("grad", "gradient of L", (Closing(GRADIENT, SUM),), lambda c: c.scaled(c.get(GRADIENT, SUM))),
+    Quantity("grad", "gradient of L", (Closing(GRADIENT, SUM),), lambda c: c.scaled(c.get(GRADIENT, SUM)),
+             adds=(OF_LOSS,)),
     Quantity("batch_grad", "each sample's share of the gradient, [N, *theta]", (Closing(GRADIENT, EACH),),
-             lambda c: c.scaled(c.get(GRADIENT, EACH))),
-    Quantity("batch_l2", "squared norm of each sample's share, [N]", (Closing(GRADIENT, NORM),), _batch_l2),
+             lambda c: c.scaled(c.get(GRADIENT, EACH)), instead=ROWS),
+    Quantity("batch_l2", "squared norm of each sample's share, [N]", (Closing(GRADIENT, NORM),), _batch_l2,
+             instead=ROWS),
     Quantity("second_moment", "mean of the squared gradients of l_n", (Closing(GRADIENT, DIAGONAL),), _second_moment,
-             of_each_loss=True),
+             of_each_loss=True, adds=(SQUARES,)),
     Quantity("variance", "variance of the gradients of l_n", (Closing(GRADIENT, DIAGONAL), Closing(GRADIENT, SUM)),
-             _variance, of_each_loss=True),
+             _variance, of_each_loss=True, adds=(SPREAD,)),
     _diagonal_entry("diag_ggn", GGN, "diagonal of the generalised Gauss-Newton matrix"),
     _diagonal_entry("diag_ggn_mc", GGN_MC, "its Monte-Carlo estimate from mc_samples gradients per sample"),
-    Quantity("diag_h", "exact diagonal of the Hessian", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)), _diag_h),
+    Quantity("diag_h", "exact diagonal of the Hessian", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)), _diag_h,
+             adds=(OF_LOSS,)),
     Quantity("diag_h_mc", "unbiased estimate of diag_h: exact GGN, residuals of mc_samples random-sign columns a sign",
-             (Closing(GGN, DIAGONAL), Closing(RESIDUAL_MC, DIAGONAL)), _diag_h_mc),
+             (Closing(GGN, DIAGONAL), Closing(RESIDUAL_MC, DIAGONAL)), _diag_h_mc, adds=(OF_LOSS,)),
     Quantity("diag_h_split", "its GGN, positive and negative residual parts: ggn + positive - negative",
              (Closing(GGN, DIAGONAL), Closing(RESIDUAL, POSITIVE), Closing(RESIDUAL, NEGATIVE)), _diag_h_split,
-             ("ggn", "positive", "negative"), "Split"),
+             ("ggn", "positive", "negative"), "Split", adds=(OF_LOSS,) * 3),
     Quantity("batch_diag_ggn", "each sample's share of diag_ggn, [N, *theta]", (Closing(GGN, BATCH_DIAGONAL),),
-             lambda c: c.scaled(c.get(GGN, BATCH_DIAGONAL))),
+             lambda c: c.scaled(c.get(GGN, BATCH_DIAGONAL)), instead=ROWS),
     Quantity("batch_diag_h", "each sample's share of diag_h, [N, *theta]",
-             (Closing(GGN, BATCH_DIAGONAL), Closing(RESIDUAL, BATCH_DIAGONAL)), _batch_diag_h),
+             (Closing(GGN, BATCH_DIAGONAL), Closing(RESIDUAL, BATCH_DIAGONAL)), _batch_diag_h,
+             instead=ROWS),
     Quantity("trace_ggn", "trace of the parameter's GGN block", (Closing(GGN, DIAGONAL),),
-             lambda c: c.scaled(c.get(GGN, DIAGONAL)).sum()),
+             lambda c: c.scaled(c.get(GGN, DIAGONAL)).sum(), adds=(OF_LOSS,)),
     Quantity("trace_h", "trace of the parameter's Hessian block", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)),
-             lambda c: _diag_h(c).sum()),
+             lambda c: _diag_h(c).sum(), adds=(OF_LOSS,)),
     Quantity("batch_dot", "dot products of the samples' shares of the gradient, [N, N]", (Closing(GRADIENT, DOT),),
-             _batch_dot),
+             _batch_dot, instead="it pairs the samples of one batch with each other"),
     Quantity("sqrt_ggn", "columns V, [N, K, *theta], with sum_nk V V^T the GGN block", (Closing(GGN, VECTORS),),
-             _square_root(GGN)),
+             _square_root(GGN), instead=ROWS),
     Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),
-             _square_root(GGN_MC)),
+             _square_root(GGN_MC), instead=ROWS),
     Quantity("block", "what compiled.block_product multiplies with the parameter's Hessian block",
              (Closing(GGN, BLOCK), Closing(RESIDUAL, BLOCK)), _block, ("columns", "weights", "diagonals", "operand"),
-             "Block", ("operand",), ("columns", "weights", "diagonals")),
+             "Block", ("operand",), ("columns", "weights", "diagonals"),
+             instead="it keeps a batch's columns for products: add up the products"),
     _kronecker_entry("kfac", GGN_MC, "Kronecker factors of the GGN, sampled (Martens & Grosse 2015)"),
     _kronecker_entry("kflr", GGN, "Kronecker factors of the GGN, exact columns (Botev et al. 2017)"),
     _kronecker_entry("kfra", KFRA, "Kronecker factors of the GGN, batch-averaged recursion (Botev et al. 2017)"),
@@ -262,7 +291,8 @@ TABLE: tuple[Quantity, ...] = (
     _kronecker_entry("kflr_reduce", GGN, "kflr with positions summed first (Eschenhagen et al. 2023, reduce)",
                      REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
     Quantity("ekfac", "eigenvectors of kfac's factors, and sampled second moments in them (George et al. 2018)",
-             (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",)),
+             (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",),
+             instead="its eigenvectors are those of one batch: accumulate kfac, and take those of the total"),
 )
 
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}
