@@ -49,6 +49,15 @@ def test_what_is_not_chosen_costs_nothing():
     assert "linear_0" not in backward
 
 
+def test_a_gradient_of_some_parameters_is_proven():
+    model, X, y = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(3, 3), torch.arange(3) % 2
+    compiled = hbp.compile(model, quantities={"grad": ["2.*"], "diag_ggn_mc": "0.*", "diag_ggn": "2.bias"})
+    assert list(compiled(X, y).grad) == ["2.weight", "2.bias"]
+    table = compiled.verify(X, y)
+    assert table.agrees
+    assert {line.parameter for line in table if line.quantity == "grad"} == {name for name, _ in model.named_parameters()}
+
+
 WRONG = [
     ({"grad": "nothing.*"}, ValueError, r"(?s)match no parameter.*grad: 'nothing\.\*'.*0\.weight"),
     ({"grad": ["0.*", "3.bias"]}, ValueError, r"grad: '3\.bias'"),

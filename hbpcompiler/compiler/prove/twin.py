@@ -19,7 +19,7 @@ from hbpcompiler.compiler.derive.forward import derive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import closings_for
+from hbpcompiler.quantities import Chosen, closings_for
 from hbpcompiler.rule.composite import graph_module
 
 GRAD = "grad"
@@ -28,8 +28,8 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...]) -> Callable[..., Results]:
-    """(state, *batch) -> these quantities. Raises what planning raises."""
-    asked = replace(options, quantities=quantities, curvature_dtype=None)
+    """(state, *batch) -> these quantities, of all parameters. Raises what planning raises."""
+    asked = replace(options, quantities=quantities, curvature_dtype=None, chosen=Chosen())
     closings = schemes.kept(options.curvature, closings_for(quantities))
     program = derive(matched, plan(matched, closings, asked))
     module = graph_module(program.graph)
