@@ -231,12 +231,12 @@ def _kronecker(stream: str, inputs: str = INPUT_FACTOR, outputs: str = FACTOR) -
 
 
 def _kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_FACTOR,
-                     outputs: str = FACTOR) -> Quantity:
+                     outputs: str = FACTOR, of_each_loss: bool = False) -> Quantity:
     needs = (Closing(stream, outputs), Closing("", inputs))
     over = OVER_POSITIONS if outputs == FACTOR else OF_LOSS
     adds, instead = ((MEAN, over), "") if stream != KFRA else ((), "its recursion is not linear in the batch: take kflr")
     return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",),
-                    adds=adds, instead=instead)
+                    of_each_loss=of_each_loss, adds=adds, instead=instead)
 
 
 def _diagonal_entry(name: str, stream: str, summary: str) -> Quantity:
@@ -290,6 +290,10 @@ TABLE: tuple[Quantity, ...] = (
                      REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
     _kronecker_entry("kflr_reduce", GGN, "kflr with positions summed first (Eschenhagen et al. 2023, reduce)",
                      REDUCED_INPUT_FACTOR, REDUCED_FACTOR),
+    _kronecker_entry("kfac_emp", GRADIENT, "Kronecker factors of the empirical Fisher, of the gradients themselves",
+                     of_each_loss=True),
+    _kronecker_entry("kfac_emp_reduce", GRADIENT, "kfac_emp with positions summed first (Eschenhagen et al. 2023)",
+                     REDUCED_INPUT_FACTOR, REDUCED_FACTOR, of_each_loss=True),
     Quantity("ekfac", "eigenvectors of kfac's factors, and sampled second moments in them (George et al. 2018)",
              (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",),
              instead="its eigenvectors are those of one batch: accumulate kfac, and take those of the total"),

@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 Loss = Callable[..., Tensor]
 Inputs = Sequence[Tensor] | Mapping[str, Any]
 """forward's arguments, by position or by name."""
+Seen = dict[str, tuple[nn.Module, Tensor, Tensor]]
+"""By a layer's path: the layer, its input, its output."""
 
 
 def reference(
@@ -136,15 +138,35 @@ def jacobian(value: Tensor, at: Tensor) -> Tensor:
 # -- Kronecker factors -----------------------------------------------------------------------------------------------
 
 
-def kflr(
-    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed: int = 0
-) -> dict[str, tuple[Tensor | None, Tensor]]:
+def kflr(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed: int = 0, reduce: bool = False,
+         joint: bool = False) -> dict[str, tuple[Tensor | None, Tensor]]:
     """(A, B) of every Linear, Conv and ConvTranspose that is used once; a bias has (None, its full GGN block).
 
     With u the input that the weight meets at position p of P, and J the Jacobian of the model's output in the layer's
-    output there: A = mean_n sum_p u u^T and B = (1/P) sum_{n,p} J^T H J, H the Hessian of L. Convolutions of several
-    groups have a leading axis of groups.
+    output there: A = mean_n sum_p u u^T and B = (1/P) sum_{n,p} J^T H J, H the Hessian of L; with `reduce` A is that of
+    the mean of u over p, B that of the sum of J. With `joint` u has a one behind its features, where the weight's
+    layer has a trainable bias that is added as it is, and the bias has no entry. Convolutions of several groups have a
+    leading axis of groups.
     """
+    run, seen = _layers(model, loss, inputs, target, seed)
+    return _factors(run, seen, lambda output: _pulled(run, output), reduce, joint)
+
+
+def kfac_emp(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed: int = 0, reduce: bool = False,
+             joint: bool = False) -> dict[str, tuple[Tensor | None, Tensor]]:
+    """As `kflr`, with c g_n g_n^T for a sample's J^T H J, g_n the gradient of l_n in the layer's output and c = 1/N for
+    a mean loss, 1 for a summed one."""
+    run, seen = _layers(model, loss, inputs, target, seed)
+
+    def squared(output: Tensor) -> Tensor:
+        share = derivative(run.loss, output).flatten(1)  # c g_n
+        return (len(share) if run.mean else 1) * share[:, :, None] * share[:, None, :]
+
+    return _factors(run, seen, squared, reduce, joint)
+
+
+def _layers(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int) -> tuple[Forward, Seen]:
+    """A forward pass, and what layers with weights met in it."""
     seen, handles = {}, []
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
@@ -154,11 +176,10 @@ def kflr(
 
             handles.append(module.register_forward_hook(hook))
     try:
-        run = Forward(model, loss, inputs, target, seed)
+        return Forward(model, loss, inputs, target, seed), seen
     finally:
         for handle in handles:
             handle.remove()
-    return _factors(run, seen, lambda output: _pulled(run, output))
 
 
 def _pulled(run: Forward, output: Tensor) -> Tensor:
@@ -198,9 +219,8 @@ def kfra(
     return _factors(run, layers, lambda output: averages[id(output)].unsqueeze(0))
 
 
-def _factors(
-    run: Forward, seen: dict[str, tuple[nn.Module, Tensor, Tensor]], pulled: Callable[[Tensor], Tensor]
-) -> dict[str, tuple[Tensor | None, Tensor]]:
+def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduce: bool = False, joint: bool = False,
+             ) -> dict[str, tuple[Tensor | None, Tensor]]:
     found: dict[str, tuple[Tensor | None, Tensor]] = {}
     for path, (module, given, output) in seen.items():
         weight, bias = (f"{path}.{kind}" if path else kind for kind in ("weight", "bias"))
@@ -209,12 +229,14 @@ def _factors(
         curvature = pulled(output)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         channels_first = isinstance(module, nn.modules.conv._ConvNd)
+        ones = joint and {weight, bias} <= run.parameters.keys() and not transposed
         if weight in run.parameters:
             groups = int(getattr(module, "groups", 1))
-            pairs = [_pair(module, given, output, curvature, g, groups, transposed) for g in range(groups)]
+            pairs = [_pair(module, given, output, curvature, g, groups, transposed, reduce, ones)
+                     for g in range(groups)]
             a, b = (torch.stack(part) if groups > 1 else part[0] for part in zip(*pairs, strict=True))
             found[weight] = (a, b)
-        if bias in run.parameters:
+        if bias in run.parameters and not ones:
             axes = tuple(output.shape[1:])
             full = curvature.sum(0).view(*axes, *axes)
             kept, count = (0, len(axes)) if channels_first else (len(axes) - 1, len(axes))
@@ -223,9 +245,8 @@ def _factors(
     return found
 
 
-def _pair(
-    module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, group: int, groups: int, transposed: bool
-) -> tuple[Tensor, Tensor]:
+def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, group: int, groups: int,
+          transposed: bool, reduce: bool, ones: bool) -> tuple[Tensor, Tensor]:
     """(A, B) of one group of a layer, the inputs and the patches read off the layer's own derivatives."""
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -240,12 +261,13 @@ def _pair(
         flat = again.flatten(2) if channels_first else again.reshape(again.shape[0], -1, again.shape[-1]).mT
         inputs = torch.stack([torch.stack([derivative(entry, weight)[first].flatten() for entry in sample[first]])
                               for sample in flat])  # [N, P, i]
-        positions = inputs.shape[1]
+        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :, :1])], 2) if ones else inputs
         own = torch.arange(output[0].numel()).view(output.shape[1:])
         own = own.flatten(1) if channels_first else own.reshape(-1, own.shape[-1]).T
         own = own[first : first + per_group]  # [o, P]: where each position's features lie in the flat output
-        picked = [curvature[:, own[:, p]][:, :, own[:, p]].sum(0) for p in range(positions)]
-        return torch.einsum("npi,npj->ij", inputs, inputs) / len(inputs), torch.stack(picked).sum(0) / positions
+        total = curvature.sum(0)
+        blocks = total[own.T[:, None, :, None], own.T[None, :, None, :]]  # [P, P, o, o]
+        return _closed(inputs, blocks, reduce)
     # A transposed convolution's positions are those of its input: a one there reaches a patch of the output.
     flat = given.flatten(2)[:, first : first + per_group]
     reached = []
@@ -255,9 +277,16 @@ def _pair(
         with torch.enable_grad():
             spread = layer(one).flatten()
         reached.append(torch.stack([derivative(entry, weight)[first].flatten() for entry in spread]))  # [c, o * kernel]
-    total = curvature.sum(0)
-    patches = torch.stack([patch.T @ total @ patch for patch in reached])
-    return torch.einsum("nip,njp->ij", flat, flat) / len(flat), patches.sum(0) / len(reached)
+    patches = torch.stack(reached)
+    return _closed(flat.mT, torch.einsum("pco,cd,qdz->pqoz", patches, curvature.sum(0), patches), reduce)
+
+
+def _closed(inputs: Tensor, blocks: Tensor, reduce: bool) -> tuple[Tensor, Tensor]:
+    """(A, B) of inputs [N, P, i] and of the curvature between all pairs of positions, [P, P, o, o]."""
+    if reduce:
+        means = inputs.mean(1)
+        return means.T @ means / len(means), blocks.sum((0, 1))
+    return torch.einsum("npi,npj->ij", inputs, inputs) / len(inputs), blocks.diagonal().sum(-1) / len(blocks)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hbpcompiler import reference
@@ -13,7 +13,16 @@ from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import meta
 
-FACTORS = ("kfac", "kflr")
+Factors = Mapping[str, tuple[Any, Any]]
+FACTORS: Mapping[str, tuple[Callable[..., Factors], bool, bool]] = {
+    "kfac": (reference.kflr, False, False),
+    "kflr": (reference.kflr, False, True),
+    "kfac_reduce": (reference.kflr, True, False),
+    "kflr_reduce": (reference.kflr, True, True),
+    "kfac_emp": (reference.kfac_emp, False, True),
+    "kfac_emp_reduce": (reference.kfac_emp, True, True),
+}
+"""By quantity: the brute force, whether it sums over positions first, and whether B is drawn by nobody."""
 MOST_NUMBERS = 20000
 """Numbers in the parameters of a model, and `MOST_OUTPUTS` in its output: the brute force takes a backward pass for
 each number of each layer's output."""
@@ -22,7 +31,7 @@ MOST_OUTPUTS = 64
 
 def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mapping[str, Any]], eps: float,
                  random: bool) -> list[Comparison]:
-    """A of kfac and kflr, and kflr's B, of linear layers and convolutions that are used once."""
+    """The factors, but for sampled B, of linear layers and convolutions that are used once."""
     asked = [name for name in FACTORS if name in values]
     if not asked:
         return []
@@ -35,17 +44,23 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
     model, calls = copy.deepcopy(candidate.model), Counter[str]()
     for path, module in model.named_modules():
         module.register_forward_hook(lambda *_, path=path: calls.update([path]))
-    try:
-        right = reference.kflr(model, candidate.loss, keywords or inputs, target)
-    except Exception as error:  # whatever a model does that the brute force is not made for
-        return [left_out(name, "", f"brute force fails: {error}") for name in asked]
     found, wanted = {}, {}
+    known: dict[tuple[Any, bool], Factors] = {}
     for quantity in asked:
-        for name, (left, factor) in right.items():
-            if calls[name.rpartition(".")[0]] != 1 or name not in values[quantity]:
+        brute_force, reduce, exact = FACTORS[quantity]
+        if (brute_force, reduce) not in known:
+            calls.clear()
+            try:
+                right = brute_force(model, candidate.loss, keywords or inputs, target, reduce=reduce)
+            except Exception as error:  # whatever a model does that the brute force is not made for
+                return [left_out(name, "", f"brute force fails: {error}") for name in asked]
+            known[brute_force, reduce] = {name: pair for name, pair in right.items()
+                                          if calls[name.rpartition(".")[0]] == 1}
+        for name, (left, factor) in known[brute_force, reduce].items():
+            if name not in values[quantity]:
                 continue
             if left is not None:
                 found[f"{quantity}.A", name], wanted[f"{quantity}.A", name] = values[quantity][name].A, left
-            if quantity == "kflr":
-                found["kflr.B", name], wanted["kflr.B", name] = values[quantity][name].B, factor
+            if exact:
+                found[f"{quantity}.B", name], wanted[f"{quantity}.B", name] = values[quantity][name].B, factor
     return compared(found, wanted, eps, how="two samples")

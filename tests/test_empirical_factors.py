@@ -1,0 +1,93 @@
+"""Kronecker factors of the empirical Fisher: against gradients of each sample's loss at the layers' outputs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import kfac_emp
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_quantities import close
+from tests.ways import WAYS
+
+NAMES = ["kfac_emp", "kfac_emp_reduce"]
+OF_FACTORS = ["nothing fits the cache", "one sample and one column everywhere", "route half of a symmetric product",
+              "route symmetric product", "route products by distance", "route batched product"]
+"""Ways of the planner that concern factors of the gradient."""
+
+
+def block(shares, mean):
+    """The empirical Fisher of samples' shares of the gradient, c g_n."""
+    flat = shares.flatten(1)
+    return (len(flat) if mean else 1) * flat.T @ flat
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(OF_FACTORS))
+def test_random_chains_in_every_way(setting, way):
+    model, loss, X, y = setting
+    torch.manual_seed(0)
+    result = hbp.compile(model, loss, [*NAMES, "batch_grad"], limits=WAYS[way])(X, y)
+    for quantity in NAMES:
+        expected = kfac_emp(model, loss, [X], y, seed=0, reduce=quantity == "kfac_emp_reduce")
+        for name, factors in result[quantity].items():
+            A, B = expected.get(name, (None, block(result.batch_grad[name], loss.reduction == "mean")))
+            close(factors.B, B, f"B of {name}, {quantity}")
+            assert (factors.A is None) == (A is None)
+            if A is not None:
+                close(factors.A, A, f"A of {name}, {quantity}")
+
+
+class Words(nn.Module):
+    """An embedding, a layer that is used twice, a head over all positions; a loss term for each position."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.twice, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        self.met, self.made = [], []
+        values = self.words(tokens)
+        for _ in range(2):
+            self.met.append(values)
+            self.made.append(self.twice(values))
+            values = torch.tanh(self.made[-1])
+        return self.head(values).transpose(1, 2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sequences_tied_layers_and_embeddings(reduction):
+    torch.manual_seed(0)
+    model = Words().double()
+    X, y = torch.randint(7, (3, 5)), torch.randint(3, (3, 5))
+    y[0, :2] = -100  # l_n is N times the sample's share of the mean
+    loss = nn.CrossEntropyLoss(reduction=reduction)
+    result = hbp.compile(model, loss, ["kfac_emp", "batch_grad"])(X, y)
+    value = loss(model(X), y)
+    of_words, *gradients = torch.autograd.grad(value, [model.met[0], *model.made])
+    n, scale = len(X), len(X) if reduction == "mean" else 1
+    uses = list(zip(model.met, gradients, strict=True))
+    A = sum(torch.einsum("npi,npj->ij", met, met) for met, _ in uses) / n
+    B = scale * sum(torch.einsum("npo,npz->oz", slope, slope) for _, slope in uses) / 10
+    close(result.kfac_emp["twice.weight"].A, A, "A of a layer that is used twice")
+    close(result.kfac_emp["twice.weight"].B, B, "its B")
+    counts = F.one_hot(X, 7).double()
+    close(result.kfac_emp["words.weight"].A, torch.einsum("npi,npj->ij", counts, counts) / n, "A of words")
+    B = scale * torch.einsum("npo,npz->oz", of_words, of_words) / 5
+    close(result.kfac_emp["words.weight"].B, B, "B of words")
+    for name in ("twice.bias", "head.bias"):
+        close(result.kfac_emp[name].B, block(result.batch_grad[name], reduction == "mean"), f"block of {name}")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_one_sample_of_a_plain_layer_is_the_exact_block(reduction):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(1, 3, dtype=torch.float64), torch.tensor([1])
+    result = hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), [*NAMES, "batch_grad"])(X, y)
+    for quantity in NAMES:
+        for name in ("0.weight", "2.weight"):
+            A, B = result[quantity][name]
+            close(torch.kron(B, A), block(result.batch_grad[name], reduction == "mean"), name)
