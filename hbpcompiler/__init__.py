@@ -22,6 +22,7 @@ from hbpcompiler.errors import (
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
+from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
 from hbpcompiler.version import __version__, warn_if_untried
 
 __all__ = [
@@ -29,17 +30,21 @@ __all__ = [
     "CacheWarning",
     "CompileError",
     "Compiled",
+    "CompiledSpectrum",
     "HbpError",
     "IndefiniteCurvatureWarning",
     "InputError",
     "Limits",
     "ProofError",
     "Result",
+    "Spectrum",
     "UnsupportedOpError",
     "UnusedParametersWarning",
     "Verification",
     "__version__",
+    "bootstrap",
     "compile",
+    "spectrum",
 ]
 
 warn_if_untried(torch.__version__)

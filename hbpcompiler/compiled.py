@@ -229,6 +229,12 @@ class Compiled:
         return self._current().program
 
     @property
+    def reduction(self) -> str:
+        """Of the loss: "mean", L = (1/N) sum_n l_n; "sum", L = sum_n l_n; "" if it is neither: l_n has no scale."""
+        ending = self._current().matched.ending
+        return ending.kind if ending.definite else ""
+
+    @property
     def graph(self) -> nx.DiGraph:
         """The traced model and loss as a networkx graph."""
         return self._current().matched.graph.network()

@@ -79,6 +79,8 @@ class FirstRun:
     """What Python code made of tensors' values."""
     complaint: BatchDoesNotFitError | None = None
     """What torch says of these targets, if targets of zeros in their place would have gone through."""
+    numbers: int = 0
+    """How many numbers the model returns for each sample; 0 where that was not to be seen."""
 
 
 def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> FirstRun:
@@ -121,7 +123,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
             if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
                 raise complaint from error
             return FirstRun(answers, complaint)
-    return FirstRun(answers)
+    return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // SAMPLES)
 
 
 def _complaint(error: Exception, batch: Batch, made: str) -> BatchDoesNotFitError:

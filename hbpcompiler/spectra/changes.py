@@ -1,0 +1,39 @@
+"""Whether tensors are still what they were: eigenvectors are made by running the model again, on the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hbpcompiler.errors import InputError, listing
+
+MOST_NAMES = 10
+
+
+class Snapshot:
+    """The versions of some tensors by name, without their numbers.
+
+    torch counts the in-place changes of each tensor. What goes behind its back, as through `.data`, is not seen here.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.versions = {name: _version(tensor) for name, tensor in tensors.items()}
+
+    def check(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        """InputError that names those which have changed since, of which `what` is then no longer to be had."""
+        changed = [name for name, version in self.versions.items()
+                   if name not in tensors or _version(tensors[name]) != version]
+        if changed:
+            rest = len(changed) - MOST_NAMES
+            more = [f"{rest} more"] if rest > 0 else []
+            raise InputError(listing(
+                f"these have changed since the spectrum was computed, and {what} would be those of neither:",
+                changed[:MOST_NAMES] + more,
+                "Ask for all that you need before the step, or compute the spectrum anew."))
+
+
+def _version(tensor: Tensor) -> Any:
+    """Another one after a change in place, and for another tensor."""
+    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
