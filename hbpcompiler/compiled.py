@@ -92,7 +92,8 @@ class Compiled:
             first = given.samples > 0 and not built.is_proven(given.samples)
             raw = self._first_run(state, built, given) if first else self._run(state, built, given)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
-        return Result(raw, output, self.quantities, self.model, meetings(built.draft.plan))
+        plan = built.draft.plan
+        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases)
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
@@ -170,7 +171,8 @@ class Compiled:
 
     def _candidate(self, state: State, built: Built) -> Candidate:
         return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
-                         lambda batch: self._run(state, built, batch), self._arguments(state, built), built.sizes)
+                         lambda batch: self._run(state, built, batch), self._arguments(state, built), built.sizes,
+                         built.draft.plan.joint.biases)
 
     def verify(self, *batch: Any, full: bool = True) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.
@@ -318,6 +320,7 @@ def compile(  # the public name is the design's
     rules: Sequence[str | Path] | None = None,
     limits: Limits | None = None,
     verify: bool | str = True,
+    joint_bias: bool = False,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
@@ -343,6 +346,9 @@ def compile(  # the public name is the design's
             machine, or the default ones.
         verify: compare each new program with the model's own forward and backward on its first batch, and keep it only
             if loss, outputs and gradient agree to rounding; "full": the other quantities too, on two samples.
+        joint_bias: whether the Kronecker factors of a weight [out, in] are also of the bias of its layer, with A
+            [in + 1, in + 1] of the inputs with a one behind them. The bias has none of its own then;
+            `Result.joint_biases` says which these are.
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
@@ -351,10 +357,10 @@ def compile(  # the public name is the design's
     model = unwrapped(model)
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype, limits, verify)
+                            curvature_dtype, limits, verify, joint_bias)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
-             "limits": limits, "verify": verify}
+             "limits": limits, "verify": verify, "joint_bias": joint_bias}
     check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:

@@ -82,6 +82,7 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -
         if table.row_count:
             console.print(table)
     remarks = [*notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
+               *draft.plan.joint.notes(),
                *derived.notes(matched.rules, matched.graph.makers)]
     console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
     file = console.file

@@ -46,11 +46,13 @@ class Options:
     """Whether a program is proven on its first batch, and with "full" the quantities beyond the gradient too."""
     chosen: Chosen = field(default_factory=Chosen)
     """Which parameters each quantity is for."""
+    joint_bias: bool = False
+    """Whether the Kronecker factors of weight and bias are of one block."""
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
                   curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None,
-                  limits: Any = None, verify: Any = True) -> Options:
+                  limits: Any = None, verify: Any = True, joint_bias: Any = False) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -62,11 +64,13 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
         raise OptionError(f"curvature {curvature!r} is unknown; choose one of {', '.join(SCHEMES)}")
     if not isinstance(autotune, bool):
         raise OptionTypeError(f"autotune must be True or False, not {autotune!r}")
+    if not isinstance(joint_bias, bool):
+        raise OptionTypeError(f"joint_bias must be True or False, not {joint_bias!r}")
     if limits is not None and not isinstance(limits, Limits):
         raise OptionTypeError(f"limits must be an hbpcompiler.Limits, or None, not {limits!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
                    curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify),
-                   check_chosen(quantities))
+                   check_chosen(quantities), joint_bias)
 
 
 def check_chosen(quantities: Any) -> Chosen:

@@ -234,7 +234,8 @@ def _kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_F
                      outputs: str = FACTOR, of_each_loss: bool = False) -> Quantity:
     needs = (Closing(stream, outputs), Closing("", inputs))
     over = OVER_POSITIONS if outputs == FACTOR else OF_LOSS
-    adds, instead = ((MEAN, over), "") if stream != KFRA else ((), "its recursion is not linear in the batch: take kflr")
+    adds = () if stream == KFRA else (MEAN, over)
+    instead = "its recursion is not linear in the batch: take kflr" if stream == KFRA else ""
     return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",),
                     of_each_loss=of_each_loss, adds=adds, instead=instead)
 

@@ -18,11 +18,15 @@ class Result:
     """
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
-                 meetings: Mapping[str, Any] | None = None) -> None:
+                 meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None) -> None:
         self._values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in quantities}
         self._model = model
         self.meetings = meetings or {}
         """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
+        self.joint_biases: Mapping[str, str] = dict(joint_biases or {})
+        """With `joint_bias=True`: by a weight's name that of the bias whose block is in the weight's. In the Kronecker
+        factors of such a weight, [out, in], A is [in + 1, in + 1], the bias is its last input feature and has no entry
+        of its own."""
         self.loss: Tensor = raw.loss
         self.output = output
 

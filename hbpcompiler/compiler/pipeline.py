@@ -231,7 +231,7 @@ class _Drafting:
             quantities=options.quantities,
             versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
             table=header_table(graph, planned),
-            notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(),
+            notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(), *planned.joint.notes(),
                    *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
                    *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],

@@ -121,7 +121,7 @@ class _Derivation:
             quantity = QUANTITIES[name]
             results[name] = {}
             for value in self.matched.trainable:
-                if not self.plan.chosen.asks(name, value.key):
+                if not self.plan.gives(quantity, value.key):
                     continue
                 with self.writer.block(name, "results"):
                     closed = Closed(self.closed.get(value.key, {}), self.batch, self.matched.ending.kind)

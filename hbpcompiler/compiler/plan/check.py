@@ -68,7 +68,8 @@ def _closed(plan: Plan, matched: Matched, closings: frozenset[Closing]) -> Itera
             yield f"parameter {key!r}, as {slot} of {operation}, closes {what} {count} times"
     for closing in sorted(closings, key=lambda closing: (closing.stream, closing.kind)):
         for parameter in matched.trainable if closing.stream in EVERYWHERE and closing.kind != NEGATIVE else []:
-            if closing in closings_of(closings, parameter.key) and (parameter.key, closing) not in found:
+            own = plan.joint.own(parameter.key, frozenset({closing.kind}))
+            if own and closing in closings_of(closings, parameter.key) and (parameter.key, closing) not in found:
                 yield f"parameter {parameter.key!r} has no {closing.kind} of {closing.stream}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.plan.joint import OF_OPERAND, Joint, site_with_one, with_one
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (
     Close,
@@ -29,10 +30,15 @@ from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing, closings_of
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
+NONE = Joint()
+
 
 def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece], wanted: Collection[Closing],
-                dtype: torch.dtype, resources: Resources, precision: Precision) -> Iterator[Close]:
-    """The steps that end the pieces at an operation's result, and its operand, at the operation's parameters."""
+                dtype: torch.dtype, resources: Resources, precision: Precision, joint: Joint = NONE) -> Iterator[Close]:
+    """The steps that end the pieces at an operation's result, and its operand, at the operation's parameters.
+
+    A weight that shares its Kronecker block with its bias closes some of it as a contraction of its own (see `joint`).
+    """
     params = rule.params(op)
     for slot, parameter in operation.tensors.items():
         if not parameter.trainable or slot not in params:
@@ -41,17 +47,29 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
         alone = site_of(contraction, op, None, precision.of(None, dtype), resources, rule.window(op))
         for piece in pieces:
             kinds = frozenset(closing.kind for closing in asked if closing.stream == piece.stream)
-            kinds -= frozenset() if piece.signed else {NEGATIVE}
+            kinds = joint.own(parameter.key, kinds - (frozenset() if piece.signed else {NEGATIVE}))
             if not kinds:
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds, resources.limits.full_block_rows)
             site = _met(alone, piece, precision.of(piece, dtype))
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
-            yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds))
+            with_bias = kinds & OF_OPERAND if parameter.key in joint.biases else frozenset()
+            if kinds - with_bias:
+                yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds - with_bias))
+            if with_bias:
+                yield _close_with_one(operation, slot, parameter, piece, site, contraction, with_bias)
         of_operand = frozenset(closing.kind for closing in asked if not closing.stream)
-        if of_operand and alone.features:
+        if of_operand and alone.features and parameter.key in joint.biases:
+            yield _close_with_one(operation, slot, parameter, None, alone, contraction, of_operand)
+        elif of_operand and alone.features:
             yield Close(operation, slot, parameter, None, alone, contraction, choose(alone, of_operand))
+
+
+def _close_with_one(operation: Operation, slot: str, parameter: Value, piece: Piece | None, site: Site,
+                    contraction: Contraction, kinds: frozenset[str]) -> Close:
+    own = site_with_one(site)
+    return Close(operation, slot, parameter, piece, own, with_one(contraction), choose(own, kinds))
 
 
 def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.dtype, resources: Resources,

@@ -44,5 +44,5 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     pools = without_local(pools, steps)
     steps = with_sample_chunks(steps, walk.dtype.itemsize, resources)
     planned = race(Plan(options.quantities, options.mc_samples, tuple(steps), pools, options.curvature,
-                        walk.indefinite, walk.precision.dtype, options.chosen))
+                        walk.indefinite, walk.precision.dtype, options.chosen, walk.joint))
     return replace(planned, by_pixels=pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.match.tied_values import KRONECKER
+from hbpcompiler.compiler.plan.joint import Joint
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
 from hbpcompiler.compiler.routes import (
     COLUMNS,
@@ -19,7 +21,7 @@ from hbpcompiler.compiler.routes import (
     kinds_of,
 )
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC, Chosen
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC, Chosen, Quantity
 from hbpcompiler.rule import Contraction, Residual
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
@@ -244,8 +246,15 @@ class Plan:
     """The dtype of curvature columns, if it is not the model's (see `precision`)."""
     chosen: Chosen = field(default_factory=Chosen)
     """Which parameters each quantity is for."""
+    joint: Joint = field(default_factory=Joint)
+    """Which weights and biases share a Kronecker block."""
     by_pixels: bool = False
     """Whether images, and columns of images, lie in memory pixel by pixel (see `memory_format`)."""
+
+    def gives(self, quantity: Quantity, parameter: str) -> bool:
+        """Whether the parameter has a value of the quantity; its weight's holds that of a bias in its block."""
+        of_block = any(closing.kind in KRONECKER for closing in quantity.needs) and self.joint.in_another(parameter)
+        return self.chosen.asks(quantity.name, parameter) and not of_block
 
     def flat(self) -> Iterator[Step]:
         """All steps, those of tails too."""

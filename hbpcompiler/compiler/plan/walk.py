@@ -18,6 +18,7 @@ from hbpcompiler.compiler.match.endings import is_positive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import compression
 from hbpcompiler.compiler.plan.closings import closings_at
+from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (
     PREFIX,
@@ -79,6 +80,7 @@ class Walk:
         self.itemsize = (self.precision.dtype or self.dtype).itemsize
         """Bytes of a number of a column."""
         self.largest = _largest_above(graph, self.active)
+        self.joint = joint_blocks(matched, closings) if options.joint_bias else Joint()
 
     def run(self) -> list[Step]:
         """The steps of the whole backward pass; some may be read by none."""
@@ -190,7 +192,7 @@ class Walk:
         op = self._static(operation)
         gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
         self.steps += closings_at(operation, rule, op, pieces, self.closings, self.dtype, self.resources,
-                                   self.precision)
+                                   self.precision, self.joint)
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
         self._births(operation, rule, op, gradient)
         if operation.source.in_loss:

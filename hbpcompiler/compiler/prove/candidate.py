@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Candidate:
     state: Mapping[str, Tensor]
     sizes: Sizes
     """The batch sizes that it serves."""
+    joint_biases: Mapping[str, str] = field(default_factory=dict)
+    """By the key of a weight, that of the bias that is in its Kronecker block."""
 
     def few(self, batch: Batch, samples: int) -> Batch:
         """The first samples of a batch, so many if it serves that number, otherwise all."""

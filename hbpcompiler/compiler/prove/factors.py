@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from hbpcompiler import reference
@@ -49,13 +50,11 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
     for quantity in asked:
         brute_force, reduce, exact = FACTORS[quantity]
         if (brute_force, reduce) not in known:
-            calls.clear()
+            alone = partial(brute_force, model, candidate.loss, keywords or inputs, target, reduce=reduce)
             try:
-                right = brute_force(model, candidate.loss, keywords or inputs, target, reduce=reduce)
+                known[brute_force, reduce] = _used_once(calls, alone, candidate.joint_biases)
             except Exception as error:  # whatever a model does that the brute force is not made for
                 return [left_out(name, "", f"brute force fails: {error}") for name in asked]
-            known[brute_force, reduce] = {name: pair for name, pair in right.items()
-                                          if calls[name.rpartition(".")[0]] == 1}
         for name, (left, factor) in known[brute_force, reduce].items():
             if name not in values[quantity]:
                 continue
@@ -64,3 +63,13 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
             if exact:
                 found[f"{quantity}.B", name], wanted[f"{quantity}.B", name] = values[quantity][name].B, factor
     return compared(found, wanted, eps, how="two samples")
+
+
+def _used_once(calls: Counter[str], brute_force: Callable[..., Factors], joint: Mapping[str, str]) -> Factors:
+    """What modules have that are called once, of some weights together with their biases."""
+    calls.clear()
+    right = dict(brute_force())
+    if joint:
+        calls.clear()
+        right |= {name: pair for name, pair in brute_force(joint=True).items() if name in joint}
+    return {name: pair for name, pair in right.items() if calls[name.rpartition(".")[0]] == 1}
