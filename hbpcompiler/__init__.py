@@ -7,6 +7,7 @@
 
 import torch
 
+from hbpcompiler.accumulate import Total, accumulate, shard
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.errors import (
@@ -38,12 +39,15 @@ __all__ = [
     "ProofError",
     "Result",
     "Spectrum",
+    "Total",
     "UnsupportedOpError",
     "UnusedParametersWarning",
     "Verification",
     "__version__",
+    "accumulate",
     "bootstrap",
     "compile",
+    "shard",
     "spectrum",
 ]
 

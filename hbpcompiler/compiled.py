@@ -67,6 +67,12 @@ class Compiled:
         self._unused: set[str] = set()
         self._last: tuple[State, Built] | None = None
 
+    def also(self, *quantities: str) -> Compiled:
+        """The same model, loss and options for these quantities of all parameters too."""
+        asked = self._given["quantities"]
+        more = {**asked, **dict.fromkeys(quantities, "*")} if isinstance(asked, Mapping) else [*asked, *quantities]
+        return _again(self.model, self.loss, {**self._given, "quantities": more})
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and copy.deepcopy: made again from model, loss and options, without programs."""
         return _again, (self.model, self.loss, dict(self._given))

@@ -67,10 +67,14 @@ SPREAD = "spread"
 """their variance, which is merged with the gradients of the batches."""
 OVER_POSITIONS = "over positions"
 """as OF_LOSS, but already divided by the number of positions, which may be another in the next batch."""
+PRODUCTS = "products"
+"""on the scale of L, of products of two gradients of l_n."""
+PRODUCTS_OVER_POSITIONS = "products over positions"
+"""as PRODUCTS, divided as OVER_POSITIONS."""
 
 
-ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the data), "
-        "or accumulate what they add up to")
+ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the "
+        "data), or accumulate what they add up to")
 
 
 class EigenPart(NamedTuple):
@@ -234,7 +238,9 @@ def _kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_F
                      outputs: str = FACTOR, of_each_loss: bool = False) -> Quantity:
     needs = (Closing(stream, outputs), Closing("", inputs))
     over = OVER_POSITIONS if outputs == FACTOR else OF_LOSS
-    adds = () if stream == KFRA else (MEAN, over)
+    if stream == GRADIENT:
+        over = PRODUCTS_OVER_POSITIONS if outputs == FACTOR else PRODUCTS
+    adds: tuple[str, ...] = (MEAN, over) if stream != KFRA else ()
     instead = "its recursion is not linear in the batch: take kflr" if stream == KFRA else ""
     return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",),
                     of_each_loss=of_each_loss, adds=adds, instead=instead)

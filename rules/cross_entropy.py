@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor, called, covariance_root
 
+from .shared import class_weights
 from .shared.class_weights import counted, labels
 from .shared.loss_terms import at, check_floating, check_labels, check_shape, reduction
 from .shared.simplex import positionwise
@@ -101,6 +102,12 @@ def sample(op: Op, draws: int) -> Tensor:
     return (p.unsqueeze(1) - onehot) * (total(op).unsqueeze(1) / draws).sqrt()
 
 
+def terms(op: Op, target: Tensor) -> int | None:
+    if has_probabilities(op):
+        return target.shape[0] * math.prod(op.shape("self")[1:])
+    return class_weights.terms(op, target)
+
+
 def check(op: Op, target: Tensor) -> str | None:
     if (reason := check_shape(op, target, [op.shape("self")[1:], op.shape("self")])) is not None:
         return reason
@@ -155,6 +162,7 @@ RULE = LossRule(
     reduction=reduction,
     sample=sample,
     check=check,
+    terms=terms,
     positions=2,
     cases=_cases(),
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
-from .shared.class_weights import counted, labels
+from .shared.class_weights import counted, labels, terms
 from .shared.loss_terms import check_labels, check_shape, reduction
 
 
@@ -59,6 +59,7 @@ def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
         residual=ZERO,
         reduction=reduction,
         check=check,
+        terms=terms,
         positions=2,
         cases=cases,
     )

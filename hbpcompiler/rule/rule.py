@@ -140,6 +140,9 @@ class LossRule:
     check: Callable[[Op, Tensor], str | None] = lambda op, target: None
     """(op, target) -> what is wrong with this target ("has shape ...", or a sentence about its values), or None. It is
     the target as it came, which may have another shape than the loss reads, `op.shape("target")`."""
+    terms: Callable[[Op, Tensor], int | None] | None = None
+    """(op, target) -> over how many terms a mean goes, where the target decides that; None if more than it decides. A
+    rule without it means over all elements. The target is as for `check`."""
     order: tuple[Order, ...] = ()
     """"increasing", if `gradient` is never negative (sums, means)."""
     refuse: Callable[[Op], str | None] = lambda op: None

@@ -28,3 +28,8 @@ def counted(op: Op) -> tuple[Tensor, Tensor]:
         return plain, weighted
     scale = op.self.shape[0] / weighted.sum()
     return called("share", plain * scale), called("share_weighted", weighted * scale)
+
+
+def terms(op: Op, target: Tensor) -> int | None:
+    """How many labels are not ignored; class weights would be needed to weigh them."""
+    return None if op.has("weight") else int((target != op.ignore_index).sum())

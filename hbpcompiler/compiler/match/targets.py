@@ -26,6 +26,8 @@ class LossCheck:
     op: Op
     place: int
     """which of the batch's targets it is"""
+    operation: str
+    """the loss function's name in the graph"""
 
 
 def loss_checks(matched: Matched) -> list[LossCheck]:
@@ -40,7 +42,7 @@ def loss_checks(matched: Matched) -> list[LossCheck]:
             continue
         origin = _origin(graph, rules, target, active)
         if origin.name in names:
-            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name)))
+            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name), operation.name))
     return checks
 
 

@@ -1,0 +1,217 @@
+"""Files of running totals: written whole or not at all, and read only where everything that matters is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.accumulate.sums import Key, Sums
+from hbpcompiler.accumulate.weigh import Weight
+from hbpcompiler.errors import InputError, listing
+from hbpcompiler.version import __version__
+
+FORMAT = "hbpcompiler total 1"
+SHOWN = 5
+"""Names of parameters that a difference lists."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What totals were made from."""
+
+    quantities: tuple[str, ...]
+    patterns: str
+    """Which parameters each quantity is for."""
+    loss: str
+    parameters: dict[str, str]
+    """Shape and dtype of each parameter and buffer."""
+    digest: str
+    """A hash of their numbers."""
+    options: str
+    """Those of `compile` that change numbers."""
+    dtype: str
+    compensated: bool
+    library: str
+    torch: str
+    seed: int
+    world: int
+    rank: int
+    batches: int = 0
+    """How many batches are in."""
+    last_batch: str = ""
+    """A hash of the last one."""
+    complete: bool = False
+    """Whether the data set's end was reached."""
+
+    def differences(self, other: Header, of_run: bool = True) -> list[str]:
+        """In words, each with both values; `of_run`: seed, ranks and versions too."""
+        found = [f"parameters: {text}" for text in _changed(self.parameters, other.parameters)]
+        if not found and self.digest != other.digest:
+            found.append("the parameters' or buffers' numbers are others")
+        names = ["quantities", "patterns", "loss", "options", "dtype", "compensated"]
+        names += ["seed", "world", "rank", "library", "torch"] if of_run else []
+        for name in names:
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own != theirs:
+                found.append(f"{name}: {_text(own)} here, {_text(theirs)} there")
+        return found
+
+    def model_differences(self, model: nn.Module) -> list[str]:
+        """Between the model of the file and this one."""
+        parameters, digest = fingerprint(model)
+        return replace(self, parameters=parameters, digest=digest).differences(self, of_run=False)
+
+
+def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[str, ...], patterns: str, options: str,
+              **run: Any) -> Header:
+    """Of a run that is about to begin."""
+    parameters, digest = fingerprint(model)
+    return Header(quantities=quantities, patterns=patterns, loss=loss_text(loss), parameters=parameters, digest=digest,
+                  options=options, library=__version__, torch=str(torch.__version__), **run)
+
+
+def fingerprint(model: nn.Module) -> tuple[dict[str, str], str]:
+    """Shapes and dtypes of parameters and buffers by name, and a hash of their numbers."""
+    hashed, shapes = hashlib.blake2b(digest_size=16), {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        shapes[name] = f"{list(tensor.shape)} {tensor.dtype}"
+        hashed.update(name.encode())
+        hashed.update(_bytes(tensor))
+    return shapes, hashed.hexdigest()
+
+
+def digest_of(tensors: tuple[Tensor, ...]) -> str:
+    """A hash of a batch."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        hashed.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
+        hashed.update(_bytes(tensor))
+    return hashed.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """Its numbers as a buffer."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy() if plain.numel() else b""
+
+
+def loss_text(loss: Callable[..., Tensor]) -> str:
+    """A module by its class, its plain attributes and a hash of its tensors; a function by its name."""
+    if not isinstance(loss, nn.Module):
+        return f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}"
+    plain = []
+    for name, value in sorted(vars(loss).items()):
+        if not name.startswith("_") and name != "training" and (value is None or isinstance(value, str | int | float)):
+            plain.append(f"{name}={value!r}")
+    held = [f"{name}={digest_of((tensor,))}" for name, tensor in loss.state_dict().items()]
+    return f"{type(loss).__name__}({', '.join(plain + held)})"
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, sums: Sums, header: Header) -> Path:
+    """Write a file beside it, sync it to the disk and put it in its place. Raises InputError where that fails; what was
+    there before is then still there."""
+    held = {"format": FORMAT, "header": asdict(header), "sums": _state(sums)}
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(held, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise InputError(f"{path} could not be written ({type(error).__name__}: {error}); what was there before is "
+                         "untouched") from error
+    except BaseException:  # an interrupt: no half-written file stays
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name outlasts a power cut; not every system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: Path) -> tuple[Sums, Header]:
+    """What `write` wrote. Raises InputError for anything else; the file is only read."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no total of hbpcompiler's, or it is damaged ({type(error).__name__} when it was "
+                         "read); it is left as it is") from error
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise InputError(f"{path} is no total of this version of hbpcompiler ({FORMAT!r}); it is left as it is")
+    try:
+        known = {field.name for field in fields(Header)}
+        header = Header(**{name: value for name, value in held["header"].items() if name in known})
+        return _restored(held["sums"]), replace(header, quantities=tuple(header.quantities))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); it is left as it is") from error
+
+
+def check_resumes(path: Path, held: Header, now: Header) -> None:
+    """InputError that lists every difference between a checkpoint and the run that would go on from it."""
+    if differences := now.differences(held):
+        raise InputError(listing(f"{path} holds the totals of another run; it is left as it is. Differences, this "
+                                 "run's value and the file's:", differences,
+                                 "Name another checkpoint, or remove the file to begin anew."))
+
+
+def _state(sums: Sums) -> dict[str, Any]:
+    return {
+        "quantities": list(sums.quantities), "dtype": sums.dtype, "compensated": sums.compensated,
+        "totals": [(list(key), tensor) for key, tensor in sums.totals.items()],
+        "lost": [(list(key), tensor) for key, tensor in sums.lost.items()],
+        "samples": sums.samples, "terms": sums.terms, "positions": sums.positions,
+        "shared_positions": sums.shared_positions,
+        "first": None if sums.first is None else {**asdict(sums.first), "positions": dict(sums.first.positions)},
+    }
+
+
+def _restored(state: Mapping[str, Any]) -> Sums:
+    sums = Sums(tuple(state["quantities"]), state["dtype"], state["compensated"])
+    sums.totals = {Key(*key): tensor for key, tensor in state["totals"]}
+    sums.lost = {Key(*key): tensor for key, tensor in state["lost"]}
+    sums.samples, sums.terms = state["samples"], state["terms"]
+    sums.positions, sums.shared_positions = state["positions"], state["shared_positions"]
+    first = state["first"]
+    sums.first = None if first is None else Weight(**{**first, "parts": tuple(first["parts"])})
+    return sums
+
+
+def _changed(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    found = [f"{name!r} is {here.get(name, 'absent')} here, {there.get(name, 'absent')} there"
+             for name in names[:SHOWN]]
+    return found + ([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
+
+
+def _text(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

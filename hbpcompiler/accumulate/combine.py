@@ -1,0 +1,64 @@
+"""The sums of several parts as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided, merge_spread
+from hbpcompiler.accumulate.weigh import check_alike
+from hbpcompiler.quantities import QUANTITIES, SPREAD
+
+
+def combined(parts: Sequence[Sums]) -> Sums:
+    """New sums; the parts keep theirs. Those without samples add nothing."""
+    whole = Sums(parts[0].quantities, parts[0].dtype, parts[0].compensated)
+    for part in parts:
+        if part.first is not None and part.samples:
+            _join(whole, part)
+    return whole
+
+
+def _join(whole: Sums, part: Sums) -> None:
+    if whole.first is None:
+        whole.first, whole.positions = part.first, dict(part.positions)
+    assert whole.first is not None
+    assert part.first is not None
+    check_alike(whole.first, part.first)
+    for key, total in part.totals.items():
+        if is_spread(key):
+            continue
+        factor = _rescaled(whole, part, key)
+        if key in whole.totals:
+            whole.totals[key].add_(total, alpha=factor)
+        else:
+            whole.totals[key] = total * factor if factor != 1 else total.clone()
+    for key, lost in part.lost.items():
+        factor = _rescaled(whole, part, key)
+        whole.lost[key] = whole.lost[key].add_(lost, alpha=factor) if key in whole.lost else lost * factor
+    _join_spread(whole, part)
+    for parameter, share in part.shared_positions.items():
+        ratio = part.positions[parameter] / whole.positions[parameter]
+        whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share * ratio
+    whole.samples += part.samples
+    whole.terms += part.terms
+
+
+def is_spread(key: Key) -> bool:
+    """Whether it is merged about a mean, or such a mean."""
+    return key.quantity == MEANS or (key.quantity in QUANTITIES and QUANTITIES[key.quantity].adds == (SPREAD,))
+
+
+def _rescaled(whole: Sums, part: Sums, key: Key) -> float:
+    """Sums over positions count them in those of the first batch."""
+    over = is_divided(key) and key.parameter in whole.positions
+    return part.positions[key.parameter] / whole.positions[key.parameter] if over else 1.0
+
+
+def _join_spread(whole: Sums, part: Sums) -> None:
+    for key in [key for key in part.totals if is_spread(key) and key.quantity != MEANS]:
+        mean = Key(MEANS, key.parameter, "")
+        if key not in whole.totals:
+            whole.totals[key], whole.totals[mean] = part.totals[key].clone(), part.totals[mean].clone()
+        else:
+            merge_spread(whole.totals[key], whole.totals[mean], whole.samples,
+                         part.totals[key], part.totals[mean], part.samples)

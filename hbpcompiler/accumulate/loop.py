@@ -1,0 +1,187 @@
+"""`hbp.accumulate`: a compiled model over a loader's batches."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hbpcompiler.accumulate.batches import arguments_of, batches_from, length_of
+from hbpcompiler.accumulate.checkpoint import check_resumes, digest_of, header_of, read, write
+from hbpcompiler.accumulate.progress import Progress
+from hbpcompiler.accumulate.ranks import Ranks
+from hbpcompiler.accumulate.sums import Sums, check_adds
+from hbpcompiler.accumulate.total import Total
+from hbpcompiler.accumulate.weigh import weight_of
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.errors import InputError, InputTypeError
+from hbpcompiler.quantities import QUANTITIES, SPREAD
+
+DTYPES = (torch.float64, torch.float32)
+
+
+def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype = torch.float64,
+               compensated: bool = False, count: Callable[[Any], Any] | None = None,
+               prepare: Callable[[Any], Any] | None = None, seed: int = 0, progress: bool = True, group: Any = None,
+               checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
+               max_batches: int | None = None) -> Total:
+    """The compiled quantities of all of a loader's samples, as those of one batch of them would be.
+
+    However the data are cut, the total is that of the whole: batches weigh as the terms of their loss do (samples,
+    elements, or labels that are not ignored), A of Kronecker factors as samples, variances are merged about their means
+    (Chan, Golub, LeVeque 1983). Memory: one copy of the result in `dtype`, two of a variance or of compensated totals.
+
+    Args:
+        compiled: what `hbp.compile` returned, for quantities that add up. Those that do not are refused by name.
+        loader: any iterable of batches: (X, y), (X1, X2, y), or dicts with the target under "labels" or "label".
+        dtype: of the totals: torch.float64 or torch.float32.
+        compensated: keep what additions round off (Kahan 1965), for float32 totals of many batches.
+        count: from a batch, as the loader gives it, how many terms its loss counts; the total is then a mean over
+            terms. Needed only where the program cannot know: class weights, labels that the loss itself shifts or
+            masks.
+        prepare: from a batch, as the loader gives it, the arguments of a call, (X, y).
+        seed: of the random draws (sampled quantities, dropout): each batch's follow from seed, rank and number.
+        progress: a bar with the loss and samples per second, where there is a terminal.
+        group: a torch.distributed group; each of its ranks brings its own part of the data (see `shard`) and gets the
+            total of all.
+        checkpoint: a file (with several ranks, one each: its name gets ".rank0", ...) that totals are written to every
+            `checkpoint_every` seconds, on Ctrl-C and at the end. If it is there already, accumulation goes on behind
+            the last batch that is in.
+        max_batches: stop there.
+
+    Raises InputError for a batch that does not fit, naming its number; for a checkpoint of another run, with every
+    difference; for a loader that gives other batches than before; and for a rank that failed.
+    """
+    _check(compiled, dtype, checkpoint_every, max_batches)
+    ranks = Ranks(group)
+    run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint)
+    failure: BaseException | None = None
+    try:
+        run.go(loader, count, prepare, progress, checkpoint_every, max_batches)
+    except BaseException as error:
+        if not ranks.several or not isinstance(error, Exception):
+            raise
+        failure = error
+    sums = ranks.together(run.sums, failure)
+    return Total(sums, run.header, compiled.model)
+
+
+def _check(compiled: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -> None:
+    if not isinstance(compiled, Compiled):
+        raise InputTypeError(f"accumulate takes what hbp.compile returned, not {type(compiled).__name__}")
+    check_adds(compiled.quantities)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int | float) or checkpoint_every < 0:
+        raise InputError(f"checkpoint_every must be a number of seconds, not {checkpoint_every!r}")
+    if max_batches is not None and (isinstance(max_batches, bool) or not isinstance(max_batches, int)
+                                    or max_batches < 1):
+        raise InputError(f"max_batches must be a positive integer, not {max_batches!r}")
+
+
+class _Run:
+    """One rank's way through its batches."""
+
+    def __init__(self, compiled: Compiled, dtype: torch.dtype, compensated: bool, seed: int, ranks: Ranks,
+                 checkpoint: str | Path | None) -> None:
+        asked = compiled.quantities
+        spread = any(QUANTITIES[name].adds == (SPREAD,) for name in asked)
+        self.compiled = compiled.also("grad") if spread and "grad" not in asked else compiled
+        self.sums = Sums(asked, dtype, compensated)
+        self.seed, self.ranks = seed, ranks
+        self.path = ranks.own(Path(checkpoint)) if checkpoint is not None else None
+        options = compiled.options
+        meaning = (f"curvature={options.curvature}, mc_samples={options.mc_samples}, "
+                   f"curvature_dtype={options.curvature_dtype}")
+        self.header = header_of(
+            compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
+            compensated=compensated, seed=seed, world=ranks.world, rank=ranks.rank)
+        self.last: tuple[torch.Tensor, ...] = ()
+
+    def go(self, loader: Iterable[Any], count: Callable[[Any], Any] | None, prepare: Callable[[Any], Any] | None,
+           progress: bool, every: float, most: int | None) -> None:
+        """Through the loader, from where the checkpoint ends."""
+        done = self._resumed()
+        if most is not None and most < done:
+            raise InputError(f"{self.path} has {done} batches in, more than max_batches={most}")
+        device = next(self.compiled.model.parameters()).device
+        lengths = [number for number in (length_of(loader), most) if number is not None]
+        saved = time.monotonic()
+        with Progress(progress and self.ranks.rank == 0, min(lengths, default=None), done) as bar:
+            try:
+                # The last batch that is in is read once more, to see that the loader gives what it gave before.
+                number = max(done - 1, 0)
+                for item in batches_from(loader, number):
+                    if most is not None and number >= most:
+                        break
+                    arguments = arguments_of(item, prepare, device)
+                    if number < done:
+                        self._check_repeats(arguments, number)
+                    else:
+                        self._add(arguments, number, None if count is None else float(count(item)))
+                        bar.advance(self.sums)
+                    number += 1
+                    if self.path is not None and number > done and time.monotonic() - saved >= every:
+                        self._save()
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                self._save()
+                raise
+        if number < done:
+            raise InputError(f"{self.path} has {done} batches in, but the loader gives no more than {number}: it is "
+                             "not the loader of that run")
+        if not self.sums.samples and not self.ranks.several:
+            raise InputError("the loader gave no samples: there is nothing to accumulate")
+        self.header = replace(self.header, complete=True)
+        self._save()
+
+    def _add(self, arguments: tuple[Any, ...], number: int, counted: float | None) -> None:
+        try:
+            batch = check_batch(self.compiled.model, arguments)
+            if batch.samples:
+                result = self.compiled(*arguments, generator=self._generator(number))
+                self.sums.add(result, weight_of(self.compiled._current(), batch, counted))
+        except InputError as error:
+            raise type(error)(f"batch {number} of the loader: {error}") from error
+        self.header = replace(self.header, batches=number + 1)
+        self.last = batch.tensors
+
+    def _generator(self, number: int) -> torch.Generator:
+        """For this batch alone, so that a run that was interrupted draws what it would have drawn."""
+        key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
+        return torch.Generator().manual_seed(int.from_bytes(key, "big"))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _resumed(self) -> int:
+        """How many batches are in already."""
+        if self.path is None or not self.path.exists():
+            return 0
+        sums, held = read(self.path)
+        check_resumes(self.path, held, self.header)
+        device = next(self.compiled.model.parameters()).device
+        for tensors in (sums.totals, sums.lost):
+            for key, tensor in tensors.items():
+                tensors[key] = tensor.to(device)
+        self.sums, self.header = sums, replace(held, complete=False)
+        return held.batches
+
+    def _check_repeats(self, arguments: tuple[Any, ...], number: int) -> None:
+        batch = check_batch(self.compiled.model, arguments)
+        if digest_of(batch.tensors) != self.header.last_batch:
+            raise InputError(f"batch {number} is not the one that {self.path} has in: this loader does not repeat "
+                             "itself. Use shuffle=False, or a generator with a fixed seed, or begin anew without the "
+                             "file")
+        self.last = batch.tensors
+
+    def _save(self) -> None:
+        if self.path is not None:
+            last = digest_of(self.last) if self.header.batches else ""
+            self.header = replace(self.header, last_batch=last)
+            write(self.path, self.sums, self.header)

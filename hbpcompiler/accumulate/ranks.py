@@ -1,0 +1,151 @@
+"""Several processes, each with its part of the data: nothing is exchanged before the end, so that ranks may have
+different numbers of batches; then all get the totals of all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.accumulate.combine import is_spread
+from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
+from hbpcompiler.accumulate.weigh import Weight, check_alike
+from hbpcompiler.errors import HbpError, InputError, listing
+
+
+class RankError(HbpError):
+    """Another rank failed or is gone."""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a rank tells the others before tensors are added."""
+
+    failure: str
+    quantities: tuple[str, ...]
+    samples: int
+    terms: float
+    first: Weight | None
+    shared_positions: dict[str, float]
+    tensors: list[tuple[tuple[str, ...], tuple[int, ...]]]
+
+
+class Ranks:
+    """This process's place in a torch.distributed group; None: it is alone."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.rank = torch.distributed.get_rank(group) if group is not None else 0
+        self.world = torch.distributed.get_world_size(group) if group is not None else 1
+        if self.rank < 0:
+            raise InputError("this process is not in the group that was given")
+
+    @property
+    def several(self) -> bool:
+        return self.group is not None
+
+    def own(self, path: Path) -> Path:
+        """This rank's file."""
+        return path.with_name(f"{path.name}.rank{self.rank}") if self.several else path
+
+    def together(self, sums: Sums, failure: BaseException | None) -> Sums:
+        """The sums of all ranks, on each; `failure` is what this one raised, if it did.
+
+        Raises that again here, and RankError on the others.
+        """
+        if not self.several:
+            return sums
+        try:
+            told = self._told(sums, failure)
+        except RuntimeError as error:
+            if failure is not None:
+                raise failure from error
+            raise RankError(f"rank {self.rank} waited for the others in vain: one of them is gone ({error})") from error
+        if failure is not None:
+            raise failure
+        failures = [f"rank {rank}: {own.failure}" for rank, own in enumerate(told) if own.failure]
+        if failures:
+            raise RankError(listing("accumulation failed on other ranks:", failures))
+        return self._added(sums, told)
+
+    def _told(self, sums: Sums, failure: BaseException | None) -> list[_Own]:
+        own = _Own("" if failure is None else f"{type(failure).__name__}: {failure}", sums.quantities, sums.samples,
+                   sums.terms, sums.first, sums.shared_positions,
+                   [(tuple(key), tuple(tensor.shape)) for key, tensor in sums.totals.items()])
+        told: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(told, own, group=self.group)
+        return told
+
+    def _added(self, sums: Sums, told: list[_Own]) -> Sums:
+        model = next((own for own in told if own.first is not None), None)
+        if model is None:
+            raise InputError("no rank's loader gave any samples: there is nothing to accumulate")
+        assert model.first is not None
+        self._check(told, model)
+        whole = Sums(sums.quantities, sums.dtype, sums.compensated)
+        whole.first, whole.positions = model.first, dict(model.first.positions)
+        whole.samples, whole.terms = sum(own.samples for own in told), sum(own.terms for own in told)
+        for own in told:
+            for parameter, share in own.shared_positions.items():
+                assert own.first is not None
+                share *= own.first.positions[parameter] / whole.positions[parameter]
+                whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share
+        try:
+            for parts, shape in model.tensors:
+                self._add(Key(*parts), shape, sums, whole)
+        except RuntimeError as error:
+            raise RankError(f"rank {self.rank} waited for the others in vain: one of them is gone ({error})") from error
+        return whole
+
+    def _check(self, told: list[_Own], model: _Own) -> None:
+        findings = []
+        for rank, own in enumerate(told):
+            if own.first is None:
+                continue
+            assert model.first is not None
+            check_alike(model.first, own.first)
+            if own.quantities != model.quantities or own.tensors != model.tensors:
+                findings.append(f"rank {rank}: {', '.join(own.quantities)} of {len(own.tensors)} tensors")
+        if findings:
+            raise InputError(listing("the ranks accumulate different quantities or models:", findings))
+
+    def _add(self, key: Key, shape: tuple[int, ...], sums: Sums, whole: Sums) -> None:
+        if is_spread(key):
+            if key.quantity != MEANS:
+                self._add_spread(key, shape, sums, whole)
+            return
+        own = self._own_tensor(key, shape, sums)
+        if key in sums.lost:
+            own = own + sums.lost[key]
+        torch.distributed.all_reduce(own.mul_(_of_positions(key, sums, whole)), group=self.group)
+        whole.totals[key] = own
+
+    def _add_spread(self, key: Key, shape: tuple[int, ...], sums: Sums, whole: Sums) -> None:
+        """Means first; then squares about the mean of all."""
+        of_mean = Key(MEANS, key.parameter, "")
+        own = self._own_tensor(of_mean, shape, sums)
+        mean = own * (sums.samples / whole.samples)
+        torch.distributed.all_reduce(mean, group=self.group)
+        squares = self._own_tensor(key, shape, sums)
+        away = own.sub_(mean)
+        squares.addcmul_(away, away, value=sums.samples)
+        torch.distributed.all_reduce(squares, group=self.group)
+        whole.totals[key], whole.totals[of_mean] = squares, mean
+
+    def _own_tensor(self, key: Key, shape: tuple[int, ...], sums: Sums) -> Tensor:
+        """This rank's, to be written to; zeros where it had no samples."""
+        held = sums.totals.get(key)
+        if held is not None:
+            return held
+        nccl = torch.distributed.get_backend(self.group) == "nccl"
+        return torch.zeros(shape, dtype=sums.dtype, device=torch.cuda.current_device() if nccl else "cpu")
+
+
+def _of_positions(key: Key, sums: Sums, whole: Sums) -> float:
+    if not is_divided(key) or key.parameter not in sums.positions:
+        return 1.0
+    return sums.positions[key.parameter] / whole.positions[key.parameter]

@@ -1,0 +1,222 @@
+"""Interrupted runs go on where they were, bit by bit; files that are not theirs are refused and left alone."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.accumulate import checkpoint as files
+
+NAMES = ["grad", "variance", "diag_ggn_mc", "kfac"]
+LENGTHS = [3, 2, 4, 1, 3]
+
+
+def network(seed=0, hidden=4):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+
+
+def batches():
+    torch.manual_seed(1)
+    return [(torch.randn(length, 3), torch.randint(0, 3, (length,))) for length in LENGTHS]
+
+
+COMPILED = hbp.compile(network(), None, NAMES, example_inputs=batches()[0])
+
+
+def run(loader=None, compiled=COMPILED, **options):
+    return hbp.accumulate(compiled, batches() if loader is None else loader, progress=False, **options)
+
+
+def bits(total):
+    found = [total.loss]
+    for quantity in total:
+        for value in total[quantity].values():
+            found += value if isinstance(value, tuple) else [value]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def assert_same(total, other):
+    for own, theirs in zip(bits(total), bits(other), strict=True):
+        assert torch.equal(own, theirs)
+
+
+class Interrupted:
+    """A loader that is left after some batches."""
+
+    def __init__(self, after, error):
+        self.after, self.error = after, error
+
+    def __iter__(self):
+        yield from batches()[: self.after]
+        raise self.error
+
+    def __len__(self):
+        return len(LENGTHS)
+
+
+@pytest.mark.parametrize("after", range(1, len(LENGTHS)))
+def test_after_ctrl_c_a_run_goes_on_to_the_same_bits(tmp_path, after):
+    path = tmp_path / "total.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupted(after, KeyboardInterrupt()), checkpoint=path)
+    resumed = run(checkpoint=path)
+    assert_same(resumed, run())
+    assert_same(run(checkpoint=path), resumed)  # nothing is left to do
+    assert_same(hbp.Total.load(path, COMPILED.model), resumed)
+    assert [file.name for file in tmp_path.iterdir()] == ["total.pt"]
+
+
+def test_an_error_in_a_loader_loses_what_is_behind_the_last_checkpoint_only(tmp_path):
+    with pytest.raises(RuntimeError, match="broken"):
+        run(Interrupted(3, RuntimeError("broken")), checkpoint=tmp_path / "total.pt", checkpoint_every=0)
+    _, header = files.read(tmp_path / "total.pt")
+    assert (header.batches, header.complete) == (3, False)
+    assert_same(run(checkpoint=tmp_path / "total.pt"), run())
+
+
+def test_a_loader_with_indices_reads_nothing_twice_but_the_last_batch(tmp_path):
+    read = []
+
+    class Counted(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            read.append(index)
+            return torch.full((3,), float(index)), index % 3
+
+    loader = torch.utils.data.DataLoader(Counted(), batch_size=2)
+    run(loader, checkpoint=tmp_path / "total.pt", max_batches=3)
+    read.clear()
+    total = run(loader, checkpoint=tmp_path / "total.pt")
+    assert read == [4, 5, 6, 7, 8, 9]
+    assert_same(total, run(loader))
+
+
+def test_a_loader_that_does_not_repeat_itself_is_noticed(tmp_path):
+    path = tmp_path / "total.pt"
+    run(checkpoint=path, max_batches=2)
+    with pytest.raises(hbp.InputError, match=r"batch 1 is not the one that .* has in"):
+        run(list(reversed(batches())), checkpoint=path)
+    with pytest.raises(hbp.InputError, match="has 2 batches in, but the loader gives no more than 1"):
+        run(batches()[:1], checkpoint=path)
+    with pytest.raises(hbp.InputError, match="more than max_batches=1"):
+        run(checkpoint=path, max_batches=1)
+    assert_same(run(checkpoint=path), run())
+
+
+def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
+    path = tmp_path / "total.pt"
+    run(checkpoint=path, max_batches=2)
+    before = path.read_bytes()
+    other = hbp.compile(network(hidden=5), nn.CrossEntropyLoss(reduction="sum"), [*NAMES, "diag_ggn"], mc_samples=2)
+    with pytest.raises(hbp.InputError) as raised:
+        run(compiled=other, checkpoint=path, seed=3, dtype=torch.float32)
+    for part in ("'0.weight' is [5, 3] torch.float32 here, [4, 3] torch.float32 there", "quantities: ",
+                 "reduction='sum') here, ", "mc_samples=2", "dtype: torch.float32 here, torch.float64 there",
+                 "seed: 3 here, 0 there", "remove the file"):
+        assert part in str(raised.value)
+    with pytest.raises(hbp.InputError, match="numbers are others"):
+        run(compiled=hbp.compile(network(seed=7), None, NAMES), checkpoint=path)
+    with pytest.raises(hbp.InputError, match="written for another model"):
+        hbp.Total.load(path, network(hidden=5))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "text", "half", "foreign", "bare"])
+def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "total.pt"
+    run(checkpoint=path, max_batches=2)
+    whole = path.read_bytes()
+    if content == "foreign":
+        torch.save({"weights": torch.ones(2)}, path)
+    elif content == "bare":
+        torch.save({"format": files.FORMAT}, path)
+    else:
+        path.write_bytes({"": b"", "text": b"hello", "half": whole[: len(whole) // 2]}[content])
+    before = path.read_bytes()
+    with pytest.raises(hbp.InputError, match="left as it is"):
+        run(checkpoint=path)
+    with pytest.raises(hbp.InputError, match="left as it is"):
+        hbp.Total.load(path, COMPILED.model)
+    assert path.read_bytes() == before
+
+
+def test_where_a_file_cannot_be_written_the_old_one_stays(tmp_path, monkeypatch):
+    path = tmp_path / "total.pt"
+    run(checkpoint=path, max_batches=2)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(hbp.InputError, match="No space left"):
+        run(checkpoint=path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["total.pt"]
+
+
+def test_a_process_that_is_killed_while_it_writes_loses_nothing(tmp_path):
+    path = tmp_path / "total.pt"
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from hbpcompiler.accumulate import checkpoint as files
+        from tests.accumulate.test_checkpoints import run
+        written = []
+
+        def dying(held, file):
+            written.append(1)
+            if len(written) == 3:
+                file.write(b"half")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(held, file)
+
+        save, files.torch.save = files.torch.save, dying
+        run(checkpoint=sys.argv[1], checkpoint_every=0)
+    """)
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False, cwd=Path(__file__).parents[2],
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.returncode == -signal.SIGKILL
+    _, header = files.read(path)
+    assert header.batches == 2
+    assert_same(run(checkpoint=path), run())
+
+
+def test_save_load_merge_and_to(tmp_path):
+    total = run()
+    path = total.save(tmp_path / "deep" / "total.pt")
+    loaded = hbp.Total.load(path, COMPILED.model)
+    assert_same(loaded, total)
+    assert (loaded.samples, loaded.quantities) == (sum(LENGTHS), COMPILED.quantities)
+    assert total.to(dtype=torch.float32).grad["0.weight"].dtype == torch.float32
+    assert total.grad["0.weight"].dtype == torch.float64
+    other = run(compiled=hbp.compile(network(), None, ["grad"]))
+    with pytest.raises(hbp.InputError, match="quantities: "):
+        hbp.Total.merge(total, other)
+    assert "samples=13" in repr(total)
+    with pytest.raises(AttributeError, match="'diag_h' was not accumulated"):
+        _ = total.diag_h
+    with pytest.raises(KeyError):
+        total.grad["nothing"]
+
+
+def test_wrong_arguments():
+    for options, text in (({"dtype": torch.int32}, "dtype"), ({"checkpoint_every": -1}, "checkpoint_every"),
+                          ({"max_batches": 0}, "max_batches"), ({"count": lambda batch: float("nan")}, "count gave")):
+        with pytest.raises(hbp.InputError, match=text):
+            run(**options)
+    with pytest.raises(hbp.InputError, match=r"what hbp\.compile returned"):
+        hbp.accumulate(COMPILED.model, batches())
+    with pytest.raises(hbp.InputError, match="no samples"):
+        run([])

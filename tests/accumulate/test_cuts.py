@@ -1,0 +1,201 @@
+"""However a data set is cut into batches, its totals are those of one batch of all samples."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.quantities import QUANTITIES
+
+EXACT = [name for name, quantity in QUANTITIES.items()
+         if quantity.adds and not any(stream.endswith("_mc") for stream in quantity.streams)]
+SAMPLES = 9
+
+
+def small(reduction):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double()
+    data = torch.randn(SAMPLES, 2, 6, dtype=torch.float64), torch.randint(0, 3, (SAMPLES,))
+    return hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), EXACT), data
+
+
+COMPILED = {reduction: small(reduction) for reduction in ("mean", "sum")}
+
+
+def tensors(value):
+    return [part for part in value if part is not None] if isinstance(value, tuple) else [value]
+
+
+def compare(total, whole, tolerance=1e-12):
+    torch.testing.assert_close(total.loss, whole.loss.to(total.loss), rtol=tolerance, atol=tolerance)
+    for quantity in whole.quantities:
+        assert list(total[quantity]) == list(whole[quantity])
+        for name, value in whole[quantity].items():
+            own = total[quantity][name]
+            assert len(tensors(own)) == len(tensors(value))
+            for found, right in zip(tensors(own), tensors(value), strict=True):
+                torch.testing.assert_close(found, right.to(found), rtol=tolerance, atol=tolerance,
+                                           msg=lambda text, at=f"{quantity} of {name}": f"{at}: {text}")
+
+
+def cut_into(data, lengths):
+    return list(zip(*(tensor.split(lengths) for tensor in data), strict=True))
+
+
+@given(lengths=st.lists(st.integers(1, 4), min_size=SAMPLES, max_size=SAMPLES), order=st.permutations(range(SAMPLES)),
+       reduction=st.sampled_from(["mean", "sum"]), compensated=st.booleans())
+def test_any_cutting_gives_the_whole(lengths, order, reduction, compensated):
+    compiled, (X, y) = COMPILED[reduction]
+    cut, left = [], SAMPLES
+    for length in lengths:
+        cut.append(min(length, left))
+        left -= cut[-1]
+    cut = [length for length in cut if length]
+    shuffled = (X[list(order)], y[list(order)])
+    total = hbp.accumulate(compiled, cut_into(shuffled, cut), compensated=compensated, progress=False)
+    compare(total, compiled(X, y))
+    assert total.samples == SAMPLES
+    assert total.quantities == compiled.quantities
+    parts = [hbp.accumulate(compiled, [batch], progress=False) for batch in cut_into(shuffled, [4, 5])]
+    compare(hbp.Total.merge(*parts), compiled(X, y))
+
+
+class Tagger(nn.Module):
+    """[N, T] tokens -> [N, classes, T]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden, self.out = nn.Embedding(7, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens):
+        return self.out(torch.tanh(self.hidden(self.embedding(tokens)))).transpose(1, 2)
+
+
+def padded(batches, length):
+    """Batches of several lengths as one, with labels that are ignored behind the shorter ones."""
+    tokens = [nn.functional.pad(X, (0, length - X.shape[1])) for X, _ in batches]
+    labels = [nn.functional.pad(y, (0, length - y.shape[1]), value=-100) for _, y in batches]
+    return torch.cat(tokens), torch.cat(labels)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted):
+    """The mean is over labels that count: as of one padded batch."""
+    torch.manual_seed(0)
+    model = Tagger().double()
+    batches = []
+    for samples, length in ((3, 4), (2, 6), (1, 3)):
+        labels = torch.randint(0, 3, (samples, length))
+        labels[0, :2] = -100
+        batches.append((torch.randint(0, 7, (samples, length)), labels))
+    names = ["grad", "second_moment", "variance", "diag_ggn", "kfac_emp", "kflr"]
+    count = (lambda batch: (batch[1] != -100).sum()) if counted else None
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), names)
+    total = hbp.accumulate(compiled, batches, count=count, progress=False)
+    of_mean = reduction == "mean" or counted
+    whole = hbp.compile(model, nn.CrossEntropyLoss(reduction="mean" if of_mean else "sum"), names)(*padded(batches, 6))
+    plain = ["grad", "second_moment", "variance", "diag_ggn"]
+    torch.testing.assert_close(total.loss, whole.loss)
+    for name in plain:
+        for parameter, value in whole[name].items():
+            torch.testing.assert_close(total[name][parameter], value)
+    # B divides by positions; those of the whole are the mean number that a sample has, and the padded ones are none.
+    mean_length = sum(X.numel() for X, _ in batches) / total.samples
+    for name in ("kflr", "kfac_emp"):
+        for parameter in ("hidden.weight", "out.weight"):
+            torch.testing.assert_close(total[name][parameter].B, whole[name][parameter].B * 6 / mean_length)
+        torch.testing.assert_close(total[name]["out.bias"].B, whole[name]["out.bias"].B)
+
+
+def test_float32_totals_of_many_batches_lose_nothing_where_they_are_compensated():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    compiled = hbp.compile(model, lambda output, target: ((output - target) ** 2).sum() / 2, ["grad"])
+    batches = [(torch.ones(1, 1), torch.full((1, 1), value)) for value in [-1.0, *[-6e-8] * 400]]
+    found = {compensated: hbp.accumulate(compiled, batches, dtype=torch.float32, compensated=compensated,
+                                         progress=False).grad["weight"].item() for compensated in (False, True)}
+    right = 1 + 400 * 6e-8
+    assert abs(found[True] - right) < 2e-7 < abs(found[False] - right)
+    exact = hbp.accumulate(compiled, batches, progress=False).grad["weight"]
+    assert exact.dtype == torch.float64
+    assert abs(exact.item() - right) < 1e-12
+
+
+def test_labels_that_are_all_ignored_and_batches_without_samples():
+    torch.manual_seed(0)
+    model = Tagger().double()
+    X, y = torch.randint(0, 7, (3, 4)), torch.randint(0, 3, (3, 4))
+    batches = [(X[:0], y[:0]), (X, y), (X[:1], torch.full_like(y[:1], -100))]
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["grad", "variance", "kflr"])
+    compare(hbp.accumulate(compiled, batches[:2], progress=False), compiled(X, y))
+    with pytest.raises(hbp.InputError, match="batch 2 of the loader: y: every target is the ignored index"):
+        hbp.accumulate(compiled, batches, progress=False)
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(reduction="sum"), ["grad", "variance"])
+    total = hbp.accumulate(compiled, batches, progress=False)
+    whole = compiled(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+    compare(total, whole)
+    assert total.samples == 4
+
+
+def test_dicts_and_what_prepare_makes():
+    torch.manual_seed(0)
+    compiled = hbp.compile(nn.Linear(3, 2).double(), None, ["grad"])
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 2, (5,))
+    right = compiled(X, y)
+    compare(hbp.accumulate(compiled, [{"input": X[:2], "labels": y[:2]}, {"input": X[2:], "labels": y[2:]}],
+                           progress=False), right)
+    compare(hbp.accumulate(compiled, [{"image": X, "class": y}], prepare=lambda item: (item["image"], item["class"]),
+                           progress=False), right)
+    with pytest.raises(hbp.InputError, match="which of these is the target"):
+        hbp.accumulate(compiled, [{"input": X, "class": y}], progress=False)
+    with pytest.raises(hbp.InputError, match="not \\(X, y\\)"):
+        hbp.accumulate(compiled, [X], progress=False)
+
+
+def test_what_does_not_add_up_is_refused_with_what_to_do():
+    compiled = hbp.compile(nn.Linear(3, 2), None, ["grad", "batch_grad", "kfra", "ekfac"])
+    with pytest.raises(hbp.InputError) as raised:
+        hbp.accumulate(compiled, [])
+    text = str(raised.value)
+    for part in ("batch_grad: it has a row", "kfra: its recursion", "take kflr", "ekfac: its eigenvectors"):
+        assert part in text
+    assert "grad:" not in text.replace("batch_grad:", "")
+
+
+def test_class_weights_need_a_count():
+    torch.manual_seed(0)
+    weight = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    model, loss = nn.Linear(3, 3).double(), nn.CrossEntropyLoss(weight)
+    compiled = hbp.compile(model, loss, ["grad", "second_moment", "kflr"])
+    X, y = torch.randn(7, 3, dtype=torch.float64), torch.randint(0, 3, (7,))
+    batches = cut_into((X, y), [3, 2, 2])
+    with pytest.raises(hbp.InputError, match=r"batch 0 of the loader.*pass count="):
+        hbp.accumulate(compiled, batches, progress=False)
+    compare(hbp.accumulate(compiled, batches, count=lambda batch: weight[batch[1]].sum(), progress=False),
+            compiled(X, y))
+
+
+def test_a_loss_of_two_means_over_different_numbers_of_terms():
+    torch.manual_seed(0)
+    model = Tagger().double()
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output, target) + output.square().mean()
+
+    compiled = hbp.compile(model, loss, ["grad"])
+    X, y = torch.randint(0, 7, (4, 3)), torch.randint(0, 3, (4, 3))
+    compare(hbp.accumulate(compiled, cut_into((X, y), [3, 1]), progress=False), compiled(X, y))
+    y[0, 0] = -100
+    with pytest.raises(hbp.InputError, match="one by one"):
+        hbp.accumulate(compiled, cut_into((X, y), [2, 2]), progress=False)
+
+
+def test_shards_hold_every_sample_once():
+    for size in (0, 1, 7, 8):
+        shards = [hbp.shard(range(size), rank, 3) for rank in range(3)]
+        assert sorted(item for part in shards for item in part) == list(range(size))
+    with pytest.raises(hbp.InputError, match="rank 3 of 3"):
+        hbp.shard(range(3), 3, 3)

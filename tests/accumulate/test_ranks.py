@@ -1,0 +1,61 @@
+"""Processes started by torchrun, each with its shard: all get the totals of one process that has all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hbpcompiler as hbp
+from tests.accumulate.torchrun_script import NAMES, flat, setting
+from tests.selection import slow
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("torchrun_script.py")
+
+
+def torchrun(how, folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone", str(SCRIPT), how,
+               str(folder)]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+
+
+def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
+    done = torchrun("whole", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, data = setting()
+    compiled = hbp.compile(model, None, NAMES)
+    whole = flat(hbp.accumulate(compiled, [data[:]], progress=False))
+    one = flat(hbp.accumulate(compiled, [data[:1]], progress=False))
+    for rank in range(3):
+        totals, text = torch.load(tmp_path / f"rank{rank}.pt")
+        assert set(totals) == ({3, 2, "few"} if rank < 2 else {3})
+        for key, total in totals.items():
+            right = one if key == "few" else whole
+            assert list(total) == list(right)
+            for name, value in right.items():
+                torch.testing.assert_close(total[name], value, msg=lambda text, at=(key, name): f"{at}: {text}")
+        if rank == 1:
+            assert text.startswith("InputTypeError: batch 0 of the loader")
+        else:
+            assert text.startswith("RankError: accumulation failed on other ranks:")
+            assert "rank 1: InputTypeError: batch 0" in text
+    assert sorted(path.name for path in tmp_path.glob("total.pt*")) == [f"total.pt.rank{rank}" for rank in range(3)]
+
+
+@slow("three processes for one error")
+def test_where_a_rank_dies_the_others_say_so_and_stop(tmp_path):
+    torchrun("dies", tmp_path)
+    for rank in (0, 1):
+        assert f"RankError: rank {rank} waited for the others in vain" in (tmp_path / f"error{rank}").read_text()
+
+
+def test_a_process_outside_of_the_group(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: -1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: -1)
+    with pytest.raises(hbp.InputError, match="not in the group"):
+        hbp.accumulate(hbp.compile(torch.nn.Linear(2, 2), None, ["grad"]), [], group=object())
