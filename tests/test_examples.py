@@ -42,6 +42,20 @@ def test_digits(tmp_path):
         assert name in text
 
 
+def test_eigenspace(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("eigenspace.py", tmp_path)
+    rows = [[float(part) for part in line.split()] for line in text.splitlines() if re.match(r" +\d+ +\d", line)]
+    assert (rows[0][0], rows[-1][0]) == (0, 300)
+    assert rows[-1][1] < 0.3 < 2 < rows[0][1]  # the loss
+    for row in rows:
+        assert all(10 / 666 < share < 1 + 1e-6 for share in row[2:])
+    assert rows[-1][2] > 0.9, "of the gradient of all data"
+    assert rows[-1][4] > max(rows[-1][5:]), "exact columns of the batch find more than sampled ones or fewer samples"
+    assert (tmp_path / "out" / "eigenspace.png").stat().st_size > 1000
+
+
 def test_own_rule(tmp_path):
     text = run_example("own_rule.py", tmp_path)
     assert "mylib.squash" in text
