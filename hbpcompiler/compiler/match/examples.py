@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.trace.graph import Graph, Operation
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import Rule, computed
 from hbpcompiler.rule.registry import AnyRule
@@ -44,21 +44,29 @@ class Examples:
         return values
 
     def result(self, operation: Operation, rule: AnyRule | None, values: Mapping[str, Any]) -> Any:
-        """Of one operation on these values: torch's own; the rule's where torch knows no such operation, or where it
-        asks for another layout in memory (a view)."""
+        """Of one operation on these values: torch's own; the rule's where torch knows no such operation, where it asks
+        for another layout in memory (a view), or where the operation's attributes are still those of a batch whose
+        samples were not in front (a rule that counts no axis from the front does not read them)."""
         def tensor(slot: str) -> Any:
             return values[operation.tensors[slot].name]
 
         has_forward = isinstance(rule, Rule) and rule.forward is not None
         if aten.is_torchs(operation):
             try:
-                return aten.call(operation, aten.overload_of(operation), tensor, self._other)
+                found = aten.call(operation, aten.overload_of(operation), tensor, self._other)
+                if not has_forward or self._has_its_shape(found, operation.output):
+                    return found
             except RuntimeError:
                 if not has_forward:
                     raise
         assert rule is not None
         output, _ = computed(rule, bind(operation, tensor, set(), False, lambda _, item: self._other(item)))
         return output
+
+    def _has_its_shape(self, found: Any, value: Value) -> bool:
+        lengths = [arithmetic(length, self.samples) if depends_on_batch(length) else int(length)
+                   for length in value.shape]
+        return not isinstance(found, Tensor) or value.shared or list(found.shape) == lengths
 
     def _other(self, item: Any) -> Any:
         if isinstance(item, torch.device):
