@@ -63,6 +63,14 @@ MEANS = {
     "sum and mean": lambda o, t: F.cross_entropy(o, t["y"]) + squares(o, t).sum() / number(o),
     "axes": lambda o, t: squares(o, t).sum(1).mean(0) + squares(o, t).mean((0, 1)),
     "axis of a sum": lambda o, t: squares(o, t).sum(-1).sum(-1) / number(o),
+    "samples before the rest": lambda o, t: (
+        squares(o, t).mean(0).sum() + squares(o, t).sum(0).mean() / number(o) + (squares(o, t).mean(0) * CLASSES).mean()
+        + squares(o, t).view(-1, 3, 1).mean((0, 2)) @ CLASSES + (squares(o, t).mean(0) / CLASSES / 2).sum()),
+    "stacked": lambda o, t: (
+        torch.stack([squares(o, t).mean(), F.cross_entropy(o, t["y"])]).sum()
+        + torch.stack([F.mse_loss(o[:, i], t["z"][:, i]) for i in range(3)]).mean()
+        + (torch.stack([each.mean() for each in squares(o, t).unbind(1)]) * CLASSES / 2).sum()
+        + torch.stack([F.cross_entropy(o, t["y"])]).sum()),
     "N - 1": lambda o, t: squares(o, t).sum() / (number(o) - 1),
     "counted": lambda o, t: summed(o, t) / (t["y"] >= 0).sum(),
     "mask": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].sum(),
@@ -74,14 +82,16 @@ MEANS = {
 }
 SUMS = {
     "mean * N": lambda o, t: F.cross_entropy(o, t["y"]) * number(o),
+    "stacked": lambda o, t: (
+        torch.stack([each.sum() for each in squares(o, t).unbind(1)]) @ CLASSES + squares(o, t).sum(0).mean()),
     "sum + mean * N": lambda o, t: summed(o, t) + squares(o, t).mean() * number(o),
     "over a mean": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].double().mean(),
 }
 
 
-@pytest.mark.parametrize("name", [*MEANS, *SUMS])
-def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name):
-    check(MEANS[name] if name in MEANS else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])
+@pytest.mark.parametrize(("name", "kind"), [*[(name, "mean") for name in MEANS], *[(name, "sum") for name in SUMS]])
+def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name, kind):
+    check(MEANS[name] if kind == "mean" else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])
 
 
 def test_neither_a_mean_nor_a_sum():

@@ -56,7 +56,8 @@ def gradients(case: Case, inputs: Any, target: Tensor, *, keep: bool = False) ->
     """By autograd; parameters that the loss does not depend on are left out."""
     parameters = trained(case.model)
     loss = case.loss(call(case.model, inputs), target)
-    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, create_graph=keep, allow_unused=True)
+    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, create_graph=keep,
+                                allow_unused=True)
     return {name: value for name, value in zip(parameters, found, strict=True) if value is not None}
 
 
@@ -86,8 +87,8 @@ def first_order(case: Case) -> None:
 
 def share(case: Case, n: int, names: list[str]) -> dict[str, Tensor]:
     """The gradient of sample n's share of the loss, in the whole batch: of a batch of one, torch's batch norm (2.14)
-    gives a wrong gradient where its input's axes are permuted. The graph is kept: some models (TinyViT) hold on to values
-    made of parameters."""
+    gives a wrong gradient where its input's axes are permuted. The graph is kept: some models (TinyViT) hold on to
+    values made of parameters."""
     output = sample_of(call(case.model, case.inputs), n)
     loss, parameters = case.loss(output, case.target[n : n + 1]) / SAMPLES, trained(case.model)
     found = torch.autograd.grad(loss, [parameters[name] for name in names], retain_graph=True)

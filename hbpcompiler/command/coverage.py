@@ -1,4 +1,5 @@
-"""What becomes of each operation of torch's core ATen set: a rule, a decomposition, no derivative, or a refusal.
+"""What becomes of each operation of torch's core ATen set: a rule, a derived rule, a decomposition, no derivative, or a
+refusal.
 
 The set is torch's own (operations with torch.Tag.core), the verdicts come from the registry, from torch's
 decompositions and from the operations themselves; the reasons for refusals stand beside the rules.
@@ -19,7 +20,7 @@ from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.trace import trace
 from hbpcompiler.rule import Case
 from hbpcompiler.rule.registry import Registry
-from hbpcompiler.rules.refused import DECOMPOSED, REFUSED
+from hbpcompiler.rules.refused import COMPLEX, DECOMPOSED, REFUSED
 from hbpcompiler.testing.layer import FRAME, CaseLayer
 from hbpcompiler.testing.setting import SAMPLES
 
@@ -31,9 +32,9 @@ class Verdict:
     operation: str
     """ATen name with overload: "aten.sum.dim_IntList"."""
     kind: str
-    """"rule", "decomposed", "no derivative", "refused"; "unknown" if nobody has said why."""
+    """"rule", "derived", "decomposed", "no derivative", "refused"; "unknown" if nobody has said why."""
     detail: str
-    """The rule's file, the operations it becomes, why it has no derivative, or why it is refused."""
+    """The rule's file, what it is derived of, the operations it becomes, why it has no derivative, or is refused."""
 
 
 def core_operations() -> Iterator[Any]:
@@ -60,6 +61,8 @@ def verdict(overload: Any, registry: Registry) -> Verdict:
         return Verdict(whole, "rule", Path(file).name)
     if (why := REFUSED.get(whole) or REFUSED.get(target)) is not None:
         return Verdict(whole, "refused", why)
+    if target in COMPLEX:
+        return Verdict(whole, "derived", "complex numbers between real ones: one rule, made of torch's derivatives")
     if (why := no_derivative(overload)) is not None:
         return Verdict(whole, "no derivative", why)
     own = registry.decomposition(target, name)

@@ -42,10 +42,12 @@ class Registry:
         self.files: dict[str, str] = {}
         self.modules: dict[type[nn.Module], ModuleRule] = {}
         self.decompositions: dict[str, Decomposition] = {}
+        self.refusals: dict[str, str] = {}
 
     def add(self, module: ModuleType) -> None:
         """Take a module's rules; two files for one operation are an error that names both."""
         file = str(module.__file__)
+        self.refusals.update(getattr(module, "REFUSED", {}))
         clashes = []
         for rule in rules_in(module):
             if isinstance(rule, ModuleRule):
@@ -74,7 +76,7 @@ class Registry:
     def copy(self) -> Registry:
         other = Registry()
         other.rules, other.files, other.modules = dict(self.rules), dict(self.files), dict(self.modules)
-        other.decompositions = dict(self.decompositions)
+        other.decompositions, other.refusals = dict(self.decompositions), dict(self.refusals)
         return other
 
     def find(self, operation: str, overload: str) -> AnyRule | None:
@@ -84,6 +86,10 @@ class Registry:
     def decomposition(self, operation: str, overload: str) -> Decomposition | None:
         """How this overload is written in others, where a rule file says so."""
         return self.decompositions.get(f"{operation}.{overload or 'default'}") or self.decompositions.get(operation)
+
+    def refusal(self, operation: str, overload: str) -> str | None:
+        """Why this overload has no rule and what to use instead, where a rule file says so (`REFUSED`)."""
+        return self.refusals.get(f"{operation}.{overload or 'default'}") or self.refusals.get(operation)
 
     def __iter__(self) -> Iterator[tuple[str, AnyRule]]:
         return iter(sorted(self.rules.items()))

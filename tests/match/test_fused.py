@@ -102,6 +102,20 @@ def compared(chain):
     return int(finite.sum())
 
 
+def test_a_flat_piece_beside_an_infinite_slope_has_no_slope():
+    """relu then sqrt at 0, hardtanh then asin beyond 1: what torch does not multiply, is not multiplied."""
+    met = 0
+    for inner in ("aten.relu", "aten.hardtanh", "aten.threshold", "aten.clamp"):
+        for outer in ("aten.sqrt", "aten.log", "aten.asin", "aten.acosh"):
+            chain = [USES[inner][0], USES[outer][0]]
+            value, slope, _ = by_autograd(chain, POINTS)
+            flat = torch.isfinite(value) & torch.isfinite(slope) & (by_autograd(chain[:1], POINTS)[1] == 0)
+            if flat.any() and len(joined(chain)) == 1:
+                torch.testing.assert_close(by_rules(chain)[1][flat], slope[flat], msg=f"{inner}, {outer}")
+                met += 1
+    assert met >= 3
+
+
 @pytest.mark.parametrize("operation", cases(USES, list(USES)[::10], "as the second of a pair it is met anyway"))
 def test_every_pair_joined_agrees_with_autograd(operation):
     for inner, outer in pairs(operation):

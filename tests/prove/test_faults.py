@@ -267,3 +267,14 @@ def test_code_that_goes_another_way_for_one_sample():
         compiled(X[:1], y[:1])
     torch.testing.assert_close(compiled(X, y).grad["layer.weight"], before)
     assert "programs=1" in repr(compiled)
+
+
+def test_an_infinite_slope_that_meets_a_zero_one():
+    class Root(nn.Module):
+        def forward(self, h):
+            return h.sqrt()
+
+    torch.manual_seed(0)
+    text = refusal(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), Root(), nn.Linear(5, 3)))
+    assert "off by inf" in text
+    assert "An infinite slope (sqrt" in text

@@ -1,4 +1,4 @@
-"""The batch's size by len()."""
+"""The batch's size by len(), int() and float()."""
 
 import builtins
 import threading
@@ -6,7 +6,7 @@ import threading
 import torch
 from torch import nn
 
-from hbpcompiler.compiler.trace.lengths import symbolic_lengths
+from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from tests.test_outputs import check
 
 D = torch.float64
@@ -42,3 +42,33 @@ def test_len_is_itself_for_all_else_and_afterwards():
         other.join()
     assert seen == [3]
     assert builtins.len is plain
+
+
+class Counted(nn.Linear):
+    def forward(self, x):
+        samples, features = int(x.size(0)), int(x.shape[1])
+        return super().forward(x).reshape(samples, 2) * float(len(x)) / (samples + float("1.5")) / features
+
+
+def test_numbers_of_the_size_stay_symbols():
+    def mean(output, target):
+        assert isinstance(int(2.5), int)
+        return (output - target).square().sum() / int(target.size(0))
+
+    torch.manual_seed(0)
+    compiled, _ = check(Counted(3, 2).to(D), mean, (torch.randn(4, 3, dtype=D),), torch.randn(4, 2, dtype=D),
+                        ["grad", "variance"])
+    x, y = torch.randn(9, 3, dtype=D), torch.randn(9, 2, dtype=D)
+    torch.testing.assert_close(compiled(x, y).loss, mean(compiled.model(x), y))
+
+
+def test_int_and_float_are_themselves_for_all_else_and_afterwards():
+    space = {}
+    with symbolic_numbers([space, space]):
+        number, real = space["int"], space["float"]
+        made = [number("12"), number(2.5), number("11", 2), real("1")]
+        assert made == [12, 2, 3, 1.0]
+        assert [type(item) for item in made] == [int, int, int, float]
+        assert [isinstance(item, number) for item in (3, True, 3.0)] == [True, True, False]
+        assert issubclass(bool, number)
+    assert not space

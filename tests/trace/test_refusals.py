@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.trace.refusals import refusals
+from hbpcompiler.compiler.trace.refusals import classes_given, refusals
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
 
@@ -65,16 +65,8 @@ def counted_loop(model, x):
     return torch.stack([head(model, x[i]) for i in range(x.shape[0])])
 
 
-def whole_size(model, x):
-    return head(model, x) / int(x.size(0))
-
-
-def exact_size(model, x):
-    return head(model, x) * float(len(x))
-
-
 def numpys_size(model, x):
-    return head(model, x) * float(np.prod(x.shape))
+    return head(model, x) * np.float64(x.shape[0])
 
 
 def literal(model, x):
@@ -83,6 +75,14 @@ def literal(model, x):
 
 def picked(model, x):
     return head(model, x)[x[:, 0] > 0].mean() + head(model, x)
+
+
+def shifted(model, x):
+    return head(model, x).masked_scatter(x[:, :2] > 0, x[:, 1:])
+
+
+def own_draws(model, x):
+    return head(model, x) + torch.rand(2, generator=torch.Generator().manual_seed(0))
 
 
 def mixed(model, x):
@@ -155,11 +155,11 @@ MODELS = [
     (by_numpy, "np.sin", ["numpy", "write it in torch"]),
     (loop, "for row in x", ["fixes the batch's size", "loop over samples"]),
     (counted_loop, "in range(x.shape[0])", ["fixes the batch's size"]),
-    (whole_size, "int(x.size(0))", ["fixes the batch's size", "without int()"]),
-    (exact_size, "float(len(x))", ["fixes the batch's size"]),
-    (numpys_size, "float(np.prod(x.shape))", ["fixes the batch's size"]),
+    (numpys_size, "np.float64(x.shape[0])", ["fixes the batch's size"]),
     (literal, ".view(2, 2)", ["another batch size"]),
     (picked, "[x[:, 0] > 0]", ["picks samples"]),
+    (shifted, "masked_scatter(", ["torch.where(mask, source, x)"]),
+    (own_draws, "torch.rand(", ["class Generator", "without generator="]),
     (mixed, ".softmax(0)", ["mixes samples"]),
     (inner_gradient, "torch.autograd.grad(", ["a derivative is taken inside"]),
     (inner_backward, ".backward()", ["a derivative is taken inside"]),
@@ -203,6 +203,9 @@ LOSSES = [
     (lambda o, y: F.cross_entropy(o, y).sqrt(), Y, ["test_refusals.py", "curved"]),
     (nn.CrossEntropyLoss(), Y.to(torch.uint8), ["torch.uint8", "y.long()"]),
     (nn.CrossEntropyLoss(), Y.to(torch.int32), ["torch.int32", "y.long()"]),
+    (nn.CrossEntropyLoss(), Y.double(), ["torch.float64", "y.long()"]),
+    (lambda o, y: F.mse_loss(o, F.one_hot(y).float()), Y, ["test_refusals.py", "F.one_hot(y, num_classes=10)"]),
+    (lambda o, y: torch.cat([o.mean().view(1), o.sum().view(1)]).sum(), Y, ["add losses up, as in a + b"]),
     (nn.BCEWithLogitsLoss(), torch.ones(4, 2, dtype=torch.long), ["torch.int64", "y.float()"]),
 ]
 
@@ -224,6 +227,9 @@ def test_before_any_batch():
 
 def test_torch_is_as_before():
     before = torch.autograd.grad, torch.Tensor.numpy, torch.SymInt.__index__, "numpy" in vars(torch.Tensor)
-    with refusals([]):
+    one_hot = F.one_hot
+    with refusals([]), classes_given():
+        assert F.one_hot(torch.tensor([1]), 2).tolist() == one_hot(torch.tensor([1]), 2).tolist()
         assert torch.autograd.grad is not before[0]
     assert before == (torch.autograd.grad, torch.Tensor.numpy, torch.SymInt.__index__, "numpy" in vars(torch.Tensor))
+    assert F.one_hot is one_hot

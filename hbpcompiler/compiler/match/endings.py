@@ -126,7 +126,8 @@ def tail_refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str])
     """After the reductions only multiples and sums: anything curved would mix the samples."""
     where = f"{operation.target} in {operation.source}"
     op = _of_unknowns(operation, active)
-    if isinstance(rule, Rule) and not operation.output.shape and not is_curved(rule, op):
+    curved = not isinstance(rule, Rule) or is_curved(rule, op)
+    if isinstance(rule, Rule) and not operation.output.shape and not curved:
         try:
             for slot, value in operation.tensors.items():
                 if value.name in active:
@@ -134,8 +135,11 @@ def tail_refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str])
             return []
         except (KeyError, AttributeError, TypeError):
             pass  # it needs more than the numbers that multiply
-    return [f"{where}: a curved function of the whole batch's loss mixes the samples; only sums and multiples of means "
-            "and sums over the batch are possible"]
+    if curved:
+        return [f"{where}: a curved function of the whole batch's loss mixes the samples; only sums and multiples of "
+                "means and sums over the batch are possible"]
+    return [f"{where}: after a mean or sum over the batch only sums and multiples of such numbers are possible; reduce "
+            "the axes of each sample first, as in l.sum(1).mean(), and add losses up, as in a + b"]
 
 
 def refuse_endings(graph: Graph) -> None:

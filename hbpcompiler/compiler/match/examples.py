@@ -64,9 +64,13 @@ class Examples:
         return output
 
     def _has_its_shape(self, found: Any, value: Value) -> bool:
-        lengths = [arithmetic(length, self.samples) if depends_on_batch(length) else int(length)
-                   for length in value.shape]
-        return not isinstance(found, Tensor) or value.shared or list(found.shape) == lengths
+        if not isinstance(found, Tensor) or value.shared:
+            return True
+        if found.dim() != len(value.shape):
+            return False
+        lengths = [arithmetic(length, self.samples) if depends_on_batch(length) else length for length in value.shape]
+        return all(own == length for own, length in zip(found.shape, lengths, strict=True)
+                   if not getattr(length, "free_symbols", ()))
 
     def _other(self, item: Any) -> Any:
         if isinstance(item, torch.device):

@@ -126,7 +126,8 @@ def _inserted(own: Any, inner: Mapping[Any, Any], longest: int) -> Any:
     for choice in own.atoms(sympy.Piecewise):
         if any(condition.free_symbols & pieced for _, condition in choice.args):
             return None  # a kink of what has kinks itself: sympy solves for them, at length and not always
-    whole = own.subs(inner, simultaneous=True)
+    # Choices outermost: where one is constant its slope is zero, also beside another's infinite one, as torch has it.
+    whole = sympy.piecewise_fold(own.subs(inner, simultaneous=True))
     return None if whole.has(*UNREAL) or sympy.count_ops(whole) > longest else whole
 
 

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_r
 from hbpcompiler.compiler.match.examples import Examples
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
+from hbpcompiler.compiler.match.linear_endings import with_linear_endings
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
@@ -107,7 +108,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     `deriving` makes the rules that the registry has not; None: they are reported missing.
     """
     graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
-    graph = with_whole_reductions(graph, registry)
+    graph = with_whole_reductions(with_linear_endings(graph, registry), registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
@@ -156,7 +157,9 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
             findings.append(f"{operation.target} in {operation.source}: its result or an input is complex, and rules "
                             f"are about real numbers; none can be made of torch's derivatives: {no_way}")
             continue
-        if rule is None:
+        if rule is None and (words := registry.refusal(operation.target, operation.overload)) is not None:
+            findings.append(f"{operation.target} in {operation.source}: {words}")
+        elif rule is None:
             name = operation.source.whole or operation.target
             missing.append(name)
             pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"

@@ -6,6 +6,7 @@ with the same rules and fused operations, in the gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ the memory of its activations."""
 LISTED = 8
 PYTHON_DRAWS = ("The model draws from Python's or numpy's random generator, of which a program keeps the draw that was "
                 "traced; draw with torch.")
+INFINITE_SLOPE = ("An infinite slope (sqrt, log, acosh, a norm, at the edge of its domain) that meets a zero one "
+                  "(relu, clamp, hardtanh): torch skips it, a product of both is NaN. Stay away from the edge, as in "
+                  "sqrt(h + 1e-12), or do both in one module's forward, where they are one operation.")
 _REDUCED = {torch.float32: 2.0**-10}
 """What products of a dtype may be rounded to where the machine is told that this is good enough."""
 
@@ -60,7 +64,8 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
         findings.append(f"the gradient agrees at {', '.join(map(repr, right[:LISTED]))}"
                         f"{', ...' if len(right) > LISTED else ''}")
     found = [*suspects(candidate.model, candidate.loss, batch, draws, candidate.matched),
-             *(note for note in verification.notes if note == PYTHON_DRAWS)]
+             *(note for note in verification.notes if note == PYTHON_DRAWS),
+             *[INFINITE_SLOPE for line in wrong if line.error == math.inf][:1]]
     advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
         "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]
     advice.append("hbp.compile(..., verify=False) compiles without this proof; the numbers are then wrong as listed.")

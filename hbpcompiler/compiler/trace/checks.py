@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
-from hbpcompiler.compiler.trace.refusals import lines_of, place_of_error
+from hbpcompiler.compiler.trace.refusals import classes_given, lines_of, place_of_error
 from hbpcompiler.compiler.trace.values import Answers, recorded
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
@@ -95,11 +95,13 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
     state |= {name: value.detach().clone() for name, value in model.named_buffers()}
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with (torch.enable_grad(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
-          recorded() as answers):
+          classes_given(), recorded() as answers):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
             output = torch.func.functional_call(model, state, arguments, keywords)
+        except ModelError:
+            raise
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}"
@@ -114,6 +116,8 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
                              f"{type(output).__name__}{missing}")
         try:
             loss(output, wanted)
+        except ModelError:
+            raise
         except Exception as error:
             made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
             made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
@@ -146,6 +150,8 @@ def advice(text: str, batch: Batch, made: str = "") -> str:
     if made and "float" not in made:
         return ("; the model returns whole numbers, of which there is no derivative (argmax, round, a comparison): "
                 "return what they are made of, such as logits")
+    if "dtype to be Long" in text and batch.targets:
+        return f"; classes are of torch.int64: pass {batch.layout.labels[batch.layout.inputs]}.long()"
     for label, target in whole:
         if ("Long" in text or "int64" in text) and "Float" not in text and target.dtype != torch.int64:
             return f"; classes are of torch.int64: pass {label}.long()"

@@ -26,8 +26,15 @@ from hbpcompiler.compiler.trace.equivalents import (
     right_shapes,
     unchecked_distributions,
 )
-from hbpcompiler.compiler.trace.lengths import symbolic_lengths
-from hbpcompiler.compiler.trace.refusals import CONTROL, CannotFollowError, place_of_error, refusals
+from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
+from hbpcompiler.compiler.trace.refusals import (
+    CONTROL,
+    CannotFollowError,
+    Fixing,
+    classes_given,
+    place_of_error,
+    refusals,
+)
 from hbpcompiler.compiler.trace.sizes import sizes_of
 from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, source_of, whole_stacks
 from hbpcompiler.compiler.trace.values import Answers, told_again
@@ -99,35 +106,47 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
+    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
+            module_equivalents(model, modules or {}):
+        warnings.simplefilter("ignore")
+        fixing: list[Fixing] = []
+        try:
+            return _exported(model, loss, batch, answers or {}, samples, fixing)
+        except (ModelError, UnsupportedOpError):
+            raise
+        except Exception as error:
+            spaces = [place.space for place in fixing if place.line]
+            if spaces and _fixes_size(error):
+                try:
+                    with symbolic_numbers(spaces):
+                        return _exported(model, loss, batch, answers or {}, samples, [])
+                except Exception:  # it was not int() or float() alone: the first error says what
+                    pass
+            raise _untraceable(model, batch, error, [place.line for place in fixing]) from error
+
+
+def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answers: Answers, samples: int,
+              fixing: list[Fixing]) -> tuple[Any, Structure]:
     few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
-    fixing: list[str] = []
     whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
-                   lambda: _surroundings(answers or {}, fixing))
+                   lambda: _surroundings(answers, fixing))
     whole.training = model.training  # not train(): that would reach into the user's modules
-    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
-            module_equivalents(model, modules or {}):
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
-            functional = program.run_decompositions({})
-            _check_parameters_stay(functional)
-            _check_gradients_stay_on(program)
-            _check_any_size(program)
-            return functional, returned[-1]
-        except (ModelError, UnsupportedOpError):
-            raise
-        except Exception as error:
-            raise _untraceable(model, batch, error, fixing) from error
+    program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
+    functional = program.run_decompositions({})
+    _check_parameters_stay(functional)
+    _check_gradients_stay_on(program)
+    _check_any_size(program)
+    return functional, returned[-1]
 
 
 @contextmanager
-def _surroundings(answers: Answers, fixing: list[str]) -> Iterator[None]:
+def _surroundings(answers: Answers, fixing: list[Fixing]) -> Iterator[None]:
     """What the user's code meets while it is traced."""
     with (told_again(answers, OUTERMOST), symbolic_lengths(), plain_ways(), unchecked_distributions(),
-          refusals(fixing), whole_stacks()):
+          refusals(fixing), classes_given(), whole_stacks()):
         yield
 
 
@@ -224,6 +243,11 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+def _fixes_size(error: Exception) -> bool:
+    """Whether torch says that code makes a plain number of the batch's size."""
+    return any(word in str(error) for word in ("onstrain", "specialized", "pecialization"))
+
+
 def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Sequence[str]) -> ModelError:
     """Say where in the user's code torch.export gave up, and why. `fixing`: lines that make the size a plain number."""
     place = place_of_error(model, error)
@@ -232,12 +256,12 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
         return ModelError(f"the model cannot be traced{place}: {error}")
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return ModelError(f"the model cannot be traced{place}: {CONTROL}")
-    if "onstrain" in text or "specialized" in text or "pecialization" in text:
+    if _fixes_size(error):
         return ModelError(listing(
             "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
             + (":" if fixing else place), sorted({line for line in fixing if line}),
             "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
-            "they are, without int(), float() or math around them."))
+            "they are, without math or numpy around them."))
     if "fake tensor in the exported program constant's list" in text:
         return ModelError(f"the model cannot be traced{place}: it takes a value out of the trace, by x.data, "
                           "torch.tensor(x), a derivative inside or an in-place change of a parameter's data; use "

@@ -22,7 +22,7 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.compiler.trace.numbers import plain
 from hbpcompiler.compiler.trace.source import source_of
-from hbpcompiler.errors import ModelError
+from hbpcompiler.errors import ModelError, listing
 
 
 class _Reader:
@@ -89,6 +89,13 @@ class _Reader:
 
     def _placeholder(self, node: torch.fx.Node, spec: Any) -> None:
         tensor = node.meta["val"]
+        if not isinstance(tensor, Tensor):
+            kind = str(getattr(tensor, "class_fqn", "") or type(tensor).__name__).rpartition(".")[2]
+            users = sorted({str(self._source(user)) for user in node.users})
+            raise ModelError(listing(f"The model cannot be compiled: an object of class {kind} goes into an operation:",
+                                     users, "A program takes tensors alone. Draw random numbers from torch's own "
+                                     "generator, without generator=, or outside, and pass them in or keep them in a "
+                                     "buffer."))
         if spec.kind is InputKind.USER_INPUT:
             self.inputs.append(self._value(node, tensor, "input", self.layout.names[len(self.inputs)]))
             return

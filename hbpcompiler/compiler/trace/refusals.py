@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from hbpcompiler.compiler.trace.equivalents import replaced
 from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, is_library
+from hbpcompiler.errors import ModelError
 
 CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
            "compute the branch outside the model")
@@ -30,6 +32,16 @@ NUMPY = "values go to numpy, where no derivative and no trace can follow; write 
 
 class CannotFollowError(Exception):
     """Why a trace ends at the place that raises this, and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Fixing:
+    """Where code makes a plain number of the batch's size."""
+
+    line: str
+    """file:line: code."""
+    space: dict[str, Any]
+    """The globals of that code."""
 
 
 def line_of(frame: FrameType | None) -> str:
@@ -69,15 +81,15 @@ def _line(file: str, number: int) -> str:
 
 
 @contextmanager
-def refusals(fixing: list[str]) -> Iterator[None]:
-    """Meanwhile what cannot be followed raises CannotFollowError; lines that make plain numbers of the batch's size,
-    which torch tells only in the end, are added to `fixing`."""
+def refusals(fixing: list[Fixing]) -> Iterator[None]:
+    """Meanwhile what cannot be followed raises CannotFollowError; what makes plain numbers of the batch's size, which
+    torch tells only in the end, is added to `fixing`."""
 
     def noting(original: Callable[..., Any]) -> Callable[..., Any]:
         def noted(size: Any) -> Any:
             caller = sys._getframe(1)
             if size.node.expr.free_symbols and not is_library(caller.f_code.co_filename):
-                fixing.append(line_of(caller))
+                fixing.append(Fixing(line_of(caller), caller.f_globals))
             return original(size)
 
         return noted
@@ -87,7 +99,7 @@ def refusals(fixing: list[str]) -> Iterator[None]:
     def samples(tensor: Tensor) -> Any:
         lengths: tuple[Any, ...] = tuple(tensor.shape) if isinstance(tensor, FakeTensor) else ()
         if lengths and isinstance(lengths[0], SymInt):
-            fixing.append(line_of(sys._getframe(1)))
+            fixing.append(Fixing(line_of(sys._getframe(1)), {}))
         return each(tensor)
 
     with ExitStack() as stack:
@@ -101,6 +113,23 @@ def refusals(fixing: list[str]) -> Iterator[None]:
                             (SymFloat, "__int__")):
             stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
         stack.enter_context(replaced(Tensor, "__iter__", samples))
+        yield
+
+
+@contextmanager
+def classes_given() -> Iterator[None]:
+    """Meanwhile F.one_hot without a number of classes raises ModelError: torch takes it from the batch's labels, and of
+    another batch another."""
+    plain: Callable[..., Tensor] = nn.functional.one_hot
+
+    def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+        if isinstance(num_classes, int) and num_classes == -1:
+            raise ModelError("F.one_hot takes the number of classes from the labels of the batch, which differs from "
+                             "batch to batch; pass it, as in F.one_hot(y, num_classes=10) or "
+                             f"F.one_hot(y, output.shape[-1]): {line_of(sys._getframe(1))}")
+        return plain(tensor, num_classes)
+
+    with replaced(nn.functional, "one_hot", one_hot):
         yield
 
 

@@ -1,0 +1,185 @@
+"""Losses that reduce the batch before they have done with each sample: l.mean(0).sum(), torch.stack([a, b]).mean().
+
+Sums, means and products with constants may change places. So a sum or mean over the sample axis that leaves others goes
+behind what is done with those, and of numbers stacked into a vector each gets its own multiple: what then ends the loss
+are sums and means over the whole batch, and a sum of multiples of them (see `endings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Source, Value
+from hbpcompiler.compiler.trace.reader import without_dead
+from hbpcompiler.rule import Rule
+from hbpcompiler.rule.registry import Registry
+
+Kind: TypeAlias = Literal["aten.sum", "aten.mean"]
+PRODUCTS = ("aten.mul", "aten.div")
+INNER_PRODUCTS = ("aten.matmul", "aten.dot", "aten.mv", "aten.vdot")
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """A sum or mean over the sample axis of `each`, [N, *d]."""
+
+    each: Value
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """Numbers side by side, [m]."""
+
+    numbers: Sequence[Value]
+
+
+def with_linear_endings(graph: Graph, registry: Registry) -> Graph:
+    """The graph in which no sum or mean over axes of the loss's end has a vector as its input, where that can be."""
+    _, tail = graph.ending
+    if all(not value.shape for operation in tail for value in operation.tensors.values() if value.name in graph.active):
+        return graph
+    return _Rewriting(graph, registry).run()
+
+
+class _Rewriting:
+    def __init__(self, graph: Graph, registry: Registry) -> None:
+        self.graph, self.registry = graph, registry
+        reductions, tail = graph.ending
+        self.ends = {operation.name: operation for operation in (*reductions, *tail)}
+        self.tail = {operation.name for operation in tail}
+        self.operations: list[Operation] = []
+        self.forms: dict[str, _Reduced | _Stacked | None] = {}
+        self.source = Source()
+        self.made = 0
+
+    def run(self) -> Graph:
+        for operation in self.graph.operations:
+            self.source = operation.source
+            rewritten = operation.name in self.tail and not operation.output.shape and self._number(operation)
+            if not rewritten:
+                self.operations.append(operation)
+        return without_dead(replace(self.graph, operations=self.operations))
+
+    def _number(self, operation: Operation) -> bool:
+        """Write the sum or mean over everything, or the inner product, of a vector in another way, if there is one."""
+        form: _Reduced | _Stacked | None
+        active = [value for value in operation.tensors.values() if value.name in self.graph.active]
+        if len(active) != 1 or not active[0].shape:
+            return False
+        kind: Kind | None
+        if operation.target in INNER_PRODUCTS and all(len(value.shape) == 1 for value in operation.tensors.values()):
+            (vector,), (factor,) = active, [value for value in operation.tensors.values() if value is not active[0]]
+            form, kind = self._times(self._form(vector), vector, "aten.mul", factor), "aten.sum"
+        else:
+            form, kind = self._form(active[0]), self._kind(operation)
+        if form is None or kind is None:
+            return False
+        if isinstance(form, _Stacked):
+            self._added(form.numbers, kind, operation.output)
+        else:
+            each = form.each
+            if kind != form.kind and len(each.shape) > 1:
+                each = self._over(each, kind, range(1, len(each.shape)))
+            self._add(form.kind, "", {"self": each}, {"dtype": None}, (), each.dtype, operation.output)
+        return True
+
+    def _form(self, value: Value) -> _Reduced | _Stacked | None:
+        """How a vector of the loss's end came to be."""
+        if value.name not in self.forms:
+            operation = self.ends.get(value.name)
+            self.forms[value.name] = None if operation is None else self._form_of(operation)
+        return self.forms[value.name]
+
+    def _form_of(self, operation: Operation) -> _Reduced | _Stacked | None:
+        given = list(operation.tensors.values())
+        if operation.name not in self.tail:
+            return self._over_samples(operation)
+        if operation.target == "aten.stack" and not any(value.shape for value in given):
+            return _Stacked(given)
+        active = [value for value in given if value.name in self.graph.active]
+        if operation.target not in PRODUCTS or len(active) != 1 or operation.attributes.get("rounding_mode"):
+            return None
+        if operation.target == "aten.div" and operation.tensors.get("self") is not active[0]:
+            return None
+        (vector,) = active
+        others = [value for value in given if value is not vector]
+        factor = others[0] if others else operation.attributes.get("other", operation.attributes.get("self"))
+        return self._times(self._form(vector), vector, operation.target, factor)
+
+    def _over_samples(self, operation: Operation) -> _Reduced | None:
+        """A sum or mean over the sample axis, and perhaps others before it."""
+        kind, value = self._kind(operation), operation.tensors.get("self")
+        if kind is None or value is None or not value.batched or not operation.output.shape:
+            return None
+        axes = {axis % len(value.shape) for axis in operation.attributes.get("dim") or range(len(value.shape))}
+        keep = bool(operation.attributes.get("keepdim"))
+        if 0 not in axes or keep or operation.attributes.get("dtype") is not None:
+            return None
+        each = self._over(value, kind, sorted(axes - {0})) if len(axes) > 1 else value
+        return _Reduced(each, kind)
+
+    def _kind(self, operation: Operation) -> Kind | None:
+        """Whether it sums or takes the mean of all that it reduces."""
+        rule = self.registry.find(operation.target, operation.overload)
+        name = rule.whole if isinstance(rule, Rule) else operation.target
+        if operation.attributes.get("dtype") is not None:
+            return None
+        return "aten.sum" if name == "aten.sum" else "aten.mean" if name == "aten.mean" else None
+
+    def _times(self, form: _Reduced | _Stacked | None, vector: Value, target: str,
+               factor: Any) -> _Reduced | _Stacked | None:
+        """A vector times (or divided by) a tensor without samples or a number, where the result is as long."""
+        shape = factor.shape if isinstance(factor, Value) else ()
+        fits = len(shape) <= len(vector.shape) and all(
+            own in (1, length) for own, length in zip(reversed(shape), reversed(vector.shape), strict=False))
+        if form is None or not fits:
+            return None
+        if isinstance(form, _Reduced):
+            return _Reduced(self._product(form.each, target, factor), form.kind)
+        products = []
+        for place, number in enumerate(form.numbers):
+            part = self._entry(factor, place if shape[0] > 1 else 0) if shape else factor
+            products.append(self._product(number, target, part))
+        return _Stacked(products)
+
+    def _product(self, value: Value, target: str, factor: Any) -> Value:
+        tensors, attributes = {"self": value}, {}
+        if isinstance(factor, Value):
+            tensors["other"] = factor
+        else:
+            attributes["other"] = factor
+        dtype = torch.promote_types(value.dtype, factor.dtype) if isinstance(factor, Value) else value.dtype
+        return self._add(target, "Tensor", tensors, attributes, value.shape, dtype)
+
+    def _entry(self, vector: Value, place: int) -> Value:
+        return self._add("aten.select", "int", {"self": vector}, {"dim": 0, "index": place}, (), vector.dtype)
+
+    def _over(self, value: Value, kind: Kind, axes: Sequence[int]) -> Value:
+        overload = "dim_IntList" if kind == "aten.sum" else "dim"
+        shape = tuple(length for axis, length in enumerate(value.shape) if axis not in axes)
+        attributes = {"dim": list(axes), "keepdim": False, "dtype": None}
+        return self._add(kind, overload, {"self": value}, attributes, shape, value.dtype)
+
+    def _added(self, numbers: Sequence[Value], kind: Kind, output: Value) -> None:
+        """Their sum or mean, which takes the place of `output`."""
+        total, divided = numbers[0], kind == "aten.mean" or len(numbers) == 1
+        for place, number in enumerate(numbers[1:], 2):
+            last = place == len(numbers) and not divided
+            total = self._add("aten.add", "Tensor", {"self": total, "other": number}, {"alpha": 1}, (), output.dtype,
+                              output if last else None)
+        if divided:
+            self._add("aten.div", "Tensor", {"self": total}, {"other": len(numbers)}, (), output.dtype, output)
+
+    def _add(self, target: str, overload: str, tensors: dict[str, Value], attributes: dict[str, Any],
+             shape: Sequence[Any], dtype: torch.dtype, output: Value | None = None) -> Value:
+        self.made += 1
+        output = output or Value(f"{self.graph.loss.name}_part_{self.made}", tuple(shape), dtype, "result")
+        self.operations.append(Operation(target, overload, output, tensors, attributes, 0, self.source))
+        return output
+
+
