@@ -4,7 +4,7 @@
 
 A small CNN is trained on scikit-learn's digits. On the way, at steps farther and farther apart, `hbp.spectrum` gives
 the top C eigenvectors of the generalised Gauss-Newton matrix, C the number of classes, of a mini-batch and of all
-training data, and out/eigenspace.png shows (after Dangel, Tatzel, Hennig 2022, section 4, and Gur-Ari, Roberts, Dyer 2018):
+training data. out/eigenspace.png shows (after Dangel, Tatzel, Hennig 2022, and Gur-Ari, Roberts, Dyer 2018):
 
 1. which share of the squared gradient lies in that space; in the space of as many random directions it would be C / D;
 2. how much of the whole data's space a mini-batch finds: with exact columns, with one sampled column for each sample,
