@@ -17,6 +17,7 @@ from hbpcompiler.errors import (
     IndefiniteCurvatureWarning,
     InputError,
     ProofError,
+    RankError,
     UnsupportedOpError,
     UnusedParametersWarning,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "InputError",
     "Limits",
     "ProofError",
+    "RankError",
     "Result",
     "Spectrum",
     "Total",

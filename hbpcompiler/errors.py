@@ -67,6 +67,10 @@ class InternalError(HbpError, AssertionError):
         self.place = place
 
 
+class RankError(HbpError, RuntimeError):
+    """Another process of a torch.distributed group failed, or is gone."""
+
+
 class IndefiniteCurvatureWarning(UserWarning):
     """A loss of the user's own may be not convex, and then its generalised Gauss-Newton matrix is indefinite."""
 

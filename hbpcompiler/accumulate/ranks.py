@@ -14,11 +14,7 @@ from torch import Tensor
 from hbpcompiler.accumulate.combine import is_spread
 from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
 from hbpcompiler.accumulate.weigh import Weight, check_alike
-from hbpcompiler.errors import HbpError, InputError, listing
-
-
-class RankError(HbpError):
-    """Another rank failed or is gone."""
+from hbpcompiler.errors import InputError, RankError, listing
 
 
 @dataclass(frozen=True)

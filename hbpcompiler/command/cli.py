@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from hbpcompiler.command.accumulate import accumulate_command
 from hbpcompiler.command.coverage import Verdict, core_coverage
+from hbpcompiler.command.imported import Failure, clean_errors, made, reason
 from hbpcompiler.command.rule_table import supported
 from hbpcompiler.command.tune import DTYPES, tune
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as hbp_compile
-from hbpcompiler.errors import HbpError
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.rule.registry import with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
-EXIT_CODE = 2
 LOSSES: dict[str, tuple[type[nn.Module], Callable[[Tensor], Tensor]]] = {
     # name: the loss and a target that it takes for an output
     "cross_entropy": (nn.CrossEntropyLoss, lambda out: torch.randint(out.shape[1], (len(out), *out.shape[2:]))),
@@ -36,20 +34,6 @@ LOSSES: dict[str, tuple[type[nn.Module], Callable[[Tensor], Tensor]]] = {
     "bce": (nn.BCEWithLogitsLoss, lambda out: torch.randint(2, out.shape).to(out.dtype)),
     "poisson": (nn.PoissonNLLLoss, lambda out: torch.randint(5, out.shape).to(out.dtype)),
 }
-
-
-class Failure(click.ClickException):
-    """One clean message on stderr and exit code 2."""
-
-    exit_code = EXIT_CODE
-
-
-@contextmanager
-def clean_errors() -> Iterator[None]:
-    try:
-        yield
-    except HbpError as error:
-        raise Failure(str(error)) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -62,12 +46,14 @@ def main() -> None:
     hbp explain ...                               show the plan behind it: streams, routes, cost, memory
     hbp rules                                     list the operations that have a derivative rule
     hbp tune                                      measure this machine, for plans that suit it
+    hbp accumulate ...                            quantities of a whole data set, to a file
 
     The generated file needs only torch. In Python the same is hbpcompiler.compile(model, quantities=[...]).
     """
 
 
 main.add_command(tune)
+main.add_command(accumulate_command)
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -222,7 +208,7 @@ def _compiled(
     dtype: str, training: bool | None, mc_samples: int, curvature: str,
     curvature_dtype: str | None, memory_budget: str | None, autotune: bool, rule_files: tuple[Path, ...],
 ) -> Compiled:  # fmt: skip
-    model = _model(factory).to(DTYPES[dtype])
+    model = made(factory, nn.Module, "a torch.nn.Module").to(DTYPES[dtype])
     if training is not None:
         model.train(training)
     kind, draw = LOSSES[loss]
@@ -242,41 +228,8 @@ def _output(model: nn.Module, xs: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
             output = model(*xs)
     except Exception as error:
-        raise Failure(f"the model fails on an input of shape {shapes}: {_reason(error)}") from error
+        raise Failure(f"the model fails on an input of shape {shapes}: {reason(error)}") from error
     if not isinstance(output, Tensor) or output.dim() < 2:
         what = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise Failure(f"the model must return one tensor [N, ...], but returned {what}")
     return output
-
-
-def _model(factory: str) -> nn.Module:
-    """Import PKG.MODULE:FACTORY and make the module."""
-    name, colon, attribute = factory.partition(":")
-    if not (name and colon and attribute):
-        raise Failure(f"'{factory}' must read PKG.MODULE:FACTORY, for example mypackage.networks:make")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(name)
-    except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name))
-        hint = f"; run hbp from the folder that holds {name.partition('.')[0]}" if missing else ""
-        raise Failure(f"cannot import '{name}': {_reason(error)}{hint}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise Failure(f"'{name}' has no '{attribute}'")
-        found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise Failure(f"'{factory}' is neither a module nor a function that returns one: {type(found).__name__}")
-        try:
-            found = found()
-        except Exception as error:
-            raise Failure(f"'{factory}' failed: {_reason(error)}. It is called without arguments") from error
-    if not isinstance(found, nn.Module):
-        raise Failure(f"'{factory}' must return a torch.nn.Module, but returned {type(found).__name__}")
-    return found
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,68 @@
+"""What the command line names by PKG.MODULE:NAME, and how it says what went wrong."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from hbpcompiler.errors import HbpError
+
+
+class Failure(click.ClickException):
+    """One clean message on stderr and exit code 2."""
+
+    exit_code = 2
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    try:
+        yield
+    except HbpError as error:
+        raise Failure(str(error)) from error
+
+
+def imported(place: str) -> Any:
+    """The object at PKG.MODULE:NAME, from the current folder or an installed package."""
+    name, colon, attribute = place.partition(":")
+    if not (name and colon and attribute):
+        raise Failure(f"'{place}' must read PKG.MODULE:FACTORY, for example mypackage.networks:make")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(name)
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name))
+        hint = f"; run hbp from the folder that holds {name.partition('.')[0]}" if missing else ""
+        raise Failure(f"cannot import '{name}': {reason(error)}{hint}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise Failure(f"'{name}' has no '{attribute}'")
+        found = getattr(found, part)
+    return found
+
+
+def made(place: str, kind: type, words: str) -> Any:
+    """The object there if it is of that kind, or what it returns when it is called without arguments."""
+    found = imported(place)
+    if isinstance(found, kind):
+        return found
+    if not callable(found):
+        raise Failure(f"'{place}' is neither a module nor a function that returns one: {type(found).__name__}"
+                      if kind is not object else f"'{place}' cannot be called")
+    try:
+        found = found()
+    except Exception as error:
+        raise Failure(f"'{place}' failed: {reason(error)}. It is called without arguments") from error
+    if not isinstance(found, kind):
+        raise Failure(f"'{place}' must return {words}, but returned {type(found).__name__}")
+    return found
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,84 @@
+"""`hbp accumulate`: totals in a file, gone on from where an interrupted run has left it."""
+
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import hbpcompiler as hbp
+from hbpcompiler.command.cli import main
+
+MODULE = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+model = nn.Linear(4, 3)
+batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(5)]
+
+
+def loader():
+    return iter(batches)
+
+
+class Loss(nn.CrossEntropyLoss):
+    pass
+
+
+def summed(output, target):
+    return nn.functional.cross_entropy(output, target, reduction="sum")
+
+
+def count(batch):
+    return len(batch[1])
+"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    (tmp_path / "accumulated_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    arguments = ["accumulate", "accumulated_nets:model", "-q", "grad, kflr", "-o", "totals.pt"]
+    yield lambda *more, data="accumulated_nets:loader": CliRunner().invoke(main, [*arguments, "--data", data, *more])
+    sys.modules.pop("accumulated_nets", None)
+
+
+def test_totals_are_written_and_gone_on_from(call, tmp_path):
+    done = call("--max-batches", "2")
+    assert done.exit_code == 0, done.output
+    assert "totals.pt: grad, kflr of 16 samples, loss " in done.output
+    assert "--resume" in call().output
+    done = call("--resume")
+    assert "of 40 samples" in done.output
+    nets = sys.modules["accumulated_nets"]
+    total = hbp.Total.load(tmp_path / "totals.pt", nets.model)
+    whole = hbp.compile(nets.model, None, ["grad"])(*map(torch.cat, zip(*nets.batches, strict=True)))
+    torch.testing.assert_close(total.grad["weight"].float(), whole.grad["weight"])
+
+
+def test_losses_and_counts(call, tmp_path):
+    assert call("--loss", "accumulated_nets:Loss").exit_code == 0
+    (tmp_path / "totals.pt").unlink()
+    done = call("--loss", "accumulated_nets:summed", "--count", "accumulated_nets:count")
+    assert done.exit_code == 0, done.output
+    nets = sys.modules["accumulated_nets"]
+    total = hbp.Total.load(tmp_path / "totals.pt", nets.model)
+    whole = hbp.compile(nets.model, None, ["grad"])(*map(torch.cat, zip(*nets.batches, strict=True)))
+    torch.testing.assert_close(total.loss.float(), whole.loss)
+
+
+@pytest.mark.parametrize(("more", "text"), [
+    (["--resume"], "no totals.pt to go on from"),
+    (["--loss", "accumulated_nets:nothing"], "has no 'nothing'"),
+    (["-q", "batch_grad"], "do not add up"),
+])
+def test_wrong_arguments(call, more, text):
+    done = call(*more)
+    assert done.exit_code == 2
+    assert text in done.output
+
+
+def test_a_loader_that_is_none(call):
+    assert "must return an iterable of batches" in call(data="accumulated_nets:Loss").output
