@@ -33,7 +33,7 @@ class Limits:
         (4, 16, 64), "parts", "under a budget a chunk gets such a part of what is left: several are alive at once", 1)
 
     free_share: float = limit(
-        0.8, "times", "without a memory_budget a call may take so much of what the machine, or the device, has free")
+        0.8, "times", "without a memory_budget a plan keeps to so much of what the machine, or the device, has free")
     unchecked_bytes: int = limit(
         2**28, "bytes", "a call that is predicted to need no more is made without asking what is free")
 

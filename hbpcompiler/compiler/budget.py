@@ -1,6 +1,8 @@
 """The memory budget: plans are drafted until the predicted peak of one keeps to it; calls are checked against it.
 
-Without one of the user's it is a share of what the machine, or the device, has free when a large call is made.
+Without one of the user's, a plan keeps to a share of what the machine, or the device, has free when it is made. A call
+is refused only where it needs more than all that is free then: what has been allocated since the plan was made, the last
+result for one, is no reason to refuse what still fits.
 """
 
 from __future__ import annotations
@@ -39,17 +41,22 @@ class Room:
 
     bytes: int
     given: bool
-    """by the user, as memory_budget; else it is the share of what is free."""
+    """by the user, as memory_budget; else it is what is free."""
 
     def __str__(self) -> str:
         if self.given:
             return f"memory_budget={self.bytes} ({size(self.bytes)})"
-        return f"the {size(self.bytes)} that a call may take of the memory that is free"
+        return f"the {size(self.bytes)} of memory that are free"
+
+    def plan_bytes(self, limits: Limits) -> int:
+        """What a plan keeps to, where it can."""
+        return self.bytes if self.given else int(limits.free_share * self.bytes)
 
     @property
     def instead(self) -> str:
         """What to do about it."""
-        more = "raise the budget" if self.given else "free some, set memory_budget to what it may take all the same,"
+        more = ("raise the budget" if self.given else
+                "free some (earlier results), set memory_budget to what it may take all the same,")
         return f"{more} or ask for fewer quantities"
 
 
@@ -60,7 +67,7 @@ def room_for(draft: Draft, budget: int | None, batch: int, device: torch.device,
     if not draft.memory.may_exceed(limits.unchecked_bytes, batch):
         return None
     free = free_bytes(device)
-    return None if free is None else Room(int(limits.free_share * free), False)
+    return None if free is None else Room(free, False)
 
 
 def within_budget(make: Callable[[Resources], Draft], resources: Resources, budget: int | None, batch: int,
@@ -70,20 +77,22 @@ def within_budget(make: Callable[[Resources], Draft], resources: Resources, budg
     Without a budget it is a share of what the device has free. The first draft is taken if it keeps to it. Otherwise
     the one with the smallest chunks tells what is held in any case, and the chunks may take what is left, in shares
     (`Limits.budget_shares`). Where even the smallest chunks are too much: OptionError for a budget of the user's,
-    InputError for what is free.
+    InputError for all that is free.
     """
     draft = make(resources)
     room = room_for(draft, budget, batch, device, resources.limits)
-    if room is None or not draft.memory.may_exceed(room.bytes, batch):
+    if room is None or not draft.memory.may_exceed(room.plan_bytes(resources.limits), batch):
         return draft
     least = make(replace(resources, temporaries=1, batch=batch))
-    left = room.bytes - least.memory.peak(batch)
+    left = room.plan_bytes(resources.limits) - least.memory.peak(batch)
     if left < 0:
         least = min(draft, least, key=lambda draft: draft.memory.peak(batch))
-        raise _too_small(least.memory, room, batch)
+        if least.memory.peak(batch) > room.bytes:
+            raise _too_small(least.memory, room, batch)
+        return least
     for share in resources.limits.budget_shares:
         draft = make(replace(resources, temporaries=max(1, left // share), batch=batch))
-        if draft.memory.peak(batch) <= room.bytes:
+        if draft.memory.peak(batch) <= room.plan_bytes(resources.limits):
             return draft
     return least
 

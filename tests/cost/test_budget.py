@@ -106,12 +106,22 @@ def test_without_a_budget_chunks_keep_to_a_share_of_what_is_free(free):
 
 
 def test_what_would_be_needed_is_said_where_too_little_is_free(free):
-    free(180)
+    free(90)
     with pytest.raises(InputError, match=r"a batch of 8 needs about 105 B, even in the smallest chunks, more than the "
-                                         r"90 B that a call may take of the memory that is free. Batches of up to 3 "):
+                                         r"90 B of memory that are free. Batches of up to 3 "):
         within_budget(Drafts(100, 1000), NARROW, None, 8)
     with pytest.raises(InputError, match=r"needs about 2.0 KiB, more than the 90 B .* set memory_budget"):
         check_fits(Drafts(0, 2048)(UNLIMITED), None, 8, limits=LIMITS)
+
+
+def test_what_fits_is_not_refused_because_less_is_free_than_when_it_was_planned(free):
+    """The last result is still alive, say."""
+    free(2100)
+    draft = within_budget(Drafts(0, 1000), NARROW, None, 8)
+    free(1500)  # half of it is less than the draft takes
+    check_fits(draft, None, 8, limits=LIMITS)
+    free(150)  # the smallest chunks take more than half of it
+    assert within_budget(Drafts(100, 1000), NARROW, None, 8).memory.peak(8) == 105
 
 
 def test_small_calls_and_budgets_do_not_ask_what_is_free(monkeypatch):

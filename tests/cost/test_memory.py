@@ -36,7 +36,7 @@ def test_without_a_budget_calls_keep_to_what_is_free(monkeypatch):
     for name, value in plenty(X, y).diag_h.items():
         close(tight(X, y).diag_h[name], value, name)
     monkeypatch.setattr(budget, "free_bytes", lambda device: room // 8)  # somebody else has taken it since
-    with pytest.raises(hbp.InputError, match=r"a batch of 24 needs about .* of the memory that is free"):
+    with pytest.raises(hbp.InputError, match=r"a batch of 24 needs about .* of memory that are free"):
         tight(X, y)
 
 

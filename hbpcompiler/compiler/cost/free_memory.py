@@ -1,12 +1,14 @@
-"""How much memory a device has free: what the system says, and what the process's control groups leave of it.
+"""How much memory a device has free: what the system says, what the process's control groups leave of it, and what the
+process's own allocator holds ready.
 
 Read at calls that are predicted to need much; where a system does not say, nothing is known, and nothing is refused.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +30,31 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     known = [free for free in (_free_in_system(Path("/proc/meminfo")), *map(_free_in_group, _limited_groups()))
              if free is not None]
-    return min(known, default=None)
+    return min(known) + held_ready() if known else None
+
+
+class _Arenas(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"))
+
+
+@cache
+def _arenas() -> Callable[[], _Arenas] | None:
+    """glibc's own count of its arenas; None on systems without."""
+    try:
+        count = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):
+        return None
+    count.restype = _Arenas
+    return count
+
+
+def held_ready() -> int:
+    """Bytes that were freed and not given back to the system: a repeated call takes them again."""
+    count = _arenas()
+    return 0 if count is None else int(count().fordblks)
 
 
 def _free_on_cuda(device: torch.device) -> int | None:
