@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,8 +54,8 @@ class Compiled:
 
     The model's parameters and buffers are read live at each call and never changed. A program is traced at the first
     batch (or at once from `example_inputs`), serves every batch size, and is kept per input shape, dtype, device and
-    state of Python: modes, plain attributes, hooks, functions, autocast (see `guards`). Several threads may compile and
-    call at once.
+    state of Python: modes, plain attributes, hooks, functions, autocast (see `guards`); of more than 64
+    (`Limits.kept_programs`) those that were used last. Several threads may compile and call at once.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], options: Options,
@@ -66,6 +67,7 @@ class Compiled:
         self._guards = Guards(model, loss)
         self._unused: set[str] = set()
         self._last: tuple[State, Built] | None = None
+        self._uses = itertools.count(1)
 
     def also(self, *quantities: str) -> Compiled:
         """The same model, loss and options for these quantities of all parameters too."""
@@ -120,6 +122,7 @@ class Compiled:
         if built is None:
             with TRACING:
                 state, built = self._make(batch)
+        built.used = next(self._uses)
         self._last = state, built
         return self._last
 
@@ -134,7 +137,7 @@ class Compiled:
                 built = first_program(self.model, self.loss, batch, self.options, run, state.places)
             finally:
                 state.put_back()
-            state.programs.setdefault(batch.form, []).append(built)
+            self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
             self._warn_of_unused(built.matched.unused)
             _warn_if_indefinite(built.draft.plan, self.loss)
             _warn_of_hooks(self)
@@ -160,7 +163,7 @@ class Compiled:
                 check(prove(candidate, batch, draws, raw, self.options.verify == FULL), candidate, batch, draws)
         except ProofError:
             if not built.proven:
-                state.programs[batch.form] = [kept for kept in state.programs[batch.form] if kept is not built]
+                self._guards.drop(state, batch.form, built)
                 self._last = None
             raise
         finally:

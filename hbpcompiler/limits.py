@@ -37,6 +37,9 @@ class Limits:
     unchecked_bytes: int = limit(
         2**28, "bytes", "a call that is predicted to need no more is made without asking what is free")
 
+    kept_programs: int = limit(
+        64, "programs", "of one compiled model, for forms of a batch and states of Python; those used last are kept", 1)
+
     # -- columns that travel -----------------------------------------------------------------------------------------
     typical_batch: int = limit(64, "samples", "ways are compared at this batch size; a program serves every size", 1)
     spatial_bytes: int = limit(

@@ -1,8 +1,8 @@
 """The memory budget: plans are drafted until the predicted peak of one keeps to it; calls are checked against it.
 
 Without one of the user's, a plan keeps to a share of what the machine, or the device, has free when it is made. A call
-is refused only where it needs more than all that is free then: what has been allocated since the plan was made, the last
-result for one, is no reason to refuse what still fits.
+is refused only where it needs more than all that is free then: what has been allocated since, as the last result, is no
+reason to refuse what still fits.
 """
 
 from __future__ import annotations

@@ -86,6 +86,8 @@ class Built:
     seconds: Seconds
     sizes: Sizes
     """The batch sizes that it serves."""
+    used: int = 0
+    """The number of the call that used it last."""
     proven: set[bool] = field(default_factory=set)
     """For batches of one sample (True), of several (False): code that goes another way for one, as squeeze() does,
     leaves no trace of it."""

@@ -68,6 +68,29 @@ class Guards:
         """The number of programs."""
         return sum(len(made) for programs in self._programs.values() for made in programs.values())
 
+    def add(self, state: State, form: Any, program: Any, most: int) -> None:
+        """Keep a program made under a state; beyond so `most` those that were used longest ago (`used`) are dropped."""
+        state.programs.setdefault(form, []).append(program)
+        every = [(made.used, programs, own, made) for programs in self._programs.values()
+                 for own, kept in programs.items() for made in kept if made is not program]
+        for _, programs, own, made in sorted(every, key=lambda entry: entry[0])[: max(0, len(every) + 1 - most)]:
+            self._drop(programs, own, made)
+        self._programs = {key: programs for key, programs in self._programs.items() if programs}
+
+    def drop(self, state: State, form: Any, program: Any) -> None:
+        """Forget a program made under a state."""
+        self._drop(state.programs, form, program)
+        state.arguments.pop(id(program), None)
+
+    def _drop(self, programs: dict[Any, Any], form: Any, program: Any) -> None:
+        left = [made for made in programs.get(form, []) if made is not program]
+        if left:
+            programs[form] = left
+        else:
+            programs.pop(form, None)
+        if self._state is not None:
+            self._state.arguments.pop(id(program), None)  # another may get the same id
+
     def current(self) -> State:
         """The state now. A few microseconds if nothing has moved; otherwise all is read anew."""
         surroundings = ambient(self.device_types)

@@ -132,3 +132,21 @@ def test_torchs_own_draws_are_followed():
     assert not torch.equal(compiled(X, Y).output, compiled(X, Y).output)
     model[1].p = 0.0
     close(compiled(X, Y).output, model(X).detach(), "output")
+
+
+def test_the_programs_used_last_are_kept():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Flatten(2), nn.AdaptiveAvgPool1d(2), nn.Flatten()).double()
+    compiled = hbp.compile(model, quantities=["grad"], limits=hbp.Limits(kept_programs=2), verify=False)
+
+    def of(length):
+        compiled(torch.randn(4, length, 3, dtype=torch.float64), torch.tensor([0, 3, 2, 1]).clamp(max=2 * length - 1))
+        return compiled.program
+
+    first, second = of(2), of(3)
+    assert of(2) is first
+    of(4)
+    assert programs(compiled) == 2
+    assert of(2) is first
+    assert of(3) is not second
+    assert programs(compiled) == 2
+    agrees(compiled, model, nn.CrossEntropyLoss(), torch.randn(4, 3, 3, dtype=torch.float64))
