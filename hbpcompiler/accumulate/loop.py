@@ -17,11 +17,14 @@ from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.accumulate.sums import Sums, check_adds
 from hbpcompiler.accumulate.total import Total
-from hbpcompiler.accumulate.weigh import weight_of
+from hbpcompiler.accumulate.weigh import Weigher
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.errors import InputError, InputTypeError
 from hbpcompiler.quantities import QUANTITIES, SPREAD
+from hbpcompiler.result import Result
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -103,6 +106,10 @@ class _Run:
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
             compensated=compensated, seed=seed, world=ranks.world, rank=ranks.rank)
         self.last: tuple[torch.Tensor, ...] = ()
+        self.device = next(compiled.model.parameters()).device
+        self.random: bool | None = None
+        """Whether the programs draw random numbers; None before the first batch."""
+        self._weighers: dict[int, tuple[Built, Weigher]] = {}
 
     def go(self, loader: Iterable[Any], count: Callable[[Any], Any] | None, prepare: Callable[[Any], Any] | None,
            progress: bool, every: float, most: int | None) -> None:
@@ -110,7 +117,6 @@ class _Run:
         done = self._resumed()
         if most is not None and most < done:
             raise InputError(f"{self.path} has {done} batches in, more than max_batches={most}")
-        device = next(self.compiled.model.parameters()).device
         lengths = [number for number in (length_of(loader), most) if number is not None]
         saved = time.monotonic()
         with Progress(progress and self.ranks.rank == 0, min(lengths, default=None), done) as bar:
@@ -120,7 +126,7 @@ class _Run:
                 for item in batches_from(loader, number):
                     if most is not None and number >= most:
                         break
-                    arguments = arguments_of(item, prepare, device)
+                    arguments = arguments_of(item, prepare, self.device)
                     if number < done:
                         self._check_repeats(arguments, number)
                     else:
@@ -143,19 +149,34 @@ class _Run:
 
     def _add(self, arguments: tuple[Any, ...], number: int, counted: float | None) -> None:
         try:
-            batch = check_batch(self.compiled.model, arguments)
+            batch = batch_of(arguments)
             if batch.samples:
-                result = self.compiled(*arguments, generator=self._generator(number))
-                self.sums.add(result, weight_of(self.compiled._current(), batch, counted))
+                result = self._result(arguments, number)
+                self.sums.add(result, self._weigher().weight(batch, counted))
         except InputError as error:
             raise type(error)(f"batch {number} of the loader: {error}") from error
         self.header = replace(self.header, batches=number + 1)
         self.last = batch.tensors
 
-    def _generator(self, number: int) -> torch.Generator:
-        """For this batch alone, so that a run that was interrupted draws what it would have drawn."""
+    def _result(self, arguments: tuple[Any, ...], number: int) -> Result:
+        """Of one batch. Its draws are its own, so that a run that was interrupted draws what it would have drawn; where
+        the first batch drew nothing, as the next ones will not, nothing is seeded."""
+        if self.random is False:
+            return self.compiled(*arguments)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(key, "big"))
+        with drawing(Draws.now(self.device)):
+            torch.manual_seed(int.from_bytes(key, "big"))
+            before = Draws.now(self.device)
+            result = self.compiled(*arguments)
+            self.random = self.random or Draws.now(self.device).torch_drew(before)
+        return result
+
+    def _weigher(self) -> Weigher:
+        """For the program that has just run."""
+        built = self.compiled._current()
+        if id(built) not in self._weighers:
+            self._weighers[id(built)] = built, Weigher(built)
+        return self._weighers[id(built)][1]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -165,15 +186,14 @@ class _Run:
             return 0
         sums, held = read(self.path)
         check_resumes(self.path, held, self.header)
-        device = next(self.compiled.model.parameters()).device
         for tensors in (sums.totals, sums.lost):
             for key, tensor in tensors.items():
-                tensors[key] = tensor.to(device)
+                tensors[key] = tensor.to(self.device)
         self.sums, self.header = sums, replace(held, complete=False)
         return held.batches
 
     def _check_repeats(self, arguments: tuple[Any, ...], number: int) -> None:
-        batch = check_batch(self.compiled.model, arguments)
+        batch = batch_of(arguments)
         if digest_of(batch.tensors) != self.header.last_batch:
             raise InputError(f"batch {number} is not the one that {self.path} has in: this loader does not repeat "
                              "itself. Use shuffle=False, or a generator with a fixed seed, or begin anew without the "

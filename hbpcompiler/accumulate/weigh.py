@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import sympy
-from torch import Tensor
 
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
@@ -59,25 +59,76 @@ class Weight:
         return self.terms / self.samples if self.mean else 1.0
 
 
-def weight_of(built: Built, batch: Batch, counted: float | None) -> Weight:
-    """Of a batch that this program has served; `counted` is what the caller's `count` said of it.
+class Weigher:
+    """What batches count that one program serves.
 
-    Raises UnsupportedOpError for a loss that is neither a mean nor a sum, and InputError where the number of terms
-    cannot be known.
+    Raises UnsupportedOpError for a loss that is neither a mean nor a sum.
     """
-    ending = built.matched.ending
-    if not ending.definite:
-        raise UnsupportedOpError("the loss is neither a mean over the samples nor a sum: there is no way to add up "
-                                 "batches. Divide by the number of samples, or by none")
-    mean = ending.kind == MEAN_LOSS
-    parts: tuple[float, ...] = (1.0,)
-    if counted is not None:
-        parts = (float(counted),)
-        if not (math.isfinite(parts[0]) and parts[0] >= 0):
-            raise InputError(f"count gave {counted} for a batch; it must be the number of its terms")
-    elif mean:
-        parts = tuple(_terms_of(built.matched, operation, built.losses, batch) for operation in ending.reductions)
-    return Weight(batch.samples, parts, mean, counted is not None, _positions(built))
+
+    def __init__(self, built: Built) -> None:
+        ending = built.matched.ending
+        if not ending.definite:
+            raise UnsupportedOpError("the loss is neither a mean over the samples nor a sum: there is no way to add up "
+                                     "batches. Divide by the number of samples, or by none")
+        self._mean = ending.kind == MEAN_LOSS
+        self._matched, self._losses = built.matched, built.losses
+        self._positions = positions_of(built)
+
+    def weight(self, batch: Batch, counted: float | None) -> Weight:
+        """`counted` is what the caller's `count` said of the batch. Raises InputError where the number of terms cannot
+        be known."""
+        parts: tuple[float, ...] = (1.0,)
+        if counted is not None:
+            parts = (counted,)
+            if not (math.isfinite(counted) and counted >= 0):
+                raise InputError(f"count gave {counted} for a batch; it must be the number of its terms")
+        elif self._mean:
+            parts = tuple(part.of(batch) for part in self._parts)
+        return Weight(batch.samples, parts, self._mean, counted is not None, self._positions)
+
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        """Those that the loss is a sum of."""
+        return [_Part(self._matched, operation, self._losses) for operation in self._matched.ending.reductions]
+
+
+class _Part:
+    """One mean or sum over the batch, in a loss that is a mean."""
+
+    def __init__(self, matched: Matched, operation: Operation, losses: Sequence[LossCheck]) -> None:
+        rule = matched.rules[operation.name]
+        assert isinstance(rule, LossRule)
+        multiple = sympy.sympify(matched.ending.multiples[operation.name])
+        self._place = f"{operation.target} in {operation.source}"
+        if not multiple.is_number:
+            raise InputError(f"{self._place} is divided by a number that depends on the batch; {COUNT}")
+        self._op, self._terms = static_op(operation, matched.active), rule.terms
+        self._target = next((check.place for check in losses if check.operation == operation.name), None)
+        if rule.reduction(self._op) != MEAN_LOSS:
+            self._of_sample = 1 / float(multiple)  # a sum over terms, divided by as many
+            self._terms = None
+        elif rule.terms is None:
+            self._of_sample = float(math.prod(self._op.shape(rule.input)))
+
+    def of(self, batch: Batch) -> float:
+        """Its terms in this batch."""
+        if self._terms is None:
+            return batch.samples * self._of_sample
+        if self._target is None:
+            terms = self._none_ignored(batch)
+        else:
+            terms = self._terms(self._op, batch.targets[self._target])
+        if terms is None:
+            raise InputError(f"{self._place} is a mean over weights or labels that depend on the batch; {COUNT}")
+        return float(terms)
+
+    def _none_ignored(self, batch: Batch) -> int | None:
+        """The terms of targets that the loss makes of the batch's, if none of those is one that it ignores."""
+        assert self._terms is not None
+        for tensor in batch.tensors:
+            if not tensor.is_floating_point() and self._terms(self._op, tensor) != tensor.numel():
+                return None
+        return batch.samples * math.prod(self._op.shape("target"))
 
 
 def check_alike(first: Weight, other: Weight) -> None:
@@ -89,41 +140,7 @@ def check_alike(first: Weight, other: Weight) -> None:
                              "what the batch counts. Accumulate the parts of the loss one by one")
 
 
-def _terms_of(matched: Matched, operation: Operation, losses: Sequence[LossCheck], batch: Batch) -> float:
-    rule, op = matched.rules[operation.name], static_op(operation, matched.active)
-    assert isinstance(rule, LossRule)
-    multiple = sympy.sympify(matched.ending.multiples[operation.name])
-    if not multiple.is_number:
-        raise InputError(f"{operation.target} in {operation.source} is divided by a number that depends on the batch; "
-                         f"{COUNT}")
-    if rule.reduction(op) != MEAN_LOSS:
-        return batch.samples / float(multiple)  # a sum over terms of samples, divided by as many
-    if rule.terms is None:
-        return float(batch.samples * math.prod(op.shape(rule.input)))
-    target = _target(operation, losses, batch)
-    terms = rule.terms(op, target) if target is not None else _none_ignored(rule, operation, matched, batch)
-    if terms is None:
-        raise InputError(f"{operation.target} in {operation.source} is a mean over weights or labels that depend on "
-                         f"the batch; {COUNT}")
-    return float(terms)
-
-
-def _target(operation: Operation, losses: Sequence[LossCheck], batch: Batch) -> Tensor | None:
-    """What the operation reads as its target, if it is one of the batch's."""
-    return next((batch.targets[check.place] for check in losses if check.operation == operation.name), None)
-
-
-def _none_ignored(rule: LossRule, operation: Operation, matched: Matched, batch: Batch) -> int | None:
-    """The terms of targets that the loss makes of the batch's, if none of those is one that it ignores."""
-    assert rule.terms is not None
-    op = static_op(operation, matched.active)
-    for tensor in (*batch.targets, *batch.inputs):
-        if not tensor.is_floating_point() and rule.terms(op, tensor) != tensor.numel():
-            return None
-    return batch.samples * math.prod(op.shape("target"))
-
-
-def _positions(built: Built) -> dict[str, int]:
+def positions_of(built: Built) -> dict[str, int]:
     """By parameter: how many positions B was divided by (see FACTOR)."""
     found: dict[str, int] = {}
     for step in built.draft.plan.closings():
