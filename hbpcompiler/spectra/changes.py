@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,17 +21,21 @@ class Snapshot:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.versions = {name: _version(tensor) for name, tensor in tensors.items()}
 
-    def check(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        """InputError that names those which have changed since, of which `what` is then no longer to be had."""
-        changed = [name for name, version in self.versions.items()
-                   if name not in tensors or _version(tensors[name]) != version]
-        if changed:
-            rest = len(changed) - MOST_NAMES
-            more = [f"{rest} more"] if rest > 0 else []
-            raise InputError(listing(
-                f"these have changed since the spectrum was computed, and {what} would be those of neither:",
-                changed[:MOST_NAMES] + more,
-                "Ask for all that you need before the step, or compute the spectrum anew."))
+    def changed(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """The names of those which have changed since."""
+        return [name for name, version in self.versions.items()
+                if name not in tensors or _version(tensors[name]) != version]
+
+
+def refuse_changed(changed: Sequence[str], what: str) -> None:
+    """InputError, if anything has changed, of which `what` is then no longer to be had."""
+    if changed:
+        rest = len(changed) - MOST_NAMES
+        more = [f"{rest} more"] if rest > 0 else []
+        raise InputError(listing(
+            f"these have changed since the spectrum was computed, and {what} would be those of neither:",
+            [*changed[:MOST_NAMES], *more],
+            "Ask for all that you need before the step, or compute the spectrum anew."))
 
 
 def _version(tensor: Tensor) -> Any:

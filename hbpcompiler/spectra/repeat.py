@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.errors import InputError
-from hbpcompiler.spectra.changes import Snapshot
+from hbpcompiler.spectra.changes import Snapshot, refuse_changed
 
 NEAR = 0.55
 """Two programs of one model return the same output to this power of the dtype's rounding."""
@@ -28,6 +28,20 @@ class Call:
         self.arguments = dict(arguments)
         self._draws = Draws.now(device) if generator is None else None
         self._generator = None if generator is None else _copied(generator)
+        self._snapshot = Snapshot(self._read())
+        self._changed: list[str] = []
+        """What had changed when this was copied: versions are those of tensors, not of their copies."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        generator = None if self._generator is None else (self._generator.device, self._generator.get_state())
+        return {**self.__dict__, "_generator": generator, "_snapshot": None,
+                "_changed": self._changed + self._snapshot.changed(self._read())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._generator is not None:
+            device, numbers = state["_generator"]
+            self._generator = torch.Generator(device).set_state(numbers)
         self._snapshot = Snapshot(self._read())
 
     def _read(self) -> dict[str, Tensor]:
@@ -46,7 +60,7 @@ class Call:
     @contextlib.contextmanager
     def again(self, what: str) -> Iterator[dict[str, Any]]:
         """The arguments to call with; random draws inside are the first time's. InputError if numbers have changed."""
-        self._snapshot.check(self._read(), what)
+        refuse_changed(self._changed + self._snapshot.changed(self._read()), what)
         if self._draws is not None:
             with drawing(self._draws):
                 yield dict(self.arguments)

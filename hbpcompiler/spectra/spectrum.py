@@ -194,7 +194,7 @@ class Spectrum:
         """[k, D], the group's parameters side by side, as {name: [k, *theta]}."""
         shapes = {name: self.grad[name].shape for name in self._names(group)}
         parts = self._like(flat).split([shape.numel() for shape in shapes.values()], 1)
-        return {name: part.reshape(-1, *shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
+        return {name: part.reshape(len(flat), *shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
     def _weighted(self, weights: Mapping[str, Tensor], what: str) -> Vectors:
         """Sums of columns, after a check that they are those of the first phase."""

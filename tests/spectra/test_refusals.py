@@ -132,3 +132,18 @@ def test_a_compiled_spectrum_is_made_again_from_a_copy():
         found = again(X, y, generator=torch.Generator().manual_seed(1)).eigenvalues
         assert all(torch.equal(found[group], value) for group, value in expected.items())
     assert "groups=['0', '2'], columns='sampled'" in repr(compiled)
+
+
+def test_a_spectrum_can_be_sent_elsewhere():
+    model, X, y = mlp()
+    for generator in (None, torch.Generator().manual_seed(1)):
+        spectrum = hbp.spectrum(model, columns="sampled")(X, y, generator=generator)
+        expected = spectrum.vectors(top=2)
+        again = pickle.loads(pickle.dumps(spectrum))
+        with torch.no_grad():
+            model[0].weight.add_(1)  # not the copy's
+        assert torch.equal(again.eigenvalues, spectrum.eigenvalues)
+        for name, part in again.vectors(top=2).items():
+            torch.testing.assert_close(part, expected[name])
+        with pytest.raises(hbp.InputError, match="changed since"):
+            copy.deepcopy(spectrum).vectors(top=1)
