@@ -75,35 +75,27 @@ def nothing(samples: int) -> Eigen:
 
 def _of_products(group: Products, tolerance: float) -> Eigen:
     samples, width = group.gram.shape[:2]
-    values, vectors = _eigen(group.gram.reshape(samples * width, samples * width))
-    kept = _kept(values, tolerance)
-    values, vectors = values[kept], vectors[:, kept]
-    weights = vectors / values.sqrt()
-    slopes = group.cross.reshape(samples * width, samples).double().mT @ weights
-    return Eigen(values, weights.view(samples, width, -1), slopes, len(kept) - len(values))
+    order = samples * width
+    values, weights = _eigen(group.gram.reshape(order, order).double(), tolerance)
+    weights /= values.sqrt()
+    slopes = group.cross.reshape(order, samples).double().mT @ weights
+    return Eigen(values, weights.view(samples, width, -1), slopes, order - len(values))
 
 
 def _of_columns(group: Columns, tolerance: float) -> Eigen:
     columns = group.columns.double()
     flat = columns.flatten(0, 1)
-    values, directions = _eigen(flat.mT @ flat)
-    kept = _kept(values, tolerance)
-    values, directions = values[kept], directions[:, kept]
+    values, directions = _eigen(flat.mT @ flat, tolerance)
     return Eigen(values, columns @ (directions / values), group.gradients.double() @ directions,
-                 len(kept) - len(values), directions)
+                 len(directions) - len(values), directions)
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, falling, and eigenvectors as columns, of a matrix that is symmetric to rounding."""
-    matrix = matrix.double()
+def _eigen(matrix: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues above the cut, falling, and their eigenvectors as columns, of a symmetric matrix."""
     if not bool(matrix.isfinite().all()):
         raise InputError("the curvature of this batch is not finite (nan or inf), so it has no eigenvalues; look at "
                          "the loss and the inputs")
-    matrix = (matrix + matrix.mT) / 2
     values, vectors = torch.linalg.eigh(matrix)
-    return values.flip(0), vectors.flip(1)
-
-
-def _kept(values: Tensor, tolerance: float) -> Tensor:
-    """Which ones are told from zero."""
-    return values > tolerance * values[:1].clamp(min=0) if len(values) else values > 0
+    cut = tolerance * values.max().clamp(min=0) if len(values) else 0
+    kept = (values > cut).nonzero().flatten().flip(0)
+    return values[kept], vectors[:, kept]
