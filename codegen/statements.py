@@ -79,6 +79,8 @@ class Printer:
         text, binds = expression(node, self.look)
         if "results" in node.meta:
             return self._unpacked(node, text)
+        if self._keeps_its_name(node):
+            return [text]
         if not node.users:
             return [text] if writes_in_place(node) else []
         if self._inline(node, text):
@@ -112,6 +114,23 @@ class Printer:
             self.temporaries.gave(node, name)
         return name
 
+    def _keeps_its_name(self, node: fx.Node) -> bool:
+        """Whether a variable is changed in place and goes on under the name that was asked for: a running total."""
+        before = node.args[0] if writes_in_place(node) else None
+        if not isinstance(before, fx.Node) or before not in self.texts or node in self.placed:
+            return False
+        name, asked = self.texts[before][0], meta.hint(node)
+        if VARIABLE.fullmatch(name) is None or not asked or asked != meta.hint(before):
+            return False
+        self._goes_on(node, name)
+        return True
+
+    def _goes_on(self, node: fx.Node, name: str) -> None:
+        """The node has the name of what it changes."""
+        self.texts[node] = (name, ATOM)
+        if self.reused is not None:
+            self.reused.keeps(node, name)
+
     def _call(self, call: Call) -> str:
         """A block as a call of the function that it shares with others."""
         text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
@@ -130,7 +149,7 @@ class Printer:
 
     @staticmethod
     def _accumulator(node: fx.Node) -> bool:
-        if len(node.users) != 1:
+        if len(node.users) != 1 or not facts(node).buffer:
             return False
         (user,) = node.users
         return isinstance(user.target, Loop) and node in cast("tuple[fx.Node, ...]", user.args[0])
@@ -172,8 +191,13 @@ class Printer:
         results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
         totals: list[str] = []
         for position, accumulator in enumerate(accumulators):
-            text, _ = expression(accumulator, self.look)
             result = results.get(position)
+            if accumulator in self.texts:  # a total that goes on
+                totals.append(self.texts[accumulator][0])
+                if result is not None:
+                    self._goes_on(result, totals[-1])
+                continue
+            text, _ = expression(accumulator, self.look)
             name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
             self.texts[accumulator] = (name, ATOM)
             totals.append(name)
@@ -226,7 +250,7 @@ class Printer:
         head: list[str] = []
         texts = [*totals]
         for holder, outer in zip(holders[len(totals):], parts, strict=False):
-            texts.append(self.names.fresh(f"{outer}_{'k' if loop.axis else 'n'}") if holder.users else "")
+            texts.append(self.names.fresh(f"{outer}_{loop.letter}") if holder.users else "")
             if holder.users:
                 head.append(_with_shape(f"{texts[-1]} = {outer}{at}", holder))
         sections = self._turn(node, loop, [*texts, *rest])

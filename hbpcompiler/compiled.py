@@ -330,6 +330,7 @@ def compile(  # the public name is the design's
     limits: Limits | None = None,
     verify: bool | str = True,
     joint_bias: bool = False,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
@@ -358,6 +359,8 @@ def compile(  # the public name is the design's
         joint_bias: whether the Kronecker factors of a weight [out, in] are also of the bias of its layer, with A
             [in + 1, in + 1] of the inputs with a one behind them. The bias has none of its own then;
             `Result.joint_biases` says which these are.
+        groups: for quantities by group (`gram`, `cross`): a dict from names of your choice to the names of their
+            parameters, or shell patterns of some; None: one group, "all", of all of them.
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
@@ -366,10 +369,11 @@ def compile(  # the public name is the design's
     model = unwrapped(model)
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype, limits, verify, joint_bias)
+                            curvature_dtype, limits, verify, joint_bias, groups)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
-             "limits": limits, "verify": verify, "joint_bias": joint_bias}
+             "limits": limits, "verify": verify, "joint_bias": joint_bias,
+             "groups": groups}
     check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class Options:
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
                   curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None,
-                  limits: Any = None, verify: Any = True, joint_bias: Any = False) -> Options:
+                  limits: Any = None, verify: Any = True, joint_bias: Any = False, groups: Any = None) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -70,7 +70,25 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
         raise OptionTypeError(f"limits must be an hbpcompiler.Limits, or None, not {limits!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
                    curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify),
-                   check_chosen(quantities), joint_bias)
+                   replace(check_chosen(quantities), groups=check_groups(groups)), joint_bias)
+
+
+def check_groups(groups: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The patterns of each group of parameters; without any groups, one of all."""
+    if groups is None:
+        return Chosen().groups
+    if not isinstance(groups, Mapping) or not groups:
+        raise OptionTypeError("groups must be a dict from names of your choice to lists of parameter names or patterns, "
+                              f"such as {{'body': ['layer*'], 'head': ['head.weight', 'head.bias']}}, not {groups!r}")
+    found = []
+    for name, given in groups.items():
+        listed = [given] if isinstance(given, str) else given
+        if not isinstance(name, str) or not name or not isinstance(listed, list | tuple) or not listed or not all(
+                isinstance(part, str) for part in listed):
+            raise OptionTypeError(f"groups[{name!r}] must be a parameter's name or a pattern, or a list of some, under a "
+                                  f"name that is a text; not {given!r}")
+        found.append((name, tuple(listed)))
+    return tuple(found)
 
 
 def check_chosen(quantities: Any) -> Chosen:
@@ -89,13 +107,21 @@ def check_chosen(quantities: Any) -> Chosen:
 
 
 def check_patterns(model: nn.Module, chosen: Chosen) -> None:
-    """OptionError for patterns that match no parameter's name."""
+    """OptionError for patterns that match no parameter's name, and for parameters in several groups."""
     keys = [key for key, _ in model.named_parameters()]
     findings = [f"{name}: {pattern!r}" for name, patterns in chosen.patterns for pattern in patterns
                 if not fnmatch.filter(keys, pattern)]
+    findings += [f"group {name!r}: {pattern!r}" for name, patterns in chosen.groups for pattern in patterns
+                 if not fnmatch.filter(keys, pattern)]
     if findings:
         shown = ", ".join(keys[:MOST_NAMES]) + (", ..." if len(keys) > MOST_NAMES else "")
         raise OptionError(listing("these patterns match no parameter:", findings, f"Parameters are {shown}."))
+    several = {key: [repr(name) for name, patterns in chosen.groups
+                     if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)] for key in keys}
+    findings = [f"{key}: {', '.join(names)}" for key, names in several.items() if len(names) > 1]
+    if findings:
+        raise OptionError(listing("these parameters are in several groups, and columns of one parameter add to one "
+                                  "total:", findings))
 
 
 def check_verify(verify: Any) -> bool | str:

@@ -8,7 +8,7 @@ c is 1/N for a mean loss and 1 for a summed one.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,10 +50,18 @@ REDUCED_INPUT_FACTOR = "reduced_input_factor"
 """A of the operand averaged over positions."""
 BLOCK = "block"
 """What a product with the parameter's block needs of a piece, as a `BlockPart`."""
-
-
 EIGEN = "eigen"
 """Eigenvectors of FACTOR and INPUT_FACTOR, and DIAGONAL of the cotangents turned into them, as an `EigenPart`."""
+
+# -- totals: closings that add up over the parameters of a group -----------------------------------------------------
+GRAM = "gram"
+"""sum over theta of T[n, k] T[m, j], [N K, N K]: inner products of all columns; DOT of many columns and parameters."""
+CROSS = "cross"
+"""sum over theta of T[n, k] g[m], [N K, N]: inner products with the gradient's columns."""
+TOTALS = frozenset({GRAM, CROSS})
+"""One running tensor for each group of parameters, added to in place while the backward pass runs."""
+UNDIVIDED = frozenset({BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN, *TOTALS})
+"""Closings that keep samples or columns apart: no loop over chunks of these can add them up."""
 
 
 # -- how values of several batches become that of all of them together (see `accumulate`) ----------------------------
@@ -75,6 +83,7 @@ PRODUCTS_OVER_POSITIONS = "products over positions"
 
 ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the "
         "data), or accumulate what they add up to")
+PAIRS = "it pairs the samples of one batch with each other"
 
 
 class EigenPart(NamedTuple):
@@ -129,6 +138,10 @@ class Closed:
         return value / self.batch
 
 
+PARAMETER, GROUP = "parameter", "group"
+"""What a quantity has a value for: each parameter, each group of parameters (`Chosen.groups`)."""
+
+
 @dataclass(frozen=True)
 class Quantity:
     """One entry of the table. `value(closed)` is a tensor, or one per name of `fields`."""
@@ -151,6 +164,8 @@ class Quantity:
     """How it adds up over batches, for the value or for each of `fields`; none: it does not."""
     instead: str = ""
     """What to accumulate, or to do, in place of what does not add up."""
+    per: str = PARAMETER
+    """What there is a value for; its closings are totals where that is no parameter."""
 
     @property
     def streams(self) -> set[str]:
@@ -223,6 +238,23 @@ def _square_root(stream: str) -> Callable[[Closed], Any]:
     return value
 
 
+def _by_samples(matrix: Any, batch: Any) -> Any:
+    """[N K, N K] -> [N, K, N, K]."""
+    return matrix.unflatten(1, (batch, -1)).unflatten(0, (batch, -1))
+
+
+def _gram(stream: str) -> Callable[[Closed], Any]:
+    return lambda closed: closed.scaled(_by_samples(closed.get(stream, GRAM), closed.batch))
+
+
+def _cross(stream: str) -> Callable[[Closed], Any]:
+    def value(closed: Closed) -> Any:
+        found = closed.get(stream, CROSS).unflatten(0, (closed.batch, -1))
+        return found / closed.batch**0.5 if closed.reduction == "mean" else found
+
+    return value
+
+
 def _kronecker(stream: str, inputs: str = INPUT_FACTOR, outputs: str = FACTOR) -> Callable[[Closed], dict[str, Any]]:
     def value(closed: Closed) -> dict[str, Any]:
         features, factor = closed.get("", inputs), closed.get(stream, outputs)
@@ -281,7 +313,7 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("trace_h", "trace of the parameter's Hessian block", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)),
              lambda c: _diag_h(c).sum(), adds=(OF_LOSS,)),
     Quantity("batch_dot", "dot products of the samples' shares of the gradient, [N, N]", (Closing(GRADIENT, DOT),),
-             _batch_dot, instead="it pairs the samples of one batch with each other"),
+             _batch_dot, instead=PAIRS),
     Quantity("sqrt_ggn", "columns V, [N, K, *theta], with sum_nk V V^T the GGN block", (Closing(GGN, VECTORS),),
              _square_root(GGN), instead=ROWS),
     Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),
@@ -304,6 +336,16 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("ekfac", "eigenvectors of kfac's factors, and sampled second moments in them (George et al. 2018)",
              (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",),
              instead="its eigenvectors are those of one batch: accumulate kfac, and take those of the total"),
+             (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",)),
+    Quantity("gram", "V^T V by group of parameters, [N, K, N, K], with V V^T the GGN of the group",
+             (Closing(GGN, GRAM),), _gram(GGN), per=GROUP, instead=PAIRS),
+    Quantity("gram_mc", "V^T V of sampled columns by group, [N, mc_samples, N, mc_samples]",
+             (Closing(GGN_MC, GRAM),), _gram(GGN_MC), per=GROUP, instead=PAIRS),
+    Quantity("cross", "V^T g_m by group, [N, K, N]: columns with the gradients of l_m",
+             (Closing(GGN, CROSS),), _cross(GGN), of_each_loss=True, per=GROUP, instead=PAIRS),
+    Quantity("cross_mc", "V^T g_m of sampled columns by group, [N, mc_samples, N]",
+             (Closing(GGN_MC, CROSS),), _cross(GGN_MC), of_each_loss=True, per=GROUP,
+             instead=PAIRS),
 )
 
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}
@@ -318,20 +360,36 @@ def closings_for(names: tuple[str, ...]) -> frozenset[Closing]:
     return frozenset(needed)
 
 
+ALL = "all"
+"""The group of all parameters, where no others are given."""
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Which parameters a quantity is for: shell patterns of names, by quantity; those without any are for all."""
 
     patterns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ((ALL, ("*",)),)
+    """What quantities by group add up over: (the group's name, patterns of its parameters' names)."""
 
     def asks(self, quantity: str, parameter: str) -> bool:
-        """Whether the quantity is for this parameter."""
+        """Whether the quantity is for this parameter: one by group, for those in some group."""
         found = dict(self.patterns).get(quantity)
-        return found is None or any(fnmatch.fnmatchcase(parameter, pattern) for pattern in found)
+        if QUANTITIES[quantity].per == GROUP and self.group_of(parameter) is None:
+            return False
+        return found is None or _fits(parameter, found)
+
+    def group_of(self, parameter: str) -> str | None:
+        """The group that a parameter is in, if it is in one."""
+        return next((name for name, patterns in self.groups if _fits(parameter, patterns)), None)
 
     def notes(self) -> list[str]:
         """What the head of the file, and `explain`, say about it."""
         return [f"{name} is for parameters {', '.join(patterns)}." for name, patterns in self.patterns]
+
+
+def _fits(parameter: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns)
 
 
 class Closings(frozenset[Closing]):

@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hbpcompiler.quantities import PARAMETER, QUANTITIES
+
 
 class Result:
     """Loss, output and every quantity asked for, as attributes or items.
 
     `loss`: the scalar loss L. `output`: what the model returned. Each quantity is a dict from parameter name (as
-    in `model.named_parameters()`) to a tensor or named tuple; docs/quantities.md gives values and shapes.
+    in `model.named_parameters()`), or from the name of a group of parameters, to a tensor or named tuple;
+    docs/quantities.md gives values and shapes.
     """
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
@@ -75,10 +78,10 @@ class Result:
         return f"Result(loss={self.loss.item():.6g}, quantities={list(self._values)})"
 
     def to_parameters(self) -> None:
-        """Set `p.grad`, `p.diag_h`, ... on the model's parameters, for each quantity in this result."""
+        """Set `p.grad`, `p.diag_h`, ... on the model's parameters, for each quantity that each of them has."""
         parameters = dict(self._model.named_parameters())
         for quantity, values in self._values.items():
-            for name, value in values.items():
+            for name, value in values.items() if QUANTITIES[quantity].per == PARAMETER else ():
                 setattr(parameters[name], quantity, value)
 
 

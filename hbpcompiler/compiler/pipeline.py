@@ -60,7 +60,7 @@ from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedError
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import Closing, Closings
+from hbpcompiler.quantities import GROUP, QUANTITIES, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
@@ -178,6 +178,11 @@ def _check_chosen(matched: Matched, options: Options) -> None:
     """OptionError for quantities whose patterns choose none of the parameters that they could be had for."""
     keys = [value.key for value in matched.trainable]
     empty = [name for name in options.quantities if not any(options.chosen.asks(name, key) for key in keys)]
+    groups = {options.chosen.group_of(key) for key in keys}
+    idle = [name for name, _ in options.chosen.groups if name not in groups]
+    if idle and any(QUANTITIES[name].per == GROUP for name in options.quantities):
+        raise OptionError(f"no trainable parameter that reaches the loss is in the groups {', '.join(map(repr, idle))}; "
+                          f"there are {', '.join(keys)}")
     if empty:
         raise OptionError(f"no trainable parameter that reaches the loss is chosen for {', '.join(empty)}; there are "
                           f"{', '.join(keys)}")

@@ -32,7 +32,8 @@ class Backward:
     """What has arrived where.
 
     `columns` maps (value, piece) to a proxy: columns [N, K, *z], a diagonal [N, *z] or KFRA's matrix [h, h]. `signs`
-    are [N, K], by piece. `closed` collects, for each parameter, its closings.
+    are [N, K], by piece. `closed` collects, for each parameter, its closings, `totals` those of each group of
+    parameters.
     """
 
     def __init__(self, matched: Matched, plan: Plan, writer: Writer, ops: Mapping[str, Op], batch: Any,
@@ -45,6 +46,7 @@ class Backward:
         self.columns = dict(columns or {})
         self.signs = dict(signs or {})
         self.closed: dict[str, dict[Closing, Any]] = {}
+        self.totals: dict[str, dict[Closing, Any]] = {}
         self.pooled: dict[tuple[str, str], tuple[Any, Any]] = {}
         """The columns behind a pool as they were before it, and the positions that the pool took."""
         self.multiples: dict[str, Any] = {}

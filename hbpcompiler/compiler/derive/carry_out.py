@@ -9,7 +9,7 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.begin import birth, seed
 from hbpcompiler.compiler.derive.close import close, tied
 from hbpcompiler.compiler.derive.cross import pull, widen
-from hbpcompiler.compiler.derive.gather import gather
+from hbpcompiler.compiler.derive.gather import gather, unite
 from hbpcompiler.compiler.derive.kfra import average
 from hbpcompiler.compiler.derive.neighbourhood_loop import walk_local_tail
 from hbpcompiler.compiler.derive.sample import sample
@@ -29,6 +29,7 @@ from hbpcompiler.compiler.plan.steps import (
     Seed,
     Tail,
     Tied,
+    Unite,
     Widen,
 )
 from hbpcompiler.compiler.program.writer import Writer
@@ -40,6 +41,7 @@ HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
     Pull: pull,
     Widen: widen,
     Gather: gather,
+    Unite: unite,
     Average: average,
     Sample: sample,
     Close: close,

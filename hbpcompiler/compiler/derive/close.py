@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Tied
+from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
+from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
+from hbpcompiler.compiler.routes.site import INNER
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
     BLOCK,
+    CROSS,
     DIAGONAL,
     DOT,
     EACH,
     EIGEN,
     FACTOR,
+    GRAM,
     INPUT_FACTOR,
     NEGATIVE,
     NORM,
@@ -25,6 +31,7 @@ from hbpcompiler.quantities import (
     REDUCED_FACTOR,
     REDUCED_INPUT_FACTOR,
     SUM,
+    TOTALS,
     VECTORS,
     Closing,
 )
@@ -32,7 +39,7 @@ from hbpcompiler.rule import Contraction, Op
 
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
-        BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot"}
+        BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross"}
 """How a closing is named in generated code."""
 
 
@@ -50,26 +57,36 @@ def close(backward: Backward, step: Close) -> None:
             stream, index = backward.pooled[step.operation.name, step.piece.name]
             op = op.with_tensor("pooled_index", index)
         signs = backward.signs_like(stream, step.piece)
+    other = backward.columns[step.operation.name, step.other.name] if CROSS in step.kinds and step.other else None
     _write(backward, step, Use(backward.writer, op, step.contraction, stream, signs, backward.batch, step.slot,
-                               backward.plan.by_pixels))
+                               backward.plan.by_pixels, other))
 
 
 def tied(backward: Backward, step: Tied) -> None:
     """Columns and operands of all uses, laid end to end along p, then closed like those of one use."""
-    lefts, rights = [], []
+    rights = []
     for use in step.uses:
-        op, (left, right, _) = backward.ops[use.operation.name], use.site.letters
-        columns = use.contraction.columns(op, backward.columns[use.operation.name, step.piece.name])
-        lefts.append(_positions_at(columns, left, 2))
+        op, (_, right, _) = backward.ops[use.operation.name], use.site.letters
         if use.contraction.operand is not None:
             rights.append(_positions_at(use.contraction.operand(op), right, 1))
-    joined = {"output": torch.cat(lefts, 2)}
+    joined = {"output": _joined_columns(backward, step, step.piece)}
     if rights:
         joined["operand"] = torch.cat(rights, 1)
     op = Op(joined, {}, dict.fromkeys(joined, ()), batched=frozenset(joined))
     contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
     signs = backward.signs_like(joined["output"], step.piece)
-    _write(backward, step, Use(backward.writer, op, contraction, joined["output"], signs, backward.batch))
+    other = _joined_columns(backward, step, step.other) if CROSS in step.kinds and step.other else None
+    _write(backward, step, Use(backward.writer, op, contraction, joined["output"], signs, backward.batch, other=other))
+
+
+def _joined_columns(backward: Backward, step: Tied, piece: Piece) -> Any:
+    """A piece's columns at all uses, [n, k, p, ...]."""
+    parts = []
+    for use in step.uses:
+        op = backward.ops[use.operation.name]
+        columns = use.contraction.columns(op, backward.columns[use.operation.name, piece.name])
+        parts.append(_positions_at(columns, use.site.letters[0], 2))
+    return torch.cat(parts, 2)
 
 
 def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
@@ -82,12 +99,48 @@ def _write(backward: Backward, step: Close | Tied, use: Use) -> None:
     with use.writer.about(f"{stream}_{backward.matched.names[step.parameter.name]}"):
         for choice in step.choices:
             site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
+            if choice.kinds & INNER:
+                given = replace(given, totals=_running(backward, step, given, choice.kinds & INNER))
             for kind, result in choice.route.write(site, given, choice.kinds).items():
                 add(backward, step, kind, result)
 
 
+def _running(backward: Backward, step: Close | Tied, use: Use, kinds: Iterable[str]) -> dict[str, Any]:
+    """By closing, the matrix of inner products that is added to: the group's so far, or zeros."""
+    assert step.piece is not None
+    found = {}
+    rows = backward.batch * step.piece.columns
+    for kind in sorted(kinds):
+        known = backward.totals.get(_group(backward, step), {}).get(Closing(step.piece.stream, kind))
+        if known is None or kind not in TOTALS:
+            shape = (rows, backward.batch) if kind == CROSS else (rows, rows)
+            known = named(use.stream.new_zeros(shape), _called(backward, step, kind))
+        found[kind] = known
+    return found
+
+
+def _called(backward: Backward, step: Close | Tied, kind: str) -> str:
+    """A closing's name in generated code; that of a total begins with its group's."""
+    stream = "" if step.piece is None else step.piece.stream
+    if kind in TOTALS:
+        return f"{_group(backward, step)}_{PART[kind]}_{stream}"
+    return f"{PART[kind]}_{stream}_{backward.matched.names[step.parameter.name]}"
+
+
+def _group(backward: Backward, step: Close | Tied) -> str:
+    """The group of parameters whose totals a closing is part of."""
+    return backward.plan.chosen.group_of(step.parameter.key) or ""
+
+
 def add(backward: Backward, step: Close | Tied, kind: str, result: Any) -> None:
     """Several pieces of a stream end at one parameter: their closings add up, or are kept one by one."""
+    if kind in TOTALS:
+        assert step.piece is not None
+        totals = backward.totals.setdefault(_group(backward, step), {})
+        totals[Closing(step.piece.stream, kind)] = named(result, _called(backward, step, kind))
+        return
+    if kind == DOT:
+        result = mirror_(named(result, _called(backward, step, kind)))
     closings = backward.closed.setdefault(step.parameter.key, {})
     result = _shaped(step, kind, result)
     if backward.precision.concerns(step.piece):
@@ -103,7 +156,7 @@ def add(backward: Backward, step: Close | Tied, kind: str, result: Any) -> None:
         total = torch.cat([closings[closing], result], 1)
     else:
         total = closings[closing] + result
-    closings[closing] = named(total, f"{PART[kind]}_{name}_{backward.matched.names[step.parameter.name]}")
+    closings[closing] = named(total, _called(backward, step, kind))
 
 
 def _shaped(step: Close | Tied, kind: str, result: Any) -> Any:

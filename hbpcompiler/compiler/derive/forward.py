@@ -14,12 +14,13 @@ from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.steps import Plan, place_of, title
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
-from hbpcompiler.quantities import QUANTITIES, Closed
+from hbpcompiler.quantities import GRAM, PARAMETER, QUANTITIES, Closed, Closing
 from hbpcompiler.rule import Op, computed
 
 
@@ -31,6 +32,8 @@ class _Derivation:
         self.proxies: dict[str, Any] = {}
         self.saved: dict[str, dict[str, Any]] = {}
         self.ops: dict[str, Op] = {}
+        self.mirrored: set[str] = set()
+        """Groups whose symmetric totals are whole."""
 
     def run(self) -> Program:
         state = self.writer.placeholder("state")
@@ -53,7 +56,7 @@ class _Derivation:
             with self.writer.block(*backward.heading(place)):
                 backward.carry_out(step)
         self.writer.tracer.step = None
-        self.closed = backward.closed
+        self.closed, self.totals = backward.closed, backward.totals
         results = self._results()
         loss, outputs = self.proxies[self.source.loss.name], [self.proxies[out.name] for out in self.source.outputs]
         self.writer.graph.output(fx.node.map_aggregate((loss, outputs, results), _node))
@@ -120,17 +123,31 @@ class _Derivation:
         for name in self.plan.quantities:
             quantity = QUANTITIES[name]
             results[name] = {}
-            for value in self.matched.trainable:
-                if not self.plan.gives(quantity, value.key):
-                    continue
+            for key, called in self._owners(name).items():
                 with self.writer.block(name, "results"):
-                    closed = Closed(self.closed.get(value.key, {}), self.batch, self.matched.ending.kind)
-                    found = quantity.value(closed)
-                    hint = f"{name}_{self.names[value.name]}"
+                    closings = self.closed.get(key, {}) if quantity.per == PARAMETER else self._whole(key)
+                    found = quantity.value(Closed(closings, self.batch, self.matched.ending.kind))
+                    hint = f"{name}_{called}"
                     if quantity.fields:
                         found = {field: _named_parts(part, f"{field}_{hint}") for field, part in found.items()}
-                    results[name][value.key] = found if quantity.fields else named(found, hint)
+                    results[name][key] = found if quantity.fields else named(found, hint)
         return results
+
+    def _owners(self, quantity: str) -> dict[str, str]:
+        """What a quantity has values of: keys of parameters or groups, and how they are called in the program."""
+        chosen = [value for value in self.matched.trainable if self.plan.gives(QUANTITIES[quantity], value.key)]
+        if QUANTITIES[quantity].per == PARAMETER:
+            return {value.key: self.names[value.name] for value in chosen}
+        met = {self.plan.chosen.group_of(value.key) for value in chosen}
+        return {group: group for group, _ in self.plan.chosen.groups if group in met}
+
+    def _whole(self, group: str) -> Mapping[Closing, Any]:
+        """A group's totals; of symmetric ones only what is above the diagonal has been added up so far."""
+        totals = self.totals[group]
+        for closing in [closing for closing in totals if closing.kind == GRAM and group not in self.mirrored]:
+            totals[closing] = named(mirror_(totals[closing]), meta.hint(totals[closing].node))
+        self.mirrored.add(group)
+        return totals
 
 
 def _named_parts(part: Any, hint: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.compression import compressed
-from hbpcompiler.compiler.plan.steps import Gather
+from hbpcompiler.compiler.plan.steps import Gather, Unite
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import COLUMNS
 
@@ -27,6 +27,21 @@ def gather(backward: Backward, step: Gather) -> None:
     for part in parts[1:]:
         whole = whole + part
     backward.arrive(step.value, step.into, whole)
+
+
+def unite(backward: Backward, step: Unite) -> None:
+    """All that a stream has at one of the model's outputs, as columns side by side; zeros for what has not arrived."""
+    shape, like = step.value.sample_shape, backward.ops[step.value.name].output
+    parts = []
+    for piece, count in step.parts:
+        if piece is None:
+            parts.append(like.new_zeros((backward.batch, count, *shape)))
+            continue
+        arrived = backward.columns[step.value.name, piece.name]
+        if piece.form != COLUMNS:
+            arrived = torch.diag_embed(arrived.sqrt().reshape(-1, count)).reshape(-1, count, *shape)
+        parts.append(arrived)
+    backward.arrive(step.value, step.into, torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
 
 def _side_by_side(backward: Backward, step: Gather, parts: list[Any]) -> Any:

@@ -21,7 +21,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     *COLUMNS, "scatter_add", "square", "clamp"}
+                     *COLUMNS, "scatter_add", "square", "clamp", "new_zeros"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own."""
 
 

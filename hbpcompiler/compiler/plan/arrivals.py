@@ -17,6 +17,7 @@ from hbpcompiler.compiler.plan.steps import (
     Widen,
 )
 from hbpcompiler.compiler.trace.graph import Value
+from hbpcompiler.quantities import CROSS
 
 Arrival = tuple[Value, Piece]
 """A piece at a value."""
@@ -25,19 +26,25 @@ Arrival = tuple[Value, Piece]
 def reads(step: Step) -> list[Arrival]:
     """The pieces that a step takes, each from where it has arrived."""
     if isinstance(step, Tied):
-        return [(use.operation.output, step.piece) for use in step.uses]
+        return [(use.operation.output, piece) for piece in ended(step) for use in step.uses]
     if isinstance(step, Birth):
         return [(step.operation.output, step.gradient)]
     if isinstance(step, Gather | Average | Sample):
         return [(step.value, piece) for piece in step.pieces]
     if isinstance(step, Close):
-        return [] if step.piece is None else [(step.operation.output, step.piece)]
+        return [(step.operation.output, piece) for piece in ended(step)]
     if isinstance(step, Pull | Widen):
         return [(step.operation.output, step.piece)]
     if isinstance(step, Tail):
         first = step.steps[0]
         return reads(first) if isinstance(first, Birth | Widen) else [(value, step.piece) for value in step.values]
     return []
+
+
+def ended(step: Close | Tied) -> list[Piece]:
+    """The pieces that meet a parameter: none for an operand alone, two for inner products with the gradient."""
+    pieces = [] if step.piece is None else [step.piece]
+    return [*pieces, step.other] if step.other is not None and CROSS in step.kinds else pieces
 
 
 def makes(step: Step) -> list[Arrival]:

@@ -27,7 +27,19 @@ from hbpcompiler.compiler.routes.rows import rows_of
 from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.limits import Limits
-from hbpcompiler.quantities import BLOCK, EIGEN, FACTOR, NEGATIVE, REDUCED_FACTOR, VECTORS, Closing, closings_of
+from hbpcompiler.quantities import (
+    BLOCK,
+    CROSS,
+    EIGEN,
+    FACTOR,
+    GRADIENT,
+    NEGATIVE,
+    REDUCED_FACTOR,
+    TOTALS,
+    VECTORS,
+    Closing,
+    closings_of,
+)
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
 NONE = Joint()
@@ -51,12 +63,15 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
             if not kinds:
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds, resources.limits.full_block_rows)
+            gradient = next((other for other in pieces if other.stream == GRADIENT), None)
             site = _met(alone, piece, precision.of(piece, dtype))
             if BLOCK in kinds and piece.form == DIAGONAL_FORM:
                 site = replace(site, apart=stays_diagonal(contraction, op))
+            other = gradient if CROSS in kinds else None
             with_bias = kinds & OF_OPERAND if parameter.key in joint.biases else frozenset()
             if kinds - with_bias:
-                yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds - with_bias))
+                yield Close(operation, slot, parameter, piece, site, contraction, choose(site, kinds - with_bias),
+                            other=other)
             if with_bias:
                 yield _close_with_one(operation, slot, parameter, piece, site, contraction, with_bias)
         of_operand = frozenset(closing.kind for closing in asked if not closing.stream)
@@ -105,14 +120,16 @@ def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | N
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],
-           kinds: Collection[str], full_block_rows: int) -> None:
+           kinds: frozenset[str], full_block_rows: int) -> None:
     """UnsupportedOpError for what cannot be had of this piece here.
 
     Parameters without input features, as biases are, have a full block for a Kronecker factor: of so many rows at most.
     """
     if VECTORS in kinds and piece.signed:
-        raise UnsupportedOpError("sqrt_ggn: the curvature of this loss is not known to be positive, so it may have no "
-                                 "real square root; use a loss function that has a rule")
+        raise UnsupportedOpError(signed_columns(["sqrt_ggn"]))
+    if TOTALS & kinds and operation.source.in_loss:
+        raise UnsupportedOpError(f"parameter '{parameter.key}' meets the loss in {operation.source}, where columns have "
+                                 f"no numbers yet: leave it out of the groups of {', '.join(sorted(TOTALS & kinds))}")
     if EIGEN in kinds and sum(other.stream == piece.stream for other in pieces) > 1:
         raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in several pieces, "
                                  "whose eigenvectors differ; ask for kfac")
@@ -123,6 +140,12 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
             f"its full block of {size} x {size} numbers; choose other parameters, as in "
             "quantities={'kfac': ['layer1.*', 'head.weight'], 'grad': '*'}, freeze it (requires_grad=False) or ask for "
             "other quantities")
+
+
+def signed_columns(names: Sequence[str]) -> str:
+    """Why what needs real columns cannot be had of signed ones."""
+    return (f"{', '.join(names)}: the curvature of this loss is not known to be positive, so it may have no real square "
+            "root; use a loss function that has a rule")
 
 
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:

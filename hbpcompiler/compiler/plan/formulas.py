@@ -12,11 +12,13 @@ from hbpcompiler.compiler.plan.steps import Birth, Close, Pull, Seed, Step, Tied
 from hbpcompiler.compiler.routes import DIAGONAL_FORM, Site
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
+    CROSS,
     DIAGONAL,
     DOT,
     EACH,
     FACTOR,
     GRADIENT,
+    GRAM,
     INPUT_FACTOR,
     NEGATIVE,
     NORM,
@@ -27,7 +29,8 @@ from hbpcompiler.rule import Rule
 from hbpcompiler.rule.registry import AnyRule
 
 CLOSINGS: Mapping[str, str] = {
-    SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", DOT: "T[n] T[m]", DIAGONAL: "sum_{nk} T^2",
+    SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", DOT: "T[n] T[m]", GRAM: "T[nk] T[mj]",
+    CROSS: "T[nk] g[m]", DIAGONAL: "sum_{nk} T^2",
     POSITIVE: "sum_{nk} T^2 where +", NEGATIVE: "sum_{nk} T^2 where -", BATCH_DIAGONAL: "sum_k T^2",
 }
 """What is made of T; in this order."""

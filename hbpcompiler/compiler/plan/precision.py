@@ -19,10 +19,11 @@ from hbpcompiler.compiler.plan.steps import Piece
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Mark
 from hbpcompiler.compiler.routes import COLUMNS, Site, Use
-from hbpcompiler.quantities import BLOCK, EIGEN, GRADIENT, KFRA
+from hbpcompiler.quantities import BLOCK, EIGEN, GRADIENT, KFRA, TOTALS
 
-PRECISE = frozenset({BLOCK, EIGEN})
-"""Closings in the model's dtype: an eigendecomposition, and what the user multiplies with later."""
+PRECISE = frozenset({BLOCK, EIGEN, *TOTALS})
+"""Closings in the model's dtype: an eigendecomposition, what the user multiplies with later, what adds up over many
+parameters."""
 SQUARES = 1e9
 """What sums of squares must not exceed. Squares of columns would be as far beyond float16's smallest number."""
 @dataclass(frozen=True)

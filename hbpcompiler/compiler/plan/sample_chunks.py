@@ -26,7 +26,7 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
-from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
+from hbpcompiler.quantities import GRADIENT, UNDIVIDED
 
 
 def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
@@ -34,7 +34,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     first = next((index for index, step in enumerate(steps) if _in_model(step)), len(steps))
     inside = [step for step in steps[first:] if _travels(step)]
     kept = {kind for step in inside for own in flat(step) if isinstance(own, Close | Tied) for kind in own.kinds}
-    if not inside or kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
+    if not inside or kept & UNDIVIDED:
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
     limits, allowed = resources.limits, resources.temporaries

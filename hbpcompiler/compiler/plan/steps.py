@@ -104,6 +104,15 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Unite(Gather):
+    """All that a stream has at the model's outputs becomes one piece of columns, so that a column has one number
+    everywhere: what inner products of columns of several parameters need."""
+
+    parts: tuple[tuple[Piece | None, int], ...]
+    """What is laid side by side: pieces, or None for one that has not arrived at this value; and their columns."""
+
+
+@dataclass(frozen=True)
 class Average:
     """KFRA's start: the loss Hessian averaged over the batch."""
 
@@ -134,6 +143,8 @@ class Close:
     choices: tuple[Choice, ...] = field(compare=False)
     pooled: bool = False
     """Whether it takes the columns at pooled positions (see `pooled`)."""
+    other: Piece | None = None
+    """The gradient, for inner products of columns with it."""
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -167,6 +178,11 @@ class Tied:
         piece = self.uses[0].piece
         assert piece is not None
         return piece
+
+    @property
+    def other(self) -> Piece | None:
+        """As of a `Close`."""
+        return self.uses[0].other
 
     @property
     def kinds(self) -> frozenset[str]:

@@ -25,7 +25,7 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.routes import COLUMNS, choose
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.limits import Limits
-from hbpcompiler.quantities import BATCH_DIAGONAL, BLOCK, EIGEN, GRADIENT, VECTORS
+from hbpcompiler.quantities import GRADIENT, UNDIVIDED
 from hbpcompiler.rule import Factor
 
 Place = tuple[str, str]
@@ -76,7 +76,7 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     own = [step for step in steps if (isinstance(step, Widen) and step.into == piece)
            or (isinstance(step, Pull | Close) and step.piece == piece)]
     kept = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
-    if kept & {BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN}:
+    if kept & UNDIVIDED:
         return None  # what keeps samples or columns apart is as large as they are
     starts = _starts(piece, steps, own)
     if not starts or not own:

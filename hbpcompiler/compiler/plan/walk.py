@@ -17,7 +17,7 @@ from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.endings import is_positive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import compression
-from hbpcompiler.compiler.plan.closings import closings_at
+from hbpcompiler.compiler.plan.closings import closings_at, signed_columns
 from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (
@@ -30,6 +30,7 @@ from hbpcompiler.compiler.plan.steps import (
     Sample,
     Seed,
     Step,
+    Unite,
     Widen,
 )
 from hbpcompiler.compiler.plan.tails import most_bytes
@@ -46,6 +47,7 @@ from hbpcompiler.quantities import (
     POSITIVE,
     RESIDUAL,
     RESIDUAL_MC,
+    TOTALS,
     VECTORS,
     Closing,
 )
@@ -241,7 +243,7 @@ class Walk:
         size = math.prod(value.sample_shape)
         kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
         worth = compression.is_worth_it(piece.columns, size, self.largest[value.name][0], self.resources.limits)
-        possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE}
+        possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE, *TOTALS}
         if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
             return piece
         into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
@@ -280,9 +282,13 @@ class Walk:
         exact = {piece.name: piece for piece in every if piece.stream == GGN_MC and piece.name not in self.sampled}
         signed = any(piece.signed for piece in exact.values())
         drawn = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed) if exact else None
+        whole = self._whole_streams()
+        reached = {piece.stream for piece in every}
         for value in self.boundary:
             pieces = found[value.name]
             for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
+                if stream in whole & reached:
+                    continue  # its columns are zero at this output
                 # A piecewise linear loss: its GGN is zero, which is not absence.
                 into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
                 self.steps.append(Gather(value, (), into))
@@ -298,6 +304,34 @@ class Walk:
                 self.steps.append(Sample(value, sampled, drawn))
                 result.append(drawn)
             self.at[value.name] = {piece.name: piece for piece in result}
+        for stream in sorted(whole):
+            self._unite(stream)
+
+    def _whole_streams(self) -> set[str]:
+        """Those of which columns of several parameters meet: a column must have one number at all of them."""
+        return {closing.stream for closing in self.closings if closing.kind in TOTALS} - {GRADIENT}
+
+    def _unite(self, stream: str) -> None:
+        """All pieces of a stream at the model's outputs as one piece of columns, zero where one has not arrived."""
+        arrived = {value.name: {name: piece for name, piece in self.at[value.name].items() if piece.stream == stream}
+                   for value in self.boundary}
+        counts: dict[Piece, int] = {}
+        for value in self.boundary:
+            for piece in arrived[value.name].values():
+                if piece.signed:
+                    raise UnsupportedOpError(signed_columns(sorted({
+                        closing.kind for closing in self.closings if closing.stream == stream} & TOTALS)))
+                counts[piece] = piece.columns if piece.form == COLUMNS else math.prod(value.sample_shape)
+        (first, *others) = counts
+        if not others and first.form == COLUMNS and all(arrived.values()):
+            return
+        into = self._piece(PREFIX[stream], stream, COLUMNS, sum(counts.values()), False)
+        for value in self.boundary:
+            own = arrived[value.name]
+            parts = tuple((own.get(piece.name), count) for piece, count in counts.items())
+            self.steps.append(Unite(value, tuple(own.values()), into, parts))
+            self.at[value.name] = {name: piece for name, piece in self.at[value.name].items() if name not in own}
+            self.at[value.name][into.name] = into
 
 
 def _boundary(graph: Graph, active: AbstractSet[str]) -> list[Value]:

@@ -66,6 +66,47 @@ def pixel_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optiona
     return total
 
 
+@idiom
+def add_gram_(total: Tensor, rows: Tensor, block: int = 256) -> Tensor:
+    """total += rows @ rows.t() on and above the diagonal: so many rows at a time meet themselves and those below."""
+    for first in range(0, rows.shape[0], block):
+        total[first : first + block, first:].addmm_(rows[first : first + block], rows[first:].t())
+    return total
+
+
+@idiom
+def add_products_of_pairs_(total: Tensor, x: Tensor, z: Optional[Tensor], u: Tensor, numbers: int) -> Tensor:  # noqa: UP045
+    """total[n k, m j] += sum over p, q of (x[n, k, p] . z[m, j, q]) (u[n, p] . u[m, q]), `numbers` at a time.
+
+    Without z it is x again, and the total is right on and above the diagonal.
+    """
+    y = x if z is None else z
+    each = x.shape[1]
+    samples = max(1, numbers // (each * total.shape[1]))
+    for first in range(0, x.shape[0], samples):
+        start = first if z is None else 0
+        own, others = x[first : first + samples], y[start:]
+        tile = total[first * each : (first + samples) * each, start * y.shape[1] :]
+        tile = tile.unflatten(1, [others.shape[0], others.shape[1]]).unflatten(0, [own.shape[0], each])
+        for p in range(x.shape[2]):
+            for q in range(y.shape[2]):
+                products = own[:, :, p].flatten(0, 1) @ others[:, :, q].flatten(0, 1).t()
+                weights = u[first : first + samples, p] @ u[start:, q].t()
+                tile.addcmul_(products.view(tile.shape), weights.unsqueeze(1).unsqueeze(3))
+    return total
+
+
+@idiom
+def mirror_(total: Tensor, block: int = 256) -> Tensor:
+    """What is below the diagonal becomes what is above it."""
+    for first in range(0, total.shape[0], block):
+        rows = total[first : first + block]
+        rows[:, :first].copy_(total[:first, first : first + block].t())
+        own = rows[:, first : first + block]
+        own.copy_(own.triu() + own.triu(1).t())
+    return total
+
+
 GRAMS = (gram, onednn_gram, pixel_gram)
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",

@@ -106,7 +106,7 @@ def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence
 
 def _symbols(around: Sequence[str], loop: Loop) -> list[str]:
     """Those of a loop's body: its own is the last."""
-    own = "n" if loop.axis == 0 else "k"
+    own = loop.letter
     return [*(f"outer {symbol}" if symbol.endswith(own) else symbol for symbol in around), own]
 
 

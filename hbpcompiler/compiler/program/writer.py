@@ -83,20 +83,21 @@ class Writer:
         op: Op | None,
         sliced: Mapping[str, Any],
         chunk: int,
-        totals: Mapping[str, tuple[int, ...]],
+        totals: Mapping[str, Any],
         rows: Mapping[str, tuple[int, ...]] | None = None,
         axis: int = 0,
+        letter: str = "",
     ) -> dict[str, Any]:
         """Write `for start in range(0, length, chunk): body(part)`, slicing along `axis`.
 
         `sliced` (the first one gives length, dtype and device) and what the body reads of `op` are cut into chunks.
-        `totals` are zeros of the given shapes that the body adds to in place; `rows` are tensors of the given shapes
-        behind an axis 0 of all samples, of which the body fills its own rows in place.
+        `totals` are zeros of the given shapes, or tensors that are there already, that the body adds to in place; `rows` are tensors of the given shapes
+        behind an axis 0 of all samples, of which the body fills its own rows in place. `letter`: what the axis counts.
         """
         lead = next(proxy for proxy in sliced.values() if proxy is not None)
         like: list[fx.Proxy] = []
-        for shape in totals.values():
-            like.append(lead.new_zeros(shape))
+        for total in totals.values():
+            like.append(total if isinstance(total, fx.Proxy) else lead.new_zeros(total))
         for shape in (rows or {}).values():
             like.append(lead.new_empty((lead.shape[0], *shape)))
         inner = Writer()
@@ -105,7 +106,8 @@ class Writer:
         body(part)
         inner.graph.output(None)
         part.close()
-        loop = Loop(inner.graph, chunk, axis, len(totals), len(rows or {}), len(part.cut))
+        letter = letter or ("k" if axis else "n")
+        loop = Loop(inner.graph, chunk, axis, len(totals), len(rows or {}), len(part.cut), letter)
         node = self.call(loop, tuple(like), tuple(part.cut), tuple(part.whole))
         names = [*totals, *(rows or {})]
         return {name: node[position] for position, name in enumerate(names)}
@@ -182,6 +184,8 @@ class Loop:
     totals: int
     rows: int
     cut: int
+    letter: str = "n"
+    """What the axis counts, in shapes and names."""
 
     __name__ = "loop"
 

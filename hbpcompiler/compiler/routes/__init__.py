@@ -24,6 +24,7 @@ from hbpcompiler.compiler.routes.factors import (
     ReducedInputFactor,
 )
 from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
+from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.compiler.routes.kept import Kept
 from hbpcompiler.compiler.routes.products import (
     ClosedForm,
@@ -47,7 +48,7 @@ ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
     WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
     HalfInputFactor(), SlidingInputFactor(),
-    DiagonalForm(), MatrixForm(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
+    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.routes.inner import added_gram, cost_of_gram
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
+    INNER,
     NEVER,
     SQUARES,
     Route,
@@ -25,7 +27,6 @@ from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
     DIAGONAL,
-    DOT,
     EACH,
     FACTOR,
     NORM,
@@ -78,7 +79,7 @@ class WholeProduct(Route):
     """The product for all samples and columns at once, everything read off it."""
 
     name = "batched product"
-    kinds = frozenset({SUM, EACH, NORM, FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, DOT, *SQUARES})
+    kinds = frozenset({SUM, EACH, NORM, FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, *INNER, *SQUARES})
     reads_pixels = True
 
     def applies(self, site: Site) -> bool:
@@ -92,12 +93,13 @@ class WholeProduct(Route):
         size = (site.samples or 0) * site.columns * site.size(site.theta) * site.itemsize
         # Inside a chunk loop it is formed at once if it and its square are no more than what is recycled.
         fits = site.samples is not None and 2 * size <= site.resources.limits.recycled_bytes
-        small = bool(kinds & {EACH, VECTORS, DOT}) or fits or site.size(site.theta) <= site.size(site.letters[0])
+        small = bool(kinds & {EACH, VECTORS}) or fits or site.size(site.theta) <= site.size(site.letters[0])
         if not small:
             return NEVER  # memory would grow with N times the parameter's size
         size = N * site.columns * site.size(site.theta) * site.itemsize
         extra = N * site.columns * site.size(site.theta) ** 2 if kinds & {FACTOR, REDUCED_FACTOR} else 0
         adds = N * site.columns * site.product
+        extra += cost_of_gram(site, kinds)
         return Cost(adds + extra, traffic_of(site, site.columns, True), 2 * size, 2, adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
@@ -110,9 +112,9 @@ class WholeProduct(Route):
             results[EACH] = product.squeeze(1)
         if VECTORS in kinds:
             results[VECTORS] = product
-        if DOT in kinds:
-            flat = product.flatten(1)
-            results[DOT] = flat @ flat.t()
+        for kind in sorted(kinds & INNER):
+            results[kind] = added_gram(site, use, use.totals[kind], product, kind, lambda columns: product_of(
+                site, use, columns=columns))
         for kind in sorted(kinds & {FACTOR, REDUCED_FACTOR}):
             flat = product.flatten(2) if len(theta) > 1 else product
             weighted = flat if not site.signed else flat * use.signs.unsqueeze(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -14,7 +14,7 @@ from hbpcompiler.compiler.cost.figures import UNLIMITED, Cost, Resources
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes.rows import Rows
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE
+from hbpcompiler.quantities import CROSS, DIAGONAL, DOT, GRAM, NEGATIVE, POSITIVE
 from hbpcompiler.rule import Contraction, Op
 from hbpcompiler.rule.contraction import letters_of
 
@@ -22,6 +22,8 @@ COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING = "columns", "diagonal", "matrix", "noth
 """Forms in which a stream arrives: columns [N, K, *z], a diagonal [N, *z], a matrix [h, h] for all samples."""
 
 SQUARES = frozenset({DIAGONAL, POSITIVE, NEGATIVE})
+INNER = frozenset({DOT, GRAM, CROSS})
+"""Inner products of columns over a parameter's entries."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ class Use:
     """The argument that the parameter is."""
     by_pixels: bool = False
     """Whether columns of images lie pixel by pixel in memory."""
+    other: Any = None
+    """The gradient's columns, which these take inner products with."""
+    totals: Mapping[str, Any] = field(default_factory=dict)
+    """By closing, the running tensor that it is added to in place."""
 
 
 class Route:

@@ -1,0 +1,169 @@
+"""Routes of inner products between columns: GRAM of a stream (DOT is the gradient's), CROSS with the gradient.
+
+All entries [n k, m j] of a matrix grow in place, parameter by parameter. The columns' cotangents T[n, k, theta] exist in
+parts alone, or not at all: without positions T[n, k] . T[m, j] is (u_n . u_m) (a_nk . a_mj), with few a sum of such
+products over pairs of them (ViViT, Dangel, Tatzel, Hennig 2022, has the first for linear layers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.program.kernels import add_gram_, add_products_of_pairs_
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    INNER,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    einsum,
+    operand_of,
+    traffic_of,
+)
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import CROSS
+
+TILES = 3
+"""Passes over a tile of the matrix for each pair of positions: its products are written, read, and added."""
+
+
+def flat(product: Any) -> Any:
+    """T[n, k, theta] as rows [n k, theta]."""
+    return product.flatten(2).flatten(0, 1)
+
+
+def added_gram(site: Site, use: Use, total: Any, product: Any, kind: str, of_other: Callable[[Any], Any]) -> Any:
+    """The total with the inner products of T, or of a part of its entries; `of_other` makes the gradient's T."""
+    if kind == CROSS:
+        return total.addmm_(flat(product), flat(of_other(use.other)).t())
+    return add_gram_(total, flat(product))
+
+
+def entries_of(site: Site, kinds: frozenset[str]) -> Any:
+    """How many entries of all matrices are computed: half of a symmetric one's."""
+    half = N**2 * site.columns**2 / 2
+    return half * len(kinds & INNER - {CROSS}) + N**2 * site.columns * int(CROSS in kinds)
+
+
+def cost_of_gram(site: Site, kinds: frozenset[str]) -> Any:
+    """Multiply-adds of the inner products of T, once it is there."""
+    return entries_of(site, kinds) * site.size(site.theta)
+
+
+class PairsOfPositions(Route):
+    """Inner products of operands times those of columns, for each pair of positions: no product per column."""
+
+    name = "inner products of pairs"
+    kinds = INNER
+    limits: tuple[str, ...] = ("cache_bytes",)
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and not site.shared
+
+    def _numbers(self, site: Site) -> int:
+        """Of a tile of the matrix."""
+        cache, allowed = site.resources.limits.cache_bytes, site.resources.temporaries
+        return max(1, (cache if allowed is None else min(cache, allowed)) // (2 * site.itemsize))
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        left, right, _ = site.letters
+        pairs = site.size("p") ** 2 if site.has_positions else 1
+        entries, numbers = entries_of(site, kinds), self._numbers(site)
+        features, own = site.size(site.features), site.size(site.own)
+        products = pairs * (entries * own + N**2 * features * len(kinds) / 2)
+        limits = site.resources.limits
+        tiles = pairs * TILES * entries * site.itemsize / limits.cached_speedup
+        read = N * site.itemsize * (site.columns * site.size(left) + site.size(right))
+        calls = 8 * pairs * len(kinds) * (1 + entries / numbers)
+        return Cost(products, 2 * read + tiles, 2 * numbers * site.itemsize, calls)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        columns, operand = _positions_at(columns_of(use), left, 2), _positions_at(operand_of(use), right, 1)
+        found: dict[str, Any] = {}
+        for kind in sorted(kinds):
+            other = _positions_at(columns_of(use, columns=use.other), left, 2) if kind == CROSS else None
+            found[kind] = add_products_of_pairs_(use.totals[kind], columns, other, operand, self._numbers(site))
+        return found
+
+
+def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
+    """The axis of positions moved to a place, all that is behind it as one; made, of length 1, where there is none."""
+    if "p" in letters:
+        tensor = tensor if letters.index("p") == axis else tensor.movedim(letters.index("p"), axis)
+    else:
+        tensor, letters = tensor.unsqueeze(axis), letters + "p"
+    behind = len(letters) - axis - 1
+    return tensor if behind == 1 else tensor.flatten(axis + 1) if behind else tensor.unsqueeze(axis + 1)
+
+
+class PartsOfProduct(Route):
+    """Per-sample products for some outputs at a time, as rows of one matrix product each."""
+
+    name = "product in parts"
+    kinds = INNER
+    limits: tuple[str, ...] = ("recycled_bytes", "typical_batch")
+    reads_pixels = True
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand
+
+    def _letter(self, site: Site) -> str:
+        """The letter of the columns' entries that is cut: the longest one."""
+        return max(site.own, key=site.size, default="")
+
+    def _chunk(self, site: Site) -> int:
+        """How many of these at a time."""
+        letter = self._letter(site)
+        if not letter:
+            return 1
+        resources = site.resources
+        batch = resources.limits.typical_batch if resources.temporaries is None else resources.batch
+        each = batch * site.columns * site.itemsize * site.size(site.theta) // site.size(letter)
+        allowed = resources.temporaries
+        limit = resources.limits.recycled_bytes // 2
+        return min(site.size(letter), max(1, (limit if allowed is None else min(limit, allowed)) // max(1, each)))
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        letter, chunk, (left, right, result) = self._letter(site), self._chunk(site), site.letters
+        length = site.size(letter)
+        parts = math.ceil(length / chunk)
+        columns = site.columns + int(CROSS in kinds)
+        again = parts * site.size(right.replace(letter, "") if letter else right)
+        made = N * columns * site.size(result)
+        traffic = traffic_of(site, columns, False) + N * site.itemsize * again + 2 * site.itemsize * made
+        traffic += 2 * site.itemsize * parts * entries_of(site, kinds)
+        product = N * columns * site.product
+        memory = made * site.itemsize * chunk / length
+        return Cost(product + cost_of_gram(site, kinds), traffic, memory, 2 + 6 * parts, product)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        letter, chunk, (left, right, _) = self._letter(site), self._chunk(site), site.letters
+        columns, operand = columns_of(use), operand_of(use)
+        other = columns_of(use, columns=use.other) if CROSS in kinds else None
+        if chunk >= site.size(letter):
+            product = einsum(site.equation, columns, operand)
+            return {kind: added_gram(site, use, use.totals[kind], product, kind, lambda _: einsum(
+                site.equation, other, operand)) for kind in sorted(kinds)}
+        first = f"n{letter}" + left[1:].replace(letter, "")
+        sliced = {"columns": columns.movedim(left.index(letter), 1)}
+        if other is not None:
+            sliced["other"] = other.movedim(left.index(letter), 1)
+        if letter in right:
+            sliced["operand"] = operand if right.index(letter) == 1 else operand.movedim(right.index(letter), 1)
+            right = f"n{letter}" + right[1:].replace(letter, "")
+        equation = f"{first},{right}->nk{site.theta}"
+
+        def body(part: Part) -> None:
+            met = part["operand"] if "operand" in part else part.outer(operand)
+            product = einsum(equation, part["columns"], met)
+            for kind in sorted(kinds):
+                added_gram(site, use, part.totals[kind], product, kind, lambda _: einsum(equation, part["other"], met))
+
+        totals = {kind: use.totals[kind] for kind in sorted(kinds)}
+        return use.writer.loop(body, op=None, sliced=sliced, chunk=chunk, totals=totals, axis=1, letter=letter)
