@@ -78,15 +78,15 @@ def check_groups(groups: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if groups is None:
         return Chosen().groups
     if not isinstance(groups, Mapping) or not groups:
-        raise OptionTypeError("groups must be a dict from names of your choice to lists of parameter names or patterns, "
-                              f"such as {{'body': ['layer*'], 'head': ['head.weight', 'head.bias']}}, not {groups!r}")
+        raise OptionTypeError("groups must be a dict from names of your choice to lists of parameter names or patterns,"
+                              f" such as {{'body': ['layer*'], 'head': ['head.weight']}}, not {groups!r}")
     found = []
     for name, given in groups.items():
         listed = [given] if isinstance(given, str) else given
         if not isinstance(name, str) or not name or not isinstance(listed, list | tuple) or not listed or not all(
                 isinstance(part, str) for part in listed):
-            raise OptionTypeError(f"groups[{name!r}] must be a parameter's name or a pattern, or a list of some, under a "
-                                  f"name that is a text; not {given!r}")
+            raise OptionTypeError(f"groups[{name!r}] must be a parameter's name or a pattern, or a list of some, under "
+                                  f"a name that is a text; not {given!r}")
         found.append((name, tuple(listed)))
     return tuple(found)
 

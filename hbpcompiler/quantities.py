@@ -336,7 +336,6 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("ekfac", "eigenvectors of kfac's factors, and sampled second moments in them (George et al. 2018)",
              (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",),
              instead="its eigenvectors are those of one batch: accumulate kfac, and take those of the total"),
-             (Closing(GGN_MC, EIGEN),), _ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",)),
     Quantity("gram", "V^T V by group of parameters, [N, K, N, K], with V V^T the GGN of the group",
              (Closing(GGN, GRAM),), _gram(GGN), per=GROUP, instead=PAIRS),
     Quantity("gram_mc", "V^T V of sampled columns by group, [N, mc_samples, N, mc_samples]",

@@ -151,6 +151,11 @@ def test_square_root_of_a_curvature_without_known_sign_is_refused():
 
 
 def pieces(value):
+    if hasattr(value, "diagonals"):  # the same curvature is a diagonal in one program and columns in another
+        parts = [torch.einsum("nk,nk...,nkz->n...z", weights, columns, columns.flatten(2)).flatten(1, -2)
+                 for columns, weights in zip(value.columns, value.weights, strict=True)]
+        parts += [torch.diag_embed(diagonal.flatten(1)) for diagonal in value.diagonals]
+        return [sum(parts), *([] if value.operand is None else [value.operand])]
     if isinstance(value, tuple | list):
         return [piece for part in value if part is not None for piece in pieces(part)]
     return [value]
@@ -163,7 +168,7 @@ def test_all_quantities_in_one_program_are_those_of_one_each(loss):
                           nn.Linear(4, 3)).double()
     X = torch.randn(3, 1, 5, 5, dtype=torch.float64)
     y = torch.randn(3, 3, dtype=torch.float64) if isinstance(loss, nn.MSELoss) else torch.tensor([0, 2, 1])
-    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc", "ekfac"}
+    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc", "ekfac", "gram_mc", "cross_mc"}
     together = hbp.compile(model, loss, list(hbp.QUANTITIES))(X, y)
     for name in hbp.QUANTITIES:
         alone = hbp.compile(model, loss, [name])(X, y)[name]

@@ -181,8 +181,8 @@ def _check_chosen(matched: Matched, options: Options) -> None:
     groups = {options.chosen.group_of(key) for key in keys}
     idle = [name for name, _ in options.chosen.groups if name not in groups]
     if idle and any(QUANTITIES[name].per == GROUP for name in options.quantities):
-        raise OptionError(f"no trainable parameter that reaches the loss is in the groups {', '.join(map(repr, idle))}; "
-                          f"there are {', '.join(keys)}")
+        raise OptionError("no trainable parameter that reaches the loss is in these groups: "
+                          f"{', '.join(map(repr, idle))}; there are {', '.join(keys)}")
     if empty:
         raise OptionError(f"no trainable parameter that reaches the loss is chosen for {', '.join(empty)}; there are "
                           f"{', '.join(keys)}")

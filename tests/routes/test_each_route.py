@@ -8,6 +8,7 @@ from torch import fx
 
 from hbpcompiler import quantities as q
 from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
+from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
@@ -15,6 +16,7 @@ from hbpcompiler.compiler.routes.closed import DiagonalForm
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
 from hbpcompiler.compiler.routes.factors import ColumnFactor, ReducedFactor
 from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
+from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.compiler.routes.kept import Kept
 from hbpcompiler.compiler.routes.products import ClosedForm, OneProduct, WholeProduct
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use
@@ -25,7 +27,7 @@ LENGTHS = {"n": 3, "k": 2, "p": 4, "o": 3, "i": 2, "g": 2}
 PLAIN, POSITIONS, GROUPS, BIAS = "nko,ni->nkoi", "nkpo,npi->nkoi", "nkgop,ngpi->nkgoi", "nkop->nko"
 INPUTS_FIRST = ("nkpo,npi->nkio", "nkop,nip->nkio")
 """Of matrices stored as [in, out]: x @ w, embeddings, transposed convolutions."""
-TINY = Resources(limits=Limits(cache_bytes=1, one_by_one_bytes=0))
+TINY = Resources(limits=Limits(cache_bytes=1, one_by_one_bytes=0, recycled_bytes=1))
 """Chunks of one sample and one column."""
 
 
@@ -51,6 +53,12 @@ def tensors(own):
     return diagonal, columns, torch.ones(3, size, dtype=torch.float64), operand
 
 
+def gradient_at(own):
+    """The gradient's columns at a site, [n, 1, ...], always the same ones."""
+    shape = [LENGTHS[letter] for letter in own.letters[0][2:]]
+    return torch.linspace(-1, 2, 3 * torch.Size(shape).numel(), dtype=torch.float64).reshape(3, 1, *shape)
+
+
 def expected(own, columns, signs, operand):
     """The closings that say what they are of T[n, k, theta]."""
     left = own.letters[0]
@@ -61,7 +69,10 @@ def expected(own, columns, signs, operand):
              q.POSITIVE: (weighted * T).clamp(min=0).sum((0, 1)), q.NEGATIVE: (-weighted * T).clamp(min=0).sum((0, 1))}
     if columns.shape[1] == 1:
         found |= {q.SUM: T.sum((0, 1)), q.EACH: T[:, 0], q.NORM: flat.square().sum((1, 2)),
-                  q.DOT: flat[:, 0] @ flat[:, 0].T}
+                  q.DOT: 7 + flat[:, 0] @ flat[:, 0].T}
+    gradient = torch.einsum(own.equation, *[gradient_at(own), operand][: 1 + (operand is not None)]).flatten(2)
+    rows = flat.flatten(0, 1)
+    found |= {q.GRAM: 7 + rows @ rows.T, q.CROSS: 7 + rows @ gradient.flatten(0, 1).T}
     if not own.features:
         found[q.FACTOR] = found[q.REDUCED_FACTOR] = torch.einsum("nk,nka,nkb->ab", signs, flat, flat)
     else:
@@ -90,18 +101,26 @@ def told(route, own):
 def written(own, use_of, make):
     """What a route makes of tensors, by its name."""
     writer = Writer()
-    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand")}
+    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand", "other", *RUNNING)}
     shape = tuple(LENGTHS[letter] for letter in own.letters[0][2:])
     op = Op(given, {}, {"output": shape, "operand": (1,)}, batched=frozenset({"output", "operand"}))
     contraction = Contraction(own.equation, operand=(lambda op: op.operand) if own.has_operand else None)
-    use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3)
+    use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3,
+              other=given["other"], totals={kind: given[kind] for kind in RUNNING})
     made = {kind: part._asdict() if isinstance(part, tuple) else part for kind, part in make(use).items()}
     writer.graph.output(fx.node.map_aggregate(made, lambda item: item.node if isinstance(item, fx.Proxy) else item))
-    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of)
+    rows = 3 * own.columns
+    shapes = {q.DOT: (rows, rows), q.GRAM: (rows, rows), q.CROSS: (rows, 3)}
+    totals = [torch.full(shapes[kind], 7, dtype=torch.float64) for kind in RUNNING]
+    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of, gradient_at(own), *totals)
 
 
-DEFINED = frozenset({q.DIAGONAL, q.BATCH_DIAGONAL, q.VECTORS, q.POSITIVE, q.NEGATIVE, q.SUM, q.EACH, q.NORM, q.DOT,
-                     q.FACTOR, q.REDUCED_FACTOR})
+RUNNING = (q.DOT, q.GRAM, q.CROSS)
+"""What routes add to."""
+
+
+DEFINED = frozenset({q.DIAGONAL, q.BATCH_DIAGONAL, q.VECTORS, q.POSITIVE, q.NEGATIVE, q.SUM, q.EACH, q.NORM, q.FACTOR,
+                     q.REDUCED_FACTOR, *RUNNING})
 CASES = [pytest.param(route, own, id=f"{type(route).__name__} {own.equation} {own.form} {own.columns} {own.signed} "
                                      f"{'tiny chunks' if own.resources is TINY else ''}".strip())
          for route, own in itertools.product(ROUTES, SITES) if route.applies(own) and told(route, own)]
@@ -116,13 +135,14 @@ def test_a_route_gives_what_it_says(route, own):
     found = written(own, (stream, signs, operand), lambda use: route.write(own, use, kinds))
     assert found.keys() == kinds != frozenset()
     for kind, value in found.items():
+        value = mirror_(value) if kind in (q.DOT, q.GRAM) else value
         torch.testing.assert_close(value.reshape(wanted[kind].shape), wanted[kind])
 
 
 def test_these_routes_are_met():
     assert {type(case.values[0]) for case in CASES} == {
         OneProduct, ClosedForm, GramNorm, GramDiagonal, ChunkedProduct, WholeProduct, ColumnFactor, ReducedFactor,
-        DiagonalForm}
+        DiagonalForm, PairsOfPositions, PartsOfProduct}
 
 
 def route_of(kind):

@@ -128,8 +128,8 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
     if VECTORS in kinds and piece.signed:
         raise UnsupportedOpError(signed_columns(["sqrt_ggn"]))
     if TOTALS & kinds and operation.source.in_loss:
-        raise UnsupportedOpError(f"parameter '{parameter.key}' meets the loss in {operation.source}, where columns have "
-                                 f"no numbers yet: leave it out of the groups of {', '.join(sorted(TOTALS & kinds))}")
+        raise UnsupportedOpError(f"parameter '{parameter.key}' meets the loss in {operation.source}, where columns "
+                                 f"are not united yet: {', '.join(sorted(TOTALS & kinds))} needs groups without it")
     if EIGEN in kinds and sum(other.stream == piece.stream for other in pieces) > 1:
         raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in several pieces, "
                                  "whose eigenvectors differ; ask for kfac")
@@ -144,8 +144,8 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
 
 def signed_columns(names: Sequence[str]) -> str:
     """Why what needs real columns cannot be had of signed ones."""
-    return (f"{', '.join(names)}: the curvature of this loss is not known to be positive, so it may have no real square "
-            "root; use a loss function that has a rule")
+    return (f"{', '.join(names)}: the curvature of this loss is not known to be positive, so it may have no real "
+            "square root; use a loss function that has a rule")
 
 
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:

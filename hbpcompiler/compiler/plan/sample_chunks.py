@@ -33,7 +33,8 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     """The steps, those of curvature outside the loss in one loop over samples if a whole batch of them is large."""
     first = next((index for index, step in enumerate(steps) if _in_model(step)), len(steps))
     inside = [step for step in steps[first:] if _travels(step)]
-    kept = {kind for step in inside for own in flat(step) if isinstance(own, Close | Tied) for kind in own.kinds}
+    kept = {kind for step in steps for own in flat(step) if isinstance(own, Close | Tied) and own.piece is not None
+            and own.piece.stream != GRADIENT for kind in own.kinds}
     if not inside or kept & UNDIVIDED:
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)

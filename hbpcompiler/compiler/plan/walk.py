@@ -313,8 +313,8 @@ class Walk:
 
     def _unite(self, stream: str) -> None:
         """All pieces of a stream at the model's outputs as one piece of columns, zero where one has not arrived."""
-        arrived = {value.name: {name: piece for name, piece in self.at[value.name].items() if piece.stream == stream}
-                   for value in self.boundary}
+        arrived = {value.name: {name: piece for name, piece in self.at[value.name].items()
+                                if piece.stream == stream} for value in self.boundary}
         counts: dict[Piece, int] = {}
         for value in self.boundary:
             for piece in arrived[value.name].values():
@@ -322,16 +322,16 @@ class Walk:
                     raise UnsupportedOpError(signed_columns(sorted({
                         closing.kind for closing in self.closings if closing.stream == stream} & TOTALS)))
                 counts[piece] = piece.columns if piece.form == COLUMNS else math.prod(value.sample_shape)
-        (first, *others) = counts
-        if not others and first.form == COLUMNS and all(arrived.values()):
+        (first, *more) = counts
+        if not more and first.form == COLUMNS and all(arrived.values()):
             return
         into = self._piece(PREFIX[stream], stream, COLUMNS, sum(counts.values()), False)
         for value in self.boundary:
             own = arrived[value.name]
             parts = tuple((own.get(piece.name), count) for piece, count in counts.items())
             self.steps.append(Unite(value, tuple(own.values()), into, parts))
-            self.at[value.name] = {name: piece for name, piece in self.at[value.name].items() if name not in own}
-            self.at[value.name][into.name] = into
+            others = {name: piece for name, piece in self.at[value.name].items() if name not in own}
+            self.at[value.name] = {**others, into.name: into}
 
 
 def _boundary(graph: Graph, active: AbstractSet[str]) -> list[Value]:

@@ -91,8 +91,9 @@ class Writer:
         """Write `for start in range(0, length, chunk): body(part)`, slicing along `axis`.
 
         `sliced` (the first one gives length, dtype and device) and what the body reads of `op` are cut into chunks.
-        `totals` are zeros of the given shapes, or tensors that are there already, that the body adds to in place; `rows` are tensors of the given shapes
-        behind an axis 0 of all samples, of which the body fills its own rows in place. `letter`: what the axis counts.
+        `totals` are zeros of the given shapes, or tensors that are there already, that the body adds to in place;
+        `rows` are tensors of the given shapes behind an axis 0 of all samples, of which the body fills its own rows in
+        place. `letter`: what the axis counts.
         """
         lead = next(proxy for proxy in sliced.values() if proxy is not None)
         like: list[fx.Proxy] = []

@@ -48,7 +48,8 @@ ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
     WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
     HalfInputFactor(), SlidingInputFactor(),
-    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), Kept(), Eigenbasis(lambda site, kinds: choose(site, kinds)),
+    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), Kept(),
+    Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 
 

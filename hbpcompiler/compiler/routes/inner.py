@@ -1,7 +1,7 @@
 """Routes of inner products between columns: GRAM of a stream (DOT is the gradient's), CROSS with the gradient.
 
-All entries [n k, m j] of a matrix grow in place, parameter by parameter. The columns' cotangents T[n, k, theta] exist in
-parts alone, or not at all: without positions T[n, k] . T[m, j] is (u_n . u_m) (a_nk . a_mj), with few a sum of such
+All entries [n k, m j] of a matrix grow in place, parameter by parameter. The columns' cotangents T[n, k, theta] exist
+in parts alone, or not at all: without positions T[n, k] . T[m, j] is (u_n . u_m) (a_nk . a_mj), with few a sum of such
 products over pairs of them (ViViT, Dangel, Tatzel, Hennig 2022, has the first for linear layers).
 """
 
@@ -130,7 +130,7 @@ class PartsOfProduct(Route):
         return min(site.size(letter), max(1, (limit if allowed is None else min(limit, allowed)) // max(1, each)))
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        letter, chunk, (left, right, result) = self._letter(site), self._chunk(site), site.letters
+        letter, chunk, (_, right, result) = self._letter(site), self._chunk(site), site.letters
         length = site.size(letter)
         parts = math.ceil(length / chunk)
         columns = site.columns + int(CROSS in kinds)
