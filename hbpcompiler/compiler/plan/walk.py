@@ -243,7 +243,8 @@ class Walk:
         size = math.prod(value.sample_shape)
         kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
         worth = compression.is_worth_it(piece.columns, size, self.largest[value.name][0], self.resources.limits)
-        possible = value.batched and value.dtype in compression.DTYPES and not kinds & {VECTORS, POSITIVE, NEGATIVE, *TOTALS}
+        apart = kinds & {VECTORS, POSITIVE, NEGATIVE, *TOTALS}
+        possible = value.batched and value.dtype in compression.DTYPES and not apart
         if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
             return piece
         into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
