@@ -82,3 +82,20 @@ COPY = Decomposition(
     copy,
     [Case({"self": (2, 3), "src": shape}, {}, ("self", "src"), constant=("self",)) for shape in ((1, 3), (2, 3))],
 )
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+
+def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """Targets [N, C] are classes up to the first -1; each should be 1 above every class that is none of them."""
+    listed = (target < 0).cumsum(1) == 0
+    index = torch.where(listed, target, 0)
+    is_target = torch.zeros_like(x).scatter_add(1, index, listed.type_as(x)) > 0
+    margins = 1 - x.gather(1, index).unsqueeze(2) + x.unsqueeze(1)
+    counted = listed.unsqueeze(2) & ~is_target.unsqueeze(1)
+    each = (torch.relu(margins) * counted).sum([1, 2]) / x.shape[1]
+    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
+MULTILABEL_MARGIN_LOSS = Decomposition(["aten.multilabel_margin_loss"], multilabel_margin_loss)
+"""Without cases: torch has no second derivative to compare with. tests/test_loss_spellings.py has it by hand."""

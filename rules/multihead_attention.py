@@ -36,7 +36,9 @@ def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, key_padding_
         scores = scores + _additive(mask, scores)
     if key_padding_mask is not None:
         scores = scores + _additive(key_padding_mask, scores)[:, None, None, :]
-    weights = torch.softmax(scores, -1)
+    masked = attn_mask is not None or key_padding_mask is not None
+    # torch's attention gives zeros where all is masked, unless its weights are asked for, which are NaN there.
+    weights = torch._safe_softmax(scores, -1) if masked and not need_weights else torch.softmax(scores, -1)
     mixed = F.linear((weights @ v).transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
     shown = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
     return mixed if module.batch_first else mixed.transpose(0, 1), shown

@@ -90,6 +90,15 @@ SOFTMAX = Rule(
     refuse=over_samples,
     cases=[replace(case, attributes={**case.attributes, "half_to_float": False}) for case in CASES],
 )
+
+
+def safe_softmax(op: Op) -> Tensor:
+    """Zeros where all is masked, -inf: attention to nothing."""
+    nothing = (op.self == float("-inf")).all(op.dim, True)
+    return torch.softmax(op.self, op.dim, **dtype_of(op)).masked_fill(nothing, 0.0)
+
+
+SAFE_SOFTMAX = replace(SOFTMAX, operations=["aten._safe_softmax"], forward=safe_softmax, cases=CASES[2:4])
 LOG_SOFTMAX = Rule(
     operations=["aten.log_softmax", "aten._log_softmax"],
     forward=lambda op: torch.log_softmax(op.self, op.dim, **dtype_of(op)),

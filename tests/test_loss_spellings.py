@@ -195,6 +195,31 @@ def test_flat_token_losses_inside_a_loss():
     check(loss, Tagger(), tags, [*SCALES, "diag_h"])
 
 
+def test_multilabel_margin_loss():
+    """torch's own way of taking it apart mixes up samples and classes; it has no second derivative of it either."""
+    listed = torch.tensor([[2, 0, -1], [1, -1, 0], [0, 1, 2], [-1, 1, 0]])
+
+    def by_hand(output, target):
+        rows = []
+        for row, classes in zip(output, listed.tolist(), strict=True):
+            own = classes[: classes.index(-1)] if -1 in classes else classes
+            others = [place for place in range(3) if place not in own]
+            pairs = [torch.relu(1 - row[i] + row[j]) for i in own for j in others]
+            rows.append(torch.stack([row.sum() * 0, *pairs]).sum() / 3)
+        return torch.stack(rows).mean()
+
+    def loss(output, target):
+        each = F.multilabel_margin_loss(output, target, reduction="none")
+        return (F.multilabel_margin_loss(output, target) + each.mean()
+                + F.multilabel_margin_loss(output, target, reduction="sum") / number(output)) / 3
+
+    model = plain()
+    result = hbp.compile(model, loss, ["grad", "batch_grad"])(X, listed)
+    for quantity in ("grad", "batch_grad"):
+        for name, value in reference(model, by_hand, (X,), listed, quantity).items():
+            close(result[quantity][name], value, name)
+
+
 # -- targets of the model's own making -------------------------------------------------------------------------------
 
 

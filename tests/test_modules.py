@@ -98,6 +98,24 @@ def test_masked_attention():
     check(Causal().double(), [draw(2, 3, 4)], torch.tensor([0, 1]), [*EXACT, "diag_h"])
 
 
+def test_attention_to_nothing_is_zero():
+    """Rows of which all is masked: zeros, in torch's attention and in ours, and no derivative."""
+
+    class Nothing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            mask = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
+            seen = self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+            scores = seen @ seen.transpose(1, 2)
+            return self.head((torch._safe_softmax(scores.masked_fill(mask, float("-inf")), -1) @ seen).mean(1))
+
+    torch.manual_seed(0)
+    check(Nothing().double(), [draw(2, 3, 4)], torch.tensor([0, 1]), [*EXACT, "diag_h"])
+
+
 def test_a_forgotten_batch_first():
     class Forgotten(nn.Module):
         def __init__(self):

@@ -65,7 +65,7 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
                         f"{', ...' if len(right) > LISTED else ''}")
     found = [*suspects(candidate.model, candidate.loss, batch, draws, candidate.matched),
              *(note for note in verification.notes if note == PYTHON_DRAWS),
-             *[INFINITE_SLOPE for line in wrong if line.error == math.inf][:1]]
+             *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1]]
     advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
         "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]
     advice.append("hbp.compile(..., verify=False) compiles without this proof; the numbers are then wrong as listed.")
