@@ -98,4 +98,4 @@ def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Ten
 
 
 MULTILABEL_MARGIN_LOSS = Decomposition(["aten.multilabel_margin_loss"], multilabel_margin_loss)
-"""Without cases: torch has no second derivative to compare with. tests/test_loss_spellings.py has it by hand."""
+"""Without cases: torch has no second derivative to compare with. A test has it by hand."""
