@@ -25,6 +25,16 @@ class Products:
     cross: Tensor
     """[N, K, N]: V^T g, with sample m's share of the gradient of L in [:, :, m]."""
 
+    @property
+    def order(self) -> int:
+        """Of the matrix that is decomposed."""
+        return self.gram.shape[0] * self.gram.shape[1]
+
+    @property
+    def bytes(self) -> int:
+        """Of what is held meanwhile."""
+        return self.gram.nbytes + self.cross.nbytes
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -34,6 +44,16 @@ class Columns:
     """[N, K, D]: V."""
     gradients: Tensor
     """[N, D]: the samples' shares of the gradient of L."""
+
+    @property
+    def order(self) -> int:
+        """Of the matrix that is decomposed."""
+        return self.columns.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        """Of what is held meanwhile, the columns in float64 too."""
+        return self.columns.nbytes + 8 * self.columns.numel() + self.gradients.nbytes
 
 
 @dataclass(frozen=True)
@@ -74,12 +94,11 @@ def nothing(samples: int) -> Eigen:
 
 
 def _of_products(group: Products, tolerance: float) -> Eigen:
-    samples, width = group.gram.shape[:2]
-    order = samples * width
+    samples, order = len(group.gram), group.order
     values, weights = _eigen(group.gram.reshape(order, order).double(), tolerance)
     weights /= values.sqrt()
     slopes = group.cross.reshape(order, samples).double().mT @ weights
-    return Eigen(values, weights.view(samples, width, -1), slopes, order - len(values))
+    return Eigen(values, weights.view(samples, order // samples, -1), slopes, order - len(values))
 
 
 def _of_columns(group: Columns, tolerance: float) -> Eigen:

@@ -21,7 +21,7 @@ EXACT, SAMPLED = "exact", "sampled"
 class First:
     """What the first phase gives."""
 
-    groups: Mapping[str, Products | Columns]
+    groups: dict[str, Products | Columns]
     """Without groups of which no parameter influences the loss."""
     result: Result
     """loss, output and grad"""
