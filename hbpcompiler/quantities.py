@@ -250,7 +250,7 @@ def _gram(stream: str) -> Callable[[Closed], Any]:
 def _cross(stream: str) -> Callable[[Closed], Any]:
     def value(closed: Closed) -> Any:
         found = closed.get(stream, CROSS).unflatten(0, (closed.batch, -1))
-        return found / closed.batch**0.5 if closed.reduction == "mean" else found
+        return found / closed.batch**1.5 if closed.reduction == "mean" else found
 
     return value
 
@@ -340,10 +340,10 @@ TABLE: tuple[Quantity, ...] = (
              (Closing(GGN, GRAM),), _gram(GGN), per=GROUP, instead=PAIRS),
     Quantity("gram_mc", "V^T V of sampled columns by group, [N, mc_samples, N, mc_samples]",
              (Closing(GGN_MC, GRAM),), _gram(GGN_MC), per=GROUP, instead=PAIRS),
-    Quantity("cross", "V^T g_m by group, [N, K, N]: columns with the gradients of l_m",
-             (Closing(GGN, CROSS),), _cross(GGN), of_each_loss=True, per=GROUP, instead=PAIRS),
-    Quantity("cross_mc", "V^T g_m of sampled columns by group, [N, mc_samples, N]",
-             (Closing(GGN_MC, CROSS),), _cross(GGN_MC), of_each_loss=True, per=GROUP,
+    Quantity("cross", "inner products of the columns V with the samples' shares of the gradient, by group, [N, K, N]",
+             (Closing(GGN, CROSS),), _cross(GGN), per=GROUP, instead=PAIRS),
+    Quantity("cross_mc", "the same of sampled columns, [N, mc_samples, N]",
+             (Closing(GGN_MC, CROSS),), _cross(GGN_MC), per=GROUP,
              instead=PAIRS),
 )
 

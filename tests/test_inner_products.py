@@ -1,8 +1,8 @@
 """Inner products of columns over groups of parameters, against the samples' own GGN blocks by brute force.
 
 Columns are square roots, of which there are many: what is compared does not depend on the choice. With G_n the share of
-sample n in the group's GGN, sum_kj gram[n, k, m, j]^2 is the product <G_n, G_m>, and sum_k cross[n, k, m]^2 is
-g_m^T G_n g_m.
+sample n in the group's GGN and g_m that of sample m in the gradient, sum_kj gram[n, k, m, j]^2 is the product
+<G_n, G_m>, and sum_k cross[n, k, m]^2 is g_m^T G_n g_m.
 """
 
 import pytest
@@ -37,7 +37,7 @@ class BruteForce:
         size, count = run.output[0].numel(), run.batch
         rows, curvature = rows.view(count, size, -1), run.curvature.view(count, size, count, size)
         self.ggn = torch.stack([rows[n].T @ curvature[n, :, n] @ rows[n] for n in range(count)])
-        self.gradients = torch.cat([run.sample_gradients(name).flatten(1) for name in names], 1)
+        self.gradients = torch.cat([run.batch_grad(name).flatten(1) for name in names], 1)
 
     def check(self, gram, cross, what):
         products = torch.einsum("nab,mab->nm", self.ggn, self.ggn)
@@ -59,8 +59,7 @@ def test_random_chains_in_every_way(setting, way):
     result = hbp.compile(model, loss, ["gram", "cross", "batch_dot", "diag_h"], limits=WAYS[way])(X, y)
     wanted = BruteForce(model, loss, [X], y)
     wanted.check(result.gram["all"], result.cross["all"], way)
-    scale = 1 if loss.reduction == "sum" else len(X) ** 2
-    close(sum(result.batch_dot.values()), wanted.gradients @ wanted.gradients.T / scale, f"batch_dot, {way}")
+    close(sum(result.batch_dot.values()), wanted.gradients @ wanted.gradients.T, f"batch_dot, {way}")
 
 
 @given(st.sampled_from(list(MODELS)), st.sampled_from(OF_INNER_PRODUCTS))
@@ -116,6 +115,27 @@ def test_columns_of_several_outputs_and_losses_have_one_number_everywhere():
             BruteForce(model, of_both, [X], y, own).check(result.gram[group], result.cross[group], group)
 
 
+def test_square_roots_of_several_parameters_belong_together():
+    """Also those at heads that some columns do not reach."""
+    torch.manual_seed(0)
+    model, X = TwoHeads().double(), torch.randn(3, 3, dtype=torch.float64)
+    y = (torch.tensor([0, 2, 1]), *torch.randn(2, 3, 2, dtype=torch.float64))
+    root = hbp.compile(model, of_both, ["sqrt_ggn"])(X, y).sqrt_ggn
+    rows = torch.cat([columns.flatten(2) for columns in root.values()], 2)
+    close(torch.einsum("nka,nkb->nab", rows, rows), BruteForce(model, of_both, [X], y).ggn, "blocks")
+
+
+def test_a_group_that_does_not_reach_the_loss_is_left_out():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    X, y = torch.randn(3, 2), torch.tensor([0, 1, 1])
+    model.forward = lambda x: model["a"](x)
+    with pytest.warns(hbp.UnusedParametersWarning):
+        assert list(hbp.compile(model, quantities=["gram"], groups={"a": "a.*", "b": "b.*"})(X, y).gram) == ["a"]
+    model["b"].requires_grad_(False)
+    with pytest.raises(hbp.CompileError, match="no trainable parameter is in these groups: 'b'"):
+        hbp.compile(model, quantities=["gram"], groups={"a": "a.*", "b": "b.*"})(X, y)
+
+
 def test_sampled_columns_belong_to_the_sampled_diagonal():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
@@ -123,7 +143,7 @@ def test_sampled_columns_belong_to_the_sampled_diagonal():
     names = ["gram_mc", "cross_mc", "sqrt_ggn_mc", "batch_grad"]
     result = hbp.compile(model, quantities=names, mc_samples=2)(X, y)
     rows = torch.cat([columns.flatten(2) for columns in result.sqrt_ggn_mc.values()], 2)
-    gradients = 5 * torch.cat([shares.flatten(1) for shares in result.batch_grad.values()], 1)
+    gradients = torch.cat([shares.flatten(1) for shares in result.batch_grad.values()], 1)
     close(result.gram_mc["all"], torch.einsum("nka,mja->nkmj", rows, rows), "gram_mc")
     close(result.cross_mc["all"], torch.einsum("nka,ma->nkm", rows, gradients), "cross_mc")
 

@@ -178,11 +178,12 @@ def _check_chosen(matched: Matched, options: Options) -> None:
     """OptionError for quantities whose patterns choose none of the parameters that they could be had for."""
     keys = [value.key for value in matched.trainable]
     empty = [name for name in options.quantities if not any(options.chosen.asks(name, key) for key in keys)]
-    groups = {options.chosen.group_of(key) for key in keys}
+    # What does not reach the loss is left out of results, whole groups too; that is warned of.
+    groups = {options.chosen.group_of(key) for key in (*keys, *matched.unused)}
     idle = [name for name, _ in options.chosen.groups if name not in groups]
     if idle and any(QUANTITIES[name].per == GROUP for name in options.quantities):
-        raise OptionError("no trainable parameter that reaches the loss is in these groups: "
-                          f"{', '.join(map(repr, idle))}; there are {', '.join(keys)}")
+        raise OptionError(f"no trainable parameter is in these groups: {', '.join(map(repr, idle))}; there are "
+                          f"{', '.join((*keys, *matched.unused))}")
     if empty:
         raise OptionError(f"no trainable parameter that reaches the loss is chosen for {', '.join(empty)}; there are "
                           f"{', '.join(keys)}")

@@ -65,7 +65,7 @@ class CompiledSpectrum:
 
     def prepare(self, batch: Batch) -> None:
         """Compile the first phase's program for batches like this one, and prove it."""
-        self._phases.compiled._prepare(batch)
+        self._phases.first_program(self._small(batch))._prepare(batch)
 
     def _small(self, batch: Batch) -> frozenset[str]:
         """Groups with fewer parameters than there are columns."""
