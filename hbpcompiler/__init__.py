@@ -16,12 +16,14 @@ from hbpcompiler.errors import (
     HbpError,
     IndefiniteCurvatureWarning,
     InputError,
+    NotConvergedError,
     ProofError,
     RankError,
     UnsupportedOpError,
     UnusedParametersWarning,
 )
 from hbpcompiler.limits import Limits
+from hbpcompiler.operators import Operator, operator
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
@@ -37,6 +39,8 @@ __all__ = [
     "IndefiniteCurvatureWarning",
     "InputError",
     "Limits",
+    "NotConvergedError",
+    "Operator",
     "ProofError",
     "RankError",
     "Result",
@@ -49,6 +53,7 @@ __all__ = [
     "accumulate",
     "bootstrap",
     "compile",
+    "operator",
     "shard",
     "spectrum",
 ]

@@ -57,6 +57,10 @@ class BatchDoesNotFitError(ModelError, InputError):
     """The model itself fails on the batch that it was to be traced with."""
 
 
+class NotConvergedError(HbpError, ArithmeticError):
+    """An iteration did not reach its tolerance in the steps that it was allowed."""
+
+
 class InternalError(HbpError, AssertionError):
     """A stage of the compiler, or a pass, broke what it promises to the next one."""
 

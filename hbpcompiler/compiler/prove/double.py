@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,7 @@ from hbpcompiler.compiler.prove.own_step import (
     unchanged,
 )
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.containers import Structure
 
 
 def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callable[[Double], Found],
@@ -31,24 +33,38 @@ def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callab
     parameters = {name: moved(value.detach()).requires_grad_() for name, value in trained(model).items()}
     state = {**{name: moved(value.detach()) for name, value in model.named_buffers()}, **parameters}
     given = Batch(tuple(moved(tensor) for tensor in batch.tensors), batch.layout)
-    plain = torch.backends.cudnn.flags(enabled=False)  # cuDNN's recurrent kernels have no second derivative
-    with unchanged(model, loss), drawing(draws), ordinary_mode(), sdpa_kernel(SDPBackend.MATH), plain:
+    with unchanged(model, loss), drawing(draws), ordinary_mode(), twice_differentiable():
         return forward(model, loss, given, state, lambda run: use(Double(run, loss, parameters)))
 
 
-class Double:
+@contextmanager
+def twice_differentiable(cudnn: bool = False) -> Iterator[None]:
+    """Without fused attention and, if not `cudnn`, without cuDNN, whose recurrent kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH), nullcontext() if cudnn else torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+class AtOutputs:
+    """The loss as a function of those of the model's outputs that vary with its parameters."""
+
+    def __init__(self, outputs: Sequence[Tensor], structure: Structure, target: Any, loss: Loss) -> None:
+        self.tensors, self.structure, self.target = list(outputs), structure, target
+        self.varying = [number for number, tensor in enumerate(outputs) if tensor.requires_grad]
+        self.outputs = [outputs[number] for number in self.varying]
+        self.leaves = [output.detach().clone().requires_grad_() for output in self.outputs]
+        tensors = list(outputs)
+        for number, leaf in zip(self.varying, self.leaves, strict=True):
+            tensors[number] = leaf
+        self.slopes = derivatives(loss(structure.build(tensors), target), self.leaves, keep=True)
+        """Of the loss in each of them, to be differentiated again."""
+
+
+class Double(AtOutputs):
     """Derivatives of a forward pass; made by `double`."""
 
     def __init__(self, run: Pass, loss: Loss, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(run.outputs, run.structure, run.target, loss)
         self.loss, self.parameters = run.loss, parameters
-        self.varying = [number for number, tensor in enumerate(run.outputs) if tensor.requires_grad]
-        self.outputs = [run.outputs[number] for number in self.varying]
-        self.leaves = [output.detach().clone().requires_grad_() for output in self.outputs]
-        tensors = list(run.outputs)
-        for number, leaf in zip(self.varying, self.leaves, strict=True):
-            tensors[number] = leaf
-        value = loss(run.structure.build(tensors), run.target)
-        self.slopes = _derivatives(value, self.leaves, keep=True)
 
     def shares(self, axes: Sequence[int], samples: int) -> Mapping[str, Tensor]:
         """[N, *theta]: what flows back from each sample's slices of the outputs; `axes`, where their samples are."""
@@ -58,31 +74,31 @@ class Double:
             for number, output, slope in zip(self.varying, self.outputs, self.slopes, strict=True):
                 own = output.select(axes[number], n) * slope.detach().select(axes[number], n)
                 total = total + own.sum()
-            found = _derivatives(total, list(self.parameters.values()))
+            found = derivatives(total, list(self.parameters.values()))
             for name, gradient in zip(self.parameters, found, strict=True):
                 rows[name].append(gradient)
         return {name: torch.stack(found) for name, found in rows.items()}
 
     def hessian(self, name: str, entry: int) -> Tensor:
         """One entry of the diagonal of the Hessian of L."""
-        (row,) = _derivatives(self.gradients[name].flatten()[entry], [self.parameters[name]])
+        (row,) = derivatives(self.gradients[name].flatten()[entry], [self.parameters[name]])
         return row.flatten()[entry].detach()
 
     def ggn(self, name: str, entry: int) -> Tensor:
         """One entry of the diagonal of the GGN of L."""
         weights, weighted = self._weighted
-        directions = _derivatives(weighted[name].flatten()[entry], weights)
+        directions = derivatives(weighted[name].flatten()[entry], weights)
         if not any(slope.requires_grad for slope in self.slopes):
             return torch.zeros_like(self.loss.detach())
         along: Any = sum((slope * direction).sum()
                          for slope, direction in zip(self.slopes, directions, strict=True))
-        pulled = _derivatives(along, self.leaves)
+        pulled = derivatives(along, self.leaves)
         parts = [(direction * after).sum() for direction, after in zip(directions, pulled, strict=True)]
         return torch.stack(parts).sum().detach()
 
     @cached_property
     def gradients(self) -> Mapping[str, Tensor]:
-        found = _derivatives(self.loss, list(self.parameters.values()), keep=True)
+        found = derivatives(self.loss, list(self.parameters.values()), keep=True)
         return dict(zip(self.parameters, found, strict=True))
 
     @cached_property
@@ -90,11 +106,11 @@ class Double:
         """Weights u of the outputs, and the gradients of sum u * output, whose derivatives in u are the outputs'."""
         weights = [torch.zeros_like(output).requires_grad_() for output in self.outputs]
         total: Any = sum((weight * output).sum() for weight, output in zip(weights, self.outputs, strict=True))
-        found = _derivatives(total, list(self.parameters.values()), keep=True)
+        found = derivatives(total, list(self.parameters.values()), keep=True)
         return weights, dict(zip(self.parameters, found, strict=True))
 
 
-def _derivatives(value: Tensor, at: Sequence[Tensor], keep: bool = False) -> list[Tensor]:
+def derivatives(value: Tensor, at: Sequence[Tensor], keep: bool = False) -> list[Tensor]:
     """Of a number; zeros where it does not depend on something. keep: to be differentiated again."""
     if not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in at]

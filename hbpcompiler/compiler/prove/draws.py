@@ -32,6 +32,16 @@ class Draws:
         numpy = sys.modules.get("numpy")
         return cls(tuple(states), device, random.getstate(), numpy.random.get_state() if numpy is not None else None)
 
+    @classmethod
+    def seeded(cls, seed: int, device: torch.device) -> Draws:
+        """Where they stand after each has been given this seed."""
+        states = [torch.Generator().manual_seed(seed).get_state()]
+        if device.type == "cuda":
+            states.append(torch.Generator(device).manual_seed(seed).get_state())
+        numpy = sys.modules.get("numpy")
+        legacy = numpy.random.RandomState(seed % 2**32).get_state() if numpy is not None else None
+        return cls(tuple(states), device, random.Random(seed).getstate(), legacy)
+
     def restore(self) -> None:
         """Put the generators there."""
         torch.set_rng_state(self.torch_states[0])

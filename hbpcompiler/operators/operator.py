@@ -1,0 +1,300 @@
+"""`hbp.operator`: products with a model's whole GGN, Hessian or Fisher matrix, over a batch or a loader."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import check_runs
+from hbpcompiler.errors import InputError, OptionError, OptionTypeError, ProofError, listing
+from hbpcompiler.operators import estimates, exact, krylov
+from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
+from hbpcompiler.operators.data import Data
+from hbpcompiler.operators.estimates import Density, Estimate
+from hbpcompiler.operators.krylov import Eigenpairs
+from hbpcompiler.operators.passes import Passes
+from hbpcompiler.operators.products import Curvature, Products
+from hbpcompiler.operators.sample_axes import SampleAxes
+from hbpcompiler.operators.scales import Scales, scales_of
+from hbpcompiler.operators.vectors import Columns, Space
+from hbpcompiler.options import check_model
+from hbpcompiler.wrappers import unwrapped
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+GGN, HESSIAN, EMPIRICAL, SAMPLED = "ggn", "hessian", "fisher_empirical", "fisher_sampled"
+KINDS = (GGN, HESSIAN, EMPIRICAL, SAMPLED)
+DENSE = 10_000
+"""Rows of a matrix that `to_dense` makes without being told to: 800 MB in double precision."""
+
+
+def operator(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    data: Any,
+    kind: str = GGN,
+    *,
+    parameters: Sequence[str] | str = "*",
+    mc_samples: int = 1,
+    seed: int = 0,
+    chunk: int = 8,
+    count: Callable[[Any], Any] | None = None,
+    verify: bool = True,
+) -> Operator:
+    """A symmetric D x D matrix of curvature, of which only products are computed; D numbers in the chosen parameters.
+
+    - `data`: one batch as a tuple, (X, y), (X1, X2, y) or ({"name": X, ...}, y), or a loader of such batches that gives
+      the same ones each time. All batches count as one: of a mean loss, each weighs by its part of what is divided by.
+    - `kind`: "ggn", J^T (Hessian of L in the model's outputs) J; "hessian", of L; "fisher_empirical",
+      (1/N) sum_n (grad l_n)(grad l_n)^T; "fisher_sampled", the same with gradients under `mc_samples` targets a sample,
+      drawn from the model's own likelihood, scaled to have the GGN as its mean. For a summed loss without 1/N.
+    - `parameters`: shell patterns of names; all trainable ones by default.
+    - `seed`: of all draws (dropout, sampled targets, start vectors). They are the same in each product.
+    - `chunk`: so many vectors go through the model at once.
+    - `count`: how many terms of the mean a batch holds, where that cannot be measured (see the error that asks for it).
+    - `verify`: on the first batch, try that the products are those of a symmetric matrix.
+
+    Parameters, buffers and data are read at each product and never changed. Raises ModelError, OptionError or
+    InputError for what makes no sense, UnsupportedOpError for what torch cannot differentiate twice and where kinds or
+    loaders need samples that do not mix, ProofError if `verify` finds no symmetric matrix.
+    """
+    if kind not in KINDS:
+        raise OptionError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    for name, number in (("mc_samples", mc_samples), ("chunk", chunk)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise OptionError(f"{name} must be a positive integer, not {number!r}")
+    model = unwrapped(model)
+    check_model(model, loss)
+    chosen = _chosen(model, parameters)
+    passes = Passes(model, loss, tuple(chosen), _seed(seed))
+    made = Operator(passes, Space.of(chosen), data, kind, mc_samples, chunk, count)
+    if verify:
+        made.verify()
+    return made
+
+
+class Operator:
+    """A symmetric matrix of shape [D, D] that is known by its products; made by `hbp.operator`.
+
+    `A @ v` takes a dict {name: [*theta]}, a list of tensors in the parameters' order, a vector [D], or several vectors
+    at once, a matrix [D, F] or a dict or list of [F, *theta], in the parameters' dtype and on their device. It returns
+    what it was given. Trainable parameters that do not reach the loss have rows and columns of zeros.
+    """
+
+    def __init__(self, passes: Passes, space: Space, data: Any, kind: str, mc_samples: int, chunk: int,
+                 count: Callable[[Any], Any] | None) -> None:
+        self.kind = kind
+        self._passes, self._space = passes, space
+        self._starts: dict[str, Tensor] = {}
+        with self._own_draws():
+            self._data = Data(passes.model, data)
+            check_runs(passes.model, passes.loss, self._data.first())
+            self._axes = SampleAxes(passes)
+            counts = None if count is None else self._data.counts(count)
+            self._scales = self._scaled(counts)
+        curvatures: dict[str, Curvature] = {GGN: LossHessian(), EMPIRICAL: Empirical(self._axes),
+                                            SAMPLED: Sampled(self._axes, mc_samples, passes.loss)}
+        self._products = Products(passes, curvatures.get(kind), chunk)
+
+    def _scaled(self, counts: Sequence[float] | None) -> Scales:
+        if len(self._data) == 1 and self.kind != EMPIRICAL:
+            return Scales(True, (1.0,))
+        return scales_of(self._passes, self._data, self._axes, counts)
+
+    # -- the matrix --------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._space.size, self._space.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._space.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._space.device
+
+    @property
+    def parameters(self) -> Mapping[str, torch.Size]:
+        """The shapes of the parameters that it is about, by name, in the order of flat vectors."""
+        return dict(self._space.shapes)
+
+    @property
+    def samples(self) -> int:
+        """N, of all batches together."""
+        return self._data.samples
+
+    @property
+    def T(self) -> Operator:  # noqa: N802  # as tensors and arrays call it
+        """The transpose: itself."""
+        return self
+
+    def adjoint(self) -> Operator:
+        """Itself."""
+        return self
+
+    def __matmul__(self, vectors: Any) -> Any:
+        """The product with one vector or several, in the form that they have. Raises InputError if they do not fit."""
+        given = self._space.vectors(vectors)
+        return given.back(self._times(given.columns))
+
+    def to_flat(self, vectors: Any) -> Tensor:
+        """[D] of a dict or list of one vector, [D, F] of several."""
+        given = self._space.vectors(vectors)
+        flat = self._space.joined(given.columns)
+        return flat.squeeze(1) if given.single else flat
+
+    def to_dict(self, vectors: Tensor) -> dict[str, Tensor]:
+        """{name: [*theta]} of a vector [D], {name: [F, *theta]} of a matrix [D, F]."""
+        given = self._space.vectors(vectors)
+        return self._space.named([column.squeeze(0) for column in given.columns] if given.single else given.columns)
+
+    def to_dense(self, most: int = DENSE) -> Tensor:
+        """[D, D], by D products. Raises InputError if D is larger than `most`."""
+        size = self._space.size
+        if size > most:
+            raise InputError(f"the matrix has {size} rows, which is more than {most}; to_dense(most={size}) makes it "
+                             "nevertheless")
+        return self @ torch.eye(size, dtype=self.dtype, device=self.device)
+
+    def to_scipy(self) -> LinearOperator:
+        """For SciPy's solvers: takes and gives float64 arrays, and computes in the parameters' dtype. Needs SciPy."""
+        return krylov.to_scipy(self)
+
+    # -- eigenvalues, trace, diagonal --------------------------------------------------------------------------------
+
+    def top(self, k: int = 1, which: str = "largest", *, tolerance: float | None = None,
+            most_products: int | None = None) -> Eigenpairs:
+        """The k largest eigenvalues and their vectors by Lanczos' method with restarts (ARPACK through SciPy).
+
+        - `which`: "largest" and "smallest" go by the value with its sign, "magnitude" by the absolute value.
+        - `tolerance`: of eigenvalues, relative; 1e-9 in double precision, 1e-5 in single precision by default.
+        - `most_products`: gives up then; 20 D, and 2000 at least, by default.
+
+        Values [k], in that order; vectors {name: [k, *theta]} of length one, whose signs mean nothing. The next call
+        begins with the last one's vectors, which saves products while parameters move little. Raises InputError for k
+        outside 1..D, NotConvergedError after `most_products`.
+        """
+        return krylov.top(self, k, which, tolerance, most_products, self._starts)
+
+    def trace(self) -> Tensor:
+        """The exact trace, by a compiled program: not for "fisher_sampled", nor for what `hbp.compile` refuses."""
+        with self._own_draws():
+            return exact.trace(self._exact())
+
+    def diagonal(self) -> dict[str, Tensor]:
+        """The exact diagonal {name: [*theta]}, where `trace` is to be had too."""
+        with self._own_draws():
+            return exact.diagonal(self._exact())
+
+    def estimate_trace(self, products: int = 60) -> Estimate:
+        """Trace and standard error from so many products, by XTrace; for what has no exact `trace`."""
+        return estimates.trace(self, products, self.generator("trace"))
+
+    def estimate_diagonal(self, products: int = 60) -> Estimate:
+        """Diagonal [D] and standard errors [D] from so many products with random signs; the errors fall slowly."""
+        return estimates.diagonal(self, products, self.generator("diagonal"))
+
+    def density(self, points: int = 200, *, steps: int = 40, vectors: int = 5, width: float | None = None) -> Density:
+        """The density of eigenvalues by stochastic Lanczos quadrature: `vectors` runs of `steps` products each.
+
+        `width`: standard deviation of the bell curve that stands for an eigenvalue; by default a hundredth of their
+        range.
+        """
+        return estimates.density(self, points, steps, vectors, width, self.generator("density"))
+
+    # -- beneath ---------------------------------------------------------------------------------------------------
+
+    def verify(self) -> None:
+        """Try on the first batch that <u, A v> = <v, A u>. Raises ProofError if not, or if they are not finite.
+
+        So it is not where draws differ from pass to pass, or a backward pass is not the derivative of its forward.
+        """
+        generator = self.generator("verify")
+        u, v = (self._space.split(torch.randn(self._space.size, 1, generator=generator).to(self.device, self.dtype))
+                for _ in range(2))
+        with self._own_draws():
+            first = self._data.first()
+            after_u, after_v = self._products.times(0, first, u), self._products.times(0, first, v)
+        one, other = _inner(v, after_u), _inner(u, after_v)
+        size = _inner(after_u, after_u) ** 0.5 + _inner(after_v, after_v) ** 0.5
+        if not size < float("inf"):
+            raise ProofError("products with this matrix are not finite; are the loss and its derivatives?")
+        if abs(one - other) > 3 * torch.finfo(self.dtype).eps ** 0.5 * size:
+            raise ProofError(
+                f"products with this matrix are not those of a symmetric one: <u, A v> is {other:.6g}, <v, A u> is "
+                f"{one:.6g}. Either the model draws anew in each pass, from a generator of its own, or a custom "
+                "backward or hook is not the derivative of its forward. verify=False leaves this trial out")
+
+    def _times(self, columns: Columns) -> Columns:
+        """[F, *theta] each."""
+        total = [torch.zeros_like(column) for column in columns]
+        if not len(columns[0]):
+            return total
+        with self._own_draws():
+            for number, batch, factor in self._weighted():
+                product = self._products.times(number, batch, columns)
+                for sum_, part in zip(total, product, strict=True):
+                    sum_.add_(part, alpha=factor)
+        return total
+
+    def _weighted(self) -> Iterator[tuple[int, Batch, float]]:
+        """Number, batch, and by what its matrix is multiplied in that of all batches."""
+        mean = self._scales.mean
+        for number, batch in enumerate(self._data):
+            share = self._scales.shares[number]
+            if self.kind == EMPIRICAL:
+                yield number, batch, share**2 * (self.samples if mean else 1)
+            else:
+                yield number, batch, share
+
+    def _exact(self) -> exact.Exact:
+        return exact.Exact(self._passes, self.kind, self._space, self._scales.mean, self._weighted())
+
+    def generator(self, what: str) -> torch.Generator:
+        """Of the operator's own draws."""
+        return torch.Generator().manual_seed(self._passes.seed_of(0, what))
+
+    @contextmanager
+    def _own_draws(self) -> Iterator[None]:
+        """Loaders draw, too: the generators are put back."""
+        with drawing(Draws.now(self._space.device)):
+            yield
+
+    def __repr__(self) -> str:
+        return (f"Operator({type(self._passes.model).__name__}, kind={self.kind!r}, shape={list(self.shape)}, "
+                f"samples={self.samples})")
+
+
+def _inner(one: Columns, other: Columns) -> float:
+    return float(sum((left.double() * right.double()).sum() for left, right in zip(one, other, strict=True)))
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise OptionTypeError(f"seed must be an integer, not {seed!r}")
+    return seed
+
+
+def _chosen(model: nn.Module, patterns: Any) -> dict[str, Tensor]:
+    """The trainable parameters that some pattern matches."""
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, list | tuple) or not all(isinstance(pattern, str) for pattern in listed):
+        raise OptionTypeError("parameters must be a pattern of names or a list of some, such as ['layer1.*', "
+                              f"'head.weight'], not {patterns!r}")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    unmatched = [repr(pattern) for pattern in listed if not fnmatch.filter(trainable, pattern)]
+    if unmatched or not listed:
+        raise OptionError(listing("these patterns match no trainable parameter:", unmatched or ["(none was given)"],
+                                  f"There are {', '.join(trainable)}."))
+    return {name: parameter for name, parameter in trainable.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)}

@@ -1,0 +1,148 @@
+"""Loaders: their batches count as one, whatever the loss divides by, or it is said what is wrong."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+import hbpcompiler as hbp
+from tests.operators.dense import same
+
+KINDS = ("ggn", "hessian", "fisher_empirical")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+WEIGHTS = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+
+
+def masked(output, target):
+    """A mean over what a mask leaves."""
+    y, mask = target
+    return (cross_entropy(output, y, reduction="none") * mask).sum() / mask.sum()
+
+
+LOSSES = {
+    "mean": nn.CrossEntropyLoss(),
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "weights of classes": nn.CrossEntropyLoss(WEIGHTS),
+    "ignored targets": nn.CrossEntropyLoss(ignore_index=1),
+    "a sum of parts": lambda output, y: cross_entropy(output, y, WEIGHTS) * 2,
+}
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_unequal_batches_are_one(name):
+    X, y, loss = double(7, 3), torch.tensor([0, 1, 2, 2, 0, 1, 2]), LOSSES[name]
+    loader = DataLoader(TensorDataset(X, y), batch_size=3)
+    before = torch.get_rng_state()
+    for kind in KINDS:
+        operator = hbp.operator(MODEL, loss, loader, kind)
+        expected = hbp.operator(MODEL, loss, (X, y), kind).to_dense()
+        same(operator.to_dense(), expected, what=kind)
+        same(operator.to_flat(operator.diagonal()), expected.diagonal(), what=kind)
+        same(operator.trace(), expected.trace(), what=kind)
+        assert operator.samples == 7
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_mask_among_the_targets_and_outputs_without_slope():
+    X, y, mask = double(6, 3), torch.tensor([0, 1, 2, 2, 0, 1]), torch.tensor([1.0, 1, 0, 1, 0, 1]).double()
+    loader = [(X[:4], (y[:4], mask[:4])), (X[4:], (y[4:], mask[4:]))]
+    for kind in KINDS:
+        expected = hbp.operator(MODEL, masked, (X, (y, mask)), kind).to_dense()
+        same(hbp.operator(MODEL, masked, loader, kind).to_dense(), expected, what=kind)
+    with torch.no_grad():
+        exact = MODEL(X)
+    parts = [(X[:4], exact[:4]), (X[4:], exact[4:])]
+    for loss in (nn.MSELoss(), nn.MSELoss(reduction="sum")):
+        expected = hbp.operator(MODEL, loss, (X, exact)).to_dense()
+        same(hbp.operator(MODEL, loss, parts).to_dense(), expected)
+
+
+def test_sequences_of_other_lengths_need_a_count():
+    def loss(output, y):
+        return cross_entropy(output.flatten(0, 1), y.flatten())
+
+    long, short = (double(2, 5, 3), torch.randint(0, 3, (2, 5))), (double(3, 2, 3), torch.randint(0, 3, (3, 2)))
+    with pytest.raises(hbp.InputError, match=r"cannot be laid together.*count=lambda batch"):
+        hbp.operator(MODEL, loss, [long, short])
+    found = hbp.operator(MODEL, loss, [long, short], count=lambda batch: batch[1].numel())
+    flat = [torch.cat([batch[i].flatten(0, 1) for batch in (long, short)]) for i in (0, 1)]
+    same(found.to_dense(), hbp.operator(MODEL, nn.CrossEntropyLoss(), tuple(flat)).to_dense())
+    with pytest.raises(hbp.InputError, match="count must give"):
+        hbp.operator(MODEL, loss, [long, short], count=lambda batch: -1)
+
+
+class Once:
+    """Another batch at each reading."""
+
+    def __init__(self):
+        self.read = 0
+
+    def __iter__(self):
+        self.read += 1
+        return iter([(double(3, 3), torch.tensor([0, 1, 2]))] * (2 if self.read != 2 else 1))
+
+
+def test_data_that_cannot_be():
+    X, y, loss = double(4, 3), torch.tensor([0, 1, 2, 2]), nn.CrossEntropyLoss()
+    shuffled = DataLoader(TensorDataset(double(50, 3), torch.randint(0, 3, (50,))), batch_size=10, shuffle=True)
+    for data, message in [
+        ([], "gives no batch"),
+        (((X, y) for _ in range(2)), "generator, which can be read only once"),
+        (shuffled, r"gave other data when it was read again \(first in batch 0\).*shuffle=False"),
+        (Once(), "gave 2 batches at first and 1 when it was read again"),
+        ([X, y], "a list with tensors in it; one batch is a tuple"),
+        (X, "one batch .* or a loader of such batches, not Tensor"),
+        ([{"x": X, "labels": y}], "batch 0 of the loader is no batch"),
+        ([(X, y), (X[:0], y[:0])], "batch 1 has no samples"),
+        ((X, y[:3]), "X has 4 samples, y has 3"),
+        ([(X, y), (X.float(), y)], "X has dtype torch.float32"),
+    ]:  # fmt: skip
+        with pytest.raises(hbp.InputError, match=message):
+            hbp.operator(MODEL, loss, data)
+
+
+def test_a_loader_that_changes_later():
+    batches = [(double(4, 3), torch.tensor([0, 1, 2, 2]))] * 2
+    operator = hbp.operator(MODEL, nn.CrossEntropyLoss(), batches)
+    batches.pop()
+    with pytest.raises(hbp.InputError, match="gave 1 batches, but 2 when the operator was made"):
+        operator.to_dense()
+    batches.append((double(3, 3), torch.tensor([0, 1, 2])))
+    with pytest.raises(hbp.InputError, match="batch 1 is another one"):
+        operator.to_dense()
+
+
+def test_samples_that_mix():
+    X, y, loss = double(6, 3), torch.tensor([0, 1, 2, 2, 0, 1]), nn.CrossEntropyLoss()
+    loader = [(X[:3], y[:3]), (X[3:], y[3:])]
+    norm = nn.Sequential(MODEL, nn.BatchNorm1d(3)).double()
+    centred = nn.Sequential(MODEL)
+    centred.register_forward_hook(lambda module, given, output: output - output.mean(0))
+    for model, message in ((norm, r"batch norm in training mode mixes samples \(1\)"),
+                           (centred, "the model mixes samples")):
+        for data, kind in ((loader, "ggn"), ((X, y), "fisher_empirical"), ((X, y), "fisher_sampled")):
+            with pytest.raises(hbp.UnsupportedOpError, match=message):
+                hbp.operator(model, loss, data, kind)
+    whole = hbp.operator(norm.eval(), loss, (X, y)).to_dense()
+    same(hbp.operator(norm, loss, loader).to_dense(), whole)
+
+    def contrastive(output, y):
+        return cross_entropy(output @ output.T, torch.arange(len(output)))
+
+    with pytest.raises(hbp.UnsupportedOpError, match=r"no mean or sum|neither a mean nor a sum"):
+        hbp.operator(MODEL, contrastive, loader)
+    with pytest.raises(hbp.UnsupportedOpError, match="neither a mean nor a sum over samples"):
+        hbp.operator(MODEL, lambda output, y: cross_entropy(output, y, reduction="sum") / len(y) ** 0.5, (X, y),
+                     "fisher_empirical")
