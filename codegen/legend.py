@@ -13,6 +13,7 @@ LEGEND: Mapping[str, str] = {
     "Q": "sampled residual columns",
     "H": "the loss's Hessian, sample by sample",
     "G": "averaged GGN",
+    "J": "derivatives of the model's output",
     "d": "local derivative",
     "sign": "signs of columns",
     "pooled": "columns where a pool took its values",

@@ -138,7 +138,7 @@ class Compiled:
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
-            self._warn_of_unused(built.matched.unused)
+            self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
             _warn_if_indefinite(built.draft.plan, self.loss)
             _warn_of_hooks(self)
         return state, built
@@ -199,11 +199,11 @@ class Compiled:
         finally:
             state.put_back()
 
-    def _warn_of_unused(self, names: Sequence[str]) -> None:
+    def _warn_of_unused(self, names: Sequence[str], end: str) -> None:
         new = [name for name in names if name not in self._unused]
         self._unused.update(new)
         if new:
-            warnings.warn(f"these trainable parameters do not influence the loss: {', '.join(new)}. They are left out "
+            warnings.warn(f"these trainable parameters do not influence the {end}: {', '.join(new)}. They are left out "
                           "of the results, as torch leaves their grad None, and to_parameters() leaves them alone",
                           UnusedParametersWarning, stacklevel=5)
 

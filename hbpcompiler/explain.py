@@ -27,6 +27,7 @@ from hbpcompiler.compiler.plan.steps import (
     Pull,
     SampleChunks,
     Seed,
+    SeedOutput,
     Step,
     Tail,
     Tied,
@@ -65,6 +66,8 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
     if isinstance(step, Seed | Birth):
         carried = [value for value in step.operation.tensors.values() if value.role == "result"]
         return step.piece, carried, "seeded by the loss" if isinstance(step, Seed) else "residual"
+    if isinstance(step, SeedOutput):
+        return step.piece, [step.value], "begins at the output"
     if isinstance(step, Widen):
         return step.into, [step.operation.tensors[step.slot]], "widened to columns"
     if isinstance(step, Pull):

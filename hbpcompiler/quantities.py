@@ -19,6 +19,8 @@ GGN_MC = "ggn_mc"
 RESIDUAL = "residual"
 RESIDUAL_MC = "residual_mc"
 KFRA = "kfra"
+OUTPUT = "output"
+"""One unit column for each entry of the model's output, whatever the loss is."""
 
 # -- closings: how a stream ends at a parameter ---------------------------------------------------------------------
 SUM = "sum"
@@ -116,10 +118,13 @@ class Closing(NamedTuple):
 class Closed:
     """What `Quantity.value` computes with: the closings of one parameter, the batch size, the reduction."""
 
-    def __init__(self, closings: Mapping[Closing, Any], batch: Any, reduction: str) -> None:
+    def __init__(self, closings: Mapping[Closing, Any], batch: Any, reduction: str,
+                 output: tuple[int, ...] = ()) -> None:
         self.closings = closings
         self.batch = batch
         self.reduction = reduction
+        self.output = output
+        """The shape of one sample's part of the output at which the stream OUTPUT begins."""
 
     def get(self, stream: str, kind: str) -> Any:
         """A closing; None if nothing of that stream reaches the parameter (a residual that is zero)."""
@@ -255,6 +260,13 @@ def _cross(stream: str) -> Callable[[Closed], Any]:
     return value
 
 
+def _jacobian(closed: Closed) -> Any:
+    vectors = closed.get(OUTPUT, VECTORS)
+    if len(closed.output) == 1:
+        return vectors
+    return vectors.unflatten(1, closed.output) if closed.output else vectors.squeeze(1)
+
+
 def _kronecker(stream: str, inputs: str = INPUT_FACTOR, outputs: str = FACTOR) -> Callable[[Closed], dict[str, Any]]:
     def value(closed: Closed) -> dict[str, Any]:
         features, factor = closed.get("", inputs), closed.get(stream, outputs)
@@ -318,6 +330,8 @@ TABLE: tuple[Quantity, ...] = (
              _square_root(GGN), instead=ROWS),
     Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),
              _square_root(GGN_MC), instead=ROWS),
+    Quantity("jacobian", "derivative of the model's output, [N, *out, *theta]", (Closing(OUTPUT, VECTORS),), _jacobian,
+             instead=ROWS),
     Quantity("block", "what compiled.block_product multiplies with the parameter's Hessian block",
              (Closing(GGN, BLOCK), Closing(RESIDUAL, BLOCK)), _block, ("columns", "weights", "diagonals", "operand"),
              "Block", ("operand",), ("columns", "weights", "diagonals"),

@@ -53,6 +53,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
@@ -60,7 +61,7 @@ from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedError
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import GROUP, QUANTITIES, Closing, Closings
+from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
@@ -140,7 +141,9 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
 def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
             answers: Answers | None) -> Traced:
     with seconds.stage("export"):
-        exported = trace(model, loss, batch, options.registry.modules, answers)
+        streams = {stream for name in options.quantities for stream in QUANTITIES[name].streams}
+        ends = Ends(loss=streams != {OUTPUT}, output=OUTPUT in streams)
+        exported = trace(model, loss, batch, options.registry.modules, answers, ends)
     with seconds.stage("trace"):
         traced = taken_apart(exported, options.registry)
         check_promise("trace", check_graph(traced.graph))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
 from hbpcompiler.compiler.match.endings import multiples
-from hbpcompiler.compiler.plan.steps import Birth, Seed
+from hbpcompiler.compiler.plan.steps import Birth, Seed, SeedOutput
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.quantities import GGN_MC, GRADIENT
@@ -47,6 +50,14 @@ def seed(backward: Backward, step: Seed) -> None:
     elif piece.signed:
         backward.set_signs(piece, None, columns)
     backward.arrive(value, piece, columns)
+
+
+def seed_output(backward: Backward, step: SeedOutput) -> None:
+    """Unit columns at the model's output, the same for every sample."""
+    output, shape = backward.ops[step.value.name].output, step.value.sample_shape
+    unit = backward.writer.call(torch.eye, math.prod(shape), dtype=output.dtype, device=output.device)
+    unit = unit.reshape(1, math.prod(shape), *shape)
+    backward.arrive(step.value, step.piece, unit.repeat(backward.batch, *[1] * (1 + len(shape))))
 
 
 def _multiple(backward: Backward, operation: Operation) -> Any:

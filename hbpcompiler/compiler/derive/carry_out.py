@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.derive.begin import birth, seed
+from hbpcompiler.compiler.derive.begin import birth, seed, seed_output
 from hbpcompiler.compiler.derive.close import close, tied
 from hbpcompiler.compiler.derive.cross import pull, widen
 from hbpcompiler.compiler.derive.gather import gather, unite
@@ -27,6 +27,7 @@ from hbpcompiler.compiler.plan.steps import (
     Sample,
     SampleChunks,
     Seed,
+    SeedOutput,
     Tail,
     Tied,
     Unite,
@@ -37,6 +38,7 @@ from hbpcompiler.rule import Op
 
 HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
     Seed: seed,
+    SeedOutput: seed_output,
     Birth: birth,
     Pull: pull,
     Widen: widen,

@@ -126,12 +126,17 @@ class _Derivation:
             for key, called in self._owners(name).items():
                 with self.writer.block(name, "results"):
                     closings = self.closed.get(key, {}) if quantity.per == PARAMETER else self._whole(key)
-                    found = quantity.value(Closed(closings, self.batch, self.matched.ending.kind))
+                    found = quantity.value(Closed(closings, self.batch, self.matched.ending.kind, self._output_shape))
                     hint = f"{name}_{called}"
                     if quantity.fields:
                         found = {field: _named_parts(part, f"{field}_{hint}") for field, part in found.items()}
                     results[name][key] = found if quantity.fields else named(found, hint)
         return results
+
+    @property
+    def _output_shape(self) -> tuple[int, ...]:
+        """Of one sample's part of the output at which the stream OUTPUT begins, if it does anywhere."""
+        return () if self.matched.end is None else self.matched.end.sample_shape
 
     def _owners(self, quantity: str) -> dict[str, str]:
         """What a quantity has values of: keys of parameters or groups, and how they are called in the program."""

@@ -24,6 +24,7 @@ from hbpcompiler.compiler.match.reach import refuse_unreached, with_stops
 from hbpcompiler.compiler.match.sample_numbers import with_sample_numbers
 from hbpcompiler.compiler.match.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples_first import samples_first
+from hbpcompiler.compiler.match.shown_end import with_shown_end
 from hbpcompiler.compiler.match.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
@@ -112,7 +113,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
-    graph = with_sample_numbers(graph)
+    graph = with_shown_end(with_sample_numbers(graph), registry)
     if not mixing:
         if deriving is not None:
             graph, registry = deriving.run(graph), deriving.registry

@@ -72,8 +72,14 @@ class Matched:
         return {}
 
     @property
+    def end(self) -> Value | None:
+        """The value at which the stream OUTPUT begins, if it does anywhere."""
+        return self.graph.makers[self.graph.end].output if self.graph.end else None
+
+    @property
     def trainable(self) -> list[Value]:
-        """The parameters that quantities are about, in the order of the model's state: those that reach the loss."""
+        """The parameters that quantities are about, in the order of the model's state: those that reach the loss, or
+        the output whose derivatives alone are wanted."""
         return [value for value in self.graph.state if value.trainable and value.name in self.active]
 
     @property

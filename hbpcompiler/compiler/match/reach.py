@@ -22,6 +22,8 @@ def refuse_unreached(graph: Graph, registry: Registry) -> None:
     if not trained or (trained & graph.active and not _all_flat(graph, registry, trained)):
         return
     broken = _breaks(graph, registry)
+    if broken and not graph.has_loss_streams:
+        raise ModelError(listing("The model's output has no derivative in a trainable parameter:", broken))
     if broken:
         raise ModelError(listing("No trainable parameter influences the loss. The way from the parameters ends here:",
                                  broken, "Let the loss take values that are differentiable in the parameters."))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
+import torch
 
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
@@ -84,10 +85,9 @@ class _Rewriting:
         self.current = graph.operations[0]
 
     def run(self) -> Graph:
-        as_they_were = {output.name for output in self.graph.outputs}
-        for operation in self.graph.operations:
-            if not self._is_converted(operation):
-                as_they_were |= {value.name for value in operation.tensors.values()}
+        returned = {output.name for output in self.graph.outputs}
+        read = {value.name for operation in self.graph.operations if not self._is_converted(operation)
+                for value in operation.tensors.values()}
         for operation in self.graph.operations:
             self.current = operation
             if not self._is_converted(operation):
@@ -100,7 +100,9 @@ class _Rewriting:
             if not misplaced(operation.output):
                 one = self.batches_of_one[operation.name]
                 self.operations.append(_unary("squeeze", one, operation.output, operation))
-            elif operation.name in as_they_were:
+            elif operation.name in read:
+                self.operations += _laid_out(self._as_it_was(operation))
+            elif operation.name in returned:
                 self.operations.append(self._as_it_was(operation))
         return replace(self.graph, operations=self.operations)
 
@@ -258,6 +260,17 @@ class _InPieces:
         pieces = [replace(piece, output=renamed(piece.output), source=operation.source, tensors={
             slot: renamed(value) for slot, value in piece.tensors.items()}) for piece in self.pieces]
         return pieces, renamed(self.made)
+
+
+def _laid_out(operation: Operation) -> list[Operation]:
+    """The operation, its result with the user's axes in order in memory: what reads it may show it in another shape."""
+    value = operation.output
+    if operation.target != "aten.permute":
+        return [operation]
+    permuted = replace(value, name=f"{value.name}_permuted")
+    return [replace(operation, output=permuted),
+            Operation("aten.clone", "", value, {"self": permuted}, {"memory_format": torch.contiguous_format}, 0,
+                      operation.source)]
 
 
 def _unary(name: str, value: Value, output: Value, user: Operation) -> Operation:

@@ -11,6 +11,7 @@ from hbpcompiler.compiler.plan.steps import (
     Pull,
     Sample,
     Seed,
+    SeedOutput,
     Step,
     Tail,
     Tied,
@@ -51,6 +52,8 @@ def makes(step: Step) -> list[Arrival]:
     """The pieces that arrive by a step, and where."""
     if isinstance(step, Seed):
         return [(value, step.piece) for value in step.operation.tensors.values()]
+    if isinstance(step, SeedOutput):
+        return [(step.value, step.piece)]
     if isinstance(step, Birth):
         return [(step.operation.tensors[slot], step.piece) for slot in step.slots]
     if isinstance(step, Gather | Average | Sample):

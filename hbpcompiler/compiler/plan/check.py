@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.arrivals import makes, reads
 from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, Tail, Tied
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, NEGATIVE, Closing, closings_of
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, NEGATIVE, OUTPUT, Closing, closings_of
 
-EVERYWHERE = frozenset({GRADIENT, GGN, GGN_MC, KFRA})
+EVERYWHERE = frozenset({GRADIENT, GGN, GGN_MC, KFRA, OUTPUT})
 """The streams that reach every parameter; residuals reach those below a curved operation."""
 
 Place = tuple[str, str]

@@ -26,7 +26,7 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
-from hbpcompiler.quantities import GRADIENT, UNDIVIDED
+from hbpcompiler.quantities import GRADIENT, OUTPUT, UNDIVIDED
 
 
 def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
@@ -55,9 +55,9 @@ def _in_model(step: Step) -> bool:
 
 
 def _travels(step: Step) -> bool:
-    """Whether this is a step of curvature that samples take one by one: not the gradient's, not KFRA's."""
+    """Whether this is a step of curvature that samples take one by one: no first derivative's, not KFRA's."""
     pieces = {piece for own in flat(step) for _, piece in (*_read(own), *makes(own))}
-    return bool(pieces) and not any(piece.stream == GRADIENT or piece.form == MATRIX for piece in pieces)
+    return bool(pieces) and not any(piece.stream in (GRADIENT, OUTPUT) or piece.form == MATRIX for piece in pieces)
 
 
 def _read(step: Step) -> list[Any]:

@@ -21,10 +21,11 @@ from hbpcompiler.compiler.routes import (
     kinds_of,
 )
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, RESIDUAL, RESIDUAL_MC, Chosen, Quantity
+from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, OUTPUT, RESIDUAL, RESIDUAL_MC, Chosen, Quantity
 from hbpcompiler.rule import Contraction, Residual
 
-PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G"}
+PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G",
+          OUTPUT: "J"}
 """How the values of a stream are named in generated code."""
 BEFORE_MEAN = "H"
 """KFRA's stream is averaged where the model ends; before that it is the Hessian of each l_n in the output."""
@@ -56,6 +57,14 @@ class Seed:
     """A stream starts at the loss's input."""
 
     operation: Operation
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class SeedOutput:
+    """The stream OUTPUT starts at the model's output, with a unit column for each of its entries."""
+
+    value: Value
     piece: Piece
 
 
@@ -243,7 +252,7 @@ class SampleChunks:
         return _operation(self.steps[0])
 
 
-Step = Seed | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
+Step = Seed | SeedOutput | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
 
 @dataclass(frozen=True)
 class Plan:
@@ -298,7 +307,8 @@ def flat(step: Step) -> Iterator[Step]:
 
 
 def _operation(step: Step) -> Operation:
-    return next(own.operation for own in flat(step) if not isinstance(own, Gather | Average | Sample | Tail))
+    without = SeedOutput | Gather | Average | Sample | Tail
+    return next(own.operation for own in flat(step) if not isinstance(own, without))
 
 
 def place_of(step: Step, graph: Graph) -> Operation:
@@ -306,7 +316,7 @@ def place_of(step: Step, graph: Graph) -> Operation:
     if isinstance(step, Tail):
         made = [value for value in step.values if value.name in graph.makers]
         return graph.makers[made[0].name] if made else step.steps[0].operation
-    return graph.makers[step.value.name] if isinstance(step, Gather | Average | Sample) else step.operation
+    return graph.makers[step.value.name] if isinstance(step, SeedOutput | Gather | Average | Sample) else step.operation
 
 
 def title(operation: Operation) -> str:

@@ -29,6 +29,7 @@ from hbpcompiler.compiler.plan.steps import (
     Pull,
     Sample,
     Seed,
+    SeedOutput,
     Step,
     Unite,
     Widen,
@@ -44,6 +45,7 @@ from hbpcompiler.quantities import (
     GRADIENT,
     KFRA,
     NEGATIVE,
+    OUTPUT,
     POSITIVE,
     RESIDUAL,
     RESIDUAL_MC,
@@ -75,7 +77,7 @@ class Walk:
         self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
         self.sampled: set[str] = set()
         self.slopes: dict[str, int | None] = {}
-        self.boundary = _boundary(graph, self.active)
+        self.boundary = _boundary(graph, self.active) if graph.has_loss_streams else [graph.makers[graph.end].output]
         self.indefinite = False
         self.dtype = self.boundary[0].dtype
         self.precision = Precision(None if options.curvature_dtype == self.dtype else options.curvature_dtype)
@@ -307,6 +309,7 @@ class Walk:
             self.at[value.name] = {piece.name: piece for piece in result}
         for stream in sorted(whole):
             self._unite(stream)
+        self._seed_output()
 
     def _whole_streams(self) -> set[str]:
         """Those of which columns of several parameters meet: a column must have one number at all of them."""
@@ -333,6 +336,14 @@ class Walk:
             self.steps.append(Unite(value, tuple(own.values()), into, parts))
             others = {name: piece for name, piece in self.at[value.name].items() if name not in own}
             self.at[value.name] = {**others, into.name: into}
+
+    def _seed_output(self) -> None:
+        """Unit columns at the model's output, whatever the loss brings there."""
+        value = self.matched.end
+        if OUTPUT in self.streams and value is not None:
+            piece = self._piece(PREFIX[OUTPUT], OUTPUT, COLUMNS, math.prod(value.sample_shape), False)
+            self.steps.append(SeedOutput(value, piece))
+            self._arrive(value, piece)
 
 
 def _boundary(graph: Graph, active: AbstractSet[str]) -> list[Value]:

@@ -90,10 +90,11 @@ class Noise:
 
 
 def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None = None,
-             backward: bool = True) -> OwnStep:
-    """Run it with these draws; with `noise` on parameters, buffers and inputs. Raises whatever the model raises."""
+             backward: bool = True, of: Callable[[Pass], Tensor] = lambda pass_: pass_.loss) -> OwnStep:
+    """Run it with these draws; with `noise` on parameters, buffers and inputs; `of` is the number that is
+    differentiated. Raises whatever the model raises."""
     def step(copies: bool = noise is not None) -> OwnStep:
-        return _step(model, loss, batch, draws, noise, backward, copies)
+        return _step(model, loss, batch, draws, noise, backward, copies, of)
 
     try:
         return step()
@@ -107,12 +108,12 @@ def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: No
 
 
 def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None, backward: bool,
-          copies: bool) -> OwnStep:
+          copies: bool, of: Callable[[Pass], Tensor]) -> OwnStep:
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
-        if backward and pass_.loss.requires_grad:
-            rounding = noise.of_slope(pass_.loss, pass_.outputs, batch.samples) if noise is not None else 0.0
-            found = _gradients(pass_.loss + rounding, parameters, copies)
+        if backward and (number := of(pass_)).requires_grad:
+            rounding = noise.of_slope(number, pass_.outputs, batch.samples) if noise is not None else 0.0
+            found = _gradients(number + rounding, parameters, copies)
         outputs = tuple(output.detach() for output in pass_.outputs)
         return OwnStep(pass_.loss.detach(), outputs, found, after.torch_drew(draws), after.python_drew(draws))
 

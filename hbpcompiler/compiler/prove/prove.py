@@ -15,10 +15,11 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.candidate import Candidate
-from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared
+from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.expectation import in_expectation
-from hbpcompiler.compiler.prove.own_step import Noise, OwnStep, own_step
+from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
+from hbpcompiler.compiler.prove.own_step import Noise, OwnStep, Pass, own_step
 from hbpcompiler.compiler.prove.second_order import second_order
 from hbpcompiler.compiler.prove.suspects import suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
@@ -105,6 +106,8 @@ class _Proof:
         matched = candidate.matched
         self.parameters = {value.key: value for value in matched.trainable if value.name in matched.active}
         self.random = False
+        self.of_loss = matched.graph.has_loss_streams
+        """Whether there is a gradient to compare: derivatives of an output need no rules for the loss."""
         self._twin: Callable[..., Results] | None = None
 
     def first_order(self, batch: Batch, raw: Any) -> tuple[list[Comparison], list[str]]:
@@ -116,7 +119,7 @@ class _Proof:
         found = self._program(raw)
         gives = self._gives_all(found)
         few = batch if gives else self.candidate.few(batch, FEW)
-        step = self._step(batch, self.draws, backward=few.samples == batch.samples)
+        step = self._step(batch, self.draws, backward=self.of_loss and few.samples == batch.samples)
         self.random, right = step.random, _numbers(step)
         if not gives:
             found = {**_forward(found), **self._alone(few, self.draws)}
@@ -128,14 +131,25 @@ class _Proof:
                  *compared(_backward(found), _backward(self._trainable(right)), self.eps,
                            lambda run: _backward(_numbers(self._noisy(few, run))), how)]
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
-        if step.random and not all(line.agrees for line in lines if line.quantity != GRAD):
+        quantities = self.candidate.options.quantities
+        if JACOBIAN in quantities:
+            lines += self._jacobian(batch, raw)
+        if step.random and not all(line.agrees for line in lines if line.quantity not in (GRAD, JACOBIAN)):
             lines = in_expectation(lambda draws: self._all(few, draws),
                                    lambda draws: self._trainable(_numbers(self._step(few, draws))), self.draws)
+            lines += [left_out(JACOBIAN, "", "the model draws otherwise")] * (JACOBIAN in quantities)
             notes.append("The program's random draws are not those of the model with the same random state, so that "
                          "averages over many draws are compared.")
         if step.python_random:
             notes.append(PYTHON_DRAWS)
         return lines, [note for note in notes if note]
+
+    def _jacobian(self, batch: Batch, raw: Any) -> list[Comparison]:
+        def own(of: Callable[[Pass], Tensor], run: int | None) -> OwnStep:
+            noise = None if run is None else Noise(self.eps, run)
+            return own_step(self.candidate.model, self.candidate.loss, batch, self.draws, noise, of=of)
+
+        return jacobian_lines(self.candidate.matched, raw.jacobian, batch.samples, own, self.eps)
 
     def _run(self, batch: Batch, draws: Draws) -> Any:
         with drawing(draws):
@@ -166,7 +180,7 @@ class _Proof:
         return found
 
     def _gives_all(self, found: Numbers) -> bool:
-        return all((GRAD, name) in found for name in self.parameters)
+        return not self.of_loss or all((GRAD, name) in found for name in self.parameters)
 
     def _alone(self, batch: Batch, draws: Draws) -> dict[tuple[str, str], Tensor]:
         """The gradient by a program for it alone."""
@@ -182,6 +196,8 @@ class _Proof:
 
     def _trainable(self, right: Mapping[tuple[str, str], Tensor]) -> Numbers:
         """With zeros for parameters of the program that autograd finds no way to."""
+        if not self.of_loss:
+            return right
         zero = torch.zeros((), device=self.draws.device)
         zeros = {(GRAD, name): zero.expand([int(length) for length in value.shape])
                  for name, value in self.parameters.items()}

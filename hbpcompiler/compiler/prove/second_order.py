@@ -20,6 +20,7 @@ from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers, comp
 from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.factors import factor_lines
+from hbpcompiler.compiler.prove.jacobian import JACOBIAN
 from hbpcompiler.compiler.prove.own_step import Noise
 from hbpcompiler.compiler.prove.twin import GRAD, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
@@ -58,7 +59,7 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
     """Lines for every quantity that was asked for, but grad; `random`: whether the model draws."""
     with drawing(draws):
         raw = candidate.run(batch)
-    asked = [name for name in candidate.options.quantities if name != GRAD]
+    asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
     values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in asked}
     how = _with_twins(candidate, batch, draws, values)
     if candidate.options.curvature_dtype is not None:

@@ -125,6 +125,10 @@ class Graph:
     loss: Value
     stops: frozenset[str] = frozenset()
     """Names of the operations that no derivative passes."""
+    end: str = ""
+    """Name of the value, an output of the model, at which columns of its own begin, if any do (see `ends`)."""
+    has_loss_streams: bool = True
+    """Whether derivatives begin at the loss."""
 
     @cached_property
     def makers(self) -> Mapping[str, Operation]:
@@ -142,22 +146,31 @@ class Graph:
         return next((output.dtype for output in self.outputs if output.floating), self.loss.dtype)
 
     @cached_property
-    def active(self) -> frozenset[str]:
-        """Names of the values that derivatives reach: between trained parameters and the loss, none of them integer."""
+    def trained(self) -> frozenset[str]:
+        """Names of the values that have a derivative in trained parameters, these among them; none of them integer."""
         below = {value.name for value in self.state if value.trainable}
         for operation in self.operations:
             passes = operation.output.differentiable and operation.name not in self.stops
             if passes and any(value.name in below for value in operation.tensors.values()):
                 below.add(operation.name)
-        above = {self.loss.name}
+        return frozenset(below)
+
+    @cached_property
+    def active(self) -> frozenset[str]:
+        """Names of the values that derivatives reach: between trained parameters and the loss, or, where none begin at
+        the loss, the output at which they do. None of them is integer."""
+        above = {self.loss.name if self.has_loss_streams else self.end}
         for operation in reversed(self.operations):
             if operation.name in above and operation.name not in self.stops:
                 above.update(value.name for value in operation.tensors.values() if value.differentiable)
-        return frozenset(below & above)
+        return self.trained & above
 
     @cached_property
     def ending(self) -> tuple[list[Operation], list[Operation]]:
-        """The operations that reduce the batch to numbers, and those that make the loss of these, in order."""
+        """The operations that reduce the batch to numbers, and those that make the loss of these, in order; none where
+        no derivatives begin at the loss."""
+        if not self.has_loss_streams:
+            return [], []
         reductions, tail = [], []
         wanted = {self.loss.name}
         for operation in reversed(self.operations):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.trace import reader
 from hbpcompiler.compiler.trace.batch import Batch, Layout
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.ends import AT_LOSS, Ends, with_ends
 from hbpcompiler.compiler.trace.equivalents import right_shapes
 from hbpcompiler.compiler.trace.export import export
 from hbpcompiler.compiler.trace.graph import Graph
@@ -37,13 +38,15 @@ class Traced:
     """How the model's output is built of the graph's outputs."""
     sizes: Sizes = EVERY
     """The batch sizes for which this holds."""
+    ends: Ends = AT_LOSS
+    """Where derivatives begin."""
     batch: tuple[Tensor, ...] = ()
     """The tensors that it was traced with, inputs first."""
 
     @cached_property
     def graph(self) -> Graph:
         """Values, and the operations that make them."""
-        return reader.read(self.exported, self.model, self.layout)
+        return with_ends(reader.read(self.exported, self.model, self.layout), self.ends)
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
@@ -63,7 +66,8 @@ class Traced:
 
 
 def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
-          modules: Mapping[type[nn.Module], ModuleRule] | None = None, answers: Answers | None = None) -> Traced:
+          modules: Mapping[type[nn.Module], ModuleRule] | None = None, answers: Answers | None = None,
+          ends: Ends = AT_LOSS) -> Traced:
     """Run torch.export, so that what it finds holds for this batch's size: once, unless code compares the size.
 
     `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values when it
@@ -82,4 +86,4 @@ def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             f"The model cannot be traced for a batch of {batch.samples}: its code goes a way of its own there, which "
             "torch.export does not follow; pass more samples, or write it for any number:",
             sizes.excluding(batch.samples)))
-    return Traced(exported, model, loss, batch.layout, returned, sizes, batch.tensors)
+    return Traced(exported, model, loss, batch.layout, returned, sizes, ends, batch.tensors)
