@@ -6,7 +6,7 @@ with v meets the operand first, z = u . v, then the columns, and goes back by th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,21 @@ def block_product(result: Result, name: str, vectors: Tensor) -> Tensor:
     with torch.no_grad():
         product = _Product(meeting.site, result.block[name]).times(vectors.reshape(-1, *meeting.site.shape))
     return product.reshape(vectors.shape)
+
+
+def block_diagonal(meeting: Close | Tied, kept: Any, entries: Sequence[int]) -> Tensor:
+    """Some entries of a block's diagonal, each by a product with its unit vector."""
+    units = torch.zeros(len(entries), *meeting.site.shape, dtype=meeting.parameter.dtype,
+                        device=_device(kept)).flatten(1)
+    rows = torch.arange(len(entries), device=units.device)
+    units[rows, list(entries)] = 1
+    with torch.no_grad():
+        product = _Product(meeting.site, kept).times(units.view(-1, *meeting.site.shape))
+    return product.flatten(1)[rows, list(entries)]
+
+
+def _device(kept: Any) -> torch.device:
+    return next(part.device for part in (*kept.columns, *kept.diagonals))
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
-from hbpcompiler.block_product import block_product, meetings
+from hbpcompiler.block_product import block_diagonal, block_product, meetings
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, first_program
@@ -181,7 +181,8 @@ class Compiled:
     def _candidate(self, state: State, built: Built) -> Candidate:
         return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
                          lambda batch: self._run(state, built, batch), self._arguments(state, built), built.sizes,
-                         built.draft.plan.joint.biases)
+                         built.draft.plan.joint.biases,
+                         lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries))
 
     def verify(self, *batch: Any, full: bool = True) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.

@@ -1,9 +1,12 @@
 """What `compiled.verify` says of quantities beyond the gradient."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.prove import factors
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.double import double
 from hbpcompiler.compiler.prove.draws import Draws
@@ -14,7 +17,7 @@ from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.reference import Forward
 
-NOTHING_TO_COMPARE_WITH = {"block", "kfra", "ekfac", "gram", "gram_mc", "cross", "cross_mc"}
+NOTHING_TO_COMPARE_WITH = {"kfra", "ekfac", "gram", "gram_mc", "cross", "cross_mc"}
 
 
 def chain():
@@ -33,8 +36,21 @@ def test_every_quantity_has_lines_and_agrees():
     assert {line.quantity for line in table if not line.compared} == NOTHING_TO_COMPARE_WITH
     assert max(error for by_name in table.errors.values() for error in by_name.values()) < 1e-9
     assert {"kflr.A", "kflr.B", "kfac.A", "kflr_reduce.B", "kfac_reduce.A", "kfac_emp.B"} <= set(table.errors)
-    assert not {"kfac.B", "kfac_reduce.B"} & set(table.errors)
+    assert {"kfac.B", "kfac_reduce.B", "block"} <= set(table.errors)
+    assert "its exact twin kflr_reduce" in str(table)
     assert set(FACTORS) <= set(QUANTITIES)
+
+
+def test_wrong_blocks_and_twins_are_noticed(monkeypatch):
+    model, X, y = chain()
+    compiled = hbp.compile(model, quantities=["block", "kfac"], example_inputs=(X, y))
+    candidate = replace(compiled._candidate(*compiled._program_used()),
+                        block_diagonal=lambda name, kept, entries: torch.zeros(len(entries), dtype=torch.float64))
+    monkeypatch.setitem(factors.TWINS, "kfac", "kfra")  # averaged over the batch: other factors in the first layer
+    lines = second_order(candidate, batch_of((X[:2], y[:2])), Draws.now(X.device), 1e-16, random=False)
+    wrong = {line.key for line in lines if not line.agrees}
+    assert wrong == {*[("block", name) for name, _ in model.named_parameters()],
+                     ("kfac.B", "0.weight"), ("kfac.B", "0.bias")}
 
 
 def test_entries_by_double_backward():

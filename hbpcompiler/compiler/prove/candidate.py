@@ -32,6 +32,8 @@ class Candidate:
     """The batch sizes that it serves."""
     joint_biases: Mapping[str, str] = field(default_factory=dict)
     """By the key of a weight, that of the bias that is in its Kronecker block."""
+    block_diagonal: Callable[[str, Any, Sequence[int]], Tensor] | None = None
+    """(parameter, what the quantity "block" keeps of it, entries) -> these entries of the block's diagonal."""
 
     def few(self, batch: Batch, samples: int) -> Batch:
         """The first samples of a batch, so many if it serves that number, otherwise all."""

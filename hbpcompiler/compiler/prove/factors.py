@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from hbpcompiler import reference
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
+from hbpcompiler.compiler.prove.twin import Results, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import meta
+from hbpcompiler.errors import HbpError
 
 Factors = Mapping[str, tuple[Any, Any]]
 FACTORS: Mapping[str, tuple[Callable[..., Factors], bool, bool]] = {
@@ -24,6 +27,8 @@ FACTORS: Mapping[str, tuple[Callable[..., Factors], bool, bool]] = {
     "kfac_emp_reduce": (reference.kfac_emp, True, True),
 }
 """By quantity: the brute force, whether it sums over positions first, and whether B is drawn by nobody."""
+TWINS: Mapping[str, str] = {"kfac": "kflr", "kfac_reduce": "kflr_reduce"}
+"""The exact twins whose B stand for those that are drawn."""
 MOST_NUMBERS = 20000
 """Numbers in the parameters of a model, and `MOST_OUTPUTS` in its output: the brute force takes a backward pass for
 each number of each layer's output."""
@@ -32,7 +37,7 @@ MOST_OUTPUTS = 64
 
 def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mapping[str, Any]], eps: float,
                  random: bool) -> list[Comparison]:
-    """The factors, but for sampled B, of linear layers and convolutions that are used once."""
+    """The factors of linear layers and convolutions that are used once; of sampled B those of the exact twin."""
     asked = [name for name in FACTORS if name in values]
     if not asked:
         return []
@@ -46,6 +51,7 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
     for path, module in model.named_modules():
         module.register_forward_hook(lambda *_, path=path: calls.update([path]))
     found, wanted = {}, {}
+    twins = _twins(candidate, batch, asked)
     known: dict[tuple[Any, bool], Factors] = {}
     for quantity in asked:
         brute_force, reduce, exact = FACTORS[quantity]
@@ -60,9 +66,24 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
                 continue
             if left is not None:
                 found[f"{quantity}.A", name], wanted[f"{quantity}.A", name] = values[quantity][name].A, left
-            if exact:
-                found[f"{quantity}.B", name], wanted[f"{quantity}.B", name] = values[quantity][name].B, factor
-    return compared(found, wanted, eps, how="two samples")
+            twin = twins.get(TWINS.get(quantity, ""), {}).get(name)
+            if exact or twin is not None:
+                own = values[quantity][name].B if twin is None else twin["B"]
+                found[f"{quantity}.B", name], wanted[f"{quantity}.B", name] = own, factor
+    lines = compared(found, wanted, eps, how="two samples")
+    return [replace(line, how=f"two samples, its exact twin {TWINS[line.quantity.removesuffix('.B')]}")
+            if line.quantity.removesuffix(".B") in TWINS else line for line in lines]
+
+
+def _twins(candidate: Candidate, batch: Batch, asked: Sequence[str]) -> Results:
+    """What the exact twins of sampled factors are; nothing where they cannot be planned."""
+    names = tuple(TWINS[name] for name in asked if name in TWINS)
+    if not names:
+        return {}
+    try:
+        return twin_program(candidate.matched, candidate.options, names)(candidate.state, *batch.tensors)
+    except HbpError:
+        return {}
 
 
 def _used_once(calls: Counter[str], brute_force: Callable[..., Factors], joint: Mapping[str, str]) -> Factors:

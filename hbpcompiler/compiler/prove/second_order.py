@@ -122,19 +122,22 @@ class _Reference:
             self.refused[quantity] = "the output has samples merged with positions"
         elif exact in _GGN or exact == "trace_ggn":
             self.readers[quantity] = "ggn", {**_GGN, **_TRACES}[exact]
-        elif exact in _HESSIAN or exact == "trace_h":
+        elif exact in _HESSIAN or exact in ("trace_h", "block"):
             kind = {HESSIAN: "hessian", GGN_ALONE: "ggn"}.get(curvature)
             if kind is None:
                 self.refused[quantity] = f"autograd has nothing like curvature={curvature!r}"
             else:
-                self.readers[quantity] = kind, {**_HESSIAN, **_TRACES}[exact]
+                self.readers[quantity] = kind, {**_HESSIAN, **_TRACES}.get(exact, _unread)
 
     def _pick(self, quantity: str, name: str, value: Any) -> None:
         if quantity in _PER_SAMPLE and quantity not in self.refused:
             self.found[quantity, name] = value
         elif quantity in self.readers and name in self.entries:
             at = self.entries[name]
-            if quantity not in _TRACES or len(at) == self._size(name):
+            if quantity == "block":
+                if self.candidate.block_diagonal is not None:
+                    self.found[quantity, name] = self.candidate.block_diagonal(name, value, at)
+            elif quantity not in _TRACES or len(at) == self._size(name):
                 self.found[quantity, name] = self.readers[quantity][1](value, at)
 
     def _size(self, name: str) -> int:
@@ -165,6 +168,10 @@ class _Reference:
                 diagonals[kind] = _diagonal(own, *kind, self.entries[name])
             right[quantity, name] = diagonals[kind].sum() if quantity in _TRACES else diagonals[kind]
         return right
+
+
+def _unread(value: Any, at: list[int]) -> Tensor:
+    raise NotImplementedError("a block's diagonal is read by products")
 
 
 def _diagonal(own: Double, kind: str, name: str, entries: Sequence[int]) -> Tensor:
