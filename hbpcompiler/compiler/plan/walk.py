@@ -313,7 +313,7 @@ class Walk:
 
     def _whole_streams(self) -> set[str]:
         """Those of which columns of several parameters meet: a column must have one number at all of them."""
-        return {closing.stream for closing in self.closings if closing.kind in TOTALS | {VECTORS}} - {GRADIENT}
+        return {closing.stream for closing in self.closings if closing.kind in TOTALS | {VECTORS}} - {GRADIENT, OUTPUT}
 
     def _unite(self, stream: str) -> None:
         """All pieces of a stream at the model's outputs as one piece of columns, zero where one has not arrived."""
