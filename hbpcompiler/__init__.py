@@ -10,6 +10,7 @@ import torch
 from hbpcompiler.accumulate import Total, accumulate, shard
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.errors import (
     CacheWarning,
     CompileError,
@@ -35,6 +36,7 @@ __all__ = [
     "CompileError",
     "Compiled",
     "CompiledSpectrum",
+    "Curvature",
     "HbpError",
     "IndefiniteCurvatureWarning",
     "InputError",
@@ -53,6 +55,7 @@ __all__ = [
     "accumulate",
     "bootstrap",
     "compile",
+    "curvature",
     "operator",
     "shard",
     "spectrum",

@@ -101,7 +101,7 @@ class Compiled:
             raw = self._first_run(state, built, given) if first else self._run(state, built, given)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         plan = built.draft.plan
-        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases)
+        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored)
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].

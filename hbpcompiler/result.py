@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hbpcompiler.quantities import PARAMETER, QUANTITIES
+from hbpcompiler.values import Stored, Values
 
 
 class Result:
@@ -21,8 +22,11 @@ class Result:
     """
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
-                 meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None) -> None:
-        self._values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in quantities}
+                 meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None,
+                 stored: Mapping[str, Stored] | None = None) -> None:
+        self.stored: Mapping[str, Stored] = dict(stored or {})
+        """The parameters as `hbp.curvature` has to know them, by name; every quantity's dict has them too."""
+        self._values: dict[str, Any] = self._described({name: getattr(raw, name) for name in quantities})
         self._model = model
         self.meetings = meetings or {}
         """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
@@ -37,6 +41,10 @@ class Result:
         """Whether this is a result of that model."""
         return self._model is model
 
+    def _described(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: Values(held, name, self.stored) if isinstance(held, Mapping) else held
+                for name, held in values.items()}
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to the program that made it: classes of named tuples, and what `block_product` reads."""
         values = {name: {key: _plain(value) for key, value in held.items()} for name, held in self._values.items()}
@@ -44,8 +52,8 @@ class Result:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._values = {name: {key: _record(value) for key, value in held.items()}
-                        for name, held in state["_values"].items()}
+        self._values = self._described({name: {key: _record(value) for key, value in held.items()}
+                                        for name, held in state["_values"].items()})
 
     @property
     def quantities(self) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
+    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors"}, "values": set(),
+    "result": {"errors", "quantities", "values"}, "curvature": {"errors", "quantities", "values"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"},
     "options": RULES | {"dense", "quantities", "schemes", "limits"},
@@ -30,13 +31,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.program": {"rule", "compiler.trace"},
     "compiler.cost": {"limits", "compiler.trace", "compiler.program"},
     "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
-    "compiler.plan": TERMS | {"options", "compiler.match", "compiler.routes", "compiler.cost", "compiler.program"},
+    "compiler.plan": TERMS | {"options", "values",
+                              *(f"compiler.{name}" for name in ("match", "routes", "cost", "program"))},
     "compiler.derive": TERMS | {"compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
     "codegen": {"rule", "quantities", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler.prove": TERMS | {"options", "reference", "compiler.match", "compiler.plan", "compiler.derive"},
-    "compiler": TERMS | {"options", "version", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
+    "compiler": TERMS | {"options", "values", "version", "codegen",
+                         *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }
 """By package, what its files import besides each other. Files of the face that are not listed may import all."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.errors import InputError, listing
+from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
 FORMAT = "hbpcompiler total 1"
@@ -191,6 +192,7 @@ def _state(sums: Sums) -> dict[str, Any]:
         "lost": [(list(key), tensor) for key, tensor in sums.lost.items()],
         "samples": sums.samples, "terms": sums.terms, "positions": sums.positions,
         "shared_positions": sums.shared_positions,
+        "stored": {name: tuple(own) for name, own in sums.stored.items()},
         "first": None if sums.first is None else {**asdict(sums.first), "positions": dict(sums.first.positions)},
     }
 
@@ -201,6 +203,7 @@ def _restored(state: Mapping[str, Any]) -> Sums:
     sums.lost = {Key(*key): tensor for key, tensor in state["lost"]}
     sums.samples, sums.terms = state["samples"], state["terms"]
     sums.positions, sums.shared_positions = state["positions"], state["shared_positions"]
+    sums.stored = {name: Stored(*own) for name, own in state["stored"].items()}
     first = state["first"]
     sums.first = None if first is None else Weight(**{**first, "parts": tuple(first["parts"])})
     return sums

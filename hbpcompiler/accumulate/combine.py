@@ -20,7 +20,7 @@ def combined(parts: Sequence[Sums]) -> Sums:
 
 def _join(whole: Sums, part: Sums) -> None:
     if whole.first is None:
-        whole.first, whole.positions = part.first, dict(part.positions)
+        whole.first, whole.positions, whole.stored = part.first, dict(part.positions), part.stored
     assert whole.first is not None
     assert part.first is not None
     check_alike(whole.first, part.first)

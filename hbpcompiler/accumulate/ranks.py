@@ -15,6 +15,7 @@ from hbpcompiler.accumulate.combine import is_spread
 from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
 from hbpcompiler.accumulate.weigh import Weight, check_alike
 from hbpcompiler.errors import InputError, RankError, listing
+from hbpcompiler.values import Stored
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class _Own:
     terms: float
     first: Weight | None
     shared_positions: dict[str, float]
+    stored: dict[str, Stored]
     tensors: list[tuple[tuple[str, ...], tuple[int, ...]]]
 
 
@@ -70,7 +72,7 @@ class Ranks:
 
     def _told(self, sums: Sums, failure: BaseException | None) -> list[_Own]:
         own = _Own("" if failure is None else f"{type(failure).__name__}: {failure}", sums.quantities, sums.samples,
-                   sums.terms, sums.first, sums.shared_positions,
+                   sums.terms, sums.first, sums.shared_positions, sums.stored,
                    [(tuple(key), tuple(tensor.shape)) for key, tensor in sums.totals.items()])
         told: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(told, own, group=self.group)
@@ -83,7 +85,7 @@ class Ranks:
         assert model.first is not None
         self._check(told, model)
         whole = Sums(sums.quantities, sums.dtype, sums.compensated)
-        whole.first, whole.positions = model.first, dict(model.first.positions)
+        whole.first, whole.positions, whole.stored = model.first, dict(model.first.positions), model.stored
         whole.samples, whole.terms = sum(own.samples for own in told), sum(own.terms for own in told)
         for own in told:
             for parameter, share in own.shared_positions.items():

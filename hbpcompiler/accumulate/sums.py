@@ -25,6 +25,7 @@ from hbpcompiler.quantities import (
     SQUARES,
     Quantity,
 )
+from hbpcompiler.values import Stored
 
 GRADIENTS_TWICE = (PRODUCTS, PRODUCTS_OVER_POSITIONS)
 DIVIDED = (OVER_POSITIONS, PRODUCTS_OVER_POSITIONS)
@@ -56,13 +57,15 @@ class Sums:
         self.shared_positions: dict[str, float] = {}
         """Samples times their positions over those of the first batch."""
         self.first: Weight | None = None
+        self.stored: dict[str, Stored] = {}
+        """The parameters as the first result has them, for `hbp.curvature`."""
 
     # -- adding ------------------------------------------------------------------------------------------------------
 
     def add(self, result: Any, weight: Weight) -> None:
         """The result of one more batch."""
         if self.first is None:
-            self.first, self.positions = weight, dict(weight.positions)
+            self.first, self.positions, self.stored = weight, dict(weight.positions), dict(result.stored)
         check_alike(self.first, weight)
         if not weight.samples:
             return

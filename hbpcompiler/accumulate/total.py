@@ -15,6 +15,7 @@ from hbpcompiler.accumulate.combine import combined
 from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.values import Stored
 
 
 class Values(Mapping[str, Any]):
@@ -23,6 +24,16 @@ class Values(Mapping[str, Any]):
     def __init__(self, sums: Sums, quantity: str) -> None:
         self._sums, self._quantity = sums, quantity
         self._names = sums.parameters(quantity)
+
+    @property
+    def quantity(self) -> str:
+        """Its name."""
+        return self._quantity
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """The parameters, as `hbp.curvature` has to know them."""
+        return self._sums.stored
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from hbpcompiler.compiler.plan.check import check_plan
 from hbpcompiler.compiler.plan.pixels import image_weights
 from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
@@ -63,6 +64,7 @@ from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedE
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
 
@@ -92,6 +94,11 @@ class Built:
     proven: set[bool] = field(default_factory=set)
     """For batches of one sample (True), of several (False): code that goes another way for one, as squeeze() does,
     leaves no trace of it."""
+
+    @cached_property
+    def stored(self) -> Mapping[str, Stored]:
+        """The parameters as the model has them, by name."""
+        return stored(self.draft.plan, self.matched.trainable)
 
     def is_proven(self, samples: int) -> bool:
         """Whether batches of this size may be used without a proof, or had one."""

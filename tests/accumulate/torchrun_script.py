@@ -30,6 +30,8 @@ def flat(total):
             for number, part in enumerate(value if isinstance(value, tuple) else [value]):
                 if part is not None:
                     found[f"{quantity} {name} {number}"] = part
+    if "kflr" in total:
+        found["what curvature knows of the parameters"] = hbp.curvature(total.kflr).to_dense()
     return found
 
 

@@ -1,0 +1,115 @@
+"""A symmetric matrix and its eigenvectors, which are found once, in float64, when something asks for them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.errors import InputError
+
+ROUNDING = 10.0
+"""Times eps and the matrix's Frobenius norm: by so much rounding may move an eigenvalue."""
+JITTERS = (1e2, 1e5, 1e8)
+"""Times float64's eps and the mean of the diagonal's absolute values: added to the diagonal where eigh fails."""
+
+
+class Eigen(NamedTuple):
+    """Eigenvalues [..., d] and eigenvectors [..., d, d], as columns; float64."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+class Symmetric:
+    """A symmetric matrix [d, d], or one for each group of a convolution, [g, d, d].
+
+    `eps` is the relative rounding error of its entries: eigenvalues below zero by no more than that are zero, and one
+    that is no larger cannot be told from zero.
+    """
+
+    def __init__(self, matrix: Tensor, label: str, eps: float, eigen: Eigen | None = None) -> None:
+        self.matrix = matrix
+        self.label = label
+        self.eps = eps
+        self._eigen = eigen
+
+    @property
+    def eigen(self) -> Eigen:
+        """Eigenvalues in ascending order, with what rounding put below zero at zero; computed at the first use."""
+        if self._eigen is None:
+            found = _eigh(self.matrix, self.label)
+            below = (found.values < 0) & (found.values >= -self._rounding(found.values))
+            self._eigen = Eigen(found.values.masked_fill(below, 0.0), found.vectors)
+        return self._eigen
+
+    @property
+    def is_singular(self) -> bool:
+        """Whether an eigenvalue cannot be told from zero."""
+        values = self.eigen.values
+        return bool((values.abs() <= self._rounding(values)).any())
+
+    def with_eigenvalues(self, values: Tensor, label: str) -> Symmetric:
+        """The matrix with the same eigenvectors and these eigenvalues."""
+        vectors = self.eigen.vectors
+        matrix = (vectors * values.unsqueeze(-2)) @ vectors.mT
+        return Symmetric(symmetrised(matrix).to(self.matrix.dtype), label, 0.0, Eigen(values, vectors))
+
+    def scaled(self, factor: float) -> Symmetric:
+        """Times a positive number."""
+        eigen = None if self._eigen is None else Eigen(self._eigen.values * factor, self._eigen.vectors)
+        return Symmetric(self.matrix * factor, self.label, self.eps, eigen)
+
+    def to(self, device: torch.device | None, dtype: torch.dtype | None) -> Symmetric:
+        """On another device with what is known of it; in another dtype without, as its entries are others then."""
+        matrix = self.matrix.to(device=device, dtype=dtype)
+        if self._eigen is None or matrix.dtype != self.matrix.dtype:
+            return Symmetric(matrix, self.label, max(self.eps, torch.finfo(matrix.dtype).eps))
+        return Symmetric(matrix, self.label, self.eps, Eigen(*(part.to(device) for part in self._eigen)))
+
+    def _rounding(self, values: Tensor) -> Tensor:
+        return ROUNDING * self.eps * values.norm(dim=-1, keepdim=True)
+
+
+def symmetrised(matrix: Tensor) -> Tensor:
+    """Exactly symmetric: the mean with the transpose, or the matrix itself if it is so already."""
+    return matrix if torch.equal(matrix, matrix.mT) else (matrix + matrix.mT) / 2
+
+
+def _eigh(matrix: Tensor, label: str) -> Eigen:
+    """In float64; where that fails, of the matrix with a little more on its diagonal, which is taken off again."""
+    double = matrix.double()
+    scale = double.diagonal(dim1=-2, dim2=-1).abs().mean().item() * torch.finfo(torch.float64).eps
+    for jitter in (0.0, *JITTERS):
+        shift = jitter * scale
+        given = double.clone()
+        given.diagonal(dim1=-2, dim2=-1).add_(shift)
+        try:
+            values, vectors = torch.linalg.eigh(given)
+        except RuntimeError:  # torch's LinAlgError, or a backend's own
+            continue
+        if values.isfinite().all() and vectors.isfinite().all():
+            return Eigen(values - shift, vectors)
+    raise InputError(f"torch.linalg.eigh fails for {label}, of shape {list(matrix.shape)}, even with its diagonal "
+                     f"raised by {JITTERS[-1] * torch.finfo(torch.float64).eps:.0e} of its mean: scale the loss, or "
+                     "leave the parameter out")
+
+
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """[..., d, d] -> [..., d (d + 1) / 2], row by row: all there is in a symmetric matrix."""
+    return matrix[..., _upper(matrix.shape[-1], matrix.device)].clone()
+
+
+def from_upper_triangle(entries: Tensor) -> Tensor:
+    """The inverse of `upper_triangle`. InputError if no matrix has so many entries."""
+    size = int((8 * entries.shape[-1] + 1) ** 0.5 - 1) // 2 if entries.dim() else 0
+    if not entries.dim() or size * (size + 1) // 2 != entries.shape[-1]:
+        raise InputError(f"{list(entries.shape)} is not the shape of a matrix's upper triangle")
+    matrix = entries.new_zeros(*entries.shape[:-1], size, size)
+    matrix[..., _upper(size, entries.device)] = entries
+    return matrix + matrix.triu(1).mT
+
+
+def _upper(size: int, device: torch.device) -> Tensor:
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu()

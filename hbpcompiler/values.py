@@ -1,0 +1,40 @@
+"""One quantity's values by parameter, with what is needed to compute with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+OUTPUTS_FIRST, INPUTS_FIRST = "out, in", "in, out"
+LAYOUTS = (OUTPUTS_FIRST, INPUTS_FIRST)
+
+
+class Stored(NamedTuple):
+    """A parameter as the model has it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    layout: str
+    """Which of a layer's outputs and inputs its first axis counts; "" where the parameter meets no inputs."""
+    bias: str = ""
+    """The name of the bias that is in this weight's Kronecker block, if one is."""
+
+
+class Values(dict[str, Any]):
+    """A dict from parameter name to value, as any other; `hbp.curvature` reads what else it says."""
+
+    def __init__(self, values: Mapping[str, Any], quantity: str, stored: Mapping[str, Stored]) -> None:
+        super().__init__(values)
+        self.quantity = quantity
+        """The name in the table of quantities."""
+        self.stored = stored
+        """All parameters of the program, by name, in the model's order."""
+
+    def like(self, values: Mapping[str, Any]) -> Values:
+        """Other values of the same quantity and parameters: a total over batches, say."""
+        return Values(values, self.quantity, self.stored)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Values, (dict(self), self.quantity, dict(self.stored))
