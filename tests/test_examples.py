@@ -56,6 +56,25 @@ def test_eigenspace(tmp_path):
     assert (tmp_path / "out" / "eigenspace.png").stat().st_size > 1000
 
 
+def test_pruning_and_quantisation(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("pruning.py", tmp_path)
+    rows = {line.split()[0]: [float(part) for part in line.split()[1:]] for line in text.splitlines() if "%  " in line}
+    assert rows["0%"] == [rows["0%"][0]] * 4
+    hessian, _, _, random = rows["60%"]
+    assert hessian > rows["0%"][0] - 0.05 > random + 0.3
+    assert (tmp_path / "out" / "pruning.png").stat().st_size > 1000
+    text = run_example("quantisation.py", tmp_path)
+    layers = [[float(part) for part in re.findall(r"-?\d\.\de-\d+", line)] for line in text.splitlines()
+              if ".weight" in line]
+    assert len(layers) == 4
+    predicted, measured = (sum(row[column] for row in layers) for column in (2, 3))  # three bits
+    assert 1 / 3 < predicted / measured < 3
+    same, chosen = map(float, re.search(r"^ +4 +(\S+) +(\S+) ", text, re.MULTILINE).groups())
+    assert chosen < same
+
+
 def test_own_rule(tmp_path):
     text = run_example("own_rule.py", tmp_path)
     assert "mylib.squash" in text
