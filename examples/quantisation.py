@@ -5,8 +5,8 @@
 Rounding a trained network's weights to few bits moves each by some delta_i and raises the loss by about
 sum_i h_ii delta_i^2 / 2 (the terms of the Hessian beside its diagonal are left out, and the gradient is about zero).
 A small CNN is trained on scikit-learn's digits; one accumulated `diag_h` then predicts, for every layer and number of
-bits, what rounding that layer alone costs. The table shows prediction and truth. Bits are spent where they
-save most per weight, one by one; below the table: the loss with so chosen bits beside that of the same number everywhere.
+bits, what rounding that layer alone costs. The table shows prediction and truth. Then bits are spent one by one where
+they save most per weight; below the table is the loss with them, beside that of the same number everywhere.
 """
 
 from __future__ import annotations
