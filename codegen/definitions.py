@@ -13,6 +13,7 @@ from torch import fx
 from hbpcompiler.codegen.naming import Names, comment
 from hbpcompiler.codegen.printer import ATOM, Text, expression
 from hbpcompiler.compiler.program.kernels import FALLBACKS, composites
+from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
 
@@ -23,13 +24,19 @@ LONGEST_INSIDE = 60
 def definitions(graph: fx.Graph) -> list[str]:
     """The text of each helper that the graph calls, and of those that these call."""
     wanted = dict.fromkeys(_called(graph))
+    for own in composites(graph).values():
+        wanted |= dict.fromkeys(_called(own.graph))
     for helper in list(wanted):
         wanted |= dict.fromkeys(_needs(helper))
     texts: list[str] = []
     for helper, fallback in FALLBACKS.items():
         if helper in wanted:
             texts += [_source(helper), fallback]
-    texts += [_each(own) if isinstance(own, EachSample) else _composite(own) for own in composites(graph).values()]
+    for own in composites(graph).values():
+        if isinstance(own, WeightedLoss):
+            texts.append(own.text())
+        else:
+            texts.append(_each(own) if isinstance(own, EachSample) else _composite(own))
     return [text for text in texts if text]
 
 
@@ -45,7 +52,8 @@ def _composite(function: Composite) -> str:
             lines.append(f"return {texts[node.args[0]][0]}")
         else:
             text = expression(node, texts.__getitem__)
-            short = len(node.users) == 1 and len(text[0]) <= LONGEST_INSIDE
+            last = [user.op for user in node.users] == ["output"]
+            short = last or (len(node.users) == 1 and len(text[0]) <= LONGEST_INSIDE)
             texts[node] = text if short else (names.fresh(node.name), ATOM)
             lines += [] if short else [f"{texts[node][0]} = {text[0]}"]
     about = [f'    """{comment(function.about)}"""'] if function.about else []

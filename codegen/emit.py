@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from torch import fx
 
+from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.layout import laid_out
@@ -21,6 +22,7 @@ from hbpcompiler.codegen.places import PARAMETERS, is_large, places, relaid
 from hbpcompiler.codegen.printer import Text, quote
 from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import QUANTITIES
 
@@ -43,8 +45,10 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     names = Names()
     given: dict[fx.Node, str] = {}
     for node in graph.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" and not meta.argument(node):
             given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
+        elif node.op == "placeholder":
+            given[node] = meta.argument(node)
     output = next(node for node in graph.nodes if node.op == "output")
     loss, predictions, results = output.args[0]  # as derive wrote it
     large = is_large(results)
@@ -79,7 +83,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         lists=any(QUANTITIES[name].lists for name in header.quantities),
         fields=fields,
         parts={part: merged(sections) for part, sections in parts.items()} if large else parts,
-        arguments=[given[node] for node in graph.nodes if node.op == "placeholder" and node.target != "state"],
+        arguments=[_parameter(node, given[node]) for node in given if node.target != "state"],
         loss=look(loss)[0],
         outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
@@ -112,12 +116,25 @@ def _record(name: str) -> dict[str, Any] | None:
     return {"name": quantity.record, "fields": [(part, special.get(part, "Tensor")) for part in quantity.fields]}
 
 
-def _field(name: str, results: Mapping[str, Any] | None, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
-    """A field of the result; without `results` it stands in a table of its own name."""
+def _parameter(node: fx.Node, name: str) -> str:
+    """A tensor of the batch, or a call argument, in the signature."""
+    argument = ARGUMENTS.get(meta.argument(node))
+    if argument is None:
+        return f"{name}: Tensor"
+    return f"{name}: {argument.annotation}" + (f" = {argument.default}" if argument.default is not None else "")
+
+
+def _field(name: str, results: Any, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
+    """A field of the result; without `results` it stands in a variable of its own name."""
     quantity = QUANTITIES[name]
-    entries = [] if results is None else [
-        (quote(key), record_text(name, value, look)) for key, value in results.items()]
-    return {"name": name, "type": quantity.record or "Tensor", "entries": entries, "summary": quantity.summary}
+    kind, entries, value = quantity.record or "Tensor", [], name
+    if quantity.per == "batch":
+        value = name if results is None else look(results)[0]
+    else:
+        kind = f"Dict[str, {kind}]"
+        entries = [] if results is None else [
+            (quote(key), record_text(name, value, look)) for key, value in results.items()]
+    return {"name": name, "type": kind, "entries": entries, "value": value, "summary": quantity.summary}
 
 
 @cache

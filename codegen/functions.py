@@ -18,6 +18,7 @@ from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.outline import Call, Outline
 from hbpcompiler.codegen.places import PARAMETERS, Places
 from hbpcompiler.codegen.printer import quote
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 Print = Callable[[fx.Graph, Names, Mapping[fx.Node, str], Mapping[fx.Node, str]],
@@ -83,7 +84,7 @@ class Functions:
             entry = function.entries.get(holder)
             if entry is None:
                 given[holder] = names.fresh(role(str(holder.meta.get("hint") or holder.name)))
-                parameters.append(f"{given[holder]}: {'Tensor' if 'shape' in holder.meta else 'int'}")
+                parameters.append(f"{given[holder]}: {meta.annotation(holder)}")
             else:
                 given[holder] = names.fresh(entry[1] if entry[0] == PARAMETERS else f"{entry[0]}_{entry[1]}")
                 head.append(f'{given[holder]} = {_entry(entry)}')

@@ -7,8 +7,10 @@ import keyword
 import re
 from collections.abc import Mapping
 
+from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.compiler.program.weighted_loss import LOSSES, WEIGHTED
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.quantities import QUANTITIES
@@ -16,7 +18,8 @@ from hbpcompiler.rule.composite import PREFIX
 
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
-                      "start", "stop", "forward", "result", *(helper.__name__ for helper in FALLBACKS)})
+                      "start", "stop", "forward", "result", *(helper.__name__ for helper in FALLBACKS), *ARGUMENTS,
+                      LOSSES, WEIGHTED})
 
 
 def identifier(text: str) -> str:

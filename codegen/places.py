@@ -36,7 +36,7 @@ Places = Mapping[fx.Node, Place]
 
 
 def is_large(results: Mapping[str, Any]) -> bool:
-    return any(len(entries) > MANY for entries in results.values())
+    return any(len(entries) > MANY for entries in results.values() if isinstance(entries, dict))
 
 
 def places(graph: fx.Graph, results: Mapping[str, Any]) -> dict[fx.Node, Place]:
@@ -79,7 +79,7 @@ def _closings(results: Mapping[str, Any], called: Mapping[str, str]) -> dict[fx.
     """`called` has the name of each parameter in the program, with which those of its closings end."""
     found: dict[Place, set[fx.Node]] = {}
     for entries in results.values():
-        for key, value in entries.items():
+        for key, value in entries.items() if isinstance(entries, dict) else []:
             for node in _sources(value):
                 hint, end = str(node.meta.get("hint") or ""), f"_{called.get(key, key)}"
                 if hint.endswith(end):

@@ -275,7 +275,7 @@ class Printer:
             match = VARIABLE.match(text)
             given.append(names.fresh(match[0] if match is not None else "total") if holder.users else "")
             if holder.users:
-                parameters.append(f"{given[-1]}: {'int' if meta.shape(holder) is None else 'Tensor'}")
+                parameters.append(f"{given[-1]}: {meta.annotation(holder)}")
                 arguments.append(text)
         parameters += [f"{letter}: int" for letter in letters]
         arguments += letters

@@ -48,13 +48,16 @@ def can_be_tables(graph: fx.Graph, places: Places) -> bool:
 
 
 def result_tables(places: Places, look: Look, names: Names,
-                  results: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+                  results: Mapping[str, Any]) -> list[Section]:
     """A section for each quantity, in the order in which their lines would stand one by one."""
     writer = _Results(places, look)
     parameters = names.fresh("parameters")
-    keys = list(next(iter(results.values())))
+    keys = list(next(entries for entries in results.values() if isinstance(entries, dict)))
     sections = [Section("names of the parameters", [f"{parameters} = [{', '.join(map(quote, keys))}]"])]
     for quantity, values in results.items():
+        if isinstance(values, fx.Node):
+            sections.append(Section(quantity, [f"{quantity} = {writer.of_batch(values)}"]))
+            continue
         own = parameters if list(values) == keys else f"[{', '.join(map(quote, values))}]"
         sections.append(Section(quantity, writer.lines(quantity, values, own)))
     return sections
@@ -111,6 +114,13 @@ class _Results:
                          f"    {word} {self._test(groups[form], form, others)}:")
             lines.append(f"        {quantity}[name] = {form.text}")
         return lines
+
+    def of_batch(self, node: fx.Node) -> str:
+        """The one value of a quantity, for the whole batch."""
+        def text_of(read: fx.Node) -> Text:
+            return self._result(read, text_of) if is_of_results(read) else self.look(read)
+
+        return text_of(node)[0]
 
     def _test(self, keys: Sequence[str], form: _Form, others: set[str]) -> str:
         """What tells these parameters from all others that are left."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
+from hbpcompiler.arguments import Call, check_arguments, examples, rows_of, without_weights
 from hbpcompiler.block_product import block_diagonal, block_product, meetings
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.targets import check_targets
@@ -84,21 +85,25 @@ class Compiled:
         """The quantities, in the table's order."""
         return self.options.quantities
 
-    def __call__(self, *batch: Any, generator: torch.Generator | None = None) -> Result:
+    def __call__(self, *batch: Any, generator: torch.Generator | None = None, **arguments: Any) -> Result:
         """Run the program on (X, y); on (X1, X2, ..., y) or ((X1, X2), y) for a model of several inputs, or on
         ({"name": X, ...}, y) with the arguments of its forward by name. y may be a tuple or dict of tensors.
 
         `generator` makes all random draws of this call (mc_samples, dropout) reproducible; without it they come from
-        torch's global generator. Raises InputError for a batch that does not fit, before anything is computed.
+        torch's global generator. `arguments` are what the quantities take beside the batch (docs/call-arguments.md):
+        with `sample_weights`, w [N], every quantity is that of sum_n w_n l_n (over N for a mean loss). Raises
+        InputError for a batch, or an argument, that does not fit, before anything is computed.
         """
         given = check_batch(self.model, batch)
+        beside = self._beside(arguments, given)
         state, built = self._program(given)
         check_targets(built.losses, built.matched.graph, given)
         check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
         with seeded(generator):
             first = given.samples > 0 and not built.is_proven(given.samples)
-            raw = self._first_run(state, built, given) if first else self._run(state, built, given)
+            run = self._first_run if first else self._run
+            raw = run(state, built, given, beside)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         plan = built.draft.plan
         return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored)
@@ -143,24 +148,33 @@ class Compiled:
             _warn_of_hooks(self)
         return state, built
 
-    def _run(self, state: State, built: Built, batch: Batch) -> Any:
-        """What the program returns."""
+    def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+        """A call's arguments, checked."""
+        shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        return check_arguments(given, Call(batch.samples, batch.tensors[0].device, self.quantities, shapes))
+
+    def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
+        """What the program returns; of what is `beside` the batch, the part of these samples."""
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
-        arguments = self._arguments(state, built)
+        tensors = self._tensors(state, built)
         with torch.no_grad(), casts:
             if not batch.samples:
-                return result_of_none(built.run, arguments, batch, built.matched.ending.kind)
-            return built.run(arguments, *batch.tensors)
+                return result_of_none(built.run, tensors, batch, built.matched.ending.kind, beside)
+            return built.run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
 
-    def _first_run(self, state: State, built: Built, batch: Batch) -> Any:
-        """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError."""
-        draws = Draws.now(batch.tensors[0].device)
+    def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
+        """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
+
+        That step knows no weights of samples, so where some are given the proof is of a run without them.
+        """
+        draws, plain = Draws.now(batch.tensors[0].device), without_weights(beside)
         with built.seconds.first(FIRST_RUN):
-            raw = self._run(state, built, batch)
-        candidate = self._candidate(state, built)
+            raw = self._run(state, built, batch, beside)
+        candidate, full = self._candidate(state, built, plain), self.options.verify == FULL
+        proven = raw if len(plain) == len(beside) else None
         try:
             with TRACING, built.seconds.first(PROVE):
-                check(prove(candidate, batch, draws, raw, self.options.verify == FULL), candidate, batch, draws)
+                check(prove(candidate, batch, draws, proven, full), candidate, batch, draws)
         except ProofError:
             if not built.proven:
                 self._guards.drop(state, batch.form, built)
@@ -176,15 +190,16 @@ class Compiled:
         state, built = self._program(batch)
         if batch.samples and not built.is_proven(batch.samples):
             with drawing(Draws.now(batch.tensors[0].device)):
-                self._first_run(state, built, batch)
+                beside = examples(self.quantities, batch.samples, dict(self.model.named_parameters()))
+                self._first_run(state, built, batch, beside)
 
-    def _candidate(self, state: State, built: Built) -> Candidate:
+    def _candidate(self, state: State, built: Built, beside: Mapping[str, Any]) -> Candidate:
         return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
-                         lambda batch: self._run(state, built, batch), self._arguments(state, built), built.sizes,
+                         lambda batch: self._run(state, built, batch, beside), self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,
                          lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries))
 
-    def verify(self, *batch: Any, full: bool = True) -> Verification:
+    def verify(self, *batch: Any, full: bool = True, **arguments: Any) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.
 
         Loss, outputs and gradient are compared; with `full` the other quantities too, on the batch's first two samples.
@@ -192,11 +207,13 @@ class Compiled:
         raised is what a call raises for a batch that does not fit, and ProofError where the model's own step fails.
         """
         given = check_batch(self.model, batch)
+        beside = without_weights(self._beside(arguments, given))
         state, built = self._program(given)
         check_targets(built.losses, built.matched.graph, given)
         try:
             with TRACING:
-                return prove(self._candidate(state, built), given, Draws.now(given.tensors[0].device), full=full)
+                candidate, draws = self._candidate(state, built, beside), Draws.now(given.tensors[0].device)
+                return prove(candidate, given, draws, full=full)
         finally:
             state.put_back()
 
@@ -208,7 +225,7 @@ class Compiled:
                           "of the results, as torch leaves their grad None, and to_parameters() leaves them alone",
                           UnusedParametersWarning, stacklevel=5)
 
-    def _arguments(self, state: State, built: Built) -> dict[str, Tensor]:
+    def _tensors(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""
         if id(built) not in state.arguments:
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -255,7 +272,7 @@ class Compiled:
     def state(self) -> dict[str, Tensor]:
         """The first argument of `program`: parameters, buffers and the loss's own tensors by name."""
         state, built = self._program_used()
-        return self._arguments(state, built)
+        return self._tensors(state, built)
 
     def save(self, path: str | Path) -> Path:
         """Write the generated file; it needs only torch."""

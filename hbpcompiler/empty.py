@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.arguments import rows_of
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import InputError
 
 
-def result_of_none(run: Callable[..., Any], arguments: Mapping[str, Tensor], batch: Batch, kind: str) -> Any:
+def result_of_none(run: Callable[..., Any], arguments: Mapping[str, Tensor], batch: Batch, kind: str,
+                   beside: Mapping[str, Any]) -> Any:
     """The program's result for N = 0: zeros, with axes of length 0 for those that count samples.
 
     Which axes these are is seen by running the program on one sample of zeros and on two: not every kernel of torch's
@@ -24,7 +26,7 @@ def result_of_none(run: Callable[..., Any], arguments: Mapping[str, Tensor], bat
                          "over no samples has no value; use reduction='sum', with which all is zero, or skip the batch")
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):
-        one, two = (run(arguments, *batch.rows(count)) for count in (1, 2))
+        one, two = (run(arguments, *batch.rows(count), **rows_of(beside, count)) for count in (1, 2))
     return _zeros(one, two)
 
 

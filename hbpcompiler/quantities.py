@@ -21,12 +21,16 @@ RESIDUAL_MC = "residual_mc"
 KFRA = "kfra"
 OUTPUT = "output"
 """One unit column for each entry of the model's output, whatever the loss is."""
+CURVATURE = frozenset({GGN, GGN_MC, KFRA})
+"""Those that begin with square roots, or with averages, of the loss's own curvature."""
+LOSS = "loss"
+"""What travels nowhere: of the loss itself, for the whole batch."""
 
 # -- closings: how a stream ends at a parameter ---------------------------------------------------------------------
 SUM = "sum"
 """sum_n T, shape [*theta] (gradient stream, one column)."""
 EACH = "each"
-"""T itself, [N, *theta] (gradient stream)."""
+"""T itself, [N, *theta] (gradient stream); of the loss, l_n [N]."""
 NORM = "norm"
 """sum over theta of T^2, [N] (gradient stream)."""
 DIAGONAL = "diagonal"
@@ -143,7 +147,7 @@ class Closed:
         return value / self.batch
 
 
-PARAMETER, GROUP = "parameter", "group"
+PARAMETER, GROUP, BATCH = "parameter", "group", "batch"
 """What a quantity has a value for: each parameter, each group of parameters (`Chosen.groups`)."""
 
 
@@ -170,11 +174,19 @@ class Quantity:
     instead: str = ""
     """What to accumulate, or to do, in place of what does not add up."""
     per: str = PARAMETER
-    """What there is a value for; its closings are totals where that is no parameter."""
+    """What there is a value for; its closings are totals where that is a group, and those of the whole
+    batch where there is one value for all of it."""
+    arguments: tuple[str, ...] = ()
+    """Names of the call arguments (see `arguments`) that a program needs for it."""
 
     @property
     def streams(self) -> set[str]:
         return {closing.stream for closing in self.needs if closing.stream}
+
+    @property
+    def averages(self) -> bool:
+        """Whether averages over the samples go into it, of which weights that are all zero leave nothing."""
+        return any(closing.stream in ("", KFRA) or closing.kind == EIGEN for closing in self.needs)
 
 
 def _second_moment(closed: Closed) -> Any:
@@ -296,6 +308,8 @@ def _diagonal_entry(name: str, stream: str, summary: str) -> Quantity:
 
 
 TABLE: tuple[Quantity, ...] = (
+    Quantity("batch_loss", "each sample's loss l_n, [N]", (Closing(LOSS, EACH),), lambda c: c.get(LOSS, EACH),
+             of_each_loss=True, per=BATCH, instead=ROWS),
     Quantity("grad", "gradient of L", (Closing(GRADIENT, SUM),), lambda c: c.scaled(c.get(GRADIENT, SUM)),
              adds=(OF_LOSS,)),
     Quantity("batch_grad", "each sample's share of the gradient, [N, *theta]", (Closing(GRADIENT, EACH),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,21 @@ class Result:
     """Loss, output and every quantity asked for, as attributes or items.
 
     `loss`: the scalar loss L. `output`: what the model returned. Each quantity is a dict from parameter name (as
-    in `model.named_parameters()`), or from the name of a group of parameters, to a tensor or named tuple;
-    docs/quantities.md gives values and shapes.
+    in `model.named_parameters()`), or from the name of a group of parameters, to a tensor or named tuple, or one
+    tensor where it is of the whole batch (batch_loss); docs/quantities.md gives values and shapes.
     """
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
+<<<<<<< HEAD
                  meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None,
                  stored: Mapping[str, Stored] | None = None) -> None:
         self.stored: Mapping[str, Stored] = dict(stored or {})
         """The parameters as `hbp.curvature` has to know them, by name; every quantity's dict has them too."""
         self._values: dict[str, Any] = self._described({name: getattr(raw, name) for name in quantities})
+=======
+                 meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None) -> None:
+        self._values: dict[str, Any] = {name: getattr(raw, name) for name in quantities}
+>>>>>>> a5c4ea9 (Call arguments of programs: sample_weights for every quantity, and batch_loss, a quantity of the whole batch)
         self._model = model
         self.meetings = meetings or {}
         """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
@@ -47,28 +52,31 @@ class Result:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to the program that made it: classes of named tuples, and what `block_product` reads."""
-        values = {name: {key: _plain(value) for key, value in held.items()} for name, held in self._values.items()}
+        values = {name: _each(held, _plain) for name, held in self._values.items()}
         return {**self.__dict__, "_values": values, "meetings": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+<<<<<<< HEAD
         self._values = self._described({name: {key: _record(value) for key, value in held.items()}
                                         for name, held in state["_values"].items()})
+=======
+        self._values = {name: _each(held, _record) for name, held in state["_values"].items()}
+>>>>>>> a5c4ea9 (Call arguments of programs: sample_weights for every quantity, and batch_loss, a quantity of the whole batch)
 
     @property
     def quantities(self) -> tuple[str, ...]:
         """Names of the quantities in this result."""
         return tuple(self._values)
 
-    def __getattr__(self, name: str) -> Mapping[str, Any]:
+    def __getattr__(self, name: str) -> Any:
         values = self.__dict__.get("_values", {})
         if name in values:
-            found: Mapping[str, Any] = values[name]
-            return found
+            return values[name]
         raise AttributeError(f"this program did not compute '{name}'; it has {', '.join(values)}. "
                              "Name it in hbp.compile(..., quantities=[...])")
 
-    def __getitem__(self, name: str) -> Mapping[str, Any]:
+    def __getitem__(self, name: str) -> Any:
         if name not in self._values:
             raise KeyError(f"{name}: this program computes {', '.join(self._values)}")
         return self._values[name]
@@ -99,6 +107,11 @@ class _Fields:
 
     name: str
     fields: dict[str, Any]
+
+
+def _each(held: Any, changed: Callable[[Any], Any]) -> Any:
+    """A dict with each value changed; what is no dict as it is."""
+    return {key: changed(value) for key, value in held.items()} if isinstance(held, dict) else held
 
 
 def _plain(value: Any) -> Any:

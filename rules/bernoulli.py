@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import check_floating, reduction, repeated, scaled, share
+from .shared.loss_terms import check_floating, of_samples, reduction, repeated, scaled, share
 
 
 def _given(op: Op, *names: str) -> dict[str, Any]:
@@ -23,9 +23,9 @@ def _weighted(op: Op, value: Tensor) -> Tensor:
 # -- logits: the loss is weight * ((1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)) --------------------------------
 
 
-def forward(op: Op) -> Tensor:
+def loss(op: Op, reduction: str) -> Tensor:
     given = _given(op, "weight", "pos_weight")
-    return F.binary_cross_entropy_with_logits(op.self, op.target, reduction=reduction(op), **given)
+    return F.binary_cross_entropy_with_logits(op.self, op.target, reduction=reduction, **given)
 
 
 def gradient(op: Op) -> Tensor:
@@ -82,7 +82,8 @@ def _cases(*weights: dict[str, tuple[int, ...]]) -> list[Case]:
 
 WITH_LOGITS = LossRule(
     operations=["aten.binary_cross_entropy_with_logits"],
-    forward=forward,
+    forward=lambda op: loss(op, reduction(op)),
+    each=lambda op: of_samples(op, loss(op, "none")),
     gradient=gradient,
     residual=Diagonal(diagonal),
     reduction=reduction,
@@ -93,6 +94,10 @@ WITH_LOGITS = LossRule(
 )
 
 # -- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def probability_loss(op: Op, reduction: str) -> Tensor:
+    return F.binary_cross_entropy(op.self, op.target, reduction=reduction, **_given(op, "weight"))
 
 
 def probability_gradient(op: Op) -> Tensor:
@@ -107,7 +112,8 @@ def probability_diagonal(op: Op) -> Tensor:
 
 PROBABILITIES = LossRule(
     operations=["aten.binary_cross_entropy"],
-    forward=lambda op: F.binary_cross_entropy(op.self, op.target, reduction=reduction(op), **_given(op, "weight")),
+    forward=lambda op: probability_loss(op, reduction(op)),
+    each=lambda op: of_samples(op, probability_loss(op, "none")),
     gradient=probability_gradient,
     residual=Diagonal(probability_diagonal),
     reduction=reduction,

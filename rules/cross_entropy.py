@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor, called, covariance_root
 
 from .shared import class_weights
-from .shared.class_weights import counted, labels
+from .shared.class_weights import counted, labels, of_samples
 from .shared.loss_terms import at, check_floating, check_labels, check_shape, reduction
 from .shared.simplex import positionwise
 
 
-def forward(op: Op) -> Tensor:
+def loss(op: Op, reduction: str) -> Tensor:
     given: dict[str, Any] = {}
     if op.has("weight"):
         given["weight"] = op.weight
@@ -27,7 +27,16 @@ def forward(op: Op) -> Tensor:
         given["ignore_index"] = op.ignore_index
     if op.label_smoothing:
         given["label_smoothing"] = op.label_smoothing
-    return F.cross_entropy(op.self, op.target, reduction=reduction(op), **given)
+    return F.cross_entropy(op.self, op.target, reduction=reduction, **given)
+
+
+def each(op: Op) -> Tensor:
+    elements = loss(op, "none")
+    if not has_probabilities(op):
+        return of_samples(op, elements)
+    if not op.shape("self")[1:]:
+        return elements
+    return elements.flatten(1).mean(1) if reduction(op) == "mean" else elements.flatten(1).sum(1)
 
 
 def has_probabilities(op: Op) -> bool:
@@ -156,7 +165,8 @@ def _cases() -> list[Case]:
 
 RULE = LossRule(
     operations=["aten.cross_entropy_loss"],
-    forward=forward,
+    forward=lambda op: loss(op, reduction(op)),
+    each=each,
     gradient=gradient,
     residual=residual,
     reduction=reduction,

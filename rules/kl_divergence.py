@@ -4,7 +4,10 @@ import torch
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
-from .shared.loss_terms import at, check_floating, reduction, scaled, share
+from .shared.loss_terms import at, check_floating, of_samples, reduction, scaled, share
+
+NONE = 0
+"""torch's number for reduction="none"."""
 
 
 def gradient(op: Op) -> Tensor:
@@ -21,6 +24,7 @@ def check(op: Op, target: Tensor) -> str | None:
 RULE = LossRule(
     operations=["aten.kl_div"],
     forward=lambda op: torch.kl_div(op.self, op.target, op.reduction, log_target=op.log_target),
+    each=lambda op: of_samples(op, torch.kl_div(op.self, op.target, NONE, log_target=op.log_target)),
     gradient=gradient,
     residual=ZERO,
     reduction=reduction,

@@ -11,6 +11,7 @@ CASES = [Case({"self": ()}), Case({"self": (3,)}), Case({"self": (2, 2)})]
 MEAN = LossRule(
     operations=["aten.mean"],
     forward=lambda op: op.self.mean(),
+    each=lambda op: op.self.flatten(1).mean(1) if op.shape("self") else op.self,
     gradient=lambda op: torch.full_like(op.self, 1 / math.prod(op.shape("self"))),
     residual=ZERO,
     reduction=lambda op: "mean",
@@ -27,6 +28,7 @@ def _ones(op: Op) -> Tensor:
 SUM = LossRule(
     operations=["aten.sum"],
     forward=lambda op: op.self.sum(),
+    each=lambda op: op.self.flatten(1).sum(1) if op.shape("self") else op.self,
     gradient=_ones,
     residual=ZERO,
     reduction=lambda op: "sum",

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
-from .shared.class_weights import counted, labels, terms
+from .shared.class_weights import counted, labels, of_samples, terms
 from .shared.loss_terms import check_labels, check_shape, reduction
 
 
-def forward(op: Op) -> Tensor:
+def loss(op: Op, reduction: str) -> Tensor:
     given: dict[str, Any] = {}
     if op.has("weight"):
         given["weight"] = op.weight
     if op.ignore_index != -100:
         given["ignore_index"] = op.ignore_index
-    return F.nll_loss(op.self, op.target, reduction=reduction(op), **given)
+    return F.nll_loss(op.self, op.target, reduction=reduction, **given)
 
 
 def gradient(op: Op) -> Tensor:
@@ -54,7 +54,8 @@ def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
     ]
     return LossRule(
         operations=operations,
-        forward=forward,
+        forward=lambda op: loss(op, reduction(op)),
+        each=lambda op: of_samples(op, loss(op, "none")),
         gradient=gradient,
         residual=ZERO,
         reduction=reduction,

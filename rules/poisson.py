@@ -5,14 +5,14 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import at, check_floating, reduction, repeated, scaled, share
+from .shared.loss_terms import at, check_floating, of_samples, reduction, repeated, scaled, share
 
 
-def forward(op: Op) -> Tensor:
+def loss(op: Op, reduction: str) -> Tensor:
     given = {} if op.log_input else {"log_input": False, "eps": op.eps}
     if op.full:
         given["full"] = True
-    return F.poisson_nll_loss(op.input, op.target, reduction=reduction(op), **given)
+    return F.poisson_nll_loss(op.input, op.target, reduction=reduction, **given)
 
 
 def gradient(op: Op) -> Tensor:
@@ -46,7 +46,8 @@ def check(op: Op, target: Tensor) -> str | None:
 
 RULE = LossRule(
     operations=["aten.poisson_nll_loss"],
-    forward=forward,
+    forward=lambda op: loss(op, reduction(op)),
+    each=lambda op: of_samples(op, loss(op, "none"), "input"),
     gradient=gradient,
     residual=Diagonal(diagonal),
     reduction=reduction,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
 
-from .shared.loss_terms import check_floating, reduction, repeated, scaled, share
+from .shared.loss_terms import check_floating, of_samples, reduction, repeated, scaled, share
 
 SETTINGS = ({"reduction": 1}, {"reduction": 2})
 
@@ -34,6 +34,7 @@ def mse_sample(op: Op, draws: int) -> Tensor:
 MSE = LossRule(
     operations=["aten.mse_loss"],
     forward=lambda op: F.mse_loss(op.self, op.target, reduction=reduction(op)),
+    each=lambda op: of_samples(op, F.mse_loss(op.self, op.target, reduction="none")),
     gradient=mse_gradient,
     residual=Diagonal(mse_diagonal),
     reduction=reduction,
@@ -58,6 +59,7 @@ def huber_diagonal(op: Op) -> Tensor:
 HUBER = LossRule(
     operations=["aten.huber_loss"],
     forward=lambda op: F.huber_loss(op.self, op.target, reduction=reduction(op), delta=op.delta),
+    each=lambda op: of_samples(op, F.huber_loss(op.self, op.target, reduction="none", delta=op.delta)),
     gradient=huber_gradient,
     residual=Diagonal(huber_diagonal),
     reduction=reduction,
@@ -85,6 +87,7 @@ def smooth_l1_residual(op: Op) -> Residual:
 SMOOTH_L1 = LossRule(
     operations=["aten.smooth_l1_loss"],
     forward=lambda op: F.smooth_l1_loss(op.self, op.target, reduction=reduction(op), beta=op.beta),
+    each=lambda op: of_samples(op, F.smooth_l1_loss(op.self, op.target, reduction="none", beta=op.beta)),
     gradient=smooth_l1_gradient,
     residual=smooth_l1_residual,
     reduction=reduction,
@@ -103,6 +106,7 @@ def l1_gradient(op: Op) -> Tensor:
 L1 = LossRule(
     operations=["aten.l1_loss"],
     forward=lambda op: F.l1_loss(op.self, op.target, reduction=reduction(op)),
+    each=lambda op: of_samples(op, F.l1_loss(op.self, op.target, reduction="none")),
     gradient=l1_gradient,
     residual=ZERO,
     reduction=reduction,

@@ -33,7 +33,7 @@ from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.derive.forward import derive
 from hbpcompiler.compiler.match import derived
 from hbpcompiler.compiler.match.check import check_matched
-from hbpcompiler.compiler.match.endings import refuse_scale
+from hbpcompiler.compiler.match.endings import refuse_losses, refuse_scale
 from hbpcompiler.compiler.match.match import match, taken_apart
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import LossCheck, check_targets, loss_checks
@@ -172,6 +172,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
             check_promise("match", check_matched(matched))
             _check_chosen(matched, options)
         refuse_scale(matched.ending, options.quantities)
+        refuse_losses(matched.ending, matched.rules, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
         drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)
@@ -233,7 +234,7 @@ class _Drafting:
     def _optimise(self, program: Program, planned: Plan, resources: Resources) -> None:
         graph = self.matched.graph
         settings = Settings(
-            arguments=program.arguments, machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
+            arguments=program.stand_ins, machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
             curvature_dtype=planned.curvature_dtype, by_pixels=planned.by_pixels,
             images=image_weights(graph, self.matched.rules), chunk=resources.limits.typical_batch)
         try:

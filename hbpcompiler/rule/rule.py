@@ -134,6 +134,8 @@ class LossRule:
     """grad of l_n, [N, *in]."""
     reduction: Callable[[Op], str]
     """"mean", "sum" or "none"."""
+    each: Callable[[Op], Tensor] | None = None
+    """l_n, [N]; for batch_loss, and for calls with sample_weights. None: neither is possible."""
     forward: Forward | None = None
     sample: Callable[[Op, int], Tensor] | None = None
     """(op, M) -> [N, M, *in] columns s with E[sum_m s s^T] = Hessian of l_n."""

@@ -97,6 +97,22 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
         assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not convex"
 
 
+def _check_losses(rule: LossRule, setting: Setting, where: str) -> None:
+    """l_n [N]: their mean or sum is the loss, and each one's gradient is that of its sample alone."""
+    value = setting.arguments[rule.input].clone().requires_grad_()
+    op = setting.op().with_tensor(rule.input, value)
+    assert rule.each is not None
+    losses = rule.each(op)
+    assert losses.shape == (SAMPLES,), f"{where}: l_n has shape {list(losses.shape)}"
+    total = losses.mean() if rule.reduction(op) == "mean" else losses.sum()
+    close(total, setting.reference(), f"{where}: l_n")
+    for n, loss in enumerate(losses):
+        (found,) = torch.autograd.grad(loss, value, retain_graph=True)
+        expected = torch.zeros_like(found)
+        expected[n] = rule.gradient(setting.op())[n]
+        close(found, expected, f"{where}: gradient of l_{n}")
+
+
 def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     """One case of a loss: value, per-sample gradient, Hessian and the sampled Hessian's expectation."""
     torch.manual_seed(0)
@@ -111,6 +127,8 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     value = setting.arguments[rule.input].clone().requires_grad_()
     (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
     close(rule.gradient(op), scale * expected, f"{where}: gradient")
+    if rule.each is not None:
+        _check_losses(rule, setting, where)
     assert "increasing" not in rule.order or (expected >= 0).all(), f"{where}: not increasing"
     expected_hessian = hessian(setting, [rule.input], lambda output, n: scale * output)
     found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1])

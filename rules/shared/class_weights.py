@@ -18,6 +18,17 @@ def counts_and_labels(op: Op) -> tuple[Tensor, Tensor]:
     return counted_labels(op.target, op.self, ignore_index=op.ignore_index, mean=mean)
 
 
+def of_samples(op: Op, elements: Tensor) -> Tensor:
+    """l_n [N] of the weighted loss of each position, [N, *d]: of a mean, N times the sample's share."""
+    each = elements.flatten(1).sum(1) if op.shape("self")[1:] else elements
+    if reduction(op) != "mean":
+        return each
+    kept = (op.target != op.ignore_index).type_as(elements)
+    if op.has("weight"):
+        kept = kept * torch.take(op.weight, labels(op)).squeeze(1)
+    return each * (op.self.shape[0] / kept.sum())
+
+
 def counted(op: Op) -> tuple[Tensor, Tensor]:
     """[N, 1, *d] each: the share of a position in l_n without and with its class's weight."""
     plain = called("w", counts_and_labels(op)[0])

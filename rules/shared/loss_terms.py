@@ -22,6 +22,11 @@ def share(op: Op, input: str = "self") -> float:
     return 1 / math.prod(op.shape(input)) if reduction(op) == "mean" else 1.0
 
 
+def of_samples(op: Op, elements: Tensor, input: str = "self") -> Tensor:
+    """l_n [N] of the loss of each element, [N, *z], where a mean is over all elements."""
+    return scaled(elements.flatten(1).sum(1) if op.shape(input) else elements, share(op, input))
+
+
 def scaled(value: Tensor, factor: float) -> Tensor:
     return value if factor == 1 else value * factor
 

@@ -8,13 +8,13 @@ from hbpcompiler.compiler.derive.forward import derive
 from tests.derive.carried import MATCHED, planned, values
 
 
-def run(*quantities, **options):
+def run(*quantities, sample_weights=None, **options):
     """(loss, outputs, results) of the derived graph."""
     graph = derive(MATCHED, planned(*quantities, **options)).graph
     given, state = values(), {}
     state = {value.key: given[value.name] for value in MATCHED.graph.state}
-    arguments = [state if node.target == "state" else given[node.target] for node in graph.nodes
-                 if node.op == "placeholder"]
+    given |= {"state": state, "argument_sample_weights": sample_weights}
+    arguments = [given[node.target] for node in graph.nodes if node.op == "placeholder"]
     return fx.GraphModule(torch.nn.Module(), graph)(*arguments)
 
 

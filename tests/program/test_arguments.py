@@ -13,6 +13,6 @@ def test_arguments_come_in_the_programs_order_with_the_state_as_one():
         graph.placeholder(name)
     weight = Value("w", (3, 2), torch.float64, "parameter", "layer.weight", trainable=True)
     program = Program(graph, [Value("x", (N, 2), torch.float32, "input", "x")], [weight])
-    state, x = program.arguments(5)
+    state, x = program.stand_ins(5)
     assert (x.shape, x.dtype, x.device.type) == ((5, 2), torch.float32, "meta")
     assert {key: tuple(value.shape) for key, value in state.items()} == {"layer.weight": (3, 2)}

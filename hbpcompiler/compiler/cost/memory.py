@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.program import meta as node_meta
+from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import Graph, meta
 from hbpcompiler.limits import DEFAULT_LIMITS
@@ -66,7 +67,8 @@ class MemoryModel:
             state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
             data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
             with torch.no_grad(), Meter() as meter:
-                result = self._forward(state, *data)
+                beside = {} if self.program is None else stand_ins(self.program, batch, state)
+                result = self._forward(state, *data, **beside)
                 self._known[batch] = int(self.allowance * meter.peak)
             del result
         return self._known[batch]

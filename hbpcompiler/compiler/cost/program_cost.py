@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.cost.meter import Counts, Meter
 from hbpcompiler.compiler.program import meta as node_meta
-from hbpcompiler.compiler.program.shapes import interpret, resized
+from hbpcompiler.compiler.program.shapes import interpret, resized, stand_ins
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import Graph, N, meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -65,8 +65,9 @@ class ProgramCost:
         if (batch, smooth) not in self._known:
             state = {value.key: meta(value, batch) for value in self.source.state}
             data = {value.name: meta(value, batch) for value in self.source.batch}
-            given = {"state": state, **data}
-            arguments = [given[str(node.target)] for node in self.program.nodes if node.op == "placeholder"]
+            given, beside = {"state": state, **data}, stand_ins(self.program, batch, state)
+            arguments = [beside[name] if (name := node_meta.argument(node)) else given[str(node.target)]
+                         for node in self.program.nodes if node.op == "placeholder"]
             found: dict[Place, tuple[Counts, int]] = {}
             held: dict[Place, int] = {}
             with torch.no_grad(), self._meter:

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.formulas import formulas
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, title
+from hbpcompiler.compiler.program.kernels import weighted
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import MATRIX
 from hbpcompiler.compiler.trace.graph import Operation, Value
@@ -47,12 +48,17 @@ class Backward:
         self.signs = dict(signs or {})
         self.closed: dict[str, dict[Closing, Any]] = {}
         self.totals: dict[str, dict[Closing, Any]] = {}
+        self.closed_of_batch: dict[Closing, Any] = {}
+        """What quantities of the whole batch are made of."""
         self.pooled: dict[tuple[str, str], tuple[Any, Any]] = {}
         """The columns behind a pool as they were before it, and the positions that the pool took."""
         self.multiples: dict[str, Any] = {}
         """By reduction, what its part of the loss is multiplied by."""
         self.noise: dict[str, Any] = {}
         """The random signs of a piece's columns, the same at every value that it has reached."""
+        self.weights: Any = None
+        """The call argument `sample_weights`; None where there is none."""
+        self._in_loop = False
         self.leaving = leaving
         self._slopes = slopes or {}
         self._handlers = handlers
@@ -66,9 +72,11 @@ class Backward:
         It starts with what it is given: `columns` and `signs` that are in this chunk, `slopes`, the local derivatives
         that are known already, and `batch`, how many samples it has; None: those of the pass around it.
         """
-        return Backward(self.matched, self.plan, writer, ops, self.batch if batch is None else batch, self._handlers,
+        made = Backward(self.matched, self.plan, writer, ops, self.batch if batch is None else batch, self._handlers,
                         columns=columns, signs=signs, slopes=slopes, leaving=leaving,
                         known_formulas=self._formulas)
+        made._in_loop = True
+        return made
 
     def heading(self, operation: Operation) -> tuple[str, str, str]:
         """Of an operation's block in the backward part: its title, the part, its formula."""
@@ -93,6 +101,14 @@ class Backward:
         maker = self.matched.graph.makers.get(value.name)
         in_loss = maker is not None and maker.source.in_loss
         return columns if in_loss else self.precision.rounded(columns, piece)
+
+    def weighted(self, tensor: Any, root: bool = False, average: bool = False) -> Any:
+        """[N, ...] times the samples' weights, if a call gives some (see the kernel)."""
+        assert not self._in_loop, "a chunk of samples has no weights: they are multiplied with before it is cut"
+        if self.weights is None:
+            return tensor
+        flags = {name: True for name, flag in (("root", root), ("average", average)) if flag}
+        return weighted(tensor, self.weights, **flags)
 
     def set_signs(self, piece: Piece, signs: Any, columns: Any) -> None:
         """The signs of a piece that may have some; None: all +, for these columns."""

@@ -28,11 +28,11 @@ def seed(backward: Backward, step: Seed) -> None:
     if piece.stream == GRADIENT:
         columns = rule.gradient(op).unsqueeze(1)
         columns = columns if factor is None else columns * factor
-        backward.arrive(value, piece, columns)
+        backward.arrive(value, piece, backward.weighted(columns))
         return
     if factor is not None and piece.form == DIAGONAL_FORM:
         assert isinstance(residual, Diagonal)
-        backward.arrive(value, piece, residual.diagonal(op) * factor)
+        backward.arrive(value, piece, backward.weighted(residual.diagonal(op) * factor))
         return
     elif piece.form == COLUMNS and piece.stream == GGN_MC and rule.sample is not None:
         columns = rule.sample(op, backward.plan.mc_samples)
@@ -49,7 +49,7 @@ def seed(backward: Backward, step: Seed) -> None:
             backward.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
     elif piece.signed:
         backward.set_signs(piece, None, columns)
-    backward.arrive(value, piece, columns)
+    backward.arrive(value, piece, backward.weighted(columns, root=piece.form == COLUMNS))
 
 
 def seed_output(backward: Backward, step: SeedOutput) -> None:

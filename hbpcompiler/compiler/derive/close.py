@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.inputs import stream_of_inputs
 from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import named
@@ -45,21 +46,21 @@ PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "
 
 def close(backward: Backward, step: Close) -> None:
     """A piece, or the operand alone, at one use of a parameter."""
-    op = backward.ops[step.operation.name]
+    op, contraction, signs, alone = backward.ops[step.operation.name], step.contraction, None, None
     if step.piece is None:
-        slots = {**step.operation.tensors, "output": step.operation.output}
-        slot = next(slot for slot, value in slots.items() if value.batched and value.dtype.is_floating_point)
-        stream, signs = backward.precision.rounded(getattr(op, slot), None), None
-        op = op.with_tensor(slot, stream)
+        op, contraction, stream = stream_of_inputs(backward, step.operation, op, contraction)
     else:
         stream = backward.columns[step.operation.name, step.piece.name]
         if step.pooled:
             stream, index = backward.pooled[step.operation.name, step.piece.name]
             op = op.with_tensor("pooled_index", index)
         signs = backward.signs_like(stream, step.piece)
+        if EIGEN in step.kinds and step.site.features:
+            own, its, inputs = stream_of_inputs(backward, step.operation, op, contraction, rounded=False)
+            alone = Use(backward.writer, own, its, inputs, None, backward.batch, step.slot, backward.plan.by_pixels)
     other = backward.columns[step.operation.name, step.other.name] if CROSS in step.kinds and step.other else None
-    _write(backward, step, Use(backward.writer, op, step.contraction, stream, signs, backward.batch, step.slot,
-                               backward.plan.by_pixels, other))
+    _write(backward, step, Use(backward.writer, op, contraction, stream, signs, backward.batch, step.slot,
+                               backward.plan.by_pixels, other, alone=alone))
 
 
 def tied(backward: Backward, step: Tied) -> None:
@@ -76,7 +77,11 @@ def tied(backward: Backward, step: Tied) -> None:
     contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
     signs = backward.signs_like(joined["output"], step.piece)
     other = _joined_columns(backward, step, step.other) if CROSS in step.kinds and step.other else None
-    _write(backward, step, Use(backward.writer, op, contraction, joined["output"], signs, backward.batch, other=other))
+    use = Use(backward.writer, op, contraction, joined["output"], signs, backward.batch, other=other)
+    if EIGEN in step.kinds and rights:
+        inputs = backward.weighted(joined["operand"], root=True, average=True)
+        use = replace(use, alone=replace(use, op=op.with_tensor("operand", inputs), stream=inputs))
+    _write(backward, step, use)
 
 
 def _joined_columns(backward: Backward, step: Tied, piece: Piece) -> Any:

@@ -67,7 +67,7 @@ def _pull_matrix(backward: Backward, step: Pull, matrix: Any) -> Any:
     operation, op = step.operation, backward.ops[step.operation.name]
     if backward.rule_of(operation).elementwise_in(op):
         derivative = backward.derivative(operation).reshape(-1, math.prod(op.shape("output")))
-        return matrix * (derivative.t() @ derivative / backward.batch)
+        return matrix * (backward.weighted(derivative, average=True).t() @ derivative / backward.batch)
     jac_t = backward.jac_t(operation, step.slot)
     outer, inner = op.shape("output"), operation.tensors[step.slot].sample_shape
     size, inner_size = math.prod(outer), math.prod(inner)
@@ -76,7 +76,8 @@ def _pull_matrix(backward: Backward, step: Pull, matrix: Any) -> Any:
         half = jac_t(half).reshape(size, inner_size).t()
         return jac_t(half.reshape(1, inner_size, *outer)).reshape(inner_size, inner_size)
     half = jac_t(half.expand(backward.batch, size, *outer)).reshape(-1, size, inner_size).transpose(1, 2)
-    return jac_t(half.reshape(-1, inner_size, *outer)).reshape(-1, inner_size, inner_size).mean(0)
+    each = jac_t(half.reshape(-1, inner_size, *outer)).reshape(-1, inner_size, inner_size)
+    return backward.weighted(each, average=True).mean(0)
 
 
 def widen(backward: Backward, step: Widen) -> None:

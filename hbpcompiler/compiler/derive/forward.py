@@ -8,19 +8,24 @@ from typing import Any
 import torch
 from torch import fx
 
+from hbpcompiler.arguments import SAMPLE_WEIGHTS, arguments_for
+from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.carry_out import backward_pass
+from hbpcompiler.compiler.derive.sample_losses import SampleLosses
 from hbpcompiler.compiler.match.aten import call, packet_of
 from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.steps import Plan, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.program import Program
+from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
-from hbpcompiler.quantities import GRAM, PARAMETER, QUANTITIES, Closed, Closing
+from hbpcompiler.quantities import BATCH, EACH, GRAM, LOSS, PARAMETER, QUANTITIES, Closed, Closing
 from hbpcompiler.rule import Op, computed
 
 
@@ -34,6 +39,7 @@ class _Derivation:
         self.ops: dict[str, Op] = {}
         self.mirrored: set[str] = set()
         """Groups whose symmetric totals are whole."""
+        self.arguments: dict[str, Any] = {}
 
     def run(self) -> Program:
         state = self.writer.placeholder("state")
@@ -42,6 +48,9 @@ class _Derivation:
                 self.proxies[value.name] = named(self.writer.placeholder(value.name), self.names[value.name])
             for value in self.source.state:
                 self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
+            arguments = arguments_for(self.plan.quantities)
+            for argument in arguments:
+                self.arguments[argument.name] = self.writer.argument(argument.name, argument.annotation)
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
             meta.play(self.batch.node, Role.BATCH_SIZE)
@@ -50,6 +59,8 @@ class _Derivation:
             with self.writer.block(title(operation), "forward"):
                 self._forward(operation, operation.name in crossed)
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
+        backward.weights = self.arguments[SAMPLE_WEIGHTS]
+        self._losses(backward)
         for number, step in enumerate(self.plan.steps):
             self.writer.tracer.step = number
             place = place_of(step, self.source)
@@ -57,10 +68,10 @@ class _Derivation:
                 backward.carry_out(step)
         self.writer.tracer.step = None
         self.closed, self.totals = backward.closed, backward.totals
-        results = self._results()
+        results = self._results(backward)
         loss, outputs = self.proxies[self.source.loss.name], [self.proxies[out.name] for out in self.source.outputs]
         self.writer.graph.output(fx.node.map_aggregate((loss, outputs, results), _node))
-        return Program(self.writer.graph, self.source.batch, self.source.state)
+        return Program(self.writer.graph, self.source.batch, self.source.state, arguments)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -116,12 +127,30 @@ class _Derivation:
         """An attribute that depends on the batch's size as arithmetic on it."""
         return arithmetic(expression, self.batch)
 
+    def _losses(self, backward: Backward) -> None:
+        """The loss of weighted samples in the place of the loss, and l_n if a quantity is made of it."""
+        if without_losses(self.matched.ending, self.rules):
+            return
+        losses, loss = SampleLosses(self.matched, self.ops), self.source.loss
+        with self.writer.block(title(self.source.makers[loss.name]), "forward"):
+            whole = WeightedLoss(losses.function, self.matched.ending.kind, loss.dtype)
+            plain = self.proxies[loss.name]
+            meta.rename(plain.node, "")
+            self.proxies[loss.name] = named(whole(plain, backward.weights, *losses.tensors), self.names[loss.name])
+            if any(Closing(LOSS, EACH) in QUANTITIES[name].needs for name in self.plan.quantities):
+                backward.closed_of_batch[Closing(LOSS, EACH)] = backward.weighted(losses.function(*losses.tensors))
+
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def _results(self) -> dict[str, dict[str, Any]]:
-        results: dict[str, dict[str, Any]] = {}
+    def _results(self, backward: Backward) -> dict[str, Any]:
+        results: dict[str, Any] = {}
         for name in self.plan.quantities:
             quantity = QUANTITIES[name]
+            if quantity.per == BATCH:
+                with self.writer.block(name, "results"):
+                    closed = Closed(backward.closed_of_batch, self.batch, self.matched.ending.kind)
+                    results[name] = named(quantity.value(closed), name)
+                continue
             results[name] = {}
             for key, called in self._owners(name).items():
                 with self.writer.block(name, "results"):

@@ -25,7 +25,7 @@ from hbpcompiler.compiler.trace.graph import (
     Value,
 )
 from hbpcompiler.errors import UnsupportedOpError, listing
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities import LOSS, QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule
 from hbpcompiler.rule.registry import AnyRule, Registry
 
@@ -112,6 +112,42 @@ def multiples(graph: Graph, rules: Mapping[str, AnyRule], op_of: Callable[[Opera
         own = _reduction(graph.makers[name], rules, graph)
         found[name] = slope if own == kind else slope * batch if kind == "mean" else slope / batch
     return found
+
+
+def adds_nothing(graph: Graph, rules: Mapping[str, AnyRule]) -> bool:
+    """Whether it is plain that the loss is a sum of multiples of its reductions and no number more."""
+    reductions, tail = graph.ending
+    values: dict[str, Any] = {operation.name: sympy.S.Zero for operation in reductions}
+    for operation in tail:
+        rule = rules[operation.name]
+        held = {**dict.fromkeys(operation.tensors, UNKNOWN), "output": UNKNOWN}
+        held |= {slot: values[value.name] for slot, value in operation.tensors.items() if value.name in values}
+        try:
+            assert isinstance(rule, Rule)
+            assert rule.forward is not None
+            values[operation.name] = sympy.sympify(rule.forward(bind(operation, held.__getitem__, graph.active)))
+        except Exception:  # the rule needs tensors: nothing is plain
+            return False
+    return bool(values[graph.loss.name] == 0)
+
+
+def without_losses(ending: Ending, rules: Mapping[str, AnyRule]) -> list[str]:
+    """Where the loss ends in an operation whose rule does not say l_n (`LossRule.each`)."""
+    found = []
+    for operation in ending.reductions:
+        rule = rules[operation.name]
+        if not isinstance(rule, LossRule) or rule.each is None:
+            found.append(f"{operation.target} in {operation.source}")
+    return found
+
+
+def refuse_losses(ending: Ending, rules: Mapping[str, AnyRule], quantities: Sequence[str]) -> None:
+    """Raise UnsupportedOpError for quantities made of l_n itself, if a rule does not say it."""
+    names = [name for name in quantities if any(closing.stream == LOSS for closing in QUANTITIES[name].needs)]
+    places = without_losses(ending, rules)
+    if names and places:
+        raise UnsupportedOpError(listing(f"There is no l_n for {', '.join(names)}; the rule of these does not say it:",
+                                         places, "Give the LossRule `each`, op -> l_n [N]."))
 
 
 def _of_unknowns(operation: Operation, active: AbstractSet[str]) -> Op:

@@ -13,7 +13,7 @@ from torch import fx
 
 from hbpcompiler.compiler.optimise.simplify import drop_dead
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import gram
+from hbpcompiler.compiler.program.kernels import LINEAR, gram, weighted
 from hbpcompiler.compiler.program.nodes import is_pure, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
@@ -31,13 +31,20 @@ def _replace(graph: fx.Graph, node: fx.Node, loop: Loop) -> None:
     if product is None or len(node.users) != 1:
         return
     outside = {passed.inner: passed.outer for passed in LoopCall.of(node).cut}
-    whole = _whole(cast("fx.Node", product.args[0]), outside, node)
+    operand = cast("fx.Node", product.args[0])
+    weighing = _weighing(operand, outside)
+    if weighing is not None:
+        outside = {inner: cast("fx.Node", weighing.args[0]) for inner in outside}
+    whole = _whole(operand, outside, node)
     if whole is None:
         return
     (result,) = node.users
     if list(graph.nodes).index(whole) > list(graph.nodes).index(node):
         node.prepend(whole)
     with graph.inserting_before(node):
+        if weighing is not None:
+            whole = graph.call_function(weighted, (whole, *weighing.args[1:]), dict(weighing.kwargs))
+            meta.place(whole, node)
         found = graph.call_function(gram, (whole,), {**product.kwargs, "chunk": loop.chunk})
     meta.move(found, result)
     result.replace_all_uses_with(found)
@@ -66,6 +73,13 @@ def _whole(operand: fx.Node, outside: dict[fx.Node, fx.Node], loop: fx.Node) -> 
         if same and meta.block(other) == meta.block(loop):
             return other
     return None
+
+
+def _weighing(operand: fx.Node, outside: dict[fx.Node, fx.Node]) -> fx.Node | None:
+    """The call that gave samples their weights, of the one tensor that the operand is a linear function of."""
+    reads = [outside.get(read) for read in operand.all_input_nodes]
+    alone = reads[0] if len(reads) == 1 and len(outside) == 1 and operand.target in LINEAR else None
+    return alone if alone is not None and alone.target is weighted else None
 
 
 def _readers(nodes: Iterator[fx.Node]) -> Iterator[fx.Node]:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
-from hbpcompiler.rule.idioms import IDIOMS, covariance_root, idiom, scatter_to
+from hbpcompiler.rule.idioms import IDIOMS, covariance_root, idiom, patches, scatter_to
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
@@ -31,6 +32,22 @@ def product_over_pixels(x: Tensor, y: Tensor) -> Tensor:
     _, product, _ = torch.ops.aten.convolution_backward(
         x.unsqueeze(2), y.unsqueeze(2), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     return product.flatten(1)
+
+
+@idiom
+def weighted(x: Tensor, sample_weights: Optional[Tensor], root: bool = False, average: bool = False) -> Tensor:  # noqa: UP045
+    """x [N, ...] times each sample's weight, or the weight's root; x itself if no weights are given.
+
+    average: times weights that are 1 on average, so that sums over samples over N become weighted averages.
+    """
+    if sample_weights is None:
+        return x
+    w = sample_weights
+    if average:
+        w = w if w.dtype == torch.float64 else w.float()
+        w = w * w.shape[0] / w.sum()
+    w = w.sqrt() if root else w
+    return x * w.type_as(x).reshape([-1] + [1] * (x.dim() - 1))
 
 
 @idiom
@@ -120,6 +137,8 @@ PRODUCTS: frozenset[Any] = frozenset({
     operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
     F.conv_transpose2d, F.conv_transpose3d, *GRAMS, torch.ops.aten.convolution_backward})
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
+LINEAR: frozenset[Any] = frozenset({patches})
+"""Helpers whose result is a linear function of their first argument, sample by sample."""
 COLUMNS = (scatter_to, covariance_root)
 """Helpers that make columns, which others may be written over."""
 LAID_AS_GIVEN: dict[Any, int] = {torch.ops.aten.convolution_backward: 1}
@@ -141,6 +160,8 @@ def composites(graph: fx.Graph) -> dict[str, Composite]:
         for item in (node.target, *node.args):
             if isinstance(item, EachSample):
                 found.setdefault(item.whole.name, item.whole)
+            if isinstance(item, WeightedLoss):
+                found.setdefault(item.losses.name, item.losses)
             if isinstance(item, Composite):
                 found.setdefault(item.name, item)
     return found

@@ -129,6 +129,16 @@ def owns_memory(node: fx.Node) -> bool:
     return bool(node.meta.get("own memory"))
 
 
+def annotation(node: fx.Node) -> str:
+    """How the generated file types it where it is an argument."""
+    return node.meta.get("annotation") or ("int" if shape(node) is None else "Tensor")
+
+
+def argument(node: fx.Node) -> str:
+    """The name of the call argument (see `arguments`) that a placeholder stands for; or nothing."""
+    return node.meta.get("argument") or ""
+
+
 def is_known(node: fx.Node) -> bool:
     """Whether it is said what the node makes: a tensor of a shape and dtype, several results, or no tensor."""
     return ("shape" in node.meta and "dtype" in node.meta) or "results" in node.meta or "no tensor" in node.meta
@@ -186,6 +196,17 @@ def set_subject(node: fx.Node, name: str) -> None:
 def set_letters(node: fx.Node, found: str) -> None:
     """Say of a Gram matrix what it is made of."""
     node.meta["letters"] = found
+
+
+def set_argument(node: fx.Node, name: str, annotated: str) -> None:
+    """Say that a placeholder stands for a call argument of this type."""
+    node.meta["argument"], node.meta["annotation"] = name, annotated
+
+
+def set_annotation(node: fx.Node, like: fx.Node) -> None:
+    """The type that another node has, where it is not to be seen."""
+    if "annotation" in like.meta:
+        node.meta["annotation"] = like.meta["annotation"]
 
 
 def play(node: fx.Node, part: Role) -> None:

@@ -22,11 +22,11 @@ BUFFERS = frozenset({"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "
 """Memory that somebody may write into: two equal ones are still two."""
 DRAWS = frozenset({"dropout1d", "dropout2d", "dropout3d"})
 """Written in Python, so that torch knows nothing of them."""
-MAY_RETURN_ITS_INPUT = frozenset({"type_as", "getitem"})
+MAY_RETURN_ITS_INPUT = frozenset({"type_as", "getitem", "weighted"})
 """Their schemas do not say that the result may share memory with the input, or they have none."""
 SPREAD = frozenset({"expand", "expand_as", "unfold", "diagonal"})
 """Views in which one number may stand for several: never written to."""
-CASTS = frozenset({"to", "type_as", "detach"})
+CASTS = frozenset({"to", "type_as", "detach", "weighted"})
 """They may return their input, but are no moves of numbers."""
 COPIES = frozenset({"pad", "patches", "index_select", "gather", "embedding", "repeat_interleave", "cat", "stack",
                     "getattr"})

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from hbpcompiler.arguments import Argument
 from hbpcompiler.compiler.program import shapes
 from hbpcompiler.compiler.trace.graph import Value
 
@@ -24,7 +25,9 @@ class Program:
     """Its arguments behind the state, in order."""
     state: Sequence[Value]
     """What it reads of the state."""
+    arguments: Sequence[Argument] = ()
+    """What a call brings beside the batch, behind it in the signature."""
 
-    def arguments(self, samples: int) -> list[Any]:
-        """A meta tensor for each argument, for a batch of so many samples; for the state a dict of them."""
+    def stand_ins(self, samples: int) -> list[Any]:
+        """A meta tensor for all that a call gives, for a batch of so many samples; for the state a dict of them."""
         return shapes.arguments(self.graph, {value.name: value for value in self.batch}, self.state, samples)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
@@ -32,7 +33,15 @@ def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Valu
     """A meta tensor for each of the program's arguments."""
     values: dict[str, Any] = {name: _meta(value, batch) for name, value in inputs.items()}
     values["state"] = {value.key: _meta(value, batch) for value in state}
-    return [values[str(node.target)] for node in graph.nodes if node.op == "placeholder"]
+    beside = stand_ins(graph, batch, values["state"])
+    return [beside[name] if (name := meta.argument(node)) else values[str(node.target)]
+            for node in graph.nodes if node.op == "placeholder"]
+
+
+def stand_ins(graph: fx.Graph, batch: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What stands for a program's call arguments, by name, where it runs on meta tensors."""
+    names = [meta.argument(node) for node in graph.nodes if node.op == "placeholder" and meta.argument(node)]
+    return {name: ARGUMENTS[name].stand_in(batch, state) for name in names}
 
 
 def _meta(value: Value, batch: int) -> Tensor:

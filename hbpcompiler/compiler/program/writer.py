@@ -54,6 +54,12 @@ class Writer:
     def placeholder(self, name: str) -> Any:
         return self.proxy(self.tracer.create_node("placeholder", name, (), {}, name))
 
+    def argument(self, name: str, annotation: str) -> Any:
+        """A placeholder for a call argument (see `arguments`)."""
+        proxy = self.placeholder(f"argument_{name}")
+        meta.set_argument(proxy.node, name, annotation)
+        return proxy
+
     def call(self, target: Callable[..., Any], *args: Any, hint: str = "", **kwargs: Any) -> Any:
         proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
         return named(proxy, hint)
@@ -152,6 +158,7 @@ class Part:
         if outer.node not in self._seen:
             number = len(self._seen)
             inner = self._holder(f"part_{number}", Role.CUT) if cut else self._holder(f"whole_{number}", Role.WHOLE)
+            meta.set_annotation(inner.node, outer.node)
             self._seen[outer.node] = inner
             (self.cut if cut else self.whole).append(outer)
         return self._seen[outer.node]

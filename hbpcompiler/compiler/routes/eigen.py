@@ -64,7 +64,7 @@ class Eigenbasis(Route):
         eigenvalues, outer = _eigh(site, self._closed(site, use, FACTOR))
         if not site.features:
             return {EIGEN: EigenPart(None, outer, called("eigenvalues", eigenvalues))}
-        _, inner = _eigh(site, self._closed(_inputs(site), use, INPUT_FACTOR))
+        _, inner = _eigh(site, self._closed(_inputs(site), use.alone or use, INPUT_FACTOR))
         turned = _turned(site, use, outer, inner)
         return {EIGEN: EigenPart(inner, outer, self._closed(_in_columns(site), turned, DIAGONAL))}
 

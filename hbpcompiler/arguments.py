@@ -1,0 +1,152 @@
+"""Call arguments: what a call brings beside its batch, as arguments of the generated `forward`.
+
+They change from call to call without a new program. A program has those that its quantities need (`Quantity.arguments`)
+and those that are for all quantities. An entry of `TABLE` says everything about one: how the generated signature has
+it, what is checked before anything runs, and what stands for it where a program runs on tensors without memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.quantities import CURVATURE, QUANTITIES
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call's arguments are checked against."""
+
+    samples: int
+    device: torch.device
+    quantities: tuple[str, ...]
+    """of the program"""
+    parameters: Mapping[str, torch.Size]
+    """The shapes of the model's parameters, by name."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One call argument. `check(value, call)` is what the program gets; it raises InputError."""
+
+    name: str
+    annotation: str
+    """Its type in the generated file."""
+    check: Callable[[Any, Call], Any]
+    default: str | None = None
+    """In the generated signature; None: a call has to give it."""
+    always: bool = False
+    """Whether every program has it; otherwise those of the quantities that name it."""
+    of_samples: bool = False
+    """Whether it is a tensor that begins with the sample axis."""
+    stand_in: Callable[[int, Mapping[str, Tensor]], Any] = lambda samples, state: None
+    """(samples, the program's parameters and buffers) -> a value to run it on, on the meta device if they are there:
+    the default where there is one, so that costs are those of a plain call."""
+
+
+def check_weights(value: Any, call: Call) -> Tensor | None:
+    """[N] floating-point numbers, finite; not negative where a root of them is taken."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise InputTypeError(f"sample_weights must be a tensor of shape [{call.samples}], a number for each sample, "
+                             f"not {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        raise InputTypeError(f"sample_weights must be a tensor of floating-point numbers ({_listed(FLOATING)}), not "
+                             f"{value.dtype}; convert it: sample_weights.float()")
+    findings = []
+    if tuple(value.shape) != (call.samples,):
+        findings.append(f"it has shape {list(value.shape)}, but the batch has {call.samples} samples: one weight for "
+                        f"each, shape [{call.samples}]")
+    if value.device != call.device:
+        findings.append(f"it is on {value.device}, and the batch on {call.device}")
+    findings += _wrong_numbers(value.detach(), call)
+    if findings:
+        raise InputError(listing("sample_weights does not fit:", findings))
+    return value.detach()
+
+
+def _wrong_numbers(weights: Tensor, call: Call) -> list[str]:
+    finite = weights.isfinite()
+    if not finite.all():
+        return [f"{_at(weights, ~finite)}, but weights are finite numbers"]
+    roots = [name for name in call.quantities if QUANTITIES[name].streams & CURVATURE]
+    negative = weights < 0
+    if roots and negative.any():
+        return [f"{_at(weights, negative)}, but weights are not negative for {', '.join(roots)}: square roots of them "
+                "are taken; the quantities of the gradient alone take negative ones"]
+    averages = [name for name in roots if QUANTITIES[name].averages]
+    if averages and call.samples and not weights.any():
+        return [f"all weights are zero, so that {', '.join(averages)} has no value: it has averages over the samples"]
+    return []
+
+
+def _at(weights: Tensor, wrong: Tensor) -> str:
+    place = wrong.nonzero()[0].tolist()
+    return f"sample_weights{place} is {weights[tuple(place)].item()}"
+
+
+def _listed(items: Sequence[Any]) -> str:
+    return ", ".join(map(str, items))
+
+
+SAMPLE_WEIGHTS = "sample_weights"
+TABLE: tuple[Argument, ...] = (
+    Argument(SAMPLE_WEIGHTS, "Optional[Tensor]", check_weights, default="None", always=True, of_samples=True),
+)
+"""Those without a default come first in a signature, otherwise this is the order."""
+ARGUMENTS: Mapping[str, Argument] = {argument.name: argument for argument in TABLE}
+
+
+def arguments_for(quantities: Sequence[str]) -> tuple[Argument, ...]:
+    """The arguments of a program for these quantities, as its signature has them."""
+    named = {name for quantity in quantities for name in QUANTITIES[quantity].arguments}
+    wanted = [argument for argument in TABLE if argument.always or argument.name in named]
+    return tuple(sorted(wanted, key=lambda argument: argument.default is not None))
+
+
+def check_arguments(given: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    """What the program is given; raises InputError for what is unknown, missing or does not fit."""
+    wanted = arguments_for(call.quantities)
+    names = [argument.name for argument in wanted]
+    findings = []
+    for name in given:
+        if name not in names:
+            needed = [quantity for quantity in QUANTITIES.values() if name in quantity.arguments]
+            why = f"it is for {', '.join(own.name for own in needed)}, which were not asked for" if needed else (
+                f"there is none of this name; a call takes {', '.join(['generator', *names])}")
+            findings.append(f"{name}: {why}")
+    missing = [argument.name for argument in wanted if argument.default is None and argument.name not in given]
+    for name in missing:
+        users = [own for own in call.quantities if name in QUANTITIES[own].arguments]
+        findings.append(f"{name} is missing: {', '.join(users)} needs it, compiled(X, y, {name}=...)")
+    if findings:
+        raise InputError(listing("these arguments of the call are wrong:", findings))
+    return {argument.name: argument.check(given[argument.name], call) for argument in wanted if argument.name in given}
+
+
+def examples(quantities: Sequence[str], samples: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Values of the arguments that a program for these quantities cannot do without."""
+    return {argument.name: argument.stand_in(samples, state) for argument in arguments_for(quantities)
+            if argument.default is None}
+
+
+def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All but the weights of samples: those of a call about the loss as it is."""
+    return {name: value for name, value in arguments.items() if name != SAMPLE_WEIGHTS}
+
+
+def rows_of(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The arguments for the first `count` samples; zeros where there are none."""
+    found = dict(arguments)
+    for name, value in arguments.items():
+        if ARGUMENTS[name].of_samples and isinstance(value, Tensor):
+            found[name] = value[:count] if len(value) else value.new_zeros(count, *value.shape[1:])
+    return found
