@@ -22,16 +22,11 @@ class Result:
     """
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
-<<<<<<< HEAD
                  meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None,
                  stored: Mapping[str, Stored] | None = None) -> None:
         self.stored: Mapping[str, Stored] = dict(stored or {})
         """The parameters as `hbp.curvature` has to know them, by name; every quantity's dict has them too."""
         self._values: dict[str, Any] = self._described({name: getattr(raw, name) for name in quantities})
-=======
-                 meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None) -> None:
-        self._values: dict[str, Any] = {name: getattr(raw, name) for name in quantities}
->>>>>>> a5c4ea9 (Call arguments of programs: sample_weights for every quantity, and batch_loss, a quantity of the whole batch)
         self._model = model
         self.meetings = meetings or {}
         """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
@@ -57,12 +52,7 @@ class Result:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-<<<<<<< HEAD
-        self._values = self._described({name: {key: _record(value) for key, value in held.items()}
-                                        for name, held in state["_values"].items()})
-=======
-        self._values = {name: _each(held, _record) for name, held in state["_values"].items()}
->>>>>>> a5c4ea9 (Call arguments of programs: sample_weights for every quantity, and batch_loss, a quantity of the whole batch)
+        self._values = self._described({name: _each(held, _record) for name, held in state["_values"].items()})
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -111,7 +101,7 @@ class _Fields:
 
 def _each(held: Any, changed: Callable[[Any], Any]) -> Any:
     """A dict with each value changed; what is no dict as it is."""
-    return {key: changed(value) for key, value in held.items()} if isinstance(held, dict) else held
+    return {key: changed(value) for key, value in held.items()} if isinstance(held, Mapping) else held
 
 
 def _plain(value: Any) -> Any:

@@ -19,13 +19,9 @@ RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
-<<<<<<< HEAD
     "errors": set(), "dense": set(), "version": set(), "quantities": {"errors"}, "values": set(),
     "result": {"errors", "quantities", "values"}, "curvature": {"errors", "quantities", "values"},
-=======
-    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors"}, "result": {"errors", "quantities"},
     "arguments": {"errors", "quantities"},
->>>>>>> a5c4ea9 (Call arguments of programs: sample_weights for every quantity, and batch_loss, a quantity of the whole batch)
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"},
     "options": RULES | {"dense", "quantities", "schemes", "limits"},
@@ -36,14 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.program": {"rule", "arguments", "compiler.trace"},
     "compiler.cost": {"limits", "compiler.trace", "compiler.program"},
     "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
-<<<<<<< HEAD
     "compiler.plan": TERMS | {"options", "values",
                               *(f"compiler.{name}" for name in ("match", "routes", "cost", "program"))},
-    "compiler.derive": TERMS | {"compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
-=======
-    "compiler.plan": TERMS | {"options", "compiler.match", "compiler.routes", "compiler.cost", "compiler.program"},
     "compiler.derive": TERMS | {"arguments", "compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
->>>>>>> a5c4ea9 (Call arguments of programs: sample_weights for every quantity, and batch_loss, a quantity of the whole batch)
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
     "codegen": {"rule", "quantities", "arguments", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
