@@ -77,7 +77,7 @@ def _wrong_numbers(weights: Tensor, call: Call) -> list[str]:
     finite = weights.isfinite()
     if not finite.all():
         return [f"{_at(weights, ~finite)}, but weights are finite numbers"]
-    roots = [name for name in call.quantities if QUANTITIES[name].streams & CURVATURE]
+    roots = [name for name in call.quantities if QUANTITIES[name].streams & CURVATURE or QUANTITIES[name].averages]
     negative = weights < 0
     if roots and negative.any():
         return [f"{_at(weights, negative)}, but weights are not negative for {', '.join(roots)}: square roots of them "

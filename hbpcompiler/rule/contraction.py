@@ -37,6 +37,10 @@ class Contraction:
     beats the einsum (see benchmarks/). Where outputs read a `Window`, it also takes m times as many output channels,
     for a parameter that has m times as many: so all columns of one sample go through it at once."""
 
+    linear: bool = True
+    """Whether the operand is a linear function of the operation's one input, if its structure is CONSTANT; else it is
+    none."""
+
     @property
     def letters(self) -> tuple[str, str, str]:
         """The letters of columns, operand ("" if none) and result."""

@@ -25,8 +25,8 @@ def stream_of_inputs(backward: Backward, operation: Operation, op: Op, contracti
     slots = {**operation.tensors, "output": operation.output}
     floating = [slot for slot, value in slots.items() if value.batched and value.dtype.is_floating_point]
     slot, stream = floating[0], getattr(op, floating[0])
-    linear = floating == [slot, "output"] and backward.rule_of(operation).structure_of(op) is Structure.CONSTANT
-    if linear or backward.weights is None:
+    constant = floating == [slot, "output"] and backward.rule_of(operation).structure_of(op) is Structure.CONSTANT
+    if (constant and contraction.linear) or backward.weights is None:
         stream = begun(backward.weighted(stream, root=True, average=True))
         return op.with_tensor(slot, stream), contraction, stream
     stream = begun(stream)

@@ -153,7 +153,7 @@ def with_one(contraction: Contraction) -> Contraction:
         assert contraction.operand is not None
         return called("with_one", F.pad(contraction.operand(op), (*[0, 0] * behind, 0, 1), value=1.0))
 
-    return Contraction(contraction.equation, contraction.columns, operand)
+    return Contraction(contraction.equation, contraction.columns, operand, linear=False)
 
 
 def site_with_one(site: Site) -> Site:
