@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
@@ -193,7 +194,7 @@ class Compiled:
                 beside = examples(self.quantities, batch.samples, dict(self.model.named_parameters()))
                 self._first_run(state, built, batch, beside)
 
-    def _candidate(self, state: State, built: Built, beside: Mapping[str, Any]) -> Candidate:
+    def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:
         return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
                          lambda batch: self._run(state, built, batch, beside), self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,

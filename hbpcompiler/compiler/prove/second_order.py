@@ -26,8 +26,10 @@ from hbpcompiler.compiler.prove.twin import GRAD, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import HbpError
+from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.schemes import GGN_ALONE, HESSIAN
 
+LOSSES = "batch_loss"
 TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h"}
 ENTRIES = 4
 """At each parameter, unless that is too much work: double backward for each of them."""
@@ -60,11 +62,12 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
     with drawing(draws):
         raw = candidate.run(batch)
     asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
-    values: dict[str, Mapping[str, Any]] = {name: getattr(raw, name) for name in asked}
+    values: dict[str, Mapping[str, Any]] = {
+        name: getattr(raw, name) for name in asked if QUANTITIES[name].per == "parameter"}
     how = _with_twins(candidate, batch, draws, values)
     if candidate.options.curvature_dtype is not None:
         eps = max(eps, torch.finfo(candidate.options.curvature_dtype).eps)
-    reference = _Reference(candidate, batch, draws, values)
+    reference = _Reference(candidate, batch, draws, values, raw.batch_loss if LOSSES in asked else None)
     try:
         lines = compared(reference.found, reference(), eps, lambda run: reference(Noise(eps, run)))
     except (RuntimeError, NotImplementedError) as error:
@@ -101,7 +104,7 @@ class _Reference:
     """What is to be compared, and the same by autograd: call it, with noise or without."""
 
     def __init__(self, candidate: Candidate, batch: Batch, draws: Draws, values: Mapping[str, Mapping[str, Any]],
-                 ) -> None:
+                 losses: Tensor | None = None) -> None:
         self.candidate, self.batch, self.draws = candidate, batch, draws
         self.axes = [_sample_axis(output.shape) for output in candidate.matched.graph.outputs]
         self.refused: dict[str, str] = {}
@@ -111,6 +114,9 @@ class _Reference:
             self._sort_in(name)
         self.entries = _drawn(values, list(self.readers), candidate)
         self.found: dict[Key, Tensor] = {}
+        if losses is not None:
+            is_mean = candidate.matched.ending.kind == "mean"
+            self.found[LOSSES, ""] = losses.mean() if is_mean else losses.sum()
         for quantity, by_parameter in values.items():
             for name, value in by_parameter.items():
                 self._pick(quantity, name, value)
@@ -147,6 +153,8 @@ class _Reference:
         """What of the parameter was compared."""
         if line.quantity in _PER_SAMPLE:
             return "two samples"
+        if line.quantity == LOSSES:
+            return f"their {self.candidate.matched.ending.kind} is the loss"
         count, size = len(self.entries[line.parameter]), self._size(line.parameter)
         return "two samples" if count == size else f"two samples, {count} of {size} entries"
 
@@ -160,6 +168,9 @@ class _Reference:
             shares = own.shares([axis or 0 for axis in self.axes], self.batch.samples)
         diagonals: dict[tuple[str, str], Tensor] = {}
         for quantity, name in self.found:
+            if quantity == LOSSES:
+                right[quantity, name] = own.loss.detach()
+                continue
             if quantity in _PER_SAMPLE:
                 right[quantity, name] = _of_shares(quantity, shares[name], self.candidate.matched.ending.kind)
                 continue
