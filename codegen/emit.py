@@ -24,7 +24,7 @@ from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities import BATCH, QUANTITIES
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _field(name: str, results: Any, look: Callable[[fx.Node], Text]) -> dict[str
     """A field of the result; without `results` it stands in a variable of its own name."""
     quantity = QUANTITIES[name]
     kind, entries, value = quantity.record or "Tensor", [], name
-    if quantity.per == "batch":
+    if quantity.per == BATCH:
         value = name if results is None else look(results)[0]
     else:
         kind = f"Dict[str, {kind}]"

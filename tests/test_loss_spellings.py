@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.reference import reference
 from tests.test_outputs import Summed
 from tests.test_quantities import close
@@ -134,7 +134,7 @@ def test_spellings_of_one_loss_give_one_result(data):
         warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
         one, other = (hbp.compile(model, loss, quantities)(X, TARGET) for loss in (first, second))
     torch.testing.assert_close(one.batch_loss, other.batch_loss, rtol=1e-8, atol=1e-10)
-    for quantity in [name for name in quantities if QUANTITIES[name].per == "parameter"]:
+    for quantity in [name for name in quantities if QUANTITIES[name].per != BATCH]:
         for name, value in one[quantity].items():
             for ours, theirs in zip(value if isinstance(value, tuple) else [value],
                                     other[quantity][name] if isinstance(value, tuple) else [other[quantity][name]],

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.quantities import BATCH
 from hbpcompiler.reference import ggn_block, hessian_block, reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.test_quantities import close
@@ -172,7 +173,7 @@ def test_all_quantities_in_one_program_are_those_of_one_each(loss):
     together = hbp.compile(model, loss, list(hbp.QUANTITIES))(X, y)
     for name in hbp.QUANTITIES:
         alone, all_of_it = hbp.compile(model, loss, [name])(X, y)[name], together[name]
-        if hbp.QUANTITIES[name].per == "batch":
+        if hbp.QUANTITIES[name].per == BATCH:
             alone, all_of_it = {"": alone}, {"": all_of_it}
         for key, value in alone.items():
             found = pieces(all_of_it[key])

@@ -26,7 +26,7 @@ from hbpcompiler.compiler.prove.twin import GRAD, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import HbpError
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.schemes import GGN_ALONE, HESSIAN
 
 LOSSES = "batch_loss"
@@ -63,7 +63,7 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
         raw = candidate.run(batch)
     asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
     values: dict[str, Mapping[str, Any]] = {
-        name: getattr(raw, name) for name in asked if QUANTITIES[name].per == "parameter"}
+        name: getattr(raw, name) for name in asked if QUANTITIES[name].per != BATCH}
     how = _with_twins(candidate, batch, draws, values)
     if candidate.options.curvature_dtype is not None:
         eps = max(eps, torch.finfo(candidate.options.curvature_dtype).eps)
