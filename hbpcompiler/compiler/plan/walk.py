@@ -323,8 +323,9 @@ class Walk:
         for value in self.boundary:
             for piece in arrived[value.name].values():
                 if piece.signed:
-                    raise UnsupportedOpError(signed_columns(sorted({
-                        closing.kind for closing in self.closings if closing.stream == stream} & TOTALS)))
+                    kinds = {closing.kind for closing in self.closings if closing.stream == stream}
+                    raise UnsupportedOpError(signed_columns([*["sqrt_ggn"] * (VECTORS in kinds),
+                                                             *sorted(kinds & TOTALS)]))
                 counts[piece] = piece.columns if piece.form == COLUMNS else math.prod(value.sample_shape)
         (first, *more) = counts
         if not more and first.form == COLUMNS and all(arrived.values()):
