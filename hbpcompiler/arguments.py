@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.errors import InputError, InputTypeError, listing
-from hbpcompiler.quantities import CURVATURE, QUANTITIES
+from hbpcompiler.quantities import CURVATURE, OUTPUT, QUANTITIES
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -61,6 +61,9 @@ def check_weights(value: Any, call: Call) -> Tensor | None:
     if value.dtype not in FLOATING:
         raise InputTypeError(f"sample_weights must be a tensor of floating-point numbers ({_listed(FLOATING)}), not "
                              f"{value.dtype}; convert it: sample_weights.float()")
+    if all(QUANTITIES[name].streams == {OUTPUT} for name in call.quantities):
+        raise InputError(f"sample_weights are for what is made of the samples' losses; {', '.join(call.quantities)} "
+                         "is of the model's output: leave them out")
     findings = []
     if tuple(value.shape) != (call.samples,):
         findings.append(f"it has shape {list(value.shape)}, but the batch has {call.samples} samples: one weight for "

@@ -91,3 +91,28 @@ def test_one_sample_of_a_plain_layer_is_the_exact_block(reduction):
         for name in ("0.weight", "2.weight"):
             A, B = result[quantity][name]
             close(torch.kron(B, A), block(result.batch_grad[name], reduction == "mean"), name)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weights_of_samples(reduction):
+    """B is that of the weighted losses, A the average of weighted samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
+    w = torch.tensor([2.0, 0.0, 0.5, 1.0, 3.0], dtype=torch.float64)
+
+    class Weighted(nn.Module):
+        reduction = "mean"
+
+        def forward(self, output, target):
+            each = w * F.cross_entropy(output, target, reduction="none")
+            return each.mean() if self.reduction == "mean" else each.sum()
+
+    weighted = Weighted()
+    weighted.reduction = reduction
+    result = hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), NAMES)(X, y, sample_weights=w)
+    for quantity in NAMES:
+        for name, (A, B) in kfac_emp(model, weighted, [X], y).items():
+            close(result[quantity][name].B, B, f"B of {name}")
+            assert (A is None) == (result[quantity][name].A is None)
+    close(result.kfac_emp["0.weight"].A, X.T @ (w[:, None] * X) / w.sum(), "A")

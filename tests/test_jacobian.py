@@ -180,6 +180,10 @@ def test_options():
         hbp.compile(model, quantities=["jacobian"], memory_budget="4KiB", example_inputs=(X, y))(
             X.repeat(100, 1, 1, 1), y.repeat(100))
     assert "begins at the output" in plain.explain()
+    with pytest.raises(hbp.InputError, match="jacobian is of the model's output: leave them out"):
+        plain(X, y, sample_weights=torch.ones(6))
+    both = hbp.compile(model, quantities=["jacobian", "grad"])(X, y, sample_weights=torch.zeros(6))
+    assert torch.equal(both.jacobian["4.weight"], plain(X, y).jacobian["4.weight"])
 
 
 def test_a_wrong_jacobian_is_noticed():

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -184,3 +185,24 @@ def test_sampled_factors_and_eigenvalues_are_those_of_their_own_columns(way):
         for Q, factor in ((eigen.A, result.kfac[weight].A), (eigen.B, result.kfac[weight].B)):
             diagonal = Q.mT @ factor @ Q
             close(diagonal, diagonal.diagonal().diag(), "eigenvectors")
+
+
+def test_weights_of_samples():
+    """Ones are weighted as the inputs are: A is the average of weighted samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Sigmoid(), nn.Flatten(), nn.Linear(12, 3)).double()
+    X, y = torch.randn(4, 2, 3, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
+    w = torch.tensor([0.5, 0.0, 3.0, 1.5], dtype=torch.float64)
+    quantities = ["kflr", "kflr_reduce", "kfac_emp", "ekfac", "kfra"]
+    result = hbp.compile(model, quantities=quantities, joint_bias=True)(X, y, sample_weights=w)
+    patches = F.unfold(X, 2).mT
+    inputs = {"0.weight": torch.cat([patches, torch.ones_like(patches[:, :, :1])], 2)}
+    hidden = model[:3](X).detach()[:, None]
+    inputs["3.weight"] = torch.cat([hidden, torch.ones_like(hidden[:, :, :1])], 2)
+    for name, u in inputs.items():
+        A = torch.einsum("n,npi,npj->ij", w, u, u) / w.sum()
+        for quantity in ("kflr", "kfac_emp", "kfra"):
+            close(result[quantity][name].A, A, f"A of {name}, {quantity}")
+        close(result.kflr_reduce[name].A, torch.einsum("n,ni,nj->ij", w, u.mean(1), u.mean(1)) / w.sum(), "of means")
+        Q = result.ekfac[name].A
+        close(Q.mT @ A @ Q, (Q.mT @ A @ Q).diagonal().diag(), "eigenvectors")

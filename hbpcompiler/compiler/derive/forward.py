@@ -129,7 +129,7 @@ class _Derivation:
 
     def _losses(self, backward: Backward) -> None:
         """The loss of weighted samples in the place of the loss, and l_n if a quantity is made of it."""
-        if without_losses(self.matched.ending, self.rules):
+        if not self.matched.ending.reductions or without_losses(self.matched.ending, self.rules):
             return
         losses, loss = SampleLosses(self.matched, self.ops), self.source.loss
         with self.writer.block(title(self.source.makers[loss.name]), "forward"):
