@@ -24,7 +24,7 @@ from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from hbpcompiler.quantities import BATCH, QUANTITIES
+from hbpcompiler.quantities import QUANTITIES
 
 
 @dataclass
@@ -54,7 +54,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     large = is_large(results)
     entries = places(graph, results) if large else {}
     functions = Functions(names, outlined(graph, entries) if large and outline else Outline(), entries, limits)
-    tables = sorted({place.table for place in entries.values()} - {PARAMETERS})
+    tables = sorted({place.table for place in entries.values()} - {PARAMETERS, *ARGUMENTS})
     names.taken.update([*tables, PARAMETERS] if large else [])
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
     as_tables = large and can_be_tables(graph, entries)
@@ -68,7 +68,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
         parts["backward"].insert(0, Section("what ends at parameters, by their names", [
             f"{table}: Dict[str, Tensor] = {{}}" for table in tables]))
-    fields = [_field(name, None if as_tables else results[name], look) for name in header.quantities]
+    fields = [_field(name, results[name], as_tables, look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     helpers = definitions(graph)
     text = _template().render(
@@ -124,16 +124,16 @@ def _parameter(node: fx.Node, name: str) -> str:
     return f"{name}: {argument.annotation}" + (f" = {argument.default}" if argument.default is not None else "")
 
 
-def _field(name: str, results: Any, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
-    """A field of the result; without `results` it stands in a variable of its own name."""
+def _field(name: str, results: Any, in_variable: bool, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
+    """A field of the result: a dict by parameter, or one tensor; it may stand in a variable of its own name."""
     quantity = QUANTITIES[name]
     kind, entries, value = quantity.record or "Tensor", [], name
-    if quantity.per == BATCH:
-        value = name if results is None else look(results)[0]
+    if isinstance(results, fx.Node):
+        value = name if in_variable else look(results)[0]
     else:
         kind = f"Dict[str, {kind}]"
-        entries = [] if results is None else [
-            (quote(key), record_text(name, value, look)) for key, value in results.items()]
+        entries = [] if in_variable else [
+            (quote(key), record_text(name, result, look)) for key, result in results.items()]
     return {"name": name, "type": kind, "entries": entries, "value": value, "summary": quantity.summary}
 
 

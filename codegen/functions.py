@@ -16,7 +16,7 @@ from torch import fx
 from hbpcompiler.codegen.copying import Function
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.outline import Call, Outline
-from hbpcompiler.codegen.places import PARAMETERS, Places
+from hbpcompiler.codegen.places import PARAMETERS, Places, kind_of_table
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -88,7 +88,7 @@ class Functions:
             else:
                 given[holder] = names.fresh(entry[1] if entry[0] == PARAMETERS else f"{entry[0]}_{entry[1]}")
                 head.append(f'{given[holder]} = {_entry(entry)}')
-        parameters += [f"{table}: Dict[str, Tensor]" for table in function.tables]
+        parameters += [f"{table}: {kind_of_table(table)}" for table in function.tables]
         parameters += [f"{letter}: int" for letter in function.letters]
         _without_path(function)
         placed = {node: _entry(entry) for node, entry in function.entries.items() if node.op != "placeholder"}

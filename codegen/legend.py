@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 LEGEND: Mapping[str, str] = {
     "g": "gradient",
+    "C": "weighted gradient",
     "S": "GGN columns",
     "M": "sampled GGN columns",
     "R": "residual columns",

@@ -12,9 +12,12 @@ from typing import Any, cast
 
 from torch import fx
 
+from hbpcompiler.arguments import ARGUMENTS
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS, Loop
 
 PARAMETERS = "p"
+NUMBERS = "Dict[str, float]"
 MANY = 20
 """From so many parameters on a program is large."""
 
@@ -41,8 +44,9 @@ def is_large(results: Mapping[str, Any]) -> bool:
 
 def places(graph: fx.Graph, results: Mapping[str, Any]) -> dict[fx.Node, Place]:
     """The place of every parameter, and of every value that the results are made of; inside loops too."""
-    found = dict(_parameters(graph))
-    called = {place.key: str(node.meta["hint"]) for node, place in found.items() if node.meta.get("hint")}
+    found = {**dict(_parameters(graph)), **dict(_numbers(graph))}
+    called = {place.key: str(node.meta["hint"]) for node, place in found.items()
+              if node.meta.get("hint") and place.table == PARAMETERS}
     found |= _closings(results, called)
     for node in graph.nodes:
         if isinstance(node.target, Loop):
@@ -67,6 +71,19 @@ def _parameters(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
         for node in chain:
             chain += [user for user in node.users if in_inputs(user)]
             yield node, Place(PARAMETERS, cast("str", entry.args[1]))
+
+
+def _numbers(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
+    """Entries of call arguments that are dicts of numbers by parameter."""
+    for table in graph.nodes:
+        if table.op == "placeholder" and meta.argument(table) and meta.annotation(table) == NUMBERS:
+            for entry in table.users:
+                yield entry, Place(meta.argument(table), cast("str", entry.args[1]))
+
+
+def kind_of_table(table: str) -> str:
+    """How a table is typed."""
+    return NUMBERS if table in ARGUMENTS else "Dict[str, Tensor]"
 
 
 def relaid(graph: fx.Graph, found: Places) -> list[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hbpcompiler.clipping import FLAT, PER_PARAMETER
 from hbpcompiler.errors import InputError, InputTypeError, listing
 from hbpcompiler.quantities import CURVATURE, OUTPUT, QUANTITIES
 
@@ -30,6 +32,10 @@ class Call:
     """of the program"""
     parameters: Mapping[str, torch.Size]
     """The shapes of the model's parameters, by name."""
+    clipping: str = FLAT
+    """The style of clipped gradients."""
+    clipped: tuple[str, ...] = ()
+    """Names of the parameters whose gradients are clipped."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Argument:
     """Whether every program has it; otherwise those of the quantities that name it."""
     of_samples: bool = False
     """Whether it is a tensor that begins with the sample axis."""
+    given_as: str = ""
+    """How a call names it, if not as the program does."""
     stand_in: Callable[[int, Mapping[str, Tensor]], Any] = lambda samples, state: None
     """(samples, the program's parameters and buffers) -> a value to run it on, on the meta device if they are there:
     the default where there is one, so that costs are those of a plain call."""
@@ -100,25 +108,72 @@ def _listed(items: Sequence[Any]) -> str:
     return ", ".join(map(str, items))
 
 
+def check_max_norm(value: Any, call: Call) -> float:
+    """A positive, finite number, or a tensor of one."""
+    if isinstance(value, Mapping):
+        raise InputTypeError("max_norm is one number where norms are over all parameters together; a dict of them is "
+                             "for hbp.compile(..., clipping='per_parameter')")
+    number = _number(value)
+    if number is None:
+        raise InputTypeError(f"max_norm must be a positive number, or a tensor of one, not {_shown(value)}")
+    if not 0 < number < float("inf"):
+        raise InputError(f"max_norm must be a positive, finite number, not {number}")
+    return number
+
+
+def check_max_norms(value: Any, call: Call) -> dict[str, float]:
+    """One such number for all parameters, or a dict of them by the parameters' names."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(call.clipped, check_max_norm(value, call))
+    strangers = [f"{name!r} is no parameter of the model" for name in value if name not in call.parameters]
+    missing = [f"{name!r} has none" for name in call.clipped if name not in value]
+    numbers = {name: _number(given) for name, given in value.items()}
+    wrong = [f"that of {name!r} is {_shown(value[name])}" for name, number in numbers.items()
+             if number is None or not 0 < number < float("inf")]
+    if findings := [*strangers, *missing, *wrong]:
+        raise InputError(listing("max_norm must be one positive, finite number, or a dict of them by parameter name:",
+                                 findings))
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _number(value: Any) -> float | None:
+    """A number, or the one in a tensor; None for all else, flags among it."""
+    if isinstance(value, Tensor):
+        plain = value.dim() == 0 and not value.is_complex() and value.dtype is not torch.bool
+        return float(value) if plain else None
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
+
+
 SAMPLE_WEIGHTS = "sample_weights"
+MAX_NORM, MAX_NORMS = "max_norm", "max_norms"
+"""One bound for all parameters together; one for each of them."""
 TABLE: tuple[Argument, ...] = (
+    Argument(MAX_NORM, "float", check_max_norm, stand_in=lambda samples, state: 1.0),
+    Argument(MAX_NORMS, "Dict[str, float]", check_max_norms, given_as=MAX_NORM,
+             stand_in=lambda samples, state: dict.fromkeys(state, 1.0)),
     Argument(SAMPLE_WEIGHTS, "Optional[Tensor]", check_weights, default="None", always=True, of_samples=True),
 )
 """Those without a default come first in a signature, otherwise this is the order."""
 ARGUMENTS: Mapping[str, Argument] = {argument.name: argument for argument in TABLE}
 
 
-def arguments_for(quantities: Sequence[str]) -> tuple[Argument, ...]:
+def arguments_for(quantities: Sequence[str], clipping: str = FLAT) -> tuple[Argument, ...]:
     """The arguments of a program for these quantities, as its signature has them."""
-    named = {name for quantity in quantities for name in QUANTITIES[quantity].arguments}
+    named = {MAX_NORMS if name == MAX_NORM and clipping == PER_PARAMETER else name
+             for quantity in quantities for name in QUANTITIES[quantity].arguments}
     wanted = [argument for argument in TABLE if argument.always or argument.name in named]
     return tuple(sorted(wanted, key=lambda argument: argument.default is not None))
 
 
 def check_arguments(given: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """What the program is given; raises InputError for what is unknown, missing or does not fit."""
-    wanted = arguments_for(call.quantities)
-    names = [argument.name for argument in wanted]
+    wanted = {argument.given_as or argument.name: argument
+              for argument in arguments_for(call.quantities, call.clipping)}
+    names = list(wanted)
     findings = []
     for name in given:
         if name not in names:
@@ -126,18 +181,19 @@ def check_arguments(given: Mapping[str, Any], call: Call) -> dict[str, Any]:
             why = f"it is for {', '.join(own.name for own in needed)}, which were not asked for" if needed else (
                 f"there is none of this name; a call takes {', '.join(['generator', *names])}")
             findings.append(f"{name}: {why}")
-    missing = [argument.name for argument in wanted if argument.default is None and argument.name not in given]
+    missing = [name for name, argument in wanted.items() if argument.default is None and name not in given]
     for name in missing:
         users = [own for own in call.quantities if name in QUANTITIES[own].arguments]
         findings.append(f"{name} is missing: {', '.join(users)} needs it, compiled(X, y, {name}=...)")
     if findings:
         raise InputError(listing("these arguments of the call are wrong:", findings))
-    return {argument.name: argument.check(given[argument.name], call) for argument in wanted if argument.name in given}
+    return {argument.name: argument.check(given[name], call) for name, argument in wanted.items() if name in given}
 
 
-def examples(quantities: Sequence[str], samples: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def examples(quantities: Sequence[str], samples: int, state: Mapping[str, Tensor], clipping: str = FLAT,
+             ) -> dict[str, Any]:
     """Values of the arguments that a program for these quantities cannot do without."""
-    return {argument.name: argument.stand_in(samples, state) for argument in arguments_for(quantities)
+    return {argument.name: argument.stand_in(samples, state) for argument in arguments_for(quantities, clipping)
             if argument.default is None}
 
 

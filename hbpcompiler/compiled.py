@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hbpcompiler import schemes
 from hbpcompiler.arguments import Call, check_arguments, examples, rows_of, without_weights
 from hbpcompiler.block_product import block_diagonal, block_product, meetings
+from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, first_program
@@ -92,8 +93,9 @@ class Compiled:
 
         `generator` makes all random draws of this call (mc_samples, dropout) reproducible; without it they come from
         torch's global generator. `arguments` are what the quantities take beside the batch (docs/call-arguments.md):
-        with `sample_weights`, w [N], every quantity is that of sum_n w_n l_n (over N for a mean loss). Raises
-        InputError for a batch, or an argument, that does not fit, before anything is computed.
+        with `sample_weights`, w [N], every quantity is that of sum_n w_n l_n (over N for a mean loss); clipped_grad
+        takes `max_norm`, a positive number (per parameter also a dict of them by name). Raises InputError for a batch,
+        or an argument, that does not fit, before anything is computed.
         """
         given = check_batch(self.model, batch)
         beside = self._beside(arguments, given)
@@ -151,8 +153,12 @@ class Compiled:
 
     def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
         """A call's arguments, checked."""
-        shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
-        return check_arguments(given, Call(batch.samples, batch.tensors[0].device, self.quantities, shapes))
+        own, options = dict(self.model.named_parameters()), self.options
+        clipped = tuple(name for name, parameter in own.items()
+                        if parameter.requires_grad and options.chosen.asks("clipped_grad", name))
+        return check_arguments(given, Call(batch.samples, batch.tensors[0].device, self.quantities,
+                                           {name: parameter.shape for name, parameter in own.items()},
+                                           options.clipping, clipped))
 
     def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns; of what is `beside` the batch, the part of these samples."""
@@ -191,7 +197,8 @@ class Compiled:
         state, built = self._program(batch)
         if batch.samples and not built.is_proven(batch.samples):
             with drawing(Draws.now(batch.tensors[0].device)):
-                beside = examples(self.quantities, batch.samples, dict(self.model.named_parameters()))
+                beside = examples(self.quantities, batch.samples, dict(self.model.named_parameters()),
+                                  self.options.clipping)
                 self._first_run(state, built, batch, beside)
 
     def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:
@@ -350,6 +357,7 @@ def compile(  # the public name is the design's
     verify: bool | str = True,
     joint_bias: bool = False,
     groups: Mapping[str, str | Sequence[str]] | None = None,
+    clipping: str = FLAT,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
@@ -380,6 +388,8 @@ def compile(  # the public name is the design's
             `Result.joint_biases` says which these are.
         groups: for quantities by group (`gram`, `cross`): a dict from names of your choice to the names of their
             parameters, or shell patterns of some; None: one group, "all", of all of them.
+        clipping: how clipped_grad weighs a sample by the norm of its gradient: "flat", by the norm over all parameters;
+            "automatic", the same without a threshold; "per_parameter", at each parameter by itself (see `clipping`).
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
@@ -388,11 +398,11 @@ def compile(  # the public name is the design's
     model = unwrapped(model)
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype, limits, verify, joint_bias, groups)
+                            curvature_dtype, limits, verify, joint_bias, groups, clipping)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
              "limits": limits, "verify": verify, "joint_bias": joint_bias,
-             "groups": groups}
+             "groups": groups, "clipping": clipping}
     check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:

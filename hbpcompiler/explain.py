@@ -17,7 +17,9 @@ from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
 from hbpcompiler.compiler.match import derived
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan import second_phase
 from hbpcompiler.compiler.plan.decided import limits_met
+from hbpcompiler.compiler.plan.phases import AGAIN, KEPT
 from hbpcompiler.compiler.plan.precision import notes
 from hbpcompiler.compiler.plan.steps import (
     Birth,
@@ -29,12 +31,15 @@ from hbpcompiler.compiler.plan.steps import (
     Seed,
     SeedOutput,
     Step,
+    SumEach,
     Tail,
     Tied,
+    Weigh,
+    Weights,
     Widen,
     flat,
 )
-from hbpcompiler.compiler.plan.table import _form, _of_batch, _polynomial, _short, _stream
+from hbpcompiler.compiler.plan.table import _form, _of_batch, _of_each, _polynomial, _short, _stream
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
@@ -61,7 +66,7 @@ def travellers(matched: Matched, plan: Plan) -> list[tuple[int, str, str, Any, s
 
 
 def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
-    if isinstance(step, Close | Tied):
+    if isinstance(step, Close | Tied | Weights | SumEach):
         return None, [], ""
     if isinstance(step, Seed | Birth):
         carried = [value for value in step.operation.tensors.values() if value.role == "result"]
@@ -73,6 +78,8 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
     if isinstance(step, Pull):
         return step.piece, [step.operation.tensors[step.slot]], "pulled back"
     assert not isinstance(step, Tail | SampleChunks)  # `travellers` gives their steps instead
+    if isinstance(step, Weigh):
+        return step.into, [step.value], "weighted"
     how = "compressed" if isinstance(step, Gather) and step.compresses else type(step).__name__.lower()
     return step.into, [step.value], how
 
@@ -81,10 +88,10 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -
     """The plan as tables: what travels, what is saved, each parameter's routes with the rejected ones, and the sums."""
     console = Console(file=io.StringIO(), width=WIDTH, record=False)
     for table in (_streams(matched, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size),
-                  _limits(draft)):
+                  _second(draft, batch_size), _limits(draft)):
         if table.row_count:
             console.print(table)
-    remarks = [*notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
+    remarks = [*second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
                *draft.plan.joint.notes(),
                *derived.notes(matched.rules, matched.graph.makers)]
     console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
@@ -140,6 +147,32 @@ def _routes(draft: Draft, batch: int) -> Table:
                           _polynomial(parts * _of_batch(cost.multiply_adds, step)),
                           _polynomial(parts * _of_batch(cost.traffic, step)),
                           _polynomial(cost.memory))
+    for each in draft.plan.steps:
+        if isinstance(each, SumEach):
+            cost = each.cost()
+            table.add_row(Text(each.parameter.key), *_of_each(each)[:-1], "chosen",
+                          _milliseconds(cost.seconds(batch, each.site.resources.machine)),
+                          _polynomial(cost.multiply_adds), _polynomial(cost.traffic), _polynomial(cost.memory))
+    return table
+
+
+def _second(draft: Draft, batch: int) -> Table:
+    """The ways to a second phase's columns, the rejected one too; what ends at the parameters is the same for both."""
+    table = _table("How columns come to the second phase", "way", "", f"ms at N={batch}", f"kept at N={batch}", "what")
+    phase, seconds = draft.plan.second, draft.cost.seconds(batch)
+    if phase is None or not phase.kept_bytes:
+        return table
+    kept = batch * phase.kept_bytes
+    weighed = sum(seconds.get(number, 0.0) for number, step in enumerate(draft.plan.steps) if isinstance(step, Weigh))
+    if phase.way == AGAIN:
+        weighed = 2 * kept / draft.cost.machine.bytes_per_second
+    repeated = sum(seconds.get(number, 0.0) for number in phase.repeated)
+    known = "at once" if phase.at_once else KEPT
+    rows = [(known, weighed, 0 if phase.at_once else kept, "the gradient's columns at the parameters, weighted there"),
+            (AGAIN, repeated, 0, f"a second backward pass from weighted seeds, {len(phase.repeated)} steps")]
+    for way, time, held, what in rows:
+        chosen = "chosen" if (way == AGAIN) == (phase.way == AGAIN) else "rejected"
+        table.add_row(way, chosen, _milliseconds(time), size(held), what)
     return table
 
 

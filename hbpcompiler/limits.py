@@ -67,6 +67,15 @@ class Limits:
         2**11, "columns", "more of them, for the second derivative of an operation without a rule, are refused")
     full_block_rows: int = limit(2**14, "rows", "larger blocks of parameters without input features are refused")
 
+    # -- second phases -----------------------------------------------------------------------------------------------
+    kept_bytes: int = limit(
+        2**40, "bytes per batch", "the gradient's columns at all parameters beyond it are not kept for a second phase, "
+        "but sent back again; as a rule memory_budget, or what is free, decides")
+    formed_bytes: int = limit(
+        2**26, "bytes per batch", "per-sample gradients of all parameters together that are kept for a second phase")
+    formed_time: float = limit(
+        1, "times", "and they are, where this takes less than so many times the time of norms and a second closing")
+
     # -- routes at the parameters ------------------------------------------------------------------------------------
     one_by_one_bytes: int = limit(
         2**19, "bytes", "larger products of one sample are squared and added column by column, in one pass")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hbpcompiler.clipping import FLAT, STYLES
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
@@ -48,11 +49,14 @@ class Options:
     """Which parameters each quantity is for."""
     joint_bias: bool = False
     """Whether the Kronecker factors of weight and bias are of one block."""
+    clipping: str = FLAT
+    """The style of clipped gradients (see `clipping`)."""
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
                   curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None,
-                  limits: Any = None, verify: Any = True, joint_bias: Any = False, groups: Any = None) -> Options:
+                  limits: Any = None, verify: Any = True, joint_bias: Any = False, groups: Any = None,
+                  clipping: Any = FLAT) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -70,7 +74,8 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
         raise OptionTypeError(f"limits must be an hbpcompiler.Limits, or None, not {limits!r}")
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
                    curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify),
-                   replace(check_chosen(quantities), groups=check_groups(groups)), joint_bias)
+                   replace(check_chosen(quantities), groups=check_groups(groups)), joint_bias,
+                   check_clipping(clipping))
 
 
 def check_groups(groups: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -91,6 +96,13 @@ def check_groups(groups: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(found)
 
 
+def check_clipping(style: Any) -> str:
+    """One of the styles."""
+    if not isinstance(style, str) or style not in STYLES:
+        raise OptionError(f"clipping {style!r} is unknown; choose one of {', '.join(STYLES)}")
+    return style
+
+
 def check_chosen(quantities: Any) -> Chosen:
     """The patterns of a dict of quantities: a text or a list of texts each; "*" alone is the same as none."""
     if not isinstance(quantities, Mapping):
@@ -103,6 +115,13 @@ def check_chosen(quantities: Any) -> Chosen:
                                   f"as ['layer1.*', 'head.weight'] or '*', not {given!r}")
         if "*" not in listed:
             patterns[name] = tuple(listed)
+    for name in [name for name in quantities if name in QUANTITIES]:
+        for other in QUANTITIES[name].brings:
+            if other in quantities and patterns.get(other) != patterns.get(name):
+                raise OptionError(f"{other} are those of {name}, for the same parameters: give both the same patterns, "
+                                  f"or leave {other} out")
+            if name in patterns:
+                patterns[other] = patterns[name]
     return Chosen(tuple((name, patterns[name]) for name in QUANTITIES if name in patterns))
 
 
@@ -145,8 +164,9 @@ def check_quantities(quantities: Any) -> tuple[str, ...]:
     if unknown:
         raise OptionError(listing(f"unknown quantities: {', '.join(unknown)}", [],
                                   f"Choose from {', '.join(QUANTITIES)}."))
+    wanted = {*quantities, *(other for name in quantities for other in QUANTITIES[name].brings)}
     # In the table's order, so that one set of quantities gives one file, however it was written.
-    return tuple(name for name in QUANTITIES if name in set(quantities))
+    return tuple(name for name in QUANTITIES if name in wanted)
 
 
 def check_dtype(dtype: Any) -> torch.dtype | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from hbpcompiler.clipping import norms_of
+
 # -- streams: what travels backwards --------------------------------------------------------------------------------
 GRADIENT = "gradient"
 GGN = "ggn"
@@ -25,6 +27,10 @@ CURVATURE = frozenset({GGN, GGN_MC, KFRA})
 """Those that begin with square roots, or with averages, of the loss's own curvature."""
 LOSS = "loss"
 """What travels nowhere: of the loss itself, for the whole batch."""
+WEIGHTED = "weighted"
+"""The gradient stream once more, each sample's column times a number that is known when the first phase is over."""
+FIRST_ORDER = frozenset({GRADIENT, WEIGHTED})
+"""Streams of one column, that of the gradient."""
 
 # -- closings: how a stream ends at a parameter ---------------------------------------------------------------------
 SUM = "sum"
@@ -32,7 +38,7 @@ SUM = "sum"
 EACH = "each"
 """T itself, [N, *theta] (gradient stream); of the loss, l_n [N]."""
 NORM = "norm"
-"""sum over theta of T^2, [N] (gradient stream)."""
+"""sum over theta of T^2, [N] (gradient stream); also added up over parameters, as a total."""
 DIAGONAL = "diagonal"
 """sum_{n,k} sign_k T^2, [*theta]."""
 POSITIVE = "positive"
@@ -178,6 +184,10 @@ class Quantity:
     batch where there is one value for all of it."""
     arguments: tuple[str, ...] = ()
     """Names of the call arguments (see `arguments`) that a program needs for it."""
+    summed: tuple[Closing, ...] = ()
+    """Those of its closings that are added up over the parameters that it is for."""
+    brings: tuple[str, ...] = ()
+    """Quantities that are in the result beside it, for the same parameters."""
 
     @property
     def streams(self) -> set[str]:
@@ -200,6 +210,10 @@ def _variance(closed: Closed) -> Any:
 def _batch_l2(closed: Closed) -> Any:
     norm = closed.get(GRADIENT, NORM)
     return norm / closed.batch**2 if closed.reduction == "mean" else norm
+
+
+def _norms(closed: Closed) -> Any:
+    return norms_of(closed.get(GRADIENT, NORM))
 
 
 def _diag_h(closed: Closed) -> Any:
@@ -340,6 +354,12 @@ TABLE: tuple[Quantity, ...] = (
              lambda c: _diag_h(c).sum(), adds=(OF_LOSS,)),
     Quantity("batch_dot", "dot products of the samples' shares of the gradient, [N, N]", (Closing(GRADIENT, DOT),),
              _batch_dot, instead=PAIRS),
+    Quantity("clipped_grad", "sum over the samples of the gradients of l_n, each scaled down to max_norm",
+             (Closing(GRADIENT, NORM), Closing(WEIGHTED, SUM)), lambda c: c.get(WEIGHTED, SUM), of_each_loss=True,
+             instead="it is a sum over samples, whatever the loss: add it up", arguments=("max_norm",),
+             summed=(Closing(GRADIENT, NORM),), brings=("norms",)),
+    Quantity("norms", "norms of the gradients of l_n over all parameters, [N]", (Closing(GRADIENT, NORM),), _norms,
+             of_each_loss=True, per=BATCH, instead=ROWS, summed=(Closing(GRADIENT, NORM),)),
     Quantity("sqrt_ggn", "columns V, [N, K, *theta], with sum_nk V V^T the GGN block", (Closing(GGN, VECTORS),),
              _square_root(GGN), instead=ROWS),
     Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),

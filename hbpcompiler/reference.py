@@ -40,6 +40,34 @@ def reference(
     return {name: functions[quantity](name) for name in run.parameters}
 
 
+def clipped_grad(
+    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, max_norm: float | Mapping[str, float],
+    style: str = "flat", *, parameters: Sequence[str] | None = None, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """sum_n C_n g_n and the norms |g_n|, [N], of these parameters (None: of all trainable ones), by their names.
+
+    With style "per_parameter" each parameter is clipped by its own norm to its own max_norm; with "flat" and
+    "automatic" all have the same norms, those over all of `parameters`.
+    """
+    run = Forward(model, loss, inputs, target, seed)
+    names = list(run.parameters) if parameters is None else parameters
+    each = {name: run.sample_gradients(name) for name in names}
+    squares = {name: gradients.reshape(run.batch, -1).square().sum(1) for name, gradients in each.items()}
+    whole = torch.stack(list(squares.values())).sum(0)
+    norms = {name: (squares[name] if style == "per_parameter" else whole).sqrt() for name in names}
+    clipped = {}
+    for name in names:
+        bound = max_norm[name] if isinstance(max_norm, Mapping) else max_norm
+        total = torch.zeros_like(run.parameters[name])
+        for norm, gradient in zip(norms[name], each[name], strict=True):
+            if style == "automatic":
+                total += bound / (norm + 0.01) * gradient
+            else:
+                total += gradient if norm <= bound else bound / norm * gradient
+        clipped[name] = total.detach()
+    return clipped, norms
+
+
 def ggn_block(
     model: nn.Module, loss: Loss, inputs: Inputs, target: Any, name: str, *, seed: int = 0
 ) -> Tensor:

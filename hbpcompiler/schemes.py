@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, OUTPUT, RESIDUAL, RESIDUAL_MC, Closing, Quantity
+from hbpcompiler.quantities import FIRST_ORDER, GGN, GGN_MC, KFRA, OUTPUT, RESIDUAL, RESIDUAL_MC, Closing, Quantity
 
 HESSIAN, GGN_ALONE, PCH_ABS, PCH_CLIP = "hessian", "ggn", "pch_abs", "pch_clip"
 SCHEMES: Mapping[str, str] = {
@@ -33,7 +33,7 @@ def kept(curvature: str, closings: Collection[Closing]) -> frozenset[Closing]:
 
 def is_ggn(curvature: str, quantity: Quantity) -> bool:
     """Whether, under a scheme, the quantity is one of the GGN alone."""
-    streams = {closing.stream for closing in kept(curvature, quantity.needs)} - {"", GRADIENT, OUTPUT}
+    streams = {closing.stream for closing in kept(curvature, quantity.needs)} - {"", OUTPUT, *FIRST_ORDER}
     return bool(streams) and streams <= {GGN, GGN_MC, KFRA}
 
 

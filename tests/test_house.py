@@ -16,15 +16,15 @@ FOLDERS = {package.__name__: Path(package.__path__[0]) for package in (hbpcompil
 STAGES = ["trace", "match", "plan", "derive", "optimise"]
 SHARED = ["routes", "program", "cost", "tune"]
 RULES = {"rule", "errors"}
-TERMS = RULES | {"quantities", "schemes", "limits", "compiler.trace"}
+TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors"}, "values": set(),
+    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors", "clipping"}, "values": set(),
     "result": {"errors", "quantities", "values"}, "curvature": {"errors", "quantities", "values"},
-    "arguments": {"errors", "quantities"},
+    "arguments": {"errors", "quantities", "clipping"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
-    "schemes": {"errors", "quantities"},
-    "options": RULES | {"dense", "quantities", "schemes", "limits"},
+    "schemes": {"errors", "quantities"}, "clipping": set(),
+    "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping"},
     "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise"},
     "compiler.trace": RULES | {"dense"},

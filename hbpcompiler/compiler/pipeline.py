@@ -39,7 +39,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import LossCheck, check_targets, loss_checks
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
-from hbpcompiler.compiler.plan import precision
+from hbpcompiler.compiler.plan import precision, second_phase
 from hbpcompiler.compiler.plan.check import check_plan
 from hbpcompiler.compiler.plan.pixels import image_weights
 from hbpcompiler.compiler.plan.plan import plan, unraced
@@ -251,7 +251,7 @@ class _Drafting:
             versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
             table=header_table(graph, planned),
             notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(), *planned.joint.notes(),
-                   *precision.notes(planned.curvature_dtype),
+                   *second_phase.notes(planned), *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
                    *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],
         )

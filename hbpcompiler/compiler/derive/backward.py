@@ -11,7 +11,7 @@ from typing import Any
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.formulas import formulas
 from hbpcompiler.compiler.plan.precision import Precision
-from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, title
+from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, Total, title
 from hbpcompiler.compiler.program.kernels import weighted
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import MATRIX
@@ -50,6 +50,10 @@ class Backward:
         self.totals: dict[str, dict[Closing, Any]] = {}
         self.closed_of_batch: dict[Closing, Any] = {}
         """What quantities of the whole batch are made of."""
+        self.sums: dict[Total, Any] = {}
+        """What has been added up over parameters so far, for a second phase."""
+        self.weighing: dict[Total, Any] = {}
+        """The samples' weights of a second phase, [N], made of a complete total."""
         self.pooled: dict[tuple[str, str], tuple[Any, Any]] = {}
         """The columns behind a pool as they were before it, and the positions that the pool took."""
         self.multiples: dict[str, Any] = {}
@@ -58,6 +62,8 @@ class Backward:
         """The random signs of a piece's columns, the same at every value that it has reached."""
         self.weights: Any = None
         """The call argument `sample_weights`; None where there is none."""
+        self.bounds: Mapping[str, Any] = {}
+        """By total, what its norms are clipped to."""
         self._in_loop = False
         self.leaving = leaving
         self._slopes = slopes or {}

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.derive.kfra import average
 from hbpcompiler.compiler.derive.neighbourhood_loop import walk_local_tail
 from hbpcompiler.compiler.derive.sample import sample
 from hbpcompiler.compiler.derive.sample_loop import walk_sample_chunks
+from hbpcompiler.compiler.derive.second_phase import sum_each, weigh, weigh_samples
 from hbpcompiler.compiler.derive.tail_loop import walk_tail
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.steps import (
@@ -28,9 +29,12 @@ from hbpcompiler.compiler.plan.steps import (
     SampleChunks,
     Seed,
     SeedOutput,
+    SumEach,
     Tail,
     Tied,
     Unite,
+    Weigh,
+    Weights,
     Widen,
 )
 from hbpcompiler.compiler.program.writer import Writer
@@ -51,6 +55,9 @@ HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
     Tail: walk_tail,
     LocalTail: walk_local_tail,
     SampleChunks: walk_sample_chunks,
+    Weights: weigh_samples,
+    Weigh: weigh,
+    SumEach: sum_each,
 }
 
 

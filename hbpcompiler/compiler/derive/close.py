@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.clipping import ALL
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.inputs import stream_of_inputs
 from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
@@ -15,6 +16,7 @@ from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
 from hbpcompiler.compiler.routes.site import INNER
+from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
     BLOCK,
@@ -146,22 +148,31 @@ def add(backward: Backward, step: Close | Tied, kind: str, result: Any) -> None:
         return
     if kind == DOT:
         result = mirror_(named(result, _called(backward, step, kind)))
-    closings = backward.closed.setdefault(step.parameter.key, {})
     result = _shaped(step, kind, result)
     if backward.precision.concerns(step.piece):
         result = backward.precision.widened(result, step.parameter.dtype)
-    name = "" if step.piece is None else step.piece.stream
-    closing = Closing(name, kind)
+    put(backward, step.parameter, Closing("" if step.piece is None else step.piece.stream, kind), result)
+
+
+def put(backward: Backward, parameter: Value, closing: Closing, result: Any) -> None:
+    """A parameter's closing, beside those of its other pieces, and in the totals that it is a part of."""
+    closings, (stream, kind) = backward.closed.setdefault(parameter.key, {}), closing
     if kind in (BLOCK, EIGEN):
         closings[closing] = (*closings.get(closing, ()), result)
         return
     if closing not in closings:
-        total = result
+        added = result
     elif kind == VECTORS:
-        total = torch.cat([closings[closing], result], 1)
+        added = torch.cat([closings[closing], result], 1)
     else:
-        total = closings[closing] + result
-    closings[closing] = named(total, _called(backward, step, kind))
+        added = closings[closing] + result
+    closings[closing] = named(added, f"{PART[kind]}_{stream}_{backward.matched.names[parameter.name]}")
+    for total in backward.plan.sums:
+        if total.closing == closing and parameter.key in total.parameters:
+            whole = backward.sums[total] + result if total in backward.sums else result
+            backward.sums[total] = named(whole, f"total_{PART[kind]}_{stream}")
+            if total.group == ALL:
+                backward.closed_of_batch[closing] = backward.sums[total]
 
 
 def _shaped(step: Close | Tied, kind: str, result: Any) -> Any:

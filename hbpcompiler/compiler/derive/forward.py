@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.arguments import SAMPLE_WEIGHTS, arguments_for
+from hbpcompiler.arguments import MAX_NORM, MAX_NORMS, SAMPLE_WEIGHTS, arguments_for
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.derive.sample_losses import SampleLosses
@@ -48,9 +48,10 @@ class _Derivation:
                 self.proxies[value.name] = named(self.writer.placeholder(value.name), self.names[value.name])
             for value in self.source.state:
                 self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
-            arguments = arguments_for(self.plan.quantities)
+            arguments = arguments_for(self.plan.quantities, self.plan.clipping)
             for argument in arguments:
                 self.arguments[argument.name] = self.writer.argument(argument.name, argument.annotation)
+            bounds = self._bounds()
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
             meta.play(self.batch.node, Role.BATCH_SIZE)
@@ -60,6 +61,7 @@ class _Derivation:
                 self._forward(operation, operation.name in crossed)
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
         backward.weights = self.arguments[SAMPLE_WEIGHTS]
+        backward.bounds = bounds
         self._losses(backward)
         for number, step in enumerate(self.plan.steps):
             self.writer.tracer.step = number
@@ -72,6 +74,16 @@ class _Derivation:
         loss, outputs = self.proxies[self.source.loss.name], [self.proxies[out.name] for out in self.source.outputs]
         self.writer.graph.output(fx.node.map_aggregate((loss, outputs, results), _node))
         return Program(self.writer.graph, self.source.batch, self.source.state, arguments)
+
+    def _bounds(self) -> dict[str, Any]:
+        """By total, what its norms are clipped to; none, if nothing is clipped."""
+        groups = [total.group for total in self.plan.sums]
+        if MAX_NORM in self.arguments:
+            return dict.fromkeys(groups, self.arguments[MAX_NORM])
+        if MAX_NORMS not in self.arguments:
+            return {}
+        names = {value.key: self.names[value.name] for value in self.matched.trainable}
+        return {key: named(self.arguments[MAX_NORMS][key], f"{MAX_NORM}_{names[key]}") for key in groups}
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +158,7 @@ class _Derivation:
         results: dict[str, Any] = {}
         for name in self.plan.quantities:
             quantity = QUANTITIES[name]
-            if quantity.per == BATCH:
+            if (per := self.plan.per(quantity)) == BATCH:
                 with self.writer.block(name, "results"):
                     closed = Closed(backward.closed_of_batch, self.batch, self.matched.ending.kind)
                     results[name] = named(quantity.value(closed), name)
@@ -154,7 +166,7 @@ class _Derivation:
             results[name] = {}
             for key, called in self._owners(name).items():
                 with self.writer.block(name, "results"):
-                    closings = self.closed.get(key, {}) if quantity.per == PARAMETER else self._whole(key)
+                    closings = self.closed.get(key, {}) if per == PARAMETER else self._whole(key)
                     found = quantity.value(Closed(closings, self.batch, self.matched.ending.kind, self._output_shape))
                     hint = f"{name}_{called}"
                     if quantity.fields:
@@ -170,7 +182,7 @@ class _Derivation:
     def _owners(self, quantity: str) -> dict[str, str]:
         """What a quantity has values of: keys of parameters or groups, and how they are called in the program."""
         chosen = [value for value in self.matched.trainable if self.plan.gives(QUANTITIES[quantity], value.key)]
-        if QUANTITIES[quantity].per == PARAMETER:
+        if self.plan.per(QUANTITIES[quantity]) == PARAMETER:
             return {value.key: self.names[value.name] for value in chosen}
         met = {self.plan.chosen.group_of(value.key) for value in chosen}
         return {group: group for group, _ in self.plan.chosen.groups if group in met}

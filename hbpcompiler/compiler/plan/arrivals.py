@@ -15,6 +15,7 @@ from hbpcompiler.compiler.plan.steps import (
     Step,
     Tail,
     Tied,
+    Weigh,
     Widen,
 )
 from hbpcompiler.compiler.trace.graph import Value
@@ -32,6 +33,8 @@ def reads(step: Step) -> list[Arrival]:
         return [(step.operation.output, step.gradient)]
     if isinstance(step, Gather | Average | Sample):
         return [(step.value, piece) for piece in step.pieces]
+    if isinstance(step, Weigh):
+        return [(step.value, step.piece)]
     if isinstance(step, Close):
         return [(step.operation.output, piece) for piece in ended(step)]
     if isinstance(step, Pull | Widen):
@@ -56,7 +59,7 @@ def makes(step: Step) -> list[Arrival]:
         return [(step.value, step.piece)]
     if isinstance(step, Birth):
         return [(step.operation.tensors[slot], step.piece) for slot in step.slots]
-    if isinstance(step, Gather | Average | Sample):
+    if isinstance(step, Gather | Average | Sample | Weigh):
         return [(step.value, step.into)]
     if isinstance(step, Pull):
         return [(step.operation.tensors[step.slot], step.piece)]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.arrivals import makes, reads
-from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, Tail, Tied
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, NEGATIVE, OUTPUT, Closing, closings_of
+from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, SumEach, Tail, Tied
+from hbpcompiler.quantities import FIRST_ORDER, GGN, GGN_MC, KFRA, NEGATIVE, OUTPUT, SUM, Closing, closings_of
 
-EVERYWHERE = frozenset({GRADIENT, GGN, GGN_MC, KFRA, OUTPUT})
+EVERYWHERE = FIRST_ORDER | {GGN, GGN_MC, KFRA, OUTPUT}
 """The streams that reach every parameter; residuals reach those below a curved operation."""
 
 Place = tuple[str, str]
@@ -62,6 +62,9 @@ def _closed(plan: Plan, matched: Matched, closings: frozenset[Closing]) -> Itera
         for kind in [kind for choice in step.choices for kind in choice.kinds]:
             found.add((step.parameter.key, Closing(stream, kind)))
             seen.update((step.parameter.key, use.operation.name, use.slot, name, kind) for use in uses)
+    for each in [step for step in plan.flat() if isinstance(step, SumEach)]:
+        found.add((each.parameter.key, Closing(each.piece.stream, SUM)))
+        seen.update([(each.parameter.key, each.operation.name, "", each.piece.name, SUM)])
     for (key, operation, slot, piece, kind), count in seen.items():
         if count > 1:
             what = f"{kind} of {piece or 'its operand'}"

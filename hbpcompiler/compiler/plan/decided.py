@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hbpcompiler.compiler.plan.phases import AGAIN
 from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, Plan, SampleChunks, Step, Tail, Tied
 
 CHUNKS = {
@@ -20,6 +21,10 @@ CHUNKS = {
 def limits_met(plan: Plan) -> dict[str, list[str]]:
     """The names of limits, each with what followed it."""
     found: dict[str, list[str]] = {}
+    if plan.second is not None and plan.second.way == AGAIN:
+        found["kept_bytes"] = ["a second backward pass"]
+    if plan.second is not None and plan.second.formed:
+        found["formed_bytes"] = found["formed_time"] = ["per-sample gradients"]
     for step in plan.steps:
         for name, what in _met(step):
             known = found.setdefault(name, [])

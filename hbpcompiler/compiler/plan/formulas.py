@@ -24,6 +24,7 @@ from hbpcompiler.quantities import (
     NORM,
     POSITIVE,
     SUM,
+    WEIGHTED,
 )
 from hbpcompiler.rule import Rule
 from hbpcompiler.rule.registry import AnyRule
@@ -34,6 +35,8 @@ CLOSINGS: Mapping[str, str] = {
     POSITIVE: "sum_{nk} T^2 where +", NEGATIVE: "sum_{nk} T^2 where -", BATCH_DIAGONAL: "sum_k T^2",
 }
 """What is made of T; in this order."""
+WEIGHED = "sum_n C T"
+"""With C the samples' weights of a second phase."""
 LOSS = "g = grad l_n"
 ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
 
@@ -80,9 +83,10 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
 
 def _closings(closes: Sequence[Close | Tied]) -> tuple[str, str]:
     """What is made at a parameter, and what its cotangents T are there."""
-    kinds = {kind for close in closes for kind in close.kinds}
+    kinds = {kind for close in closes if close.piece is None or close.piece.stream != WEIGHTED for kind in close.kinds}
     site = next((close.site for close in closes if close.piece is not None), closes[0].site)
     made = [text for kind, text in CLOSINGS.items() if kind in kinds]
+    made += [WEIGHED] * any(close.piece is not None and close.piece.stream == WEIGHTED for close in closes)
     parts = []
     whole = FACTOR in kinds and not site.features  # without input features B is the whole block
     if made or whole:

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.plan.local import Local, without_local
 from hbpcompiler.compiler.plan.pixels import is_pixel_by_pixel
 from hbpcompiler.compiler.plan.pooled import with_pooled_columns
 from hbpcompiler.compiler.plan.sample_chunks import with_sample_chunks
+from hbpcompiler.compiler.plan.second_phase import totals_of, with_second_phase
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.tails import with_tails
 from hbpcompiler.compiler.plan.tied import join_uses
@@ -43,6 +44,9 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     steps = with_tails(steps, walk.itemsize, resources, pools, local)
     pools = without_local(pools, steps)
     steps = with_sample_chunks(steps, walk.dtype.itemsize, resources)
-    planned = race(Plan(options.quantities, options.mc_samples, tuple(steps), pools, options.curvature,
-                        walk.indefinite, walk.precision.dtype, options.chosen, walk.joint))
+    totals = totals_of(matched, options)
+    whole = with_second_phase(steps, totals, closings, matched, resources)
+    planned = race(Plan(options.quantities, options.mc_samples, tuple(whole.steps), pools, options.curvature,
+                        walk.indefinite, walk.precision.dtype, options.chosen, walk.joint,
+                        sums=totals, clipping=options.clipping, second=whole.phase))
     return replace(planned, by_pixels=pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned))

@@ -19,7 +19,7 @@ from hbpcompiler.compiler.plan.steps import Piece
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Mark
 from hbpcompiler.compiler.routes import COLUMNS, Site, Use
-from hbpcompiler.quantities import BLOCK, EIGEN, GRADIENT, KFRA, OUTPUT, TOTALS
+from hbpcompiler.quantities import BLOCK, EIGEN, FIRST_ORDER, KFRA, OUTPUT, TOTALS
 
 PRECISE = frozenset({BLOCK, EIGEN, *TOTALS})
 """Closings in the model's dtype: an eigendecomposition, what the user multiplies with later, what adds up over many
@@ -39,7 +39,7 @@ class Precision:
         """
         if self.dtype is None or piece is None:
             return self.holds_squares
-        return piece.form == COLUMNS and piece.stream not in (GRADIENT, KFRA, OUTPUT)
+        return piece.form == COLUMNS and piece.stream not in FIRST_ORDER | {KFRA, OUTPUT}
 
     @property
     def holds_squares(self) -> bool:

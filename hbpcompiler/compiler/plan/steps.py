@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from hbpcompiler.clipping import PER_PARAMETER
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.match.tied_values import KRONECKER
 from hbpcompiler.compiler.plan.joint import Joint
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
-from hbpcompiler.compiler.routes import (
-    COLUMNS,
-    MATRIX,
-    Choice,
-    Site,
-    kinds_of,
-)
-from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, OUTPUT, RESIDUAL, RESIDUAL_MC, Chosen, Quantity
+from hbpcompiler.compiler.plan.phases import SecondPhase, SumEach, Total, Weigh, Weights
+from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, OPERAND, PREFIX, Piece
+from hbpcompiler.compiler.routes import Choice, Site, kinds_of
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
+from hbpcompiler.quantities import PARAMETER, Chosen, Quantity
 from hbpcompiler.rule import Contraction, Residual
 
-PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G",
-          OUTPUT: "J"}
-"""How the values of a stream are named in generated code."""
-BEFORE_MEAN = "H"
-"""KFRA's stream is averaged where the model ends; before that it is the Hessian of each l_n in the output."""
-OPERAND = "U"
-"""What columns meet at a parameter: a layer's inputs, a convolution's patches."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Something that travels: a stream's part with one origin and one form."""
-
-    name: str
-    stream: str
-    form: str
-    columns: int
-    signed: bool
-
-    def elements(self, value: Value) -> Any:
-        """How many numbers it has at a value."""
-        size = math.prod(value.sample_shape)
-        return size**2 if self.form == MATRIX else N * size * (self.columns if self.form == COLUMNS else 1)
-
+__all__ = ["BEFORE_MEAN", "OPERAND", "PREFIX", "Piece", "SecondPhase", "SumEach", "Total", "Weigh", "Weights"]
 
 # -- steps, in order of execution ----------------------------------------------------------------------------------
 
@@ -252,7 +224,8 @@ class SampleChunks:
         return _operation(self.steps[0])
 
 
-Step = Seed | SeedOutput | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
+Step = (Seed | SeedOutput | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
+        | Weights | Weigh | SumEach)
 
 @dataclass(frozen=True)
 class Plan:
@@ -275,6 +248,16 @@ class Plan:
     """Which weights and biases share a Kronecker block."""
     by_pixels: bool = False
     """Whether images, and columns of images, lie in memory pixel by pixel (see `memory_format`)."""
+    sums: tuple[Total, ...] = ()
+    """What is added up over parameters, for norms and second phases."""
+    clipping: str = ""
+    """The style by which a second phase weighs the samples."""
+    second: SecondPhase | None = None
+    """How its columns come about."""
+
+    def per(self, quantity: Quantity) -> str:
+        """What there is a value of it for: of norms each parameter, where each is clipped by its own."""
+        return PARAMETER if quantity.summed and self.clipping == PER_PARAMETER else quantity.per
 
     def gives(self, quantity: Quantity, parameter: str) -> bool:
         """Whether the parameter has a value of the quantity; its weight's holds that of a bias in its block."""
@@ -306,9 +289,12 @@ def flat(step: Step) -> Iterator[Step]:
         yield step
 
 
+AT_A_VALUE = SeedOutput | Gather | Average | Sample | Weigh
+"""Steps that have no operation of their own."""
+
+
 def _operation(step: Step) -> Operation:
-    without = SeedOutput | Gather | Average | Sample | Tail
-    return next(own.operation for own in flat(step) if not isinstance(own, without))
+    return next(own.operation for own in flat(step) if not isinstance(own, AT_A_VALUE | Tail))
 
 
 def place_of(step: Step, graph: Graph) -> Operation:
@@ -316,7 +302,7 @@ def place_of(step: Step, graph: Graph) -> Operation:
     if isinstance(step, Tail):
         made = [value for value in step.values if value.name in graph.makers]
         return graph.makers[made[0].name] if made else step.steps[0].operation
-    return graph.makers[step.value.name] if isinstance(step, SeedOutput | Gather | Average | Sample) else step.operation
+    return graph.makers[step.value.name] if isinstance(step, AT_A_VALUE) else step.operation
 
 
 def title(operation: Operation) -> str:

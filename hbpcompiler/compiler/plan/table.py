@@ -12,10 +12,12 @@ from hbpcompiler.compiler.plan.steps import (
     Close,
     Piece,
     Plan,
+    SumEach,
     Tied,
 )
 from hbpcompiler.compiler.trace.graph import Graph, N
 from hbpcompiler.limits import Limits
+from hbpcompiler.quantities import SUM
 
 
 def _form(piece: Piece) -> str:
@@ -51,6 +53,8 @@ def _stream(step: Close | Tied) -> str:
     return f"{step.piece.stream}: {_form(step.piece)}{pooled}" if step.piece else "operand"
 
 
+FORMED = "per-sample gradients"
+"""How the route is called that sums them once more, each times its weight."""
 CLOSINGS_WIDTH, TABLE_WIDTH = 24, 120
 """Signs that closings may take in a row, unless one alone is longer, and that a row may take."""
 
@@ -64,14 +68,25 @@ def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
     rows: list[tuple[str, ...]] = [("parameter", "from", "closing", "route", "multiply-adds")]
     if len({step.parameter.key for step in plan.closings()}) > MANY:
         return _aligned([*rows, *_by_kind(plan)])
+    by_parameter: dict[str, list[tuple[str, ...]]] = {}
     for step in reversed(plan.closings()):
         for choice in step.choices:
             first, *others = _lines(sorted(choice.kinds))
-            new = all(row[0] != step.parameter.key for row in rows)
-            rows.append((step.parameter.key if new else "", _stream(step), first, choice.route.name,
-                         _polynomial(_of_batch(choice.cost.multiply_adds, step))))
-            rows += [("", "", other, "", "") for other in others]
+            own = by_parameter.setdefault(step.parameter.key, [])
+            own.append((step.parameter.key * (not own), _stream(step), first, choice.route.name,
+                        _polynomial(_of_batch(choice.cost.multiply_adds, step))))
+            own += [("", "", other, "", "") for other in others]
+    for each in plan.steps:
+        if isinstance(each, SumEach):
+            by_parameter[each.parameter.key].append(("", *_of_each(each)))
+    for own in by_parameter.values():
+        rows += own
     return _aligned(rows)
+
+
+def _of_each(step: SumEach) -> tuple[str, ...]:
+    """The row of per-sample gradients that end once more, behind the parameter's name."""
+    return f"{step.piece.stream}: {_form(step.piece)}", SUM, FORMED, _polynomial(step.cost().multiply_adds)
 
 
 def _by_kind(plan: Plan) -> list[tuple[str, ...]]:
@@ -83,6 +98,11 @@ def _by_kind(plan: Plan) -> list[tuple[str, ...]]:
             kind: tuple[str, ...] = (_stream(step), "+".join(sorted(choice.kinds)), choice.route.name)
             parameters.setdefault(kind, []).append(step.parameter.key)
             costs[kind] = costs.get(kind, 0) + _of_batch(choice.cost.multiply_adds, step)
+    for each in plan.steps:
+        if isinstance(each, SumEach):
+            kind = _of_each(each)[:-1]
+            parameters.setdefault(kind, []).append(each.parameter.key)
+            costs[kind] = costs.get(kind, 0) + each.cost().multiply_adds
     rows: list[tuple[str, ...]] = []
     for kind, keys in parameters.items():
         who = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"

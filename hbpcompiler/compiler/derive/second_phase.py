@@ -1,0 +1,47 @@
+"""Totals over parameters, the weights that are made of them, and what is weighed: the start of a second phase."""
+
+from __future__ import annotations
+
+from string import ascii_letters
+
+import torch
+
+from hbpcompiler import clipping
+from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.close import put
+from hbpcompiler.compiler.plan.phases import SumEach, Total, Weigh, Weights
+from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.quantities import EACH, GRADIENT, SUM, Closing
+
+
+def weigh_samples(backward: Backward, step: Weights) -> None:
+    """The norms, now that they are complete, and the samples' weights [N]."""
+    norms = named(clipping.norms_of(backward.sums[step.total]), f"norms{_suffix(backward, step.total)}")
+    weights = clipping.weights(backward.plan.clipping, norms, backward.bounds[step.total.group])
+    backward.weighing[step.total] = named(weights, "weights")
+
+
+def _suffix(backward: Backward, total: Total) -> str:
+    """Of the names of what belongs to one of several totals."""
+    if len(backward.plan.sums) == 1:
+        return ""
+    names = {value.key: backward.matched.names[value.name] for value in backward.matched.trainable}
+    return f"_{names.get(total.group, total.group)}"
+
+
+def weigh(backward: Backward, step: Weigh) -> None:
+    """Columns [N, 1, *z], each sample's times its weight."""
+    columns = backward.columns[step.value.name, step.piece.name]
+    weights = backward.weighing[step.total].reshape(-1, 1, *[1] * len(step.value.sample_shape))
+    weights = weights.type_as(columns) if backward.matched.mixed else weights
+    backward.arrive(step.value, step.into, columns * weights)
+
+
+def sum_each(backward: Backward, step: SumEach) -> None:
+    """sum_n C_n T[n] of per-sample gradients [N, *theta]."""
+    each = backward.closed[step.parameter.key][Closing(GRADIENT, EACH)]
+    weights = backward.weighing[step.total]
+    weights = weights.type_as(each) if backward.matched.mixed else weights
+    letters = ascii_letters[: len(step.parameter.sample_shape)].replace("n", "N")
+    total = torch.einsum(f"n,n{letters}->{letters}", weights, each)
+    put(backward, step.parameter, Closing(step.piece.stream, SUM), total)
