@@ -205,7 +205,8 @@ class Compiled:
         return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
                          lambda batch: self._run(state, built, batch, beside), self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,
-                         lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries))
+                         lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries),
+                         beside)
 
     def verify(self, *batch: Any, full: bool = True, **arguments: Any) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
     "codegen": {"rule", "quantities", "arguments", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
-    "compiler.prove": TERMS | {"options", "reference", "compiler.match", "compiler.plan", "compiler.derive"},
+    "compiler.prove": TERMS | {"arguments", "options", "reference", "compiler.match", "compiler.plan",
+                               "compiler.derive"},
     "compiler": TERMS | {"options", "values", "version", "codegen",
                          *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }

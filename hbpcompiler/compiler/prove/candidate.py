@@ -34,6 +34,8 @@ class Candidate:
     """By the key of a weight, that of the bias that is in its Kronecker block."""
     block_diagonal: Callable[[str, Any, Sequence[int]], Tensor] | None = None
     """(parameter, what the quantity "block" keeps of it, entries) -> these entries of the block's diagonal."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """The call's arguments."""
 
     def few(self, batch: Batch, samples: int) -> Batch:
         """The first samples of a batch, so many if it serves that number, otherwise all."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.prove import clipped
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.double import Double, double
@@ -30,6 +31,7 @@ from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.schemes import GGN_ALONE, HESSIAN
 
 LOSSES = "batch_loss"
+MERGED = "the output has samples merged with positions"
 TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h"}
 ENTRIES = 4
 """At each parameter, unless that is too much work: double backward for each of them."""
@@ -63,11 +65,12 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
         raw = candidate.run(batch)
     asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
     values: dict[str, Mapping[str, Any]] = {
-        name: getattr(raw, name) for name in asked if QUANTITIES[name].per != BATCH}
+        name: getattr(raw, name) for name in asked if QUANTITIES[name].per != BATCH and name not in clipped.NAMES}
     how = _with_twins(candidate, batch, draws, values)
     if candidate.options.curvature_dtype is not None:
         eps = max(eps, torch.finfo(candidate.options.curvature_dtype).eps)
-    reference = _Reference(candidate, batch, draws, values, raw.batch_loss if LOSSES in asked else None)
+    reference = _Reference(candidate, batch, draws, values, raw.batch_loss if LOSSES in asked else None,
+                           clipped.clipped_of(raw, candidate))
     try:
         lines = compared(reference.found, reference(), eps, lambda run: reference(Noise(eps, run)))
     except (RuntimeError, NotImplementedError) as error:
@@ -104,7 +107,7 @@ class _Reference:
     """What is to be compared, and the same by autograd: call it, with noise or without."""
 
     def __init__(self, candidate: Candidate, batch: Batch, draws: Draws, values: Mapping[str, Mapping[str, Any]],
-                 losses: Tensor | None = None) -> None:
+                 losses: Tensor | None = None, weighed: Mapping[Key, Tensor] | None = None) -> None:
         self.candidate, self.batch, self.draws = candidate, batch, draws
         self.axes = [_sample_axis(output.shape) for output in candidate.matched.graph.outputs]
         self.refused: dict[str, str] = {}
@@ -117,6 +120,10 @@ class _Reference:
         if losses is not None:
             is_mean = candidate.matched.ending.kind == "mean"
             self.found[LOSSES, ""] = losses.mean() if is_mean else losses.sum()
+        if weighed and None in self.axes:
+            self.refused |= dict.fromkeys(clipped.NAMES, MERGED)
+        elif weighed:
+            self.found |= weighed
         for quantity, by_parameter in values.items():
             for name, value in by_parameter.items():
                 self._pick(quantity, name, value)
@@ -125,7 +132,7 @@ class _Reference:
         exact = TWINS.get(quantity, quantity)
         curvature = self.candidate.options.curvature
         if exact in _PER_SAMPLE and None in self.axes:
-            self.refused[quantity] = "the output has samples merged with positions"
+            self.refused[quantity] = MERGED
         elif exact in _GGN or exact == "trace_ggn":
             self.readers[quantity] = "ggn", {**_GGN, **_TRACES}[exact]
         elif exact in _HESSIAN or exact in ("trace_h", "block"):
@@ -151,7 +158,7 @@ class _Reference:
 
     def how(self, line: Comparison) -> str:
         """What of the parameter was compared."""
-        if line.quantity in _PER_SAMPLE:
+        if line.quantity in (*_PER_SAMPLE, *clipped.NAMES):
             return "two samples"
         if line.quantity == LOSSES:
             return f"their {self.candidate.matched.ending.kind} is the loss"
@@ -164,10 +171,14 @@ class _Reference:
     def _right(self, own: Double) -> Numbers:
         right: dict[Key, Tensor] = {}
         shares: Mapping[str, Tensor] = {}
-        if any(quantity in _PER_SAMPLE for quantity, _ in self.found):
+        if any(quantity in (*_PER_SAMPLE, *clipped.NAMES) for quantity, _ in self.found):
             shares = own.shares([axis or 0 for axis in self.axes], self.batch.samples)
+        if any(quantity in clipped.NAMES for quantity, _ in self.found):
+            right |= clipped.clipped_by_hand(shares, self.candidate)
         diagonals: dict[tuple[str, str], Tensor] = {}
         for quantity, name in self.found:
+            if quantity in clipped.NAMES:
+                continue
             if quantity == LOSSES:
                 right[quantity, name] = own.loss.detach()
                 continue
