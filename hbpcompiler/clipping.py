@@ -36,8 +36,8 @@ def groups(style: str, parameters: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def norms_of(squares: Any) -> Any:
-    """|g_n| of squared norms, [N]: a sum of inner products may round to below zero."""
-    return squares.clamp(min=0).sqrt()
+    """|g_n| of squared norms, [N]: a sum of inner products may round to below zero, or to -0.0."""
+    return squares.abs().sqrt()
 
 
 def weights(style: str, norms: Any, max_norm: Any) -> Any:
