@@ -75,6 +75,16 @@ def test_pruning_and_quantisation(tmp_path):
     assert chosen < same
 
 
+def test_dp_sgd(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("dp_sgd.py", tmp_path)
+    accuracies = [float(found) for found in re.findall(r"test accuracy (\S+)%", text)]
+    assert len(accuracies) == 3
+    assert min(accuracies) > 50
+    assert (tmp_path / "out" / "dp_sgd.png").stat().st_size > 1000
+
+
 def test_own_rule(tmp_path):
     text = run_example("own_rule.py", tmp_path)
     assert "mylib.squash" in text
@@ -99,7 +109,7 @@ def swirling(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_quantity_works_with_a_rule_file(rule, reduction):
     model, loss, X, y = swirling(reduction)
-    result = hbp.compile(model, loss, list(hbp.QUANTITIES), rules=[rule])(X, y)
+    result = hbp.compile(model, loss, list(hbp.QUANTITIES), rules=[rule])(X, y, max_norm=1.0)
     for quantity in BRUTE_FORCE:
         for name, value in reference(model, loss, (X,), y, quantity).items():
             assert relative_error(result[quantity][name], value) < 1e-10, (quantity, name)

@@ -170,9 +170,10 @@ def test_all_quantities_in_one_program_are_those_of_one_each(loss):
     X = torch.randn(3, 1, 5, 5, dtype=torch.float64)
     y = torch.randn(3, 3, dtype=torch.float64) if isinstance(loss, nn.MSELoss) else torch.tensor([0, 2, 1])
     sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc", "ekfac", "gram_mc", "cross_mc"}
-    together = hbp.compile(model, loss, list(hbp.QUANTITIES))(X, y)
+    together = hbp.compile(model, loss, list(hbp.QUANTITIES))(X, y, max_norm=0.5)
     for name in hbp.QUANTITIES:
-        alone, all_of_it = hbp.compile(model, loss, [name])(X, y)[name], together[name]
+        beside = {argument: 0.5 for argument in hbp.QUANTITIES[name].arguments}
+        alone, all_of_it = hbp.compile(model, loss, [name])(X, y, **beside)[name], together[name]
         if hbp.QUANTITIES[name].per == BATCH:
             alone, all_of_it = {"": alone}, {"": all_of_it}
         for key, value in alone.items():

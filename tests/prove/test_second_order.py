@@ -29,7 +29,7 @@ def chain():
 def test_every_quantity_has_lines_and_agrees():
     model, X, y = chain()
     compiled = hbp.compile(model, quantities=list(QUANTITIES))
-    table = compiled.verify(X, y)
+    table = compiled.verify(X, y, max_norm=1.0)
     assert table.agrees, str(table)
     compared = {line.quantity.partition(".")[0] for line in table if line.compared}
     assert compared == {"loss", "output", *QUANTITIES} - NOTHING_TO_COMPARE_WITH
