@@ -27,7 +27,7 @@ import torch
 import derivatives
 from derivatives import Program
 
-state, X, y, expected = torch.load("batch.pt")
+state, X, y, beside, expected = torch.load("batch.pt")
 
 def check(result):
     """A Result, or the tuple that a scripted module returns, against the numbers of the compiling process."""
@@ -48,16 +48,16 @@ def compare(found, wanted):
             compare(one, other)
 
 torch.manual_seed(0)
-check(Program()(state, X, y, max_norm=0.5))
+check(Program()(state, X, y, **beside))
 scripted = torch.jit.script(Program())
 torch.manual_seed(0)
-check(scripted(state, X, y, max_norm=0.5))
+check(scripted(state, X, y, **beside))
 torch.jit.save(scripted, "program.pt")
 torch.manual_seed(0)
-check(torch.jit.load("program.pt")(state, X, y, max_norm=0.5))
+check(torch.jit.load("program.pt")(state, X, y, **beside))
 for samples in (1, len(X) - 1):
-    Program()(state, X[:samples], y[:samples], max_norm=0.5)
-    scripted(state, X[:samples], y[:samples], max_norm=0.5)
+    Program()(state, X[:samples], y[:samples], **beside)
+    scripted(state, X[:samples], y[:samples], **beside)
 assert not [name for name in sys.modules if name.split(".")[0] == "hbpcompiler"]
 print("alone:", derivatives.__file__)
 '''
@@ -74,8 +74,9 @@ def run_alone(folder, compiled, X, y):
     """Run the saved file in a Python that sees only torch; return what it printed."""
     compiled.save(folder / "derivatives.py")
     torch.manual_seed(0)
-    expected = [plain(value) for value in compiled.program(compiled.state, X, y, max_norm=0.5)]
-    torch.save((dict(compiled.state), X, y, expected), folder / "batch.pt")
+    beside = {"max_norm": 0.5} if "clipped_grad" in compiled.quantities else {}
+    expected = [plain(value) for value in compiled.program(compiled.state, X, y, **beside)]
+    torch.save((dict(compiled.state), X, y, beside, expected), folder / "batch.pt")
     (folder / "alone.py").write_text(ALONE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HBP"))}
     done = subprocess.run([sys.executable, "-I", "-W", "ignore", "alone.py"], cwd=folder, env=environment,
