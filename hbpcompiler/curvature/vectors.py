@@ -54,7 +54,8 @@ def read(given: Any, shapes: Mapping[str, Shape], device: torch.device) -> Vecto
         found = found if several else {name: part.squeeze(0) for name, part in found.items()}
         if isinstance(given, Mapping):
             return {name: found[name] for name in given}
-        return [found[name] for name in shapes]
+        kind = tuple if isinstance(given, tuple) else list
+        return kind(found[name] for name in shapes)
 
     return Vectors(parts, back)
 
