@@ -141,7 +141,9 @@ def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         plain = value.dim() == 0 and not value.is_complex() and value.dtype is not torch.bool
         return float(value) if plain else None
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    return float(value) if isinstance(value, Real) else None
 
 
 def _shown(value: Any) -> str:

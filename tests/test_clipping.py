@@ -32,7 +32,7 @@ def test_random_chains(setting, way, style, alone):
     model, loss, X, y = setting
     model.eval()
     others = () if alone else OTHERS
-    compiled, result = check_clipped(model, loss, [X], y, WAYS[way], others, style)
+    _, result = check_clipped(model, loss, [X], y, WAYS[way], others, style)
     if others:
         expected = hbp.compile(model, loss, others)(X, y)
         for quantity in others:
