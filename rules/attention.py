@@ -180,8 +180,55 @@ def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {name: part for name, part in columns.items() if op.varies(name)}, signs
 
 
+def some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns with these numbers [k]: each is one step's, and zero in the others."""
+    at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
+    at_scores = softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights)
+    cotangents = {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
+    found: dict[str, Any] = {}
+    total, start = None, 0
+    for name, (part, step) in curved(op).items():
+        assert step.some is not None
+        end = start + step.count(part)
+        columns, signs = step.some(part, cotangents[name], (numbers - start).clamp(0, end - start - 1))
+        own = ((numbers >= start) & (numbers < end)).type_as(gradient)
+        found[name] = {slot: columns[slot] * with_axes(own, len(part.shape(slot))) for slot in columns}
+        total = signs * own if total is None else total + signs * own
+        start = end
+    assert total is not None
+    return to_inputs(op, found), total
+
+
+def with_axes(own: Tensor, count: int) -> Tensor:
+    """[k] -> [k, 1, ...]."""
+    for _ in range(count):
+        own = own.unsqueeze(-1)
+    return own
+
+
+def to_inputs(op: Op, found: dict[str, Any]) -> dict[str, Tensor]:
+    """Columns at the inputs of each step, as many of each, added up at the inputs of all."""
+    columns: dict[str, Tensor] = {}
+    pulled = None
+    if "output" in found:
+        pulled = softmax.SOFTMAX.jac_t["self"](weights_step(op), found["output"]["self"])
+        columns["value"] = shared(op, found["output"]["other"])
+    if "weights" in found:
+        of_weights = found["weights"]["self"]
+        pulled = of_weights if pulled is None else pulled + of_weights
+    if pulled is not None:
+        columns |= {"query": scores_to_query(op, pulled), "key": scores_to_key(op, pulled)}
+        if op.varies("attn_mask"):
+            columns["attn_mask"] = scores_to_mask(op, pulled)
+    if "scores" in found:
+        query, key = found["scores"]["self"] * scale(op), shared(op, found["scores"]["other"].transpose(-1, -2))
+        columns["query"] = columns["query"] + query if "query" in columns else query
+        columns["key"] = columns["key"] + key if "key" in columns else key
+    return {name: part for name, part in columns.items() if op.varies(name)}
+
+
 def residual(op: Op) -> Residual:
-    return Factor(count, factor) if curved(op) else ZERO
+    return Factor(count, factor, some) if curved(op) else ZERO
 
 
 def refuse(op: Op) -> str | None:

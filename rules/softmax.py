@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor, covariance_root
 
@@ -33,6 +34,24 @@ def softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]
     signs = torch.ones_like(u).copysign(u)
     signs = signs.movedim(-1, 1).flatten(1) if positions(op) else signs
     return {"self": own_dtype(op, as_columns(op, columns))}, own_dtype(op, signs)
+
+
+def softmax_some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The columns with these numbers [k], counted position by position."""
+    place, label = numbers // classes(op), numbers % classes(op)
+    p, g = classes_last(op, op.output), classes_last(op, gradient)
+    p, g = (p.flatten(1, -2), g.flatten(1, -2)) if positions(op) else (p.unsqueeze(1), g.unsqueeze(1))
+    own = p[:, place]
+    weighted = own * g[:, place]
+    chosen = F.one_hot(label, classes(op)).type_as(p)
+    u = ((weighted - own * weighted.sum(-1, True)) * chosen).sum(-1)
+    columns = u.abs().sqrt().unsqueeze(-1) * (chosen - own)
+    if positions(op):
+        spread_out = F.one_hot(place, math.prod(positions(op))).type_as(p).unsqueeze(-1)
+        columns = (columns.unsqueeze(2) * spread_out).unflatten(2, list(positions(op)))
+    if axis(op) < len(positions(op)):
+        columns = columns.movedim(-1, axis(op) + 2)
+    return {"self": own_dtype(op, columns)}, own_dtype(op, torch.ones_like(u).copysign(u))
 
 
 def softmax_count(op: Op) -> int:
@@ -86,7 +105,7 @@ SOFTMAX = Rule(
     operations=["aten.softmax", "aten._softmax"],
     forward=lambda op: torch.softmax(op.self, op.dim, **dtype_of(op)),
     jac_t={"self": softmax_jac_t},
-    residual=curved(Factor(softmax_count, softmax_factor)),
+    residual=curved(Factor(softmax_count, softmax_factor, softmax_some)),
     refuse=over_samples,
     cases=[replace(case, attributes={**case.attributes, "half_to_float": False}) for case in CASES],
 )
