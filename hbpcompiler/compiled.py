@@ -31,7 +31,7 @@ from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs
 from hbpcompiler.compiler.trace.reader import loss_tensors
-from hbpcompiler.empty import result_of_none
+from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
@@ -166,7 +166,8 @@ class Compiled:
         tensors = self._tensors(state, built)
         with torch.no_grad(), casts:
             if not batch.samples:
-                return result_of_none(built.run, tensors, batch, built.matched.ending.kind, beside)
+                kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
+                return result_of_none(built.run, tensors, batch, kind, beside)
             return built.run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:

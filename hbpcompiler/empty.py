@@ -13,21 +13,26 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import InputError
 
 
+UNKNOWN = "unknown"
+"""The kind of a loss of which no derivatives are taken."""
+
+
 def result_of_none(run: Callable[..., Any], arguments: Mapping[str, Tensor], batch: Batch, kind: str,
                    beside: Mapping[str, Any]) -> Any:
     """The program's result for N = 0: zeros, with axes of length 0 for those that count samples.
 
     Which axes these are is seen by running the program on one sample of zeros and on two: not every kernel of torch's
-    takes a batch of none. A mean over no samples (A of kfac, second_moment) is zero too. Raises InputError for a loss
-    that is a mean.
+    takes a batch of none. A mean over no samples (A of kfac, second_moment) is zero too. Where nothing says whether
+    the loss is a mean, which has no value then, the loss is NaN. Raises InputError for a loss that is a mean.
     """
-    if kind != "sum":
+    if kind not in ("sum", UNKNOWN):
         raise InputError(f"{batch.layout.labels[0]} of shape {list(batch.tensors[0].shape)} is an empty batch: a mean "
                          "over no samples has no value; use reduction='sum', with which all is zero, or skip the batch")
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):
         one, two = (run(arguments, *batch.rows(count), **rows_of(beside, count)) for count in (1, 2))
-    return _zeros(one, two)
+    result = _zeros(one, two)
+    return result._replace(loss=result.loss + torch.nan) if kind == UNKNOWN else result
 
 
 def _zeros(one: Any, two: Any) -> Any:

@@ -156,6 +156,11 @@ def test_one_number_for_each_sample_and_one_sample():
         result = compiled(X, y)
         assert result.jacobian["0.weight"].shape == (samples, 4, 3)
         check(result.jacobian, model, X)
+    alone = hbp.compile(model, nn.MSELoss(), ["jacobian"])
+    alone(X, y)
+    nothing = alone(X[:0], y[:0])
+    assert nothing.jacobian["0.weight"].shape == (0, 4, 3)
+    assert nothing.loss.isnan()  # whether it is a mean or a sum, nobody asked
 
 
 def test_options():

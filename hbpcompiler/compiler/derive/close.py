@@ -79,11 +79,11 @@ def tied(backward: Backward, step: Tied) -> None:
     contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
     signs = backward.signs_like(joined["output"], step.piece)
     other = _joined_columns(backward, step, step.other) if CROSS in step.kinds and step.other else None
-    use = Use(backward.writer, op, contraction, joined["output"], signs, backward.batch, other=other)
+    whole = Use(backward.writer, op, contraction, joined["output"], signs, backward.batch, other=other)
     if EIGEN in step.kinds and rights:
         inputs = backward.weighted(joined["operand"], root=True, average=True)
-        use = replace(use, alone=replace(use, op=op.with_tensor("operand", inputs), stream=inputs))
-    _write(backward, step, use)
+        whole = replace(whole, alone=replace(whole, op=op.with_tensor("operand", inputs), stream=inputs))
+    _write(backward, step, whole)
 
 
 def _joined_columns(backward: Backward, step: Tied, piece: Piece) -> Any:
