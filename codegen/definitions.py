@@ -34,7 +34,7 @@ def definitions(graph: fx.Graph) -> list[str]:
             texts += [_source(helper), fallback]
     for own in composites(graph).values():
         if isinstance(own, WeightedLoss):
-            texts.append(own.text())
+            texts.append(_weighted(own))
         else:
             texts.append(_each(own) if isinstance(own, EachSample) else _composite(own))
     return [text for text in texts if text]
@@ -59,6 +59,23 @@ def _composite(function: Composite) -> str:
     about = [f'    """{comment(function.about)}"""'] if function.about else []
     head = f"def {function.name}({', '.join(arguments)}) -> Tensor:"
     return "\n".join([head, *about, *(f"    {line}" for line in lines)])
+
+
+def _weighted(function: WeightedLoss) -> str:
+    """Its definition in terms of the losses."""
+    names = Names()
+    names.taken.update(["loss", "each"])
+    given = [names.fresh(node.name) for node in function.losses.graph.nodes if node.op == "placeholder"]
+    typed = ["loss: Tensor", "sample_weights: Optional[Tensor]", *(f"{name}: Tensor" for name in given)]
+    return "\n".join([
+        f"def {function.name}({', '.join(typed)}) -> Tensor:",
+        f'    """{function.about}"""',
+        "    if sample_weights is None:",
+        "        return loss",
+        f"    each = {function.losses.name}({', '.join(given)})",
+        "    each = each * sample_weights.type_as(each)",
+        f"    return torch.where((sample_weights == 1).all(), loss, each.{function.kind}().type_as(loss))",
+    ])
 
 
 def _each(function: EachSample) -> str:

@@ -78,7 +78,8 @@ def check_weights(value: Any, call: Call) -> Tensor | None:
                         f"each, shape [{call.samples}]")
     if value.device != call.device:
         findings.append(f"it is on {value.device}, and the batch on {call.device}")
-    findings += _wrong_numbers(value.detach(), call)
+    if not findings:
+        findings += _wrong_numbers(value.detach(), call)
     if findings:
         raise InputError(listing("sample_weights does not fit:", findings))
     return value.detach()

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
-from hbpcompiler.arguments import Call, check_arguments, examples, rows_of, without_weights
+from hbpcompiler.arguments import SAMPLE_WEIGHTS, Call, check_arguments, examples, rows_of, without_weights
 from hbpcompiler.block_product import block_diagonal, block_product, meetings
 from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.budget import check_fits
+from hbpcompiler.compiler.match.endings import check_weighable
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
@@ -101,6 +102,8 @@ class Compiled:
         beside = self._beside(arguments, given)
         state, built = self._program(given)
         check_targets(built.losses, built.matched.graph, given)
+        if beside.get(SAMPLE_WEIGHTS) is not None:
+            check_weighable(built.matched.ending, built.matched.rules)
         check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
         with seeded(generator):

@@ -24,7 +24,7 @@ from hbpcompiler.compiler.trace.graph import (
     Operation,
     Value,
 )
-from hbpcompiler.errors import UnsupportedOpError, listing
+from hbpcompiler.errors import InputError, UnsupportedOpError, listing
 from hbpcompiler.quantities import LOSS, QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule
 from hbpcompiler.rule.registry import AnyRule, Registry
@@ -139,6 +139,14 @@ def without_losses(ending: Ending, rules: Mapping[str, AnyRule]) -> list[str]:
         if not isinstance(rule, LossRule) or rule.each is None:
             found.append(f"{operation.target} in {operation.source}")
     return found
+
+
+def check_weighable(ending: Ending, rules: Mapping[str, AnyRule]) -> None:
+    """Raise InputError where samples are to have weights, and a rule does not say their losses."""
+    places = without_losses(ending, rules)
+    if places:
+        raise InputError(listing("sample_weights weigh the losses l_n, and the rule of these does not say them:",
+                                 places, "Give the LossRule `each`, op -> l_n [N]."))
 
 
 def refuse_losses(ending: Ending, rules: Mapping[str, AnyRule], quantities: Sequence[str]) -> None:

@@ -42,9 +42,8 @@ def weighted(x: Tensor, sample_weights: Optional[Tensor], root: bool = False, av
     """
     if sample_weights is None:
         return x
-    w = sample_weights
+    w = sample_weights if sample_weights.dtype == torch.float64 else sample_weights.float()
     if average:
-        w = w if w.dtype == torch.float64 else w.float()
         w = w * w.shape[0] / w.sum()
     w = w.sqrt() if root else w
     return x * w.type_as(x).reshape([-1] + [1] * (x.dim() - 1))

@@ -33,18 +33,3 @@ class WeightedLoss(Composite):
         each = losses * sample_weights.type_as(losses)
         total = each.sum() if self.kind == "sum" else each.mean()
         return torch.where((sample_weights == 1).all(), loss, total.type_as(loss))
-
-    def text(self) -> str:
-        """Its definition."""
-        given = [node.name for node in self.losses.graph.nodes if node.op == "placeholder"]
-        typed = ["loss: Tensor", "sample_weights: Optional[Tensor]", *(f"{name}: Tensor" for name in given)]
-        total = "sum" if self.kind == "sum" else "mean"
-        return "\n".join([
-            f"def {self.name}({', '.join(typed)}) -> Tensor:",
-            f'    """{self.about}"""',
-            "    if sample_weights is None:",
-            "        return loss",
-            f"    each = {self.losses.name}({', '.join(given)})",
-            "    each = each * sample_weights.type_as(each)",
-            f"    return torch.where((sample_weights == 1).all(), loss, each.{total}().type_as(loss))",
-        ])
