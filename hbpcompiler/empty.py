@@ -12,7 +12,6 @@ from hbpcompiler.arguments import rows_of
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import InputError
 
-
 UNKNOWN = "unknown"
 """The kind of a loss of which no derivatives are taken."""
 
