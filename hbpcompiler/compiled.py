@@ -220,7 +220,10 @@ class Compiled:
         raised is what a call raises for a batch that does not fit, and ProofError where the model's own step fails.
         """
         given = check_batch(self.model, batch)
-        beside = without_weights(self._beside(arguments, given))
+        beside = self._beside(arguments, given)
+        if beside.get(SAMPLE_WEIGHTS) is not None:
+            raise InputError("verify compares with the model's own training step, which knows no weights of samples: "
+                             "leave sample_weights out")
         state, built = self._program(given)
         check_targets(built.losses, built.matched.graph, given)
         try:

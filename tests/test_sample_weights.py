@@ -413,6 +413,8 @@ def test_a_program_whose_first_call_has_weights_is_proven():
     model.weight.register_hook(lambda g: 2 * g)
     with pytest.raises(hbp.ProofError, match="grad of 'weight'"):
         hbp.compile(model, quantities=["grad"])(X4, Y4, sample_weights=torch.rand(4))
+    with pytest.raises(hbp.InputError, match="own training step, which knows no weights of samples"):
+        hbp.compile(linear(), quantities=["grad"]).verify(X4, Y4, sample_weights=torch.rand(4))
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
     compiled = hbp.compile(model, quantities=["grad"], verify="full")
     first, second = (compiled(X4, Y4, sample_weights=torch.ones(4), generator=torch.Generator().manual_seed(0))
