@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
-from benchmarks import compare, large, large_networks, memory, prediction, programs, scale, timing
+from benchmarks import compare, large, large_networks, memory, operators, prediction, programs, scale, timing
 from benchmarks.cells import Cell, select
 from benchmarks.compare import Result, above_best_peer
 from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows, sweeps
@@ -179,6 +179,18 @@ def test_a_small_run(module, arguments, tmp_path, monkeypatch):
                                             "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert json.loads(file.read_text())
+
+
+def test_products_of_operators_are_the_same_in_every_way(tmp_path):
+    file = tmp_path / "found.json"
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(operators.main, ["--networks", "logreg", "--batch", "2", "--rounds", "1", "--patience",
+                                               "0", "--threads", threads, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    (rows,) = json.loads(file.read_text()).values()
+    tasks = {row["task"] for row in rows}
+    assert tasks >= {"gradient", "ggn: ours", "ggn: torch.func", "hessian: forward over reverse"}
+    assert all(row["difference"] < operators.NEAR for row in rows)
 
 
 def test_differences_are_relative_to_the_largest_entry():

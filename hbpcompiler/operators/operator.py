@@ -45,7 +45,7 @@ def operator(
     parameters: Sequence[str] | str = "*",
     mc_samples: int = 1,
     seed: int = 0,
-    chunk: int = 8,
+    chunk: int = 16,
     count: Callable[[Any], Any] | None = None,
     verify: bool = True,
 ) -> Operator:
@@ -237,14 +237,16 @@ class Operator:
 
     def _times(self, columns: Columns) -> Columns:
         """[F, *theta] each."""
-        total = [torch.zeros_like(column) for column in columns]
         if not len(columns[0]):
-            return total
+            return [torch.zeros_like(column) for column in columns]
+        total: Columns = []
         with self._own_draws():
             for number, batch, factor in self._weighted():
                 product = self._products.times(number, batch, columns)
-                for sum_, part in zip(total, product, strict=True):
-                    sum_.add_(part, alpha=factor)
+                if not total:
+                    total = product if factor == 1 else [part.mul_(factor) for part in product]
+                else:
+                    total = [sum_.add_(part, alpha=factor) for sum_, part in zip(total, product, strict=True)]
         return total
 
     def _weighted(self) -> Iterator[tuple[int, Batch, float]]:

@@ -52,7 +52,7 @@ class Passes:
         """What surrounds all passes."""
         with unchanged(self.model, self.loss), ordinary_mode(), twice_differentiable(cudnn):
             for module in self.model.modules():
-                if module.training and getattr(module, "track_running_stats", False):
+                if module.training and isinstance(module, nn.modules.batchnorm._NormBase):
                     module.track_running_stats = False  # it normalises by the batch all the same
             yield
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -145,8 +145,8 @@ class Products:
             structures.append(structure)
             return tuple(tensors)
 
-        found, tangents = torch.func.jvp(outputs, (variables,), (vector,))
-        return found, tangents, structures[0]
+        carried: Any = torch.func.jvp(outputs, (variables,), (vector,))
+        return carried[0], carried[1], structures[0]
 
     def _tangents(self, number: int, batch: Batch, variables: dict[str, Tensor], part: Columns, varying: Sequence[int],
                   batched: bool) -> Columns:
@@ -198,4 +198,4 @@ def pulled(values: Sequence[Tensor], at: Sequence[Tensor], weights: Columns, bat
 
 def joined(parts: Sequence[Columns]) -> Columns:
     """Chunks of vectors, one behind the other."""
-    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    return parts[0] if len(parts) == 1 else [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
