@@ -15,6 +15,7 @@ from hbpcompiler.reference import ggn_block, kflr, kfra, reference, relative_err
 from hbpcompiler.rule.registry import with_rules
 from hbpcompiler.testing import check_rule
 from tests.custom_op import SWIRL_RULE, Swirl
+from tests.selection import slow
 
 ROOT = Path(__file__).parent.parent
 BRUTE_FORCE = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
@@ -83,6 +84,20 @@ def test_dp_sgd(tmp_path):
     assert len(accuracies) == 3
     assert min(accuracies) > 50
     assert (tmp_path / "out" / "dp_sgd.png").stat().st_size > 1000
+
+
+@slow("trains six networks, twenty seconds; sample_weights has tests of its own")
+def test_importance_sampling(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("importance_sampling.py", tmp_path)
+    assert float(re.search(r"off by (\S+) times", text)[1]) < 2
+    before, after, old = map(float, re.search(r"one's: (\S+) before training, (\S+) after; .* old (\S+)", text).groups())
+    assert after < old < 0.6 < before
+    uniform, by_length, larger = (float(loss) for loss in re.findall(r"loss (\S+) after", text))
+    assert by_length < uniform, "of the same number of steps"
+    assert larger < uniform
+    assert (tmp_path / "out" / "importance_sampling.png").stat().st_size > 1000
 
 
 def test_own_rule(tmp_path):
