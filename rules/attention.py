@@ -191,6 +191,7 @@ def some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], 
         assert step.some is not None
         end = start + step.count(part)
         columns, signs = step.some(part, cotangents[name], (numbers - start).clamp(0, end - start - 1))
+        assert signs is not None
         own = ((numbers >= start) & (numbers < end)).type_as(gradient)
         found[name] = {slot: columns[slot] * with_axes(own, len(part.shape(slot))) for slot in columns}
         total = signs * own if total is None else total + signs * own

@@ -164,6 +164,14 @@ def binary(s, o, y):
     return F.binary_cross_entropy_with_logits(o[:, 0], (y == 1).to(o.dtype), reduction=s.reduction)
 
 
+def in_a_row(s, o, y):
+    return torch.stack([F.cross_entropy(o, y), o.square().sum() / int(o.size(0)) * s.scale]).sum()
+
+
+def samples_first(s, o, y):
+    return (o - F.one_hot(y, CLASSES)).square().mean(0) @ s.weights
+
+
 class Loss(nn.Module):
     def __init__(self, code, **attributes):
         super().__init__()
@@ -186,6 +194,8 @@ LOSSES = {
     "two terms": lambda: Loss(two_terms, scale=0.1),
     "towards itself": lambda: Loss(towards_itself, scale=1.5),
     "divergence": lambda: Loss(divergence, scale=1.0),
+    "in a row": lambda: Loss(in_a_row, scale=0.3),
+    "samples first": lambda: Loss(samples_first, weights=torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)),
     "binary": lambda: Loss(binary, reduction="mean"),
 }
 
