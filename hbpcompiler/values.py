@@ -20,6 +20,8 @@ class Stored(NamedTuple):
     """Which of a layer's outputs and inputs its first axis counts; "" where the parameter meets no inputs."""
     bias: str = ""
     """The name of the bias that is in this weight's Kronecker block, if one is."""
+    curvature_dtype: torch.dtype | None = None
+    """That of the columns of curvature, where it is not the parameter's."""
 
 
 class Values(dict[str, Any]):

@@ -146,7 +146,7 @@ def _block(name: str, value: Any, stored: Mapping[str, Stored], quantity: str) -
     if value.A is None and fields == FACTORS:
         return _plain(name, value.B, own, quantity, "B")
     place = _matrix(name, value, stored)
-    eps = _eps(value.B.dtype, own.dtype)
+    eps = _eps(value.B.dtype, own.dtype, own.curvature_dtype)
     if fields == EIGENVECTORS:
         for field, factor in (("A", value.A), ("B", value.B)):
             if factor is not None:
@@ -166,6 +166,7 @@ def _plain(name: str, value: Tensor, own: Stored, quantity: str, label: str = "t
     if tuple(value.shape) == own.shape and label != "B":
         return Diagonal(place, quantity, value.flatten(), eps)
     if tuple(value.shape) in ((count, count), own.shape * 2):
+        eps = _eps(value.dtype, own.dtype, own.curvature_dtype)
         matrix = _symmetric(label, value.reshape(count, count), eps)
         return Dense(place, quantity, Symmetric(matrix, f"{place.title} ({quantity})", eps))
     wanted = f"{[count, count]}" if label == "B" else f"{list(own.shape)} (a diagonal) or {[count, count]} (a block)"
@@ -225,16 +226,18 @@ def _symmetric(label: str, matrix: Tensor, eps: float) -> Tensor:
 
 
 def _check_orthogonal(label: str, vectors: Tensor) -> None:
+    """On a few random vectors, which V^T V must leave as they are: its columns' inner products all enter."""
     size = vectors.shape[-1]
-    units = torch.eye(size, dtype=torch.float64, device=vectors.device)
-    gap = (vectors.double().mT @ vectors.double() - units).abs().max() if vectors.numel() else torch.zeros(())
-    if gap > ROUNDING * max(size, 10) * torch.finfo(vectors.dtype).eps:
+    probes = torch.randn(size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(vectors.device)
+    double = vectors.double()
+    if (double.mT @ (double @ probes) - probes).norm() > (ROUNDING * max(size, 10) * torch.finfo(vectors.dtype).eps
+                                                          * probes.norm() * max(vectors.shape[0], 1) ** 0.5):
         raise DoesNotFitError(f"the columns of {label} are not orthonormal, as eigenvectors are")
 
 
-def _eps(dtype: torch.dtype, computed: torch.dtype | None) -> float:
-    """The rounding of what was computed in the parameter's dtype, also where it was added up in a wider one."""
-    return max(torch.finfo(each).eps for each in (dtype, computed) if each is not None and each.is_floating_point)
+def _eps(*dtypes: torch.dtype | None) -> float:
+    """The rounding of what was computed in the narrowest of them, wherever it was added up."""
+    return max(torch.finfo(each).eps for each in dtypes if each is not None and each.is_floating_point)
 
 
 def _devices(blocks: list[Block]) -> list[str]:

@@ -185,6 +185,23 @@ def test_totals_of_data_sets_say_how_their_parameters_are_laid_out(tmp_path):
         close(hbp.curvature(found.diag_ggn).to_dense(), hbp.curvature(whole.diag_ggn).to_dense(), name)
 
 
+def test_factors_of_rounded_columns_are_as_definite_as_these_let_them_be():
+    """Five logits of a softmax have four directions; rounded to bfloat16, the fifth is slightly negative."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5))
+    X, y = torch.randn(5, 4), torch.randint(5, (5,))
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(reduction="sum"), ["kflr", "grad"],
+                           curvature_dtype=torch.bfloat16)
+    result = compiled(X, y)
+    lowest = torch.linalg.eigvalsh(result.kflr["2.bias"].B)[0].item()
+    assert lowest < -1e-5
+    with pytest.raises(hbp.InputError, match=r"'2\.bias' .* is indefinite"):
+        hbp.curvature(dict(result.kflr), model).solve(result.grad, -lowest / 2)
+    H = hbp.curvature(result.kflr)
+    assert all((block.eigenvalues >= 0).all() for block in H.blocks)
+    assert all(part.isfinite().all() for part in H.solve(result.grad, -lowest / 2).values())
+
+
 def test_results_say_what_they_are_of_also_when_pickled():
     torch.manual_seed(0)
     model, (X, y) = Tied().double(), batch((4,), 3)

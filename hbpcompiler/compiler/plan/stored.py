@@ -17,7 +17,7 @@ def stored(plan: Plan, parameters: Iterable[Value]) -> Mapping[str, Stored]:
         if layout := _layout(step.site):
             layouts[step.parameter.key] = layout
     return {value.key: Stored(tuple(value.sample_shape), value.dtype, layouts.get(value.key, ""),
-                              plan.joint.biases.get(value.key, "")) for value in parameters}
+                              plan.joint.biases.get(value.key, ""), plan.curvature_dtype) for value in parameters}
 
 
 def _layout(site: Site) -> str:
