@@ -365,7 +365,7 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("sqrt_ggn_mc", "sampled columns V, [N, mc_samples, *theta]", (Closing(GGN_MC, VECTORS),),
              _square_root(GGN_MC), instead=ROWS),
     Quantity("jacobian", "derivative of the model's output, [N, *out, *theta]", (Closing(OUTPUT, VECTORS),), _jacobian,
-             instead=ROWS),
+             instead="it has a row for each sample: take them batch by batch"),
     Quantity("block", "what compiled.block_product multiplies with the parameter's Hessian block",
              (Closing(GGN, BLOCK), Closing(RESIDUAL, BLOCK)), _block, ("columns", "weights", "diagonals", "operand"),
              "Block", ("operand",), ("columns", "weights", "diagonals"),
