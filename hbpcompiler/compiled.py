@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
-from hbpcompiler.arguments import SAMPLE_WEIGHTS, Call, check_arguments, examples, rows_of, without_weights
+from hbpcompiler.arguments import SAMPLE_WEIGHTS, Call, arguments_for, check_arguments, examples, rows_of, without_weights
 from hbpcompiler.block_product import block_diagonal, block_product, meetings
 from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.budget import check_fits
@@ -69,6 +69,8 @@ class Compiled:
         self.options = options
         self._given = given or {}
         self._guards = Guards(model, loss)
+        self._needs_arguments = any(argument.default is None
+                                    for argument in arguments_for(options.quantities, options.clipping))
         self._unused: set[str] = set()
         self._last: tuple[State, Built] | None = None
         self._uses = itertools.count(1)
@@ -156,6 +158,8 @@ class Compiled:
 
     def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
         """A call's arguments, checked."""
+        if not given and not self._needs_arguments:
+            return {}
         own, options = dict(self.model.named_parameters()), self.options
         clipped = tuple(name for name, parameter in own.items()
                         if parameter.requires_grad and options.chosen.asks("clipped_grad", name))

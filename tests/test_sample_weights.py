@@ -375,6 +375,25 @@ def test_weights_of_other_dtypes_and_scripts(dtype, backend):
     torch.testing.assert_close(dropped.grad["weight"] * 4 / 3, without.grad["weight"])
 
 
+def test_a_large_program():
+    """Of so many parameters that they stand in tables, and what is alike in functions."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(11) for layer in (nn.Linear(3, 3), nn.Tanh())]
+    model, X, y = nn.Sequential(*layers).double(), torch.randn(4, 3, dtype=DOUBLE), torch.tensor([0, 2, 1, 2])
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    compiled = hbp.compile(model, loss, ["batch_loss", "grad", "kflr"], backend="torchscript")
+    result, again = compiled(X, y, sample_weights=TIMES.double()), compiled(
+        X.repeat_interleave(TIMES, 0), y.repeat_interleave(TIMES))
+    assert "def linear_back" in compiled.code
+    torch.testing.assert_close(result.loss, again.loss)
+    torch.testing.assert_close(result.batch_loss, TIMES * F.cross_entropy(model(X), y, reduction="none"))
+    for name in result.grad:
+        close(result.grad[name], again.grad[name], f"grad of {name}")
+        close(result.kflr[name].B, again.kflr[name].B, f"B of {name}")
+        if result.kflr[name].A is not None:
+            close(result.kflr[name].A, again.kflr[name].A, f"A of {name}")
+
+
 def test_columns_of_curvature_in_another_dtype():
     model, X, y = network()
     found, expected = (hbp.compile(model, quantities=["diag_ggn", "kflr", "grad"], curvature_dtype=dtype)(
