@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
-from hbpcompiler.arguments import SAMPLE_WEIGHTS, Call, arguments_for, check_arguments, examples, rows_of, without_weights
+from hbpcompiler.arguments import (
+    SAMPLE_WEIGHTS,
+    Call,
+    arguments_for,
+    check_arguments,
+    examples,
+    rows_of,
+    without_weights,
+)
 from hbpcompiler.block_product import block_diagonal, block_product, meetings
 from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.budget import check_fits
