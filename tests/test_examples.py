@@ -92,7 +92,8 @@ def test_importance_sampling(tmp_path):
     pytest.importorskip("matplotlib")
     text = run_example("importance_sampling.py", tmp_path)
     assert float(re.search(r"off by (\S+) times", text)[1]) < 2
-    before, after, old = map(float, re.search(r"one's: (\S+) before training, (\S+) after; .* old (\S+)", text).groups())
+    ratios = re.search(r"one's: (\S+) before training, (\S+) after; .* old (\S+)", text)
+    before, after, old = map(float, ratios.groups())
     assert after < old < 0.6 < before
     uniform, by_length, larger = (float(loss) for loss in re.findall(r"loss (\S+) after", text))
     assert by_length < uniform, "of the same number of steps"
