@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hbpcompiler.clipping import FLAT, PER_PARAMETER
 from hbpcompiler.errors import InputError, InputTypeError, listing
-from hbpcompiler.quantities import CURVATURE, OUTPUT, QUANTITIES
+from hbpcompiler.quantities import COLUMN_WEIGHTS, CURVATURE, DIRECTIONS, OUTPUT, QUANTITIES
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,6 +36,12 @@ class Call:
     """The style of clipped gradients."""
     clipped: tuple[str, ...] = ()
     """Names of the parameters whose gradients are clipped."""
+    dtype: torch.dtype = torch.float32
+    """of the model"""
+
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""What a program asks of a dict of tensors: by name, all lengths but those of the batch and of a call's own choice."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,11 @@ class Argument:
     """Whether it is a tensor that begins with the sample axis."""
     given_as: str = ""
     """How a call names it, if not as the program does."""
-    stand_in: Callable[[int, Mapping[str, Tensor]], Any] = lambda samples, state: None
-    """(samples, the program's parameters and buffers) -> a value to run it on, on the meta device if they are there:
-    the default where there is one, so that costs are those of a plain call."""
+    stand_in: Callable[[int, Mapping[str, Tensor], Sizes, int], Any] = lambda samples, state, sizes, vectors: None
+    """(samples, the program's parameters and buffers, sizes, vectors) -> a value to run it on, on the meta device if
+    they are there: the default where there is one, so that costs are those of a plain call; of so many vectors."""
+    fits: Callable[[Any, Sizes], list[str]] = lambda value, sizes: []
+    """What does not fit the program, once there is one."""
 
 
 def check_weights(value: Any, call: Call) -> Tensor | None:
@@ -151,14 +159,67 @@ def _shown(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
 
 
+def check_dict(name: str, what: str) -> Callable[[Any, Call], dict[str, Tensor]]:
+    """A check of a dict of tensors in the model's dtype, on the batch's device."""
+    def check(value: Any, call: Call) -> dict[str, Tensor]:
+        if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+            raise InputTypeError(f"{name} must be a dict of tensors, {what}, not {type(value).__name__}")
+        findings = []
+        for key, tensor in value.items():
+            if tensor.dtype != call.dtype:
+                findings.append(f"that of {key!r} is {tensor.dtype}, and the model {call.dtype}")
+            if tensor.device != call.device:
+                findings.append(f"that of {key!r} is on {tensor.device}, and the batch on {call.device}")
+            if name == COLUMN_WEIGHTS and tensor.dim() == 3 and len(tensor) != call.samples:
+                findings.append(f"that of {key!r} is for {len(tensor)} samples, and the batch has {call.samples}")
+        if findings:
+            raise InputError(listing(f"{name} does not fit:", findings))
+        return {key: tensor.detach() for key, tensor in value.items()}
+
+    return check
+
+
+def fitting(samples_first: bool) -> Callable[[Any, Sizes], list[str]]:
+    """What is wrong with the names and shapes of a dict: [N, K, F] for groups, [F, *theta] for parameters."""
+    def findings(value: Mapping[str, Tensor], sizes: Sizes) -> list[str]:
+        found = [f"there is nothing called {key!r}; there are {_listed([*sizes])}" for key in value if key not in sizes]
+        for key, lengths in sizes.items():
+            wanted = ["N", *lengths, "F"] if samples_first else ["F", *lengths]
+            own = None if key not in value else tuple(value[key].shape)
+            middle = None if own is None else own[1:-1] if samples_first else own[1:]
+            if own is None:
+                found.append(f"that of {key!r} is missing, [{_listed(wanted)}]")
+            elif len(own) != len(wanted) or middle != lengths:
+                found.append(f"that of {key!r} has shape {list(own)} instead of [{_listed(wanted)}]")
+        counts = {tensor.shape[0] for key, tensor in value.items() if key in sizes and tensor.dim()}
+        if not samples_first and len(counts) > 1:
+            found.append(f"all need the same number of directions F, but there are {_listed(sorted(counts))}")
+        return found
+
+    return findings
+
+
+def _weights_of_columns(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors: int) -> dict[str, Tensor]:
+    like = next(tensor for tensor in state.values() if tensor.is_floating_point())
+    return {group: like.new_zeros((samples, *columns, vectors)) for group, columns in sizes.items()}
+
+
+def _directions(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors: int) -> dict[str, Tensor]:
+    return {name: state[name].new_zeros((vectors, *shape)) for name, shape in sizes.items()}
+
+
 SAMPLE_WEIGHTS = "sample_weights"
 MAX_NORM, MAX_NORMS = "max_norm", "max_norms"
 """One bound for all parameters together; one for each of them."""
 TABLE: tuple[Argument, ...] = (
-    Argument(MAX_NORM, "float", check_max_norm, stand_in=lambda samples, state: 1.0),
+    Argument(MAX_NORM, "float", check_max_norm, stand_in=lambda samples, state, sizes, vectors: 1.0),
     Argument(MAX_NORMS, "Dict[str, float]", check_max_norms, given_as=MAX_NORM,
-             stand_in=lambda samples, state: dict.fromkeys(state, 1.0)),
+             stand_in=lambda samples, state, sizes, vectors: dict.fromkeys(state, 1.0)),
     Argument(SAMPLE_WEIGHTS, "Optional[Tensor]", check_weights, default="None", always=True, of_samples=True),
+    Argument(DIRECTIONS, "Dict[str, Tensor]", check_dict(DIRECTIONS, "[F, *theta] for each parameter"),
+             stand_in=_directions, fits=fitting(False)),
+    Argument(COLUMN_WEIGHTS, "Dict[str, Tensor]", check_dict(COLUMN_WEIGHTS, "[N, K, F] for each group of parameters"),
+             of_samples=True, stand_in=_weights_of_columns, fits=fitting(True)),
 )
 """Those without a default come first in a signature, otherwise this is the order."""
 ARGUMENTS: Mapping[str, Argument] = {argument.name: argument for argument in TABLE}
@@ -193,11 +254,13 @@ def check_arguments(given: Mapping[str, Any], call: Call) -> dict[str, Any]:
     return {argument.name: argument.check(given[name], call) for name, argument in wanted.items() if name in given}
 
 
-def examples(quantities: Sequence[str], samples: int, state: Mapping[str, Tensor], clipping: str = FLAT,
-             ) -> dict[str, Any]:
-    """Values of the arguments that a program for these quantities cannot do without."""
-    return {argument.name: argument.stand_in(samples, state) for argument in arguments_for(quantities, clipping)
-            if argument.default is None}
+def check_fit(arguments: Mapping[str, Any], sizes: Mapping[str, Sizes]) -> None:
+    """InputError for what does not fit a program, which asks these sizes of arguments."""
+    for name, asked in sizes.items():
+        if name not in arguments:
+            continue
+        if findings := ARGUMENTS[name].fits(arguments[name], asked):
+            raise InputError(listing(f"{name} does not fit:", findings))
 
 
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,5 +273,11 @@ def rows_of(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
     found = dict(arguments)
     for name, value in arguments.items():
         if ARGUMENTS[name].of_samples and isinstance(value, Tensor):
-            found[name] = value[:count] if len(value) else value.new_zeros(count, *value.shape[1:])
+            found[name] = _rows(value, count)
+        elif ARGUMENTS[name].of_samples and isinstance(value, dict):
+            found[name] = {key: _rows(tensor, count) for key, tensor in value.items()}
     return found
+
+
+def _rows(value: Tensor, count: int) -> Tensor:
+    return value[:count] if len(value) else value.new_zeros(count, *value.shape[1:])

@@ -20,7 +20,7 @@ from hbpcompiler.arguments import (
     Call,
     arguments_for,
     check_arguments,
-    examples,
+    check_fit,
     rows_of,
     without_weights,
 )
@@ -31,6 +31,7 @@ from hbpcompiler.compiler.match.endings import check_weighable
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.program.shapes import asked, stand_ins
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import check, prove
@@ -111,6 +112,7 @@ class Compiled:
         given = check_batch(self.model, batch)
         beside = self._beside(arguments, given)
         state, built = self._program(given)
+        check_fit(beside, asked(built.draft.graph))
         check_targets(built.losses, built.matched.graph, given)
         if beside.get(SAMPLE_WEIGHTS) is not None:
             check_weighable(built.matched.ending, built.matched.rules)
@@ -171,9 +173,10 @@ class Compiled:
         own, options = dict(self.model.named_parameters()), self.options
         clipped = tuple(name for name, parameter in own.items()
                         if parameter.requires_grad and options.chosen.asks("clipped_grad", name))
+        dtype = next(parameter.dtype for parameter in own.values() if parameter.requires_grad)
         return check_arguments(given, Call(batch.samples, batch.tensors[0].device, self.quantities,
                                            {name: parameter.shape for name, parameter in own.items()},
-                                           options.clipping, clipped))
+                                           options.clipping, clipped, dtype))
 
     def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns; of what is `beside` the batch, the part of these samples."""
@@ -213,8 +216,7 @@ class Compiled:
         state, built = self._program(batch)
         if batch.samples and not built.is_proven(batch.samples):
             with drawing(Draws.now(batch.tensors[0].device)):
-                beside = examples(self.quantities, batch.samples, dict(self.model.named_parameters()),
-                                  self.options.clipping)
+                beside = stand_ins(built.draft.graph, batch.samples, dict(self.model.named_parameters()))
                 self._first_run(state, built, batch, beside)
 
     def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:

@@ -42,6 +42,8 @@ class Limits:
 
     # -- columns that travel -----------------------------------------------------------------------------------------
     typical_batch: int = limit(64, "samples", "ways are compared at this batch size; a program serves every size", 1)
+    typical_vectors: int = limit(
+        8, "vectors", "of directions and column weights so many are planned for; a program serves every number", 1)
     spatial_bytes: int = limit(
         2**23, "bytes per sample", "columns of images beyond it go in chunks, as large as memory that is recycled")
     vector_bytes: int = limit(

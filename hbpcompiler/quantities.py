@@ -23,7 +23,12 @@ RESIDUAL_MC = "residual_mc"
 KFRA = "kfra"
 OUTPUT = "output"
 """One unit column for each entry of the model's output, whatever the loss is."""
-CURVATURE = frozenset({GGN, GGN_MC, KFRA})
+SUM_GGN = "sum_ggn"
+SUM_GGN_MC = "sum_ggn_mc"
+"""For each group of parameters F columns a sample: sums of its GGN columns with the weights that a call gives."""
+WEIGHED = {SUM_GGN: GGN, SUM_GGN_MC: GGN_MC}
+"""Such a stream -> that of the columns which are added up."""
+CURVATURE = frozenset({GGN, GGN_MC, KFRA, *WEIGHED})
 """Those that begin with square roots, or with averages, of the loss's own curvature."""
 LOSS = "loss"
 """What travels nowhere: of the loss itself, for the whole batch."""
@@ -65,14 +70,19 @@ BLOCK = "block"
 EIGEN = "eigen"
 """Eigenvectors of FACTOR and INPUT_FACTOR, and DIAGONAL of the cotangents turned into them, as an `EigenPart`."""
 
+COLUMN_SUM = "column_sum"
+"""sum_n T, all columns, [F, *theta]: of columns that begin as weighted sums of others."""
+
 # -- totals: closings that add up over the parameters of a group -----------------------------------------------------
 GRAM = "gram"
 """sum over theta of T[n, k] T[m, j], [N K, N K]: inner products of all columns; DOT of many columns and parameters."""
 CROSS = "cross"
 """sum over theta of T[n, k] g[m], [N K, N]: inner products with the gradient's columns."""
-TOTALS = frozenset({GRAM, CROSS})
+PROJECT = "project"
+"""sum over theta of T[n, k] d[f], [N, K, F]: inner products of columns with the directions that a call gives."""
+TOTALS = frozenset({GRAM, CROSS, PROJECT})
 """One running tensor for each group of parameters, added to in place while the backward pass runs."""
-UNDIVIDED = frozenset({BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN, *TOTALS})
+UNDIVIDED = frozenset({BATCH_DIAGONAL, VECTORS, BLOCK, EIGEN, COLUMN_SUM, *TOTALS})
 """Closings that keep samples or columns apart: no loop over chunks of these can add them up."""
 
 
@@ -95,6 +105,8 @@ PRODUCTS_OVER_POSITIONS = "products over positions"
 
 ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the "
         "data), or accumulate what they add up to")
+DIRECTIONS, COLUMN_WEIGHTS = "directions", "column_weights"
+"""Names of call arguments (see `arguments`)."""
 PAIRS = "it pairs the samples of one batch with each other"
 
 
@@ -192,6 +204,16 @@ class Quantity:
     @property
     def streams(self) -> set[str]:
         return {closing.stream for closing in self.needs if closing.stream}
+
+    def needs_roots(self, stream: str) -> bool:
+        """Whether it is made of columns themselves of this stream, which must be real square roots."""
+        return any(WEIGHED.get(closing.stream, closing.stream) == stream
+                   and closing.kind in {VECTORS, COLUMN_SUM, *TOTALS} for closing in self.needs)
+
+    @property
+    def of_groups(self) -> bool:
+        """Whether it is for parameters in groups alone."""
+        return self.per == GROUP or bool(self.streams & WEIGHED.keys())
 
     @property
     def averages(self) -> bool:
@@ -291,6 +313,24 @@ def _jacobian(closed: Closed) -> Any:
     if len(closed.output) == 1:
         return vectors
     return vectors.unflatten(1, closed.output) if closed.output else vectors.squeeze(1)
+
+
+def _projected(stream: str) -> Callable[[Closed], Any]:
+    def value(closed: Closed) -> Any:
+        found = closed.get(stream, PROJECT)
+        if stream == GRADIENT:
+            return closed.scaled(found.squeeze(1))
+        return found / closed.batch**0.5 if closed.reduction == "mean" else found
+
+    return value
+
+
+def _column_sum(stream: str) -> Callable[[Closed], Any]:
+    def value(closed: Closed) -> Any:
+        found = closed.get(stream, COLUMN_SUM)
+        return found / closed.batch**0.5 if closed.reduction == "mean" else found
+
+    return value
 
 
 def _kronecker(stream: str, inputs: str = INPUT_FACTOR, outputs: str = FACTOR) -> Callable[[Closed], dict[str, Any]]:
@@ -393,9 +433,22 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("cross_mc", "the same of sampled columns, [N, mc_samples, N]",
              (Closing(GGN_MC, CROSS),), _cross(GGN_MC), per=GROUP,
              instead=PAIRS),
+    Quantity("project", "inner products of the samples' shares of the gradient with directions, by group, [N, F]",
+             (Closing(GRADIENT, PROJECT),), _projected(GRADIENT), per=GROUP, instead=ROWS, arguments=(DIRECTIONS,)),
+    Quantity("project_ggn", "V^T d for each direction, by group, [N, K, F]",
+             (Closing(GGN, PROJECT),), _projected(GGN), per=GROUP, instead=ROWS, arguments=(DIRECTIONS,)),
+    Quantity("project_ggn_mc", "the same of sampled columns, [N, mc_samples, F]",
+             (Closing(GGN_MC, PROJECT),), _projected(GGN_MC), per=GROUP, instead=ROWS, arguments=(DIRECTIONS,)),
+    Quantity("column_sum", "V w for each vector of weights of the parameter's group, [F, *theta]",
+             (Closing(SUM_GGN, COLUMN_SUM),), _column_sum(SUM_GGN), instead=ROWS, arguments=(COLUMN_WEIGHTS,)),
+    Quantity("column_sum_mc", "the same of sampled columns",
+             (Closing(SUM_GGN_MC, COLUMN_SUM),), _column_sum(SUM_GGN_MC), instead=ROWS, arguments=(COLUMN_WEIGHTS,)),
 )
 
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}
+WITHOUT_VECTORS = tuple(quantity.name for quantity in TABLE
+                        if not {DIRECTIONS, COLUMN_WEIGHTS}.intersection(quantity.arguments))
+"""All but those that take vectors of parameters or of columns, whose shapes depend on the model."""
 
 
 def closings_for(names: tuple[str, ...]) -> frozenset[Closing]:
@@ -422,7 +475,7 @@ class Chosen:
     def asks(self, quantity: str, parameter: str) -> bool:
         """Whether the quantity is for this parameter: one by group, for those in some group."""
         found = dict(self.patterns).get(quantity)
-        if QUANTITIES[quantity].per == GROUP and self.group_of(parameter) is None:
+        if QUANTITIES[quantity].of_groups and self.group_of(parameter) is None:
             return False
         return found is None or _fits(parameter, found)
 

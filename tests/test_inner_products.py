@@ -208,3 +208,117 @@ def test_parameters_do_not_get_what_groups_have():
     hbp.compile(model, quantities=["gram", "grad"])(torch.randn(3, 2), torch.tensor([0, 1, 1])).to_parameters()
     assert model.weight.grad is not None
     assert not hasattr(model.weight, "gram")
+
+
+# -- vectors of parameters -------------------------------------------------------------------------------------------
+
+OF_VECTORS = ["nothing fits the cache", "one sample and one column everywhere", "all columns, sample by sample",
+              "compressed", "pooled", "route native kernel per column", "route one product of all columns"]
+"""Ways of the planner that products with vectors might meet."""
+
+
+def vectors_for(model, result, count):
+    """Directions for every parameter that is in the result, and weights for every column of each group."""
+    torch.manual_seed(count)
+    shapes = {name: value.shape for name, value in model.named_parameters() if name in result.grad}
+    directions = {name: torch.randn(count, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    weights = {group: torch.randn(*gram.shape[:2], count, dtype=torch.float64) for group, gram in result.gram.items()}
+    return directions, weights
+
+
+def check_vectors(model, loss, X, y, groups, counts, **options):
+    """V^T d and V w are adjoint, V^T (V w) is the Gram matrix times w, projected gradients are derivatives of l_n."""
+    def called(names, **arguments):
+        torch.manual_seed(0)
+        return hbp.compile(model, loss, names, groups=groups, **options)(X, y, **arguments)
+
+    first = called(["gram", "grad", "batch_grad"])
+    onto = hbp.compile(model, loss, ["project", "project_ggn"], groups=groups, **options)
+    of_columns = hbp.compile(model, loss, ["column_sum"], groups=groups, **options)
+    for count in counts:
+        directions, weights = vectors_for(model, first, count)
+        torch.manual_seed(0)
+        projected = onto(X, y, directions=directions)
+        torch.manual_seed(0)
+        sums = of_columns(X, y, column_weights=weights).column_sum
+        torch.manual_seed(0)
+        again = onto(X, y, directions=sums).project_ggn
+        for group, patterns in (groups or {"all": list(first.grad)}).items():
+            own = [name for name in sums if name in patterns]
+            left = torch.einsum("nkf,nkz->fz", projected.project_ggn[group], weights[group])
+            right = sum(torch.einsum("f...,z...->fz", directions[name], sums[name]) for name in own)
+            close(left, right, f"adjoint, {group}")
+            close(again[group], torch.einsum("nkmj,mjf->nkf", first.gram[group], weights[group]), f"V^T V w, {group}")
+            shares = sum(torch.einsum("n...,f...->nf", first.batch_grad[name], directions[name]) for name in own)
+            close(projected.project[group], shares, f"projected gradients, {group}")
+
+
+@given(RANDOM, st.sampled_from(OF_VECTORS))
+def test_vectors_and_random_chains_in_every_way(setting, way):
+    model, loss, X, y = setting
+    check_vectors(model, loss, X, y, None, (2,), limits=WAYS[way])
+
+
+@pytest.mark.parametrize("name", USES)
+def test_vectors_and_uses_of_a_parameter(name):
+    model, X, y = used(name)
+    names = [key for key, _ in model.named_parameters()]
+    groups = {"first half": names[: len(names) // 2], "the others": names[len(names) // 2 :]}
+    check_vectors(model, nn.CrossEntropyLoss(reduction="sum"), X, y, groups, (3, 1))
+
+
+def test_projected_gradients_are_derivatives_of_each_samples_loss():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 3, (5,))
+    state = {name: value.detach() for name, value in model.named_parameters()}
+    directions = {name: torch.randn(2, *value.shape, dtype=torch.float64) for name, value in state.items()}
+    found = hbp.compile(model, quantities=["project"])(X, y, directions=directions).project["all"]
+
+    def losses(parameters):
+        return F.cross_entropy(torch.func.functional_call(model, parameters, (X,)), y, reduction="none")
+
+    for f in range(2):
+        _, along = torch.func.jvp(losses, (state,), ({name: value[f] for name, value in directions.items()},))
+        close(5 * found[:, f], along, "jvp")
+
+
+def test_sampled_columns_are_the_same_in_calls_that_draw_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Tanh(), nn.Linear(4, 3)).double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 3, (5,))
+    weights = torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def called(name, **arguments):
+        compiled = hbp.compile(model, quantities=[name], mc_samples=2)
+        return compiled(X, y, generator=torch.Generator().manual_seed(3), **arguments)[name]
+
+    gram = called("gram_mc")["all"]
+    sums = called("column_sum_mc", column_weights={"all": weights})
+    projected = called("project_ggn_mc", directions=sums)["all"]
+    close(projected, torch.einsum("nkmj,mjf->nkf", gram, weights), "V^T V w")
+
+
+def test_vectors_for_torchscript():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3)).double()
+    X, y = torch.randn(6, 1, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
+    check_vectors(model, nn.CrossEntropyLoss(), X, y, None, (2, 4), backend="torchscript")
+
+
+@pytest.mark.parametrize(("quantity", "arguments", "message"), [
+    ("project", {}, "directions is missing"),
+    ("project", {"directions": torch.zeros(1, 2)}, "directions must be a dict of tensors"),
+    ("project", {"directions": {"weight": torch.zeros(2, 2, 3)}}, r"that of 'bias' is missing, \[F, 2\]"),
+    ("project", {"directions": {"weight": torch.zeros(2, 3), "bias": torch.zeros(1, 2)}},
+     r"that of 'weight' has shape \[2, 3\] instead of \[F, 2, 3\]"),
+    ("project", {"directions": {"weight": torch.zeros(2, 2, 3), "bias": torch.zeros(1, 2)}}, "the same number"),
+    ("project", {"directions": {"weight": torch.zeros(1, 2, 3), "bias": torch.zeros(1, 2).double()}}, "torch.float64"),
+    ("column_sum", {"column_weights": {"body": torch.zeros(4, 1, 2)}}, "there is nothing called 'body'; there are all"),
+    ("column_sum", {"column_weights": {"all": torch.zeros(4, 2, 2)}}, r"shape \[4, 2, 2\] instead of \[N, 1, F\]"),
+    ("column_sum", {"column_weights": {"all": torch.zeros(3, 1, 2)}}, "for 3 samples, and the batch has 4"),
+])
+def test_vectors_are_checked(quantity, arguments, message):
+    model = nn.Linear(3, 2)
+    with pytest.raises(hbp.InputError, match=message):
+        hbp.compile(model, quantities=[quantity])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), **arguments)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.quantities import WITHOUT_VECTORS
 from tests.selection import slow
 
 ALONE = '''
@@ -98,7 +99,7 @@ def test_saved_file_works_alone(tmp_path, training):
     model = cnn().double().train(training)
     model[1].eval()
     X, y = torch.randn(5, 1, 4, 4, dtype=torch.float64), torch.randint(3, (5,))
-    compiled = hbp.compile(model, quantities=list(hbp.QUANTITIES), example_inputs=(X, y))
+    compiled = hbp.compile(model, quantities=WITHOUT_VECTORS, example_inputs=(X, y))
     assert str(tmp_path) in run_alone(tmp_path, compiled, X, y)
 
 
@@ -106,13 +107,13 @@ def test_saved_file_of_a_regression_in_single_precision(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2))
     X, y = torch.randn(5, 3), torch.randn(5, 2)
-    compiled = hbp.compile(model, nn.MSELoss(reduction="sum"), quantities=list(hbp.QUANTITIES), example_inputs=(X, y))
+    compiled = hbp.compile(model, nn.MSELoss(reduction="sum"), quantities=WITHOUT_VECTORS, example_inputs=(X, y))
     run_alone(tmp_path, compiled, X, y)
 
 
 def test_the_file_imports_torch_and_typing_only():
     batch = torch.zeros(2, 3), torch.tensor([0, 1])
-    compiled = hbp.compile(nn.Linear(3, 2), quantities=list(hbp.QUANTITIES), example_inputs=batch)
+    compiled = hbp.compile(nn.Linear(3, 2), quantities=WITHOUT_VECTORS, example_inputs=batch)
     tree = ast.parse(compiled.code)
     imported = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
                 for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}

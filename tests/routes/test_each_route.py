@@ -13,6 +13,7 @@ from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm
+from hbpcompiler.compiler.routes.directions import OperandFirst, SumOfColumns
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
 from hbpcompiler.compiler.routes.factors import ColumnFactor, ReducedFactor
 from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
@@ -59,6 +60,12 @@ def gradient_at(own):
     return torch.linspace(-1, 2, 3 * torch.Size(shape).numel(), dtype=torch.float64).reshape(3, 1, *shape)
 
 
+def directions_at(own):
+    """Two vectors of the parameter's shape."""
+    size = torch.Size(own.shape).numel()
+    return torch.linspace(-2, 1, 2 * size, dtype=torch.float64).reshape(2, *own.shape)
+
+
 def expected(own, columns, signs, operand):
     """The closings that say what they are of T[n, k, theta]."""
     left = own.letters[0]
@@ -72,7 +79,8 @@ def expected(own, columns, signs, operand):
                   q.DOT: 7 + flat[:, 0] @ flat[:, 0].T}
     gradient = torch.einsum(own.equation, *[gradient_at(own), operand][: 1 + (operand is not None)]).flatten(2)
     rows = flat.flatten(0, 1)
-    found |= {q.GRAM: 7 + rows @ rows.T, q.CROSS: 7 + rows @ gradient.flatten(0, 1).T}
+    found |= {q.GRAM: 7 + rows @ rows.T, q.CROSS: 7 + rows @ gradient.flatten(0, 1).T,
+              q.PROJECT: 7 + flat @ directions_at(own).flatten(1).T, q.COLUMN_SUM: T.sum(0)}
     if not own.features:
         found[q.FACTOR] = found[q.REDUCED_FACTOR] = torch.einsum("nk,nka,nkb->ab", signs, flat, flat)
     else:
@@ -101,26 +109,27 @@ def told(route, own):
 def written(own, use_of, make):
     """What a route makes of tensors, by its name."""
     writer = Writer()
-    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand", "other", *RUNNING)}
+    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand", "other", "directions", *RUNNING)}
     shape = tuple(LENGTHS[letter] for letter in own.letters[0][2:])
     op = Op(given, {}, {"output": shape, "operand": (1,)}, batched=frozenset({"output", "operand"}))
     contraction = Contraction(own.equation, operand=(lambda op: op.operand) if own.has_operand else None)
     use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3,
-              other=given["other"], totals={kind: given[kind] for kind in RUNNING})
+              other=given["other"], directions=given["directions"], totals={kind: given[kind] for kind in RUNNING})
     made = {kind: part._asdict() if isinstance(part, tuple) else part for kind, part in make(use).items()}
     writer.graph.output(fx.node.map_aggregate(made, lambda item: item.node if isinstance(item, fx.Proxy) else item))
     rows = 3 * own.columns
-    shapes = {q.DOT: (rows, rows), q.GRAM: (rows, rows), q.CROSS: (rows, 3)}
+    shapes = {q.DOT: (rows, rows), q.GRAM: (rows, rows), q.CROSS: (rows, 3),
+              q.PROJECT: (3, own.columns, 2)}
     totals = [torch.full(shapes[kind], 7, dtype=torch.float64) for kind in RUNNING]
-    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of, gradient_at(own), *totals)
+    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of, gradient_at(own), directions_at(own), *totals)
 
 
-RUNNING = (q.DOT, q.GRAM, q.CROSS)
+RUNNING = (q.DOT, q.GRAM, q.CROSS, q.PROJECT)
 """What routes add to."""
 
 
 DEFINED = frozenset({q.DIAGONAL, q.BATCH_DIAGONAL, q.VECTORS, q.POSITIVE, q.NEGATIVE, q.SUM, q.EACH, q.NORM, q.FACTOR,
-                     q.REDUCED_FACTOR, *RUNNING})
+                     q.REDUCED_FACTOR, q.COLUMN_SUM, *RUNNING})
 CASES = [pytest.param(route, own, id=f"{type(route).__name__} {own.equation} {own.form} {own.columns} {own.signed} "
                                      f"{'tiny chunks' if own.resources is TINY else ''}".strip())
          for route, own in itertools.product(ROUTES, SITES) if route.applies(own) and told(route, own)]
@@ -142,7 +151,7 @@ def test_a_route_gives_what_it_says(route, own):
 def test_these_routes_are_met():
     assert {type(case.values[0]) for case in CASES} == {
         OneProduct, ClosedForm, GramNorm, GramDiagonal, ChunkedProduct, WholeProduct, ColumnFactor, ReducedFactor,
-        DiagonalForm, PairsOfPositions, PartsOfProduct}
+        DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, SumOfColumns}
 
 
 def route_of(kind):

@@ -67,7 +67,8 @@ class MemoryModel:
             state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
             data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
             with torch.no_grad(), Meter() as meter:
-                beside = {} if self.program is None else stand_ins(self.program, batch, state)
+                beside = {} if self.program is None else stand_ins(
+                    self.program, batch, state, DEFAULT_LIMITS.typical_vectors)
                 result = self._forward(state, *data, **beside)
                 self._known[batch] = int(self.allowance * meter.peak)
             del result

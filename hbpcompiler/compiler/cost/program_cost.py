@@ -65,7 +65,8 @@ class ProgramCost:
         if (batch, smooth) not in self._known:
             state = {value.key: meta(value, batch) for value in self.source.state}
             data = {value.name: meta(value, batch) for value in self.source.batch}
-            given, beside = {"state": state, **data}, stand_ins(self.program, batch, state)
+            given, beside = {"state": state, **data}, stand_ins(
+                self.program, batch, state, self.limits.typical_vectors)
             arguments = [beside[name] if (name := node_meta.argument(node)) else given[str(node.target)]
                          for node in self.program.nodes if node.op == "placeholder"]
             found: dict[Place, tuple[Counts, int]] = {}

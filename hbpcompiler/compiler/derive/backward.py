@@ -64,6 +64,8 @@ class Backward:
         """The call argument `sample_weights`; None where there is none."""
         self.bounds: Mapping[str, Any] = {}
         """By total, what its norms are clipped to."""
+        self.arguments: Mapping[str, Any] = {}
+        """The call arguments, by name."""
         self._in_loop = False
         self.leaving = leaving
         self._slopes = slopes or {}

@@ -9,7 +9,7 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.begin import birth, seed, seed_output
 from hbpcompiler.compiler.derive.close import close, tied
 from hbpcompiler.compiler.derive.cross import pull, widen
-from hbpcompiler.compiler.derive.gather import gather, unite
+from hbpcompiler.compiler.derive.gather import add_up, gather, unite
 from hbpcompiler.compiler.derive.kfra import average
 from hbpcompiler.compiler.derive.neighbourhood_loop import walk_local_tail
 from hbpcompiler.compiler.derive.sample import sample
@@ -18,6 +18,7 @@ from hbpcompiler.compiler.derive.second_phase import sum_each, weigh, weigh_samp
 from hbpcompiler.compiler.derive.tail_loop import walk_tail
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.steps import (
+    AddUp,
     Average,
     Birth,
     Close,
@@ -48,6 +49,7 @@ HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
     Widen: widen,
     Gather: gather,
     Unite: unite,
+    AddUp: add_up,
     Average: average,
     Sample: sample,
     Close: close,

@@ -15,13 +15,14 @@ from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
-from hbpcompiler.compiler.routes.site import INNER
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
     BLOCK,
+    COLUMN_SUM,
     CROSS,
     DIAGONAL,
+    DIRECTIONS,
     DOT,
     EACH,
     EIGEN,
@@ -31,6 +32,7 @@ from hbpcompiler.quantities import (
     NEGATIVE,
     NORM,
     POSITIVE,
+    PROJECT,
     REDUCED_FACTOR,
     REDUCED_INPUT_FACTOR,
     SUM,
@@ -42,7 +44,8 @@ from hbpcompiler.rule import Contraction, Op
 
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
-        BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross"}
+        BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
+        PROJECT: "projected", COLUMN_SUM: "sums"}
 """How a closing is named in generated code."""
 
 
@@ -106,24 +109,32 @@ def _write(backward: Backward, step: Close | Tied, use: Use) -> None:
     with use.writer.about(f"{stream}_{backward.matched.names[step.parameter.name]}"):
         for choice in step.choices:
             site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
-            if choice.kinds & INNER:
-                given = replace(given, totals=_running(backward, step, given, choice.kinds & INNER))
+            if choice.kinds & {DOT, *TOTALS}:
+                given = _with_totals(backward, step, given, choice.kinds & {DOT, *TOTALS})
             for kind, result in choice.route.write(site, given, choice.kinds).items():
                 add(backward, step, kind, result)
 
 
-def _running(backward: Backward, step: Close | Tied, use: Use, kinds: Iterable[str]) -> dict[str, Any]:
-    """By closing, the matrix of inner products that is added to: the group's so far, or zeros."""
+def _with_totals(backward: Backward, step: Close | Tied, use: Use, kinds: Iterable[str]) -> Use:
+    """With the inner products so far, the group's or zeros, that are added to; and the parameter's directions."""
     assert step.piece is not None
-    found = {}
-    rows = backward.batch * step.piece.columns
+    found, count = {}, step.piece.columns
+    rows = backward.batch * count
+    if PROJECT in kinds:
+        directions = named(backward.arguments[DIRECTIONS][step.parameter.key],
+                           f"direction_{backward.matched.names[step.parameter.name]}")
+        shape = step.site.shape
+        use = replace(use, directions=directions if step.parameter.sample_shape == shape
+                      else directions.reshape(-1, *shape))
     for kind in sorted(kinds):
         known = backward.totals.get(_group(backward, step), {}).get(Closing(step.piece.stream, kind))
         if known is None or kind not in TOTALS:
             shape = (rows, backward.batch) if kind == CROSS else (rows, rows)
+            if kind == PROJECT:
+                shape = (backward.batch, count, use.directions.shape[0])
             known = named(use.stream.new_zeros(shape), _called(backward, step, kind))
         found[kind] = known
-    return found
+    return replace(use, totals=found)
 
 
 def _called(backward: Backward, step: Close | Tied, kind: str) -> str:
@@ -184,4 +195,6 @@ def _shaped(step: Close | Tied, kind: str, result: Any) -> Any:
         return result.reshape(-1, *shape)
     if kind == VECTORS:
         return result.reshape(result.shape[0], -1, *shape)
+    if kind == COLUMN_SUM:
+        return result.reshape(-1, *shape)
     return result.reshape(shape) if kind in (SUM, DIAGONAL, POSITIVE, NEGATIVE) else result

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.arguments import MAX_NORM, MAX_NORMS, SAMPLE_WEIGHTS, arguments_for
+from hbpcompiler.arguments import MAX_NORM, MAX_NORMS, SAMPLE_WEIGHTS, Sizes, arguments_for
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.derive.sample_losses import SampleLosses
@@ -16,7 +16,7 @@ from hbpcompiler.compiler.match.aten import call, packet_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan.steps import Plan, place_of, title
+from hbpcompiler.compiler.plan.steps import AddUp, Plan, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.meta import Role
@@ -25,7 +25,7 @@ from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
-from hbpcompiler.quantities import BATCH, EACH, GRAM, LOSS, PARAMETER, QUANTITIES, Closed, Closing
+from hbpcompiler.quantities import BATCH, COLUMN_WEIGHTS, EACH, GRAM, LOSS, PARAMETER, QUANTITIES, Closed, Closing
 from hbpcompiler.rule import Op, computed
 
 
@@ -50,7 +50,8 @@ class _Derivation:
                 self.proxies[value.name] = named(state[value.key].detach(), self.names[value.name])
             arguments = arguments_for(self.plan.quantities, self.plan.clipping)
             for argument in arguments:
-                self.arguments[argument.name] = self.writer.argument(argument.name, argument.annotation)
+                self.arguments[argument.name] = self.writer.argument(argument.name, argument.annotation,
+                                                                     self._sizes(argument.name))
             bounds = self._bounds()
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
@@ -60,7 +61,7 @@ class _Derivation:
             with self.writer.block(title(operation), "forward"):
                 self._forward(operation, operation.name in crossed)
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
-        backward.weights = self.arguments[SAMPLE_WEIGHTS]
+        backward.weights, backward.arguments = self.arguments[SAMPLE_WEIGHTS], self.arguments
         backward.bounds = bounds
         self._losses(backward)
         for number, step in enumerate(self.plan.steps):
@@ -84,6 +85,14 @@ class _Derivation:
             return {}
         names = {value.key: self.names[value.name] for value in self.matched.trainable}
         return {key: named(self.arguments[MAX_NORMS][key], f"{MAX_NORM}_{names[key]}") for key in groups}
+
+    def _sizes(self, argument: str) -> Sizes:
+        """What the program asks of a call argument that is a dict of tensors."""
+        if argument == COLUMN_WEIGHTS:
+            return {step.into.group: (step.pieces[0].columns,) for step in self.plan.flat() if isinstance(step, AddUp)}
+        users = [name for name in self.plan.quantities if argument in QUANTITIES[name].arguments]
+        return {value.key: value.sample_shape for value in self.matched.trainable
+                if any(self.plan.gives(QUANTITIES[name], value.key) for name in users)}
 
     # -- forward -----------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.compression import compressed
-from hbpcompiler.compiler.plan.steps import Gather, Unite
+from hbpcompiler.compiler.plan.steps import AddUp, Gather, Unite
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import COLUMNS
+from hbpcompiler.quantities import COLUMN_WEIGHTS
 
 
 def gather(backward: Backward, step: Gather) -> None:
@@ -42,6 +43,15 @@ def unite(backward: Backward, step: Unite) -> None:
             arrived = torch.diag_embed(arrived.sqrt().reshape(-1, count)).reshape(-1, count, *shape)
         parts.append(arrived)
     backward.arrive(step.value, step.into, torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+
+
+def add_up(backward: Backward, step: AddUp) -> None:
+    """Sums of the columns of each sample, with the weights that a call gives for the group."""
+    weights = backward.arguments[COLUMN_WEIGHTS][step.into.group]
+    (whole,) = [backward.columns[step.value.name, piece.name] for piece in step.pieces]
+    letters = "abcdeghijlmopqrstuvwxyz"[: len(step.value.sample_shape)]
+    summed = torch.einsum(f"nk{letters},nkf->nf{letters}", whole, weights)
+    backward.arrive(step.value, step.into, summed)
 
 
 def _side_by_side(backward: Backward, step: Gather, parts: list[Any]) -> Any:

@@ -8,10 +8,12 @@ from hbpcompiler.compiler.match.parameter_values import Uses
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.quantities import (
+    COLUMN_SUM,
     EACH,
     EIGEN,
     FACTOR,
     INPUT_FACTOR,
+    PROJECT,
     REDUCED_FACTOR,
     REDUCED_INPUT_FACTOR,
     RESIDUAL,
@@ -45,7 +47,7 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
 KRONECKER = frozenset({EIGEN, FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
 
 
-ADDITIVE = frozenset({SUM, EACH, INPUT_FACTOR})
+ADDITIVE = frozenset({SUM, EACH, COLUMN_SUM, PROJECT, INPUT_FACTOR})
 
 
 def _letters(contraction: Contraction | None) -> tuple[str, ...]:

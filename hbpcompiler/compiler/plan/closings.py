@@ -37,16 +37,18 @@ from hbpcompiler.quantities import (
     REDUCED_FACTOR,
     TOTALS,
     VECTORS,
+    Chosen,
     Closing,
     closings_of,
 )
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
-NONE = Joint()
+NONE, ALL_CHOSEN = Joint(), Chosen()
 
 
 def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece], wanted: Collection[Closing],
-                dtype: torch.dtype, resources: Resources, precision: Precision, joint: Joint = NONE) -> Iterator[Close]:
+                dtype: torch.dtype, resources: Resources, precision: Precision, joint: Joint = NONE,
+                chosen: Chosen = ALL_CHOSEN) -> Iterator[Close]:
     """The steps that end the pieces at an operation's result, and its operand, at the operation's parameters.
 
     A weight that shares its Kronecker block with its bias closes some of it as a contraction of its own (see `joint`).
@@ -60,7 +62,7 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
         for piece in pieces:
             kinds = frozenset(closing.kind for closing in asked if closing.stream == piece.stream)
             kinds = joint.own(parameter.key, kinds - (frozenset() if piece.signed else {NEGATIVE}))
-            if not kinds:
+            if not kinds or (piece.group and chosen.group_of(parameter.key) != piece.group):
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds, resources.limits.full_block_rows)
             gradient = next((other for other in pieces if other.stream == GRADIENT), None)

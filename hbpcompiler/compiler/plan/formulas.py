@@ -12,6 +12,7 @@ from hbpcompiler.compiler.plan.steps import Birth, Close, Pull, Seed, Step, Tied
 from hbpcompiler.compiler.routes import DIAGONAL_FORM, Site
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
+    COLUMN_SUM,
     CROSS,
     DIAGONAL,
     DOT,
@@ -23,6 +24,7 @@ from hbpcompiler.quantities import (
     NEGATIVE,
     NORM,
     POSITIVE,
+    PROJECT,
     SUM,
     WEIGHTED,
 )
@@ -31,7 +33,7 @@ from hbpcompiler.rule.registry import AnyRule
 
 CLOSINGS: Mapping[str, str] = {
     SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", DOT: "T[n] T[m]", GRAM: "T[nk] T[mj]",
-    CROSS: "T[nk] g[m]", DIAGONAL: "sum_{nk} T^2",
+    CROSS: "T[nk] g[m]", PROJECT: "T[nk] d[f]", COLUMN_SUM: "sum_n T", DIAGONAL: "sum_{nk} T^2",
     POSITIVE: "sum_{nk} T^2 where +", NEGATIVE: "sum_{nk} T^2 where -", BATCH_DIAGONAL: "sum_k T^2",
 }
 """What is made of T; in this order."""

@@ -8,10 +8,21 @@ from typing import Any
 
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX
 from hbpcompiler.compiler.trace.graph import N, Value
-from hbpcompiler.quantities import GGN, GGN_MC, GRADIENT, KFRA, OUTPUT, RESIDUAL, RESIDUAL_MC, WEIGHTED
+from hbpcompiler.quantities import (
+    GGN,
+    GGN_MC,
+    GRADIENT,
+    KFRA,
+    OUTPUT,
+    RESIDUAL,
+    RESIDUAL_MC,
+    SUM_GGN,
+    SUM_GGN_MC,
+    WEIGHTED,
+)
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G",
-          OUTPUT: "J", WEIGHTED: "C"}
+          OUTPUT: "J", WEIGHTED: "C", SUM_GGN: "W", SUM_GGN_MC: "W"}
 """How the values of a stream are named in generated code."""
 BEFORE_MEAN = "H"
 """KFRA's stream is averaged where the model ends; before that it is the Hessian of each l_n in the output."""
@@ -28,6 +39,8 @@ class Piece:
     form: str
     columns: int
     signed: bool
+    group: str = ""
+    """The one group of parameters that it is for, where it is not for all."""
 
     def elements(self, value: Value) -> Any:
         """How many numbers it has at a value."""

@@ -94,6 +94,12 @@ class Unite(Gather):
 
 
 @dataclass(frozen=True)
+class AddUp(Gather):
+    """The columns of a stream at one of the model's outputs become as few as a call gives vectors of weights for them,
+    which go on to the parameters of one group."""
+
+
+@dataclass(frozen=True)
 class Average:
     """KFRA's start: the loss Hessian averaged over the batch."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.figures import Resources
@@ -22,6 +23,7 @@ from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (
     PREFIX,
+    AddUp,
     Average,
     Birth,
     Gather,
@@ -40,6 +42,7 @@ from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import (
+    COLUMN_SUM,
     GGN,
     GGN_MC,
     GRADIENT,
@@ -47,10 +50,12 @@ from hbpcompiler.quantities import (
     NEGATIVE,
     OUTPUT,
     POSITIVE,
+    QUANTITIES,
     RESIDUAL,
     RESIDUAL_MC,
     TOTALS,
     VECTORS,
+    WEIGHED,
     Closing,
 )
 from hbpcompiler.rule import Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
@@ -70,7 +75,9 @@ class Walk:
         graph, self.active = matched.graph, matched.active
         self.matched, self.graph, self.rules, self.closings = matched, graph, matched.rules, closings
         self.mc_samples, self.resources, self.curvature = options.mc_samples, resources, options.curvature
-        self.streams = {closing.stream for closing in self.closings if closing.stream}
+        asked = {closing.stream for closing in self.closings if closing.stream}
+        self.streams = asked | {WEIGHED[stream] for stream in asked & WEIGHED.keys()}
+        self.chosen, self.quantities = options.chosen, options.quantities
         self.steps: list[Step] = []
         self.at: dict[str, dict[str, Piece]] = {}
         self.counter: dict[str, int] = {}
@@ -196,7 +203,7 @@ class Walk:
         op = self._static(operation)
         gradient = next((piece for piece in pieces if piece.stream == GRADIENT), None)
         self.steps += closings_at(operation, rule, op, pieces, self.closings, self.dtype, self.resources,
-                                   self.precision, self.joint)
+                                   self.precision, self.joint, self.chosen)
         slots = [slot for slot, value in operation.tensors.items() if self._carries(value)]
         self._births(operation, rule, op, gradient)
         if operation.source.in_loss:
@@ -228,7 +235,7 @@ class Walk:
             for form in (COLUMNS, DIAGONAL_FORM, MATRIX):
                 group = [piece for piece in pieces if (piece.stream, piece.form) == (stream, form)]
                 # Inside the loss sampled and exact columns of one stream stay apart until `_leave_loss`.
-                mixed = stream == GGN_MC and operation.source.in_loss
+                mixed = (stream == GGN_MC and operation.source.in_loss) or stream in WEIGHED
                 if len(group) > 1 and not mixed and self._only_here(group) and not self._many(group, value):
                     signed = any(piece.signed for piece in group)
                     total = sum(piece.columns for piece in group)
@@ -245,7 +252,7 @@ class Walk:
         size = math.prod(value.sample_shape)
         kinds = {closing.kind for closing in self.closings if closing.stream == piece.stream}
         worth = compression.is_worth_it(piece.columns, size, self.largest[value.name][0], self.resources.limits)
-        apart = kinds & {VECTORS, POSITIVE, NEGATIVE, *TOTALS}
+        apart = kinds & {VECTORS, POSITIVE, NEGATIVE, COLUMN_SUM, *TOTALS}
         possible = value.batched and value.dtype in compression.DTYPES and not apart
         if not (worth and possible and self._only_here([piece])) or self._many([piece], value):
             return piece
@@ -309,11 +316,14 @@ class Walk:
             self.at[value.name] = {piece.name: piece for piece in result}
         for stream in sorted(whole):
             self._unite(stream)
+        for stream in sorted(self.streams & WEIGHED.keys()):
+            self._add_up(stream)
         self._seed_output()
 
     def _whole_streams(self) -> set[str]:
         """Those of which columns of several parameters meet: a column must have one number at all of them."""
-        return {closing.stream for closing in self.closings if closing.kind in TOTALS | {VECTORS}} - {GRADIENT, OUTPUT}
+        asked = {closing.stream for closing in self.closings if closing.kind in TOTALS | {VECTORS}}
+        return (asked | {WEIGHED[stream] for stream in self.streams & WEIGHED.keys()}) - {GRADIENT, OUTPUT}
 
     def _unite(self, stream: str) -> None:
         """All pieces of a stream at the model's outputs as one piece of columns, zero where one has not arrived."""
@@ -323,9 +333,8 @@ class Walk:
         for value in self.boundary:
             for piece in arrived[value.name].values():
                 if piece.signed:
-                    kinds = {closing.kind for closing in self.closings if closing.stream == stream}
-                    raise UnsupportedOpError(signed_columns([*["sqrt_ggn"] * (VECTORS in kinds),
-                                                             *sorted(kinds & TOTALS)]))
+                    raise UnsupportedOpError(signed_columns([
+                        name for name in self.quantities if QUANTITIES[name].needs_roots(stream)]))
                 counts[piece] = piece.columns if piece.form == COLUMNS else math.prod(value.sample_shape)
         (first, *more) = counts
         if not more and first.form == COLUMNS and all(arrived.values()):
@@ -337,6 +346,17 @@ class Walk:
             self.steps.append(Unite(value, tuple(own.values()), into, parts))
             others = {name: piece for name, piece in self.at[value.name].items() if name not in own}
             self.at[value.name] = {**others, into.name: into}
+
+    def _add_up(self, stream: str) -> None:
+        """For each group of parameters as few columns as it has vectors of weights; they are no part of the others."""
+        keys = [value.key for value in self.matched.trainable]
+        for group in dict.fromkeys(filter(None, map(self.chosen.group_of, keys))):
+            into = replace(self._piece(PREFIX[stream], stream, COLUMNS, self.resources.limits.typical_vectors, False),
+                           group=group)
+            for value in self.boundary:
+                whole = [piece for piece in self.at[value.name].values() if piece.stream == WEIGHED[stream]]
+                self.steps.append(AddUp(value, tuple(whole), into))
+                self._arrive(value, into)
 
     def _seed_output(self) -> None:
         """Unit columns at the model's output, whatever the loss brings there."""

@@ -14,6 +14,8 @@ from enum import IntEnum
 import torch
 from torch import fx
 
+from hbpcompiler.arguments import Sizes
+
 Shape = tuple[str, ...]
 """A length for each axis: "9", "N", "2*N + 1"; in loops "n" and "k" stand for a chunk's samples and columns.
 
@@ -134,6 +136,12 @@ def annotation(node: fx.Node) -> str:
     return node.meta.get("annotation") or ("int" if shape(node) is None else "Tensor")
 
 
+def sizes(node: fx.Node) -> Sizes:
+    """What the program asks of a call argument that is a dict of tensors."""
+    found: Sizes = node.meta.get("sizes") or {}
+    return found
+
+
 def argument(node: fx.Node) -> str:
     """The name of the call argument (see `arguments`) that a placeholder stands for; or nothing."""
     return node.meta.get("argument") or ""
@@ -198,9 +206,10 @@ def set_letters(node: fx.Node, found: str) -> None:
     node.meta["letters"] = found
 
 
-def set_argument(node: fx.Node, name: str, annotated: str) -> None:
-    """Say that a placeholder stands for a call argument of this type."""
+def set_argument(node: fx.Node, name: str, annotated: str, sizes: Sizes | None = None) -> None:
+    """Say that a placeholder stands for a call argument of this type, and what the program asks of a dict."""
     node.meta["argument"], node.meta["annotation"] = name, annotated
+    node.meta["sizes"] = dict(sizes or {})
 
 
 def set_annotation(node: fx.Node, like: fx.Node) -> None:

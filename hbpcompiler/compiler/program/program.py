@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from hbpcompiler.arguments import Argument
 from hbpcompiler.compiler.program import shapes
@@ -28,6 +28,10 @@ class Program:
     arguments: Sequence[Argument] = ()
     """What a call brings beside the batch, behind it in the signature."""
 
-    def stand_ins(self, samples: int) -> list[Any]:
+    def stand_ins(self, samples: int, vectors: int = shapes.BATCHES[0]) -> list[Any]:
         """A meta tensor for all that a call gives, for a batch of so many samples; for the state a dict of them."""
-        return shapes.arguments(self.graph, {value.name: value for value in self.batch}, self.state, samples)
+        return shapes.arguments(self.graph, {value.name: value for value in self.batch}, self.state, samples, vectors)
+
+    def beside(self, samples: int, state: Mapping[str, Tensor]) -> list[Any]:
+        """What stands for the call arguments, in order, where the program runs without a call."""
+        return list(shapes.stand_ins(self.graph, samples, state).values())

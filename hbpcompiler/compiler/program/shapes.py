@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from hbpcompiler.arguments import ARGUMENTS
+from hbpcompiler.arguments import ARGUMENTS, Sizes
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
@@ -20,28 +20,40 @@ from hbpcompiler.compiler.trace.graph import N, Value
 BATCHES = (5, 8)
 
 
-def annotate(graph: fx.Graph, arguments: Callable[[int], Sequence[Any]]) -> None:
+def annotate(graph: fx.Graph, arguments: Callable[..., Sequence[Any]]) -> None:
     """Say of every node what it makes (see `meta`): the shape of a tensor is a tuple of texts such as "N" or "9".
 
-    `arguments` gives a meta tensor for each of the program's arguments, for a batch of so many samples.
+    `arguments` gives a meta tensor for each of the program's arguments, for a batch of so many samples and so many
+    vectors, F, that a call brings; where it brings some.
     """
-    _annotate(graph, [arguments(batch) for batch in BATCHES], ("N",))
+    few, many = BATCHES
+    given, symbols = [arguments(few), arguments(many)], ["N"]
+    if any(meta.sizes(node) for node in graph.nodes if node.op == "placeholder"):
+        given.append(arguments(few, many))
+        symbols.append("F")
+    _annotate(graph, given, symbols)
 
 
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
-              batch: int = BATCHES[0]) -> list[Any]:
+              batch: int = BATCHES[0], vectors: int = BATCHES[0]) -> list[Any]:
     """A meta tensor for each of the program's arguments."""
     values: dict[str, Any] = {name: _meta(value, batch) for name, value in inputs.items()}
     values["state"] = {value.key: _meta(value, batch) for value in state}
-    beside = stand_ins(graph, batch, values["state"])
+    beside = stand_ins(graph, batch, values["state"], vectors)
     return [beside[name] if (name := meta.argument(node)) else values[str(node.target)]
             for node in graph.nodes if node.op == "placeholder"]
 
 
-def stand_ins(graph: fx.Graph, batch: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What stands for a program's call arguments, by name, where it runs on meta tensors."""
-    names = [meta.argument(node) for node in graph.nodes if node.op == "placeholder" and meta.argument(node)]
-    return {name: ARGUMENTS[name].stand_in(batch, state) for name in names}
+def stand_ins(graph: fx.Graph, batch: int, state: Mapping[str, Tensor],
+              vectors: int = BATCHES[0]) -> dict[str, Any]:
+    """What stands for a program's call arguments, by name, where it runs without a call."""
+    return {name: ARGUMENTS[name].stand_in(batch, state, sizes, vectors) for name, sizes in asked(graph).items()}
+
+
+def asked(graph: fx.Graph) -> dict[str, Sizes]:
+    """The call arguments of a program, and what it asks of those that are dicts of tensors."""
+    return {meta.argument(node): meta.sizes(node) for node in graph.nodes
+            if node.op == "placeholder" and meta.argument(node)}
 
 
 def _meta(value: Value, batch: int) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import fx
 
+from hbpcompiler.arguments import Sizes
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
 from hbpcompiler.rule import Op
@@ -54,10 +55,10 @@ class Writer:
     def placeholder(self, name: str) -> Any:
         return self.proxy(self.tracer.create_node("placeholder", name, (), {}, name))
 
-    def argument(self, name: str, annotation: str) -> Any:
-        """A placeholder for a call argument (see `arguments`)."""
+    def argument(self, name: str, annotation: str, sizes: Sizes | None = None) -> Any:
+        """A placeholder for a call argument (see `arguments`); of a dict, `sizes` are what the program asks."""
         proxy = self.placeholder(f"argument_{name}")
-        meta.set_argument(proxy.node, name, annotation)
+        meta.set_argument(proxy.node, name, annotation, sizes)
         return proxy
 
     def call(self, target: Callable[..., Any], *args: Any, hint: str = "", **kwargs: Any) -> Any:
@@ -90,7 +91,7 @@ class Writer:
         sliced: Mapping[str, Any],
         chunk: int,
         totals: Mapping[str, Any],
-        rows: Mapping[str, tuple[int, ...]] | None = None,
+        rows: Mapping[str, Any] | None = None,
         axis: int = 0,
         letter: str = "",
     ) -> dict[str, Any]:
@@ -98,15 +99,15 @@ class Writer:
 
         `sliced` (the first one gives length, dtype and device) and what the body reads of `op` are cut into chunks.
         `totals` are zeros of the given shapes, or tensors that are there already, that the body adds to in place;
-        `rows` are tensors of the given shapes behind an axis 0 of all samples, of which the body fills its own rows in
-        place. `letter`: what the axis counts.
+        `rows` are tensors of the given shapes behind an axis 0 of all that is cut, or are there already, and the body
+        fills its own rows in place. `letter`: what the axis counts.
         """
         lead = next(proxy for proxy in sliced.values() if proxy is not None)
         like: list[fx.Proxy] = []
         for total in totals.values():
             like.append(total if isinstance(total, fx.Proxy) else lead.new_zeros(total))
-        for shape in (rows or {}).values():
-            like.append(lead.new_empty((lead.shape[0], *shape)))
+        for filled in (rows or {}).values():
+            like.append(filled if isinstance(filled, fx.Proxy) else lead.new_empty((lead.shape[axis], *filled)))
         inner = Writer()
         inner.tracer.block, inner.tracer.subject = self.tracer.block, self.tracer.subject
         part = Part(inner, op, list(totals), list(rows or {}), sliced)

@@ -38,7 +38,7 @@ def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...]
         with torch.no_grad(), ExitStack() as casts:
             for kind in {"cpu", batch[0].device.type}:  # casts are operations of the graph
                 casts.enter_context(torch.autocast(kind, enabled=False))
-            beside = [argument.stand_in(len(batch[0]), state) for argument in program.arguments]
+            beside = program.beside(len(batch[0]), state)
             _, _, results = module(state, *batch, *beside)
         found: dict[str, Any] = results
         return found

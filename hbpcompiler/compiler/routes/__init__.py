@@ -14,6 +14,7 @@ from functools import lru_cache
 from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
+from hbpcompiler.compiler.routes.directions import NativeSumOfColumns, OperandFirst, SumOfColumns
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
 from hbpcompiler.compiler.routes.factors import (
     ColumnFactor,
@@ -48,7 +49,8 @@ ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
     WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
     HalfInputFactor(), SlidingInputFactor(),
-    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), Kept(),
+    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), SumOfColumns(),
+    NativeSumOfColumns(), Kept(),
     Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 

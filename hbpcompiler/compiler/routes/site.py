@@ -132,6 +132,8 @@ class Use:
     """The gradient's columns, which these take inner products with."""
     totals: Mapping[str, Any] = field(default_factory=dict)
     """By closing, the running tensor that it is added to in place."""
+    directions: Any = None
+    """[F, *theta], which columns are projected onto."""
     alone: Use | None = None
     """The operand as Kronecker factors A see it, where a closing of columns needs A as well."""
 

@@ -1,0 +1,121 @@
+"""Routes between columns and vectors of parameters: projections V^T d, and sums V w of columns weighed before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    einsum,
+    operand_of,
+    sum_out,
+    traffic_of,
+)
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import COLUMN_SUM, PROJECT
+
+
+class OperandFirst(Route):
+    """The operand meets the directions, as in a forward pass with them for weights; then the columns."""
+
+    name = "operand onto directions"
+    kinds = frozenset({PROJECT})
+    limits: tuple[str, ...] = ("cache_bytes", "typical_vectors")
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS
+
+    def _chunk(self, site: Site) -> int:
+        """Samples at a time."""
+        left, right, _ = site.letters
+        met = site.resources.limits.typical_vectors * site.size(left)
+        return chunk_length((met + site.size(right)) * site.itemsize, site.resources)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        left, right, _ = site.letters
+        vectors = site.resources.limits.typical_vectors
+        met = vectors * site.size(left)
+        adds = N * ((vectors * site.product if right else 0) + site.columns * met)
+        chunk = self._chunk(site)
+        memory = chunk * (met + site.size(right)) * site.itemsize
+        return Cost(adds, traffic_of(site, site.columns, False), memory, 4 * (1 + N / chunk))
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, result = site.letters
+        total = use.totals[PROJECT]
+        f = next(letter for letter in "fqwxyzabc" if letter not in left + right)
+        if not site.has_operand:
+            columns = sum_out(columns_of(use), left, result)
+            return {PROJECT: total.add_(einsum(f"{result},{f}{site.theta}->nk{f}", columns, use.directions))}
+        met = f"n{f}{left[2:]}"
+
+        def projected(columns: Any, operand: Any, directions: Any) -> Any:
+            first = einsum(f"{right},{f}{site.theta}->{met}", operand, directions)
+            return einsum(f"{left},{met}->nk{f}", columns, first)
+
+        if not site.has_positions:
+            return {PROJECT: total.add_(projected(columns_of(use), operand_of(use), use.directions))}
+
+        def body(part: Part) -> None:
+            columns, operand = columns_of(use, part.op, part["columns"]), operand_of(use, part.op)
+            part.rows[PROJECT].add_(projected(columns, operand, part.outer(use.directions)))
+
+        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
+                               rows={PROJECT: total})
+
+
+class SumOfColumns(Route):
+    """The sum over samples inside one einsum, for each column."""
+
+    name = "one product of all columns"
+    kinds = frozenset({COLUMN_SUM})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        memory = site.columns * site.size(site.theta) * site.itemsize
+        operand = N * site.size(site.letters[1]) * site.itemsize if site.formed else 0
+        return Cost(N * site.columns * site.product, 2 * traffic_of(site, site.columns, False), memory + operand)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+        if not site.has_operand:
+            return {COLUMN_SUM: sum_out(columns_of(use), left, f"k{site.theta}")}
+        return {COLUMN_SUM: einsum(f"{left},{right}->k{site.theta}", columns_of(use), operand_of(use))}
+
+
+class NativeSumOfColumns(Route):
+    """torch's own kernel for the summed gradient, column by column: no patches are formed."""
+
+    name = "native kernel per column"
+    kinds = frozenset({COLUMN_SUM})
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.native_sum
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        adds = N * site.columns * site.product
+        read = N * site.itemsize * site.columns * 2 * site.size(site.letters[0])
+        memory = site.columns * site.size(site.theta) * site.itemsize
+        return Cost(adds, read, memory + read / site.columns, 4 * site.columns, kernel=adds)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        kernel = use.contraction.kernel
+        assert kernel is not None
+
+        def body(part: Part) -> None:
+            assert use.op is not None
+            op = use.op.bound_again(lambda tensor, _: part.outer(tensor))
+            one = kernel(op, part["columns"].squeeze(1))
+            part.rows[COLUMN_SUM].copy_(one.reshape(1, *site.shape))
+
+        return use.writer.loop(body, op=None, sliced={"columns": use.stream}, chunk=1, totals={}, axis=1,
+                               rows={COLUMN_SUM: site.shape})
