@@ -147,6 +147,22 @@ def test_of_several_outputs_it_is_the_one_that_the_loss_takes():
         assert "shape [N, 4]" in str(e.value)
 
 
+def test_an_empty_operand_on_the_way():
+    """What is taken away before match keeps where derivatives begin."""
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(torch.cat([x, x.new_zeros(x.shape[0], 0)], 1))
+
+    torch.manual_seed(0)
+    model, X, y = Cached().double(), torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    for quantities in (["jacobian"], ["jacobian", "grad"]):
+        check(hbp.compile(model, quantities=quantities)(X, y).jacobian, model, X)
+
+
 def test_one_number_for_each_sample_and_one_sample():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 1), nn.Flatten(0)).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -206,7 +207,7 @@ def without_dead(graph: Graph) -> Graph:
     needed = set(ends).union(*[nx.ancestors(network, name) for name in ends])
     operations = [operation for operation in graph.operations if operation.name in needed]
     state = [value for value in graph.state if value.name in needed or value.trainable]
-    return Graph(graph.inputs, graph.targets, state, operations, graph.outputs, graph.loss)
+    return replace(graph, state=state, operations=operations)
 
 
 def read(program: Any, model: nn.Module, layout: Layout) -> Graph:
