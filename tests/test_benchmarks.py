@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
-from benchmarks import compare, large, large_networks, memory, operators, prediction, programs, scale, timing
+from benchmarks import clipping, compare, large, large_networks, memory, operators, prediction, programs, scale, timing
 from benchmarks.cells import Cell, select
 from benchmarks.compare import Result, above_best_peer
 from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows, sweeps
@@ -191,6 +191,15 @@ def test_products_of_operators_are_the_same_in_every_way(tmp_path):
     tasks = {row["task"] for row in rows}
     assert tasks >= {"gradient", "ggn: ours", "ggn: torch.func", "hessian: forward over reverse"}
     assert all(row["difference"] < operators.NEAR for row in rows)
+def test_a_small_run_of_clipping(tmp_path):
+    """Beside torch.func, with which it must agree in float64."""
+    file = tmp_path / "found.json"
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(clipping.main, [
+        "--networks", "logreg", "--batch", "2", "--rounds", "1", "--patience", "0", "--threads", threads,
+        "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert {"gradient", "ours", "ours, again", "torch.func"} <= json.loads(file.read_text())["logreg:2"].keys()
 
 
 def test_differences_are_relative_to_the_largest_entry():
