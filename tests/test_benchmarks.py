@@ -191,6 +191,8 @@ def test_products_of_operators_are_the_same_in_every_way(tmp_path):
     tasks = {row["task"] for row in rows}
     assert tasks >= {"gradient", "ggn: ours", "ggn: torch.func", "hessian: forward over reverse"}
     assert all(row["difference"] < operators.NEAR for row in rows)
+
+
 def test_a_small_run_of_clipping(tmp_path):
     """Beside torch.func, with which it must agree in float64."""
     file = tmp_path / "found.json"
