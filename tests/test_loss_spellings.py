@@ -25,10 +25,15 @@ CLASSES = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 TARGET = {"y": LABELS, "z": VALUES, "w": WEIGHTS, "m": MASK}
 
 
-def check(loss, model, target, quantities):
+def check(loss, model, target, quantities, *, scaled=True):
+    """scaled: whether l_n has a scale, so that the losses make up the whole."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
-        result = hbp.compile(model, loss, quantities)(X, target)
+        result = hbp.compile(model, loss, [*(["batch_loss"] if scaled else []), *quantities])(X, target)
+    if scaled:
+        losses = result.batch_loss
+        total = losses.sum() if getattr(loss, "reduction", "mean") == "sum" else losses.mean()
+        torch.testing.assert_close(total, result.loss, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(result.loss, loss(model(X), target).detach())
     for quantity in quantities:
         expected = reference(model, loss, (X,), target, quantity)
@@ -98,7 +103,7 @@ def test_neither_a_mean_nor_a_sum():
     def loss(output, target):
         return summed(output, target) / number(output) ** 0.5
 
-    check(loss, plain(), TARGET, ["grad", "batch_grad", "diag_h"])
+    check(loss, plain(), TARGET, ["grad", "batch_grad", "diag_h"], scaled=False)
     with pytest.raises(hbp.UnsupportedOpError, match=r"neither a mean .* no scale for variance:(.|\n)*aten.div in"):
         hbp.compile(plain(), loss, ["grad", "variance"])(X, TARGET)
 
@@ -121,7 +126,7 @@ FAMILIES = {
     ],
 }
 SAMPLED = ("diag_ggn_mc", "diag_h_mc", "sqrt_ggn", "sqrt_ggn_mc", "block", "kfac", "kfac_reduce", "ekfac",
-           "diag_h_split")
+           "diag_h_split", "gram", "gram_mc", "cross", "cross_mc")
 """Drawn, or with columns that another spelling has more of."""
 
 
@@ -132,7 +137,7 @@ def test_spellings_of_one_loss_give_one_result(data):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
-        one, other = (hbp.compile(model, loss, quantities)(X, TARGET) for loss in (first, second))
+        one, other = (hbp.compile(model, loss, quantities)(X, TARGET, max_norm=1.0) for loss in (first, second))
     torch.testing.assert_close(one.batch_loss, other.batch_loss, rtol=1e-8, atol=1e-10)
     for quantity in [name for name in quantities if QUANTITIES[name].per != BATCH]:
         for name, value in one[quantity].items():

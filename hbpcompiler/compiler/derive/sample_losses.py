@@ -48,7 +48,7 @@ class SampleLosses:
     def _losses(self, kind: str) -> Any:
         graph, rules, known = self.matched.graph, self.matched.rules, self.matched.ending.multiples
         plain = all(isinstance(multiple, float) for multiple in known.values())
-        live = known if plain else multiples(graph, rules, self._op, self.batch, kind)
+        live = known if plain else multiples(graph, rules, self._op, self.batch, kind, self._one())
         total: Any = None
         for operation in self.matched.ending.reductions:
             each = self._rule(operation).each
@@ -60,9 +60,16 @@ class SampleLosses:
         if adds_nothing(graph, rules):
             return total
         rest = self._read(self.ops[graph.loss.name].output)
-        for name, slope in slopes(graph, rules, self._op).items():
+        for name, slope in slopes(graph, rules, self._op, self._one()).items():
             rest = rest - self._read(self.ops[name].output) * slope
         return total + (rest / self.batch if kind == "sum" else rest)
+
+    def _one(self) -> Any:
+        """What is sent back from the loss; a tensor where a number of another dtype would leave it less exact."""
+        tail, dtype = self.matched.ending.tail, self.matched.graph.loss.dtype
+        if all(value.dtype == dtype for operation in tail for value in operation.tensors.values()):
+            return 1.0
+        return self._read(self.ops[tail[-1].name].output).new_ones(())
 
     def _drop_unread(self) -> None:
         """What was made on the way and nothing reads, and the arguments that nothing reads then."""
