@@ -22,7 +22,7 @@ Numbers = Mapping[Key, Tensor]
 
 EXPONENT = 0.55
 """1.6e-4 in float32, 2.4e-9 in float64: what kernels of other sizes and orders differ by, and no fault is so small."""
-NOISE_RUNS = 4
+NOISE_RUNS = 8
 LAST_DIGIT = 1e-6
 TIMES_NOISE = 8.0
 """The program rounds elsewhere than the model does, and often more: fused or reordered sums."""
