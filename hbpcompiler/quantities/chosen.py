@@ -1,0 +1,67 @@
+"""Which parameters a quantity is for, and in which groups they are."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
+from hbpcompiler.quantities.vocabulary import COLUMN_WEIGHTS, DIRECTIONS, Closing
+
+WITHOUT_VECTORS = tuple(quantity.name for quantity in TABLE
+                        if not {DIRECTIONS, COLUMN_WEIGHTS}.intersection(quantity.arguments))
+"""All but those that take vectors of parameters or of columns, whose shapes depend on the model."""
+ALL = "all"
+"""The group of all parameters, where no others are given."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which parameters a quantity is for: shell patterns of names, by quantity; those without any are for all."""
+
+    patterns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ((ALL, ("*",)),)
+    """What quantities by group add up over: (the group's name, patterns of its parameters' names)."""
+
+    def asks(self, quantity: str, parameter: str) -> bool:
+        """Whether the quantity is for this parameter: one by group, for those in some group."""
+        found = dict(self.patterns).get(quantity)
+        if QUANTITIES[quantity].of_groups and self.group_of(parameter) is None:
+            return False
+        return found is None or _fits(parameter, found)
+
+    def group_of(self, parameter: str) -> str | None:
+        """The group that a parameter is in, if it is in one."""
+        return next((name for name, patterns in self.groups if _fits(parameter, patterns)), None)
+
+    def notes(self) -> list[str]:
+        """What the head of the file, and `explain`, say about it."""
+        return [f"{name} is for parameters {', '.join(patterns)}." for name, patterns in self.patterns]
+
+
+def _fits(parameter: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns)
+
+
+class Closings(frozenset[Closing]):
+    """All closings of a program; `of` says which of them one parameter has."""
+
+    def __new__(cls, names: tuple[str, ...], chosen: Chosen, kept: Callable[[frozenset[Closing]], frozenset[Closing]],
+                ) -> Closings:
+        made = super().__new__(cls, kept(closings_for(names)))
+        made.names, made.chosen, made.kept = names, chosen, kept
+        return made
+
+    names: tuple[str, ...]
+    chosen: Chosen
+    kept: Callable[[frozenset[Closing]], frozenset[Closing]]
+
+    def of(self, parameter: str) -> frozenset[Closing]:
+        """Those that the quantities chosen for this parameter need."""
+        return self.kept(closings_for(tuple(name for name in self.names if self.chosen.asks(name, parameter))))
+
+
+def closings_of(closings: Collection[Closing], parameter: str) -> Collection[Closing]:
+    """Those of one parameter, where they differ from parameter to parameter."""
+    return closings.of(parameter) if isinstance(closings, Closings) else closings
