@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs
-from hbpcompiler.errors import InputError, InputTypeError, OptionError, OptionTypeError
+from hbpcompiler.errors import CompileError, InputError, InputTypeError, OptionError, OptionTypeError
 from hbpcompiler.guards import Guards
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import check_example, check_memory, check_model
-from hbpcompiler.spectra.decompose import decompose, nothing
+from hbpcompiler.spectra.decompose import Products, decompose, nothing
 from hbpcompiler.spectra.groups import Groups, groups_of
 from hbpcompiler.spectra.phases import EXACT, SAMPLED, First, Phases
 from hbpcompiler.spectra.repeat import Call
-from hbpcompiler.spectra.room import check_room
+from hbpcompiler.spectra.room import check_room, decomposition_bytes
 from hbpcompiler.spectra.spectrum import Spectrum
 from hbpcompiler.wrappers import unwrapped
 
@@ -33,6 +34,8 @@ class CompiledSpectrum:
         self._options, self._given = options, given
         self._phases = Phases(model, loss, groups, columns, options)
         self._outputs: dict[Any, int] = {}
+        self._last: tuple[Compiled, list[int]] | None = None
+        """The first phase's program used last, and the columns of a sample in each matrix that it gave."""
         self._budget = check_memory(options["memory_budget"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -51,7 +54,10 @@ class CompiledSpectrum:
         if generator is not None and not isinstance(generator, torch.Generator):
             raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
         call = Call(self.model, self.loss, batch, generator, arguments, given.tensors[0].device)
-        first = self._phases.first(batch, self._small(given), {**arguments, "generator": generator})
+        small = self._small(given)
+        first = self._phases.first(batch, small, {**arguments, "generator": generator})
+        large = [found for found in first.groups.values() if isinstance(found, Products)]
+        self._last = self._phases.first_program(small), [found.order // given.samples for found in large]
         eps = self._rounding(first)
         eigen = {}
         for group in self.groups:
@@ -62,6 +68,19 @@ class CompiledSpectrum:
             check_room(found, given.samples, self._budget, given.tensors[0].device, self._options["limits"])
             eigen[group] = decompose(found, found.order * eps if self.tolerance is None else self.tolerance)
         return Spectrum(self._phases, call, first, eigen)
+
+    def predicted_memory(self, batch_size: int) -> int:
+        """Bytes that a call with so many samples allocates at most at once, as its last program and call were.
+
+        With the decompositions. What vectors and Newton steps take is not in it. Raises CompileError before a call.
+        """
+        if self._last is None:
+            raise CompileError("there is no program yet: it is made at the first batch. Call compiled(X, y)")
+        compiled, widths = self._last
+        matrices = [(batch_size * width) ** 2 for width in widths]
+        held = sum(matrices) * (next(iter(self.model.parameters())).itemsize + torch.float64.itemsize)
+        decomposing = decomposition_bytes(batch_size * max(widths)) if widths else 0
+        return max(compiled.predicted_memory(batch_size), held + decomposing)
 
     def prepare(self, batch: Batch) -> None:
         """Compile the first phase's program for batches like this one, and prove it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from hbpcompiler.result import Result
 from hbpcompiler.spectra.decompose import Columns, Products
 from hbpcompiler.spectra.groups import Groups
 
+Vectors = dict[str, Tensor]
+"""By parameter."""
 EXACT, SAMPLED = "exact", "sampled"
 SUFFIXES = {EXACT: "", SAMPLED: "_mc"}
 """Of the quantities of either kind of columns."""
@@ -42,6 +44,8 @@ class Phases:
         self.keys = {group: f"group{number}" for number, group in enumerate(groups)}
         """Each group's name in programs: a layer's may be empty."""
         self._first: dict[frozenset[str], Compiled] = {}
+        self._second: dict[frozenset[str], Compiled] = {}
+        self._slopes: Compiled | None = None
 
     def first_program(self, small: frozenset[str]) -> Compiled:
         """The program of the first phase, where these groups give columns and the others inner products."""
@@ -76,30 +80,32 @@ class Phases:
         return First(found, result, compiled.reduction)
 
     def weighted(self, batch: Sequence[Any], weights: Mapping[str, Tensor], call: Mapping[str, Any],
-                 ) -> tuple[Result, dict[str, Tensor]]:
+                 ) -> tuple[Result, Vectors]:
         """sum_nk weights[n, k, f] v_nk for each parameter of the groups, [F, *theta], weights[group] being [N, K, F].
 
-        Of the same columns that the first phase met, if model, batch and random draws are the same.
+        Of the same columns that the first phase met, if model, batch and random draws are the same. A second backward
+        pass with F columns a sample: they are added up where the model ends. Each group has an F of its own.
         """
-        result = self._stand_in(*batch, **call)
-        found = {}
-        for group, weight in weights.items():
-            for name in self.groups[group]:
-                if name in result.grad:
-                    columns = result[f"sqrt_ggn{self.suffix}"][name]
-                    found[name] = torch.einsum("nk...,nkf->f...", columns, weight.to(columns.dtype))
-        return result, found
+        groups = frozenset(weights)
+        if groups not in self._second:
+            self._second[groups] = self._compiled([f"column_sum{self.suffix}"], groups)
+        given = {self.keys[group]: weight for group, weight in weights.items()}
+        result = self._second[groups](*batch, column_weights=given, **call)
+        return result, dict(result[f"column_sum{self.suffix}"])
 
-    def slopes(self, batch: Sequence[Any], group: str, directions: Mapping[str, Tensor], call: Mapping[str, Any],
-               ) -> Tensor:
-        """[N, F]: the derivative of each l_n of this batch along directions[name], [F, *theta], of one group."""
-        result = self._stand_in(*batch, **call)
-        shares = [torch.einsum("n...,f...->nf", result.batch_grad[name], along) for name, along in directions.items()]
-        return torch.stack(shares).sum(0) / scale_of(self._stand_in.reduction, len(shares[0]))
+    def slopes(self, batch: Sequence[Any], directions: Vectors, call: Mapping[str, Any]) -> dict[str, Tensor]:
+        """By group the derivative of each l_n of this batch along directions[name], [F, *theta]: [N, F]."""
+        if self._slopes is None:
+            self._slopes = self._compiled(["project"], self.groups)
+        project = self._slopes(*batch, directions=directions, **call).project
+        shares = {group: project[key] for group, key in self.keys.items() if key in project}
+        return {group: own / scale_of(self._slopes.reduction, len(own)) for group, own in shares.items()}
 
-    @property
-    def _stand_in(self) -> Compiled:
-        return self.first_program(frozenset(self.groups))
+    def _compiled(self, quantities: Sequence[str], groups: Collection[str]) -> Compiled:
+        """A program for these groups alone: nothing goes back further than they ask."""
+        named = {self.keys[group]: [escaped(name) for name in names] for group, names in self.groups.items()
+                 if group in groups}
+        return compile(self.model, self.loss, quantities, groups=named, **self.options)
 
 
 def escaped(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -13,14 +13,12 @@ from hbpcompiler.spectra.choice import Choice
 from hbpcompiler.spectra.damping import check_damping
 from hbpcompiler.spectra.decompose import Eigen
 from hbpcompiler.spectra.groups import ALL
-from hbpcompiler.spectra.phases import First, Phases, scale_of
+from hbpcompiler.spectra.phases import First, Phases, Vectors, scale_of
 from hbpcompiler.spectra.repeat import Call, check_same_output
 
 LEAST_COLUMNS = 10
 """Directions that one pass makes at least: the forward part of a pass costs about as much as one of them."""
 Kept = TypeVar("Kept")
-Vectors = dict[str, Tensor]
-"""By parameter."""
 
 
 class Spectrum:
@@ -80,7 +78,12 @@ class Spectrum:
                 have changed since the spectrum was computed.
         """
         places = self._chosen(top, indices, threshold)
-        made = {group: self._vectors(group, chosen) for group, chosen in places.items()}
+        made = {group: {name: self.grad[name].new_empty(len(chosen), *self.grad[name].shape)
+                        for name in self._names(group)} for group, chosen in places.items()}
+        for done, part in self._parts(places):
+            for group, vectors in self._vectors(part, "vectors()").items():
+                for name, vector in vectors.items():
+                    made[group][name][done : done + len(vector)] = vector
         return self._lone(made)
 
     def newton_step(self, top: Any = None, *, damping: Any, indices: Any = None, threshold: Any = None,
@@ -129,12 +132,13 @@ class Spectrum:
         """
         self._check_scale("slopes_of()")
         places = self._chosen(top, indices, threshold)
-        found = {}
-        for group, chosen in places.items():
-            parts = [self._phases.slopes(batch, group, self._vectors(group, part), arguments)
-                     for part in chosen.split(self._most_at_once(group))]
-            found[group] = self._like(torch.cat(parts, 1))
-        return self._lone(found)
+        parts: dict[str, list[Tensor]] = {group: [] for group in places}
+        for _, part in self._parts(places, least=1):
+            slopes = self._phases.slopes(batch, self._side_by_side(part), arguments)
+            for group, chosen in part.items():
+                parts[group].append(slopes[group][:, : len(chosen)] if group in slopes else
+                                    self.loss.new_zeros(len(next(iter(slopes.values()))), 0))
+        return self._lone({group: self._like(torch.cat(found, 1)) for group, found in parts.items()})
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -174,20 +178,32 @@ class Spectrum:
             raise InputError(f"{what} says nothing about group {group!r}")
         return given[group]
 
-    def _most_at_once(self, group: str) -> int:
-        return max(LEAST_COLUMNS, self._eigen[group].weights.shape[1])
+    def _parts(self, places: Mapping[str, Tensor], least: int = 0) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """As many of each group's eigenvectors as one pass makes, and how many there were before; `least` passes."""
+        width = max([LEAST_COLUMNS, *(eigen.weights.shape[1] for eigen in self._eigen.values())])
+        most = max([0, *map(len, places.values())])
+        for done in range(0, max(most, least), width):
+            yield done, {group: chosen[done : done + width] for group, chosen in places.items()}
 
-    def _vectors(self, group: str, places: Tensor) -> Vectors:
-        names, known = self._names(group), self._eigen[group].directions
-        if known is not None:
-            return self._split(group, known[:, places].mT)
-        made = {name: self.grad[name].new_empty(len(places), *self.grad[name].shape) for name in names}
-        done = 0
-        for part in places.split(self._most_at_once(group)) if len(places) else ():
-            found = self._weighted({group: self._eigen[group].weights[:, :, part]}, "vectors()")
-            for name in names:
-                made[name][done : done + len(part)] = found[name]
-            done += len(part)
+    def _vectors(self, places: Mapping[str, Tensor], what: str) -> dict[str, Vectors]:
+        """One pass for those of all groups that the decomposition did not give."""
+        weights, made = {}, {}
+        for group, chosen in places.items():
+            directions = self._eigen[group].directions
+            if directions is not None:
+                made[group] = self._split(group, directions[:, chosen].mT)
+            elif len(chosen):
+                weights[group] = self._eigen[group].weights[:, :, chosen]
+        found = self._weighted(weights, what) if weights else {}
+        return {**made, **{group: {name: found[name] for name in self._names(group)} for group in weights}}
+
+    def _side_by_side(self, places: Mapping[str, Tensor]) -> Vectors:
+        """Eigenvectors of all groups as directions of all parameters, zero where a group has fewer than others."""
+        most = max(1, *map(len, places.values()))
+        made = {name: value.new_zeros(most, *value.shape) for name, value in self.grad.items()}
+        for vectors in self._vectors(places, "slopes_of()").values():
+            for name, vector in vectors.items():
+                made[name][: len(vector)] = vector
         return made
 
     def _split(self, group: str, flat: Tensor) -> Vectors:
@@ -199,7 +215,8 @@ class Spectrum:
     def _weighted(self, weights: Mapping[str, Tensor], what: str) -> Vectors:
         """Sums of columns, after a check that they are those of the first phase."""
         with self._call.again(what) as arguments:
-            result, found = self._phases.weighted(self._call.batch, weights, arguments)
+            given = {group: self._like(weight).contiguous() for group, weight in weights.items()}
+            result, found = self._phases.weighted(self._call.batch, given, arguments)
         check_same_output(self.output, result.output, what)
         return found
 
