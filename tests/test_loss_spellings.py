@@ -133,7 +133,8 @@ SAMPLED = ("diag_ggn_mc", "diag_h_mc", "sqrt_ggn", "sqrt_ggn_mc", "block", "kfac
 @given(st.data())
 def test_spellings_of_one_loss_give_one_result(data):
     first, second = data.draw(st.permutations(FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]))[:2]
-    quantities = [name for name in QUANTITIES if name not in SAMPLED]
+    quantities = [name for name, quantity in QUANTITIES.items()
+                  if name not in SAMPLED and set(quantity.arguments) <= {"max_norm"}]
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)

@@ -131,7 +131,8 @@ def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
     if expression in values:
         return values[expression]
     if expression.is_number:
-        return int(expression) if expression.is_Integer else float(expression)
+        # Tensors take no integers beyond 64 bits; from 2^53 on a double is as good.
+        return int(expression) if expression.is_Integer and abs(expression) < 2**53 else float(expression)
     if isinstance(expression, sympy.Add):
         return _sum(expression, values)
     if isinstance(expression, sympy.Mul):

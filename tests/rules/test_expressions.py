@@ -13,7 +13,7 @@ from hbpcompiler.elementwise import Piecewise, attribute, derivatives, elementwi
 from hbpcompiler.reference import reference
 from hbpcompiler.rule import Case, operand_symbol
 from hbpcompiler.rule.registry import builtin
-from hbpcompiler.rule.symbolic import TORCH, exactly
+from hbpcompiler.rule.symbolic import TORCH, evaluate, exactly
 from hbpcompiler.testing import check_rule
 
 
@@ -168,3 +168,11 @@ def test_a_number_is_itself_as_a_fraction(number):
     assert float(exactly(number)) == number
     assert exactly(number).is_Rational
     assert exactly(0.1) * 10 == 1 == exactly(1 / 3) * 3
+
+
+def test_integers_that_no_tensor_takes():
+    """Fused constants are fractions, whose parts may have more digits than 64 bits hold."""
+    x = sympy.Symbol("x")
+    for number in (2**53 - 1, 2**53 + 1, 10**40):
+        found = evaluate(number * x, {x: torch.ones(1, dtype=torch.float64)})
+        assert found.item() == float(number)
