@@ -93,7 +93,7 @@ class Spectrum:
         It is -sum_k g_k / (lambda_k + delta_k) e_k, g_k the gradient of L along e_k: one pass, which makes no e_k.
 
         Args:
-            top, indices, threshold: as for `vectors`.
+            top: as for `vectors`; so are indices and threshold.
             damping: delta, positive: a number; a tensor [k]; a function of (eigenvalues [k], slopes [N, k],
                 curvatures [N, k]) that returns one; or "bootstrap", see `hbp.bootstrap`. Infinity leaves a direction
                 out. Or a dict of these by group.
