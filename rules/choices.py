@@ -12,7 +12,19 @@ from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwis
 from .shared.aligned import lifted, misaligned, other_than, unbroadcast
 from .shared.binary import Look, binary, operands
 
-# -- within limits: at a limit itself the gradient passes, as torch has it --------------------------------------------
+# -- within limits: at a limit itself as much of the gradient passes as this torch lets through -----------------------
+
+
+def slope_at_limit(of_tensor: bool) -> float:
+    """torch's: 1 before torch 2.14; since then 0, and a half where tensors limit."""
+    with torch.inference_mode(False), torch.enable_grad():
+        point = torch.zeros(1, requires_grad=True)
+        limited = point.clamp(min=torch.zeros(1)) if of_tensor else point.clamp(min=0)
+        (slope,) = torch.autograd.grad(limited, point)
+    return float(slope)
+
+
+AT_NUMBER, AT_TENSOR = slope_at_limit(of_tensor=False), slope_at_limit(of_tensor=True)
 
 
 def limits(op: Op) -> list[sympy.Symbol | None]:
@@ -28,8 +40,10 @@ def crossed(op: Op) -> bool:
 
 def inside(op: Op) -> sympy.Expr:
     low, high = limits(op)
-    above = sympy.true if low is None else x >= low
-    return Piecewise((1, above & (sympy.true if high is None else x <= high)), (0, True))
+    at_limit = AT_NUMBER == 1
+    above = sympy.true if low is None else x >= low if at_limit else x > low
+    below = sympy.true if high is None else x <= high if at_limit else x < high
+    return Piecewise((1, above & below), (0, True))
 
 
 def clamped(op: Op) -> sympy.Expr:
@@ -70,7 +84,11 @@ def _clamp_to(operation: str, name: str) -> Rule:
 
     def within(op: Op) -> Tensor:
         limit = getattr(op, name)
-        return (op.self >= limit if name == "min" else op.self <= limit).type_as(op.self)
+        reached = (op.self >= limit if name == "min" else op.self <= limit).type_as(op.self)
+        if AT_TENSOR == 1:
+            return reached
+        passed = (op.self > limit if name == "min" else op.self < limit).type_as(op.self)
+        return (reached + passed) / 2
 
     def refuse(op: Op) -> str | None:
         if op.varies(name) or op.shape("self") != op.shape("output"):
