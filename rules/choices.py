@@ -24,7 +24,9 @@ def slope_at_limit(of_tensor: bool) -> float:
     return float(slope)
 
 
-AT_NUMBER, AT_TENSOR = slope_at_limit(of_tensor=False), slope_at_limit(of_tensor=True)
+OPEN = slope_at_limit(of_tensor=False) == 1
+"""Whether a limit itself counts as inside."""
+AT_TENSOR = slope_at_limit(of_tensor=True)
 
 
 def limits(op: Op) -> list[sympy.Symbol | None]:
@@ -40,9 +42,8 @@ def crossed(op: Op) -> bool:
 
 def inside(op: Op) -> sympy.Expr:
     low, high = limits(op)
-    at_limit = AT_NUMBER == 1
-    above = sympy.true if low is None else x >= low if at_limit else x > low
-    below = sympy.true if high is None else x <= high if at_limit else x < high
+    above = sympy.true if low is None else x >= low if OPEN else x > low
+    below = sympy.true if high is None else x <= high if OPEN else x < high
     return Piecewise((1, above & below), (0, True))
 
 
@@ -50,8 +51,8 @@ def clamped(op: Op) -> sympy.Expr:
     low, high = limits(op)
     if crossed(op):
         return high
-    pieces = [] if low is None else [(low, x < low)]
-    pieces += [] if high is None else [(high, x > high)]
+    pieces = [] if low is None else [(low, x < low if OPEN else x <= low)]
+    pieces += [] if high is None else [(high, x > high if OPEN else x >= high)]
     return Piecewise(*pieces, (x, True))
 
 

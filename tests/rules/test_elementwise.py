@@ -102,3 +102,13 @@ def test_a_function_that_sympy_cannot_derive_is_no_constant():
     with pytest.raises(RuleError, match="sympy has no derivative of unknown"):
         derivatives(unknown(x) + x)
     assert derivatives(sympy.floor(x) * x)[0] == sympy.floor(x)
+
+
+@pytest.mark.parametrize("name", ["clamp_min", "clamp_max"])
+def test_at_a_limit_that_is_a_tensor_the_slope_is_torchs(name):
+    value = torch.tensor([[-1.0, 0.0, 1.0]], requires_grad=True)
+    limit = torch.zeros(1, 3)
+    (expected,) = torch.autograd.grad(getattr(torch, name)(value, limit).sum(), value)
+    op = Op({"self": value.detach(), name.removeprefix("clamp_"): limit}, {}, {"self": (3,)})
+    found = builtin().find(f"aten.{name}", "Tensor").jac_t["self"](op, torch.ones(1, 1, 3))
+    assert torch.equal(found.squeeze(1), expected)
