@@ -124,7 +124,8 @@ class Compiled:
             raw = run(state, built, given, beside)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         plan = built.draft.plan
-        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored)
+        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored,
+                      _reduction(built))
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
@@ -290,8 +291,7 @@ class Compiled:
     @property
     def reduction(self) -> str:
         """Of the loss: "mean", L = (1/N) sum_n l_n; "sum", L = sum_n l_n; "" if it is neither: l_n has no scale."""
-        ending = self._current().matched.ending
-        return ending.kind if ending.definite else ""
+        return _reduction(self._current())
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -330,6 +330,12 @@ class Compiled:
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
                 f"backend={self.options.backend!r}, programs={len(self._guards)})")
+
+
+def _reduction(built: Built) -> str:
+    """See `Compiled.reduction`."""
+    ending = built.matched.ending
+    return ending.kind if ending.definite else ""
 
 
 def _serving(state: State, batch: Batch) -> Built | None:
@@ -411,7 +417,8 @@ def compile(  # the public name is the design's
         groups: for quantities by group (`gram`, `cross`): a dict from names of your choice to the names of their
             parameters, or shell patterns of some; None: one group, "all", of all of them.
         clipping: how clipped_grad weighs a sample by the norm of its gradient: "flat", by the norm over all parameters;
-            "automatic", the same without a threshold; "per_parameter", at each parameter by itself (see `clipping`).
+            "automatic", the same without a threshold; "opacus", flat as Opacus rounds it; "per_parameter", at each
+            parameter by itself (see `clipping`).
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.

@@ -24,6 +24,8 @@ CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 FULL = "full"
 MOST_NAMES = 20
 """Names of parameters that a message shows."""
+RECORDERS = "autograd_grad_sample_hooks"
+"""The attribute of a model whose layers have Opacus's hooks."""
 BACKENDS = ("python", "torchscript", "inductor")
 UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
                             "GIB": 2**30}
@@ -206,6 +208,10 @@ def check_model(model: Any, loss: Any) -> None:
                                   f"the class {given.__name__} itself; pass an instance: {given.__name__}(...)")
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if getattr(model, RECORDERS, None):
+        raise ModelError("the model has Opacus's hooks, which would record gradients whenever a program is made: take "
+                         "grad_sample_mode='no_op' or call remove_hooks() on what make_private returned, and have "
+                         "gradients from hbpcompiler.bridges.opacus")
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ModelError(listing("These parameters have no shape yet; call the model on a batch once, before it is "

@@ -46,8 +46,8 @@ def clipped_grad(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """sum_n C_n g_n and the norms |g_n|, [N], of these parameters (None: of all trainable ones), by their names.
 
-    With style "per_parameter" each parameter is clipped by its own norm to its own max_norm; with "flat" and
-    "automatic" all have the same norms, those over all of `parameters`.
+    With style "per_parameter" each parameter is clipped by its own norm to its own max_norm; with "flat",
+    "automatic" and "opacus" all have the same norms, those over all of `parameters`.
     """
     run = Forward(model, loss, inputs, target, seed)
     names = list(run.parameters) if parameters is None else parameters
@@ -62,6 +62,8 @@ def clipped_grad(
         for norm, gradient in zip(norms[name], each[name], strict=True):
             if style == "automatic":
                 total += bound / (norm + 0.01) * gradient
+            elif style == "opacus":
+                total += min(1.0, bound / (norm + 1e-6)) * gradient
             else:
                 total += gradient if norm <= bound else bound / norm * gradient
         clipped[name] = total.detach()

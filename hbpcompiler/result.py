@@ -23,7 +23,7 @@ class Result:
 
     def __init__(self, raw: Any, output: Any, quantities: tuple[str, ...], model: nn.Module,
                  meetings: Mapping[str, Any] | None = None, joint_biases: Mapping[str, str] | None = None,
-                 stored: Mapping[str, Stored] | None = None) -> None:
+                 stored: Mapping[str, Stored] | None = None, reduction: str = "") -> None:
         self.stored: Mapping[str, Stored] = dict(stored or {})
         """The parameters as `hbp.curvature` has to know them, by name; every quantity's dict has them too."""
         self._values: dict[str, Any] = self._described({name: getattr(raw, name) for name in quantities})
@@ -34,6 +34,8 @@ class Result:
         """With `joint_bias=True`: by a weight's name that of the bias whose block is in the weight's. In the Kronecker
         factors of such a weight, [out, in], A is [in + 1, in + 1], the bias is its last input feature and has no entry
         of its own."""
+        self.reduction = reduction
+        """Of the loss: "mean", L = (1/N) sum_n l_n; "sum", L = sum_n l_n; "" if it is neither: l_n has no scale."""
         self.loss: Tensor = raw.loss
         self.output = output
 

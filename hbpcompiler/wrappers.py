@@ -8,16 +8,20 @@ from torch import nn
 
 from hbpcompiler.errors import ModelError, OptionError
 
-INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-"""By the class's name, where the model is; torch.compile's is imported only where somebody has used it."""
+INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
+          "DifferentiallyPrivateDistributedDataParallel": "module", "GradSampleModule": "_module",
+          "GradSampleModuleNoOp": "_module", "GradSampleModuleFastGradientClipping": "_module"}
+"""By the class's name, where the model is; nothing is imported that nobody has used."""
+LIBRARIES = ("torch.", "opacus.")
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside DataParallel, DistributedDataParallel and what torch.compile returned, in any order.
+    """The model inside DataParallel, DistributedDataParallel, Opacus's wrappers and what torch.compile returned, in
+    any order.
 
     Raises ModelError for hooks on the wrapper, which would be lost, OptionError for parameters in shards.
     """
-    while isinstance(model, nn.Module) and type(model).__module__.startswith("torch."):
+    while isinstance(model, nn.Module) and type(model).__module__.startswith(LIBRARIES):
         kind = type(model).__name__
         if kind == "FullyShardedDataParallel":
             raise OptionError("the model's parameters are in shards (FullyShardedDataParallel): compile the model "

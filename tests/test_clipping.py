@@ -19,7 +19,7 @@ from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases
 from tests.uses import USES, used
 
-STYLES = ["flat", "automatic", "per_parameter"]
+STYLES = ["flat", "automatic", "opacus", "per_parameter"]
 OTHERS = ("grad", "batch_l2", "variance", "diag_ggn")
 
 
@@ -260,7 +260,7 @@ def test_bounds_of_parameters_that_cannot_be():
 
 
 def test_a_style_that_is_none():
-    with pytest.raises(hbp.CompileError, match="flat, per_parameter, automatic"):
+    with pytest.raises(hbp.CompileError, match="flat, per_parameter, automatic, opacus"):
         hbp.compile(nn.Linear(2, 2), quantities=["clipped_grad"], clipping="global")
 
 

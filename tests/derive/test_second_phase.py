@@ -32,7 +32,8 @@ def run(step, prepare, read, *given):
 
 
 @pytest.mark.parametrize(("style", "expected"), [
-    ("flat", [1.0, 1.0, 0.25]), ("automatic", [100.0, 1 / 0.51, 1 / 4.01]), ("per_parameter", [1.0, 1.0, 0.25])])
+    ("flat", [1.0, 1.0, 0.25]), ("automatic", [100.0, 1 / 0.51, 1 / 4.01]), ("opacus", [1.0, 1.0, 1 / 4.000001]),
+    ("per_parameter", [1.0, 1.0, 0.25])])
 def test_weights_of_norms(style, expected):
     found = clipping.weights(style, clipping.norms_of(SQUARES), 1.0)
     torch.testing.assert_close(found, torch.tensor(expected))

@@ -49,4 +49,6 @@ def _weight(style: str, norm: Tensor, bound: Any) -> Any:
     """C_n, written apart from what the program does (see `clipping`)."""
     if style == clipping.AUTOMATIC:
         return bound / (norm + clipping.STABILITY)
+    if style == clipping.OPACUS:
+        return min(1.0, float(bound / (norm + clipping.ROUNDED_UP)))
     return 1.0 if norm <= bound else bound / norm

@@ -1,0 +1,1 @@
+"""Where other libraries take curvature and per-sample gradients from: each module is for one, and imports it on use."""
