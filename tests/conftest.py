@@ -6,15 +6,15 @@ runs everything, with HBP_EXAMPLES=2.
 """
 
 import collections
-import functools
+import gc
 import os
 import tempfile
 import warnings
 
-import torch.export.exported_program as exported
 from hypothesis import HealthCheck, Phase, settings
 
 from hbpcompiler.compiler.trace import trace as exporting
+from tests.kept_overrides import keep_overrides
 from tests.shared_exports import SharedExports
 
 # The tests' own cache folder: what `hbp tune` measured on this machine must not decide what they see.
@@ -30,11 +30,13 @@ settings.load_profile("hbp")
 warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
 
 
-# At each export torch goes through all its operations, several thousand, to see which are composite: once is enough.
-exported._collect_all_valid_cia_ops = functools.lru_cache(maxsize=1)(exported._collect_all_valid_cia_ops)
-
+keep_overrides()
 EXPORTS = SharedExports(exporting.export)
 exporting.export = EXPORTS
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 def pytest_runtest_teardown():

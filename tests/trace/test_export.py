@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.export import exported_program
 
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs, reason
@@ -77,3 +78,22 @@ def test_torchs_own_words_where_the_batch_does_not_fit():
     with pytest.raises(BatchDoesNotFitError, match=r"y does not fit the loss. .*the model's output \[N, 2\]"):
         check_runs(MODEL, LOSS, batch_of((X, torch.zeros(5, 7))))
     assert reason(ValueError("one\ntwo")) == "ValueError: one"
+
+
+def test_exports_of_tests_are_torchs_own(monkeypatch):
+    """`tests/kept_overrides.py` writes what torch.export writes itself; afterwards nothing of it is left."""
+    keeping = exported_program._override_composite_implicit_decomp
+    operations = exported_program._collect_all_valid_cia_ops()
+    before = {operation: dict(operation.py_kernels) for operation in operations}
+    model = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    batch = batch_of((torch.zeros(5, 3, 4), Y))
+
+    def text():
+        return export(model, lambda output, target: LOSS(output[:, 0, :2], target), batch)[0].graph_module.code
+
+    texts = [text(), text()]  # the second writes again what was kept
+    monkeypatch.setattr(exported_program, "_override_composite_implicit_decomp", keeping.override)
+    assert texts == [text()] * 2
+    assert "layer_norm.default" in texts[0], "a composite that torch would take apart"
+    assert before == {operation: dict(operation.py_kernels) for operation in operations}
+    assert keeping.kept
