@@ -32,7 +32,7 @@ from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.program.shapes import asked, stand_ins
-from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
@@ -192,9 +192,11 @@ class Compiled:
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
 
-        That step knows no weights of samples, so where some are given the proof is of a run without them.
+        That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
+        the outputs do not show the samples apart: then the proof is of a run without them.
         """
-        draws, plain = Draws.now(batch.tensors[0].device), without_weights(beside)
+        draws, weighs = Draws.now(batch.tensors[0].device), can_weigh(built.matched, beside.get(SAMPLE_WEIGHTS))
+        plain = beside if weighs else without_weights(beside)
         with built.seconds.first(FIRST_RUN):
             raw = self._run(state, built, batch, beside)
         candidate, full = self._candidate(state, built, plain), self.options.verify == FULL
@@ -222,10 +224,11 @@ class Compiled:
 
     def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:
         return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
-                         lambda batch: self._run(state, built, batch, beside), self._tensors(state, built), built.sizes,
+                         lambda batch, **other: self._run(state, built, batch, {**beside, **other}),
+                         self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,
                          lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries),
-                         beside)
+                         beside, built.stored)
 
     def verify(self, *batch: Any, full: bool = True, **arguments: Any) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.
@@ -236,10 +239,15 @@ class Compiled:
         """
         given = check_batch(self.model, batch)
         beside = self._beside(arguments, given)
-        if beside.get(SAMPLE_WEIGHTS) is not None:
-            raise InputError("verify compares with the model's own training step, which knows no weights of samples: "
-                             "leave sample_weights out")
         state, built = self._program(given)
+        check_fit(beside, asked(built.draft.graph))
+        weights = beside.get(SAMPLE_WEIGHTS)
+        if weights is not None:
+            check_weighable(built.matched.ending, built.matched.rules)
+            if not can_weigh(built.matched, weights):
+                raise InputError("verify weighs the model's own training step where its outputs show the samples "
+                                 "apart, and this one's do not, or the weights of the first two are zero: leave "
+                                 "sample_weights out")
         check_targets(built.losses, built.matched.graph, given)
         try:
             with TRACING:

@@ -26,7 +26,8 @@ def reference(
     model: nn.Module, loss: Loss, inputs: Inputs, target: Any, quantity: str, *, seed: int = 0
 ) -> dict[str, Tensor]:
     """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, second_moment, variance,
-    diag_ggn or diag_h. `seed` fixes the random draws (dropout) of the one forward pass."""
+    diag_ggn or diag_h. `seed` fixes the random draws (dropout) of the one forward pass. A loss that is `Weighted`
+    weighs the samples, here and below."""
     run = Forward(model, loss, inputs, target, seed)
     functions: dict[str, Callable[[str], Tensor]] = {
         "grad": run.grad,
@@ -84,12 +85,31 @@ def hessian_block(
     return Forward(model, loss, inputs, target, seed).hessian(name)
 
 
+class Weighted:
+    """Has the derivatives of sum_n w_n l_n (over N for a mean): each sample's own slice with all others held fast.
+
+    Its value is another. The model returns one tensor.
+    """
+
+    def __init__(self, loss: Loss, weights: Tensor) -> None:
+        self.loss, self.weights, self.reduction = loss, weights, getattr(loss, "reduction", "mean")
+
+    def __call__(self, output: Tensor, target: Any) -> Tensor:
+        total = torch.zeros((), dtype=output.dtype)
+        for n, weight in enumerate(self.weights):
+            kept = torch.zeros(len(output), *[1] * (output.dim() - 1), dtype=output.dtype)
+            kept[n] = 1
+            total = total + weight * self.loss(output * kept + output.detach() * (1 - kept), target)
+        return total
+
+
 class Forward:
     """One forward pass and its derivatives, a row at a time."""
 
     def __init__(self, model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int = 0) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.mean = getattr(loss, "reduction", "mean") == "mean"
+        self.weights = loss.weights if isinstance(loss, Weighted) else None
         self._jacobians: dict[str, Tensor] = {}
         # The fused attention kernels have no second derivative.
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
@@ -243,7 +263,9 @@ def kfra(
         averages[id(output)] = average
         rows = jacobian(output, given).view(run.batch, output[0].numel(), run.batch, given[0].numel())
         each = [rows[n, :, n, :] for n in range(run.batch)]
-        average = torch.stack([row.T @ average @ row for row in each]).mean(0)
+        times = torch.ones(run.batch) if run.weights is None else run.weights / run.weights.mean()
+        average = torch.stack([w * row.T @ average @ row for w, row in zip(times.type_as(average), each, strict=True)]
+                              ).mean(0)
     layers = {path: item for path, item in seen.items() if isinstance(item[0], nn.Linear | nn.modules.conv._ConvNd)}
     # One entry that stands for the sum over samples: the average is the same for all of them.
     return _factors(run, layers, lambda output: averages[id(output)].unsqueeze(0))
@@ -262,7 +284,7 @@ def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduc
         ones = joint and {weight, bias} <= run.parameters.keys() and not transposed
         if weight in run.parameters:
             groups = int(getattr(module, "groups", 1))
-            pairs = [_pair(module, given, output, curvature, g, groups, transposed, reduce, ones)
+            pairs = [_pair(module, given, output, curvature, g, groups, transposed, reduce, ones, run.weights)
                      for g in range(groups)]
             a, b = (torch.stack(part) if groups > 1 else part[0] for part in zip(*pairs, strict=True))
             found[weight] = (a, b)
@@ -276,7 +298,7 @@ def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduc
 
 
 def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, group: int, groups: int,
-          transposed: bool, reduce: bool, ones: bool) -> tuple[Tensor, Tensor]:
+          transposed: bool, reduce: bool, ones: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """(A, B) of one group of a layer, the inputs and the patches read off the layer's own derivatives."""
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -297,7 +319,7 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
         own = own[first : first + per_group]  # [o, P]: where each position's features lie in the flat output
         total = curvature.sum(0)
         blocks = total[own.T[:, None, :, None], own.T[None, :, None, :]]  # [P, P, o, o]
-        return _closed(inputs, blocks, reduce)
+        return _closed(inputs, blocks, reduce, weights)
     # A transposed convolution's positions are those of its input: a one there reaches a patch of the output.
     flat = given.flatten(2)[:, first : first + per_group]
     reached = []
@@ -308,11 +330,17 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
             spread = layer(one).flatten()
         reached.append(torch.stack([derivative(entry, weight)[first].flatten() for entry in spread]))  # [c, o * kernel]
     patches = torch.stack(reached)
-    return _closed(flat.mT, torch.einsum("pco,cd,qdz->pqoz", patches, curvature.sum(0), patches), reduce)
+    blocks = torch.einsum("pco,cd,qdz->pqoz", patches, curvature.sum(0), patches)
+    return _closed(flat.mT, blocks, reduce, weights)
 
 
-def _closed(inputs: Tensor, blocks: Tensor, reduce: bool) -> tuple[Tensor, Tensor]:
-    """(A, B) of inputs [N, P, i] and of the curvature between all pairs of positions, [P, P, o, o]."""
+def _closed(inputs: Tensor, blocks: Tensor, reduce: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(A, B) of inputs [N, P, i] and of the curvature between all pairs of positions, [P, P, o, o].
+
+    With weights of samples A is the weighted average.
+    """
+    if weights is not None:
+        inputs = inputs * (weights / weights.mean()).sqrt().type_as(inputs)[:, None, None]
     if reduce:
         means = inputs.mean(1)
         return means.T @ means / len(means), blocks.sum((0, 1))

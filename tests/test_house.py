@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
     "codegen": {"rule", "quantities", "arguments", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
-    "compiler.prove": TERMS | {"arguments", "options", "reference", "compiler.match", "compiler.plan",
+    "compiler.prove": TERMS | {"arguments", "options", "reference", "values", "compiler.match", "compiler.plan",
                                "compiler.derive"},
     "compiler": TERMS | {"options", "values", "version", "codegen",
                          *(f"compiler.{name}" for name in (*STAGES, *SHARED))},

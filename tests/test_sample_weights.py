@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.reference import kflr, reference
+from hbpcompiler.reference import Weighted, kflr, reference
 from tests.graph_models import made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases
@@ -23,21 +23,6 @@ from tests.ways import WAYS
 EXACT = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
 MORE = ["batch_loss", "batch_diag_h", "trace_h", "sqrt_ggn", "block"]
 DOUBLE = torch.float64
-
-
-class Weighted:
-    """Has the derivatives of sum_n w_n l_n (over N for a mean): each sample's own slice with all others held fast."""
-
-    def __init__(self, loss, weights):
-        self.loss, self.weights, self.reduction = loss, weights, getattr(loss, "reduction", "mean")
-
-    def __call__(self, output, target):
-        total = 0
-        for n, weight in enumerate(self.weights):
-            kept = torch.zeros(len(output), *[1] * (output.dim() - 1), dtype=output.dtype)
-            kept[n] = 1
-            total = total + weight * self.loss(output * kept + output.detach() * (1 - kept), target)
-        return total
 
 
 def compile_quietly(*given, **options):
@@ -138,8 +123,10 @@ def test_ways(way):
     for quantity in quantities[:-1]:
         for name, value in reference(model, held, [X], y, quantity).items():
             close(result[quantity][name], value, f"{quantity} of {name}")
-    for name, (_, factor) in kflr(model, held, [X], y).items():
+    for name, (left, factor) in kflr(model, held, [X], y).items():
         close(result.kflr[name].B, factor, f"B of {name}")
+        if left is not None:
+            close(result.kflr[name].A, left, f"A of {name}")
 
 
 # -- losses ----------------------------------------------------------------------------------------------------------
@@ -432,8 +419,8 @@ def test_a_program_whose_first_call_has_weights_is_proven():
     model.weight.register_hook(lambda g: 2 * g)
     with pytest.raises(hbp.ProofError, match="grad of 'weight'"):
         hbp.compile(model, quantities=["grad"])(X4, Y4, sample_weights=torch.rand(4))
-    with pytest.raises(hbp.InputError, match="own training step, which knows no weights of samples"):
-        hbp.compile(linear(), quantities=["grad"]).verify(X4, Y4, sample_weights=torch.rand(4))
+    with pytest.raises(hbp.InputError, match="weights of the first two are zero"):
+        hbp.compile(linear(), quantities=["grad"]).verify(X4, Y4, sample_weights=torch.tensor([0.0, 0, 1, 1]))
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
     compiled = hbp.compile(model, quantities=["grad"], verify="full")
     first, second = (compiled(X4, Y4, sample_weights=torch.ones(4), generator=torch.Generator().manual_seed(0))

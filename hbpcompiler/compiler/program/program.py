@@ -28,10 +28,10 @@ class Program:
     arguments: Sequence[Argument] = ()
     """What a call brings beside the batch, behind it in the signature."""
 
+    def beside(self, samples: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What stands for the call arguments, by name and in order, where the program runs without a call."""
+        return shapes.stand_ins(self.graph, samples, state)
+
     def stand_ins(self, samples: int, vectors: int = shapes.BATCHES[0]) -> list[Any]:
         """A meta tensor for all that a call gives, for a batch of so many samples; for the state a dict of them."""
         return shapes.arguments(self.graph, {value.name: value for value in self.batch}, self.state, samples, vectors)
-
-    def beside(self, samples: int, state: Mapping[str, Tensor]) -> list[Any]:
-        """What stands for the call arguments, in order, where the program runs without a call."""
-        return list(shapes.stand_ins(self.graph, samples, state).values())

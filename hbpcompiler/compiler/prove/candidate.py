@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hbpcompiler.arguments import SAMPLE_WEIGHTS
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.own_step import Loss
+from hbpcompiler.compiler.prove.weights import SampleWeights, sample_axis
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.options import Options
+from hbpcompiler.values import Stored
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Candidate:
     matched: Matched
     fields: Sequence[str]
     """The fields of its result that hold the output's tensors."""
-    run: Callable[[Batch], Any]
-    """Its result, with the model's state as it is."""
+    run: Callable[..., Any]
+    """Of a batch, and of arguments of the call in place of `beside`: its result, with the model's state as it is."""
     state: Mapping[str, Tensor]
     sizes: Sizes
     """The batch sizes that it serves."""
@@ -36,9 +39,32 @@ class Candidate:
     """(parameter, what the quantity "block" keeps of it, entries) -> these entries of the block's diagonal."""
     beside: Mapping[str, Any] = field(default_factory=dict)
     """The call's arguments."""
+    stored: Mapping[str, Stored] = field(default_factory=dict)
+    """How its parameters lie, by key."""
+
+    @property
+    def axes(self) -> list[int | None]:
+        """Where each of the model's outputs has its samples; None where these have no axis of their own."""
+        return [sample_axis(output.shape) for output in self.matched.graph.outputs]
+
+    def weights(self, batch: Batch) -> SampleWeights | None:
+        """Those that the call gives these samples."""
+        numbers = self.beside.get(SAMPLE_WEIGHTS)
+        if numbers is None:
+            return None
+        axes = [axis for axis in self.axes if axis is not None]
+        assert len(axes) == len(self.axes), "such weights are left out (see `can_weigh`)"
+        return SampleWeights(numbers[: batch.samples], tuple(axes), self.matched.ending.kind)
 
     def few(self, batch: Batch, samples: int) -> Batch:
         """The first samples of a batch, so many if it serves that number, otherwise all."""
         if not self.sizes.include(samples):
             return batch
         return Batch(tuple(tensor[:samples] for tensor in batch.tensors), batch.layout)
+
+
+def can_weigh(matched: Matched, weights: Tensor | None) -> bool:
+    """Whether a proof can be of a run with these weights of samples: the model's outputs show the samples apart, and
+    something is left of the first two, by which much is compared."""
+    return weights is not None and bool(weights[:2].any()) and all(
+        sample_axis(output.shape) is not None for output in matched.graph.outputs)

@@ -22,19 +22,20 @@ from hbpcompiler.compiler.prove.own_step import (
     trained,
     unchanged,
 )
+from hbpcompiler.compiler.prove.weights import SampleWeights
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
 
 
 def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callable[[Double], Found],
-           noise: Noise | None = None) -> Found:
-    """`use` of the derivatives of one forward pass."""
+           noise: Noise | None = None, weights: SampleWeights | None = None) -> Found:
+    """`use` of the derivatives of one forward pass, of the loss with these weights of its samples."""
     moved = noise.moved if noise is not None else torch.clone
     parameters = {name: moved(value.detach()).requires_grad_() for name, value in trained(model).items()}
     state = {**{name: moved(value.detach()) for name, value in model.named_buffers()}, **parameters}
     given = Batch(tuple(moved(tensor) for tensor in batch.tensors), batch.layout)
     with unchanged(model, loss), drawing(draws), ordinary_mode(), twice_differentiable():
-        return forward(model, loss, given, state, lambda run: use(Double(run, loss, parameters)))
+        return forward(model, loss, given, state, lambda run: use(Double(run, loss, parameters, weights)))
 
 
 @contextmanager
@@ -62,16 +63,25 @@ class AtOutputs:
 class Double(AtOutputs):
     """Derivatives of a forward pass; made by `double`."""
 
-    def __init__(self, run: Pass, loss: Loss, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, run: Pass, loss: Loss, parameters: Mapping[str, Tensor],
+                 weights: SampleWeights | None = None) -> None:
         super().__init__(run.outputs, run.structure, run.target, loss)
-        self.loss, self.parameters = run.loss, parameters
+        self.loss, self.parameters, self.weights = run.loss, parameters, weights
+        self.value = run.loss.detach() if weights is None else weights.loss(run, loss)
+        """The loss; None where it is not known with these weights."""
+        if weights is not None:
+            self.slopes = weights.times(self.slopes, self.varying)
 
     def shares(self, axes: Sequence[int], samples: int) -> Mapping[str, Tensor]:
         """[N, *theta]: what flows back from each sample's slices of the outputs; `axes`, where their samples are."""
+        return self._by_sample(self.slopes, axes, samples)
+
+    def _by_sample(self, slopes: Sequence[Tensor], axes: Sequence[int], samples: int) -> Mapping[str, Tensor]:
+        """What of these slopes in the outputs flows back from each sample's slices."""
         rows: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
         for n in range(samples):
             total = torch.zeros((), device=self.loss.device, dtype=self.loss.dtype)
-            for number, output, slope in zip(self.varying, self.outputs, self.slopes, strict=True):
+            for number, output, slope in zip(self.varying, self.outputs, slopes, strict=True):
                 own = output.select(axes[number], n) * slope.detach().select(axes[number], n)
                 total = total + own.sum()
             found = derivatives(total, list(self.parameters.values()))
@@ -98,8 +108,27 @@ class Double(AtOutputs):
 
     @cached_property
     def gradients(self) -> Mapping[str, Tensor]:
-        found = derivatives(self.loss, list(self.parameters.values()), keep=True)
+        at = list(self.parameters.values())
+        if self.weights is None:
+            return dict(zip(self.parameters, derivatives(self.loss, at, keep=True), strict=True))
+        slopes = self.weights.times(derivatives(self.loss, self.outputs, keep=True), self.varying)
+        found = torch.autograd.grad(self.outputs, at, slopes, create_graph=True, allow_unused=True,
+                                    materialize_grads=True)
         return dict(zip(self.parameters, found, strict=True))
+
+    def ggn_shares(self, direction: Mapping[str, Tensor], axes: Sequence[int], samples: int) -> Mapping[str, Tensor]:
+        """[N, *theta]: the share of each of the first samples in the GGN of L, times one direction in the parameters.
+
+        The GGN of all parameters that have a part of the direction.
+        """
+        inputs, weighted = self._weighted
+        along: Any = sum((weighted[name] * part).sum() for name, part in direction.items())
+        columns = derivatives(along, inputs)
+        pulled = [torch.zeros_like(column) for column in columns]
+        if any(slope.requires_grad for slope in self.slopes):
+            pulled = derivatives(sum((slope * column).sum() for slope, column in
+                                     zip(self.slopes, columns, strict=True)), self.leaves)
+        return self._by_sample(pulled, axes, samples)
 
     @cached_property
     def _weighted(self) -> tuple[list[Tensor], Mapping[str, Tensor]]:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from hbpcompiler import reference
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
@@ -17,6 +19,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import meta
 from hbpcompiler.errors import HbpError
 
+KFRA = "kfra"
 Factors = Mapping[str, tuple[Any, Any]]
 FACTORS: Mapping[str, tuple[Callable[..., Factors], bool, bool]] = {
     "kfac": (reference.kflr, False, False),
@@ -25,6 +28,7 @@ FACTORS: Mapping[str, tuple[Callable[..., Factors], bool, bool]] = {
     "kflr_reduce": (reference.kflr, True, True),
     "kfac_emp": (reference.kfac_emp, False, True),
     "kfac_emp_reduce": (reference.kfac_emp, True, True),
+    "kfra": (reference.kfra, False, True),
 }
 """By quantity: the brute force, whether it sums over positions first, and whether B is drawn by nobody."""
 TWINS: Mapping[str, str] = {"kfac": "kflr", "kfac_reduce": "kflr_reduce"}
@@ -48,31 +52,54 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
         why = "the model is random" if random else "brute force would take too long"
         return [left_out(name, "", why) for name in asked]
     model, calls = copy.deepcopy(candidate.model), Counter[str]()
+    loss, weights = candidate.loss, candidate.weights(batch)
+    if weights is not None:
+        loss = reference.Weighted(loss, weights.numbers)
     for path, module in model.named_modules():
         module.register_forward_hook(lambda *_, path=path: calls.update([path]))
     found, wanted = {}, {}
+    left: list[Comparison] = []
     twins = _twins(candidate, batch, asked)
     known: dict[tuple[Any, bool], Factors] = {}
     for quantity in asked:
         brute_force, reduce, exact = FACTORS[quantity]
         if (brute_force, reduce) not in known:
-            alone = partial(brute_force, model, candidate.loss, keywords or inputs, target, reduce=reduce)
+            if quantity == KFRA and (why := _no_chain(candidate)):
+                left.append(left_out(KFRA, "", why))
+                continue
+            alone = partial(brute_force, model, loss, keywords or inputs, target, **{"reduce": True} if reduce else {})
             try:
-                known[brute_force, reduce] = _used_once(calls, alone, candidate.joint_biases)
+                passes = 2 if quantity == KFRA else 1
+                known[brute_force, reduce] = _used_once(calls, alone, candidate.joint_biases, passes)
             except Exception as error:  # whatever a model does that the brute force is not made for
-                return [left_out(name, "", f"brute force fails: {error}") for name in asked]
-        for name, (left, factor) in known[brute_force, reduce].items():
+                left.append(left_out(quantity, "", f"brute force fails: {str(error)[:150]}"))
+                continue
+        for name, (inputs_factor, factor) in known[brute_force, reduce].items():
             if name not in values[quantity]:
                 continue
-            if left is not None:
-                found[f"{quantity}.A", name], wanted[f"{quantity}.A", name] = values[quantity][name].A, left
+            if inputs_factor is not None:
+                found[f"{quantity}.A", name], wanted[f"{quantity}.A", name] = values[quantity][name].A, inputs_factor
             twin = twins.get(TWINS.get(quantity, ""), {}).get(name)
             if exact or twin is not None:
                 own = values[quantity][name].B if twin is None else twin["B"]
                 found[f"{quantity}.B", name], wanted[f"{quantity}.B", name] = own, factor
     lines = compared(found, wanted, eps, how="two samples")
-    return [replace(line, how=f"two samples, its exact twin {TWINS[line.quantity.removesuffix('.B')]}")
-            if line.quantity.removesuffix(".B") in TWINS else line for line in lines]
+    lines = [replace(line, how=f"two samples, its exact twin {TWINS[line.quantity.removesuffix('.B')]}")
+             if line.quantity.removesuffix(".B") in TWINS else line for line in lines]
+    return [*lines, *left]
+
+
+def _no_chain(candidate: Candidate) -> str:
+    """Why kfra's brute force, which averages at each module of an nn.Sequential, is not for this model; "" if it is."""
+    leaves = {path for path, module in candidate.model.named_modules() if not isinstance(module, nn.Sequential)}
+    operations = Counter(operation.source.module for operation in candidate.matched.graph.operations
+                         if not operation.source.in_loss)
+    if not isinstance(candidate.model, nn.Sequential) or any(
+            next(candidate.model.get_submodule(path).children(), None) is not None for path in leaves):
+        return "brute force is for chains of modules, nn.Sequential"
+    if any(operations[path] > 1 for path in leaves):
+        return "brute force is for modules of one operation each"
+    return ""
 
 
 def _twins(candidate: Candidate, batch: Batch, asked: Sequence[str]) -> Results:
@@ -81,16 +108,19 @@ def _twins(candidate: Candidate, batch: Batch, asked: Sequence[str]) -> Results:
     if not names:
         return {}
     try:
-        return twin_program(candidate.matched, candidate.options, names)(candidate.state, *batch.tensors)
+        program = twin_program(candidate.matched, candidate.options, names)
+        return program(candidate.state, *batch.tensors, **candidate.beside)
     except HbpError:
         return {}
 
 
-def _used_once(calls: Counter[str], brute_force: Callable[..., Factors], joint: Mapping[str, str]) -> Factors:
-    """What modules have that are called once, of some weights together with their biases."""
+def _used_once(calls: Counter[str], brute_force: Callable[..., Factors], joint: Mapping[str, str],
+               passes: int) -> Factors:
+    """What modules have that are called once in each of so many forward passes, of some weights together with their
+    biases."""
     calls.clear()
     right = dict(brute_force())
-    if joint:
+    if joint and passes == 1:
         calls.clear()
         right |= {name: pair for name, pair in brute_force(joint=True).items() if name in joint}
-    return {name: pair for name, pair in right.items() if calls[name.rpartition(".")[0]] == 1}
+    return {name: pair for name, pair in right.items() if calls[name.rpartition(".")[0]] == passes}

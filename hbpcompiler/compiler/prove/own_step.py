@@ -27,7 +27,8 @@ Found = TypeVar("Found")
 class OwnStep:
     """What the model's own training step gave."""
 
-    loss: Tensor
+    loss: Tensor | None
+    """None where it is not known (see `weights`)."""
     outputs: tuple[Tensor, ...]
     gradients: Mapping[str, Tensor]
     """By the name of a trainable parameter; those that do not reach the loss are left out."""
@@ -90,11 +91,12 @@ class Noise:
 
 
 def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None = None,
-             backward: bool = True, of: Callable[[Pass], Tensor] = lambda pass_: pass_.loss) -> OwnStep:
+             backward: bool = True, of: Callable[[Pass], Tensor] = lambda pass_: pass_.loss,
+             value: Callable[[Pass], Tensor | None] = lambda pass_: pass_.loss) -> OwnStep:
     """Run it with these draws; with `noise` on parameters, buffers and inputs; `of` is the number that is
-    differentiated. Raises whatever the model raises."""
+    differentiated, `value` what the loss is. Raises whatever the model raises."""
     def step(copies: bool = noise is not None) -> OwnStep:
-        return _step(model, loss, batch, draws, noise, backward, copies, of)
+        return _step(model, loss, batch, draws, noise, backward, copies, of, value)
 
     try:
         return step()
@@ -108,14 +110,15 @@ def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: No
 
 
 def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None, backward: bool,
-          copies: bool, of: Callable[[Pass], Tensor]) -> OwnStep:
+          copies: bool, of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
         if backward and (number := of(pass_)).requires_grad:
             rounding = noise.of_slope(number, pass_.outputs, batch.samples) if noise is not None else 0.0
             found = _gradients(number + rounding, parameters, copies)
-        outputs = tuple(output.detach() for output in pass_.outputs)
-        return OwnStep(pass_.loss.detach(), outputs, found, after.torch_drew(draws), after.python_drew(draws))
+        outputs, total = tuple(output.detach() for output in pass_.outputs), value(pass_)
+        total = None if total is None else total.detach()
+        return OwnStep(total, outputs, found, after.torch_drew(draws), after.python_drew(draws))
 
     with unchanged(model, loss), drawing(draws), ordinary_mode():
         parameters, state = trained(model), copied_buffers(model)

@@ -24,6 +24,7 @@ from hbpcompiler.compiler.prove.second_order import second_order
 from hbpcompiler.compiler.prove.suspects import suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
 from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.compiler.prove.weights import NOT_ALONE
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import ProofError, listing
 
@@ -140,6 +141,8 @@ class _Proof:
             lines += [left_out(JACOBIAN, "", "the model draws otherwise")] * (JACOBIAN in quantities)
             notes.append("The program's random draws are not those of the model with the same random state, so that "
                          "averages over many draws are compared.")
+        if step.loss is None:
+            notes.append(NOT_ALONE)
         if step.python_random:
             notes.append(PYTHON_DRAWS)
         return lines, [note for note in notes if note]
@@ -157,7 +160,7 @@ class _Proof:
 
     def _step(self, batch: Batch, draws: Draws, backward: bool = True) -> OwnStep:
         try:
-            return own_step(self.candidate.model, self.candidate.loss, batch, draws, backward=backward)
+            return self._own_step(batch, draws, None, backward)
         except Exception as error:
             text = str(error).strip()
             raise ProofError(
@@ -166,7 +169,15 @@ class _Proof:
                 "hbp.compile(..., verify=False) compiles without this proof") from error
 
     def _noisy(self, batch: Batch, run: int, backward: bool = True) -> OwnStep:
-        return own_step(self.candidate.model, self.candidate.loss, batch, self.draws, Noise(self.eps, run), backward)
+        return self._own_step(batch, self.draws, Noise(self.eps, run), backward)
+
+    def _own_step(self, batch: Batch, draws: Draws, noise: Noise | None, backward: bool) -> OwnStep:
+        """With the weights of samples that the call gives, if it gives some."""
+        model, loss, weights = self.candidate.model, self.candidate.loss, self.candidate.weights(batch)
+        if weights is None:
+            return own_step(model, loss, batch, draws, noise, backward)
+        return own_step(model, loss, batch, draws, noise, backward, of=weights.number,
+                        value=lambda run: weights.loss(run, loss))
 
     def _program(self, raw: Any) -> dict[tuple[str, str], Tensor]:
         found = {("loss", ""): raw.loss}
@@ -187,7 +198,7 @@ class _Proof:
         if self._twin is None:
             self._twin = twin_program(self.candidate.matched, self.candidate.options, (GRAD,))
         with drawing(draws):
-            gradients = self._twin(self.candidate.state, *batch.tensors)[GRAD]
+            gradients = self._twin(self.candidate.state, *batch.tensors, **self.candidate.beside)[GRAD]
         return {(GRAD, name): gradient for name, gradient in gradients.items()}
 
     def _all(self, batch: Batch, draws: Draws) -> Numbers:
@@ -206,7 +217,8 @@ class _Proof:
 
 def _numbers(step: OwnStep) -> dict[tuple[str, str], Tensor]:
     outputs = {("output", _number(number, len(step.outputs))): output for number, output in enumerate(step.outputs)}
-    return {("loss", ""): step.loss, **outputs, **_gradients(step)}
+    losses = {} if step.loss is None else {("loss", ""): step.loss}
+    return {**losses, **outputs, **_gradients(step)}
 
 
 def _gradients(step: OwnStep) -> dict[tuple[str, str], Tensor]:

@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.prove import clipped
+from hbpcompiler.compiler.prove import clipped, groups
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.eigen import eigen_lines
 from hbpcompiler.compiler.prove.factors import factor_lines
+from hbpcompiler.compiler.prove.groups import group_lines
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN
 from hbpcompiler.compiler.prove.own_step import Noise
 from hbpcompiler.compiler.prove.twin import GRAD, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import HbpError
 from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.schemes import GGN_ALONE, HESSIAN
@@ -64,8 +65,9 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
     with drawing(draws):
         raw = candidate.run(batch)
     asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
+    apart = (*clipped.NAMES, *groups.NAMES)
     values: dict[str, Mapping[str, Any]] = {
-        name: getattr(raw, name) for name in asked if QUANTITIES[name].per != BATCH and name not in clipped.NAMES}
+        name: getattr(raw, name) for name in asked if QUANTITIES[name].per != BATCH and name not in apart}
     how = _with_twins(candidate, batch, draws, values)
     if candidate.options.curvature_dtype is not None:
         eps = max(eps, torch.finfo(candidate.options.curvature_dtype).eps)
@@ -79,6 +81,8 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
     lines = [replace(line, how=how.get(line.quantity) or reference.how(line)) if line.compared else line
              for line in lines]
     lines += factor_lines(candidate, batch, values, eps, random)
+    lines += eigen_lines(candidate, batch, draws, values, eps)
+    lines += group_lines(candidate, batch, draws, eps)
     known = {line.quantity.partition(".")[0] for line in lines}
     return [*lines, *(left_out(name, "", how.get(name) or reference.refused.get(name, "nothing to compare it with"))
                       for name in asked if name not in known)]
@@ -98,7 +102,7 @@ def _with_twins(candidate: Candidate, batch: Batch, draws: Draws, values: dict[s
     except HbpError as error:
         return {name: f"sampled, and its exact twin {twin} is refused: {error}" for name, twin in sampled.items()}
     with drawing(draws):
-        results = twins(candidate.state, *batch.tensors)
+        results = twins(candidate.state, *batch.tensors, **candidate.beside)
     values |= {name: results[twin] for name, twin in sampled.items()}
     return how
 
@@ -109,7 +113,7 @@ class _Reference:
     def __init__(self, candidate: Candidate, batch: Batch, draws: Draws, values: Mapping[str, Mapping[str, Any]],
                  losses: Tensor | None = None, weighed: Mapping[Key, Tensor] | None = None) -> None:
         self.candidate, self.batch, self.draws = candidate, batch, draws
-        self.axes = [_sample_axis(output.shape) for output in candidate.matched.graph.outputs]
+        self.axes = candidate.axes
         self.refused: dict[str, str] = {}
         self.readers: dict[str, tuple[str, Diagonal]] = {}
         """By quantity: of which matrix it states the diagonal, and how."""
@@ -166,7 +170,8 @@ class _Reference:
         return "two samples" if count == size else f"two samples, {count} of {size} entries"
 
     def __call__(self, noise: Noise | None = None) -> Numbers:
-        return double(self.candidate.model, self.candidate.loss, self.batch, self.draws, self._right, noise)
+        return double(self.candidate.model, self.candidate.loss, self.batch, self.draws, self._right, noise,
+                      self.candidate.weights(self.batch))
 
     def _right(self, own: Double) -> Numbers:
         right: dict[Key, Tensor] = {}
@@ -180,7 +185,8 @@ class _Reference:
             if quantity in clipped.NAMES:
                 continue
             if quantity == LOSSES:
-                right[quantity, name] = own.loss.detach()
+                if own.value is not None:
+                    right[quantity, name] = own.value
                 continue
             if quantity in _PER_SAMPLE:
                 right[quantity, name] = _of_shares(quantity, shares[name], self.candidate.matched.ending.kind)
@@ -214,12 +220,6 @@ def _of_shares(quantity: str, shares: Tensor, kind: str) -> Tensor:
     if quantity == "variance":
         return each.square().mean(0) - each.mean(0).square()
     return shares
-
-
-def _sample_axis(shape: Sequence[Any]) -> int | None:
-    """Where the samples of an output are, if they have an axis of their own."""
-    own = [axis for axis, length in enumerate(shape) if length == N]
-    return own[0] if len(own) == 1 else None
 
 
 def _drawn(values: Mapping[str, Mapping[str, Any]], diagonals: Sequence[str], candidate: Candidate,

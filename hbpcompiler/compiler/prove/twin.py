@@ -6,20 +6,23 @@ share graph, rules and fused operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hbpcompiler import schemes
+from hbpcompiler.arguments import rows_of
 from hbpcompiler.compiler.derive.forward import derive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import Chosen, closings_for
+from hbpcompiler.quantities import Chosen, Closings
 from hbpcompiler.rule.composite import graph_module
 
 GRAD = "grad"
@@ -27,19 +30,24 @@ Results = Mapping[str, Mapping[str, Any]]
 """Quantity -> parameter -> tensor, or tensors by field."""
 
 
-def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...]) -> Callable[..., Results]:
-    """(state, *batch) -> these quantities, of all parameters. Raises what planning raises."""
-    asked = replace(options, quantities=quantities, curvature_dtype=None, chosen=Chosen())
-    closings = schemes.kept(options.curvature, closings_for(quantities))
+def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...],
+                 patterns: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Callable[..., Results]:
+    """(state, *batch, **call arguments) -> these quantities. Raises what planning raises.
+
+    Of all parameters, in the same groups; `patterns` says otherwise, by quantity.
+    """
+    chosen = Chosen(tuple((name, tuple(own)) for name, own in patterns.items()), options.chosen.groups)
+    asked = replace(options, quantities=quantities, curvature_dtype=None, chosen=chosen)
+    closings = Closings(quantities, chosen, partial(schemes.kept, options.curvature))
     program = derive(matched, plan(matched, closings, asked))
     module = graph_module(program.graph)
 
-    def run(state: Mapping[str, Tensor], *batch: Tensor) -> Results:
+    def run(state: Mapping[str, Tensor], *batch: Tensor, **given: Any) -> Results:
         with torch.no_grad(), ExitStack() as casts:
             for kind in {"cpu", batch[0].device.type}:  # casts are operations of the graph
                 casts.enter_context(torch.autocast(kind, enabled=False))
-            beside = program.beside(len(batch[0]), state)
-            _, _, results = module(state, *batch, *beside)
+            own = {name: given.get(name, value) for name, value in program.beside(len(batch[0]), state).items()}
+            _, _, results = module(state, *batch, *rows_of(own, len(batch[0])).values())
         found: dict[str, Any] = results
         return found
 
