@@ -209,12 +209,15 @@ def _directions(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors
 
 
 SAMPLE_WEIGHTS = "sample_weights"
+DRAW_KEYS = "draw_keys"
+"""[N] int64, one for each sample: of programs that draw by sample, for data sets in parts. No call takes it."""
 MAX_NORM, MAX_NORMS = "max_norm", "max_norms"
 """One bound for all parameters together; one for each of them."""
 TABLE: tuple[Argument, ...] = (
     Argument(MAX_NORM, "float", check_max_norm, stand_in=lambda samples, state, sizes, vectors: 1.0),
     Argument(MAX_NORMS, "Dict[str, float]", check_max_norms, given_as=MAX_NORM,
              stand_in=lambda samples, state, sizes, vectors: dict.fromkeys(state, 1.0)),
+    Argument(DRAW_KEYS, "Tensor", lambda value, call: value, of_samples=True),
     Argument(SAMPLE_WEIGHTS, "Optional[Tensor]", check_weights, default="None", always=True, of_samples=True),
     Argument(DIRECTIONS, "Dict[str, Tensor]", check_dict(DIRECTIONS, "[F, *theta] for each parameter"),
              stand_in=_directions, fits=fitting(False)),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hbpcompiler import schemes
 from hbpcompiler.arguments import (
+    DRAW_KEYS,
     SAMPLE_WEIGHTS,
     Call,
     arguments_for,
@@ -110,7 +111,14 @@ class Compiled:
         or an argument, that does not fit, before anything is computed.
         """
         given = check_batch(self.model, batch)
-        beside = self._beside(arguments, given)
+        return self._called(given, self._beside(arguments, given), generator)
+
+    def _called(self, given: Batch, beside: Mapping[str, Any], generator: torch.Generator | None = None,
+                keys: Callable[[Batch], Tensor] | None = None) -> Result:
+        """A call with a batch and arguments that are checked.
+
+        With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`).
+        """
         state, built = self._program(given)
         check_fit(beside, asked(built.draft.graph))
         check_targets(built.losses, built.matched.graph, given)
@@ -118,6 +126,9 @@ class Compiled:
             check_weighable(built.matched.ending, built.matched.rules)
         check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
+        if keys is not None and built.draws and given.samples:
+            self._prepare(given)
+            beside = {**beside, DRAW_KEYS: keys(given)}
         with seeded(generator):
             first = given.samples > 0 and not built.is_proven(given.samples)
             run = self._first_run if first else self._run
@@ -126,6 +137,12 @@ class Compiled:
         plan = built.draft.plan
         return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored,
                       _reduction(built))
+
+    def _drawn_by_sample(self, keys: Callable[[Batch], Tensor], batch: Sequence[Any],
+                         arguments: Mapping[str, Any]) -> Result:
+        """A call whose random draws follow from its samples' keys; a program that draws nothing asks for none."""
+        given = check_batch(self.model, batch)
+        return self._called(given, self._beside(arguments, given), keys=keys)
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
@@ -187,7 +204,8 @@ class Compiled:
             if not batch.samples:
                 kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
                 return result_of_none(built.run, tensors, batch, kind, beside)
-            return built.run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
+            run = built.by_sample[0] if DRAW_KEYS in beside else built.run
+            return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from hbpcompiler.errors import InputTypeError
+from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.errors import InputError, InputTypeError
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Under which of these names a dict holds the target."""
 
@@ -47,16 +52,117 @@ def _moved(item: Any, device: torch.device) -> Any:
     return item
 
 
-def batches_from(loader: Iterable[Any], first: int) -> Iterator[Any]:
+@dataclass(frozen=True)
+class One:
+    """One batch, read."""
+
+    arguments: tuple[Any, ...]
+    """Of the call."""
+    count: float | None
+    sample_weights: Tensor | None
+    indices: Sequence[int] | Tensor | None
+    own_data: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that its quantities depend on."""
+        weights = () if self.sample_weights is None else (self.sample_weights,)
+        return (*batch_of(self.arguments).tensors, *weights)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the caller says of batches, as functions of one as the loader gives it."""
+
+    prepare: Callable[[Any], Any] | None
+    count: Callable[[Any], Any] | None
+    sample_weights: Callable[[Any], Any] | None
+    indices: Callable[[Any], Any] | None
+
+    def of(self, item: Item, device: torch.device) -> One:
+        """Raises InputError for what is no batch, and indices that are not one for each sample."""
+        arguments = arguments_of(item.batch, self.prepare, device)
+        samples = batch_of(arguments).samples
+        count = None if self.count is None else float(self.count(item.batch))
+        weights = None if self.sample_weights is None else _moved(self.sample_weights(item.batch), device)
+        if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (samples,)):
+            raise InputError(f"sample_weights gave {_shown(weights)} for a batch of {samples} samples; it must be a "
+                             f"tensor of shape [{samples}], a weight for each")
+        if self.indices is None:
+            return One(arguments, count, weights, item.indices, item.own_data)
+        indices = torch.as_tensor(self.indices(item.batch)).cpu()
+        if indices.shape != (samples,) or indices.dtype not in INTEGERS:
+            raise InputError(f"indices gave {_shown(indices)} for a batch of {samples} samples; it must be an integer "
+                             "for each, its index in the data set")
+        return One(arguments, count, weights, indices, own_data=False)
+
+
+def _shown(value: Any) -> str:
+    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+@dataclass(frozen=True)
+class Item:
+    """A batch as the loader gives it."""
+
+    batch: Any
+    indices: Sequence[int] | None = None
+    """Of its samples in the data set, where the loader has some."""
+    own_data: bool = True
+    """Whether these count the samples of a data set that no other rank has parts of, as far as one can see."""
+
+
+def batches_from(loader: Iterable[Any], first: int) -> Iterator[Item]:
     """The loader's batches from number `first` on; a DataLoader over a data set with indices reads none before."""
-    if first and isinstance(loader, DataLoader) and loader.batch_sampler is not None and \
-            not isinstance(loader.dataset, IterableDataset):
-        rest = DataLoader(
-            loader.dataset, batch_sampler=list(itertools.islice(iter(loader.batch_sampler), first, None)),
-            num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory,
-            timeout=loader.timeout, worker_init_fn=loader.worker_init_fn)
-        return iter(rest)
-    return itertools.islice(iter(loader), first, None)
+    if isinstance(loader, DataLoader) and _has_indices(loader):
+        return _with_indices(loader, first)
+    return map(Item, itertools.islice(iter(loader), first, None))
+
+
+def _has_indices(loader: DataLoader[Any]) -> bool:
+    own_way = type(loader).__iter__ is not DataLoader.__iter__
+    return not own_way and loader.batch_sampler is not None and loader.in_order and \
+        not isinstance(loader.dataset, IterableDataset)
+
+
+def _with_indices(loader: DataLoader[Any], first: int) -> Iterator[Item]:
+    """By a loader like this one that reads from batch `first` on and notes what its sampler gives.
+
+    Its generator draws the same: first a seed for workers, then what the sampler asks for.
+    """
+    noted = _Noted(loader.batch_sampler, first)
+    again = DataLoader(
+        loader.dataset, batch_sampler=noted, num_workers=loader.num_workers, collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory, timeout=loader.timeout, worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context, generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor)
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    own_data = not isinstance(loader.dataset, Subset) and isinstance(sampler, SequentialSampler | RandomSampler)
+    for batch in again:
+        yield Item(batch, _in_data_set(loader.dataset, noted.indices.popleft()), own_data)
+
+
+class _Noted:
+    """A batch sampler from its batch `first` on, with what it has given and nobody has taken."""
+
+    def __init__(self, sampler: Iterable[Any], first: int) -> None:
+        self._sampler, self._first = sampler, first
+        self.indices: collections.deque[list[Any]] = collections.deque()
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in itertools.islice(iter(self._sampler), self._first, None):
+            self.indices.append(list(batch))
+            yield self.indices[-1]
+
+
+def _in_data_set(dataset: Any, indices: list[Any]) -> list[int] | None:
+    """The indices in the data set that this one is a part of, or of a part of; None where they are no whole numbers."""
+    while isinstance(dataset, Subset):
+        indices, dataset = [dataset.indices[index] for index in indices], dataset.dataset
+    try:
+        return [operator.index(index) for index in indices]
+    except TypeError:
+        return None
 
 
 def length_of(loader: Any) -> int | None:

@@ -22,7 +22,7 @@ from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 1"
+FORMAT = "hbpcompiler total 2"
 SHOWN = 5
 """Names of parameters that a difference lists."""
 
@@ -43,6 +43,7 @@ class Header:
     """Those of `compile` that change numbers."""
     dtype: str
     compensated: bool
+    sample_weights: bool
     library: str
     torch: str
     seed: int
@@ -60,7 +61,7 @@ class Header:
         found = [f"parameters: {text}" for text in _changed(self.parameters, other.parameters)]
         if not found and self.digest != other.digest:
             found.append("the parameters' or buffers' numbers are others")
-        names = ["quantities", "patterns", "loss", "options", "dtype", "compensated"]
+        names = ["quantities", "patterns", "loss", "options", "dtype", "compensated", "sample_weights"]
         names += ["seed", "world", "rank", "library", "torch"] if of_run else []
         for name in names:
             own, theirs = getattr(self, name), getattr(other, name)
@@ -190,7 +191,7 @@ def _state(sums: Sums) -> dict[str, Any]:
         "quantities": list(sums.quantities), "dtype": sums.dtype, "compensated": sums.compensated,
         "totals": [(list(key), tensor) for key, tensor in sums.totals.items()],
         "lost": [(list(key), tensor) for key, tensor in sums.lost.items()],
-        "samples": sums.samples, "terms": sums.terms, "positions": sums.positions,
+        "samples": sums.samples, "terms": sums.terms, "of_average": sums.of_average, "positions": sums.positions,
         "shared_positions": sums.shared_positions,
         "stored": {name: tuple(own) for name, own in sums.stored.items()},
         "first": None if sums.first is None else {**asdict(sums.first), "positions": dict(sums.first.positions)},
@@ -201,7 +202,7 @@ def _restored(state: Mapping[str, Any]) -> Sums:
     sums = Sums(tuple(state["quantities"]), state["dtype"], state["compensated"])
     sums.totals = {Key(*key): tensor for key, tensor in state["totals"]}
     sums.lost = {Key(*key): tensor for key, tensor in state["lost"]}
-    sums.samples, sums.terms = state["samples"], state["terms"]
+    sums.samples, sums.terms, sums.of_average = state["samples"], state["terms"], state["of_average"]
     sums.positions, sums.shared_positions = state["positions"], state["shared_positions"]
     sums.stored = {name: Stored(*own) for name, own in state["stored"].items()}
     first = state["first"]

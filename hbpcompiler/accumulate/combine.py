@@ -41,6 +41,7 @@ def _join(whole: Sums, part: Sums) -> None:
         whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share * ratio
     whole.samples += part.samples
     whole.terms += part.terms
+    whole.of_average += part.of_average
 
 
 def is_spread(key: Key) -> bool:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hbpcompiler.accumulate.batches import arguments_of, batches_from, length_of
+from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of
 from hbpcompiler.accumulate.checkpoint import check_resumes, digest_of, header_of, read, write
+from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.sums import Sums, check_adds
+from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.accumulate.weigh import Weigher
+from hbpcompiler.arguments import SAMPLE_WEIGHTS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.errors import InputError, InputTypeError
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 from hbpcompiler.result import Result
@@ -31,7 +36,8 @@ DTYPES = (torch.float64, torch.float32)
 
 def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype = torch.float64,
                compensated: bool = False, count: Callable[[Any], Any] | None = None,
-               prepare: Callable[[Any], Any] | None = None, seed: int = 0, progress: bool = True, group: Any = None,
+               prepare: Callable[[Any], Any] | None = None, sample_weights: Callable[[Any], Any] | None = None,
+               indices: Callable[[Any], Any] | None = None, seed: int = 0, progress: bool = True, group: Any = None,
                checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
                max_batches: int | None = None) -> Total:
     """The compiled quantities of all of a loader's samples, as those of one batch of them would be.
@@ -49,7 +55,12 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
             terms. Needed only where the program cannot know: class weights, labels that the loss itself shifts or
             masks.
         prepare: from a batch, as the loader gives it, the arguments of a call, (X, y).
-        seed: of the random draws (sampled quantities, dropout): each batch's follow from seed, rank and number.
+        sample_weights: from a batch, as the loader gives it, a weight for each of its samples, [N]: every quantity is
+            that of sum_n w_n l_n, as of one call with `sample_weights` for all samples.
+        indices: from a batch, as the loader gives it, the indices of its samples in the whole data set, [N] integers,
+            for draws that do not depend on cutting and ranks. A DataLoader over a data set with indices needs none.
+        seed: of the random draws (sampled quantities, dropout). Each sample's follow from the seed and its index in the
+            data set, however that is cut and over however many ranks (see docs/data-sets.md).
         progress: a bar with the loss and samples per second, where there is a terminal.
         group: a torch.distributed group; each of its ranks brings its own part of the data (see `shard`) and gets the
             total of all.
@@ -63,15 +74,17 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     """
     _check(compiled, dtype, checkpoint_every, max_batches)
     ranks = Ranks(group)
-    run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint)
+    said = Said(prepare, count, sample_weights, indices)
+    run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint, said)
     failure: BaseException | None = None
     try:
-        run.go(loader, count, prepare, progress, checkpoint_every, max_batches)
+        run.go(loader, progress, checkpoint_every, max_batches)
     except BaseException as error:
         if not ranks.several or not isinstance(error, Exception):
             raise
         failure = error
     sums = ranks.together(run.sums, failure)
+    check_has_average(sums)
     return Total(sums, run.header, compiled.model)
 
 
@@ -88,31 +101,40 @@ def _check(compiled: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -
         raise InputError(f"max_batches must be a positive integer, not {max_batches!r}")
 
 
+@contextmanager
+def _naming(number: int) -> Iterator[None]:
+    """Errors inside are of this batch."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"batch {number} of the loader: {error}") from error
+
+
 class _Run:
     """One rank's way through its batches."""
 
     def __init__(self, compiled: Compiled, dtype: torch.dtype, compensated: bool, seed: int, ranks: Ranks,
-                 checkpoint: str | Path | None) -> None:
+                 checkpoint: str | Path | None, said: Said) -> None:
         asked = compiled.quantities
         spread = any(QUANTITIES[name].adds == (SPREAD,) for name in asked)
         self.compiled = compiled.also("grad") if spread and "grad" not in asked else compiled
         self.sums = Sums(asked, dtype, compensated)
-        self.seed, self.ranks = seed, ranks
+        self.seed, self.ranks, self.said = seed, ranks, said
         self.path = ranks.own(Path(checkpoint)) if checkpoint is not None else None
         options = compiled.options
         meaning = (f"curvature={options.curvature}, mc_samples={options.mc_samples}, "
                    f"curvature_dtype={options.curvature_dtype}")
         self.header = header_of(
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
-            compensated=compensated, seed=seed, world=ranks.world, rank=ranks.rank)
-        self.last: tuple[torch.Tensor, ...] = ()
+            compensated=compensated, sample_weights=said.sample_weights is not None, seed=seed,
+            world=ranks.world, rank=ranks.rank)
+        self.last: tuple[Tensor, ...] = ()
         self.device = next(compiled.model.parameters()).device
-        self.random: bool | None = None
-        """Whether the programs draw random numbers; None before the first batch."""
+        self.draws_otherwise: bool | None = None
+        """Whether the programs draw numbers that belong to no sample; None before the first batch."""
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
 
-    def go(self, loader: Iterable[Any], count: Callable[[Any], Any] | None, prepare: Callable[[Any], Any] | None,
-           progress: bool, every: float, most: int | None) -> None:
+    def go(self, loader: Iterable[Any], progress: bool, every: float, most: int | None) -> None:
         """Through the loader, from where the checkpoint ends."""
         done = self._resumed()
         if most is not None and most < done:
@@ -126,11 +148,13 @@ class _Run:
                 for item in batches_from(loader, number):
                     if most is not None and number >= most:
                         break
-                    arguments = arguments_of(item, prepare, self.device)
+                    with _naming(number):
+                        one = self.said.of(item, self.device)
+                        if number >= done:
+                            self._add(one, number)
                     if number < done:
-                        self._check_repeats(arguments, number)
+                        self._check_repeats(one, number)
                     else:
-                        self._add(arguments, number, None if count is None else float(count(item)))
                         bar.advance(self.sums)
                     number += 1
                     if self.path is not None and number > done and time.monotonic() - saved >= every:
@@ -147,29 +171,35 @@ class _Run:
         self.header = replace(self.header, complete=True)
         self._save()
 
-    def _add(self, arguments: tuple[Any, ...], number: int, counted: float | None) -> None:
-        try:
-            batch = batch_of(arguments)
-            if batch.samples:
-                result = self._result(arguments, number)
-                self.sums.add(result, self._weigher().weight(batch, counted))
-        except InputError as error:
-            raise type(error)(f"batch {number} of the loader: {error}") from error
+    def _add(self, one: One, number: int) -> None:
+        batch = batch_of(one.arguments)
+        if batch.samples:
+            result = self._result(one, number)
+            self.sums.add(result, self._weigher().weight(batch, one.count, one.sample_weights))
         self.header = replace(self.header, batches=number + 1)
-        self.last = batch.tensors
+        self.last = one.tensors
 
-    def _result(self, arguments: tuple[Any, ...], number: int) -> Result:
-        """Of one batch. Its draws are its own, so that a run that was interrupted draws what it would have drawn; where
-        the first batch drew nothing, as the next ones will not, nothing is seeded."""
-        if self.random is False:
-            return self.compiled(*arguments)
+    def _result(self, one: One, number: int) -> Result:
+        """Of one batch. Its draws are its samples', so that they do not depend on how the data are cut, and a run that
+        was interrupted draws what it would have drawn; what belongs to no sample is drawn anew for each batch."""
+        arguments = {} if one.sample_weights is None or not one.sample_weights.any() else {
+            SAMPLE_WEIGHTS: one.sample_weights}
+        if self.draws_otherwise is False:
+            return self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
             torch.manual_seed(int.from_bytes(key, "big"))
-            before = Draws.now(self.device)
-            result = self.compiled(*arguments)
-            self.random = self.random or Draws.now(self.device).torch_drew(before)
+            result = self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments)
+        built = self.compiled._current()
+        self.draws_otherwise = built.draws and bool(built.by_sample[1])
         return result
+
+    def _keys(self, one: One, batch: Batch) -> Tensor:
+        """By which the batch's samples draw."""
+        known = one.indices is not None and len(one.indices) == batch.samples
+        indices = one.indices if known else range(self.sums.samples, self.sums.samples + batch.samples)
+        source = self.ranks.rank if one.own_data or not known else 0
+        return keys_of(self.seed, source, indices).to(self.device)
 
     def _weigher(self) -> Weigher:
         """For the program that has just run."""
@@ -192,13 +222,12 @@ class _Run:
         self.sums, self.header = sums, replace(held, complete=False)
         return held.batches
 
-    def _check_repeats(self, arguments: tuple[Any, ...], number: int) -> None:
-        batch = batch_of(arguments)
-        if digest_of(batch.tensors) != self.header.last_batch:
+    def _check_repeats(self, one: One, number: int) -> None:
+        if digest_of(one.tensors) != self.header.last_batch:
             raise InputError(f"batch {number} is not the one that {self.path} has in: this loader does not repeat "
                              "itself. Use shuffle=False, or a generator with a fixed seed, or begin anew without the "
                              "file")
-        self.last = batch.tensors
+        self.last = one.tensors
 
     def _save(self) -> None:
         if self.path is not None:

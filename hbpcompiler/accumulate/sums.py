@@ -52,6 +52,8 @@ class Sums:
         """What additions have rounded off, where totals are compensated."""
         self.samples = 0
         self.terms = 0.0
+        self.of_average = 0.0
+        """The samples, or the sum of their weights."""
         self.positions: dict[str, int] = {}
         """Of the first batch, by parameter."""
         self.shared_positions: dict[str, float] = {}
@@ -69,7 +71,7 @@ class Sums:
         check_alike(self.first, weight)
         if not weight.samples:
             return
-        self._add(Key(LOSS, "", ""), result.loss, weight.of_loss)
+        self._add(Key(LOSS, "", ""), result.loss, self._factor(OF_LOSS, "", weight))
         for name in self.quantities:
             quantity = QUANTITIES[name]
             for parameter, value in result[name].items():
@@ -83,6 +85,7 @@ class Sums:
             self.shared_positions[parameter] = share + weight.samples * self._ratio(parameter, weight)
         self.samples += weight.samples
         self.terms += weight.terms
+        self.of_average += weight.of_average
 
     def _ratio(self, parameter: str, weight: Weight) -> float:
         """This batch's positions over those of the first."""
@@ -91,8 +94,10 @@ class Sums:
 
     def _factor(self, how: str, parameter: str, weight: Weight) -> float:
         """What makes a batch's value one that adds up."""
+        if weight.nothing:
+            return 0.0
         if how == MEAN:
-            return weight.samples
+            return weight.of_average
         if how == SQUARES:
             return weight.samples * weight.of_sample**2
         factor = weight.of_loss * (weight.of_sample if how in GRADIENTS_TWICE else 1.0)
@@ -120,8 +125,8 @@ class Sums:
 
     def _merge(self, parameter: str, variance: Tensor, gradient: Tensor, weight: Weight) -> None:
         """Chan, Golub and LeVeque (1983): sums of squares about the mean, which cancel nothing."""
-        scale, count = weight.of_sample, weight.samples
-        mean = gradient.detach().to(self.dtype) * (scale if weight.mean else 1 / count)
+        scale, count = 0.0 if weight.nothing else weight.of_sample, weight.samples
+        mean = gradient.detach().to(self.dtype) * (scale if weight.mean else scale / count)
         squares = variance.detach().to(self.dtype) * (count * scale**2)
         key, of_mean = Key("variance", parameter, ""), Key(MEANS, parameter, "")
         if key not in self.totals:
@@ -160,7 +165,7 @@ class Sums:
         assert self.first is not None
         over_terms = self.first.mean or self.first.counted
         if how == MEAN:
-            return self.samples
+            return self.of_average
         if how in (SQUARES, SPREAD):  # l_n of the whole is N over its terms times its sum
             return self.samples * ((self.terms / self.samples) ** 2 if over_terms else 1.0)
         whole = self.terms if over_terms else 1.0
@@ -203,3 +208,11 @@ def check_adds(quantities: Mapping[str, Any] | tuple[str, ...]) -> None:
                 if not QUANTITIES[name].adds]
     if findings:
         raise InputError(listing("These quantities do not add up over batches:", findings))
+
+
+def check_has_average(sums: Sums) -> None:
+    """InputError where all samples have the weight zero, and something is an average over them."""
+    averages = [name for name in sums.quantities if QUANTITIES[name].averages]
+    if averages and not sums.of_average:
+        raise InputError(f"all weights of the data set are zero, so that {', '.join(averages)} has no value: it has "
+                         "averages over the samples")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import sympy
+from torch import Tensor
 
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
@@ -42,6 +43,10 @@ class Weight:
     """Whether `count` gave the terms: then a total is a mean over them, whatever the loss is."""
     positions: Mapping[str, int]
     """By parameter, the positions that its factor B was divided by."""
+    of_average: float
+    """What it counts in an average over samples: their number, or the sum of their weights."""
+    nothing: bool = False
+    """Whether all samples have the weight zero: what was computed, without weights, counts as zeros."""
 
     @property
     def terms(self) -> float:
@@ -74,7 +79,7 @@ class Weigher:
         self._matched, self._losses = built.matched, built.losses
         self._positions = positions_of(built)
 
-    def weight(self, batch: Batch, counted: float | None) -> Weight:
+    def weight(self, batch: Batch, counted: float | None, sample_weights: Tensor | None = None) -> Weight:
         """`counted` is what the caller's `count` said of the batch. Raises InputError where the number of terms cannot
         be known."""
         parts: tuple[float, ...] = (1.0,)
@@ -84,7 +89,9 @@ class Weigher:
                 raise InputError(f"count gave {counted} for a batch; it must be the number of its terms")
         elif self._mean:
             parts = tuple(part.of(batch) for part in self._parts)
-        return Weight(batch.samples, parts, self._mean, counted is not None, self._positions)
+        of_average = float(batch.samples) if sample_weights is None else float(sample_weights.double().sum())
+        nothing = sample_weights is not None and not sample_weights.any()
+        return Weight(batch.samples, parts, self._mean, counted is not None, self._positions, of_average, nothing)
 
     @cached_property
     def _parts(self) -> list[_Part]:

@@ -33,6 +33,8 @@ class Draft:
     code: str
     memory: MemoryModel
     cost: ProgramCost
+    written: Callable[[fx.Graph], str]
+    """The file's text for a rewritten graph."""
 
 
 @dataclass(frozen=True)

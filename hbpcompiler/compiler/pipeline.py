@@ -46,6 +46,7 @@ from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
+from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
 from hbpcompiler.compiler.program.program import Program
@@ -89,6 +90,7 @@ class Built:
     seconds: Seconds
     sizes: Sizes
     """The batch sizes that it serves."""
+    backend: str
     used: int = 0
     """The number of the call that used it last."""
     proven: set[bool] = field(default_factory=set)
@@ -99,6 +101,17 @@ class Built:
     def stored(self) -> Mapping[str, Stored]:
         """The parameters as the model has them, by name."""
         return stored(self.draft.plan, self.matched.trainable)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return bool(draws_of(self.draft.graph))
+
+    @cached_property
+    def by_sample(self) -> tuple[Any, list[str]]:
+        """The same program, but that it draws by sample (see `program.by_sample`), and what it draws otherwise."""
+        graph, left = by_sample(self.draft.graph)
+        return _loaded(self.draft.written(graph), self.backend)[0], left
 
     def is_proven(self, samples: int) -> bool:
         """Whether batches of this size may be used without a proof, or had one."""
@@ -134,15 +147,20 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
     fields = naming.output_fields(traced.returned)
     matched, losses, draft = _drafted(traced, fields, batch, options, seconds)
     with seconds.stage("load"):
-        program, path = load.program(draft.code)
-        run: Any = program
-        if options.backend == "torchscript":
-            program = run = torch.jit.script(program)
-        elif options.backend == "inductor":
-            program = run = torch.compile(program)
+        program, path = _loaded(draft.code, options.backend)
     constants = traced.constants
-    return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, run,
-                 seconds, traced.sizes, proven={True, False} if options.verify is False else set())
+    return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, program,
+                 seconds, traced.sizes, options.backend, proven={True, False} if options.verify is False else set())
+
+
+def _loaded(code: str, backend: str) -> tuple[Any, Path]:
+    """The program of a text, prepared by the backend, and its file."""
+    program, path = load.program(code)
+    if backend == "torchscript":
+        program = torch.jit.script(program)
+    elif backend == "inductor":
+        program = torch.compile(program)
+    return program, path
 
 
 def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
@@ -256,7 +274,8 @@ class _Drafting:
                    *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
-        code = emit.emit(program.graph, header, inputs, self.fields, limits=resources.limits)
+        written = partial(emit.emit, header=header, inputs=inputs, outputs=self.fields, limits=resources.limits)
+        code = written(program.graph)
         memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph))
         return Draft(planned, program.graph, code, memory,
-                     ProgramCost(program.graph, graph, resources.machine, resources.limits))
+                     ProgramCost(program.graph, graph, resources.machine, resources.limits), written)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -41,25 +41,36 @@ def compare(total, whole, tolerance=1e-12):
 
 
 def cut_into(data, lengths):
-    return list(zip(*(tensor.split(lengths) for tensor in data), strict=True))
+    return list(zip(*(tensor.split(list(lengths)) for tensor in data), strict=True))
 
 
 @given(lengths=st.lists(st.integers(1, 4), min_size=SAMPLES, max_size=SAMPLES), order=st.permutations(range(SAMPLES)),
-       reduction=st.sampled_from(["mean", "sum"]), compensated=st.booleans())
-def test_any_cutting_gives_the_whole(lengths, order, reduction, compensated):
+       reduction=st.sampled_from(["mean", "sum"]), compensated=st.booleans(),
+       weights=st.none() | st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=SAMPLES, max_size=SAMPLES).filter(any))
+@example(lengths=[4, 4, 1, *[1] * 6], order=range(SAMPLES), reduction="mean", compensated=False,
+         weights=[1.5, 0.0, 2.0, 1.0, *[0.0] * 4, 0.5])
+def test_any_cutting_gives_the_whole(lengths, order, reduction, compensated, weights):
     compiled, (X, y) = COMPILED[reduction]
     cut, left = [], SAMPLES
     for length in lengths:
         cut.append(min(length, left))
         left -= cut[-1]
     cut = [length for length in cut if length]
-    shuffled = (X[list(order)], y[list(order)])
-    total = hbp.accumulate(compiled, cut_into(shuffled, cut), compensated=compensated, progress=False)
-    compare(total, compiled(X, y))
+    shuffled, said, given = [X[list(order)], y[list(order)]], {}, {}
+    if weights is not None:
+        w = torch.tensor(weights, dtype=torch.float64)
+        shuffled.append(w[list(order)])
+        given["sample_weights"] = w
+        said = {"prepare": lambda batch: batch[:2], "sample_weights": lambda batch: batch[2]}
+    whole = compiled(X, y, **given)
+    total = hbp.accumulate(compiled, cut_into(shuffled, cut), compensated=compensated, progress=False, **said)
+    compare(total, whole)
     assert total.samples == SAMPLES
     assert total.quantities == compiled.quantities
-    parts = [hbp.accumulate(compiled, [batch], progress=False) for batch in cut_into(shuffled, [4, 5])]
-    compare(hbp.Total.merge(*parts), compiled(X, y))
+    parts = [hbp.accumulate(compiled, [batch], progress=False, **said) for batch in cut_into(shuffled, [4, 5])
+             if weights is None or batch[2].any()]
+    if len(parts) == 2:
+        compare(hbp.Total.merge(*parts), whole)
 
 
 class Tagger(nn.Module):
@@ -163,6 +174,16 @@ def test_what_does_not_add_up_is_refused_with_what_to_do():
     for part in ("batch_grad: it has a row", "kfra: its recursion", "take kflr", "ekfac: its eigenvectors"):
         assert part in text
     assert "grad:" not in text.replace("batch_grad:", "")
+
+
+def test_weights_that_do_not_fit():
+    compiled, data = COMPILED["mean"]
+    for weights, text in ((lambda batch: torch.ones(2), "float32 of shape \\[2\\] for a batch of 9 samples"),
+                          (lambda batch: [1.0] * 9, "sample_weights gave list"),
+                          (lambda batch: -torch.ones(9), "weights are not negative for"),
+                          (lambda batch: torch.zeros(9), "all weights of the data set are zero")):
+        with pytest.raises(hbp.InputError, match=text):
+            hbp.accumulate(compiled, [data], sample_weights=weights, progress=False)
 
 
 def test_class_weights_need_a_count():

@@ -56,7 +56,7 @@ class Drafts:
         peak = self.whole if resources.temporaries is None else self.fixed + 5 * resources.temporaries
         memory = SimpleNamespace(peak=lambda batch: peak, largest_batch=lambda budget, batch: 3,
                                  may_exceed=lambda size, batch: peak > size)
-        return Draft(None, None, "", memory, None)
+        return Draft(None, None, "", memory, None, lambda graph: "")
 
 
 def test_without_a_budget_the_first_draft_is_taken():

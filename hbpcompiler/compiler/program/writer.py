@@ -257,13 +257,27 @@ class LoopCall:
 
     def pass_whole(self, outer: fx.Node, name: str) -> fx.Node:
         """Pass one more tensor to the body; the placeholder that stands for it there."""
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
+        inner = self._held(outer, name, Role.WHOLE, len(accumulators) + len(cut) + len(whole))
+        self.node.args = (accumulators, cut, (*whole, outer))
+        return inner
+
+    def pass_cut(self, outer: fx.Node, name: str) -> fx.Node:
+        """Pass one more tensor [N, ...] to the body, in chunks; the placeholder that stands for one there."""
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
+        inner = self._held(outer, name, Role.CUT, len(accumulators) + len(cut))
+        meta.set_tensor(inner, (self.loop.letter, *(meta.shape(outer) or ("",))[1:]), meta.dtype(outer))
+        self.node.args = (accumulators, (*cut, outer), whole)
+        self.loop.cut += 1
+        return inner
+
+    def _held(self, outer: fx.Node, name: str, role: Role, behind: int) -> fx.Node:
+        """A placeholder in the body behind so many of its placeholders."""
         holders = [holder for holder in self.loop.body.nodes if holder.op == "placeholder"]
-        with self.loop.body.inserting_after(holders[-1]):
+        with self.loop.body.inserting_after(holders[behind - 1]):
             inner = self.loop.body.placeholder(name)
         meta.set_own_memory(meta.copy(inner, outer), False)
-        meta.play(inner, Role.WHOLE)
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
-        self.node.args = (accumulators, cut, (*whole, outer))
+        meta.play(inner, role)
         return inner
 
 

@@ -1,0 +1,127 @@
+"""A program rewritten to draw by sample (see `draws`): it takes a key for each sample, and nothing else is another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from hbpcompiler.arguments import ARGUMENTS, DRAW_KEYS
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.draws import (
+    bernoulli_of_samples,
+    dropout_of_samples,
+    integers_of_samples,
+    labels_of_samples,
+    normal_of_samples,
+    poisson_of_samples,
+    uniform_of_samples,
+)
+from hbpcompiler.compiler.program.nodes import called, facts
+from hbpcompiler.compiler.program.writer import Loop, LoopCall
+
+Helper = tuple[Callable[..., Any], tuple[Any, ...]]
+"""What draws by sample instead, and its arguments behind keys, number and axis."""
+
+
+def draws_of(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that draw random numbers, in loops too, as they are carried out."""
+    found = []
+    for node in graph.nodes:
+        if isinstance(node.target, Loop):
+            found += draws_of(node.target.body)
+        elif facts(node).random:
+            found.append(node)
+    return found
+
+
+def by_sample(graph: fx.Graph) -> tuple[fx.Graph, list[str]]:
+    """A copy of a program that draws by sample, with the call argument `DRAW_KEYS`; and what it still draws otherwise,
+    by name."""
+    copied = _copy(graph)
+    holders = [node for node in copied.nodes if node.op == "placeholder"]
+    needed = [node for node in holders if not meta.argument(node) or ARGUMENTS[meta.argument(node)].default is None]
+    with copied.inserting_after(needed[-1]):
+        keys = copied.placeholder(f"argument_{DRAW_KEYS}")
+    meta.place(keys, needed[-1])
+    meta.set_argument(keys, DRAW_KEYS, "Tensor")
+    meta.set_tensor(keys, ("N",), torch.int64)
+    numbers, left = iter(range(2**31)), list[str]()
+    _rewrite(copied, keys, numbers, left)
+    return copied, left
+
+
+def _rewrite(graph: fx.Graph, keys: fx.Node, numbers: Iterator[int], left: list[str]) -> None:
+    for node in list(graph.nodes):
+        if isinstance(node.target, Loop):
+            inside = draws_of(node.target.body)
+            own = _passed(LoopCall.of(node), keys) if inside else None
+            if own is not None:
+                _rewrite(node.target.body, own, numbers, left)
+            else:
+                left += map(called, inside)
+        elif facts(node).random:
+            number, axis, helper = next(numbers), _axis(meta.shape(node) or ()), _helper(node)
+            if axis is None or helper is None:
+                left.append(called(node))
+                continue
+            with graph.inserting_before(node):
+                drawn = graph.call_function(helper[0], (keys, number, axis, *helper[1]))
+            meta.move(drawn, node)
+            node.replace_all_uses_with(drawn)
+            graph.erase_node(node)
+
+
+def _axis(shape: meta.Shape) -> int | None:
+    """That of the samples, or of the samples and what lies within them."""
+    for axis, length in enumerate(shape):
+        if {"N", "n"} & set(length.split("*")):
+            return axis
+    return None
+
+
+def _helper(node: fx.Node) -> Helper | None:
+    """What draws by sample what this node draws; None where nothing does."""
+    name, (args, given) = called(node), (node.args, {key: value for key, value in node.kwargs.items()
+                                                     if value is not None})
+    if name == "multinomial" and given == {"replacement": True}:
+        return labels_of_samples, args
+    if name == "bernoulli" and not given:
+        return bernoulli_of_samples, args
+    if name == "poisson" and not given:
+        return poisson_of_samples, args
+    if name == "randn_like" and not given:
+        return normal_of_samples, args
+    if name == "dropout" and (given.get("training") is True or args[2:3] == (True,)) and not given.get("inplace"):
+        return dropout_of_samples, (args[0], args[1] if len(args) > 1 else given["p"])
+    if name == "randint" and len(args) == 3 and given.keys() <= {"device"}:
+        return integers_of_samples, (*args[:2], list(cast("tuple[Any, ...]", args[2])))
+    if name == "rand" and len(args) == 1 and given.get("dtype", torch.float64) == torch.float64 and meta.dtype(
+            node) == torch.float64:
+        return uniform_of_samples, (list(cast("tuple[Any, ...]", args[0])),)
+    return None
+
+
+def _passed(call: LoopCall, keys: fx.Node) -> fx.Node | None:
+    """The keys in a loop's body: those of a chunk's samples, or all; None where the chunks are of something else."""
+    if call.loop.axis:
+        return call.pass_whole(keys, DRAW_KEYS)
+    lead = (meta.shape(call.cut[0].outer) or ("",))[0]
+    return call.pass_cut(keys, DRAW_KEYS) if lead in ("N", "n") else None
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    """With loops, and their bodies, of its own."""
+    copied = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    result = copied.graph_copy(graph, values)
+    written = next(node for node in graph.nodes if node.op == "output")
+    made = copied.output(result)
+    made.meta = dict(written.meta)
+    for node in copied.nodes:
+        if isinstance(node.target, Loop):
+            node.target = replace(node.target, body=_copy(node.target.body))
+    return copied

@@ -1,0 +1,84 @@
+"""Random numbers that belong to samples: what a generated file draws by instead of torch's generator.
+
+Where a data set is cut into batches, or spread over machines, torch's generator gives a sample other numbers with each
+cutting. Here they follow from the sample's own key, the number of the draw in the program, and the place in the sample.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.rule.idioms import idiom
+
+
+@idiom
+def uniform_of_samples(keys: Tensor, number: int, axis: int, shape: list[int]) -> Tensor:
+    """Numbers between 0 and 1, neither of them, in float64: SplitMix64 (Steele, Lea, Flood 2014) from keys [N].
+
+    `axis` of the shape is as long as the samples, or as the samples times their parts.
+    """
+    samples, each, lengths = keys.shape[0], 1, [keys.shape[0]]
+    for place, length in enumerate(shape):
+        lengths.append(length // samples if place == axis else length)
+        each *= lengths[-1]
+    counter = torch.arange(1, each + 1, device=keys.device) + number * 4294967296
+    z = keys.unsqueeze(1) + counter * -7046029254386353131
+    z = (z ^ ((z >> 30) & 17179869183)) * -4658895280553007687
+    z = (z ^ ((z >> 27) & 137438953471)) * -7723592293110705685
+    z = z ^ ((z >> 31) & 8589934591)
+    uniform = (((z >> 12) & 4503599627370495).double() + 0.5) / 4503599627370496.0
+    return uniform.reshape(lengths).movedim(0, axis).reshape(shape)
+
+
+@idiom
+def normal_of_samples(keys: Tensor, number: int, axis: int, like: Tensor) -> Tensor:
+    """Normal numbers of this shape and dtype."""
+    uniform = uniform_of_samples(keys, number, axis, list(like.shape))
+    return (torch.erfinv(2 * uniform - 1) * 1.4142135623730951).to(like.dtype)
+
+
+@idiom
+def labels_of_samples(keys: Tensor, number: int, axis: int, rows: Tensor, draws: int) -> Tensor:
+    """Labels [R, draws] by probabilities [R, C]."""
+    heads = rows.double().cumsum(1)
+    uniform = uniform_of_samples(keys, number, axis, [rows.shape[0], draws])
+    found = torch.searchsorted(heads, uniform * heads[:, -1:], right=True)
+    return found.clamp(max=rows.shape[1] - 1)
+
+
+@idiom
+def bernoulli_of_samples(keys: Tensor, number: int, axis: int, like: Tensor, p: Optional[float] = None) -> Tensor:  # noqa: UP045
+    """1 with the probabilities of a tensor, or with one probability in its shape, otherwise 0."""
+    uniform = uniform_of_samples(keys, number, axis, list(like.shape))
+    return (uniform < (like if p is None else torch.full_like(like, p))).to(like.dtype)
+
+
+@idiom
+def dropout_of_samples(keys: Tensor, number: int, axis: int, x: Tensor, p: float) -> Tensor:
+    """x with each number kept with probability 1 - p, over 1 - p."""
+    if p == 1:
+        return x * 0
+    return x * (uniform_of_samples(keys, number, axis, list(x.shape)) >= p).to(x.dtype) / (1 - p)
+
+
+@idiom
+def poisson_of_samples(keys: Tensor, number: int, axis: int, rate: Tensor) -> Tensor:
+    """Poisson numbers: the smallest whose distribution function, a gamma function, reaches a uniform number."""
+    uniform = uniform_of_samples(keys, number, axis, list(rate.shape))
+    mean = rate.double()
+    low, high = torch.zeros_like(mean), (mean + 12 * mean.sqrt() + 40).ceil()
+    while bool((low < high).any()):
+        middle = ((low + high) / 2).floor()
+        reached = torch.special.gammaincc(middle + 1, mean) >= uniform
+        low, high = torch.where(reached, low, middle + 1), torch.where(reached, middle, high)
+    return low.to(rate.dtype)
+
+
+@idiom
+def integers_of_samples(keys: Tensor, number: int, axis: int, low: int, high: int, shape: list[int]) -> Tensor:
+    """Whole numbers from `low` to below `high`, int64."""
+    uniform = uniform_of_samples(keys, number, axis, shape)
+    return (low + (uniform * (high - low)).floor()).long()

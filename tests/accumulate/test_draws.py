@@ -1,0 +1,107 @@
+"""What is drawn belongs to samples: sampled totals and dropout do not depend on cutting, order or place of a sample."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+import hbpcompiler as hbp
+from tests.accumulate.test_cuts import compare
+
+NAMES = ["grad", "variance", "diag_ggn_mc", "diag_h_mc", "kfac"]
+SAMPLES = 9
+
+
+def made():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(12, 3)).double()
+    return hbp.compile(model, None, NAMES)
+
+
+COMPILED = made()
+DATA = TensorDataset(torch.randn(SAMPLES, 2, 6, dtype=torch.float64), torch.randint(0, 3, (SAMPLES,)))
+
+
+def total(loader, **options):
+    return hbp.accumulate(COMPILED, loader, progress=False, **options)
+
+
+def whole(**options):
+    return total(DataLoader(DATA, batch_size=SAMPLES), **options)
+
+
+def batches_of(rows):
+    """Loaders of every kind over these batches, each with what says where its samples are from."""
+    yield DataLoader(DATA, batch_sampler=rows), {}
+    yield [(*DATA[part], torch.tensor(part)) for part in rows], {
+        "prepare": lambda batch: batch[:2], "indices": lambda batch: batch[2]}
+
+
+@given(order=st.permutations(range(SAMPLES)), cuts=st.sets(st.integers(1, SAMPLES - 1)), seed=st.integers(-3, 3))
+def test_any_cutting_and_order_draws_the_same(order, cuts, seed):
+    ends = [0, *sorted(cuts), SAMPLES]
+    rows = [order[start:end] for start, end in pairwise(ends)]
+    right = whole(seed=seed)
+    for loader, said in batches_of(rows):
+        compare(total(loader, seed=seed, **said), right)
+    parts = [total(DataLoader(Subset(DATA, order[start:end]), batch_size=2), seed=seed)
+             for start, end in ((0, 4), (4, SAMPLES))]
+    compare(hbp.Total.merge(*parts), right)
+    other = whole(seed=seed + 1)
+    assert not torch.equal(other.grad["0.weight"], right.grad["0.weight"])
+
+
+def test_samples_draw_apart_and_torch_draws_as_before():
+    twice = TensorDataset(DATA[0][0].expand(2, 2, 6), DATA[0][1].expand(2))
+    one, both = (total(DataLoader(Subset(twice, rows), batch_size=2)) for rows in ([0], [0, 1]))
+    assert not torch.equal(one.grad["0.weight"], both.grad["0.weight"])
+    before = torch.get_rng_state()
+    total([DATA[:]])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_shuffled_loader_with_a_seed_is_resumed(tmp_path):
+    def loader():
+        return DataLoader(DATA, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    path = tmp_path / "total.pt"
+    right = total(loader())
+    total(loader(), checkpoint=path, max_batches=2)
+    resumed = total(loader(), checkpoint=path)
+    for name, value in right.grad.items():
+        assert torch.equal(value, resumed.grad[name])
+    compare(resumed, whole())
+    total(list(loader()), checkpoint=tmp_path / "listed.pt", max_batches=3)
+    total(loader(), checkpoint=tmp_path / "listed.pt")  # which has the order that the loader by itself has
+    total(loader(), checkpoint=tmp_path / "other.pt", max_batches=2)
+    with pytest.raises(hbp.InputError, match="does not repeat itself"):
+        total(DataLoader(DATA, batch_size=2, shuffle=True), checkpoint=tmp_path / "other.pt")
+
+
+def test_what_belongs_to_no_sample_is_drawn_for_each_batch(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1) * torch.rand(1, dtype=x.dtype))
+
+    torch.manual_seed(0)
+    compiled = hbp.compile(Scaled().double(), None, ["grad"])
+    loader, path = DataLoader(DATA, batch_size=2), tmp_path / "total.pt"
+    first = hbp.accumulate(compiled, loader, progress=False)
+    hbp.accumulate(compiled, loader, progress=False, checkpoint=path, max_batches=3)
+    resumed = hbp.accumulate(compiled, loader, progress=False, checkpoint=path)
+    assert torch.equal(first.loss, resumed.loss)
+    assert not torch.equal(hbp.accumulate(compiled, loader, progress=False, seed=1).loss, first.loss)
+
+
+def test_indices_that_do_not_fit():
+    for indices in (lambda batch: torch.arange(3), lambda batch: torch.rand(9), lambda batch: 4):
+        with pytest.raises(hbp.InputError, match=r"batch 0 of the loader: indices gave .* for a batch of 9 samples"):
+            whole(indices=indices)
