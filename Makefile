@@ -22,10 +22,10 @@ demo: .venv/demo
 	$(RUN)/python examples/digits.py
 
 test: .venv/test+demo
-	$(RUN)/python -m pytest -n 2
+	$(RUN)/python -m pytest -n 2 --dist worksteal
 
 test-all: .venv/test+demo
-	HBP_EXAMPLES=2 $(RUN)/python -m pytest -n 2 -m ""
+	HBP_EXAMPLES=2 $(RUN)/python -m pytest -n 2 --dist worksteal -m ""
 
 lint: .venv/test+demo+dev
 	$(RUN)/ruff check .

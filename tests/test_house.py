@@ -1,6 +1,7 @@
 """The house: which package may import which, and that nothing leads in a circle."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _handed_on() -> dict[str, str]:
     return found
 
 
-
+@functools.cache
 def _files() -> dict[str, Path]:
     """The file of every module, by the name it is imported with."""
     found = {}
@@ -110,6 +111,7 @@ def _package(module: str) -> str:
     return inner or name
 
 
+@functools.cache
 def _imports() -> nx.DiGraph:
     """Modules, with an arrow to each that is imported anywhere in their text, also where only types are checked."""
     files, graph = _files(), nx.DiGraph()
