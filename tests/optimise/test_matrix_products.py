@@ -70,10 +70,9 @@ def convolutions():
 
 
 @pytest.mark.parametrize("make", [convolutions, pytest.param(wide, marks=slow("linear layers alone"))])
-@pytest.mark.parametrize("backend", ["python", pytest.param("torchscript", marks=slow("brute force once more"))])
-def test_programs_with_onednn_agree_with_brute_force(make, backend):
+def test_programs_with_onednn_agree_with_brute_force(make):
     model, X, y = make()
-    compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), backend=backend)
+    compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y))
     assert compiled.code.count("onednn_linear(") > 8
     result = compiled(X, y)
     double = copy.deepcopy(model).double()
@@ -87,6 +86,16 @@ def test_programs_with_onednn_agree_with_brute_force(make, backend):
             if ours is not None:
                 assert relative_error(ours.double(), theirs) < 1e-5
     assert "onednn" not in exact.code
+
+
+@slow("a script is the same program")
+def test_scripts_with_onednn():
+    model, X, y = convolutions()
+    results = [hbp.compile(model, quantities=["batch_l2", "diag_h"], backend=backend)(X, y)
+               for backend in ("python", "torchscript")]
+    for quantity in ("batch_l2", "diag_h"):
+        for key, value in results[0][quantity].items():
+            assert relative_error(results[1][quantity][key], value) < 1e-5
 
 
 def test_small_products_do_not_pay_for_it():
