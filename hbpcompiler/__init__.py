@@ -7,6 +7,7 @@
 
 import torch
 
+from hbpcompiler import optim
 from hbpcompiler.accumulate import Total, accumulate, shard
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.prove.verification import Verification
@@ -57,6 +58,7 @@ __all__ = [
     "compile",
     "curvature",
     "operator",
+    "optim",
     "shard",
     "spectrum",
 ]

@@ -1,0 +1,11 @@
+"""Training with curvature: a preconditioner for any optimizer of torch, and optimizers of its own."""
+
+from hbpcompiler.optim.block_newton import BlockNewton
+from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
+from hbpcompiler.optim.diagonal import Diagonal
+from hbpcompiler.optim.kfac import KFAC, KFLR, KFRA
+from hbpcompiler.optim.newton import Newton
+from hbpcompiler.optim.preconditioner import Preconditioner
+
+__all__ = ["KFAC", "KFLR", "KFRA", "BlockNewton", "Diagonal", "Newton", "Preconditioner", "Solution",
+           "conjugate_gradients"]

@@ -1,0 +1,49 @@
+"""Running averages of curvature, updated in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Key = tuple[str, str]
+"""A parameter's name, and a field of its value ("" where the value is one tensor)."""
+
+
+class Averages:
+    """Exponentially weighted means of tensors: sum_s decay^(t - s) x_s / sum_s decay^(t - s) after t updates.
+
+    The division makes them unbiased from the first update on: after one, the mean is what was seen. A tensor that
+    appears later, or misses updates, counts its own.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.means: dict[Key, Tensor] = {}
+        self.updates: dict[Key, int] = {}
+
+    def update(self, seen: Mapping[Key, Tensor]) -> None:
+        for key, tensor in seen.items():
+            count = self.updates.get(key, 0) + 1
+            held = self.means.get(key)
+            if held is None or held.shape != tensor.shape:
+                self.means[key], count = tensor.clone(), 1
+            else:
+                held.lerp_(tensor, self._share_of_newest(count))
+            self.updates[key] = count
+
+    def _share_of_newest(self, count: int) -> float:
+        if self.decay == 1.0:
+            return 1.0 / count
+        return (1.0 - self.decay) / (1.0 - self.decay**count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors themselves, not copies, as torch's optimizers give them."""
+        return {"means": dict(self.means), "updates": dict(self.updates)}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """What `state_dict` gave, on this device."""
+        self.means = {key: mean.to(device, copy=True) for key, mean in state["means"].items()}
+        self.updates = dict(state["updates"])

@@ -1,0 +1,142 @@
+"""What the optimizers have in common: a torch.optim.Optimizer over parameters of a model that it knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.errors import InputError
+from hbpcompiler.optim.running import Gradient
+from hbpcompiler.optim.settings import Checked
+from hbpcompiler.options import check_model
+from hbpcompiler.wrappers import unwrapped
+
+OWN = "hbpcompiler"
+"""The key of `state_dict` under which there is what torch does not know."""
+
+
+class CurvatureOptimizer(torch.optim.Optimizer):
+    """`step(X, y)` computes what it needs of the batch and moves the parameters.
+
+    `params` are those of the model that are trainable, or some of them as torch's optimizers take them, in groups with
+    numbers of their own. Everything in `param_groups` may be changed from step to step, by schedulers too.
+    """
+
+    numbers: Mapping[str, dict[str, Any]] = {}
+    """The numbers of a group, with the arguments of `Checked.number`."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None, params: Any,
+                 defaults: dict[str, Any]) -> None:
+        self.model = unwrapped(model)
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        check_model(self.model, self.loss)
+        self.steps = 0
+        """How many there have been."""
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        super().__init__(trainable if params is None else params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's. OptionError for parameters that are not the model's, and for numbers that make no sense."""
+        params = param_group["params"]
+        tensors = [params] if isinstance(params, Tensor) else list(params)
+        own = {id(parameter) for parameter in self.model.parameters()}
+        foreign = sum(id(tensor) not in own for tensor in tensors)
+        checked = Checked("this group of parameters")
+        if foreign:
+            checked.findings.append(f"{foreign} of its {len(tensors)} parameters are not among the model's")
+        for name, limits in self.numbers.items():
+            value = param_group.get(name, self.defaults[name])
+            if value is None and self.defaults[name] is not None:
+                checked.findings.append(f"{name} is None here and {self.defaults[name]} for other groups")
+            checked.number(name, value, **limits)
+        checked.done()
+        super().add_param_group({**param_group, "params": tensors})
+
+    @torch.no_grad()
+    def step(self, *batch: Any, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]  # a batch more
+        """One step on a batch (X, y), as `hbp.compile`'s programs take it; returns the loss before it.
+
+        `closure`, if given, is called first, with gradients enabled, and what it leaves in p.grad is the gradient: of
+        more batches, say, or unscaled. It may return a loss, which is returned in place of the batch's. The curvature
+        is the batch's all the same. Without it p.grad is set to the batch's gradient.
+        """
+        if not batch or (callable(batch[0]) and not isinstance(batch[0], Tensor)):
+            raise InputError(f"{type(self).__name__} takes the batch: step(X, y), with closure=... if there is one")
+        closed = None
+        if closure is not None:
+            with torch.enable_grad():
+                closed = closure()
+        loss, gradient = self._gradient(batch)
+        if closure is not None:
+            gradient = {name: parameter.grad for name, parameter in self._chosen().items()
+                        if parameter.grad is not None}
+        else:
+            for name, parameter in self._chosen().items():
+                parameter.grad = gradient.get(name)
+        chosen = self._chosen()
+        self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
+        self.steps += 1
+        return loss if closed is None else closed
+
+    # -- what the optimizers are ---------------------------------------------------------------------------------------
+
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
+        """Loss and gradient of a batch, with whatever else is due."""
+        raise NotImplementedError
+
+    def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
+        """Change the parameters."""
+        raise NotImplementedError
+
+    def _own_state(self) -> dict[str, Any]:
+        """Beside the tensors in `state`."""
+        return {}
+
+    def _check_own_state(self, state: Mapping[str, Any]) -> None:
+        """Raises InputError for one that does not fit."""
+        return
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        return
+
+    # -- by name -------------------------------------------------------------------------------------------------------
+
+    def _chosen(self) -> dict[str, nn.Parameter]:
+        """The parameters that are in some group, and trainable now."""
+        own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        return {name: parameter for name, parameter in self.model.named_parameters()
+                if id(parameter) in own and parameter.requires_grad}
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        """The group of each parameter of the model; those in none have the defaults."""
+        groups = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+        return {name: groups.get(id(parameter), self.defaults) for name, parameter in self.model.named_parameters()}
+
+    def _buffer(self, parameter: nn.Parameter, name: str) -> Tensor:
+        """A tensor of the state, zeros at first."""
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        found: Tensor = state[name]
+        return found
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the curvature beside it: a run that loads it goes on bit-equal."""
+        return {**super().state_dict(), OWN: {"optimizer": type(self).__name__, "steps": self.steps,
+                                              **self._own_state()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises InputError for the state of another optimizer; nothing is changed then."""
+        own = state_dict.get(OWN)
+        if not isinstance(own, Mapping) or own.get("optimizer") != type(self).__name__:
+            found = own.get("optimizer") if isinstance(own, Mapping) else "torch's own"
+            raise InputError(f"this is not the state of {type(self).__name__} but of {found}")
+        self._check_own_state(own)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != OWN})
+        self.steps = own["steps"]
+        self._load_own_state(own)

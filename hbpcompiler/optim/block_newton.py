@@ -1,0 +1,79 @@
+"""Newton's method block by block, each solved by conjugate gradients (Dangel, Harmeling & Hennig 2020)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.optim.base import CurvatureOptimizer
+from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
+from hbpcompiler.optim.running import Gradient
+from hbpcompiler.optim.settings import Checked, options_of_compile
+from hbpcompiler.result import Result
+from hbpcompiler.schemes import SCHEMES
+
+
+class BlockNewton(CurvatureOptimizer):
+    """theta <- theta - lr (H + damping)^-1 grad L for each parameter, with H its own block of the batch's curvature.
+
+    H is never formed: conjugate gradients need products with it, which come from what one pass of the batch has kept
+    (`Compiled.block_product`).
+
+    Args:
+        model, loss, params: as for `KFAC`.
+        curvature: "hessian", "ggn", "pch_abs" or "pch_clip", as `hbp.compile` has it: the last two are the Hessian with
+            the negative eigenvalues of the operations' residuals made positive or dropped. With "hessian" a block may
+            be indefinite: conjugate gradients stop where they notice, at the latest with the gradient's direction.
+        lr: of the step.
+        damping: added to H; 0 is allowed.
+        most_iterations, tolerance, progress: of `conjugate_gradients`, for each block.
+        seed, options: as for `KFAC`.
+
+    `solutions` says how the last step's were found, by parameter.
+    """
+
+    numbers: Mapping[str, dict[str, Any]] = {"lr": {}, "damping": {}}
+
+    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1.0,
+                 damping: float = 1e-3, curvature: str = "ggn", most_iterations: int = 50, tolerance: float = 1e-10,
+                 progress: float = 5e-4, seed: int = 0, **options: Any) -> None:
+        checked = Checked("this optimizer")
+        checked.one_of("curvature", curvature, tuple(SCHEMES))
+        checked.whole("most_iterations", most_iterations)
+        checked.number("tolerance", tolerance)
+        checked.number("progress", progress)
+        checked.whole("seed", seed, least=0)
+        checked.done()
+        super().__init__(model, loss, params, {"lr": lr, "damping": damping})
+        self.most_iterations, self.tolerance, self.progress, self.seed = most_iterations, tolerance, progress, seed
+        self.solutions: dict[str, Solution] = {}
+        self._compiled: Compiled = compile_model(self.model, self.loss, ["grad", "block"], curvature=curvature,
+                                                 **options_of_compile(options))
+        self._result: Result | None = None
+
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
+        seed = random.Random(f"{self.seed}, step {self.steps}").getrandbits(62)
+        self._result = self._compiled(*batch, generator=torch.Generator().manual_seed(seed))
+        return self._result.loss, dict(self._result.grad)
+
+    def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
+        result, self._result = self._result, None
+        assert result is not None
+        groups, parameters = self._groups(), self._chosen()
+        self.solutions = {}
+        for name, part in gradient.items():
+            def product(vector: Tensor, name: str = name) -> Tensor:
+                return self._compiled.block_product(result, name, vector)
+
+            found = conjugate_gradients(product, part.neg(), damping=groups[name]["damping"],
+                                        most_iterations=self.most_iterations, tolerance=self.tolerance,
+                                        progress=self.progress)
+            self.solutions[name] = found
+        for name, found in self.solutions.items():
+            parameters[name].add_(found.x, alpha=groups[name]["lr"])

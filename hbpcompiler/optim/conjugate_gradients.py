@@ -1,0 +1,68 @@
+"""Solving (A + damping) x = b by products with A alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WINDOW = 10
+"""Martens 2010, section 4.4: progress is measured over max(10, k/10) iterations."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What conjugate gradients found."""
+
+    x: Tensor
+    iterations: int
+    converged: bool
+    """Whether a criterion was met before the iterations were used up."""
+    negative: bool
+    """Whether a direction of negative curvature was met, where the method stops."""
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, *, damping: float = 0.0,
+                        most_iterations: int = 100, tolerance: float = 0.0, progress: float = 5e-4) -> Solution:
+    """x with (A + damping) x = b, from x = 0 (Hestenes & Stiefel 1952); any shape, b's dtype.
+
+    It ends when the residual is at most `tolerance` times |b|, or when
+    phi(x) = x^T (A + damping) x / 2 - b^T x has gained less than `progress` times k of its value in the last
+    k = max(10, iterations / 10) iterations (Martens 2010, section 4.4; 0: never). Where it meets a direction along
+    which A + damping is not positive it ends with what it has, and at the first iteration with b, the direction of
+    steepest descent.
+    """
+    x, residual = torch.zeros_like(b), b.clone()
+    direction, squared = residual.clone(), _inner(residual, residual)
+    bound, values = tolerance * squared**0.5, [0.0]
+    for iteration in range(1, most_iterations + 1):
+        if squared**0.5 <= bound or squared == 0:
+            return Solution(x, iteration - 1, True, False)
+        along = product(direction).add_(direction, alpha=damping)
+        bend = _inner(direction, along)
+        if not bend > 0:
+            return Solution(b.clone() if iteration == 1 else x, iteration - 1, False, True)
+        length = squared / bend
+        x.add_(direction, alpha=length)
+        residual.sub_(along, alpha=length)
+        values.append(-(_inner(x, residual) + _inner(x, b)) / 2)
+        if _stalls(values, progress):
+            return Solution(x, iteration, True, False)
+        new = _inner(residual, residual)
+        direction.mul_(new / squared).add_(residual)
+        squared = new
+    return Solution(x, most_iterations, squared**0.5 <= bound, False)
+
+
+def _stalls(values: list[float], progress: float) -> bool:
+    iterations = len(values) - 1
+    window = max(WINDOW, iterations // 10)
+    if not progress or iterations <= window or values[-1] >= 0:
+        return False
+    return (values[-1] - values[-1 - window]) / values[-1] < window * progress
+
+
+def _inner(left: Tensor, right: Tensor) -> float:
+    return float((left.double() * right.double()).sum())

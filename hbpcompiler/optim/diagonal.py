@@ -1,0 +1,105 @@
+"""Steps divided by a diagonal of curvature: damped, as Sophia, as AdaHessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hbpcompiler.errors import InputError, OptionError
+from hbpcompiler.optim.base import CurvatureOptimizer
+from hbpcompiler.optim.kinds import KINDS, kind_of
+from hbpcompiler.optim.running import Gradient, RunningCurvature, Settings
+from hbpcompiler.optim.settings import Checked, options_of_compile
+
+DAMPED, SOPHIA, ADAHESSIAN = "damped", "sophia", "adahessian"
+RULES = (DAMPED, SOPHIA, ADAHESSIAN)
+
+
+class Diagonal(CurvatureOptimizer):
+    """A step from the mean gradient m = EMA(grad L, momentum) and the mean diagonal h of curvature.
+
+    rule="damped":      theta <- theta - lr m / (h + damping)
+    rule="sophia":      theta <- theta - lr clip(m / max(clip_scale h, eps), -1, 1)            (Liu et al. 2023, 2.2)
+    rule="adahessian":  theta <- theta - lr m_hat / (sqrt(EMA(h^2)) ^ power + eps)             (Yao et al. 2021, eq. 9)
+
+    and theta <- theta - lr weight_decay theta before it. Means are without bias at the start, as everywhere here, but
+    Sophia's m, which is not corrected there either. For AdaHessian the squares are averaged; its averages over parts of
+    a weight are left out, as an exact or sampled diagonal of ours is less noisy than Hutchinson's estimate.
+
+    Args:
+        model, loss, params: as for `KFAC`.
+        curvature: "diag_ggn_mc", "diag_ggn", "diag_h_abs", "diag_h_clip", "second_moment". diag_ggn_mc is Sophia-G's
+            estimator without cross terms between samples.
+        lr, momentum, damping, clip_scale, eps, power, weight_decay: numbers of a group.
+        ema: the decay of h's mean.
+        update_every: steps between two batches that enter it.
+        mc_samples, seed, options: as for `KFAC`.
+    """
+
+    numbers: Mapping[str, dict[str, Any]] = {
+        "lr": {}, "momentum": {"most": 1.0}, "damping": {"above": True}, "clip_scale": {"above": True},
+        "eps": {"above": True}, "power": {}, "weight_decay": {},
+    }
+
+    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1e-3,
+                 rule: str = DAMPED, curvature: str = "diag_ggn_mc", momentum: float = 0.9, damping: float = 1e-2,
+                 clip_scale: float = 0.05, eps: float = 1e-12, power: float = 1.0, weight_decay: float = 0.0,
+                 ema: float = 0.99, update_every: int = 10, mc_samples: int = 1, seed: int = 0,
+                 **options: Any) -> None:
+        kind = kind_of(curvature)
+        if kind.others or kind.root:
+            diagonals = [name for name, other in KINDS.items() if not (other.others or other.root)]
+            raise OptionError(f"curvature {curvature!r} is no diagonal; choose one of {', '.join(diagonals)}")
+        checked = Checked("this optimizer")
+        checked.one_of("rule", rule, RULES)
+        checked.number("ema", ema, most=1.0)
+        checked.whole("update_every", update_every)
+        checked.whole("mc_samples", mc_samples)
+        checked.whole("seed", seed, least=0)
+        checked.done()
+        super().__init__(model, loss, params, {"lr": lr, "momentum": momentum, "damping": damping,
+                                               "clip_scale": clip_scale, "eps": eps, "power": power,
+                                               "weight_decay": weight_decay})
+        self.rule = rule
+        self.curvature_name = curvature
+        options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
+        self._running = RunningCurvature(self.model, self.loss, Settings(
+            kind, ema, "exact", 1, seed, update_every, update_every, rule == ADAHESSIAN, options))
+
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
+        return self._running.advance(batch, self.steps, None)
+
+    def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
+        parameters, groups = self._chosen(), self._groups()
+        for name, part in gradient.items():
+            parameter, group = parameters[name], groups[name]
+            mean = self._buffer(parameter, "mean_gradient")
+            state = self.state[parameter]
+            state["updates"] = state.get("updates", 0) + 1
+            mean.lerp_(part, 1 - group["momentum"])
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.sub_(self._step(mean, self._running.mean(name), group, state["updates"]), alpha=group["lr"])
+
+    def _step(self, mean: Tensor, curvature: Tensor, group: Mapping[str, Any], updates: int) -> Tensor:
+        if self.rule == SOPHIA:
+            return mean.div((curvature * group["clip_scale"]).clamp_(min=group["eps"])).clamp_(-1, 1)
+        unbiased = mean / (1 - group["momentum"] ** updates) if group["momentum"] < 1 else mean
+        if self.rule == ADAHESSIAN:
+            return unbiased.div_(curvature.sqrt().pow_(group["power"]).add_(group["eps"]))
+        return unbiased.div_(curvature + group["damping"])
+
+    # -- the state -----------------------------------------------------------------------------------------------------
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"curvature": self.curvature_name, "rule": self.rule, "running": self._running.state_dict()}
+
+    def _check_own_state(self, state: Mapping[str, Any]) -> None:
+        if (state["curvature"], state["rule"]) != (self.curvature_name, self.rule):
+            raise InputError(f"this is the state of an optimizer with curvature={state['curvature']!r}, "
+                             f"rule={state['rule']!r}, not {self.curvature_name!r}, {self.rule!r}")
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._running.load_state_dict(state["running"])

@@ -1,0 +1,208 @@
+"""Natural gradient descent with Kronecker factors, as Martens & Grosse 2015 have it and kfac-jax is known for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.curvature import Curvature
+from hbpcompiler.curvature.block import PI
+from hbpcompiler.errors import InputError
+from hbpcompiler.optim.base import CurvatureOptimizer
+from hbpcompiler.optim.kinds import kind_of
+from hbpcompiler.optim.preconditioner import LARGEST_FACTOR, SPLITS, shortening
+from hbpcompiler.optim.quadratic import QuadraticModel
+from hbpcompiler.optim.running import Gradient, RunningCurvature, Settings
+from hbpcompiler.optim.settings import Checked, options_of_compile
+
+TRUSTED, DOUBTED = 0.75, 0.25
+"""Of the reduction ratio: above the first the damping falls, below the second it grows (Martens & Grosse 2015, 6.5)."""
+DECAY_OF_DAMPING = 0.95
+"""A step's part in it; k steps between two changes make it this to the power k."""
+
+
+class KFAC(CurvatureOptimizer):
+    """v <- momentum v - lr (C + damping + l2)^-1 (grad L + l2 theta),  theta <- theta + v - lr weight_decay theta.
+
+        optimizer = hbp.optim.KFAC(model, loss, lr=0.1, damping=1e-3)
+        for X, y in loader:
+            loss = optimizer.step(X, y)    # in place of zero_grad(), loss(model(X), y), backward() and step()
+
+    C is the running average of `curvature`, as in `hbp.optim.Preconditioner`, whose arguments these are too: curvature,
+    ema, update_every, invert_every, split, mc_samples, seed, largest_factor, options. On steps that update it, gradient
+    and curvature come from one pass; on the others there is the gradient alone.
+
+    Args:
+        model, loss: as for `hbp.compile`.
+        params: as torch's optimizers take them, groups with numbers of their own; None: all that is trainable.
+        lr: a number; None: the minimum of the quadratic model q (see `quadratic`), with the batch's exact GGN. Then
+            param_groups show what it was.
+        momentum: likewise. With both None they are found together (Martens & Grosse 2015, section 7).
+        damping: of the curvature; a group's may be changed at any time, and enters with the next inverse.
+        l2: of a term l2/2 |theta|^2 in the loss: in the gradient, in the curvature and in the quadratic model.
+        weight_decay: decoupled from all of them (Loshchilov & Hutter 2019).
+        norm_constraint: a bound on lr^2 <grad, C^-1 grad>, to which longer steps are cut (Ba et al. 2017).
+        adapt_damping: change the damping of all groups every `adapt_every` steps by the reduction ratio
+            rho = (L(theta + v) - L(theta)) / q(v) on the batch: times 0.95^adapt_every above 3/4, divided by it below
+            1/4 (Levenberg-Marquardt), within [least_damping, most_damping].
+        reject: take a step back that has raised the batch's loss; costs a forward pass and a copy of the parameters.
+
+    Raises as `Preconditioner` does; the parameters are untouched then.
+    """
+
+    default_curvature = "kfac"
+    numbers: Mapping[str, dict[str, Any]] = {
+        "lr": {"optional": True}, "momentum": {"optional": True}, "damping": {"above": True}, "l2": {},
+        "weight_decay": {},
+    }
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None = None, params: Any = None, *,
+                 lr: float | None = 1e-2, momentum: float | None = 0.9, damping: float = 1e-3, l2: float = 0.0,
+                 weight_decay: float = 0.0, curvature: str | None = None, ema: float = 0.95, update_every: int = 10,
+                 invert_every: int = 100, split: str = PI, norm_constraint: float | None = None,
+                 adapt_damping: bool = False, adapt_every: int = 5, least_damping: float = 1e-8,
+                 most_damping: float = 1e8, reject: bool = False, mc_samples: int = 1, seed: int = 0,
+                 largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
+        curvature = self.default_curvature if curvature is None else curvature
+        kind = kind_of(curvature)
+        checked = Checked("this optimizer")
+        checked.number("ema", ema, most=1.0)
+        checked.intervals(update_every, invert_every)
+        checked.one_of("split", split, SPLITS)
+        checked.number("norm_constraint", norm_constraint, above=True, optional=True)
+        if norm_constraint is not None and lr is None:
+            checked.findings.append("norm_constraint is for a given lr: with lr=None the quadratic model finds the "
+                                    "length of the step")
+        checked.flag("adapt_damping", adapt_damping)
+        checked.flag("reject", reject)
+        checked.whole("adapt_every", adapt_every)
+        checked.number("least_damping", least_damping, above=True)
+        checked.number("most_damping", most_damping, above=True)
+        checked.whole("largest_factor", largest_factor)
+        checked.whole("mc_samples", mc_samples)
+        checked.whole("seed", seed, least=0)
+        checked.done()
+        super().__init__(model, loss, params, {"lr": lr, "momentum": momentum, "damping": damping, "l2": l2,
+                                               "weight_decay": weight_decay})
+        self.curvature_name = curvature
+        self.norm_constraint = norm_constraint
+        self.adapt_damping, self.adapt_every = adapt_damping, adapt_every
+        self.least_damping, self.most_damping = least_damping, most_damping
+        self.reject = reject
+        self.free = {"lr": lr is None, "momentum": momentum is None}
+        """What the quadratic model finds."""
+        self.last_ratio: float | None = None
+        """The reduction ratio when it was last computed."""
+        options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
+        settings = Settings(kind, ema, split, largest_factor, seed, update_every, invert_every, options=options)
+        self._running = RunningCurvature(self.model, self.loss, settings)
+        self._model = QuadraticModel(self.model, self.loss, seed)
+        self._loss_alone = compile_model(self.model, self.loss, ["batch_loss"], **options)
+
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
+        return self._running.advance(batch, self.steps, self._dampings)
+
+    def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
+        parameters, groups = self._chosen(), self._groups()
+        for name, part in gradient.items():
+            if groups[name]["l2"]:
+                gradient[name] = part.add(parameters[name], alpha=groups[name]["l2"])
+        direction = {name: part.neg_() for name, part in self._running.preconditioned(gradient).items()}
+        adapting = self.adapt_damping and (self.steps + 1) % self.adapt_every == 0
+        predicted = self._scale(batch, direction, gradient, adapting)
+        before = {name: parameters[name].clone() for name in direction} if self.reject else {}
+        penalty = self._penalty() if adapting or self.reject else 0.0
+        for name, step in direction.items():
+            parameter, group = parameters[name], groups[name]
+            velocity = self._buffer(parameter, "velocity")
+            velocity.mul_(group["momentum"]).add_(step, alpha=group["lr"])
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(velocity)
+        if adapting or self.reject:
+            self._judge(batch, float(loss) + penalty, predicted, adapting, before)
+
+    # -- the step's length -------------------------------------------------------------------------------------------
+
+    def _scale(self, batch: tuple[Any, ...], direction: Gradient, gradient: Gradient, adapting: bool) -> float:
+        """Sets lr and momentum where they are free, cuts long steps; returns q at the step, if something asks for it.
+        """
+        groups = self._groups()
+        if self.norm_constraint is not None:
+            squared_rates = {name: part * groups[name]["lr"] ** 2 for name, part in direction.items()}
+            factor = shortening(squared_rates, gradient, self.norm_constraint, 1.0)
+            for part in direction.values():
+                part.mul_(factor)
+        if not (self.free["lr"] or self.free["momentum"] or adapting):
+            return 0.0
+        parameters = self._chosen()
+        ways = [{name: part if self.free["lr"] else part * groups[name]["lr"] for name, part in direction.items()},
+                {name: self._buffer(parameters[name], "velocity") * (1 if self.free["momentum"]
+                                                                     else groups[name]["momentum"])
+                 for name in direction}]
+        quadratic = self._model.along(batch, ways, gradient, {name: groups[name]["damping"] for name in direction},
+                                      {name: groups[name]["l2"] for name in direction})
+        found = quadratic.minimum([None if self.free["lr"] else 1.0, None if self.free["momentum"] else 1.0])
+        for group in self.param_groups:
+            for key, value in zip(("lr", "momentum"), found.tolist(), strict=True):
+                if self.free[key]:
+                    group[key] = value
+        return quadratic.change(found)
+
+    def _judge(self, batch: tuple[Any, ...], old: float, predicted: float, adapting: bool, before: Gradient) -> None:
+        """Compare what the loss did with what was predicted."""
+        new = self._loss_alone(*batch, generator=self._running.draws(self.steps)).loss
+        change = float(new) + self._penalty() - old
+        if adapting:
+            self.last_ratio = change / predicted if predicted else float("nan")
+            factor = DECAY_OF_DAMPING**self.adapt_every
+            for group in self.param_groups:
+                if self.last_ratio > TRUSTED:
+                    group["damping"] = max(group["damping"] * factor, self.least_damping)
+                elif not self.last_ratio >= DOUBTED:
+                    group["damping"] = min(group["damping"] / factor, self.most_damping)
+        if before and not change <= 0:
+            for name, parameter in self._chosen().items():
+                if name in before:
+                    parameter.copy_(before[name])
+                    self._buffer(parameter, "velocity").zero_()
+
+    def _penalty(self) -> float:
+        """The l2 term of the loss."""
+        return sum(group["l2"] / 2 * float(parameter.double().square().sum())
+                   for group in self.param_groups if group["l2"] for parameter in group["params"])
+
+    def _dampings(self) -> dict[str, float]:
+        return {name: group["damping"] + group["l2"] for name, group in self._groups().items()}
+
+    # -- the state -----------------------------------------------------------------------------------------------------
+
+    def curvature(self) -> Curvature:
+        """The running average, without damping, as `hbp.curvature` gives it. InputError before the first step."""
+        return self._running.average()
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"curvature": self.curvature_name, "running": self._running.state_dict()}
+
+    def _check_own_state(self, state: Mapping[str, Any]) -> None:
+        if state["curvature"] != self.curvature_name:
+            raise InputError(f"this is the state of an optimizer with curvature={state['curvature']!r}, not "
+                             f"{self.curvature_name!r}")
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._running.load_state_dict(state["running"])
+
+
+class KFLR(KFAC):
+    """`KFAC` with the exact factors of the GGN (Botev et al. 2017) in the place of sampled ones."""
+
+    default_curvature = "kflr"
+
+
+class KFRA(KFAC):
+    """`KFAC` with the factors of the recursion by averages (Botev et al. 2017); for chains of layers."""
+
+    default_curvature = "kfra"

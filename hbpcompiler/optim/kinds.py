@@ -1,0 +1,75 @@
+"""The curvature that a preconditioner divides by: which quantities it is made of, for which parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hbpcompiler.errors import OptionError
+from hbpcompiler.values import Stored
+
+AS_IS, ABSOLUTE, CLIPPED = "as it is", "absolute", "clipped"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One curvature by its name in `KINDS`."""
+
+    quantity: str
+    """In the table of quantities."""
+    others: str = ""
+    """For Kronecker factors: the diagonal that parameters have which have no factors."""
+    sign: str = AS_IS
+    """What becomes of the negative entries of a diagonal."""
+    root: bool = False
+    """Whether the quantity is V, and the curvature V V^T."""
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        return (self.quantity, self.others) if self.others else (self.quantity,)
+
+
+KINDS: Mapping[str, Kind] = {
+    "diag_ggn": Kind("diag_ggn"),
+    "diag_ggn_mc": Kind("diag_ggn_mc"),
+    "diag_h_abs": Kind("diag_h", sign=ABSOLUTE),
+    "diag_h_clip": Kind("diag_h", sign=CLIPPED),
+    "second_moment": Kind("second_moment"),
+    "kfac": Kind("kfac", "diag_ggn_mc"),
+    "kfac_reduce": Kind("kfac_reduce", "diag_ggn_mc"),
+    "kflr": Kind("kflr", "diag_ggn"),
+    "kflr_reduce": Kind("kflr_reduce", "diag_ggn"),
+    "kfra": Kind("kfra", "diag_ggn"),
+    "kfac_emp": Kind("kfac_emp", "second_moment"),
+    "kfac_emp_reduce": Kind("kfac_emp_reduce", "second_moment"),
+    "blocks": Kind("sqrt_ggn", root=True),
+    "blocks_mc": Kind("sqrt_ggn_mc", root=True),
+}
+"""Diagonals; Kronecker factors; the whole block of each parameter."""
+
+
+def kind_of(name: object) -> Kind:
+    """Raises OptionError for what is no curvature."""
+    if not isinstance(name, str) or name not in KINDS:
+        raise OptionError(f"curvature {name!r} is unknown; choose one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def with_factors(stored: Mapping[str, Stored], largest: int) -> frozenset[str]:
+    """The parameters that have Kronecker factors, by name: weights that meet a layer's inputs and have no side longer
+    than `largest`, and the vectors of the same layers (biases).
+
+    A vocabulary's embedding is longer, tied to the last layer or not; scales and shifts of norms meet no inputs that a
+    factor could be made of.
+    """
+    weights = {name for name, own in stored.items()
+               if own.layout and max(own.shape[0], math.prod(own.shape[1:])) <= largest}
+    layers = {_module(name) for name in weights}
+    vectors = {name for name, own in stored.items()
+               if len(own.shape) == 1 and own.shape[0] <= largest and _module(name) in layers}
+    return frozenset(weights | vectors)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,89 @@
+"""Newton's method in the top eigenspace of the GGN (ViViT: Dangel, Tatzel & Hennig 2022, section 4.3)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.optim.base import CurvatureOptimizer
+from hbpcompiler.optim.running import Gradient
+from hbpcompiler.optim.settings import Checked, options_of_compile
+from hbpcompiler.spectra import Spectrum, bootstrap, spectrum
+
+
+class Newton(CurvatureOptimizer):
+    """theta <- theta - lr sum_k (grad L . e_k) / (lambda_k + delta_k) e_k over the batch's top eigenvectors e_k.
+
+    Args:
+        model, loss, params: as for `KFAC`.
+        lr: of the step.
+        top: so many directions of each group of parameters, or as many as there are; None: all.
+        damping: "bootstrap": each direction's is chosen from the noise of slopes and curvatures of the samples, and one
+            in which no step is sure to gain is left out; what `hbp.bootstrap(...)` returned; a positive number; or a
+            function of (eigenvalues, slopes, curvatures), as for `Spectrum.newton_step`.
+        groups: of parameters whose matrices are decomposed: "all", "layer", "parameter", or lists of names.
+        columns, mc_samples: "exact", or "sampled" with so many a sample.
+        seed: of all draws, as for `KFAC`.
+        options: of `hbp.spectrum`.
+    """
+
+    numbers: Mapping[str, dict[str, Any]] = {"lr": {}}
+
+    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1.0,
+                 top: int | None = 10, damping: Any = "bootstrap", groups: Any = "all", columns: str = "exact",
+                 mc_samples: int = 1, seed: int = 0, **options: Any) -> None:
+        checked = Checked("this optimizer")
+        if top is not None:
+            checked.whole("top", top)
+        if not callable(damping) and damping != "bootstrap":
+            checked.number("damping", damping, above=True)
+        checked.whole("seed", seed, least=0)
+        checked.done()
+        super().__init__(model, loss, params, {"lr": lr})
+        chosen, trainable = set(self._chosen()), {name for name, parameter in self.model.named_parameters()
+                                                  if parameter.requires_grad}
+        if chosen != trainable and groups == "all":
+            groups = {"all": sorted(chosen)}
+        self.top, self.seed, self.damping = top, seed, damping
+        self._compiled = spectrum(self.model, self.loss, groups, columns, mc_samples=mc_samples,
+                                  **options_of_compile(options))
+        self._spectrum: Spectrum | None = None
+
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
+        self._spectrum = self._compiled(*batch, generator=self._draws("columns"))
+        return self._spectrum.loss, dict(self._spectrum.grad)
+
+    def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
+        found, self._spectrum = self._spectrum, None
+        assert found is not None
+        damping = bootstrap(generator=self._draws("bootstrap")) if self.damping == "bootstrap" else self.damping
+        step = found.newton_step(damping=damping, top=self._tops(found))
+        groups, parameters = self._groups(), self._chosen()
+        for name, part in _by_parameter(step).items():
+            if name in parameters:
+                parameters[name].add_(part, alpha=groups[name]["lr"])
+
+    def _tops(self, found: Spectrum) -> Any:
+        """Not more than there are."""
+        if self.top is None:
+            return None
+        values = found.eigenvalues
+        if isinstance(values, Tensor):
+            return min(self.top, len(values))
+        return {group: min(self.top, len(own)) for group, own in values.items()}
+
+    def _draws(self, what: str) -> torch.Generator:
+        seed = random.Random(f"{self.seed}, {what}, step {self.steps}").getrandbits(62)
+        return torch.Generator().manual_seed(seed)
+
+
+def _by_parameter(step: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of several groups' steps, {group: {name: tensor}}, or of one's."""
+    found: dict[str, Tensor] = {}
+    for name, part in step.items():
+        found |= {name: part} if isinstance(part, Tensor) else part
+    return found

@@ -1,0 +1,179 @@
+"""`hbp.optim.Preconditioner`: a gradient divided by damped curvature, for any optimizer of torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hbpcompiler.curvature.block import EXACT, PI
+from hbpcompiler.errors import InputError, OptionError
+from hbpcompiler.optim.kinds import kind_of
+from hbpcompiler.optim.running import Gradient, RunningCurvature, Settings
+from hbpcompiler.optim.settings import Checked, options_of_compile
+from hbpcompiler.options import check_model
+from hbpcompiler.wrappers import unwrapped
+
+SPLITS = (EXACT, PI)
+LARGEST_FACTOR = 4096
+"""The longest side of a weight that has Kronecker factors: such a factor takes 64 MB, its eigenvectors 20 s a time."""
+FORMAT = "hbpcompiler preconditioner 1"
+
+
+class Preconditioner:
+    """Puts (C + damping)^-1 grad L into `p.grad`, with C a running average of curvature.
+
+        pre = hbp.optim.Preconditioner(model, loss, curvature="kfac", damping=1e-3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for X, y in loader:
+            loss = pre.step(X, y)          # in place of zero_grad(), loss(model(X), y) and backward()
+            optimizer.step()
+
+    C is block-diagonal. With Kronecker factors it is B (x) A for weights, with their biases (as `joint_bias`), and the
+    diagonal of the same matrix for parameters that have no factors: embeddings and other weights with a side longer
+    than `largest_factor`, scales and shifts of norms, tensors that meet no inputs.
+
+    Args:
+        model: as for `hbp.compile`.
+        loss: a mean or a sum over samples; nn.CrossEntropyLoss() by default.
+        curvature: "diag_ggn", "diag_ggn_mc", "second_moment"; "diag_h_abs" and "diag_h_clip", the average of diag_h
+            with its negative entries made positive or zero; "kfac", "kflr", "kfra", "kfac_reduce", "kflr_reduce",
+            "kfac_emp", "kfac_emp_reduce"; "blocks" and "blocks_mc", each parameter's whole block of the GGN.
+        damping: a positive number, or a dict of them by shell patterns of parameter names, each of which must match.
+        ema: the decay of the running average; 1: all batches count the same. It is unbiased from the first step on.
+        update_every: steps between two batches whose curvature enters the average. The steps between compute the
+            gradient alone.
+        invert_every: steps between two inverses, a multiple of update_every.
+        split: how the damping meets Kronecker factors: "pi", shared by both (Martens & Grosse 2015, section 6.3;
+            Dangel, Kunstner & Hennig 2020, equations 28 and 29); "exact", added to the eigenvalues of their product.
+        kl_clip: if given, the gradient is multiplied by min(1, sqrt(kl_clip / (lr^2 <grad, preconditioned grad>))),
+            with `lr` the optimizer's own rate: a bound on the step's length in the norm of C.
+        lr: for kl_clip; it may be changed from step to step.
+        mc_samples: for the sampled curvatures.
+        seed: of the draws, which depend on it and on the step's number alone; torch's generators stay untouched.
+        largest_factor: see above.
+        options: of `hbp.compile`, for both programs.
+
+    Raises OptionError or ModelError for what makes no sense, and at the first batch what `hbp.compile` raises for a
+    model that has not the curvature. p.grad is untouched then.
+    """
+
+    def __init__(self, model: nn.Module, loss: Any = None, curvature: str = "kfac",
+                 damping: float | Mapping[str, float] = 1e-3, *, ema: float = 0.95, update_every: int = 10,
+                 invert_every: int = 100, split: str = PI, kl_clip: float | None = None, lr: float = 1.0,
+                 mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
+        kind = kind_of(curvature)
+        checked = Checked("this preconditioner")
+        checked.number("ema", ema, above=False, most=1.0)
+        checked.intervals(update_every, invert_every)
+        checked.one_of("split", split, SPLITS)
+        checked.number("kl_clip", kl_clip, above=True, optional=True)
+        checked.number("lr", lr, above=True)
+        checked.whole("largest_factor", largest_factor)
+        checked.whole("seed", seed, least=0)
+        for pattern, value in damping.items() if isinstance(damping, Mapping) else [("", damping)]:
+            checked.number(f"damping of {pattern!r}" if pattern else "damping", value, above=True)
+        checked.done()
+        self.model = unwrapped(model)
+        loss = nn.CrossEntropyLoss() if loss is None else loss
+        check_model(self.model, loss)
+        self.curvature_name = curvature
+        self.damping = damping
+        self.kl_clip, self.lr = kl_clip, lr
+        self.steps = 0
+        """How many there have been."""
+        self._dampings()
+        options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
+        settings = Settings(kind, ema, split, largest_factor, seed, update_every, invert_every, options=options)
+        self._running = RunningCurvature(self.model, loss, settings)
+
+    def step(self, *batch: Any) -> Tensor:
+        """The loss of a batch (X, y); its preconditioned gradient is in p.grad of the trainable parameters.
+
+        p.grad is overwritten. Parameters that do not reach the loss get None, as from zero_grad().
+        """
+        loss, gradient = self.gradient(*batch)
+        self._set(self._preconditioned(gradient))
+        return loss
+
+    def gradient(self, *batch: Any) -> tuple[Tensor, Gradient]:
+        """Loss and gradient by name, with the curvature brought up to date where it is time for that: `step` without
+        its end. For gradients that something else happens to first; then call `precondition`."""
+        loss, gradient = self._running.advance(batch, self.steps, self._dampings)
+        self.steps += 1
+        return loss, gradient
+
+    def precondition(self) -> None:
+        """Multiply what is in p.grad, of whatever origin: accumulated over batches, unscaled, clipped."""
+        gradient = {name: parameter.grad for name, parameter in self._trainable().items() if parameter.grad is not None}
+        self._set(self._preconditioned(gradient))
+
+    def curvature(self) -> Any:
+        """The running average, without damping, as `hbp.curvature` gives it. InputError before the first step."""
+        return self._running.average()
+
+    # -- beneath -------------------------------------------------------------------------------------------------------
+
+    def _preconditioned(self, gradient: Gradient) -> Gradient:
+        found = self._running.preconditioned(gradient)
+        if self.kl_clip is not None:
+            factor = shortening(found, gradient, self.kl_clip, self.lr)
+            found = {name: part.mul_(factor) for name, part in found.items()}
+        return found
+
+    def _set(self, gradient: Gradient) -> None:
+        for name, parameter in self._trainable().items():
+            parameter.grad = gradient.get(name)
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _dampings(self) -> dict[str, float]:
+        """By parameter. OptionError for patterns that match none, and parameters that none matches."""
+        names = [name for name, _ in self.model.named_parameters()]
+        if not isinstance(self.damping, Mapping):
+            return dict.fromkeys(names, float(self.damping))
+        found: dict[str, float] = {}
+        for pattern, value in self.damping.items():
+            matching = fnmatch.filter(names, pattern)
+            if not matching:
+                raise OptionError(f"damping: {pattern!r} matches no parameter; there are {', '.join(names)}")
+            found |= dict.fromkeys(matching, float(value))
+        if missing := [name for name in names if name not in found]:
+            raise OptionError(f"damping: there is none for {', '.join(missing)}; '*' first in the dict gives the rest")
+        return found
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """For torch.save: averages, the inverse in use, the number of steps. A run that loads it goes on bit-equal."""
+        return {"format": FORMAT, "curvature": self.curvature_name, "steps": self.steps,
+                "running": self._running.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises InputError for the state of something else; nothing is changed then."""
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+            raise InputError("this is not the state of a preconditioner")
+        if state["curvature"] != self.curvature_name:
+            raise InputError(f"this is the state of a preconditioner with curvature={state['curvature']!r}, not "
+                             f"{self.curvature_name!r}")
+        self._running.load_state_dict(state["running"])
+        self.steps = state["steps"]
+
+    def __repr__(self) -> str:
+        return (f"Preconditioner({type(self.model).__name__}, curvature={self.curvature_name!r}, "
+                f"damping={self.damping!r}, steps={self.steps})")
+
+
+def shortening(direction: Gradient, gradient: Gradient, bound: float, lr: float) -> float:
+    """min(1, sqrt(bound / (lr^2 <direction, gradient>))), by which a step is made no longer than the bound."""
+    product = abs(inner(direction, gradient)) * lr**2
+    return 1.0 if not product > bound else math.sqrt(bound / product)
+
+
+def inner(left: Gradient, right: Gradient) -> float:
+    """In float64."""
+    return float(sum((part.double() * right[name].double()).sum() for name, part in left.items())) if left else 0.0

@@ -1,0 +1,80 @@
+"""The quadratic model of the loss along a few directions, and what is read off it: step sizes, and how far to trust it.
+
+With directions V (columns), gradient g and the batch's exact GGN C,
+
+    q(w) = 1/2 w^T V^T (C + damping) V w + g^T V w
+
+predicts how L changes if the parameters move by V w (Martens & Grosse 2015, section 6.4 and 7; damping by the
+reduction ratio: section 6.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.operators.at_outputs import LossHessian
+from hbpcompiler.operators.passes import Passes
+from hbpcompiler.operators.products import Products
+from hbpcompiler.optim.running import Gradient
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """q in the coefficients w: float64, [k, k], [k, k] and [k]."""
+
+    curvature: Tensor
+    """V^T C V, with the l2 term's own curvature."""
+    damping: Tensor
+    """V^T damping V"""
+    slope: Tensor
+    """V^T g"""
+
+    def minimum(self, given: Sequence[float | None]) -> Tensor:
+        """w that minimises q, where some coefficients are given and None is free. One of no effect is zero."""
+        matrix = self.curvature + self.damping
+        w = torch.tensor([0.0 if value is None else value for value in given], dtype=torch.float64)
+        free = [i for i, value in enumerate(given) if value is None]
+        if free:
+            rest = self.slope[free] + matrix[free] @ w
+            w[free] = -(torch.linalg.pinv(matrix[free][:, free], hermitian=True) @ rest)
+        return w
+
+    def change(self, w: Tensor) -> float:
+        """q(w) without damping: the change of L that the model predicts."""
+        return float(w @ self.curvature @ w / 2 + self.slope @ w)
+
+
+class QuadraticModel:
+    """Products with a model's exact GGN over a batch, of a few vectors at once."""
+
+    def __init__(self, model: nn.Module, loss: Any, seed: int) -> None:
+        self.model, self.loss, self.seed = model, loss, seed
+        self._products: dict[tuple[str, ...], Products] = {}
+
+    def along(self, batch: tuple[Any, ...], directions: Sequence[Gradient], gradient: Gradient,
+              damping: Mapping[str, float], l2: Mapping[str, float]) -> Quadratic:
+        """q along directions {name: [*theta]}; damping and l2 by parameter."""
+        names = tuple(directions[0])
+        columns = [torch.stack([direction[name] for direction in directions]) for name in names]
+        products = self._of(names).times(0, check_batch(self.model, batch), columns)
+        size = len(directions)
+        curvature, damped = torch.zeros(size, size).double(), torch.zeros(size, size).double()
+        slope = torch.zeros(size).double()
+        for name, column, product in zip(names, columns, products, strict=True):
+            flat = column.flatten(1).double()
+            squares = (flat @ flat.t()).cpu()
+            curvature += (flat @ product.flatten(1).double().t()).cpu() + l2[name] * squares
+            damped += damping[name] * squares
+            slope += (flat @ gradient[name].flatten().double()).cpu()
+        return Quadratic((curvature + curvature.t()) / 2, damped, slope)
+
+    def _of(self, names: tuple[str, ...]) -> Products:
+        if names not in self._products:
+            self._products[names] = Products(Passes(self.model, self.loss, names, self.seed), LossHessian(), 2)
+        return self._products[names]

@@ -1,0 +1,205 @@
+"""A model's curvature while it is trained: running averages over some steps' batches, and their damped inverse."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.curvature import Curvature, curvature
+from hbpcompiler.errors import IndefiniteCurvatureWarning, InputError, UnsupportedOpError
+from hbpcompiler.optim.averages import Averages, Key
+from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED, Kind, with_factors
+from hbpcompiler.result import Result
+from hbpcompiler.values import Stored, Values
+
+Gradient = dict[str, Tensor]
+"""By parameter name."""
+MEANS_ALSO_OF_SUMS = ("second_moment",)
+"""(1/N) sum_n whatever the loss is; its Fisher matrix has N times that if the loss is a sum."""
+
+
+class Factors(NamedTuple):
+    """Of a Kronecker product B (x) A."""
+
+    A: Tensor | None
+    B: Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stays the same from step to step."""
+
+    kind: Kind
+    decay: float
+    split: str
+    largest_factor: int
+    seed: int
+    update_every: int
+    invert_every: int
+    squared: bool = False
+    """Whether squares are averaged (of diagonals), not the values themselves."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of `hbp.compile`."""
+
+
+class RunningCurvature:
+    """The averages, and the programs they come from: one of the gradient alone, one of the gradient and curvature.
+
+    The second one is for the parameters that are trainable now; there is another one for others.
+    """
+
+    def __init__(self, model: nn.Module, loss: Any, settings: Settings) -> None:
+        self.model = model
+        self.loss = loss
+        self.settings = settings
+        self.averages = Averages(settings.decay)
+        self.inverse: Curvature | None = None
+        self._stored: Mapping[str, Stored] = {}
+        self._known: set[str] = set()
+        self._gradient_alone = compile_model(model, loss, ["grad"], **settings.options)
+        self._with_curvature: dict[frozenset[str], Compiled] = {}
+
+    # -- a batch -------------------------------------------------------------------------------------------------------
+
+    def advance(self, batch: tuple[Any, ...], step: int, dampings: Callable[[], Mapping[str, float]] | None,
+                ) -> tuple[Tensor, Gradient]:
+        """Loss and gradient, with the average brought up to date where the step's number says so, and the inverse too
+        unless there are no dampings. At once where parameters have become trainable that neither has yet."""
+        trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        new = not trainable <= self._known
+        if not new and step % self.settings.update_every:
+            return self.gradient(batch, step)
+        loss, gradient = self.gradient_and_update(batch, step)
+        if dampings is not None and self._stored and (new or step % self.settings.invert_every == 0):
+            self.invert(dampings())
+        self._known |= trainable
+        return loss, gradient
+
+    def gradient(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient]:
+        """Loss and gradient."""
+        result = self._gradient_alone(*batch, generator=self.draws(step))
+        return result.loss, dict(result.grad)
+
+    def gradient_and_update(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient]:
+        """The same; the batch's curvature goes into the averages, unless it is not finite."""
+        program = self._program(batch, step)
+        result = self._of_convex_loss(program, batch, step)
+        samples = check_batch(self.model, batch).samples if program.reduction == "sum" else 1
+        seen = self._seen(result, samples)
+        if torch.stack([tensor.sum() for tensor in seen.values()]).isfinite().all():
+            self.averages.update(seen)
+            self._stored = result.stored
+        return result.loss, dict(result.grad)
+
+    def _program(self, batch: tuple[Any, ...], step: int) -> Compiled:
+        trainable = frozenset(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        if trainable not in self._with_curvature:
+            self._with_curvature[trainable] = compile_model(self.model, self.loss, self._quantities(batch, step),
+                                                            joint_bias=True, **self.settings.options)
+        return self._with_curvature[trainable]
+
+    def _of_convex_loss(self, program: Compiled, batch: tuple[Any, ...], step: int) -> Result:
+        """What the program returns. UnsupportedOpError if its curvature may be indefinite, so that nothing can be
+        divided by it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", IndefiniteCurvatureWarning)
+            try:
+                return program(*batch, generator=self.draws(step))
+            except IndefiniteCurvatureWarning as warning:
+                self._with_curvature.clear()
+                raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "
+                                         "or 'diag_h_clip', which are positive for every loss") from None
+
+    def _quantities(self, batch: tuple[Any, ...], step: int) -> dict[str, Any]:
+        kind = self.settings.kind
+        if not kind.others:
+            return {"grad": "*", kind.quantity: "*"}
+        stored = self._gradient_alone(*batch, generator=self.draws(step)).grad.stored
+        factored = with_factors(stored, self.settings.largest_factor)
+        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
+        return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
+
+    def _seen(self, result: Result, samples: int) -> dict[Key, Tensor]:
+        """The tensors that are averaged."""
+        kind, seen = self.settings.kind, dict[Key, Tensor]()
+        for quantity in kind.quantities:
+            for name, value in result[quantity].items() if quantity in result else ():
+                if kind.root:
+                    columns = value.flatten(0, 1).flatten(1)
+                    seen[name, ""] = columns.t() @ columns
+                elif isinstance(value, Tensor):
+                    seen[name, ""] = value * samples if quantity in MEANS_ALSO_OF_SUMS else value
+                else:
+                    seen |= {(name, letter): factor for letter, factor in (("A", value.A), ("B", value.B))
+                             if factor is not None}
+        if self.settings.squared:
+            return {key: tensor.square() for key, tensor in seen.items()}
+        return seen
+
+    def draws(self, step: int) -> torch.Generator:
+        """Each step's own, so that a run that is resumed draws as one that was not interrupted."""
+        return torch.Generator().manual_seed(random.Random(f"{self.settings.seed}, step {step}").getrandbits(62))
+
+    def mean(self, name: str) -> Tensor:
+        """The average of a diagonal, as the kind has its sign."""
+        return self._signed(self.averages.means[name, ""])
+
+    # -- the inverse ---------------------------------------------------------------------------------------------------
+
+    def average(self) -> Curvature:
+        """The mean as it is now, of the parameters that the last update was about. InputError before the first one."""
+        if not self._stored:
+            raise InputError("there is no curvature yet: it comes with the next step that updates it")
+        values: dict[str, Any] = {}
+        for (name, letter), mean in self.averages.means.items():
+            if name not in self._stored:
+                continue
+            if letter == "":
+                values[name] = self._signed(mean)
+            elif letter == "B":
+                values[name] = Factors(self.averages.means.get((name, "A")), mean)
+        return curvature(Values(values, "", self._stored))
+
+    def invert(self, dampings: Mapping[str, float]) -> None:
+        """(average + damping)^-1, kept for the steps that follow."""
+        average = self.average()
+        self.inverse = average.inverse({name: dampings[name] for name in average.names}, self.settings.split)
+
+    def preconditioned(self, gradient: Gradient) -> Gradient:
+        """The inverse times the gradient, {name: [*theta]}."""
+        if self.inverse is None:
+            raise InputError("no batch has been seen whose curvature is finite; there is nothing to divide by")
+        found: Gradient = {}
+        for block in self.inverse.blocks:
+            if all(name in gradient for name in block.names):
+                own = block.place.gather({name: gradient[name].unsqueeze(0) for name in block.names})
+                product = block.place.scatter(block.product(own.to(block.dtype)))
+                found |= {name: part.squeeze(0).to(gradient[name].dtype) for name, part in product.items()}
+        return found
+
+    def _signed(self, mean: Tensor) -> Tensor:
+        if self.settings.kind.sign == ABSOLUTE:
+            return mean.abs()
+        return mean.clamp(min=0) if self.settings.kind.sign == CLIPPED else mean
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": self.averages.state_dict(), "known": sorted(self._known),
+                "inverse": None if self.inverse is None else self.inverse.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        device = next(self.model.parameters()).device
+        self.averages.load(state["averages"], device)
+        self._known = set(state["known"])
+        inverse = state["inverse"]
+        self.inverse = None if inverse is None else Curvature.from_state_dict(inverse).to(device)

@@ -1,0 +1,173 @@
+"""`Diagonal`, `BlockNewton` and `Newton` against dense linear algebra."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from tests.optim.models import (
+    blocks,
+    chain,
+    close,
+    flat,
+    gradient,
+    mean_loss,
+    tokens,
+    values,
+    whole_ggn,
+    whole_hessian,
+)
+
+EACH = {"update_every": 1, "ema": 0.6}
+
+
+def moved(model, before):
+    return {name: value - before[name] for name, value in values(model).items()}
+
+
+def expected_steps(rule, gradients, curvatures):
+    """Of the last step, by the rules' formulas."""
+    newest = 0.4 / (1 - 0.36)
+    averaged = [h.square() for h in curvatures] if rule == "adahessian" else curvatures
+    h = averaged[0] if len(averaged) == 1 else (1 - newest) * averaged[0] + newest * averaged[1]
+    m = 0.0
+    for own in gradients:
+        m = 0.7 * m + 0.3 * own
+    unbiased = m / (1 - 0.7 ** len(gradients))
+    if rule == "sophia":
+        return (m / (0.5 * h).clamp(min=1e-2)).clamp(-1, 1)
+    return unbiased / (h.sqrt() ** 0.5 + 1e-2) if rule == "adahessian" else unbiased / (h + 0.3)
+
+
+@pytest.mark.parametrize(("rule", "curvature"), [("damped", "diag_h_abs"), ("sophia", "diag_ggn"),
+                                                 ("adahessian", "diag_h_clip")])
+def test_diagonal(rule, curvature):
+    model, X, y = chain()
+    optimizer = hbp.optim.Diagonal(model, None, lr=0.2, rule=rule, curvature=curvature, momentum=0.7, damping=0.3,
+                                   clip_scale=0.5, eps=1e-2, power=0.5, weight_decay=0.1, **EACH)
+    program = hbp.compile(model, mean_loss, ["diag_h" if "_h_" in curvature else "diag_ggn"])
+    gradients, curvatures = [], []
+    for _ in range(2):
+        result = program(X, y)
+        h = result["diag_h" if "_h_" in curvature else "diag_ggn"]
+        gradients.append(gradient(model, mean_loss, X, y))
+        curvatures.append(h)
+        before = values(model)
+        optimizer.step(X, y)
+        for name, step in moved(model, before).items():
+            made = [each[name] for each in curvatures]
+            if rule != "adahessian":
+                mean = made[0] if len(made) == 1 else (0.6 * made[0] + made[1]) / 1.6
+                made = [mean.abs() if curvature.endswith("abs") else mean]
+            expected = expected_steps(rule, [each[name] for each in gradients], made)
+            close(step, -0.2 * (expected + 0.1 * before[name]), f"{rule} {name}")
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_block_newton_run_to_convergence_is_the_dense_solution(curvature):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(6, 3).double(), torch.randint(2, (6,))
+    matrix = whole_hessian(model, mean_loss, X, y) if curvature == "hessian" else whole_ggn(model, mean_loss, X, y)
+    dense, own, before = blocks(matrix, model), gradient(model, mean_loss, X, y), values(model)
+    optimizer = hbp.optim.BlockNewton(model, None, lr=0.5, damping=0.5, curvature=curvature, progress=0.0,
+                                      tolerance=1e-12)
+    optimizer.step(X, y)
+    for name, step in moved(model, before).items():
+        damped = dense[name] + 0.5 * torch.eye(len(dense[name])).double()
+        assert torch.linalg.eigvalsh(damped)[0] > 0
+        close(step.flatten(), -0.5 * torch.linalg.solve(damped, own[name].flatten()), name)
+        assert optimizer.solutions[name].converged
+        assert not optimizer.solutions[name].negative
+
+
+def test_conjugate_gradients():
+    torch.manual_seed(0)
+    root = torch.randn(30, 30).double()
+    A, b = root @ root.T, torch.randn(30).double()
+    solve = hbp.optim.conjugate_gradients
+    found = solve(lambda v: A @ v, b, damping=0.1, tolerance=1e-10, progress=0.0, most_iterations=200)
+    close(found.x, torch.linalg.solve(A + 0.1 * torch.eye(30).double(), b), "solution", 1e-8)
+    assert found.converged
+    assert not found.negative
+    martens = solve(lambda v: A @ v, b, damping=0.1)
+    assert martens.converged
+    assert martens.iterations < found.iterations
+    few = solve(lambda v: A @ v, b, most_iterations=3)
+    assert few.iterations == 3
+    assert not few.converged
+    assert solve(lambda v: A @ v, torch.zeros(30).double()).converged
+    D = torch.tensor([3.0, 2.0, -1.0]).double()
+    downhill = solve(lambda v: D * v, torch.tensor([1.0, 1.0, 0.1]).double())
+    assert downhill.negative
+    assert downhill.x @ torch.tensor([1.0, 1.0, 0.1]).double() > 0
+    uphill = solve(lambda v: -v, b)
+    assert uphill.negative
+    assert torch.equal(uphill.x, b)
+
+
+def test_block_newton_reaches_the_minimum():
+    """A convex problem, block by block, down to 1e-10."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    X, y = torch.randn(20, 3).double(), torch.randint(2, (20,))
+    optimizer = hbp.optim.BlockNewton(model, None, damping=1e-4, curvature="hessian", progress=0.0)
+    norm = torch.tensor(1.0)
+    for _ in range(200):
+        if norm >= 1e-10:
+            optimizer.step(X, y)
+            norm = flat(gradient(model, mean_loss, X, y)).norm()
+    assert norm < 1e-10
+
+
+def test_newton_with_all_directions_is_the_damped_solution():
+    model, X, y = tokens()
+    G, own, before = whole_ggn(model, mean_loss, X, y), flat(gradient(model, mean_loss, X, y)), values(model)
+    values_, vectors = torch.linalg.eigh(G)
+    top = vectors[:, values_ > 1e-9 * values_[-1]]
+    hbp.optim.Newton(model, None, lr=0.5, top=None, damping=0.1).step(X, y)
+    expected = -0.5 * top @ ((top.T @ own) / (values_[values_ > 1e-9 * values_[-1]] + 0.1))
+    close(flat(moved(model, before)), expected, "step", 1e-7)
+
+
+def test_newton_of_groups_with_damping_from_noise():
+    model, X, _ = chain(samples=32)
+    y = (X[:, 0] > X[:, 1]).long()
+    once, again = copy.deepcopy(model), copy.deepcopy(model)
+    for each in (once, again):
+        optimizer = hbp.optim.Newton(each, None, top=4, groups="layer", columns="sampled", mc_samples=2, seed=3)
+        losses = [float(optimizer.step(X, y)) for _ in range(4)]
+    assert all(torch.equal(value, values(again)[name]) for name, value in values(once).items())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_newton_moves_the_chosen_parameters_alone():
+    model, X, y = chain()
+    before = values(model)
+    hbp.optim.Newton(model, None, model[2].parameters(), damping=0.1).step(X, y)
+    assert torch.equal(model[0].weight, before["0.weight"])
+    assert not torch.equal(model[2].weight, before["2.weight"])
+
+
+def test_bad_input():
+    model, X, y = chain()
+    before = values(model)
+    for made, words in ((lambda: hbp.optim.Diagonal(model, None, curvature="kfac"), "'kfac' is no diagonal"),
+                        (lambda: hbp.optim.Diagonal(model, None, rule="adam"), "rule 'adam' is unknown"),
+                        (lambda: hbp.optim.BlockNewton(model, None, curvature="kfac"), "curvature 'kfac' is unknown"),
+                        (lambda: hbp.optim.BlockNewton(model, None, damping=-1), "damping must be a number, at least"),
+                        (lambda: hbp.optim.Newton(model, None, top=0), "top must be a whole number"),
+                        (lambda: hbp.optim.Newton(model, None, damping="noise"), "damping must be a number"),
+                        (lambda: hbp.optim.Newton(model, None, groups="rows"), "groups 'rows' is unknown")):
+        with pytest.raises(hbp.CompileError, match=words):
+            made()
+
+    def odd(output, target):
+        return torch.sin(output).mean()
+
+    for optimizer in (hbp.optim.Newton(model, odd), hbp.optim.KFLR(model, odd)):
+        with pytest.raises(hbp.UnsupportedOpError, match=r"convex|positive"):
+            optimizer.step(X, y)
+    assert all(torch.equal(value, before[name]) for name, value in values(model).items())
