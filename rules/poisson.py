@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import at, check_floating, of_samples, reduction, repeated, scaled, share
+from .shared.loss_terms import at, check_numbers, of_samples, reduction, repeated, scaled, share
 
 
 def loss(op: Op, reduction: str) -> Tensor:
@@ -38,7 +38,7 @@ def sample(op: Op, draws: int) -> Tensor:
 
 
 def check(op: Op, target: Tensor) -> str | None:
-    if (reason := check_floating(op, target, "input")) is not None:
+    if (reason := check_numbers(op, target, "input")) is not None:
         return reason
     wrong = target < 0
     return f"{at(target, wrong)}, but counts are not negative" if wrong.any() else None

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
 
-from .shared.loss_terms import check_floating, of_samples, reduction, repeated, scaled, share
+from .shared.loss_terms import check_floating, check_numbers, of_samples, reduction, repeated, scaled, share
 
 SETTINGS = ({"reduction": 1}, {"reduction": 2})
 
@@ -39,7 +39,7 @@ MSE = LossRule(
     residual=Diagonal(mse_diagonal),
     reduction=reduction,
     sample=mse_sample,
-    check=check_floating,
+    check=check_numbers,
     positions=1,
     cases=_cases({}),
 )
@@ -91,7 +91,7 @@ SMOOTH_L1 = LossRule(
     gradient=smooth_l1_gradient,
     residual=smooth_l1_residual,
     reduction=reduction,
-    check=check_floating,
+    check=check_numbers,
     positions=1,
     cases=_cases({}, {"beta": 0.4}, {"beta": 0.0}),
 )
@@ -110,7 +110,7 @@ L1 = LossRule(
     gradient=l1_gradient,
     residual=ZERO,
     reduction=reduction,
-    check=check_floating,
+    check=check_numbers,
     positions=1,
     cases=_cases({}),
 )

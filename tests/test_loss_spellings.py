@@ -75,7 +75,12 @@ MEANS = {
         torch.stack([squares(o, t).mean(), F.cross_entropy(o, t["y"])]).sum()
         + torch.stack([F.mse_loss(o[:, i], t["z"][:, i]) for i in range(3)]).mean()
         + (torch.stack([each.mean() for each in squares(o, t).unbind(1)]) * CLASSES / 2).sum()
-        + torch.stack([F.cross_entropy(o, t["y"])]).sum()),
+        + torch.stack([F.cross_entropy(o, t["y"])]).sum()
+        + torch.cat([F.cross_entropy(o, t["y"])[None], torch.stack([squares(o, t).mean(), o.cos().mean()])]).mean()
+        + F.cross_entropy(o, t["y"])[None].squeeze() + torch.stack([squares(o, t).mean(), o.mean()])[1]),
+    "end to end": lambda o, t: (
+        torch.cat([F.cross_entropy(o, t["y"], reduction="none"), squares(o, t).flatten()]).mean()
+        + (torch.cat([squares(o, t).sum(1), squares(o, t).flatten(), o[:, 0]]) / 3 * 2).mean()),
     "N - 1": lambda o, t: squares(o, t).sum() / (number(o) - 1),
     "counted": lambda o, t: summed(o, t) / (t["y"] >= 0).sum(),
     "mask": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].sum(),
@@ -89,6 +94,7 @@ SUMS = {
     "mean * N": lambda o, t: F.cross_entropy(o, t["y"]) * number(o),
     "stacked": lambda o, t: (
         torch.stack([each.sum() for each in squares(o, t).unbind(1)]) @ CLASSES + squares(o, t).sum(0).mean()),
+    "end to end": lambda o, t: torch.cat([F.cross_entropy(o, t["y"], reduction="none"), squares(o, t).flatten()]).sum(),
     "sum + mean * N": lambda o, t: summed(o, t) + squares(o, t).mean() * number(o),
     "over a mean": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].double().mean(),
 }
@@ -97,6 +103,36 @@ SUMS = {
 @pytest.mark.parametrize(("name", "kind"), [*[(name, "mean") for name in MEANS], *[(name, "sum") for name in SUMS]])
 def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name, kind):
     check(MEANS[name] if kind == "mean" else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])
+
+
+WHOLE = {"y": LABELS.to(torch.uint8), "ignored": torch.tensor([0, 255, 1, 2], dtype=torch.uint8), "mask": MASK,
+         "counts": torch.tensor([[0, 1, 7], [2, 0, 1], [3, 1, 4], [1, 2, 0]], dtype=torch.int16)}
+
+
+def test_targets_of_whole_numbers():
+    """As torch takes them: bytes for classes (masks of images, 255 where nothing counts), numbers for numbers."""
+    def loss(output, target):
+        return (F.cross_entropy(output, target["y"], label_smoothing=0.1)
+                + F.cross_entropy(output, target["ignored"], ignore_index=255)
+                + F.cross_entropy(output, target["y"], reduction="none").square().mean()
+                + F.nll_loss(output.log_softmax(1), target["ignored"], ignore_index=255)
+                + F.mse_loss(output, target["counts"]) + F.l1_loss(output, target["counts"])
+                + F.smooth_l1_loss(output, target["counts"].long()) + F.poisson_nll_loss(output, target["counts"]))
+
+    def of_truth_values(output, target):  # torch has no second derivative of these
+        return F.mse_loss(output, target["mask"]) + F.smooth_l1_loss(output, target["mask"])
+
+    check(loss, plain(), WHOLE, ["variance", "diag_h"])
+    model = plain()
+    found = hbp.compile(model, of_truth_values, ["grad", "diag_h"])(X, WHOLE)
+    numbers = {"mask": MASK.double()}
+    for name, value in reference(model, of_truth_values, (X,), numbers, "grad").items():
+        close(found.grad[name], value, f"grad of {name}")
+    for name, value in reference(model, of_truth_values, (X,), numbers, "diag_h").items():
+        close(found.diag_h[name], value, f"diag_h of {name}")
+    wrong = {**WHOLE, "y": torch.tensor([0, 255, 1, 2], dtype=torch.uint8)}
+    with pytest.raises(hbp.InputError, match="255, but class indices lie between 0 and 2"):
+        hbp.compile(plain(), lambda o, t: F.cross_entropy(o, t["y"]), ["grad"])(X, wrong)
 
 
 def test_neither_a_mean_nor_a_sum():

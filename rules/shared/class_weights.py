@@ -43,4 +43,4 @@ def counted(op: Op) -> tuple[Tensor, Tensor]:
 
 def terms(op: Op, target: Tensor) -> int | None:
     """How many labels are not ignored; class weights would be needed to weigh them."""
-    return None if op.has("weight") else int((target != op.ignore_index).sum())
+    return None if op.has("weight") else int((target.long() != op.ignore_index).sum())

@@ -59,23 +59,30 @@ def _of_batch(shape: Shape) -> str:
 
 
 def check_floating(op: Op, target: Tensor, input: str = "self") -> str | None:
+    """Targets that are numbers of the output's dtype: as torch demands of some losses."""
+    if target.is_floating_point():
+        return check_numbers(op, target, input)
+    wrong_shape = check_shape(op, target, [op.shape(input)], input)
+    return wrong_shape or f"the target has dtype {target.dtype}, but must be floating, as the output is"
+
+
+def check_numbers(op: Op, target: Tensor, input: str = "self") -> str | None:
     """Targets that are numbers: of the output's shape (torch would broadcast them otherwise, which is never meant) and
-    dtype, none of them nan."""
+    dtype or whole ones, none of them nan."""
     if (reason := check_shape(op, target, [op.shape(input)], input)) is not None:
         return reason
     output = getattr(op, input, None)
-    if isinstance(output, Tensor) and output.dtype != target.dtype:
+    if target.is_floating_point() and isinstance(output, Tensor) and output.dtype != target.dtype:
         return f"the target has dtype {target.dtype}, but the output has {output.dtype}"
-    if not target.is_floating_point():
-        return f"the target has dtype {target.dtype}, but must be floating, as the output is"
     wrong = target.isnan()
     return at(target, wrong) if wrong.any() else None
 
 
 def check_labels(op: Op, target: Tensor, classes: int) -> str | None:
-    """Class indices: int64, in range, not all of them ignored."""
-    if target.dtype != torch.int64:
+    """Class indices: int64 or uint8, in range, not all of them ignored."""
+    if target.dtype not in (torch.int64, torch.uint8):
         return f"class indices must be torch.int64, but the target has dtype {target.dtype}"
+    target = target.long()
     ignored = target == op.ignore_index
     wrong = ~ignored & ((target < 0) | (target >= classes))
     if wrong.any():

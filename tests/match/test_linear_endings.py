@@ -1,5 +1,8 @@
 """Reductions of the batch that go behind what is done with the other axes, and numbers in a row."""
 
+import pytest
+
+from hbpcompiler.compiler.match.joined_endings import with_joined_endings
 from hbpcompiler.compiler.match.linear_endings import with_linear_endings
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
@@ -44,6 +47,23 @@ def test_numbers_in_a_row():
                     **{"tensors.0": one.output, "tensors.1": two.output})
     _, _, steps = rewritten(one, two, row, whole("loss", VECTOR, "mean"))
     assert steps == [("aten.sum", ()), ("aten.mean", ()), ("aten.add", ()), ("aten.div", ())]
+
+
+@pytest.mark.parametrize(("reduction", "end"), [("mean", ["mul", "add"]), ("sum", ["add"])])
+def test_samples_laid_end_to_end(reduction, end):
+    flat = operation("flatten", value("flat", 2 * N), {"start_dim": 0, "end_dim": -1}, in_loss=True, self=OUTPUT)
+    each = operation("sum", value("each", N), {"dim": [1], "keepdim": False, "dtype": None}, overload="dim_IntList",
+                     in_loss=True, self=OUTPUT)
+    row = operation("cat", value("row", 3 * N), {"tensors": ["tensors.0", "tensors.1"], "dim": 0}, in_loss=True,
+                    **{"tensors.0": flat.output, "tensors.1": each.output})
+    found = graph([LINEAR, flat, each, row, whole("loss", row.output, reduction)], state=[W], inputs=[X],
+                  outputs=[OUTPUT])
+    made = with_joined_endings(found, builtin()).operations
+    multiple = end[:-1]
+    assert [step.short for step in made[3:]] == [reduction, *multiple, reduction, *multiple, "add"]
+    shares = [step.attributes["other"] for step in made if step.short == "mul"]
+    assert shares == ([pytest.approx(2 / 3), pytest.approx(1 / 3)] if reduction == "mean" else [])
+    assert made[-1].output == found.loss
 
 
 def test_what_is_curved_in_between_stays():

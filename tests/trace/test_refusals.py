@@ -201,11 +201,11 @@ LOSSES = [
     (lambda o: o.sum(), Y, ["cannot be called with (output, target)"]),
     (lambda o, y: (o.argmax(1) != y).float().mean(), Y, ["argmax in the loss", "o.argmax(1) != y"]),
     (lambda o, y: F.cross_entropy(o, y).sqrt(), Y, ["test_refusals.py", "curved"]),
-    (nn.CrossEntropyLoss(), Y.to(torch.uint8), ["torch.uint8", "y.long()"]),
     (nn.CrossEntropyLoss(), Y.to(torch.int32), ["torch.int32", "y.long()"]),
     (nn.CrossEntropyLoss(), Y.double(), ["torch.float64", "y.long()"]),
     (lambda o, y: F.mse_loss(o, F.one_hot(y).float()), Y, ["test_refusals.py", "F.one_hot(y, num_classes=10)"]),
-    (lambda o, y: torch.cat([o.mean().view(1), o.sum().view(1)]).sum(), Y, ["add losses up, as in a + b"]),
+    (lambda o, y: torch.stack([o.mean(), o.sum()])[:1].sum(), Y, ["add losses up, as in a + b"]),
+    (lambda o, y: F.huber_loss(o, o.detach(), delta=1 / len(o)), Y, ["test_refusals.py", "delta=1 / len(o)", "eps"]),
     (nn.BCEWithLogitsLoss(), torch.ones(4, 2, dtype=torch.long), ["torch.int64", "y.float()"]),
 ]
 

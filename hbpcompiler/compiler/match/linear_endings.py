@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.match.joined_endings import Kind, kind_of
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Source, Value
 from hbpcompiler.compiler.trace.reader import without_dead
-from hbpcompiler.rule import Rule
+from hbpcompiler.rule import Rule, Structure
 from hbpcompiler.rule.registry import Registry
 
-Kind: TypeAlias = Literal["aten.sum", "aten.mean"]
 PRODUCTS = ("aten.mul", "aten.div")
 INNER_PRODUCTS = ("aten.matmul", "aten.dot", "aten.mv", "aten.vdot")
 
@@ -76,7 +76,11 @@ class _Rewriting:
             (vector,), (factor,) = active, [value for value in operation.tensors.values() if value is not active[0]]
             form, kind = self._times(self._form(vector), vector, "aten.mul", factor), "aten.sum"
         else:
-            form, kind = self._form(active[0]), self._kind(operation)
+            form, kind = self._form(active[0]), kind_of(operation, self.registry)
+        if isinstance(form, _Stacked) and (len(form.numbers) == 1 or operation.target == "aten.select") \
+                and self._selects(operation):
+            self._added([form.numbers[operation.attributes.get("index", 0)]], "aten.sum", operation.output)
+            return True
         if form is None or kind is None:
             return False
         if isinstance(form, _Stacked):
@@ -99,8 +103,12 @@ class _Rewriting:
         given = list(operation.tensors.values())
         if operation.name not in self.tail:
             return self._over_samples(operation)
-        if operation.target == "aten.stack" and not any(value.shape for value in given):
+        if not any(value.shape for value in given) and self._lays_out(operation):
             return _Stacked(given)
+        if operation.target == "aten.cat":
+            forms = [self._form(value) for value in given]
+            rows = [form for form in forms if isinstance(form, _Stacked)]
+            return _Stacked([number for row in rows for number in row.numbers]) if len(rows) == len(forms) else None
         active = [value for value in given if value.name in self.graph.active]
         if operation.target not in PRODUCTS or len(active) != 1 or operation.attributes.get("rounding_mode"):
             return None
@@ -111,9 +119,17 @@ class _Rewriting:
         factor = others[0] if others else operation.attributes.get("other", operation.attributes.get("self"))
         return self._times(self._form(vector), vector, operation.target, factor)
 
+    def _lays_out(self, operation: Operation) -> bool:
+        """Whether it makes a vector of numbers, as many as there are: a stack, or one number seen as a vector."""
+        return self._selects(operation) and operation.output.shape == (len(operation.tensors),)
+
+    def _selects(self, operation: Operation) -> bool:
+        rule = self.registry.find(operation.target, operation.overload)
+        return isinstance(rule, Rule) and rule.structure is Structure.SELECTION
+
     def _over_samples(self, operation: Operation) -> _Reduced | None:
         """A sum or mean over the sample axis, and perhaps others before it."""
-        kind, value = self._kind(operation), operation.tensors.get("self")
+        kind, value = kind_of(operation, self.registry), operation.tensors.get("self")
         if kind is None or value is None or not value.batched or not operation.output.shape:
             return None
         axes = {axis % len(value.shape) for axis in operation.attributes.get("dim") or range(len(value.shape))}
@@ -122,14 +138,6 @@ class _Rewriting:
             return None
         each = self._over(value, kind, sorted(axes - {0})) if len(axes) > 1 else value
         return _Reduced(each, kind)
-
-    def _kind(self, operation: Operation) -> Kind | None:
-        """Whether it sums or takes the mean of all that it reduces."""
-        rule = self.registry.find(operation.target, operation.overload)
-        name = rule.whole if isinstance(rule, Rule) else operation.target
-        if operation.attributes.get("dtype") is not None:
-            return None
-        return "aten.sum" if name == "aten.sum" else "aten.mean" if name == "aten.mean" else None
 
     def _times(self, form: _Reduced | _Stacked | None, vector: Value, target: str,
                factor: Any) -> _Reduced | _Stacked | None:

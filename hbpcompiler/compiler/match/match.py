@@ -15,6 +15,7 @@ from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_r
 from hbpcompiler.compiler.match.examples import Examples
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
+from hbpcompiler.compiler.match.joined_endings import with_joined_endings
 from hbpcompiler.compiler.match.linear_endings import with_linear_endings
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
@@ -109,7 +110,8 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     `deriving` makes the rules that the registry has not; None: they are reported missing.
     """
     graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
-    graph = with_whole_reductions(with_linear_endings(graph, registry), registry)
+    graph = with_linear_endings(with_joined_endings(graph, registry), registry)
+    graph = with_whole_reductions(graph, registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)

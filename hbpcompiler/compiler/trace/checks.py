@@ -155,7 +155,7 @@ def advice(text: str, batch: Batch, made: str = "") -> str:
     for label, target in whole:
         if ("Long" in text or "int64" in text) and "Float" not in text and target.dtype != torch.int64:
             return f"; classes are of torch.int64: pass {label}.long()"
-        if "Float" in text or "floating" in text:
+        if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):
             return f"; pass {label}.float(), or .double() for a model in double precision"
     return ""
 

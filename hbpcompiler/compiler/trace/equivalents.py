@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
@@ -67,6 +67,29 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> T
     return input.expand(sizes[0]).gather(place, indices.expand(sizes[1]))
 
 
+def _of_plain_targets(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """In place of a loss whose kernel reads bytes as classes and truth values as numbers, which a trace does not."""
+    def run(input: Tensor, target: Tensor, *given: Any, **named: Any) -> Tensor:
+        if target.dtype == torch.uint8:
+            target = target.long()
+        elif target.dtype == torch.bool:
+            target = target.to(input.dtype)
+        return loss(input, target, *given, **named)
+
+    return run
+
+
+@contextmanager
+def _losses_of_plain_targets() -> Iterator[None]:
+    losses = torch._C._nn
+    own = {"cross_entropy_loss": losses, "nll_loss_nd": losses, "mse_loss": losses, "smooth_l1_loss": losses,
+           "poisson_nll_loss": torch}
+    with ExitStack() as stack:
+        for name, owner in own.items():
+            stack.enter_context(replaced(owner, name, _of_plain_targets(getattr(owner, name))))
+        yield
+
+
 def _enter_without_gradients(block: Any) -> None:
     """In place of `with torch.inference_mode():`, which a trace does not see: it sees gradients turned off."""
     block.before = torch.is_grad_enabled()
@@ -88,6 +111,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
                 replaced(torch, "take_along_dim", _take_along_dim), \
                 replaced(Tensor, "take_along_dim", _take_along_dim), \
+                _losses_of_plain_targets(), \
                 replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
                 replaced(torch.inference_mode, "__exit__", _leave_without_gradients):
             yield

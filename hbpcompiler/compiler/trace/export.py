@@ -36,7 +36,13 @@ from hbpcompiler.compiler.trace.refusals import (
     refusals,
 )
 from hbpcompiler.compiler.trace.sizes import sizes_of
-from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, source_of, whole_stacks
+from hbpcompiler.compiler.trace.source import (
+    OUTERMOST,
+    LossModule,
+    sizes_by_users_lines,
+    source_of,
+    whole_stacks,
+)
 from hbpcompiler.compiler.trace.values import Answers, told_again
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
@@ -107,7 +113,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
     with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
-            module_equivalents(model, modules or {}):
+            sizes_by_users_lines(), module_equivalents(model, modules or {}):
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         try:
@@ -179,8 +185,10 @@ def _check_gradients_stay_on(program: Any) -> None:
 def _check_any_size(program: Any) -> None:
     """torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
     if found := sizes_of(program).fixing():
-        raise ModelError(listing("The model cannot be traced: its code fixes the batch's size, and a program serves "
-                                 "others too; write it for any:", found))
+        raise ModelError(listing(
+            "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it "
+            "for any:", found, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it "
+            "can multiply, divide or bound a tensor."))
 
 
 def _trained(program: Any) -> set[torch.fx.Node]:

@@ -11,8 +11,12 @@ from typing import Any
 
 import sympy
 
+from hbpcompiler.compiler.trace.source import OUTERMOST
+
 OTHERS = (2, 3, 5, 11, 32, 100)
 """Sizes beside the one that is traced: a condition that holds for none of them fixes the size."""
+
+TORCHS = "code of torch's own that no line of yours called"
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Sizes:
         return all(_holds(guard, max(samples, 1)) for guard in self.conditions)
 
     def fixing(self) -> list[str]:
-        """The lines of code that fix the size."""
+        """The user's lines of code that fix the size."""
         found = {_line(guard) for guard in self.conditions if not any(_holds(guard, size) for size in OTHERS)}
-        return sorted(found)
+        return sorted(found - {TORCHS} or found)
 
     def excluding(self, samples: int) -> list[str]:
         """The lines of code that go another way for so many samples."""
@@ -54,4 +58,6 @@ def _holds(guard: Any, size: int) -> bool:
 
 def _line(guard: Any) -> str:
     frame = guard.sloc.maybe_user_loc or guard.sloc.framework_loc
+    if getattr(frame, "filename", "") == OUTERMOST:
+        return TORCHS
     return f"{frame.filename}:{frame.lineno}: {frame.line}" if hasattr(frame, "lineno") else str(frame)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import hbpcompiler.rules
@@ -31,6 +32,27 @@ def is_library(file: str) -> bool:
     """Whether this is a file of torch's, Python's or this library's, or no file."""
     standard = file.startswith(STANDARD) and "-packages" not in file
     return standard or file.startswith((*LIBRARY, "<string>", "<frozen"))
+
+
+class _Libraries:
+    """All files whose code is not the user's, as a set; but for the one below which the user's code runs."""
+
+    def __contains__(self, file: str) -> bool:
+        return file != OUTERMOST and is_library(file)
+
+
+@contextmanager
+def sizes_by_users_lines() -> Iterator[None]:
+    """Meanwhile torch notes with every condition on the batch's size the line of the user's code that it comes from."""
+    own = getattr(symbolic_shapes, "uninteresting_files", None)
+    if own is None:
+        yield
+        return
+    symbolic_shapes.uninteresting_files = lambda: _Libraries()
+    try:
+        yield
+    finally:
+        symbolic_shapes.uninteresting_files = own
 
 
 class LossModule(nn.Module):

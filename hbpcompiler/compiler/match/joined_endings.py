@@ -1,0 +1,91 @@
+"""Losses that lay samples' values end to end before they reduce them: torch.cat([a, b.flatten()]).mean().
+
+The sum is that of the parts' sums; the mean that of their means, each times its share of the numbers, which is the same
+for every batch size where all parts grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+import sympy
+
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
+from hbpcompiler.compiler.trace.reader import without_dead
+from hbpcompiler.rule import Rule
+from hbpcompiler.rule.registry import Registry
+
+Kind: TypeAlias = Literal["aten.sum", "aten.mean"]
+MULTIPLES = ("aten.mul", "aten.div")
+
+
+def with_joined_endings(graph: Graph, registry: Registry) -> Graph:
+    """The graph in which no whole sum or mean reads samples laid end to end, where their shares are numbers."""
+    operations = list[Operation]()
+    for operation in graph.operations:
+        operations += _apart(operation, graph, registry)
+    return without_dead(replace(graph, operations=operations)) if len(operations) > len(graph.operations) else graph
+
+
+def kind_of(operation: Operation, registry: Registry) -> Kind | None:
+    """Whether it sums or takes the mean of all that it reduces, in the dtype that it has."""
+    rule = registry.find(operation.target, operation.overload)
+    name = rule.whole if isinstance(rule, Rule) else operation.target
+    if operation.attributes.get("dtype") is not None:
+        return None
+    return "aten.sum" if name == "aten.sum" else "aten.mean" if name == "aten.mean" else None
+
+
+def _apart(operation: Operation, graph: Graph, registry: Registry) -> Sequence[Operation]:
+    """The reduction as a sum of multiples of the parts' own, or itself."""
+    kind, value = kind_of(operation, registry), operation.tensors.get("self")
+    ends = operation.source.in_loss and operation.name in graph.active and not operation.output.shape
+    if not ends or value is None or kind is None:
+        return [operation]
+    factors = list[Operation]()
+    while (maker := graph.makers.get(value.name)) is not None and _is_multiple(maker):
+        factors.append(maker)
+        value = maker.tensors["self"]
+    if maker is None or maker.target != "aten.cat" or maker.attributes["dim"] % len(value.shape):
+        return [operation]
+    parts, size = list(maker.tensors.values()), sympy.prod(value.shape)
+    shares = [sympy.cancel(sympy.prod(part.shape) / size) if kind == "aten.mean" else 1 for part in parts]
+    if not all(part.of_batch and part.name in graph.active for part in parts):
+        return [operation]
+    if any(N in sympy.sympify(share).free_symbols for share in shares):
+        return [operation]
+    return _Writing(operation, kind).run(parts, [float(share) for share in shares], factors[::-1])
+
+
+def _is_multiple(operation: Operation) -> bool:
+    """Whether it is its input times or divided by a number."""
+    other = operation.attributes.get("other")
+    return operation.target in MULTIPLES and isinstance(other, int | float) and "self" in operation.tensors \
+        and not operation.attributes.get("rounding_mode")
+
+
+class _Writing:
+    def __init__(self, reduction: Operation, kind: Kind) -> None:
+        self.reduction, self.kind = reduction, kind
+        self.operations: list[Operation] = []
+
+    def run(self, parts: Sequence[Value], shares: Sequence[float], factors: Sequence[Operation]) -> list[Operation]:
+        total: Value | None = None
+        for part, share in zip(parts, shares, strict=True):
+            number = self._add(self.kind, "", {"self": part}, {"dtype": None})
+            for factor in factors:
+                number = self._add(factor.target, factor.overload, {"self": number}, factor.attributes)
+            if share != 1:
+                number = self._add("aten.mul", "Tensor", {"self": number}, {"other": share})
+            total = number if total is None else self._add("aten.add", "Tensor", {"self": total, "other": number},
+                                                           {"alpha": 1})
+        self.operations[-1] = replace(self.operations[-1], output=self.reduction.output)
+        return self.operations
+
+    def _add(self, target: str, overload: str, tensors: dict[str, Value], attributes: Any) -> Value:
+        name = f"{self.reduction.name}_of_{len(self.operations) + 1}"
+        output = Value(name, (), self.reduction.output.dtype, "result")
+        self.operations.append(Operation(target, overload, output, tensors, attributes, 0, self.reduction.source))
+        return output
