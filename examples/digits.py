@@ -23,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from sklearn.datasets import load_digits
+from digit_images import digits
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -48,16 +48,6 @@ def network() -> nn.Sequential:
         nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(32, 10),
     )  # fmt: skip
-
-
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images [1500, 1, 8, 8] and labels, then test images and labels."""
-    images, labels = load_digits(return_X_y=True)
-    x = torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8)
-    y = torch.tensor(labels)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    x, y = x[order], y[order]
-    return x[:1500], y[:1500], x[1500:], y[1500:]
 
 
 # -- 3. brute force --------------------------------------------------------------------------------------------------
@@ -200,7 +190,8 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the tensors are too small for more
     OUT.mkdir(exist_ok=True)
-    x, y, test_x, test_y = digits()
+    images, labels = digits()
+    x, y, test_x, test_y = images[:1500], labels[:1500], images[1500:], labels[1500:]
     start = network()
 
     began = time.perf_counter()

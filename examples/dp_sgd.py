@@ -19,7 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from sklearn.datasets import load_digits
+from digit_images import digits
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -27,6 +27,8 @@ import hbpcompiler as hbp
 MAX_NORM = 1.0
 NOISES = [0.0, 1.0, 2.0]
 """Standard deviations of the noise, in units of MAX_NORM; without noise nothing is private."""
+TRAINED_ON = 1500
+"""Digits; the others are for the test."""
 RATE, STEPS, STEP_LENGTH = 0.08, 150, 1.0
 DELTA = 1e-4
 OUT = Path("out")
@@ -40,15 +42,6 @@ def network() -> nn.Sequential:
         nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.Tanh(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(64, 10),
     )  # fmt: skip
-
-
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images [1500, 1, 8, 8] and labels, then test images and labels."""
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8), torch.tensor(labels)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    x, y = x[order], y[order]
-    return x[:1500], y[:1500], x[1500:], y[1500:]
 
 
 def train(noise: float, x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor) -> tuple[list[float], Tensor, Tensor]:
@@ -109,10 +102,10 @@ def draw(runs: dict[float, tuple[list[float], Tensor, Tensor]], path: Path) -> N
 def main() -> int:
     torch.set_num_threads(1)  # the tensors are too small for more
     OUT.mkdir(exist_ok=True)
-    data = digits()
+    x, y = digits()
     runs = {}
     for noise in NOISES:
-        runs[noise] = train(noise, *data)
+        runs[noise] = train(noise, x[:TRAINED_ON], y[:TRAINED_ON], x[TRAINED_ON:], y[TRAINED_ON:])
         accuracies, _, last = runs[noise]
         clipped = float((last > MAX_NORM).float().mean())
         print(f"noise {noise:g}: test accuracy {accuracies[-1]:.1%}, {epsilon(noise)}, {clipped:.0%} clipped at last")

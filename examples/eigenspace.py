@@ -22,7 +22,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from sklearn.datasets import load_digits
+from digit_images import digits
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -32,13 +32,6 @@ CLASSES, BATCH, STEPS = 10, 64, 300
 RATE = 0.05
 MEASURED = sorted({int(STEPS ** (number / 9)) for number in range(10)} | {0})
 """Steps at which spectra are computed: equally far apart in logarithms."""
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    """Images [1797, 1, 8, 8] and labels, in random order."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8)[order], torch.tensor(labels)[order]
 
 
 def network() -> nn.Sequential:

@@ -30,7 +30,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from sklearn.datasets import load_digits
+from digit_images import digits
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -51,13 +51,6 @@ COLOURS = ("#4d4d4d", "#d95f0e", "#2c7fb8")
 class Data(NamedTuple):
     x: Tensor
     y: Tensor
-
-
-def digits() -> Data:
-    """1500 images [1, 8, 8] and their labels, in random order."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:1500]
-    return Data(torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8)[order], torch.tensor(labels)[order])
 
 
 def network(seed: int) -> nn.Sequential:
@@ -180,7 +173,8 @@ def draw(trained: Mapping[str, Sequence[Run]], path: Path) -> None:
 def main() -> int:
     torch.set_num_threads(1)  # the tensors are too small for more
     OUT.mkdir(exist_ok=True)
-    data = digits()
+    x, y = digits()
+    data = Data(x[:1500], y[:1500])
     print(f"1. no bias: the mean of {DRAWS} estimates is off by {check(data):.2f} times what chance makes of it")
     larger = BATCH + len(data.y) // REFRESH
     trained = {

@@ -22,44 +22,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from sklearn.datasets import load_digits
+from digit_images import digits, trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 
 OUT = Path("out")
-HELD_OUT, EPOCHS = 400, 40
+HELD_OUT = 400
 SHARES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 """Of the weights that are gone."""
 Scores = Mapping[str, Tensor]
 """By parameter: what removing each weight is thought to cost."""
-
-
-def digits() -> tuple[TensorDataset, TensorDataset]:
-    """Images [1, 8, 8] and labels: for training, and held out."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8)[order], torch.tensor(labels)[order]
-    return TensorDataset(x[HELD_OUT:], y[HELD_OUT:]), TensorDataset(x[:HELD_OUT], y[:HELD_OUT])
-
-
-def trained(data: TensorDataset) -> nn.Sequential:
-    """A CNN, trained until its gradient is small."""
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    for _ in range(EPOCHS):
-        for x, y in DataLoader(data, 64, shuffle=True):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        schedule.step()
-    return model
 
 
 def scores(model: nn.Module, data: TensorDataset) -> dict[str, Scores]:
@@ -123,7 +97,8 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the tensors are too small for more
     OUT.mkdir(exist_ok=True)
-    training, held_out = digits()
+    x, y = digits()
+    training, held_out = TensorDataset(x[HELD_OUT:], y[HELD_OUT:]), TensorDataset(x[:HELD_OUT], y[:HELD_OUT])
     model = trained(training)
     ways = scores(model, training)
     before, _ = quality(model, training)

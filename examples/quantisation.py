@@ -16,37 +16,13 @@ import sys
 from collections.abc import Mapping
 
 import torch
-from sklearn.datasets import load_digits
+from digit_images import digits, trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 
-EPOCHS = 40
 BITS = (2, 3, 4, 5, 6)
-
-
-def digits() -> TensorDataset:
-    images, labels = load_digits(return_X_y=True)
-    return TensorDataset(torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8), torch.tensor(labels))
-
-
-def trained(data: TensorDataset) -> nn.Sequential:
-    """A CNN, trained until its gradient is small."""
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    for _ in range(EPOCHS):
-        for x, y in DataLoader(data, 64, shuffle=True):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        schedule.step()
-    return model
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -86,7 +62,7 @@ def spend(rises: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], to
 def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the tensors are too small for more
-    data = digits()
+    data = TensorDataset(*digits())
     model = trained(data)
     total = hbp.accumulate(hbp.compile(model, nn.CrossEntropyLoss(), ["diag_h"]), DataLoader(data, 256))
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.dim() > 1}
