@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler import schemes
 from hbpcompiler.arguments import (
     DRAW_KEYS,
     SAMPLE_WEIGHTS,
@@ -22,48 +17,35 @@ from hbpcompiler.arguments import (
     arguments_for,
     check_arguments,
     check_fit,
-    rows_of,
-    without_weights,
 )
-from hbpcompiler.block_product import block_diagonal, block_product, meetings
+from hbpcompiler.block_product import block_product, meetings
 from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.endings import check_weighable
 from hbpcompiler.compiler.match.targets import check_targets
-from hbpcompiler.compiler.pipeline import Built, first_program
-from hbpcompiler.compiler.plan.steps import Plan
-from hbpcompiler.compiler.program.shapes import asked, stand_ins
-from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
-from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.prove import check, prove
-from hbpcompiler.compiler.prove.suspects import hooks
+from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.program.shapes import asked
+from hbpcompiler.compiler.prove.candidate import can_weigh
+from hbpcompiler.compiler.prove.draws import Draws
+from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.verification import Verification
-from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.checks import check_batch, check_runs
-from hbpcompiler.compiler.trace.reader import loss_tensors
-from hbpcompiler.empty import UNKNOWN, result_of_none
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import (
-    CompileError,
-    IndefiniteCurvatureWarning,
     InputError,
-    ProofError,
-    UnusedParametersWarning,
-    listing,
 )
 from hbpcompiler.explain import explain
-from hbpcompiler.guards import TRACING, Guards, State
-from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.guards import TRACING
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from hbpcompiler.options import FULL, Options, check_example, check_model, check_options, check_patterns
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
+from hbpcompiler.programs import Programs
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
 from hbpcompiler.seeded import seeded
 from hbpcompiler.wrappers import unwrapped
 
 
-class Compiled:
+class Compiled(Programs):
     """A model compiled for some quantities. Call it with a batch: `result = compiled(X, y)`.
 
     The model's parameters and buffers are read live at each call and never changed. A program is traced at the first
@@ -74,16 +56,10 @@ class Compiled:
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], options: Options,
                  given: Mapping[str, Any] | None = None) -> None:
-        self.model = model
-        self.loss = loss
-        self.options = options
+        super().__init__(model, loss, options)
         self._given = given or {}
-        self._guards = Guards(model, loss)
         self._needs_arguments = any(argument.default is None
                                     for argument in arguments_for(options.quantities, options.clipping))
-        self._unused: set[str] = set()
-        self._last: tuple[State, Built] | None = None
-        self._uses = itertools.count(1)
 
     def also(self, *quantities: str) -> Compiled:
         """The same model, loss and options for these quantities of all parameters too."""
@@ -156,34 +132,6 @@ class Compiled:
             raise InputError("block_product takes a result that this compiled model returned")
         return block_product(result, name, vectors)
 
-    def _program(self, batch: Batch) -> tuple[State, Built]:
-        """The program for this batch in Python's present state, and that state."""
-        state = self._guards.current()
-        built = _serving(state, batch)
-        if built is None:
-            with TRACING:
-                state, built = self._make(batch)
-        built.used = next(self._uses)
-        self._last = state, built
-        return self._last
-
-    def _make(self, batch: Batch) -> tuple[State, Built]:
-        """Trace and build, unless another thread has just done so."""
-        state = self._guards.current()
-        built = _serving(state, batch)
-        if built is None:
-            check_model(self.model, self.loss)
-            state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
-            try:
-                built = first_program(self.model, self.loss, batch, self.options, run, state.places)
-            finally:
-                state.put_back()
-            self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
-            self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
-            _warn_if_indefinite(built.draft.plan, self.loss)
-            _warn_of_hooks(self)
-        return state, built
-
     def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
         """A call's arguments, checked."""
         if not given and not self._needs_arguments:
@@ -195,58 +143,6 @@ class Compiled:
         return check_arguments(given, Call(batch.samples, batch.tensors[0].device, self.quantities,
                                            {name: parameter.shape for name, parameter in own.items()},
                                            options.clipping, clipped, dtype))
-
-    def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
-        """What the program returns; of what is `beside` the batch, the part of these samples."""
-        casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
-        tensors = self._tensors(state, built)
-        with torch.no_grad(), casts:
-            if not batch.samples:
-                kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
-                return result_of_none(built.run, tensors, batch, kind, beside)
-            run = built.by_sample[0] if DRAW_KEYS in beside else built.run
-            return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
-
-    def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
-        """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
-
-        That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
-        the outputs do not show the samples apart: then the proof is of a run without them.
-        """
-        draws, weighs = Draws.now(batch.tensors[0].device), can_weigh(built.matched, beside.get(SAMPLE_WEIGHTS))
-        plain = beside if weighs else without_weights(beside)
-        with built.seconds.first(FIRST_RUN):
-            raw = self._run(state, built, batch, beside)
-        candidate, full = self._candidate(state, built, plain), self.options.verify == FULL
-        proven = raw if len(plain) == len(beside) else None
-        try:
-            with TRACING, built.seconds.first(PROVE):
-                check(prove(candidate, batch, draws, proven, full), candidate, batch, draws)
-        except ProofError:
-            if not built.proven:
-                self._guards.drop(state, batch.form, built)
-                self._last = None
-            raise
-        finally:
-            state.put_back()
-        built.proven.add(batch.samples == 1)
-        return raw
-
-    def _prepare(self, batch: Batch) -> None:
-        """A proven program for batches like this one."""
-        state, built = self._program(batch)
-        if batch.samples and not built.is_proven(batch.samples):
-            with drawing(Draws.now(batch.tensors[0].device)):
-                beside = stand_ins(built.draft.graph, batch.samples, dict(self.model.named_parameters()))
-                self._first_run(state, built, batch, beside)
-
-    def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:
-        return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
-                         lambda batch, **other: self._run(state, built, batch, {**beside, **other}),
-                         self._tensors(state, built), built.sizes,
-                         built.draft.plan.joint.biases,
-                         lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries),
-                         beside, built.stored)
 
     def verify(self, *batch: Any, full: bool = True, **arguments: Any) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.
@@ -273,31 +169,6 @@ class Compiled:
                 return prove(candidate, given, draws, full=full)
         finally:
             state.put_back()
-
-    def _warn_of_unused(self, names: Sequence[str], end: str) -> None:
-        new = [name for name in names if name not in self._unused]
-        self._unused.update(new)
-        if new:
-            warnings.warn(f"these trainable parameters do not influence the {end}: {', '.join(new)}. They are left out "
-                          "of the results, as torch leaves their grad None, and to_parameters() leaves them alone",
-                          UnusedParametersWarning, stacklevel=5)
-
-    def _tensors(self, state: State, built: Built) -> dict[str, Tensor]:
-        """All that the program reads but the batch, live."""
-        if id(built) not in state.arguments:
-            own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            held = {name: state.tensor(place).detach() for name, place in built.places.items()}
-            state.arguments[id(built)] = {**own, **built.constants, **loss_tensors(self.loss), **held}
-        return state.arguments[id(built)]
-
-    def _current(self) -> Built:
-        return self._program_used()[1]
-
-    def _program_used(self) -> tuple[State, Built]:
-        if self._last is None:
-            raise CompileError("there is no program yet: it is made at the first batch. Call compiled(X, y), or pass "
-                               "example_inputs=(X, y) to hbp.compile")
-        return self._last
 
     @property
     def code(self) -> str:
@@ -362,32 +233,6 @@ def _reduction(built: Built) -> str:
     """See `Compiled.reduction`."""
     ending = built.matched.ending
     return ending.kind if ending.definite else ""
-
-
-def _serving(state: State, batch: Batch) -> Built | None:
-    """The program for batches of this form and size, if there is one yet."""
-    made: list[Built] = state.programs.get(batch.form, [])
-    return next((built for built in made if built.sizes.include(batch.samples)), None)
-
-
-def _warn_of_hooks(compiled: Compiled) -> None:
-    """Without a proof, of what can be seen beforehand to change a gradient behind a program's back."""
-    found = hooks(compiled.model, compiled.loss) if compiled.options.verify is False else []
-    if found:
-        warnings.warn(listing("no program runs backward hooks, and with verify=False nothing says whether they matter:",
-                              found), UserWarning, stacklevel=5)
-
-
-def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
-    """Tell the caller of `compile`, or of what it returned, about quantities of a GGN that may be indefinite."""
-    names = [name for name in planned.quantities if schemes.is_ggn(planned.curvature, QUANTITIES[name])]
-    if planned.indefinite and names:
-        title = getattr(loss, "__name__", type(loss).__name__)
-        warnings.warn(
-            f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
-            f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
-            "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
-            stacklevel=5)
 
 
 def _again(model: nn.Module, loss: Callable[..., Tensor], given: Mapping[str, Any]) -> Compiled:
