@@ -21,7 +21,8 @@ TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "dense": set(), "version": set(), "quantities": {"errors", "clipping"}, "values": set(),
-    "result": {"errors", "quantities", "values"}, "curvature": {"errors", "quantities", "values"},
+    "result": {"errors", "quantities", "values"}, "group": {"errors"},
+    "curvature": {"errors", "quantities", "values", "group"},
     "arguments": {"errors", "quantities", "clipping"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),

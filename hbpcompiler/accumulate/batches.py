@@ -130,6 +130,7 @@ def _with_indices(loader: DataLoader[Any], first: int) -> Iterator[Item]:
 
     Its generator draws the same: first a seed for workers, then what the sampler asks for.
     """
+    assert loader.batch_sampler is not None
     noted = _Noted(loader.batch_sampler, first)
     again = DataLoader(
         loader.dataset, batch_sampler=noted, num_workers=loader.num_workers, collate_fn=loader.collate_fn,

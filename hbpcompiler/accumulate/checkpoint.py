@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
+from hbpcompiler.digest import bytes_of, digest_of
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
@@ -89,23 +90,8 @@ def fingerprint(model: nn.Module) -> tuple[dict[str, str], str]:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         shapes[name] = f"{list(tensor.shape)} {tensor.dtype}"
         hashed.update(name.encode())
-        hashed.update(_bytes(tensor))
+        hashed.update(bytes_of(tensor))
     return shapes, hashed.hexdigest()
-
-
-def digest_of(tensors: tuple[Tensor, ...]) -> str:
-    """A hash of a batch."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        hashed.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
-        hashed.update(_bytes(tensor))
-    return hashed.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> Any:
-    """Its numbers as a buffer."""
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy() if plain.numel() else b""
 
 
 def loss_text(loss: Callable[..., Tensor]) -> str:

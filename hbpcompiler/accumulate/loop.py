@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of
-from hbpcompiler.accumulate.checkpoint import check_resumes, digest_of, header_of, read, write
+from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
@@ -27,6 +27,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
+from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 from hbpcompiler.result import Result
@@ -196,10 +197,12 @@ class _Run:
 
     def _keys(self, one: One, batch: Batch) -> Tensor:
         """By which the batch's samples draw."""
-        known = one.indices is not None and len(one.indices) == batch.samples
-        indices = one.indices if known else range(self.sums.samples, self.sums.samples + batch.samples)
-        source = self.ranks.rank if one.own_data or not known else 0
-        return keys_of(self.seed, source, indices).to(self.device)
+        if one.indices is not None and len(one.indices) == batch.samples:
+            keys = keys_of(self.seed, self.ranks.rank if one.own_data else 0, one.indices)
+        else:
+            behind = self.sums.samples
+            keys = keys_of(self.seed, self.ranks.rank, range(behind, behind + batch.samples))
+        return keys.to(self.device)
 
     def _weigher(self) -> Weigher:
         """For the program that has just run."""

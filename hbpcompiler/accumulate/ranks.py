@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.accumulate.buckets import all_reduce
 from hbpcompiler.accumulate.combine import is_spread
 from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
 from hbpcompiler.accumulate.weigh import Weight, check_alike
 from hbpcompiler.errors import InputError, RankError, listing
+from hbpcompiler.group import place_in, waiting
 from hbpcompiler.values import Stored
 
 
@@ -26,6 +28,7 @@ class _Own:
     quantities: tuple[str, ...]
     samples: int
     terms: float
+    of_average: float
     first: Weight | None
     shared_positions: dict[str, float]
     stored: dict[str, Stored]
@@ -37,10 +40,7 @@ class Ranks:
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        self.rank = torch.distributed.get_rank(group) if group is not None else 0
-        self.world = torch.distributed.get_world_size(group) if group is not None else 1
-        if self.rank < 0:
-            raise InputError("this process is not in the group that was given")
+        self.rank, self.world = place_in(group) if group is not None else (0, 1)
 
     @property
     def several(self) -> bool:
@@ -58,11 +58,12 @@ class Ranks:
         if not self.several:
             return sums
         try:
-            told = self._told(sums, failure)
-        except RuntimeError as error:
+            with waiting(self.rank):
+                told = self._told(sums, failure)
+        except RankError:
             if failure is not None:
-                raise failure from error
-            raise RankError(f"rank {self.rank} waited for the others in vain: one of them is gone ({error})") from error
+                raise failure from None
+            raise
         if failure is not None:
             raise failure
         failures = [f"rank {rank}: {own.failure}" for rank, own in enumerate(told) if own.failure]
@@ -72,7 +73,7 @@ class Ranks:
 
     def _told(self, sums: Sums, failure: BaseException | None) -> list[_Own]:
         own = _Own("" if failure is None else f"{type(failure).__name__}: {failure}", sums.quantities, sums.samples,
-                   sums.terms, sums.first, sums.shared_positions, sums.stored,
+                   sums.terms, sums.of_average, sums.first, sums.shared_positions, sums.stored,
                    [(tuple(key), tuple(tensor.shape)) for key, tensor in sums.totals.items()])
         told: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(told, own, group=self.group)
@@ -92,11 +93,9 @@ class Ranks:
                 assert own.first is not None
                 share *= own.first.positions[parameter] / whole.positions[parameter]
                 whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share
-        try:
-            for parts, shape in model.tensors:
-                self._add(Key(*parts), shape, sums, whole)
-        except RuntimeError as error:
-            raise RankError(f"rank {self.rank} waited for the others in vain: one of them is gone ({error})") from error
+        whole.of_average = sum(own.of_average for own in told)
+        with waiting(self.rank):
+            self._add({Key(*parts): shape for parts, shape in model.tensors}, sums, whole)
         return whole
 
     def _check(self, told: list[_Own], model: _Own) -> None:
@@ -111,28 +110,27 @@ class Ranks:
         if findings:
             raise InputError(listing("the ranks accumulate different quantities or models:", findings))
 
-    def _add(self, key: Key, shape: tuple[int, ...], sums: Sums, whole: Sums) -> None:
-        if is_spread(key):
-            if key.quantity != MEANS:
-                self._add_spread(key, shape, sums, whole)
-            return
-        own = self._own_tensor(key, shape, sums)
-        if key in sums.lost:
-            own = own + sums.lost[key]
-        torch.distributed.all_reduce(own.mul_(_of_positions(key, sums, whole)), group=self.group)
-        whole.totals[key] = own
+    def _add(self, shapes: dict[Key, tuple[int, ...]], sums: Sums, whole: Sums) -> None:
+        """All that adds up, with the means of what is spread; then its squares about the mean of all.
 
-    def _add_spread(self, key: Key, shape: tuple[int, ...], sums: Sums, whole: Sums) -> None:
-        """Means first; then squares about the mean of all."""
-        of_mean = Key(MEANS, key.parameter, "")
-        own = self._own_tensor(of_mean, shape, sums)
-        mean = own * (sums.samples / whole.samples)
-        torch.distributed.all_reduce(mean, group=self.group)
-        squares = self._own_tensor(key, shape, sums)
-        away = own.sub_(mean)
-        squares.addcmul_(away, away, value=sums.samples)
-        torch.distributed.all_reduce(squares, group=self.group)
-        whole.totals[key], whole.totals[of_mean] = squares, mean
+        Totals are written over, so that beside them there are but one bucket and the means.
+        """
+        for key, shape in shapes.items():
+            own = self._own_tensor(key, shape, sums)
+            if key.quantity == MEANS:
+                whole.totals[key] = own * (sums.samples / whole.samples)
+            elif not is_spread(key):
+                if key in sums.lost:
+                    own.add_(sums.lost.pop(key))
+                whole.totals[key] = own.mul_(_of_positions(key, sums, whole))
+        all_reduce(list(whole.totals.values()), self.group)
+        spread = [key for key in shapes if is_spread(key) and key.quantity != MEANS]
+        for key in spread:
+            of_mean = Key(MEANS, key.parameter, "")
+            away = self._own_tensor(of_mean, shapes[of_mean], sums).sub_(whole.totals[of_mean])
+            squares = self._own_tensor(key, shapes[key], sums)
+            whole.totals[key] = squares.addcmul_(away, away, value=sums.samples)
+        all_reduce([whole.totals[key] for key in spread], self.group)
 
     def _own_tensor(self, key: Key, shape: tuple[int, ...], sums: Sums) -> Tensor:
         """This rank's, to be written to; zeros where it had no samples."""

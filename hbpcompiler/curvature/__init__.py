@@ -11,6 +11,7 @@ from hbpcompiler.curvature.block import Block
 from hbpcompiler.curvature.elementary import Dense, Diagonal
 from hbpcompiler.curvature.kronecker import EigenKronecker, Kronecker
 from hbpcompiler.curvature.read import blocks_of
+from hbpcompiler.curvature.spread import decompose
 from hbpcompiler.curvature.whole import Curvature
 
 __all__ = ["Block", "Curvature", "Dense", "Diagonal", "EigenKronecker", "Kronecker", "curvature"]
@@ -18,7 +19,7 @@ __all__ = ["Block", "Curvature", "Dense", "Diagonal", "EigenKronecker", "Kroneck
 
 def curvature(values: Mapping[str, Any], parameters: nn.Module | Mapping[str, Any] | None = None, *,
               layouts: Mapping[str, str] | None = None,
-              joint_biases: Mapping[str, str] | None = None) -> Curvature:
+              joint_biases: Mapping[str, str] | None = None, group: Any = None) -> Curvature:
     """The block-diagonal matrix of one quantity of a result: `hbp.curvature(result.kfac)`.
 
     Args:
@@ -32,9 +33,15 @@ def curvature(values: Mapping[str, Any], parameters: nn.Module | Mapping[str, An
             is whichever fits the first axis' length, and an error where both do.
         joint_biases: by the name of a weight, that of the bias which is the last of the inputs in its block, as
             `Result.joint_biases` has it.
+        group: a torch.distributed group, each of whose ranks makes this call with the same values: eigenvectors are
+            found at once, each matrix's on one rank, so that all have about as much to do, and handed to all.
 
     Raises:
+        RankError: where eigenvectors could not be found on another rank.
         InputError: listing every value that does not fit: unknown names, wrong shapes or dtypes, factors that are not
             symmetric or not finite, quantities that are no curvature.
     """
-    return Curvature(*blocks_of(values, parameters, layouts, joint_biases))
+    found = Curvature(*blocks_of(values, parameters, layouts, joint_biases))
+    if group is not None:
+        decompose([matrix for block in found.blocks for matrix in block.symmetric_matrices], group)
+    return found

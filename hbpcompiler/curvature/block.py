@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.curvature.place import Place
+from hbpcompiler.curvature.symmetric import Symmetric
 
 EXACT, PI = "exact", "pi"
 SPLITS = (EXACT, PI)
@@ -86,6 +87,11 @@ class Block(ABC):
     @abstractmethod
     def to(self, device: torch.device | None, dtype: torch.dtype | None) -> Block:
         """A copy elsewhere."""
+
+    @property
+    def symmetric_matrices(self) -> tuple[Symmetric, ...]:
+        """Those whose eigenvectors it takes."""
+        return ()
 
     # -- what follows --------------------------------------------------------------------------------------------------
 

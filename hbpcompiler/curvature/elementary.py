@@ -82,6 +82,10 @@ class Dense(Block):
         return {"matrix": self.matrix}
 
     @property
+    def symmetric_matrices(self) -> tuple[Symmetric, ...]:
+        return (self.symmetric,)
+
+    @property
     def eigenvalues(self) -> Tensor:
         return self.symmetric.eigen.values
 

@@ -50,6 +50,10 @@ class Kronecker(Block):
         return {"A": self.A, "B": self.B}
 
     @property
+    def symmetric_matrices(self) -> tuple[Symmetric, ...]:
+        return self.inputs, self.outputs
+
+    @property
     def eigenvalues(self) -> Tensor:
         return self._outer(self.outputs.eigen.values, self.inputs.eigen.values)
 

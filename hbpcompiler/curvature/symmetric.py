@@ -44,6 +44,10 @@ class Symmetric:
             self._eigen = Eigen(found.values.masked_fill(below, 0.0), found.vectors)
         return self._eigen
 
+    def know(self, eigen: Eigen) -> None:
+        """Take eigenvalues and eigenvectors that were found elsewhere, as `eigen` has them there."""
+        self._eigen = eigen
+
     @property
     def is_singular(self) -> bool:
         """Whether an eigenvalue cannot be told from zero."""

@@ -29,11 +29,17 @@ def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     model, data = setting()
     compiled = hbp.compile(model, None, NAMES)
-    whole = flat(hbp.accumulate(compiled, [data[:]], progress=False))
+    total = hbp.accumulate(compiled, [data[:]], progress=False)
+    whole = flat(total)  # sampled quantities and dropout, too
     one = flat(hbp.accumulate(compiled, [data[:1]], progress=False))
+    root = hbp.curvature(total.kflr).power(-0.5, damping=0.1).to_dense()
+    done = []
     for rank in range(3):
-        totals, text = torch.load(tmp_path / f"rank{rank}.pt")
-        assert set(totals) == ({3, 2, "few"} if rank < 2 else {3})
+        totals, text, (count, eigen, own_root), differences = torch.load(tmp_path / f"rank{rank}.pt")
+        done.append((count, eigen))
+        torch.testing.assert_close(own_root, root)
+        assert "the matrices of rank 1, rank 2 are not those of rank 0" in differences
+        assert set(totals) == ({3, 2, "few"} if rank < 2 else {3, 1})
         for key, total in totals.items():
             right = one if key == "few" else whole
             assert list(total) == list(right)
@@ -44,6 +50,10 @@ def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
         else:
             assert text.startswith("RankError: accumulation failed on other ranks:")
             assert "rank 1: InputTypeError: batch 0" in text
+    assert sum(count for count, _ in done) == 6  # two factors of each weight, a block of each bias
+    assert all(count for count, _ in done)
+    for _, eigen in done:
+        assert all(torch.equal(own, first) for own, first in zip(eigen, done[0][1], strict=True))
     assert sorted(path.name for path in tmp_path.glob("total.pt*")) == [f"total.pt.rank{rank}" for rank in range(3)]
 
 

@@ -3,6 +3,7 @@
 import datetime
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,13 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
+from hbpcompiler.accumulate import buckets
+from hbpcompiler.curvature import symmetric
 
-NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr"]
+NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr", "kfac", "diag_h_mc"]
 
 
 def setting(samples=11):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double()
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Dropout(0.3), nn.Flatten(),
+                          nn.Linear(12, 3)).double()
     data = TensorDataset(torch.randn(samples, 2, 6, dtype=torch.float64), torch.randint(0, 3, (samples,)))
     return model, data
 
@@ -35,10 +39,42 @@ def flat(total):
     return found
 
 
+@cache
+def compiled(model):
+    return hbp.compile(model, None, NAMES)
+
+
 def over(group, rank, world, model, data, **options):
     """The total of this group's shards; `data` may have fewer samples than there are ranks."""
     loader = DataLoader(hbp.shard(data, rank, world), batch_size=2)
-    return hbp.accumulate(hbp.compile(model, None, NAMES), loader, group=group, progress=False, **options)
+    return hbp.accumulate(compiled(model), loader, group=group, progress=False, **options)
+
+
+def decomposed(total, group):
+    """How many eigendecompositions this rank did, and all eigenvectors."""
+    own, done = symmetric._eigh, []
+
+    def counted(matrix, label):
+        done.append(label)
+        return own(matrix, label)
+
+    symmetric._eigh = counted
+    H = hbp.curvature(total.kflr, group=group)
+    eigen = [part for block in H.blocks for matrix in block.symmetric_matrices for part in matrix.eigen]
+    assert len(H.blocks) == 4
+    root = H.power(-0.5, damping=0.1).to_dense()
+    symmetric._eigh = own
+    return len(done), eigen, root
+
+
+def differing(total, group, rank):
+    """What is said of matrices that are not the same on each rank."""
+    own = {name: factors._replace(B=factors.B + rank) for name, factors in total.kflr.items()}
+    try:
+        hbp.curvature(own, dict(setting()[0].named_parameters()), group=group)
+    except hbp.InputError as error:
+        return str(error)
+    return "nothing"
 
 
 def main(how, folder):
@@ -46,7 +82,7 @@ def main(how, folder):
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model, data = setting()
-    everyone, two = torch.distributed.group.WORLD, torch.distributed.new_group([0, 1])
+    everyone, two, one = torch.distributed.group.WORLD, *map(torch.distributed.new_group, ([0, 1], [2]))
     if how == "dies":
         if rank == 2:
             os._exit(0)  # without a word: of another end torchrun itself would tell the others, by killing them
@@ -55,18 +91,23 @@ def main(how, folder):
         except hbp.HbpError as error:
             (folder / f"error{rank}").write_text(f"{type(error).__name__}: {error}")
         os._exit(0)  # the group is broken
+    buckets.BUCKET_BYTES = 1000  # so that some tensors go together, and some alone
     wrapped = DistributedDataParallel(model)
     totals = {3: over(everyone, rank, world, wrapped, data, checkpoint=folder / "total.pt")}
     if rank < 2:
         totals[2] = over(two, rank, 2, model, data)
         few = TensorDataset(*data[:1])
-        totals["few"] = over(two, rank, 2, model, few)
+        totals["few"] = over(two, rank, 2, model, few, compensated=True)
+    else:
+        totals[1] = over(one, 0, 1, model, data)
     try:
         over(everyone, rank, world, model, [(torch.ones(1), 0)] * 3 if rank == 1 else data)
         text = "nothing"
     except hbp.HbpError as error:
         text = f"{type(error).__name__}: {error}"
-    torch.save(({key: flat(total) for key, total in totals.items()}, text), folder / f"rank{rank}.pt")
+    eigen = decomposed(totals[3], everyone)
+    torch.save(({key: flat(total) for key, total in totals.items()}, text, eigen,
+                differing(totals[3], everyone, rank)), folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
