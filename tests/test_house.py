@@ -22,7 +22,7 @@ TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "dense": set(), "version": set(), "quantities": {"errors", "clipping"}, "values": set(),
     "result": {"errors", "quantities", "values"}, "group": {"errors"},
-    "curvature": {"errors", "quantities", "values", "group"},
+    "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest"},
     "arguments": {"errors", "quantities", "clipping"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
