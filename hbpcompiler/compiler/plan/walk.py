@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.figures import Resources
@@ -18,22 +17,19 @@ from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.endings import is_positive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import compression
-from hbpcompiler.compiler.plan.closings import closings_at, signed_columns
+from hbpcompiler.compiler.plan.closings import closings_at
 from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
+from hbpcompiler.compiler.plan.outputs import Outputs
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (
     PREFIX,
-    AddUp,
-    Average,
     Birth,
     Gather,
     Piece,
     Pull,
     Sample,
     Seed,
-    SeedOutput,
     Step,
-    Unite,
     Widen,
 )
 from hbpcompiler.compiler.plan.tails import most_bytes
@@ -48,9 +44,7 @@ from hbpcompiler.quantities import (
     GRADIENT,
     KFRA,
     NEGATIVE,
-    OUTPUT,
     POSITIVE,
-    QUANTITIES,
     RESIDUAL,
     RESIDUAL_MC,
     TOTALS,
@@ -68,29 +62,20 @@ from hbpcompiler.rule.bilinear import (
 from hbpcompiler.rule.convexity import curvature_sign, slope_sign
 
 
-class Walk:
+class Walk(Outputs):
     """What has been decided so far; `run` decides it all."""
 
     def __init__(self, matched: Matched, closings: frozenset[Closing], options: Options, resources: Resources) -> None:
-        graph, self.active = matched.graph, matched.active
-        self.matched, self.graph, self.rules, self.closings = matched, graph, matched.rules, closings
-        self.mc_samples, self.resources, self.curvature = options.mc_samples, resources, options.curvature
-        asked = {closing.stream for closing in self.closings if closing.stream}
-        self.streams = asked | {WEIGHED[stream] for stream in asked & WEIGHED.keys()}
-        self.chosen, self.quantities = options.chosen, options.quantities
-        self.steps: list[Step] = []
-        self.at: dict[str, dict[str, Piece]] = {}
-        self.counter: dict[str, int] = {}
+        super().__init__(matched, closings, options, resources)
+        self.graph, self.active, self.rules = matched.graph, matched.active, matched.rules
+        self.curvature = options.curvature
         self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
-        self.sampled: set[str] = set()
         self.slopes: dict[str, int | None] = {}
-        self.boundary = _boundary(graph, self.active) if graph.has_loss_streams else [graph.makers[graph.end].output]
-        self.indefinite = False
         self.dtype = self.boundary[0].dtype
         self.precision = Precision(None if options.curvature_dtype == self.dtype else options.curvature_dtype)
         self.itemsize = (self.precision.dtype or self.dtype).itemsize
         """Bytes of a number of a column."""
-        self.largest = _largest_above(graph, self.active)
+        self.largest = _largest_above(self.graph, self.active)
         self.joint = joint_blocks(matched, closings) if options.joint_bias else Joint()
 
     def run(self) -> list[Step]:
@@ -112,13 +97,6 @@ class Walk:
         return self.steps
 
     # -- births ----------------------------------------------------------------------------------------------------
-
-    def _piece(self, prefix: str, stream: str, form: str, columns: int, signed: bool) -> Piece:
-        number = self.counter[prefix] = self.counter.get(prefix, 0) + 1
-        return Piece(prefix if number == 1 else f"{prefix}{number}", stream, form, columns, signed)
-
-    def _arrive(self, value: Value, piece: Piece) -> None:
-        self.at.setdefault(value.name, {})[piece.name] = piece
 
     def _static(self, operation: Operation) -> Op:
         return self.matched.static(operation)
@@ -277,107 +255,6 @@ class Walk:
         """Columns may be laid side by side only where no other branch still carries one of them."""
         names = {piece.name for piece in pieces}
         return not any(names & set(there) for there in self.at.values())
-
-    def _leave_loss(self) -> None:
-        """At the model's outputs KFRA's pieces are averaged, and exact columns sampled where the loss cannot do it.
-
-        Columns that the loss sends to several outputs stay one piece: their cross blocks are part of the GGN.
-        """
-        if KFRA in self.streams and len(self.boundary) > 1:
-            raise UnsupportedOpError("kfra: the loss takes several outputs of the model, and the batch-averaged "
-                                     "recursion is defined for chains only; use kflr")
-        found = {value.name: list(self.at.get(value.name, {}).values()) for value in self.boundary}
-        every = {piece.name: piece for pieces in found.values() for piece in pieces}.values()
-        self.indefinite = any(piece.signed for piece in every)
-        exact = {piece.name: piece for piece in every if piece.stream == GGN_MC and piece.name not in self.sampled}
-        signed = any(piece.signed for piece in exact.values())
-        drawn = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed) if exact else None
-        whole = self._whole_streams()
-        reached = {piece.stream for piece in every}
-        for value in self.boundary:
-            pieces = found[value.name]
-            for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
-                if stream in whole & reached:
-                    continue  # its columns are zero at this output
-                # A piecewise linear loss: its GGN is zero, which is not absence.
-                into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
-                self.steps.append(Gather(value, (), into))
-                pieces.append(into)
-            averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
-            sampled = tuple(piece for piece in pieces if piece.name in exact)
-            result = [piece for piece in pieces if piece not in averaged and piece not in sampled]
-            if averaged:
-                into = self._piece("G", KFRA, MATRIX, 0, False)
-                self.steps.append(Average(value, averaged, into))
-                result.append(into)
-            if sampled and drawn is not None:
-                self.steps.append(Sample(value, sampled, drawn))
-                result.append(drawn)
-            self.at[value.name] = {piece.name: piece for piece in result}
-        for stream in sorted(whole):
-            self._unite(stream)
-        for stream in sorted(self.streams & WEIGHED.keys()):
-            self._add_up(stream)
-        self._seed_output()
-
-    def _whole_streams(self) -> set[str]:
-        """Those of which columns of several parameters meet: a column must have one number at all of them."""
-        asked = {closing.stream for closing in self.closings if closing.kind in TOTALS | {VECTORS}}
-        return (asked | {WEIGHED[stream] for stream in self.streams & WEIGHED.keys()}) - {GRADIENT, OUTPUT}
-
-    def _unite(self, stream: str) -> None:
-        """All pieces of a stream at the model's outputs as one piece of columns, zero where one has not arrived."""
-        arrived = {value.name: {name: piece for name, piece in self.at[value.name].items()
-                                if piece.stream == stream} for value in self.boundary}
-        counts: dict[Piece, int] = {}
-        for value in self.boundary:
-            for piece in arrived[value.name].values():
-                if piece.signed:
-                    raise UnsupportedOpError(signed_columns([
-                        name for name in self.quantities if QUANTITIES[name].needs_roots(stream)]))
-                counts[piece] = piece.columns if piece.form == COLUMNS else math.prod(value.sample_shape)
-        (first, *more) = counts
-        if not more and first.form == COLUMNS and all(arrived.values()):
-            return
-        into = self._piece(PREFIX[stream], stream, COLUMNS, sum(counts.values()), False)
-        for value in self.boundary:
-            own = arrived[value.name]
-            parts = tuple((own.get(piece.name), count) for piece, count in counts.items())
-            self.steps.append(Unite(value, tuple(own.values()), into, parts))
-            others = {name: piece for name, piece in self.at[value.name].items() if name not in own}
-            self.at[value.name] = {**others, into.name: into}
-
-    def _add_up(self, stream: str) -> None:
-        """For each group of parameters as few columns as it has vectors of weights; they are no part of the others."""
-        keys = [value.key for value in self.matched.trainable]
-        for group in dict.fromkeys(filter(None, map(self.chosen.group_of, keys))):
-            into = replace(self._piece(PREFIX[stream], stream, COLUMNS, self.resources.limits.typical_vectors, False),
-                           group=group)
-            for value in self.boundary:
-                whole = [piece for piece in self.at[value.name].values() if piece.stream == WEIGHED[stream]]
-                self.steps.append(AddUp(value, tuple(whole), into))
-                self._arrive(value, into)
-
-    def _seed_output(self) -> None:
-        """Unit columns at the model's output, whatever the loss brings there."""
-        value = self.matched.end
-        if OUTPUT in self.streams and value is not None:
-            piece = self._piece(PREFIX[OUTPUT], OUTPUT, COLUMNS, math.prod(value.sample_shape), False)
-            self.steps.append(SeedOutput(value, piece))
-            self._arrive(value, piece)
-
-
-def _boundary(graph: Graph, active: AbstractSet[str]) -> list[Value]:
-    """The values at which the model ends and the loss begins."""
-    found: dict[str, Value] = {}
-    for operation in graph.operations:
-        if operation.source.in_loss and operation.name in active:
-            for value in operation.tensors.values():
-                maker = graph.makers.get(value.name)
-                if maker is not None and not maker.source.in_loss and value.name in active:
-                    found[value.name] = value
-    return list(found.values())
-
 
 def _largest_above(graph: Graph, active: AbstractSet[str]) -> dict[str, tuple[int, bool]]:
     """For each value, the size of the largest one that its columns will reach on their way back, itself included; and
