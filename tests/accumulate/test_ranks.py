@@ -19,14 +19,22 @@ SCRIPT = Path(__file__).with_name("torchrun_script.py")
 def torchrun(how, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone", str(SCRIPT), how,
                str(folder)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=environment())
+
+
+def environment():
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=240,
-                          env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
     done = torchrun("whole", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    check_whole(tmp_path)
+
+
+def check_whole(folder):
+    """What three ranks have written who had a shard each."""
     model, data = setting()
     compiled = hbp.compile(model, None, NAMES)
     total = hbp.accumulate(compiled, [data[:]], progress=False)
@@ -35,7 +43,7 @@ def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
     root = hbp.curvature(total.kflr).power(-0.5, damping=0.1).to_dense()
     done = []
     for rank in range(3):
-        totals, text, (count, eigen, own_root), differences = torch.load(tmp_path / f"rank{rank}.pt")
+        totals, text, (count, eigen, own_root), differences = torch.load(folder / f"rank{rank}.pt")
         done.append((count, eigen))
         torch.testing.assert_close(own_root, root)
         assert "the matrices of rank 1, rank 2 are not those of rank 0" in differences
@@ -54,7 +62,7 @@ def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
     assert all(count for count, _ in done)
     for _, eigen in done:
         assert all(torch.equal(own, first) for own, first in zip(eigen, done[0][1], strict=True))
-    assert sorted(path.name for path in tmp_path.glob("total.pt*")) == [f"total.pt.rank{rank}" for rank in range(3)]
+    assert sorted(path.name for path in folder.glob("total.pt*")) == [f"total.pt.rank{rank}" for rank in range(3)]
 
 
 @slow("three processes for one error")
