@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -269,6 +269,22 @@ def check_fit(arguments: Mapping[str, Any], sizes: Mapping[str, Sizes]) -> None:
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """All but the weights of samples: those of a call about the loss as it is."""
     return {name: value for name, value in arguments.items() if name != SAMPLE_WEIGHTS}
+
+
+class Brought(NamedTuple):
+    """What of a call's arguments counts for its memory."""
+
+    weights: bool = False
+    """Whether its samples have weights."""
+    vectors: int | None = None
+    """How many directions, or weights of each column, it brings; None: it is not known."""
+
+
+def brought_by(arguments: Mapping[str, Any]) -> Brought:
+    """That of a call with these arguments."""
+    counts = [tensor.shape[axis] for name, axis in ((DIRECTIONS, 0), (COLUMN_WEIGHTS, -1))
+              for tensor in arguments.get(name, {}).values()]
+    return Brought(arguments.get(SAMPLE_WEIGHTS) is not None, max(counts, default=None))
 
 
 def rows_of(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:

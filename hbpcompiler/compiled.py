@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from hbpcompiler.arguments import (
     DRAW_KEYS,
     SAMPLE_WEIGHTS,
+    Brought,
     Call,
     arguments_for,
+    brought_by,
     check_arguments,
     check_fit,
 )
@@ -95,12 +98,14 @@ class Compiled(Programs):
 
         With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`).
         """
-        state, built = self._program(given)
+        brought = brought_by(beside)
+        state, built = self._program(given, brought)
         check_fit(beside, asked(built.draft.graph))
         check_targets(built.losses, built.matched.graph, given)
-        if beside.get(SAMPLE_WEIGHTS) is not None:
+        if brought.weights:
             check_weighable(built.matched.ending, built.matched.rules)
-        check_fits(built.draft, self.options.memory_budget, given.samples, given.tensors[0].device,
+        draft = replace(built.draft, memory=built.draft.memory.of(brought))
+        check_fits(draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
         if keys is not None and built.draws and given.samples:
             self._prepare(given)
@@ -220,9 +225,13 @@ class Compiled(Programs):
         """The time of a call with so many samples, by the planner's model of cost (see `program_cost`)."""
         return sum(self._current().draft.cost.seconds(batch_size).values())
 
-    def predicted_memory(self, batch_size: int) -> int:
-        """Bytes that a call with so many samples allocates at most at once, results included (see `memory`)."""
-        return self._current().draft.memory.peak(batch_size)
+    def predicted_memory(self, batch_size: int, *, sample_weights: bool = False, vectors: int | None = None) -> int:
+        """Bytes that a call with so many samples allocates at most at once, results included (see `memory`).
+
+        `sample_weights` says whether the call brings some, `vectors` how many directions, or weights of each column;
+        None stands for `Limits.typical_vectors`, 8.
+        """
+        return self._current().draft.memory.of(Brought(sample_weights, vectors)).peak(batch_size)
 
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "

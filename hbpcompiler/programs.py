@@ -16,6 +16,7 @@ from hbpcompiler import schemes
 from hbpcompiler.arguments import (
     DRAW_KEYS,
     SAMPLE_WEIGHTS,
+    Brought,
     rows_of,
     without_weights,
 )
@@ -58,18 +59,18 @@ class Programs:
         self._last: tuple[State, Built] | None = None
         self._uses = itertools.count(1)
 
-    def _program(self, batch: Batch) -> tuple[State, Built]:
-        """The program for this batch in Python's present state, and that state."""
+    def _program(self, batch: Batch, brought: Brought = Brought()) -> tuple[State, Built]:  # noqa: B008  # a constant
+        """The program for this batch in Python's present state, and that state; a new one is planned for `brought`."""
         state = self._guards.current()
         built = _serving(state, batch)
         if built is None:
             with TRACING:
-                state, built = self._make(batch)
+                state, built = self._make(batch, brought)
         built.used = next(self._uses)
         self._last = state, built
         return self._last
 
-    def _make(self, batch: Batch) -> tuple[State, Built]:
+    def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
         state = self._guards.current()
         built = _serving(state, batch)
@@ -77,7 +78,7 @@ class Programs:
             check_model(self.model, self.loss)
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
             try:
-                built = first_program(self.model, self.loss, batch, self.options, run, state.places)
+                built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought)
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)

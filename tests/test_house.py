@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.trace": RULES | {"dense"},
     "compiler.match": TERMS | {"elementwise"},
     "compiler.program": {"rule", "arguments", "compiler.trace"},
-    "compiler.cost": {"limits", "compiler.trace", "compiler.program"},
+    "compiler.cost": {"arguments", "limits", "compiler.trace", "compiler.program"},
     "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
     "compiler.plan": TERMS | {"options", "values",
                               *(f"compiler.{name}" for name in ("match", "routes", "cost", "program"))},
@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler.prove": TERMS | {"arguments", "options", "reference", "values", "compiler.match", "compiler.plan",
                                "compiler.derive"},
-    "compiler": TERMS | {"options", "values", "version", "codegen",
+    "compiler": TERMS | {"arguments", "options", "values", "version", "codegen",
                          *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }
 """By package, what its files import besides each other. Files of the face that are not listed may import all."""

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
+from hbpcompiler.arguments import Brought
 from hbpcompiler.codegen import emit, load, naming
 from hbpcompiler.compiler.budget import Draft, within_budget
 from hbpcompiler.compiler.cost.figures import Resources
@@ -123,13 +124,13 @@ Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
 
 
 def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, run: FirstRun,
-                  places: Places) -> Built:
-    """All stages, once model and loss have been tried on rows of the batch.
+                  places: Places, brought: Brought = Brought()) -> Built:  # noqa: B008  # a constant
+    """All stages, once model and loss have been tried on rows of the batch; planned for calls that bring this.
 
     Raises BatchDoesNotFitError where they failed on these rows, if no later check has a better word for it.
     """
     try:
-        built = build(model, loss, batch, options, run.answers, places)
+        built = build(model, loss, batch, options, run.answers, places, brought)
     except InputError:
         raise
     except HbpError as error:
@@ -140,12 +141,13 @@ def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, o
 
 
 def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
-          answers: Answers | None = None, places: Places = lambda constants: {}) -> Built:
+          answers: Answers | None = None, places: Places = lambda constants: {},
+          brought: Brought = Brought()) -> Built:  # noqa: B008  # a constant
     """All stages, from a batch to a loaded program. `places` says where constants lie in Python's state."""
     seconds = Seconds()
     traced = _traced(model, loss, batch, options, seconds, answers)
     fields = naming.output_fields(traced.returned)
-    matched, losses, draft = _drafted(traced, fields, batch, options, seconds)
+    matched, losses, draft = _drafted(traced, fields, batch, options, seconds, brought)
     with seconds.stage("load"):
         program, path = _loaded(draft.code, options.backend)
     constants = traced.constants
@@ -176,7 +178,7 @@ def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options
 
 
 def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options,
-             seconds: Seconds) -> tuple[Matched, list[LossCheck], Draft]:
+             seconds: Seconds, brought: Brought) -> tuple[Matched, list[LossCheck], Draft]:
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
     closings = Closings(options.quantities, options.chosen, partial(schemes.kept, options.curvature))
     device, dtype = batch.tensors[0].device, traced.graph.dtype
@@ -193,7 +195,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         refuse_losses(matched.ending, matched.rules, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
-        drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds)
+        drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought)
         try:
             draft = within_budget(drafting.draft, resources, options.memory_budget, batch.samples, device)
             return matched, losses, draft
@@ -229,6 +231,7 @@ class _Drafting:
     options: Options
     batch: Batch
     seconds: Seconds
+    brought: Brought
 
     def draft(self, resources: Resources) -> Draft:
         with self.seconds.stage("plan"):
@@ -276,6 +279,7 @@ class _Drafting:
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
         written = partial(emit.emit, header=header, inputs=inputs, outputs=self.fields, limits=resources.limits)
         code = written(program.graph)
-        memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph))
+        memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph),
+                             self.brought)
         return Draft(planned, program.graph, code, memory,
                      ProgramCost(program.graph, graph, resources.machine, resources.limits), written)

@@ -70,6 +70,32 @@ def test_the_prediction_is_what_a_call_holds(quantities):
     assert result.loss > 0
 
 
+def test_what_a_call_brings_counts():
+    """Copies of what weights multiply, and any number of vectors; a budget is for these calls too."""
+    model = nn.Sequential(nn.Linear(30, 20), nn.Sigmoid(), nn.Linear(20, 4)).double()
+    X, y = torch.randn(40, 30, dtype=torch.float64), torch.randint(4, (40,))
+    weights = torch.rand(40, dtype=torch.float64)
+    compiled = hbp.compile(model, quantities=["kfac", "project_ggn"], example_inputs=(X[:2], y[:2]))
+    peaks = {}
+    for count in (1, 60):
+        directions = {name: torch.randn(count, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
+        for given in (None, weights):
+            with torch.no_grad(), Meter() as meter:
+                compiled.program(compiled.state, X, y, directions=directions, sample_weights=given)
+            predicted = compiled.predicted_memory(40, sample_weights=given is not None, vectors=count)
+            assert 1.0 <= predicted / meter.peak <= 1.1
+            peaks[count, given is not None] = predicted
+    assert peaks[1, False] < peaks[1, True]
+    assert compiled.predicted_memory(40) == compiled.predicted_memory(40, vectors=hbp.Limits().typical_vectors)
+    tight = hbp.compile(model, quantities=["kfac", "project_ggn"], memory_budget=int(1.1 * peaks[1, True]))
+    with pytest.raises(hbp.CompileError, match="is too small: a batch of 40 needs"):
+        tight(X, y, directions=directions)
+    few = {name: direction[:1] for name, direction in directions.items()}
+    tight(X, y, directions=few, sample_weights=weights)
+    with pytest.raises(hbp.InputError, match="a batch of 40 needs about"):
+        tight(X, y, directions=directions)
+
+
 def test_per_sample_gradients_need_the_memory_of_their_result():
     model = nn.Linear(1000, 1000)
     compiled = hbp.compile(model, nn.MSELoss(), ["batch_grad"],

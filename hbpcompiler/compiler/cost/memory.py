@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from hbpcompiler.arguments import SAMPLE_WEIGHTS, Brought
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.program import meta as node_meta
 from hbpcompiler.compiler.program.shapes import stand_ins
@@ -48,13 +49,23 @@ class MemoryModel:
     """Predicts the peak of one program, for any batch size: what its tensors hold, times an allowance."""
 
     def __init__(self, code: str, graph: Graph, allowance: float = DEFAULT_LIMITS.allowance,
-                 program: fx.Graph | None = None, helpers: Mapping[str, Callable[..., Any]] | None = None) -> None:
+                 program: fx.Graph | None = None, helpers: Mapping[str, Callable[..., Any]] | None = None,
+                 brought: Brought = Brought()) -> None:  # noqa: B008  # a constant
         """`helpers` take the place of the file's own, by name: those that know what to do without memory."""
-        self.code, self.graph, self.allowance, self.program = code, graph, allowance, program
+        self.code, self.graph, self.allowance, self.program, self.brought = code, graph, allowance, program, brought
         self.helpers = dict(helpers or {})
+        self._others: dict[Brought, MemoryModel] = {brought: self}
         self._forward: Callable[..., Any] | None = None
         self._known: dict[int, int] = {}
         self._together: dict[int, int] = {}
+
+    def of(self, brought: Brought) -> MemoryModel:
+        """The same for calls that bring these arguments."""
+        if brought not in self._others:
+            other = MemoryModel(self.code, self.graph, self.allowance, self.program, self.helpers, brought)
+            self._others[brought] = other
+            other._others = self._others
+        return self._others[brought]
 
     def peak(self, batch: int) -> int:
         """Bytes that a call with so many samples allocates at most at once."""
@@ -66,22 +77,35 @@ class MemoryModel:
                 self._forward = namespace["Program"]().forward
             state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
             data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
+            beside = {} if self.program is None else self._beside(self.program, batch, state)
             with torch.no_grad(), Meter() as meter:
-                beside = {} if self.program is None else stand_ins(
-                    self.program, batch, state, DEFAULT_LIMITS.typical_vectors)
                 result = self._forward(state, *data, **beside)
                 self._known[batch] = int(self.allowance * meter.peak)
             del result
         return self._known[batch]
 
+    def _beside(self, program: fx.Graph, batch: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What stands for the call's arguments."""
+        vectors = DEFAULT_LIMITS.typical_vectors if self.brought.vectors is None else self.brought.vectors
+        beside = stand_ins(program, batch, state, vectors)
+        if self.brought.weights and SAMPLE_WEIGHTS in beside:
+            beside[SAMPLE_WEIGHTS] = torch.empty(batch, dtype=self.graph.dtype, device="meta")
+        return beside
+
     def may_exceed(self, size: int, batch: int) -> bool:
         """Whether the peak may be more than so many bytes: at once, where not even all tensors together are so many."""
-        if batch not in self._known and self.program is not None:
+        if batch not in self._known and self.program is not None and not self._brings_vectors:
             if batch not in self._together:
                 self._together[batch] = int(self.allowance * together(self.program, batch))
             if self._together[batch] <= size:
                 return False
         return self.peak(batch) > size
+
+    @property
+    def _brings_vectors(self) -> bool:
+        """Of which there may be any number, so that shapes in N do not tell all."""
+        return self.program is not None and any(
+            node_meta.sizes(node) for node in self.program.nodes if node.op == "placeholder")
 
     def largest_batch(self, budget: int, batch: int) -> int:
         """The largest batch size below `batch` whose call keeps to the budget; 0 if not even one sample does."""
