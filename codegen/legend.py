@@ -25,6 +25,8 @@ LEGEND: Mapping[str, str] = {
     "squares": "sum_{nk} T^2",
     "factor": "sums of outer products of columns",
     "inputs": "sums of outer products of inputs",
+    "basis": "what cotangents are seen in, as columns",
+    "turned": "sum_{nk} (Q_B^T T Q_A)^2",
     "A": "Kronecker factor of the inputs",
     "B": "Kronecker factor of the columns",
 }

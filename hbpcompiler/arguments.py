@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hbpcompiler.clipping import FLAT, PER_PARAMETER
 from hbpcompiler.errors import InputError, InputTypeError, listing
-from hbpcompiler.quantities import COLUMN_WEIGHTS, CURVATURE, DIRECTIONS, OUTPUT, QUANTITIES
+from hbpcompiler.quantities import BASES, COLUMN_WEIGHTS, CURVATURE, DIRECTIONS, OUTPUT, QUANTITIES
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -199,6 +199,59 @@ def fitting(samples_first: bool) -> Callable[[Any, Sizes], list[str]]:
     return findings
 
 
+def check_bases(value: Any, call: Call) -> dict[str, Tensor]:
+    """By parameter name something with A and B; of both one dict, {"0.weight.A": ..., "0.weight.B": ...}."""
+    if not isinstance(value, Mapping):
+        raise InputTypeError("bases must be a dict from parameter name to what has eigenvectors A and B, as a result's "
+                             f"ekfac is, not {type(value).__name__}")
+    findings, found = [], {}
+    for key, pair in value.items():
+        sides = {side: getattr(pair, side, None) for side in ("A", "B")}
+        if sides["B"] is None:
+            findings.append(f"that of {key!r} is {type(pair).__name__}, which has no B")
+        for side, basis in sides.items():
+            if basis is None:
+                continue
+            if not isinstance(basis, Tensor) or basis.dtype not in FLOATING:
+                findings.append(f"{side} of {key!r} is no tensor of floating-point numbers but "
+                                f"{basis.dtype if isinstance(basis, Tensor) else type(basis).__name__}")
+            elif basis.device != call.device:
+                findings.append(f"{side} of {key!r} is on {basis.device}, and the batch on {call.device}")
+            else:
+                found[f"{key}.{side}"] = basis.detach()
+    if findings:
+        raise InputError(listing("bases does not fit:", findings))
+    return found
+
+
+def _fitting_bases(value: Mapping[str, Tensor], sizes: Sizes) -> list[str]:
+    """What is wrong with the names and shapes of bases: of one parameter "A" and "B", or "B" alone."""
+    found = []
+    for name in {**sizes, **value}:
+        (key, side), wanted = name.rsplit(".", 1), sizes.get(name)
+        own = None if name not in value else list(value[name].shape)
+        if wanted is None:
+            known = f"{key}.B" in sizes
+            found.append(f"there is no {side} of {key!r}, which " + ("meets no input features" if known else
+                         f"has none here; there are those of {_listed(_parameters_of(sizes))}"))
+        elif own is None:
+            found.append(f"{side} of {key!r} is missing, {list(wanted)}")
+        elif own != list(wanted):
+            found.append(f"{side} of {key!r} has shape {own} instead of {list(wanted)}")
+    return found
+
+
+def _parameters_of(sizes: Sizes) -> list[str]:
+    return list(dict.fromkeys(name.rsplit(".", 1)[0] for name in sizes))
+
+
+def _bases(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors: int) -> dict[str, Tensor]:
+    """Those in which everything is what it is."""
+    like = next(tensor for tensor in state.values() if tensor.is_floating_point())
+    return {name: torch.eye(shape[-1], dtype=like.dtype, device=like.device).expand(shape)
+            for name, shape in sizes.items()}
+
+
 def _weights_of_columns(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors: int) -> dict[str, Tensor]:
     like = next(tensor for tensor in state.values() if tensor.is_floating_point())
     return {group: like.new_zeros((samples, *columns, vectors)) for group, columns in sizes.items()}
@@ -223,6 +276,7 @@ TABLE: tuple[Argument, ...] = (
              stand_in=_directions, fits=fitting(False)),
     Argument(COLUMN_WEIGHTS, "Dict[str, Tensor]", check_dict(COLUMN_WEIGHTS, "[N, K, F] for each group of parameters"),
              of_samples=True, stand_in=_weights_of_columns, fits=fitting(True)),
+    Argument(BASES, "Dict[str, Tensor]", check_bases, stand_in=_bases, fits=_fitting_bases),
 )
 """Those without a default come first in a signature, otherwise this is the order."""
 ARGUMENTS: Mapping[str, Argument] = {argument.name: argument for argument in TABLE}

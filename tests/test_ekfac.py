@@ -23,15 +23,20 @@ def modules_of(model):
 
 
 def basis(eigen, module):
-    """All eigenvectors of the approximate block, as columns over the parameter laid out flat."""
+    """All eigenvectors of the approximate block, as columns over the parameter laid out flat, outputs first."""
     if eigen.A is None:
         return eigen.B
     if eigen.A.dim() == 2:
         pairs = [(eigen.B, eigen.A)]
     else:
         pairs = list(zip(eigen.B, eigen.A, strict=True))
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)  # its weight is [in, out, ...]
-    return torch.block_diag(*[torch.kron(a, b) if transposed else torch.kron(b, a) for b, a in pairs])
+    blocks = []
+    for b, a in pairs:
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):  # its weight is [in, out, ...]
+            blocks.append(torch.einsum("oz,iy->iozy", b, a).flatten(2).flatten(0, 1))
+        else:
+            blocks.append(torch.kron(b, a))
+    return torch.block_diag(*blocks)
 
 
 def check(model, loss, X, y, samples=2):

@@ -4,6 +4,7 @@ from hbpcompiler.quantities.chosen import ALL, WITHOUT_VECTORS, Chosen, Closings
 from hbpcompiler.quantities.quantity import BATCH, GROUP, PARAMETER, Closed, Quantity
 from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
 from hbpcompiler.quantities.vocabulary import (
+    BASES,
     BATCH_DIAGONAL,
     BLOCK,
     COLUMN_SUM,
@@ -21,6 +22,7 @@ from hbpcompiler.quantities.vocabulary import (
     GGN_MC,
     GRADIENT,
     GRAM,
+    IN_BASES,
     INPUT_FACTOR,
     KFRA,
     LOSS,
@@ -57,6 +59,7 @@ from hbpcompiler.quantities.vocabulary import (
 
 __all__ = [
     "ALL",
+    "BASES",
     "BATCH",
     "BATCH_DIAGONAL",
     "BLOCK",
@@ -77,6 +80,7 @@ __all__ = [
     "GRAM",
     "GROUP",
     "INPUT_FACTOR",
+    "IN_BASES",
     "KFRA",
     "LOSS",
     "MEAN",

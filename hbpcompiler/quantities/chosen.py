@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
-from hbpcompiler.quantities.vocabulary import COLUMN_WEIGHTS, DIRECTIONS, Closing
+from hbpcompiler.quantities.vocabulary import BASES, COLUMN_WEIGHTS, DIRECTIONS, Closing
 
 WITHOUT_VECTORS = tuple(quantity.name for quantity in TABLE
-                        if not {DIRECTIONS, COLUMN_WEIGHTS}.intersection(quantity.arguments))
-"""All but those that take vectors of parameters or of columns, whose shapes depend on the model."""
+                        if not {DIRECTIONS, COLUMN_WEIGHTS, BASES}.intersection(quantity.arguments))
+"""All but those that take vectors or bases, whose shapes depend on the model."""
 ALL = "all"
 """The group of all parameters, where no others are given."""
 

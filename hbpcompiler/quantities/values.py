@@ -8,6 +8,7 @@ from typing import Any
 from hbpcompiler.clipping import norms_of
 from hbpcompiler.quantities.quantity import Closed, Quantity
 from hbpcompiler.quantities.vocabulary import (
+    BASES,
     BATCH_DIAGONAL,
     BLOCK,
     COLUMN_SUM,
@@ -20,6 +21,7 @@ from hbpcompiler.quantities.vocabulary import (
     GGN_MC,
     GRADIENT,
     GRAM,
+    IN_BASES,
     INPUT_FACTOR,
     KFRA,
     MEAN,
@@ -173,6 +175,13 @@ def kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_FA
     instead = "its recursion is not linear in the batch: take kflr" if stream == KFRA else ""
     return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",),
                     of_each_loss=of_each_loss, adds=adds, instead=instead)
+
+
+def eigenvalues_entry(name: str, stream: str, summary: str) -> Quantity:
+    closing = Closing(stream, IN_BASES)
+    own = stream == GRADIENT
+    return Quantity(name, summary, (closing,), lambda closed: closed.scaled(closed.get(*closing)), of_each_loss=own,
+                    adds=(PRODUCTS if own else OF_LOSS,), arguments=(BASES,))
 
 
 def diagonal_entry(name: str, stream: str, summary: str) -> Quantity:

@@ -60,6 +60,9 @@ BLOCK = "block"
 """What a product with the parameter's block needs of a piece, as a `BlockPart`."""
 EIGEN = "eigen"
 """Eigenvectors of FACTOR and INPUT_FACTOR, and DIAGONAL of the cotangents turned into them, as an `EigenPart`."""
+IN_BASES = "in_bases"
+"""DIAGONAL of the cotangents seen in the bases that a call gives, Q_B^T T Q_A: [*shared, outputs, inputs]; of a whole
+block, where there is no A, [n]."""
 COLUMN_SUM = "column_sum"
 """sum_n T, all columns, [F, *theta]: of columns that begin as weighted sums of others."""
 
@@ -94,7 +97,7 @@ PRODUCTS_OVER_POSITIONS = "products over positions"
 """as PRODUCTS, divided as OVER_POSITIONS."""
 ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the "
         "data), or accumulate what they add up to")
-DIRECTIONS, COLUMN_WEIGHTS = "directions", "column_weights"
+DIRECTIONS, COLUMN_WEIGHTS, BASES = "directions", "column_weights", "bases"
 """Names of call arguments (see `arguments`)."""
 PAIRS = "it pairs the samples of one batch with each other"
 

@@ -10,7 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.quantities import QUANTITIES
 
 EXACT = [name for name, quantity in QUANTITIES.items()
-         if quantity.adds and not any(stream.endswith("_mc") for stream in quantity.streams)]
+         if quantity.adds and not quantity.arguments and not any(stream.endswith("_mc") for stream in quantity.streams)]
 SAMPLES = 9
 
 

@@ -11,6 +11,7 @@ from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
+from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm
 from hbpcompiler.compiler.routes.directions import OperandFirst, SumOfColumns
@@ -92,7 +93,31 @@ def expected(own, columns, signs, operand):
         found[q.FACTOR] = factor / positions
         found[q.REDUCED_FACTOR] = torch.einsum(f"nk,{reduced},{reduced.replace('o', 'z')}->{shared}oz", signs, summed,
                                                summed)
+    found[q.IN_BASES] = in_bases(own, T, weighted)
     return found
+
+
+def bases_at(own):
+    """Q_A (None without input features) and Q_B, one for each group; not orthogonal, which nothing needs."""
+    sizes = [own.size(own.features), own.size(own.outer)] if own.features else [0, own.size(own.theta)]
+    found = [torch.linspace(-1, 2, size**2, dtype=torch.float64).cos().reshape(size, size) for size in sizes]
+    if own.shared and own.features:
+        scales = torch.arange(1.0, own.size(own.shared) + 1, dtype=torch.float64).reshape(-1, 1, 1)
+        found = [scales * each for each in found]
+    return (found[0] if own.features else None), found[1]
+
+
+def in_bases(own, T, weighted):
+    """Sums of squares of Q_B^T T Q_A, outputs first."""
+    inner, outer = bases_at(own)
+
+    def seen(product):
+        if inner is None:
+            return product.flatten(2) @ outer
+        shared, o, i = own.shared, own.outer, own.features
+        return torch.einsum(f"nk{own.theta},{shared}{o}z,{shared}{i}y->nk{shared}zy", product, outer, inner)
+
+    return (seen(weighted) * seen(T)).sum((0, 1))
 
 
 SITES = [site(equation, form, columns, signed, resources)
@@ -109,19 +134,23 @@ def told(route, own):
 def written(own, use_of, make):
     """What a route makes of tensors, by its name."""
     writer = Writer()
-    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand", "other", "directions", *RUNNING)}
+    given = {name: writer.placeholder(name) for name in ("stream", "signs", "operand", "other", "directions", "inner",
+                                                         "outer", *RUNNING)}
     shape = tuple(LENGTHS[letter] for letter in own.letters[0][2:])
     op = Op(given, {}, {"output": shape, "operand": (1,)}, batched=frozenset({"output", "operand"}))
     contraction = Contraction(own.equation, operand=(lambda op: op.operand) if own.has_operand else None)
     use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3,
-              other=given["other"], directions=given["directions"], totals={kind: given[kind] for kind in RUNNING})
+              other=given["other"], directions=given["directions"],
+              bases=(given["inner"] if own.features else None, given["outer"]),
+              totals={kind: given[kind] for kind in RUNNING})
     made = {kind: part._asdict() if isinstance(part, tuple) else part for kind, part in make(use).items()}
     writer.graph.output(fx.node.map_aggregate(made, lambda item: item.node if isinstance(item, fx.Proxy) else item))
     rows = 3 * own.columns
     shapes = {q.DOT: (rows, rows), q.GRAM: (rows, rows), q.CROSS: (rows, 3),
               q.PROJECT: (3, own.columns, 2)}
     totals = [torch.full(shapes[kind], 7, dtype=torch.float64) for kind in RUNNING]
-    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of, gradient_at(own), directions_at(own), *totals)
+    return fx.GraphModule(torch.nn.Module(), writer.graph)(*use_of, gradient_at(own), directions_at(own),
+                                                           *bases_at(own), *totals)
 
 
 RUNNING = (q.DOT, q.GRAM, q.CROSS, q.PROJECT)
@@ -129,7 +158,7 @@ RUNNING = (q.DOT, q.GRAM, q.CROSS, q.PROJECT)
 
 
 DEFINED = frozenset({q.DIAGONAL, q.BATCH_DIAGONAL, q.VECTORS, q.POSITIVE, q.NEGATIVE, q.SUM, q.EACH, q.NORM, q.FACTOR,
-                     q.REDUCED_FACTOR, q.COLUMN_SUM, *RUNNING})
+                     q.REDUCED_FACTOR, q.COLUMN_SUM, q.IN_BASES, *RUNNING})
 CASES = [pytest.param(route, own, id=f"{type(route).__name__} {own.equation} {own.form} {own.columns} {own.signed} "
                                      f"{'tiny chunks' if own.resources is TINY else ''}".strip())
          for route, own in itertools.product(ROUTES, SITES) if route.applies(own) and told(route, own)]
@@ -151,7 +180,7 @@ def test_a_route_gives_what_it_says(route, own):
 def test_these_routes_are_met():
     assert {type(case.values[0]) for case in CASES} == {
         OneProduct, ClosedForm, GramNorm, GramDiagonal, ChunkedProduct, WholeProduct, ColumnFactor, ReducedFactor,
-        DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, SumOfColumns}
+        DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, SumOfColumns, TurnedBefore, TurnedAfter}
 
 
 def route_of(kind):

@@ -66,16 +66,22 @@ class Backward:
         """By total, what its norms are clipped to."""
         self.arguments: Mapping[str, Any] = {}
         """The call arguments, by name."""
+        self.bases_of: Mapping[str, tuple[Any, Any]] = {}
+        """By parameter, the bases that a call gives, Q_A (or None) and Q_B: in the program's own graph."""
+        self._outside: Callable[[Any], Any] = lambda proxy: proxy
+        """From the program's own graph to this one, for a tensor that is whole in it."""
         self._in_loop = False
         self.leaving = leaving
         self._slopes = slopes or {}
         self._handlers = handlers
         self._formulas = known_formulas
 
-    def inside(self, writer: Writer, ops: Mapping[str, Op], *, columns: Mapping[tuple[str, str], Any] | None = None,
-               signs: Mapping[str, Any] | None = None, slopes: Mapping[str, Any] | None = None,
-               leaving: Leaving = unchanged, batch: Any = None) -> Backward:
+    def inside(self, writer: Writer, ops: Mapping[str, Op], whole: Callable[[Any], Any], *,
+               columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
+               slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged, batch: Any = None) -> Backward:
         """The same backward pass inside a loop: its own graph, the operations bound to this chunk's tensors.
+
+        `whole` takes a tensor into that graph as it is.
 
         It starts with what it is given: `columns` and `signs` that are in this chunk, `slopes`, the local derivatives
         that are known already, and `batch`, how many samples it has; None: those of the pass around it.
@@ -84,7 +90,13 @@ class Backward:
                         columns=columns, signs=signs, slopes=slopes, leaving=leaving,
                         known_formulas=self._formulas)
         made._in_loop = True
+        made.bases_of, made._outside = self.bases_of, lambda proxy: whole(self._outside(proxy))
         return made
+
+    def bases(self, parameter: str) -> tuple[Any, Any]:
+        """The bases that a call gives for a parameter, in this graph."""
+        inner, outer = self.bases_of[parameter]
+        return None if inner is None else self._outside(inner), self._outside(outer)
 
     def heading(self, operation: Operation) -> tuple[str, str, str]:
         """Of an operation's block in the backward part: its title, the part, its formula."""

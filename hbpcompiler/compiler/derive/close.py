@@ -28,6 +28,7 @@ from hbpcompiler.quantities import (
     EIGEN,
     FACTOR,
     GRAM,
+    IN_BASES,
     INPUT_FACTOR,
     NEGATIVE,
     NORM,
@@ -45,7 +46,7 @@ from hbpcompiler.rule import Contraction, Op
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
-        PROJECT: "projected", COLUMN_SUM: "sums"}
+        PROJECT: "projected", COLUMN_SUM: "sums", IN_BASES: "turned"}
 """How a closing is named in generated code."""
 
 
@@ -111,6 +112,8 @@ def _write(backward: Backward, step: Close | Tied, use: Use) -> None:
             site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
             if choice.kinds & {DOT, *TOTALS}:
                 given = _with_totals(backward, step, given, choice.kinds & {DOT, *TOTALS})
+            if IN_BASES in choice.kinds:
+                given = replace(given, bases=backward.bases(step.parameter.key))
             for kind, result in choice.route.write(site, given, choice.kinds).items():
                 add(backward, step, kind, result)
 

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.match.aten import call, packet_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.closings import bases_of
 from hbpcompiler.compiler.plan.steps import AddUp, Plan, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import mirror_
@@ -25,7 +26,19 @@ from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
-from hbpcompiler.quantities import BATCH, COLUMN_WEIGHTS, EACH, GRAM, LOSS, PARAMETER, QUANTITIES, Closed, Closing
+from hbpcompiler.quantities import (
+    BASES,
+    BATCH,
+    COLUMN_WEIGHTS,
+    EACH,
+    GRAM,
+    IN_BASES,
+    LOSS,
+    PARAMETER,
+    QUANTITIES,
+    Closed,
+    Closing,
+)
 from hbpcompiler.rule import Op, computed
 
 
@@ -52,7 +65,7 @@ class _Derivation:
             for argument in arguments:
                 self.arguments[argument.name] = self.writer.argument(argument.name, argument.annotation,
                                                                      self._sizes(argument.name))
-            bounds = self._bounds()
+            bounds, bases = self._bounds(), self._bases()
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
             meta.play(self.batch.node, Role.BATCH_SIZE)
@@ -62,7 +75,7 @@ class _Derivation:
                 self._forward(operation, operation.name in crossed)
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
         backward.weights, backward.arguments = self.arguments[SAMPLE_WEIGHTS], self.arguments
-        backward.bounds = bounds
+        backward.bounds, backward.bases_of = bounds, bases
         self._losses(backward)
         for number, step in enumerate(self.plan.steps):
             self.writer.tracer.step = number
@@ -90,9 +103,30 @@ class _Derivation:
         """What the program asks of a call argument that is a dict of tensors."""
         if argument == COLUMN_WEIGHTS:
             return {step.into.group: (step.pieces[0].columns,) for step in self.plan.flat() if isinstance(step, AddUp)}
+        if argument == BASES:
+            return {f"{key}.{side}": shape for key, shapes in self._asked_bases().items()
+                    for side, shape in shapes.items()}
         users = [name for name in self.plan.quantities if argument in QUANTITIES[name].arguments]
         return {value.key: value.sample_shape for value in self.matched.trainable
                 if any(self.plan.gives(QUANTITIES[name], value.key) for name in users)}
+
+    def _asked_bases(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shapes of the bases "A" and "B" that cotangents are seen in, by parameter."""
+        sites = {step.parameter.key: step.site for step in self.plan.closings()
+                 if any(IN_BASES in choice.kinds for choice in step.choices)}
+        return {value.key: bases_of(sites[value.key]) for value in self.matched.trainable if value.key in sites}
+
+    def _bases(self) -> dict[str, tuple[Any, Any]]:
+        """Those that a call gives, in the dtype of the parameter."""
+        found: dict[str, tuple[Any, Any]] = {}
+        parameters = {value.key: value for value in self.matched.trainable}
+        for key, shapes in self._asked_bases().items():
+            value, pair = parameters[key], []
+            for side in ("A", "B"):
+                basis = self.arguments[BASES][f"{key}.{side}"].to(value.dtype) if side in shapes else None
+                pair.append(basis if basis is None else named(basis, f"basis_{side}_{self.names[value.name]}"))
+            found[key] = (pair[0], pair[1])
+        return found
 
     # -- forward -----------------------------------------------------------------------------------------------------
 

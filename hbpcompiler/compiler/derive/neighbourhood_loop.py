@@ -30,12 +30,13 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     unit = backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device)
 
     def body(part: Part) -> None:
-        whole = backward.inside(part.writer, {name: op.bound_again(part.read) for name, op in backward.ops.items()})
+        ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
+        whole = backward.inside(part.writer, ops, part.outer)
         pieces = _Pieces(whole, step, part["columns"])
         inside_unit = part.outer(unit)
 
         def inner(chunk: Part) -> None:
-            sub = whole.inside(chunk.writer, pieces.ops(chunk), signs={step.piece.name: chunk["signs"]},
+            sub = whole.inside(chunk.writer, pieces.ops(chunk), chunk.outer, signs={step.piece.name: chunk["signs"]},
                                slopes={name: chunk.read(slope, True) for name, slope in pieces.slopes.items()},
                                leaving=pieces.leaving(chunk))
             for widen in widens:

@@ -30,7 +30,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
         columns = {place: part[f"columns {place}"] for place in starts}
         own_signs = {name: part[f"signs {name}"] for name in signs}
-        inside = backward.inside(part.writer, ops, columns=columns, signs=own_signs,
+        inside = backward.inside(part.writer, ops, part.outer, columns=columns, signs=own_signs,
                                  batch=next(iter(columns.values())).shape[0])
         for own in step.steps:
             place = place_of(own, backward.matched.graph)

@@ -96,7 +96,8 @@ def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part,
     if isinstance(bearer, Birth):
         gradient = part[GRADIENT] if whole else part.outer(outer[GRADIENT])
         start = {(bearer.operation.name, bearer.gradient.name): gradient}
-    sub = backward.inside(part.writer, ops, columns=start, signs={step.piece.name: part[SIGNS]})
+    into = part.outer if whole else lambda tensor: part.outer(outer.outer(tensor))
+    sub = backward.inside(part.writer, ops, into, columns=start, signs={step.piece.name: part[SIGNS]})
     steps = [own for own in step.steps if not isinstance(own, Birth | Widen)]
     if isinstance(bearer, Birth):
         with part.writer.block(*backward.heading(bearer.operation)):

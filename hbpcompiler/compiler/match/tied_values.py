@@ -12,6 +12,7 @@ from hbpcompiler.quantities import (
     EACH,
     EIGEN,
     FACTOR,
+    IN_BASES,
     INPUT_FACTOR,
     PROJECT,
     REDUCED_FACTOR,
@@ -44,7 +45,7 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
     return set(tied) if curved else unlike if kinds - ADDITIVE else set()
 
 
-KRONECKER = frozenset({EIGEN, FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
+KRONECKER = frozenset({EIGEN, FACTOR, IN_BASES, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
 
 
 ADDITIVE = frozenset({SUM, EACH, COLUMN_SUM, PROJECT, INPUT_FACTOR})

@@ -33,6 +33,7 @@ from hbpcompiler.quantities import (
     EIGEN,
     FACTOR,
     GRADIENT,
+    IN_BASES,
     NEGATIVE,
     REDUCED_FACTOR,
     TOTALS,
@@ -43,6 +44,8 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
+WHOLE_BLOCKS = frozenset({EIGEN, FACTOR, IN_BASES, REDUCED_FACTOR})
+"""Closings that have the full block of a parameter without input features, or its eigenvectors."""
 NONE, ALL_CHOSEN = Joint(), Chosen()
 
 
@@ -136,7 +139,7 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
         raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in several pieces, "
                                  "whose eigenvectors differ; ask for kfac")
     size = math.prod(parameter.sample_shape)
-    if contraction.operand is None and size > full_block_rows and {EIGEN, FACTOR, REDUCED_FACTOR} & set(kinds):
+    if contraction.operand is None and size > full_block_rows and WHOLE_BLOCKS & kinds:
         raise UnsupportedOpError(
             f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
             f"its full block of {size} x {size} numbers; choose other parameters, as in "
@@ -153,8 +156,24 @@ def signed_columns(names: Sequence[str]) -> str:
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:
     """The shape of a closing before it takes its parameter's."""
     site = close.site
+    if kind == IN_BASES:
+        return shape_in_bases(site)
     if kind not in (FACTOR, REDUCED_FACTOR):
         return close.parameter.sample_shape
     if not site.features:
         return (site.size(site.theta), site.size(site.theta))
     return (*[site.size(letter) for letter in site.shared], site.size(site.outer), site.size(site.outer))
+
+
+def shape_in_bases(site: Site) -> tuple[int, ...]:
+    """[*shared, outputs, inputs], or [n] of a whole block."""
+    if not site.features:
+        return (site.size(site.theta),)
+    return (*[site.size(letter) for letter in site.shared], site.size(site.outer), site.size(site.features))
+
+
+def bases_of(site: Site) -> dict[str, tuple[int, ...]]:
+    """The shapes of the bases that cotangents are seen in there: "A" of the input features, if it has some, and "B"."""
+    *shared, outputs, inputs = shape_in_bases(site) if site.features else (*shape_in_bases(site), 0)
+    found = {"A": (*shared, inputs, inputs)} if site.features else {}
+    return {**found, "B": (*shared, outputs, outputs)}

@@ -20,6 +20,7 @@ from hbpcompiler.quantities import (
     FACTOR,
     GRADIENT,
     GRAM,
+    IN_BASES,
     INPUT_FACTOR,
     NEGATIVE,
     NORM,
@@ -35,6 +36,7 @@ CLOSINGS: Mapping[str, str] = {
     SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", DOT: "T[n] T[m]", GRAM: "T[nk] T[mj]",
     CROSS: "T[nk] g[m]", PROJECT: "T[nk] d[f]", COLUMN_SUM: "sum_n T", DIAGONAL: "sum_{nk} T^2",
     POSITIVE: "sum_{nk} T^2 where +", NEGATIVE: "sum_{nk} T^2 where -", BATCH_DIAGONAL: "sum_k T^2",
+    IN_BASES: "sum_{nk} (Q_B^T T Q_A)^2",
 }
 """What is made of T; in this order."""
 WEIGHED = "sum_n C T"

@@ -19,10 +19,10 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.tied_values import KRONECKER
 from hbpcompiler.compiler.routes import Site
 from hbpcompiler.compiler.trace.graph import Operation, Value
-from hbpcompiler.quantities import EIGEN, INPUT_FACTOR, REDUCED_INPUT_FACTOR, Closing, closings_of
+from hbpcompiler.quantities import EIGEN, IN_BASES, INPUT_FACTOR, REDUCED_INPUT_FACTOR, Closing, closings_of
 from hbpcompiler.rule import Contraction, Op, Rule, called
 
-OF_OPERAND = frozenset({EIGEN, INPUT_FACTOR, REDUCED_INPUT_FACTOR})
+OF_OPERAND = frozenset({EIGEN, IN_BASES, INPUT_FACTOR, REDUCED_INPUT_FACTOR})
 """Closings that a one behind the operand's features changes: B is the same."""
 LISTED = 12
 """Parameters that a note names."""

@@ -19,11 +19,11 @@ from hbpcompiler.compiler.plan.steps import Piece
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Mark
 from hbpcompiler.compiler.routes import COLUMNS, Site, Use
-from hbpcompiler.quantities import BLOCK, EIGEN, FIRST_ORDER, KFRA, OUTPUT, TOTALS
+from hbpcompiler.quantities import BLOCK, EIGEN, FIRST_ORDER, IN_BASES, KFRA, OUTPUT, TOTALS
 
-PRECISE = frozenset({BLOCK, EIGEN, *TOTALS})
-"""Closings in the model's dtype: an eigendecomposition, what the user multiplies with later, what adds up over many
-parameters."""
+PRECISE = frozenset({BLOCK, EIGEN, IN_BASES, *TOTALS})
+"""Closings in the model's dtype: eigendecompositions and what is seen in eigenvectors, what the user multiplies with
+later, what adds up over many parameters."""
 SQUARES = 1e9
 """What sums of squares must not exceed. Squares of columns would be as far beyond float16's smallest number."""
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hbpcompiler.compiler.cost.figures import Cost, number
+from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.compiler.routes.directions import NativeSumOfColumns, OperandFirst, SumOfColumns
@@ -51,11 +52,12 @@ ROUTES: tuple[Route, ...] = (
     HalfInputFactor(), SlidingInputFactor(),
     DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), SumOfColumns(),
     NativeSumOfColumns(), Kept(),
+    TurnedBefore(lambda site, kinds: choose(site, kinds)), TurnedAfter(), NativeTurnedAfter(),
     Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )
 
 
-MOST_ROUTES = 5
+MOST_ROUTES = 6
 """No set of closings needs more routes than this at one site."""
 
 

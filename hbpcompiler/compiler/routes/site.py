@@ -134,6 +134,8 @@ class Use:
     """By closing, the running tensor that it is added to in place."""
     directions: Any = None
     """[F, *theta], which columns are projected onto."""
+    bases: tuple[Any, Any] = (None, None)
+    """Q_A (None for a whole block) and Q_B, in which cotangents are seen, as columns."""
     alone: Use | None = None
     """The operand as Kronecker factors A see it, where a closing of columns needs A as well."""
 
