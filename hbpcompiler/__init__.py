@@ -12,6 +12,7 @@ from hbpcompiler.accumulate import Total, accumulate, shard
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.curvature import Curvature, curvature
+from hbpcompiler.ekfac import ekfac
 from hbpcompiler.errors import (
     CacheWarning,
     CompileError,
@@ -57,6 +58,7 @@ __all__ = [
     "bootstrap",
     "compile",
     "curvature",
+    "ekfac",
     "operator",
     "optim",
     "shard",

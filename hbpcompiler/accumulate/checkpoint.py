@@ -45,6 +45,8 @@ class Header:
     dtype: str
     compensated: bool
     sample_weights: bool
+    arguments: str
+    """A hash of those that every call has beside its batch; "" for none."""
     library: str
     torch: str
     seed: int
@@ -62,7 +64,7 @@ class Header:
         found = [f"parameters: {text}" for text in _changed(self.parameters, other.parameters)]
         if not found and self.digest != other.digest:
             found.append("the parameters' or buffers' numbers are others")
-        names = ["quantities", "patterns", "loss", "options", "dtype", "compensated", "sample_weights"]
+        names = ["quantities", "patterns", "loss", "options", "dtype", "compensated", "sample_weights", "arguments"]
         names += ["seed", "world", "rank", "library", "torch"] if of_run else []
         for name in names:
             own, theirs = getattr(self, name), getattr(other, name)
@@ -110,15 +112,19 @@ def loss_text(loss: Callable[..., Tensor]) -> str:
 
 
 def write(path: Path, sums: Sums, header: Header) -> Path:
+    """Totals, whole or not at all (see `write_file`)."""
+    return write_file(path, {"format": FORMAT, "header": asdict(header), "sums": _state(sums)})
+
+
+def write_file(path: Path, held: Mapping[str, Any]) -> Path:
     """Write a file beside it, sync it to the disk and put it in its place. Raises InputError where that fails; what was
     there before is then still there."""
-    held = {"format": FORMAT, "header": asdict(header), "sums": _state(sums)}
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            torch.save(held, file)
+            torch.save(dict(held), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -145,17 +151,23 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read(path: Path) -> tuple[Sums, Header]:
-    """What `write` wrote. Raises InputError for anything else; the file is only read."""
+def read_file(path: Path, form: str) -> dict[str, Any]:
+    """What `write_file` wrote in this format. Raises InputError for anything else; the file is only read."""
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no total of hbpcompiler's, or it is damaged ({type(error).__name__} when it was "
+        raise InputError(f"{path} is no file of hbpcompiler's, or it is damaged ({type(error).__name__} when it was "
                          "read); it is left as it is") from error
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise InputError(f"{path} is no total of this version of hbpcompiler ({FORMAT!r}); it is left as it is")
+    if not isinstance(held, dict) or held.get("format") != form:
+        raise InputError(f"{path} is not of the format {form!r} of this version; it is left as it is")
+    return held
+
+
+def read(path: Path) -> tuple[Sums, Header]:
+    """What `write` wrote. Raises InputError for anything else; the file is only read."""
+    held = read_file(path, FORMAT)
     try:
         known = {field.name for field in fields(Header)}
         header = Header(**{name: value for name, value in held["header"].items() if name in known})

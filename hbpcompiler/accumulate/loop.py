@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
@@ -40,7 +41,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
                prepare: Callable[[Any], Any] | None = None, sample_weights: Callable[[Any], Any] | None = None,
                indices: Callable[[Any], Any] | None = None, seed: int = 0, progress: bool = True, group: Any = None,
                checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
-               max_batches: int | None = None) -> Total:
+               max_batches: int | None = None, arguments: Mapping[str, Any] | None = None) -> Total:
     """The compiled quantities of all of a loader's samples, as those of one batch of them would be.
 
     However the data are cut, the total is that of the whole: batches weigh as the terms of their loss do (samples,
@@ -69,6 +70,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
             `checkpoint_every` seconds, on Ctrl-C and at the end. If it is there already, accumulation goes on behind
             the last batch that is in.
         max_batches: stop there.
+        arguments: of every call, beside its batch: {"bases": ...} for the quantity `eigenvalues`.
 
     Raises InputError for a batch that does not fit, naming its number; for a checkpoint of another run, with every
     difference; for a loader that gives other batches than before; and for a rank that failed.
@@ -76,7 +78,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     _check(compiled, dtype, checkpoint_every, max_batches)
     ranks = Ranks(group)
     said = Said(prepare, count, sample_weights, indices)
-    run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint, said)
+    run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint, said, dict(arguments or {}))
     failure: BaseException | None = None
     try:
         run.go(loader, progress, checkpoint_every, max_batches)
@@ -111,24 +113,33 @@ def _naming(number: int) -> Iterator[None]:
         raise type(error)(f"batch {number} of the loader: {error}") from error
 
 
+def _digest(arguments: Mapping[str, Any]) -> str:
+    """A hash of all tensors and numbers among them, and of where they are."""
+    found = ""
+    for path, item in sorted((pytree.keystr(path), item) for path, item in pytree.tree_leaves_with_path(arguments)):
+        own = digest_of((item,)) if isinstance(item, Tensor) else repr(item)
+        found = hashlib.blake2b(f"{found} {path} {own}".encode(), digest_size=16).hexdigest()
+    return found
+
+
 class _Run:
     """One rank's way through its batches."""
 
     def __init__(self, compiled: Compiled, dtype: torch.dtype, compensated: bool, seed: int, ranks: Ranks,
-                 checkpoint: str | Path | None, said: Said) -> None:
+                 checkpoint: str | Path | None, said: Said, beside: Mapping[str, Any]) -> None:
         asked = compiled.quantities
         spread = any(QUANTITIES[name].adds == (SPREAD,) for name in asked)
         self.compiled = compiled.also("grad") if spread and "grad" not in asked else compiled
         self.sums = Sums(asked, dtype, compensated)
-        self.seed, self.ranks, self.said = seed, ranks, said
+        self.seed, self.ranks, self.said, self.beside = seed, ranks, said, beside
         self.path = ranks.own(Path(checkpoint)) if checkpoint is not None else None
         options = compiled.options
         meaning = (f"curvature={options.curvature}, mc_samples={options.mc_samples}, "
                    f"curvature_dtype={options.curvature_dtype}")
         self.header = header_of(
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
-            compensated=compensated, sample_weights=said.sample_weights is not None, seed=seed,
-            world=ranks.world, rank=ranks.rank)
+            compensated=compensated, sample_weights=said.sample_weights is not None, arguments=_digest(beside),
+            seed=seed, world=ranks.world, rank=ranks.rank)
         self.last: tuple[Tensor, ...] = ()
         self.device = next(compiled.model.parameters()).device
         self.draws_otherwise: bool | None = None
@@ -183,8 +194,9 @@ class _Run:
     def _result(self, one: One, number: int) -> Result:
         """Of one batch. Its draws are its samples', so that they do not depend on how the data are cut, and a run that
         was interrupted draws what it would have drawn; what belongs to no sample is drawn anew for each batch."""
-        arguments = {} if one.sample_weights is None or not one.sample_weights.any() else {
-            SAMPLE_WEIGHTS: one.sample_weights}
+        arguments = dict(self.beside)
+        if one.sample_weights is not None and one.sample_weights.any():
+            arguments[SAMPLE_WEIGHTS] = one.sample_weights
         if self.draws_otherwise is False:
             return self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()

@@ -150,6 +150,11 @@ class Sums:
         assert loss is not None
         return loss
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the loss is a mean over terms, or was made one by counting them."""
+        return self.first is not None and (self.first.mean or self.first.counted)
+
     def parameters(self, quantity: str) -> list[str]:
         """Those that have it, in the result's order."""
         return list(dict.fromkeys(key.parameter for key in self.totals if key.quantity == quantity))
@@ -163,7 +168,7 @@ class Sums:
 
     def _divisor(self, how: str, parameter: str) -> float:
         assert self.first is not None
-        over_terms = self.first.mean or self.first.counted
+        over_terms = self.is_mean
         if how == MEAN:
             return self.of_average
         if how in (SQUARES, SPREAD):  # l_n of the whole is N over its terms times its sum

@@ -83,6 +83,16 @@ class Total:
         """How many terms the loss is a mean of, or what `count` said; the number of batches for a plain sum."""
         return self._sums.terms
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the loss is a mean over terms, or was made one by `count`, and no sum."""
+        return self._sums.is_mean
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """The parameters, as `hbp.curvature` has to know them."""
+        return self._sums.stored
+
     def is_of(self, model: nn.Module) -> bool:
         """Whether this is of that model."""
         return self._model is model

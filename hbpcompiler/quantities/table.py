@@ -133,7 +133,7 @@ TABLE: tuple[Quantity, ...] = (
                      REDUCED_INPUT_FACTOR, REDUCED_FACTOR, of_each_loss=True),
     Quantity("ekfac", "eigenvectors of kfac's factors, and sampled second moments in them (George et al. 2018)",
              (Closing(GGN_MC, EIGEN),), ekfac, ("A", "B", "eigenvalues"), "Eigen", ("A",),
-             instead="its eigenvectors are those of one batch: accumulate kfac, and take those of the total"),
+             instead="its eigenvectors are those of one batch: hbp.ekfac takes those of the whole data set"),
     eigenvalues_entry("eigenvalues", GGN, "second moments of the exact columns in given bases (EKFAC's eigenvalues)"),
     eigenvalues_entry("eigenvalues_mc", GGN_MC, "the same of sampled columns (George et al. 2018)"),
     eigenvalues_entry("eigenvalues_emp", GRADIENT, "the same of the gradients themselves: of the empirical Fisher"),

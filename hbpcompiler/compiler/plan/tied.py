@@ -60,7 +60,7 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
     if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings_of(closings, key)):
         return [f"{what}: the reduced factors of several uses are not defined; ask for kfac or kflr"]
-    if any(_layout(close.site) != _layout(first.site) for close in squared):
+    if any(layout_of(close.site) != layout_of(first.site) for close in squared):
         return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined"]
     return []
 
@@ -69,7 +69,7 @@ def _squaring(close: Close) -> frozenset[str]:
     return close.kinds - ADDITIVE
 
 
-def _layout(site: Site) -> tuple[object, ...]:
+def layout_of(site: Site) -> tuple[object, ...]:
     """What must agree between uses: letters of both operands but for positions, and their lengths."""
     left, right, result = site.letters
     return (left.replace("p", ""), right.replace("p", ""), result, site.shape)
