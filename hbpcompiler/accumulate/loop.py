@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
+from hbpcompiler.accumulate.interrupts import uninterrupted
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
@@ -187,9 +188,12 @@ class _Run:
         batch = batch_of(one.arguments)
         if batch.samples:
             result = self._result(one, number)
-            self.sums.add(result, self._weigher().weight(batch, one.count, one.sample_weights))
-        self.header = replace(self.header, batches=number + 1)
-        self.last = one.tensors
+            weight = self._weigher().weight(batch, one.count, one.sample_weights)
+        with uninterrupted():
+            if batch.samples:
+                self.sums.add(result, weight)
+            self.header = replace(self.header, batches=number + 1)
+            self.last = one.tensors
 
     def _result(self, one: One, number: int) -> Result:
         """Of one batch. Its draws are its samples', so that they do not depend on how the data are cut, and a run that

@@ -31,13 +31,3 @@ def without_autocast(kinds: Sequence[str]) -> Iterator[None]:
         for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-
-
-@contextlib.contextmanager
-def uncached_autocast(kinds: Sequence[str]) -> Iterator[None]:
-    """As it is, but without the memory of what was cast before: a trace must see each cast."""
-    with contextlib.ExitStack() as stack:
-        for kind in kinds:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False))
-        yield

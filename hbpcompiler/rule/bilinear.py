@@ -50,13 +50,9 @@ def inputs_met(rule: Rule, op: Op) -> list[str]:
     return [name for name in rule.jac_t if op.varies(name)]
 
 
-def has_cross_block(rule: Rule, op: Op) -> bool:
-    """Whether the residual has blocks between a parameter and an input that the rule does not state."""
-    return bool(parameters_met(rule, op)) and bool(inputs_met(rule, op))
-
-
 def cross_block_missing(rule: Rule, op: Op) -> bool:
-    """Whether it has some that `cross_block` cannot make: the operand is not known to be linear in one input."""
+    """Whether it has blocks between a parameter and an input that `cross_block` cannot make: the operand is not known
+    to be linear in one input."""
     return rule.structure_of(op) is not Structure.CONSTANT or len(inputs_met(rule, op)) != 1
 
 

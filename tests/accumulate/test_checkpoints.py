@@ -1,6 +1,7 @@
 """Interrupted runs go on where they were, bit by bit; files that are not theirs are refused and left alone."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import checkpoint as files
+from hbpcompiler.accumulate.sums import Sums
 
 NAMES = ["grad", "variance", "diag_ggn_mc", "kfac"]
 LENGTHS = [3, 2, 4, 1, 3]
@@ -73,6 +75,25 @@ def test_after_ctrl_c_a_run_goes_on_to_the_same_bits(tmp_path, after):
     assert_same(run(checkpoint=path), resumed)  # nothing is left to do
     assert_same(hbp.Total.load(path, COMPILED.model), resumed)
     assert [file.name for file in tmp_path.iterdir()] == ["total.pt"]
+
+
+@pytest.mark.parametrize("addition", [1, 8])
+def test_ctrl_c_while_a_batch_is_added_counts_behind_it(tmp_path, monkeypatch, addition):
+    """Half a batch in a checkpoint would be added again."""
+    path, add, number = tmp_path / "total.pt", Sums._add, itertools.count()
+
+    def interrupted(*given):
+        add(*given)
+        if next(number) == addition:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Sums, "_add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path)
+    monkeypatch.undo()
+    assert next(number) > addition + 1, "the rest of the batch is in"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_same(run(checkpoint=path), run())
 
 
 def test_an_error_in_a_loader_loses_what_is_behind_the_last_checkpoint_only(tmp_path):

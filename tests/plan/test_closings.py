@@ -11,7 +11,19 @@ from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import Piece
 from hbpcompiler.compiler.routes import COLUMNS
 from hbpcompiler.errors import UnsupportedOpError
-from hbpcompiler.quantities import DIAGONAL, EIGEN, FACTOR, GGN, GRADIENT, INPUT_FACTOR, RESIDUAL, SUM, VECTORS, Closing
+from hbpcompiler.quantities import (
+    DIAGONAL,
+    EIGEN,
+    FACTOR,
+    GGN,
+    GGN_MC,
+    GRADIENT,
+    INPUT_FACTOR,
+    RESIDUAL,
+    SUM,
+    VECTORS,
+    Closing,
+)
 from hbpcompiler.rule import ZERO, Rule
 from tests.hand_made import mlp, operation, parameter, rules_of, value
 
@@ -63,8 +75,9 @@ def test_shapes_of_totals():
 
 
 def test_no_square_root_of_signed_pieces():
-    with pytest.raises(UnsupportedOpError, match="no real square root"):
-        ends([piece(GGN, signed=True)], (GGN, VECTORS))
+    for stream, name in ((GGN, "sqrt_ggn"), (GGN_MC, "sqrt_ggn_mc")):
+        with pytest.raises(UnsupportedOpError, match=f"^{name}: .* no real square root"):
+            ends([piece(stream, signed=True)], (stream, VECTORS))
 
 
 def test_eigenvectors_of_one_piece_only():

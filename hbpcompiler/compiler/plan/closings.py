@@ -35,6 +35,7 @@ from hbpcompiler.quantities import (
     GRADIENT,
     IN_BASES,
     NEGATIVE,
+    QUANTITIES,
     REDUCED_FACTOR,
     TOTALS,
     VECTORS,
@@ -131,13 +132,14 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
     Parameters without input features, as biases are, have a full block for a Kronecker factor: of so many rows at most.
     """
     if VECTORS in kinds and piece.signed:
-        raise UnsupportedOpError(signed_columns(["sqrt_ggn"]))
+        raise UnsupportedOpError(signed_columns(_quantities_of(Closing(piece.stream, VECTORS))))
     if TOTALS & kinds and operation.source.in_loss:
         raise UnsupportedOpError(f"parameter '{parameter.key}' meets the loss in {operation.source}, where columns "
                                  f"are not united yet: {', '.join(sorted(TOTALS & kinds))} needs groups without it")
     if EIGEN in kinds and sum(other.stream == piece.stream for other in pieces) > 1:
-        raise UnsupportedOpError(f"ekfac: the sampled curvature reaches parameter '{parameter.key}' in several pieces, "
-                                 "whose eigenvectors differ; ask for kfac")
+        names = ", ".join(_quantities_of(Closing(piece.stream, EIGEN)))
+        raise UnsupportedOpError(f"{names}: the sampled curvature reaches parameter '{parameter.key}' in several "
+                                 "pieces, whose eigenvectors differ; ask for kfac")
     size = math.prod(parameter.sample_shape)
     if contraction.operand is None and size > full_block_rows and WHOLE_BLOCKS & kinds:
         raise UnsupportedOpError(
@@ -145,6 +147,11 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
             f"its full block of {size} x {size} numbers; choose other parameters, as in "
             "quantities={'kfac': ['layer1.*', 'head.weight'], 'grad': '*'}, freeze it (requires_grad=False) or ask for "
             "other quantities")
+
+
+def _quantities_of(closing: Closing) -> list[str]:
+    """The names of those that need it."""
+    return [name for name, quantity in QUANTITIES.items() if closing in quantity.needs]
 
 
 def signed_columns(names: Sequence[str]) -> str:
