@@ -9,6 +9,8 @@ Blocks of one page run in order, in one namespace and in one empty folder:
     <!-- generated: backward / 1: sigmoid -->
     ```python (or text)         is cut out of `compiled.code`: a part of the file, and headings in it
 
+    <!-- needs: a, b -->        names packages without which the page is skipped
+
 Outputs without `...` and all that is generated can be written anew: `pytest tests/test_docs.py --refresh-golden`.
 """
 
@@ -35,6 +37,7 @@ BLOCK = re.compile(r"""(?:^<!--\ generated:\ (?P<excerpt>.+?)\ -->\n)?
 OUTPUT = "output"
 VERSIONS = re.compile(r"^Written by \S+ \S+ with torch \S+;", re.MULTILINE)
 """What a generated file says about the versions that wrote it may differ."""
+NEEDS = re.compile(r"^<!-- needs: (.+) -->$", re.MULTILINE)
 PARTS = {
     "head": ('"""', '"""'),
     "functions": ("from torch import Tensor\n", "class Result"),
@@ -65,6 +68,11 @@ def blocks(page: str) -> list[Block]:
     fences = [line for line in page.splitlines() if line.lstrip().startswith("```")]
     assert len(fences) == 2 * len(found), f"{len(fences)} fences, but {len(found)} blocks"
     return found
+
+
+def needs(page: str) -> list[str]:
+    """The packages, beyond those of the tests, that the page's code imports."""
+    return [name.strip() for found in NEEDS.findall(page) for name in found.split(",")]
 
 
 class Run:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import hbpcompiler as hbp
-from tests.pages import Run, blocks, excerpt
+from tests.pages import Run, blocks, excerpt, needs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -29,6 +29,8 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page_runs_and_shows_what_comes_out(path, folder, request):
+    for package in needs(path.read_text(encoding="utf-8")):
+        pytest.importorskip(package)
     now = Run(path.read_text(encoding="utf-8")).refreshed()
     if request.config.getoption("--refresh-golden"):
         path.write_text(now, encoding="utf-8")
@@ -105,6 +107,11 @@ def test_a_page_is_written_anew(folder):
 def test_what_differs_beside_an_ellipsis_is_refused(folder):
     with pytest.raises(AssertionError, match=r"0\.123456"):
         Run(PAGE.replace("0.12...", "0.13...")).refreshed()
+
+
+def test_a_page_says_what_else_it_needs():
+    assert needs("# A page\n\n<!-- needs: laplace, opacus -->\n") == ["laplace", "opacus"]
+    assert needs(PAGE) == []
 
 
 def test_no_block_escapes():

@@ -25,11 +25,10 @@ class LastLayer(nn.Linear):
     def __init__(self) -> None:
         super().__init__(1, 1, device="meta")
 
-    def like(self, layer: nn.Module) -> LastLayer:
+    def like(self, layer: nn.Linear) -> LastLayer:
         """This layer, with the parameters that the other has now."""
         if self.weight is not layer.weight or self.bias is not layer.bias:
-            self.register_parameter("weight", layer.weight)
-            self.register_parameter("bias", layer.bias)
+            self.weight, self.bias = layer.weight, layer.bias
         self.out_features, self.in_features = self.weight.shape
         return self
 
