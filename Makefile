@@ -5,6 +5,9 @@ TORCH ?= torch
 PYTHON ?= python3
 RUN := .venv/bin
 comma := ,
+BRIDGES := laplace-torch==0.3 curvlinops-for-pytorch==3.0.1 asdfghjkl==0.1a4 backpack-for-pytorch==1.7.1 \
+	unfoldNd==0.2.3 einops==0.8.2 einconv==0.1.0 linear-operator==0.6.1 jaxtyping wadler-lindig torchmetrics==1.9.0 \
+	lightning-utilities==0.15.3 opt-einsum==3.4.0
 
 .PHONY: demo test test-all lint docs bench zoo clean
 
@@ -18,13 +21,18 @@ comma := ,
 	$(RUN)/python -m pip install --quiet -e ".[$(subst +,$(comma),$*)]"
 	@touch $@
 
+# What bridges lead to, without what it would bring: laplace-torch asks for torchvision, and that for another torch.
+.venv/bridges: .venv/torch pyproject.toml
+	$(RUN)/python -m pip install --quiet --no-deps $(BRIDGES)
+	@touch $@
+
 demo: .venv/demo
 	$(RUN)/python examples/digits.py
 
 test: .venv/test+demo
 	$(RUN)/python -m pytest -n 2 --dist worksteal
 
-test-all: .venv/test+demo
+test-all: .venv/test+demo .venv/bridges
 	HBP_EXAMPLES=2 $(RUN)/python -m pytest -n 2 --dist worksteal -m ""
 
 lint: .venv/test+demo+dev

@@ -4,7 +4,7 @@ What each method returns is laplace-torch's own convention (its `CurvatureInterf
 over the batch, times `factor`, which makes 1/2 |f - y|^2 of a squared error; parameters flattened in the model's order.
 The approximations are those of Daxberger et al. 2021, Laplace Redux.
 
-A program is made at the first batch and kept with the model, not with the backend (see `programs`): Laplace objects
+A program is made at the first batch and kept with the model, not with the backend (see `kept`): Laplace objects
 come and go, and each makes a backend of its own.
 """
 
@@ -21,9 +21,9 @@ from laplace.utils import Kron
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
+from hbpcompiler.bridges.kept import kept
 from hbpcompiler.bridges.laplace_factors import factors_of
 from hbpcompiler.bridges.laplace_modules import LastLayer, Mapped, PerPosition, selected, total
-from hbpcompiler.bridges.programs import programs
 from hbpcompiler.errors import InputTypeError
 from hbpcompiler.wrappers import unwrapped
 
@@ -126,7 +126,7 @@ class HbpInterface(CurvatureInterface):
             ended = own if loss is not None or self.likelihood == "regression" else PerPosition(own)
             return hbp.compile(module, ended, {quantity: [escape(name) for name in chosen]}, mc_samples=mc_samples)
 
-        compiled = programs(self._model).get((quantity, module, chosen, own, mc_samples), make)
+        compiled = kept(self._model).get((quantity, module, chosen, own, mc_samples), make)
         try:
             result = compiled(*inputs, y)
         except hbp.CompileError as error:
@@ -143,7 +143,7 @@ class HbpInterface(CurvatureInterface):
         if isinstance(x, Tensor):
             return model, (x,)
         if type(x) is not dict:
-            model = programs(self._model).get(type(x), lambda: Mapped(model, type(x)))
+            model = kept(self._model).get((type(x), model), lambda: Mapped(model, type(x)))
         return model, ((dict(x),),)
 
     def _features(self, x: Inputs) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -161,7 +161,7 @@ class HbpInterface(CurvatureInterface):
                 "say so by Laplace's feature_reduction (\"pick_first\", \"pick_last\" or \"average\")")
         if not _is_plain(self._model):
             return self._model, (features,)
-        layer = programs(self._model).get(LastLayer, LastLayer)
+        layer = kept(self._model).get(LastLayer, LastLayer)
         return layer.like(self._model), (features,)
 
     def _samples(self, x: Inputs) -> int:

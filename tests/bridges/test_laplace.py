@@ -20,8 +20,8 @@ from laplace import Laplace
 from laplace.curvature import CurvlinopsEF, CurvlinopsGGN, EFInterface, GGNInterface
 from laplace.utils import FeatureExtractor
 
+from hbpcompiler.bridges.kept import kept
 from hbpcompiler.bridges.laplace import HbpEF, HbpGGN
-from hbpcompiler.bridges.programs import programs
 
 LIKELIHOODS = ["classification", "regression"]
 
@@ -72,7 +72,7 @@ def test_the_ggn(likelihood):
             close(loss[0], loss_of(likelihood, output, y))
         close(backend.full(X, y)[1], matrix[subnetwork][:, subnetwork])
         close(backend.diag(X, y)[1], matrix.diagonal()[subnetwork])
-    assert {chosen for _, _, chosen, *_ in programs(model)._kept} == {("0.weight", "3.weight", "3.bias"),
+    assert {chosen for _, _, chosen, *_ in kept(model)._kept} == {("0.weight", "3.weight", "3.bias"),
                                                                      ("3.weight", "3.bias")}
 
 
@@ -183,13 +183,13 @@ def test_programs_are_the_models():
     """Another backend compiles nothing; copies and pickles have none; they do not keep the model alive."""
     model, X, y = setting("classification")
     first = HbpGGN(model, "classification").diag(X, y)
-    compiled = list(programs(model)._kept.values())
+    compiled = list(kept(model)._kept.values())
     close(HbpGGN(model, "classification").diag(X[:3], y[:3])[1] + HbpGGN(model, "classification").diag(X[3:], y[3:])[1],
           first[1])
-    assert list(programs(model)._kept.values()) == compiled
+    assert list(kept(model)._kept.values()) == compiled
     assert len(compiled[0]._guards) == 1
     for other in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model))):
-        assert len(programs(other)) == 0
+        assert len(kept(other)) == 0
     with torch.no_grad():
         model[3].weight.mul_(2)
     close(HbpGGN(model, "classification").diag(X, y), GGNInterface(model, "classification").diag(X, y))

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-Kept = TypeVar("Kept")
+Item = TypeVar("Item")
 ATTRIBUTE = "_hbp_programs"
 
 
-class Programs:
+class Kept:
     """What was made for one module, by a key of the maker's choice."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -32,12 +32,12 @@ class Programs:
         """Whether it was made for this module: a shallow copy of one has the attributes of the other."""
         return self._module() is module
 
-    def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+    def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
         """What is kept under the key, made if there is nothing yet."""
         if key not in self._kept:
             self._kept[key] = make()
-        kept: Kept = self._kept[key]
-        return kept
+        found: Item = self._kept[key]
+        return found
 
     def __deepcopy__(self, memo: Any) -> None:
         return None
@@ -47,9 +47,9 @@ class Programs:
         return tuple, ()
 
 
-def programs(module: nn.Module) -> Programs:
-    """Those of a module; none at first."""
+def kept(module: nn.Module) -> Kept:
+    """What is kept with a module; nothing at first."""
     own = module.__dict__.get(ATTRIBUTE)
-    if not (isinstance(own, Programs) and own.is_of(module)):
-        own = module.__dict__[ATTRIBUTE] = Programs(module)
+    if not (isinstance(own, Kept) and own.is_of(module)):
+        own = module.__dict__[ATTRIBUTE] = Kept(module)
     return own
