@@ -171,3 +171,23 @@ def test_kronecker_factors_of_the_last_layer_are_its_block():
     torch.testing.assert_close(factors["bias"].B, ggn_block(model, loss, [X], y, "bias"))
     torch.testing.assert_close(torch.kron(factors["weight"].B, factors["weight"].A),
                                ggn_block(model, loss, [X], y, "weight"))
+
+
+def test_kfac(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("kfac.py", tmp_path)
+    losses = {line.split()[0]: [float(part) for part in line.split()[1:5]] for line in text.splitlines()
+              if line.startswith("  ")}
+    assert all(ours < adams for ours, adams in zip(losses["KFAC"][1:], losses["Adam"][1:], strict=True))
+    assert (tmp_path / "out" / "kfac.png").stat().st_size > 1000
+
+
+def test_block_newton(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("block_newton.py", tmp_path)
+    ends = {line.split("  ")[1]: float(re.search(r"-> (\S+) in", line)[1]) for line in text.splitlines()
+            if line.startswith("  ")}
+    assert ends["block Newton"] < 1e-10 < ends["gradient descent"]
+    assert (tmp_path / "out" / "block_newton.png").stat().st_size > 1000

@@ -20,7 +20,8 @@ from hbpcompiler.schemes import SCHEMES
 
 
 class BlockNewton(CurvatureOptimizer):
-    """theta <- theta - lr (H + damping)^-1 grad L for each parameter, with H its own block of the batch's curvature.
+    """theta <- theta - lr (H + l2 + damping)^-1 (grad L + l2 theta) for each parameter, with H its own block of the
+    batch's curvature.
 
     H is never formed: conjugate gradients need products with it, which come from what one pass of the batch has kept
     (`Compiled.block_product`).
@@ -30,19 +31,21 @@ class BlockNewton(CurvatureOptimizer):
         curvature: "hessian", "ggn", "pch_abs" or "pch_clip", as `hbp.compile` has it: the last two are the Hessian with
             the negative eigenvalues of the operations' residuals made positive or dropped. With "hessian" a block may
             be indefinite: conjugate gradients stop where they notice, at the latest with the gradient's direction.
-        lr: of the step.
+        lr: of the step. Blocks know nothing of each other, and together they overshoot where parameters do the same
+            thing: 1 suits one layer, 0.5 a network.
         damping: added to H; 0 is allowed.
+        l2: of a term l2/2 |theta|^2 in the loss.
         most_iterations, tolerance, progress: of `conjugate_gradients`, for each block.
         seed, options: as for `KFAC`.
 
     `solutions` says how the last step's were found, by parameter.
     """
 
-    numbers: Mapping[str, dict[str, Any]] = {"lr": {}, "damping": {}}
+    numbers: Mapping[str, dict[str, Any]] = {"lr": {}, "damping": {}, "l2": {}}
 
     def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1.0,
-                 damping: float = 1e-3, curvature: str = "ggn", most_iterations: int = 50, tolerance: float = 1e-10,
-                 progress: float = 5e-4, seed: int = 0, **options: Any) -> None:
+                 damping: float = 1e-3, l2: float = 0.0, curvature: str = "ggn", most_iterations: int = 50,
+                 tolerance: float = 1e-10, progress: float = 5e-4, seed: int = 0, **options: Any) -> None:
         checked = Checked("this optimizer")
         checked.one_of("curvature", curvature, tuple(SCHEMES))
         checked.whole("most_iterations", most_iterations)
@@ -50,7 +53,7 @@ class BlockNewton(CurvatureOptimizer):
         checked.number("progress", progress)
         checked.whole("seed", seed, least=0)
         checked.done()
-        super().__init__(model, loss, params, {"lr": lr, "damping": damping})
+        super().__init__(model, loss, params, {"lr": lr, "damping": damping, "l2": l2})
         self.most_iterations, self.tolerance, self.progress, self.seed = most_iterations, tolerance, progress, seed
         self.solutions: dict[str, Solution] = {}
         self._compiled: Compiled = compile_model(self.model, self.loss, ["grad", "block"], curvature=curvature,
@@ -71,9 +74,10 @@ class BlockNewton(CurvatureOptimizer):
             def product(vector: Tensor, name: str = name) -> Tensor:
                 return self._compiled.block_product(result, name, vector)
 
-            found = conjugate_gradients(product, part.neg(), damping=groups[name]["damping"],
-                                        most_iterations=self.most_iterations, tolerance=self.tolerance,
-                                        progress=self.progress)
-            self.solutions[name] = found
+            group = groups[name]
+            downhill = part.neg().sub_(parameters[name], alpha=group["l2"])
+            self.solutions[name] = conjugate_gradients(product, downhill, damping=group["damping"] + group["l2"],
+                                                       most_iterations=self.most_iterations, tolerance=self.tolerance,
+                                                       progress=self.progress)
         for name, found in self.solutions.items():
             parameters[name].add_(found.x, alpha=groups[name]["lr"])

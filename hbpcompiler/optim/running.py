@@ -92,7 +92,13 @@ class RunningCurvature:
     def gradient_and_update(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient]:
         """The same; the batch's curvature goes into the averages, unless it is not finite."""
         program = self._program(batch, step)
-        result = self._of_convex_loss(program, batch, step)
+        try:
+            result = self._of_convex_loss(program, batch, step)
+        except RuntimeError:
+            loss, gradient = self.gradient(batch, step)
+            if loss.isfinite():
+                raise
+            return loss, gradient  # no targets can be drawn from outputs that are NaN
         samples = check_batch(self.model, batch).samples if program.reduction == "sum" else 1
         seen = self._seen(result, samples)
         if torch.stack([tensor.sum() for tensor in seen.values()]).isfinite().all():
