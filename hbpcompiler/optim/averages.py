@@ -34,6 +34,11 @@ class Averages:
                 held.lerp_(tensor, self._share_of_newest(count))
             self.updates[key] = count
 
+    def forget(self, letter: str) -> None:
+        """All means of this field."""
+        for key in [key for key in self.means if key[1] == letter]:
+            del self.means[key], self.updates[key]
+
     def _share_of_newest(self, count: int) -> float:
         if self.decay == 1.0:
             return 1.0 / count

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.curvature import Curvature
-from hbpcompiler.curvature.block import PI
 from hbpcompiler.errors import InputError
 from hbpcompiler.optim.base import CurvatureOptimizer
-from hbpcompiler.optim.kinds import kind_of
-from hbpcompiler.optim.preconditioner import LARGEST_FACTOR, SPLITS, shortening
+from hbpcompiler.optim.eigenbases import running_curvature
+from hbpcompiler.optim.kinds import kind_of, split_of
+from hbpcompiler.optim.preconditioner import LARGEST_FACTOR, shortening
 from hbpcompiler.optim.quadratic import QuadraticModel
-from hbpcompiler.optim.running import Gradient, RunningCurvature, Settings
+from hbpcompiler.optim.running import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
 
 TRUSTED, DOUBTED = 0.75, 0.25
@@ -62,7 +62,7 @@ class KFAC(CurvatureOptimizer):
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None = None, params: Any = None, *,
                  lr: float | None = 1e-2, momentum: float | None = 0.9, damping: float = 1e-3, l2: float = 0.0,
                  weight_decay: float = 0.0, curvature: str | None = None, ema: float = 0.95, update_every: int = 10,
-                 invert_every: int = 100, split: str = PI, norm_constraint: float | None = None,
+                 invert_every: int = 100, split: str | None = None, norm_constraint: float | None = None,
                  adapt_damping: bool = False, adapt_every: int = 5, least_damping: float = 1e-8,
                  most_damping: float = 1e8, reject: bool = False, mc_samples: int = 1, seed: int = 0,
                  largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
@@ -71,7 +71,6 @@ class KFAC(CurvatureOptimizer):
         checked = Checked("this optimizer")
         checked.number("ema", ema, most=1.0)
         checked.intervals(update_every, invert_every)
-        checked.one_of("split", split, SPLITS)
         checked.number("norm_constraint", norm_constraint, above=True, optional=True)
         if norm_constraint is not None and lr is None:
             checked.findings.append("norm_constraint is for a given lr: with lr=None the quadratic model finds the "
@@ -97,8 +96,9 @@ class KFAC(CurvatureOptimizer):
         self.last_ratio: float | None = None
         """The reduction ratio when it was last computed."""
         options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
-        settings = Settings(kind, ema, split, largest_factor, seed, update_every, invert_every, options=options)
-        self._running = RunningCurvature(self.model, self.loss, settings)
+        settings = Settings(kind, ema, split_of(curvature, split), largest_factor, seed, update_every, invert_every,
+                            options=options)
+        self._running = running_curvature(self.model, self.loss, settings)
         self._model = QuadraticModel(self.model, self.loss, seed)
         self._loss_alone = compile_model(self.model, self.loss, ["batch_loss"], **options)
 
@@ -206,3 +206,10 @@ class KFRA(KFAC):
     """`KFAC` with the factors of the recursion by averages (Botev et al. 2017); for chains of layers."""
 
     default_curvature = "kfra"
+
+
+class EKFAC(KFAC):
+    """`KFAC` in the eigenbases of the factors, with averages of the gradients' own second moments in them (George et
+    al. 2018). They are averaged at every update, without an inverse; the bases are found every `invert_every` steps."""
+
+    default_curvature = "ekfac"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hbpcompiler.curvature.block import EXACT, PI, SPLITS
 from hbpcompiler.errors import OptionError
 from hbpcompiler.values import Stored
 
@@ -24,6 +25,8 @@ class Kind:
     """What becomes of the negative entries of a diagonal."""
     root: bool = False
     """Whether the quantity is V, and the curvature V V^T."""
+    eigenvalues: str = ""
+    """The quantity that corrects the eigenvalues of Kronecker factors."""
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -43,10 +46,13 @@ KINDS: Mapping[str, Kind] = {
     "kfra": Kind("kfra", "diag_ggn"),
     "kfac_emp": Kind("kfac_emp", "second_moment"),
     "kfac_emp_reduce": Kind("kfac_emp_reduce", "second_moment"),
+    "ekfac": Kind("kfac", "diag_ggn_mc", eigenvalues="eigenvalues_mc"),
+    "ekfac_exact": Kind("kflr", "diag_ggn", eigenvalues="eigenvalues"),
+    "ekfac_emp": Kind("kfac_emp", "second_moment", eigenvalues="eigenvalues_emp"),
     "blocks": Kind("sqrt_ggn", root=True),
     "blocks_mc": Kind("sqrt_ggn_mc", root=True),
 }
-"""Diagonals; Kronecker factors; the whole block of each parameter."""
+"""Diagonals; Kronecker factors; their eigenvectors with eigenvalues of their own; the whole block of each parameter."""
 
 
 def kind_of(name: object) -> Kind:
@@ -54,6 +60,21 @@ def kind_of(name: object) -> Kind:
     if not isinstance(name, str) or name not in KINDS:
         raise OptionError(f"curvature {name!r} is unknown; choose one of {', '.join(KINDS)}")
     return KINDS[name]
+
+
+def split_of(name: str, given: str | None) -> str:
+    """How a damping meets the curvature: None is "pi" for Kronecker factors, "exact" where there are none to share it.
+
+    Raises OptionError for "pi" of eigenvalues that are not products.
+    """
+    kind = kind_of(name)
+    if given is None:
+        return EXACT if kind.eigenvalues else PI
+    if given not in SPLITS:
+        raise OptionError(f"split {given!r} is unknown; choose one of {', '.join(SPLITS)}")
+    if given == PI and kind.eigenvalues:
+        raise OptionError(f"curvature={name!r} has eigenvalues of its own, which no factors share: split is 'exact'")
+    return given
 
 
 def with_factors(stored: Mapping[str, Stored], largest: int) -> frozenset[str]:

@@ -9,15 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hbpcompiler.curvature.block import EXACT, PI
 from hbpcompiler.errors import InputError, OptionError
-from hbpcompiler.optim.kinds import kind_of
-from hbpcompiler.optim.running import Gradient, RunningCurvature, Settings
+from hbpcompiler.optim.eigenbases import running_curvature
+from hbpcompiler.optim.kinds import kind_of, split_of
+from hbpcompiler.optim.running import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.options import check_model
 from hbpcompiler.wrappers import unwrapped
 
-SPLITS = (EXACT, PI)
 LARGEST_FACTOR = 4096
 """The longest side of a weight that has Kronecker factors: such a factor takes 64 MB, its eigenvectors 20 s a time."""
 FORMAT = "hbpcompiler preconditioner 1"
@@ -41,7 +40,9 @@ class Preconditioner:
         loss: a mean or a sum over samples; nn.CrossEntropyLoss() by default.
         curvature: "diag_ggn", "diag_ggn_mc", "second_moment"; "diag_h_abs" and "diag_h_clip", the average of diag_h
             with its negative entries made positive or zero; "kfac", "kflr", "kfra", "kfac_reduce", "kflr_reduce",
-            "kfac_emp", "kfac_emp_reduce"; "blocks" and "blocks_mc", each parameter's whole block of the GGN.
+            "kfac_emp", "kfac_emp_reduce"; "ekfac", "ekfac_exact", "ekfac_emp": the eigenvectors of kfac's, kflr's and
+            kfac_emp's factors with eigenvalues of their own (George et al. 2018), which are averaged in them and begin
+            anew with each inverse; "blocks" and "blocks_mc", each parameter's whole block of the GGN.
         damping: a positive number, or a dict of them by shell patterns of parameter names, each of which must match.
         ema: the decay of the running average; 1: all batches count the same. It is unbiased from the first step on.
         update_every: steps between two batches whose curvature enters the average. The steps between compute the
@@ -49,6 +50,7 @@ class Preconditioner:
         invert_every: steps between two inverses, a multiple of update_every.
         split: how the damping meets Kronecker factors: "pi", shared by both (Martens & Grosse 2015, section 6.3;
             Dangel, Kunstner & Hennig 2020, equations 28 and 29); "exact", added to the eigenvalues of their product.
+            None: "pi", and "exact" for ekfac's.
         kl_clip: if given, the gradient is multiplied by min(1, sqrt(kl_clip / (lr^2 <grad, preconditioned grad>))),
             with `lr` the optimizer's own rate: a bound on the step's length in the norm of C.
         lr: for kl_clip; it may be changed from step to step.
@@ -63,13 +65,12 @@ class Preconditioner:
 
     def __init__(self, model: nn.Module, loss: Any = None, curvature: str = "kfac",
                  damping: float | Mapping[str, float] = 1e-3, *, ema: float = 0.95, update_every: int = 10,
-                 invert_every: int = 100, split: str = PI, kl_clip: float | None = None, lr: float = 1.0,
+                 invert_every: int = 100, split: str | None = None, kl_clip: float | None = None, lr: float = 1.0,
                  mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
         kind = kind_of(curvature)
         checked = Checked("this preconditioner")
         checked.number("ema", ema, above=False, most=1.0)
         checked.intervals(update_every, invert_every)
-        checked.one_of("split", split, SPLITS)
         checked.number("kl_clip", kl_clip, above=True, optional=True)
         checked.number("lr", lr, above=True)
         checked.whole("largest_factor", largest_factor)
@@ -87,8 +88,9 @@ class Preconditioner:
         """How many there have been."""
         self._dampings()
         options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
-        settings = Settings(kind, ema, split, largest_factor, seed, update_every, invert_every, options=options)
-        self._running = RunningCurvature(self.model, loss, settings)
+        settings = Settings(kind, ema, split_of(curvature, split), largest_factor, seed, update_every, invert_every,
+                            options=options)
+        self._running = running_curvature(self.model, loss, settings)
 
     def step(self, *batch: Any) -> Tensor:
         """The loss of a batch (X, y); its preconditioned gradient is in p.grad of the trainable parameters.

@@ -79,8 +79,9 @@ class RunningCurvature:
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
         loss, gradient = self.gradient_and_update(batch, step)
-        if dampings is not None and self._stored and (new or step % self.settings.invert_every == 0):
-            self.invert(dampings())
+        if dampings is not None and self._stored:
+            anew = new or step % self.settings.invert_every == 0
+            self._after_update(batch, step, dampings, anew)
         self._known |= trainable
         return loss, gradient
 
@@ -109,9 +110,11 @@ class RunningCurvature:
     def _program(self, batch: tuple[Any, ...], step: int) -> Compiled:
         trainable = frozenset(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
         if trainable not in self._with_curvature:
-            self._with_curvature[trainable] = compile_model(self.model, self.loss, self._quantities(batch, step),
-                                                            joint_bias=True, **self.settings.options)
+            self._with_curvature[trainable] = self._compiled(self._quantities(batch, step))
         return self._with_curvature[trainable]
+
+    def _compiled(self, quantities: dict[str, Any]) -> Compiled:
+        return compile_model(self.model, self.loss, quantities, joint_bias=True, **self.settings.options)
 
     def _of_convex_loss(self, program: Compiled, batch: tuple[Any, ...], step: int) -> Result:
         """What the program returns. UnsupportedOpError if its curvature may be indefinite, so that nothing can be
@@ -119,11 +122,15 @@ class RunningCurvature:
         with warnings.catch_warnings():
             warnings.simplefilter("error", IndefiniteCurvatureWarning)
             try:
-                return program(*batch, generator=self.draws(step))
+                return program(*batch, generator=self.draws(step), **self._arguments(program))
             except IndefiniteCurvatureWarning as warning:
                 self._with_curvature.clear()
                 raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "
                                          "or 'diag_h_clip', which are positive for every loss") from None
+
+    def _arguments(self, program: Compiled) -> dict[str, Any]:
+        """Of the call of a program with curvature."""
+        return {}
 
     def _quantities(self, batch: tuple[Any, ...], step: int) -> dict[str, Any]:
         kind = self.settings.kind
@@ -159,21 +166,29 @@ class RunningCurvature:
         """The average of a diagonal, as the kind has its sign."""
         return self._signed(self.averages.means[name, ""])
 
+    def _after_update(self, batch: tuple[Any, ...], step: int, dampings: Callable[[], Mapping[str, float]],
+                      anew: bool) -> None:
+        """`anew`: it is time for the inverse."""
+        if anew:
+            self.invert(dampings())
+
     # -- the inverse ---------------------------------------------------------------------------------------------------
 
     def average(self) -> Curvature:
         """The mean as it is now, of the parameters that the last update was about. InputError before the first one."""
         if not self._stored:
             raise InputError("there is no curvature yet: it comes with the next step that updates it")
+        return curvature(Values(self._average_values(), "", self._stored))
+
+    def _average_values(self) -> dict[str, Any]:
+        """As a result has them, of the averages."""
         values: dict[str, Any] = {}
         for (name, letter), mean in self.averages.means.items():
-            if name not in self._stored:
-                continue
-            if letter == "":
+            if name in self._stored and letter == "":
                 values[name] = self._signed(mean)
-            elif letter == "B":
+            elif name in self._stored and letter == "B":
                 values[name] = Factors(self.averages.means.get((name, "A")), mean)
-        return curvature(Values(values, "", self._stored))
+        return values
 
     def invert(self, dampings: Mapping[str, float]) -> None:
         """(average + damping)^-1, kept for the steps that follow."""

@@ -173,9 +173,10 @@ def test_a_closure_gives_the_gradient():
     close(moved(model, before), -0.2 * torch.linalg.solve(C, own), "step")
 
 
-def test_resumption_in_the_middle_of_an_interval_is_bit_equal():
-    options = {"lr": 0.05, "damping": 0.1, "update_every": 2, "invert_every": 4, "largest_factor": 6,
-               "adapt_damping": True, "adapt_every": 3}
+@pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
+def test_resumption_in_the_middle_of_an_interval_is_bit_equal(curvature):
+    options = {"lr": 0.05, "curvature": curvature, "damping": 0.1, "update_every": 2, "invert_every": 4,
+               "largest_factor": 6, "adapt_damping": True, "adapt_every": 3}
 
     def run(optimizer, scheduler, steps, X, y):
         for _ in range(steps):
@@ -224,8 +225,33 @@ def test_layers_are_frozen_unfrozen_and_added():
     assert not torch.equal(model[0].weight, before["0.weight"])
 
 
+def test_ekfac_is_the_second_moments_in_the_bases_of_the_averaged_factors():
+    """Bases at steps 0 and 2, moments averaged between, exact damping."""
+    model, X, y = chain()
+    optimizer = hbp.optim.EKFAC(model, None, lr=0.2, momentum=0.0, damping=0.3, curvature="ekfac_exact", ema=0.5,
+                                update_every=1, invert_every=2)
+    factors, moments, bases = [], [], None
+    for step in range(4):
+        before, own = values(model), gradient(model, mean_loss, X, y)
+        factors.append(hbp.compile(model, mean_loss, ["kflr"], joint_bias=True)(X, y).kflr["0.weight"])
+        if step % 2 == 0:
+            weights = torch.tensor([0.5 ** (step - s) for s in range(step + 1)], dtype=torch.float64)
+            A, B = (sum(w * pair[side] for w, pair in zip(weights, factors, strict=True)) / weights.sum()
+                    for side in range(2))
+            bases, moments = (torch.linalg.eigh(A).eigenvectors, torch.linalg.eigh(B).eigenvectors), []
+        V = hbp.compile(model, mean_loss, ["sqrt_ggn"])(X, y).sqrt_ggn
+        columns = torch.cat([V["0.weight"], V["0.bias"].unsqueeze(-1)], -1)
+        moments.append((bases[1].T @ columns @ bases[0]).square().sum((0, 1)))
+        mean = moments[0] if len(moments) == 1 else (0.5 * moments[0] + moments[1]) / 1.5
+        joint = torch.cat([own["0.weight"], own["0.bias"].unsqueeze(1)], 1)
+        optimizer.step(X, y)
+        expected = -0.2 * bases[1] @ ((bases[1].T @ joint @ bases[0]) / (mean + 0.3)) @ bases[0].T
+        close(model[0].weight.detach() - before["0.weight"], expected[:, :-1], f"step {step}", 1e-7)
+        close(model[0].bias.detach() - before["0.bias"], expected[:, -1], f"step {step}, bias", 1e-7)
+
+
 def test_kfra_and_sampled_factors_go_down():
-    for optimizer_of in (hbp.optim.KFRA, hbp.optim.KFAC):
+    for optimizer_of in (hbp.optim.KFRA, hbp.optim.KFAC, hbp.optim.EKFAC):
         model, X, _ = chain(samples=32)
         optimizer = optimizer_of(model, None, lr=0.2, damping=1e-2, update_every=1, invert_every=1)
         losses = [float(optimizer.step(X, (X[:, 0] > X[:, 1]).long())) for _ in range(10)]
@@ -246,7 +272,9 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
                          ({"lr": -1.0}, "lr must be a number, at least"),
                          ({"damping": 0}, "damping must be a number, above 0"),
                          ({"reject": 1}, "reject must be True or"),
-                         ({"curvature": "x"}, "'x' is unknown"), ({"adapt_every": 0}, "adapt_every must be a whole"),
+                         ({"curvature": "x"}, "'x' is unknown"),
+                         ({"curvature": "ekfac", "split": "pi"}, "which no factors share"),
+                         ({"adapt_every": 0}, "adapt_every must be a whole"),
                          ({"lr": None, "norm_constraint": 1.0}, "norm_constraint is for a given lr")):
         with pytest.raises(hbp.CompileError, match=words):
             hbp.optim.KFAC(model, None, **wrong)
