@@ -61,14 +61,17 @@ class Compiled(Programs):
                  given: Mapping[str, Any] | None = None) -> None:
         super().__init__(model, loss, options)
         self._given = given or {}
+        self._others: dict[tuple[str, ...], Compiled] = {}
         self._needs_arguments = any(argument.default is None
                                     for argument in arguments_for(options.quantities, options.clipping))
 
     def also(self, *quantities: str) -> Compiled:
-        """The same model, loss and options for these quantities of all parameters too."""
-        asked = self._given["quantities"]
-        more = {**asked, **dict.fromkeys(quantities, "*")} if isinstance(asked, Mapping) else [*asked, *quantities]
-        return _again(self.model, self.loss, {**self._given, "quantities": more})
+        """The same model, loss and options for these quantities of all parameters too; kept, as its programs are."""
+        if quantities not in self._others:
+            asked = self._given["quantities"]
+            more = {**asked, **dict.fromkeys(quantities, "*")} if isinstance(asked, Mapping) else [*asked, *quantities]
+            self._others[quantities] = _again(self.model, self.loss, {**self._given, "quantities": more})
+        return self._others[quantities]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and copy.deepcopy: made again from model, loss and options, without programs."""

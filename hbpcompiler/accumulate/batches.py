@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.errors import InputError, InputTypeError
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -58,6 +58,8 @@ class One:
 
     arguments: tuple[Any, ...]
     """Of the call."""
+    batch: Batch
+    """The same."""
     count: float | None
     sample_weights: Tensor | None
     indices: Sequence[int] | Tensor | None
@@ -67,7 +69,7 @@ class One:
     def tensors(self) -> tuple[Tensor, ...]:
         """All that its quantities depend on."""
         weights = () if self.sample_weights is None else (self.sample_weights,)
-        return (*batch_of(self.arguments).tensors, *weights)
+        return (*self.batch.tensors, *weights)
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,20 @@ class Said:
     def of(self, item: Item, device: torch.device) -> One:
         """Raises InputError for what is no batch, and indices that are not one for each sample."""
         arguments = arguments_of(item.batch, self.prepare, device)
-        samples = batch_of(arguments).samples
+        batch = batch_of(arguments)
+        samples = batch.samples
         count = None if self.count is None else float(self.count(item.batch))
         weights = None if self.sample_weights is None else _moved(self.sample_weights(item.batch), device)
         if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (samples,)):
             raise InputError(f"sample_weights gave {_shown(weights)} for a batch of {samples} samples; it must be a "
                              f"tensor of shape [{samples}], a weight for each")
         if self.indices is None:
-            return One(arguments, count, weights, item.indices, item.own_data)
+            return One(arguments, batch, count, weights, item.indices, item.own_data)
         indices = torch.as_tensor(self.indices(item.batch)).cpu()
         if indices.shape != (samples,) or indices.dtype not in INTEGERS:
             raise InputError(f"indices gave {_shown(indices)} for a batch of {samples} samples; it must be an integer "
                              "for each, its index in the data set")
-        return One(arguments, count, weights, indices, own_data=False)
+        return One(arguments, batch, count, weights, indices, own_data=False)
 
 
 def _shown(value: Any) -> str:

@@ -113,7 +113,8 @@ def loss_text(loss: Callable[..., Tensor]) -> str:
 
 def write(path: Path, sums: Sums, header: Header) -> Path:
     """Totals, whole or not at all (see `write_file`)."""
-    return write_file(path, {"format": FORMAT, "header": asdict(header), "sums": _state(sums)})
+    return write_file(path, {"format": FORMAT, "header": asdict(header), "sums": _state(sums),
+                             "digest": _digest(sums)})
 
 
 def write_file(path: Path, held: Mapping[str, Any]) -> Path:
@@ -171,7 +172,10 @@ def read(path: Path) -> tuple[Sums, Header]:
     try:
         known = {field.name for field in fields(Header)}
         header = Header(**{name: value for name, value in held["header"].items() if name in known})
-        return _restored(held["sums"]), replace(header, quantities=tuple(header.quantities))
+        sums = _restored(held["sums"])
+        if held["digest"] != _digest(sums):
+            raise ValueError("its numbers are not those that were written")
+        return sums, replace(header, quantities=tuple(header.quantities))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); it is left as it is") from error
 
@@ -182,6 +186,11 @@ def check_resumes(path: Path, held: Header, now: Header) -> None:
         raise InputError(listing(f"{path} holds the totals of another run; it is left as it is. Differences, this "
                                  "run's value and the file's:", differences,
                                  "Name another checkpoint, or remove the file to begin anew."))
+
+
+def _digest(sums: Sums) -> str:
+    """Of all numbers, by which damage is told that the file's own format does not tell."""
+    return digest_of([*sums.totals.values(), *sums.lost.values()])
 
 
 def _state(sums: Sums) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from hbpcompiler.arguments import SAMPLE_WEIGHTS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.trace.batch import Batch, batch_of
+from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError
 from hbpcompiler.quantities import QUANTITIES, SPREAD
@@ -185,12 +185,11 @@ class _Run:
         self._save()
 
     def _add(self, one: One, number: int) -> None:
-        batch = batch_of(one.arguments)
-        if batch.samples:
+        if one.batch.samples:
             result = self._result(one, number)
-            weight = self._weigher().weight(batch, one.count, one.sample_weights)
+            weight = self._weigher().weight(one.batch, one.count, one.sample_weights)
         with uninterrupted():
-            if batch.samples:
+            if one.batch.samples:
                 self.sums.add(result, weight)
             self.header = replace(self.header, batches=number + 1)
             self.last = one.tensors

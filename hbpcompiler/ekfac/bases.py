@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hbpcompiler.accumulate.checkpoint import digest_of, read_file, write_file
+from hbpcompiler.accumulate.checkpoint import read_file, write_file
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.curvature.symmetric import Symmetric, symmetrised
+from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, RankError, listing
 
 FORMAT = "hbpcompiler bases 1"

@@ -3,10 +3,13 @@
 import errno
 import itertools
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,9 +154,17 @@ def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     with pytest.raises(hbp.InputError, match="written for another model"):
         hbp.Total.load(path, network(hidden=5))
     assert path.read_bytes() == before
+    held, header = files.read(path)
+    others = {"library": "0.0", "torch": "1.13", "world": 4, "rank": 2, "compensated": True, "sample_weights": True,
+              "patterns": "grad: 0.*", "options": "mc_samples=7"}
+    files.write(path, held, replace(header, **others))
+    with pytest.raises(hbp.InputError) as raised:
+        run(checkpoint=path)
+    for name, value in others.items():
+        assert re.search(rf"{name}: .* here, {re.escape(str(value))} there", str(raised.value))
 
 
-@pytest.mark.parametrize("content", ["", "text", "half", "foreign", "bare"])
+@pytest.mark.parametrize("content", ["", "text", "half", "foreign", "bare", "flipped"])
 def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path, content):
     path = tmp_path / "total.pt"
     run(checkpoint=path, max_batches=2)
@@ -162,6 +173,9 @@ def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path, content):
         torch.save({"weights": torch.ones(2)}, path)
     elif content == "bare":
         torch.save({"format": files.FORMAT}, path)
+    elif content == "flipped":  # one bit of one number
+        place = whole.index(next(iter(files.read(path)[0].totals.values())).numpy().tobytes())
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
     else:
         path.write_bytes({"": b"", "text": b"hello", "half": whole[: len(whole) // 2]}[content])
     before = path.read_bytes()
@@ -172,7 +186,8 @@ def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path, content):
     assert path.read_bytes() == before
 
 
-def test_where_a_file_cannot_be_written_the_old_one_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["in the middle", "at the end"])
+def test_where_a_file_cannot_be_written_the_old_one_stays(tmp_path, monkeypatch, where):
     path = tmp_path / "total.pt"
     run(checkpoint=path, max_batches=2)
     before = path.read_bytes()
@@ -180,9 +195,16 @@ def test_where_a_file_cannot_be_written_the_old_one_stays(tmp_path, monkeypatch)
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(hbp.InputError, match="No space left"):
-        run(checkpoint=path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if where == "at the end":
+        monkeypatch.setattr(files.os, "fsync", full)
+    else:  # the system writes no file of this process's further than there
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+    try:
+        with pytest.raises(hbp.InputError, match=r"could not be written .* what was there before is untouched"):
+            run(checkpoint=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["total.pt"]
 

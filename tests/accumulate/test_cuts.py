@@ -1,5 +1,11 @@
 """However a data set is cut into batches, its totals are those of one batch of all samples."""
 
+import io
+import sys
+import tempfile
+from collections import UserDict
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -121,6 +127,80 @@ def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted):
         torch.testing.assert_close(total[name]["out.bias"].B, whole[name]["out.bias"].B)
 
 
+TAGGER = Tagger().double()
+TAGGERS = {reduction: hbp.compile(TAGGER, nn.CrossEntropyLoss(reduction=reduction), ["grad", "second_moment", "kflr"])
+           for reduction in ("mean", "sum")}
+
+
+@given(data=st.data(), lengths=st.lists(st.sampled_from([2, 4]), min_size=2, max_size=4),
+       reduction=st.sampled_from(["mean", "sum"]))
+def test_any_number_of_tokens_and_any_point_of_resumption(data, lengths, reduction):
+    """Labels are ignored at random; the run is stopped behind some batch, and goes on to the same bits."""
+    compiled, batches = TAGGERS[reduction], []
+    for length in lengths:
+        shape = (data.draw(st.integers(1, 3)), length)
+        labels = torch.tensor(data.draw(st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=shape[0] * length,
+                                                 max_size=shape[0] * length))).view(shape)
+        labels[0, 0] = 1  # a mean over no label has no value
+        batches.append((torch.arange(labels.numel()).view(shape) % 7, labels))
+    total = hbp.accumulate(compiled, batches, progress=False)
+    whole = hbp.accumulate(compiled, [padded(batches, 4)], progress=False)
+    torch.testing.assert_close(total.loss, whole.loss)
+    mean_length = sum(X.numel() for X, _ in batches) / total.samples
+    for name in ("embedding.weight", "hidden.bias", "out.weight"):
+        torch.testing.assert_close(total.grad[name], whole.grad[name])
+        torch.testing.assert_close(total.second_moment[name], whole.second_moment[name])
+    torch.testing.assert_close(total.kflr["out.weight"].B, whole.kflr["out.weight"].B * 4 / mean_length)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "total.pt"
+        hbp.accumulate(compiled, batches, progress=False, checkpoint=path,
+                       max_batches=data.draw(st.integers(1, len(batches))))
+        resumed = hbp.accumulate(compiled, batches, progress=False, checkpoint=path)
+    compare(resumed, total, tolerance=0)
+
+
+def test_one_program_and_one_copy_of_the_result():
+    """The last, smaller batch uses the program of the others; totals are one tensor for each of the result's."""
+    compiled, data = COMPILED["mean"]
+    programs, sizes = [], []
+    whole = compiled(*data)
+
+    class Watched(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch
+                programs.append(compiled.also("grad")._current() if "grad" not in EXACT else compiled._current())
+
+    total = hbp.accumulate(compiled, Watched(cut_into(data, [4, 4, 1])), progress=False)
+    assert len({id(built) for built in programs}) == 1
+    for quantity in EXACT:
+        sizes += [part.numel() for value in whole[quantity].values() for part in tensors(value)]
+    means = sum(value.numel() for value in whole.variance.values())
+    assert sum(held.numel() for held in total._sums.totals.values()) == sum(sizes) + means + 1  # and the loss
+
+
+def test_the_bar_shows_loss_and_rate(monkeypatch):
+    shown = []
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            shown.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    compiled, data = COMPILED["sum"]
+    total = hbp.accumulate(compiled, cut_into(data, [4, 4, 1]))
+    assert f"loss {float(total.loss):.5g}" in "".join(shown)
+    assert "3/3" in "".join(shown)
+    assert "samples/s" in "".join(shown)
+    shown.clear()
+    hbp.accumulate(compiled, cut_into(data, [4, 4, 1]), progress=False)
+    assert not shown
+
+
 def test_float32_totals_of_many_batches_lose_nothing_where_they_are_compensated():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
@@ -160,10 +240,21 @@ def test_dicts_and_what_prepare_makes():
                            progress=False), right)
     compare(hbp.accumulate(compiled, [{"image": X, "class": y}], prepare=lambda item: (item["image"], item["class"]),
                            progress=False), right)
+    named = [UserDict(input=X[:2], labels=y[:2]), UserDict(input=X[2:], labels=y[2:])]  # as tokenizers give them
+    compare(hbp.accumulate(compiled, named, progress=False), right)
     with pytest.raises(hbp.InputError, match="which of these is the target"):
         hbp.accumulate(compiled, [{"input": X, "class": y}], progress=False)
     with pytest.raises(hbp.InputError, match="not \\(X, y\\)"):
         hbp.accumulate(compiled, [X], progress=False)
+
+
+def test_variances_ask_for_gradients_too_which_are_compiled_once():
+    compiled = hbp.compile(nn.Linear(3, 2), None, ["variance"])
+    batches = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    for _ in range(2):
+        hbp.accumulate(compiled, batches, progress=False)
+    assert compiled.also("grad") is compiled.also("grad")
+    assert hbp.accumulate(compiled, batches, progress=False).quantities == ("variance",)
 
 
 def test_what_does_not_add_up_is_refused_with_what_to_do():
