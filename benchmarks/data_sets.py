@@ -136,8 +136,10 @@ def ranks(world: int, network: str, size: int, count: int) -> str:
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--batches", default=10_000, show_default=True, help="Of the run whose memory is watched.")
+@click.option("--ranks", "worlds", default="1,2", show_default=True, help="Numbers of processes; none: leave it out.")
 @click.option(RANK, "rank", is_flag=True, hidden=True)
-def main(networks: str, size: int, count: int, rounds: int, threads: int, batches: int, rank: bool) -> None:
+def main(networks: str, size: int, count: int, rounds: int, threads: int, batches: int, worlds: str,
+         rank: bool) -> None:
     """Print all tables."""
     names = networks.split(",")
     if rank:
@@ -163,8 +165,8 @@ def main(networks: str, size: int, count: int, rounds: int, threads: int, batche
                                          f"{measured.median / base:.2f} gradients")
             click.echo(f"{network:8} {name:12} {shown}")
     click.echo(f"\nkflr of {names[-1]} over ranks of one thread")
-    for world in (1, 2):
-        click.echo(ranks(world, names[-1], size, count))
+    for world in filter(None, worlds.split(",")):
+        click.echo(ranks(int(world), names[-1], size, count))
     click.echo("")
     for number, mebi in growth(batches):
         click.echo(f"after {number} batches the process has had {mebi:.0f} MiB at most")

@@ -9,7 +9,19 @@ from click.testing import CliRunner
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
-from benchmarks import clipping, compare, large, large_networks, memory, operators, prediction, programs, scale, timing
+from benchmarks import (
+    clipping,
+    compare,
+    data_sets,
+    large,
+    large_networks,
+    memory,
+    operators,
+    prediction,
+    programs,
+    scale,
+    timing,
+)
 from benchmarks.cells import Cell, select
 from benchmarks.compare import Result, above_best_peer
 from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows, sweeps
@@ -202,6 +214,15 @@ def test_a_small_run_of_clipping(tmp_path):
         "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert {"gradient", "ours", "ours, again", "torch.func"} <= json.loads(file.read_text())["logreg:2"].keys()
+
+
+def test_a_small_run_over_data_sets():
+    done = CliRunner().invoke(data_sets.main, [
+        "--networks", "logreg", "--batch", "4", "--count", "2", "--rounds", "1", "--batches", "20", "--ranks", "",
+        "--threads", str(torch.get_num_threads())])
+    assert done.exit_code == 0, done.output
+    assert "accumulate: scales of the weights' blocks differ by 0e+00 at most" in done.output
+    assert "after 19 batches" in done.output
 
 
 def test_differences_are_relative_to_the_largest_entry():
