@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
+from hbpcompiler.rule.rule import Backward
 from hbpcompiler.rule.symbolic import (
     Attribute,
     evaluate,
@@ -55,12 +56,13 @@ def elementwise(
     first: Written = None,
     second: Written = None,
     forward: Forward | None = None,
+    backward: Backward | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Rule:
     """The rule of an elementwise operation y = expression(x), with attributes of the operation where it has them.
 
     `first` and `second` replace sympy's derivatives where another form is more stable or needs less saved. `forward`
-    defaults to the ATen operation.
+    defaults to the ATen operation; `backward` is torch's kernel for one cotangent, if it has one that is faster.
     """
 
     def pair(op: Op) -> tuple[Expr, Expr]:
@@ -94,6 +96,7 @@ def elementwise(
         operations=[operation] if isinstance(operation, str) else list(operation),
         forward=forward,
         jac_t={"self": jac_t},
+        backward={} if backward is None else {"self": backward},
         residual=residual,
         structure=Structure.ELEMENTWISE,
         derivative=derivative,

@@ -22,7 +22,7 @@ from hbpcompiler.elementwise import (
     x,
     y,
 )
-from hbpcompiler.rule import Forward, Op, Rule
+from hbpcompiler.rule import Forward, Op, Rule, Tensor
 
 # -- smooth ----------------------------------------------------------------------------------------------------------
 
@@ -45,6 +45,7 @@ SILU = elementwise(
     first=sigmoid(x) * (1 + x * (1 - sigmoid(x))),
     second=sigmoid(x) * (1 - sigmoid(x)) * (2 + x * (1 - 2 * sigmoid(x))),
     forward=lambda op: F.silu(op.self),
+    backward=lambda op, gradient: torch.ops.aten.silu_backward(gradient, op.self),
 )
 
 _t, _s = sympy.tanh(softplus(x)), sigmoid(x)
@@ -54,6 +55,7 @@ MISH = elementwise(
     first=_t + x * (_s * (1 - _t**2)),
     second=_s * (1 - _t**2) * (2 + x * (1 - _s - 2 * _t * _s)),
     forward=lambda op: F.mish(op.self),
+    backward=lambda op, gradient: torch.ops.aten.mish_backward(gradient, op.self),
 )
 
 
@@ -69,6 +71,11 @@ def _gelu() -> Rule:
     def first(op: Op) -> sympy.Expr:
         return normal_cdf(x) + x * normal_pdf(x) if op.approximate == "none" else (1 + t + x * (1 - t**2) * slope) / 2
 
+    def backward(op: Op, gradient: Tensor) -> Tensor:
+        # oneDNN, which may take it, does not read a gradient that is expanded.
+        result: Tensor = torch.ops.aten.gelu_backward(gradient.contiguous(), op.self, approximate=op.approximate)
+        return result
+
     def second(op: Op) -> sympy.Expr:
         if op.approximate == "none":
             return normal_pdf(x) * (2 - x**2)
@@ -80,6 +87,7 @@ def _gelu() -> Rule:
         first=first,
         second=second,
         forward=lambda op: F.gelu(op.self, approximate=op.approximate),
+        backward=backward,
         cases=settings({}, {"approximate": "tanh"}),
     )
 

@@ -109,6 +109,12 @@ def to_scores(op: Op, columns: Tensor) -> Tensor:
     return softmax.SOFTMAX.jac_t["self"](weights_step(op), matmul.MATMUL.jac_t["self"](output_step(op), columns))
 
 
+def one_to_scores(op: Op, gradient: Tensor) -> Tensor:
+    """The same for one column [N, *out]; it stays a column."""
+    at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
+    return softmax.softmax_back(weights_step(op), at_weights.squeeze(1)).unsqueeze(1)
+
+
 def scores_to_query(op: Op, columns: Tensor) -> Tensor:
     return matmul.MATMUL.jac_t["self"](scores_step(op), columns) * scale(op)
 
@@ -279,6 +285,11 @@ ATTENTION = Rule(
         "key": lambda op, columns: scores_to_key(op, to_scores(op, columns)),
         "value": to_value,
         "attn_mask": lambda op, columns: scores_to_mask(op, to_scores(op, columns)),
+    },
+    backward={
+        "query": lambda op, gradient: scores_to_query(op, one_to_scores(op, gradient)).squeeze(1),
+        "key": lambda op, gradient: scores_to_key(op, one_to_scores(op, gradient)).squeeze(1),
+        "attn_mask": lambda op, gradient: scores_to_mask(op, one_to_scores(op, gradient)).squeeze(1),
     },
     residual=residual,
     refuse=refuse,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Op, Residual, Rule, Shape, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Residual, Rule, Shape, Structure, Tensor, called
 
 from . import batch_norm
 from .shared.standardised import Standardised
@@ -42,6 +42,17 @@ def saving(op: Op) -> Any:
     return result[0], {"mean": result[1].unsqueeze(-1), "rstd": result[2].unsqueeze(-1)}
 
 
+def back(op: Op, gradient: Tensor) -> Tensor:
+    """The kernel wants both images to lie channel by channel."""
+    x, (channels, *positions) = op.input.contiguous(), op.shape("input")
+    sizes = (x.shape[0], channels, prod(positions), groups(op))
+    statistics = op.mean.squeeze(-1), op.rstd.squeeze(-1)
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
+        gradient.contiguous(), x, *statistics, op.weight, *sizes, [True, False, False]
+    )
+    return called("back", gradients[0])
+
+
 def params(op: Op) -> Mapping[str, Contraction]:
     channels, *positions = op.shape("input")
 
@@ -74,8 +85,10 @@ GROUP_NORM = Rule(
     operations=["aten.group_norm"],
     forward=group_norm,
     jac_t={"input": NORM.jac_t},
+    backward={"input": back},
     params=params,
     residual=NORM.residual,
+    layout=Layout.GROUPS,
     cases=[
         case((4,), 2),
         case((2, 3), 1, eps=0.3),
@@ -88,8 +101,10 @@ NATIVE_GROUP_NORM = Rule(
     operations=["aten.native_group_norm"],
     forward=group_norm,
     jac_t={"input": NORM.jac_t},
+    backward={"input": back},
     params=params,
     residual=NORM.residual,
+    layout=Layout.GROUPS,
     refuse=lambda op: "its statistics are used as values, which have no derivative here" if op.index else None,
     cases=[
         Case(
@@ -136,8 +151,10 @@ INSTANCE_NORM = Rule(
     operations=["aten.instance_norm"],
     forward=instance_norm,
     jac_t={"input": jac_t},
+    backward={"input": lambda op, gradient: gradient * batch_norm.scale(op) if fixed(op) else back(op, gradient)},
     params=lambda op: batch_norm.params(op) if fixed(op) else params(op),
     residual=residual,
+    layout=Layout.GROUPS,
     structure=lambda op: Structure.ELEMENTWISE if fixed(op) else Structure.GENERAL,
     derivative=lambda op: batch_norm.scale(op).expand_as(op.input),
     cases=[

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Case, Contraction, Op, Rule, Shape, Tensor
+from hbpcompiler.rule import Case, Contraction, Op, Rule, Shape, Tensor, called
 
 from .shared.standardised import Standardised
 
@@ -59,6 +59,13 @@ def layer_norm(op: Op) -> Any:
     return result[0], {"mean": result[1], "rstd": result[2]}
 
 
+def layer_norm_back(op: Op, gradient: Tensor) -> Tensor:
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        gradient, op.input, op.normalized_shape, op.mean, op.rstd, op.weight, op.bias, [True, False, False]
+    )
+    return called("back", gradients[0])
+
+
 def rms_norm(op: Op) -> Any:
     """Without eps it is the machine's, of the precision that torch computes in."""
     if not op.differentiated:
@@ -88,6 +95,7 @@ LAYER_NORM = Rule(
     operations=["aten.layer_norm", "aten.native_layer_norm"],
     forward=layer_norm,
     jac_t={"input": LAYER.jac_t},
+    backward={"input": layer_norm_back},
     params=lambda op: params(op, LAYER),
     residual=LAYER.residual,
     refuse=refuse,

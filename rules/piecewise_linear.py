@@ -16,6 +16,7 @@ RELU = elementwise(
     Piecewise((x, x > 0), (0, True)),
     first=Piecewise((1, y > 0), (0, True)),
     forward=lambda op: F.relu(op.self),
+    backward=lambda op, gradient: torch.ops.aten.threshold_backward(gradient, op.output, 0),
 )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor, covariance_root
+from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor, called, covariance_root
 
 from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
 from .shared.reduced import axes, dtype_of, over_samples, own_dtype, spread
@@ -22,6 +22,14 @@ def softmax_jac_t(op: Op, columns: Tensor) -> Tensor:
     p = op.output.unsqueeze(1)
     weighted = columns * p
     return own_dtype(op, weighted - p * weighted.sum(axis(op) + 2, True))
+
+
+def softmax_back(op: Op, gradient: Tensor) -> Tensor:
+    """torch's kernel, unless the operation was told a dtype."""
+    if dtype_of(op):
+        return softmax_jac_t(op, gradient.unsqueeze(1)).squeeze(1)
+    p = op.output
+    return called("back", torch.ops.aten._softmax_backward_data(gradient, p, op.dim, p.dtype))
 
 
 def softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -105,6 +113,7 @@ SOFTMAX = Rule(
     operations=["aten.softmax", "aten._softmax"],
     forward=lambda op: torch.softmax(op.self, op.dim, **dtype_of(op)),
     jac_t={"self": softmax_jac_t},
+    backward={"self": softmax_back},
     residual=curved(Factor(softmax_count, softmax_factor, softmax_some)),
     refuse=over_samples,
     cases=[replace(case, attributes={**case.attributes, "half_to_float": False}) for case in CASES],

@@ -19,6 +19,7 @@ from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases
 from tests.uses import USES, used
 
+BY_POSITIONS = hbp.Limits(formed_time=0, route_times=(("Gram over positions", 0),))
 STYLES = ["flat", "automatic", "opacus", "per_parameter"]
 OTHERS = ("grad", "batch_l2", "variance", "diag_ggn")
 
@@ -313,3 +314,11 @@ def test_both_ways_are_equal_to_rounding():
     for name, value in found[0].clipped_grad.items():
         for other in found[1:]:
             torch.testing.assert_close(other.clipped_grad[name], value, rtol=1e-12, atol=1e-15)
+
+
+def test_words_that_come_twice_and_padding_in_inner_products_of_positions():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3, padding_idx=2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(18, 2)).double()
+    X, y = torch.tensor([[0, 2, 0, 1, 4, 2], [3, 3, 3, 3, 3, 3], [2, 2, 2, 2, 2, 2]]), torch.tensor([0, 1, 0])
+    compiled, _ = check_clipped(model, nn.CrossEntropyLoss(), [X], y, BY_POSITIONS)
+    assert "one_hot" not in compiled.code

@@ -18,6 +18,7 @@ What must be said of an operation, and what may be:
 That suffices. The rest lets the planner do better, and is never an operation's name:
 
     structure, derivative   what the Jacobian is like: constant, elementwise, a selection (of known places: `Selection`)
+    backward                jac_t for one column, where torch has a kernel for it
     window                  the neighbourhood that an output reads (`Window`)
     expression, order       the operation in sympy; or, for what has no such form, that it is increasing, or convex
     merged, without_samples whether samples may come as [N, p, *z], and whether it may have no samples at all

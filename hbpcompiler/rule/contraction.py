@@ -37,6 +37,10 @@ class Contraction:
     beats the einsum (see benchmarks/). Where outputs read a `Window`, it also takes m times as many output channels,
     for a parameter that has m times as many: so all columns of one sample go through it at once."""
 
+    gram: Callable[[Op], Tensor] | None = None
+    """optional: the operand's inner products between positions, [N, (shared letters), p, p], where they can be had
+    without the operand."""
+
     linear: bool = True
     """Whether the operand is a linear function of the operation's one input, if its structure is CONSTANT; else it is
     none."""

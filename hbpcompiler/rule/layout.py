@@ -12,3 +12,5 @@ class Layout(Enum):
     """If the weight lies so (channels last), all that follows does, and nothing is rearranged."""
     CHANNELS = "channel by channel"
     """Many columns are sent back so."""
+    GROUPS = "groups of channels"
+    """Kernels read these one after the other: whatever lies pixel by pixel is copied before, and again behind."""

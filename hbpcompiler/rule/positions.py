@@ -16,7 +16,7 @@ from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.helpers import computed
 from hbpcompiler.rule.op import Op
 from hbpcompiler.rule.residual import Diagonal, Factor, Residual, Zero
-from hbpcompiler.rule.rule import JacT, Rule
+from hbpcompiler.rule.rule import Backward, JacT, Rule
 
 
 def parts_of(op: Op) -> int:
@@ -54,6 +54,13 @@ def over_positions(rule: Rule) -> Rule:
 
         return pulled
 
+    def backward(name: str) -> Backward:
+        def pulled(op: Op, gradient: Tensor) -> Tensor:
+            back = together(op, rule.backward[name](of_parts(op), gradient.flatten(0, 1)))
+            return back if op.has_samples(name) else back.sum(1)
+
+        return pulled
+
     def params(op: Op) -> Mapping[str, Contraction]:
         return {slot: _contraction(contraction) for slot, contraction in rule.params(of_parts(op)).items()}
 
@@ -65,6 +72,7 @@ def over_positions(rule: Rule) -> Rule:
         rule,
         forward=None if rule.forward is None else forward,
         jac_t={name: jac_t(name) for name in rule.jac_t},
+        backward={name: backward(name) for name in rule.backward},
         params=params,
         residual=lambda op: _residual(rule.residual_of(of_parts(op))),
         structure=lambda op: rule.structure_of(of_parts(op)),

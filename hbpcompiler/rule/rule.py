@@ -22,6 +22,8 @@ Forward = Callable[[Op], Any]
 """op -> output [N, *out], or (output, {name: saved tensor})."""
 JacT = Callable[..., Tensor]
 """(op, columns [N, K, *out]) -> columns [N, K, *in]; one of a list of tensors gets its index as a third argument."""
+Backward = Callable[[Op, Tensor], Tensor]
+"""(op, cotangent [N, *out]) -> cotangent [N, *in]."""
 Order = Literal["increasing", "convex"]
 
 
@@ -37,6 +39,9 @@ class Rule:
     operations: Sequence[str]
     residual: Residual | Callable[[Op], Residual]
     jac_t: Mapping[str, JacT] = field(default_factory=dict)
+    backward: Mapping[str, Backward] = field(default_factory=dict)
+    """optional: what `jac_t` does, for inputs where torch has a kernel that does it faster for one column per sample,
+    as its own backward pass has (see benchmarks/)."""
     params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {}
     """op -> a contraction for each input that may be a parameter (its equation may depend on shapes)."""
     forward: Forward | None = None

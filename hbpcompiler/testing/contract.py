@@ -67,6 +67,8 @@ def _check_input(rule: Rule, setting: Setting, op: Op, name: str, i: int | None,
     """Columns at one input: as autograd has them, and adjoint to the derivative in a direction."""
     result = rule.jac_t[name](op, columns, *([] if i is None else [i]))
     close(result, pull_back(setting, name, columns, i), f"{where}: jac_t of {name}")
+    if i is None and name in rule.backward:
+        close(rule.backward[name](op, columns[:, 0]), result[:, 0], f"{where}: backward of {name}")
     value = setting.tensor(name, i)
     direction = torch.randn_like(value)
     change = moved(setting, name, i, direction)

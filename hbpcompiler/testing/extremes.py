@@ -26,6 +26,7 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
             op = Setting(rule, operation, shaped, dtype).op()
             assert rule.derivative is not None
             found = [op.output, rule.derivative(op)]
+            found += [backward(op, torch.ones_like(op.output)) for backward in rule.backward.values()]
             residual = rule.residual_of(op)
             if isinstance(residual, Diagonal):
                 found.append(residual.diagonal(op, torch.ones_like(op.output)))

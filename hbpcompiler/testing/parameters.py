@@ -25,6 +25,11 @@ def check_parameter(rule: Rule, setting: Setting, op: Op, name: str, columns: Te
     units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(SAMPLES, -1, -1)
     seen = contraction.columns(op, units.reshape(SAMPLES, -1, *op.shape("output")))
     assert ((seen == 0) | (seen == 1)).all(), f"{where}: columns of {name} have coefficients other than 0 and 1"
+    if contraction.gram is not None:
+        met = contraction.letters[1]
+        between = f"n{''.join(letter for letter in met if letter in contraction.letters[0] and letter not in 'np')}pq"
+        gram = torch.einsum(f"{met},{met.replace('p', 'q')}->{between}", operands[1], operands[1])
+        close(contraction.gram(op), gram, f"{where}: inner products of what {name} meets")
     if contraction.kernel is not None:
         close(contraction.kernel(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: kernel of {name}")
     if rule.window(op) is not None and contraction.has_kernel_for_columns:

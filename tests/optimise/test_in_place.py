@@ -109,3 +109,14 @@ def test_products_are_added_to_a_total_as_they_are_made():
                    (2, 4), (2, 3), (3, 4))
     write_in_place(graph)
     assert calls(graph) == ["addmm_"]
+
+
+def test_results_of_kernels_for_one_cotangent_are_reused():
+    def write(writer, x, y):
+        inner = writer.call(torch.ops.aten.threshold_backward, x.squeeze(1), y, 0).unsqueeze(1) * 2
+        outer = writer.call(torch.ops.aten.native_layer_norm_backward, inner.squeeze(1), y, [3], y.mean(1, True),
+                            y.mean(1, True) + 3, None, None, [True, False, False])
+        return writer.call(operator.getitem, outer, 0) * y
+
+    found = written(write, (70000, 1, 3), (70000, 3))
+    assert [call for call in found if call.startswith("mul")] == ["mul_", "mul_"]

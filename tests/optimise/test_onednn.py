@@ -51,3 +51,10 @@ def test_small_ones_other_dtypes_and_stacks_of_matrices_stay():
     assert calls(turned(lambda writer, x, y: x @ y, (10, 20), (20, 10))) == ["matmul"]
     assert calls(turned(lambda writer, x, y: x @ y, (300, 200), (200, 100), dtype=torch.float64)) == ["matmul"]
     assert calls(turned(lambda writer, x, y: x @ y, (9, 300, 200), (9, 200, 100))) == ["matmul"]
+
+
+def test_a_transpose_is_worth_a_copy_where_much_is_multiplied():
+    """BLAS reads it as it lies."""
+    assert calls(turned(lambda writer, x, y: x.t() @ y, (-1, 512), (-1, 128), chunk=1024))[-1] == "matmul"
+    assert calls(turned(lambda writer, x, y: x.t() @ y, (-1, 512), (-1, 1024), chunk=1024))[-1] == "onednn_linear"
+    assert calls(turned(lambda writer, x, y: x @ y, (-1, 512), (512, 128), chunk=1024))[-1] == "onednn_linear"

@@ -97,6 +97,15 @@ def test_idle_reshapes_are_dropped_and_two_are_one():
     torch.testing.assert_close(run(graph, given), before)
 
 
+def test_an_axis_left_out_and_there_again_is_nothing():
+    graph = program(lambda writer, x, y: (x.squeeze(1).unsqueeze(1) * 2, y.squeeze(1).unsqueeze(1) * 2,
+                                          x.squeeze(1).unsqueeze(2) * 2), "x", "y")
+    shaped(graph, (2, 1, 3), (2, 4, 3))
+    drop_idle_reshapes(graph)
+    drop_dead(graph)
+    assert [call for call in calls(graph) if call != "mul"] == ["squeeze", "unsqueeze", "squeeze", "unsqueeze"]
+
+
 def test_an_equation_that_sums_or_turns_is_no_idle_one():
     graph = program(lambda writer, x: (writer.call(torch.einsum, "ab->ba", x), writer.call(torch.einsum, "aa->a", x),
                                        writer.call(torch.einsum, "ab->a", x)), "x")

@@ -34,6 +34,15 @@ def test_many_columns_that_are_sent_back_channel_by_channel_decide():
     assert is_pixel_by_pixel(graph, silent, pooled.draft.plan)
 
 
+def test_norms_of_groups_of_channels_decide_alone():
+    normed = built(nn.GroupNorm(1, 2))
+    graph, rules = matched(normed)
+    assert not is_pixel_by_pixel(graph, rules, normed.draft.plan)
+    silent = {name: replace(rule, layout=None) if getattr(rule, "layout", None) is Layout.GROUPS else rule
+              for name, rule in rules.items()}
+    assert is_pixel_by_pixel(graph, silent, normed.draft.plan)
+
+
 def test_without_images_nothing_is_laid_out():
     found = built()
     graph, rules = matched(found)

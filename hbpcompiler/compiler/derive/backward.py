@@ -14,7 +14,7 @@ from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, Total, title
 from hbpcompiler.compiler.program.kernels import weighted
 from hbpcompiler.compiler.program.writer import Writer, named
-from hbpcompiler.compiler.routes import MATRIX
+from hbpcompiler.compiler.routes import COLUMNS, MATRIX
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.quantities import KFRA, Closing
 from hbpcompiler.rule import Op, Rule
@@ -146,12 +146,20 @@ class Backward:
         assert isinstance(rule, Rule)
         return rule
 
+    def is_single(self, piece: Piece) -> bool:
+        """Whether it is one column per sample, in the dtype of the values that it meets."""
+        return piece.form == COLUMNS and piece.columns == 1 and not self.precision.changes(piece)
+
+    def knows_slope(self, operation: Operation) -> bool:
+        """Whether the local derivative is given."""
+        return operation.name in self._slopes
+
     def jac_t(self, operation: Operation, slot: str) -> Callable[[Any], Any]:
         return columns_to(self.rule_of(operation), self.ops[operation.name], slot)
 
     def derivative(self, operation: Operation) -> Any:
         """The local derivative of an elementwise operation, [N, *z]."""
-        if operation.name in self._slopes:
+        if self.knows_slope(operation):
             return self._slopes[operation.name]
         rule = self.rule_of(operation)
         assert rule.derivative is not None

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from string import ascii_letters
-
-import torch
-
 from hbpcompiler import clipping
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.close import put
@@ -42,6 +38,7 @@ def sum_each(backward: Backward, step: SumEach) -> None:
     each = backward.closed[step.parameter.key][Closing(GRADIENT, EACH)]
     weights = backward.weighing[step.total]
     weights = weights.type_as(each) if backward.matched.mixed else weights
-    letters = ascii_letters[: len(step.parameter.sample_shape)].replace("n", "N")
-    total = torch.einsum(f"n,n{letters}->{letters}", weights, each)
+    shape = step.parameter.sample_shape
+    total = weights @ each.flatten(1) if len(shape) != 1 else weights @ each
+    total = total.unflatten(0, shape) if len(shape) > 1 else total
     put(backward, step.parameter, Closing(step.piece.stream, SUM), total)

@@ -24,6 +24,12 @@ REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv,
                      *COLUMNS, "scatter_add", "square", "clamp", "new_zeros"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own."""
 
+KERNELS = frozenset({
+    torch.ops.aten.threshold_backward, torch.ops.aten.gelu_backward, torch.ops.aten.silu_backward,
+    torch.ops.aten.mish_backward, torch.ops.aten._softmax_backward_data, torch.ops.aten.native_layer_norm_backward,
+    torch.ops.aten.native_group_norm_backward})
+"""torch's kernels for one cotangent: so are theirs, or what they return several of."""
+
 
 def write_in_place(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> None:
     """Rewrite `columns * d` and `product.square()` where their input is dead afterwards; shapes must be known.
@@ -71,7 +77,9 @@ def _root(node: fx.Node) -> fx.Node | None:
         if isinstance(before.target, Loop):
             return node if sum(user.args[1] == node.args[1] for user in before.users) == 1 else None
         node = before
-    return node if node.target in REUSED and meta.owns_memory(node) else None
+    call = node.args[0] if node.target is operator.getitem else node
+    fresh = node.target in REUSED or (isinstance(call, fx.Node) and call.target in KERNELS)
+    return node if fresh and meta.owns_memory(node) else None
 
 
 def _family(root: fx.Node) -> list[fx.Node]:

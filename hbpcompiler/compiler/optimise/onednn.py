@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import gram, onednn_gram, onednn_linear
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
+ITEMSIZE = 4
+TURNING = 4
+"""A copy that turns rows into columns moves so many times fewer bytes a second than one that does not."""
+
 
 def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAULT_LIMITS,
                        chunk: int = DEFAULT_LIMITS.typical_batch) -> None:
@@ -29,10 +34,10 @@ def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAU
         if node.target is gram and meta.dtype(node) is torch.float32:
             _replace_gram(node, limits.onednn_multiply_adds, chunk)
         elif meta.dtype(node) is torch.float32:
-            _replace(graph, node, limits.onednn_multiply_adds, chunk)
+            _replace(graph, node, limits.onednn_multiply_adds, chunk, machine)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int, machine: Machine) -> None:
     operands, total = list(node.args), None
     if node.op == "call_method" and node.target == "addmm_" and not node.kwargs:
         total, *operands = operands
@@ -44,8 +49,9 @@ def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int) -> None:
     shapes = meta.shape(x) or (), meta.shape(right) or ()
     if len(shapes[0]) < 2 or len(shapes[1]) != 2:
         return
-    made = shapes[1][0 if node.target is F.linear else 1]
-    if math.prod(meta.length_at(each, chunk) for each in (*shapes[0], made)) < least:
+    made = meta.length_at(shapes[1][0 if node.target is F.linear else 1], chunk)
+    lengths = [meta.length_at(each, chunk) for each in shapes[0]]
+    if math.prod(lengths) * made < least or (_is_turned(x) and not _is_worth_a_copy(lengths, made, machine)):
         return
     with graph.inserting_before(node):
         weight = right if node.target is F.linear else transposed(graph, node, right)
@@ -60,6 +66,18 @@ def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int) -> None:
         graph.erase_node(node)
     if not right.users:
         graph.erase_node(right)
+
+
+def _is_turned(x: fx.Node) -> bool:
+    """Whether it is a transpose, which BLAS reads as it lies and oneDNN is given a copy of."""
+    return x.op == "call_method" and x.target == "t"
+
+
+def _is_worth_a_copy(lengths: Sequence[int], made: int, machine: Machine) -> bool:
+    """Whether oneDNN gains more on a matrix of these lengths times one with `made` columns than its copy costs."""
+    numbers = math.prod(lengths)
+    gained = numbers * made * (1 / machine.multiply_adds_per_second - 1 / machine.linear_per_second)
+    return gained > TURNING * numbers * ITEMSIZE / machine.bytes_per_second
 
 
 def _replace_gram(node: fx.Node, least: int, chunk: int) -> None:

@@ -89,6 +89,8 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
             continue
         if _is_identity_einsum(node):
             replace_by(graph, node, node.args[1])
+        elif _is_back_again(node):
+            replace_by(graph, node, node.args[0].args[0])
         elif node.op == "call_method" and node.target in RESHAPES:
             before = node.args[0]
             if meta.shape(before) == meta.shape(node) is not None:
@@ -112,6 +114,15 @@ def drop_idle_casts(graph: fx.Graph) -> None:
             for view in views:
                 meta.set_tensor(view, meta.shape(view) or (), torch.bool)
             replace_by(graph, node, mask)
+
+
+def _is_back_again(node: fx.Node) -> bool:
+    """squeeze(1) and then unsqueeze(1), where an axis was left out and is there again."""
+    before = node.args[0] if node.op == "call_method" and node.target == "unsqueeze" else None
+    if not isinstance(before, fx.Node) or before.op != "call_method" or before.target != "squeeze":
+        return False
+    source = before.args[0]
+    return before.args[1:] == node.args[1:] and isinstance(source, fx.Node) and meta.alike(source, node)
 
 
 def _is_identity_einsum(node: fx.Node) -> bool:

@@ -25,7 +25,7 @@ def image_weights(graph: Graph, rules: Mapping[str, AnyRule]) -> frozenset[str]:
 def is_pixel_by_pixel(graph: Graph, rules: Mapping[str, AnyRule], planned: Plan) -> bool:
     """Whether images had better lie so in a program, in float32 on a CPU."""
     layouts = {_layout(rules.get(operation.name)) for operation in graph.operations}
-    if Layout.PIXELS not in layouts:
+    if Layout.PIXELS not in layouts or Layout.GROUPS in layouts:
         return False
     wide = [(step, piece) for step in planned.flat() if _is_wide(piece := getattr(step, "piece", None))]
     if any(piece is not None and piece.signed for _, piece in wide) or (wide and Layout.CHANNELS in layouts):

@@ -41,6 +41,10 @@ class Precision:
             return self.holds_squares
         return piece.form == COLUMNS and piece.stream not in FIRST_ORDER | {KFRA, OUTPUT}
 
+    def changes(self, piece: Piece) -> bool:
+        """Whether the piece has another dtype than the model's values."""
+        return self.dtype is not None and self.concerns(piece)
+
     @property
     def holds_squares(self) -> bool:
         """Whether closings, all of them squares, may have this dtype: float16 is for columns on their way alone."""

@@ -21,6 +21,7 @@ from hbpcompiler.compiler.routes.site import (
     product_of,
     single_product,
     square_sums,
+    squared_norms,
     traffic_of,
 )
 from hbpcompiler.compiler.trace.graph import N
@@ -113,7 +114,7 @@ class ChunkedProduct(Route):
                 if EACH in kinds:
                     part.rows[EACH].copy_(product.squeeze(1))
                 if NORM in kinds:
-                    part.rows[NORM].copy_(product.square().flatten(1).sum(1))
+                    part.rows[NORM].copy_(squared_norms(product, site.row))
                 if BATCH_DIAGONAL in kinds:
                     part.rows[BATCH_DIAGONAL].copy_(each(part, product))
                 return

@@ -10,6 +10,7 @@ from hbpcompiler.compiler.routes.inner import added_gram, cost_of_gram
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
     INNER,
+    LONG_ROW,
     NEVER,
     SQUARES,
     Route,
@@ -20,6 +21,7 @@ from hbpcompiler.compiler.routes.site import (
     operand_of,
     product_of,
     square_sums,
+    squared_norms,
     sum_out,
     traffic_of,
 )
@@ -100,7 +102,9 @@ class WholeProduct(Route):
         extra = N * site.columns * site.size(site.theta) ** 2 if kinds & {FACTOR, REDUCED_FACTOR} else 0
         adds = N * site.columns * site.product
         extra += cost_of_gram(site, kinds)
-        return Cost(adds + extra, traffic_of(site, site.columns, True), 2 * size, 2, adds)
+        # Where norms alone are asked of a product that stays, it is read once; its squares are made nowhere.
+        unread = size if kinds <= {EACH, NORM} and site.row >= LONG_ROW else 0
+        return Cost(adds + extra, traffic_of(site, site.columns, True) - unread, 2 * size, 2, adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         product = product_of(site, use)
@@ -119,14 +123,14 @@ class WholeProduct(Route):
             flat = product.flatten(2) if len(theta) > 1 else product
             weighted = flat if not site.signed else flat * use.signs.unsqueeze(2)
             results[kind] = einsum("nka,nkb->ab", weighted, flat)
-        if kinds & {NORM, BATCH_DIAGONAL, *SQUARES}:
+        if kinds & {BATCH_DIAGONAL, *SQUARES}:
             squares = product.square()
             if BATCH_DIAGONAL in kinds:
                 sums = square_sums(site, squares, "nk" + theta, use.signs, {DIAGONAL}, "n" + theta)
                 results[BATCH_DIAGONAL] = sums[DIAGONAL]
             results |= square_sums(site, squares, "nk" + theta, use.signs, kinds & SQUARES, theta)
-            if NORM in kinds:
-                results[NORM] = squares.flatten(1).sum(1)
+        if NORM in kinds:
+            results[NORM] = squared_norms(product, site.row)
         return results
 
 

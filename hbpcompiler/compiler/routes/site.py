@@ -48,6 +48,8 @@ class Site:
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
     rows: Rows | None = None
     """what the operand's windows are made of, where they slide along an axis."""
+    known_gram: bool = False
+    """whether the rule says the operand's inner products between positions, so that it need not be formed for them."""
     pieces: int = 1
     """how many samples of this site a sample of the batch makes: neighbourhoods (see `local`)."""
 
@@ -58,7 +60,7 @@ class Site:
 
     def without_kernels(self, **changes: Any) -> Site:
         """Another contraction at this site, which torch's own kernels do not know."""
-        return replace(self, native_sum=False, native_columns=False, rows=None, **changes)
+        return replace(self, native_sum=False, native_columns=False, rows=None, known_gram=False, **changes)
 
     def size(self, letters: Iterable[str]) -> int:
         lengths = dict(self.sizes)
@@ -106,6 +108,11 @@ class Site:
     def inputs_first(self) -> bool:
         """Whether a matrix is stored as [in, out], as for x @ w, and not as a linear layer's [out, in]."""
         return self.theta == self.features + self.outer != self.outer + self.features
+
+    @property
+    def row(self) -> int:
+        """The length of the parameter's last axis, as the einsum makes it."""
+        return self.size(self.theta[-1:])
 
     @property
     def product(self) -> int:
@@ -202,6 +209,16 @@ def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Itera
     return sums
 
 
+LONG_ROW = 64
+"""Numbers: torch takes norms of such rows in one pass, without their squares in between; shorter ones take longer."""
+
+
+def squared_norms(product: Any, row: int) -> Any:
+    """[n] of a product [n, k, ...] whose last axis has length `row`: sums of rows, so that float32 sums stay exact."""
+    squares = product.norm(2, [-1]).square() if row >= LONG_ROW else product.square()
+    return squares.flatten(1).sum(1)
+
+
 def over_columns(signs: Any, letters: str) -> Any:
     """Signs or weights [n, k] as they multiply a tensor of these letters, which begin with n and k."""
     return signs.reshape(signs.shape[:2] + (1,) * (len(letters) - 2))
@@ -231,9 +248,12 @@ def operand_of(use: Use, op: Op | None = None) -> Any:
 
 def product_of(site: Site, use: Use, op: Op | None = None, columns: Any = None) -> Any:
     """The einsum itself: [n, k, *theta]."""
-    left, _, result = site.letters
+    left, right, result = site.letters
     if not site.has_operand:
         return sum_out(columns_of(use, op, columns), left, result)
+    if left.replace("k", "") == right:
+        # Entry by entry, as scales meet what they scale: for einsum that is one small matrix product per entry.
+        return sum_out(columns_of(use, op, columns) * operand_of(use, op).unsqueeze(1), left, result)
     return einsum(site.equation, columns_of(use, op, columns), operand_of(use, op))
 
 
