@@ -22,7 +22,7 @@ from hbpcompiler.elementwise import (
     x,
     y,
 )
-from hbpcompiler.rule import Forward, Op, Rule, Tensor
+from hbpcompiler.rule import Forward, Op, Rule
 
 # -- smooth ----------------------------------------------------------------------------------------------------------
 
@@ -71,11 +71,6 @@ def _gelu() -> Rule:
     def first(op: Op) -> sympy.Expr:
         return normal_cdf(x) + x * normal_pdf(x) if op.approximate == "none" else (1 + t + x * (1 - t**2) * slope) / 2
 
-    def backward(op: Op, gradient: Tensor) -> Tensor:
-        # oneDNN, which may take it, does not read a gradient that is expanded.
-        result: Tensor = torch.ops.aten.gelu_backward(gradient.contiguous(), op.self, approximate=op.approximate)
-        return result
-
     def second(op: Op) -> sympy.Expr:
         if op.approximate == "none":
             return normal_pdf(x) * (2 - x**2)
@@ -87,7 +82,7 @@ def _gelu() -> Rule:
         first=first,
         second=second,
         forward=lambda op: F.gelu(op.self, approximate=op.approximate),
-        backward=backward,
+        backward=lambda op, gradient: torch.ops.aten.gelu_backward(gradient, op.self, approximate=op.approximate),
         cases=settings({}, {"approximate": "tanh"}),
     )
 

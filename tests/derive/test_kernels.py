@@ -46,6 +46,14 @@ def test_the_gradient_in_single_and_in_double_precision():
         assert sorted(called(compiled)) == sorted(KERNELS)
 
 
+def test_scripts_call_them_too():
+    model, X, y = given(torch.float64)
+    scripted = hbp.compile(model, nn.CrossEntropyLoss(), ["clipped_grad"], backend="torchscript")
+    expected = hbp.compile(model, nn.CrossEntropyLoss(), ["clipped_grad"])(X, y, max_norm=0.1).clipped_grad
+    for key, value in scripted(X, y, max_norm=0.1).clipped_grad.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-12)
+
+
 def test_several_columns_and_those_of_another_dtype():
     model, X, y = given(torch.float64)
     several = hbp.compile(model, nn.CrossEntropyLoss(), ["diag_ggn"])

@@ -6,6 +6,7 @@ import torch
 
 from hbpcompiler.compiler.optimise.simplify import (
     cancel_inverses,
+    drop_constant_factors,
     drop_dead,
     drop_idle_casts,
     drop_idle_reshapes,
@@ -104,6 +105,21 @@ def test_an_axis_left_out_and_there_again_is_nothing():
     drop_idle_reshapes(graph)
     drop_dead(graph)
     assert [call for call in calls(graph) if call != "mul"] == ["squeeze", "unsqueeze", "squeeze", "unsqueeze"]
+
+
+def test_a_factor_of_one_number_is_that_number():
+    def write(writer, x, y):
+        ones, halves = writer.call(torch.ones_like, y), writer.call(torch.full_like, y, 0.5)
+        return x * ones.unsqueeze(1) + 3, x * halves.unsqueeze(1), y * halves.unsqueeze(1)
+
+    graph = program(write, "x", "y")
+    shaped(graph, (2, 4, 3), (2, 3))
+    given = torch.randn(2, 4, 3), torch.randn(2, 3)
+    before = run(graph, *given)
+    drop_constant_factors(graph)
+    drop_dead(graph)
+    assert calls(graph) == ["full_like", "add", "mul", "unsqueeze", "mul"]
+    torch.testing.assert_close(run(graph, *given), before)
 
 
 def test_an_equation_that_sums_or_turns_is_no_idle_one():

@@ -22,13 +22,8 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
                      *COLUMNS, "scatter_add", "square", "clamp", "new_zeros"}
-"""Calls, and methods by name, whose results are written over if they lie in memory of their own."""
-
-KERNELS = frozenset({
-    torch.ops.aten.threshold_backward, torch.ops.aten.gelu_backward, torch.ops.aten.silu_backward,
-    torch.ops.aten.mish_backward, torch.ops.aten._softmax_backward_data, torch.ops.aten.native_layer_norm_backward,
-    torch.ops.aten.native_group_norm_backward})
-"""torch's kernels for one cotangent: so are theirs, or what they return several of."""
+"""Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
+torch's kernels that rules call by their own names."""
 
 
 def write_in_place(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> None:
@@ -77,9 +72,8 @@ def _root(node: fx.Node) -> fx.Node | None:
         if isinstance(before.target, Loop):
             return node if sum(user.args[1] == node.args[1] for user in before.users) == 1 else None
         node = before
-    call = node.args[0] if node.target is operator.getitem else node
-    fresh = node.target in REUSED or (isinstance(call, fx.Node) and call.target in KERNELS)
-    return node if fresh and meta.owns_memory(node) else None
+    is_kernel = isinstance(node.target, torch._ops.OpOverloadPacket) and str(node.target).startswith("aten.")
+    return node if (node.target in REUSED or is_kernel) and meta.owns_memory(node) else None
 
 
 def _family(root: fx.Node) -> list[fx.Node]:

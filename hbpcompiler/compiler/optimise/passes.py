@@ -20,6 +20,7 @@ from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.optimise.share import share_common_subexpressions
 from hbpcompiler.compiler.optimise.simplify import (
     cancel_inverses,
+    drop_constant_factors,
     drop_dead,
     drop_idle_casts,
     drop_idle_reshapes,
@@ -90,6 +91,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("annotate", lambda graph, settings: annotate(graph, settings.arguments),
          needs=frozenset({DTYPES, PRODUCTS}), makes=frozenset({SHAPES}), in_loops=False),
     _simple(drop_idle_reshapes, SHAPES),
+    _simple(drop_constant_factors, SHAPES),
     _simple(share_common_subexpressions, SHAPES),
     _simple(drop_dead),
     _simple(drop_idle_casts, SHAPES),
