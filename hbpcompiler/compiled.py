@@ -64,6 +64,25 @@ class Compiled(Programs):
         self._others: dict[tuple[str, ...], Compiled] = {}
         self._needs_arguments = any(argument.default is None
                                     for argument in arguments_for(options.quantities, options.clipping))
+        self._others: dict[str, Compiled] = {}
+        """By what they are for: see `instead`."""
+
+    def instead(self, quantities: Sequence[str] | Mapping[str, str | Sequence[str]],
+                groups: Mapping[str, str | Sequence[str]] | None = None) -> Compiled:
+        """The same model, loss and options for other quantities (and groups of parameters), as `compile` takes them.
+
+        What was asked for before is kept with its programs.
+        """
+        key = repr((quantities, groups))
+        if key not in self._others:
+            self._others[key] = _again(self.model, self.loss,
+                                       {**self._given, "quantities": quantities, "groups": groups})
+        return self._others[key]
+
+    def names_in(self, argument: str, *batch: Any) -> tuple[str, ...]:
+        """The names in a dict of tensors that calls with batches like this one take: in "directions", those of the
+        parameters that influence the loss."""
+        return tuple(asked(self._program(check_batch(self.model, batch))[1].draft.graph)[argument])
 
     def also(self, *quantities: str) -> Compiled:
         """The same model, loss and options for these quantities of all parameters too; kept, as its programs are."""

@@ -14,7 +14,7 @@ from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm
-from hbpcompiler.compiler.routes.directions import OperandFirst, SumOfColumns
+from hbpcompiler.compiler.routes.directions import OperandFirst, ProductFirst, SumOfColumns
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
 from hbpcompiler.compiler.routes.factors import ColumnFactor, ReducedFactor
 from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
@@ -180,7 +180,8 @@ def test_a_route_gives_what_it_says(route, own):
 def test_these_routes_are_met():
     assert {type(case.values[0]) for case in CASES} == {
         OneProduct, ClosedForm, GramNorm, GramDiagonal, ChunkedProduct, WholeProduct, ColumnFactor, ReducedFactor,
-        DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, SumOfColumns, TurnedBefore, TurnedAfter}
+        DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, ProductFirst, SumOfColumns, TurnedBefore,
+        TurnedAfter}
 
 
 def route_of(kind):

@@ -15,7 +15,7 @@ from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
-from hbpcompiler.compiler.routes.directions import NativeSumOfColumns, OperandFirst, SumOfColumns
+from hbpcompiler.compiler.routes.directions import NativeSumOfColumns, OperandFirst, ProductFirst, SumOfColumns
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
 from hbpcompiler.compiler.routes.factors import (
     ColumnFactor,
@@ -50,8 +50,8 @@ ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
     WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
     HalfInputFactor(), SlidingInputFactor(),
-    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), SumOfColumns(),
-    NativeSumOfColumns(), Kept(),
+    DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), ProductFirst(),
+    SumOfColumns(), NativeSumOfColumns(), Kept(),
     TurnedBefore(lambda site, kinds: choose(site, kinds)), TurnedAfter(), NativeTurnedAfter(),
     Eigenbasis(lambda site, kinds: choose(site, kinds)),
 )

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.routes.site import (
     columns_of,
     einsum,
     operand_of,
+    product_of,
     sum_out,
     traffic_of,
 )
@@ -69,6 +70,39 @@ class OperandFirst(Route):
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
                                rows={PROJECT: total})
+
+
+class ProductFirst(Route):
+    """The parameter's own columns are formed for some samples at a time, and then meet the directions: positions are
+    summed once, not for each direction."""
+
+    name = "product onto directions"
+    kinds = frozenset({PROJECT})
+    limits: tuple[str, ...] = ("cache_bytes", "typical_vectors")
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and site.has_positions
+
+    def _chunk(self, site: Site) -> int:
+        """Samples at a time."""
+        return chunk_length(site.columns * site.size(site.theta) * site.itemsize, site.resources)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        size, chunk = site.size(site.theta), self._chunk(site)
+        adds = N * site.columns * (site.product + site.resources.limits.typical_vectors * size)
+        memory = chunk * (site.columns * size + site.size(site.letters[1])) * site.itemsize
+        return Cost(adds, traffic_of(site, site.columns, False), memory, 4 * (1 + N / chunk))
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        f = next(letter for letter in "fqwxyzabc" if letter not in site.theta)
+
+        def body(part: Part) -> None:
+            product = product_of(site, use, part.op, part["columns"])
+            directions = part.outer(use.directions)
+            part.rows[PROJECT].add_(einsum(f"nk{site.theta},{f}{site.theta}->nk{f}", product, directions))
+
+        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
+                               rows={PROJECT: use.totals[PROJECT]})
 
 
 class SumOfColumns(Route):

@@ -1,0 +1,62 @@
+"""What is checked before anything runs, and what a folder of scores says it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hbpcompiler.accumulate.checkpoint import digest_of, fingerprint, loss_text
+from hbpcompiler.bridges.influence.queries import Inverse
+from hbpcompiler.bridges.influence.shards import ORDERS
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.curvature import Curvature
+from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.version import __version__
+
+
+def check(curvature: Any, programs: Mapping[str, Any], rank: Any, at_once: Any, order: Any, every: Any) -> None:
+    """InputError that lists all that does not fit."""
+    findings = [] if isinstance(curvature, Curvature) else [
+        f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"]
+    findings += [f"{name} is what hbp.compile returned, not {type(given).__name__}" for name, given in programs.items()
+                 if not isinstance(given, Compiled)]
+    if findings:
+        raise InputTypeError(listing("these arguments are wrong:", findings))
+    model = programs["train"].model
+    if any(given.model is not model for given in programs.values()):
+        findings.append("query and train were compiled from different models")
+    own = dict(model.named_parameters())
+    for name, shape in curvature.shapes.items():
+        if name not in own:
+            findings.append(f"{name!r} is in the curvature, and no parameter of the model")
+        elif tuple(own[name].shape) != shape:
+            findings.append(f"{name!r} is {list(shape)} in the curvature, and {list(own[name].shape)} in the model")
+        elif not own[name].requires_grad:
+            findings.append(f"{name!r} is in the curvature, and frozen: no program has a gradient of it")
+    for title, number in (("rank", rank), ("at_once", at_once)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            findings.append(f"{title} must be a positive integer, not {number!r}")
+    if order not in ORDERS:
+        findings.append(f"order must be one of {', '.join(map(repr, ORDERS))}, not {order!r}")
+    if isinstance(every, bool) or not isinstance(every, int | float) or every < 0:
+        findings.append(f"checkpoint_every must be a number of seconds, not {every!r}")
+    if findings:
+        raise InputError(listing("these arguments are wrong:", findings))
+
+
+def header_of(inverse: Inverse, programs: Mapping[str, Compiled], group: Any, more: Mapping[str, str],
+              ) -> dict[str, str]:
+    """What scores follow from."""
+    model = programs["train"].model
+    shapes, digest = fingerprint(model)
+    tensors = tuple(tensor for block in inverse.curvature.blocks for tensor in block.tensors.values())
+    world = (0, 1) if group is None else (torch.distributed.get_rank(group), torch.distributed.get_world_size(group))
+    return {
+        "parameters": f"{len(shapes)} tensors", "their numbers": digest,
+        "curvature": f"{len(inverse.curvature.blocks)} blocks, {digest_of(tensors)}",
+        "damping": repr(dict(inverse.damping)), "split": inverse.split,
+        **{f"loss of {name}": loss_text(given.loss) for name, given in programs.items()}, **more,
+        "ranks": f"{world[0]} of {world[1]}", "library": __version__, "torch": str(torch.__version__),
+    }
