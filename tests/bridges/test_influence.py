@@ -136,6 +136,16 @@ class Interrupted(list):
         raise KeyboardInterrupt
 
 
+class Passes:
+    """A loader that gives something else each time."""
+
+    def __init__(self, several):
+        self.several = several
+
+    def __iter__(self):
+        return iter(next(self.several))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_is_gone_on_from(setting, tmp_path, monkeypatch):
     data = cut(setting.X, setting.y, 2, 2, 3)
@@ -143,7 +153,7 @@ def test_a_folder_is_gone_on_from(setting, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         setting.scores(data=Interrupted(data), at_once=2, checkpoint=tmp_path, checkpoint_every=0)
     assert {path.name for path in tmp_path.iterdir()} == {"queries-0-0.batches-0-1.pt", "queries-0-0.batches-1-2.pt"}
-    with pytest.raises(hbp.InputError, match="batch 1 is not the one"):
+    with pytest.raises(hbp.InputError, match="batch 1 of the training data is not the one"):
         setting.scores(data=[data[0], data[2], data[1]], at_once=2, checkpoint=tmp_path)
     found = setting.scores(data=data, at_once=2, checkpoint=tmp_path)
     assert torch.equal(found.values, whole)
@@ -210,6 +220,12 @@ def test_what_does_not_fit_is_listed(setting):
     for what in ("different models", "'nobody'", "'first.weight' is in the curvature, and frozen", "rank must",
                  "at_once must", "'sorted'", "checkpoint_every"):
         assert what in str(caught.value)
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(setting.X, setting.y), shuffle=True)
+    with pytest.raises(hbp.InputError, match="loader of data shuffles"):
+        self_scores(setting.H, setting.train, shuffled)
+    passes = iter([cut(setting.X, setting.y, 7), cut(setting.X.flip(0), setting.y, 7)])
+    with pytest.raises(hbp.InputError, match="not the one of the pass before"):
+        setting.scores(data=Passes(passes), at_once=2)
     with pytest.raises(hbp.InputError, match="dict"):
         scores({}, setting.query, [], setting.train, [])
     with pytest.raises(hbp.InputError, match="no samples"):

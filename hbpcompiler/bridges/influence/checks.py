@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import RandomSampler
 
 from hbpcompiler.accumulate.checkpoint import digest_of, fingerprint, loss_text
 from hbpcompiler.bridges.influence.queries import Inverse
@@ -16,7 +17,8 @@ from hbpcompiler.errors import InputError, InputTypeError, listing
 from hbpcompiler.version import __version__
 
 
-def check(curvature: Any, programs: Mapping[str, Any], rank: Any, at_once: Any, order: Any, every: Any) -> None:
+def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any], rank: Any, at_once: Any, order: Any,
+          every: Any) -> None:
     """InputError that lists all that does not fit."""
     findings = [] if isinstance(curvature, Curvature) else [
         f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"]
@@ -38,6 +40,8 @@ def check(curvature: Any, programs: Mapping[str, Any], rank: Any, at_once: Any, 
     for title, number in (("rank", rank), ("at_once", at_once)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             findings.append(f"{title} must be a positive integer, not {number!r}")
+    findings += [f"the loader of {name} shuffles, and scores are in its order: use shuffle=False"
+                 for name, loader in loaders.items() if isinstance(getattr(loader, "sampler", None), RandomSampler)]
     if order not in ORDERS:
         findings.append(f"order must be one of {', '.join(map(repr, ORDERS))}, not {order!r}")
     if isinstance(every, bool) or not isinstance(every, int | float) or every < 0:

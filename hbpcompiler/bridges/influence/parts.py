@@ -26,15 +26,16 @@ class Part:
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     """By parameter, or of all as ""; [F, n] for each batch."""
     counted: Counted = field(default_factory=Counted)
-    last_batch: str = ""
-    """A hash of the last batch."""
+    batches: list[str] = field(default_factory=list)
+    """A hash of each batch."""
     complete: bool = False
     """Whether the loader's end was reached."""
 
-    def add(self, values: Mapping[str, Tensor], counted: Counted) -> None:
+    def add(self, values: Mapping[str, Tensor], counted: Counted, digest: str) -> None:
         for name, value in values.items():
             self.values.setdefault(name, []).append(value.cpu())
         self.counted += counted
+        self.batches.append(digest)
         self.end += 1
 
 
@@ -53,7 +54,7 @@ class Folder:
             return []
         found: list[Part] = []
         read = [self._read(path, beside) for path in self.path.glob(f"{key}.batches-*{self.suffix}.pt")]
-        for part in sorted(read, key=lambda part: part.first):
+        for part in sorted(read, key=lambda part: (part.first, part.end)):
             if part.first == (found[-1].end if found else 0):
                 found.append(part)
         return found
@@ -65,7 +66,7 @@ class Folder:
         values = {name: torch.cat(several, 1) for name, several in part.values.items()}
         held = {"format": FORMAT, "header": {**self.header, **beside}, "values": values,
                 "counted": asdict(part.counted), "first": part.first, "end": part.end,
-                "last_batch": part.last_batch, "complete": part.complete}
+                "batches": part.batches, "complete": part.complete}
         write_file(self.path / f"{key}.batches-{part.first}-{part.end}{self.suffix}.pt", held)
 
     def _read(self, path: Path, beside: Mapping[str, str]) -> Part:
@@ -75,7 +76,7 @@ class Folder:
             differences = [f"{name}: {here.get(name, 'absent')} here, {there.get(name, 'absent')} there"
                            for name in {**here, **there} if here.get(name) != there.get(name)]
             part = Part(int(held["first"]), int(held["end"]), {name: [value] for name, value in held["values"].items()},
-                        Counted(**held["counted"]), held["last_batch"], bool(held["complete"]))
+                        Counted(**held["counted"]), list(held["batches"]), bool(held["complete"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); it is left as it is") from error
         if differences:

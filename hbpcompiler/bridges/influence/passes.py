@@ -29,34 +29,39 @@ class Pass:
     """What their files must be of, beside the run's."""
 
 
+REPEAT = "Columns of scores are in the loader's order, which must be the same each time: use shuffle=False"
 One = Callable[[Item], tuple[dict[str, Tensor], Counted]]
 """From a batch to its columns, [F, n] by name, and what it counts."""
 
 
 def through(own: Pass, samples: Samples, loader: Iterable[Any], one: One, folder: Folder, every: float,
-            progress: bool) -> Rows:
-    """`one` batch after the other; written to the folder every so many seconds, at the end and on Ctrl-C."""
+            progress: bool, before: Rows | None = None) -> Rows:
+    """`one` batch after the other; written to the folder every so many seconds, at the end and on Ctrl-C.
+
+    InputError where the loader gives other batches than in the pass before, or than files are of.
+    """
     parts = folder.saved(own.key, own.beside)
     if not (parts and parts[-1].complete):
-        parts = _go(own, parts, samples, loader, one, folder, every, progress)
-    counted, values = Counted(), dict[str, list[Tensor]]()
+        parts = _go(own, parts, samples, loader, one, folder, every, progress, before)
+    counted, values, batches = Counted(), dict[str, list[Tensor]](), list[str]()
     for part in parts:
         counted += part.counted
+        batches += part.batches
         for name, several in part.values.items():
             values.setdefault(name, []).extend(several)
-    return Rows({name: torch.cat(several, 1) for name, several in values.items()}, counted)
+    if before is not None and tuple(batches) != before.batches:
+        raise InputError("the loader of the training data gave other batches than in the pass before. " + REPEAT)
+    return Rows({name: torch.cat(several, 1) for name, several in values.items()}, counted, tuple(batches))
 
 
 def _go(own: Pass, parts: list[Part], samples: Samples, loader: Iterable[Any],
-        one: One, folder: Folder, every: float, progress: bool) -> list[Part]:
+        one: One, folder: Folder, every: float, progress: bool, before: Rows | None) -> list[Part]:
     done = parts[-1].end if parts else 0
     part, saved = Part(done, done), time.monotonic()
     # The last batch that is in is read once more, to see that the loader gives what it gave before.
     number = max(done - 1, 0)
-    last: Item | None = None
 
     def write() -> None:
-        part.last_batch = digest_of(last.batch.tensors) if last is not None else ""
         folder.save(own.key, part, own.beside)
         parts.append(part)
 
@@ -64,13 +69,17 @@ def _go(own: Pass, parts: list[Part], samples: Samples, loader: Iterable[Any],
               disable=None if progress else True) as bar:
         try:
             for given in batches_from(loader, number):
-                item = samples.item(number, given)
-                if number < done:
-                    _check_repeats(item, parts[-1].last_batch, folder)
-                else:
-                    part.add(*(one(item) if item.batch.samples else ({}, Counted())))
+                item = samples.item(number, given.batch)
+                digest = digest_of(item.batch.tensors)
+                if number < done and digest != parts[-1].batches[-1]:
+                    raise InputError(f"batch {number} of the training data is not the one that {folder.path} has in. "
+                                     + REPEAT)
+                if before is not None and before.batches[number : number + 1] != (digest,):
+                    raise InputError(f"batch {number} of the training data is not the one of the pass before. {REPEAT}")
+                if number >= done:
+                    part.add(*(one(item) if item.batch.samples else ({}, Counted())), digest)
                     bar.update()
-                number, last = number + 1, item
+                number += 1
                 if number > done and time.monotonic() - saved >= every:
                     write()
                     part, saved = Part(number, number), time.monotonic()
@@ -84,9 +93,3 @@ def _go(own: Pass, parts: list[Part], samples: Samples, loader: Iterable[Any],
     part.complete = True
     write()
     return parts
-
-
-def _check_repeats(item: Item, digest: str, folder: Folder) -> None:
-    if digest_of(item.batch.tensors) != digest:
-        raise InputError(f"batch {item.number} is not the one that {folder.path} has in: this loader does not repeat "
-                         "itself. Use shuffle=False, or a generator with a fixed seed, or name another folder")

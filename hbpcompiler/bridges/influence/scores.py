@@ -56,7 +56,7 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     No per-sample gradients of training samples are formed: the queries' gradients are multiplied by the inverse, and a
     program takes the samples' derivatives along them. The training data go by once for as many queries as are kept.
     However the loaders cut their data, m_q and l_n are those of one batch of all: N times the sample's share of a mean,
-    the share of a sum.
+    the share of a sum. Rows and columns are in the loaders' order: those must not shuffle.
 
     Args:
         curvature: H, what `hbp.curvature` or `hbp.ekfac` returned, of the mean training loss (that of a sum divided by
@@ -81,7 +81,8 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     Raises InputError that lists all that does not fit, for a folder of another run with every difference, for loaders
     that do not repeat themselves; RankError for another rank that failed.
     """
-    check(curvature, {"query": query, "train": train}, rank, at_once, order, checkpoint_every)
+    check(curvature, {"query": query, "train": train}, {"queries": queries, "data": data}, rank, at_once, order,
+          checkpoint_every)
     names = tuple(curvature.names)
     inverse = _inverse(curvature, damping, split)
     left_out = _left_out(curvature, train)
@@ -104,7 +105,7 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
             own = Pass(f"queries-{items[0].number}-{items[-1].number}", {"queries": digest_of(
                 tuple(tensor for item in items for tensor in item.batch.tensors))})
             found.append(through(own, trained, data, partial(_along, trained, vectors, groups), folder,
-                                 checkpoint_every, progress))
+                                 checkpoint_every, progress, found[0] if found else None))
         if not found:
             raise InputError("the loader of the queries gave no samples")
     except Exception as error:
@@ -124,7 +125,7 @@ def self_scores(curvature: Curvature, train: Compiled, data: Iterable[Any], *, d
 
     Per-sample gradients are formed, a batch's at a time. Arguments and errors are those of `scores`.
     """
-    check(curvature, {"train": train}, None, None, order, checkpoint_every)
+    check(curvature, {"train": train}, {"data": data}, None, None, order, checkpoint_every)
     inverse, left_out = _inverse(curvature, damping, split), _left_out(curvature, train)
     trained = Samples(train.instead({"batch_grad": [escaped(name) for name in curvature.names]}), prepare, count,
                       "training data")
@@ -207,10 +208,6 @@ def _chunks(measured: Samples, queries: Iterable[Any], most: int) -> Iterator[li
 
 def _stacked(passes: list[Rows]) -> Rows:
     """One pass's queries below the other's."""
-    for rows in passes[1:]:
-        if rows.counted != passes[0].counted:
-            raise InputError(f"the loader of the training data gave {passes[0].counted.samples} samples in one pass, "
-                             f"and {rows.counted.samples} in another")
     return Rows({name: torch.cat([rows.values[name] for rows in passes]) for name in passes[0].values},
                 passes[0].counted)
 

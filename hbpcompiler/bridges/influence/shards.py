@@ -23,6 +23,8 @@ class Rows:
 
     values: Mapping[str, Tensor]
     counted: Counted
+    batches: tuple[str, ...] = ()
+    """A hash of each batch of this process."""
 
 
 def together(own: Rows | None, failure: BaseException | None, group: Any, order: str) -> Rows:
