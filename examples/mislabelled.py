@@ -2,11 +2,12 @@
 
     python examples/mislabelled.py
 
-A part of scikit-learn's digits gets wrong labels, and a small CNN learns them all. What a sample did for itself,
-g_n^T (H + damping)^-1 g_n with the Kronecker factors of all training data for H, is large where nothing but the sample
-itself supports its label (Koh & Liang 2017, section 5.4): sorted by it, the wrong ones come first. Beside it they are
-sorted by their loss, and at random. Then scores of pairs tell for a test image which training images helped most, and
-which did most harm. out/mislabelled.png shows all of it.
+A part of scikit-learn's digits gets wrong labels, and a small CNN learns from all. What a sample did for itself,
+g_n^T (H + damping)^-1 g_n with EKFAC of all training data for H, is large where nothing but the sample itself supports
+its label (Koh & Liang 2017, section 5.4): sorted by it, the wrong ones come first. Beside it they are sorted by their
+loss, which tells as much where the network has not learned the wrong ones by heart, and at random. The loss does not
+tell where a wrong answer comes from: for a test image, scores of pairs say which training images helped most, and which
+did most harm. out/mislabelled.png shows all of it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from hbpcompiler.bridges.influence import scores, self_scores
 OUT = Path("out")
 TRAINING, WRONG = 1000, 0.1
 """How many images are learned, and the share of them that gets a wrong label."""
-EPOCHS = 15
 SHOWN = 6
 CHECKED = (0.05, 0.1, 0.2, 0.3)
 """Shares of the training data that somebody looks through."""
@@ -85,11 +85,11 @@ def main() -> int:
     x, right, test_x, test_y = x[:TRAINING], right[:TRAINING], x[TRAINING:], right[TRAINING:]
     y, wrong = with_wrong_labels(right)
     data = TensorDataset(x, y)
-    model = trained(data, EPOCHS)
+    model = trained(data)
     loader = DataLoader(data, 250)
 
-    train = hbp.compile(model, nn.CrossEntropyLoss(), ["kflr", "batch_loss"], joint_bias=True)
-    H = hbp.curvature(hbp.accumulate(train.instead(["kflr"]), loader, progress=False).kflr)
+    train = hbp.compile(model, nn.CrossEntropyLoss(), ["batch_loss"])
+    H = hbp.ekfac(model, nn.CrossEntropyLoss(), loader, columns="exact", progress=False)
     own = self_scores(H, train, loader, progress=False)
     losses = train(x, y).batch_loss
     curves = {"by what they did for themselves": found(own.values.argsort(descending=True), wrong),
@@ -100,7 +100,7 @@ def main() -> int:
     for label, share in curves.items():
         print(f"{label:34}" + "".join(f"{float(share[int(part * TRAINING) - 1]):8.1%}" for part in CHECKED))
 
-    # The test image that the network gets wrong most surely, or least surely right.
+    # The test image that the network gets wrong most surely.
     with torch.no_grad():
         n = int(nn.functional.cross_entropy(model(test_x), test_y, reduction="none").argmax())
         answer = int(model(test_x[n : n + 1]).argmax())

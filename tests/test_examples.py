@@ -87,6 +87,21 @@ def test_dp_sgd(tmp_path):
     assert (tmp_path / "out" / "dp_sgd.png").stat().st_size > 1000
 
 
+def test_mislabelled(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("mislabelled.py", tmp_path)
+    rows = {line[:34].strip(): [float(part) for part in re.findall(r"(\S+)%", line)] for line in text.splitlines()
+            if line.startswith(("by ", "at random"))}
+    own, by_loss, random = rows.values()
+    assert own[1] > 75 > 50 > random[1], "a tenth of the data, which has a tenth of wrong labels"
+    assert own[3] > 95
+    assert by_loss[3] > 95
+    helped, harmed = re.findall(r"most by training images with the labels (.*)", text)
+    assert helped.count("(wrong)") < harmed.count("(wrong)")
+    assert (tmp_path / "out" / "mislabelled.png").stat().st_size > 1000
+
+
 @slow("trains six networks, twenty seconds; sample_weights has tests of its own")
 def test_importance_sampling(tmp_path):
     pytest.importorskip("sklearn")

@@ -107,7 +107,9 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
         path = _beside(checkpoint, "bases")
         bases = eigenbases(factors, ranks, path)
         factors.clear()
-        second = run.total({names.eigenvalues: tuple(bases)}, _beside(checkpoint, "eigenvalues"), {"bases": bases})
+        biases = [stored[name].bias for name in bases if stored[name].bias]  # in the weights' blocks
+        second = run.total({names.eigenvalues: (*bases, *biases)}, _beside(checkpoint, "eigenvalues"),
+                           {"bases": bases})
         if second.samples != samples:
             raise InputError(f"the loader gave {samples} samples, and {second.samples} when it was read again: "
                              "eigenvalues have to be of the data that the eigenvectors are of")

@@ -1,5 +1,10 @@
 """Influence scores against dense matrices and loops over samples, in float64, however data and work are cut."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +15,12 @@ from hbpcompiler.bridges.influence import scores, self_scores
 from hbpcompiler.bridges.influence.queries import truncated
 from hbpcompiler.bridges.influence.samples import Counted
 from hbpcompiler.bridges.influence.shards import Rows, joined, together
+from tests.bridges import torchrun_script
+from tests.selection import slow
 
 SAMPLES, TOKENS = 7, 5
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("torchrun_script.py")
 
 
 class Tokens(nn.Module):
@@ -179,6 +188,28 @@ def test_a_folder_is_gone_on_from(setting, tmp_path, monkeypatch):
     own = tmp_path / "self"
     one = self_scores(setting.H, setting.train, data, progress=False, checkpoint=own)
     assert torch.equal(self_scores(setting.H, setting.train, [], progress=False, checkpoint=own).values, one.values)
+
+
+@slow("two processes; how their columns are put together is tested beside this")
+def test_ranks_give_what_one_process_gives(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(SCRIPT),
+               str(tmp_path)]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, data, queries = torchrun_script.setting()
+    right = torchrun_script.found(model, queries, [data[:]])
+    texts = []
+    for rank in range(2):
+        values, text = torch.load(tmp_path / f"rank{rank}.pt")
+        for value, expected in zip(values, right, strict=True):
+            torch.testing.assert_close(value, expected)
+        texts.append(text)
+    assert texts[0].startswith("RankError: scores failed on other ranks:")
+    assert texts[1].startswith("InputTypeError: batch 0 of the training data")
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {
+        "queries-0-0.batches-0-2.rank0of2.pt", "queries-0-0.batches-0-2.rank1of2.pt"}
 
 
 def test_ranks_are_put_in_the_order_of_the_data():

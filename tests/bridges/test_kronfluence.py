@@ -1,7 +1,6 @@
 """Scores beside kronfluence's, where that is installed: linear layers and convolutions with their biases."""
 
 import copy
-from collections import namedtuple
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import hbpcompiler as hbp
 from hbpcompiler.bridges.influence import scores, self_scores
 
-Eigen = namedtuple("Eigen", "A B eigenvalues")
 DTYPES = ("activation_covariance_dtype", "gradient_covariance_dtype", "eigendecomposition_dtype", "lambda_dtype",
           "per_sample_gradient_dtype")
 SCORE_DTYPES = ("query_gradient_svd_dtype", "per_sample_gradient_dtype", "precondition_dtype", "score_dtype")
@@ -55,19 +53,6 @@ def theirs(model, data, queries, folder, low_rank):
     return [*found, analyzer.load_self_scores("self")["all_modules"]]
 
 
-def ekfac(model, train, data):
-    """Eigenvectors of the data set's factors, and second moments of the gradients in them (George et al. 2018)."""
-    total = hbp.accumulate(train, DataLoader(data, 16), progress=False)
-    kfac = hbp.curvature(total.kfac_emp)
-    each = train.instead(["batch_grad"])(*data[:]).batch_grad
-    found = {}
-    for block in kfac.blocks:
-        gradients = block.place.gather({name: each[name] * len(data) for name in block.names})
-        A, B = block.inputs.eigen.vectors, block.outputs.eigen.vectors
-        found[block.names[0]] = Eigen(A, B, (B.T @ gradients.squeeze(1) @ A).square().mean(0))
-    return hbp.curvature(found, model, joint_biases={"0.weight": "0.bias", "4.weight": "4.bias"})
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_scores_are_kronfluences(tmp_path):
     pytest.importorskip("kronfluence")
@@ -77,7 +62,8 @@ def test_scores_are_kronfluences(tmp_path):
     data = TensorDataset(torch.randn(60, 1, 6, 6).double(), torch.randint(4, (60,)))
     queries = TensorDataset(torch.randn(4, 1, 6, 6).double(), torch.randint(4, (4,)))
     train = hbp.compile(model, quantities=["kfac_emp"], joint_bias=True)
-    H = ekfac(model, train, data)
+    H = hbp.ekfac(model, nn.CrossEntropyLoss(), DataLoader(data, 16), columns="empirical", joint_bias=True,
+                  progress=False)
     query = hbp.compile(model, measured, ["grad"])
     loaders = DataLoader(queries, 2), train, DataLoader(data, 16)
     options = {"damping": 0.01, "progress": False}
