@@ -61,23 +61,16 @@ class Compiled(Programs):
                  given: Mapping[str, Any] | None = None) -> None:
         super().__init__(model, loss, options)
         self._given = given or {}
-        self._others: dict[tuple[str, ...], Compiled] = {}
+        self._others: dict[str, Compiled] = {}
+        """The same model for other quantities, by what they are."""
         self._needs_arguments = any(argument.default is None
                                     for argument in arguments_for(options.quantities, options.clipping))
-        self._others: dict[str, Compiled] = {}
-        """By what they are for: see `instead`."""
 
     def instead(self, quantities: Sequence[str] | Mapping[str, str | Sequence[str]],
                 groups: Mapping[str, str | Sequence[str]] | None = None) -> Compiled:
-        """The same model, loss and options for other quantities (and groups of parameters), as `compile` takes them.
-
-        What was asked for before is kept with its programs.
-        """
-        key = repr((quantities, groups))
-        if key not in self._others:
-            self._others[key] = _again(self.model, self.loss,
-                                       {**self._given, "quantities": quantities, "groups": groups})
-        return self._others[key]
+        """The same model, loss and options for other quantities (and groups of parameters), as `compile` takes them;
+        kept, as its programs are."""
+        return self._with(quantities=quantities, groups=groups)
 
     def names_in(self, argument: str, *batch: Any) -> tuple[str, ...]:
         """The names in a dict of tensors that calls with batches like this one take: in "directions", those of the
@@ -86,11 +79,15 @@ class Compiled(Programs):
 
     def also(self, *quantities: str) -> Compiled:
         """The same model, loss and options for these quantities of all parameters too; kept, as its programs are."""
-        if quantities not in self._others:
-            asked = self._given["quantities"]
-            more = {**asked, **dict.fromkeys(quantities, "*")} if isinstance(asked, Mapping) else [*asked, *quantities]
-            self._others[quantities] = _again(self.model, self.loss, {**self._given, "quantities": more})
-        return self._others[quantities]
+        asked = self._given["quantities"]
+        more = {**asked, **dict.fromkeys(quantities, "*")} if isinstance(asked, Mapping) else [*asked, *quantities]
+        return self._with(quantities=more)
+
+    def _with(self, **changes: Any) -> Compiled:
+        key = repr(changes)
+        if key not in self._others:
+            self._others[key] = _again(self.model, self.loss, {**self._given, **changes})
+        return self._others[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and copy.deepcopy: made again from model, loss and options, without programs."""

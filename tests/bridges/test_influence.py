@@ -182,6 +182,11 @@ def test_a_folder_is_gone_on_from(setting, tmp_path, monkeypatch):
         scores(setting.H, setting.query, cut(setting.Q.flip(0), setting.t, 3, 1), setting.train, data, progress=False,
                at_once=2, checkpoint=tmp_path)
     path = next(iter(before))
+    held = torch.load(path)
+    held["values"][""] += 1
+    torch.save(held, path)
+    with pytest.raises(hbp.InputError, match="not those that were written"):
+        setting.scores(data=data, at_once=2, checkpoint=tmp_path)
     path.write_bytes(before[path][:100])
     with pytest.raises(hbp.InputError, match="damaged"):
         setting.scores(data=data, at_once=2, checkpoint=tmp_path)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import RandomSampler
 
-from hbpcompiler.accumulate.checkpoint import digest_of, fingerprint, loss_text
+from hbpcompiler.accumulate.checkpoint import fingerprint, loss_text
 from hbpcompiler.bridges.influence.queries import Inverse
 from hbpcompiler.bridges.influence.shards import ORDERS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
+from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError, listing
 from hbpcompiler.version import __version__
 

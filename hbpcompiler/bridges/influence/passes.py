@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hbpcompiler.accumulate.batches import batches_from, length_of
-from hbpcompiler.accumulate.checkpoint import digest_of
 from hbpcompiler.bridges.influence.parts import Folder, Part
 from hbpcompiler.bridges.influence.samples import Counted, Item, Samples
 from hbpcompiler.bridges.influence.shards import Rows
+from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError
 
 

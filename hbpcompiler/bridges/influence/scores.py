@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.accumulate.checkpoint import digest_of
 from hbpcompiler.bridges.influence.checks import check, header_of
 from hbpcompiler.bridges.influence.parts import Folder
 from hbpcompiler.bridges.influence.passes import Pass, through
@@ -21,6 +20,7 @@ from hbpcompiler.bridges.influence.samples import Counted, Item, Samples
 from hbpcompiler.bridges.influence.shards import STRIDED, Rows, together
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
+from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.quantities import DIRECTIONS
 from hbpcompiler.spectra.phases import escaped
@@ -96,7 +96,8 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     numbers = sum(stored(block, rank) for block in curvature.blocks)
     each = numbers * torch.finfo(next(train.model.parameters()).dtype).bits // 8
     most = at_once or max(1, PASS_BYTES // each)
-    asked, found, failure = Counted(), [], None
+    asked, found = Counted(), list[Rows]()
+    failure: Exception | None = None
     try:
         for items in _chunks(measured, queries, most):
             for item in items:
@@ -136,7 +137,8 @@ def self_scores(curvature: Curvature, train: Compiled, data: Iterable[Any], *, d
         gradients, weight = trained.gradients(item, curvature.shapes)
         return _quadratic(inverse, gradients, per_parameter), Counted.of(weight)
 
-    own, failure = None, None
+    own: Rows | None = None
+    failure: Exception | None = None
     try:
         own = through(Pass("self", {}), trained, data, one, folder, checkpoint_every, progress)
     except Exception as error:
