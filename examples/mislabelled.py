@@ -72,7 +72,7 @@ def draw(curves: dict[str, Tensor], x: Tensor, y: Tensor, wrong: Tensor, query: 
         show(line[0], query[0], query[1] if what == "helped" else "")
         line[0].set_visible(what == "helped")
         for place, n in zip(line[1:], order[:SHOWN].tolist(), strict=True):
-            show(place, x[n], f"{what}: label {int(y[n])}" + (", wrong" if wrong[n] else ""))
+            show(place, x[n], f"{what}:\nlabel {int(y[n])}" + (", wrong" if wrong[n] else ""))
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
@@ -110,7 +110,7 @@ def main() -> int:
     for what, order in (("helped", of_query.argsort(descending=True)), ("harmed", of_query.argsort())):
         labels = ", ".join(f"{int(y[n])}" + (" (wrong)" if wrong[n] else "") for n in order[:SHOWN])
         print(f"  {what} most by training images with the labels {labels}")
-    draw(curves, x, y, wrong, (query[0], f"a {int(target)}, taken for {answer}"), of_query, OUT / "mislabelled.png")
+    draw(curves, x, y, wrong, (query[0], f"a {int(target)},\ntaken for {answer}"), of_query, OUT / "mislabelled.png")
     print(f"Picture: {OUT / 'mislabelled.png'}")
     return 0
 
