@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import hbpcompiler as hbp
+from hbpcompiler.accumulate.batches import batches_from
+from hbpcompiler.accumulate.keys import keys_of
 from tests.accumulate.test_cuts import compare
 
 NAMES = ["grad", "variance", "diag_ggn_mc", "diag_h_mc", "kfac"]
@@ -99,6 +101,23 @@ def test_what_belongs_to_no_sample_is_drawn_for_each_batch(tmp_path):
     resumed = hbp.accumulate(compiled, loader, progress=False, checkpoint=path)
     assert torch.equal(first.loss, resumed.loss)
     assert not torch.equal(hbp.accumulate(compiled, loader, progress=False, seed=1).loss, first.loss)
+
+
+def test_what_is_known_of_samples_indices():
+    """Through subsets of subsets; a loader over all of a data set may be one of several ranks' own."""
+    part = Subset(Subset(DATA, [8, 2, 5, 1]), [3, 0, 2])
+    for loader, first, indices, own_data in (
+            (DataLoader(DATA, batch_size=4), 1, [[4, 5, 6, 7], [8]], True),
+            (DataLoader(part, batch_size=2), 0, [[1, 8], [5]], False),
+            (DataLoader(part, batch_size=2, num_workers=1), 0, [[1, 8], [5]], False),
+            (DataLoader(DATA, sampler=[3, 7], batch_size=1), 0, [[3], [7]], False),
+            (DataLoader(DATA, batch_size=None, sampler=[3]), 0, [None], True),
+            ([DATA[:2]], 0, [None], True)):
+        items = list(batches_from(loader, first))
+        assert [item.indices for item in items] == indices
+        assert all(item.own_data is own_data for item in items)
+    assert torch.equal(keys_of(3, 0, [5]), keys_of(3, 0, range(9))[5:6])
+    assert len({*keys_of(3, 0, range(99)).tolist(), *keys_of(3, 1, range(99)).tolist()}) == 198
 
 
 def test_indices_that_do_not_fit():
