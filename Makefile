@@ -6,8 +6,8 @@ PYTHON ?= python3
 RUN := .venv/bin
 comma := ,
 BRIDGES := laplace-torch==0.3 curvlinops-for-pytorch==3.0.1 asdfghjkl==0.1a4 backpack-for-pytorch==1.7.1 \
-	unfoldNd==0.2.3 einops==0.8.2 einconv==0.1.0 linear-operator==0.6.1 jaxtyping wadler-lindig torchmetrics==1.9.0 \
-	lightning-utilities==0.15.3 opt-einsum==3.4.0
+	unfoldNd==0.2.3 einops==0.8.2 einconv==0.1.0 linear-operator==0.6.1 jaxtyping==0.3.11 \
+	wadler-lindig==0.1.8 torchmetrics==1.9.0 lightning-utilities==0.15.3 opt-einsum==3.4.0
 
 .PHONY: demo test test-all lint docs bench zoo clean
 

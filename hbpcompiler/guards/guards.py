@@ -144,4 +144,8 @@ def _storage(tensor: Tensor) -> Any:
     """Equal for tensors that show the same numbers of the same memory."""
     if tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # what torch.func has left behind in a module: a tensor of a transformation that is over
+        return id(tensor)
+    return address, tensor.dtype, tuple(tensor.shape), tensor.stride()

@@ -150,3 +150,13 @@ def test_the_programs_used_last_are_kept():
     assert of(3) is not second
     assert programs(compiled) == 2
     agrees(compiled, model, nn.CrossEntropyLoss(), torch.randn(4, 3, 3, dtype=torch.float64))
+
+
+def test_a_tensor_that_a_transformation_has_left_behind():
+    """torch.func leaves such tensors in an LSTM, of no storage that one could ask for; the module runs on."""
+    left = []
+    torch.func.grad(lambda x: [left.append(x), x.sum()][1])(torch.ones(2))
+    with pytest.raises(RuntimeError, match="storage"):
+        left[0].data_ptr()
+    model = Scaled(left=left)
+    agrees(hbp.compile(model, quantities=["grad"]), model, nn.CrossEntropyLoss())
