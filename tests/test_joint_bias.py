@@ -38,6 +38,31 @@ def check(result, model, loss, X, y):
         assert result[quantity].keys() == {name for name, p in model.named_parameters() if p.requires_grad} - biases
 
 
+def is_met_where_its_bias_is(module):
+    """Whether every position of the output meets the weight once: a transposed one is a convolution then."""
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return set(module.kernel_size) | set(module.stride) == {1}
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+@pytest.mark.parametrize(("groups", "padding"), [(1, 1), (2, 0)])
+def test_a_transposed_convolution_of_single_pixels_is_a_convolution(groups, padding):
+    """Of the pixels that are left: its padding is taken away."""
+    torch.manual_seed(0)
+    transposed, plain = nn.ConvTranspose1d(2, 2, 1, 1, padding, groups=groups), nn.Conv1d(2, 2, 1, groups=groups)
+    plain.weight.data = torch.cat([part.mT for part in transposed.weight.data.squeeze(2).chunk(groups)]).unsqueeze(2)
+    plain.bias.data = transposed.bias.data
+    rest = [nn.Tanh(), nn.Flatten(), nn.Linear(2 * (7 - 2 * padding), 2)]
+    X, y = torch.randn(3, 2, 7, dtype=torch.float64), torch.tensor([0, 1, 1])
+    left = X[:, :, padding : 7 - padding]
+    found, expected = (hbp.compile(nn.Sequential(first, *rest).double(), quantities=["kflr"], joint_bias=True)(batch, y)
+                       for first, batch in ((transposed, X), (plain, left)))
+    assert found.joint_biases == expected.joint_biases == {"0.weight": "0.bias", "3.weight": "3.bias"}
+    for name, factors in expected.kflr.items():
+        close(found.kflr[name].A, factors.A, f"A of {name}")
+        close(found.kflr[name].B, factors.B, f"B of {name}")
+
+
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(OF_FACTORS))
 def test_random_chains_in_every_way(setting, way):
     model, loss, X, y = setting
@@ -46,8 +71,7 @@ def test_random_chains_in_every_way(setting, way):
     expected = {}
     for path, module in model.named_modules():
         ours = [name for name, p in module.named_parameters(path, recurse=False) if p.requires_grad]
-        plain = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        if plain and len(ours) == 2:
+        if is_met_where_its_bias_is(module) and len(ours) == 2:
             expected[ours[0]] = ours[1]
     assert result.joint_biases == expected
     check(result, model, loss, X, y)

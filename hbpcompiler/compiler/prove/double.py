@@ -126,8 +126,8 @@ class Double(AtOutputs):
         columns = derivatives(along, inputs)
         pulled = [torch.zeros_like(column) for column in columns]
         if any(slope.requires_grad for slope in self.slopes):
-            pulled = derivatives(sum((slope * column).sum() for slope, column in
-                                     zip(self.slopes, columns, strict=True)), self.leaves)
+            met: Any = sum((slope * column).sum() for slope, column in zip(self.slopes, columns, strict=True))
+            pulled = derivatives(met, self.leaves)
         return self._by_sample(pulled, axes, samples)
 
     @cached_property

@@ -44,15 +44,16 @@ class _Libraries:
 @contextmanager
 def sizes_by_users_lines() -> Iterator[None]:
     """Meanwhile torch notes with every condition on the batch's size the line of the user's code that it comes from."""
-    own = getattr(symbolic_shapes, "uninteresting_files", None)
+    torchs: Any = symbolic_shapes
+    own = getattr(torchs, "uninteresting_files", None)
     if own is None:
         yield
         return
-    symbolic_shapes.uninteresting_files = lambda: _Libraries()
+    torchs.uninteresting_files = _Libraries
     try:
         yield
     finally:
-        symbolic_shapes.uninteresting_files = own
+        torchs.uninteresting_files = own
 
 
 class LossModule(nn.Module):
