@@ -8,4 +8,4 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 # An export makes so many objects that looking for cycles among them takes a fifth of its time: look less often.
-gc.set_threshold(200_000, 20, 100)
+gc.set_threshold(200_000, 20, 20)
