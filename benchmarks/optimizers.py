@@ -1,8 +1,9 @@
 """`python -m benchmarks.optimizers`: what a step of KFAC costs, in multiples of one of Adam.
 
 A run of KFAC has three kinds of steps: most compute the gradient alone and multiply it by the inverse, every
-`update_every`-th brings the curvature up to date, every `invert_every`-th finds the inverse too. Each is timed by itself,
-in turns with Adam's whole step (zero_grad, forward, backward, step), and the mean over `invert_every` steps follows.
+`update_every`-th brings the curvature up to date, every `invert_every`-th finds the inverse too. Each is timed by
+itself, in turns with Adam's whole step (zero_grad, forward, backward, step), and the mean over `invert_every` steps
+follows.
 """
 
 from __future__ import annotations

@@ -87,10 +87,11 @@ class Programs:
             _warn_of_hooks(self)
         return state, built
 
-    def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
+    def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
+             tensors: Mapping[str, Tensor] | None = None) -> Any:
         """What the program returns; of what is `beside` the batch, the part of these samples."""
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
-        tensors = self._tensors(state, built)
+        tensors = self._tensors(state, built) if tensors is None else tensors
         with torch.no_grad(), casts:
             if not batch.samples:
                 kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
@@ -132,8 +133,10 @@ class Programs:
                 self._first_run(state, built, batch, beside)
 
     def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:
-        return Candidate(self.model, self.loss, self.options, built.matched, built.fields,
-                         lambda batch, **other: self._run(state, built, batch, {**beside, **other}),
+        def run(batch: Batch, tensors: Mapping[str, Tensor] | None = None, **other: Any) -> Any:
+            return self._run(state, built, batch, {**beside, **other}, tensors)
+
+        return Candidate(self.model, self.loss, self.options, built.matched, built.fields, run,
                          self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,
                          lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries),

@@ -29,7 +29,8 @@ class Candidate:
     fields: Sequence[str]
     """The fields of its result that hold the output's tensors."""
     run: Callable[..., Any]
-    """Of a batch, and of arguments of the call in place of `beside`: its result, with the model's state as it is."""
+    """Of a batch, and of arguments of the call in place of `beside`: its result, with the model's state as it is, or
+    with `tensors` in its place."""
     state: Mapping[str, Tensor]
     sizes: Sizes
     """The batch sizes that it serves."""

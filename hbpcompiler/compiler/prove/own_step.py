@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,16 @@ class Pass:
     outputs: list[Tensor]
     structure: Structure
     target: Any
+
+
+class Moves(Protocol):
+    """What happens to all numbers that a step begins with."""
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """In the place of a parameter, a buffer, an input."""
+
+    def of_slope(self, loss: Tensor, outputs: Sequence[Tensor], samples: int) -> Tensor:
+        """What is added to the loss."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Noise:
         return 1 + self.size * signs.double()
 
 
-def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None = None,
+def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None = None,
              backward: bool = True, of: Callable[[Pass], Tensor] = lambda pass_: pass_.loss,
              value: Callable[[Pass], Tensor | None] = lambda pass_: pass_.loss) -> OwnStep:
     """Run it with these draws; with `noise` on parameters, buffers and inputs; `of` is the number that is
@@ -109,7 +119,7 @@ def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: No
         raise
 
 
-def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Noise | None, backward: bool,
+def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None, backward: bool,
           copies: bool, of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
@@ -173,7 +183,7 @@ def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_buffers()}
 
 
-def _moved(batch: Batch, noise: Noise) -> Batch:
+def _moved(batch: Batch, noise: Moves) -> Batch:
     return Batch(tuple(noise.moved(tensor) for tensor in batch.tensors), batch.layout)
 
 

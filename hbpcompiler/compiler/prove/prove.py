@@ -18,10 +18,11 @@ from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.expectation import in_expectation
+from hbpcompiler.compiler.prove.in_double import Doubled, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
-from hbpcompiler.compiler.prove.own_step import Noise, OwnStep, Pass, own_step
+from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
 from hbpcompiler.compiler.prove.second_order import second_order
-from hbpcompiler.compiler.prove.suspects import suspects
+from hbpcompiler.compiler.prove.suspects import hooks, suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.prove.weights import NOT_ALONE
@@ -37,6 +38,7 @@ PYTHON_DRAWS = ("The model draws from Python's or numpy's random generator, of w
 INFINITE_SLOPE = ("An infinite slope (sqrt, log, acosh, a norm, at the edge of its domain) that meets a zero one "
                   "(relu, clamp, hardtanh): torch skips it, a product of both is NaN. Stay away from the edge, as in "
                   "sqrt(h + 1e-12), or do both in one module's forward, where they are one operation.")
+SINGLE = torch.finfo(torch.float32).eps
 _REDUCED = {torch.float32: 2.0**-10}
 """What products of a dtype may be rounded to where the machine is told that this is good enough."""
 
@@ -131,6 +133,9 @@ class _Proof:
                            lambda run: _forward(_numbers(self._noisy(batch, run, backward=False)))),
                  *compared(_backward(found), _backward(self._trainable(right)), self.eps,
                            lambda run: _backward(_numbers(self._noisy(few, run))), how)]
+        hooked = hooks(self.candidate.model, self.candidate.loss)  # they are not at copies of parameters
+        if self.eps == SINGLE and not step.random and not hooked:
+            lines = explained(lines, lambda doubled: self._in(doubled, batch, few, how))
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
         quantities = self.candidate.options.quantities
         if JACOBIAN in quantities:
@@ -146,6 +151,19 @@ class _Proof:
         if step.python_random:
             notes.append(PYTHON_DRAWS)
         return lines, [note for note in notes if note]
+
+    def _in(self, doubled: Doubled, batch: Batch, few: Batch, how: str) -> list[Comparison]:
+        """Loss, outputs and gradient in double precision."""
+        candidate, eps = self.candidate, torch.finfo(torch.float64).eps
+        state, beside = doubled.named(candidate.state), doubled.named(candidate.beside)
+        with drawing(self.draws):
+            found = self._program(candidate.run(doubled.batch(batch), tensors=state, **beside))
+        if not self._gives_all(found):
+            found = {**_forward(found), **self._alone(doubled.batch(few), self.draws, state, beside)}
+        right = _numbers(self._own_step(batch, self.draws, doubled))
+        if few.samples < batch.samples:
+            right |= _gradients(self._own_step(few, self.draws, doubled))
+        return compared(found, self._trainable(right), eps, how=how)
 
     def _jacobian(self, batch: Batch, raw: Any) -> list[Comparison]:
         def own(of: Callable[[Pass], Tensor], run: int | None) -> OwnStep:
@@ -171,7 +189,7 @@ class _Proof:
     def _noisy(self, batch: Batch, run: int, backward: bool = True) -> OwnStep:
         return self._own_step(batch, self.draws, Noise(self.eps, run), backward)
 
-    def _own_step(self, batch: Batch, draws: Draws, noise: Noise | None, backward: bool) -> OwnStep:
+    def _own_step(self, batch: Batch, draws: Draws, noise: Moves | None, backward: bool = True) -> OwnStep:
         """With the weights of samples that the call gives, if it gives some."""
         model, loss, weights = self.candidate.model, self.candidate.loss, self.candidate.weights(batch)
         if weights is None:
@@ -193,12 +211,14 @@ class _Proof:
     def _gives_all(self, found: Numbers) -> bool:
         return not self.of_loss or all((GRAD, name) in found for name in self.parameters)
 
-    def _alone(self, batch: Batch, draws: Draws) -> dict[tuple[str, str], Tensor]:
+    def _alone(self, batch: Batch, draws: Draws, state: Mapping[str, Tensor] | None = None,
+               beside: Mapping[str, Any] | None = None) -> dict[tuple[str, str], Tensor]:
         """The gradient by a program for it alone."""
         if self._twin is None:
             self._twin = twin_program(self.candidate.matched, self.candidate.options, (GRAD,))
         with drawing(draws):
-            gradients = self._twin(self.candidate.state, *batch.tensors, **self.candidate.beside)[GRAD]
+            gradients = self._twin(self.candidate.state if state is None else state, *batch.tensors,
+                                   **(self.candidate.beside if beside is None else beside))[GRAD]
         return {(GRAD, name): gradient for name, gradient in gradients.items()}
 
     def _all(self, batch: Batch, draws: Draws) -> Numbers:
