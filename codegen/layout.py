@@ -37,6 +37,8 @@ def wrapped(line: str) -> list[str]:
         return [line]
     body = line.lstrip()
     indent = len(line) - len(body)
+    if body.startswith(tuple(CLOSING)):  # the end of a function's head
+        return _behind(body, indent)
     code, comment = _apart(body)
     if not code:
         return _wrapped_text(line, "# ")
@@ -110,10 +112,22 @@ def _statement(code: str, indent: int) -> list[str]:
     """A statement too long for a line: what is outside of brackets is put inside a pair if it must be broken."""
     equals = next((token.at for token in _tokens(code) if token.text == "=" and token.depth == 0), None)
     start, value = ("", code) if equals is None else (code[: equals + 2], code[equals + 2 :])
+    if equals is not None and indent + len(start) > WIDTH and start.startswith(tuple(OPENING)):
+        *targets, closing = _in_brackets(start[:-2].rstrip(), indent)
+        return [*targets, *_behind(f"{closing.strip()} = {value}", indent)]
     bare = _cuts(value)
     if equals is not None and bare:
         return [" " * indent + start + "(", *_joined(_parts(value, bare), indent + STEP), " " * indent + ")"]
     return _in_brackets(code, indent) or _after_key(code, indent)
+
+
+def _behind(code: str, indent: int) -> list[str]:
+    """What goes on behind a closing bracket, with which it begins."""
+    if indent + len(code) <= WIDTH:
+        return [" " * indent + code]
+    bracket, stands_for_it = code[0], "_"  # as pairs of brackets are counted in what is broken
+    first, *others = _statement(stands_for_it + code[1:], indent)
+    return [first.replace(stands_for_it, bracket, 1), *others]
 
 
 def _after_key(code: str, indent: int) -> list[str]:
@@ -188,7 +202,7 @@ def _in_brackets(code: str, indent: int) -> list[str]:
             lines[-1] += f" {item}"
         else:
             lines += _item(item, indent + STEP)
-    return [" " * indent + code[: first + 1], *lines, " " * indent + code[last:]]
+    return [" " * indent + code[: first + 1], *lines, *_behind(code[last:], indent)]
 
 
 def _items(code: str) -> Iterator[str]:

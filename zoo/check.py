@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +38,29 @@ class Outcome:
     """"holds", "refused", "wrong" or "crashes"."""
     seconds: float
     text: str = ""
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Meanwhile what a model casts to single precision (norms, softmax, rotary positions) is in double precision: its
+    rounding looks like an error, and would hide one."""
+    own_to, own_float, own_softmax = Tensor.to, Tensor.float, nn.functional.softmax
+
+    def wide(item: Any) -> Any:
+        return torch.float64 if item is torch.float32 else item
+
+    def to(tensor: Tensor, *args: Any, **named: Any) -> Tensor:
+        return own_to(tensor, *map(wide, args), **{name: wide(item) for name, item in named.items()})
+
+    def softmax(input: Tensor, *args: Any, **named: Any) -> Tensor:
+        return own_softmax(input, *map(wide, args), **{name: wide(item) for name, item in named.items()})
+
+    changed: Any = Tensor
+    changed.to, changed.float, nn.functional.softmax = to, Tensor.double, softmax
+    try:
+        yield
+    finally:
+        changed.to, changed.float, nn.functional.softmax = own_to, own_float, own_softmax
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -165,7 +189,8 @@ def ask(family: Family, question: str) -> Outcome:
         warnings.simplefilter("ignore")
         case = family.case()
         try:
-            QUESTIONS[question](case)
+            with double_precision():
+                QUESTIONS[question](case)
         except AssertionError as error:
             if not isinstance(error, hbp.HbpError):
                 return outcome("wrong", str(error))

@@ -18,6 +18,9 @@ LONG = [
     "fourth_long_name",
     "x = (-1 * aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa + bbbbbbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccccccccc)."
     "flatten(0, 1) * -2",
+    f"({', '.join(f'g_{place}' for place in range(40))}) = cat_back(column, weight)  # [N, 3]",
+    f"({', '.join(f'g_{place}' for place in range(40))}) = column + weight",
+    f"[{', '.join(f'g_{place}' for place in range(40))}] = cat_back({', '.join(['column'] * 20)})",
 ]
 
 
@@ -40,6 +43,13 @@ def test_statements(line, indent):
     assert tokens(text) == tokens(line)
     if "#" in line:
         assert any(part.endswith(line[line.rindex("#"):]) for part in lines)
+
+
+def test_the_end_of_a_functions_head():
+    head = ["def back(", "    column: Tensor,", f") -> Tuple[{', '.join(['Tensor'] * 40)}]:", "    pass"]
+    lines = [part for line in head for part in wrapped(line)]
+    assert max(map(len, lines)) <= WIDTH
+    assert ast.dump(ast.parse("\n".join(lines))) == ast.dump(ast.parse("\n".join(head)))
 
 
 def test_what_fits_stays():

@@ -18,8 +18,9 @@ def share_common_subexpressions(graph: fx.Graph) -> None:
     With shapes known, x.flatten(2) and x.flatten(-2) are equal too.
     """
     seen: dict[Any, fx.Node] = {}
+    written = {node.args[0] for node in graph.nodes if writes_in_place(node) and isinstance(node.args[0], fx.Node)}
     for node in list(graph.nodes):
-        if not is_pure(node) or any(writes_in_place(user) and user.args[0] is node for user in node.users):
+        if node in written or not is_pure(node):
             continue
         key = (node.op, node.target, _frozen(_arguments(node)), _frozen(node.kwargs))
         twin = seen.setdefault(key, node)
@@ -43,6 +44,8 @@ def _canonical(equation: str) -> str:
 
 
 def _frozen(item: Any) -> Any:
+    if isinstance(item, fx.Node | str):
+        return item
     if isinstance(item, dict):
         return tuple(sorted((key, _frozen(value)) for key, value in item.items()))
     if isinstance(item, list | tuple):
