@@ -50,6 +50,21 @@ def ours(kind: str, count: int, chunk: int = 16) -> Call:
     return make
 
 
+def projected(count: int) -> Call:
+    """The GGN as V (V^T v) by two programs, each with a forward pass: projections, and sums of weighed columns."""
+    def make(given: Problem) -> Callable[[], Any]:
+        onto, sums = (hbp.compile(given.model, given.loss, [name]) for name in ("project_ggn", "column_sum"))
+        many, batch = vectors(given, count), (given.inputs, given.target)
+
+        def call() -> Any:
+            weights = onto(*batch, directions=many).project_ggn
+            return sums(*batch, column_weights=weights).column_sum
+
+        return call
+
+    return make
+
+
 def forward_over_reverse(count: int) -> Call:
     """The Hessian as the derivative of the gradient along v."""
     def make(given: Problem) -> Callable[[], Any]:
@@ -145,7 +160,8 @@ def _met(given: Problem, output: Tensor, tangent: Tensor) -> Tensor:
 
 TASKS: Mapping[str, Mapping[str, Call]] = {
     "ggn": {
-        "ours": ours("ggn", 1), "torch.func": plain_forward(1), "double backward": double_backward(1),
+        "ours": ours("ggn", 1), "two programs": projected(1), "torch.func": plain_forward(1),
+        "double backward": double_backward(1),
         "curvlinops": curvlinops("GGNLinearOperator", 1),
     },
     "hessian": {
@@ -153,8 +169,8 @@ TASKS: Mapping[str, Mapping[str, Call]] = {
         "curvlinops": curvlinops("HessianLinearOperator", 1),
     },
     f"ggn, {MANY} vectors": {
-        "ours": ours("ggn", MANY), "ours, one by one": ours("ggn", MANY, 1), "torch.func": plain_forward(MANY),
-        "double backward": double_backward(MANY),
+        "ours": ours("ggn", MANY), "ours, one by one": ours("ggn", MANY, 1), "two programs": projected(MANY),
+        "torch.func": plain_forward(MANY), "double backward": double_backward(MANY),
         "curvlinops": curvlinops("GGNLinearOperator", MANY),
     },
     f"hessian, {MANY} vectors": {
