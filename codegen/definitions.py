@@ -25,7 +25,7 @@ def definitions(graph: fx.Graph) -> list[str]:
     """The text of each helper that the graph calls, and of those that these call."""
     wanted = dict.fromkeys(_called(graph))
     for own in composites(graph).values():
-        wanted |= dict.fromkeys(_called(own.graph))
+        wanted |= dict.fromkeys(_called(own.losses.graph if isinstance(own, WeightedLoss) else own.graph))
     for helper in list(wanted):
         wanted |= dict.fromkeys(_needs(helper))
     texts: list[str] = []
@@ -34,7 +34,7 @@ def definitions(graph: fx.Graph) -> list[str]:
             texts += [_source(helper), fallback]
     for own in composites(graph).values():
         if isinstance(own, WeightedLoss):
-            texts.append(_weighted(own))
+            texts.append(_weighted(own, own.losses.name in composites(graph)))
         else:
             texts.append(_each(own) if isinstance(own, EachSample) else _composite(own))
     return [text for text in texts if text]
@@ -42,39 +42,46 @@ def definitions(graph: fx.Graph) -> list[str]:
 
 def _composite(function: Composite) -> str:
     """Its definition: a line for each call that is read more than once, and the result."""
-    names, texts, lines = Names(), dict[fx.Node, Text](), list[str]()
-    arguments = []
-    for node in function.graph.nodes:
+    arguments, lines, result = _lines(function.graph, Names())
+    about = [f'    """{comment(function.about)}"""'] if function.about else []
+    head = f"def {function.name}({', '.join(f'{name}: Tensor' for name in arguments)}) -> Tensor:"
+    return "\n".join([head, *about, *(f"    {line}" for line in lines), f"    return {result}"])
+
+
+def _lines(graph: fx.Graph, names: Names) -> tuple[list[str], list[str], str]:
+    """(names of the arguments, a line for each call that is read more than once, the result)."""
+    texts, lines, arguments, result = dict[fx.Node, Text](), list[str](), list[str](), ""
+    for node in graph.nodes:
         if node.op == "placeholder":
             texts[node] = (names.fresh(node.name), ATOM)
-            arguments.append(f"{texts[node][0]}: Tensor")
+            arguments.append(texts[node][0])
         elif node.op == "output":
-            lines.append(f"return {texts[node.args[0]][0]}")
+            result = texts[node.args[0]][0]
         else:
             text = expression(node, texts.__getitem__)
             last = [user.op for user in node.users] == ["output"]
             short = last or (len(node.users) == 1 and len(text[0]) <= LONGEST_INSIDE)
             texts[node] = text if short else (names.fresh(node.name), ATOM)
             lines += [] if short else [f"{texts[node][0]} = {text[0]}"]
-    about = [f'    """{comment(function.about)}"""'] if function.about else []
-    head = f"def {function.name}({', '.join(arguments)}) -> Tensor:"
-    return "\n".join([head, *about, *(f"    {line}" for line in lines)])
+    return arguments, lines, result
 
 
-def _weighted(function: WeightedLoss) -> str:
-    """Its definition in terms of the losses."""
+def _weighted(function: WeightedLoss, losses_defined: bool) -> str:
+    """Its definition, in terms of the losses where these are a function of the file's own."""
     names = Names()
-    names.taken.update(["loss", "each"])
-    given = [names.fresh(node.name) for node in function.losses.graph.nodes if node.op == "placeholder"]
-    typed = ["loss: Tensor", "sample_weights: Optional[Tensor]", *(f"{name}: Tensor" for name in given)]
+    names.taken.update(["loss", "each", "w"])
+    given, lines, result = _lines(function.losses.graph, names)
+    if losses_defined:
+        lines, result = [], f"{function.losses.name}({', '.join(given)})"
+    typed = ["loss: Tensor", "w: Optional[Tensor]", *(f"{name}: Tensor" for name in given)]
     return "\n".join([
         f"def {function.name}({', '.join(typed)}) -> Tensor:",
         f'    """{function.about}"""',
-        "    if sample_weights is None:",
+        "    if w is None:",
         "        return loss",
-        f"    each = {function.losses.name}({', '.join(given)})",
-        "    each = each * sample_weights.type_as(each)",
-        f"    return torch.where((sample_weights == 1).all(), loss, each.{function.kind}().type_as(loss))",
+        *(f"    {line}" for line in lines),
+        f"    each = {result}",
+        f"    return torch.where((w == 1).all(), loss, (each * w.type_as(each)).{function.kind}().type_as(loss))",
     ])
 
 

@@ -12,7 +12,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.formulas import formulas
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, Total, title
-from hbpcompiler.compiler.program.kernels import weighted
+from hbpcompiler.compiler.program.kernels import mean_weights, root_weights, weighted
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX
 from hbpcompiler.compiler.trace.graph import Operation, Value
@@ -123,12 +123,12 @@ class Backward:
         return columns if in_loss else self.precision.rounded(columns, piece)
 
     def weighted(self, tensor: Any, root: bool = False, average: bool = False) -> Any:
-        """[N, ...] times the samples' weights, if a call gives some (see the kernel)."""
+        """[N, ...] times the samples' weights, if a call gives some; their roots, or those that are 1 on average."""
         assert not self._in_loop, "a chunk of samples has no weights: they are multiplied with before it is cut"
         if self.weights is None:
             return tensor
-        flags = {name: True for name, flag in (("root", root), ("average", average)) if flag}
-        return weighted(tensor, self.weights, **flags)
+        weights = mean_weights(self.weights) if average else self.weights
+        return weighted(tensor, root_weights(weights) if root else weights)
 
     def set_signs(self, piece: Piece, signs: Any, columns: Any) -> None:
         """The signs of a piece that may have some; None: all +, for these columns."""

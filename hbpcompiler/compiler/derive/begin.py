@@ -11,7 +11,8 @@ from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
 from hbpcompiler.compiler.match.endings import multiples
-from hbpcompiler.compiler.plan.steps import Birth, Seed, SeedOutput
+from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Seed, SeedOutput
+from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.quantities import GGN_MC, GRADIENT
@@ -49,6 +50,8 @@ def seed(backward: Backward, step: Seed) -> None:
             backward.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
     elif piece.signed:
         backward.set_signs(piece, None, columns)
+    if piece.form == COLUMNS:
+        columns = named(columns, f"{PREFIX[piece.stream]}_{backward.matched.names[value.name]}_unweighted")
     backward.arrive(value, piece, backward.weighted(columns, root=piece.form == COLUMNS))
 
 

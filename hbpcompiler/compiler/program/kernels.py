@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from hbpcompiler.compiler.program import draws as draws  # its helpers are among IDIOMS
-from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import IDIOMS, covariance_root, idiom, patches, scatter_to
@@ -36,18 +35,21 @@ def product_over_pixels(x: Tensor, y: Tensor) -> Tensor:
 
 
 @idiom
-def weighted(x: Tensor, sample_weights: Optional[Tensor], root: bool = False, average: bool = False) -> Tensor:  # noqa: UP045
-    """x [N, ...] times each sample's weight, or the weight's root; x itself if no weights are given.
+def weighted(x: Tensor, w: Optional[Tensor]) -> Tensor:  # noqa: UP045
+    """x [N, ...] times each sample's weight, if there are some."""
+    return x if w is None else x * w.type_as(x).reshape([-1] + [1] * (x.dim() - 1))
 
-    average: times weights that are 1 on average, so that sums over samples over N become weighted averages.
-    """
-    if sample_weights is None:
-        return x
-    w = sample_weights if sample_weights.dtype == torch.float64 else sample_weights.float()
-    if average:
-        w = w * w.shape[0] / w.sum()
-    w = w.sqrt() if root else w
-    return x * w.type_as(x).reshape([-1] + [1] * (x.dim() - 1))
+
+@idiom
+def root_weights(w: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045
+    """The weights' roots, if there are weights."""
+    return None if w is None else w.double().sqrt()
+
+
+@idiom
+def mean_weights(w: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045
+    """Weights that are 1 on average, if there are weights: sums over N become weighted averages."""
+    return None if w is None else w.double() * (w.shape[0] / w.double().sum())
 
 
 @idiom
@@ -160,8 +162,6 @@ def composites(graph: fx.Graph) -> dict[str, Composite]:
         for item in (node.target, *node.args):
             if isinstance(item, EachSample):
                 found.setdefault(item.whole.name, item.whole)
-            if isinstance(item, WeightedLoss):
-                found.setdefault(item.losses.name, item.losses)
             if isinstance(item, Composite):
                 found.setdefault(item.name, item)
     return found

@@ -21,7 +21,7 @@ class WeightedLoss(Composite):
     def __init__(self, losses: Composite, kind: str, dtype: torch.dtype) -> None:
         total = "sum_n w_n l_n" if kind == "sum" else "(1/N) sum_n w_n l_n"
         super().__init__(WEIGHTED, fx.Graph(), (), (), dtype, False,
-                         f"{total}; the loss as it was computed without weights, and if all of them are 1.")
+                         f"{total}; without weights, or if all are 1, the loss as it is.")
         self.losses, self.kind = losses, kind
 
     def __call__(self, loss: Any, sample_weights: Any, *tensors: Any) -> Any:
