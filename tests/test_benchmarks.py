@@ -17,6 +17,7 @@ from benchmarks import (
     large_networks,
     memory,
     operators,
+    optimizers,
     prediction,
     programs,
     scale,
@@ -203,6 +204,15 @@ def test_products_of_operators_are_the_same_in_every_way(tmp_path):
     tasks = {row["task"] for row in rows}
     assert tasks >= {"gradient", "ggn: ours", "ggn: torch.func", "hessian: forward over reverse"}
     assert all(row["difference"] < operators.NEAR for row in rows)
+
+
+def test_a_small_run_of_optimizers(tmp_path):
+    file = tmp_path / "found.json"
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(optimizers.main, ["--networks", "logreg", "--batch", "4", "--rounds", "1", "--patience",
+                                                "0", "--threads", threads, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(file.read_text())["logreg:4"]) == {"Adam", "gradient alone", "update", "inverse"}
 
 
 def test_a_small_run_of_clipping(tmp_path):
