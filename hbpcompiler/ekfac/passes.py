@@ -16,9 +16,9 @@ from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.curvature import Curvature, curvature
-from hbpcompiler.ekfac.bases import Decomposed, eigenbases, told
+from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
 from hbpcompiler.ekfac.structure import Structure, structure_of
-from hbpcompiler.errors import HbpError, InputError, OptionError, RankError, listing
+from hbpcompiler.errors import HbpError, InputError, OptionError, listing
 from hbpcompiler.values import Values
 from hbpcompiler.wrappers import unwrapped
 
@@ -143,15 +143,11 @@ class _Run:
                     break
         except HbpError as error:
             failure = error
-        answers = told(self._ranks, ("" if failure is None else str(failure), found))
-        if failure is not None:
-            raise failure
-        if failures := [f"rank {rank}: {text}" for rank, (text, _) in enumerate(answers) if text]:
-            raise RankError(listing("the first batch failed on other ranks:", failures))
-        agreed = next((own for _, own in answers if own is not None), None)
-        if agreed is None:
+        answers = [own for own in agreed(self._ranks, "the first batch failed", failure, found) if own is not None]
+        if not answers:
             raise InputError("the loader gave no samples: there is nothing to accumulate")
-        return agreed
+        first: Structure = answers[0]
+        return first
 
     def total(self, quantities: Mapping[str, Sequence[str]], checkpoint: Path | None,
               arguments: Mapping[str, Any] | None = None) -> Total:

@@ -21,6 +21,7 @@ from hbpcompiler.quantities import (
     RESIDUAL_MC,
     SUM,
     Closing,
+    closings_of,
 )
 from hbpcompiler.rule import Contraction
 
@@ -31,20 +32,26 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
     That gives the Hessian's cross terms between uses, which joined contractions lack, and takes uses of any layout; the
     price is columns of the parameter's size. Kronecker factors need the contractions, so not both.
     """
-    kinds = {closing.kind for closing in closings}
-    curved = any(closing.stream in (RESIDUAL, RESIDUAL_MC) for closing in closings)
     tied = {key: places for key, places in uses.items() if len(places) > 1}
-    if kinds & KRONECKER:
-        findings = [f"parameter '{key}' is used {len(places)} times ({_places([use.operation for use in places])}): "
-                    "its Hessian diagonal and its Kronecker factors cannot be had from one program"
-                    for key, places in tied.items()]
-        if findings and curved:
-            raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
-        return set()
-    unlike = {key for key, places in tied.items() if len({_letters(use.contraction) for use in places}) > 1}
-    return set(tied) if curved else unlike if kinds - ADDITIVE else set()
+    found: set[str] = set()
+    findings = []
+    for key, places in tied.items():
+        own = closings_of(closings, key)
+        kinds, curved = {closing.kind for closing in own}, any(closing.stream in CURVED for closing in own)
+        unlike = len({_letters(use.contraction) for use in places}) > 1
+        if kinds & KRONECKER:
+            if curved:
+                findings.append(f"parameter '{key}' is used {len(places)} times "
+                                f"({_places([use.operation for use in places])}): its Hessian diagonal and its "
+                                "Kronecker factors cannot be had from one program")
+        elif curved or (unlike and kinds - ADDITIVE):
+            found.add(key)
+    if findings:
+        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
+    return found
 
 
+CURVED = (RESIDUAL, RESIDUAL_MC)
 KRONECKER = frozenset({EIGEN, FACTOR, IN_BASES, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR})
 
 

@@ -36,7 +36,8 @@ def join_uses(steps: Sequence[Step], closings: frozenset[Closing]) -> list[Step]
     refusals = {key: _refusals(key, places, closings) for key, places in tied.items()}
     if findings := [finding for refused in refusals.values() for finding in refused]:
         message = listing("Tied parameters:", findings, ADVICE)
-        if {closing.kind for closing in closings} & KRONECKER:
+        asked = {closing.kind for key, refused in refusals.items() if refused for closing in closings_of(closings, key)}
+        if asked & KRONECKER:
             raise UnsupportedOpError(message)
         raise UsesNotJoinedError(message, [key for key, refused in refusals.items() if refused])
     result: list[Step] = list(steps)
