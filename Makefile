@@ -7,7 +7,8 @@ RUN := .venv/bin
 comma := ,
 BRIDGES := laplace-torch==0.3 curvlinops-for-pytorch==3.0.1 asdfghjkl==0.1a4 backpack-for-pytorch==1.7.1 \
 	unfoldNd==0.2.3 einops==0.8.2 einconv==0.1.0 linear-operator==0.6.1 jaxtyping==0.3.11 \
-	wadler-lindig==0.1.8 torchmetrics==1.9.0 lightning-utilities==0.15.3 opt-einsum==3.4.0
+	wadler-lindig==0.1.8 torchmetrics==1.9.0 lightning-utilities==0.15.3 opt-einsum==3.4.0 opacus==1.6.0 \
+	kronfluence==1.0.1 accelerate==1.15.0 safetensors==0.8.0 pyyaml==6.0.4 packaging==26.4 psutil==7.2.2
 
 .PHONY: demo test test-all lint docs bench zoo clean
 
