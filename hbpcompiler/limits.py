@@ -76,7 +76,7 @@ class Limits:
     formed_bytes: int = limit(
         2**28, "bytes per batch", "per-sample gradients of all parameters together that are kept for a second phase")
     formed_time: float = limit(
-        1.25, "times", "and they are, where this is predicted to take less than so many times the time of norms and a "
+        1.15, "times", "and they are, where this is predicted to take less than so many times the time of norms and a "
         "second closing; measured on linear layers it takes 0.7 of that time where as much is predicted")
 
     # -- routes at the parameters ------------------------------------------------------------------------------------

@@ -33,7 +33,10 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     rule, op, form = backward.rule_of(step.operation), backward.ops[step.operation.name], step.piece.form
     arrived = backward.columns[step.operation.name, step.piece.name]
     jac_t = backward.jac_t(step.operation, step.slot)
-    if step.slot in rule.backward and backward.is_single(step.piece) and not backward.knows_slope(step.operation):
+    # Where values lie pixel by pixel, cotangents may not: a kernel on both is slower than a product in place.
+    mixed = backward.plan.by_pixels and rule.elementwise_in(op)
+    known = backward.knows_slope(step.operation)
+    if step.slot in rule.backward and backward.is_single(step.piece) and not mixed and not known:
         return rule.backward[step.slot](op, arrived.squeeze(1)).unsqueeze(1)
     if form == COLUMNS and rule.elementwise_in(op):
         return arrived * backward.derivative(step.operation).unsqueeze(1)
