@@ -127,6 +127,6 @@ def test_a_piece_ends_at_a_parameter():
 def test_inside_a_loop_a_pass_has_its_own_state():
     assert HANDLERS[Pull] is cross.pull
     outer = Backward(None, planned("grad"), None, {}, 3, HANDLERS, columns={("a", "p"): 1})
-    inner = outer.inside(None, {}, batch=1)
+    inner = outer.inside(None, {}, lambda tensor: tensor, batch=1)
     assert (inner.batch, dict(inner.columns)) == (1, {})
     assert outer.columns == {("a", "p"): 1}
