@@ -64,7 +64,8 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
     factors that would be too large (embeddings of many words) their diagonal.
 
     Args:
-        model, loss: as for `hbp.compile`; None: CrossEntropyLoss().
+        model: as for `hbp.compile`.
+        loss: as there; None: CrossEntropyLoss().
         loader: of batches, as for `hbp.accumulate`. It is read twice, and once more for its first batch; it has to give
             the same samples each time, in whatever batches.
         columns: "sampled" from the model's own predictions (mc_samples=1 a sample), "exact" ones of the generalised

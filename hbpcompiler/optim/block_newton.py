@@ -27,7 +27,9 @@ class BlockNewton(CurvatureOptimizer):
     (`Compiled.block_product`).
 
     Args:
-        model, loss, params: as for `KFAC`.
+        model: as for `KFAC`.
+        loss: as there.
+        params: as there.
         curvature: "hessian", "ggn", "pch_abs" or "pch_clip", as `hbp.compile` has it: the last two are the Hessian with
             the negative eigenvalues of the operations' residuals made positive or dropped. With "hessian" a block may
             be indefinite: conjugate gradients stop where they notice, at the latest with the gradient's direction.
@@ -35,8 +37,11 @@ class BlockNewton(CurvatureOptimizer):
             thing: 1 suits one layer, 0.5 a network.
         damping: added to H; 0 is allowed.
         l2: of a term l2/2 |theta|^2 in the loss.
-        most_iterations, tolerance, progress: of `conjugate_gradients`, for each block.
-        seed, options: as for `KFAC`.
+        most_iterations: of `conjugate_gradients`, for each block.
+        tolerance: likewise.
+        progress: likewise.
+        seed: as for `KFAC`.
+        options: as there.
 
     `solutions` says how the last step's were found, by parameter.
     """

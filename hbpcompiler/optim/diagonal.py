@@ -29,13 +29,23 @@ class Diagonal(CurvatureOptimizer):
     a weight are left out, as an exact or sampled diagonal of ours is less noisy than Hutchinson's estimate.
 
     Args:
-        model, loss, params: as for `KFAC`.
+        model: as for `KFAC`.
+        loss: as there.
+        params: as there.
         curvature: "diag_ggn_mc", "diag_ggn", "diag_h_abs", "diag_h_clip", "second_moment". diag_ggn_mc is Sophia-G's
             estimator without cross terms between samples.
-        lr, momentum, damping, clip_scale, eps, power, weight_decay: numbers of a group.
+        lr: of the step, a number of a group as all these are.
+        momentum: the decay of the mean gradient.
+        damping: of rule="damped".
+        clip_scale: of rule="sophia".
+        eps: of the other two.
+        power: of rule="adahessian".
+        weight_decay: decoupled (Loshchilov & Hutter 2019).
         ema: the decay of h's mean.
         update_every: steps between two batches that enter it.
-        mc_samples, seed, options: as for `KFAC`.
+        mc_samples: as for `KFAC`.
+        seed: as there.
+        options: as there.
     """
 
     numbers: Mapping[str, dict[str, Any]] = {

@@ -36,7 +36,8 @@ class KFAC(CurvatureOptimizer):
     and curvature come from one pass; on the others there is the gradient alone.
 
     Args:
-        model, loss: as for `hbp.compile`.
+        model: as for `hbp.compile`.
+        loss: as there.
         params: as torch's optimizers take them, groups with numbers of their own; None: all that is trainable.
         lr: a number; None: the minimum of the quadratic model q (see `quadratic`), with the batch's exact GGN. Then
             param_groups show what it was.

@@ -19,14 +19,17 @@ class Newton(CurvatureOptimizer):
     """theta <- theta - lr sum_k (grad L . e_k) / (lambda_k + delta_k) e_k over the batch's top eigenvectors e_k.
 
     Args:
-        model, loss, params: as for `KFAC`.
+        model: as for `KFAC`.
+        loss: as there.
+        params: as there.
         lr: of the step.
         top: so many directions of each group of parameters, or as many as there are; None: all.
         damping: "bootstrap": each direction's is chosen from the noise of slopes and curvatures of the samples, and one
             in which no step is sure to gain is left out; what `hbp.bootstrap(...)` returned; a positive number; or a
             function of (eigenvalues, slopes, curvatures), as for `Spectrum.newton_step`.
         groups: of parameters whose matrices are decomposed: "all", "layer", "parameter", or lists of names.
-        columns, mc_samples: "exact", or "sampled" with so many a sample.
+        columns: "exact", or "sampled".
+        mc_samples: so many a sample.
         seed: of all draws, as for `KFAC`.
         options: of `hbp.spectrum`.
     """

@@ -71,7 +71,8 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
             2023, section 3.2.2): more of them are kept for each pass. None: as they are.
         per_parameter: scores of each parameter as well.
         at_once: how many queries are kept for a pass over the training data; None: as many as fill a GiB.
-        count, prepare: as `accumulate` takes them, for both loaders.
+        count: as `accumulate` takes it, for both loaders.
+        prepare: likewise.
         progress: a bar where there is a terminal.
         group: a torch.distributed group; each rank brings its own part of the training data, and gets all scores.
         order: of the ranks' samples: "strided", as `hbp.shard` deals them out, or "contiguous".
