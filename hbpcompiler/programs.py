@@ -21,6 +21,7 @@ from hbpcompiler.arguments import (
     without_weights,
 )
 from hbpcompiler.block_product import block_diagonal, meetings
+from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.pipeline import Built, first_program
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.program.shapes import stand_ins
@@ -148,7 +149,7 @@ class Programs:
         if new:
             warnings.warn(f"these trainable parameters do not influence the {end}: {', '.join(new)}. They are left out "
                           "of the results, as torch leaves their grad None, and to_parameters() leaves them alone",
-                          UnusedParametersWarning, stacklevel=5)
+                          UnusedParametersWarning, stacklevel=level_of_caller())
 
     def _tensors(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""
@@ -179,7 +180,7 @@ def _warn_of_hooks(compiled: Programs) -> None:
     found = hooks(compiled.model, compiled.loss) if compiled.options.verify is False else []
     if found:
         warnings.warn(listing("no program runs backward hooks, and with verify=False nothing says whether they matter:",
-                              found), UserWarning, stacklevel=5)
+                              found), UserWarning, stacklevel=level_of_caller())
 
 
 def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
@@ -191,4 +192,4 @@ def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
             f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
             f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
             "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
-            stacklevel=5)
+            stacklevel=level_of_caller())

@@ -297,3 +297,11 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
         optimizer.step(X, y[:3])
     assert all(torch.equal(value, before[name]) for name, value in values(model).items())
     assert optimizer.steps == 0
+
+
+def test_warnings_are_of_the_line_that_takes_the_step():
+    model, X, y = chain()
+    model.register_parameter("unused", nn.Parameter(torch.ones(2).double()))
+    with pytest.warns(hbp.UnusedParametersWarning) as warned:
+        hbp.optim.KFAC(model, None, curvature="kflr").step(X, y)
+    assert {each.filename for each in warned} == {__file__}

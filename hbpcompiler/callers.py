@@ -1,0 +1,21 @@
+"""Whose line a warning is about."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_WITHIN = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
+
+
+def level_of_caller() -> int:
+    """The `stacklevel` of a warning that is raised where this is called: the nearest line that is neither in this
+    package nor in torch, through which optimizers are called."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_code.co_filename.startswith(_WITHIN):
+        frame, level = frame.f_back, level + 1
+    return level
