@@ -281,7 +281,7 @@ def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduc
         curvature = pulled(output)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         channels_first = isinstance(module, nn.modules.conv._ConvNd)
-        ones = joint and {weight, bias} <= run.parameters.keys() and not transposed
+        ones = joint and {weight, bias} <= run.parameters.keys() and (not transposed or _of_single_pixels(module))
         if weight in run.parameters:
             groups = int(getattr(module, "groups", 1))
             pairs = [_pair(module, given, output, curvature, g, groups, transposed, reduce, ones, run.weights)
@@ -329,9 +329,15 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
         with torch.enable_grad():
             spread = layer(one).flatten()
         reached.append(torch.stack([derivative(entry, weight)[first].flatten() for entry in spread]))  # [c, o * kernel]
-    patches = torch.stack(reached)
+    patches, inputs = torch.stack(reached), flat.mT
+    inputs = torch.cat([inputs, torch.ones_like(inputs[:, :, :1])], 2) if ones else inputs
     blocks = torch.einsum("pco,cd,qdz->pqoz", patches, curvature.sum(0), patches)
-    return _closed(flat.mT, blocks, reduce, weights)
+    return _closed(inputs, blocks, reduce, weights)
+
+
+def _of_single_pixels(module: nn.modules.conv._ConvNd) -> bool:
+    """Whether a transposed convolution's positions of the input are those of the output."""
+    return {*module.kernel_size, *module.stride} == {1} and set(module.padding) == {0}
 
 
 def _closed(inputs: Tensor, blocks: Tensor, reduce: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:

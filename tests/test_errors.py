@@ -290,7 +290,7 @@ CROSS_ENTROPY = [
 TARGETS = [
     (nn.MSELoss(), lambda y: y[:, 0], ValueError, ["[6]", "[N, 3]"]),
     (nn.MSELoss(), lambda y: y[:, :1], ValueError, ["[6, 1]", "[N, 3]"]),
-    (nn.MSELoss(), lambda y: y.long(), ValueError, ["torch.int64"]),
+    (nn.HuberLoss(), lambda y: y.long(), ValueError, ["torch.int64"]),
     (nn.MSELoss(), lambda y: y.double(), TypeError, ["torch.float64", "torch.float32"]),
     (nn.HuberLoss(), lambda y: y[:, :2], ValueError, ["[6, 2]", "[N, 3]"]),
     (nn.HuberLoss(), lambda y: y * torch.nan, ValueError, ["NaN"]),

@@ -41,7 +41,7 @@ def check(result, model, loss, X, y):
 def is_met_where_its_bias_is(module):
     """Whether every position of the output meets the weight once: a transposed one is a convolution then."""
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return set(module.kernel_size) | set(module.stride) == {1}
+        return {*module.kernel_size, *module.stride} == {1} and set(module.padding) == {0}
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 

@@ -73,7 +73,7 @@ def convolutions():
 def test_programs_with_onednn_agree_with_brute_force(make):
     model, X, y = make()
     compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y))
-    assert compiled.code.count("onednn_linear(") > 8
+    assert compiled.code.count("onednn_linear(") >= 5
     result = compiled(X, y)
     double = copy.deepcopy(model).double()
     for quantity in QUANTITIES[:-1]:

@@ -137,8 +137,14 @@ def _same_columns(weight: Contraction, bias: Contraction, op: Op) -> bool:
     except (RuntimeError, NotImplementedError):  # it reads tensors, of which only shapes are known here
         return False
     kept = "".join(letter for letter in result if letter in left)
+    if _positions(left, one) != _positions(own, other):  # A would be of positions that the bias does not meet
+        return False
     return torch.equal(torch.einsum(f"{left}->{kept}", one).flatten(),
                        torch.einsum(f"{own}->{theta}", other).flatten())
+
+
+def _positions(letters: str, columns: Tensor) -> int:
+    return columns.shape[letters.index("p")] if "p" in letters else 1
 
 
 # -- what the weight's contraction becomes --------------------------------------------------------------------------
