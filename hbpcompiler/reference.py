@@ -335,8 +335,9 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
     return _closed(inputs, blocks, reduce, weights)
 
 
-def _of_single_pixels(module: nn.modules.conv._ConvNd) -> bool:
+def _of_single_pixels(module: nn.Module) -> bool:
     """Whether a transposed convolution's positions of the input are those of the output."""
+    assert isinstance(module, nn.modules.conv._ConvNd)
     return {*module.kernel_size, *module.stride} == {1} and set(module.padding) == {0}
 
 
