@@ -37,7 +37,8 @@ def check(result):
 
 def compare(found, wanted):
     if isinstance(wanted, torch.Tensor):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+        single = wanted.dtype == torch.float32  # whose last digit depends on where in memory a tensor begins
+        torch.testing.assert_close(found, wanted, rtol=1e-5 if single else 1e-12, atol=1e-6 if single else 1e-14)
     elif isinstance(wanted, dict):
         assert found.keys() == wanted.keys(), (found.keys(), wanted.keys())
         for key in wanted:
