@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ class Averages:
             else:
                 held.lerp_(tensor, self._share_of_newest(count))
             self.updates[key] = count
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """No others: what has been seen last is what there is."""
+        for key in [key for key in self.means if key not in keys]:
+            del self.means[key], self.updates[key]
 
     def forget(self, letter: str) -> None:
         """All means of this field."""

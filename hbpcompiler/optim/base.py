@@ -41,7 +41,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. OptionError for parameters that are not the model's, and for numbers that make no sense."""
         params = param_group["params"]
-        tensors = [params] if isinstance(params, Tensor) else list(params)
+        given = [params] if isinstance(params, Tensor) else list(params)
+        tensors = [item[1] if isinstance(item, tuple) else item for item in given]  # of model.named_parameters()
         own = {id(parameter) for parameter in self.model.parameters()}
         foreign = sum(id(tensor) not in own for tensor in tensors)
         checked = Checked("this group of parameters")
@@ -53,7 +54,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 checked.findings.append(f"{name} is None here and {self.defaults[name]} for other groups")
             checked.number(name, value, **limits)
         checked.done()
-        super().add_param_group({**param_group, "params": tensors})
+        super().add_param_group({**param_group, "params": given})
 
     @torch.no_grad()
     def step(self, *batch: Any, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]  # a batch more
@@ -71,8 +72,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 closed = closure()
         loss, gradient = self._gradient(batch)
         if closure is not None:
-            gradient = {name: parameter.grad for name, parameter in self._chosen().items()
-                        if parameter.grad is not None}
+            closed_gradient = {name: parameter.grad for name, parameter in self._chosen().items()
+                               if parameter.grad is not None}
+            if strangers := [name for name in closed_gradient if name not in gradient]:
+                raise InputError(f"the closure gives {', '.join(strangers)} a gradient, but the loss of this batch "
+                                 "does not reach them, so that they have no curvature: leave them to another optimizer")
+            gradient = closed_gradient
         else:
             for name, parameter in self._chosen().items():
                 parameter.grad = gradient.get(name)
@@ -122,6 +127,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         found: Tensor = state[name]
         return found
+
+    # -- copies ------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: all there is, but for a step that a scheduler has wrapped."""
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

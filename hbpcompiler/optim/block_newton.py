@@ -48,8 +48,8 @@ class BlockNewton(CurvatureOptimizer):
 
     numbers: Mapping[str, dict[str, Any]] = {"lr": {}, "damping": {}, "l2": {}}
 
-    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1.0,
-                 damping: float = 1e-3, l2: float = 0.0, curvature: str = "ggn", most_iterations: int = 50,
+    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 0.5,
+                 damping: float = 1.0, l2: float = 0.0, curvature: str = "ggn", most_iterations: int = 50,
                  tolerance: float = 1e-10, progress: float = 5e-4, seed: int = 0, **options: Any) -> None:
         checked = Checked("this optimizer")
         checked.one_of("curvature", curvature, tuple(SCHEMES))

@@ -32,15 +32,16 @@ class RunningEigenbases(RunningCurvature):
 
     def _program(self, batch: tuple[Any, ...], step: int) -> Compiled:
         """With the moments, if all that it is about has bases."""
-        plain = super()._program(batch, step)
-        trainable = frozenset(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
-        names = frozenset(self.bases)
-        if not names or not names <= trainable or not trainable <= self._known:
-            return plain
+        trainable = self._trainable_now()
+        if not self.bases:
+            return super()._program(batch, step)
         if trainable not in self._with_moments:
             quantities = {**self._quantities(batch, step), self.settings.kind.eigenvalues: self.asked}
             self._with_moments[trainable] = self._compiled(quantities)
         return self._with_moments[trainable]
+
+    def _begin_anew(self) -> None:
+        self.bases, self.asked = {}, []
 
     def _arguments(self, program: Compiled) -> dict[str, Any]:
         return {"bases": self.bases} if self.settings.kind.eigenvalues in program.quantities else {}
@@ -64,15 +65,19 @@ class RunningEigenbases(RunningCurvature):
 
     def _find_moments(self, batch: tuple[Any, ...], step: int) -> None:
         """Of this batch, in new bases, from the draws that the update had."""
-        names = frozenset(self.bases)
+        names = frozenset(self.asked)
         if not names:
             return
         if names not in self._moments_alone:
             self._moments_alone[names] = self._compiled({self.settings.kind.eigenvalues: self.asked})
         program = self._moments_alone[names]
-        result = program(*batch, generator=self.draws(step), **self._arguments(program))
-        self.averages.update({(name, EIGENVALUES): value
-                              for name, value in result[self.settings.kind.eigenvalues].items()})
+        try:
+            result = program(*batch, generator=self.draws(step), **self._arguments(program))
+        except RuntimeError:
+            if self.gradient(batch, step)[0].isfinite():
+                raise
+            return  # the factors' own eigenvalues serve until the next update
+        self._enter({(name, EIGENVALUES): value for name, value in result[self.settings.kind.eigenvalues].items()})
 
     def _average_values(self) -> dict[str, Any]:
         values = super()._average_values()

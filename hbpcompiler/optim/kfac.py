@@ -27,7 +27,7 @@ DECAY_OF_DAMPING = 0.95
 class KFAC(CurvatureOptimizer):
     """v <- momentum v - lr (C + damping + l2)^-1 (grad L + l2 theta),  theta <- theta + v - lr weight_decay theta.
 
-        optimizer = hbp.optim.KFAC(model, loss, lr=0.1, damping=1e-3)
+        optimizer = hbp.optim.KFAC(model, loss)
         for X, y in loader:
             loss = optimizer.step(X, y)    # in place of zero_grad(), loss(model(X), y), backward() and step()
 
@@ -48,7 +48,7 @@ class KFAC(CurvatureOptimizer):
         norm_constraint: a bound on lr^2 <grad, C^-1 grad>, to which longer steps are cut (Ba et al. 2017).
         adapt_damping: change the damping of all groups every `adapt_every` steps by the reduction ratio
             rho = (L(theta + v) - L(theta)) / q(v) on the batch: times 0.95^adapt_every above 3/4, divided by it below
-            1/4 (Levenberg-Marquardt), within [least_damping, most_damping].
+            1/4 (Levenberg-Marquardt), within [least_damping, most_damping]. None: where lr is None.
         reject: take a step back that has raised the batch's loss; costs a forward pass and a copy of the parameters.
 
     Raises as `Preconditioner` does; the parameters are untouched then.
@@ -61,10 +61,10 @@ class KFAC(CurvatureOptimizer):
     }
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None = None, params: Any = None, *,
-                 lr: float | None = 1e-2, momentum: float | None = 0.9, damping: float = 1e-3, l2: float = 0.0,
-                 weight_decay: float = 0.0, curvature: str | None = None, ema: float = 0.95, update_every: int = 10,
-                 invert_every: int = 100, split: str | None = None, norm_constraint: float | None = None,
-                 adapt_damping: bool = False, adapt_every: int = 5, least_damping: float = 1e-8,
+                 lr: float | None = None, momentum: float | None = None, damping: float = 1.0, l2: float = 0.0,
+                 weight_decay: float = 0.0, curvature: str | None = None, ema: float = 0.95, update_every: int = 1,
+                 invert_every: int = 5, split: str | None = None, norm_constraint: float | None = None,
+                 adapt_damping: bool | None = None, adapt_every: int = 5, least_damping: float = 1e-8,
                  most_damping: float = 1e8, reject: bool = False, mc_samples: int = 1, seed: int = 0,
                  largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
         curvature = self.default_curvature if curvature is None else curvature
@@ -76,6 +76,7 @@ class KFAC(CurvatureOptimizer):
         if norm_constraint is not None and lr is None:
             checked.findings.append("norm_constraint is for a given lr: with lr=None the quadratic model finds the "
                                     "length of the step")
+        adapt_damping = lr is None if adapt_damping is None else adapt_damping
         checked.flag("adapt_damping", adapt_damping)
         checked.flag("reject", reject)
         checked.whole("adapt_every", adapt_every)

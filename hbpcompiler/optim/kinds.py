@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from torch import nn
 
 from hbpcompiler.curvature.block import EXACT, PI, SPLITS
 from hbpcompiler.errors import OptionError
@@ -77,15 +79,20 @@ def split_of(name: str, given: str | None) -> str:
     return given
 
 
-def with_factors(stored: Mapping[str, Stored], largest: int) -> frozenset[str]:
-    """The parameters that have Kronecker factors, by name: weights that meet a layer's inputs and have no side longer
-    than `largest`, and the vectors of the same layers (biases).
+def embedded(model: nn.Module) -> frozenset[str]:
+    """The weights of embeddings, by name, and those that are another layer's too: their uses have no common factors."""
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in weights)
 
-    A vocabulary's embedding is longer, tied to the last layer or not; scales and shifts of norms meet no inputs that a
-    factor could be made of.
+
+def with_factors(stored: Mapping[str, Stored], largest: int, without: Collection[str] = ()) -> frozenset[str]:
+    """The parameters that have Kronecker factors, by name: weights that meet a layer's inputs, have no side longer than
+    `largest` and are not among those `without`; and the vectors of the same layers (biases).
+
+    Scales and shifts of norms meet no inputs that a factor could be made of.
     """
     weights = {name for name, own in stored.items()
-               if own.layout and max(own.shape[0], math.prod(own.shape[1:])) <= largest}
+               if own.layout and name not in without and max(own.shape[0], math.prod(own.shape[1:])) <= largest}
     layers = {_module(name) for name in weights}
     vectors = {name for name, own in stored.items()
                if len(own.shape) == 1 and own.shape[0] <= largest and _module(name) in layers}

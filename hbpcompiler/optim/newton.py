@@ -12,7 +12,7 @@ from torch import Tensor
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.running import Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
-from hbpcompiler.spectra import Spectrum, bootstrap, spectrum
+from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
 
 
 class Newton(CurvatureOptimizer):
@@ -47,17 +47,25 @@ class Newton(CurvatureOptimizer):
         checked.whole("seed", seed, least=0)
         checked.done()
         super().__init__(model, loss, params, {"lr": lr})
-        chosen, trainable = set(self._chosen()), {name for name, parameter in self.model.named_parameters()
-                                                  if parameter.requires_grad}
-        if chosen != trainable and groups == "all":
-            groups = {"all": sorted(chosen)}
         self.top, self.seed, self.damping = top, seed, damping
-        self._compiled = spectrum(self.model, self.loss, groups, columns, mc_samples=mc_samples,
-                                  **options_of_compile(options))
+        self._groups_given = groups
+        self._options = {"columns": columns, "mc_samples": mc_samples, **options_of_compile(options)}
+        self._compiled: dict[frozenset[str], CompiledSpectrum] = {}
         self._spectrum: Spectrum | None = None
+        self._program()
+
+    def _program(self) -> CompiledSpectrum:
+        """For the parameters that are chosen and trainable now."""
+        chosen = frozenset(self._chosen())
+        if chosen not in self._compiled:
+            trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+            some = chosen != trainable and isinstance(self._groups_given, str) and self._groups_given == "all"
+            groups = {"all": sorted(chosen)} if some else self._groups_given
+            self._compiled[chosen] = spectrum(self.model, self.loss, groups, **self._options)
+        return self._compiled[chosen]
 
     def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
-        self._spectrum = self._compiled(*batch, generator=self._draws("columns"))
+        self._spectrum = self._program()(*batch, generator=self._draws("columns"))
         return self._spectrum.loss, dict(self._spectrum.grad)
 
     def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:

@@ -64,8 +64,8 @@ class Preconditioner:
     """
 
     def __init__(self, model: nn.Module, loss: Any = None, curvature: str = "kfac",
-                 damping: float | Mapping[str, float] = 1e-3, *, ema: float = 0.95, update_every: int = 10,
-                 invert_every: int = 100, split: str | None = None, kl_clip: float | None = None, lr: float = 1.0,
+                 damping: float | Mapping[str, float] = 1e-2, *, ema: float = 0.95, update_every: int = 1,
+                 invert_every: int = 10, split: str | None = None, kl_clip: float | None = None, lr: float = 1.0,
                  mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
         kind = kind_of(curvature)
         checked = Checked("this preconditioner")

@@ -17,7 +17,7 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.errors import IndefiniteCurvatureWarning, InputError, UnsupportedOpError
 from hbpcompiler.optim.averages import Averages, Key
-from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED, Kind, with_factors
+from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED, Kind, embedded, with_factors
 from hbpcompiler.result import Result
 from hbpcompiler.values import Stored, Values
 
@@ -64,7 +64,8 @@ class RunningCurvature:
         self.averages = Averages(settings.decay)
         self.inverse: Curvature | None = None
         self._stored: Mapping[str, Stored] = {}
-        self._known: set[str] = set()
+        self._trainable: frozenset[str] = frozenset()
+        """The parameters that were trainable at the last update."""
         self._gradient_alone = compile_model(model, loss, ["grad"], **settings.options)
         self._with_curvature: dict[frozenset[str], Compiled] = {}
 
@@ -73,17 +74,25 @@ class RunningCurvature:
     def advance(self, batch: tuple[Any, ...], step: int, dampings: Callable[[], Mapping[str, float]] | None,
                 ) -> tuple[Tensor, Gradient]:
         """Loss and gradient, with the average brought up to date where the step's number says so, and the inverse too
-        unless there are no dampings. At once where parameters have become trainable that neither has yet."""
-        trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        new = not trainable <= self._known
+        unless there are no dampings. At once where other parameters are trainable than at the last update."""
+        trainable = self._trainable_now()
+        new = trainable != self._trainable
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
+        if new:
+            self._begin_anew()
         loss, gradient = self.gradient_and_update(batch, step)
         if dampings is not None and self._stored:
             anew = new or step % self.settings.invert_every == 0
             self._after_update(batch, step, dampings, anew)
-        self._known |= trainable
+        self._trainable = trainable
         return loss, gradient
+
+    def _trainable_now(self) -> frozenset[str]:
+        return frozenset(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    def _begin_anew(self) -> None:
+        """Other parameters have become trainable, or fewer are."""
 
     def gradient(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient]:
         """Loss and gradient."""
@@ -102,13 +111,20 @@ class RunningCurvature:
             return loss, gradient  # no targets can be drawn from outputs that are NaN
         samples = check_batch(self.model, batch).samples if program.reduction == "sum" else 1
         seen = self._seen(result, samples)
-        if torch.stack([tensor.sum() for tensor in seen.values()]).isfinite().all():
-            self.averages.update(seen)
+        if self._enter(seen):
+            self.averages.keep(seen)
             self._stored = result.stored
         return result.loss, dict(result.grad)
 
+    def _enter(self, seen: dict[Key, Tensor]) -> bool:
+        """Whether they are finite, and are in the averages now."""
+        finite = bool(torch.stack([tensor.sum() for tensor in seen.values()]).isfinite().all()) if seen else True
+        if finite:
+            self.averages.update(seen)
+        return finite
+
     def _program(self, batch: tuple[Any, ...], step: int) -> Compiled:
-        trainable = frozenset(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        trainable = self._trainable_now()
         if trainable not in self._with_curvature:
             self._with_curvature[trainable] = self._compiled(self._quantities(batch, step))
         return self._with_curvature[trainable]
@@ -137,7 +153,7 @@ class RunningCurvature:
         if not kind.others:
             return {"grad": "*", kind.quantity: "*"}
         stored = self._gradient_alone(*batch, generator=self.draws(step)).grad.stored
-        factored = with_factors(stored, self.settings.largest_factor)
+        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model))
         asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
         return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
 
@@ -163,7 +179,9 @@ class RunningCurvature:
         return torch.Generator().manual_seed(random.Random(f"{self.settings.seed}, step {step}").getrandbits(62))
 
     def mean(self, name: str) -> Tensor:
-        """The average of a diagonal, as the kind has its sign."""
+        """The average of a diagonal, as the kind has its sign. InputError where there is none yet."""
+        if (name, "") not in self.averages.means:
+            raise InputError("no batch has been seen whose curvature is finite; there is nothing to divide by")
         return self._signed(self.averages.means[name, ""])
 
     def _after_update(self, batch: tuple[Any, ...], step: int, dampings: Callable[[], Mapping[str, float]],
@@ -201,10 +219,14 @@ class RunningCurvature:
             raise InputError("no batch has been seen whose curvature is finite; there is nothing to divide by")
         found: Gradient = {}
         for block in self.inverse.blocks:
-            if all(name in gradient for name in block.names):
-                own = block.place.gather({name: gradient[name].unsqueeze(0) for name in block.names})
+            asked = [name for name in block.names if name in gradient]
+            if asked:
+                like, shapes = gradient[asked[0]], dict(zip(block.names, block.place.shapes, strict=True))
+                whole = {name: gradient[name] if name in gradient else like.new_zeros(shapes[name])
+                         for name in block.names}  # a bias that is frozen, or another optimizer's
+                own = block.place.gather({name: part.unsqueeze(0) for name, part in whole.items()})
                 product = block.place.scatter(block.product(own.to(block.dtype)))
-                found |= {name: part.squeeze(0).to(gradient[name].dtype) for name, part in product.items()}
+                found |= {name: product[name].squeeze(0).to(gradient[name].dtype) for name in asked}
         return found
 
     def _signed(self, mean: Tensor) -> Tensor:
@@ -215,12 +237,12 @@ class RunningCurvature:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"averages": self.averages.state_dict(), "known": sorted(self._known),
+        return {"averages": self.averages.state_dict(), "trainable": sorted(self._trainable),
                 "inverse": None if self.inverse is None else self.inverse.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         device = next(self.model.parameters()).device
         self.averages.load(state["averages"], device)
-        self._known = set(state["known"])
+        self._trainable = frozenset(state["trainable"])
         inverse = state["inverse"]
         self.inverse = None if inverse is None else Curvature.from_state_dict(inverse).to(device)

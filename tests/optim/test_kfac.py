@@ -283,7 +283,7 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
     with pytest.raises(ValueError, match="parameter group"):
         hbp.optim.KFAC(model, None, [{"params": [model[0].weight]}, {"params": [model[0].weight]}])
     with pytest.raises(hbp.CompileError, match="lr is None here and"):
-        hbp.optim.KFAC(model, None, [{"params": [model[0].weight], "lr": None}])
+        hbp.optim.KFAC(model, None, [{"params": [model[0].weight], "lr": None}], lr=0.1)
     optimizer = hbp.optim.KFAC(model, None)
     with pytest.raises(hbp.InputError, match="takes the batch"):
         optimizer.step()

@@ -221,7 +221,7 @@ def test_bad_input_is_one_error_and_leaves_the_gradient():
     for wrong, words in (({"curvature": "fisher"}, "curvature 'fisher' is unknown"),
                          ({"damping": 0.0, "ema": 1.5}, "ema must be a number"),
                          ({"damping": 0.0, "ema": 1.5}, "damping must be a number, above 0, not 0.0"),
-                         ({"invert_every": 15}, "must be a multiple of update_every=10"),
+                         ({"invert_every": 15, "update_every": 10}, "must be a multiple of update_every=10"),
                          ({"damping": {"0.*": 1.0}}, "there is none for 2.weight, 2.bias"),
                          ({"damping": {"x.*": 1.0}}, "'x.\\*' matches no parameter"),
                          ({"split": "half"}, "split 'half' is unknown"),

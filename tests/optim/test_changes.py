@@ -1,0 +1,136 @@
+"""What happens to optimizers when their model's parameters are frozen, thawed, shared, or without a gradient."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from tests.optim.models import chain, close, gradient, mean_loss, tokens, values
+
+KFAC_LIKE = [lambda *given: hbp.optim.KFLR(*given, lr=0.1, momentum=0.0, damping=0.3, split="exact", update_every=2,
+                                           invert_every=4),
+             lambda *given: hbp.optim.EKFAC(*given, lr=0.1, momentum=0.0, damping=0.3, curvature="ekfac_exact",
+                                            update_every=2, invert_every=4)]
+EVERY = [*KFAC_LIKE, lambda *given: hbp.optim.Diagonal(*given, lr=0.1), lambda *given: hbp.optim.BlockNewton(*given),
+         lambda *given: hbp.optim.Newton(*given, damping=1.0)]
+
+
+def moved(model, before):
+    return {name for name, value in values(model).items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_a_parameter_moves_while_it_is_trainable(make):
+    """A bias apart from its weight, a weight from its bias, a whole layer: frozen and thawed again."""
+    model, X, y = chain()
+    optimizer = make(model, None)
+    named = dict(model.named_parameters())
+    for frozen in ([], ["0.bias"], [], ["2.weight"], ["0.weight", "0.bias"], [], []):
+        for name, parameter in named.items():
+            parameter.requires_grad_(name not in frozen)
+        before = values(model)
+        optimizer.step(X, y)
+        assert moved(model, before) == named.keys() - set(frozen), frozen
+
+
+@pytest.mark.parametrize("make", KFAC_LIKE)
+def test_weights_alone_are_divided_by_their_block_with_the_biases(make):
+    model, X, y = chain()
+    before, own = values(model), gradient(model, mean_loss, X, y)
+    optimizer = make(model, None, [model[0].weight, model[2].weight])
+    optimizer.step(X, y)
+    assert moved(model, before) == {"0.weight", "2.weight"}
+    H = optimizer.curvature()
+    whole = {name: own[name] if name.endswith("weight") else torch.zeros_like(own[name]) for name in own}
+    step = H.solve(whole, damping=0.3)
+    for name in ("0.weight", "2.weight"):
+        close(values(model)[name] - before[name], -0.1 * step[name], name, 1e-7)
+
+
+def test_a_gradient_of_one_part_of_a_block_is_kept():
+    model, X, y = chain()
+    pre = hbp.optim.Preconditioner(model, None)
+    pre.gradient(X, y)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    pre.precondition()
+    assert model[0].weight.grad.abs().sum() > 0
+    assert model[0].bias.grad is None
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_copies_and_pickles_go_on_alike(make):
+    model, X, y = chain()
+    optimizer = make(model, None)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.step(X, y)
+    for other, twin in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
+        twin.step(X, y)
+        assert other is not model
+        found = values(other)
+    optimizer.step(X, y)
+    for name, value in values(model).items():
+        close(found[name], value, name)
+
+
+def test_a_closure_may_not_bring_gradients_without_curvature():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.aside = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            return self.main(x)
+
+    _, X, y = chain()
+    model = Two()
+    for make in EVERY:
+        optimizer = make(model, None)
+        before = values(model)
+
+        def closure(optimizer=optimizer):
+            optimizer.zero_grad()
+            (mean_loss(model(X), y) + model.aside(X).sum()).backward()
+
+        with pytest.raises(hbp.InputError, match=r"aside\.weight, aside\.bias a gradient"), \
+                pytest.warns(hbp.UnusedParametersWarning):
+            optimizer.step(X, y, closure=closure)
+        assert not moved(model, before)
+
+
+def test_a_first_batch_that_is_not_finite_is_one_clear_error():
+    model, X, y = chain()
+    for make in EVERY[:3]:
+        with pytest.raises(hbp.InputError, match="no batch has been seen whose curvature is finite"):
+            make(model, None).step(X * float("nan"), y)
+
+
+@pytest.mark.parametrize("curvature", ["ekfac", "ekfac_exact", "ekfac_emp"])
+def test_a_batch_that_is_not_finite_leaves_ekfac_as_it_was(curvature):
+    model, X, y = chain()
+    pre = hbp.optim.Preconditioner(model, None, curvature, update_every=1, invert_every=2)
+    for _ in range(2):
+        pre.step(X, y)
+    pre.step(X * float("nan"), y)
+    pre.step(X, y)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_tied_embeddings_have_the_diagonal():
+    model, X, y = tokens()
+    model.last = nn.Linear(4, 7, bias=False).double()
+    model.last.weight = model.embedding.weight
+    model.forward = lambda x: model.last(torch.tanh(model.norm(model.embedding(x)).mean(1)))
+    model.first = None
+    pre = hbp.optim.Preconditioner(model, None, "kfac")
+    pre.step(X, y)
+    assert type(pre.curvature()["embedding.weight"]).__name__ == "Diagonal"
+
+
+def test_named_parameters_are_taken_as_torch_takes_them():
+    model, X, y = chain()
+    before = values(model)
+    hbp.optim.KFAC(model, None, model.named_parameters()).step(X, y)
+    assert moved(model, before) == before.keys()
