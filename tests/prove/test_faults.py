@@ -275,6 +275,6 @@ def test_an_infinite_slope_that_meets_a_zero_one():
             return h.sqrt()
 
     torch.manual_seed(0)
-    text = refusal(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), Root(), nn.Linear(5, 3)))
+    text = refusal(nn.Sequential(nn.Linear(4, 5), nn.Hardtanh(0.0, 9.0), Root(), nn.Linear(5, 3)))
     assert "off by inf" in text
     assert "An infinite slope (sqrt" in text
