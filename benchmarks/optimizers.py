@@ -50,7 +50,7 @@ def at_step(optimizer: hbp.optim.KFAC, number: int, given: Problem) -> Run:
 
 
 def contestants(given: Problem, curvature: str, update_every: int, invert_every: int) -> dict[str, Run]:
-    optimizer = hbp.optim.KFAC(copy.deepcopy(given.model), given.loss, lr=RATE, curvature=curvature,
+    optimizer = hbp.optim.KFAC(copy.deepcopy(given.model), given.loss, lr=RATE, momentum=0.9, curvature=curvature,
                                update_every=update_every, invert_every=invert_every)
     optimizer.step(given.inputs, given.target)
     return {"Adam": adam(given), "gradient alone": at_step(optimizer, 1, given),
