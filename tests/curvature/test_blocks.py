@@ -259,3 +259,16 @@ def test_triangles():
         close(from_upper_triangle(entries), matrix, "triangle")
     with pytest.raises(hbp.InputError, match="not the shape of a matrix's upper triangle"):
         from_upper_triangle(torch.zeros(5))
+
+
+def test_what_has_nothing_in_common_has_zeros_in_the_inverse():
+    """Dead units: traces of 1e-40 would make every product with the inverse slow."""
+    torch.manual_seed(0)
+    B = torch.zeros(8, 8)
+    B[:4, :4] = psd(4, dtype=torch.float32)
+    B[0, 6] = B[6, 0] = 1e-30
+    H = hbp.curvature({"w": Factors(psd(5, dtype=torch.float32), B)}, {"w": (8, 5)})
+    inverse = H.inverse(0.1, split="pi")["w"].B
+    assert not inverse[:4, 4:].any()
+    assert inverse[:4, :4].all()
+    assert inverse.diagonal()[4:].all()
