@@ -38,8 +38,8 @@ def read(given: Any, shapes: Mapping[str, Shape], device: torch.device) -> Vecto
         if unknown := [name for name in names if name not in shapes]:
             findings.append(f"{shown(unknown)}: not in this curvature, which has {shown(list(shapes))}")
         if findings:
-            raise InputError(listing("the vector does not fit:", findings, "Leave names out, or have the curvature of "
-                                     "more parameters."))
+            advice = "Leave those out that it has not." if unknown else "Give zeros for what is missing."
+            raise InputError(listing("the vector does not fit:", findings, advice))
     elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
         if len(given) != len(shapes):
             raise InputError(f"a list of {len(given)} tensors does not fit: there are {len(shapes)} parameters, "

@@ -205,7 +205,7 @@ class Curvature:
         of = self._dampings(damping)
         findings = [finding for block in self.blocks if (finding := block.obstacle(of(block), split, invertible))]
         if findings:
-            raise InputError(listing("this needs a positive definite matrix:", findings))
+            raise InputError(listing("this cannot be done with this damping:", findings))
         return of
 
     def _dampings(self, damping: Damping) -> Callable[[Block], float]:
