@@ -83,6 +83,10 @@ class CacheWarning(UserWarning):
     """The cache folder cannot be written; programs are kept in a temporary one."""
 
 
+class LogWarning(UserWarning):
+    """The log of a run cannot be written; training goes on, and lines are kept until they can be."""
+
+
 class UnusedParametersWarning(UserWarning):
     """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
 

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "result": {"errors", "quantities", "values"}, "group": {"errors"},
     "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest"},
     "arguments": {"errors", "quantities", "clipping"},
+    "callers": set(), "runs": {"errors", "callers"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
     "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping"},
