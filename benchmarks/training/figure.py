@@ -1,0 +1,63 @@
+"""Curves as in the paper's figures 7, 10 and 11: medians with shaded quartiles, over epochs and over seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from benchmarks.training.methods import METHODS
+from benchmarks.training.results import Numbers, Outcome, accuracies, curve, losses
+from benchmarks.training.seconds import Cost
+
+PANELS = (("training loss", losses, "train"), ("test loss", losses, "test"),
+          ("training accuracy", accuracies, "train"), ("test accuracy", accuracies, "test"))
+
+
+def draw(title: str, outcomes: Mapping[str, Outcome], costs: Mapping[str, Cost], path: Path) -> None:
+    """Four panels over epochs, and under them the same over time for those whose epochs have been timed."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = 2 if costs else 1
+    figure, axes = plt.subplots(rows, len(PANELS), figsize=(14, 3.1 * rows + 0.5), squeeze=False, layout="constrained")
+    for column, (label, values, part) in enumerate(PANELS):
+        for method, outcome in outcomes.items():
+            numbers = values(outcome.records, part, outcome.epochs)
+            epochs = np.arange(outcome.epochs + 1, dtype=float)
+            _line(axes[0][column], epochs, numbers, method)
+            if method in costs:
+                _line(axes[1][column], epochs * costs[method].median, numbers, method)
+        for row in axes:
+            _finish(row[column], label, values is losses)
+        axes[0][column].set_xlabel("epoch")
+        if rows == 2:
+            axes[1][column].set_xlabel("processor seconds of the steps")
+            axes[1][column].set_xscale("log")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _line(axis: Any, places: Numbers, numbers: Numbers, method: str) -> None:
+    """Infinite values are not drawn: the line ends where most runs have diverged."""
+    found, look = curve(numbers), METHODS[method]
+    finite = np.isfinite(found.median)
+    high = np.where(np.isfinite(found.high), found.high, found.median)
+    axis.plot(places[finite], found.median[finite], color=look.colour, lw=1.5, label=look.title,
+              ls="-" if look.curvature else "--")
+    axis.fill_between(places[finite], found.low[finite], high[finite], color=look.colour, alpha=0.2, lw=0)
+
+
+def _finish(axis: Any, label: str, loss: bool) -> None:
+    axis.set_title(label, fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    if loss:
+        axis.set_yscale("log")

@@ -1,0 +1,238 @@
+"""`python -m benchmarks.training`: its arithmetic, that runs begin anew and go on, and a small run of the whole."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests.selection import slow
+
+pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
+pytest.importorskip("sklearn")
+
+from benchmarks.training import __main__ as command
+from benchmarks.training import data, results, runs
+from benchmarks.training.methods import METHODS
+from benchmarks.training.plan import Protocol
+from benchmarks.training.results import epochs_to, race, worth
+from benchmarks.training.runs import Contestant, Record, Run, saved, train
+from benchmarks.training.tasks import ALL
+
+TASK = "digits_logreg"
+
+
+def record(losses, accuracy=0.5, diverged=False):
+    return Record({part: list(losses) for part in runs.PARTS}, {part: [accuracy] * len(losses) for part in runs.PARTS},
+                  diverged)
+
+
+def run_of(method, seed=1, epochs=2, **point):
+    return Run(TASK, method, tuple(point.items()), seed, epochs)
+
+
+def outcome_of(found):
+    return found.loss, found.accuracy, found.diverged
+
+
+# -- arithmetic --------------------------------------------------------------------------------------------------------
+
+
+def test_grids_are_as_large_for_all_and_coarse_ones_are_parts_of_them():
+    for name, method in METHODS.items():
+        whole, coarse = method.points(coarse=False), method.points(coarse=True)
+        assert set(coarse) < set(whole)
+        assert len(set(whole)) == len(whole)
+        assert (len(whole), len(coarse)) == ((6, 3) if name == "kfac_free" else (30, 6))
+    assert METHODS["kfac"].grid["lr"] == (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # the paper's appendix C.2
+    assert METHODS["kfac"].grid["damping"] == (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def test_neighbours_and_the_inside_of_a_grid():
+    kfac = METHODS["kfac"]
+    corner, inside = (("lr", 1e-4), ("damping", 10.0)), (("lr", 1e-2), ("damping", 1e-1))
+    assert set(kfac.neighbours(corner)) == {(("lr", 1e-3), ("damping", 10.0)), (("lr", 1e-4), ("damping", 1.0))}
+    assert set(kfac.neighbours(inside)) == {
+        (("lr", 1e-3), ("damping", 1e-1)), (("lr", 1e-1), ("damping", 1e-1)),
+        (("lr", 1e-2), ("damping", 1e-2)), (("lr", 1e-2), ("damping", 1.0))}
+    assert kfac.interior(inside)
+    assert not kfac.interior(corner)
+
+
+def test_what_a_run_is_worth():
+    good, low, failed = record([2, 1], 0.9), record([2, 0.5], 0.8), record([2], 0.9, diverged=True)
+    assert worth(good, 1, "accuracy") > worth(low, 1, "accuracy") > worth(failed, 1, "accuracy")
+    assert worth(low, 1, "train_loss") > worth(good, 1, "train_loss")
+    assert worth(record([2, 0.9], 0.9), 1, "accuracy") > worth(good, 1, "accuracy")  # equal accuracies: the loss
+
+
+def test_a_race_is_run_seed_by_seed():
+    adam = [record([2, 1, 0.5, 0.25]), record([2, 1.5, 1.2, 1])]
+    own = [record([2, 0.25, 0.1, 0.1]), record([2, 3, 3, 3])]
+    assert epochs_to(0.5, [2, 0.5, 0.1]) == 1
+    assert math.isinf(epochs_to(0.05, [2, 0.5, 0.1]))
+    found = race(own, adam, 3)
+    assert found.epochs == [1, math.inf]
+    assert found.wins == 1
+    assert not found.ahead()
+    first = race(own[:1], adam[:1], 3)
+    assert first.ahead()
+    assert first.ahead(cost=2.9)
+    assert not first.ahead(cost=3.1)
+    assert race(adam, adam, 3).wins == 0
+    assert not race([], [], 3).ahead()
+
+
+def test_medians_and_quartiles_of_runs_that_diverged():
+    found = results.curve(results.losses([record([2, 1]), record([2, 3]), record([2], diverged=True)], "train", 1))
+    assert found.median.tolist() == [2, 3]
+    assert found.low.tolist() == [2, 2]
+    assert found.high.tolist() == [2, math.inf]
+    most = results.curve(results.losses([record([2, 1]), *[record([2], diverged=True)] * 3], "train", 1))
+    assert most.median.tolist() == [2, math.inf]
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["kfac_free", "adam"])
+def test_a_run_begins_anew_and_goes_on_where_it_stopped(method, tmp_path, monkeypatch):
+    """In the contestant that other runs have used, in a fresh one, and after an interruption: the same numbers."""
+    point = {"damping": 1.0} if method == "kfac_free" else {"lr": 0.01, "beta1": 0.9}
+    asked = run_of(method, epochs=3, **point)
+    train(run_of(method, seed=2, **point), tmp_path / "others")
+    used = train(asked, tmp_path / "used")
+
+    monkeypatch.setattr(runs, "CHECKPOINT_EVERY", -1.0)
+    fresh = Contestant(TASK, method)
+    monkeypatch.setattr(runs, "contestant", lambda *_: fresh)
+    whole_epoch = Contestant.epoch
+
+    def interrupted(self, seed, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return whole_epoch(self, seed, epoch)
+
+    monkeypatch.setattr(Contestant, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, tmp_path / "fresh")
+    assert saved(asked, tmp_path / "fresh") is None
+    fresh.begin(asked.point, seed=5)
+    trained = []
+    monkeypatch.setattr(Contestant, "epoch", lambda self, seed, epoch: trained.append(epoch)
+                        or whole_epoch(self, seed, epoch))
+    assert outcome_of(train(asked, tmp_path / "fresh")) == outcome_of(used)
+    assert trained == [2]
+    assert [path.name for path in (tmp_path / "fresh").rglob("*") if path.is_file()] == ["seed-1.json"]
+
+
+def test_optimizers_meet_the_same_weights_and_batches():
+    one, other = Contestant(TASK, "adam"), Contestant(TASK, "momentum")
+    one.begin((("lr", 0.01), ("beta1", 0.9)), 3)
+    other.begin((("lr", 0.1), ("momentum", 0.9)), 3)
+    assert one.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name])
+    batches = list(one.batches(3, 1))
+    assert len(batches) == 1197 // 64
+    assert all(torch.equal(X, X_other) for (X, _), (X_other, _) in zip(batches, other.batches(3, 1), strict=True))
+    assert not torch.equal(batches[0][0], next(one.batches(3, 2))[0])
+    assert not torch.equal(batches[0][0], next(one.batches(4, 1))[0])
+
+
+def test_a_run_that_diverges_ends_with_a_record(tmp_path):
+    found = train(run_of("momentum", epochs=3, lr=1e38, momentum=0.97), tmp_path)
+    assert found.diverged
+    assert found.epochs < 3
+    text = next(tmp_path.rglob("*.json")).read_text(encoding="utf-8")
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not in strict JSON"))
+
+
+def test_files_of_other_epochs_do_not_count(tmp_path):
+    point = {"lr": 0.1, "momentum": 0.9}
+    train(run_of("momentum", epochs=1, **point), tmp_path)
+    assert saved(run_of("momentum", epochs=1, **point), tmp_path) is not None
+    assert saved(run_of("momentum", epochs=2, **point), tmp_path) is None
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_data_have_nothing_in_common():
+    X = torch.arange(30.0).unsqueeze(1)
+    parts = data.split(X, X.squeeze(1).long(), 5, 7)
+    assert [len(part) for part in (parts.train, parts.valid, parts.test)] == [18, 5, 7]
+    together = torch.cat([part.X for part in (parts.train, parts.valid, parts.test)]).squeeze(1)
+    assert together.sort().values.tolist() == X.squeeze(1).tolist()
+    assert torch.equal(parts.test.X.squeeze(1).long(), parts.test.y)
+
+
+def test_what_is_not_here_is_left_out_with_words(monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(data.importlib, "import_module", absent)
+    shown = CliRunner().invoke(command.main, ["--tasks", "cifar10_3c3d", "--stages", "runs"])
+    assert shown.exit_code == 0
+    assert "cifar10_3c3d is left out" in shown.output
+    assert "pip install torchvision" in shown.output
+
+
+def test_unknown_names_are_refused():
+    shown = CliRunner().invoke(command.main, ["--tasks", "digits_logrge"])
+    assert shown.exit_code == 2
+    assert "no task is called digits_logrge" in shown.output
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_run_of_the_whole(tmp_path, monkeypatch):
+    where = ["--tasks", TASK, "--optimizers", "adam,diag_ggn_mc", "--seeds", "2", "--epochs", "1", "--coarse",
+             "--rounds", "1", "--results", str(tmp_path), "--page", str(tmp_path / "docs" / "page.md"),
+             "--pictures", str(tmp_path / "docs" / "assets")]
+    none = CliRunner().invoke(command.main, [*where, "--budget", "0"])
+    assert none.exit_code == 0, none.output
+    assert "the same command goes on" in none.output
+    assert list(tmp_path.rglob("seed-*.json")) == []
+
+    first = CliRunner().invoke(command.main, where)
+    assert first.exit_code == 0, first.output
+    page = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
+    assert "| DiagGGN-MC | " in page
+    assert "(assets/training-digits-logreg.png)" in page
+    assert (tmp_path / "docs" / "assets" / "training-digits-logreg.png").stat().st_size > 1000
+    protocol = Protocol({TASK: ("adam", "diag_ggn_mc")}, 2, True, 1)
+    for method in protocol.tasks[TASK]:
+        outcome = protocol.outcome(tmp_path, TASK, method)
+        assert len(outcome.records) == 2
+        assert set(METHODS[method].neighbours(outcome.point)) <= set(protocol.tried(tmp_path, TASK, method))
+        assert outcome.records[0].loss["train"][1] < outcome.records[0].loss["train"][0]
+    costs = json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8"))[TASK]
+    assert costs.keys() == {"adam", "diag_ggn_mc"}
+    assert all(0 < median < 10 for median, _, _ in costs.values())
+
+    monkeypatch.setattr(Contestant, "epoch", lambda *_: pytest.fail("everything is there"))
+    again = CliRunner().invoke(command.main, [*where, "--stages", "runs,report"])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "docs" / "page.md").read_text(encoding="utf-8") == page
+
+
+@slow("two processes that import torch, for what one process shows too")
+def test_two_processes_find_what_one_finds(tmp_path):
+    where = ["--tasks", TASK, "--optimizers", "adam", "--seeds", "1", "--epochs", "1", "--coarse", "--stages", "runs"]
+    for jobs in ("1", "2"):
+        shown = CliRunner().invoke(command.main, [*where, "--jobs", jobs, "--results", str(tmp_path / jobs)])
+        assert shown.exit_code == 0, shown.output
+    files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.json"))
+    assert files == sorted(path.relative_to(tmp_path / "2") for path in (tmp_path / "2").rglob("*.json"))
+    for file in files:
+        one, two = (json.loads((tmp_path / jobs / file).read_text(encoding="utf-8"))["record"] for jobs in ("1", "2"))
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def test_every_task_names_optimizers_that_exist():
+    for task in ALL.values():
+        assert set(task.methods) <= METHODS.keys()
+        assert {"adam", "momentum"} < set(task.methods)
