@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
+from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window, called
 
 from .shared.selecting import with_places
 from .shared.spatial import brief, options, per_axis, scatter
@@ -47,6 +47,14 @@ def max_pool(axes: int) -> Rule:
             return VALUES[axes](op.self, brief(kernel), **arguments)
         return with_places(op, WITH_INDICES[axes](op.self, brief(kernel), **arguments))
 
+    def back(op: Op, gradient: Tensor) -> Tensor:
+        """The kernel adds up planes side by side, where `scatter_add` has a single thread."""
+        kernel = per_axis(op.kernel_size, axes)
+        stride, padding, dilation = (per_axis(each, axes) for each in (op.stride, op.padding, op.dilation))
+        pulled = torch.ops.aten.max_pool2d_with_indices_backward(gradient, op.self, kernel, stride or kernel, padding,
+                                                                 dilation, op.ceil_mode, op.indices)
+        return called("back", pulled)
+
     def window(op: Op) -> Window | None:
         if len(op.shape("self")) == axes:
             return None
@@ -62,6 +70,7 @@ def max_pool(axes: int) -> Rule:
         operations=[f"aten.max_pool{axes}d", f"aten.max_pool{axes}d_with_indices"],
         forward=forward,
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
+        backward={"self": back} if axes == 2 else {},
         residual=ZERO,
         structure=structure(axes),
         layout=Layout.CHANNELS,
