@@ -13,8 +13,9 @@ ROUNDING = 10.0
 """Times eps and the matrix's Frobenius norm: by so much rounding may move an eigenvalue."""
 JITTERS = (1e2, 1e5, 1e8)
 """Times float64's eps and the mean of the diagonal's absolute values: added to the diagonal where eigh fails."""
-TRACE = 1e-20
-"""Times the root of the product of two diagonal entries: no entry of theirs is so small but by rounding."""
+TRACE, TRACE_OF_FLOATS = 1e-20, 1e-14
+"""Times the root of the product of two diagonal entries: no entry of theirs is so small but by rounding; and what is
+nothing beside the rounding of narrower dtypes than float64, in which products of two such entries are denormal."""
 
 
 class Eigen(NamedTuple):
@@ -59,7 +60,8 @@ class Symmetric:
     def with_eigenvalues(self, values: Tensor, label: str) -> Symmetric:
         """The matrix with the same eigenvectors and these eigenvalues."""
         vectors = self.eigen.vectors
-        matrix = _without_traces(symmetrised((vectors * values.unsqueeze(-2)) @ vectors.mT))
+        trace = TRACE if self.matrix.dtype == torch.float64 else TRACE_OF_FLOATS
+        matrix = _without_traces(symmetrised((vectors * values.unsqueeze(-2)) @ vectors.mT), trace)
         return Symmetric(matrix.to(self.matrix.dtype), label, 0.0, Eigen(values, vectors))
 
     def scaled(self, factor: float) -> Symmetric:
@@ -83,11 +85,11 @@ def symmetrised(matrix: Tensor) -> Tensor:
     return matrix if torch.equal(matrix, matrix.mT) else (matrix + matrix.mT) / 2
 
 
-def _without_traces(matrix: Tensor) -> Tensor:
+def _without_traces(matrix: Tensor, trace: float) -> Tensor:
     """Zeros where entries are far below rounding, in place: rows that had nothing in common (dead units) have traces of
     1e-40 and the like, whose products leave the range of normal numbers and take twenty times as long."""
     size = matrix.diagonal(dim1=-2, dim2=-1).abs().sqrt()
-    return matrix.masked_fill_(matrix.abs() < TRACE * size.unsqueeze(-1) * size.unsqueeze(-2), 0.0)
+    return matrix.masked_fill_(matrix.abs() < trace * size.unsqueeze(-1) * size.unsqueeze(-2), 0.0)
 
 
 def _eigh(matrix: Tensor, label: str) -> Eigen:
