@@ -12,12 +12,13 @@ from typing import Any, cast
 
 from torch import fx
 
-from hbpcompiler.arguments import ARGUMENTS
+from hbpcompiler.arguments import ARGUMENTS, INTO
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS, Loop
 
 PARAMETERS = "p"
 NUMBERS = "Dict[str, float]"
+TENSORS = "Dict[str, Tensor]"
 MANY = 20
 """From so many parameters on a program is large."""
 
@@ -74,16 +75,17 @@ def _parameters(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
 
 
 def _numbers(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
-    """Entries of call arguments that are dicts of numbers by parameter."""
+    """Entries of call arguments that are dicts of numbers by parameter, or of tensors that results are added to."""
     for table in graph.nodes:
-        if table.op == "placeholder" and meta.argument(table) and meta.annotation(table) == NUMBERS:
+        if table.op == "placeholder" and (meta.argument(table) == INTO or (
+                meta.argument(table) and meta.annotation(table) == NUMBERS)):
             for entry in table.users:
                 yield entry, Place(meta.argument(table), cast("str", entry.args[1]))
 
 
 def kind_of_table(table: str) -> str:
     """How a table is typed."""
-    return NUMBERS if table in ARGUMENTS else "Dict[str, Tensor]"
+    return ARGUMENTS[table].annotation if table in ARGUMENTS else TENSORS
 
 
 def relaid(graph: fx.Graph, found: Places) -> list[str]:

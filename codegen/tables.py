@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import fx
 
+from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.places import PARAMETERS, Places, is_of_results
@@ -136,8 +137,10 @@ class _Results:
             place = self.places.get(node)
             if place is None:
                 return self._result(node, text_of) if is_of_results(node) else self.look(node)
-            tables.add(place.table)
             name = self._name(place.key, key)
+            if place.table in ARGUMENTS:
+                return f"{place.table}[{name}]", ATOM
+            tables.add(place.table)
             # What is read once leaves its table, and so ends.
             return (f"{place.table}.pop({name})" if len(node.users) == 1 else f"{place.table}[{name}]"), ATOM
 
@@ -155,6 +158,8 @@ class _Results:
 
     @staticmethod
     def _name(key: str, own: str) -> str:
+        if key.startswith(f"{own} "):  # of a total: its parameter, and which result of it
+            return f"name + {quote(key.removeprefix(own))}"
         return "name" if key == own else quote(key)
 
     @staticmethod

@@ -262,6 +262,9 @@ def _directions(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors
 
 
 SAMPLE_WEIGHTS = "sample_weights"
+INTO, DECAY, SHARES = "into", "decay", "shares"
+"""Of programs that add their results to given tensors (see `program.adding`): those tensors, what remains of them, and
+how much of the batch's results is added, by the slots' keys. No call takes them as they are (see `into`)."""
 DRAW_KEYS = "draw_keys"
 """[N] int64, one for each sample: of programs that draw by sample, for data sets in parts. No call takes it."""
 MAX_NORM, MAX_NORMS = "max_norm", "max_norms"
@@ -271,6 +274,9 @@ TABLE: tuple[Argument, ...] = (
     Argument(MAX_NORMS, "Dict[str, float]", check_max_norms, given_as=MAX_NORM,
              stand_in=lambda samples, state, sizes, vectors: dict.fromkeys(state, 1.0)),
     Argument(DRAW_KEYS, "Tensor", lambda value, call: value, of_samples=True),
+    Argument(INTO, "Dict[str, Tensor]", lambda value, call: value),
+    Argument(DECAY, "float", lambda value, call: value),
+    Argument(SHARES, "Dict[str, float]", lambda value, call: value),
     Argument(SAMPLE_WEIGHTS, "Optional[Tensor]", check_weights, default="None", always=True, of_samples=True),
     Argument(DIRECTIONS, "Dict[str, Tensor]", check_dict(DIRECTIONS, "[F, *theta] for each parameter"),
              stand_in=_directions, fits=fitting(False)),

@@ -39,6 +39,7 @@ from hbpcompiler.errors import (
 )
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING
+from hbpcompiler.into import Adds, added_to, kept, with_tensors
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
 from hbpcompiler.programs import Programs
@@ -98,21 +99,28 @@ class Compiled(Programs):
         """The quantities, in the table's order."""
         return self.options.quantities
 
-    def __call__(self, *batch: Any, generator: torch.Generator | None = None, **arguments: Any) -> Result:
+    def __call__(self, *batch: Any, generator: torch.Generator | None = None, into: Any = None,
+                 decay: float | None = None, weight: float | None = None, **arguments: Any) -> Result:
         """Run the program on (X, y); on (X1, X2, ..., y) or ((X1, X2), y) for a model of several inputs, or on
         ({"name": X, ...}, y) with the arguments of its forward by name. y may be a tuple or dict of tensors.
 
         `generator` makes all random draws of this call (mc_samples, dropout) reproducible; without it they come from
         torch's global generator. `arguments` are what the quantities take beside the batch (docs/call-arguments.md):
         with `sample_weights`, w [N], every quantity is that of sum_n w_n l_n (over N for a mean loss); clipped_grad
-        takes `max_norm`, a positive number (per parameter also a dict of them by name). Raises InputError for a batch,
-        or an argument, that does not fit, before anything is computed.
+        takes `max_norm`, a positive number (per parameter also a dict of them by name).
+
+        With `into`, an earlier result or a dict of its quantities, {"kfac": previous.kfac}, the results are added to
+        the tensors in it, in their memory: each becomes decay * itself + weight * this batch's (1 and 1 if they are not
+        given; with decay=0 whatever it was). The result returned has these tensors; loss, output and quantities that
+        `into` does not name are this batch's own. They may be of a wider dtype, as float64 of a model in float32.
+
+        Raises InputError for a batch, or an argument, that does not fit, before anything is computed or changed.
         """
         given = check_batch(self.model, batch)
-        return self._called(given, self._beside(arguments, given), generator)
+        return self._called(given, self._beside(arguments, given), generator, into=kept(into, decay, weight))
 
     def _called(self, given: Batch, beside: Mapping[str, Any], generator: torch.Generator | None = None,
-                keys: Callable[[Batch], Tensor] | None = None) -> Result:
+                keys: Callable[[Batch], Tensor] | None = None, into: Adds | None = None) -> Result:
         """A call with a batch and arguments that are checked.
 
         With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`).
@@ -126,23 +134,31 @@ class Compiled(Programs):
         draft = replace(built.draft, memory=built.draft.memory.of(brought))
         check_fits(draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
+        tensors = None if into is None else into.fitting(built, given.tensors[0], self._tensors(state, built))
         if keys is not None and built.draws and given.samples:
             self._prepare(given)
             beside = {**beside, DRAW_KEYS: keys(given)}
         with seeded(generator):
             first = given.samples > 0 and not built.is_proven(given.samples)
-            run = self._first_run if first else self._run
-            raw = run(state, built, given, beside)
+            if first or not given.samples:  # nothing of the caller's changes before the program is proven
+                raw = self._first_run(state, built, given, beside) if first else self._run(state, built, given, beside)
+                if tensors is not None:
+                    with torch.no_grad():
+                        added_to(raw, tensors)
+            else:
+                raw = self._run(state, built, given, beside, into=tensors)
+        if tensors is not None:
+            raw = with_tensors(raw, tensors)
         output = built.structure.build([getattr(raw, name) for name in built.fields])
         plan = built.draft.plan
         return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored,
                       _reduction(built))
 
     def _drawn_by_sample(self, keys: Callable[[Batch], Tensor], batch: Sequence[Any],
-                         arguments: Mapping[str, Any]) -> Result:
+                         arguments: Mapping[str, Any], into: Adds | None = None) -> Result:
         """A call whose random draws follow from its samples' keys; a program that draws nothing asks for none."""
         given = check_batch(self.model, batch)
-        return self._called(given, self._beside(arguments, given), keys=keys)
+        return self._called(given, self._beside(arguments, given), keys=keys, into=into)
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].

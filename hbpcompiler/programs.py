@@ -43,6 +43,7 @@ from hbpcompiler.errors import (
 )
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.into import Into
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import QUANTITIES
@@ -89,8 +90,9 @@ class Programs:
         return state, built
 
     def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
-             tensors: Mapping[str, Tensor] | None = None) -> Any:
-        """What the program returns; of what is `beside` the batch, the part of these samples."""
+             tensors: Mapping[str, Tensor] | None = None, into: Into | None = None) -> Any:
+        """What the program returns; of what is `beside` the batch, the part of these samples. With `into` the program
+        is one that adds."""
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
         tensors = self._tensors(state, built) if tensors is None else tensors
         with torch.no_grad(), casts:
@@ -98,6 +100,9 @@ class Programs:
                 kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
                 return result_of_none(built.run, tensors, batch, kind, beside)
             run = built.by_sample[0] if DRAW_KEYS in beside else built.run
+            if into is not None:
+                run = built.that_adds(into.tensors, into.same, DRAW_KEYS in beside)
+                beside = {**beside, **into.arguments()}
             return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:

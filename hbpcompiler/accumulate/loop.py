@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
 from hbpcompiler.accumulate.interrupts import uninterrupted
@@ -23,7 +24,7 @@ from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average
 from hbpcompiler.accumulate.total import Total
-from hbpcompiler.accumulate.weigh import Weigher
+from hbpcompiler.accumulate.weigh import Weigher, Weight
 from hbpcompiler.arguments import SAMPLE_WEIGHTS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.pipeline import Built
@@ -185,27 +186,31 @@ class _Run:
         self._save()
 
     def _add(self, one: One, number: int) -> None:
-        if one.batch.samples:
-            result = self._result(one, number)
-            weight = self._weigher().weight(one.batch, one.count, one.sample_weights)
-        with uninterrupted():
-            if one.batch.samples:
-                self.sums.add(result, weight)
-            self.header = replace(self.header, batches=number + 1)
-            self.last = one.tensors
+        """One batch. From the second on the program adds to the totals while it runs, so that all of it is in or
+        nothing."""
+        grows = self.sums.first is not None and not self.sums.compensated
+        with uninterrupted() if grows else nullcontext():
+            adding = Adding(self.sums, partial(self._weight, one)) if grows and one.batch.samples else None
+            result = self._result(one, number, adding) if one.batch.samples else None
+            with nullcontext() if grows else uninterrupted():
+                if result is not None:
+                    added = [] if adding is None else adding.added
+                    self.sums.add(result, self._weight(one, self.compiled._current()), added)
+                self.header = replace(self.header, batches=number + 1)
+                self.last = one.tensors
 
-    def _result(self, one: One, number: int) -> Result:
+    def _result(self, one: One, number: int, adding: Adding | None) -> Result:
         """Of one batch. Its draws are its samples', so that they do not depend on how the data are cut, and a run that
         was interrupted draws what it would have drawn; what belongs to no sample is drawn anew for each batch."""
         arguments = dict(self.beside)
         if one.sample_weights is not None and one.sample_weights.any():
             arguments[SAMPLE_WEIGHTS] = one.sample_weights
         if self.draws_otherwise is False:
-            return self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments)
+            return self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments, adding)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
             torch.manual_seed(int.from_bytes(key, "big"))
-            result = self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments)
+            result = self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments, adding)
         built = self.compiled._current()
         self.draws_otherwise = built.draws and bool(built.by_sample[1])
         return result
@@ -219,12 +224,11 @@ class _Run:
             keys = keys_of(self.seed, self.ranks.rank, range(behind, behind + batch.samples))
         return keys.to(self.device)
 
-    def _weigher(self) -> Weigher:
-        """For the program that has just run."""
-        built = self.compiled._current()
+    def _weight(self, one: One, built: Built) -> Weight:
+        """What a batch counts with this program."""
         if id(built) not in self._weighers:
             self._weighers[id(built)] = built, Weigher(built)
-        return self._weighers[id(built)][1]
+        return self._weighers[id(built)][1].weight(one.batch, one.count, one.sample_weights)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

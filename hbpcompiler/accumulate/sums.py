@@ -6,7 +6,7 @@ and is divided when it is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -64,14 +64,14 @@ class Sums:
 
     # -- adding ------------------------------------------------------------------------------------------------------
 
-    def add(self, result: Any, weight: Weight) -> None:
-        """The result of one more batch."""
+    def add(self, result: Any, weight: Weight, in_place: Collection[Key] = ()) -> None:
+        """The result of one more batch, of which these tensors are in the totals already."""
         if self.first is None:
             self.first, self.positions, self.stored = weight, dict(weight.positions), dict(result.stored)
         check_alike(self.first, weight)
         if not weight.samples:
             return
-        self._add(Key(LOSS, "", ""), result.loss, self._factor(OF_LOSS, "", weight))
+        self._add(Key(LOSS, "", ""), result.loss, self.factor(OF_LOSS, "", weight))
         for name in self.quantities:
             quantity = QUANTITIES[name]
             for parameter, value in result[name].items():
@@ -79,7 +79,8 @@ class Sums:
                     self._merge(parameter, value, result["grad"][parameter], weight)
                     continue
                 for field, how, tensor in _parts(quantity, value):
-                    self._add(Key(name, parameter, field), tensor, self._factor(how, parameter, weight))
+                    if (key := Key(name, parameter, field)) not in in_place:
+                        self._add(key, tensor, self.factor(how, parameter, weight))
         for parameter in self.positions:
             share = self.shared_positions.get(parameter, 0.0)
             self.shared_positions[parameter] = share + weight.samples * self._ratio(parameter, weight)
@@ -92,7 +93,7 @@ class Sums:
         first = self.positions.get(parameter)
         return weight.positions.get(parameter, first) / first if first else 1.0
 
-    def _factor(self, how: str, parameter: str, weight: Weight) -> float:
+    def factor(self, how: str, parameter: str, weight: Weight) -> float:
         """What makes a batch's value one that adds up."""
         if weight.nothing:
             return 0.0

@@ -15,14 +15,14 @@ again as uses of a value, and a memory budget drafts plans until one keeps to it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hbpcompiler import schemes
 from hbpcompiler.arguments import Brought
@@ -47,6 +47,7 @@ from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
+from hbpcompiler.compiler.program.adding import Slot, Slots, adding, slots_of
 from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
@@ -68,6 +69,9 @@ from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
+
+KEPT_ADDING = 4
+"""Programs that differ in what they add to given tensors: a caller has one or two."""
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Built:
     proven: set[bool] = field(default_factory=set)
     """For batches of one sample (True), of several (False): code that goes another way for one, as squeeze() does,
     leaves no trace of it."""
+    _adding: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    """Programs that add to given tensors: by the slots, and whether they draw by sample."""
 
     @cached_property
     def stored(self) -> Mapping[str, Stored]:
@@ -111,8 +117,28 @@ class Built:
     @cached_property
     def by_sample(self) -> tuple[Any, list[str]]:
         """The same program, but that it draws by sample (see `program.by_sample`), and what it draws otherwise."""
-        graph, left = by_sample(self.draft.graph)
+        graph, left = self._by_sample
         return _loaded(self.draft.written(graph), self.backend)[0], left
+
+    @cached_property
+    def _by_sample(self) -> tuple[fx.Graph, list[str]]:
+        return by_sample(self.draft.graph)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """What makes each tensor of its result."""
+        return slots_of(self.draft.graph)
+
+    def that_adds(self, slots: Collection[Slot], same: Mapping[Slot, Slot], by_sample: bool) -> Any:
+        """The same program, or the one that draws by sample, but that it adds its results in these slots to tensors
+        that it is given (see `program.adding`)."""
+        key = frozenset(slots), frozenset(same.items()), by_sample
+        if key not in self._adding:
+            if len(self._adding) >= KEPT_ADDING:
+                self._adding.pop(next(iter(self._adding)))
+            graph = self._by_sample[0] if by_sample else self.draft.graph
+            self._adding[key] = _loaded(self.draft.written(adding(graph, slots, same)), self.backend)[0]
+        return self._adding[key]
 
     def is_proven(self, samples: int) -> bool:
         """Whether batches of this size may be used without a proof, or had one."""

@@ -68,6 +68,8 @@ class RunningCurvature:
         """The parameters that were trainable at the last update."""
         self._gradient_alone = compile_model(model, loss, ["grad"], **settings.options)
         self._with_curvature: dict[frozenset[str], Compiled] = {}
+        self._buffers: tuple[Any, dict[str, Any]] = (None, {})
+        """For what they are, and the curvature of the last batch: the next one's is written over it."""
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 
@@ -138,11 +140,30 @@ class RunningCurvature:
         with warnings.catch_warnings():
             warnings.simplefilter("error", IndefiniteCurvatureWarning)
             try:
-                return program(*batch, generator=self.draws(step), **self._arguments(program))
+                result = program(*batch, generator=self.draws(step), **self._written_over(program),
+                                 **self._arguments(program))
+                self._keep(program, result)
+                return result
             except IndefiniteCurvatureWarning as warning:
                 self._with_curvature.clear()
                 raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "
                                          "or 'diag_h_clip', which are positive for every loss") from None
+
+    def _written_over(self, program: Compiled) -> dict[str, Any]:
+        """Where the program's curvature may go, as arguments of its call: what the averages have is their own."""
+        kind, buffers = self._buffers
+        return {"into": buffers, "decay": 0.0} if buffers and kind == self._kind_of_buffers(program) else {}
+
+    def _keep(self, program: Compiled, result: Result) -> None:
+        if not self.settings.kind.root:  # columns have a row for each sample
+            held = {name: result[name] for name in self.settings.kind.quantities if name in result}
+            self._buffers = self._kind_of_buffers(program), held
+
+    def _kind_of_buffers(self, program: Compiled) -> Any:
+        return id(program), frozenset((parameter.dtype, parameter.device) for parameter in self.model.parameters())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": (None, {})}
 
     def _arguments(self, program: Compiled) -> dict[str, Any]:
         """Of the call of a program with curvature."""

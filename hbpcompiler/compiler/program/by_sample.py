@@ -41,7 +41,7 @@ def draws_of(graph: fx.Graph) -> list[fx.Node]:
 def by_sample(graph: fx.Graph) -> tuple[fx.Graph, list[str]]:
     """A copy of a program that draws by sample, with the call argument `DRAW_KEYS`; and what it still draws otherwise,
     by name."""
-    copied = _copy(graph)
+    copied = copy_of(graph)
     holders = [node for node in copied.nodes if node.op == "placeholder"]
     needed = [node for node in holders if not meta.argument(node) or ARGUMENTS[meta.argument(node)].default is None]
     with copied.inserting_after(needed[-1]):
@@ -113,7 +113,7 @@ def _passed(call: LoopCall, keys: fx.Node) -> fx.Node | None:
     return call.pass_cut(keys, DRAW_KEYS) if lead in ("N", "n") else None
 
 
-def _copy(graph: fx.Graph) -> fx.Graph:
+def copy_of(graph: fx.Graph) -> fx.Graph:
     """With loops, and their bodies, of its own."""
     copied = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -123,5 +123,5 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     made.meta = dict(written.meta)
     for node in copied.nodes:
         if isinstance(node.target, Loop):
-            node.target = replace(node.target, body=_copy(node.target.body))
+            node.target = replace(node.target, body=copy_of(node.target.body))
     return copied

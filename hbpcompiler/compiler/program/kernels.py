@@ -126,6 +126,19 @@ def mirror_(total: Tensor, block: int = 256) -> Tensor:
     return total
 
 
+@idiom
+def added_(total: Tensor, value: Tensor, decay: float, share: float, divisor: int = 1) -> Tensor:
+    """total becomes decay * total + share * value / divisor, in its memory; with a decay of 0 whatever it was."""
+    if decay == 0.0:
+        total.copy_(value)
+        if divisor != 1:
+            total.div_(divisor)
+        return total if share == 1.0 else total.mul_(share)
+    if decay != 1.0:
+        total.mul_(decay)
+    return total.add_(value, alpha=share / divisor)
+
+
 GRAMS = (gram, onednn_gram, pixel_gram)
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",

@@ -1,0 +1,167 @@
+"""A program rewritten to add its results to tensors that a call brings, each as soon as it is there.
+
+What a result is divided by is given with it, so that no quotient is made; a value that is in its total is freed, and
+at most one of them is there beside the totals.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import fx
+
+from hbpcompiler.arguments import ARGUMENTS, DECAY, INTO, SHARES
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.by_sample import copy_of
+from hbpcompiler.compiler.program.kernels import added_
+from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.nodes import shows_its_input
+
+
+class Slot(NamedTuple):
+    """One tensor of a result."""
+
+    quantity: str
+    parameter: str
+    """or group"""
+    field: str
+    """of a named tuple; "" where the value is one tensor"""
+
+    @property
+    def key(self) -> str:
+        """In a program's dicts: what begins with a module's path can be written once for many modules."""
+        return f"{self.parameter} {self.quantity}{'.' if self.field else ''}{self.field}"
+
+    def __str__(self) -> str:
+        return f"{self.quantity}[{self.parameter!r}]{'.' if self.field else ''}{self.field}"
+
+
+Slots = Mapping[Slot, fx.Node]
+"""What makes each tensor of a result."""
+
+
+def slots_of(graph: fx.Graph) -> Slots:
+    """Of the dicts in a program's result, without lists of tensors and what is None."""
+    results: Any = _output(graph).args[0]
+    return dict(_slots(results[2]))
+
+
+def _slots(results: Mapping[str, Any]) -> Iterator[tuple[Slot, fx.Node]]:
+    for quantity, entries in results.items():
+        for name, value in entries.items() if isinstance(entries, dict) else []:
+            for field, node in value.items() if isinstance(value, dict) else [("", value)]:
+                if isinstance(node, fx.Node):
+                    yield Slot(quantity, name, field), node
+
+
+def adding(graph: fx.Graph, wanted: Collection[Slot], same: Mapping[Slot, Slot]) -> fx.Graph:
+    """A copy of a program with the arguments `INTO`, `DECAY` and `SHARES`, whose results in these slots are the tensors
+    that it is given, `decay` times what they were plus a share of the batch's. The result in a slot of `same` is that
+    of another one, to which it is added once."""
+    copied = copy_of(graph)
+    arguments = _arguments(copied)
+    order = {node: position for position, node in enumerate(copied.nodes)}
+    output = _output(copied)
+    loss, outputs, results = output.args[0]  # type: ignore[misc]  # as derive wrote it
+    found = {slot: _added(copied, slot, node, arguments, order)
+             for slot, node in slots_of(copied).items() if slot in wanted}
+    found |= {slot: found[other] for slot, other in same.items()}
+    before = list(output.all_input_nodes)
+    output.args = ((loss, outputs, _with(results, found)),)
+    for node in before:
+        if not node.users and node.op != "placeholder":
+            copied.erase_node(node)
+    return copied
+
+
+def _with(results: Any, found: Mapping[Slot, fx.Node]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for quantity, entries in results.items():
+        changed[quantity] = entries
+        if not isinstance(entries, dict):
+            continue
+        changed[quantity] = {}
+        for name, value in entries.items():
+            changed[quantity][name] = (
+                {field: found.get(Slot(quantity, name, field), node) for field, node in value.items()}
+                if isinstance(value, dict) else found.get(Slot(quantity, name, ""), value))
+    return changed
+
+
+class _Arguments(NamedTuple):
+    into: fx.Node
+    decay: fx.Node
+    shares: fx.Node
+
+
+def _arguments(graph: fx.Graph) -> _Arguments:
+    """Placeholders behind those that a call has to give."""
+    holders = [node for node in graph.nodes if node.op == "placeholder"]
+    last = [node for node in holders if not meta.argument(node) or ARGUMENTS[meta.argument(node)].default is None][-1]
+    found = []
+    for name in (INTO, DECAY, SHARES):
+        with graph.inserting_after(found[-1] if found else last):
+            holder = graph.placeholder(f"argument_{name}")
+        meta.place(holder, last)
+        meta.set_argument(holder, name, ARGUMENTS[name].annotation)
+        meta.set_no_tensor(holder)
+        found.append(holder)
+    return _Arguments(*found)
+
+
+def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, order: Mapping[fx.Node, int]) -> fx.Node:
+    """The tensor that is added to."""
+    value, divisor = _undivided(node)
+    if _is_of_results(value):
+        last = node
+    else:
+        last = max(_readers(value, order), key=lambda reader: order[reader], default=value)
+    with graph.inserting_after(last):
+        total = graph.call_function(operator.getitem, (arguments.into, slot.key))
+    with graph.inserting_after(total):
+        share = graph.call_function(operator.getitem, (arguments.shares, slot.key))
+    parts = (total, value, arguments.decay, share)
+    with graph.inserting_after(share):
+        added = graph.call_function(added_, parts if divisor is None else (*parts, divisor))
+    for made in (total, share, added):
+        meta.place(made, last)
+    meta.set_tensor(total, meta.shape(node) or (), meta.dtype(node))
+    meta.set_no_tensor(share)
+    meta.set_tensor(added, meta.shape(node) or (), meta.dtype(node))
+    meta.ask_for(added, f"total_{meta.hint(node)}" if meta.hint(node) else "")
+    return added
+
+
+def _undivided(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """What is divided by the number of samples, and that number, where this is how a result is made."""
+    if node.target in (operator.truediv, "div_", "div") and _is_of_results(node) and not node.kwargs:
+        value, divisor = node.args
+        if (isinstance(value, fx.Node) and isinstance(divisor, fx.Node) and meta.role(divisor) is Role.BATCH_SIZE
+                and not _is_of_results(value)
+                and all(user is node or not _is_of_results(user) for user in value.users)):
+            return value, divisor
+    return node, None
+
+
+def _readers(value: fx.Node, order: Mapping[fx.Node, int]) -> Iterator[fx.Node]:
+    """The value and all that reads it, or a view of it, before the results: they may write to it."""
+    family = [value]
+    for member in family:
+        yield member
+        for user in member.users:
+            if user not in order or user.op == "output" or _is_of_results(user) or user in family:
+                continue
+            yield user
+            if shows_its_input(user) and user.args[0] is member:
+                family.append(user)
+
+
+def _is_of_results(node: fx.Node) -> bool:
+    block = meta.block(node)
+    return block is not None and block.part == "results"
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    return next(node for node in graph.nodes if node.op == "output")

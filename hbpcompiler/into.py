@@ -1,0 +1,206 @@
+"""Results that are added to tensors which the caller keeps: `compiled(X, y, into=previous, decay=0.95)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.arguments import DECAY, INTO, SHARES
+from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.adding import Slot
+from hbpcompiler.compiler.program.kernels import added_
+from hbpcompiler.compiler.program.nodes import shows_its_input
+from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.quantities import EIGEN, QUANTITIES
+from hbpcompiler.result import Result
+
+MOST = 8
+"""So many things that are wrong are listed."""
+
+
+@dataclass(frozen=True)
+class Into:
+    """Tensors that the results in some slots are added to: decay * what they are + share * the batch's."""
+
+    given: Mapping[Slot, Tensor]
+    decay: float
+    shares: Mapping[Slot, float]
+    same: Mapping[Slot, Slot]
+    """Slots whose result, and tensor, is that of another: it is added once."""
+
+    @property
+    def tensors(self) -> dict[Slot, Tensor]:
+        """Each of them once."""
+        return {slot: tensor for slot, tensor in self.given.items() if slot not in self.same}
+
+    def arguments(self) -> dict[str, Any]:
+        """What a program that adds is given (see `program.adding`)."""
+        return {INTO: {slot.key: tensor for slot, tensor in self.tensors.items()}, DECAY: self.decay,
+                SHARES: {slot.key: self.shares[slot] for slot in self.tensors}}
+
+
+class Adds(Protocol):
+    """What a call adds to, before there is a program."""
+
+    def fitting(self, built: Built, samples: Tensor, held: Mapping[str, Tensor]) -> Into:
+        """What this program needs, for a batch with such tensors; `held` are tensors that must not change."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a call is given, with which numbers: checked against a program by `fitting`."""
+
+    into: Any
+    decay: float
+    weight: float
+
+    def fitting(self, built: Built, samples: Tensor, held: Mapping[str, Tensor]) -> Into:
+        """What the program needs. InputError, listing all that does not fit; `held` are tensors that must not change.
+
+        One tensor may stand for several parameters where their results are one tensor as well.
+        """
+        given = dict(_given(self.into))
+        _check_quantities(list(self.into), built)
+        wanted = {slot: node for slot, node in built.slots.items() if slot.quantity in list(self.into)}
+        findings = [f"there is no {slot}" for slot in given if slot not in wanted]
+        findings += [f"{slot} is missing, {_shape(node)}" for slot, node in wanted.items() if slot not in given]
+        both = {slot: given[slot] for slot in wanted if slot in given}
+        for slot, tensor in both.items():
+            findings += [f"{slot} {fault}" for fault in _faults(tensor, wanted[slot], samples)]
+        same: dict[Slot, Slot] = {}
+        if not findings:
+            findings, same = _shared(both, wanted, held)
+        if findings:
+            more = [f"and {len(findings) - MOST} more"] if len(findings) > MOST else []
+            raise InputError(listing("what the results are to be added to does not fit them:",
+                                     [*findings[:MOST], *more]))
+        return Into(both, self.decay, dict.fromkeys(both, self.weight), same)
+
+
+def kept(into: Any, decay: Any, weight: Any) -> Kept | None:
+    """The arguments of a call; InputError for numbers, or for what is neither a result nor a dict of quantities."""
+    if into is None:
+        if decay is not None or weight is not None:
+            raise InputError("decay and weight say how results are added to tensors that you keep: give them too, "
+                             "compiled(X, y, into=previous, decay=...)")
+        return None
+    if not isinstance(into, Result | Mapping):
+        raise InputTypeError("into must be a result, or a dict from quantity to what a result has under its name, "
+                             f"{{'grad': previous.grad}}, not {type(into).__name__}")
+    return Kept(into, _number("decay", decay), _number("weight", weight))
+
+
+def _number(name: str, value: Any) -> float:
+    value = 1.0 if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _given(into: Any) -> Iterator[tuple[Slot, Any]]:
+    """All tensors, and what stands in the place of one."""
+    for quantity in into:
+        table = QUANTITIES.get(quantity)
+        if table is None or not isinstance(into[quantity], Mapping):
+            continue
+        for name, value in into[quantity].items():
+            if not table.fields:
+                yield Slot(quantity, name, ""), value
+                continue
+            for field in table.fields:
+                part = value.get(field) if isinstance(value, Mapping) else getattr(value, field, None)
+                if part is not None:
+                    yield Slot(quantity, name, field), part
+
+
+def _check_quantities(asked: list[str], built: Built) -> None:
+    findings = []
+    has = {slot.quantity for slot in built.slots}
+    for name in asked:
+        nodes = [node for slot, node in built.slots.items() if slot.quantity == name]
+        if name not in QUANTITIES:
+            findings.append(f"{name!r} is no quantity")
+        elif name not in built.draft.plan.quantities:
+            findings.append(f"{name} is not computed; there are {', '.join(built.draft.plan.quantities)}")
+        elif QUANTITIES[name].lists or name not in has:
+            findings.append(f"{name} has no tensors by parameter that could be added up")
+        elif any(closing.kind == EIGEN for closing in QUANTITIES[name].needs):
+            findings.append(f"{name}: the eigenvectors of two batches do not add up; add up kfac")
+        elif any(not length.isdigit() for node in nodes for length in meta.shape(node) or ()):
+            findings.append(f"{name} has axes whose lengths belong to the batch: two batches' do not add up")
+    if findings:
+        raise InputError(listing("into names quantities that cannot be added to; leave them out, "
+                                 "into={'grad': previous.grad, ...}, and the result has this batch's:", findings))
+
+
+def _shape(node: Any) -> list[int]:
+    return [int(length) for length in meta.shape(node) or ()]
+
+
+def _faults(tensor: Any, node: Any, samples: Tensor) -> Iterator[str]:
+    """What is wrong with one tensor."""
+    dtype = meta.dtype(node)
+    if not isinstance(tensor, Tensor):
+        yield f"is {type(tensor).__name__}, not a tensor"
+        return
+    if list(tensor.shape) != _shape(node):
+        yield f"has shape {list(tensor.shape)} instead of {_shape(node)}"
+    if tensor.device != samples.device:
+        yield f"is on {tensor.device}, and the batch on {samples.device}"
+    if dtype is not None and torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
+        yield f"is {tensor.dtype}, which cannot hold {dtype}"
+    if any(stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)):
+        yield "is expanded: one number of it stands for several"
+
+
+def _shared(given: Mapping[Slot, Tensor], made: Mapping[Slot, Any],
+            held: Mapping[str, Tensor]) -> tuple[list[str], dict[Slot, Slot]]:
+    """(what shares memory that must not, slots of which the result and the tensor are those of another slot)."""
+    owners = {tensor.data_ptr(): name for name, tensor in held.items() if tensor.numel()}
+    seen: dict[int, Slot] = {}
+    findings, same = list[str](), dict[Slot, Slot]()
+    for slot, tensor in given.items():
+        if not tensor.numel():
+            continue
+        place = tensor.data_ptr()
+        if place in owners:
+            findings.append(f"{slot} is {owners[place]!r} of the model itself, which would change")
+        elif place in seen and _source(made[seen[place]]) is _source(made[slot]):
+            same[slot] = seen[place]
+        elif place in seen:
+            findings.append(f"{slot} is the memory of {seen[place]} as well: give each its own")
+        seen.setdefault(place, slot)
+    return findings, same
+
+
+def _source(node: Any) -> Any:
+    """What a view is of."""
+    while shows_its_input(node) and node.op == "call_method":
+        node = node.args[0]
+    return node
+
+
+def added_to(raw: Any, into: Into) -> None:
+    """Add a program's result to the tensors, where the program did not do so itself."""
+    for slot, tensor in into.tensors.items():
+        value = getattr(raw, slot.quantity)[slot.parameter]
+        added_(tensor, getattr(value, slot.field) if slot.field else value, into.decay, into.shares[slot])
+
+
+def with_tensors(raw: Any, into: Into) -> Any:
+    """A program's result with the caller's own tensors in it."""
+    found: dict[str, Any] = {name: getattr(raw, name) for name in raw._fields}
+    for quantity in {slot.quantity for slot in into.given}:
+        found[quantity] = dict(found[quantity])
+    for slot, tensor in into.given.items():
+        entries = found[slot.quantity]
+        own = entries[slot.parameter]
+        entries[slot.parameter] = own._replace(**{slot.field: tensor}) if slot.field else tensor
+    return SimpleNamespace(**found)

@@ -1,0 +1,176 @@
+"""`into=`: results are added to tensors that the caller keeps, in their memory, whatever makes them."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.program.adding import adding, slots_of
+from hbpcompiler.compiler.program.check import Level, check_program
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_ways import network
+from tests.ways import WAYS
+
+QUANTITIES = ["grad", "batch_l2", "second_moment", "variance", "diag_h", "kflr"]
+ADDED = [name for name in QUANTITIES if name != "batch_l2"]
+
+
+def tensors(result, names):
+    """Every tensor of these quantities, by (quantity, parameter, field)."""
+    found = {}
+    for quantity in names:
+        for name, value in result[quantity].items():
+            parts = value._asdict() if isinstance(value, tuple) else {"": value}
+            found |= {(quantity, name, field): part for field, part in parts.items() if part is not None}
+    return found
+
+
+def copies(result, names):
+    return {key: value.clone() for key, value in tensors(result, names).items()}
+
+
+def check(compiled, first, second, names, decay=0.9, weight=0.3, **given_to):
+    """`first` decays and a share of `second` is added, in `first`'s own memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept, other = compiled(*first), compiled(*second)
+        before, alone = copies(kept, names), copies(other, names)
+        own = tensors(kept, names)
+        result = compiled(*second, into={name: kept[name] for name in names}, decay=decay, weight=weight, **given_to)
+    for key, value in tensors(result, names).items():
+        wanted = decay * before[key] + weight * alone[key]
+        scale = (decay * before[key]).abs() + (weight * alone[key]).abs()
+        assert ((value - wanted).abs() <= 1e-12 * scale.max() + 1e-300).all(), key
+        assert value.data_ptr() == own[key].data_ptr()
+    assert torch.equal(result.loss, other.loss)
+    for name, rows in result.batch_l2.items() if "batch_l2" in result else ():
+        assert torch.equal(rows, other.batch_l2[name])
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(["python", "torchscript"]))
+def test_random_chains(setting, backend):
+    model, loss, X, y = setting
+    model.eval()
+    compiled = hbp.compile(model, loss, QUANTITIES, backend=backend)
+    check(compiled, (X, y), (X.flip(0) * 0.5, y), ADDED)
+
+
+@given(st.sampled_from(list(WAYS)))
+def test_each_way(way):
+    model, X, y = network()
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(), QUANTITIES, limits=WAYS[way])
+    check(compiled, (X, y), (X.flip(0), y), ADDED)
+
+
+def stack(layers, loss="mean"):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(layers) for layer in (nn.Linear(3, 3), nn.Tanh())]).double()
+    return model, nn.CrossEntropyLoss(reduction=loss), torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 0])
+
+
+def test_a_large_program_writes_it_once_for_many_modules():
+    model, loss, X, y = stack(12, "sum")
+    compiled = hbp.compile(model, loss, QUANTITIES)
+    check(compiled, (X, y), (X * 2, y), ADDED)
+    built = compiled._current()
+    code = built.draft.written(adding(built.draft.graph, [*slots_of(built.draft.graph)], {}))
+    assert code.count("added_(") < len(built.slots)
+    check_program(adding(built.draft.graph, [*built.slots], {}), Level.SHAPED)
+
+
+def test_the_first_call_adds_once_it_is_proven_and_draws_are_those_of_a_plain_call():
+    model, loss, X, y = stack(2)
+    drawn = [torch.Generator().manual_seed(3) for _ in range(3)]
+    plain = hbp.compile(model, loss, ["kfac"], mc_samples=2)(X, y, generator=drawn[0])
+    zeros = {name: {"A": torch.zeros(3, 3).double() if pair.A is not None else None, "B": torch.zeros(3, 3).double()}
+             for name, pair in plain.kfac.items()}
+    compiled = hbp.compile(model, loss, ["kfac"], mc_samples=2)
+    for generator in drawn[1:]:  # the second call is one of a proven program
+        result = compiled(X, y, generator=generator, into={"kfac": zeros}, decay=0.0)
+        for key, value in tensors(result, ["kfac"]).items():
+            torch.testing.assert_close(value, tensors(plain, ["kfac"])[key], rtol=1e-14, atol=0)
+            assert value is zeros[key[1]][key[2]]
+
+
+def test_zero_overwrites_what_is_no_number_and_weights_of_samples_count():
+    model, loss, X, y = stack(1)
+    compiled = hbp.compile(model, loss, ["grad"])
+    w = torch.tensor([1.0, 0.0, 2.0, 0.5]).double()
+    wanted = compiled(X, y, sample_weights=w).grad
+    held = {name: torch.full_like(value, torch.nan) for name, value in wanted.items()}
+    compiled(X, y, sample_weights=w, into={"grad": held}, decay=0)
+    for name, value in wanted.items():
+        torch.testing.assert_close(held[name], value, rtol=1e-14, atol=1e-300)
+
+
+def test_totals_of_a_wider_dtype_and_gradients_of_the_model():
+    model, loss, X, y = stack(2)
+    model, X = model.float(), X.float()
+    compiled = hbp.compile(model, loss, ["grad"])
+    one = compiled(X, y).grad
+    totals = {name: value.double() for name, value in one.items()}
+    compiled(X, y, into={"grad": totals})
+    for name, parameter in model.named_parameters():
+        assert torch.equal(totals[name], one[name].double() + one[name].double())
+        parameter.grad = one[name].clone()
+    compiled(X, y, into={"grad": {name: parameter.grad for name, parameter in model.named_parameters()}})
+    assert all(torch.equal(parameter.grad, 2 * one[name]) for name, parameter in model.named_parameters())
+
+
+def test_one_result_of_two_parameters_is_added_once_where_it_is_one_tensor():
+    model, loss, X, y = stack(2)
+    compiled = hbp.compile(model, loss, ["kflr"])
+    kept = compiled(X, y)
+    assert kept.kflr["0.weight"].B is kept.kflr["0.bias"].B
+    before = kept.kflr["0.weight"].B.clone()
+    apart = copy.deepcopy({name: pair._asdict() for name, pair in kept.kflr.items()})
+    apart["0.bias"]["B"] = before.clone()
+    result = compiled(X, y, into=kept)
+    assert torch.equal(result.kflr["0.bias"].B, 2 * before)
+    result = compiled(X, y, into={"kflr": apart})
+    assert torch.equal(result.kflr["0.bias"].B, 2 * before)
+    assert result.kflr["0.bias"].B is apart["0.bias"]["B"]
+
+
+WRONG = [
+    (lambda kept, model: {"into": kept}, ["batch_l2 has axes whose lengths belong to the batch"]),
+    (lambda kept, model: {"decay": 0.9}, ["decay and weight say how results are added"]),
+    (lambda kept, model: {"into": {"grad": kept.grad}, "weight": float("inf")}, ["weight must be a finite number"]),
+    (lambda kept, model: {"into": 3}, ["into must be a result, or a dict"]),
+    (lambda kept, model: {"into": {"diag_h": kept.grad}}, ["diag_h is not computed; there are grad, batch_l2, kflr"]),
+    (lambda kept, model: {"into": {"grad": {"0.weight": torch.zeros(3, 2).double(), "1": 0, "0.bias": 7}}},
+     ["there is no grad['1']", "grad['0.weight'] has shape [3, 2] instead of [3, 3]", "grad['0.bias'] is int",
+      "grad['2.weight'] is missing, [3, 3]"]),
+    (lambda kept, model: {"into": {"grad": {name: value.float() for name, value in kept.grad.items()}}},
+     ["grad['0.weight'] is torch.float32, which cannot hold torch.float64"]),
+    (lambda kept, model: {"into": {"grad": dict(model.named_parameters())}},
+     ["grad['0.weight'] is '0.weight' of the model itself"]),
+    (lambda kept, model: {"into": {"grad": {name: kept.grad["0.bias"].expand(value.shape)
+                                            for name, value in kept.grad.items()}}},
+     ["grad['0.weight'] is expanded: one number of it stands for several"]),
+    (lambda kept, model: {"into": {"grad": {**kept.grad, "2.weight": kept.grad["0.weight"]}}},
+     ["grad['2.weight'] is the memory of grad['0.weight'] as well: give each its own"]),
+    (lambda kept, model: {"into": {"grad": {name: value.to("meta") for name, value in kept.grad.items()}}},
+     ["grad['0.weight'] is on meta, and the batch on cpu"]),
+]
+
+
+def test_what_is_wrong_is_said_at_once_and_nothing_has_changed():
+    model, loss, X, y = stack(2)
+    compiled = hbp.compile(model, loss, ["grad", "batch_l2", "kflr"])
+    kept = compiled(X, y)
+    before = copies(kept, ["grad", "batch_l2", "kflr"])
+    for wrong, messages in WRONG:
+        with pytest.raises(hbp.InputError) as error:
+            compiled(X, y, **wrong(kept, model))
+        assert all(message in str(error.value) for message in messages), str(error.value)
+    with pytest.raises(hbp.InputError, match="eigenvectors of two batches do not add up"):
+        ekfac = hbp.compile(model, loss, ["ekfac"])
+        ekfac(X, y, into=ekfac(X, y))
+    for key, value in tensors(kept, ["grad", "batch_l2", "kflr"]).items():
+        assert torch.equal(value, before[key])
