@@ -29,6 +29,7 @@ from hbpcompiler.errors import (
 from hbpcompiler.limits import Limits
 from hbpcompiler.operators import Operator, operator
 from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.report import report
 from hbpcompiler.result import Result
 from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
 from hbpcompiler.version import __version__, warn_if_untried
@@ -63,6 +64,7 @@ __all__ = [
     "ekfac",
     "operator",
     "optim",
+    "report",
     "shard",
     "spectrum",
 ]

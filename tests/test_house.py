@@ -25,6 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest"},
     "arguments": {"errors", "quantities", "clipping"},
     "callers": set(), "runs": {"errors", "callers"},
+    "report.verdicts": {"report"}, "report.instruments": {"report", "report.verdicts"},
+    "report": {"errors", "version", "runs", "report.instruments", "report.verdicts"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
     "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping"},

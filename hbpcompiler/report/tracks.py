@@ -1,0 +1,201 @@
+"""A run as the instruments want it: numbers against steps, layers against steps, the first and the last histogram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.runs import Run
+
+RECENT = 0.1
+"""Share of a run, at its end, that verdicts speak of."""
+AT_LEAST = 5
+"""Values that this share holds at least, where there are as many."""
+SUMMED = frozenset({"hess_trace"})
+"""Quantities by parameter whose whole is the sum; that of norms is the root of the sum of squares."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers of a run, by step."""
+
+    steps: Tensor
+    """[S] int64, increasing."""
+    values: Tensor
+    """[S] float64; what is not finite is kept."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def finite(self) -> Series:
+        """The part that is finite."""
+        kept = torch.isfinite(self.values)
+        return Series(self.steps[kept], self.values[kept])
+
+    @property
+    def recent(self) -> Tensor:
+        """The finite values of the last tenth of the run, and at least five where there are as many."""
+        values = self.finite.values
+        return values[len(values) - min(len(values), max(AT_LEAST, math.ceil(RECENT * len(values)))):]
+
+    def at(self, steps: Tensor) -> Tensor:
+        """The values at these steps: each the last one that is known by then, the first where none is. [S'] float64."""
+        if not len(self):
+            return torch.full((len(steps),), math.nan, dtype=torch.float64)
+        return self.values[(torch.searchsorted(self.steps, steps, right=True) - 1).clamp(min=0)]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Numbers of a run by parameter and step."""
+
+    names: tuple[str, ...]
+    steps: Tensor
+    """[S] int64."""
+    values: Tensor
+    """[S, L] float64; nan also where a parameter has no value at a step."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of one step: [B] with edges [B + 1], or [A, B] with edges of both axes."""
+
+    step: int
+    counts: Tensor
+    edges: tuple[Tensor, ...]
+
+
+class Track:
+    """One run of a report."""
+
+    def __init__(self, run: Run, name: str = "") -> None:
+        self.run = run
+        self.name = name or run.name or Path(run.path).stem or "run"
+        self.header = run.header
+        self._layers: dict[str, Layers | None] = {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of all that was tracked or added, each once, in order of appearance."""
+        seen: dict[str, None] = {}
+        for line in [*self.run.by_step.values(), *self.run.scalars]:
+            seen |= dict.fromkeys(line.values)
+        return list(seen)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Numbers in each parameter, in the model's order."""
+        shapes = self.header.get("parameters")
+        return {str(name): math.prod(shape) for name, shape in shapes.items()} if isinstance(shapes, dict) else {}
+
+    @cached_property
+    def optimizer(self) -> dict[str, Any]:
+        found = self.header.get("optimizer")
+        return dict(found) if isinstance(found, dict) else {}
+
+    def _values(self, name: str) -> Iterator[tuple[int, Any]]:
+        steps, values = self.run.series(name)
+        return zip(steps, values, strict=True)
+
+    def series(self, name: str) -> Series:
+        """A number by step; of a quantity by parameter, that of the whole network."""
+        found = [(step, _total(name, value)) for step, value in self._values(name)]
+        return _series([(step, value) for step, value in found if value is not None])
+
+    @cached_property
+    def rows(self) -> Series:
+        """Samples of the batch, by step."""
+        return _series([(step.step, float(step.rows)) for step in self.run.steps if step.rows is not None])
+
+    def layers(self, name: str) -> Layers | None:
+        """A quantity by parameter, in the model's order; None where there is none."""
+        if name not in self._layers:
+            self._layers[name] = self._read_layers(name)
+        return self._layers[name]
+
+    def _read_layers(self, name: str) -> Layers | None:
+        found = [(step, value) for step, value in self._values(name) if _by_parameter(value)]
+        if not found:
+            return None
+        names = dict.fromkeys(self.sizes)
+        for _, value in found:
+            names |= dict.fromkeys(value)
+        tracked = {key for _, value in found for key in value}
+        kept = tuple(key for key in names if key in tracked)
+        rows = [[value.get(key, math.nan) for key in kept] for _, value in found]
+        return Layers(kept, torch.tensor([step for step, _ in found]), torch.tensor(rows, dtype=torch.float64))
+
+    @cached_property
+    def layered(self) -> list[str]:
+        """Names of the quantities by parameter."""
+        return [name for name in self.names if any(_by_parameter(value) for _, value in self._values(name))]
+
+    def histograms(self, name: str) -> tuple[Histogram, Histogram] | None:
+        """The first and the last of one axis."""
+        found = [(step, value) for step, value in self._values(name) if _is_histogram(value)]
+        return (_histogram(*found[0]), _histogram(*found[-1])) if found else None
+
+    def fields(self, name: str) -> dict[str, Histogram]:
+        """The last ones of two axes, by parameter; "" is the whole network."""
+        for step, value in reversed(list(self._values(name))):
+            if isinstance(value, dict):
+                made = {str(key): _histogram(step, part) for key, part in value.items() if _is_histogram(part)}
+                if made:
+                    return made
+        return {}
+
+
+def tracks_of(runs: Sequence[Run]) -> list[Track]:
+    """The runs under names that differ."""
+    tracks: list[Track] = []
+    taken: set[str] = set()
+    for run in runs:
+        track = Track(run)
+        plain, number = track.name, 2
+        while track.name in taken:
+            track.name, number = f"{plain} ({number})", number + 1
+        taken.add(track.name)
+        tracks.append(track)
+    return tracks
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _by_parameter(value: Any) -> bool:
+    """Seen from its first value: those of one quantity are alike."""
+    return isinstance(value, dict) and bool(value) and _is_number(next(iter(value.values())))
+
+
+def _is_histogram(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("counts"), list) and isinstance(value.get("edges"), list)
+
+
+def _total(name: str, value: Any) -> float | None:
+    """Of the whole network; None for what is no number."""
+    if _is_number(value):
+        return float(value)
+    if not _by_parameter(value):
+        return None
+    parts = torch.tensor(list(value.values()), dtype=torch.float64)
+    return float(parts.sum() if name in SUMMED else parts.square().sum().sqrt())
+
+
+def _series(found: Sequence[tuple[int, float]]) -> Series:
+    return Series(torch.tensor([step for step, _ in found], dtype=torch.int64),
+                  torch.tensor([value for _, value in found], dtype=torch.float64))
+
+
+def _histogram(step: int, value: Any) -> Histogram:
+    counts = torch.tensor(value["counts"], dtype=torch.float64)
+    edges = [value["edges"]] if counts.dim() == 1 else value["edges"]
+    return Histogram(step, counts, tuple(torch.tensor(axis, dtype=torch.float64) for axis in edges))

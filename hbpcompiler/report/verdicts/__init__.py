@@ -1,0 +1,1 @@
+"""Verdicts: small functions of numbers alone, which say in one line what an instrument shows."""

@@ -1,0 +1,19 @@
+"""What can be said of any series."""
+
+from __future__ import annotations
+
+from hbpcompiler.report.words import Verdict, number
+
+
+def not_finite(count: int, first: int, known: int) -> Verdict | None:
+    """How many of the known values are not finite, and from which step on."""
+    if not count:
+        return None
+    if count == known:
+        return Verdict(f"no value is finite, from step {first} on", notable=True)
+    return Verdict(f"{count} of {known} values are not finite, the first at step {first}", notable=True)
+
+
+def course(first: float, last: float) -> str:
+    """From where to where: "0.31 now, 2.1 at first"."""
+    return f"{number(last)} now, {number(first)} at first"

@@ -1,0 +1,118 @@
+"""Verdicts on the gradients of samples: the tests of their noise, histograms."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.report.words import Verdict, number, share
+
+NOISY = 2.0
+"""Times the batch, from which the samples that the norm test asks for are worth a word above the page."""
+AT_THE_ENDS = 0.01
+"""Share of entries in the outermost bins from which the range is called too narrow."""
+AT_ZERO = 0.9
+"""Share of entries next to zero from which gradients are called dead or vanishing."""
+
+
+def samples_needed(norm_test: float, rows: float) -> float:
+    """Samples with which the norm test would be 1: it falls with their root (Byrd et al. 2012, eq. 3.9)."""
+    return rows * norm_test * norm_test
+
+
+def noise(norm_test: float, rows: float | None) -> Verdict:
+    """What the norm test asks for: that the gradient's standard error is at most as large as the gradient.
+
+    Args:
+        norm_test: the least bound with which the test passes: standard error over norm, at a batch of `rows`.
+        rows: samples of the batch, None where unknown.
+    """
+    if rows is None:
+        return Verdict(f"noise: standard error {number(norm_test)} of the gradient's norm", notable=norm_test > NOISY)
+    needed = samples_needed(norm_test, rows)
+    about = number(float(f"{needed:.1e}"))
+    return Verdict(f"noise: the norm test needs about {about} samples, the batch has {number(rows, 6)}",
+                   notable=needed > NOISY * rows)
+
+
+def direction(inner: float, orthogonal: float) -> Verdict:
+    """How the noise is spread: along the gradient, or across it."""
+    along, across = number(inner), number(orthogonal)
+    if orthogonal > 2 * inner:
+        return Verdict(f"the noise lies across the gradient ({across}) rather than along it ({along})")
+    if inner > 2 * orthogonal:
+        return Verdict(f"the noise lies along the gradient ({along}) rather than across it ({across})")
+    return Verdict(f"the noise is about as large along the gradient ({along}) as across it ({across})")
+
+
+def entries(counts: Tensor, edges: Tensor) -> Verdict:
+    """Where the entries of the samples' gradients lie.
+
+    Args:
+        counts: [B] of the bins.
+        edges: [B + 1] increasing.
+    """
+    total = counts.sum().item()
+    if not total > 0:
+        return Verdict("the histogram is empty", notable=True)
+    ends = (counts[0] + counts[-1]).item() / total if len(counts) > 2 else 0.0
+    zero = counts[(edges[:-1] <= 0) & (edges[1:] >= 0)].sum().item() / total
+    low, high = (number(value, 2) for value in middle(counts, edges))
+    if ends > AT_THE_ENDS:
+        beyond = f"beyond {number(edges[1].item(), 2)} or {number(edges[-2].item(), 2)}"
+        return Verdict(f"{share(ends)} of the entries lie in the outermost bins ({beyond}): badly scaled inputs or an "
+                       "explosion", notable=True)
+    if zero > AT_ZERO and len(counts) > 2:
+        return Verdict(f"{share(zero)} of the entries lie in the bin of zero: dead units, vanishing gradients or bins "
+                       "that are too wide", notable=True)
+    return Verdict(f"90 % of the entries lie between {low} and {high}")
+
+
+def middle(counts: Tensor, edges: Tensor, inside: float = 0.9) -> tuple[float, float]:
+    """Edges of bins between which this share of the counts lies, as much being left out on either side.
+
+    Args:
+        counts: [B], not all zero.
+        edges: [B + 1].
+    """
+    below = torch.cumsum(counts, 0) / counts.sum()
+    outside = (1 - inside) / 2
+    first = int(torch.searchsorted(below, torch.tensor(outside, dtype=below.dtype), right=True))
+    last = int(torch.searchsorted(below, torch.tensor(1 - outside - 1e-12, dtype=below.dtype)))
+    return edges[min(first, len(counts) - 1)].item(), edges[min(last, len(counts) - 1) + 1].item()
+
+
+def field(counts: Tensor, gradients: Tensor, parameters: Tensor) -> Verdict:
+    """Where parameters and the entries of their gradients lie.
+
+    Args:
+        counts: [A, B].
+        gradients: [A + 1] edges.
+        parameters: [B + 1] edges.
+    """
+    if not counts.sum() > 0:
+        return Verdict("the histogram is empty", notable=True)
+    by_gradient, by_parameter = counts.sum(1), counts.sum(0)
+    low, high = (number(value, 2) for value in middle(by_parameter, parameters))
+    below, above = (number(value, 2) for value in middle(by_gradient, gradients))
+    return Verdict(f"90 % of the parameters lie between {low} and {high}, of the entries between {below} and {above}")
+
+
+def layer_spread(norms: dict[str, float]) -> Verdict:
+    """The smallest and the largest gradient of the layers.
+
+    Args:
+        norms: by parameter, finite.
+    """
+    zero = [name for name, value in norms.items() if value == 0]
+    if zero:
+        more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
+        return Verdict(f"{zero[0]}{more} has a gradient of zero: it does not learn", notable=True)
+    smallest, largest = min(norms, key=norms.__getitem__), max(norms, key=norms.__getitem__)
+    decades = math.log10(norms[largest] / norms[smallest])
+    text = f"from {number(norms[smallest], 2)} ({smallest}) to {number(norms[largest], 2)} ({largest})"
+    if decades >= 4:
+        return Verdict(f"{text}: {decades:.0f} orders of magnitude apart, small gradients vanish", notable=True)
+    return Verdict(text)
