@@ -89,9 +89,11 @@ def notes_of(protocol: Protocol, rounds: int) -> list[str]:
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each optimizer's steps, in turns.")
 @click.option("--page", "target", default="out/training/training-results.md", show_default=True)
 @click.option("--pictures", default="out/training/assets", show_default=True)
+@click.option("--note", "remarks", multiple=True, help="A line for the page, on how its figures came about.")
 @click.option("--results", default="out/training", show_default=True, help="The folder with one file for each run.")
 def main(tasks: str, optimizers: str, seeds: int, coarse: bool, epochs: int | None, criterion: str,
-         budget: float | None, jobs: int, stages: str, rounds: int, target: str, pictures: str, results: str) -> None:
+         budget: float | None, jobs: int, stages: str, rounds: int, target: str, pictures: str,
+         remarks: tuple[str, ...], results: str) -> None:
     """Train, tune, compare."""
     torch.set_num_threads(1)
     chosen = at_hand(named(tasks, tuple(ALL), "task"))
@@ -104,7 +106,7 @@ def main(tasks: str, optimizers: str, seeds: int, coarse: bool, epochs: int | No
     if "seconds" in wanted:
         seconds.update(folder, {task: protocol.best_points(folder, task) for task in chosen}, rounds)
     if "report" in wanted:
-        report(protocol, folder, Path(target), Path(pictures), notes_of(protocol, rounds))
+        report(protocol, folder, Path(target), Path(pictures), [*notes_of(protocol, rounds), *remarks])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from benchmarks.training.methods import METHODS
@@ -19,6 +18,8 @@ PANELS = (("training loss", losses, "train"), ("test loss", losses, "test"),
 
 def draw(title: str, outcomes: Mapping[str, Outcome], costs: Mapping[str, Cost], path: Path) -> None:
     """Four panels over epochs, and under them the same over time for those whose epochs have been timed."""
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -30,7 +31,7 @@ def draw(title: str, outcomes: Mapping[str, Outcome], costs: Mapping[str, Cost],
             epochs = np.arange(outcome.epochs + 1, dtype=float)
             _line(axes[0][column], epochs, numbers, method)
             if method in costs:
-                _line(axes[1][column], epochs * costs[method].median, numbers, method)
+                _line(axes[1][column], epochs[1:] * costs[method].median, numbers[:, 1:], method)
         for row in axes:
             _finish(row[column], label, values is losses)
         axes[0][column].set_xlabel("epoch")
@@ -41,7 +42,7 @@ def draw(title: str, outcomes: Mapping[str, Outcome], costs: Mapping[str, Cost],
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 

@@ -74,10 +74,10 @@ def _head(notes: Sequence[str]) -> str:
         "weights and batches, and there is no l2 term.")
     lines += paragraph(
         "DiagGGN, DiagGGN-MC, KFAC, KFLR and KFRA are the paper's rule (equation 27): each batch's own curvature, a "
-        "constant damping, no momentum. *KFAC, averaged, momentum 0.9* is `hbp.optim.KFAC` with averages of 0.95, an "
-        "inverse every 5 steps and `norm_constraint=1e-2`; *KFAC, steps by its model* takes step and momentum from the "
-        "quadratic model and adapts its damping, of which the initial value is tuned. How to use them: [Training with "
-        "curvature](training.md).")
+        "constant damping, no momentum; a weight and its bias share a block. *KFAC, averaged, momentum 0.9* is "
+        "`hbp.optim.KFAC` with averages of 0.95, an inverse every 5 steps and `norm_constraint=1e-2`; *KFAC, steps by "
+        "its model* takes step and momentum from the quadratic model and adapts its damping, of which the first value "
+        "is tuned. How to use them: [Training with curvature](training.md).")
     for note in notes:
         lines += textwrap.wrap(note, 119, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([*lines, ""])
