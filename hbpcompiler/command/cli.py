@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hbpcompiler.command.accumulate import accumulate_command
 from hbpcompiler.command.coverage import Verdict, core_coverage
 from hbpcompiler.command.imported import Failure, clean_errors, made, reason
+from hbpcompiler.command.report import report_command, watch_command
 from hbpcompiler.command.rule_table import supported
 from hbpcompiler.command.tune import DTYPES, tune
 from hbpcompiler.compiled import Compiled
@@ -47,6 +48,8 @@ def main() -> None:
     hbp rules                                     list the operations that have a derivative rule
     hbp tune                                      measure this machine, for plans that suit it
     hbp accumulate ...                            quantities of a whole data set, to a file
+    hbp report run.jsonl ...                      a page about training runs that hbp.Monitor has logged
+    hbp watch run.jsonl                           the same in the terminal, while the run goes on
 
     The generated file needs only torch. In Python the same is hbpcompiler.compile(model, quantities=[...]).
     """
@@ -54,6 +57,8 @@ def main() -> None:
 
 main.add_command(tune)
 main.add_command(accumulate_command)
+main.add_command(report_command)
+main.add_command(watch_command)
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:

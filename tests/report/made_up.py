@@ -10,7 +10,8 @@ from typing import Any
 HOSTILE = ("<script>alert(1)</script>", '"quotes" & \'more\'', "</script><img src=x onerror=alert(2)>",
            "größe 层 🙂 %{x} $a$", "<b>bold</b><a href='javascript:alert(3)'>link</a>", "-->")
 """Names that a page must show as they are."""
-GRADIENT_EDGES = [-10.0**power for power in range(2, -7, -1)] + [0.0] + [10.0**power for power in range(-6, 3)]
+MAGNITUDES = [2.0**octave * part for octave in range(-30, 6) for part in (1.0, 1.5)]
+GRADIENT_EDGES = [-edge for edge in reversed(MAGNITUDES)] + MAGNITUDES
 PARAMETER_EDGES = [index / 5 - 2 for index in range(21)]
 
 
@@ -48,7 +49,7 @@ class Noise:
 
 def histogram(noise: Noise, scale: float) -> dict[str, Any]:
     middles = [(low + high) / 2 for low, high in itertools.pairwise(GRADIENT_EDGES)]
-    counts = [int(1e5 * math.exp(-(math.log10(abs(middle) / scale) ** 2)) * noise()) for middle in middles]
+    counts = [int(1e5 * math.exp(-(math.log10(max(abs(middle), 1e-12) / scale) ** 2)) * noise()) for middle in middles]
     return {"counts": counts, "edges": GRADIENT_EDGES}
 
 

@@ -56,7 +56,7 @@ def test_the_length_of_a_path_from_some_of_its_updates():
 def test_the_gradients_norm():
     assert "explodes" in step_size.gradient_norm(1.0, 1000.0).text
     assert "plateau" in step_size.gradient_norm(1.0, 1e-6).text
-    assert step_size.gradient_norm(2.0, 0.5).text == "0.5 now, 2 at first"
+    assert step_size.gradient_norm(2.0, 0.5).text == "0.5 lately, 2 at first"
     assert step_size.gradient_norm(2.0, 0.0).notable
 
 
@@ -88,6 +88,10 @@ def test_entries_of_gradients():
     wide = gradients.entries(numbers(20, 10, 40, 10, 20), edges)
     assert "40 % of the entries lie in the outermost bins (beyond -1 or 1)" in wide.text
     assert wide.notable
+    magnitudes = numbers(-1.5, -1, -0.75, 0.75, 1, 1.5)
+    counts = numbers(20, 10, 40, 10, 20)
+    assert "outermost" not in gradients.entries(counts, magnitudes).text, "empty bins were left out"
+    assert "outermost" in gradients.entries(counts, magnitudes * 2**24).text
     assert "in the bin of zero" in gradients.entries(numbers(0, 1, 98, 1, 0), edges).text
     assert gradients.entries(numbers(0, 0, 0, 0, 0), edges).notable
 
@@ -150,8 +154,8 @@ def test_mean_curvature():
 
 
 def test_takeuchi_says_what_is_known_of_it():
-    assert curvature.takeuchi((4.0, 2.0), None).text == "noise over curvature by entries 2 now, 4 at first"
-    assert "; by traces 1 now, 3 at first" in curvature.takeuchi((4.0, 2.0), (3.0, 1.0)).text
+    assert curvature.takeuchi((4.0, 2.0), None).text == "noise over curvature by entries 2 lately, 4 at first"
+    assert "; by traces 1 lately, 3 at first" in curvature.takeuchi((4.0, 2.0), (3.0, 1.0)).text
     assert curvature.takeuchi(None, None) is None
 
 

@@ -47,7 +47,8 @@ def of_ones_own(tracks: Sequence[Track]) -> list[Instrument]:
 def _drawing(name: str) -> Callable[[Track], Drawn | None]:
     def draw(track: Track) -> Drawn | None:
         series = track.series(name)
-        verdict = Verdict(course(*first_and_recent(series))) if len(series.finite) else None
+        finite = series.finite.values
+        verdict = Verdict(course(finite[0].item(), finite[-1].item(), "now")) if len(finite) else None
         return drawn_lines([series], [verdict])
     return draw
 

@@ -12,7 +12,7 @@ from hbpcompiler.report.tracks import Histogram, Track
 from hbpcompiler.report.verdicts import gradients
 
 TESTS = ("norm_test", "inner_test", "ortho_test")
-AXIS_BINS = 60
+AXIS_BINS = 160
 """Most bins on an axis of a histogram of two that are drawn; neighbours are added up beyond."""
 
 

@@ -55,29 +55,48 @@ hbp.tests = chart => {
     yaxis: hbp.axis({range: [-largest, largest], constrain: "domain", title: hbp.title("along"), zeroline: false, nticks: 6})})};
 };
 
-// Bins of different width are drawn side by side; their edges are the labels.
 hbp.isEven = edges => {
   const width = (edges[edges.length - 1] - edges[0]) / (edges.length - 1);
   return edges.every((edge, at) => Math.abs(edge - edges[0] - at * width) < 0.01 * width);
 };
 
-hbp.edgeTicks = edges => {
-  const every = Math.max(1, Math.round((edges.length - 1) / 6)), middle = edges.findIndex(edge => edge >= 0), vals = [];
-  for (let at = Math.max(middle, 0) % every; at < edges.length; at += every) vals.push(at);
-  return {tickvals: vals, ticktext: vals.map(at => edges[at] === 0 ? "0" : String(Number(edges[at].toPrecision(1)).toString().length > 6
-    ? edges[at].toExponential(0) : Number(edges[at].toPrecision(1))))};
+// Where values lie on an axis of bins: as they are if all bins are equally wide, else by sign and magnitude, for which
+// what is next to zero (a hundredth of the counts) gets the middle. Histograms are [edges, counts].
+hbp.places = histograms => {
+  if (histograms.every(([edges]) => hbp.isEven(edges))) return {at: value => value, axis: {nticks: 7}};
+  const unit = Math.min(...histograms.map(([edges, counts]) => hbp.smallest(edges, counts)));
+  const at = value => Math.abs(value) <= unit ? value / unit : Math.sign(value) * (1 + Math.log10(Math.abs(value) / unit));
+  const most = Math.max(...histograms.flatMap(([edges]) => [Math.abs(edges[0]), Math.abs(edges[edges.length - 1])]));
+  const first = Math.ceil(Math.log10(unit)), last = Math.floor(Math.log10(most)), tickvals = [0], ticktext = ["0"];
+  for (let power = last; power >= first; power -= Math.max(1, Math.ceil((last - first + 1) / 3))) {
+    for (const sign of [-1, 1]) {
+      tickvals.push(sign * at(10 ** power));
+      ticktext.push((sign < 0 ? "-" : "") + (power > -3 && power < 4 ? String(Number((10 ** power).toPrecision(1))) : `1e${power}`));
+    }
+  }
+  return {at, axis: {tickmode: "array", tickvals, ticktext}};
+};
+
+// The magnitude below which a hundredth of the counts lies, those in the bin of zero left out.
+hbp.smallest = (edges, counts) => {
+  const bins = counts.map((count, at) => ({count, size: Math.max(Math.abs(edges[at]), Math.abs(edges[at + 1])),
+    zero: edges[at] <= 0 && edges[at + 1] >= 0})).filter(({zero, count}) => !zero && count > 0).sort((a, b) => a.size - b.size);
+  const total = bins.reduce((sum, {count}) => sum + count, 0);
+  let below = 0;
+  for (const {count, size} of bins) {
+    below += count;
+    if (below > 0.01 * total) return size / 2;
+  }
+  return Math.min(...edges.map(Math.abs).filter(edge => edge > 0));
 };
 
 hbp.bars = chart => {
   const shown = hbp.shown(chart), traces = [];
-  const same = shown.every(({data}) => [data.first, data.last].every(
-    bars => bars.edges.length === shown[0].data.last.edges.length && bars.edges.every((edge, at) => edge === shown[0].data.last.edges[at])));
-  const byIndex = same && shown.length && !hbp.isEven(shown[0].data.last.edges);
-  const place = bars => byIndex ? bars.edges.map((_, at) => at) : bars.edges;
+  const places = hbp.places(shown.flatMap(({data}) => [data.first, data.last]).map(bars => [bars.edges, bars.counts]));
   for (const {data, run} of shown) {
     const name = hbp.text(hbp.data.runs[run].name, 28), colour = hbp.runColour(run);
     const outline = (bars, options) => {
-      const x = place(bars);
+      const x = bars.edges.map(places.at);
       traces.push({type: "scatter", mode: "lines", showlegend: false, x: [...x], y: [...bars.counts.map(count => Math.max(count, 0.5)), 0.5],
         line: {shape: "hv", color: colour, ...options.line}, fill: options.fill, fillcolor: hbp.faded(colour, 0.22),
         text: [...bars.counts.map((count, at) => `${count} entries from ${hbp.number(bars.edges[at])} to ${hbp.number(bars.edges[at + 1])}`), ""],
@@ -88,21 +107,22 @@ hbp.bars = chart => {
   }
   const most = Math.max(1, ...shown.flatMap(({data}) => [...data.first.counts, ...data.last.counts]));
   return {traces, layout: hbp.layout({
-    xaxis: hbp.axis({title: hbp.title("entry"), ...(byIndex ? hbp.edgeTicks(shown[0].data.last.edges) : {nticks: 7})}),
+    xaxis: hbp.axis({title: hbp.title("entry"), ...places.axis, zeroline: false}),
     yaxis: hbp.axis({type: "log", range: [-0.3, Math.log10(most) + 0.2], title: hbp.title("count"), dtick: Math.max(1, Math.ceil(Math.log10(most) / 5))})})};
 };
 
 hbp.oneField = (data, run) => {
-  const [rows, columns] = data.edges, byIndex = [rows, columns].map(edges => !hbp.isEven(edges));
-  const place = (edges, index) => index ? edges.map((_, at) => at) : edges;
+  const [rows, columns] = data.edges, sums = [data.counts.map(row => row.reduce((sum, count) => sum + count, 0)),
+    columns.slice(1).map((_, at) => data.counts.reduce((sum, row) => sum + row[at], 0))];
+  const [vertical, horizontal] = [hbp.places([[rows, sums[0]]]), hbp.places([[columns, sums[1]]])];
   const z = data.counts.map(row => row.map(count => count > 0 ? Math.log10(count + 1) : null));
   const text = data.counts.map((row, at) => row.map((count, place) => `${count} with gradient ${hbp.number(rows[at])} to ${hbp.number(rows[at + 1])},`
     + `<br>parameter ${hbp.number(columns[place])} to ${hbp.number(columns[place + 1])}`));
-  return {traces: [{type: "heatmap", x: place(columns, byIndex[1]), y: place(rows, byIndex[0]), z, text, showscale: false, colorscale: hbp.scale(),
+  return {traces: [{type: "heatmap", x: columns.map(horizontal.at), y: rows.map(vertical.at), z, text, showscale: false, colorscale: hbp.scale(),
                     zmin: -0.4, hovertemplate: `%{text}<extra>${hbp.text(hbp.data.runs[run].name, 28)}</extra>`}],
           layout: hbp.layout({
-    xaxis: hbp.axis({title: hbp.title("parameter"), ...(byIndex[1] ? hbp.edgeTicks(columns) : {nticks: 6}), zeroline: false}),
-    yaxis: hbp.axis({title: hbp.title("gradient"), ...(byIndex[0] ? hbp.edgeTicks(rows) : {nticks: 6}), zeroline: false})})};
+    xaxis: hbp.axis({title: hbp.title("parameter"), ...horizontal.axis, zeroline: false}),
+    yaxis: hbp.axis({title: hbp.title("gradient"), ...vertical.axis, zeroline: false})})};
 };
 
 // Fields of several runs lie side by side.

@@ -14,6 +14,6 @@ def not_finite(count: int, first: int, known: int) -> Verdict | None:
     return Verdict(f"{count} of {known} values are not finite, the first at step {first}", notable=True)
 
 
-def course(first: float, last: float) -> str:
-    """From where to where: "0.31 now, 2.1 at first"."""
-    return f"{number(last)} now, {number(first)} at first"
+def course(first: float, recent: float, when: str = "lately") -> str:
+    """From where to where: "0.31 lately, 2.1 at first"."""
+    return f"{number(recent)} {when}, {number(first)} at first"

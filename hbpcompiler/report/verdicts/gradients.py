@@ -57,7 +57,7 @@ def entries(counts: Tensor, edges: Tensor) -> Verdict:
     total = counts.sum().item()
     if not total > 0:
         return Verdict("the histogram is empty", notable=True)
-    ends = (counts[0] + counts[-1]).item() / total if len(counts) > 2 else 0.0
+    ends = (counts[0] + counts[-1]).item() / total if len(counts) > 2 and not cut_down(edges) else 0.0
     zero = counts[(edges[:-1] <= 0) & (edges[1:] >= 0)].sum().item() / total
     low, high = (number(value, 2) for value in middle(counts, edges))
     if ends > AT_THE_ENDS:
@@ -68,6 +68,15 @@ def entries(counts: Tensor, edges: Tensor) -> Verdict:
         return Verdict(f"{share(zero)} of the entries lie in the bin of zero: dead units, vanishing gradients or bins "
                        "that are too wide", notable=True)
     return Verdict(f"90 % of the entries lie between {low} and {high}")
+
+
+def cut_down(edges: Tensor) -> bool:
+    """Whether outer bins were left out because they were empty: then nothing was put into the outermost ones that lies
+    beyond. Seen from the edges of bins by magnitude, two to an octave, that end below 2^24, where those of
+    `hbp.Monitor` do."""
+    ratios = [(edges[-1] / edges[-2]).item(), (edges[0] / edges[1]).item()]
+    by_magnitude = any(abs(ratio - step) < 1e-6 for ratio in ratios for step in (1.5, 4 / 3, 2.0))
+    return by_magnitude and edges.abs().max().item() < 2.0**24
 
 
 def middle(counts: Tensor, edges: Tensor, inside: float = 0.9) -> tuple[float, float]:

@@ -1,0 +1,180 @@
+"""A run in the terminal, while it goes on: the instruments' words with their last values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hbpcompiler.errors import InputError
+from hbpcompiler.report.instruments import COLUMNS, Instrument, of_ones_own
+from hbpcompiler.report.layers import spread
+from hbpcompiler.report.tracks import Series, Track
+from hbpcompiler.report.words import Verdict, number
+from hbpcompiler.runs import Run
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH = 24
+"""Characters of a course."""
+EVERY = 1.0
+"""Seconds between two looks at the log."""
+FIGURES = frozenset({"areas"})
+"""Instruments that are pictures of another one's numbers."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An instrument in a line."""
+
+    title: str
+    value: str
+    course: str
+    verdicts: tuple[Verdict, ...]
+
+
+def watch(path: str | Path, *, console: Console | None = None, every: float = EVERY,
+          stop: Callable[[Run], bool] | None = None) -> None:
+    """Shows a log as a table that is renewed while the log grows; without a terminal, a line for each new step.
+
+    Waits for a file that is not there yet or has no line; a last line that is half written waits for its end.
+    Ctrl-C ends it.
+
+    Args:
+        path: log of `hbp.Monitor`.
+        console: where to show it; standard output if None.
+        every: seconds between two looks.
+        stop: asked after each look; True ends.
+
+    Raises:
+        InputError: the file is there and is no log.
+    """
+    console = console or Console()
+    looks = _looks(Path(path), every, stop)
+    try:
+        if console.is_terminal:
+            with Live(console=console, auto_refresh=False) as live:
+                for run in looks:
+                    live.update(view(run), refresh=True)
+        else:
+            _lines(looks, console)
+    except KeyboardInterrupt:
+        pass
+
+
+def _looks(path: Path, every: float, stop: Callable[[Run], bool] | None) -> Iterator[Run]:
+    """The run each time that its log has grown; first as it is. Looking takes a tenth of one core's time at most."""
+    run = Run(str(path))
+    while True:
+        before = time.process_time()
+        if _begun(path) and run.refresh():
+            yield run
+        if stop is not None and stop(run):
+            return
+        time.sleep(max(every, 9 * (time.process_time() - before)))
+
+
+def _begun(path: Path) -> bool:
+    """Whether the log's first line is whole."""
+    try:
+        with path.open("rb") as file:
+            return file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(f"the log {path} cannot be read: {error.strerror}") from error
+
+
+def _lines(looks: Iterator[Run], console: Console) -> None:
+    """One line for each new step that has a number, another where later lines of the log add to it, and what stands out
+    when that changes."""
+    shown: dict[int, set[str]] = {}
+    said: set[str] = set()
+    for run in looks:
+        latest = max(shown, default=-1)
+        for step in (step for step in run.steps if step.step >= latest):
+            names = shown.setdefault(step.step, set())
+            numbers = {name: number(value, 4) for name, value in step.values.items()
+                       if isinstance(value, int | float) and name not in names}
+            names |= set(numbers)
+            if numbers:
+                line = "  ".join([f"step {step.step}", f"{step.time:.1f} s", *map(" ".join, numbers.items())])
+                console.out(printable(line), highlight=False)
+        for row in rows(Track(run)):
+            for verdict in row.verdicts:
+                if verdict.notable and verdict.text not in said:
+                    said.add(verdict.text)
+                    console.out(printable(f"! {row.title}: {verdict.text}"), highlight=False)
+
+
+def view(run: Run) -> RenderableType:
+    """The run as a table, one line an instrument."""
+    track = Track(run)
+    title = Text(printable(track.name))
+    table = Table(expand=False, title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("instrument", no_wrap=True, overflow="ellipsis", max_width=34)
+    table.add_column("now", justify="right", no_wrap=True)
+    table.add_column("course", no_wrap=True)
+    table.add_column("in words", overflow="fold", ratio=1)
+    for row in rows(track):
+        words = Text()
+        for index, verdict in enumerate(row.verdicts):
+            style = "bold yellow" if verdict.notable else ""
+            words.append(("; " if index else "") + printable(verdict.text), style=style)
+        table.add_row(Text(printable(row.title)), Text(row.value), Text(row.course, style="cyan"), words)
+    left_out = run.header.get("left_out")
+    below = [f"step {run.last_step}, {number(run.last_time)} s, {len(run.by_step)} steps tracked"]
+    if isinstance(left_out, dict) and left_out:
+        below.append(f"left out: {', '.join(left_out)}")
+    return Group(table, Text(printable("; ".join([*below, *run.problems])), style="dim"))
+
+
+def printable(text: str) -> str:
+    """Without characters that a terminal obeys, which names of a run may hold."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def rows(track: Track) -> list[Row]:
+    """The instruments that have something, in the order of the page."""
+    found = []
+    for heading, instruments in COLUMNS.items():
+        own = of_ones_own([track]) if heading == "Context" else []
+        found += [row for instrument in [*instruments, *own] if (row := _row(instrument, track)) is not None]
+    if (verdict := spread(track)) is not None:
+        found.append(Row("Layers", "", "", (verdict,)))
+    return found
+
+
+def _row(instrument: Instrument, track: Track) -> Row | None:
+    if instrument.key in FIGURES:
+        return None
+    drawn = instrument.draw(track)
+    if drawn is None:
+        return None
+    series = next((found for name in instrument.needs if len(found := track.series(name))), None)
+    if series is None:
+        return Row(instrument.title, "", "", drawn.verdicts)
+    return Row(instrument.title, number(series.values[-1].item()), course(series), drawn.verdicts)
+
+
+def course(series: Series) -> str:
+    """A series in blocks from its least to its largest; a cross where a value is not finite."""
+    parts = series.values.tensor_split(min(WIDTH, len(series)))
+    middles = [part.median().item() for part in parts]
+    finite = series.finite.values
+    if not len(finite):
+        return "x" * len(middles)
+    ordered = [part[part.isfinite()].median().item() for part in parts if bool(part.isfinite().any())]
+    low, high = min(ordered), max(ordered)
+    return "".join(_block(middle, low, high) for middle in middles)
+
+
+def _block(value: float, low: float, high: float) -> str:
+    if not low <= value <= high:
+        return "x"
+    return BLOCKS[round((len(BLOCKS) - 1) * (value - low) / (high - low))] if high > low else BLOCKS[3]
