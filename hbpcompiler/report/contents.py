@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hbpcompiler.report.instruments import COLUMNS, Drawn, Instrument, of_ones_own
-from hbpcompiler.report.layers import fields_by_layer, heatmaps, spread
+from hbpcompiler.report.layers import fields_by_layer, heatmaps, spread_of
 from hbpcompiler.report.tracks import Track
 from hbpcompiler.report.words import Verdict, number
 
@@ -56,9 +56,9 @@ class Contents:
                 for verdict in drawn.verdicts if drawn is not None else ():
                     if verdict.notable:
                         said.setdefault((run, verdict.text), []).append(link)
-        for run, verdict in enumerate(self.layer_verdicts):
-            if verdict is not None and verdict.notable:
-                said.setdefault((run, verdict.text), []).append(("layers", "Layers"))
+        for run, spread in enumerate(self.layer_verdicts):
+            if spread is not None and spread.notable:
+                said.setdefault((run, spread.text), []).append(("layers", "Layers"))
         return [Finding(run, links, text) for (run, text), links in sorted(said.items(), key=lambda item: item[0][0])]
 
     def data(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def contents(tracks: Sequence[Track]) -> Contents:
                 found.missing.append((instrument.title, _why(instrument, tracks)))
     found.layers = heatmaps(tracks)
     found.fields = fields_by_layer(tracks)
-    found.layer_verdicts = [spread(track) for track in tracks]
+    found.layer_verdicts = [spread_of(track) for track in tracks]
     if not found.layers:
         found.missing.append(("Layers", "no quantity by parameter was tracked"))
     found.problems = [(track.name, problem) for track in tracks for problem in track.run.problems]

@@ -119,7 +119,7 @@ def fields_by_layer(tracks: Sequence[Track]) -> list[dict[str, Any]]:
     return [{name: field(histogram, bins) for name, histogram in fields.items()} for fields in found]
 
 
-def spread(track: Track) -> Verdict | None:
+def spread_of(track: Track) -> Verdict | None:
     """The recent gradients of the layers against each other."""
     layers = track.layers("grad_norm")
     if layers is None:

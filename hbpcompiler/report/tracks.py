@@ -86,8 +86,9 @@ class Track:
     def names(self) -> list[str]:
         """Of all that was tracked or added, each once, in order of appearance."""
         seen: dict[str, None] = {}
-        for line in [*self.run.by_step.values(), *self.run.scalars]:
-            seen |= dict.fromkeys(line.values)
+        values = [step.values for step in self.run.by_step.values()] + [added.values for added in self.run.scalars]
+        for names in values:
+            seen |= dict.fromkeys(names)
         return list(seen)
 
     @cached_property

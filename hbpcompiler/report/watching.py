@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hbpcompiler.errors import InputError
 from hbpcompiler.report.instruments import COLUMNS, Instrument, of_ones_own
-from hbpcompiler.report.layers import spread
+from hbpcompiler.report.layers import spread_of
 from hbpcompiler.report.tracks import Series, Track
 from hbpcompiler.report.words import Verdict, number
 from hbpcompiler.runs import Run
@@ -145,7 +145,7 @@ def rows(track: Track) -> list[Row]:
     for heading, instruments in COLUMNS.items():
         own = of_ones_own([track]) if heading == "Context" else []
         found += [row for instrument in [*instruments, *own] if (row := _row(instrument, track)) is not None]
-    if (verdict := spread(track)) is not None:
+    if (verdict := spread_of(track)) is not None:
         found.append(Row("Layers", "", "", (verdict,)))
     return found
 

@@ -35,6 +35,7 @@ pytest.importorskip("selenium")
 
 @pytest.fixture(scope="module")
 def browser():
+    assert is_there(), "HBP_BROWSER=1, but there is no browser: apt-get install chromium chromium-driver"
     window = Browser()
     yield window
     window.close()

@@ -67,10 +67,20 @@ hbp.layerMap = () => {
     shapes: [{type: "rect", xref: "paper", x0: 0, x1: 1, y0: at - 0.5, y1: at + 0.5, line: {color: hbp.runColour(run), width: 2}}]})};
 };
 
+// Where a step lies among the groups' steps, between two where it is between them.
+hbp.place = (steps, wanted) => {
+  const after = Math.max(steps.findIndex(step => step >= wanted), 0);
+  return after && steps[after] > wanted ? after - (steps[after] - wanted) / (steps[after] - steps[after - 1]) : after;
+};
+
 hbp.stepTicks = (steps, many) => {
-  const every = Math.max(1, Math.floor(steps.length / many)), tickvals = [];
-  for (let at = 0; at < steps.length; at += every) tickvals.push(at);
-  return {tickvals, ticktext: tickvals.map(at => String(steps[at]))};
+  const span = (steps[steps.length - 1] - steps[0]) / many, power = 10 ** Math.floor(Math.log10(Math.max(span, 1)));
+  const every = [1, 2, 5, 10].map(digit => digit * power).find(width => width >= span) || 1, tickvals = [], ticktext = [];
+  for (let wanted = Math.ceil(steps[0] / every) * every; wanted <= steps[steps.length - 1]; wanted += every) {
+    tickvals.push(hbp.place(steps, wanted));
+    ticktext.push(String(wanted));
+  }
+  return {tickvals, ticktext};
 };
 
 hbp.layerCurve = () => {
@@ -88,11 +98,12 @@ hbp.layerCurve = () => {
 // A row as the instruments' curves are.
 hbp.curveOf = (packed, median, low, high) => {
   const kept = packed.steps.map((_, at) => at).filter(at => Number.isFinite(median[at]));
-  const pick = values => kept.map(at => values[at]), sorted = pick(median).sort((a, b) => a - b);
+  const pick = values => kept.map(at => values[at]), ordered = values => pick(values).filter(Number.isFinite).sort((a, b) => a - b);
+  const lows = ordered(low), highs = ordered(high), few = lows.length <= 20;
   const lost = packed.steps.filter((_, at) => !Number.isFinite(low[at]) || !Number.isFinite(high[at]));
   const ends = pick(low).concat(pick(high)).filter(Number.isFinite);
-  const common = {steps: pick(packed.steps), count: packed.steps.length, positive: sorted.length > 0 && ends.every(value => value > 0),
-    range: sorted.length ? [hbp.quantile(sorted, sorted.length > 20 ? 0.02 : 0), hbp.quantile(sorted, sorted.length > 20 ? 0.98 : 1)] : null,
+  const common = {steps: pick(packed.steps), count: packed.steps.length, positive: ends.length > 0 && ends.every(value => value > 0),
+    range: lows.length ? [hbp.quantile(lows, few ? 0 : 0.02), hbp.quantile(highs, few ? 1 : 0.98)] : null,
     notFinite: lost.length ? {count: lost.length, first: lost[0], steps: lost} : null};
   if (!packed.low) return {...common, values: pick(median), smooth: pick(median)};
   const safe = values => pick(values).map((value, at) => Number.isFinite(value) ? value : pick(median)[at]);

@@ -53,7 +53,7 @@ hbp.seriesTraces = (curve, line, run, axis, range) => {
   } else {
     traces.push({...common, x: curve.steps, y: curve.smooth, mode: "lines", line: stroke, hoverinfo: "skip"});
     traces.push({...common, x: curve.steps, y: curve.values, mode: "markers",
-                 marker: {color: hbp.faded(colour, line.role === "main" ? 0.5 : 0.3),
+                 marker: {color: hbp.faded(colour, curve.steps.length < 4 ? 1 : line.role === "main" ? 0.5 : 0.3),
                           size: curve.steps.length > 150 ? 3.5 : curve.steps.length < 4 ? 9 : 5},
                  hovertemplate: `%{y:.4~g} ${label}`});
     hbp.beyond(traces, common, curve.steps, curve.values, curve.values, range, colour, label);
@@ -61,11 +61,12 @@ hbp.seriesTraces = (curve, line, run, axis, range) => {
   return traces;
 };
 
-// Names of lines that share an axis, at the end of those of one run.
-hbp.lineNames = (data, lines, axis) => lines.filter(({at}) => data.lines[at].steps.length > 1).map(({line, at}) => {
+// Names of lines that share an axis, beside those of one run, each at another place.
+hbp.lineNames = (data, lines, axis) => lines.filter(({at}) => data.lines[at].steps.length > 1).map(({line, at}, index) => {
   const curve = data.lines[at], height = curve.median || curve.smooth;
-  return {type: "scatter", mode: "text", x: curve.steps.slice(-1), y: height.slice(-1), text: [hbp.text(line.label)], yaxis: axis,
-          textposition: line.role === "third" ? "bottom left" : "top left", textfont: {size: 11, color: hbp.colour("ink")}, showlegend: false, hoverinfo: "skip"};
+  const place = Math.round([0.88, 0.55, 0.25][index % 3] * (curve.steps.length - 1));
+  return {type: "scatter", mode: "text", x: [curve.steps[place]], y: [height[place]], text: [hbp.text(line.label)], yaxis: axis,
+          textposition: "top center", textfont: {size: 11, color: hbp.colour("ink")}, showlegend: false, hoverinfo: "skip"};
 });
 
 // Triangles at the edge of the range, for values beyond it.

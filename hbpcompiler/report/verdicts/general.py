@@ -15,5 +15,7 @@ def not_finite(count: int, first: int, known: int) -> Verdict | None:
 
 
 def course(first: float, recent: float, when: str = "lately") -> str:
-    """From where to where: "0.31 lately, 2.1 at first"."""
+    """From where to where: "0.31 lately, 2.1 at first"; a number alone where nothing has changed."""
+    if recent == first:
+        return number(recent)
     return f"{number(recent)} {when}, {number(first)} at first"
