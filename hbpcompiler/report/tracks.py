@@ -18,6 +18,8 @@ RECENT = 0.1
 """Share of a run, at its end, that verdicts speak of."""
 AT_LEAST = 5
 """Values that this share holds at least, where there are as many."""
+BY_GROUP = "lr"
+"""The quantity that is one number for each group of the optimizer where they differ."""
 SUMMED = frozenset({"hess_trace"})
 """Quantities by parameter whose whole is the sum; that of norms is the root of the sum of squares."""
 
@@ -95,7 +97,9 @@ class Track:
     def sizes(self) -> dict[str, int]:
         """Numbers in each parameter, in the model's order."""
         shapes = self.header.get("parameters")
-        return {str(name): math.prod(shape) for name, shape in shapes.items()} if isinstance(shapes, dict) else {}
+        if not isinstance(shapes, dict):
+            return {}
+        return {name: math.prod(shape) for name, shape in shapes.items() if isinstance(shape, list)}
 
     @cached_property
     def optimizer(self) -> dict[str, Any]:
@@ -111,10 +115,18 @@ class Track:
         found = [(step, _total(name, value)) for step, value in self._values(name)]
         return _series([(step, value) for step, value in found if value is not None])
 
+    def rates(self) -> tuple[Series, Series]:
+        """The largest and the smallest step size of the optimizer's groups, by step."""
+        found = [(step, list(value.values()) if _by_parameter(value) else [value])
+                 for step, value in self._values(BY_GROUP)]
+        numbers = [(step, parts) for step, parts in found if all(map(_is_number, parts))]
+        return (_series([(step, max(parts)) for step, parts in numbers]),
+                _series([(step, min(parts)) for step, parts in numbers]))
+
     @cached_property
     def rows(self) -> Series:
         """Samples of the batch, by step."""
-        return _series([(step.step, float(step.rows)) for step in self.run.steps if step.rows is not None])
+        return _series([(step.step, step.rows) for step in self.run.steps if _is_number(step.rows)])
 
     def layers(self, name: str) -> Layers | None:
         """A quantity by parameter, in the model's order; None where there is none."""
@@ -131,13 +143,14 @@ class Track:
             names |= dict.fromkeys(value)
         tracked = {key for _, value in found for key in value}
         kept = tuple(key for key in names if key in tracked)
-        rows = [[value.get(key, math.nan) for key in kept] for _, value in found]
+        rows = [[_number(value.get(key)) for key in kept] for _, value in found]
         return Layers(kept, torch.tensor([step for step, _ in found]), torch.tensor(rows, dtype=torch.float64))
 
     @cached_property
     def layered(self) -> list[str]:
         """Names of the quantities by parameter."""
-        return [name for name in self.names if any(_by_parameter(value) for _, value in self._values(name))]
+        return [name for name in self.names if name != BY_GROUP
+                and any(_by_parameter(value) for _, value in self._values(name))]
 
     def histograms(self, name: str) -> tuple[Histogram, Histogram] | None:
         """The first and the last of one axis."""
@@ -177,8 +190,20 @@ def _by_parameter(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and _is_number(next(iter(value.values())))
 
 
+def _number(value: Any) -> float:
+    """nan for what is none."""
+    return float(value) if _is_number(value) else math.nan
+
+
 def _is_histogram(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("counts"), list) and isinstance(value.get("edges"), list)
+    """Whether it has counts and, on each axis, one edge more."""
+    if not (isinstance(value, dict) and isinstance(value.get("counts"), list) and isinstance(value.get("edges"), list)):
+        return False
+    counts, edges = value["counts"], value["edges"]
+    if counts and isinstance(counts[0], list):
+        return (len(edges) == 2 and len(edges[0]) == len(counts) + 1
+                and all(len(row) == len(edges[1]) - 1 for row in counts))
+    return len(counts) > 0 and len(edges) == len(counts) + 1
 
 
 def _total(name: str, value: Any) -> float | None:
@@ -187,7 +212,7 @@ def _total(name: str, value: Any) -> float | None:
         return float(value)
     if not _by_parameter(value):
         return None
-    parts = torch.tensor(list(value.values()), dtype=torch.float64)
+    parts = torch.tensor([_number(part) for part in value.values()], dtype=torch.float64)
     return float(parts.sum() if name in SUMMED else parts.square().sum().sqrt())
 
 

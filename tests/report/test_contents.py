@@ -86,6 +86,32 @@ def test_norms_add_up_as_squares_and_traces_as_they_are(tmp_path):
     assert track.rows.at(torch.tensor([5])).tolist() == [8.0]
 
 
+def test_groups_of_an_optimizer_have_step_sizes_of_their_own_and_no_common_edge(tmp_path):
+    lines = [made_up.header("run", {"a": [2]}),
+             *({"kind": "step", "step": step, "time": 0.0, "rows": 4,
+                "values": {"lr": lr, "hess_max_ev": 30.0}}
+               for step, lr in enumerate([0.1, {"group 0": 0.1, "group 1": 0.01}]))]
+    page = contents(tracks_of([read(made_up.write(tmp_path / "log.jsonl", lines))]))
+    cards = {card.instrument.key: card.drawn[0] for cards in page.columns.values() for card in cards}
+    assert "step sizes from 0.01 to 0.1" in cards["lr"].verdicts[0].text
+    assert [line["values"] for line in cards["lr"].data["lines"]] == [[0.1, 0.1], [0.1, 0.01]]
+    assert cards["hess_max_ev"].verdicts[0].text == "sharpest direction 30"
+    assert cards["hess_max_ev"].data["lines"][1]["values"] == [20.0]
+    assert page.layers == []
+
+
+def test_odd_values_of_a_log_are_left_out(tmp_path):
+    lines = [made_up.header("run", {"a": [2], "b": 3}, optimizer=None, left_out=None, notes=None),
+             {"kind": "step", "step": 0, "time": 0.0, "rows": "many",
+              "values": {"loss": 1.0, "mine": "words", "list": [1], "none": None, "yes": True, "lr": "fast",
+                         "empty": {}, "grad_norm": {"a": 1.0, "b": None}, "grad_hist_1d": {"counts": [1, 2], "edges": [0, 1]},
+                         "grad_hist_2d": {"": {"counts": [[1, 2], [3]], "edges": [[0, 1, 2], [0, 1, 2]]}}}}]
+    page = contents(tracks_of([read(made_up.write(tmp_path / "log.jsonl", lines))]))
+    shown = [card.instrument.key for cards in page.columns.values() for card in cards]
+    assert shown == ["grad_norm", "loss"]
+    json.dumps(page.data(), allow_nan=False)
+
+
 def unpacked(text, code):
     data = base64.b64decode(text)
     return list(struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data))

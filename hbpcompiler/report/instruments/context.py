@@ -25,7 +25,7 @@ def _loss(track: Track) -> Drawn | None:
 
 
 def _step_size(track: Track) -> Drawn | None:
-    lr = track.series("lr")
+    lr, smallest = track.rates()
     if not len(lr):
         return None
     optimizer = track.optimizer.get("name", "")
@@ -33,14 +33,17 @@ def _step_size(track: Track) -> Drawn | None:
               if name not in ("name", "lr") and isinstance(value, int | float) and value]
     first, last = lr.values[0].item(), lr.values[-1].item()
     said = f"step size {number(last)}" + ("" if first == last else f" now, {number(first)} at first")
-    return drawn_lines([lr], [Verdict(", ".join([f"{optimizer} {said}".strip(), *others]))])
+    if bool((lr.values != smallest.values).any()):
+        said = f"step sizes from {number(smallest.values[-1].item())} to {number(last)} in the optimizer's groups"
+    return drawn_lines([lr, smallest], [Verdict(", ".join([f"{optimizer} {said}".strip(), *others]))])
 
 
 def of_ones_own(tracks: Sequence[Track]) -> list[Instrument]:
     """An instrument for each number that has none: what was added, and quantities of the user's."""
     names = dict.fromkeys(name for track in tracks for name in track.names if name not in KNOWN)
     numbers = [name for name in names if any(len(track.series(name)) for track in tracks)]
-    return [Instrument(f"own-{index}", name, (name,), "Of your own. Over all parameters where it is one by parameter.",
+    return [Instrument(f"own-{index}", name, (name,), "A number of your own; where it is one by "
+                       "parameter, the root of the sum of squares.",
                        "series", _drawing(name), (Line(name),), {"log": True}) for index, name in enumerate(numbers)]
 
 
@@ -57,5 +60,6 @@ CONTEXT = (
     Instrument("loss", "Loss", ("loss",), "Of the mini-batch, as it is minimized.", "series", _loss, (Line("loss"),),
                {"log": True}),
     Instrument("lr", "Step size", ("lr",), "As the optimizer has it at each step, and its other settings.", "series",
-               _step_size, (Line("step size", role="stairs"),), {"log": True}),
+               _step_size,
+               (Line("step size", role="stairs"), Line("smallest step size of a group", role="stairs")), {"log": True}),
 )

@@ -33,10 +33,11 @@ def edge_by_step(track: Track, series: Series) -> Series:
 
 
 def _step_size(track: Track, steps: torch.Tensor) -> torch.Tensor:
-    """As tracked; as the header has it where it was not."""
-    tracked = track.series("lr")
-    if len(tracked):
-        return tracked.at(steps)
+    """As tracked; as the header has it where it was not; nan where the optimizer's groups differ in it."""
+    largest, smallest = track.rates()
+    if len(largest):
+        found = largest.at(steps)
+        return torch.where(found == smallest.at(steps), found, torch.nan)
     lr = track.optimizer.get("lr")
     return torch.full((len(steps),), float(lr) if isinstance(lr, int | float) else float("nan"), dtype=torch.float64)
 
