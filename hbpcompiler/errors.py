@@ -87,6 +87,14 @@ class LogWarning(UserWarning):
     """The log of a run cannot be written; training goes on, and lines are kept until they can be."""
 
 
+class NotFiniteWarning(UserWarning):
+    """The loss or the gradient of a training step is infinite or NaN."""
+
+
+class TotalWarning(UserWarning):
+    """A total of a data set depends on how that is cut, cannot be resumed, or is of other numbers than the model's."""
+
+
 class UnusedParametersWarning(UserWarning):
     """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
 

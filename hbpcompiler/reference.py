@@ -26,8 +26,8 @@ def reference(
     model: nn.Module, loss: Loss, inputs: Inputs, target: Any, quantity: str, *, seed: int = 0
 ) -> dict[str, Tensor]:
     """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, second_moment, variance,
-    diag_ggn or diag_h. `seed` fixes the random draws (dropout) of the one forward pass. A loss that is `Weighted`
-    weighs the samples, here and below."""
+    diag_ggn, diag_h, trace_ggn or trace_h; ValueError for any other. `seed` fixes the random draws (dropout) of the one
+    forward pass. A loss that is `Weighted` weighs the samples, here and below."""
     run = Forward(model, loss, inputs, target, seed)
     functions: dict[str, Callable[[str], Tensor]] = {
         "grad": run.grad,
@@ -37,7 +37,11 @@ def reference(
         "variance": run.variance,
         "diag_ggn": lambda name: run.ggn(name).diagonal().view_as(run.parameters[name]),
         "diag_h": run.diag_h,
+        "trace_ggn": lambda name: run.ggn(name).trace(),
+        "trace_h": lambda name: run.diag_h(name).sum(),
     }
+    if quantity not in functions:
+        raise ValueError(f"there is no reference for {quantity!r}; there is one for {', '.join(functions)}")
     return {name: functions[quantity](name) for name in run.parameters}
 
 

@@ -1,4 +1,4 @@
-"""Operations that let no derivative through: detach, and constants of the shape of another value."""
+"""Operations that let no derivative through: detach, and constants or draws of the shape of another value."""
 
 from __future__ import annotations
 
@@ -25,5 +25,9 @@ CONSTANTS = [
     stopping("aten.zeros_like"),
     stopping("aten.ones_like"),
     stopping("aten.full_like", fill_value=1.5),
+    stopping("aten.rand_like"),
+    stopping("aten.randn_like"),
+    stopping("aten.randint_like", high=3),
+    stopping("aten.randint_like.low_dtype", low=1, high=4),
     stopping("aten.fill.Scalar", value=1.5),
 ]

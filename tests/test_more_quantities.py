@@ -42,6 +42,18 @@ def test_each_share_is_its_samples_own():
                 close(3 * result[f"batch_diag_{whole}"][name][n], value, f"sample {n}, {name}")
 
 
+def test_references_of_traces_and_of_what_there_is_none_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double()
+    X, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    result = hbp.compile(model, quantities=["trace_ggn", "trace_h"])(X, y)
+    for quantity in result:
+        for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+    with pytest.raises(ValueError, match="no reference for 'kfra'; there is one for grad, batch_grad"):
+        reference(model, nn.CrossEntropyLoss(), [X], y, "kfra")
+
+
 @given(RANDOM)
 def test_batch_dot(setting):
     model, loss, X, y = setting

@@ -227,3 +227,11 @@ def test_the_temporary_folder_goes_with_the_process():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert found
     assert not os.path.exists(found)
+
+
+def test_a_batch_in_one_argument():
+    compiled = hbp.compile(nn.Linear(2, 3))
+    batch = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(hbp.InputError, match=r"1 argument was given, a tuple of 2: with a star before it, "
+                                             r"compiled\(\*batch\)"):
+        compiled(batch)

@@ -10,13 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-from hbpcompiler.compiler.trace.batch import Batch, batch_of
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import InputError, InputTypeError
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Under which of these names a dict holds the target."""
 
@@ -28,6 +38,8 @@ def arguments_of(item: Any, prepare: Callable[[Any], Any] | None, device: torch.
     """
     if prepare is not None:
         item = prepare(item)
+    if isinstance(item, tuple | list) and len(item) > 1:
+        return tuple([_moved(part, device) for part in item])
     if isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")):
         held = {key: item[key] for key in item.keys()}  # noqa: SIM118 - not every such object can be iterated
         found = [name for name in TARGETS if name in held]
@@ -39,7 +51,7 @@ def arguments_of(item: Any, prepare: Callable[[Any], Any] | None, device: torch.
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise InputTypeError(f"a batch of the loader's is a {type(item).__name__}, not (X, y); pass prepare=, a "
                              "function that makes (X, y) of it")
-    return tuple(_moved(part, device) for part in item)
+    return tuple([_moved(part, device) for part in item])
 
 
 def _moved(item: Any, device: torch.device) -> Any:
@@ -56,10 +68,8 @@ def _moved(item: Any, device: torch.device) -> Any:
 class One:
     """One batch, read."""
 
-    arguments: tuple[Any, ...]
-    """Of the call."""
     batch: Batch
-    """The same."""
+    """Of the call, checked."""
     count: float | None
     sample_weights: Tensor | None
     indices: Sequence[int] | Tensor | None
@@ -81,10 +91,9 @@ class Said:
     sample_weights: Callable[[Any], Any] | None
     indices: Callable[[Any], Any] | None
 
-    def of(self, item: Item, device: torch.device) -> One:
-        """Raises InputError for what is no batch, and indices that are not one for each sample."""
-        arguments = arguments_of(item.batch, self.prepare, device)
-        batch = batch_of(arguments)
+    def of(self, item: Item, model: nn.Module, device: torch.device) -> One:
+        """Raises InputError for what is no batch of this model's, and indices that are not one for each sample."""
+        batch = check_batch(model, arguments_of(item.batch, self.prepare, device))
         samples = batch.samples
         count = None if self.count is None else float(self.count(item.batch))
         weights = None if self.sample_weights is None else _moved(self.sample_weights(item.batch), device)
@@ -92,12 +101,12 @@ class Said:
             raise InputError(f"sample_weights gave {_shown(weights)} for a batch of {samples} samples; it must be a "
                              f"tensor of shape [{samples}], a weight for each")
         if self.indices is None:
-            return One(arguments, batch, count, weights, item.indices, item.own_data)
+            return One(batch, count, weights, item.indices, item.own_data)
         indices = torch.as_tensor(self.indices(item.batch)).cpu()
         if indices.shape != (samples,) or indices.dtype not in INTEGERS:
             raise InputError(f"indices gave {_shown(indices)} for a batch of {samples} samples; it must be an integer "
                              "for each, its index in the data set")
-        return One(arguments, batch, count, weights, indices, own_data=False)
+        return One(batch, count, weights, indices, own_data=False)
 
 
 def _shown(value: Any) -> str:
@@ -167,6 +176,12 @@ def _in_data_set(dataset: Any, indices: list[Any]) -> list[int] | None:
         return [operator.index(index) for index in indices]
     except TypeError:
         return None
+
+
+def shuffles_anew(loader: Any) -> bool:
+    """Whether it draws its order from torch's global generator, which stands elsewhere in the next run."""
+    sampler = getattr(loader, "sampler", None)
+    return isinstance(sampler, SHUFFLING) and sampler.generator is None
 
 
 def length_of(loader: Any) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided, merge_spread
+from hbpcompiler.accumulate.pieces import merge_spread
+from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
 from hbpcompiler.accumulate.weigh import check_alike
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 

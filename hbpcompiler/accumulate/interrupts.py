@@ -6,21 +6,51 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C inside counts behind it. In the main thread, that is: Python interrupts no other."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
-        yield
-        return
-    come: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: come.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if come and callable(before):
-        before(*come[0])
+class Interrupts:
+    """Inside, Ctrl-C counts behind what is `whole`; at once elsewhere.
+
+    In the main thread, that is: Python interrupts no other. The handler is there for the whole run: to change it takes
+    as long as some additions.
+    """
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._come: list[tuple[int, FrameType | None]] = []
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if callable(before):  # neither ignored, nor by a handler that is not Python's
+                self._before = before
+                signal.signal(signal.SIGINT, self._noted)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is inside is done as a whole."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+        if self._come:
+            self._passed_on(*self._come.pop())
+
+    def _noted(self, number: int, frame: FrameType | None) -> None:
+        if self._busy:
+            self._come[:] = [(number, frame)]
+        else:
+            self._passed_on(number, frame)
+
+    def _passed_on(self, number: int, frame: FrameType | None) -> None:
+        self._before(number, frame)

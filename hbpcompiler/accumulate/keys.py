@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -17,12 +18,16 @@ def keys_of(seed: int, source: int, indices: Sequence[int] | Tensor) -> Tensor:
 
     `source` tells data sets apart that count their samples each by itself; 0 for one that all ranks have parts of.
     """
-    hashed = hashlib.blake2b(f"{seed}/{source}".encode(), digest_size=8).digest()
-    state = int.from_bytes(hashed, "big", signed=True)
-    z = state + (torch.as_tensor(indices, dtype=torch.int64) + 1) * GOLDEN
+    z = _state(seed, source) + (torch.as_tensor(indices, dtype=torch.int64) + 1) * GOLDEN
     z = (z ^ _shifted(z, 30)) * -4658895280553007687
     z = (z ^ _shifted(z, 27)) * -7723592293110705685
     return z ^ _shifted(z, 31)
+
+
+@functools.cache
+def _state(seed: int, source: int) -> int:
+    hashed = hashlib.blake2b(f"{seed}/{source}".encode(), digest_size=8).digest()
+    return int.from_bytes(hashed, "big", signed=True)
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,23 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.accumulate.adding import Adding
-from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of
+from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
-from hbpcompiler.accumulate.interrupts import uninterrupted
+from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average
+from hbpcompiler.accumulate.sums import Key, Sums, check_adds, check_has_average
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.accumulate.weigh import Weigher, Weight
-from hbpcompiler.arguments import SAMPLE_WEIGHTS
+from hbpcompiler.arguments import SAMPLE_WEIGHTS, brought_by
+from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of
-from hbpcompiler.errors import InputError, InputTypeError
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 from hbpcompiler.result import Result
 
@@ -75,7 +76,9 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
         arguments: of every call, beside its batch: {"bases": ...} for the quantity `eigenvalues`.
 
     Raises InputError for a batch that does not fit, naming its number; for a checkpoint of another run, with every
-    difference; for a loader that gives other batches than before; and for a rank that failed.
+    difference; for a loader that gives other batches than before; and for a rank that failed. Warns (TotalWarning) of
+    draws that belong to no sample, so that the total depends on the cutting, naming their lines; and of a loader with a
+    checkpoint that will shuffle otherwise when it is resumed.
     """
     _check(compiled, dtype, checkpoint_every, max_batches)
     ranks = Ranks(group)
@@ -106,15 +109,6 @@ def _check(compiled: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -
         raise InputError(f"max_batches must be a positive integer, not {max_batches!r}")
 
 
-@contextmanager
-def _naming(number: int) -> Iterator[None]:
-    """Errors inside are of this batch."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(f"batch {number} of the loader: {error}") from error
-
-
 def _digest(arguments: Mapping[str, Any]) -> str:
     """A hash of all tensors and numbers among them, and of where they are."""
     found = ""
@@ -122,6 +116,25 @@ def _digest(arguments: Mapping[str, Any]) -> str:
         own = digest_of((item,)) if isinstance(item, Tensor) else repr(item)
         found = hashlib.blake2b(f"{found} {path} {own}".encode(), digest_size=16).hexdigest()
     return found
+
+
+def _seed(number: int, device: torch.device) -> None:
+    """Of torch's global generators; on the CPU without what torch.manual_seed does for every device there may be."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
+
+
+def _warn_of_draws(built: Built, left: list[str]) -> None:
+    places = [f"{operation.target} in {operation.source}" for operation in built.matched.graph.operations
+              if operation.short in left]
+    known = {place.partition(" in ")[0].partition(".")[2] for place in places}
+    places += [f"{name} in the program" for name in left if name not in known]
+    warnings.warn(listing("what these draw belongs to no sample, and is drawn anew for each batch, so that the total "
+                          "depends on how the data are cut:", list(dict.fromkeys(places)),
+                          "Draw along the axis of the samples, or let the data set bring the noise."),
+                  TotalWarning, stacklevel=level_of_caller())
 
 
 class _Run:
@@ -142,30 +155,40 @@ class _Run:
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
             compensated=compensated, sample_weights=said.sample_weights is not None, arguments=_digest(beside),
             seed=seed, world=ranks.world, rank=ranks.rank)
+        self.batches = 0
+        """How many are in."""
         self.last: tuple[Tensor, ...] = ()
+        self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
-        self.draws_otherwise: bool | None = None
-        """Whether the programs draw numbers that belong to no sample; None before the first batch."""
+        self._otherwise: dict[Any, bool] = {}
+        """By the form of batches, see `_draws_otherwise`."""
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
 
     def go(self, loader: Iterable[Any], progress: bool, every: float, most: int | None) -> None:
         """Through the loader, from where the checkpoint ends."""
         done = self._resumed()
+        if self.path is not None and not done and shuffles_anew(loader):
+            warnings.warn("the loader shuffles by torch's global generator, which has to stand where it stands now if "
+                          "this run is ever to go on from its checkpoint: DataLoader(..., shuffle=True, "
+                          "generator=torch.Generator().manual_seed(0)) gives the same order each time", TotalWarning,
+                          stacklevel=level_of_caller())
         if most is not None and most < done:
             raise InputError(f"{self.path} has {done} batches in, more than max_batches={most}")
         lengths = [number for number in (length_of(loader), most) if number is not None]
         saved = time.monotonic()
-        with Progress(progress and self.ranks.rank == 0, min(lengths, default=None), done) as bar:
+        with Progress(progress and self.ranks.rank == 0, min(lengths, default=None), done) as bar, self.interrupts:
             try:
                 # The last batch that is in is read once more, to see that the loader gives what it gave before.
                 number = max(done - 1, 0)
                 for item in batches_from(loader, number):
                     if most is not None and number >= most:
                         break
-                    with _naming(number):
-                        one = self.said.of(item, self.device)
+                    try:
+                        one = self.said.of(item, self.compiled.model, self.device)
                         if number >= done:
                             self._add(one, number)
+                    except InputError as error:
+                        raise type(error)(f"batch {number} of the loader: {error}") from error
                     if number < done:
                         self._check_repeats(one, number)
                     else:
@@ -182,22 +205,27 @@ class _Run:
                              "not the loader of that run")
         if not self.sums.samples and not self.ranks.several:
             raise InputError("the loader gave no samples: there is nothing to accumulate")
-        self.header = replace(self.header, complete=True)
-        self._save()
+        self._save(complete=True)
 
     def _add(self, one: One, number: int) -> None:
-        """One batch. From the second on the program adds to the totals while it runs, so that all of it is in or
-        nothing."""
-        grows = self.sums.first is not None and not self.sums.compensated
-        with uninterrupted() if grows else nullcontext():
-            adding = Adding(self.sums, partial(self._weight, one)) if grows and one.batch.samples else None
-            result = self._result(one, number, adding) if one.batch.samples else None
-            with nullcontext() if grows else uninterrupted():
-                if result is not None:
-                    added = [] if adding is None else adding.added
-                    self.sums.add(result, self._weight(one, self.compiled._current()), added)
-                self.header = replace(self.header, batches=number + 1)
-                self.last = one.tensors
+        if not one.batch.samples:
+            self._count(one, number, None)
+        elif self.sums.first is not None and self.sums.grow_in_place:
+            # The program adds to the totals while it runs: all of the batch is in, or nothing.
+            with self.interrupts.whole():
+                adding = Adding(self.sums, partial(self._weight, one))
+                self._count(one, number, self._result(one, number, adding), adding.added)
+        else:
+            result = self._result(one, number, None)
+            with self.interrupts.whole():
+                self._count(one, number, result)
+
+    def _count(self, one: One, number: int, result: Result | None, in_place: Collection[Key] = ()) -> None:
+        """A batch is in, but for what of its result is not in the totals yet."""
+        if result is not None:
+            self.sums.add(result, self._weight(one, self.compiled._current()), in_place)
+        self.batches = number + 1
+        self.last = one.tensors
 
     def _result(self, one: One, number: int, adding: Adding | None) -> Result:
         """Of one batch. Its draws are its samples', so that they do not depend on how the data are cut, and a run that
@@ -205,15 +233,30 @@ class _Run:
         arguments = dict(self.beside)
         if one.sample_weights is not None and one.sample_weights.any():
             arguments[SAMPLE_WEIGHTS] = one.sample_weights
-        if self.draws_otherwise is False:
-            return self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments, adding)
+        beside = self.compiled._beside(arguments, one.batch)
+        if not self._draws_otherwise(one.batch, beside):
+            return self.compiled._called(one.batch, beside, keys=partial(self._keys, one), into=adding)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
-            torch.manual_seed(int.from_bytes(key, "big"))
-            result = self.compiled._drawn_by_sample(partial(self._keys, one), one.arguments, arguments, adding)
-        built = self.compiled._current()
-        self.draws_otherwise = built.draws and bool(built.by_sample[1])
-        return result
+            _seed(int.from_bytes(key, "big"), self.device)
+            return self.compiled._called(one.batch, beside, keys=partial(self._keys, one), into=adding)
+
+    def _draws_otherwise(self, batch: Batch, beside: Mapping[str, Any]) -> bool:
+        """Whether batches like this one are served by a program that draws numbers which belong to no sample.
+
+        Where there are totals, a program is proven before its first batch is added, so that what a batch is added by
+        does not depend on whether it is the first after an interruption.
+        """
+        form = batch.form, batch.samples == 1
+        if form not in self._otherwise:
+            built = self.compiled._program(batch, brought_by(beside))[1]
+            if self.sums.first is not None:
+                self.compiled._prepare(batch)
+            left = built.by_sample[1] if built.draws else []
+            if left and not any(self._otherwise.values()):
+                _warn_of_draws(built, left)
+            self._otherwise[form] = bool(left)
+        return self._otherwise[form]
 
     def _keys(self, one: One, batch: Batch) -> Tensor:
         """By which the batch's samples draw."""
@@ -241,7 +284,7 @@ class _Run:
         for tensors in (sums.totals, sums.lost):
             for key, tensor in tensors.items():
                 tensors[key] = tensor.to(self.device)
-        self.sums, self.header = sums, replace(held, complete=False)
+        self.sums, self.header, self.batches = sums, replace(held, complete=False), held.batches
         return held.batches
 
     def _check_repeats(self, one: One, number: int) -> None:
@@ -251,8 +294,9 @@ class _Run:
                              "file")
         self.last = one.tensors
 
-    def _save(self) -> None:
+    def _save(self, complete: bool = False) -> None:
+        """Into the header what is in, and into the file, if there is one."""
+        last = digest_of(self.last) if self.path is not None and self.batches else ""
+        self.header = replace(self.header, batches=self.batches, last_batch=last, complete=complete)
         if self.path is not None:
-            last = digest_of(self.last) if self.header.batches else ""
-            self.header = replace(self.header, last_batch=last)
             write(self.path, self.sums, self.header)

@@ -7,12 +7,15 @@ and is divided when it is read.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hbpcompiler.accumulate.pieces import add_compensated, merge_spread
 from hbpcompiler.accumulate.weigh import Weight, check_alike
+from hbpcompiler.compiler.program.kernels import added_
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.quantities import (
     MEAN,
@@ -29,6 +32,7 @@ from hbpcompiler.values import Stored
 
 GRADIENTS_TWICE = (PRODUCTS, PRODUCTS_OVER_POSITIONS)
 DIVIDED = (OVER_POSITIONS, PRODUCTS_OVER_POSITIONS)
+IN_PLACE_BYTES = 2**20
 LOSS = "loss"
 MEANS = "gradients of the variance"
 """Where the mean gradients are kept that variances are merged with."""
@@ -40,6 +44,21 @@ class Key(NamedTuple):
     quantity: str
     parameter: str
     field: str
+
+
+class Field(NamedTuple):
+    """A tensor of a quantity's value."""
+
+    name: str
+    """"" where the value is the tensor itself."""
+    how: str
+    """It adds up."""
+
+
+def fields_of(quantity: Quantity) -> tuple[Field, ...]:
+    """Of one that adds up."""
+    names = quantity.fields or ("",)
+    return tuple(Field(name, how) for name, how in zip(names, quantity.adds, strict=True))
 
 
 class Sums:
@@ -61,6 +80,13 @@ class Sums:
         self.first: Weight | None = None
         self.stored: dict[str, Stored] = {}
         """The parameters as the first result has them, for `hbp.curvature`."""
+        self._fields = {name: fields_of(QUANTITIES[name]) for name in quantities if QUANTITIES[name].adds}
+
+    @cached_property
+    def grow_in_place(self) -> bool:
+        """Whether a program is to add to them while it runs: not to a few numbers, where that takes longer."""
+        size = sum(total.numel() * total.element_size() for total in self.totals.values())
+        return not self.compensated and size >= IN_PLACE_BYTES
 
     # -- adding ------------------------------------------------------------------------------------------------------
 
@@ -71,16 +97,17 @@ class Sums:
         check_alike(self.first, weight)
         if not weight.samples:
             return
+        factors = {how: self.factor(how, "", weight) for fields in self._fields.values() for _, how in fields}
         self._add(Key(LOSS, "", ""), result.loss, self.factor(OF_LOSS, "", weight))
-        for name in self.quantities:
-            quantity = QUANTITIES[name]
+        for name, fields in self._fields.items():
             for parameter, value in result[name].items():
-                if quantity.adds == (SPREAD,):
-                    self._merge(parameter, value, result["grad"][parameter], weight)
-                    continue
-                for field, how, tensor in _parts(quantity, value):
-                    if (key := Key(name, parameter, field)) not in in_place:
-                        self._add(key, tensor, self.factor(how, parameter, weight))
+                for field in fields:
+                    tensor = getattr(value, field.name) if field.name else value
+                    if field.how == SPREAD:
+                        self._merge(parameter, tensor, result["grad"][parameter], weight)
+                    elif tensor is not None and (key := Key(name, parameter, field.name)) not in in_place:
+                        ratio = self._ratio(parameter, weight) if field.how in DIVIDED else 1.0
+                        self._add(key, tensor, factors[field.how] * ratio)
         for parameter in self.positions:
             share = self.shared_positions.get(parameter, 0.0)
             self.shared_positions[parameter] = share + weight.samples * self._ratio(parameter, weight)
@@ -101,49 +128,40 @@ class Sums:
             return weight.of_average
         if how == SQUARES:
             return weight.samples * weight.of_sample**2
-        factor = weight.of_loss * (weight.of_sample if how in GRADIENTS_TWICE else 1.0)
-        return factor * (self._ratio(parameter, weight) if how in DIVIDED else 1.0)
+        return weight.of_loss * (weight.of_sample if how in GRADIENTS_TWICE else 1.0)
 
     def _add(self, key: Key, value: Tensor, factor: float) -> None:
         value = value.detach()
-        if key not in self.totals:
-            self.totals[key] = torch.zeros_like(value, dtype=self.dtype, memory_format=torch.contiguous_format)
+        total = self.totals.get(key)
+        if total is None:
+            total = torch.zeros_like(value, dtype=self.dtype, memory_format=torch.contiguous_format)
+            self.totals[key] = total
             if self.compensated:
-                self.lost[key] = torch.zeros_like(self.totals[key])
-        total = self.totals[key]
+                self.lost[key] = torch.zeros_like(total)
         if total.shape != value.shape:
             raise InputError(f"{key.quantity} of {key.parameter!r} has shape {list(value.shape)} in this batch and "
                              f"{list(total.shape)} in those before: it does not add up")
-        if not self.compensated:
-            total.add_(value, alpha=factor)
-            return
-        # Kahan (1965): what an addition rounds off enters with the next one.
-        lost = self.lost[key]
-        lost.add_(value, alpha=factor)
-        before = total.clone()
-        total.add_(lost)
-        lost.sub_(total - before)
+        if self.compensated:
+            add_compensated(total, self.lost[key], value, factor)
+        else:
+            added_(total, value, 1.0, factor)
 
     def _merge(self, parameter: str, variance: Tensor, gradient: Tensor, weight: Weight) -> None:
-        """Chan, Golub and LeVeque (1983): sums of squares about the mean, which cancel nothing."""
+        """Sums of squares about the mean, and that mean (see `merge_spread`)."""
         scale, count = 0.0 if weight.nothing else weight.of_sample, weight.samples
-        mean = gradient.detach().to(self.dtype) * (scale if weight.mean else scale / count)
-        squares = variance.detach().to(self.dtype) * (count * scale**2)
         key, of_mean = Key("variance", parameter, ""), Key(MEANS, parameter, "")
         if key not in self.totals:
-            self.totals[key], self.totals[of_mean] = squares.contiguous(), mean.contiguous()
-            return
-        merge_spread(self.totals[key], self.totals[of_mean], self.samples, squares, mean, count)
+            for new in (key, of_mean):
+                self.totals[new] = torch.zeros_like(variance, dtype=self.dtype, memory_format=torch.contiguous_format)
+        merge_spread(self.totals[key], self.totals[of_mean], self.samples, variance.detach(), gradient.detach(), count,
+                     count * scale**2, scale if weight.mean else scale / count)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def value(self, quantity: str, parameter: str) -> Any:
         """On the scale of one batch; a new tensor, or its fields by name."""
-        table = QUANTITIES[quantity]
-        if not table.fields:
-            return self._scaled(Key(quantity, parameter, ""), table.adds[0])
-        return {field: self._scaled(Key(quantity, parameter, field), how)
-                for field, how in zip(table.fields, table.adds, strict=True)}
+        found = {name: self._scaled(Key(quantity, parameter, name), how) for name, how in self._fields[quantity]}
+        return found if QUANTITIES[quantity].fields else found[""]
 
     @property
     def loss(self) -> Tensor:
@@ -182,30 +200,12 @@ class Sums:
         return whole
 
 
-def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor, new_mean: Tensor, new: int) -> None:
-    """Add a second group's squares about its mean to those of a first, in place."""
-    away = new_mean - mean
-    squares.add_(new_squares).addcmul_(away, away, value=count * new / (count + new))
-    mean.add_(away, alpha=new / (count + new))
-
-
 def is_divided(key: Key) -> bool:
     """Whether this tensor was divided by numbers of positions, batch by batch."""
     quantity = QUANTITIES.get(key.quantity)
     if quantity is None or not quantity.fields:
         return False
     return dict(zip(quantity.fields, quantity.adds, strict=True)).get(key.field) in DIVIDED
-
-
-def _parts(quantity: Quantity, value: Any) -> list[tuple[str, str, Tensor]]:
-    """(field, how it adds up, tensor) of a result's value."""
-    if not quantity.fields:
-        return [("", quantity.adds[0], value)]
-    found = []
-    for field, how in zip(quantity.fields, quantity.adds, strict=True):
-        if getattr(value, field) is not None:
-            found.append((field, how, getattr(value, field)))
-    return found
 
 
 def check_adds(quantities: Mapping[str, Any] | tuple[str, ...]) -> None:

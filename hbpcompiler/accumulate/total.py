@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.accumulate.checkpoint import Header, read, write
+from hbpcompiler.accumulate.checkpoint import Header, fingerprint, read, write
 from hbpcompiler.accumulate.combine import combined
 from hbpcompiler.accumulate.sums import Sums
-from hbpcompiler.errors import InputError, listing
+from hbpcompiler.callers import level_of_caller
+from hbpcompiler.errors import InputError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.values import Stored
 
@@ -115,10 +117,15 @@ class Total:
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> Total:
         """What `save` or a checkpoint wrote. Raises InputError for any other file, and where the model is not that of
-        the file: each difference is named."""
+        the file: each difference is named. A model whose numbers have changed since, by training, say, is warned of
+        (TotalWarning): a total is of those that it was accumulated with."""
         sums, header = read(Path(path))
         if differences := header.model_differences(model):
             raise InputError(listing(f"{path} was written for another model:", differences))
+        if header.digest != fingerprint(model)[1]:
+            warnings.warn(f"{path} is a total at other numbers of the parameters or buffers than the model has now, "
+                          "as after more training: it says what it said of those. Load them to go on from there, or "
+                          "accumulate anew", TotalWarning, stacklevel=level_of_caller())
         return cls(sums, header, model)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Total:

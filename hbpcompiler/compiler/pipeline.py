@@ -15,6 +15,7 @@ again as uses of a value, and a memory budget drafts plans until one keeps to it
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -185,7 +186,10 @@ def _loaded(code: str, backend: str) -> tuple[Any, Path]:
     """The program of a text, prepared by the backend, and its file."""
     program, path = load.program(code)
     if backend == "torchscript":
-        program = torch.jit.script(program)
+        with warnings.catch_warnings():  # of its deprecation: the user can do nothing about it
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            program = torch.jit.script(program)
     elif backend == "inductor":
         program = torch.compile(program)
     return program, path

@@ -37,8 +37,10 @@ class DoesNotFitError(Exception):
     """What is wrong with one value."""
 
 
-def blocks_of(values: Any, parameters: Any, layouts: Any, joint_biases: Any) -> tuple[list[Block], list[str]]:
-    """The blocks, and the names of all parameters in order. Raises InputError that lists all that is wrong."""
+def blocks_of(values: Any, parameters: Any, layouts: Any, joint_biases: Any,
+              ) -> tuple[list[Block], list[str], dict[str, torch.dtype | None]]:
+    """The blocks, the names of all parameters in order, and their dtypes. Raises InputError that lists all that is
+    wrong."""
     if not isinstance(values, Mapping):
         raise InputTypeError(f"curvature takes one quantity of a result, such as result.kfac: a mapping from parameter "
                              f"name to value, not {type(values).__name__}")
@@ -62,7 +64,7 @@ def blocks_of(values: Any, parameters: Any, layouts: Any, joint_biases: Any) -> 
         findings.append("there are no parameters in it")
     if findings:
         raise InputError(listing(f"this is no curvature{f' ({quantity})' if quantity else ''}:", findings))
-    return blocks, [name for name in stored if name in set(named)]
+    return blocks, [name for name in stored if name in set(named)], {name: own.dtype for name, own in stored.items()}
 
 
 def _check_quantity(quantity: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ class Curvature:
     one flat tensor [P], the parameters one after the other; F vectors at once have F in front in dicts and lists,
     {name: [F, *theta]}, and are the columns of a flat [P, F]. What is returned has form and dtype of what was given.
 
-    `damping` is a number, at least 0, or a dict of one for each parameter. It is added to the diagonal, with split="pi"
-    by way of both factors of a Kronecker product (see `Kronecker`).
+    `damping` is a number, at least 0, or a dict of one for each parameter, by names or shell patterns, of which the
+    last that fits counts: {"*": 1e-3, "head.*": 1e-2}. It is added to the diagonal, with split="pi" by way of both
+    factors of a Kronecker product (see `Kronecker`).
 
     Eigenvectors are computed in float64 when something first asks for them, and kept; whatever needs them is computed
     in float64, products in the dtype of the blocks. Tensors are not copied: change none of them in place.
@@ -34,12 +36,15 @@ class Curvature:
     where it has to be, with the names of the blocks and the damping that it would take.
     """
 
-    def __init__(self, blocks: Sequence[Block], names: Sequence[str]) -> None:
+    def __init__(self, blocks: Sequence[Block], names: Sequence[str],
+                 dtypes: Mapping[str, torch.dtype | None] | None = None) -> None:
         places = {name: block for block in blocks for name in block.names}
         shapes = {name: shape for block in blocks for name, shape in zip(block.names, block.place.shapes, strict=True)}
         self.blocks: tuple[Block, ...] = tuple(blocks)
         self._of = {name: places[name] for name in names}
         self.shapes: dict[str, Shape] = {name: shapes[name] for name in names}
+        self.dtypes: dict[str, torch.dtype | None] = {name: (dtypes or {}).get(name) for name in names}
+        """Of the parameters, which `sample` draws in; None where they are not known."""
 
     # -- a mapping -----------------------------------------------------------------------------------------------------
 
@@ -111,15 +116,18 @@ class Curvature:
         if exponent is None:
             raise InputTypeError(f"the power must be a number, not {p!r}")
         of = self._checked(damping, split, invertible=exponent < 0)
-        return Curvature([block.power(exponent, of(block), split) for block in self.blocks], self.names)
+        return Curvature([block.power(exponent, of(block), split) for block in self.blocks], self.names, self.dtypes)
 
-    def sample(self, n: int = 1, damping: Damping = 0.0, generator: torch.Generator | None = None,
-               split: str = EXACT) -> dict[str, Tensor]:
-        """n draws from the normal distribution N(0, (H + damping)^-1): {name: [n, *theta]}.
+    def sample(self, n: int = 1, damping: Damping = 0.0, split: str = EXACT,
+               generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """n draws from the normal distribution N(0, (H + damping)^-1): {name: [n, *theta]}, in the parameters' dtype
+        (that of H where `to` has changed it, or they are not known).
 
         They are (H + damping)^-1/2 times standard normal numbers, which are drawn in float64 on the generator's device:
         one on the CPU gives the same draws everywhere.
         """
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise InputTypeError(f"the number of samples must be an integer, at least 0, not {n!r}")
         of = self._checked(damping, split, invertible=True)
@@ -127,7 +135,7 @@ class Curvature:
         drawn = {name: torch.randn(n, *shape, dtype=torch.float64, device=device, generator=generator).to(self.device)
                  for name, shape in self.shapes.items()}
         found = self._parts(drawn, lambda block, part: block.function(part, block.damped(of(block), split) ** -0.5))
-        return {name: part.to(self[name].dtype) for name, part in found.items()}
+        return {name: part.to(self.dtypes[name] or self[name].dtype) for name, part in found.items()}
 
     def trace(self) -> Tensor:
         """The sum of the diagonal, a float64 number."""
@@ -163,9 +171,16 @@ class Curvature:
         scale = number(factor)
         if scale is None or scale <= 0:
             raise InputError(f"a curvature can be multiplied by positive numbers, not by {factor!r}")
-        return Curvature([block.scaled(scale) for block in self.blocks], self.names)
+        return Curvature([block.scaled(scale) for block in self.blocks], self.names, self.dtypes)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Curvature:
+        """H over a positive number."""
+        scale = number(divisor)
+        if scale is None or scale <= 0:
+            raise InputError(f"a curvature can be divided by positive numbers, not by {divisor!r}")
+        return self * (1 / scale)
 
     # -- elsewhere -----------------------------------------------------------------------------------------------------
 
@@ -174,11 +189,12 @@ class Curvature:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputTypeError(f"dtype must be a floating-point dtype, not {dtype!r}")
         place = None if device is None else torch.device(device)
-        return Curvature([block.to(place, dtype) for block in self.blocks], self.names)
+        dtypes = self.dtypes if dtype is None else dict.fromkeys(self.names, dtype)
+        return Curvature([block.to(place, dtype) for block in self.blocks], self.names, dtypes)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and texts, for torch.save; of symmetric matrices the upper triangles alone."""
-        return files.state(self.blocks, self.names)
+        return files.state(self.blocks, self.dtypes)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Curvature:
@@ -209,9 +225,8 @@ class Curvature:
         return of
 
     def _dampings(self, damping: Damping) -> Callable[[Block], float]:
-        given = dict(damping) if isinstance(damping, Mapping) else dict.fromkeys(self.names, damping)
-        findings = [f"none for {name!r}" for name in self.names if name not in given]
-        findings += [f"{name!r} is no parameter of this curvature" for name in given if name not in self._of]
+        given, findings = self._by_name(damping)
+        findings = [f"none for {name!r}" for name in self.names if name not in given] + findings
         numbers: dict[str, float] = {}
         for name, value in given.items():
             own = number(value)
@@ -221,11 +236,26 @@ class Curvature:
                 numbers[name] = own
         for block in self.blocks if not findings else ():
             if len({numbers[name] for name in block.names}) > 1:
-                findings.append(f"{block.place.title} are one block, and have one damping")
+                own = " and ".join(f"{numbers[name]:g}" for name in block.names)
+                findings.append(f"{block.place.title} are one block, and have one damping (or sum of damping and l2), "
+                                f"not {own}")
         if findings:
-            raise InputError(listing("damping must be a number, at least 0, or a dict of one for each parameter:",
-                                     list(dict.fromkeys(findings))))
+            raise InputError(listing("damping must be a number, at least 0, or a dict of one for each parameter, by "
+                                     "its name or a shell pattern:", list(dict.fromkeys(findings))))
         return lambda block: numbers[block.names[0]]
+
+    def _by_name(self, damping: Damping) -> tuple[dict[str, Any], list[str]]:
+        """By parameter, and the patterns that fit none."""
+        if not isinstance(damping, Mapping):
+            return dict.fromkeys(self.names, damping), []
+        given: dict[str, Any] = {}
+        findings = []
+        for pattern, value in damping.items():
+            fitting = [pattern] if pattern in self._of else fnmatch.filter(self.names, str(pattern))
+            given |= dict.fromkeys(fitting, value)
+            if not fitting:
+                findings.append(f"{pattern!r} is no parameter of this curvature, nor a pattern of some")
+        return given, findings
 
 
 def number(value: Any) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.errors import InputError
+from hbpcompiler.optim.finite import are_finite, warn_of
 from hbpcompiler.optim.running import Gradient
 from hbpcompiler.optim.settings import Checked
 from hbpcompiler.options import check_model
@@ -63,6 +64,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         `closure`, if given, is called first, with gradients enabled, and what it leaves in p.grad is the gradient: of
         more batches, say, or unscaled. It may return a loss, which is returned in place of the batch's. The curvature
         is the batch's all the same. Without it p.grad is set to the batch's gradient.
+
+        Where loss or gradient is infinite or NaN nothing moves, and a NotFiniteWarning says so.
         """
         if not batch or (callable(batch[0]) and not isinstance(batch[0], Tensor)):
             raise InputError(f"{type(self).__name__} takes the batch: step(X, y), with closure=... if there is one")
@@ -82,7 +85,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             for name, parameter in self._chosen().items():
                 parameter.grad = gradient.get(name)
         chosen = self._chosen()
-        self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
+        gradient = {name: part for name, part in gradient.items() if name in chosen}
+        if are_finite(loss, gradient):
+            self._move(batch, loss, gradient)
+        else:
+            warn_of(self.steps, "the parameters stay as they are")
         self.steps += 1
         return loss if closed is None else closed
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.errors import InputError, OptionError
 from hbpcompiler.optim.eigenbases import running_curvature
+from hbpcompiler.optim.finite import are_finite, warn_of
 from hbpcompiler.optim.kinds import kind_of, split_of
 from hbpcompiler.optim.running import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
@@ -105,6 +106,9 @@ class Preconditioner:
         """Loss and gradient by name, with the curvature brought up to date where it is time for that: `step` without
         its end. For gradients that something else happens to first; then call `precondition`."""
         loss, gradient = self._running.advance(batch, self.steps, self._dampings)
+        if not are_finite(loss, gradient):
+            warn_of(self.steps, "the running average stays as it was, but p.grad is that gradient's: leave out the "
+                                "optimizer's step where the loss is not finite")
         self.steps += 1
         return loss, gradient
 

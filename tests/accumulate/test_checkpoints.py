@@ -153,6 +153,8 @@ def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
         run(compiled=hbp.compile(network(seed=7), None, NAMES), checkpoint=path)
     with pytest.raises(hbp.InputError, match="written for another model"):
         hbp.Total.load(path, network(hidden=5))
+    with pytest.warns(hbp.TotalWarning, match="at other numbers of the parameters or buffers"):
+        assert hbp.Total.load(path, network(seed=7)).samples == 5
     assert path.read_bytes() == before
     held, header = files.read(path)
     others = {"library": "0.0", "torch": "1.13", "world": 4, "rank": 2, "compensated": True, "sample_weights": True,

@@ -1,5 +1,6 @@
 """What is drawn belongs to samples: sampled totals and dropout do not depend on cutting, order or place of a sample."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -96,11 +97,49 @@ def test_what_belongs_to_no_sample_is_drawn_for_each_batch(tmp_path):
     torch.manual_seed(0)
     compiled = hbp.compile(Scaled().double(), None, ["grad"])
     loader, path = DataLoader(DATA, batch_size=2), tmp_path / "total.pt"
-    first = hbp.accumulate(compiled, loader, progress=False)
-    hbp.accumulate(compiled, loader, progress=False, checkpoint=path, max_batches=3)
-    resumed = hbp.accumulate(compiled, loader, progress=False, checkpoint=path)
-    assert torch.equal(first.loss, resumed.loss)
-    assert not torch.equal(hbp.accumulate(compiled, loader, progress=False, seed=1).loss, first.loss)
+    with pytest.warns(hbp.TotalWarning) as warned:
+        first = hbp.accumulate(compiled, loader, progress=False)
+    text, = (str(each.message) for each in warned)
+    for part in ("depends on how the data are cut", "aten.rand in the model's forward (Scaled)", "test_draws.py:",
+                 "torch.rand(1, dtype=x.dtype)", "along the axis of the samples"):
+        assert part in text
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hbp.TotalWarning)
+        hbp.accumulate(compiled, loader, progress=False, checkpoint=path, max_batches=3)
+        resumed = hbp.accumulate(compiled, loader, progress=False, checkpoint=path)
+        assert torch.equal(first.loss, resumed.loss)
+        assert not torch.equal(hbp.accumulate(compiled, loader, progress=False, seed=1).loss, first.loss)
+
+
+def test_a_model_that_draws_by_a_shape_does_not_depend_on_the_cutting():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 3)
+
+        def forward(self, x):
+            h = self.layer(x.flatten(1))
+            return h * torch.rand(h.shape) + torch.randn(h.shape) + torch.randn_like(h)
+
+    torch.manual_seed(0)
+    compiled = hbp.compile(Noisy().double(), None, ["grad", "kfac"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.TotalWarning)
+        whole, parts = (hbp.accumulate(compiled, DataLoader(DATA, batch_size=size), progress=False) for size in (9, 2))
+    compare(parts, whole)
+
+
+@pytest.mark.filterwarnings("ignore::hbpcompiler.TotalWarning")
+def test_a_loader_that_shuffles_anew_is_told_before_the_run(tmp_path):
+    with pytest.warns(hbp.TotalWarning, match="shuffles by torch's global generator"):
+        total(DataLoader(DATA, batch_size=2, shuffle=True), checkpoint=tmp_path / "total.pt", max_batches=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.TotalWarning)
+        total(DataLoader(DATA, batch_size=2, shuffle=True))
+        total(DataLoader(DATA, batch_size=2), checkpoint=tmp_path / "plain.pt")
+        total(DataLoader(DATA, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(0)),
+              checkpoint=tmp_path / "seeded.pt")
 
 
 def test_what_is_known_of_samples_indices():

@@ -10,15 +10,15 @@ import torch
 
 import hbpcompiler as hbp
 from tests.accumulate.torchrun_script import NAMES, flat, setting
-from tests.selection import slow
+from tests.selection import cases, slow
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
 
 
-def torchrun(how, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone", str(SCRIPT), how,
-               str(folder)]
+def torchrun(how, folder, ranks=3):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", str(SCRIPT),
+               how, str(folder)]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=environment())
 
 
@@ -31,6 +31,21 @@ def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
     done = torchrun("whole", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     check_whole(tmp_path)
+
+
+@pytest.mark.parametrize("ranks", cases([1, 2], [], "three ranks have groups of two and of one"))
+def test_one_rank_and_two_by_themselves(tmp_path, ranks):
+    """A run of torchrun each; they stop in the middle, and go on from their own checkpoints."""
+    done = torchrun("resumed", tmp_path, ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, data = setting()
+    right = flat(hbp.accumulate(hbp.compile(model, None, NAMES), [data[:]], progress=False))
+    for rank in range(ranks):
+        found, uninterrupted = torch.load(tmp_path / f"rank{rank}.pt")
+        assert list(found) == list(right)
+        for name, value in right.items():
+            torch.testing.assert_close(found[name], value, msg=lambda text, at=name: f"{at}: {text}")
+            assert torch.equal(found[name], uninterrupted[name]), name
 
 
 def check_whole(folder):

@@ -1,4 +1,4 @@
-"""What each process of test_ranks runs under torchrun: `torchrun ... torchrun_script.py whole|dies FOLDER`."""
+"""What each process of test_ranks runs under torchrun: `torchrun ... torchrun_script.py whole|dies|resumed FOLDER`."""
 
 import datetime
 import os
@@ -82,6 +82,13 @@ def main(how, folder):
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model, data = setting()
+    if how == "resumed":
+        group, path = torch.distributed.group.WORLD, folder / "total.pt"
+        over(group, rank, world, model, data, checkpoint=path, max_batches=1)
+        found = [flat(over(group, rank, world, model, data, **options)) for options in ({"checkpoint": path}, {})]
+        torch.save(found, folder / f"rank{rank}.pt")
+        torch.distributed.destroy_process_group()
+        return
     everyone, two, one = torch.distributed.group.WORLD, *map(torch.distributed.new_group, ([0, 1], [2]))
     if how == "dies":
         if rank == 2:

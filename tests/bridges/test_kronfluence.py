@@ -23,10 +23,10 @@ def measured(output, target):
     return (others.logsumexp(1) - right).sum()
 
 
-def theirs(model, data, queries, folder, low_rank):
-    """Pairwise scores at full and at low rank, and self scores, [Q, N], [Q, N], [N], with a damping of 0.01."""
+def fitted(model, data, folder):
+    """Their analyzer, with the EKFAC of the empirical Fisher of all these samples under the name "ekfac"."""
     from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.arguments import FactorArguments
     from kronfluence.task import Task
 
     class Classification(Task):
@@ -41,6 +41,14 @@ def theirs(model, data, queries, folder, low_rank):
                         disable_tqdm=True, disable_model_save=True)
     analyzer.fit_all_factors("ekfac", data, per_device_batch_size=16, factor_args=FactorArguments(
         strategy="ekfac", use_empirical_fisher=True, **dict.fromkeys(DTYPES, torch.float64)))
+    return analyzer
+
+
+def theirs(model, data, queries, folder, low_rank):
+    """Pairwise scores at full and at low rank, and self scores, [Q, N], [Q, N], [N], with a damping of 0.01."""
+    from kronfluence.arguments import ScoreArguments
+
+    analyzer = fitted(model, data, folder)
     dtypes = dict.fromkeys(SCORE_DTYPES, torch.float64)
     found = []
     for number, rank in enumerate((None, low_rank)):

@@ -114,12 +114,13 @@ def private(model, mode, data, **options):
     """What `make_private` returns: model, optimizer, perhaps a criterion, loader."""
     from opacus import PrivacyEngine
 
-    options = {"max_grad_norm": BOUND, **options}
+    options = {"max_grad_norm": BOUND, "poisson_sampling": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return PrivacyEngine().make_private(
-            module=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), data_loader=DataLoader(data, 3),
-            noise_multiplier=1.0, poisson_sampling=False, grad_sample_mode=mode,
+            module=model, optimizer=torch.optim.SGD(model.parameters(), 0.1),
+            data_loader=DataLoader(data, 3, generator=torch.Generator().manual_seed(5)), noise_multiplier=1.0,
+            grad_sample_mode=mode,
             noise_generator=torch.Generator().manual_seed(0), **options)
 
 
@@ -155,6 +156,38 @@ def test_steps_are_those_of_opacus_hooks():
     for optimizer in (their_optimizer, ghost_optimizer):
         optimizer.step()
     check_equal(theirs, ghost, model)
+
+
+def test_poisson_batches_in_physical_parts():
+    """Opacus's engine, sampler and BatchMemoryManager around a loop whose gradients are ours: steps of 1e-12."""
+    pytest.importorskip("opacus")
+    from opacus.utils.batch_memory_manager import BatchMemoryManager
+
+    model, X, y = setting()
+    loss, sizes = nn.CrossEntropyLoss(reduction="sum"), []
+
+    def trained(mode):
+        net, optimizer, loader = private(copy.deepcopy(model), mode, TensorDataset(X, y), poisson_sampling=True,
+                                         loss_reduction="sum")
+        compiled = hbp.compile(net, loss, ["batch_grad"]) if mode == "no_op" else None
+        with BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=optimizer) as parts:
+            for _ in range(3):
+                for inputs, target in parts:
+                    sizes.append(len(target))
+                    if compiled is None:
+                        loss(net(inputs), target).backward()
+                    else:
+                        fill_grad_sample(compiled(inputs, target))
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return net, sizes[-1]
+
+    (theirs, _), (ours, _) = trained("hooks"), trained("no_op")
+    half = len(sizes) // 2
+    assert sizes[:half] == sizes[half:]
+    assert max(sizes) == 2
+    assert half > 6, "some steps are in several parts"
+    check_equal(theirs, ours, model)
 
 
 def check_equal(theirs, ours, before):

@@ -250,6 +250,12 @@ def test_float32_is_solved_in_float64():
     assert (wide @ v.flatten()).dtype == wide.solve([v], 1e-5)[0].dtype == torch.float32
     close(wide.solve([v.double()], 1e-5)[0].flatten(), right, "float64 factors", tolerance=1e-9)
     assert H.inverse(1e-5).dtype == H.diag()["w"].dtype == H.sample(2, 1e-5)["w"].dtype == torch.float32
+    parameters = {"w": torch.zeros(20, 30)}
+    H = hbp.curvature({"w": Factors(psd(30), psd(20))}, parameters)  # as totals have them, of a model in float32
+    again = hbp.Curvature.from_state_dict(H.state_dict())
+    for own in (H, again, H.inverse(0.1), 2 * H, H.to("cpu")):
+        assert (own.dtype, own.sample(2, 0.1, "pi")["w"].dtype) == (torch.float64, torch.float32)
+    assert H.to(dtype=torch.float64).sample(2, 0.1)["w"].dtype == torch.float64
 
 
 def test_triangles():

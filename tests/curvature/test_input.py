@@ -112,7 +112,8 @@ def test_vectors_that_do_not_fit(given, message):
     (True, "True"),
     (torch.ones(2), "tensor"),
     ({"w": 0.1, "b": 0.1}, "none for 'd'"),
-    ({"w": 0.1, "b": 0.1, "d": 1, "x": 1}, "'x' is no parameter"),
+    ({"w": 0.1, "b": 0.1, "d": 1, "x": 1}, "'x' is no parameter of this curvature, nor a pattern"),
+    ({"w": 0.1, "b?": 0.1, "*": 1}, "'b.' is no parameter of this curvature, nor a pattern"),
     ({"w": -1, "b": 0.1, "d": 1}, "-1 for 'w'"),
 ])
 def test_dampings_that_do_not_fit(damping, message):
@@ -132,9 +133,12 @@ def test_other_arguments():
         (lambda: H.power(math.nan), "the power must be a number"),
         (lambda: H.sample(-1, 0.1), "the number of samples must be an integer"),
         (lambda: H.sample(2.0, 0.1), "the number of samples must be an integer"),
+        (lambda: H.sample(2, 0.1, "exact", 3), "generator must be a torch.Generator, not 3"),
         (lambda: -1 * H, "multiplied by positive numbers"),
+        (lambda: H / 0, "divided by positive numbers, not by 0"),
         (lambda: H.to(dtype=torch.int32), "dtype must be a floating-point dtype"),
-        (lambda: joint.inverse({"w": 1.0, "b": 2.0}), "'w' with 'b' are one block, and have one damping"),
+        (lambda: joint.inverse({"w": 1.0, "b": 2.0}), "'w' with 'b' are one block, and have one damping .or "
+         "sum of damping and l2., not 1 and 2"),
         (lambda: H.inverse(0.1).solve(vector(), 0.1, split="pi"), "'w' .* no factors that could share the damping"),
     ]:
         with pytest.raises(hbp.InputError, match=message):
@@ -142,6 +146,9 @@ def test_other_arguments():
     with pytest.raises(KeyError, match="this curvature has w, b, d"):
         H["x"]
     assert H.inverse({"w": torch.tensor(0.1), "b": 1, "d": 2}).names == ("w", "b", "d")
+    by_name, by_pattern = (H.solve(vector(), given) for given in ({"w": 0.1, "b": 1, "d": 0.1}, {"*": 0.1, "[b]": 1}))
+    assert all(torch.equal(by_name[name], by_pattern[name]) for name in H.names)
+    close((H / 4).to_dense(), H.to_dense() / 4, "divided")
     assert (list(H), len(H), "w" in H, "x" in H, H.shape) == (["w", "b", "d"], 3, True, False, (12, 12))
     assert "12 x 12, 3 blocks: Dense, Diagonal, Kronecker; torch.float64, cpu" in repr(H)
     assert tuple(H.sample(0, 0.1)["w"].shape) == (0, 2, 3)

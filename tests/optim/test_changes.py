@@ -102,9 +102,32 @@ def test_a_closure_may_not_bring_gradients_without_curvature():
 
 def test_a_first_batch_that_is_not_finite_is_one_clear_error():
     model, X, y = chain()
+    with pytest.raises(hbp.InputError, match="no batch has been seen whose curvature is finite"), \
+            pytest.warns(hbp.NotFiniteWarning):
+        hbp.optim.Preconditioner(model, None).step(X * float("nan"), y)
+    with pytest.raises(hbp.InputError, match="the curvature of this batch is not finite"):
+        hbp.optim.Newton(model, None, damping=1.0).step(X * float("nan"), y)
     for make in EVERY[:3]:
-        with pytest.raises(hbp.InputError, match="no batch has been seen whose curvature is finite"):
-            make(model, None).step(X * float("nan"), y)
+        before, optimizer = values(model), make(model, None)
+        with pytest.warns(hbp.NotFiniteWarning, match="step 0"):
+            optimizer.step(X * float("nan"), y)
+        assert not moved(model, before)
+        optimizer.step(X, y)
+        assert moved(model, before)
+
+
+@pytest.mark.parametrize("make", EVERY[:-1])
+def test_a_batch_that_is_not_finite_moves_nothing_and_is_told(make):
+    model, X, y = chain()
+    optimizer = make(model, None)
+    optimizer.step(X, y)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.warns(hbp.NotFiniteWarning, match=r"step 1 is infinite or NaN: the parameters stay as they are"):
+        optimizer.step(X * float("inf"), y)
+    assert all(torch.equal(own, old) for own, old in zip(model.parameters(), before, strict=True))
+    optimizer.step(X, y)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not all(torch.equal(own, old) for own, old in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("curvature", ["ekfac", "ekfac_exact", "ekfac_emp"])
@@ -113,7 +136,8 @@ def test_a_batch_that_is_not_finite_leaves_ekfac_as_it_was(curvature):
     pre = hbp.optim.Preconditioner(model, None, curvature, update_every=1, invert_every=2)
     for _ in range(2):
         pre.step(X, y)
-    pre.step(X * float("nan"), y)
+    with pytest.warns(hbp.NotFiniteWarning, match=r"the running average stays as it was, but p.grad is"):
+        pre.step(X * float("nan"), y)
     pre.step(X, y)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 

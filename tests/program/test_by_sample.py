@@ -31,6 +31,22 @@ class Noisy(nn.Module):
         return self.last(self.first(x) * scale)
 
 
+class Shaped(nn.Module):
+    """Draws by a shape, in another dtype than the model's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.first(x.flatten(1)) + torch.randn(x.shape[0], 4, dtype=x.dtype)
+        h = h * torch.rand(h.shape).to(h.dtype) + torch.randn_like(h) * torch.rand_like(h)
+        h = h + torch.empty_like(h).normal_(1.0, 0.1) + torch.empty_like(h).uniform_(-1, 1)
+        h = h + torch.normal(0.5, 0.1, h.shape, dtype=h.dtype) * torch.randint(0, 3, (h.shape[0], 1))
+        h = h + torch.normal(torch.zeros_like(h), torch.ones_like(h))
+        return self.last(nn.functional.gumbel_softmax(h))
+
+
 class Tagger(nn.Module):
     """[N, T] -> [N, classes, T]: samples and positions in one axis where labels are drawn."""
 
@@ -54,6 +70,8 @@ def setting(name):
     torch.manual_seed(0)
     if name == "sequences":
         return Tagger(), nn.CrossEntropyLoss(), torch.randint(7, (SAMPLES, 5)), labels(5), {}
+    if name == "shapes":
+        return Shaped(), nn.CrossEntropyLoss(), numbers(2, 4), labels(), {"backend": "torchscript"}
     loss, y, options = {
         "labels": (nn.CrossEntropyLoss(), labels(), {"mc_samples": 2}),
         "normal": (nn.MSELoss(), numbers(3), {"backend": "torchscript"}),
@@ -71,7 +89,8 @@ def setting(name):
 NAMES = ["grad", "diag_ggn_mc", "diag_h_mc", "kfac"]
 
 
-@pytest.mark.parametrize("name", ["labels", "normal", "counts", "bits", "signs", "loops", "sequences"])
+@pytest.mark.parametrize("name", ["labels", "normal", "counts", "bits", "signs", "loops", "sequences",
+                                  "shapes"])
 def test_parts_of_a_batch_add_up_to_the_whole(name):
     model, loss, X, y, options = setting(name)
     compiled = hbp.compile(model.double(), loss, NAMES, **options)

@@ -49,6 +49,20 @@ def test_the_others():
     assert set(kept.flatten().tolist()) == {0.0, 1.25}
     assert abs(kept.mean() - 1) < 0.02
     assert not draws.dropout_of_samples(KEYS, 3, 0, torch.ones(4000, 4), 1.0).any()
+    for dtype in (torch.float32, torch.bfloat16):  # rounded to nothing, so never to 1
+        steps = 2 / torch.finfo(dtype).eps
+        drawn = draws.steps_of_samples(KEYS, 5, 0, [4000, 5], steps)
+        assert torch.equal(drawn, drawn.to(dtype).double())
+        assert 0 <= drawn.min() < drawn.max() < 1
+        assert abs(drawn.mean() - 0.5) < 0.01
+        like = draws.steps_like_samples(KEYS, 5, 0, torch.empty(4000, 5, dtype=dtype), steps)
+        assert torch.equal(like, drawn.to(dtype))
+    between = draws.steps_of_samples(KEYS, 6, 0, [4000, 5], 2.0**53, -3.0, 1.0).flatten().numpy()
+    assert scipy.stats.kstest(between, scipy.stats.uniform(-3, 4).cdf).pvalue > 1e-3
+    spread = draws.normals_of_samples(KEYS, 7, 0, [4000, 3], 2.0, 0.5).flatten().numpy()
+    assert scipy.stats.kstest(spread, scipy.stats.norm(2, 0.5).cdf).pvalue > 1e-3
+    around = draws.normal_around_samples(KEYS, 7, 0, torch.full((4000, 3), 2.0), torch.full((4000, 3), 0.5))
+    torch.testing.assert_close(around.double().flatten(), torch.from_numpy(spread), rtol=1e-6, atol=1e-6)
     whole = draws.integers_of_samples(KEYS, 4, 0, -1, 2, [4000, 2])
     assert whole.dtype == torch.int64
     assert whole.flatten().unique().tolist() == [-1, 0, 1]

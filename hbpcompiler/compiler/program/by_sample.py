@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,8 +16,12 @@ from hbpcompiler.compiler.program.draws import (
     dropout_of_samples,
     integers_of_samples,
     labels_of_samples,
+    normal_around_samples,
     normal_of_samples,
+    normals_of_samples,
     poisson_of_samples,
+    steps_like_samples,
+    steps_of_samples,
     uniform_of_samples,
 )
 from hbpcompiler.compiler.program.nodes import called, facts
@@ -25,6 +29,11 @@ from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
 Helper = tuple[Callable[..., Any], tuple[Any, ...]]
 """What draws by sample instead, and its arguments behind keys, number and axis."""
+OF_TENSORS = frozenset({"dtype", "layout", "device", "pin_memory", "memory_format", "stride"})
+"""Arguments that say what tensor is made, and nothing of its numbers."""
+
+IN_DOUBLE = (uniform_of_samples, steps_of_samples, normals_of_samples)
+"""They give float64, whatever dtype is drawn."""
 
 
 def draws_of(graph: fx.Graph) -> list[fx.Node]:
@@ -70,6 +79,8 @@ def _rewrite(graph: fx.Graph, keys: fx.Node, numbers: Iterator[int], left: list[
                 continue
             with graph.inserting_before(node):
                 drawn = graph.call_function(helper[0], (keys, number, axis, *helper[1]))
+                if helper[0] in IN_DOUBLE and meta.dtype(node) != torch.float64:
+                    drawn = _cast(graph, meta.copy(drawn, node), meta.dtype(node))
             meta.move(drawn, node)
             node.replace_all_uses_with(drawn)
             graph.erase_node(node)
@@ -85,24 +96,63 @@ def _axis(shape: meta.Shape) -> int | None:
 
 def _helper(node: fx.Node) -> Helper | None:
     """What draws by sample what this node draws; None where nothing does."""
-    name, (args, given) = called(node), (node.args, {key: value for key, value in node.kwargs.items()
-                                                     if value is not None})
+    name, args = called(node), node.args
+    given = {key: value for key, value in node.kwargs.items() if value is not None and key not in OF_TENSORS}
+    if given.pop("generator", None) is not None:
+        return None
     if name == "multinomial" and given == {"replacement": True}:
         return labels_of_samples, args
     if name == "bernoulli" and not given:
         return bernoulli_of_samples, args
     if name == "poisson" and not given:
         return poisson_of_samples, args
-    if name == "randn_like" and not given:
-        return normal_of_samples, args
     if name == "dropout" and (given.get("training") is True or args[2:3] == (True,)) and not given.get("inplace"):
         return dropout_of_samples, (args[0], args[1] if len(args) > 1 else given["p"])
-    if name == "randint" and len(args) == 3 and given.keys() <= {"device"}:
-        return integers_of_samples, (*args[:2], list(cast("tuple[Any, ...]", args[2])))
-    if name == "rand" and len(args) == 1 and given.get("dtype", torch.float64) == torch.float64 and meta.dtype(
-            node) == torch.float64:
-        return uniform_of_samples, (list(cast("tuple[Any, ...]", args[0])),)
+    if name == "randint" and len(args) == 3 and not given and meta.dtype(node) == torch.int64:
+        return integers_of_samples, (*args[:2], _lengths(args[2]))
+    return _normal(name, args, given) or _uniform(node, name, args, given)
+
+
+def _normal(name: str, args: tuple[Any, ...], given: dict[str, Any]) -> Helper | None:
+    if given:
+        return None
+    if name in ("randn_like", "normal_functional"):
+        return normal_of_samples, args
+    if name == "randn" and len(args) == 1:
+        return normals_of_samples, (_lengths(args[0]),)
+    if name == "normal" and len(args) == 3:
+        return normals_of_samples, (_lengths(args[2]), *map(float, args[:2]))
+    if name == "normal" and len(args) == 2 and all(isinstance(part, fx.Node) for part in args):
+        return normal_around_samples, args
     return None
+
+
+def _uniform(node: fx.Node, name: str, args: tuple[Any, ...], given: dict[str, Any]) -> Helper | None:
+    """What torch draws from 0 to below 1; what a program draws labels by, in float64, is never 0."""
+    dtype = meta.dtype(node)
+    if dtype is None or not dtype.is_floating_point:
+        return None
+    steps = 2 / torch.finfo(dtype).eps
+    if name == "uniform" and len(args) == 1 and given.keys() == {"low", "high"}:
+        return steps_of_samples, (_lengths(args[0]), steps, float(given["low"]), float(given["high"]))
+    if given:
+        return None
+    if name == "rand" and len(args) == 1:
+        if dtype == torch.float64:
+            return uniform_of_samples, (_lengths(args[0]),)
+        return steps_of_samples, (_lengths(args[0]), steps)
+    if name == "rand_like" and len(args) == 1:
+        return steps_like_samples, (args[0], steps)
+    return None
+
+
+def _cast(graph: fx.Graph, drawn: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+    meta.set_tensor(drawn, meta.shape(drawn) or (), torch.float64)
+    return graph.call_method("to", (drawn, dtype))
+
+
+def _lengths(shape: Any) -> list[Any]:
+    return list(shape)
 
 
 def _passed(call: LoopCall, keys: fx.Node) -> fx.Node | None:

@@ -34,10 +34,39 @@ def uniform_of_samples(keys: Tensor, number: int, axis: int, shape: list[int]) -
 
 
 @idiom
-def normal_of_samples(keys: Tensor, number: int, axis: int, like: Tensor) -> Tensor:
-    """Normal numbers of this shape and dtype."""
-    uniform = uniform_of_samples(keys, number, axis, list(like.shape))
-    return (torch.erfinv(2 * uniform - 1) * 1.4142135623730951).to(like.dtype)
+def steps_of_samples(keys: Tensor, number: int, axis: int, shape: list[int], steps: float, low: float = 0.0,
+                     high: float = 1.0) -> Tensor:
+    """Numbers from 0 to below 1, in float64, of which a narrower dtype rounds none where it has so many there; from
+    low to high of these."""
+    return low + (high - low) * ((uniform_of_samples(keys, number, axis, shape) * steps).floor() / steps)
+
+
+@idiom
+def steps_like_samples(keys: Tensor, number: int, axis: int, like: Tensor, steps: float) -> Tensor:
+    """The same, in the shape and dtype of a tensor."""
+    return steps_of_samples(keys, number, axis, list(like.shape), steps).to(like.dtype)
+
+
+@idiom
+def normals_of_samples(keys: Tensor, number: int, axis: int, shape: list[int], mean: float = 0.0,
+                       deviation: float = 1.0) -> Tensor:
+    """Normal numbers, in float64."""
+    uniform = uniform_of_samples(keys, number, axis, shape)
+    return mean + deviation * (torch.erfinv(2 * uniform - 1) * 1.4142135623730951)
+
+
+@idiom
+def normal_of_samples(keys: Tensor, number: int, axis: int, like: Tensor, mean: float = 0.0,
+                      deviation: float = 1.0) -> Tensor:
+    """The same, in the shape and dtype of a tensor."""
+    return normals_of_samples(keys, number, axis, list(like.shape), mean, deviation).to(like.dtype)
+
+
+@idiom
+def normal_around_samples(keys: Tensor, number: int, axis: int, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Normal numbers of the means and deviations that two tensors have."""
+    around = mean + 0 * deviation
+    return (around + deviation * normals_of_samples(keys, number, axis, list(around.shape))).to(around.dtype)
 
 
 @idiom

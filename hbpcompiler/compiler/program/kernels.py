@@ -136,7 +136,13 @@ def added_(total: Tensor, value: Tensor, decay: float, share: float, divisor: in
         return total if share == 1.0 else total.mul_(share)
     if decay != 1.0:
         total.mul_(decay)
-    return total.add_(value, alpha=share / divisor)
+    if total.dtype == value.dtype or total.is_cuda or not (total.is_contiguous() and value.is_contiguous()):
+        return total.add_(value, alpha=share / divisor)
+    # A CPU converts all of a tensor before it adds it; a piece of it stays in the cache.
+    own, part = total.view(-1), value.view(-1)
+    for start in range(0, own.numel(), 65536):
+        own[start : start + 65536].add_(part[start : start + 65536], alpha=share / divisor)
+    return total
 
 
 GRAMS = (gram, onednn_gram, pixel_gram)

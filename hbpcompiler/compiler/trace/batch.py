@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -43,9 +43,9 @@ class Batch:
     tensors: tuple[Tensor, ...]
     layout: Layout
 
-    @property
+    @cached_property
     def samples(self) -> int:
-        return len(self.tensors[0])
+        return self.tensors[0].shape[0]
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
         """`count` samples of each tensor, copied: the first ones, in a circle if there are fewer; zeros if none."""
@@ -75,7 +75,12 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     passed on as they are. Raises InputTypeError for anything else that is no tensor.
     """
     if len(arguments) < 2:
-        raise InputTypeError(f"a batch is (X, y): inputs and target, but {len(arguments)} argument was given")
+        given = f"{len(arguments)} argument was given"
+        if arguments and isinstance(arguments[0], tuple | list) and len(arguments[0]) > 1:
+            raise InputTypeError(f"a batch is two arguments or more, (X, y), but {given}, a "
+                                 f"{type(arguments[0]).__name__} of {len(arguments[0])}: with a star before it, "
+                                 "compiled(*batch), it is a batch")
+        raise InputTypeError(f"a batch is (X, y): inputs and target, but {given}")
     if all(isinstance(item, Tensor) for item in arguments):
         return Batch(tuple(arguments), _plain(len(arguments) - 1))
     *given, target = arguments

@@ -1,0 +1,48 @@
+"""Adding tensors in place to totals of another dtype, in pieces that stay in the processor's cache.
+
+On a CPU torch converts a whole tensor before it adds it, a copy that goes through memory twice: a piece's copy does
+not. Other devices convert in the kernel that adds, and take tensors whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+PIECE = 2**15
+"""Numbers of a piece, for each thread."""
+
+
+def add_compensated(total: Tensor, lost: Tensor, value: Tensor, factor: float) -> None:
+    """The same, where what an addition rounds off enters with the next one (Kahan 1965)."""
+    for own, rest, part in _pieces(total, lost, value):
+        rest.add_(part, alpha=factor)
+        before = own.clone()
+        own.add_(rest)
+        rest.sub_(own - before)
+
+
+def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor, new_mean: Tensor, new: int,
+                 of_squares: float = 1.0, of_mean: float = 1.0) -> None:
+    """Sums of squares about their mean, and that mean, of `count` and `new` samples together, in place of the first.
+
+    Chan, Golub and LeVeque (1983), which cancels nothing. The second group's enter times `of_squares` and `of_mean`.
+    """
+    share = new / (count + new)
+    for own_squares, own_mean, part_squares, part_mean in _pieces(squares, mean, new_squares, new_mean):
+        away = part_mean.to(own_mean.dtype, copy=True).mul_(of_mean).sub_(own_mean)
+        own_squares.add_(part_squares, alpha=of_squares).addcmul_(away, away, value=count * share)
+        own_mean.add_(away, alpha=share)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same pieces of each."""
+    size = PIECE * torch.get_num_threads()
+    cut = tensors[0].numel() > size and all(tensor.device.type == "cpu" and tensor.is_contiguous()
+                                            for tensor in tensors)
+    if not cut:
+        yield tensors
+        return
+    yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)

@@ -1,0 +1,24 @@
+"""Batches whose loss or gradient is infinite or NaN: said aloud, and no step of ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.callers import level_of_caller
+from hbpcompiler.errors import NotFiniteWarning
+
+
+def are_finite(loss: Tensor, gradient: Mapping[str, Tensor]) -> bool:
+    """Whether a batch's loss and gradient are."""
+    sums = [loss.detach().to(torch.float32), *(part.detach().sum(dtype=torch.float32) for part in gradient.values())]
+    return bool(torch.stack(sums).isfinite().all())
+
+
+def warn_of(step: int, consequence: str) -> None:
+    """That those of this step are not."""
+    warnings.warn(f"the loss or the gradient of step {step} is infinite or NaN: {consequence}", NotFiniteWarning,
+                  stacklevel=level_of_caller())

@@ -1,0 +1,54 @@
+"""Sums in place, piece by piece: the same as of whole tensors."""
+
+import pytest
+import torch
+
+from hbpcompiler.accumulate import pieces
+from hbpcompiler.compiler.program.kernels import added_
+
+SHAPES = [(), (0,), (7,), (5, 3), (4, 1, 6)]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def drawn(*shape, dtype=torch.float64):
+    return torch.rand(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pieces_add_up_as_the_whole(shape):
+    total, value = drawn(*shape), drawn(*shape, dtype=torch.float32)
+    right = total + 2.5 * value.double()
+    added_(total, value, 1.0, 2.5)
+    torch.testing.assert_close(total, right)
+    single, lost = total.to(torch.float32), torch.zeros(shape)
+    pieces.add_compensated(single, lost, value, 2.5)
+    torch.testing.assert_close(single.double() + lost, right + 2.5 * value.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_what_does_not_lie_in_a_row_is_added_too():
+    total, value = drawn(6, 4), drawn(4, 6, dtype=torch.float32).t()
+    right = total + 3 * value.double()
+    added_(total, value, 1.0, 3.0)
+    torch.testing.assert_close(total, right)
+    long, value = drawn(2**16 + 3), drawn(2**16 + 3, dtype=torch.float32)
+    right = long + 3 * value.double()
+    added_(long, value, 1.0, 6.0, 2)
+    assert torch.equal(long, right)
+
+
+def test_sums_of_squares_of_two_groups():
+    rows, others = drawn(5, 4, 3), drawn(2, 4, 3)
+    squares, mean = ((rows - rows.mean(0)) ** 2).sum(0), rows.mean(0)
+    new = ((others - others.mean(0)) ** 2).sum(0).float(), others.mean(0).float()
+    pieces.merge_spread(squares, mean, 5, new[0] / 8, new[1] / 4, 2, 8.0, 4.0)
+    whole = torch.cat([rows, others])
+    torch.testing.assert_close(mean, whole.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(squares, ((whole - whole.mean(0)) ** 2).sum(0), rtol=1e-6, atol=1e-6)
