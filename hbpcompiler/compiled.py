@@ -123,7 +123,8 @@ class Compiled(Programs):
                 keys: Callable[[Batch], Tensor] | None = None, into: Adds | None = None) -> Result:
         """A call with a batch and arguments that are checked.
 
-        With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`).
+        With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`), and
+        a program is proven before it adds, so that it adds the same whether it has run before or not.
         """
         brought = brought_by(beside)
         state, built = self._program(given, brought)
@@ -135,8 +136,9 @@ class Compiled(Programs):
         check_fits(draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
         tensors = None if into is None else into.fitting(built, given.tensors[0], self._tensors(state, built))
-        if keys is not None and built.draws and given.samples:
+        if keys is not None and given.samples and (built.draws or into is not None):
             self._prepare(given)
+        if keys is not None and given.samples and built.draws:
             beside = {**beside, DRAW_KEYS: keys(given)}
         with seeded(generator):
             first = given.samples > 0 and not built.is_proven(given.samples)

@@ -34,6 +34,8 @@ class Into:
     shares: Mapping[Slot, float]
     same: Mapping[Slot, Slot]
     """Slots whose result, and tensor, is that of another: it is added once."""
+    triangles: frozenset[Slot] = frozenset()
+    """Symmetric matrices of which the upper triangle is added, and what is below it is no matter."""
 
     @property
     def tensors(self) -> dict[Slot, Tensor]:

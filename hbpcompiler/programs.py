@@ -101,7 +101,7 @@ class Programs:
                 return result_of_none(built.run, tensors, batch, kind, beside)
             run = built.by_sample[0] if DRAW_KEYS in beside else built.run
             if into is not None:
-                run = built.that_adds(into.tensors, into.same, DRAW_KEYS in beside)
+                run = built.that_adds(into.tensors, into.same, into.triangles, DRAW_KEYS in beside)
                 beside = {**beside, **into.arguments()}
             return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
 

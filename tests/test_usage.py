@@ -230,7 +230,7 @@ def test_the_temporary_folder_goes_with_the_process():
 
 
 def test_a_batch_in_one_argument():
-    compiled = hbp.compile(nn.Linear(2, 3))
+    compiled = hbp.compile(nn.Linear(2, 3), quantities=["grad"])
     batch = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(hbp.InputError, match=r"1 argument was given, a tuple of 2: with a star before it, "
                                              r"compiled\(\*batch\)"):

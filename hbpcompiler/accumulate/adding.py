@@ -43,7 +43,9 @@ class Adding:
             given[slot] = total
             shares[slot] = self.sums.factor(how, slot.parameter, weight)
         self.added = [Key(*slot) for slot in given]
-        return Into(given, 1.0, shares, {})
+        triangles = frozenset(slot for slot, total in given.items() if total.device.type == "cpu" and total.dim() == 2
+                              and slot.field in QUANTITIES[slot.quantity].symmetric)
+        return Into(given, 1.0, shares, {}, triangles)
 
 
 def _length(text: str) -> int:

@@ -242,16 +242,10 @@ class _Run:
             return self.compiled._called(one.batch, beside, keys=partial(self._keys, one), into=adding)
 
     def _draws_otherwise(self, batch: Batch, beside: Mapping[str, Any]) -> bool:
-        """Whether batches like this one are served by a program that draws numbers which belong to no sample.
-
-        Where there are totals, a program is proven before its first batch is added, so that what a batch is added by
-        does not depend on whether it is the first after an interruption.
-        """
-        form = batch.form, batch.samples == 1
+        """Whether batches like this one are served by a program that draws numbers which belong to no sample."""
+        form = batch.form
         if form not in self._otherwise:
             built = self.compiled._program(batch, brought_by(beside))[1]
-            if self.sums.first is not None:
-                self.compiled._prepare(batch)
             left = built.by_sample[1] if built.draws else []
             if left and not any(self._otherwise.values()):
                 _warn_of_draws(built, left)

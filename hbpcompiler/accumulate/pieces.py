@@ -24,6 +24,11 @@ def add_compensated(total: Tensor, lost: Tensor, value: Tensor, factor: float) -
         rest.sub_(own - before)
 
 
+def mirrored(matrix: Tensor) -> Tensor:
+    """A symmetric matrix, or several, by the upper triangle."""
+    return matrix.triu() + matrix.triu(1).mT
+
+
 def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor, new_mean: Tensor, new: int,
                  of_squares: float = 1.0, of_mean: float = 1.0) -> None:
     """Sums of squares about their mean, and that mean, of `count` and `new` samples together, in place of the first.

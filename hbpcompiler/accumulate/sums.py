@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hbpcompiler.accumulate.pieces import add_compensated, merge_spread
+from hbpcompiler.accumulate.pieces import add_compensated, merge_spread, mirrored
 from hbpcompiler.accumulate.weigh import Weight, check_alike
 from hbpcompiler.compiler.program.kernels import added_
 from hbpcompiler.errors import InputError, listing
@@ -32,7 +32,8 @@ from hbpcompiler.values import Stored
 
 GRADIENTS_TWICE = (PRODUCTS, PRODUCTS_OVER_POSITIONS)
 DIVIDED = (OVER_POSITIONS, PRODUCTS_OVER_POSITIONS)
-IN_PLACE_BYTES = 2**20
+IN_PLACE_BYTES, SMALL = 2**20, 2**15
+"""Below these, totals, and the numbers of one of them, are added to in the plainest way."""
 LOSS = "loss"
 MEANS = "gradients of the variance"
 """Where the mean gradients are kept that variances are merged with."""
@@ -143,6 +144,8 @@ class Sums:
                              f"{list(total.shape)} in those before: it does not add up")
         if self.compensated:
             add_compensated(total, self.lost[key], value, factor)
+        elif total.numel() < SMALL:
+            total.add_(value, alpha=factor)
         else:
             added_(total, value, 1.0, factor)
 
@@ -160,8 +163,12 @@ class Sums:
 
     def value(self, quantity: str, parameter: str) -> Any:
         """On the scale of one batch; a new tensor, or its fields by name."""
-        found = {name: self._scaled(Key(quantity, parameter, name), how) for name, how in self._fields[quantity]}
-        return found if QUANTITIES[quantity].fields else found[""]
+        table, found = QUANTITIES[quantity], dict[str, Any]()
+        for name, how in self._fields[quantity]:
+            tensor = self._scaled(Key(quantity, parameter, name), how)
+            # Of a symmetric matrix programs may have added the upper triangle alone.
+            found[name] = mirrored(tensor) if tensor is not None and name in table.symmetric else tensor
+        return found if table.fields else found[""]
 
     @property
     def loss(self) -> Tensor:

@@ -130,15 +130,16 @@ class Built:
         """What makes each tensor of its result."""
         return slots_of(self.draft.graph)
 
-    def that_adds(self, slots: Collection[Slot], same: Mapping[Slot, Slot], by_sample: bool) -> Any:
+    def that_adds(self, slots: Collection[Slot], same: Mapping[Slot, Slot], triangles: frozenset[Slot],
+                  by_sample: bool) -> Any:
         """The same program, or the one that draws by sample, but that it adds its results in these slots to tensors
         that it is given (see `program.adding`)."""
-        key = frozenset(slots), frozenset(same.items()), by_sample
+        key = frozenset(slots), frozenset(same.items()), triangles, by_sample
         if key not in self._adding:
             if len(self._adding) >= KEPT_ADDING:
                 self._adding.pop(next(iter(self._adding)))
             graph = self._by_sample[0] if by_sample else self.draft.graph
-            self._adding[key] = _loaded(self.draft.written(adding(graph, slots, same)), self.backend)[0]
+            self._adding[key] = _loaded(self.draft.written(adding(graph, slots, same, triangles)), self.backend)[0]
         return self._adding[key]
 
     def is_proven(self, samples: int) -> bool:

@@ -83,11 +83,13 @@ class RunningCurvature:
             return self.gradient(batch, step)
         if new:
             self._begin_anew()
+        seen = self._stored
         loss, gradient = self.gradient_and_update(batch, step)
         if dampings is not None and self._stored:
             anew = new or step % self.settings.invert_every == 0
             self._after_update(batch, step, dampings, anew)
-        self._trainable = trainable
+        if self._stored is not seen:  # else the batch was not finite, and the next one begins
+            self._trainable = trainable
         return loss, gradient
 
     def _trainable_now(self) -> frozenset[str]:

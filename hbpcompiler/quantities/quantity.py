@@ -57,6 +57,8 @@ class Quantity:
     """Fields that may be None (a bias has no A)."""
     lists: tuple[str, ...] = ()
     """Fields that are lists of tensors, one for each piece of curvature."""
+    symmetric: tuple[str, ...] = ()
+    """Fields that are symmetric matrices."""
     of_each_loss: bool = False
     """Whether it is about l_n itself, whose scale depends on whether the loss is a mean or a sum."""
     adds: tuple[str, ...] = ()

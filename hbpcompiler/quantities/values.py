@@ -174,7 +174,7 @@ def kronecker_entry(name: str, stream: str, summary: str, inputs: str = INPUT_FA
     adds: tuple[str, ...] = (MEAN, over) if stream != KFRA else ()
     instead = "its recursion is not linear in the batch: take kflr" if stream == KFRA else ""
     return Quantity(name, summary, needs, _kronecker(stream, inputs, outputs), ("A", "B"), "Factors", ("A",),
-                    of_each_loss=of_each_loss, adds=adds, instead=instead)
+                    symmetric=("A", "B"), of_each_loss=of_each_loss, adds=adds, instead=instead)
 
 
 def eigenvalues_entry(name: str, stream: str, summary: str) -> Quantity:

@@ -18,6 +18,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import checkpoint as files
+from hbpcompiler.accumulate import sums
+from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.sums import Sums
 
 NAMES = ["grad", "variance", "diag_ggn_mc", "kfac"]
@@ -97,6 +99,26 @@ def test_ctrl_c_while_a_batch_is_added_counts_behind_it(tmp_path, monkeypatch, a
     assert next(number) > addition + 1, "the rest of the batch is in"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same(run(checkpoint=path), run())
+
+
+def test_ctrl_c_while_a_program_adds_counts_behind_the_batch(tmp_path, monkeypatch):
+    """And a run goes on to the same bits with a program that has to be proven first, of one sample too."""
+    monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
+    path, fitting = tmp_path / "total.pt", Adding.fitting
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        return fitting(*given)
+
+    whole = run(compiled=hbp.compile(network(), None, NAMES))
+    monkeypatch.setattr(Adding, "fitting", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path)
+    monkeypatch.setattr(Adding, "fitting", fitting)
+    assert files.read(path)[1].batches == 2
+    for more in (3, len(LENGTHS)):
+        total = run(compiled=hbp.compile(network(), None, NAMES), checkpoint=path, max_batches=more)
+    assert_same(total, whole)
 
 
 def test_an_error_in_a_loader_loses_what_is_behind_the_last_checkpoint_only(tmp_path):

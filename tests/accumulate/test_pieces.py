@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hbpcompiler.accumulate import pieces
-from hbpcompiler.compiler.program.kernels import added_
+from hbpcompiler.compiler.program.kernels import added_, added_triangle_
 
 SHAPES = [(), (0,), (7,), (5, 3), (4, 1, 6)]
 
@@ -42,6 +42,16 @@ def test_what_does_not_lie_in_a_row_is_added_too():
     right = long + 3 * value.double()
     added_(long, value, 1.0, 6.0, 2)
     assert torch.equal(long, right)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 130])
+def test_a_symmetric_matrix_by_its_triangle(size):
+    root = drawn(size, 3, dtype=torch.float32)
+    total, right = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    for share, decay in ((2.0, 1.0), (0.5, 0.25)):
+        added_triangle_(total, root @ root.t(), decay, share, 3)
+        right = decay * right + share / 3 * (root @ root.t()).double()
+    torch.testing.assert_close(pieces.mirrored(total), right)
 
 
 def test_sums_of_squares_of_two_groups():

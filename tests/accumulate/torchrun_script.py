@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import random
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import hbpcompiler as hbp
 from hbpcompiler.accumulate import buckets
 from hbpcompiler.curvature import symmetric
 
+EXAMPLES = 1 + int(os.environ.get("HBP_EXAMPLES", "1"))
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr", "kfac", "diag_h_mc"]
 
 
@@ -48,6 +50,20 @@ def over(group, rank, world, model, data, **options):
     """The total of this group's shards; `data` may have fewer samples than there are ranks."""
     loader = DataLoader(hbp.shard(data, rank, world), batch_size=2)
     return hbp.accumulate(compiled(model), loader, group=group, progress=False, **options)
+
+
+def any_cutting(group, rank, world, model, data, seed):
+    """The total of all ranks, each with some of the samples, or none, in batches of any sizes and in any order."""
+    dice, own_dice = random.Random(seed), random.Random(f"{seed}, rank {rank}")
+    order = dice.sample(range(len(data)), len(data))
+    ends = [0, *sorted(dice.randint(0, len(data)) for _ in range(world - 1)), len(data)]
+    left, batches = order[ends[rank] : ends[rank + 1]], []
+    while left:
+        size = own_dice.randint(1, 4)
+        batches.append((*data[left[:size]], torch.tensor(left[:size])))
+        left = left[size:]
+    return hbp.accumulate(compiled(model), batches, group=group, progress=False, prepare=lambda batch: batch[:2],
+                          indices=lambda batch: batch[2])
 
 
 def decomposed(total, group):
@@ -86,7 +102,8 @@ def main(how, folder):
         group, path = torch.distributed.group.WORLD, folder / "total.pt"
         over(group, rank, world, model, data, checkpoint=path, max_batches=1)
         found = [flat(over(group, rank, world, model, data, **options)) for options in ({"checkpoint": path}, {})]
-        torch.save(found, folder / f"rank{rank}.pt")
+        cuts = [flat(any_cutting(group, rank, world, model, data, seed)) for seed in range(EXAMPLES)]
+        torch.save((*found, cuts), folder / f"rank{rank}.pt")
         torch.distributed.destroy_process_group()
         return
     everyone, two, one = torch.distributed.group.WORLD, *map(torch.distributed.new_group, ([0, 1], [2]))
@@ -101,6 +118,7 @@ def main(how, folder):
     buckets.BUCKET_BYTES = 1000  # so that some tensors go together, and some alone
     wrapped = DistributedDataParallel(model)
     totals = {3: over(everyone, rank, world, wrapped, data, checkpoint=folder / "total.pt")}
+    totals["cut"] = any_cutting(everyone, rank, world, model, data, 2)
     if rank < 2:
         totals[2] = over(two, rank, 2, model, data)
         few = TensorDataset(*data[:1])

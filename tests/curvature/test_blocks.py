@@ -254,7 +254,7 @@ def test_float32_is_solved_in_float64():
     H = hbp.curvature({"w": Factors(psd(30), psd(20))}, parameters)  # as totals have them, of a model in float32
     again = hbp.Curvature.from_state_dict(H.state_dict())
     for own in (H, again, H.inverse(0.1), 2 * H, H.to("cpu")):
-        assert (own.dtype, own.sample(2, 0.1, "pi")["w"].dtype) == (torch.float64, torch.float32)
+        assert (own.dtype, own.sample(2, 0.1, "exact")["w"].dtype) == (torch.float64, torch.float32)
     assert H.to(dtype=torch.float64).sample(2, 0.1)["w"].dtype == torch.float64
 
 

@@ -158,3 +158,12 @@ def test_named_parameters_are_taken_as_torch_takes_them():
     before = values(model)
     hbp.optim.KFAC(model, None, model.named_parameters()).step(X, y)
     assert moved(model, before) == before.keys()
+
+
+def test_a_weight_and_its_bias_with_other_l2s_are_told_why_not():
+    model, X, y = chain()
+    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    weights = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
+    optimizer = hbp.optim.KFAC(model, None, params=[{"params": weights, "l2": 0.1}, {"params": biases}], damping=0.5)
+    with pytest.raises(hbp.InputError, match=r"have one damping \(or sum of damping and l2\), not 0.6 and 0.5"):
+        optimizer.step(X, y)

@@ -7,7 +7,7 @@ at most one of them is there beside the totals.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import fx
@@ -15,7 +15,7 @@ from torch import fx
 from hbpcompiler.arguments import ARGUMENTS, DECAY, INTO, SHARES
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.by_sample import copy_of
-from hbpcompiler.compiler.program.kernels import added_
+from hbpcompiler.compiler.program.kernels import added_, added_triangle_
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import shows_its_input
 
@@ -56,16 +56,17 @@ def _slots(results: Mapping[str, Any]) -> Iterator[tuple[Slot, fx.Node]]:
                     yield Slot(quantity, name, field), node
 
 
-def adding(graph: fx.Graph, wanted: Collection[Slot], same: Mapping[Slot, Slot]) -> fx.Graph:
+def adding(graph: fx.Graph, wanted: Collection[Slot], same: Mapping[Slot, Slot],
+           triangles: Collection[Slot] = ()) -> fx.Graph:
     """A copy of a program with the arguments `INTO`, `DECAY` and `SHARES`, whose results in these slots are the tensors
     that it is given, `decay` times what they were plus a share of the batch's. The result in a slot of `same` is that
-    of another one, to which it is added once."""
+    of another one, to which it is added once. Of those in `triangles` the upper triangles alone are added."""
     copied = copy_of(graph)
     arguments = _arguments(copied)
     order = {node: position for position, node in enumerate(copied.nodes)}
     output = _output(copied)
     loss, outputs, results = output.args[0]  # type: ignore[misc]  # as derive wrote it
-    found = {slot: _added(copied, slot, node, arguments, order)
+    found = {slot: _added(copied, slot, node, arguments, order, added_triangle_ if slot in triangles else added_)
              for slot, node in slots_of(copied).items() if slot in wanted}
     found |= {slot: found[other] for slot, other in same.items()}
     before = list(output.all_input_nodes)
@@ -111,7 +112,8 @@ def _arguments(graph: fx.Graph) -> _Arguments:
     return _Arguments(*found)
 
 
-def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, order: Mapping[fx.Node, int]) -> fx.Node:
+def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, order: Mapping[fx.Node, int],
+           function: Callable[..., Any]) -> fx.Node:
     """The tensor that is added to."""
     value, divisor = _undivided(node)
     if _is_of_results(value):
@@ -124,7 +126,7 @@ def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, or
         share = graph.call_function(operator.getitem, (arguments.shares, slot.key))
     parts = (total, value, arguments.decay, share)
     with graph.inserting_after(share):
-        added = graph.call_function(added_, parts if divisor is None else (*parts, divisor))
+        added = graph.call_function(function, parts if divisor is None else (*parts, divisor))
     for made in (total, share, added):
         meta.place(made, last)
     meta.set_tensor(total, meta.shape(node) or (), meta.dtype(node))

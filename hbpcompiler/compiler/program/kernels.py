@@ -145,6 +145,16 @@ def added_(total: Tensor, value: Tensor, decay: float, share: float, divisor: in
     return total
 
 
+@idiom
+def added_triangle_(total: Tensor, value: Tensor, decay: float, share: float, divisor: int = 1) -> Tensor:
+    """The same for the upper triangle of a symmetric matrix, which is half the work; below it there is no sum."""
+    if decay != 1.0:
+        total.mul_(decay)
+    for start in range(0, total.shape[0], 64):
+        total[start : start + 64, start:].add_(value[start : start + 64, start:], alpha=share / divisor)
+    return total
+
+
 GRAMS = (gram, onednn_gram, pixel_gram)
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",
