@@ -15,7 +15,7 @@ POINTS = 500
 GROUPS = 300
 """Groups of neighbours into which more are gathered."""
 SMOOTHING = 0.2
-"""Weight of a new value in the moving average, as Cockpit's."""
+"""Weight of a new value in a moving average, as Cockpit's."""
 ROBUST = (0.02, 0.98)
 """Quantiles that an axis shows; what lies beyond is an arrow at its edge."""
 FEW = 10
@@ -58,7 +58,11 @@ def _groups(series: Series) -> dict[str, Any]:
 
 
 def moving(values: Tensor) -> Tensor:
-    """Exponential moving average [S], that begins at the first value."""
+    """The mean [S] of two exponential moving averages, of what came before and of what comes after: it does not lag."""
+    return (_averaged(values) + _averaged(values.flip(0)).flip(0)) / 2
+
+
+def _averaged(values: Tensor) -> Tensor:
     smooth, found = math.nan, []
     for value in values.tolist():
         smooth = value if math.isnan(smooth) else SMOOTHING * value + (1 - SMOOTHING) * smooth

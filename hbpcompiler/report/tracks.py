@@ -55,6 +55,9 @@ class Series:
         return self.values[(torch.searchsorted(self.steps, steps, right=True) - 1).clamp(min=0)]
 
 
+NOTHING = Series(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
+
+
 @dataclass(frozen=True)
 class Layers:
     """Numbers of a run by parameter and step."""

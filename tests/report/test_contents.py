@@ -57,7 +57,9 @@ def test_a_short_series_is_drawn_whole():
     assert drawn["positive"]
     nothing = curve(series([math.nan]))
     assert (nothing["steps"], nothing["range"], nothing["positive"]) == ([], None, False)
-    assert moving(torch.tensor([1.0, 2.0])).tolist() == pytest.approx([1.0, 1.2])
+    assert moving(torch.tensor([1.0, 2.0])).tolist() == pytest.approx([1.4, 1.6])
+    trend = moving(torch.arange(100, dtype=torch.float64))
+    assert trend[30:70].tolist() == pytest.approx(list(range(30, 70)), abs=0.01), "it does not lag"
 
 
 @pytest.mark.parametrize("many", [100, 5000])
@@ -104,7 +106,8 @@ def test_odd_values_of_a_log_are_left_out(tmp_path):
     lines = [made_up.header("run", {"a": [2], "b": 3}, optimizer=None, left_out=None, notes=None),
              {"kind": "step", "step": 0, "time": 0.0, "rows": "many",
               "values": {"loss": 1.0, "mine": "words", "list": [1], "none": None, "yes": True, "lr": "fast",
-                         "empty": {}, "grad_norm": {"a": 1.0, "b": None}, "grad_hist_1d": {"counts": [1, 2], "edges": [0, 1]},
+                         "empty": {}, "grad_norm": {"a": 1.0, "b": None},
+                         "grad_hist_1d": {"counts": [1, 2], "edges": [0, 1]},
                          "grad_hist_2d": {"": {"counts": [[1, 2], [3]], "edges": [[0, 1, 2], [0, 1, 2]]}}}}]
     page = contents(tracks_of([read(made_up.write(tmp_path / "log.jsonl", lines))]))
     shown = [card.instrument.key for cards in page.columns.values() for card in cards]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hbpcompiler.report.instruments.instrument import Drawn, Instrument, Line, drawn_lines
 from hbpcompiler.report.instruments.step_size import first_and_recent
-from hbpcompiler.report.tracks import Track
+from hbpcompiler.report.tracks import NOTHING, Track
 from hbpcompiler.report.verdicts.general import course
 from hbpcompiler.report.words import Verdict, number
 
@@ -33,9 +33,11 @@ def _step_size(track: Track) -> Drawn | None:
               if name not in ("name", "lr") and isinstance(value, int | float) and value]
     first, last = lr.values[0].item(), lr.values[-1].item()
     said = f"step size {number(last)}" + ("" if first == last else f" now, {number(first)} at first")
-    if bool((lr.values != smallest.values).any()):
+    differ = bool((lr.values != smallest.values).any())
+    if differ:
         said = f"step sizes from {number(smallest.values[-1].item())} to {number(last)} in the optimizer's groups"
-    return drawn_lines([lr, smallest], [Verdict(", ".join([f"{optimizer} {said}".strip(), *others]))])
+    verdict = Verdict(", ".join([f"{optimizer} {said}".strip(), *others]))
+    return drawn_lines([lr, smallest if differ else NOTHING], [verdict])
 
 
 def of_ones_own(tracks: Sequence[Track]) -> list[Instrument]:
