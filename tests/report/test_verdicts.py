@@ -60,20 +60,34 @@ def test_the_gradients_norm():
     assert step_size.gradient_norm(2.0, 0.0).notable
 
 
-def test_the_norm_test_needs_as_many_samples_as_make_it_one():
-    """On drawn gradients: with the samples asked for, the standard error is as large as the gradient."""
+@pytest.mark.parametrize("rows", [16, 64, 400])
+def test_the_norm_test_needs_as_many_samples_as_make_it_one(rows):
+    """On drawn gradients with a known need of 200 samples: rows * test^2 would say that the batch is about enough."""
     generator = torch.Generator().manual_seed(0)
-    mean, rows = torch.full((50,), 0.1, dtype=torch.float64), 20
-    spread = 2.0
-    norm_test = math.sqrt(50 * spread**2 / rows) / mean.norm().item()  # in expectation, of the noiseless gradient
-    needed = round(gradients.samples_needed(norm_test, rows))
-    drawn = spread * torch.randn(300, needed, 50, generator=generator, dtype=torch.float64)
-    error = drawn.mean(1).norm(dim=1).square().mean().sqrt().item()
-    assert error == pytest.approx(mean.norm().item(), rel=0.05)
-    assert gradients.noise(3.06, 128).text == "noise: the norm test needs about 1200 samples, the batch has 128"
-    assert gradients.noise(3.06, 128).notable
-    assert not gradients.noise(0.9, 128).notable
-    assert "standard error 3 of" in gradients.noise(3.0, None).text
+    size, spread = 100, 2.0
+    mean = torch.full((size,), spread / math.sqrt(200), dtype=torch.float64)
+    tests, norms = [], []
+    for _ in range(400):
+        drawn = mean + spread * torch.randn(rows, size, generator=generator, dtype=torch.float64)
+        average = drawn.mean(0)
+        norms.append(average.norm())
+        tests.append(((drawn - average).square().sum() / (rows * (rows - 1))).sqrt() / average.norm())
+    needed, at_least = gradients.samples_needed(torch.stack(tests), torch.stack(norms), rows)
+    assert not at_least
+    assert needed == pytest.approx(200, rel=0.1)
+    few, bound = gradients.samples_needed(torch.stack(tests[:5]), torch.stack(norms[:5]), rows)
+    assert few < 300 if bound else few == pytest.approx(200, rel=0.6)
+
+
+def test_noise_in_words():
+    ones = torch.ones(6, dtype=torch.float64)
+    assert gradients.noise(0.5 * ones, ones, 90).text == "noise: the norm test needs about 30 samples, the batch has 90"
+    assert not gradients.noise(0.5 * ones, ones, 90).notable
+    unknown = gradients.noise(3.06 * ones, ones, 128)
+    assert unknown.text == "noise: the norm test needs more than 1200 samples, the batch has 128"
+    assert unknown.notable
+    assert gradients.noise(numbers(0.5), numbers(1.0), 90).text.endswith("needs about 30 samples, the batch has 90")
+    assert "standard error 3 of" in gradients.noise(3.0 * ones, ones, None).text
 
 
 def test_the_direction_of_the_noise():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hbpcompiler.report.curves import plain
@@ -20,10 +21,16 @@ def _noise(track: Track) -> Drawn | None:
     tests = [track.series(name) for name in TESTS]
     rows = track.rows
     verdict = None
-    if len(tests[0].recent):
-        verdict = gradients.noise(tests[0].recent.median().item(),
+    if (many := len(tests[0].recent)):
+        verdict = gradients.noise(tests[0].recent, _norms_at(track, tests[0].finite.steps[-many:]),
                                   rows.recent.median().item() if len(rows) else None)
     return drawn_lines(tests, [verdict])
+
+
+def _norms_at(track: Track, steps: Tensor) -> Tensor:
+    """Norms of the gradient at these steps; ones where they are not known."""
+    norms = track.series("grad_norm").at(steps)
+    return norms if bool((norms.isfinite() & (norms > 0)).all()) else torch.ones(len(steps), dtype=torch.float64)
 
 
 def _areas(track: Track) -> Drawn | None:
@@ -76,8 +83,9 @@ GRADIENTS = (
     Instrument(
         "noise", "Noise of the gradient", TESTS,
         "Standard error of the mini-batch's gradient over its norm (norm test), and its parts along (inner) and across "
-        "(orthogonal) the gradient. Below 1 the direction is to be trusted; above, a larger batch or a smaller step "
-        "size helps. The samples needed for 1 are rows times the square of the norm test.",
+        "(orthogonal) the gradient. Well below 1 the direction is to be trusted; else a larger batch or a smaller step "
+        "size helps. The samples needed are the variance of the samples' gradients over the square of the gradient, of "
+        "which the noise of the batch itself is taken off: near 1 the tests alone say little.",
         "series", _noise, (Line("norm test"), Line("inner test", role="second"),
                            Line("orthogonal test", role="third")), {"log": True, "at": 1}),
     Instrument(

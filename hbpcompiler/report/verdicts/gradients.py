@@ -17,23 +17,43 @@ AT_ZERO = 0.9
 """Share of entries next to zero from which gradients are called dead or vanishing."""
 
 
-def samples_needed(norm_test: float, rows: float) -> float:
-    """Samples with which the norm test would be 1: it falls with their root (Byrd et al. 2012, eq. 3.9)."""
-    return rows * norm_test * norm_test
+def samples_needed(tests: Tensor, norms: Tensor, rows: float) -> tuple[float, bool]:
+    """Samples for which the norm test would be 1 (Byrd et al. 2012, eq. 3.9): with which the standard error of the
+    gradient is as large as the gradient; and whether that is but a bound from below.
+
+    The gradient of a mini-batch is longer than that of all data by its own noise: in the mean its square is |g|^2 + e^2
+    with the standard error e, so that tests stay near 1 however small g is, and rows * test^2 near the batch. What is
+    needed is rows * e^2 / |g|^2, with both squares in the mean over some steps (McCandlish et al. 2018, appendix A).
+    Where |g|^2 is not known to be above zero by two standard errors, the bound is given by what it can be at most.
+
+    Args:
+        tests: [S] norm tests of these steps.
+        norms: [S] norms of the mini-batches' gradients, up to a common factor.
+        rows: samples of a batch.
+    """
+    errors, squares = (tests * norms).square(), norms.square()
+    signals = squares - errors
+    signal, error = signals.mean().item(), errors.mean().item()
+    doubt = 2 * signals.std().item() / math.sqrt(len(signals)) if len(signals) > 1 else squares.mean().item() / 2
+    if signal > doubt:
+        return rows * error / signal, False
+    bound = error / (max(signal, 0.0) + doubt) if doubt > 0 else 0.0
+    return rows * max(bound, tests.square().median().item()), True
 
 
-def noise(norm_test: float, rows: float | None) -> Verdict:
+def noise(tests: Tensor, norms: Tensor, rows: float | None) -> Verdict:
     """What the norm test asks for: that the gradient's standard error is at most as large as the gradient.
 
     Args:
-        norm_test: the least bound with which the test passes: standard error over norm, at a batch of `rows`.
+        tests, norms: as for `samples_needed`.
         rows: samples of the batch, None where unknown.
     """
     if rows is None:
-        return Verdict(f"noise: standard error {number(norm_test)} of the gradient's norm", notable=norm_test > NOISY)
-    needed = samples_needed(norm_test, rows)
-    about = number(float(f"{needed:.1e}"))
-    return Verdict(f"noise: the norm test needs about {about} samples, the batch has {number(rows, 6)}",
+        middle = tests.median().item()
+        return Verdict(f"noise: standard error {number(middle)} of the gradient's norm", notable=middle > NOISY)
+    needed, at_least = samples_needed(tests, norms, rows)
+    about = ("more than " if at_least else "about ") + number(float(f"{needed:.1e}"))
+    return Verdict(f"noise: the norm test needs {about} samples, the batch has {number(rows, 6)}",
                    notable=needed > NOISY * rows)
 
 
