@@ -1,5 +1,6 @@
 """Parameters that no derivative reaches: left out with a warning, or, where that is all of them, refused."""
 
+import re
 import warnings
 
 import pytest
@@ -27,7 +28,20 @@ class Heads(nn.Module):
         return self.output(self.main(x), self.aux(x))
 
 
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, step):
+        return x.sign() if step == "sign" else (x > 0).double()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope, None
+
+
+NAMED = "it stands in the custom autograd.Function Sign: .*" + re.escape("x + (Sign.apply(x) - x).detach()")
 REFUSED = {
+    "a sign with a backward of its own": (lambda a, b: Sign.apply(a + b, "sign"), f"sign in .*{NAMED}"),
+    "truth values with a backward of their own": (lambda a, b: Sign.apply(a + b, "truth"), f"gt in .*{NAMED}"),
     "detached": (lambda a, b: (a * b).detach(), "detach in the model's forward.*no derivative passes it"),
     "rounded": (lambda a, b: a.round() + b.floor(), "(?s)round in .*zero everywhere.*floor in .*zero everywhere"),
     "whole numbers": (lambda a, b: nn.functional.one_hot((a + b).argmax(1), 2).double(), "argmax in .*whole numbers"),
@@ -43,6 +57,13 @@ def test_nothing_that_is_trained_reaches_the_loss(name):
     assert isinstance(caught.value, ValueError)
     assert "No trainable parameter influences the loss" in str(caught.value)
     assert f"{__file__}:" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::hbpcompiler.UnusedParametersWarning")
+@pytest.mark.parametrize("step", ["sign", "truth"])
+def test_a_backward_that_is_not_run_is_found_out_where_other_parameters_reach_the_loss(step):
+    with pytest.raises(hbp.ProofError, match=r"(?s)'aux\.weight'.*custom autograd.Function Sign"):
+        hbp.compile(Heads(lambda a, b: a + Sign.apply(b, step)), quantities=["grad"])(X, Y)
 
 
 def test_a_loss_that_ignores_the_output():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hbpcompiler.compiler.trace.custom_functions import STRAIGHT, custom_function_at
 from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.rule import Rule
@@ -46,14 +47,22 @@ def _breaks(graph: Graph, registry: Registry) -> list[str]:
             continue
         if not operation.output.floating:
             kind = "truth values" if str(operation.output.dtype) == "torch.bool" else "whole numbers"
-            found.append(f"{operation.short} in {operation.source}: it gives {kind}, which have no derivative")
+            reason = f"it gives {kind}, which have no derivative"
         elif operation.name in graph.stops:
-            found.append(f"{operation.short} in {operation.source}: no derivative passes it")
+            reason = "no derivative passes it"
         elif _is_flat(operation, registry):
-            found.append(f"{operation.short} in {operation.source}: its derivative is zero everywhere")
+            reason = "its derivative is zero everywhere"
         else:
             below.add(operation.name)
+            continue
+        found.append(f"{operation.short} in {operation.source}: {reason}{_own(operation)}")
     return found
+
+
+def _own(operation: Operation) -> str:
+    """What to add where the operation stands in a function that has a backward of the user's own."""
+    name = custom_function_at(operation.source.file, operation.source.line)
+    return f"; it stands in the custom autograd.Function {name}: {STRAIGHT.format(name=name)}" if name else ""
 
 
 def _stops(operation: Operation, registry: Registry) -> bool:

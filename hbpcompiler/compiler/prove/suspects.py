@@ -20,6 +20,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_step import Loss, copied_buffers, forward, ordinary_mode, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.custom_functions import STRAIGHT
 from hbpcompiler.compiler.trace.source import FRAME, LIBRARY
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -103,9 +104,7 @@ def _custom_functions(value: Tensor, modules: Mapping[tuple[str, int], str]) -> 
             module = modules.get((file, line), "the model")
             place = f", called in {module}, {file}:{line}: {frames[-1]['code'].strip()}"
         name = own.__qualname__.replace("<locals>.", "")
-        text = (f"custom autograd.Function {name}{_line_of(own)}{place}: a program takes "
-                "the derivative of its forward, not its backward; for a straight-through one write "
-                f"x + ({own.__name__}.apply(x) - x).detach()")
+        text = f"custom autograd.Function {name}{_line_of(own)}{place}: {STRAIGHT.format(name=own.__name__)}"
         if text not in seen:
             seen.add(text)
             yield text
