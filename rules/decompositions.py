@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from hbpcompiler.rule import Case, Tensor
@@ -81,6 +85,42 @@ COPY = Decomposition(
     ["aten.copy"],
     copy,
     [Case({"self": (2, 3), "src": shape}, {}, ("self", "src"), constant=("self",)) for shape in ((1, 3), (2, 3))],
+)
+
+# -- the way back of pooling: each value goes where its maximum was found, channel by channel -------------------------
+
+
+def max_unpool2d(x: Tensor, indices: Tensor, output_size: list[int]) -> Tensor:
+    """Indices count a channel's pixels row by row."""
+    flat = x.flatten(-2)
+    pixels = output_size[0] * output_size[1]
+    empty = torch.zeros_like(flat[..., :1]).expand(*flat.shape[:-1], pixels)
+    return empty.scatter(-1, indices.flatten(-2), flat).unflatten(-1, output_size)
+
+
+def max_unpool3d(x: Tensor, indices: Tensor, output_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    depth, height, width = output_size
+    flat = max_unpool2d(x.flatten(-2), indices.flatten(-2), [depth, height * width])
+    return flat.unflatten(-1, (height, width))
+
+
+def draw_places(shape: Sequence[int]) -> Tensor:
+    """Pixels of a result twice as long along each axis, none twice in a channel; the first two axes are no pixels."""
+    count = math.prod(shape[2:])
+    return torch.rand(*shape[:2], count * 2 ** len(shape[2:])).argsort(-1)[..., :count].reshape(shape)
+
+
+PLACES: dict[str, Any] = {"batched": ("self", "indices"), "make": {"indices": draw_places}}
+MAX_UNPOOL2D = Decomposition(
+    ["aten.max_unpool2d"],
+    max_unpool2d,
+    [Case({"self": (2, 2, 3), "indices": (2, 2, 3)}, {"output_size": [4, 6]}, **PLACES)],
+)
+VOLUME = {"output_size": [4, 2, 4], "stride": [2, 2, 2], "padding": [0, 0, 0]}
+MAX_UNPOOL3D = Decomposition(
+    ["aten.max_unpool3d"],
+    max_unpool3d,
+    [Case({"self": (2, 2, 1, 2), "indices": (2, 2, 1, 2)}, VOLUME, **PLACES)],
 )
 
 # -- losses ----------------------------------------------------------------------------------------------------------
