@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.rules.shared.twice import right_second_derivatives
+
 Loss = Callable[..., Tensor]
 Inputs = Sequence[Tensor] | Mapping[str, Any]
 """forward's arguments, by position or by name."""
@@ -115,8 +117,9 @@ class Forward:
         self.mean = getattr(loss, "reduction", "mean") == "mean"
         self.weights = loss.weights if isinstance(loss, Weighted) else None
         self._jacobians: dict[str, Tensor] = {}
-        # The fused attention kernels have no second derivative.
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        # The fused attention kernels have no second derivative, and a few others a wrong one.
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), \
+                right_second_derivatives():
             torch.manual_seed(seed)
             returned = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
             self.loss = loss(returned, target)

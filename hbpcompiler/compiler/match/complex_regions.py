@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
+from hbpcompiler.rules.shared.written import AS_PAIRS, OF_PAIRS, PHYSICAL
 
-PHYSICAL = {"aten._conj": "aten.conj_physical", "aten._neg_view": "aten.neg"}
-"""What torch does by a flag, and by numbers."""
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -85,12 +85,9 @@ def in_pairs(graph: Graph) -> Graph:
 
 
 def _pair(value: Value, maker: Operation, reader: Operation) -> list[Operation]:
-    def unary(name: str, given: Value, output: Value, like: Operation) -> Operation:
-        return Operation(f"aten.{name}", "", output, {"self": given}, {}, 0, like.source)
-
     whole = replace(value, name=f"{value.name}_again", role="result")
     pair = replace(whole, name=f"{value.name}_pair", shape=(*value.shape, 2), dtype=REAL[value.dtype])
-    return [unary("view_as_real", value, pair, maker), unary("view_as_complex", pair, whole, reader)]
+    return [write(AS_PAIRS, {"self": value}, pair, maker.source), write(OF_PAIRS, {"self": pair}, whole, reader.source)]
 
 
 def without_unread(graph: Graph) -> Graph:

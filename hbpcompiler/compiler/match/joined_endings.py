@@ -8,17 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import sympy
 
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rule import Rule
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.rules.shared.written import (
+    END_TO_END,
+    MEAN,
+    MULTIPLES,
+    PRODUCT,
+    SUM,
+    Written,
+    added,
+    multiple,
+    reduced,
+)
 
-Kind: TypeAlias = Literal["aten.sum", "aten.mean"]
-MULTIPLES = ("aten.mul", "aten.div")
+Kind: TypeAlias = str
+"""SUM or MEAN."""
 
 
 def with_joined_endings(graph: Graph, registry: Registry) -> Graph:
@@ -35,7 +47,7 @@ def kind_of(operation: Operation, registry: Registry) -> Kind | None:
     name = rule.whole if isinstance(rule, Rule) else operation.target
     if operation.attributes.get("dtype") is not None:
         return None
-    return "aten.sum" if name == "aten.sum" else "aten.mean" if name == "aten.mean" else None
+    return name if name in (SUM, MEAN) else None
 
 
 def _apart(operation: Operation, graph: Graph, registry: Registry) -> Sequence[Operation]:
@@ -48,10 +60,10 @@ def _apart(operation: Operation, graph: Graph, registry: Registry) -> Sequence[O
     while (maker := graph.makers.get(value.name)) is not None and _is_multiple(maker):
         factors.append(maker)
         value = maker.tensors["self"]
-    if maker is None or maker.target != "aten.cat" or maker.attributes["dim"] % len(value.shape):
+    if maker is None or maker.target != END_TO_END or maker.attributes["dim"] % len(value.shape):
         return [operation]
     parts, size = list(maker.tensors.values()), sympy.prod(value.shape)
-    shares = [sympy.cancel(sympy.prod(part.shape) / size) if kind == "aten.mean" else 1 for part in parts]
+    shares = [sympy.cancel(sympy.prod(part.shape) / size) if kind == MEAN else 1 for part in parts]
     if not all(part.of_batch and part.name in graph.active for part in parts):
         return [operation]
     if any(N in sympy.sympify(share).free_symbols for share in shares):
@@ -74,18 +86,17 @@ class _Writing:
     def run(self, parts: Sequence[Value], shares: Sequence[float], factors: Sequence[Operation]) -> list[Operation]:
         total: Value | None = None
         for part, share in zip(parts, shares, strict=True):
-            number = self._add(self.kind, "", {"self": part}, {"dtype": None})
+            number = self._add(reduced(self.kind), {"self": part})
             for factor in factors:
-                number = self._add(factor.target, factor.overload, {"self": number}, factor.attributes)
+                number = self._add(Written(factor.target, factor.overload, factor.attributes), {"self": number})
             if share != 1:
-                number = self._add("aten.mul", "Tensor", {"self": number}, {"other": share})
-            total = number if total is None else self._add("aten.add", "Tensor", {"self": total, "other": number},
-                                                           {"alpha": 1})
+                number = self._add(multiple(PRODUCT, share), {"self": number})
+            total = number if total is None else self._add(added(), {"self": total, "other": number})
         self.operations[-1] = replace(self.operations[-1], output=self.reduction.output)
         return self.operations
 
-    def _add(self, target: str, overload: str, tensors: dict[str, Value], attributes: Any) -> Value:
+    def _add(self, call: Written, tensors: dict[str, Value]) -> Value:
         name = f"{self.reduction.name}_of_{len(self.operations) + 1}"
         output = Value(name, (), self.reduction.output.dtype, "result")
-        self.operations.append(Operation(target, overload, output, tensors, attributes, 0, self.reduction.source))
+        self.operations.append(write(call, tensors, output, self.reduction.source))
         return output

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.match.joined_endings import Kind, kind_of
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Source, Value
 from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rule import Rule, Structure
 from hbpcompiler.rule.registry import Registry
-
-PRODUCTS = ("aten.mul", "aten.div")
-INNER_PRODUCTS = ("aten.matmul", "aten.dot", "aten.mv", "aten.vdot")
+from hbpcompiler.rules.shared import written
+from hbpcompiler.rules.shared.written import Written
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ class _Rewriting:
         if len(active) != 1 or not active[0].shape:
             return False
         kind: Kind | None
-        if operation.target in INNER_PRODUCTS and all(len(value.shape) == 1 for value in operation.tensors.values()):
+        vectors = all(len(value.shape) == 1 for value in operation.tensors.values())
+        if operation.target in written.INNER_PRODUCTS and vectors:
             (vector,), (factor,) = active, [value for value in operation.tensors.values() if value is not active[0]]
-            form, kind = self._times(self._form(vector), vector, "aten.mul", factor), "aten.sum"
+            form, kind = self._times(self._form(vector), vector, written.PRODUCT, factor), written.SUM
         else:
             form, kind = self._form(active[0]), kind_of(operation, self.registry)
-        if isinstance(form, _Stacked) and (len(form.numbers) == 1 or operation.target == "aten.select") \
+        if isinstance(form, _Stacked) and (len(form.numbers) == 1 or operation.target == written.ENTRY) \
                 and self._selects(operation):
-            self._added([form.numbers[operation.attributes.get("index", 0)]], "aten.sum", operation.output)
+            self._added([form.numbers[operation.attributes.get("index", 0)]], written.SUM, operation.output)
             return True
         if form is None or kind is None:
             return False
@@ -89,7 +90,7 @@ class _Rewriting:
             each = form.each
             if kind != form.kind and len(each.shape) > 1:
                 each = self._over(each, kind, range(1, len(each.shape)))
-            self._add(form.kind, "", {"self": each}, {"dtype": None}, (), each.dtype, operation.output)
+            self._add(written.reduced(form.kind), {"self": each}, (), each.dtype, operation.output)
         return True
 
     def _form(self, value: Value) -> _Reduced | _Stacked | None:
@@ -105,14 +106,14 @@ class _Rewriting:
             return self._over_samples(operation)
         if not any(value.shape for value in given) and self._lays_out(operation):
             return _Stacked(given)
-        if operation.target == "aten.cat":
+        if operation.target == written.END_TO_END:
             forms = [self._form(value) for value in given]
             rows = [form for form in forms if isinstance(form, _Stacked)]
             return _Stacked([number for row in rows for number in row.numbers]) if len(rows) == len(forms) else None
         active = [value for value in given if value.name in self.graph.active]
-        if operation.target not in PRODUCTS or len(active) != 1 or operation.attributes.get("rounding_mode"):
+        if operation.target not in written.MULTIPLES or len(active) != 1 or operation.attributes.get("rounding_mode"):
             return None
-        if operation.target == "aten.div" and operation.tensors.get("self") is not active[0]:
+        if operation.target == written.QUOTIENT and operation.tensors.get("self") is not active[0]:
             return None
         (vector,) = active
         others = [value for value in given if value is not vector]
@@ -156,38 +157,33 @@ class _Rewriting:
         return _Stacked(products)
 
     def _product(self, value: Value, target: str, factor: Any) -> Value:
-        tensors, attributes = {"self": value}, {}
-        if isinstance(factor, Value):
-            tensors["other"] = factor
-        else:
-            attributes["other"] = factor
-        dtype = torch.promote_types(value.dtype, factor.dtype) if isinstance(factor, Value) else value.dtype
-        return self._add(target, "Tensor", tensors, attributes, value.shape, dtype)
+        if not isinstance(factor, Value):
+            return self._add(written.multiple(target, factor), {"self": value}, value.shape, value.dtype)
+        dtype = torch.promote_types(value.dtype, factor.dtype)
+        return self._add(written.multiple(target), {"self": value, "other": factor}, value.shape, dtype)
 
     def _entry(self, vector: Value, place: int) -> Value:
-        return self._add("aten.select", "int", {"self": vector}, {"dim": 0, "index": place}, (), vector.dtype)
+        return self._add(written.entry(0, place), {"self": vector}, (), vector.dtype)
 
     def _over(self, value: Value, kind: Kind, axes: Sequence[int]) -> Value:
-        overload = "dim_IntList" if kind == "aten.sum" else "dim"
         shape = tuple(length for axis, length in enumerate(value.shape) if axis not in axes)
-        attributes = {"dim": list(axes), "keepdim": False, "dtype": None}
-        return self._add(kind, overload, {"self": value}, attributes, shape, value.dtype)
+        return self._add(written.reduced(kind, axes), {"self": value}, shape, value.dtype)
 
     def _added(self, numbers: Sequence[Value], kind: Kind, output: Value) -> None:
         """Their sum or mean, which takes the place of `output`."""
-        total, divided = numbers[0], kind == "aten.mean" or len(numbers) == 1
+        total, divided = numbers[0], kind == written.MEAN or len(numbers) == 1
         for place, number in enumerate(numbers[1:], 2):
             last = place == len(numbers) and not divided
-            total = self._add("aten.add", "Tensor", {"self": total, "other": number}, {"alpha": 1}, (), output.dtype,
+            total = self._add(written.added(), {"self": total, "other": number}, (), output.dtype,
                               output if last else None)
         if divided:
-            self._add("aten.div", "Tensor", {"self": total}, {"other": len(numbers)}, (), output.dtype, output)
+            self._add(written.multiple(written.QUOTIENT, len(numbers)), {"self": total}, (), output.dtype, output)
 
-    def _add(self, target: str, overload: str, tensors: dict[str, Value], attributes: dict[str, Any],
-             shape: Sequence[Any], dtype: torch.dtype, output: Value | None = None) -> Value:
+    def _add(self, call: Written, tensors: dict[str, Value], shape: Sequence[Any], dtype: torch.dtype,
+             output: Value | None = None) -> Value:
         self.made += 1
         output = output or Value(f"{self.graph.loss.name}_part_{self.made}", tuple(shape), dtype, "result")
-        self.operations.append(Operation(target, overload, output, tensors, attributes, 0, self.source))
+        self.operations.append(write(call, tensors, output, self.source))
         return output
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import networkx as nx
 import sympy
 
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -20,6 +21,7 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.rule import LossRule
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.rules.shared import written
 
 
 def positions(value: Value) -> int:
@@ -94,11 +96,10 @@ def _moved(operation: Operation, slot: str, value: Value) -> Operation:
     """[N, p, C, *z] -> [N, C, p, *z], the layout in which a loss takes classes."""
     lead, own, classes, *rest = value.shape
     output = replace(value, name=f"{operation.name}_{slot}", shape=(lead, classes, own, *rest), role="result")
-    return Operation("aten.transpose", "int", output, {"self": value}, {"dim0": 1, "dim1": 2}, 0, operation.source)
+    return write(written.transposed(1, 2), {"self": value}, output, operation.source)
 
 
 def _joined(maker: Operation, merged: Value, split: Value) -> tuple[Operation, Value]:
     """[N, p, *z] -> [p*N, *z]."""
     output = replace(merged, name=f"{merged.name}_merged")
-    attributes = {"start_dim": 0, "end_dim": 1}
-    return Operation("aten.flatten", "using_ints", output, {"self": split}, attributes, 0, maker.source), output
+    return write(written.merged(0, 1), {"self": split}, output, maker.source), output

@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 
 from hbpcompiler.compiler.match import aten
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
+from hbpcompiler.rules.shared.written import cast
 
 
 def with_promotions(graph: Graph) -> Graph:
@@ -74,5 +76,4 @@ def _widened(operation: Operation, dtype: torch.dtype) -> list[Operation]:
 def _cast(value: Value, user: Operation, dtype: torch.dtype) -> Operation:
     output = Value(f"{value.name}_{str(dtype).removeprefix('torch.')}", value.shape, dtype, "result",
                    shared=value.shared)
-    attributes = {"dtype": dtype, "non_blocking": False, "copy": False, "memory_format": None}
-    return Operation("aten.to", "dtype", output, {"self": value}, attributes, 0, user.source)
+    return write(cast(dtype), {"self": value}, output, user.source)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
-import torch
 
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
@@ -30,6 +29,7 @@ from hbpcompiler.compiler.match.sample_wise import (
     sample_by_sample,
     signature,
 )
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -38,6 +38,7 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.rules.shared import written
 
 
 def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
@@ -99,7 +100,8 @@ class _Rewriting:
             self._convert(operation)
             if not misplaced(operation.output):
                 one = self.batches_of_one[operation.name]
-                self.operations.append(_unary("squeeze", one, operation.output, operation))
+                self.operations.append(write(written.without_axis(1), {"self": one}, operation.output,
+                                             operation.source))
             elif operation.name in read:
                 self.operations += _laid_out(self._as_it_was(operation))
             elif operation.name in returned:
@@ -117,14 +119,12 @@ class _Rewriting:
             # For a batch of one the axis has length one: the samples take its place.
             squeezed = replace(one, name=f"{output.name}_squeezed",
                                shape=(*one.shape[: axis + 1], *one.shape[axis + 2 :]))
-            self.operations.append(Operation("aten.squeeze", "dim", squeezed, {"self": one}, {"dim": axis + 1}, 0,
-                                             operation.source))
+            self.operations.append(write(written.without_axis(axis + 1), {"self": one}, squeezed, operation.source))
             dims = [*range(1, axis + 1), 0, *range(axis + 1, len(output.shape))]
-            return Operation("aten.permute", "", output, {"self": squeezed}, {"dims": dims}, 0, operation.source)
+            return write(written.permuted(dims), {"self": squeezed}, output, operation.source)
         if axis or operation.name in self.minor:
             raise NotSampleWiseError
-        return Operation("aten.flatten", "using_ints", output, {"self": one}, {"start_dim": 0, "end_dim": 1}, 0,
-                         operation.source)
+        return write(written.merged(0, 1), {"self": one}, output, operation.source)
 
     def _reduced(self, operation: Operation) -> list[Operation]:
         """What sums over the samples: a loss, if it may be that of the positions taken apart."""
@@ -152,15 +152,14 @@ class _Rewriting:
                 self._convert(self.graph.makers[value.name])
             else:
                 output = Value(f"{value.name}_one", (N, 1, *value.shape[1:]), value.dtype, "result")
-                self.operations.append(_unary("unsqueeze", value, output, user))
+                self.operations.append(write(written.with_axis(1), {"self": value}, output, user.source))
                 self.batches_of_one[value.name] = self._counted_from_zero(output, user) if value.numbering else output
         return self.batches_of_one[value.name]
 
     def _counted_from_zero(self, numbers: Value, user: Operation) -> Value:
         """The only sample of a batch of one has the number 0."""
         output = replace(numbers, name=f"{numbers.name}_first")
-        empty = dict.fromkeys(("dtype", "layout", "device", "pin_memory", "memory_format"))
-        self.operations.append(Operation("aten.zeros_like", "", output, {"self": numbers}, empty, 0, user.source))
+        self.operations.append(write(written.zeros(), {"self": numbers}, output, user.source))
         return output
 
     def _convert(self, operation: Operation) -> None:
@@ -224,8 +223,7 @@ class _Rewriting:
         attributes = {name: [number_for(1, part) for part in item] if isinstance(item, list) else number_for(1, item)
                       for name, item in operation.attributes.items()}
         self.operations.append(replace(operation, output=once, attributes=attributes))
-        size = {"size": list(output.shape), "implicit": False}
-        self.operations.append(Operation("aten.expand", "", output, {"self": once}, size, 0, operation.source))
+        self.operations.append(write(written.expanded(output.shape), {"self": once}, output, operation.source))
         return output
 
     def _orders_agree(self, sampled: list[Value], output: Value) -> bool:
@@ -265,15 +263,8 @@ class _InPieces:
 def _laid_out(operation: Operation) -> list[Operation]:
     """The operation, its result with the user's axes in order in memory: what reads it may show it in another shape."""
     value = operation.output
-    if operation.target != "aten.permute":
+    if operation.target != written.PERMUTED:
         return [operation]
     permuted = replace(value, name=f"{value.name}_permuted")
     return [replace(operation, output=permuted),
-            Operation("aten.clone", "", value, {"self": permuted}, {"memory_format": torch.contiguous_format}, 0,
-                      operation.source)]
-
-
-def _unary(name: str, value: Value, output: Value, user: Operation) -> Operation:
-    """squeeze(1) or unsqueeze(1)."""
-    return Operation(f"aten.{name}", "dim" if name == "squeeze" else "", output, {"self": value}, {"dim": 1}, 0,
-                     user.source)
+            write(written.in_order(), {"self": permuted}, value, operation.source)]

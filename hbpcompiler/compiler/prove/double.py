@@ -25,6 +25,7 @@ from hbpcompiler.compiler.prove.own_step import (
 from hbpcompiler.compiler.prove.weights import SampleWeights
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.rules.shared.twice import right_second_derivatives
 
 
 def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callable[[Double], Found],
@@ -40,8 +41,10 @@ def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callab
 
 @contextmanager
 def twice_differentiable(cudnn: bool = False) -> Iterator[None]:
-    """Without fused attention and, if not `cudnn`, without cuDNN, whose recurrent kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH), nullcontext() if cudnn else torch.backends.cudnn.flags(enabled=False):
+    """Without fused attention and, if not `cudnn`, without cuDNN, whose recurrent kernels have no second derivative,
+    and without functions of torch that have a wrong one."""
+    recurrent = nullcontext() if cudnn else torch.backends.cudnn.flags(enabled=False)
+    with sdpa_kernel(SDPBackend.MATH), recurrent, right_second_derivatives():
         yield
 
 

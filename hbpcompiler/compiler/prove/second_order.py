@@ -18,6 +18,7 @@ from torch import Tensor
 from hbpcompiler.compiler.prove import clipped, groups
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers, compared, left_out
+from hbpcompiler.compiler.prove.differences import decided, hessian_entries
 from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.eigen import eigen_lines
@@ -74,11 +75,13 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
     reference = _Reference(candidate, batch, draws, values, raw.batch_loss if LOSSES in asked else None,
                            clipped.clipped_of(raw, candidate))
     try:
-        lines = compared(reference.found, reference(), eps, lambda run: reference(Noise(eps, run)))
+        right = reference()
+        lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)))
+        lines = [line if line.agrees else reference.by_differences(line, right[line.key]) for line in lines]
     except (RuntimeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:150]
         lines = [left_out(*key, f"autograd itself fails: {reason}") for key in reference.found]
-    lines = [replace(line, how=how.get(line.quantity) or reference.how(line)) if line.compared else line
+    lines = [replace(line, how=line.how or how.get(line.quantity) or reference.how(line)) if line.compared else line
              for line in lines]
     lines += factor_lines(candidate, batch, values, eps, random)
     lines += eigen_lines(candidate, batch, draws, values, eps)
@@ -168,6 +171,19 @@ class _Reference:
             return f"their {self.candidate.matched.ending.kind} is the loss"
         count, size = len(self.entries[line.parameter]), self._size(line.parameter)
         return "two samples" if count == size else f"two samples, {count} of {size} entries"
+
+    def by_differences(self, line: Comparison, right: Tensor) -> Comparison:
+        """The line of a diagonal of the Hessian, by differences of the gradient where those can decide."""
+        if self.readers.get(line.quantity, ("", None))[0] != "hessian":
+            return line
+        entries = self.entries[line.parameter]
+        try:
+            values, doubt = hessian_entries(self.candidate, self.batch, self.draws, line.parameter, entries)
+        except Exception:  # whatever a model raises on numbers of another dtype
+            return line
+        if line.quantity in _TRACES:
+            values, doubt = values.sum(), doubt * len(entries)
+        return decided(line, self.found[line.key].detach().double(), right.double(), values, doubt)
 
     def __call__(self, noise: Noise | None = None) -> Numbers:
         return double(self.candidate.model, self.candidate.loss, self.batch, self.draws, self._right, noise,

@@ -1,0 +1,84 @@
+"""Central differences of the model's own gradient, where torch's second derivative and the program disagree.
+
+Some of torch's backward kernels have a wrong derivative of their own, while the program's rules never meet it (those
+that are known are not used, see `rules/shared/twice.py`). First derivatives are the common ground. So at the entries in
+question the gradient itself is differentiated, in double precision, with two steps of which one is half the other
+(Richardson's extrapolation): what their difference leaves open is too much to decide between the two, or the program is
+right, or it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.comparison import Comparison
+from hbpcompiler.compiler.prove.draws import Draws
+from hbpcompiler.compiler.prove.in_double import Doubled
+from hbpcompiler.compiler.prove.own_step import own_step
+from hbpcompiler.compiler.trace.batch import Batch
+
+STEP = 1e-4
+"""Of the parameter's entry, or of one where that is larger."""
+CLEAR = 10.0
+"""How many times nearer to the differences than to torch's second derivative a value must be."""
+SMALLEST = 1e-6
+"""Of the largest number: what rounding does to differences."""
+SHOWN = "central differences of the gradient agree; torch's own second derivative does not"
+
+
+@dataclass(frozen=True)
+class Shifted(Doubled):
+    """Every number in double precision, one entry of one parameter moved."""
+
+    parameter: Tensor
+    entry: int
+    by: float
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        wide = super().moved(tensor)
+        if tensor.data_ptr() != self.parameter.data_ptr() or tensor.shape != self.parameter.shape:
+            return wide
+        step = torch.zeros_like(wide).flatten()
+        step[self.entry] = self.by
+        return wide.detach() + step.view(wide.shape)
+
+
+def hessian_entries(candidate: Candidate, batch: Batch, draws: Draws, name: str, entries: Sequence[int],
+                    ) -> tuple[Tensor, float]:
+    """Entries of the diagonal of the Hessian of L in one parameter, and how far they are from sure."""
+    coarse, fine = (torch.stack([_slope(candidate, batch, draws, name, entry, step) for entry in entries])
+                    for step in (STEP, STEP / 2))
+    return (4 * fine - coarse) / 3, float((fine - coarse).abs().max())
+
+
+def decided(line: Comparison, found: Tensor, right: Tensor, by_differences: Tensor, doubt: float) -> Comparison:
+    """The line, as agreeing if differences say that the program's value is right and torch's own is not."""
+    near = float((found - by_differences).abs().max())
+    far = float((right - by_differences).abs().max())
+    known = max(2 * doubt, SMALLEST * float(by_differences.abs().max()))
+    if near <= known and far > CLEAR * known:
+        return Comparison(line.quantity, line.parameter, near, float(by_differences.abs().max()), known, SHOWN)
+    return line
+
+
+def _slope(candidate: Candidate, batch: Batch, draws: Draws, name: str, entry: int, step: float) -> Tensor:
+    """The derivative of one entry of the gradient in the same entry of the parameter."""
+    parameter = candidate.model.get_parameter(name)
+    step *= max(1.0, abs(float(parameter.detach().flatten()[entry])))
+    ahead, behind = (_gradient(candidate, batch, draws, name, Shifted(parameter, entry, by))[entry]
+                     for by in (step, -step))
+    return (ahead - behind) / (2 * step)
+
+
+def _gradient(candidate: Candidate, batch: Batch, draws: Draws, name: str, moves: Shifted) -> Tensor:
+    weights = candidate.weights(batch)
+    if weights is None:
+        step = own_step(candidate.model, candidate.loss, batch, draws, moves)
+    else:
+        step = own_step(candidate.model, candidate.loss, batch, draws, moves, of=weights.number)
+    return step.gradients[name].flatten()

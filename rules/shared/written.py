@@ -1,0 +1,101 @@
+"""Operations that rewritings of a graph write and look for, by what they mean: outside rule files nothing names one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Written:
+    """An operation with its attributes, as yet without tensors."""
+
+    target: str
+    overload: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------
+
+SUM, MEAN, PRODUCT, QUOTIENT = "aten.sum", "aten.mean", "aten.mul", "aten.div"
+MULTIPLES = (PRODUCT, QUOTIENT)
+"""Linear in their first input; a product in its second, too. A quotient with a rounding_mode is none."""
+INNER_PRODUCTS = ("aten.matmul", "aten.dot", "aten.mv", "aten.vdot")
+"""Of two vectors each gives the sum of their products."""
+
+
+def reduced(kind: str, axes: Sequence[int] | None = None) -> Written:
+    """The SUM or MEAN over these axes, which go; None: over all."""
+    if axes is None:
+        return Written(kind, "", {"dtype": None})
+    overload = "dim_IntList" if kind == SUM else "dim"
+    return Written(kind, overload, {"dim": list(axes), "keepdim": False, "dtype": None})
+
+
+def added() -> Written:
+    return Written("aten.add", "Tensor", {"alpha": 1})
+
+
+def multiple(kind: str, factor: float | None = None) -> Written:
+    """A PRODUCT with, or a QUOTIENT by, a number; None: its second input is a tensor."""
+    return Written(kind, "Tensor", {} if factor is None else {"other": factor})
+
+
+# -- axes ------------------------------------------------------------------------------------------------------------
+
+END_TO_END, ENTRY, PERMUTED = "aten.cat", "aten.select", "aten.permute"
+
+
+def entry(axis: int, place: int) -> Written:
+    return Written(ENTRY, "int", {"dim": axis, "index": place})
+
+
+def transposed(first: int, second: int) -> Written:
+    return Written("aten.transpose", "int", {"dim0": first, "dim1": second})
+
+
+def permuted(axes: Sequence[int]) -> Written:
+    return Written(PERMUTED, "", {"dims": list(axes)})
+
+
+def merged(first: int, last: int) -> Written:
+    """The axes from the first to the last are one."""
+    return Written("aten.flatten", "using_ints", {"start_dim": first, "end_dim": last})
+
+
+def with_axis(axis: int) -> Written:
+    """One more axis, of length one."""
+    return Written("aten.unsqueeze", "", {"dim": axis})
+
+
+def without_axis(axis: int) -> Written:
+    """An axis of length one is gone."""
+    return Written("aten.squeeze", "dim", {"dim": axis})
+
+
+def expanded(size: Sequence[Any]) -> Written:
+    return Written("aten.expand", "", {"size": list(size), "implicit": False})
+
+
+def in_order() -> Written:
+    """A copy, its axes in order in memory."""
+    return Written("aten.clone", "", {"memory_format": torch.contiguous_format})
+
+
+# -- numbers of another kind -----------------------------------------------------------------------------------------
+
+AS_PAIRS, OF_PAIRS = Written("aten.view_as_real"), Written("aten.view_as_complex")
+PHYSICAL = {"aten._conj": "aten.conj_physical", "aten._neg_view": "aten.neg"}
+"""What torch does by a flag of a tensor, and the same by numbers."""
+
+
+def cast(dtype: torch.dtype) -> Written:
+    return Written("aten.to", "dtype", {"dtype": dtype, "non_blocking": False, "copy": False, "memory_format": None})
+
+
+def zeros() -> Written:
+    """In the shape and dtype of its input."""
+    return Written("aten.zeros_like", "", dict.fromkeys(("dtype", "layout", "device", "pin_memory", "memory_format")))

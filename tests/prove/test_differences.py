@@ -1,0 +1,70 @@
+"""Torch's own second derivative is no judge where it is wrong: differences of the gradient are."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.prove.comparison import Comparison
+from hbpcompiler.compiler.prove.differences import SHOWN, decided
+from hbpcompiler.reference import reference
+from hbpcompiler.rules.shared import twice
+from tests.test_quantities import close
+
+X = torch.randn(3, 4, dtype=torch.float64)
+Y = torch.randn(3, 2, dtype=torch.float64)
+
+
+def normed(old=False):
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        norm = nn.utils.weight_norm if old else parametrizations.weight_norm
+        return nn.Sequential(norm(nn.Linear(4, 3)), nn.Tanh(), norm(nn.Linear(3, 2), dim=1)).double()
+
+
+def by_differences(model, name):
+    """The Hessian's diagonal in one parameter, of the gradient."""
+    parameter, step = model.get_parameter(name), 1e-5
+
+    def slope(entry, by):
+        with torch.no_grad():
+            parameter.view(-1)[entry] += by
+        (found,) = torch.autograd.grad(nn.functional.mse_loss(model(X), Y), parameter)
+        with torch.no_grad():
+            parameter.view(-1)[entry] -= by
+        return found.flatten()[entry]
+
+    return torch.stack([(slope(entry, step) - slope(entry, -step)) / (2 * step)
+                        for entry in range(parameter.numel())]).view_as(parameter)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_weight_norm(old, monkeypatch):
+    """Its kernel's double backward is wrong; ours, brute force, products with the Hessian and the proof are not."""
+    model = normed(old)
+    compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"], verify="full")
+    found = compiled(X, Y).diag_h
+    for name, value in reference(model, nn.MSELoss(), [X], Y, "diag_h").items():
+        torch.testing.assert_close(value, by_differences(model, name), rtol=1e-6, atol=1e-7)
+        close(found[name], value, name)
+    (row,) = [name for name in found if name.startswith("0.") and name.endswith(("original1", "_v"))]
+    operator = hbp.operator(model, nn.MSELoss(), (X, Y), "hessian", parameters=[row])
+    close(operator.to_dense().diagonal().view_as(found[row]), found[row], "products")
+    monkeypatch.setattr(twice, "IN_OTHERS", {})
+    torchs = reference(model, nn.MSELoss(), [X], Y, "diag_h")[row]
+    assert (torchs - found[row]).abs().max() > 0.05 * torchs.abs().max(), "torch's own kernel is right now"
+    lines = [line for line in compiled.verify(X, Y) if line.quantity == "diag_h"]
+    assert all(line.agrees for line in lines)
+    assert any(line.how == SHOWN for line in lines)
+
+
+def test_what_differences_decide():
+    line = Comparison("diag_h", "w", 0.5, 2.0, 1e-9)
+    ours, torchs, between = (torch.tensor([value], dtype=torch.float64) for value in (1.0, 1.5, 1.0 + 1e-8))
+    assert decided(line, ours, torchs, between, 1e-7).agrees
+    assert not decided(line, torchs, ours, between, 1e-7).agrees
+    assert not decided(line, ours, torchs, between, 0.1).agrees, "too coarse to tell one from the other"
