@@ -20,6 +20,7 @@ from hbpcompiler.errors import (
     IndefiniteCurvatureWarning,
     InputError,
     LogWarning,
+    MonitorWarning,
     NotConvergedError,
     NotFiniteWarning,
     ProofError,
@@ -29,6 +30,7 @@ from hbpcompiler.errors import (
     UnusedParametersWarning,
 )
 from hbpcompiler.limits import Limits
+from hbpcompiler.monitor import Monitor
 from hbpcompiler.operators import Operator, operator
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.report import report
@@ -48,6 +50,8 @@ __all__ = [
     "InputError",
     "Limits",
     "LogWarning",
+    "Monitor",
+    "MonitorWarning",
     "NotConvergedError",
     "NotFiniteWarning",
     "Operator",

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from hbpcompiler.clipping import FLAT, PER_PARAMETER
 from hbpcompiler.errors import InputError, InputTypeError, listing
-from hbpcompiler.quantities import BASES, COLUMN_WEIGHTS, CURVATURE, DIRECTIONS, OUTPUT, QUANTITIES
+from hbpcompiler.quantities import (
+    BASES,
+    COLUMN_WEIGHTS,
+    CURVATURE,
+    DIRECTIONS,
+    GRADIENT_EDGES,
+    OUTPUT,
+    PARAMETER_EDGES,
+    QUANTITIES,
+)
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -261,6 +270,19 @@ def _directions(samples: int, state: Mapping[str, Tensor], sizes: Sizes, vectors
     return {name: state[name].new_zeros((vectors, *shape)) for name, shape in sizes.items()}
 
 
+def check_edges(name: str) -> Callable[[Any, Call], Tensor | None]:
+    """A check of the edges of bins, [B + 1] increasing numbers."""
+    def check(value: Any, call: Call) -> Tensor | None:
+        if value is None:
+            return None
+        if not isinstance(value, Tensor) or value.dim() != 1 or len(value) < 2 or not bool((value.diff() > 0).all()):
+            raise InputError(f"{name} must be a tensor of two or more increasing numbers, the edges of bins, not "
+                             f"{_shown(value)}")
+        return value.detach().to(call.device, call.dtype)
+
+    return check
+
+
 SAMPLE_WEIGHTS = "sample_weights"
 INTO, DECAY, SHARES = "into", "decay", "shares"
 """Of programs that add their results to given tensors (see `program.adding`): those tensors, what remains of them, and
@@ -282,6 +304,8 @@ TABLE: tuple[Argument, ...] = (
              stand_in=_directions, fits=fitting(False)),
     Argument(COLUMN_WEIGHTS, "Dict[str, Tensor]", check_dict(COLUMN_WEIGHTS, "[N, K, F] for each group of parameters"),
              of_samples=True, stand_in=_weights_of_columns, fits=fitting(True)),
+    *(Argument(name, "Optional[Tensor]", check_edges(name), default="None")
+      for name in (GRADIENT_EDGES, PARAMETER_EDGES)),
     Argument(BASES, "Dict[str, Tensor]", check_bases, stand_in=_bases, fits=_fitting_bases),
 )
 """Those without a default come first in a signature, otherwise this is the order."""

@@ -95,6 +95,10 @@ class TotalWarning(UserWarning):
     """A total of a data set depends on how that is cut, cannot be resumed, or is of other numbers than the model's."""
 
 
+class MonitorWarning(UserWarning):
+    """A monitor leaves something out; training goes on."""
+
+
 class UnusedParametersWarning(UserWarning):
     """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
 

@@ -27,14 +27,15 @@ Seen = dict[str, tuple[nn.Module, Tensor, Tensor]]
 def reference(
     model: nn.Module, loss: Loss, inputs: Inputs, target: Any, quantity: str, *, seed: int = 0
 ) -> dict[str, Tensor]:
-    """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, second_moment, variance,
-    diag_ggn, diag_h, trace_ggn or trace_h; ValueError for any other. `seed` fixes the random draws (dropout) of the one
-    forward pass. A loss that is `Weighted` weighs the samples, here and below."""
+    """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, batch_inner, second_moment,
+    variance, diag_ggn, diag_h, trace_ggn or trace_h; ValueError for any other. `seed` fixes the random draws (dropout) of
+    the one forward pass. A loss that is `Weighted` weighs the samples, here and below."""
     run = Forward(model, loss, inputs, target, seed)
     functions: dict[str, Callable[[str], Tensor]] = {
         "grad": run.grad,
         "batch_grad": run.batch_grad,
         "batch_l2": lambda name: run.batch_grad(name).reshape(run.batch, -1).square().sum(1),
+        "batch_inner": lambda name: run.batch_grad(name).reshape(run.batch, -1) @ run.grad(name).flatten(),
         "second_moment": run.second_moment,
         "variance": run.variance,
         "diag_ggn": lambda name: run.ggn(name).diagonal().view_as(run.parameters[name]),

@@ -16,6 +16,7 @@ from benchmarks import (
     large,
     large_networks,
     memory,
+    monitor,
     operators,
     optimizers,
     prediction,
@@ -213,6 +214,16 @@ def test_a_small_run_of_optimizers(tmp_path):
                                                 "0", "--threads", threads, "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert set(json.loads(file.read_text())["logreg:4"]) == {"Adam", "gradient alone", "update", "inverse"}
+
+
+def test_a_small_run_of_the_monitor(tmp_path):
+    file = tmp_path / "found.json"
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(monitor.main, ["--networks", "logreg", "--batch", "4", "--rounds", "1", "--patience", "0",
+                                             "--track", "economy", "--threads", threads, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(file.read_text())["logreg:4"]["multiples"]["economy"]
+    assert found["every 1"] > found["every 16"] > found["every 64"] > 1
 
 
 def test_a_small_run_of_clipping(tmp_path):

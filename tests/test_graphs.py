@@ -9,7 +9,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import kflr, reference
 from tests.graph_models import MODELS, Attention, image, made, resnet, tokens
 
-QUANTITIES = ("grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h")
+QUANTITIES = ("grad", "batch_grad", "batch_l2", "batch_inner", "second_moment", "variance", "diag_ggn", "diag_h")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,7 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, kflr, kfra, reference
 from tests.networks import dense_chains, settings_of, spatial_chains
 
-EXACT = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
+EXACT = ["grad", "batch_grad", "batch_l2", "batch_inner", "second_moment", "variance", "diag_ggn", "diag_h"]
 THOROUGH = settings(max_examples=2 * settings().max_examples)
 
 

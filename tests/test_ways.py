@@ -21,7 +21,7 @@ from tests.test_quantities import check_exact, close
 from tests.uses import USES, used
 from tests.ways import WAYS
 
-QUANTITIES = ["grad", "batch_l2", "variance", "diag_ggn", "diag_h"]
+QUANTITIES = ["grad", "batch_l2", "batch_inner", "variance", "diag_ggn", "diag_h"]
 
 
 def network():

@@ -4,6 +4,7 @@ from hbpcompiler.quantities.chosen import ALL, WITHOUT_VECTORS, Chosen, Closings
 from hbpcompiler.quantities.quantity import BATCH, GROUP, PARAMETER, Closed, Quantity
 from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
 from hbpcompiler.quantities.vocabulary import (
+    ALONG,
     BASES,
     BATCH_DIAGONAL,
     BLOCK,
@@ -21,7 +22,11 @@ from hbpcompiler.quantities.vocabulary import (
     GGN,
     GGN_MC,
     GRADIENT,
+    GRADIENT_EDGES,
     GRAM,
+    HISTOGRAM,
+    HISTOGRAM_2D,
+    HISTOGRAMS,
     IN_BASES,
     INPUT_FACTOR,
     KFRA,
@@ -33,6 +38,7 @@ from hbpcompiler.quantities.vocabulary import (
     OUTPUT,
     OVER_POSITIONS,
     PAIRS,
+    PARAMETER_EDGES,
     POSITIVE,
     PRODUCTS,
     PRODUCTS_OVER_POSITIONS,
@@ -59,6 +65,7 @@ from hbpcompiler.quantities.vocabulary import (
 
 __all__ = [
     "ALL",
+    "ALONG",
     "BASES",
     "BATCH",
     "BATCH_DIAGONAL",
@@ -77,8 +84,12 @@ __all__ = [
     "GGN",
     "GGN_MC",
     "GRADIENT",
+    "GRADIENT_EDGES",
     "GRAM",
     "GROUP",
+    "HISTOGRAM",
+    "HISTOGRAMS",
+    "HISTOGRAM_2D",
     "INPUT_FACTOR",
     "IN_BASES",
     "KFRA",
@@ -91,6 +102,7 @@ __all__ = [
     "OVER_POSITIONS",
     "PAIRS",
     "PARAMETER",
+    "PARAMETER_EDGES",
     "POSITIVE",
     "PRODUCTS",
     "PRODUCTS_OVER_POSITIONS",

@@ -8,6 +8,7 @@ from typing import Any
 from hbpcompiler.clipping import norms_of
 from hbpcompiler.quantities.quantity import Closed, Quantity
 from hbpcompiler.quantities.vocabulary import (
+    ALONG,
     BASES,
     BATCH_DIAGONAL,
     BLOCK,
@@ -53,6 +54,11 @@ def variance(closed: Closed) -> Any:
 def batch_l2(closed: Closed) -> Any:
     norm = closed.get(GRADIENT, NORM)
     return norm / closed.batch**2 if closed.reduction == "mean" else norm
+
+
+def batch_inner(closed: Closed) -> Any:
+    along = closed.get(GRADIENT, ALONG)
+    return along / closed.batch**2 if closed.reduction == "mean" else along
 
 
 def norms(closed: Closed) -> Any:

@@ -47,6 +47,13 @@ VECTORS = "vectors"
 """T itself, all columns, [N, K, *theta]."""
 DOT = "dot"
 """sum over theta of T[n] T[m], [N, N] (gradient stream)."""
+ALONG = "along"
+"""sum over theta of T[n] sum_m T[m], [N] (gradient stream): inner products with their own sum."""
+HISTOGRAM = "histogram"
+"""how many entries of T, of all samples, lie in each of [B] bins (gradient stream)."""
+HISTOGRAM_2D = "histogram_2d"
+"""HISTOGRAM apart for the parameter's own values, [R, B]."""
+HISTOGRAMS = frozenset({HISTOGRAM, HISTOGRAM_2D})
 FACTOR = "factor"
 """B: sum_{n,k,p} over the columns' features over the number of positions, or, for a parameter that meets no input
 features (bias, scale), its full block sum_{n,k} T T^T."""
@@ -98,6 +105,7 @@ PRODUCTS_OVER_POSITIONS = "products over positions"
 ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the "
         "data), or accumulate what they add up to")
 DIRECTIONS, COLUMN_WEIGHTS, BASES = "directions", "column_weights", "bases"
+GRADIENT_EDGES, PARAMETER_EDGES = "gradient_edges", "parameter_edges"
 """Names of call arguments (see `arguments`)."""
 PAIRS = "it pairs the samples of one batch with each other"
 

@@ -86,7 +86,9 @@ class Run:
         elif kind == "resumed":
             self._resume(line)
         elif kind == "left_out":
-            self.header["left_out"] = {**self.header.get("left_out", {}), **_values_of(line)}
+            left_out = {**self.header.get("left_out", {}), **_values_of(line)}
+            tracked = [name for name in self.header.get("quantities", ()) if name not in left_out]
+            self.header |= {"left_out": left_out, "quantities": tracked}
         else:
             raise ValueError(f"its kind {kind!r} is unknown")
 

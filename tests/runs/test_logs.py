@@ -122,8 +122,8 @@ def test_a_full_disk_is_a_warning_and_lines_wait(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (before + 20, limits[1]))
     try:
         with pytest.warns(hbp.LogWarning, match="Training goes on") as seen:
-            assert not log.write(_step(1, loss=2.0))
-            assert not log.write(_step(2, loss=3.0))
+            written = [log.write(_step(step, loss=step + 1.0)) for step in (1, 2)]
+        assert written == [False, False]
         assert len(seen) == 1
         assert seen[0].filename == __file__
         assert path.stat().st_size == before

@@ -66,6 +66,8 @@ class Backward:
         """By total, what its norms are clipped to."""
         self.arguments: Mapping[str, Any] = {}
         """The call arguments, by name."""
+        self.parameters: Mapping[str, Any] = {}
+        """By name, in the program's own graph."""
         self.bases_of: Mapping[str, tuple[Any, Any]] = {}
         """By parameter, the bases that a call gives, Q_A (or None) and Q_B: in the program's own graph."""
         self._outside: Callable[[Any], Any] = lambda proxy: proxy

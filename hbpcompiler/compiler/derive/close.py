@@ -15,8 +15,10 @@ from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
+from hbpcompiler.compiler.routes.histograms import empty_histograms, rows_of
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.quantities import (
+    ALONG,
     BATCH_DIAGONAL,
     BLOCK,
     COLUMN_SUM,
@@ -27,11 +29,17 @@ from hbpcompiler.quantities import (
     EACH,
     EIGEN,
     FACTOR,
+    GRADIENT,
+    GRADIENT_EDGES,
     GRAM,
+    HISTOGRAM,
+    HISTOGRAM_2D,
+    HISTOGRAMS,
     IN_BASES,
     INPUT_FACTOR,
     NEGATIVE,
     NORM,
+    PARAMETER_EDGES,
     POSITIVE,
     PROJECT,
     REDUCED_FACTOR,
@@ -46,7 +54,8 @@ from hbpcompiler.rule import Contraction, Op
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
-        PROJECT: "projected", COLUMN_SUM: "sums", IN_BASES: "turned"}
+        PROJECT: "projected", COLUMN_SUM: "sums", IN_BASES: "turned",
+        ALONG: "along", HISTOGRAM: "histogram", HISTOGRAM_2D: "histogram_2d"}
 """How a closing is named in generated code."""
 
 
@@ -108,10 +117,14 @@ def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
 def _write(backward: Backward, step: Close | Tied, use: Use) -> None:
     stream = PREFIX[step.piece.stream] if step.piece is not None else OPERAND
     with use.writer.about(f"{stream}_{backward.matched.names[step.parameter.name]}"):
-        for choice in step.choices:
+        for choice in sorted(step.choices, key=lambda choice: ALONG in choice.kinds):  # once the sum is there
             site, given = backward.precision.closing(step.piece, choice.kinds, step.parameter.dtype, step.site, use)
             if choice.kinds & {DOT, *TOTALS}:
                 given = _with_totals(backward, step, given, choice.kinds & {DOT, *TOTALS})
+            if ALONG in choice.kinds:
+                given = replace(given, total=backward.closed[step.parameter.key][Closing(GRADIENT, SUM)])
+            if choice.kinds & HISTOGRAMS:
+                given = _with_histograms(backward, step, given, choice.kinds & HISTOGRAMS)
             if IN_BASES in choice.kinds:
                 given = replace(given, bases=backward.bases(step.parameter.key))
             for kind, result in choice.route.write(site, given, choice.kinds).items():
@@ -138,6 +151,18 @@ def _with_totals(backward: Backward, step: Close | Tied, use: Use, kinds: Iterab
             known = named(use.stream.new_zeros(shape), _called(backward, step, kind))
         found[kind] = known
     return replace(use, totals=found)
+
+
+def _with_histograms(backward: Backward, step: Close | Tied, use: Use, kinds: Iterable[str]) -> Use:
+    """With counts of nothing, and the edges that a call gives."""
+    edges, parameter_edges = (backward.arguments.get(name) for name in (GRADIENT_EDGES, PARAMETER_EDGES))
+    counts = empty_histograms(use.stream, tuple(kinds), edges, parameter_edges)
+    rows = None
+    if HISTOGRAM_2D in kinds:
+        parameter = backward.parameters[step.parameter.key].reshape(step.site.shape)
+        rows = named(rows_of(parameter, parameter_edges), f"rows_{backward.matched.names[step.parameter.name]}")
+    counts = {kind: named(count, _called(backward, step, kind)) for kind, count in counts.items()}
+    return replace(use, totals={**use.totals, **counts}, edges=edges, rows=rows)
 
 
 def _called(backward: Backward, step: Close | Tied, kind: str) -> str:

@@ -75,6 +75,7 @@ class _Derivation:
                 self._forward(operation, operation.name in crossed)
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
         backward.weights, backward.arguments = self.arguments[SAMPLE_WEIGHTS], self.arguments
+        backward.parameters = {value.key: self.proxies[value.name] for value in self.source.state}
         backward.bounds, backward.bases_of = bounds, bases
         self._losses(backward)
         for number, step in enumerate(self.plan.steps):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hbpcompiler.compiler.plan.steps import Birth, Close, Pull, Seed, Step, Tied, Widen, flat
 from hbpcompiler.compiler.routes import DIAGONAL_FORM, Site
 from hbpcompiler.quantities import (
+    ALONG,
     BATCH_DIAGONAL,
     COLUMN_SUM,
     CROSS,
@@ -20,6 +21,8 @@ from hbpcompiler.quantities import (
     FACTOR,
     GRADIENT,
     GRAM,
+    HISTOGRAM,
+    HISTOGRAM_2D,
     IN_BASES,
     INPUT_FACTOR,
     NEGATIVE,
@@ -33,7 +36,8 @@ from hbpcompiler.rule import Rule
 from hbpcompiler.rule.registry import AnyRule
 
 CLOSINGS: Mapping[str, str] = {
-    SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", DOT: "T[n] T[m]", GRAM: "T[nk] T[mj]",
+    SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", ALONG: "T[n] sum_m T[m]",
+    HISTOGRAM: "counts of T", HISTOGRAM_2D: "counts of T by theta", DOT: "T[n] T[m]", GRAM: "T[nk] T[mj]",
     CROSS: "T[nk] g[m]", PROJECT: "T[nk] d[f]", COLUMN_SUM: "sum_n T", DIAGONAL: "sum_{nk} T^2",
     POSITIVE: "sum_{nk} T^2 where +", NEGATIVE: "sum_{nk} T^2 where -", BATCH_DIAGONAL: "sum_k T^2",
     IN_BASES: "sum_{nk} (Q_B^T T Q_A)^2",

@@ -155,6 +155,54 @@ def added_triangle_(total: Tensor, value: Tensor, decay: float, share: float, di
     return total
 
 
+MAGNITUDES = (-40, 64, 2)
+"""Of gradients: bins from 2^-40 on, for 64 octaves, two each."""
+PARAMETER_MAGNITUDES = (-16, 24, 1)
+
+
+def _cells_on_meta(x: Any, edges: Any, low: int, octaves: int, parts: int) -> Any:
+    return torch.empty(x.shape, dtype=torch.int64, device=x.device)
+
+
+@idiom(on_meta=_cells_on_meta)
+def histogram_cells(x: Tensor, edges: Optional[Tensor], low: int, octaves: int, parts: int) -> Tensor:  # noqa: UP045
+    """The bin of each number: between the edges given, or, without, by sign and magnitude, read off its bits.
+
+    Those are 2 octaves parts + 1 bins: in the middle what is smaller than 2^low, on both sides as many octaves of 1 or
+    2 parts each. The outermost bins have what is beyond them, too.
+    """
+    if edges is not None:
+        return torch.bucketize(x, edges[1:-1], right=True)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]  # untyped
+        fraction, exponent = torch.frexp(x)  # TorchScript knows no views of another dtype
+        half = (fraction.abs() >= 0.75).to(torch.int32) * (parts - 1)
+        magnitude = torch.where(x == 0, torch.zeros_like(exponent), (exponent - 1 - low) * parts + half + 1)
+        magnitude = torch.where(x.isfinite(), magnitude, torch.full_like(magnitude, octaves * parts))
+        negative = x < 0
+    else:
+        wide = x.dtype == torch.float64
+        mantissa, bias, positive = (52, 1023, 9223372036854775807) if wide else (23, 127, 2147483647)
+        bits = x.contiguous().view(torch.int64) if wide else x.float().contiguous().view(torch.int32)
+        magnitude = ((bits & positive) >> (mantissa + 1 - parts)) - ((bias + low) * parts - 1)
+        negative = bits < 0
+    magnitude = magnitude.clamp(0, octaves * parts)
+    return torch.where(negative, -magnitude, magnitude) + octaves * parts
+
+
+@idiom
+def empty_histogram(x: Tensor, edges: Optional[Tensor], bins: int) -> Tensor:  # noqa: UP045
+    """Zeros, for each of the bins between the edges given, or of so many."""
+    return torch.zeros(bins if edges is None else edges.shape[0] - 1, dtype=torch.int64, device=x.device)
+
+
+@idiom(on_meta=lambda counts, cells, rows: counts)
+def add_histogram_(counts: Tensor, cells: Tensor, rows: Optional[Tensor]) -> Tensor:  # noqa: UP045
+    """Counts [B] of the cells [n, k, *theta]; [R, B] where rows [*theta] say the row that each entry is counted in."""
+    if rows is not None:
+        cells = cells + rows * counts.shape[-1]
+    return counts.add_(torch.bincount(cells.flatten(), minlength=counts.numel()).reshape(counts.shape))
+
+
 GRAMS = (gram, onednn_gram, pixel_gram)
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",

@@ -15,7 +15,13 @@ from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
-from hbpcompiler.compiler.routes.directions import NativeSumOfColumns, OperandFirst, ProductFirst, SumOfColumns
+from hbpcompiler.compiler.routes.directions import (
+    NativeSumOfColumns,
+    OntoSum,
+    OperandFirst,
+    ProductFirst,
+    SumOfColumns,
+)
 from hbpcompiler.compiler.routes.eigen import Eigenbasis
 from hbpcompiler.compiler.routes.factors import (
     ColumnFactor,
@@ -51,6 +57,7 @@ ROUTES: tuple[Route, ...] = (
     WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
     HalfInputFactor(), SlidingInputFactor(),
     DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), ProductFirst(),
+    OntoSum(OperandFirst()), OntoSum(ProductFirst()),
     SumOfColumns(), NativeSumOfColumns(), Kept(),
     TurnedBefore(lambda site, kinds: choose(site, kinds)), TurnedAfter(), NativeTurnedAfter(),
     Eigenbasis(lambda site, kinds: choose(site, kinds)),

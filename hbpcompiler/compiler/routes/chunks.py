@@ -9,6 +9,7 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.histograms import add_histograms
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
     SQUARES,
@@ -25,7 +26,7 @@ from hbpcompiler.compiler.routes.site import (
     traffic_of,
 )
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, EACH, NORM, POSITIVE, SUM
+from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, EACH, HISTOGRAMS, NORM, POSITIVE, SUM
 from hbpcompiler.rule import Op
 
 PER_SAMPLE = frozenset({EACH, NORM, BATCH_DIAGONAL})
@@ -36,7 +37,7 @@ class ChunkedProduct(Route):
     """Per-sample products in cache-sized chunks, squared and summed while they are in cache."""
 
     name = "chunked product"
-    kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *SQUARES})
+    kinds = frozenset({SUM, NORM, BATCH_DIAGONAL, *HISTOGRAMS, *SQUARES})
     limits: tuple[str, ...] = ("cache_bytes", "one_by_one_bytes", "squaring_speedup")
     reads_pixels = True
 
@@ -84,7 +85,9 @@ class ChunkedProduct(Route):
         samples, columns = self.chunks(site)
         theta = site.theta
         across = use.by_pixels and self.turns(site, kinds)
-        totals = dict.fromkeys(sorted(kinds - PER_SAMPLE), site.shape[::-1] if across else site.shape)
+        totals: dict[str, Any] = dict.fromkeys(sorted(kinds - PER_SAMPLE), site.shape[::-1] if across else site.shape)
+
+        totals.update({kind: use.totals[kind] for kind in kinds & HISTOGRAMS})
 
         def add(part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
             if single and not site.signed:
@@ -111,6 +114,7 @@ class ChunkedProduct(Route):
             if columns == site.columns:
                 product = self.product(site, use, part.op, part["columns"])
                 add(part, product, part.totals, samples == 1 and site.columns == 1)
+                add_histograms(use, product, part.totals, kinds & HISTOGRAMS, part.outer)
                 if EACH in kinds:
                     part.rows[EACH].copy_(product.squeeze(1))
                 if NORM in kinds:
@@ -142,7 +146,7 @@ class NativeProduct(ChunkedProduct):
     """torch's own kernel for one sample's products, where the rule names one: no operand is formed."""
 
     name = "native kernel per sample"
-    kinds = frozenset({SUM, EACH, NORM, BATCH_DIAGONAL, *SQUARES})
+    kinds = frozenset({SUM, EACH, NORM, BATCH_DIAGONAL, *HISTOGRAMS, *SQUARES})
 
     def applies(self, site: Site) -> bool:
         return site.form == COLUMNS and site.native_columns

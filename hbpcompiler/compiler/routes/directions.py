@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
@@ -20,7 +21,7 @@ from hbpcompiler.compiler.routes.site import (
     traffic_of,
 )
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.quantities import COLUMN_SUM, PROJECT
+from hbpcompiler.quantities import ALONG, COLUMN_SUM, PROJECT
 
 
 class OperandFirst(Route):
@@ -103,6 +104,33 @@ class ProductFirst(Route):
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
                                rows={PROJECT: use.totals[PROJECT]})
+
+
+class OntoSum(Route):
+    """Columns meet their own sum over the samples, by a route onto directions, of which it is the only one."""
+
+    kinds = frozenset({ALONG})
+    limits: tuple[str, ...] = ("cache_bytes",)
+
+    def __init__(self, inner: Route) -> None:
+        self.inner = inner
+        self.name = inner.name.replace("directions", "own sum")
+
+    def applies(self, site: Site) -> bool:
+        return self.inner.applies(site)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        return self.inner.cost(_of_one_direction(site), self.inner.kinds)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        own = replace(use, directions=use.total.reshape(1, *site.shape),
+                      totals={PROJECT: use.stream.new_zeros((use.batch, 1, 1))})
+        return {ALONG: self.inner.write(_of_one_direction(site), own, self.inner.kinds)[PROJECT].flatten()}
+
+
+def _of_one_direction(site: Site) -> Site:
+    limits = replace(site.resources.limits, typical_vectors=1)
+    return replace(site, resources=replace(site.resources, limits=limits))
 
 
 class SumOfColumns(Route):

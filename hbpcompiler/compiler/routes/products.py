@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.routes.histograms import add_histograms
 from hbpcompiler.compiler.routes.inner import added_gram, cost_of_gram
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
@@ -31,6 +32,7 @@ from hbpcompiler.quantities import (
     DIAGONAL,
     EACH,
     FACTOR,
+    HISTOGRAMS,
     NORM,
     REDUCED_FACTOR,
     SUM,
@@ -81,7 +83,7 @@ class WholeProduct(Route):
     """The product for all samples and columns at once, everything read off it."""
 
     name = "batched product"
-    kinds = frozenset({SUM, EACH, NORM, FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, *INNER, *SQUARES})
+    kinds = frozenset({SUM, EACH, NORM, FACTOR, REDUCED_FACTOR, BATCH_DIAGONAL, VECTORS, *HISTOGRAMS, *INNER, *SQUARES})
     reads_pixels = True
 
     def applies(self, site: Site) -> bool:
@@ -112,6 +114,7 @@ class WholeProduct(Route):
         results: dict[str, Any] = {}
         if SUM in kinds:
             results[SUM] = product.sum((0, 1))
+        results |= add_histograms(use, product, use.totals, kinds & HISTOGRAMS)
         if EACH in kinds:
             results[EACH] = product.squeeze(1)
         if VECTORS in kinds:

@@ -143,6 +143,12 @@ class Use:
     """[F, *theta], which columns are projected onto."""
     bases: tuple[Any, Any] = (None, None)
     """Q_A (None for a whole block) and Q_B, in which cotangents are seen, as columns."""
+    total: Any = None
+    """The sum of the columns over all samples, [*theta]."""
+    edges: Any = None
+    """Of the bins of histograms, if a call gives some."""
+    rows: Any = None
+    """[*theta]: the row of a histogram that each entry is counted in."""
     alone: Use | None = None
     """The operand as Kronecker factors A see it, where a closing of columns needs A as well."""
 

@@ -1,0 +1,48 @@
+"""Histograms of the columns' cotangents T, chunk by chunk: in bins that a call gives, or by sign and magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from hbpcompiler.compiler.program.kernels import (
+    MAGNITUDES,
+    PARAMETER_MAGNITUDES,
+    add_histogram_,
+    empty_histogram,
+    histogram_cells,
+)
+from hbpcompiler.compiler.routes.site import Use
+from hbpcompiler.quantities import HISTOGRAM, HISTOGRAM_2D
+
+
+def bins_of(magnitudes: tuple[int, int, int]) -> int:
+    """How many there are where a call gives no edges."""
+    _, octaves, parts = magnitudes
+    return 2 * octaves * parts + 1
+
+
+def empty_histograms(stream: Any, kinds: Collection[str], edges: Any, parameter_edges: Any) -> dict[str, Any]:
+    """Counts of nothing, by closing."""
+    found = {}
+    if HISTOGRAM in kinds:
+        found[HISTOGRAM] = empty_histogram(stream, edges, bins_of(MAGNITUDES))
+    if HISTOGRAM_2D in kinds:
+        rows = empty_histogram(stream, parameter_edges, bins_of(PARAMETER_MAGNITUDES))
+        found[HISTOGRAM_2D] = rows.unsqueeze(1) + empty_histogram(stream, edges, bins_of(MAGNITUDES))
+    return found
+
+
+def rows_of(parameter: Any, edges: Any) -> Any:
+    """The bin of each of the parameter's own values."""
+    return histogram_cells(parameter, edges, *PARAMETER_MAGNITUDES)
+
+
+def add_histograms(use: Use, product: Any, totals: Mapping[str, Any], kinds: Collection[str],
+                   outer: Callable[[Any], Any] = lambda proxy: proxy) -> dict[str, Any]:
+    """The totals with the entries of T [n, k, *theta] counted; `outer` takes a whole tensor into a loop."""
+    if not kinds:
+        return {}
+    cells = histogram_cells(product, outer(use.edges), *MAGNITUDES)
+    return {kind: add_histogram_(totals[kind], cells, outer(use.rows) if kind == HISTOGRAM_2D else None)
+            for kind in sorted(kinds)}

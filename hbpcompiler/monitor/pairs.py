@@ -1,0 +1,99 @@
+"""What belongs to a step and the one after it: the size of the update, and alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from hbpcompiler.monitor.parabola import End, alpha
+from hbpcompiler.monitor.programs import GROUP, Programs, standing_at
+from hbpcompiler.monitor.seen import Seen, norms, total
+from hbpcompiler.result import Result
+
+
+@dataclass
+class Pending:
+    """A step that waits for the parameters to move."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    """Copies, of the trainable ones."""
+    state: dict[str, Tensor]
+    """Copies of buffers."""
+    batch: Any
+    """A copy."""
+    seen: Seen
+    generator: Callable[[], torch.Generator | None]
+    """Of the step's own draws."""
+
+
+def begin(model: nn.Module, batch: Sequence[Any], seen: Seen, with_alpha: bool,
+          generator: Callable[[], torch.Generator | None]) -> Pending:
+    """Everything that the end of the step will need; the batch only for alpha."""
+    copies = {name: value.detach().clone() for name, value in seen.parameters.items()}
+    state = {name: value.detach().clone() for name, value in model.named_buffers()} if with_alpha else {}
+    kept = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(batch)) if with_alpha else None
+    return Pending(seen.step, copies, state, kept, seen, generator)
+
+
+def moved(pending: Pending, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """d, by the names of the parameters that have been there at both ends."""
+    return {name: parameters[name].detach() - before for name, before in pending.parameters.items()
+            if name in parameters and parameters[name].shape == before.shape}
+
+
+def stood_still(way: Mapping[str, Tensor]) -> bool:
+    return not any(bool(part.any()) for part in way.values())
+
+
+def direction(pending: Pending, way: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """d in the parameters that reach the loss."""
+    return {name: way[name] for name in pending.seen.own_gradient if name in way}
+
+
+def alpha_of(pending: Pending, way: Mapping[str, Tensor], end: Result, mean: bool, model: nn.Module,
+             programs: Programs) -> float | None:
+    """`end` has l_n and g_n . d at the end of the step."""
+    slopes = start_slopes(pending, way, model, programs)
+    return alpha(End(pending.seen.losses, slopes), End(end.batch_loss, _slopes(end, mean)))
+
+
+def start_slopes(pending: Pending, way: Mapping[str, Tensor], model: nn.Module, programs: Programs) -> Tensor:
+    """g_n . d at the start, [N]: from the pass that has been, where the step goes along the gradient as that of plain
+    SGD does; otherwise by a second pass on the same batch at the old parameters."""
+    along = multiple_of_gradient(pending, way)
+    if along is not None:
+        return along * pending.seen.slopes
+    with standing_at(model, {**pending.parameters, **pending.state}):
+        result = programs.at_end(pending.batch, way, pending.generator())
+    return _slopes(result, pending.seen.mean)
+
+
+def multiple_of_gradient(pending: Pending, way: Mapping[str, Tensor]) -> float | None:
+    """c with d = c g to rounding, g the gradient of the mean of l_n; None for another direction."""
+    gradient, seen = pending.seen.own_gradient, pending.seen
+    if set(way) != set(gradient) or not seen.squared_gradient > 0:
+        return None
+    share = 1.0 if seen.mean else 1 / seen.samples
+    inner = share * total((way[name].double() * part.double()).sum() for name, part in gradient.items())
+    multiple = inner / seen.squared_gradient
+    rest = total((way[name].double() - multiple * share * part.double()).square().sum()
+                 for name, part in gradient.items())
+    length = total(part.double().square().sum() for part in way.values())
+    rounding = max(torch.finfo(part.dtype).eps for part in way.values())
+    return multiple if rest <= rounding * length else None
+
+
+def _slopes(result: Result, mean: bool) -> Tensor:
+    """g_n . d, [N]."""
+    found: Tensor = result.project[GROUP][:, 0].double()
+    return found * len(found) if mean else found
+
+
+def update_size(way: Mapping[str, Tensor]) -> dict[str, float]:
+    return norms(way)

@@ -1,0 +1,232 @@
+"""A monitor beside training: nothing of the user's changes; what it leaves out; logs, targets, schedules."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hbpcompiler as hbp
+from hbpcompiler.monitor import Tracked, logarithmic
+from hbpcompiler.monitor.programs import BATCH_NORM
+from hbpcompiler.monitor.schedules import Schedule
+from hbpcompiler.runs import read
+from tests.monitor.networks import batch, chain
+
+
+def noisy() -> nn.Module:
+    """With batch norm and dropout, in train mode."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+def trained(observe: bool, track: str, steps: int = 4) -> tuple[list[Tensor], Tensor, hbp.Monitor | None]:
+    model, loss = noisy(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    monitor = hbp.Monitor(model, loss, optimizer, track, 2) if observe else None
+    torch.manual_seed(1)
+    for number in range(steps):
+        x, y = batch(8, number)
+        if monitor is not None:
+            monitor.observe(x.float(), y)
+        loss(model(x.float()), y).backward()  # gradients accumulate over two steps
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    kept = [value.detach() for value in (*model.parameters(), *model.buffers())]
+    return [*kept, *(value.grad for value in model.parameters() if value.grad is not None)], torch.rand(3), monitor
+
+
+@pytest.mark.filterwarnings("ignore::hbpcompiler.MonitorWarning")
+def test_training_with_and_without_a_monitor_ends_in_the_same_bits() -> None:
+    plain, drawn, _ = trained(False, "")
+    watched, drawn_too, monitor = trained(True, "all")
+    assert len(plain) == len(watched)
+    assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+    assert torch.equal(drawn, drawn_too)
+    assert monitor is not None
+    assert monitor.run.header["notes"] == [BATCH_NORM]
+    assert set(monitor.left_out) == {"cabs"}
+    assert [step.step for step in monitor.run.steps] == [0, 2]
+    first = monitor.run.by_step[0].values
+    assert {"norm_test", "hess_trace", "hess_max_ev", "tic_diag", "update_size", "alpha"} <= set(first)
+
+
+def test_loss_and_gradient_beside_batch_norm_are_those_of_train_mode() -> None:
+    model, loss, (x, y) = noisy(), nn.CrossEntropyLoss(), batch(8, 0)
+    model[3].p = 0.0
+    monitor = hbp.Monitor(model, loss, None, ["loss", "grad_norm", "norm_test"], 1)
+    monitor.observe(x.float(), y)
+    whole = loss(model(x.float()), y)
+    whole.backward()
+    found = monitor.run.by_step[0].values
+    assert found["loss"] == pytest.approx(whole.item())
+    for name, value in model.named_parameters():
+        assert found["grad_norm"][name] == pytest.approx(value.grad.norm().item(), rel=1e-5, abs=1e-6)
+    assert all(module.training for module in model.modules())
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return x - x.mean(0)
+
+
+def test_what_a_model_cannot_have_is_left_out_and_named_once(tmp_path: Path) -> None:
+    model, (x, y) = Mixing().double(), batch(5, 0)
+    path = tmp_path / "run.jsonl"
+    monitor = hbp.Monitor(model, F.cross_entropy, None, "full", 1, path)
+    with pytest.warns(hbp.MonitorWarning, match="norm_test") as warned:
+        monitor.observe(x, y)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    monitor.observe(x, y)
+    assert {"norm_test", "alpha", "grad_hist_1d", "tic_diag", "hess_trace", "lr"} <= set(monitor.left_out)
+    run = read(path)
+    assert run.header["left_out"] == monitor.left_out
+    loss = F.cross_entropy(model(x), y)
+    assert run.series("loss")[1] == pytest.approx([loss.item()] * 2)
+    assert set(run.by_step[0].values) == {"loss", "grad_norm", "parameter_norm", "distance", "update_size",
+                                          "hess_max_ev"}
+
+
+def concave(output: Tensor, target: Tensor) -> Tensor:
+    return (output.tanh() - F.one_hot(target, 3)).square().mean()
+
+
+def test_curvature_that_may_be_negative_is_left_out() -> None:
+    monitor = hbp.Monitor(chain().double(), concave, None, ["tic_diag", "hess_trace", "norm_test"], 1)
+    with pytest.warns(hbp.MonitorWarning, match="convex"):
+        monitor.observe(*batch(5, 0))
+    assert set(monitor.left_out) == {"tic_diag"}
+    assert set(monitor.run.by_step[0].values) == {"hess_trace", "norm_test"}
+
+
+def test_one_pass_for_gradient_and_statistics() -> None:
+    for make, exact in ((chain, False), (noisy, True)):
+        torch.manual_seed(0)
+        model = make()
+        monitor = hbp.Monitor(model, None, None, ["norm_test", "grad_norm", "alpha"], 2)
+        for number in range(3):
+            x, y = batch(8, number)
+            torch.manual_seed(9)
+            found = monitor.step(x.float(), y)
+            torch.manual_seed(9)
+            own = {name: value.grad.clone() for name, value in model.named_parameters()}
+            model.zero_grad()
+            whole = F.cross_entropy(model(x.float()), y)
+            whole.backward()
+            assert exact or found.item() == pytest.approx(whole.item(), rel=1e-5)
+            for name, value in model.named_parameters():
+                assert own[name] == pytest.approx(value.grad, rel=1e-4, abs=1e-6)
+                value.data -= 0.1 * value.grad
+        assert [step.step for step in monitor.run.steps] == [0, 2]
+        assert "alpha" in monitor.run.by_step[0].values
+
+
+def test_a_quantity_of_ones_own_targets_and_scalars(tmp_path: Path) -> None:
+    largest = Tracked("largest", ("batch_l2",), lambda seen: seen.squared_norms.max().sqrt())
+    broken = Tracked("broken", (), lambda seen: 1 / 0)
+    model, seen, run = chain().double(), [], _Run()
+    monitor = hbp.Monitor(model, None, None, ["loss", "grad_hist_1d", largest, broken], 1, tmp_path / "run.jsonl")
+    monitor.to(lambda step, values: seen.append((step, set(values)))).to(run).to(_Writer(run))
+    with pytest.warns(hbp.MonitorWarning, match="broken: ZeroDivisionError"):
+        monitor.observe(*batch(5, 0))
+    monitor.add(valid_accuracy=0.5)
+    assert seen == [(0, {"loss", "grad_hist_1d", "largest"}), (0, {"valid_accuracy"})]
+    assert set(run.values) == {"hbp/step", "hbp/loss", "hbp/largest", "hbp/valid_accuracy"}
+    assert monitor.run.series("largest")[1][0] > 0
+    assert read(tmp_path / "run.jsonl").series("valid_accuracy") == ([0], [0.5])
+    monitor.to(lambda step, values: 1 / 0)
+    with pytest.warns(hbp.MonitorWarning, match="no more values"):
+        monitor.observe(*batch(5, 0))
+    monitor.observe(*batch(5, 0))
+    with pytest.raises(hbp.HbpError, match="SummaryWriter"):
+        monitor.to(3)
+
+
+class _Run:
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def log(self, values: dict[str, float]) -> None:
+        self.values |= values
+
+
+class _Writer:
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert self.run.values[name] == value
+        assert step == 0
+
+
+def test_a_run_is_resumed_by_adding_to_its_log(tmp_path: Path) -> None:
+    path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
+    track = ["loss", "distance", "hess_max_ev"]
+    monitor = hbp.Monitor(model, loss, None, track, 2, path)
+    for _ in range(3):
+        monitor.observe(*batch(5, 0))
+    state = monitor.state_dict()
+    with torch.no_grad():
+        model[0].weight += 1
+    monitor.observe(*batch(5, 0))
+    monitor.observe(*batch(5, 0))
+    text = path.read_text()
+    path.write_text(text[:-5])  # killed while it wrote
+    again = hbp.Monitor(model, loss, None, track, 2, path)
+    assert again.steps == 3
+    again.load_state_dict(state)
+    again.observe(*batch(5, 0))
+    again.observe(*batch(5, 0))
+    run = read(path)
+    assert [step.step for step in run.steps] == [0, 2, 4]
+    assert run.by_step[4].values["distance"]["0.weight"] == pytest.approx(20**0.5)
+    assert [line["step"] for line in run.resumed] == [3]
+    assert run.steps[-1].time >= run.steps[0].time
+    for line in path.read_text().splitlines():
+        json.loads(line)
+    with pytest.raises(hbp.InputError, match="another model"):
+        hbp.Monitor(nn.Linear(4, 3), loss, None, track, 2, path)
+
+
+def test_schedules() -> None:
+    assert [step for step in range(40) if Schedule(16).due(step, 0.0)] == [0, 16, 32]
+    assert [step for step in range(30) if logarithmic(3)(step)] == [0, 1, 2, 5, 10, 22]
+    assert [step for step in range(9) if Schedule(lambda step: step in (2, 3)).due(step, 0.0)] == [2, 3]
+    assert Schedule("logarithmic").due(1, 0.0)
+    share, tracked, elapsed = Schedule("5%"), 0, 0.0
+    for step in range(10_000):
+        due = share.due(step, elapsed)
+        tracked += due
+        share.took(0.3 if due else 0.0, due, step == 0)
+        elapsed += 0.1 + 0.3 * due
+    assert 0.04 < 0.3 * tracked / elapsed <= 0.0505
+    for wrong in (0, -1, True, "5", "0%", "120%", 1.5, None):
+        with pytest.raises(hbp.HbpError, match="every must be"):
+            Schedule(wrong)
+    for wrong in ("ekonomy", [], [3], 3):
+        with pytest.raises(hbp.HbpError, match="track"):
+            hbp.Monitor(chain(), None, None, wrong)
+
+
+def test_a_step_that_is_not_due_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain().double()
+    monitor = hbp.Monitor(model, None, None, "business", 16)
+    with pytest.warns(hbp.MonitorWarning, match="lr"):
+        monitor.observe(*batch(5, 0))
+    with torch.no_grad():
+        model[0].weight += 1
+    assert not monitor.observe(*batch(5, 0))
+    monkeypatch.setattr(hbp.Monitor, "_look", None)
+    for _ in range(14):
+        assert not monitor.observe("no batch at all")
+    with pytest.raises(TypeError):
+        monitor.observe(*batch(5, 0))
