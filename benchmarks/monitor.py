@@ -45,11 +45,11 @@ def watching(given: Problem, track: str) -> hbp.Monitor:
 
 def contestants(given: Problem, track: str) -> dict[str, Run]:
     monitor = watching(given, track)
-    pending = monitor._pending
+    pending = monitor._watching.pending
 
     def at(step: int, waits: bool, call: Callable[..., object]) -> Run:
         def run() -> None:
-            monitor.steps, monitor._pending = step, pending if waits else None
+            monitor.steps, monitor._watching.pending = step, pending if waits else None
             call(given.inputs, given.target)
 
         return Run(run, lambda value: {})

@@ -10,23 +10,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.errors import HbpError, InputError, MonitorWarning, OptionError, listing
-from hbpcompiler.monitor import pairs
-from hbpcompiler.monitor.eigenvalue import Sharpness
-from hbpcompiler.monitor.pairs import Pending
-from hbpcompiler.monitor.programs import BATCH_NORM, Programs, in_eval, in_short, mixing
+from hbpcompiler.errors import InputError, MonitorWarning, listing
+from hbpcompiler.monitor.programs import BATCH_NORM, in_short, mixing
 from hbpcompiler.monitor.record import Record
 from hbpcompiler.monitor.schedules import Schedule
-from hbpcompiler.monitor.seen import Seen
+from hbpcompiler.monitor.settings import changes_buffers, described, edges_of, shapes_of
 from hbpcompiler.monitor.sinks import Sink, sink_of
-from hbpcompiler.monitor.table import OPTIMIZER, SGD, Tracked, chosen, learning_rate
+from hbpcompiler.monitor.table import chosen
+from hbpcompiler.monitor.watching import Watching
 from hbpcompiler.options import check_model
 from hbpcompiler.result import Result
 from hbpcompiler.runs import Run
@@ -80,22 +77,18 @@ class Monitor:
         self.steps = 0
         """How many have been observed."""
         self._schedule = Schedule(every)
-        self._programs = Programs(self.model, self.loss, chosen(track), seed)
-        self._edges = tuple(_edges(name, given, self.model) for name, given in (
-            ("gradient_edges", gradient_edges), ("parameter_edges", parameter_edges)))
-        self._programs.arguments = dict(zip(("gradient_edges", "parameter_edges"), self._edges, strict=True))
-        self._sharpness = Sharpness(self.model, self.loss, seed)
+        edges = (edges_of("gradient_edges", gradient_edges, self.model),
+                 edges_of("parameter_edges", parameter_edges, self.model))
+        self._watching = Watching(self.model, self.loss, optimizer, chosen(track), edges, seed)
+        self._programs = self._watching.programs
         self._seed = seed
-        self._record = Record(log, name, _shapes(self.model))
+        self._record = Record(log, name, shapes_of(self.model))
         self.steps = self._record.first_step
-        self._start: dict[str, Tensor] = {}
-        self._pending: Pending | None = None
         self._sinks: list[Sink] = []
         self._began: float | None = None
         """When the first step was observed."""
         self._not_counted = 0.0
         """Seconds in steps that made programs."""
-        self._in_eval = False
         self._own_buffers: bool | None = None
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -107,7 +100,7 @@ class Monitor:
         """
         step = self.steps
         due = self._due(step)
-        if due or self._pending is not None:
+        if due or self._watching.pending is not None:
             with self._timed(due):
                 given = check_batch(self.model, batch)
                 with drawing(Draws.seeded(self._seed + step, given.tensors[0].device)):
@@ -123,13 +116,13 @@ class Monitor:
         """
         given = check_batch(self.model, batch)
         if self._own_buffers is None:
-            self._own_buffers = bool(mixing(self.model)) or _changes_buffers(self.model, given)
+            self._own_buffers = bool(mixing(self.model)) or changes_buffers(self.model, given)
         if self._own_buffers:
             self.observe(*batch)
             return self._by_backward(given)
         step, result = self.steps, None
         due = self._due(step)
-        if due or self._pending is not None:
+        if due or self._watching.pending is not None:
             with self._timed(due):
                 result = self._look(step, given, batch, due, own_draws=False)
         self.steps += 1
@@ -178,15 +171,16 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """For torch.save, beside the model's: the step's number, the parameters at the start, the last eigenvector."""
-        return {"format": FORMAT, "steps": self.steps, "start": dict(self._start), "last": dict(self._sharpness.last)}
+        return {"format": FORMAT, "steps": self.steps, "start": dict(self._watching.start),
+                "last": dict(self._watching.sharpness.last)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; what a log has of later steps is taken again. InputError for something else's state."""
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             raise InputError("this is not the state of a monitor")
-        self.steps, self._pending = state["steps"], None
-        self._start = dict(state["start"])
-        self._sharpness.last = dict(state["last"])
+        self.steps, self._watching.pending = state["steps"], None
+        self._watching.start = dict(state["start"])
+        self._watching.sharpness.last = dict(state["last"])
         self._record.first_step = self.steps
 
     def __repr__(self) -> str:
@@ -211,114 +205,16 @@ class Monitor:
             self._schedule.took(seconds, due, new)
 
     def _look(self, step: int, given: Batch, batch: Sequence[Any], due: bool, own_draws: bool) -> Result | None:
-        """Ends the step before, begins this one; what a program gave that has the gradient, if one did."""
-        parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        for name, value in parameters.items():
-            if name not in self._start:
-                self._start[name] = value.detach().clone()
-        norms = mixing(self.model)
-        with in_eval(norms):
-            result, ended = self._results(step, batch, due, parameters, own_draws)
-        seen = None
-        if due:
-            seen = self._seen(step, given, parameters, result, bool(norms))
-            with in_eval(norms):
-                values = self._values(seen)
+        """What the program gave at a step that is due; its values are written and sent."""
+        looked = self._watching.look(step, given, batch, due, own_draws)
         self._header()
-        for number, late in ended:
+        for number, late in looked.ended:
             self._record.values(number, None, late)
             self._send(number, late)
-        if seen is not None:
-            self._record.values(step, given.samples, values)
-            self._send(step, values)
-            if self._programs.pairs:
-                tracked = self._programs.tracked
-                self._pending = pairs.begin(self.model, batch, seen, "alpha" in tracked and result is not None,
-                                            lambda: self._draws(step, own_draws))
-        return result if due else None
-
-    def _results(self, step: int, batch: Sequence[Any], due: bool, parameters: Mapping[str, Tensor], own_draws: bool,
-                 ) -> tuple[Result | None, list[tuple[int, dict[str, Any]]]]:
-        """Of the programs, and what is known now of the step that waited."""
-        pending, generator = self._pending, self._draws(step, own_draws)
-        late: dict[str, Any] = {}
-        way = {} if pending is None else pairs.moved(pending, parameters)
-        if pending is not None and not due and pairs.stood_still(way):
-            return None, []  # gradients are being accumulated
-        directed = pairs.direction(pending, way) if pending is not None and pending.batch is not None else {}
-        stays = pairs.stood_still(directed)
-        result = None
-        try:
-            if due:
-                result = self._programs.run(batch, None if stays or not directed else directed, generator)
-            if pending is not None and "update_size" in self._programs.tracked:
-                late["update_size"] = pairs.update_size(way)
-            if directed:
-                late["alpha"] = -1.0 if stays else self._alpha(pending, directed, batch, result, generator)
-        except (HbpError, torch.OutOfMemoryError) as error:
-            self._drop_failed(error)
-        self._pending = None
-        late = {name: value for name, value in late.items() if value is not None}
-        return result, [] if pending is None or not late else [(pending.step, late)]
-
-    def _alpha(self, pending: Pending | None, way: Mapping[str, Tensor], batch: Sequence[Any], result: Result | None,
-               generator: torch.Generator | None) -> float | None:
-        assert pending is not None
-        end = result if result is not None and "project" in result else self._programs.at_end(batch, way, generator)
-        return pairs.alpha_of(pending, way, end, pending.seen.mean, self.model, self._programs)
-
-    def _drop_failed(self, error: Exception) -> None:
-        """A program that could be made at first cannot be made for this batch."""
-        if isinstance(error, InputError):
-            raise error
-        for name in [name for name, tracked in self._programs.tracked.items() if tracked.needs]:
-            self._programs.drop(name, f"from some step on: {in_short(error)}")
-
-    def _seen(self, step: int, given: Batch, parameters: Mapping[str, Tensor], result: Result | None,
-              in_train_mode: bool) -> Seen:
-        """Loss and gradient are those of the model as it trains: of another pass, where programs are of eval mode."""
-        tracked = self._programs.tracked
-        gradient: Mapping[str, Tensor] = {}
-        if result is not None and not in_train_mode and ("grad" in result or "grad_norm" not in tracked):
-            loss = result.loss
-            gradient = result.grad if "grad" in result else {}
-        elif "loss" in tracked or "grad_norm" in tracked:
-            loss, gradient = self._programs.by_autograd(given, step)
-        else:
-            loss = torch.zeros(())
-        self._in_eval |= in_train_mode
-        mean = result is None or result.reduction != "sum"
-        return Seen(step, given.samples, parameters, self._start, loss, gradient, result, mean, self.optimizer,
-                    (self._edges[0], self._edges[1]), lambda: self._sharpness.at(given, step))
-
-    def _values(self, seen: Seen) -> dict[str, Any]:
-        """What each entry makes of it; one that fails is left out from then on."""
-        found: dict[str, Any] = {}
-        for name, tracked in list(self._programs.tracked.items()):
-            why = self._missing(tracked)
-            if why:
-                self._programs.drop(name, why)
-                continue
-            try:
-                value = tracked.value(seen)
-            except Exception as error:
-                self._programs.drop(name, f"{type(error).__name__}: {in_short(error)}")
-                continue
-            if value is not None:
-                found[name] = _plain(value)
-        return found
-
-    def _missing(self, tracked: Tracked) -> str:
-        """What is wrong with the optimizer for this entry."""
-        if OPTIMIZER in tracked.asks and learning_rate(self.optimizer) is None:
-            return "no optimizer was given that has learning rates"
-        if SGD in tracked.asks and not _plain_sgd(self.optimizer):
-            return ("it is defined for plain torch.optim.SGD with one learning rate, without momentum, weight decay "
-                    "and the like")
-        return ""
-
-    def _draws(self, step: int, own: bool) -> torch.Generator | None:
-        return torch.Generator().manual_seed(self._seed + step) if own else None
+        if looked.values is not None:
+            self._record.values(step, given.samples, looked.values)
+            self._send(step, looked.values)
+        return looked.result
 
     def _by_backward(self, given: Batch) -> Tensor:
         args, keywords, target = given.layout.build(given.tensors)
@@ -333,9 +229,9 @@ class Monitor:
         new = self._record.header(self.steps, {
             "model": type(self.model).__name__,
             "loss": getattr(self.loss, "__name__", type(self.loss).__name__),
-            "optimizer": _described(self.optimizer), "parameters": _shapes(self.model),
+            "optimizer": described(self.optimizer), "parameters": shapes_of(self.model),
             "quantities": list(self.tracked), "left_out": self.left_out, "schedule": self._schedule.text,
-            "notes": [BATCH_NORM] if self._in_eval else []})
+            "notes": [BATCH_NORM] if self._watching.in_eval else []})
         if new:
             warnings.warn(listing("the monitor leaves out what this model cannot have:",
                                   [f"{name}: {why}" for name, why in new.items()]), MonitorWarning,
@@ -351,56 +247,3 @@ class Monitor:
                 warnings.warn(f"the monitor sends no more values to one of its targets, which raised "
                               f"{type(error).__name__}: {in_short(error)}", MonitorWarning,
                               stacklevel=level_of_caller())
-
-
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _plain_sgd(optimizer: Any) -> bool:
-    if type(optimizer) is not torch.optim.SGD or isinstance(learning_rate(optimizer), dict):
-        return False
-    return not any(group.get(option) for group in optimizer.param_groups
-                   for option in ("momentum", "dampening", "weight_decay", "nesterov", "maximize"))
-
-
-def _described(optimizer: Any) -> dict[str, Any]:
-    """Name and plain settings of the first group."""
-    if optimizer is None:
-        return {}
-    groups = getattr(optimizer, "param_groups", [{}])
-    plain = {name: value for name, value in groups[0].items() if isinstance(value, bool | int | float | str)
-             or (isinstance(value, tuple) and all(isinstance(part, int | float) for part in value))}
-    return {"name": type(optimizer).__name__, **plain}
-
-
-def _edges(name: str, given: Any, model: nn.Module) -> Tensor | None:
-    if given is None:
-        return None
-    like = next(model.parameters())
-    try:
-        edges = torch.as_tensor(given).to(like.device, like.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"{name} must be increasing numbers, not {given!r}") from error
-    if edges.dim() != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
-        raise OptionError(f"{name} must be two or more increasing numbers, not {given!r}")
-    return edges
-
-
-def _plain(value: Any) -> Any:
-    """Numbers in place of tensors of one."""
-    if isinstance(value, Tensor):
-        return value.item() if value.dim() == 0 else value.tolist()
-    return {str(key): _plain(part) for key, part in value.items()} if isinstance(value, Mapping) else value
-
-
-def _changes_buffers(model: nn.Module, given: Batch) -> bool:
-    """Whether a forward pass does; tried on copies of them."""
-    args, keywords, _ = given.layout.build(given.tensors)
-    before = dict(model.named_buffers())
-    copies = {name: value.detach().clone() for name, value in before.items()}
-    own = {name: value.detach() for name, value in model.named_parameters()}
-    with torch.no_grad(), drawing(Draws.now(given.tensors[0].device)):
-        torch.func.functional_call(model, {**own, **copies}, args, keywords)
-    return any(not torch.equal(copies[name], value) for name, value in before.items())
-

@@ -27,7 +27,7 @@ def made(name: str) -> nn.Module:
 def tracking(model: nn.Module, loss: nn.Module, optimizer: object, track: object = "all", **options: object,
              ) -> hbp.Monitor:
     monitor = hbp.Monitor(model, loss, optimizer, track, 1, **options)
-    monitor._sharpness.tolerance = 1e-10
+    monitor._watching.sharpness.tolerance = 1e-10
     return monitor
 
 

@@ -1,0 +1,67 @@
+"""What a monitor reads of a model, an optimizer and its own options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.errors import OptionError
+from hbpcompiler.monitor.table import learning_rate
+
+
+def shapes_of(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
+
+
+def is_plain_sgd(optimizer: Any) -> bool:
+    if type(optimizer) is not torch.optim.SGD or isinstance(learning_rate(optimizer), dict):
+        return False
+    return not any(group.get(option) for group in optimizer.param_groups
+                   for option in ("momentum", "dampening", "weight_decay", "nesterov", "maximize"))
+
+
+def described(optimizer: Any) -> dict[str, Any]:
+    """Name and plain settings of the first group."""
+    if optimizer is None:
+        return {}
+    groups = getattr(optimizer, "param_groups", [{}])
+    plain = {name: value for name, value in groups[0].items() if isinstance(value, bool | int | float | str)
+             or (isinstance(value, tuple) and all(isinstance(part, int | float) for part in value))}
+    return {"name": type(optimizer).__name__, **plain}
+
+
+def edges_of(name: str, given: Any, model: nn.Module) -> Tensor | None:
+    if given is None:
+        return None
+    like = next(model.parameters())
+    try:
+        edges = torch.as_tensor(given).to(like.device, like.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"{name} must be increasing numbers, not {given!r}") from error
+    if edges.dim() != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
+        raise OptionError(f"{name} must be two or more increasing numbers, not {given!r}")
+    return edges
+
+
+def plain(value: Any) -> Any:
+    """Numbers in place of tensors of one."""
+    if isinstance(value, Tensor):
+        return value.item() if value.dim() == 0 else value.tolist()
+    return {str(key): plain(part) for key, part in value.items()} if isinstance(value, Mapping) else value
+
+
+def changes_buffers(model: nn.Module, given: Batch) -> bool:
+    """Whether a forward pass does; tried on copies of them."""
+    args, keywords, _ = given.layout.build(given.tensors)
+    before = dict(model.named_buffers())
+    copies = {name: value.detach().clone() for name, value in before.items()}
+    own = {name: value.detach() for name, value in model.named_parameters()}
+    with torch.no_grad(), drawing(Draws.now(given.tensors[0].device)):
+        torch.func.functional_call(model, {**own, **copies}, args, keywords)
+    return any(not torch.equal(copies[name], value) for name, value in before.items())
+
