@@ -28,6 +28,8 @@ SIZES = {"resnet18": 16}
 BATCH = 128
 INTERVALS = (1, 16, 64)
 RATE = 1e-3
+LONE = 4.0
+"""Seconds of a step that is measured once."""
 IDLE = 20_000
 """Steps that are not due, to time one."""
 
@@ -126,7 +128,7 @@ def main(networks: str, track: str, batch: int | None, rounds: int, limit: float
         runs = {"training": training(problem), "gradient": gradient_alone(problem)}
         for chosen in track.split(","):
             runs |= {f"{chosen}: {kind}": run for kind, run in contestants(problem, chosen).items()}
-        measured = interleaved(runs, rounds, limit, patience, budget=budget, clock=CLOCKS[clock], alternating=True)
+        measured = interleaved(runs, rounds, limit, patience, LONE, budget, CLOCKS[clock], alternating=True)
         off = idle(problem)
         base = measured["training"].median
         print(f"{name}:{size}, a training step {1000 * base:.1f} ms, one that is not due {1e6 * off:.1f} us more "

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.prove.double import derivatives
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.operators.passes import Passes
-from hbpcompiler.operators.products import derivatives, pulled
+from hbpcompiler.operators.products import pulled
 
 BASIS = 40
 """Vectors at a time; then the search begins again with the best combination of them."""

@@ -147,4 +147,4 @@ class Watching:
         return ""
 
     def _draws(self, step: int, own: bool) -> torch.Generator | None:
-        return torch.Generator().manual_seed(self._seed + step) if own else None
+        return torch.Generator().manual_seed(self.seed + step) if own else None
