@@ -14,8 +14,13 @@ from hbpcompiler.errors import NotFiniteWarning
 
 def are_finite(loss: Tensor, gradient: Mapping[str, Tensor]) -> bool:
     """Whether a batch's loss and gradient are."""
-    sums = [loss.detach().to(torch.float32), *(part.detach().sum(dtype=torch.float32) for part in gradient.values())]
-    return bool(torch.stack(sums).isfinite().all())
+    found = [_sum(part).isfinite().to(loss.device) for part in (loss, *gradient.values())]
+    return bool(torch.stack(found).all())
+
+
+def _sum(part: Tensor) -> Tensor:
+    """Of all numbers, not in half precision, which would soon be infinite."""
+    return part.detach().sum(dtype=torch.promote_types(part.dtype, torch.float32))
 
 
 def warn_of(step: int, consequence: str) -> None:
