@@ -206,3 +206,28 @@ def test_block_newton(tmp_path):
             if line.startswith("  ")}
     assert ends["block Newton"] < 1e-10 < ends["gradient descent"]
     assert (tmp_path / "out" / "block_newton.png").stat().st_size > 1000
+
+
+@slow("25 s; each quantity and the report have tests of their own")
+def test_monitor_stories(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    text = run_example("monitor_stories.py", tmp_path)
+    wider = float(re.search(r"unscaled inputs: .*: (\d+) times", text)[1])
+    assert wider > 100
+    sigmoid, relu = (float(found) for found in re.findall(r"last layer over first: (\S+)", text))
+    assert sigmoid > 1e5
+    assert relu < 1e3
+    sizes = [[float(part) for part in found] for found in
+             re.findall(r"step size (\S+): median alpha (\S+), loss (\S+)", text)]
+    best = min(sizes, key=lambda row: row[2])
+    assert -0.2 < best[1] < 0.3
+    assert all(row[1] < -0.3 for row in sizes if row[0] < best[0])
+    for late, edge in re.findall(r"(\S+) at the end, 2 / step size (\S+)", text):
+        assert float(late) == pytest.approx(float(edge), rel=0.15)
+    needs = re.search(r"needs (\d+) samples at first, (\d+) at the end", text)
+    first, last = map(float, needs.groups())
+    assert last > 3 * first
+    for name in ("inputs", "layers", "alpha", "sharpness", "noise"):
+        assert (tmp_path / "out" / f"story_{name}.png").stat().st_size > 5000
+        assert (tmp_path / "out" / f"story_{name}.html").stat().st_size > 1e6

@@ -15,11 +15,13 @@ POINTS = 500
 GROUPS = 300
 """Groups of neighbours into which more are gathered."""
 SMOOTHING = 0.2
-"""Weight of a new value in a moving average, as Cockpit's."""
+"""Weight of a new value in a moving average, as Cockpit's; more where there are fewer than a hundred values."""
 ROBUST = (0.02, 0.98)
 """Quantiles that an axis shows; what lies beyond is an arrow at its edge."""
 FEW = 10
 """Values that are all shown."""
+BEGINNING = 2.0
+"""Lengths of the axis by which it may grow to show the first value."""
 NEIGHBOURS = 5
 """Values whose median says where a short series is."""
 SMOOTHED = 40
@@ -59,21 +61,23 @@ def _groups(series: Series) -> dict[str, Any]:
 
 def moving(values: Tensor) -> Tensor:
     """The mean [S] of two exponential moving averages, of what came before and of what comes after: it does not lag."""
-    return (_averaged(values) + _averaged(values.flip(0)).flip(0)) / 2
+    weight = max(SMOOTHING, min(1.0, 100 * SMOOTHING / max(len(values), 1)))
+    return (_averaged(values, weight) + _averaged(values.flip(0), weight).flip(0)) / 2
 
 
-def _averaged(values: Tensor) -> Tensor:
+def _averaged(values: Tensor, weight: float) -> Tensor:
     smooth, found = math.nan, []
     for value in values.tolist():
-        smooth = value if math.isnan(smooth) else SMOOTHING * value + (1 - SMOOTHING) * smooth
+        smooth = value if math.isnan(smooth) else weight * value + (1 - weight) * smooth
         found.append(smooth)
     return torch.tensor(found, dtype=torch.float64)
 
 
 def robust_range(values: Tensor) -> list[float] | None:
-    """What an axis has to show: all that medians of neighbours reach, quantiles, and the last value; None of no values.
+    """What an axis has to show: all that medians of neighbours reach, quantiles, the last value; None of no values.
 
-    Trends and levels are shown whole, and a few values far out do not stretch it.
+    Trends and levels are shown whole, and a few values far out do not stretch it. The first value, of a loss, say, is
+    shown as well unless that would make the axis three times as long.
     """
     if not len(values):
         return None
@@ -83,7 +87,10 @@ def robust_range(values: Tensor) -> list[float] | None:
         medians = torch.stack([group.median() for group in neighbours])
         shown = [medians.min(), medians.max(), torch.quantile(values, ROBUST[0], interpolation="higher"),
                  torch.quantile(values, ROBUST[1], interpolation="lower"), values[-1]]
-    return [min(shown).item(), max(shown).item()]
+    low, high, first = min(shown).item(), max(shown).item(), values[0].item()
+    if low - BEGINNING * (high - low) <= first <= high + BEGINNING * (high - low):
+        low, high = min(low, first), max(high, first)
+    return [low, high]
 
 
 def _not_finite(series: Series) -> dict[str, Any] | None:

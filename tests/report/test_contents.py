@@ -57,7 +57,9 @@ def test_a_short_series_is_drawn_whole():
     assert drawn["positive"]
     nothing = curve(series([math.nan]))
     assert (nothing["steps"], nothing["range"], nothing["positive"]) == ([], None, False)
-    assert moving(torch.tensor([1.0, 2.0])).tolist() == pytest.approx([1.4, 1.6])
+    assert moving(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    step = moving((torch.arange(200) >= 100).double())
+    assert (step[0].item(), step[99].item(), step[100].item()) == pytest.approx((0, 0.4, 0.6), abs=0.01)
     trend = moving(torch.arange(100, dtype=torch.float64))
     assert trend[30:70].tolist() == pytest.approx(list(range(30, 70)), abs=0.01), "it does not lag"
 

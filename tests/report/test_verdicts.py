@@ -41,11 +41,16 @@ def test_a_random_walk_is_told_from_a_straight_path():
     length = walk.norm(dim=1).sum().item()
     wandering = step_size.distance(walk.sum(0).norm().item(), length, steps)
     assert "no straighter than a random walk (5 %)" in wandering.text
-    assert wandering.notable
+    assert not wandering.notable
+    back = walk - 0.8 * walk.roll(1, 0)
+    oscillating = step_size.distance(back.sum(0).norm().item(), back.norm(dim=1).sum().item(), steps)
+    assert oscillating.notable
+    assert "it oscillates" in oscillating.text
     walk += 2 * torch.randn(size, generator=generator, dtype=torch.float64)
     straight = step_size.distance(walk.sum(0).norm().item(), walk.norm(dim=1).sum().item(), steps)
     assert "random" not in straight.text
     assert not straight.notable
+    assert step_size.distance(7.0, 1.0, 40).text == "7 from the start", "the path is not known"
     assert "do not move" in step_size.distance(0.0, 0.0, 10).text
 
 
@@ -125,7 +130,7 @@ def test_layers_against_each_other():
     assert "8 orders of magnitude" in apart.text
     assert apart.notable
     assert not gradients.layer_spread({"0.weight": 0.05, "2.weight": 0.1}).notable
-    assert "a and 1 more has a gradient of zero" in gradients.layer_spread({"a": 0.0, "b": 0.0, "c": 1.0}).text
+    assert "a and 1 more have a gradient of zero" in gradients.layer_spread({"a": 0.0, "b": 0.0, "c": 1.0}).text
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"momentum": 0.8, "nesterov": True},

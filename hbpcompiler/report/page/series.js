@@ -2,13 +2,13 @@
 "use strict";
 
 // What an axis shows: the union of the visible curves' robust ranges, with room at both ends; logarithmic where all is
-// positive and spread over more than a factor of 30.
+// positive and spread over more than a factor of 10.
 hbp.range = (curves, options, references) => {
   const known = curves.filter(curve => curve.range);
   if (!known.length) return null;
   let low = Math.min(...known.map(curve => curve.range[0]), ...references);
   let high = Math.max(...known.map(curve => curve.range[1]), ...references);
-  const log = Boolean(options.log) && known.every(curve => curve.positive) && low > 0 && high > 30 * low;
+  const log = Boolean(options.log) && known.every(curve => curve.positive) && low > 0 && high > 10 * low;
   if (log) [low, high] = [Math.log10(low), Math.log10(high)];
   const room = high > low ? 0.07 * (high - low) : log ? 0.5 : Math.abs(high) * 0.1 || 1;
   return {log, low: low - room, high: high + room, inside: value => {
@@ -62,7 +62,7 @@ hbp.seriesTraces = (curve, line, run, axis, range) => {
 };
 
 // Names of lines that share an axis, beside those of one run, each at another place.
-hbp.lineNames = (data, lines, axis) => lines.filter(({at}) => data.lines[at].steps.length > 1).map(({line, at}, index) => {
+hbp.lineNames = (data, lines, axis) => lines.map(({line, at}, index) => {
   const curve = data.lines[at], height = curve.median || curve.smooth;
   const place = Math.round([0.88, 0.55, 0.25][index % 3] * (curve.steps.length - 1));
   return {type: "scatter", mode: "text", x: [curve.steps[place]], y: [height[place]], text: [hbp.text(line.label)], yaxis: axis,
@@ -105,7 +105,7 @@ hbp.series = chart => {
       if (range) traces.push(...hbp.seriesTraces(data.lines[at], line, run, axis, range));
       traces.push(...hbp.broken(data.lines[at], run, axis, line.label, range));
     }
-    const beside = lines.filter(({line}) => line.role !== "edge");
+    const beside = lines.filter(({line, at}) => line.role !== "edge" && shown.length && shown[0].data.lines[at].steps.length > 1);
     if (range && shown.length && beside.length > 1) traces.push(...hbp.lineNames(shown[0].data, beside, axis));
     const several = chart.lines.some(line => line.axis === "right");
     layout[axis === "y" ? sides.left : sides.right] = hbp.axis({

@@ -137,8 +137,8 @@ def layer_spread(norms: dict[str, float]) -> Verdict:
     """
     zero = [name for name, value in norms.items() if value == 0]
     if zero:
-        more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
-        return Verdict(f"{zero[0]}{more} has a gradient of zero: it does not learn", notable=True)
+        who = f"{zero[0]} and {len(zero) - 1} more have" if len(zero) > 1 else f"{zero[0]} has"
+        return Verdict(f"{who} a gradient of zero: nothing is learned there", notable=True)
     smallest, largest = min(norms, key=norms.__getitem__), max(norms, key=norms.__getitem__)
     decades = math.log10(norms[largest] / norms[smallest])
     text = f"from {number(norms[smallest], 2)} ({smallest}) to {number(norms[largest], 2)} ({largest})"

@@ -13,8 +13,10 @@ SHORT, STRAIGHT, FAR, UPHILL = -0.5, -0.1, 0.5, 1.0
 """Of alpha: -1 has not moved, 0 stands where the fitted parabola is lowest, 1 on its other side at the same height."""
 OFTEN = 0.25
 """Share of steps that end uphill from which it is worth a word above the page."""
-WANDERING = 2.0
-"""Times the straightness of a random walk, up to which a path is called no straighter than one."""
+WANDERING, OSCILLATING = 1.2, 0.6
+"""Times the straightness of a random walk, up to which a path is called no straighter than one, and an oscillation."""
+ENOUGH = 20
+"""Steps from which on a path is compared with a random walk."""
 VANISHED, EXPLODED = 1e-4, 100.0
 """Of the gradient's norm at first."""
 
@@ -53,9 +55,13 @@ def distance(travelled: float, path: float, steps: int) -> Verdict:
     if not path > 0 or steps < 1:
         return Verdict(f"{number(travelled)} from the start: the parameters do not move", notable=True)
     straight, random = travelled / path, 1 / math.sqrt(steps)
+    if straight > 1.05:  # the updates that were tracked are smaller than the others: nothing is known of the path
+        return Verdict(f"{number(travelled)} from the start")
     text = f"{number(travelled)} from the start, {share(min(straight, 1.0))} of a path of about {number(path)}"
-    if steps >= 20 and straight <= WANDERING * random:
-        return Verdict(f"{text}: no straighter than a random walk ({share(random)})", notable=True)
+    if steps >= ENOUGH and straight <= OSCILLATING * random:
+        return Verdict(f"{text}: less far than a random walk leads ({share(random)}), it oscillates", notable=True)
+    if steps >= ENOUGH and straight <= WANDERING * random:
+        return Verdict(f"{text}: no straighter than a random walk ({share(random)})")
     return Verdict(text)
 
 
