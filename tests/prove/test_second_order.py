@@ -8,6 +8,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove import factors
 from hbpcompiler.compiler.prove.candidate import Candidate
+from hbpcompiler.compiler.prove.comparison import compared
 from hbpcompiler.compiler.prove.double import double
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.factors import FACTORS
@@ -94,3 +95,25 @@ def test_a_twin_is_the_program():
     assert {line.parameter for line in lines} == set(found)
     assert any(f" of {found['0.weight'].numel()} entries" in line.how for line in lines)
     assert found["0.weight"].numel() > SMALL
+
+
+class Truncated(nn.Module):
+    """A sigmoid times its whole part, which is zero: so is every derivative, exactly in torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        inside = self.linear(x).sigmoid() * 0.8 + 0.1
+        return inside * inside.trunc()
+
+
+def test_rounding_beside_exact_zeros_is_no_fault():
+    torch.manual_seed(0)
+    model = Truncated().double()
+    X, y = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    result = hbp.compile(model, nn.MSELoss(), ["grad", "diag_ggn", "diag_h"], verify="full")(X, y)
+    assert all(value.abs().max() < 1e-16 for value in result.diag_h.values())
+    wrong = compared({("diag_h", "w"): torch.tensor(1e-9)}, {("diag_h", "w"): torch.tensor(0.0)}, 1e-16, of_zero=1e-16)
+    assert not wrong[0].agrees

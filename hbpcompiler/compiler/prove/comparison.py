@@ -66,15 +66,17 @@ def left_out(quantity: str, parameter: str, why: str) -> Comparison:
 
 
 def compared(found: Numbers, expected: Numbers, eps: float, again: Callable[[int], Numbers] | None = None,
-             how: str = "") -> list[Comparison]:
+             how: str = "", of_zero: float = 0.0) -> list[Comparison]:
     """A line for each key of `expected`; what `found` lacks counts as zero.
 
+    `of_zero` is allowed where all numbers of a line should be exactly zero, of which no digit is the last.
     `again(run)` gives the expected numbers once more, with noise; it is asked only if a gap is beyond the first limit.
     """
     lines = []
     for (quantity, parameter), right in expected.items():
         error, largest = gap(found.get((quantity, parameter)), right, strict=quantity in ("loss", "output"))
-        lines.append(Comparison(quantity, parameter, error, largest, eps**EXPONENT * largest, how))
+        allowed = eps**EXPONENT * largest if largest else of_zero
+        lines.append(Comparison(quantity, parameter, error, largest, allowed, how))
     lines = [replace(line, allowed=max(line.allowed, _of_whole(line, lines, eps))) for line in lines]
     if again is None or all(line.agrees for line in lines):
         return lines

@@ -76,7 +76,8 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
                            clipped.clipped_of(raw, candidate))
     try:
         right = reference()
-        lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)))
+        last_digit = eps * float(raw.loss.detach().abs())
+        lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)), of_zero=last_digit)
         lines = [line if line.agrees else reference.by_differences(line, right[line.key]) for line in lines]
     except (RuntimeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:150]
