@@ -236,9 +236,9 @@ class Curvature:
                 numbers[name] = own
         for block in self.blocks if not findings else ():
             if len({numbers[name] for name in block.names}) > 1:
-                own = " and ".join(f"{numbers[name]:g}" for name in block.names)
+                told = " and ".join(f"{numbers[name]:g}" for name in block.names)
                 findings.append(f"{block.place.title} are one block, and have one damping (or sum of damping and l2), "
-                                f"not {own}")
+                                f"not {told}")
         if findings:
             raise InputError(listing("damping must be a number, at least 0, or a dict of one for each parameter, by "
                                      "its name or a shell pattern:", list(dict.fromkeys(findings))))

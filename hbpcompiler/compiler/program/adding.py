@@ -65,7 +65,8 @@ def adding(graph: fx.Graph, wanted: Collection[Slot], same: Mapping[Slot, Slot],
     arguments = _arguments(copied)
     order = {node: position for position, node in enumerate(copied.nodes)}
     output = _output(copied)
-    loss, outputs, results = output.args[0]  # type: ignore[misc]  # as derive wrote it
+    written: Any = output.args[0]
+    loss, outputs, results = written
     found = {slot: _added(copied, slot, node, arguments, order, added_triangle_ if slot in triangles else added_)
              for slot, node in slots_of(copied).items() if slot in wanted}
     found |= {slot: found[other] for slot, other in same.items()}
@@ -101,7 +102,7 @@ def _arguments(graph: fx.Graph) -> _Arguments:
     """Placeholders behind those that a call has to give."""
     holders = [node for node in graph.nodes if node.op == "placeholder"]
     last = [node for node in holders if not meta.argument(node) or ARGUMENTS[meta.argument(node)].default is None][-1]
-    found = []
+    found: list[fx.Node] = []
     for name in (INTO, DECAY, SHARES):
         with graph.inserting_after(found[-1] if found else last):
             holder = graph.placeholder(f"argument_{name}")

@@ -75,12 +75,12 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     passed on as they are. Raises InputTypeError for anything else that is no tensor.
     """
     if len(arguments) < 2:
-        given = f"{len(arguments)} argument was given"
+        told = f"{len(arguments)} argument was given"
         if arguments and isinstance(arguments[0], tuple | list) and len(arguments[0]) > 1:
-            raise InputTypeError(f"a batch is two arguments or more, (X, y), but {given}, a "
+            raise InputTypeError(f"a batch is two arguments or more, (X, y), but {told}, a "
                                  f"{type(arguments[0]).__name__} of {len(arguments[0])}: with a star before it, "
                                  "compiled(*batch), it is a batch")
-        raise InputTypeError(f"a batch is (X, y): inputs and target, but {given}")
+        raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}")
     if all(isinstance(item, Tensor) for item in arguments):
         return Batch(tuple(arguments), _plain(len(arguments) - 1))
     *given, target = arguments
