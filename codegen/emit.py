@@ -102,8 +102,9 @@ def _sections(printer: Printer, without_results: bool) -> dict[str, list[Section
     for block, lines in printer.statements(without_results):
         part, title = (block.part, comment(block.title)) if block else ("forward", "")
         sections = parts[part]
-        if not sections or sections[-1].title != title:
-            sections.append(Section(title, formula=comment(block.formula) if block else ""))
+        formula = comment(block.formula) if block else ""
+        if not sections or (sections[-1].title, sections[-1].formula) != (title, formula):
+            sections.append(Section(title, formula=formula))
         sections[-1].lines += lines
     return parts
 

@@ -31,6 +31,10 @@ LEGEND: Mapping[str, str] = {
     "B": "Kronecker factor of the columns",
 }
 
+CHUNKS = ("Loops take so many samples or columns at a time that what a turn makes stays in the processor's cache, or "
+          "within the memory allowed.")
+LOOP = re.compile(r"^ *for \w+ in range\(0, [^,]+, \d+\):$", re.M)
+"""Over chunks."""
 TARGETS = re.compile(r"^ *\(?([A-Za-z_][\w, \[\]]*?)\)?(?:\[.*?\])?(?:: [^=]*)? = ", re.M)
 """What a statement assigns to."""
 NAME = re.compile(r"[A-Za-z_]\w*")
@@ -43,4 +47,5 @@ def legend(code: str) -> str:
         made |= {name.partition("_")[0] for name in NAME.findall(targets)}
     found = [f"{prefix}_ {meaning}" for prefix, meaning in LEGEND.items() if prefix in made]
     what = f"Names: {', '.join(found)}. " if found else ""
-    return f"{what}Shapes stand behind each line: N samples; columns are [N, K, ...]."
+    chunks = f" {CHUNKS}" if LOOP.search(code) else ""
+    return f"{what}Shapes stand behind each line: N samples; columns are [N, K, ...].{chunks}"

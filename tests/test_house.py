@@ -71,6 +71,7 @@ def test_no_import_leads_in_a_circle() -> None:
 END_TO_END = {
     "hbpcompiler.compiler.derive.neighbourhood_loop": "a loop around steps, met by whole programs in plan/test_local",
     "hbpcompiler.compiler.derive.sample_loop": "a loop around steps, met by whole programs in plan/test_sample_chunks",
+    "hbpcompiler.compiler.derive.sample_pairs": "a loop around steps, met by whole programs in plan/test_sample_pairs",
     "hbpcompiler.compiler.derive.tail_loop": "a loop around steps, met by whole programs in plan/test_tails",
     "hbpcompiler.compiler.plan.outputs": "the part of the walk where the loss ends, met by plans in plan/test_walk",
     "hbpcompiler.compiler.plan.pooled": "a rewrite of whole plans, met by networks in plan/test_pooled",

@@ -226,25 +226,28 @@ def vectors_for(model, result, count):
     return directions, weights
 
 
-def check_vectors(model, loss, X, y, groups, counts, **options):
+def check_vectors(model, loss, X, y, groups, counts, weights_of_samples=None, **options):
     """V^T d and V w are adjoint, V^T (V w) is the Gram matrix times w, projected gradients are derivatives of l_n."""
     def called(names, **arguments):
         torch.manual_seed(0)
-        return hbp.compile(model, loss, names, groups=groups, **options)(X, y, **arguments)
+        return hbp.compile(model, loss, names, groups=groups, **options)(X, y, **given, **arguments)
 
-    first = called(["gram", "grad", "batch_grad"])
+    given = {} if weights_of_samples is None else {"sample_weights": weights_of_samples}
+    first = called(["gram", "grad", "batch_grad", "trace_ggn"])
     onto = hbp.compile(model, loss, ["project", "project_ggn"], groups=groups, **options)
     of_columns = hbp.compile(model, loss, ["column_sum"], groups=groups, **options)
     for count in counts:
         directions, weights = vectors_for(model, first, count)
         torch.manual_seed(0)
-        projected = onto(X, y, directions=directions)
+        projected = onto(X, y, directions=directions, **given)
         torch.manual_seed(0)
-        sums = of_columns(X, y, column_weights=weights).column_sum
+        sums = of_columns(X, y, column_weights=weights, **given).column_sum
         torch.manual_seed(0)
-        again = onto(X, y, directions=sums).project_ggn
+        again = onto(X, y, directions=sums, **given).project_ggn
         for group, patterns in (groups or {"all": list(first.grad)}).items():
             own = [name for name in sums if name in patterns]
+            trace = torch.einsum("nknk->", first.gram[group])
+            close(trace, sum(first.trace_ggn[name] for name in own), f"trace of the Gram matrix, {group}")
             left = torch.einsum("nkf,nkz->fz", projected.project_ggn[group], weights[group])
             right = sum(torch.einsum("f...,z...->fz", directions[name], sums[name]) for name in own)
             close(left, right, f"adjoint, {group}")
@@ -267,20 +270,39 @@ def test_vectors_and_uses_of_a_parameter(name):
     check_vectors(model, nn.CrossEntropyLoss(reduction="sum"), X, y, groups, (3, 1))
 
 
+@pytest.mark.parametrize("name", ["transformer", "tokens"])
+def test_vectors_with_weights_of_samples(name):
+    """Attention, norms, embeddings, tied tables; the gradients are those of w_n l_n."""
+    model, X, y = (made if name == "transformer" else used)(name)
+    weights = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    check_vectors(model, nn.CrossEntropyLoss(), X, y, None, (2,), weights)
+    check_projected_gradients(model, X, y, weights)
+
+
 def test_projected_gradients_are_derivatives_of_each_samples_loss():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    X, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 3, (5,))
+    check_projected_gradients(model, torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 3, (5,)))
+
+
+def check_projected_gradients(model, X, y, weights=None):
+    """By forward mode, through l_n and through the samples' losses that a program gives."""
+    count = len(X)
+    w = torch.ones(count, dtype=torch.float64) if weights is None else weights
+    given = {} if weights is None else {"sample_weights": weights}
     state = {name: value.detach() for name, value in model.named_parameters()}
     directions = {name: torch.randn(2, *value.shape, dtype=torch.float64) for name, value in state.items()}
-    found = hbp.compile(model, quantities=["project"])(X, y, directions=directions).project["all"]
+    result = hbp.compile(model, quantities=["project", "batch_loss"])(X, y, directions=directions, **given)
+    found = result.project["all"]
 
     def losses(parameters):
-        return F.cross_entropy(torch.func.functional_call(model, parameters, (X,)), y, reduction="none")
+        return w * F.cross_entropy(torch.func.functional_call(model, parameters, (X,)), y, reduction="none")
+
+    close(result.batch_loss, losses(state), "batch_loss")
 
     for f in range(2):
         _, along = torch.func.jvp(losses, (state,), ({name: value[f] for name, value in directions.items()},))
-        close(5 * found[:, f], along, "jvp")
+        close(count * found[:, f], along, "jvp")
 
 
 def test_sampled_columns_are_the_same_in_calls_that_draw_the_same():

@@ -90,6 +90,13 @@ def patches(x: Tensor, kernel: list[int], stride: Optional[list[int]] = None, di
 
 
 @idiom
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [N, P, i] by each sample's own numbers [N, o, p]: [N, o, p, i]."""
+    first = torch.arange(x.shape[0], device=x.device) * x.shape[1]
+    return F.embedding(index + first.reshape(-1, 1, 1), x.flatten(0, 1))
+
+
+@idiom
 def scatter_to(columns: Tensor, index: Tensor, shape: list[int]) -> Tensor:
     """Columns [N, K, *lead, *out] added to zeros [N, K, *lead, *shape] at flat positions [N, *lead, *out].
 

@@ -31,7 +31,7 @@ def of_samples(op: Op, elements: Tensor) -> Tensor:
 
 def counted(op: Op) -> tuple[Tensor, Tensor]:
     """[N, 1, *d] each: the share of a position in l_n without and with its class's weight."""
-    plain = called("w", counts_and_labels(op)[0])
+    plain = called("counted", counts_and_labels(op)[0])
     if not op.has("weight"):
         return plain, plain
     weighted = plain * torch.take(op.weight, labels(op))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hbpcompiler.codegen.definitions import _source
 from hbpcompiler.compiler.program.kernels import FALLBACKS, gram, onednn_gram, pixel_gram
 from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
-from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, scatter_to
+from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, rows_at, scatter_to
 
 
 def double(*shape):
@@ -41,6 +41,12 @@ def test_patches_along_one_axis():
     x = double(2, 3, 6)
     wanted = F.unfold(x.unsqueeze(3), (3, 1), (2, 1), 0, (1, 1))
     assert patches(x, [3], dilation=[2]).equal(wanted)
+
+
+def test_rows_at_takes_each_samples_own():
+    x, index = torch.randn(3, 5, 2), torch.randint(5, (3, 4, 6))
+    for n in range(3):
+        assert torch.equal(rows_at(x, index)[n], x[n][index[n]])
 
 
 def test_scatter_to_is_the_transpose_of_max_pooling():

@@ -8,6 +8,7 @@ from hbpcompiler.compiler.optimise.simplify import (
     cancel_inverses,
     drop_constant_factors,
     drop_dead,
+    drop_idle_axes,
     drop_idle_casts,
     drop_idle_reshapes,
     drop_neutral,
@@ -43,6 +44,20 @@ def test_what_is_no_inverse_stays():
     cancel_inverses(graph)
     drop_dead(graph)
     assert lines(graph) == before
+
+
+def test_an_axis_that_nothing_meets_is_not_put_in():
+    def write(writer, x):
+        return (x.unsqueeze(1).flatten(-2).squeeze(1), x.unsqueeze(1).flatten(-4).squeeze(1),
+                x.unsqueeze(1).sum(-2).squeeze(1), x.unsqueeze(0).flatten(-2).squeeze(1))
+
+    graph = shaped(program(write, "x"), (5, 2, 3, 4))
+    expected = [tensor.shape for tensor in run(graph, torch.zeros(5, 2, 3, 4))]
+    drop_idle_axes(graph)
+    drop_dead(graph)
+    assert lines(graph)[0] == "flatten(x, -2)"
+    assert calls(graph).count("unsqueeze") == 3
+    assert [tensor.shape for tensor in run(graph, torch.zeros(5, 2, 3, 4))] == expected
 
 
 def test_a_shape_is_read_where_it_comes_from():

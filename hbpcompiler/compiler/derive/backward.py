@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan.formulas import formulas
+from hbpcompiler.compiler.plan.formulas import SECOND, formulas
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, Total, title
 from hbpcompiler.compiler.program.kernels import mean_weights, root_weights, weighted
@@ -100,8 +100,10 @@ class Backward:
         inner, outer = self.bases_of[parameter]
         return None if inner is None else self._outside(inner), self._outside(outer)
 
-    def heading(self, operation: Operation) -> tuple[str, str, str]:
-        """Of an operation's block in the backward part: its title, the part, its formula."""
+    def heading(self, operation: Operation, second: bool = False) -> tuple[str, str, str]:
+        """Of an operation's block in the backward part, or in its second phase: its title, the part, its formula."""
+        if second:
+            return title(operation), "backward", SECOND
         if self._formulas is None:
             self._formulas = formulas(self.plan.steps, self.matched.rules)
         return title(operation), "backward", self._formulas.get(operation.name, "")

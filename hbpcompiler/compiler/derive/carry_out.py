@@ -14,6 +14,7 @@ from hbpcompiler.compiler.derive.kfra import average
 from hbpcompiler.compiler.derive.neighbourhood_loop import walk_local_tail
 from hbpcompiler.compiler.derive.sample import sample
 from hbpcompiler.compiler.derive.sample_loop import walk_sample_chunks
+from hbpcompiler.compiler.derive.sample_pairs import walk_sample_pairs
 from hbpcompiler.compiler.derive.second_phase import sum_each, weigh, weigh_samples
 from hbpcompiler.compiler.derive.tail_loop import walk_tail
 from hbpcompiler.compiler.match.matched import Matched
@@ -28,6 +29,7 @@ from hbpcompiler.compiler.plan.steps import (
     Pull,
     Sample,
     SampleChunks,
+    SamplePairs,
     Seed,
     SeedOutput,
     SumEach,
@@ -57,6 +59,7 @@ HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
     Tail: walk_tail,
     LocalTail: walk_local_tail,
     SampleChunks: walk_sample_chunks,
+    SamplePairs: walk_sample_pairs,
     Weights: weigh_samples,
     Weigh: weigh,
     SumEach: sum_each,

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.closings import bases_of
+from hbpcompiler.compiler.plan.formulas import is_second
 from hbpcompiler.compiler.plan.steps import AddUp, Plan, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import mirror_
@@ -81,7 +82,7 @@ class _Derivation:
         for number, step in enumerate(self.plan.steps):
             self.writer.tracer.step = number
             place = place_of(step, self.source)
-            with self.writer.block(*backward.heading(place)):
+            with self.writer.block(*backward.heading(place, is_second(step))):
                 backward.carry_out(step)
         self.writer.tracer.step = None
         self.closed, self.totals = backward.closed, backward.totals

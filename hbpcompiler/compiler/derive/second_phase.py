@@ -14,7 +14,7 @@ def weigh_samples(backward: Backward, step: Weights) -> None:
     """The norms, now that they are complete, and the samples' weights [N]."""
     norms = named(clipping.norms_of(backward.sums[step.total]), f"norms{_suffix(backward, step.total)}")
     weights = clipping.weights(backward.plan.clipping, norms, backward.bounds[step.total.group])
-    backward.weighing[step.total] = named(weights, "weights")
+    backward.weighing[step.total] = named(weights, f"clip{_suffix(backward, step.total)}")
 
 
 def _suffix(backward: Backward, total: Total) -> str:

@@ -30,6 +30,34 @@ def cancel_inverses(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def drop_idle_axes(graph: fx.Graph) -> None:
+    """With shapes known: x.unsqueeze(1).flatten(-2).squeeze(1) is x.flatten(-2), an axis that nothing meets."""
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target != "squeeze" or node.args[1:] != (1,):
+            continue
+        between: list[fx.Node] = []
+        before = node.args[0]
+        while isinstance(before, fx.Node) and _is_of_last_axes(before) and len(before.users) == 1:
+            between.append(before)
+            before = before.args[0]
+        if not (between and isinstance(before, fx.Node) and before.op == "call_method" and before.args[1:] == (1,)
+                and before.target == "unsqueeze"):
+            continue
+        between[-1].replace_input_with(before, before.all_input_nodes[0])
+        for own in between:
+            lengths = meta.shape(own) or ()
+            meta.set_tensor(own, lengths[:1] + lengths[2:], meta.dtype(own) or torch.float32)
+        replace_by(graph, node, between[0])
+
+
+def _is_of_last_axes(node: fx.Node) -> bool:
+    """Whether it lays axes behind the second together, which are counted from the end."""
+    if node.op != "call_method" or node.target != "flatten" or len(node.args) != 2:
+        return False
+    first, lengths = node.args[1], meta.shape(node.all_input_nodes[0])
+    return isinstance(first, int) and first < 0 and lengths is not None and len(lengths) + first >= 2
+
+
 def read_shapes_at_the_source(graph: fx.Graph) -> None:
     """u.unflatten(0, v.shape[:2]).shape[:2] is v.shape[:2]: no tensor is kept for its shape alone."""
     for node in list(graph.nodes):

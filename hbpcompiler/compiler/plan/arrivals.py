@@ -73,7 +73,8 @@ def live(steps: list[Step]) -> list[Step]:
     wanted: set[tuple[str, str]] = set()
     kept: list[Step] = []
     for step in reversed(steps):
-        if isinstance(step, Close | Tied) or any((value.name, piece.name) in wanted for value, piece in makes(step)):
+        read = any((value.name, piece.name) in wanted for value, piece in makes(step))
+        if read or isinstance(step, Close | Tied | Tail):
             wanted |= {(value.name, piece.name) for value, piece in reads(step)}
             kept.append(step)
     return kept[::-1]

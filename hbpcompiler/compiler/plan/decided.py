@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hbpcompiler.compiler.plan.phases import AGAIN
-from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, Plan, SampleChunks, Step, Tail, Tied
+from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, Plan, SampleChunks, SamplePairs, Step, Tail, Tied
 
 CHUNKS = {
     "vector_bytes": ("vector_bytes", "vector_chunk_bytes"),
@@ -51,6 +51,8 @@ def _met(step: Step) -> Iterator[tuple[str, str]]:
 
 
 def _chunks(step: Tail | SampleChunks) -> str:
+    if isinstance(step, SamplePairs):
+        return "inner products in pairs of blocks of samples"
     if isinstance(step, SampleChunks):
         return "all columns in chunks of samples"
     return f"{step.piece.stream} columns {'by neighbourhoods' if isinstance(step, LocalTail) else 'in chunks'}"

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from hbpcompiler.compiler.plan.steps import Birth, Close, Pull, Seed, Step, Tied, Widen, flat
+from hbpcompiler.compiler.plan.steps import (
+    Birth,
+    Close,
+    Pull,
+    Seed,
+    Step,
+    SumEach,
+    Tied,
+    Weigh,
+    Weights,
+    Widen,
+    flat,
+)
 from hbpcompiler.compiler.routes import DIAGONAL_FORM, Site
 from hbpcompiler.quantities import (
     ALONG,
@@ -43,8 +55,8 @@ CLOSINGS: Mapping[str, str] = {
     IN_BASES: "sum_{nk} (Q_B^T T Q_A)^2",
 }
 """What is made of T; in this order."""
-WEIGHED = "sum_n C T"
-"""With C the samples' weights of a second phase."""
+SECOND = "second phase: sum_n clip[n] T"
+"""Of what is weighed once the norms are known."""
 LOSS = "g = grad l_n"
 ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
 
@@ -54,11 +66,19 @@ def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, s
     own: dict[str, list[Step]] = {}
     for step in steps:
         for part in flat(step):
+            if is_second(part):
+                continue
             operation = getattr(part, "operation", None)
             if operation is not None:
                 own.setdefault(operation.name, []).append(part)
     found = {name: _formula(parts, rules.get(name)) for name, parts in own.items()}
     return {name: text for name, text in found.items() if text}
+
+
+def is_second(step: Step) -> bool:
+    """Whether it is part of a second phase."""
+    piece = getattr(step, "piece", None)
+    return isinstance(step, Weights | Weigh | SumEach) or (piece is not None and piece.stream == WEIGHTED)
 
 
 def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
@@ -91,10 +111,9 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
 
 def _closings(closes: Sequence[Close | Tied]) -> tuple[str, str]:
     """What is made at a parameter, and what its cotangents T are there."""
-    kinds = {kind for close in closes if close.piece is None or close.piece.stream != WEIGHTED for kind in close.kinds}
+    kinds = {kind for close in closes for kind in close.kinds}
     site = next((close.site for close in closes if close.piece is not None), closes[0].site)
     made = [text for kind, text in CLOSINGS.items() if kind in kinds]
-    made += [WEIGHED] * any(close.piece is not None and close.piece.stream == WEIGHTED for close in closes)
     parts = []
     whole = FACTOR in kinds and not site.features  # without input features B is the whole block
     if made or whole:

@@ -26,7 +26,8 @@ from hbpcompiler.compiler.routes import (
 from hbpcompiler.compiler.routes.site import SQUARES
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.quantities import GRADIENT
-from hbpcompiler.rule import Contraction, Op, Rule, Tensor, called
+from hbpcompiler.rule import Contraction, Op, Rule, Tensor
+from hbpcompiler.rule.idioms import rows_at
 from hbpcompiler.rule.registry import AnyRule
 
 Place = tuple[str, str]
@@ -133,13 +134,11 @@ def _pooled_contraction(step: Close, found: Scattered, op: Op) -> Contraction | 
     features = right.replace("n", "").replace("p", "")
     if len(features) != 1 or features == own:
         return None
-    count, dense, flipped = step.site.size("p"), step.contraction.operand, right == f"n{features}p"
+    dense, flipped = step.contraction.operand, right == f"n{features}p"
 
     def operand(op: Op) -> Tensor:
         """[n, o, p, i]: for each channel the operand's rows at its positions."""
-        rows, index = dense(op), op.pooled_index
-        rows = (rows.mT if flipped else rows).flatten(0, 1)
-        number = (index[:, :1, :1] * 0 + 1).cumsum(0) - 1  # 0, 1, ... in this chunk
-        return torch.embedding(rows, index + called("first_row_of_sample", number * count))
+        rows = dense(op)
+        return rows_at(rows.mT if flipped else rows, op.pooled_index)
 
     return Contraction(f"nk{own}p,n{own}p{features}->nk{step.site.theta}", operand=operand)

@@ -8,17 +8,17 @@ else from the model's output on in a loop over samples, so that memory does not 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Resources
-from hbpcompiler.compiler.plan.arrivals import makes, reads
+from hbpcompiler.compiler.plan.arrivals import Arrival, live, makes, reads
 from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
     LocalTail,
     SampleChunks,
+    SamplePairs,
     Seed,
     Step,
     Tail,
@@ -26,28 +26,62 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
-from hbpcompiler.quantities import GRADIENT, OUTPUT, UNDIVIDED
+from hbpcompiler.quantities import CROSS, GRADIENT, GRAM, OUTPUT, UNDIVIDED
+
+PAIRED = frozenset({CROSS, GRAM})
+"""Closings of two samples at a time."""
 
 
 def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
-    """The steps, those of curvature outside the loss in one loop over samples if a whole batch of them is large."""
+    """The steps, those of curvature outside the loss in loops over samples if a whole batch of them is large.
+
+    Inner products of columns take a loop of their own, over pairs of blocks of samples, and only where the memory is
+    limited: the columns of a block go back as often as there are others.
+    """
     first = next((index for index, step in enumerate(steps) if _in_model(step)), len(steps))
     inside = [step for step in steps[first:] if _travels(step)]
-    kept = {kind for step in steps for own in flat(step) if isinstance(own, Close | Tied) and own.piece is not None
-            and own.piece.stream != GRADIENT for kind in own.kinds}
-    if not inside or kept & UNDIVIDED:
+    limits, allowed = resources.limits, resources.temporaries
+    kept = UNDIVIDED & {kind for step in steps for own in flat(step) for kind in _kinds(own)}
+    if not inside or kept - (frozenset() if allowed is None else PAIRED):
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
-    limits, allowed = resources.limits, resources.temporaries
     batch = limits.typical_batch if allowed is None else resources.batch
     if each * batch <= (limits.all_columns_bytes if allowed is None else allowed):
         return list(steps)
     chunk = limits.all_columns_chunk_bytes
     samples = max(1, (chunk if allowed is None else min(chunk, allowed)) // each)
-    outside = [step for step in steps[first:] if not _travels(step)]
     limit = "all_columns_bytes" if allowed is None else ""
-    chunked = SampleChunks(tuple(_of_chunk(step, samples) for step in inside), samples, limit=limit)
-    return [*steps[:first], *outside, chunked]
+    outside = [step for step in steps[first:] if not _travels(step)]
+    if not kept:
+        return [*steps[:first], *outside, _chunked(inside, samples, limit)]
+    added, paired = (_only(inside, which) for which in (lambda kinds: kinds - PAIRED, lambda kinds: kinds & PAIRED))
+    block = max(1, (allowed or 0) // (2 * each))
+    pairs = SamplePairs(tuple(_of_chunk(step, 2 * block) for step in paired), 2 * block)
+    return [*steps[:first], *outside, *([_chunked(added, samples, limit)] if added else []), pairs]
+
+
+def _chunked(steps: Sequence[Step], samples: int, limit: str) -> SampleChunks:
+    return SampleChunks(tuple(_of_chunk(step, samples) for step in steps), samples, limit=limit)
+
+
+def _kinds(step: Step) -> frozenset[str]:
+    """The closings of curvature that a step gives."""
+    ends = isinstance(step, Close | Tied) and step.piece is not None and step.piece.stream != GRADIENT
+    return step.kinds if ends else frozenset()  # type: ignore[union-attr]  # `ends` says so
+
+
+def _only(steps: Sequence[Step], which: Callable[[frozenset[str]], frozenset[str]]) -> list[Step]:
+    """The steps that some closings of curvature need."""
+    found: list[Step] = []
+    for step in steps:
+        if isinstance(step, Tail):
+            if any(which(_kinds(own)) for own in step.steps):
+                found.append(step)
+        elif not isinstance(step, Close | Tied):
+            found.append(step)
+        elif kinds := which(step.kinds):
+            found.append(replace(step, choices=choose(step.site, kinds)))
+    return live(found)
 
 
 def _in_model(step: Step) -> bool:
@@ -60,8 +94,12 @@ def _travels(step: Step) -> bool:
     return bool(pieces) and not any(piece.stream in (GRADIENT, OUTPUT) or piece.form == MATRIX for piece in pieces)
 
 
-def _read(step: Step) -> list[Any]:
-    return [] if isinstance(step, Birth | Seed) else reads(step)
+def _read(step: Step) -> list[Arrival]:
+    """What it takes of curvature's pieces, and of the gradient's where it takes no other."""
+    if isinstance(step, Birth | Seed):
+        return []
+    other = step.other if isinstance(step, Close | Tied) else None
+    return [(value, piece) for value, piece in reads(step) if piece != other]
 
 
 def _held(steps: Sequence[Step]) -> int:

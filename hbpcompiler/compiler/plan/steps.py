@@ -230,6 +230,14 @@ class SampleChunks:
         return _operation(self.steps[0])
 
 
+@dataclass(frozen=True)
+class SamplePairs(SampleChunks):
+    """The same for inner products of columns: `samples` at a time, two blocks of them, each two blocks once.
+
+    So any two samples meet in some turn, and what a turn gives are the inner products among its own samples.
+    """
+
+
 Step = (Seed | SeedOutput | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
         | Weights | Weigh | SumEach)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from hbpcompiler.compiler.program import draws as draws  # its helpers are among IDIOMS
+from hbpcompiler.compiler.program import pairs as pairs
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import IDIOMS, covariance_root, idiom, patches, scatter_to
@@ -205,7 +206,9 @@ def add_histogram_(counts: Tensor, cells: Tensor, rows: Optional[Tensor]) -> Ten
 
 GRAMS = (gram, onednn_gram, pixel_gram)
 FALLBACKS: dict[Callable[..., Any], str] = {
-    onednn_linear: "if not torch.backends.mkldnn.is_available():\n    onednn_linear = F.linear",
+    onednn_linear: """\
+if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False):
+    onednn_linear = F.linear  # on such processors, Intel's since 2023, BLAS is as fast or faster""",
     product_over_pixels: "",
     **dict.fromkeys(IDIOMS, ""),
 }

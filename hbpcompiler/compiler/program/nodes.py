@@ -29,8 +29,8 @@ SPREAD = frozenset({"expand", "expand_as", "unfold", "diagonal"})
 """Views in which one number may stand for several: never written to."""
 CASTS = frozenset({"to", "type_as", "detach", "weighted"})
 """They may return their input, but are no moves of numbers."""
-COPIES = frozenset({"pad", "patches", "index_select", "gather", "embedding", "repeat_interleave", "cat", "stack",
-                    "getattr"})
+COPIES = frozenset({"pad", "patches", "index_select", "gather", "embedding", "rows_at", "repeat_interleave", "cat",
+                    "stack", "getattr"})
 """They move numbers, as views do, to memory of their own."""
 
 

@@ -8,12 +8,12 @@ products over pairs of them (ViViT, Dangel, Tatzel, Hennig 2022, has the first f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.kernels import add_gram_, add_products_of_pairs_
-from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.program.writer import Part, Writer
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
     INNER,
@@ -27,9 +27,13 @@ from hbpcompiler.compiler.routes.site import (
 )
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import CROSS
+from hbpcompiler.rule import Op
 
 TILES = 3
 """Passes over a tile of the matrix for each pair of positions: its products are written, read, and added."""
+
+MOST_POSITIONS = 16
+"""Few enough for a matrix product of every two of them."""
 
 
 def flat(product: Any) -> Any:
@@ -37,10 +41,10 @@ def flat(product: Any) -> Any:
     return product.flatten(2).flatten(0, 1)
 
 
-def added_gram(site: Site, use: Use, total: Any, product: Any, kind: str, of_other: Callable[[Any], Any]) -> Any:
+def added_gram(total: Any, product: Any, kind: str, of_other: Callable[[], Any]) -> Any:
     """The total with the inner products of T, or of a part of its entries; `of_other` makes the gradient's T."""
     if kind == CROSS:
-        return total.addmm_(flat(product), flat(of_other(use.other)).t())
+        return total.addmm_(flat(product), flat(of_other()).t())
     return add_gram_(total, flat(product))
 
 
@@ -55,6 +59,11 @@ def cost_of_gram(site: Site, kinds: frozenset[str]) -> Any:
     return entries_of(site, kinds) * site.size(site.theta)
 
 
+def formed_bytes(site: Site) -> Any:
+    """Of an operand that is made for the contraction, as patches are, for all samples."""
+    return N * site.itemsize * site.size(site.letters[1]) if site.formed else 0
+
+
 class PairsOfPositions(Route):
     """Inner products of operands times those of columns, for each pair of positions: no product per column."""
 
@@ -63,7 +72,8 @@ class PairsOfPositions(Route):
     limits: tuple[str, ...] = ("cache_bytes",)
 
     def applies(self, site: Site) -> bool:
-        return site.form == COLUMNS and site.has_operand and not site.shared
+        few = not site.has_positions or site.size("p") <= MOST_POSITIONS
+        return site.form == COLUMNS and site.has_operand and not site.shared and few
 
     def _numbers(self, site: Site) -> int:
         """Of a tile of the matrix."""
@@ -80,7 +90,7 @@ class PairsOfPositions(Route):
         tiles = pairs * TILES * entries * site.itemsize / limits.cached_speedup
         read = N * site.itemsize * (site.columns * site.size(left) + site.size(right))
         calls = 8 * pairs * len(kinds) * (1 + entries / numbers)
-        return Cost(products, 2 * read + tiles, 2 * numbers * site.itemsize, calls)
+        return Cost(products, 2 * read + tiles, 2 * numbers * site.itemsize + formed_bytes(site), calls)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
@@ -129,9 +139,17 @@ class PartsOfProduct(Route):
         limit = resources.limits.recycled_bytes // 2
         return min(site.size(letter), max(1, (limit if allowed is None else min(limit, allowed)) // max(1, each)))
 
+    def _samples(self, site: Site) -> int | None:
+        """For how many samples an operand is made at a time, where the memory is limited; None: for all."""
+        allowed = site.resources.temporaries
+        if allowed is None or not site.formed or self._letter(site) in site.letters[1]:
+            return None
+        each = site.itemsize * (site.size(site.letters[1]) + site.columns * site.size(site.letters[0]))
+        return max(1, allowed // each)
+
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         letter, chunk, (_, right, result) = self._letter(site), self._chunk(site), site.letters
-        length = site.size(letter)
+        length, samples = site.size(letter), self._samples(site)
         parts = math.ceil(length / chunk)
         columns = site.columns + int(CROSS in kinds)
         again = parts * site.size(right.replace(letter, "") if letter else right)
@@ -139,17 +157,24 @@ class PartsOfProduct(Route):
         traffic = traffic_of(site, columns, False) + N * site.itemsize * again + 2 * site.itemsize * made
         traffic += 2 * site.itemsize * parts * entries_of(site, kinds)
         product = N * columns * site.product
+        operand = formed_bytes(site) if samples is None else samples * site.itemsize * site.size(right)
         memory = made * site.itemsize * chunk / length
-        return Cost(product + cost_of_gram(site, kinds), traffic, memory, 2 + 6 * parts, product)
+        calls = 6 * parts if samples is None else 6 * parts * (1 + N / samples)
+        return Cost(product + cost_of_gram(site, kinds), traffic, memory + operand, 2 + calls, product)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         letter, chunk, (left, right, _) = self._letter(site), self._chunk(site), site.letters
-        columns, operand = columns_of(use), operand_of(use)
+        samples = self._samples(site)
+        columns, operand = columns_of(use), None if samples else operand_of(use)
         other = columns_of(use, columns=use.other) if CROSS in kinds else None
         if chunk >= site.size(letter):
-            product = einsum(site.equation, columns, operand)
-            return {kind: added_gram(site, use, use.totals[kind], product, kind, lambda _: einsum(
-                site.equation, other, operand)) for kind in sorted(kinds)}
+            def whole(columns: Any) -> Any:
+                if operand is not None:
+                    return einsum(site.equation, columns, operand)
+                return _by_samples(site.equation, site.shape, use, use.writer, use.op, columns, samples)
+
+            product = whole(columns)
+            return {kind: added_gram(use.totals[kind], product, kind, lambda: whole(other)) for kind in sorted(kinds)}
         first = f"n{letter}" + left[1:].replace(letter, "")
         sliced = {"columns": columns.movedim(left.index(letter), 1)}
         if other is not None:
@@ -160,10 +185,31 @@ class PartsOfProduct(Route):
         equation = f"{first},{right}->nk{site.theta}"
 
         def body(part: Part) -> None:
-            met = part["operand"] if "operand" in part else part.outer(operand)
-            product = einsum(equation, part["columns"], met)
+            def product_of(columns: Any) -> Any:
+                if "operand" in part:
+                    return einsum(equation, columns, part["operand"])
+                if operand is not None:
+                    return einsum(equation, columns, part.outer(operand))
+                op = use.op.bound_again(lambda tensor, _: part.outer(tensor))
+                shape = [columns.shape[1] if own == letter else site.size(own) for own in site.theta]
+                return _by_samples(equation, shape, use, part.writer, op, columns, samples)
+
+            product = product_of(part["columns"])
             for kind in sorted(kinds):
-                added_gram(site, use, part.totals[kind], product, kind, lambda _: einsum(equation, part["other"], met))
+                added_gram(part.totals[kind], product, kind, lambda: product_of(part["other"]))
 
         totals = {kind: use.totals[kind] for kind in sorted(kinds)}
         return use.writer.loop(body, op=None, sliced=sliced, chunk=chunk, totals=totals, axis=1, letter=letter)
+
+
+def _by_samples(equation: str, shape: Sequence[Any], use: Use, writer: Writer, op: Op, columns: Any,
+                samples: int | None) -> Any:
+    """T [n, k, *shape] with the operand formed for so many samples at a time."""
+    assert samples is not None
+
+    def body(part: Part) -> None:
+        part.rows["product"].copy_(einsum(equation, part["columns"], operand_of(use, part.op)))
+
+    count = columns.shape[equation.index("k")]
+    return writer.loop(body, op=op, sliced={"columns": columns}, chunk=samples, totals={},
+                       rows={"product": (count, *shape)})["product"]
