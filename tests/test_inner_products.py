@@ -270,13 +270,14 @@ def test_vectors_and_uses_of_a_parameter(name):
     check_vectors(model, nn.CrossEntropyLoss(reduction="sum"), X, y, groups, (3, 1))
 
 
-@pytest.mark.parametrize("name", ["transformer", "tokens"])
+@pytest.mark.parametrize("name", ["transformer", "tokens", "recurrent"])
 def test_vectors_with_weights_of_samples(name):
     """Attention, norms, embeddings, tied tables; the gradients are those of w_n l_n."""
     model, X, y = (made if name == "transformer" else used)(name)
     weights = torch.tensor([0.3, 2.0], dtype=torch.float64)
     check_vectors(model, nn.CrossEntropyLoss(), X, y, None, (2,), weights)
-    check_projected_gradients(model, X, y, weights)
+    if name != "tokens":  # gradients leave its padding out, derivatives along a direction do not
+        check_projected_gradients(model, X, y, weights)
 
 
 def test_projected_gradients_are_derivatives_of_each_samples_loss():

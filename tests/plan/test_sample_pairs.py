@@ -104,6 +104,21 @@ def test_uses_of_a_parameter_in_groups(temporaries, name):
         BruteForce(model, loss, [X], y, own).check(result.gram[group], result.cross[group], f"{group} of {name}")
 
 
+def test_vectors_and_rows_in_chunks_of_samples(temporaries):
+    """What a spectrum's other passes ask for: columns of small groups, sums of columns."""
+    model, X, y = wide()
+    names = ["sqrt_ggn", "batch_diag_h", "column_sum", "diag_ggn"]
+    weights = {"all": torch.randn(7, 8, 3, dtype=DOUBLE)}
+    expected = hbp.compile(model, quantities=names)(X, y, column_weights=weights)
+    temporaries(1)
+    compiled = hbp.compile(model, quantities=names)
+    result = compiled(X, y, column_weights=weights)
+    assert loops(compiled) == [(SampleChunks, 1)]
+    for name in names:
+        for key, value in expected[name].items():
+            close(result[name][key], value, f"{name} of {key}")
+
+
 def test_a_spectrum_keeps_to_its_budget():
     model, X, y = wide()
     whole = hbp.spectrum(model)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.plan.arrivals import reads
 from hbpcompiler.compiler.plan.closings import shape_of_total
+from hbpcompiler.compiler.plan.sample_chunks import BY_ROWS
 from hbpcompiler.compiler.plan.steps import (
     Close,
     SampleChunks,
@@ -13,7 +17,7 @@ from hbpcompiler.compiler.plan.steps import (
     place_of,
 )
 from hbpcompiler.compiler.program.writer import Part
-from hbpcompiler.quantities import Closing
+from hbpcompiler.quantities import COLUMN_SUM, VECTORS, Closing
 
 
 def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
@@ -22,7 +26,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
     starts = {place: columns for place, columns in backward.columns.items() if place in needed}
     signs = {name: sign for name, sign in backward.signs.items() if any(piece == name for _, piece in starts)}
     closes = [own for outer in step.steps for own in flat(outer) if isinstance(own, Close | Tied)]
-    shapes = {(own.parameter.key, Closing(own.piece.stream, kind)): shape_of_total(own, kind)
+    shapes = {(own.parameter.key, Closing(own.piece.stream, kind)): _shape(own, kind, starts)
               for own in closes if own.piece is not None for kind in sorted(own.kinds)}
     keys = {f"{closing.kind} {closing.stream} {key}": (key, closing) for key, closing in shapes}
 
@@ -37,11 +41,26 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
             with part.writer.block(*backward.heading(place)):
                 inside.carry_out(own)
         for name, (key, closing) in keys.items():
-            part.totals[name].add_(inside.closed[key][closing])
+            if closing.kind in BY_ROWS:
+                part.rows[name].copy_(inside.closed[key][closing])
+            else:
+                part.totals[name].add_(inside.closed[key][closing])
 
     sliced = {f"columns {place}": columns for place, columns in starts.items()}
     sliced |= {f"signs {name}": sign for name, sign in signs.items()}
-    totals = {name: shapes[place] for name, place in keys.items()}
-    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals)
+    rows = {name: shapes[place] for name, place in keys.items() if place[1].kind in BY_ROWS}
+    totals = {name: shapes[place] for name, place in keys.items() if name not in rows}
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals, rows=rows)
     for name, (key, closing) in keys.items():
         backward.closed.setdefault(key, {})[closing] = found[name]
+
+
+def _shape(close: Close | Tied, kind: str, starts: Mapping[tuple[str, str], Any]) -> tuple[Any, ...]:
+    """Of a closing that is added up; of one that has a row for each sample, of its row."""
+    piece, shape = close.piece, close.parameter.sample_shape
+    assert piece is not None
+    if kind == COLUMN_SUM:  # as many columns as the call gives vectors of weights
+        return (next(columns for (_, name), columns in starts.items() if name == piece.name).shape[1], *shape)
+    if kind == VECTORS:
+        return (piece.columns, *shape)
+    return shape_of_total(close, kind)

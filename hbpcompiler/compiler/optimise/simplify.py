@@ -45,8 +45,10 @@ def drop_idle_axes(graph: fx.Graph) -> None:
             continue
         between[-1].replace_input_with(before, before.all_input_nodes[0])
         for own in between:
-            lengths = meta.shape(own) or ()
-            meta.set_tensor(own, lengths[:1] + lengths[2:], meta.dtype(own) or torch.float32)
+            lengths, dtype = meta.shape(own), meta.dtype(own)
+            assert lengths is not None
+            assert dtype is not None
+            meta.set_tensor(own, lengths[:1] + lengths[2:], dtype)
         replace_by(graph, node, between[0])
 
 

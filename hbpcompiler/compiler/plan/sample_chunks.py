@@ -26,10 +26,23 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
-from hbpcompiler.quantities import CROSS, GRADIENT, GRAM, OUTPUT, UNDIVIDED
+from hbpcompiler.quantities import (
+    BATCH_DIAGONAL,
+    COLUMN_SUM,
+    CROSS,
+    GRADIENT,
+    GRAM,
+    OUTPUT,
+    UNDIVIDED,
+    VECTORS,
+)
 
 PAIRED = frozenset({CROSS, GRAM})
 """Closings of two samples at a time."""
+BY_ROWS = frozenset({BATCH_DIAGONAL, VECTORS})
+"""Closings of which each sample has a row of its own."""
+UNDER_A_BUDGET = PAIRED | BY_ROWS | {COLUMN_SUM}
+"""Those that go in loops only where the memory is limited: their results are large themselves."""
 
 
 def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resources) -> list[Step]:
@@ -42,7 +55,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     inside = [step for step in steps[first:] if _travels(step)]
     limits, allowed = resources.limits, resources.temporaries
     kept = UNDIVIDED & {kind for step in steps for own in flat(step) for kind in _kinds(own)}
-    if not inside or kept - (frozenset() if allowed is None else PAIRED):
+    if not inside or kept - (frozenset() if allowed is None else UNDER_A_BUDGET):
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
     batch = limits.typical_batch if allowed is None else resources.batch
@@ -52,7 +65,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     samples = max(1, (chunk if allowed is None else min(chunk, allowed)) // each)
     limit = "all_columns_bytes" if allowed is None else ""
     outside = [step for step in steps[first:] if not _travels(step)]
-    if not kept:
+    if not kept & PAIRED:
         return [*steps[:first], *outside, _chunked(inside, samples, limit)]
     added, paired = (_only(inside, which) for which in (lambda kinds: kinds - PAIRED, lambda kinds: kinds & PAIRED))
     block = max(1, (allowed or 0) // (2 * each))
@@ -66,8 +79,9 @@ def _chunked(steps: Sequence[Step], samples: int, limit: str) -> SampleChunks:
 
 def _kinds(step: Step) -> frozenset[str]:
     """The closings of curvature that a step gives."""
-    ends = isinstance(step, Close | Tied) and step.piece is not None and step.piece.stream != GRADIENT
-    return step.kinds if ends else frozenset()  # type: ignore[union-attr]  # `ends` says so
+    if not isinstance(step, Close | Tied) or step.piece is None or step.piece.stream == GRADIENT:
+        return frozenset()
+    return step.kinds
 
 
 def _only(steps: Sequence[Step], which: Callable[[frozenset[str]], frozenset[str]]) -> list[Step]:
