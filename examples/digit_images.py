@@ -1,8 +1,12 @@
-"""What several examples begin with: scikit-learn's digits, and a small network that has learned them."""
+"""What several examples begin and end with: scikit-learn's digits, a small network that has learned them, a picture."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,3 +35,9 @@ def trained(data: TensorDataset, epochs: int = 40) -> nn.Sequential:
             optimizer.step()
         schedule.step()
     return model
+
+
+def saved(figure: Figure, path: Path) -> None:
+    """As a file, and gone."""
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

@@ -23,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from digit_images import digits
+from digit_images import digits, saved
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -140,8 +140,7 @@ def draw_diagonals(model: nn.Module, x: Tensor, y: Tensor, path: Path) -> None:
         _histogram(above, (ggn, positive, negative), torch.logspace(lowest, highest, 8 * int(highest - lowest) + 1))
         _scatter(below, ggn, positive - negative, (10**lowest, 10**highest))
     figure.suptitle(f"Diagonal of the Hessian after training, on {len(y)} test digits")
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def _histogram(axis: Any, values: Sequence[Tensor], bins: Tensor) -> None:
@@ -182,8 +181,7 @@ def draw_training(curves: dict[str, list[float]], path: Path) -> None:
     axis.set_xlabel(f"step (batches of {BATCH})")
     axis.set_ylabel("training loss")
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from digit_images import digits
+from digit_images import digits, saved
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -95,8 +95,7 @@ def draw(runs: dict[float, tuple[list[float], Tensor, Tensor]], path: Path) -> N
     right.set_xlabel(f"norm of a digit's gradient, noise {NOISES[1]:g}")
     right.set_ylabel("digits")
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def main() -> int:

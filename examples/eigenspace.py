@@ -22,7 +22,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from digit_images import digits
+from digit_images import digits, saved
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -96,8 +96,7 @@ def draw(rows: Mapping[int, Mapping[str, float]], parameters: int, path: Path) -
         axis.set_xlabel("training step (the first point: before training)")
         axis.set_ylim(0, 1.02)
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from digit_images import digits
+from digit_images import digits, saved
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -166,8 +166,7 @@ def draw(trained: Mapping[str, Sequence[Run]], path: Path) -> None:
     right.set_xlabel("gradients of samples computed, those for lengths counted")
     for axis in (left, right):
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from digit_images import digits, trained
+from digit_images import digits, saved, trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -73,8 +73,7 @@ def draw(curves: dict[str, Tensor], x: Tensor, y: Tensor, wrong: Tensor, query: 
         line[0].set_visible(what == "helped")
         for place, n in zip(line[1:], order[:SHOWN].tolist(), strict=True):
             show(place, x[n], f"{what}:\nlabel {int(y[n])}" + (", wrong" if wrong[n] else ""))
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def main() -> int:

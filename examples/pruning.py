@@ -22,7 +22,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from digit_images import digits, trained
+from digit_images import digits, saved, trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -89,8 +89,7 @@ def draw(accuracy: Mapping[str, list[float]], losses: list[float], predicted: li
     right.set(xlabel="share of weights that are gone")
     right.set_title("rise of the training loss", fontsize=10)
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    saved(figure, path)
 
 
 def main() -> int:

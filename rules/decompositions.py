@@ -62,6 +62,27 @@ CDIST = Decomposition(
     [Case({"x1": (2, 3), "x2": (4, 3)}, {"p": p}, ("x1", "x2")) for p in (2.0, 1.0, 3.0, float("inf"))],
 )
 
+# -- angles ----------------------------------------------------------------------------------------------------------
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """As torch has it: norms below eps count as eps, and are differentiated as what they are."""
+
+    def length(x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, 2, dim, keepdim=True)
+        return norm + (norm.clamp(min=eps) - norm).detach()
+
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    return (x1 / length(x1) * (x2 / length(x2))).sum(dim)
+
+
+COSINE_SIMILARITY = Decomposition(
+    ["aten.cosine_similarity"],
+    cosine_similarity,
+    [Case({"x1": (2, 3), "x2": (2, 3)}, {"dim": dim, "eps": eps}, ("x1", "x2"))
+     for dim, eps in ((2, 1e-8), (1, 1e-8), (-1, 1.5))],
+)
+
 # -- other spellings -------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +147,11 @@ MAX_UNPOOL3D = Decomposition(
 # -- losses ----------------------------------------------------------------------------------------------------------
 
 
+def reduced(each: Tensor, reduction: int) -> Tensor:
+    """By torch's number for a reduction: none, mean, sum."""
+    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
 def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
     """Targets [N, C] are classes up to the first -1; each should be 1 above every class that is none of them."""
     listed = (target < 0).cumsum(1) == 0
@@ -133,8 +159,7 @@ def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Ten
     is_target = torch.zeros_like(x).scatter_add(1, index, listed.type_as(x)) > 0
     margins = 1 - x.gather(1, index).unsqueeze(2) + x.unsqueeze(1)
     counted = listed.unsqueeze(2) & ~is_target.unsqueeze(1)
-    each = (torch.relu(margins) * counted).sum([1, 2]) / x.shape[1]
-    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+    return reduced((torch.relu(margins) * counted).sum([1, 2]) / x.shape[1], reduction)
 
 
 MULTILABEL_MARGIN_LOSS = Decomposition(["aten.multilabel_margin_loss"], multilabel_margin_loss)

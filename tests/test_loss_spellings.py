@@ -133,6 +133,10 @@ def test_targets_of_whole_numbers():
     wrong = {**WHOLE, "y": torch.tensor([0, 255, 1, 2], dtype=torch.uint8)}
     with pytest.raises(hbp.InputError, match="255, but class indices lie between 0 and 2"):
         hbp.compile(plain(), lambda o, t: F.cross_entropy(o, t["y"]), ["grad"])(X, wrong)
+    signs = MASK.to(torch.uint8)
+    with pytest.raises(hbp.HbpError, match=r"no negative numbers.* give \(2 \* y.to\(torch.float64\) - 1\)"):
+        hbp.compile(plain(), nn.SoftMarginLoss(), ["grad"])(X, signs)
+    check(nn.SoftMarginLoss(), plain(), 2 * signs.long() - 1, ["variance", "diag_h"])
 
 
 def test_neither_a_mean_nor_a_sum():

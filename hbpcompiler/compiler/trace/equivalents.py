@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.utils import checkpoint
 
-from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
 
@@ -79,6 +79,24 @@ def _of_plain_targets(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+_OWN_SOFT_MARGIN_LOSS: Callable[..., Tensor] = torch._C._nn.soft_margin_loss
+
+
+def _soft_margin_loss(input: Tensor, target: Tensor, *given: Any, **named: Any) -> Tensor:
+    """In place of torch's, which negates targets in their own dtype: of bytes, 1 becomes 255, in its value alone."""
+    if target.dtype == torch.uint8:
+        raise InputTypeError(f"targets of soft_margin_loss are 1 and -1, and {target.dtype} has no negative numbers: "
+                             "torch's own gradient is not that of its loss there; give "
+                             f"(2 * y.to({input.dtype}) - 1) for targets 0 and 1")
+    return _OWN_SOFT_MARGIN_LOSS(input, target, *given, **named)
+
+
+def _margin_ranking_loss(x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 1) -> Tensor:
+    """In place of torch's, of which a trace takes the reduction for a word."""
+    each = torch.relu(margin - target * (x1 - x2))
+    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
 @contextmanager
 def _losses_of_plain_targets() -> Iterator[None]:
     losses = torch._C._nn
@@ -111,7 +129,8 @@ def plain_ways() -> Iterator[None]:
                 replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
                 replaced(torch, "take_along_dim", _take_along_dim), \
                 replaced(Tensor, "take_along_dim", _take_along_dim), \
-                _losses_of_plain_targets(), \
+                _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
+                replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
                 replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
                 replaced(torch.inference_mode, "__exit__", _leave_without_gradients):
             yield

@@ -1,0 +1,62 @@
+"""Losses and similarities that rule files write in other operations, in each reduction, against torch."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.reference import reference
+from tests.test_quantities import close
+
+X = torch.randn(3, 4, dtype=torch.float64)
+SIGNS = torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0], [1.0, 1.0, -1.0]], dtype=torch.float64)
+
+
+class Loss(nn.Module):
+    """Two at once, of six outputs; `reduction` says how each ends."""
+
+    def __init__(self, reduction):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, output, target):
+        first, second = output.chunk(2, 1)
+        return (F.soft_margin_loss(first, target, reduction=self.reduction)
+                + F.margin_ranking_loss(first, second, target, margin=0.4, reduction=self.reduction))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_margins(reduction):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6)).double()
+    own = Loss(reduction)
+    loss = own if reduction != "none" else lambda output, target: own(output, target).sum(1).mean()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
+        result = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn", "diag_h"], verify="full")(X, SIGNS)
+    for quantity in result:
+        for name, value in reference(model, loss, [X], SIGNS, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+
+
+class Angles(nn.Module):
+    def __init__(self, eps):
+        super().__init__()
+        self.linear, self.eps = nn.Linear(4, 6), eps
+
+    def forward(self, x):
+        first, second = self.linear(x).unflatten(1, (2, 3)).unbind(1)
+        return F.cosine_similarity(first[:, None], second[:, :, None].tanh(), 2, self.eps)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1.2])
+def test_norms_below_eps_are_differentiated_as_torch_does(eps):
+    torch.manual_seed(0)
+    model, loss = Angles(eps).double(), nn.MSELoss()
+    result = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn", "diag_h"], verify="full")(X, SIGNS)
+    for quantity in result:
+        for name, value in reference(model, loss, [X], SIGNS, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
