@@ -13,11 +13,12 @@ pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 pytest.importorskip("sklearn")
 
 from benchmarks.training import __main__ as command
-from benchmarks.training import data, results, runs
+from benchmarks.training import data, page, results, runs
 from benchmarks.training.methods import METHODS
 from benchmarks.training.plan import Protocol
-from benchmarks.training.results import epochs_to, race, worth
+from benchmarks.training.results import Outcome, epochs_to, race, worth
 from benchmarks.training.runs import Contestant, Record, Run, saved, train
+from benchmarks.training.seconds import Cost
 from benchmarks.training.tasks import ALL
 
 TASK = "digits_logreg"
@@ -91,6 +92,32 @@ def test_medians_and_quartiles_of_runs_that_diverged():
     assert found.high.tolist() == [2, math.inf]
     most = results.curve(results.losses([record([2, 1]), *[record([2], diverged=True)] * 3], "train", 1))
     assert most.median.tolist() == [2, math.inf]
+
+
+def row_of(cost, adam=(2, 1, 0.5), kfac=(2, 0.5, 0.1)):
+    """KFAC is where Adam ends after half as many epochs."""
+    outcomes = {method: Outcome((("lr", 0.1), ("damping", 1.0)), method == "kfac", 7, 30, [record(losses)] * 4, 2)
+                for method, losses in (("adam", adam), ("momentum", (2, 2, 2)), ("kfac", kfac))}
+    return page.Row(TASK, outcomes, {"adam": Cost(1.0, 0.9, 1.1), "momentum": Cost(0.5, 0.4, 0.6),
+                                     "kfac": Cost(cost, cost, cost)})
+
+
+def test_the_page_says_who_is_ahead():
+    cheap, dear, behind = row_of(1.5), row_of(3.0), row_of(1.0, kfac=(2, 2, 1))
+    assert [row.ahead("adam", by_time=False) for row in (cheap, dear, behind)] == [["kfac"], ["kfac"], []]
+    assert [row.ahead("adam", by_time=True) for row in (cheap, dear, behind)] == [["kfac"], [], []]
+    text = " ".join(page.write([dear], {}, ["a remark"]).split())
+    assert "- a remark" in text
+    assert "| LogReg on digits | KFAC (0.50) | none |" in text
+    assert "ahead of tuned Adam by epochs on 1 of the 1 tasks (LogReg on digits)" in text
+    assert "None is ahead of it by time on 1 of the 1 tasks (LogReg on digits)" in text
+    assert "KFAC is where Adam is after 2 epochs in 1 of them (in 4 of 4 seeds in fewer)" in text
+    assert "its epoch takes 3.0 times Adam's, so that it needs 1.50 of Adam's time" in text
+    assert "λ 1 ✓ (7/30)" in text
+    assert "| Momentum | 2 [2, 2] | 2 [2, 2] | 50.0 % [50.0, 50.0] | not reached | 0 of 4 | 0.50 | |" in text
+    assert "none of those with curvature comes to Adam's final training loss" in page.write([behind], {}, [])
+    assert "No better at the end than before training: Momentum (4 of 4) seeds." in text
+    assert "ahead of tuned Adam by epochs on none of the 1 tasks" in page.write([behind], {}, [])
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

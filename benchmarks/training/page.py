@@ -140,7 +140,13 @@ def _best_accuracy(row: Row) -> str:
 
 
 def _sentence(row: Row) -> str:
-    """The fastest by epochs, the fastest by time, and what the time of an epoch has to do with it."""
+    """The fastest by epochs, what its time has to do with it, and whose runs went astray."""
+    astray = [f"{METHODS[method].title} ({found} of {len(outcome.records)})"
+              for method, outcome in row.outcomes.items() if (found := outcome.astray)]
+    return _fastest(row) + (f" No better at the end than before training: {', '.join(astray)} seeds." if astray else "")
+
+
+def _fastest(row: Row) -> str:
     if RIVAL not in row.outcomes or not row.with_curvature:
         return f"- **{row.title}**: nothing to compare."
     races = {method: row.race(method) for method in row.with_curvature}

@@ -79,6 +79,12 @@ class Outcome:
     """By seed, from the first on."""
     epochs: int
 
+    @property
+    def astray(self) -> int:
+        """Seeds whose training loss at the end is not below the one before training, or not finite."""
+        return sum(record.diverged or not record.loss["train"][-1] < record.loss["train"][0]
+                   for record in self.records)
+
     def final(self, values: Callable[[Sequence[Record], str, int], Numbers], part: str) -> Curve:
         """At the end of training."""
         return curve(values(self.records, part, self.epochs)[:, -1:])
