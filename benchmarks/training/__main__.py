@@ -104,7 +104,7 @@ def main(tasks: str, optimizers: str, seeds: int, coarse: bool, epochs: int | No
     if "runs" in wanted and not plan.execute(protocol, folder, jobs, None if budget is None else 60 * budget):
         click.echo("the budget has ended before all runs were done; the same command goes on")
     if "seconds" in wanted:
-        seconds.update(folder, {task: protocol.best_points(folder, task) for task in chosen}, rounds)
+        seconds.update(folder, {task: protocol.timed_points(folder, task) for task in chosen}, rounds)
     if "report" in wanted:
         report(protocol, folder, Path(target), Path(pictures), [*notes_of(protocol, rounds), *remarks])
 

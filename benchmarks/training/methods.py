@@ -23,6 +23,10 @@ PAPER_GRID = {"lr": TENTHS, "damping": (*TENTHS, 10.0)}
 PAPER_COARSE = {"lr": (1e-1, 1.0), "damping": (1e-2, 1e-1, 1.0)}
 
 
+FREE_GRID = {"damping": PAPER_GRID["damping"]}
+FREE_COARSE = {"damping": (1e-1, 1.0, 10.0)}
+
+
 def halves(first: float, count: int) -> tuple[float, ...]:
     """Two for each power of ten, beginning at 10^first."""
     return tuple(float(f"{10 ** (first + k / 2):.2g}") for k in range(count))
@@ -92,6 +96,15 @@ def diagonal(curvature: str) -> Callable[[nn.Module, nn.Module], torch.optim.Opt
     return make
 
 
+def by_its_model(least_damping: float) -> Callable[[nn.Module, nn.Module], torch.optim.Optimizer]:
+    """Step and momentum from the quadratic model, a damping that adapts and does not fall below the least."""
+    def make(model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
+        return hbp.optim.KFAC(model, loss, lr=None, momentum=None, damping=1.0, ema=0.95, update_every=1,
+                              invert_every=5, adapt_damping=True, least_damping=least_damping)
+
+    return make
+
+
 def of_paper(title: str, colour: str, make: Callable[[nn.Module, nn.Module], torch.optim.Optimizer],
              coarse: Mapping[str, Sequence[float]] = PAPER_COARSE) -> Method:
     return Method(title, colour, make, PAPER_GRID, coarse)
@@ -118,11 +131,9 @@ METHODS: dict[str, Method] = {
             model, loss, lr=1.0, momentum=0.9, damping=1.0, ema=0.95, update_every=1, invert_every=5,
             norm_constraint=1e-2, adapt_damping=False),
         PAPER_GRID, PAPER_COARSE),
-    "kfac_free": Method(
-        "KFAC, steps by its model", "#1b9e77", lambda model, loss: hbp.optim.KFAC(
-            model, loss, lr=None, momentum=None, damping=1.0, ema=0.95, update_every=1, invert_every=5,
-            adapt_damping=True),
-        {"damping": (*TENTHS, 10.0)}, {"damping": (1e-1, 1.0, 10.0)}),
+    "kfac_free": Method("KFAC, steps by its model", "#1b9e77", by_its_model(1e-3), FREE_GRID, FREE_COARSE),
+    "kfac_unbounded": Method("KFAC, steps by its model, damping without a bound", "#a6cee3", by_its_model(1e-8),
+                             FREE_GRID, FREE_COARSE),
     "ekfac": Method(
         "EKFAC, averaged, momentum 0.9", "#1f78b4", lambda model, loss: hbp.optim.EKFAC(
             model, loss, lr=1.0, momentum=0.9, damping=1.0, ema=0.95, update_every=1, invert_every=5,

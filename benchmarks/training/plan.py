@@ -55,10 +55,10 @@ class Protocol:
         epochs = self.epochs or ALL[task].epochs
         return max(tried, key=lambda point: worth(tried[point], epochs, self.criterion)) if tried else None
 
-    def best_points(self, folder: Path, task: str) -> dict[str, Point]:
-        """Of the task's optimizers, where anything has been run."""
-        found = {method: self.best(folder, task, method) for method in self.tasks[task]}
-        return {method: point for method, point in found.items() if point is not None}
+    def timed_points(self, folder: Path, task: str) -> dict[str, Point]:
+        """The task's optimizers with their best points, or the grid's first where nothing has been run."""
+        return {method: self.best(folder, task, method) or METHODS[method].points(self.coarse)[0]
+                for method in self.tasks[task]}
 
     def outcome(self, folder: Path, task: str, method: str) -> Outcome | None:
         """What came of an optimizer, or None before its chosen setting has been run with another seed."""
