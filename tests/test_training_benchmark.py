@@ -72,6 +72,7 @@ def test_a_race_is_run_seed_by_seed():
     adam = [record([2, 1, 0.5, 0.25]), record([2, 1.5, 1.2, 1])]
     own = [record([2, 0.25, 0.1, 0.1]), record([2, 3, 3, 3])]
     assert epochs_to(0.5, [2, 0.5, 0.1]) == 1
+    assert math.isinf(epochs_to(0.5, [2, 0.4, 0.6]))
     assert math.isinf(epochs_to(0.05, [2, 0.5, 0.1]))
     found = race(own, adam, 3)
     assert found.epochs == [1, math.inf]

@@ -77,7 +77,8 @@ def _head(notes: Sequence[str]) -> str:
         "constant damping, no momentum; a weight and its bias share a block. *KFAC, averaged, momentum 0.9* is "
         "`hbp.optim.KFAC` with averages of 0.95, an inverse every 5 steps and `norm_constraint=1e-2`; *KFAC, steps by "
         "its model* takes step and momentum from the quadratic model and adapts its damping, of which the first value "
-        "is tuned. How to use them: [Training with curvature](training.md).")
+        "is tuned, with `least_damping=1e-3`; *without a bound*: with 1e-8. How to use them: [Training with "
+        "curvature](training.md).")
     for note in notes:
         lines += textwrap.wrap(note, 119, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([*lines, ""])
@@ -89,9 +90,9 @@ def _head(notes: Sequence[str]) -> str:
 def _verdicts(rows: Sequence[Row]) -> str:
     lines = ["## What wins where", ""]
     lines += paragraph(
-        "*Ahead of Adam by epochs*: in at least three quarters of the seeds the training loss is where Adam's ends, in "
-        "fewer epochs than Adam took. *By time*: the same with the seconds that these epochs take. In brackets: the "
-        "median of the epochs, or of the time, in parts of Adam's whole run.")
+        "*Ahead of Adam by epochs*: in at least three quarters of the seeds the training loss is where Adam's ends in "
+        "fewer epochs than Adam took, and not above it at the end. *By time*: the same with the seconds that these "
+        "epochs take. In brackets: the median of the epochs, or of the time, in parts of Adam's whole run.")
     lines += ["| task | ahead of Adam by epochs | ... by time | ahead of Momentum by time | best test accuracy |",
               "|---|---|---|---|---|"]
     for row in rows:
@@ -219,8 +220,10 @@ def _task(row: Row, picture: str | None) -> str:
 
 def _results(row: Row, method: str) -> str:
     outcome = row.outcomes[method]
-    cells = [_loss(outcome.final(losses, "train")), _loss(outcome.final(losses, "test")),
-             _percent(outcome.final(accuracies, "test"))]
+    cells = ["diverged", "diverged", "-"]
+    if math.isfinite(float(outcome.final(losses, "train").median[0])):
+        cells = [_loss(outcome.final(losses, "train")), _loss(outcome.final(losses, "test")),
+                 _percent(outcome.final(accuracies, "test"))]
     if RIVAL not in row.outcomes:
         return " | ".join([*cells, "-", "-", "-", "-"])
     own, cost = row.race(method), row.cost(method)
@@ -234,7 +237,7 @@ def _results(row: Row, method: str) -> str:
 
 def _loss(final: Curve) -> str:
     low, median, high = (float(values[0]) for values in (final.low, final.median, final.high))
-    return f"{median:.3g} [{low:.3g}, {high:.3g}]" if math.isfinite(median) else "diverged"
+    return f"{median:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _percent(final: Curve) -> str:

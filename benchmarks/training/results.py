@@ -61,8 +61,10 @@ def curve(values: Numbers) -> Curve:
 
 
 def epochs_to(level: float, values: Sequence[float]) -> float:
-    """The first epoch after which the loss is at the level or below it; infinite where it never is."""
-    return next((float(epoch) for epoch, value in enumerate(values) if value <= level), math.inf)
+    """The first epoch after which the loss is at the level or below it; infinite where it is above it at the end."""
+    if values[-1] > level:
+        return math.inf
+    return next(float(epoch) for epoch, value in enumerate(values) if value <= level)
 
 
 @dataclass(frozen=True)
@@ -118,5 +120,5 @@ def race(own: Sequence[Record], other: Sequence[Record], epochs: int) -> Race:
     found = []
     for mine, theirs in zip(own, other, strict=False):
         level = padded(theirs.loss["train"], epochs, math.inf)[-1]
-        found.append(epochs_to(level, mine.loss["train"]))
+        found.append(epochs_to(level, padded(mine.loss["train"], epochs, math.inf)))
     return Race(found, epochs)

@@ -48,7 +48,9 @@ class KFAC(CurvatureOptimizer):
         norm_constraint: a bound on lr^2 <grad, C^-1 grad>, to which longer steps are cut (Ba et al. 2017).
         adapt_damping: change the damping of all groups every `adapt_every` steps by the reduction ratio
             rho = (L(theta + v) - L(theta)) / q(v) on the batch: times 0.95^adapt_every above 3/4, divided by it below
-            1/4 (Levenberg-Marquardt), within [least_damping, most_damping]. None: where lr is None.
+            1/4 (Levenberg-Marquardt), within [least_damping, most_damping]. None: where lr is None. On a small batch
+            the ratio is that of the very samples the step was made for, and falls for ever: with a least damping of
+            1e-8 small networks diverge after a few hundred steps of 64 to 128 samples.
         reject: take a step back that has raised the batch's loss; costs a forward pass and a copy of the parameters.
 
     Raises as `Preconditioner` does; the parameters are untouched then.
@@ -64,7 +66,7 @@ class KFAC(CurvatureOptimizer):
                  lr: float | None = None, momentum: float | None = None, damping: float = 1.0, l2: float = 0.0,
                  weight_decay: float = 0.0, curvature: str | None = None, ema: float = 0.95, update_every: int = 1,
                  invert_every: int = 5, split: str | None = None, norm_constraint: float | None = None,
-                 adapt_damping: bool | None = None, adapt_every: int = 5, least_damping: float = 1e-8,
+                 adapt_damping: bool | None = None, adapt_every: int = 5, least_damping: float = 1e-3,
                  most_damping: float = 1e8, reject: bool = False, mc_samples: int = 1, seed: int = 0,
                  largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
         curvature = self.default_curvature if curvature is None else curvature
@@ -163,7 +165,8 @@ class KFAC(CurvatureOptimizer):
             factor = DECAY_OF_DAMPING**self.adapt_every
             for group in self.param_groups:
                 if self.last_ratio > TRUSTED:
-                    group["damping"] = max(group["damping"] * factor, self.least_damping)
+                    least = min(self.least_damping, group["damping"])  # one that was given lower is not raised
+                    group["damping"] = max(group["damping"] * factor, least)
                 elif not self.last_ratio >= DOUBTED:
                     group["damping"] = min(group["damping"] / factor, self.most_damping)
         if before and not change <= 0:

@@ -118,6 +118,19 @@ def test_damping_follows_the_reduction_ratio():
     assert optimizer.last_ratio == pytest.approx(1.0, rel=1e-6)
 
 
+@pytest.mark.parametrize(("damping", "then"), [(1.0, 0.95), (1.01e-3, 1e-3), (1e-3, 1e-3), (1e-5, 1e-5)])
+def test_damping_does_not_fall_for_ever(damping, then):
+    """Where the ratio is always 1; one that was given below the least damping stays."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    X, y = torch.randn(8, 3).double(), torch.randn(8, 2).double()
+    optimizer = hbp.optim.KFAC(model, nn.MSELoss(), lr=0.1, momentum=0.0, damping=damping, adapt_damping=True,
+                               adapt_every=1, **NO_DRAWS)
+    optimizer.step(X, y)
+    assert optimizer.last_ratio == pytest.approx(1.0, rel=1e-6)
+    assert optimizer.param_groups[0]["damping"] == pytest.approx(then, rel=1e-12)
+
+
 def test_damping_grows_and_the_step_is_rejected_where_the_loss_rises():
     model, X, y = chain()
     optimizer = hbp.optim.KFAC(model, None, lr=300.0, momentum=0.0, damping=1e-2, adapt_damping=True, adapt_every=1,
