@@ -22,13 +22,10 @@ def one_hot(op: Op) -> Tensor:
     return vectors if padding(op) is None else vectors * (indices != padding(op)).unsqueeze(-1)
 
 
-def same_row(op: Op) -> Tensor:
-    """[N, p, q]: whether two positions have the same row, and learn."""
-    indices = op.indices.flatten(1)
-    same = indices.unsqueeze(1) == indices.unsqueeze(2)
-    if padding(op) is not None:
-        same = same & (indices != padding(op)).unsqueeze(1)
-    return same.type_as(op.output)
+def index(op: Op) -> Tensor:
+    """[N, p], or [N]: the row of each position, -1 where nothing is learnt."""
+    indices = op.indices.flatten(1) if len(op.shape("indices")) > 1 else op.indices
+    return indices if padding(op) is None else indices.masked_fill(indices == padding(op), -1)
 
 
 def columns_view(op: Op, columns: Tensor) -> Tensor:
@@ -56,8 +53,7 @@ def params(op: Op) -> Mapping[str, Contraction]:
     if not op.has_samples("indices"):
         return {"weight": Contraction("nko->nko", added_up)}
     equation = "nkpd,npv->nkvd" if op.shape("indices") else "nkd,nv->nkvd"
-    gram = same_row if op.shape("indices") else None
-    return {"weight": Contraction(equation, columns_view, one_hot, kernel, gram)}
+    return {"weight": Contraction(equation, columns_view, one_hot, kernel, index)}
 
 
 def refuse(op: Op) -> str | None:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
@@ -21,6 +22,7 @@ from benchmarks import (
     optimizers,
     prediction,
     programs,
+    real,
     scale,
     timing,
 )
@@ -30,10 +32,12 @@ from benchmarks.growth import BATCH, Point, Row, exponent, growths, single_rows,
 from benchmarks.kept import difference, largest_difference, network_of, title
 from benchmarks.large_networks import LARGE, DenseNet, Large
 from benchmarks.memory import MEBI, Peak
-from benchmarks.networks import FAMILIES, find, member, problem
+from benchmarks.networks import FAMILIES, Problem, find, member, problem
 from benchmarks.peers import Run
 from benchmarks.prediction import Found, close, correlations, memory_ratios, ranks, spearman
 from benchmarks.programs import Pair
+from benchmarks.real_floor import floor
+from benchmarks.real_networks import NotInstalledError
 from benchmarks.timing import Measured, interleaved
 
 
@@ -235,6 +239,37 @@ def test_a_small_run_of_clipping(tmp_path):
         "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert {"gradient", "ours", "ours, again", "torch.func"} <= json.loads(file.read_text())["logreg:2"].keys()
+
+
+def test_a_small_run_of_real_networks(tmp_path, monkeypatch):
+    """On a network of ours, and beside torch.func; what is not installed is said."""
+    def small(cell):
+        if cell == "none":
+            raise NotInstalledError("none: nowhere is not installed")
+        return problem(cell, 2)
+
+    monkeypatch.setattr(real, "given", small)
+    file = tmp_path / "found.json"
+    done = CliRunner().invoke(real.main, [
+        "--networks", "none,2c2d", "--quantities", "batch_l2,kfac", "--rounds", "1", "--profile",
+        "--threads", str(torch.get_num_threads()), "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "nowhere is not installed" in done.output
+    found = json.loads(file.read_text())["2c2d"]
+    assert {"gradient", "ours batch_l2", "torch.func batch_l2", "ours kfac"} <= found.keys()
+    assert "first call" in real.described(problem("logreg", 2), "kfac")
+
+
+def test_the_floor_of_real_networks_is_that_of_their_products():
+    """A linear layer of 3 inputs, 5 outputs, 4 positions, 2 samples: 120 multiply-adds each way."""
+    given = Problem(nn.Sequential(nn.Linear(3, 5), nn.Flatten(), nn.Linear(20, 1, bias=False)), nn.MSELoss(),
+                    torch.randn(2, 4, 3), torch.randn(2, 1))
+    way = 2 * 4 * 3 * 5 + 2 * 20
+    assert floor(given, "variance") == 1
+    assert floor(given, "batch_l2") == (2 * way + way) / (3 * way)
+    factors = 2 * 4 * (3**2 + 5**2) // 2 + 2 * (20**2 + 1**2) // 2
+    assert floor(given, "kfac") == (2 * way + factors) / (3 * way)
+    assert floor(given, "grad+batch_l2+variance+diag_ggn_mc") == 5 / 3
 
 
 def test_a_small_run_over_data_sets():

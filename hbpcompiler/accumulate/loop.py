@@ -49,7 +49,8 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
 
     However the data are cut, the total is that of the whole: batches weigh as the terms of their loss do (samples,
     elements, or labels that are not ignored), A of Kronecker factors as samples, variances are merged about their means
-    (Chan, Golub, LeVeque 1983). Memory: one copy of the result in `dtype`, two of a variance or of compensated totals.
+    (Chan, Golub, LeVeque 1983). Memory: one copy of the result in `dtype`, two of a variance or of compensated totals;
+    the program adds to it itself, each result as soon as it is there.
 
     Args:
         compiled: what `hbp.compile` returned, for quantities that add up. Those that do not are refused by name.

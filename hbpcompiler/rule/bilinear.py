@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.rule.idioms import spread_by_index
 from hbpcompiler.rule.op import Op
 from hbpcompiler.rule.residual import Factor
 from hbpcompiler.rule.rule import Rule
@@ -30,6 +31,8 @@ def columns_to(rule: Rule, op: Op, slot: str) -> Callable[[Any], Any]:
     def contracted(columns: Any) -> Any:
         left, _, result = contraction.letters
         pulled = contraction.columns(op, columns)
+        if contraction.index is not None:
+            return spread_by_index(pulled, contraction.index(op), op.shape(slot)[0])
         if contraction.operand is not None:
             pulled = torch.einsum(contraction.equation, pulled, contraction.operand(op))
         elif left != result:

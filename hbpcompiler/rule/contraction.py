@@ -37,9 +37,9 @@ class Contraction:
     beats the einsum (see benchmarks/). Where outputs read a `Window`, it also takes m times as many output channels,
     for a parameter that has m times as many: so all columns of one sample go through it at once."""
 
-    gram: Callable[[Op], Tensor] | None = None
-    """optional: the operand's inner products between positions, [N, (shared letters), p, p], where they can be had
-    without the operand."""
+    index: Callable[[Op], Tensor] | None = None
+    """optional: where the operand's rows are unit vectors, as those of an embedding are, [N, p] (or [N]) integers:
+    where each has its one; -1 for a row of zeros. Only of "nkpd,npv->nkvd" or "nkd,nv->nkvd"."""
 
     linear: bool = True
     """Whether the operand is a linear function of the operation's one input, if its structure is CONSTANT; else it is

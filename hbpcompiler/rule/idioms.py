@@ -137,3 +137,42 @@ def counted_labels(y: Tensor, like: Tensor, ignore_index: int = -100, mean: bool
     kept = y != ignore_index
     counted, label = kept.type_as(like).unsqueeze(1), torch.where(kept, y, 0).unsqueeze(1)
     return counted * (like.shape[0] / counted.sum()) if mean else counted, label
+
+
+@idiom
+def sums_of_equal(columns: Tensor, index: Tensor) -> Tensor:
+    """columns [N, K, p, d] added up over the positions of a sample that have one index [N, p], at the first of them:
+    zeros at the others, and where the index is negative."""
+    same = index.unsqueeze(1) == index.unsqueeze(2)
+    first = same.tril(-1).any(2).logical_not() & (index >= 0)
+    return (same & first.unsqueeze(2)).type_as(columns).unsqueeze(1) @ columns
+
+
+@idiom
+def squares_by_index(columns: Tensor, index: Tensor, rows: int, weights: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
+    """sum over n, k of the squared rows that columns [N, K, p, d] make of a matrix [rows, d], row `index` [N, p] of it
+    at position p; `weights` [N, K] of the columns."""
+    squares = sums_of_equal(columns, index).square()
+    each = squares.sum(1) if weights is None else torch.einsum("nk,nkpd->npd", weights, squares)
+    return each.new_zeros(rows, each.shape[2]).index_add(0, index.clamp(min=0).flatten(), each.flatten(0, 1))
+
+
+@idiom
+def spread_by_index(columns: Tensor, index: Tensor, rows: int) -> Tensor:
+    """columns [N, K, p, d] (or [N, K, d]) at the rows `index` [N, p] (or [N]) of matrices [N, K, rows, d]."""
+    at = index if index.dim() == 2 else index.unsqueeze(1)
+    each = columns if index.dim() == 2 else columns.unsqueeze(2)
+    each = each * (at >= 0).unsqueeze(1).unsqueeze(3)
+    places = at.clamp(min=0).unsqueeze(1).unsqueeze(3).expand(each.shape)
+    return each.new_zeros(each.shape[0], each.shape[1], rows, each.shape[3]).scatter_add(2, places, each)
+
+
+@idiom
+def products_of_pairs(x: Tensor, twice: bool) -> Tensor:
+    """x [n, p, i] -> [n, pairs, i], the products of positions with themselves and with later ones; these `twice`."""
+    positions = x.shape[1]
+    parts = [x * x]
+    for apart in range(1, positions):
+        product = x[:, : positions - apart] * x[:, apart:]
+        parts.append(product * 2 if twice else product)
+    return torch.cat(parts, 1)

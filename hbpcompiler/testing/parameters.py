@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hbpcompiler.rule import Contraction, Op, Rule, pad_axes, patches
@@ -25,11 +26,10 @@ def check_parameter(rule: Rule, setting: Setting, op: Op, name: str, columns: Te
     units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(SAMPLES, -1, -1)
     seen = contraction.columns(op, units.reshape(SAMPLES, -1, *op.shape("output")))
     assert ((seen == 0) | (seen == 1)).all(), f"{where}: columns of {name} have coefficients other than 0 and 1"
-    if contraction.gram is not None:
-        met = contraction.letters[1]
-        between = f"n{''.join(letter for letter in met if letter in contraction.letters[0] and letter not in 'np')}pq"
-        gram = torch.einsum(f"{met},{met.replace('p', 'q')}->{between}", operands[1], operands[1])
-        close(contraction.gram(op), gram, f"{where}: inner products of what {name} meets")
+    if contraction.index is not None:
+        index = contraction.index(op)
+        rows = F.one_hot(index.clamp(min=0), operands[1].shape[-1]) * (index >= 0).unsqueeze(-1)
+        close(rows.to(operands[1]), operands[1], f"{where}: where the unit vectors that {name} meets have their ones")
     if contraction.kernel is not None:
         close(contraction.kernel(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: kernel of {name}")
     if rule.window(op) is not None and contraction.has_kernel_for_columns:

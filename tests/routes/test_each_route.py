@@ -12,6 +12,7 @@ from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore
+from hbpcompiler.compiler.routes.by_index import RowsByIndex
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm
 from hbpcompiler.compiler.routes.directions import OperandFirst, ProductFirst, SumOfColumns
@@ -20,8 +21,9 @@ from hbpcompiler.compiler.routes.factors import ColumnFactor, ReducedFactor
 from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.compiler.routes.kept import Kept
+from hbpcompiler.compiler.routes.pairs import SquaresByPairs
 from hbpcompiler.compiler.routes.products import ClosedForm, OneProduct, WholeProduct
-from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use
+from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use, product_of
 from hbpcompiler.limits import Limits
 from hbpcompiler.rule import Contraction, Op
 
@@ -179,9 +181,9 @@ def test_a_route_gives_what_it_says(route, own):
 
 def test_these_routes_are_met():
     assert {type(case.values[0]) for case in CASES} == {
-        OneProduct, ClosedForm, GramNorm, GramDiagonal, ChunkedProduct, WholeProduct, ColumnFactor, ReducedFactor,
-        DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, ProductFirst, SumOfColumns, TurnedBefore,
-        TurnedAfter}
+        OneProduct, ClosedForm, GramNorm, GramDiagonal, SquaresByPairs, ChunkedProduct, WholeProduct, ColumnFactor,
+        ReducedFactor, DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, ProductFirst, SumOfColumns,
+        TurnedBefore, TurnedAfter}
 
 
 def route_of(kind):
@@ -229,3 +231,34 @@ def test_factors_of_the_operand(equation):
             found = written(own, (operand, None, operand), lambda use, route=route, kind=kind: route.write(
                 own, use, frozenset({kind})))
             torch.testing.assert_close(found[kind], wanted[kind])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("positions", [True, False])
+def test_rows_by_index(signed, positions):
+    """Of unit vectors as an operand, among them equal ones within a sample and rows of zeros."""
+    index = torch.tensor([[1, 0, 1, 4], [2, 2, 2, 2], [-1, 3, 3, -1]])
+    index = index if positions else index[:, 0]
+    operand = torch.nn.functional.one_hot(index.clamp(min=0), 5).double() * (index >= 0).unsqueeze(-1)
+    equation = "nkpd,npv->nkvd" if positions else "nkd,nv->nkvd"
+    own = Site(equation, (("d", 3), ("v", 5), *([("p", 4)] if positions else [])), COLUMNS, 2, signed, 8, False,
+               indexed=True)
+    columns = torch.randn(3, 2, *([4] if positions else []), 3, dtype=torch.float64)
+    signs = torch.tensor([[1.0, -1], [1, 1], [-1, 1]]).double() if signed else torch.ones(3, 2).double()
+    T = torch.einsum(equation, columns, operand)
+    weighted = T * signs.reshape(3, 2, 1, 1)
+    wanted = {q.DIAGONAL: (weighted * T).sum((0, 1)), q.POSITIVE: (weighted * T).clamp(min=0).sum((0, 1)),
+              q.NEGATIVE: (-weighted * T).clamp(min=0).sum((0, 1)), q.NORM: T.square().flatten(1).sum(1)}
+    writer = Writer()
+    given = {name: writer.placeholder(name) for name in ("stream", "signs", "rows")}
+    op = Op(given, {}, {"output": columns.shape[2:], "rows": index.shape[1:]}, batched=frozenset({"output", "rows"}))
+    contraction = Contraction(equation, operand=lambda op: op.rows, index=lambda op: op.rows)
+    use = Use(writer, op, contraction, given["stream"], given["signs"] if signed else None, 3)
+    kinds = RowsByIndex().kinds - (frozenset() if signed else {q.NEGATIVE})
+    made = {kind: value.node for kind, value in RowsByIndex().write(own, use, kinds).items()}
+    made["each"] = product_of(own, use).node
+    writer.graph.output(made)
+    found = fx.GraphModule({}, writer.graph)(columns, signs, index)
+    for kind in kinds:
+        torch.testing.assert_close(found[kind], wanted[kind])
+    torch.testing.assert_close(found["each"], T)

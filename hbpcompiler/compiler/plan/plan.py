@@ -12,6 +12,7 @@ from dataclasses import replace
 from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.arrivals import live
+from hbpcompiler.compiler.plan.large_factors import check_factors
 from hbpcompiler.compiler.plan.local import Local, without_local
 from hbpcompiler.compiler.plan.pixels import is_pixel_by_pixel
 from hbpcompiler.compiler.plan.pooled import with_pooled_columns
@@ -37,6 +38,7 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     `race` decides near ties among its routes; `pixels`: whether the machine is faster on images whose channels lie side
     by side. Raises UnsupportedOpError for what cannot be had, and UsesNotJoinedError, see `tied`.
     """
+    check_factors(matched, closings, options.quantities, resources.limits.full_block_rows)
     walk = Walk(matched, closings, options, resources)
     steps = live(join_uses(walk.run(), closings))
     steps, pools = with_pooled_columns(steps, matched.rules, matched.static)

@@ -1,6 +1,6 @@
 """A program rewritten to add its results to tensors that a call brings, each as soon as it is there.
 
-What a result is divided by is given with it, so that no quotient is made; a value that is in its total is freed, and
+What a result is divided by goes into its share, so that no quotient is made; a value that is in its total is freed, and
 at most one of them is there beside the totals.
 """
 

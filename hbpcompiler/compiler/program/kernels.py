@@ -54,36 +54,56 @@ def mean_weights(w: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045
 
 
 @idiom
-def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
-    """sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time; added up in `dtype` if given."""
-    total = x.new_zeros((x.shape[axis], x.shape[axis]), dtype=x.dtype if dtype is None else dtype)
+def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, scale: float = 1.0) -> Tensor:  # noqa: UP045
+    """total += scale * sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time."""
     for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
         rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1)
         if total.dtype == x.dtype:
-            total.addmm_(rows, rows.t())
+            total.addmm_(rows, rows.t(), alpha=scale)
         else:
-            total.add_(rows @ rows.t())
+            total.add_(rows @ rows.t(), alpha=scale)
     return total
+
+
+@idiom
+def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, scale: float = 1.0) -> Tensor:  # noqa: UP045
+    """`gram_to_` by `onednn_linear`, so many rows at a time that what is added is still in cache."""
+    block = max(64, 1048576 // max(1, total.shape[0]))
+    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
+        rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1).contiguous()
+        for top in range(0, total.shape[0], block):
+            total[top : top + block].add_(onednn_linear(rows[top : top + block], rows), alpha=scale)
+    return total
+
+
+@idiom
+def pixel_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, scale: float = 1.0) -> Tensor:  # noqa: UP045
+    """`gram_to_` of columns [n, k, o, p] of images, as they lie."""
+    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
+        images = x[first : x.shape[0] if chunk is None else first + chunk].flatten(0, 1)
+        total.add_(product_over_pixels(images, images), alpha=scale)
+    return total
+
+
+@idiom
+def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
+    """sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time; added up in `dtype` if given."""
+    size = x.shape[axis]
+    return gram_to_(x.new_zeros((size, size), dtype=x.dtype if dtype is None else dtype), x, axis, chunk)
 
 
 @idiom
 def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
-    """sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time, by `onednn_linear`."""
-    total = x.new_zeros((x.shape[axis], x.shape[axis]), dtype=x.dtype if dtype is None else dtype)
-    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
-        rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1)
-        total.add_(onednn_linear(rows, rows))
-    return total
+    """`gram` by `onednn_linear`."""
+    size = x.shape[axis]
+    return onednn_gram_to_(x.new_zeros((size, size), dtype=x.dtype if dtype is None else dtype), x, axis, chunk)
 
 
 @idiom
 def pixel_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
-    """sum of x x^T over n, k and p for columns [n, k, o, p] of images, `chunk` samples at a time, as they lie."""
-    total = x.new_zeros((x.shape[axis], x.shape[axis]), dtype=x.dtype if dtype is None else dtype)
-    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
-        images = x[first : x.shape[0] if chunk is None else first + chunk].flatten(0, 1)
-        total.add_(product_over_pixels(images, images))
-    return total
+    """`gram` over n, k and p for columns [n, k, o, p] of images, as they lie."""
+    size = x.shape[axis]
+    return pixel_gram_to_(x.new_zeros((size, size), dtype=x.dtype if dtype is None else dtype), x, axis, chunk)
 
 
 @idiom
@@ -205,6 +225,8 @@ def add_histogram_(counts: Tensor, cells: Tensor, rows: Optional[Tensor]) -> Ten
 
 
 GRAMS = (gram, onednn_gram, pixel_gram)
+GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gram_to_, pixel_gram: pixel_gram_to_}
+"""A Gram matrix -> what adds one to a total."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: """\
 if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False):

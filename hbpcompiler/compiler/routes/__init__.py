@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
+from hbpcompiler.compiler.routes.by_index import RowsByIndex
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
 from hbpcompiler.compiler.routes.directions import (
@@ -34,6 +35,7 @@ from hbpcompiler.compiler.routes.factors import (
 from hbpcompiler.compiler.routes.gram import GramDiagonal, GramNorm
 from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.compiler.routes.kept import Kept
+from hbpcompiler.compiler.routes.pairs import SquaresByPairs
 from hbpcompiler.compiler.routes.products import (
     ClosedForm,
     NativeSum,
@@ -53,9 +55,9 @@ from hbpcompiler.compiler.routes.site import (
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 
 ROUTES: tuple[Route, ...] = (
-    NativeSum(), OneProduct(), ClosedForm(), GramNorm(), GramDiagonal(), ChunkedProduct(), NativeProduct(),
-    WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(),
-    HalfInputFactor(), SlidingInputFactor(),
+    NativeSum(), OneProduct(), ClosedForm(), RowsByIndex(), GramNorm(), GramDiagonal(), SquaresByPairs(),
+    ChunkedProduct(), NativeProduct(), WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(),
+    ReducedInputFactor(), HalfColumnFactor(), HalfInputFactor(), SlidingInputFactor(),
     DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), ProductFirst(),
     OntoSum(OperandFirst()), OntoSum(ProductFirst()),
     SumOfColumns(), NativeSumOfColumns(), Kept(),

@@ -101,9 +101,8 @@ class GramNorm(Route):
         positions = site.size("p")
         left, right, _ = site.letters
         chunk = self._chunk(site)
-        adds = N * positions * (site.size(left) + (0 if site.known_gram else site.size(right)))
-        read = N * site.itemsize * site.size(left) if site.known_gram else traffic_of(site, 1, False)
-        return Cost(adds, read + N * site.itemsize * positions**2,
+        adds = N * positions * (site.size(left) + site.size(right))
+        return Cost(adds, traffic_of(site, 1, False) + N * site.itemsize * positions**2,
                     2 * chunk * positions**2 * site.itemsize, 5 * (1 + N / chunk), adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
@@ -114,11 +113,8 @@ class GramNorm(Route):
             assert part.op is not None
             columns = columns_of(use, part.op, part["columns"]).squeeze(1)
             ours = einsum(f"{own},{own.replace('p', 'q')}->n{shared}pq", columns, columns)
-            if use.contraction.gram is not None:
-                theirs = use.contraction.gram(part.op)
-            else:
-                operand = operand_of(use, part.op)
-                theirs = einsum(f"{right},{right.replace('p', 'q')}->n{shared}pq", operand, operand)
+            operand = operand_of(use, part.op)
+            theirs = einsum(f"{right},{right.replace('p', 'q')}->n{shared}pq", operand, operand)
             part.rows[NORM].copy_((ours * theirs).flatten(1).sum(1))
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import CROSS, DIAGONAL, DOT, GRAM, NEGATIVE, POSITIVE
 from hbpcompiler.rule import Contraction, Op
 from hbpcompiler.rule.contraction import letters_of
+from hbpcompiler.rule.idioms import spread_by_index
 
 COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING = "columns", "diagonal", "matrix", "nothing"
 """Forms in which a stream arrives: columns [N, K, *z], a diagonal [N, *z], a matrix [h, h] for all samples."""
@@ -48,8 +49,8 @@ class Site:
     """the number of samples, where the site is inside a chunk loop; None for a whole batch of any size."""
     rows: Rows | None = None
     """what the operand's windows are made of, where they slide along an axis."""
-    known_gram: bool = False
-    """whether the rule says the operand's inner products between positions, so that it need not be formed for them."""
+    indexed: bool = False
+    """whether the rule says where the operand's rows, which are unit vectors, have their ones."""
     pieces: int = 1
     """how many samples of this site a sample of the batch makes: neighbourhoods (see `local`)."""
 
@@ -60,7 +61,7 @@ class Site:
 
     def without_kernels(self, **changes: Any) -> Site:
         """Another contraction at this site, which torch's own kernels do not know."""
-        return replace(self, native_sum=False, native_columns=False, rows=None, known_gram=False, **changes)
+        return replace(self, native_sum=False, native_columns=False, rows=None, indexed=False, **changes)
 
     def size(self, letters: Iterable[str]) -> int:
         lengths = dict(self.sizes)
@@ -260,6 +261,9 @@ def product_of(site: Site, use: Use, op: Op | None = None, columns: Any = None) 
     if left.replace("k", "") == right:
         # Entry by entry, as scales meet what they scale: for einsum that is one small matrix product per entry.
         return sum_out(columns_of(use, op, columns) * operand_of(use, op).unsqueeze(1), left, result)
+    if site.indexed and use.contraction.index is not None:
+        index = use.contraction.index(op or use.op)
+        return spread_by_index(columns_of(use, op, columns), index, site.size(site.features))
     return einsum(site.equation, columns_of(use, op, columns), operand_of(use, op))
 
 

@@ -1,0 +1,21 @@
+"""`python -m benchmarks.real_memory CELL CONTESTANT QUANTITIES THREADS`: bytes of one call, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from .real import peak
+
+
+def main() -> None:
+    """Prints them, or null for a contestant that cannot."""
+    cell, name, quantities, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    print(json.dumps(peak(cell, name, quantities)))
+
+
+if __name__ == "__main__":
+    main()
