@@ -22,7 +22,8 @@ def layers(problem: Problem) -> list[tuple[str, nn.Parameter]]:
     found = []
     for name, module in problem.model.named_modules():
         known = isinstance(module, FACTORED) or type(module).__name__ == "Conv1D"
-        if known and getattr(module, "groups", 1) == 1 and max(module.weight.shape) < VOCABULARY:  # type: ignore[union-attr,arg-type]  # a weight
+        weight: Any = getattr(module, "weight", None)
+        if known and getattr(module, "groups", 1) == 1 and max(weight.shape) < VOCABULARY:
             found += [(f"{name}.{own}", parameter) for own, parameter in module.named_parameters(recurse=False)]
     return found
 
@@ -49,7 +50,7 @@ def torch_func(problem: Problem, quantities: str) -> Run | None:
     def call() -> dict[str, Tensor]:
         found: dict[str, Tensor] = each(parameters, problem.inputs, problem.target)
         if quantities == "batch_l2":
-            return {name: gradient.flatten(1).square().sum(1) for name, gradient in found.items()}
+            return {name: gradient.flatten(1).square().sum(1) / problem.size**2 for name, gradient in found.items()}
         return {name: gradient.var(0, unbiased=False) for name, gradient in found.items()}
 
     return Run(call, lambda result: {quantities: result})

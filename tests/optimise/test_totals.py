@@ -9,7 +9,7 @@ from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.kernels import gram
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import named
-from tests.optimise.small import lines, program, run, shaped
+from tests.optimise.small import lines, loop, program, run, shaped
 
 
 def samples(x):
@@ -46,7 +46,7 @@ def grown(way):
 def test_totals_grow_by_scaled_products(way):
     graph = grown(way)
     x = torch.randn(5, 4)
-    add_to_totals(graph)
+    add_to_totals(loop(graph).target.body)
     check_program(graph, Level.SHAPED)
     scale_as_totals_grow(graph)
     check_program(graph, Level.SHAPED)
@@ -64,7 +64,7 @@ def test_a_total_that_more_happens_to_is_left_alone():
     wanted = run(grown("squared"), x)
     scale_as_totals_grow(graph)
     assert lines(graph) == before
-    add_to_totals(graph)
+    add_to_totals(loop(graph).target.body)
     torch.testing.assert_close(run(graph, x), wanted)
 
 

@@ -50,7 +50,8 @@ def scale_as_totals_grow(graph: fx.Graph) -> None:
         call = _loop_of(item, node)
         if call is None:
             continue
-        total = call.filled[item.args[1]]  # type: ignore[index]  # as loops' results are read
+        number: Any = item.args[1]
+        total = call.filled[number]
         additions = None if total not in call.totals else list(_additions(total.inner))
         if not additions or None in additions:
             continue
@@ -74,9 +75,10 @@ def _loop_of(item: fx.Node, reader: fx.Node) -> LoopCall | None:
     if not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
         return None
     call = LoopCall.of(loop)
-    begun = call.filled[item.args[1]].outer  # type: ignore[index]  # as loops' results are read
+    number: Any = item.args[1]
+    begun = call.filled[number].outer
     fresh = begun.target == "new_zeros" and len(begun.users) == 1
-    only = [user for user in loop.users if user.args[1] == item.args[1]] == [item]
+    only = [user for user in loop.users if user.args[1] == number] == [item]
     return call if fresh and only and _is_mirrored(item, reader) else None
 
 
@@ -84,14 +86,10 @@ def _is_mirrored(item: fx.Node, reader: fx.Node) -> bool:
     """Whether all others that read it copy parts of it to other parts."""
     family = [item]
     for member in family:
-        for user in member.users:
-            if user is reader or user in family:
-                continue
-            if user.target is operator.getitem or user.target == "t":
-                family.append(user)
-            elif user.target != "copy_" or not all(read in family for read in user.all_input_nodes) or user.users:
-                return False
-    return True
+        family += [user for user in member.users if user.target is operator.getitem or user.target == "t"]
+    others = [user for member in family for user in member.users if user is not reader and user not in family]
+    return all(user.target == "copy_" and not user.users and all(read in family for read in user.all_input_nodes)
+               for user in others)
 
 
 def _additions(total: fx.Node) -> Iterator[fx.Node | None]:
