@@ -70,7 +70,7 @@ def scale_as_totals_grow(graph: fx.Graph) -> None:
 
 
 def _loop_of(item: fx.Node, reader: fx.Node) -> LoopCall | None:
-    """The loop that a total comes from, if it begins with zeros of its own, and is only mirrored and read here."""
+    """The loop that a total comes from, if it begins with zeros of its own, and is read here alone."""
     loop = item.args[0] if item.target is operator.getitem and item.args else None
     if not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
         return None
@@ -79,17 +79,7 @@ def _loop_of(item: fx.Node, reader: fx.Node) -> LoopCall | None:
     begun = call.filled[number].outer
     fresh = begun.target == "new_zeros" and len(begun.users) == 1
     only = [user for user in loop.users if user.args[1] == number] == [item]
-    return call if fresh and only and _is_mirrored(item, reader) else None
-
-
-def _is_mirrored(item: fx.Node, reader: fx.Node) -> bool:
-    """Whether all others that read it copy parts of it to other parts."""
-    family = [item]
-    for member in family:
-        family += [user for user in member.users if user.target is operator.getitem or user.target == "t"]
-    others = [user for member in family for user in member.users if user is not reader and user not in family]
-    return all(user.target == "copy_" and not user.users and all(read in family for read in user.all_input_nodes)
-               for user in others)
+    return call if fresh and only and list(item.users) == [reader] else None
 
 
 def _additions(total: fx.Node) -> Iterator[fx.Node | None]:
