@@ -37,7 +37,7 @@ def test_a_pass_that_lacks_what_it_needs_is_named():
     shaping = next(step for step in PASSES if step.name == "annotate")
     with pytest.raises(ValueError, match=r"annotate needs: .*einsums"):
         levels_behind([step for step in PASSES if PRODUCTS not in step.makes])
-    with pytest.raises(ValueError, match="drop_idle_reshapes needs: of every node"):
+    with pytest.raises(ValueError, match="drop_idle_axes needs: of every node"):
         levels_behind([step for step in PASSES if step is not shaping])
 
 
