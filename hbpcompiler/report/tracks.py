@@ -129,7 +129,7 @@ class Track:
     @cached_property
     def rows(self) -> Series:
         """Samples of the batch, by step."""
-        return _series([(step.step, step.rows) for step in self.run.steps if _is_number(step.rows)])
+        return _series([(step.step, _number(step.rows)) for step in self.run.steps if _is_number(step.rows)])
 
     def layers(self, name: str) -> Layers | None:
         """A quantity by parameter, in the model's order; None where there is none."""
