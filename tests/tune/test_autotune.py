@@ -162,3 +162,17 @@ def test_loops_whose_totals_have_names_of_their_own_are_raced(clock):
     for name, factors in hbp.compile(model, quantities=["kflr"])(X, y).kflr.items():
         if factors.A is not None:
             close(raced.kflr[name].A, factors.A, f"A of {name}")
+
+
+def test_inner_products_and_what_calls_bring(clock):
+    """Totals of groups, the gradient beside curvature; closings that meet a call's vectors stay as they were."""
+    model, X, y = problem()
+    names = ["gram", "cross", "batch_dot", "project", "clipped_grad"]
+    directions = {name: torch.randn(2, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
+    limits = hbp.Limits(near_tie=100.0)
+    plain, raced = (hbp.compile(model, quantities=names, limits=limits, autotune=tuned)(
+        X, y, directions=directions, max_norm=0.3) for tuned in (False, True))
+    assert clock.races > 0
+    for quantity in names:
+        for name, value in plain[quantity].items():
+            close(raced[quantity][name], value, f"{quantity} of {name}")

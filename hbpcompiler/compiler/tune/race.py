@@ -22,6 +22,7 @@ from hbpcompiler.compiler.match.stand_ins import StandIns
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision
+from hbpcompiler.compiler.plan.arrivals import ended
 from hbpcompiler.compiler.plan.steps import (
     Close,
     Piece,
@@ -47,9 +48,12 @@ from hbpcompiler.compiler.trace.graph import (
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
 from hbpcompiler.limits import DEFAULT_LIMITS
+from hbpcompiler.quantities import IN_BASES, PROJECT
 from hbpcompiler.rule.composite import graph_module
 
 Signature = list[list[Any]]
+OF_ARGUMENTS = frozenset({IN_BASES, PROJECT})
+"""Closings that meet vectors or bases of a call's, of which there are none here."""
 
 
 class Race:
@@ -84,15 +88,15 @@ class Race:
                                     number=lambda _, length: int(length.subs(N, self.batch)))
                for operation in operations}
         own, columns, signs = precision.Precision(self.plan.curvature_dtype), {}, {}
-        if step.piece is not None:
+        for piece in ended(step):
             for operation in operations:
-                given_columns = placeholder(self._columns(operation, step.piece, own))
-                columns[operation.name, step.piece.name] = own.rounded(given_columns, step.piece)
-            if step.piece.signed:
-                signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
+                given_columns = placeholder(self._columns(operation, piece, own))
+                columns[operation.name, piece.name] = own.rounded(given_columns, piece)
+        if step.piece is not None and step.piece.signed:
+            signs[step.piece.name] = placeholder(self._signs(operations[0], step.piece))
         backward = backward_pass(self.matched, self.plan, writer, ops, self.batch, columns=columns, signs=signs)
         backward.carry_out(replace(step, choices=tuple(choices)))
-        closed = [list(closings.values()) for closings in backward.closed.values()]
+        closed = [list(closings.values()) for closings in (*backward.closed.values(), *backward.totals.values())]
         writer.graph.output(fx.node.map_aggregate(closed, _node))
         shown = [tensor.to("meta") for tensor in given]
         optimise(writer.graph, Settings(
@@ -139,7 +143,7 @@ def autotuned(matched: Matched, plan: Plan, batch: int, device: torch.device, ti
     place = f"{tuning.key(device, matched.graph.dtype)}, batch {batch}{rounded}"
 
     def decided(step: Close | Tied) -> Close | Tied:
-        runners = near_ties(step, batch)
+        runners = near_ties(step, batch) if not step.kinds & OF_ARGUMENTS else []
         if len(runners) < 2:
             return step
         key = f"{place}: {_described(step)}"
