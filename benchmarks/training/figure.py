@@ -33,7 +33,12 @@ def draw(title: str, outcomes: Mapping[str, Outcome], costs: Mapping[str, Cost],
             if method in costs:
                 _line(axes[1][column], epochs[1:] * costs[method].median, numbers[:, 1:], method)
         for row in axes:
-            _finish(row[column], label, values is losses)
+            _finish(row[column], label)
+        if values is losses:
+            start = max(float(curve(losses(each.records, part, each.epochs)).median[0]) for each in outcomes.values())
+            for row in axes:
+                row[column].set_yscale("log")
+                row[column].set_ylim(top=2 * start)  # what is far above the beginning says nothing
         axes[0][column].set_xlabel("epoch")
         if rows == 2:
             axes[1][column].set_xlabel("processor seconds of the steps")
@@ -56,9 +61,7 @@ def _line(axis: Any, places: Numbers, numbers: Numbers, method: str) -> None:
     axis.fill_between(places[finite], found.low[finite], high[finite], color=look.colour, alpha=0.2, lw=0)
 
 
-def _finish(axis: Any, label: str, loss: bool) -> None:
+def _finish(axis: Any, label: str) -> None:
     axis.set_title(label, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
-    if loss:
-        axis.set_yscale("log")
