@@ -165,7 +165,8 @@ class PartsOfProduct(Route):
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         letter, chunk, (left, right, _) = self._letter(site), self._chunk(site), site.letters
         samples = self._samples(site)
-        columns, operand = columns_of(use), None if samples else operand_of(use)
+        columns = columns_of(use)
+        operand: Any = None if samples else operand_of(use)
         other = columns_of(use, columns=use.other) if CROSS in kinds else None
         if chunk >= site.size(letter):
             def whole(columns: Any) -> Any:
