@@ -157,10 +157,12 @@ class Compiled(Programs):
                       _reduction(built))
 
     def _drawn_by_sample(self, keys: Callable[[Batch], Tensor], batch: Sequence[Any],
-                         arguments: Mapping[str, Any], into: Adds | None = None) -> Result:
-        """A call whose random draws follow from its samples' keys; a program that draws nothing asks for none."""
+                         arguments: Mapping[str, Any], into: Adds | None = None,
+                         generator: torch.Generator | None = None) -> Result:
+        """A call whose random draws follow from its samples' keys; a program that draws nothing asks for none. What
+        belongs to no sample is drawn from the generator, or torch's global one."""
         given = check_batch(self.model, batch)
-        return self._called(given, self._beside(arguments, given), keys=keys, into=into)
+        return self._called(given, self._beside(arguments, given), generator, keys, into)
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].

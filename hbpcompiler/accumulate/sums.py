@@ -109,6 +109,24 @@ class Sums:
                     elif tensor is not None and (key := Key(name, parameter, field.name)) not in in_place:
                         ratio = self._ratio(parameter, weight) if field.how in DIVIDED else 1.0
                         self._add(key, tensor, factors[field.how] * ratio)
+        self._count(weight)
+
+    def count(self, weight: Weight) -> None:
+        """What one more batch counts, without a result: for `factor` and `divisor`."""
+        if self.first is None:
+            self.first, self.positions = weight, dict(weight.positions)
+        check_alike(self.first, weight)
+        if weight.samples:
+            self._count(weight)
+
+    def share(self, how: str, parameter: str, weight: Weight) -> float:
+        """What a value of one batch that was counted enters with in that of all of them."""
+        if not weight.samples:
+            return 0.0
+        ratio = self._ratio(parameter, weight) if how in DIVIDED else 1.0
+        return self.factor(how, parameter, weight) * ratio / self.divisor(how, parameter)
+
+    def _count(self, weight: Weight) -> None:
         for parameter in self.positions:
             share = self.shared_positions.get(parameter, 0.0)
             self.shared_positions[parameter] = share + weight.samples * self._ratio(parameter, weight)
@@ -189,10 +207,11 @@ class Sums:
         total = self.totals.get(key)
         if total is None:
             return None  # as A of a bias
-        divisor = self._divisor(how, key.parameter)
+        divisor = self.divisor(how, key.parameter)
         return total / divisor if key not in self.lost else (total + self.lost[key]) / divisor
 
-    def _divisor(self, how: str, parameter: str) -> float:
+    def divisor(self, how: str, parameter: str) -> float:
+        """What makes a total a value on the scale of one batch."""
         assert self.first is not None
         over_terms = self.is_mean
         if how == MEAN:

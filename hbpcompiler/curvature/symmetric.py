@@ -51,6 +51,10 @@ class Symmetric:
         """Take eigenvalues and eigenvectors that were found elsewhere, as `eigen` has them there."""
         self._eigen = eigen
 
+    def forget(self) -> None:
+        """Give up eigenvalues and eigenvectors: they are found again where something asks for them."""
+        self._eigen = None
+
     @property
     def is_singular(self) -> bool:
         """Whether an eigenvalue cannot be told from zero."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.errors import InputError
-from hbpcompiler.optim.finite import are_finite, warn_of
-from hbpcompiler.optim.running import Gradient
+from hbpcompiler.callers import level_of_caller
+from hbpcompiler.errors import InputError, NotFiniteWarning
+from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
+from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
 from hbpcompiler.wrappers import unwrapped
 
@@ -30,12 +32,15 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     """The numbers of a group, with the arguments of `Checked.number`."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None, params: Any,
-                 defaults: dict[str, Any]) -> None:
+                 defaults: dict[str, Any], group: Any) -> None:
         self.model = unwrapped(model)
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, self.loss)
         self.steps = 0
-        """How many there have been."""
+        """How many there have been, without those that were left out."""
+        self.skipped = 0
+        """The batches that were left out, as their loss or gradient was not finite."""
+        self._together = Together(group)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         super().__init__(trainable if params is None else params, defaults)
 
@@ -65,7 +70,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         more batches, say, or unscaled. It may return a loss, which is returned in place of the batch's. The curvature
         is the batch's all the same. Without it p.grad is set to the batch's gradient.
 
-        Where loss or gradient is infinite or NaN nothing moves, and a NotFiniteWarning says so.
+        With a group each rank gives its part of the batch, and all make the step of the whole batch; a closure's
+        gradients have to be the same on all of them.
+
+        A batch whose loss or gradient is not finite is left out: nothing changes but p.grad, which is None then
+        (unless there is a closure), and a NotFiniteWarning says so once.
         """
         if not batch or (callable(batch[0]) and not isinstance(batch[0], Tensor)):
             raise InputError(f"{type(self).__name__} takes the batch: step(X, y), with closure=... if there is one")
@@ -73,30 +82,38 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 closed = closure()
+        self._together.begin(self.model, batch)
         loss, gradient = self._gradient(batch)
         if closure is not None:
-            closed_gradient = {name: parameter.grad for name, parameter in self._chosen().items()
-                               if parameter.grad is not None}
-            if strangers := [name for name in closed_gradient if name not in gradient]:
-                raise InputError(f"the closure gives {', '.join(strangers)} a gradient, but the loss of this batch "
-                                 "does not reach them, so that they have no curvature: leave them to another optimizer")
-            gradient = closed_gradient
+            gradient = self._closed(gradient)
         else:
             for name, parameter in self._chosen().items():
-                parameter.grad = gradient.get(name)
-        chosen = self._chosen()
-        gradient = {name: part for name, part in gradient.items() if name in chosen}
-        if are_finite(loss, gradient):
-            self._move(batch, loss, gradient)
+                parameter.grad = None if gradient is None else gradient.get(name)
+        if gradient is None:
+            self.skipped += 1
+            if self.skipped == 1:
+                warn_of_skipped()
         else:
-            warn_of(self.steps, "the parameters stay as they are")
-        self.steps += 1
+            chosen = self._chosen()
+            self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
+            self.steps += 1
         return loss if closed is None else closed
+
+    def _closed(self, gradient: Gradient | None) -> Gradient | None:
+        """What a closure has left in p.grad; None where not all is finite."""
+        closed = {name: parameter.grad for name, parameter in self._chosen().items() if parameter.grad is not None}
+        if gradient is None:
+            return None
+        if strangers := [name for name in closed if name not in gradient]:
+            raise InputError(f"the closure gives {', '.join(strangers)} a gradient, but the loss of this batch "
+                             "does not reach them, so that they have no curvature: leave them to another optimizer")
+        self._together.check_alike(closed)
+        return closed if all_finite(closed.values()) else None
 
     # -- what the optimizers are ---------------------------------------------------------------------------------------
 
-    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
-        """Loss and gradient of a batch, with whatever else is due."""
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
+        """Loss and gradient of a batch, with whatever else is due; None, and nothing else, where not all is finite."""
         raise NotImplementedError
 
     def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
@@ -158,3 +175,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != OWN})
         self.steps = own["steps"]
         self._load_own_state(own)
+
+
+def warn_of_skipped() -> None:
+    """Said once by each optimizer."""
+    warnings.warn("a batch's loss or gradient is not finite: it is left out, parameters and averages stay as they are. "
+                  "Later ones are left out without a word; `skipped` counts them", NotFiniteWarning,
+                  stacklevel=level_of_caller())

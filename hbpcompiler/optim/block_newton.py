@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.accumulate.sums import LOSS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
-from hbpcompiler.optim.running import Gradient
+from hbpcompiler.optim.programs import GRADIENT, Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
+from hbpcompiler.optim.together import Part, Parts, all_finite
+from hbpcompiler.quantities import OF_LOSS
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import SCHEMES
 
@@ -41,6 +44,7 @@ class BlockNewton(CurvatureOptimizer):
         tolerance: likewise.
         progress: likewise.
         seed: as for `KFAC`.
+        group: as there; products are added up over the ranks, one message for each iteration of a block.
         options: as there.
 
     `solutions` says how the last step's were found, by parameter.
@@ -50,7 +54,8 @@ class BlockNewton(CurvatureOptimizer):
 
     def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 0.5,
                  damping: float = 1.0, l2: float = 0.0, curvature: str = "ggn", most_iterations: int = 50,
-                 tolerance: float = 1e-10, progress: float = 5e-4, seed: int = 0, **options: Any) -> None:
+                 tolerance: float = 1e-10, progress: float = 5e-4, seed: int = 0,
+                 group: Any = None, **options: Any) -> None:
         checked = Checked("this optimizer")
         checked.one_of("curvature", curvature, tuple(SCHEMES))
         checked.whole("most_iterations", most_iterations)
@@ -58,17 +63,28 @@ class BlockNewton(CurvatureOptimizer):
         checked.number("progress", progress)
         checked.whole("seed", seed, least=0)
         checked.done()
-        super().__init__(model, loss, params, {"lr": lr, "damping": damping, "l2": l2})
+        super().__init__(model, loss, params, {"lr": lr, "damping": damping, "l2": l2}, group)
         self.most_iterations, self.tolerance, self.progress, self.seed = most_iterations, tolerance, progress, seed
         self.solutions: dict[str, Solution] = {}
         self._compiled: Compiled = compile_model(self.model, self.loss, ["grad", "block"], curvature=curvature,
                                                  **options_of_compile(options))
         self._result: Result | None = None
 
-    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
-        seed = random.Random(f"{self.seed}, step {self.steps}").getrandbits(62)
-        self._result = self._compiled(*batch, generator=torch.Generator().manual_seed(seed))
-        return self._result.loss, dict(self._result.grad)
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
+        found = self._together.averaged(self.model, batch, lambda: (self._compiled, self._parts(batch)))
+        assert found is not None
+        if not all_finite(found.values()):
+            self._result = None
+        loss = found.pop((LOSS, ""))
+        return loss, None if self._result is None else {name: part for (_, name), part in found.items()}
+
+    def _parts(self, batch: tuple[Any, ...]) -> Parts:
+        """This rank's; the result is kept for the products."""
+        own = random.Random(f"{self.seed}, step {self.steps}, rank {self._together.ranks.rank}").getrandbits(62)
+        self._result = self._compiled._drawn_by_sample(self._together.keys(self.seed, self.steps), batch, {},
+                                                       generator=torch.Generator().manual_seed(own))
+        return {(LOSS, ""): Part(OF_LOSS, self._result.loss, ""),
+                **{(GRADIENT, name): Part(OF_LOSS, part, name) for name, part in self._result.grad.items()}}
 
     def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
         result, self._result = self._result, None
@@ -77,7 +93,7 @@ class BlockNewton(CurvatureOptimizer):
         self.solutions = {}
         for name, part in gradient.items():
             def product(vector: Tensor, name: str = name) -> Tensor:
-                return self._compiled.block_product(result, name, vector)
+                return self._together.total(lambda: self._compiled.block_product(result, name, vector), vector)
 
             group = groups[name]
             downhill = part.neg().sub_(parameters[name], alpha=group["l2"])

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.curvature import Curvature
-from hbpcompiler.errors import InputError
+from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.eigenbases import running_curvature
 from hbpcompiler.optim.kinds import kind_of, split_of
 from hbpcompiler.optim.preconditioner import LARGEST_FACTOR, shortening
+from hbpcompiler.optim.programs import Gradient, Settings
 from hbpcompiler.optim.quadratic import QuadraticModel
-from hbpcompiler.optim.running import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
 
 TRUSTED, DOUBTED = 0.75, 0.25
@@ -32,8 +32,8 @@ class KFAC(CurvatureOptimizer):
             loss = optimizer.step(X, y)    # in place of zero_grad(), loss(model(X), y), backward() and step()
 
     C is the running average of `curvature`, as in `hbp.optim.Preconditioner`, whose arguments these are too: curvature,
-    ema, update_every, invert_every, split, mc_samples, seed, largest_factor, options. On steps that update it, gradient
-    and curvature come from one pass; on the others there is the gradient alone.
+    ema, update_every, invert_every, split, mc_samples, seed, largest_factor, group, options. On steps that update it,
+    gradient and curvature come from one pass; on the others there is the gradient alone.
 
     Args:
         model: as for `hbp.compile`.
@@ -68,7 +68,7 @@ class KFAC(CurvatureOptimizer):
                  invert_every: int = 5, split: str | None = None, norm_constraint: float | None = None,
                  adapt_damping: bool | None = None, adapt_every: int = 5, least_damping: float = 1e-3,
                  most_damping: float = 1e8, reject: bool = False, mc_samples: int = 1, seed: int = 0,
-                 largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
+                 largest_factor: int = LARGEST_FACTOR, group: Any = None, **options: Any) -> None:
         curvature = self.default_curvature if curvature is None else curvature
         kind = kind_of(curvature)
         checked = Checked("this optimizer")
@@ -89,7 +89,7 @@ class KFAC(CurvatureOptimizer):
         checked.whole("seed", seed, least=0)
         checked.done()
         super().__init__(model, loss, params, {"lr": lr, "momentum": momentum, "damping": damping, "l2": l2,
-                                               "weight_decay": weight_decay})
+                                               "weight_decay": weight_decay}, group)
         self.curvature_name = curvature
         self.norm_constraint = norm_constraint
         self.adapt_damping, self.adapt_every = adapt_damping, adapt_every
@@ -102,11 +102,11 @@ class KFAC(CurvatureOptimizer):
         options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
         settings = Settings(kind, ema, split_of(curvature, split), largest_factor, seed, update_every, invert_every,
                             options=options)
-        self._running = running_curvature(self.model, self.loss, settings)
-        self._model = QuadraticModel(self.model, self.loss, seed)
+        self._running = running_curvature(self.model, self.loss, settings, self._together)
+        self._model = QuadraticModel(self.model, self.loss, seed, self._together)
         self._loss_alone = compile_model(self.model, self.loss, ["batch_loss"], **options)
 
-    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
         return self._running.advance(batch, self.steps, self._dampings)
 
     def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
@@ -127,7 +127,7 @@ class KFAC(CurvatureOptimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(velocity)
         if adapting or self.reject:
-            self._judge(batch, float(loss) + penalty, predicted, adapting, before)
+            self._judge(batch, loss, penalty, predicted, adapting, before)
 
     # -- the step's length -------------------------------------------------------------------------------------------
 
@@ -156,10 +156,12 @@ class KFAC(CurvatureOptimizer):
                     group[key] = value
         return quadratic.change(found)
 
-    def _judge(self, batch: tuple[Any, ...], old: float, predicted: float, adapting: bool, before: Gradient) -> None:
+    def _judge(self, batch: tuple[Any, ...], loss: Tensor, penalty: float, predicted: float, adapting: bool,
+               before: Gradient) -> None:
         """Compare what the loss did with what was predicted."""
-        new = self._loss_alone(*batch, generator=self._running.draws(self.steps)).loss
-        change = float(new) + self._penalty() - old
+        new = self._together.total(
+            lambda: self._running.programs.call(self._loss_alone, batch, self.steps).loss, loss)
+        change = float(new) + self._penalty() - (float(loss) + penalty)
         if adapting:
             self.last_ratio = change / predicted if predicted else float("nan")
             factor = DECAY_OF_DAMPING**self.adapt_every
@@ -181,7 +183,22 @@ class KFAC(CurvatureOptimizer):
                    for group in self.param_groups if group["l2"] for parameter in group["params"])
 
     def _dampings(self) -> dict[str, float]:
-        return {name: group["damping"] + group["l2"] for name, group in self._groups().items()}
+        """OptionError where a bias, which is in its weight's block, has another damping or l2; one that is in no group
+        has its weight's, and the other way round."""
+        groups, findings = self._groups(), []
+        found = {name: group["damping"] + group["l2"] for name, group in groups.items()}
+        for weight, bias in self._running.joined():
+            if groups[bias] is self.defaults:
+                found[bias] = found[weight]
+            elif groups[weight] is self.defaults:
+                found[weight] = found[bias]
+            else:
+                findings += [f"{number} of {weight} and {bias}: {groups[weight][number]:g} and {groups[bias][number]:g}"
+                             for number in ("damping", "l2") if groups[weight][number] != groups[bias][number]]
+        if findings:
+            raise OptionError(listing("weight and bias are one block, and must have the same numbers:", findings,
+                                      "Put both into one group."))
+        return found
 
     # -- the state -----------------------------------------------------------------------------------------------------
 

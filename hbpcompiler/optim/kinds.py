@@ -15,6 +15,10 @@ from hbpcompiler.values import Stored
 AS_IS, ABSOLUTE, CLIPPED = "as it is", "absolute", "clipped"
 
 
+EIGENVALUES = "eigenvalues"
+"""The field of averages that are second moments in the eigenvectors of Kronecker factors."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """One curvature by its name in `KINDS`."""
@@ -30,9 +34,9 @@ class Kind:
     eigenvalues: str = ""
     """The quantity that corrects the eigenvalues of Kronecker factors."""
 
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        return (self.quantity, self.others) if self.others else (self.quantity,)
+    def field_of(self, quantity: str) -> str:
+        """Of averages: where a quantity of one tensor for each parameter is kept."""
+        return EIGENVALUES if quantity == self.eigenvalues else ""
 
 
 KINDS: Mapping[str, Kind] = {

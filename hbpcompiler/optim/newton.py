@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.errors import HbpError
 from hbpcompiler.optim.base import CurvatureOptimizer
-from hbpcompiler.optim.running import Gradient
+from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
+from hbpcompiler.optim.together import all_finite
 from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
 
 
@@ -31,6 +34,8 @@ class Newton(CurvatureOptimizer):
         columns: "exact", or "sampled".
         mc_samples: so many a sample.
         seed: of all draws, as for `KFAC`.
+        group: as there, but that each rank gets the whole batch, whose spectrum is no sum over samples: ranks gain no
+            time.
         options: of `hbp.spectrum`.
     """
 
@@ -38,7 +43,7 @@ class Newton(CurvatureOptimizer):
 
     def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1.0,
                  top: int | None = 10, damping: Any = "bootstrap", groups: Any = "all", columns: str = "exact",
-                 mc_samples: int = 1, seed: int = 0, **options: Any) -> None:
+                 mc_samples: int = 1, seed: int = 0, group: Any = None, **options: Any) -> None:
         checked = Checked("this optimizer")
         if top is not None:
             checked.whole("top", top)
@@ -46,7 +51,7 @@ class Newton(CurvatureOptimizer):
             checked.number("damping", damping, above=True)
         checked.whole("seed", seed, least=0)
         checked.done()
-        super().__init__(model, loss, params, {"lr": lr})
+        super().__init__(model, loss, params, {"lr": lr}, group)
         self.top, self.seed, self.damping = top, seed, damping
         self._groups_given = groups
         self._options = {"columns": columns, "mc_samples": mc_samples, **options_of_compile(options)}
@@ -64,17 +69,29 @@ class Newton(CurvatureOptimizer):
             self._compiled[chosen] = spectrum(self.model, self.loss, groups, **self._options)
         return self._compiled[chosen]
 
-    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient]:
-        self._spectrum = self._program()(*batch, generator=self._draws("columns"))
-        return self._spectrum.loss, dict(self._spectrum.grad)
+    def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
+        whole = self._together.whole(batch)
+        try:
+            found = self._program()(*whole, generator=self._draws("columns"))
+        except (HbpError, RuntimeError):  # of eigenvalues, or targets, of what is not finite
+            loss = compile_model(self.model, self.loss, ["grad"])(*whole, generator=self._draws("columns")).loss
+            if loss.isfinite():
+                raise
+            return loss, None
+        gradient = dict(found.grad)
+        if not all_finite([found.loss, *gradient.values()]):
+            return found.loss, None
+        self._spectrum = found
+        return found.loss, gradient
 
     def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
         found, self._spectrum = self._spectrum, None
         assert found is not None
         damping = bootstrap(generator=self._draws("bootstrap")) if self.damping == "bootstrap" else self.damping
         step = found.newton_step(damping=damping, top=self._tops(found))
-        groups, parameters = self._groups(), self._chosen()
-        for name, part in _by_parameter(step).items():
+        groups, parameters, parts = self._groups(), self._chosen(), _by_parameter(step)
+        self._together.mean(list(parts.values()))
+        for name, part in parts.items():
             if name in parameters:
                 parameters[name].add_(part, alpha=groups[name]["lr"])
 

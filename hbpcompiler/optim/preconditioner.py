@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from hbpcompiler.errors import InputError, OptionError
+from hbpcompiler.optim.base import warn_of_skipped
 from hbpcompiler.optim.eigenbases import running_curvature
-from hbpcompiler.optim.finite import are_finite, warn_of
 from hbpcompiler.optim.kinds import kind_of, split_of
-from hbpcompiler.optim.running import Gradient, Settings
+from hbpcompiler.optim.programs import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
+from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
 from hbpcompiler.wrappers import unwrapped
 
@@ -58,6 +59,9 @@ class Preconditioner:
         mc_samples: for the sampled curvatures.
         seed: of the draws, which depend on it and on the step's number alone; torch's generators stay untouched.
         largest_factor: see above.
+        group: a torch.distributed group, each of whose ranks gives `step` its part of the batch, of any size, or none:
+            p.grad is that of the whole batch on all, eigenvectors are found by one rank each, and samples draw as they
+            would on one rank. Refused for kfra, which does not add up.
         options: of `hbp.compile`, for both programs.
 
     Raises OptionError or ModelError for what makes no sense, and at the first batch what `hbp.compile` raises for a
@@ -67,7 +71,8 @@ class Preconditioner:
     def __init__(self, model: nn.Module, loss: Any = None, curvature: str = "kfac",
                  damping: float | Mapping[str, float] = 1e-2, *, ema: float = 0.95, update_every: int = 1,
                  invert_every: int = 10, split: str | None = None, kl_clip: float | None = None, lr: float = 1.0,
-                 mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR, **options: Any) -> None:
+                 mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR,
+                 group: Any = None, **options: Any) -> None:
         kind = kind_of(curvature)
         checked = Checked("this preconditioner")
         checked.number("ema", ema, above=False, most=1.0)
@@ -86,12 +91,15 @@ class Preconditioner:
         self.damping = damping
         self.kl_clip, self.lr = kl_clip, lr
         self.steps = 0
-        """How many there have been."""
+        """How many there have been, without those that were left out."""
+        self.skipped = 0
+        """The batches that were left out, as their loss or gradient was not finite."""
+        self._together = Together(group)
         self._dampings()
         options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
         settings = Settings(kind, ema, split_of(curvature, split), largest_factor, seed, update_every, invert_every,
                             options=options)
-        self._running = running_curvature(self.model, loss, settings)
+        self._running = running_curvature(self.model, loss, settings, self._together)
 
     def step(self, *batch: Any) -> Tensor:
         """The loss of a batch (X, y); its preconditioned gradient is in p.grad of the trainable parameters.
@@ -99,23 +107,36 @@ class Preconditioner:
         p.grad is overwritten. Parameters that do not reach the loss get None, as from zero_grad().
         """
         loss, gradient = self.gradient(*batch)
-        self._set(self._preconditioned(gradient))
+        self._set({} if gradient is None else self._preconditioned(gradient))
         return loss
 
-    def gradient(self, *batch: Any) -> tuple[Tensor, Gradient]:
+    def gradient(self, *batch: Any) -> tuple[Tensor, Gradient | None]:
         """Loss and gradient by name, with the curvature brought up to date where it is time for that: `step` without
-        its end. For gradients that something else happens to first; then call `precondition`."""
+        its end. For gradients that something else happens to first; then call `precondition`. The gradient is None
+        where it, or the loss, is not finite."""
+        self._together.begin(self.model, batch)
         loss, gradient = self._running.advance(batch, self.steps, self._dampings)
-        if not are_finite(loss, gradient):
-            warn_of(self.steps, "the running average stays as it was, but p.grad is that gradient's: leave out the "
-                                "optimizer's step where the loss is not finite")
-        self.steps += 1
+        if gradient is None:
+            self._skip()
+        else:
+            self.steps += 1
         return loss, gradient
 
     def precondition(self) -> None:
-        """Multiply what is in p.grad, of whatever origin: accumulated over batches, unscaled, clipped."""
+        """Multiply what is in p.grad, of whatever origin: accumulated over batches, unscaled, clipped. Where not all of
+        it is finite it becomes None. With a group it has to be the same on all ranks."""
         gradient = {name: parameter.grad for name, parameter in self._trainable().items() if parameter.grad is not None}
-        self._set(self._preconditioned(gradient))
+        self._together.check_alike(gradient)
+        if all_finite(gradient.values()):
+            self._set(self._preconditioned(gradient))
+        else:
+            self._skip()
+            self._set({})
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        if self.skipped == 1:
+            warn_of_skipped()
 
     def curvature(self) -> Any:
         """The running average, without damping, as `hbp.curvature` gives it. InputError before the first step."""

@@ -21,7 +21,8 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.operators.at_outputs import LossHessian
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Products
-from hbpcompiler.optim.running import Gradient
+from hbpcompiler.optim.programs import Gradient
+from hbpcompiler.optim.together import Together
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Quadratic:
 class QuadraticModel:
     """Products with a model's exact GGN over a batch, of a few vectors at once."""
 
-    def __init__(self, model: nn.Module, loss: Any, seed: int) -> None:
-        self.model, self.loss, self.seed = model, loss, seed
+    def __init__(self, model: nn.Module, loss: Any, seed: int, together: Together) -> None:
+        self.model, self.loss, self.seed, self.together = model, loss, seed, together
         self._products: dict[tuple[str, ...], Products] = {}
 
     def along(self, batch: tuple[Any, ...], directions: Sequence[Gradient], gradient: Gradient,
@@ -62,17 +63,24 @@ class QuadraticModel:
         """q along directions {name: [*theta]}; damping and l2 by parameter."""
         names = tuple(directions[0])
         columns = [torch.stack([direction[name] for direction in directions]) for name in names]
-        products = self._of(names).times(0, check_batch(self.model, batch), columns)
-        size = len(directions)
-        curvature, damped = torch.zeros(size, size).double(), torch.zeros(size, size).double()
-        slope = torch.zeros(size).double()
-        for name, column, product in zip(names, columns, products, strict=True):
+        size, device = len(directions), columns[0].device
+        start = torch.zeros(size, size, dtype=torch.float64, device=device)
+        curvature = self.together.total(lambda: self._curvature(batch, names, columns), start).cpu()
+        damped, slope = torch.zeros(size, size).double(), torch.zeros(size).double()
+        for name, column in zip(names, columns, strict=True):
             flat = column.flatten(1).double()
             squares = (flat @ flat.t()).cpu()
-            curvature += (flat @ product.flatten(1).double().t()).cpu() + l2[name] * squares
+            curvature += l2[name] * squares
             damped += damping[name] * squares
             slope += (flat @ gradient[name].flatten().double()).cpu()
         return Quadratic((curvature + curvature.t()) / 2, damped, slope)
+
+    def _curvature(self, batch: tuple[Any, ...], names: tuple[str, ...], columns: list[Tensor]) -> Tensor:
+        """V^T C V of this rank's part of the batch, [k, k]."""
+        products = self._of(names).times(0, check_batch(self.model, batch), columns)
+        found = [column.flatten(1).double() @ product.flatten(1).double().t()
+                 for column, product in zip(columns, products, strict=True)]
+        return torch.stack(found).sum(0)
 
     def _of(self, names: tuple[str, ...]) -> Products:
         if names not in self._products:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import random
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiled import compile as compile_model
-from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.curvature import Curvature, curvature
-from hbpcompiler.errors import IndefiniteCurvatureWarning, InputError, UnsupportedOpError
-from hbpcompiler.optim.averages import Averages, Key
-from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED, Kind, embedded, with_factors
-from hbpcompiler.result import Result
+from hbpcompiler.curvature import Block, Curvature, curvature
+from hbpcompiler.curvature.spread import decompose
+from hbpcompiler.errors import InputError
+from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.optim.averages import Averages
+from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED
+from hbpcompiler.optim.programs import Gradient, Programs, Seen, Settings, trainable_in
+from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.values import Stored, Values
 
-Gradient = dict[str, Tensor]
-"""By parameter name."""
-MEANS_ALSO_OF_SUMS = ("second_moment",)
-"""(1/N) sum_n whatever the loss is; its Fisher matrix has N times that if the loss is a sum."""
+Dampings = Callable[[], Mapping[str, float]]
+"""By parameter, as they are when they are asked for."""
+NOTHING_SEEN = "no batch has been seen whose curvature is finite; there is nothing to divide by"
 
 
 class Factors(NamedTuple):
@@ -34,186 +31,86 @@ class Factors(NamedTuple):
     B: Tensor
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What stays the same from step to step."""
-
-    kind: Kind
-    decay: float
-    split: str
-    largest_factor: int
-    seed: int
-    update_every: int
-    invert_every: int
-    squared: bool = False
-    """Whether squares are averaged (of diagonals), not the values themselves."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Of `hbp.compile`."""
-
-
 class RunningCurvature:
-    """The averages, and the programs they come from: one of the gradient alone, one of the gradient and curvature.
+    """The averages, the programs they come from, and the inverse."""
 
-    The second one is for the parameters that are trainable now; there is another one for others.
-    """
-
-    def __init__(self, model: nn.Module, loss: Any, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, loss: Any, settings: Settings, together: Together) -> None:
         self.model = model
-        self.loss = loss
         self.settings = settings
+        self.together = together
+        self.programs = Programs(model, loss, settings, together)
         self.averages = Averages(settings.decay)
-        self.inverse: Curvature | None = None
+        self._inverted: dict[tuple[str, ...], Block] = {}
+        """The inverse's blocks, by their parameters."""
         self._stored: Mapping[str, Stored] = {}
         self._trainable: frozenset[str] = frozenset()
         """The parameters that were trainable at the last update."""
-        self._gradient_alone = compile_model(model, loss, ["grad"], **settings.options)
-        self._with_curvature: dict[frozenset[str], Compiled] = {}
-        self._buffers: tuple[Any, dict[str, Any]] = (None, {})
-        """For what they are, and the curvature of the last batch: the next one's is written over it."""
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 
-    def advance(self, batch: tuple[Any, ...], step: int, dampings: Callable[[], Mapping[str, float]] | None,
-                ) -> tuple[Tensor, Gradient]:
+    def advance(self, batch: tuple[Any, ...], step: int, dampings: Dampings | None) -> tuple[Tensor, Gradient | None]:
         """Loss and gradient, with the average brought up to date where the step's number says so, and the inverse too
-        unless there are no dampings. At once where other parameters are trainable than at the last update."""
-        trainable = self._trainable_now()
+        unless there are no dampings. At once where other parameters are trainable than at the last update.
+
+        The gradient is None where loss or gradient is not finite; then nothing else has changed.
+        """
+        trainable = trainable_in(self.model)
         new = trainable != self._trainable
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
         if new:
             self._begin_anew()
-        seen = self._stored
-        loss, gradient = self.gradient_and_update(batch, step)
+        seen = self._checked(self.programs.seen(lambda: self._program(batch, step), batch, step, self._arguments))
+        if seen.gradient is None:
+            return seen.loss, None
+        if self._enter(seen):
+            self.averages.keep(seen.curvature)
+            self._stored = seen.stored
         if dampings is not None and self._stored:
             anew = new or step % self.settings.invert_every == 0
             self._after_update(batch, step, dampings, anew)
-        if self._stored is not seen:  # else the batch was not finite, and the next one begins
-            self._trainable = trainable
-        return loss, gradient
+        self._trainable = trainable
+        return seen.loss, seen.gradient
 
-    def _trainable_now(self) -> frozenset[str]:
-        return frozenset(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+    def gradient(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient | None]:
+        """Loss and gradient; None if not all is finite."""
+        seen = self._checked(self.programs.seen(lambda: self.programs.gradient_alone, batch, step))
+        return seen.loss, seen.gradient
+
+    def _checked(self, seen: Seen) -> Seen:
+        if seen.gradient is not None and not all_finite([seen.loss, *seen.gradient.values()]):
+            return seen._replace(gradient=None)
+        return seen
+
+    def _enter(self, seen: Seen) -> bool:
+        """Whether the curvature is finite, and in the averages now."""
+        finite = all_finite(seen.curvature.values())
+        if finite:
+            self.averages.update(seen.curvature)
+        return finite
 
     def _begin_anew(self) -> None:
         """Other parameters have become trainable, or fewer are."""
 
-    def gradient(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient]:
-        """Loss and gradient."""
-        result = self._gradient_alone(*batch, generator=self.draws(step))
-        return result.loss, dict(result.grad)
-
-    def gradient_and_update(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient]:
-        """The same; the batch's curvature goes into the averages, unless it is not finite."""
-        program = self._program(batch, step)
-        try:
-            result = self._of_convex_loss(program, batch, step)
-        except RuntimeError:
-            loss, gradient = self.gradient(batch, step)
-            if loss.isfinite():
-                raise
-            return loss, gradient  # no targets can be drawn from outputs that are NaN
-        samples = check_batch(self.model, batch).samples if program.reduction == "sum" else 1
-        seen = self._seen(result, samples)
-        if self._enter(seen):
-            self.averages.keep(seen)
-            self._stored = result.stored
-        return result.loss, dict(result.grad)
-
-    def _enter(self, seen: dict[Key, Tensor]) -> bool:
-        """Whether they are finite, and are in the averages now."""
-        finite = bool(torch.stack([tensor.sum() for tensor in seen.values()]).isfinite().all()) if seen else True
-        if finite:
-            self.averages.update(seen)
-        return finite
-
     def _program(self, batch: tuple[Any, ...], step: int) -> Compiled:
-        trainable = self._trainable_now()
-        if trainable not in self._with_curvature:
-            self._with_curvature[trainable] = self._compiled(self._quantities(batch, step))
-        return self._with_curvature[trainable]
-
-    def _compiled(self, quantities: dict[str, Any]) -> Compiled:
-        return compile_model(self.model, self.loss, quantities, joint_bias=True, **self.settings.options)
-
-    def _of_convex_loss(self, program: Compiled, batch: tuple[Any, ...], step: int) -> Result:
-        """What the program returns. UnsupportedOpError if its curvature may be indefinite, so that nothing can be
-        divided by it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", IndefiniteCurvatureWarning)
-            try:
-                result = program(*batch, generator=self.draws(step), **self._written_over(program),
-                                 **self._arguments(program))
-                self._keep(program, result)
-                return result
-            except IndefiniteCurvatureWarning as warning:
-                self._with_curvature.clear()
-                raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "
-                                         "or 'diag_h_clip', which are positive for every loss") from None
-
-    def _written_over(self, program: Compiled) -> dict[str, Any]:
-        """Where the program's curvature may go, as arguments of its call: what the averages have is their own."""
-        kind, buffers = self._buffers
-        return {"into": buffers, "decay": 0.0} if buffers and kind == self._kind_of_buffers(program) else {}
-
-    def _keep(self, program: Compiled, result: Result) -> None:
-        if not self.settings.kind.root:  # columns have a row for each sample
-            held = {name: result[name] for name in self.settings.kind.quantities if name in result}
-            self._buffers = self._kind_of_buffers(program), held
-
-    def _kind_of_buffers(self, program: Compiled) -> Any:
-        return id(program), frozenset((parameter.dtype, parameter.device) for parameter in self.model.parameters())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": (None, {})}
+        return self.programs.with_curvature(batch, step)
 
     def _arguments(self, program: Compiled) -> dict[str, Any]:
         """Of the call of a program with curvature."""
         return {}
 
-    def _quantities(self, batch: tuple[Any, ...], step: int) -> dict[str, Any]:
-        kind = self.settings.kind
-        if not kind.others:
-            return {"grad": "*", kind.quantity: "*"}
-        stored = self._gradient_alone(*batch, generator=self.draws(step)).grad.stored
-        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model))
-        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
-        return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
-
-    def _seen(self, result: Result, samples: int) -> dict[Key, Tensor]:
-        """The tensors that are averaged."""
-        kind, seen = self.settings.kind, dict[Key, Tensor]()
-        for quantity in kind.quantities:
-            for name, value in result[quantity].items() if quantity in result else ():
-                if kind.root:
-                    columns = value.flatten(0, 1).flatten(1)
-                    seen[name, ""] = columns.t() @ columns
-                elif isinstance(value, Tensor):
-                    seen[name, ""] = value * samples if quantity in MEANS_ALSO_OF_SUMS else value
-                else:
-                    seen |= {(name, letter): factor for letter, factor in (("A", value.A), ("B", value.B))
-                             if factor is not None}
-        if self.settings.squared:
-            return {key: tensor.square() for key, tensor in seen.items()}
-        return seen
-
-    def draws(self, step: int) -> torch.Generator:
-        """Each step's own, so that a run that is resumed draws as one that was not interrupted."""
-        return torch.Generator().manual_seed(random.Random(f"{self.settings.seed}, step {step}").getrandbits(62))
-
-    def mean(self, name: str) -> Tensor:
-        """The average of a diagonal, as the kind has its sign. InputError where there is none yet."""
-        if (name, "") not in self.averages.means:
-            raise InputError("no batch has been seen whose curvature is finite; there is nothing to divide by")
-        return self._signed(self.averages.means[name, ""])
-
-    def _after_update(self, batch: tuple[Any, ...], step: int, dampings: Callable[[], Mapping[str, float]],
-                      anew: bool) -> None:
+    def _after_update(self, batch: tuple[Any, ...], step: int, dampings: Dampings, anew: bool) -> None:
         """`anew`: it is time for the inverse."""
         if anew:
             self.invert(dampings())
 
-    # -- the inverse ---------------------------------------------------------------------------------------------------
+    # -- the average -------------------------------------------------------------------------------------------------
+
+    def mean(self, name: str) -> Tensor:
+        """The average of a diagonal, as the kind has its sign. InputError where there is none yet."""
+        if (name, "") not in self.averages.means:
+            raise InputError(NOTHING_SEEN)
+        return self._signed(self.averages.means[name, ""])
 
     def average(self) -> Curvature:
         """The mean as it is now, of the parameters that the last update was about. InputError before the first one."""
@@ -231,41 +128,76 @@ class RunningCurvature:
                 values[name] = Factors(self.averages.means.get((name, "A")), mean)
         return values
 
-    def invert(self, dampings: Mapping[str, float]) -> None:
-        """(average + damping)^-1, kept for the steps that follow."""
-        average = self.average()
-        self.inverse = average.inverse({name: dampings[name] for name in average.names}, self.settings.split)
-
-    def preconditioned(self, gradient: Gradient) -> Gradient:
-        """The inverse times the gradient, {name: [*theta]}."""
-        if self.inverse is None:
-            raise InputError("no batch has been seen whose curvature is finite; there is nothing to divide by")
-        found: Gradient = {}
-        for block in self.inverse.blocks:
-            asked = [name for name in block.names if name in gradient]
-            if asked:
-                like, shapes = gradient[asked[0]], dict(zip(block.names, block.place.shapes, strict=True))
-                whole = {name: gradient[name] if name in gradient else like.new_zeros(shapes[name])
-                         for name in block.names}  # a bias that is frozen, or another optimizer's
-                own = block.place.gather({name: part.unsqueeze(0) for name, part in whole.items()})
-                product = block.place.scatter(block.product(own.to(block.dtype)))
-                found |= {name: product[name].squeeze(0).to(gradient[name].dtype) for name in asked}
-        return found
+    def joined(self) -> list[tuple[str, str]]:
+        """Weights, and the biases that are in their blocks."""
+        return [(name, own.bias) for name, own in self._stored.items()
+                if own.bias and (name, "A") in self.averages.means]
 
     def _signed(self, mean: Tensor) -> Tensor:
         if self.settings.kind.sign == ABSOLUTE:
             return mean.abs()
         return mean.clamp(min=0) if self.settings.kind.sign == CLIPPED else mean
 
+    # -- the inverse ---------------------------------------------------------------------------------------------------
+
+    @property
+    def inverse(self) -> Curvature | None:
+        blocks = list(self._inverted.values())
+        return Curvature(blocks, [name for block in blocks for name in block.names]) if blocks else None
+
+    def invert(self, dampings: Mapping[str, float]) -> None:
+        """(average + damping)^-1, kept for the steps that follow.
+
+        One block after the other takes the place of the last inverse's, and its eigenvectors, in float64, are given up
+        at once. Several ranks find the eigenvectors of all blocks first, each some of them.
+        """
+        blocks = list(self.average().blocks)
+        if self.together.several:
+            decompose([matrix for block in blocks for matrix in block.symmetric_matrices], self.together.group)
+        names = {block.names for block in blocks}
+        for former in [former for former in self._inverted if former not in names]:
+            del self._inverted[former]
+        while blocks:
+            block = blocks.pop(0)
+            own = Curvature([block], block.names)
+            with self.in_own_precision():
+                inverse = own.inverse({name: dampings[name] for name in block.names}, self.settings.split).blocks[0]
+            for matrix in inverse.symmetric_matrices:
+                matrix.forget()
+            self._inverted[block.names] = inverse
+
+    def preconditioned(self, gradient: Gradient) -> Gradient:
+        """The inverse times the gradient, {name: [*theta]}."""
+        if not self._inverted:
+            raise InputError(NOTHING_SEEN)
+        found: Gradient = {}
+        for block in self._inverted.values():
+            asked = [name for name in block.names if name in gradient]
+            if asked:
+                like, shapes = gradient[asked[0]], dict(zip(block.names, block.place.shapes, strict=True))
+                whole = {name: gradient[name] if name in gradient else like.new_zeros(shapes[name])
+                         for name in block.names}  # a bias that is frozen, or another optimizer's
+                own = block.place.gather({name: part.unsqueeze(0) for name, part in whole.items()})
+                with self.in_own_precision():
+                    product = block.place.scatter(block.product(own.to(block.dtype)))
+                found |= {name: product[name].squeeze(0).to(gradient[name].dtype) for name in asked}
+        return found
+
+    def in_own_precision(self) -> AbstractContextManager[None]:
+        """A step's linear algebra is not the model's, whose products autocast makes in half precision."""
+        return without_autocast([next(self.model.parameters()).device.type])
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        inverse = self.inverse
         return {"averages": self.averages.state_dict(), "trainable": sorted(self._trainable),
-                "inverse": None if self.inverse is None else self.inverse.state_dict()}
+                "inverse": None if inverse is None else inverse.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         device = next(self.model.parameters()).device
         self.averages.load(state["averages"], device)
         self._trainable = frozenset(state["trainable"])
         inverse = state["inverse"]
-        self.inverse = None if inverse is None else Curvature.from_state_dict(inverse).to(device)
+        blocks = () if inverse is None else Curvature.from_state_dict(inverse).to(device).blocks
+        self._inverted = {block.names: block for block in blocks}

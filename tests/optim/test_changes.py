@@ -100,43 +100,13 @@ def test_a_closure_may_not_bring_gradients_without_curvature():
         assert not moved(model, before)
 
 
-def test_a_first_batch_that_is_not_finite_is_one_clear_error():
-    model, X, y = chain()
-    with pytest.raises(hbp.InputError, match="no batch has been seen whose curvature is finite"), \
-            pytest.warns(hbp.NotFiniteWarning):
-        hbp.optim.Preconditioner(model, None).step(X * float("nan"), y)
-    with pytest.raises(hbp.InputError, match="the curvature of this batch is not finite"):
-        hbp.optim.Newton(model, None, damping=1.0).step(X * float("nan"), y)
-    for make in EVERY[:3]:
-        before, optimizer = values(model), make(model, None)
-        with pytest.warns(hbp.NotFiniteWarning, match="step 0"):
-            optimizer.step(X * float("nan"), y)
-        assert not moved(model, before)
-        optimizer.step(X, y)
-        assert moved(model, before)
-
-
-@pytest.mark.parametrize("make", EVERY[:-1])
-def test_a_batch_that_is_not_finite_moves_nothing_and_is_told(make):
-    model, X, y = chain()
-    optimizer = make(model, None)
-    optimizer.step(X, y)
-    before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.warns(hbp.NotFiniteWarning, match=r"step 1 is infinite or NaN: the parameters stay as they are"):
-        optimizer.step(X * float("inf"), y)
-    assert all(torch.equal(own, old) for own, old in zip(model.parameters(), before, strict=True))
-    optimizer.step(X, y)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not all(torch.equal(own, old) for own, old in zip(model.parameters(), before, strict=True))
-
-
 @pytest.mark.parametrize("curvature", ["ekfac", "ekfac_exact", "ekfac_emp"])
 def test_a_batch_that_is_not_finite_leaves_ekfac_as_it_was(curvature):
     model, X, y = chain()
     pre = hbp.optim.Preconditioner(model, None, curvature, update_every=1, invert_every=2)
     for _ in range(2):
         pre.step(X, y)
-    with pytest.warns(hbp.NotFiniteWarning, match=r"the running average stays as it was, but p.grad is"):
+    with pytest.warns(hbp.NotFiniteWarning):
         pre.step(X * float("nan"), y)
     pre.step(X, y)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -158,12 +128,3 @@ def test_named_parameters_are_taken_as_torch_takes_them():
     before = values(model)
     hbp.optim.KFAC(model, None, model.named_parameters()).step(X, y)
     assert moved(model, before) == before.keys()
-
-
-def test_a_weight_and_its_bias_with_other_l2s_are_told_why_not():
-    model, X, y = chain()
-    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
-    weights = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
-    optimizer = hbp.optim.KFAC(model, None, params=[{"params": weights, "l2": 0.1}, {"params": biases}], damping=0.5)
-    with pytest.raises(hbp.InputError, match=r"have one damping \(or sum of damping and l2\), not 0.6 and 0.5"):
-        optimizer.step(X, y)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -196,8 +197,14 @@ def test_a_batch_that_is_not_finite_does_not_enter_the_average():
     pre = hbp.optim.Preconditioner(model, None, "diag_ggn", damping=0.3, update_every=1, invert_every=1)
     pre.step(X, y)
     before = pre.curvature()["0.weight"].values.clone()
-    with pytest.warns(hbp.NotFiniteWarning):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         pre.step(X * float("inf"), y)
+        pre.step(X * float("nan"), y)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert (pre.steps, pre.skipped) == (1, 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(pre.curvature()["0.weight"].values, before)
 
 

@@ -1,0 +1,162 @@
+"""The programs that a step runs on its batch: of the gradient alone, and of gradient and curvature."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.accumulate.sums import LOSS, Key
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.errors import HbpError, IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
+from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.optim.kinds import Kind, embedded, with_factors
+from hbpcompiler.optim.together import NotFiniteError, Part, Together
+from hbpcompiler.quantities import OF_LOSS, QUANTITIES
+from hbpcompiler.result import Result
+from hbpcompiler.values import Stored
+
+Gradient = dict[str, Tensor]
+"""By parameter name."""
+CURVATURE, GRADIENT = "curvature", "grad"
+"""The quantities of keys, beside LOSS."""
+MEANS_ALSO_OF_SUMS = ("second_moment",)
+"""(1/N) sum_n whatever the loss is; its Fisher matrix has N times that if the loss is a sum."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stays the same from step to step."""
+
+    kind: Kind
+    decay: float
+    split: str
+    largest_factor: int
+    seed: int
+    update_every: int
+    invert_every: int
+    squared: bool = False
+    """Whether squares are averaged (of diagonals), not the values themselves."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of `hbp.compile`."""
+
+
+class Seen(NamedTuple):
+    """Of a batch, on all ranks."""
+
+    loss: Tensor
+    gradient: Gradient | None
+    """None: it is not finite, nor may the rest be."""
+    curvature: dict[tuple[str, str], Tensor]
+    """What is averaged: by parameter and field."""
+    stored: Mapping[str, Stored]
+
+
+class Programs:
+    """Those of one model and loss. One with curvature is for the parameters that are trainable now; there is another
+    one for others."""
+
+    def __init__(self, model: nn.Module, loss: Any, settings: Settings, together: Together) -> None:
+        self.model, self.loss, self.settings, self.together = model, loss, settings, together
+        if together.several and not (QUANTITIES[settings.kind.quantity].adds or settings.kind.root):
+            raise OptionError(f"group: {settings.kind.quantity} does not add up over ranks: "
+                              f"{QUANTITIES[settings.kind.quantity].instead or 'take another curvature'}")
+        self.gradient_alone = compile_model(model, loss, ["grad"], **settings.options)
+        self._with_curvature: dict[frozenset[str], Compiled] = {}
+
+    def with_curvature(self, batch: tuple[Any, ...], step: int) -> Compiled:
+        trainable = trainable_in(self.model)
+        if trainable not in self._with_curvature:
+            self._with_curvature[trainable] = self.compiled(self.quantities(batch, step))
+        return self._with_curvature[trainable]
+
+    def compiled(self, quantities: dict[str, Any]) -> Compiled:
+        return compile_model(self.model, self.loss, quantities, joint_bias=True, **self.settings.options)
+
+    def quantities(self, batch: tuple[Any, ...], step: int) -> dict[str, Any]:
+        """For `hbp.compile`: gradient and curvature, each for its parameters."""
+        kind = self.settings.kind
+        if not kind.others:
+            return {"grad": "*", kind.quantity: "*"}
+        stored = self.call(self.gradient_alone, batch, step).grad.stored
+        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model))
+        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
+        return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
+
+    def call(self, program: Compiled, batch: tuple[Any, ...], step: int, **arguments: Any) -> Result:
+        """Each step's draws are its own, so that a run that is resumed draws as one that was not interrupted, and each
+        sample's its own, so that several ranks draw as one. UnsupportedOpError for a curvature that may be indefinite,
+        so that nothing can be divided by it; NotFiniteError where no targets can be drawn from outputs that are NaN."""
+        seed = self.settings.seed
+        own = random.Random(f"{seed}, step {step}, rank {self.together.ranks.rank}").getrandbits(62)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", IndefiniteCurvatureWarning)
+            try:
+                return program._drawn_by_sample(self.together.keys(seed, step), batch, arguments,
+                                                generator=torch.Generator().manual_seed(own))
+            except IndefiniteCurvatureWarning as warning:
+                self._with_curvature.clear()
+                raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "
+                                         "or 'diag_h_clip', which are positive for every loss") from None
+            except HbpError:
+                raise
+            except RuntimeError:
+                if program is self.gradient_alone or self.call(self.gradient_alone, batch, step).loss.isfinite():
+                    raise
+                raise NotFiniteError from None
+
+    def seen(self, program: Callable[[], Compiled], batch: tuple[Any, ...], step: int,
+             arguments: Callable[[Compiled], dict[str, Any]] = lambda program: {}) -> Seen:
+        """What a program gives of the batch, all ranks' parts together."""
+        stored: Mapping[str, Stored] = {}
+        reduction = ""
+
+        def compute() -> tuple[Compiled, dict[Hashable, Part]]:
+            nonlocal stored, reduction
+            made = program()
+            result = self.call(made, batch, step, **arguments(made))
+            stored, reduction = result.stored, result.reduction
+            return made, self._parts(result)
+
+        found = self.together.averaged(self.model, batch, compute)
+        if found is None:
+            return Seen(torch.tensor(float("nan")), None, {}, {})
+        curvature = {(key.parameter, key.field): found[key] for key in found if key.quantity not in (LOSS, GRADIENT)}
+        for key in found:
+            if key.quantity in MEANS_ALSO_OF_SUMS and reduction == "sum":
+                curvature[key.parameter, key.field] = found[key] * self.together.samples
+        if self.settings.squared:
+            curvature = {key: tensor.square() for key, tensor in curvature.items()}
+        gradient = {key.parameter: tensor for key, tensor in found.items() if key.quantity == GRADIENT}
+        loss = found.get(Key(LOSS, "", ""), torch.tensor(float("nan")))
+        return Seen(loss, gradient, curvature, stored)
+
+    def _parts(self, result: Result) -> dict[Hashable, Part]:
+        """Its tensors, and how they add up."""
+        parts: dict[Hashable, Part] = {Key(LOSS, "", ""): Part(OF_LOSS, result.loss, "")}
+        for quantity in result.quantities:
+            hows = QUANTITIES[quantity].adds or (OF_LOSS, OF_LOSS)  # none: there are no ranks (see `__init__`)
+            for name, value in result[quantity].items():
+                if quantity == self.settings.kind.quantity and self.settings.kind.root:
+                    columns = value.flatten(0, 1).flatten(1)
+                    with without_autocast([columns.device.type]):
+                        parts[Key(quantity, name, "")] = Part(OF_LOSS, columns.t() @ columns, name)
+                elif isinstance(value, Tensor):
+                    field = self.settings.kind.field_of(quantity)
+                    parts[Key(quantity, name, field)] = Part(hows[0], value, name)
+                else:
+                    for letter, how in zip(("A", "B"), hows, strict=True):
+                        if (factor := getattr(value, letter)) is not None:
+                            parts[Key(quantity, name, letter)] = Part(how, factor, name)
+        return parts
+
+
+def trainable_in(model: nn.Module) -> frozenset[str]:
+    """The parameters that are trainable now, by name."""
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)

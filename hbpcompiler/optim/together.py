@@ -1,0 +1,234 @@
+"""A step's batch over the ranks of a torch.distributed group: each has its part of it, all make the same step.
+
+Values enter with the weights that they have in the batch of all ranks together (see `accumulate.weigh`), so that
+parts may have unequal sizes, or none; samples draw by their number in that batch. Without a group all is as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from hbpcompiler.accumulate.buckets import all_reduce
+from hbpcompiler.accumulate.keys import keys_of
+from hbpcompiler.accumulate.ranks import Ranks
+from hbpcompiler.accumulate.sums import Sums
+from hbpcompiler.accumulate.weigh import Weigher, Weight
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.digest import digest_of
+from hbpcompiler.ekfac.bases import agreed
+from hbpcompiler.errors import HbpError, InputError, RankError
+from hbpcompiler.group import waiting
+from hbpcompiler.quantities import OF_LOSS
+
+NOT_HERE = "the step failed"
+
+
+class NotFiniteError(Exception):
+    """Nothing can be computed of a batch, as its outputs are not finite."""
+
+
+class Part(NamedTuple):
+    """A tensor that a batch has, and how such tensors add up over batches (see `quantities.vocabulary`)."""
+
+    how: str
+    tensor: Tensor
+    parameter: str
+
+
+Parts = Mapping[Hashable, Part]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a rank tells the others of its part of the batch."""
+
+    failure: str
+    finite: bool
+    weight: Weight | None
+    tensors: list[tuple[Any, tuple[int, ...]]]
+
+
+class Together:
+    """This process among the ranks; None: it is alone."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.ranks = Ranks(group)
+        self.samples = 0
+        """Of the present batch, on all ranks."""
+        self.share = 1.0
+        """What this rank's part of it counts for in a value on the scale of L."""
+        self._before = 0
+        self._same_model = False
+        self._weighers: dict[int, tuple[Built, Weigher]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        return Together(self.group)
+
+    @property
+    def several(self) -> bool:
+        return self.ranks.several
+
+    def begin(self, model: nn.Module, batch: tuple[Any, ...]) -> None:
+        """A step begins on all ranks. Raises InputError for a batch that does not fit (RankError on the others), and
+        where the ranks have different models, which is looked at once."""
+        if not self.several:
+            self.samples = check_batch(model, batch).samples
+            return
+        failure: HbpError | None = None
+        samples, digest = 0, ""
+        try:
+            samples = check_batch(model, batch).samples
+            digest = "" if self._same_model else digest_of([*model.parameters(), *model.buffers()])
+        except HbpError as error:
+            failure = error
+        told = agreed(self.ranks, NOT_HERE, failure, (samples, digest))
+        if len({digest for _, digest in told}) > 1:
+            raise InputError("the ranks' models differ in their parameters or buffers, or not all of them take their "
+                             "first step: give all the same numbers, as DistributedDataParallel does")
+        self._same_model = True
+        self._before = sum(samples for samples, _ in told[: self.ranks.rank])
+        self.samples = sum(samples for samples, _ in told)
+        if not self.samples:
+            raise InputError("no rank has a sample in this batch")
+
+    def keys(self, seed: int, step: int) -> Callable[[Batch], Tensor]:
+        """By which this rank's samples draw: from the seed, the step's number and their own in the batch of all."""
+        def of(batch: Batch) -> Tensor:
+            numbers = range(self._before, self._before + batch.samples)
+            return keys_of(seed, step, numbers).to(batch.tensors[0].device)
+
+        return of
+
+    # -- averages over ranks -------------------------------------------------------------------------------------------
+
+    def averaged(self, model: nn.Module, batch: tuple[Any, ...],
+                 compute: Callable[[], tuple[Compiled, Parts]]) -> dict[Any, Tensor] | None:
+        """What `compute` gives of this rank's part, as that of the whole batch; None where it is not finite on some
+        rank. It is called once; what it raises is raised, and RankError on the other ranks."""
+        if not self.several:
+            try:
+                return {key: part.tensor for key, part in compute()[1].items()}
+            except NotFiniteError:
+                return None
+        parts: Parts = {}
+        failure: Exception | None = None
+        finite, weight = True, None
+        try:
+            program, parts = compute()
+            weight = self._weight(program, check_batch(model, batch))
+        except NotFiniteError:
+            finite = False
+        except Exception as error:  # whatever it is, the other ranks wait to be told
+            failure = error
+        told = self._told(failure, _Told("" if failure is None else f"{type(failure).__name__}: {failure}", finite,
+                                         weight, [(key, tuple(part.tensor.shape)) for key, part in parts.items()]))
+        if not all(own.finite for own in told):
+            return None
+        if any(own.tensors != told[0].tensors for own in told):
+            raise InputError("the ranks' models have different trainable parameters")
+        assert weight is not None
+        whole = Sums((), torch.float64, False)
+        for own in told:
+            if own.weight is not None and own.weight.samples:
+                whole.count(own.weight)
+        self.share = whole.share(OF_LOSS, "", weight)
+        found = {key: _scaled(part.tensor, whole.share(part.how, part.parameter, weight))
+                 for key, part in parts.items()}
+        with waiting(self.ranks.rank):
+            all_reduce(list(found.values()), self.group)
+        return found
+
+    def _told(self, failure: Exception | None, own: _Told) -> list[_Told]:
+        told: list[Any] = [None] * self.ranks.world
+        try:
+            with waiting(self.ranks.rank):
+                torch.distributed.all_gather_object(told, own, group=self.group)
+        except RankError:
+            if failure is None:
+                raise
+        if failure is not None:
+            raise failure
+        if failures := [f"rank {rank}: {each.failure}" for rank, each in enumerate(told) if each.failure]:
+            raise RankError(f"{NOT_HERE} on other ranks: {'; '.join(failures)}")
+        return told
+
+    def total(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """What `compute` gives of this rank's part of the batch, on the scale of L, as that of the whole: of the shape
+        and dtype of `like`."""
+        if not self.several:
+            return compute()
+        failure: Exception | None = None
+        own = torch.zeros_like(like)
+        try:
+            if self.share:
+                own = compute() * self.share
+        except Exception as error:  # whatever it is, the other ranks wait to be told
+            failure = error
+        told = torch.cat([own.reshape(-1), own.new_tensor([float(failure is not None)])])
+        with waiting(self.ranks.rank):
+            torch.distributed.all_reduce(told, group=self.group)
+        if failure is not None:
+            raise failure
+        if told[-1]:
+            raise RankError(f"{NOT_HERE} on another rank")
+        return told[:-1].view(like.shape)
+
+    def mean(self, tensors: list[Tensor]) -> None:
+        """In place: of what all ranks have computed of the same, so that they differ in no bit."""
+        if self.several:
+            with waiting(self.ranks.rank):
+                all_reduce(tensors, self.group)
+            for tensor in tensors:
+                tensor.div_(self.ranks.world)
+
+    def whole(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The batch of all ranks, on each."""
+        if not self.several:
+            return batch
+        own = pytree.tree_map(lambda item: item.cpu() if isinstance(item, Tensor) else item, batch)
+        told: list[Any] = [None] * self.ranks.world
+        with waiting(self.ranks.rank):
+            torch.distributed.all_gather_object(told, own, group=self.group)
+
+        def joined(item: Any, *others: Any) -> Any:
+            return torch.cat(others).to(item.device) if isinstance(item, Tensor) else item
+
+        found: tuple[Any, ...] = pytree.tree_map(joined, batch, *told)
+        return found
+
+    def check_alike(self, gradient: Mapping[str, Tensor]) -> None:
+        """InputError where gradients that did not come from here are not the same on all ranks."""
+        if not self.several:
+            return
+        own = digest_of(gradient.values())
+        if len(set(agreed(self.ranks, NOT_HERE, None, own))) > 1:
+            raise InputError("the gradients in p.grad differ between the ranks: average them first, as "
+                             "DistributedDataParallel does in backward()")
+
+    def _weight(self, program: Compiled, batch: Batch) -> Weight:
+        built = program._current()
+        if id(built) not in self._weighers:
+            self._weighers[id(built)] = built, Weigher(built)
+        return self._weighers[id(built)][1].weight(batch, None)
+
+
+def _scaled(tensor: Tensor, share: float) -> Tensor:
+    """A new tensor; zeros for no share, whatever was computed of no samples."""
+    return tensor * share if share else torch.zeros_like(tensor)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are; by their largest, as a sum may overflow."""
+    given = [tensor for tensor in tensors if tensor.numel()]
+    return not given or bool(torch.nn.utils.get_total_norm(given, norm_type=math.inf).isfinite())

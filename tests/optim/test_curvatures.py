@@ -1,0 +1,132 @@
+"""Each curvature with each form of damping, against dense linear algebra; scales; what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.optim.kinds import KINDS
+from tests.optim.models import chain, close, flat, gradient, mean_loss, values
+from tests.optim.test_changes import moved
+
+DAMPINGS = {"*": 0.3, "0.*": 0.1}
+
+
+def positions(seed=0):
+    """Layers at several positions, where expand and reduce differ, and a mean over these."""
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean(1)
+
+    torch.manual_seed(seed)
+    model = Net(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    return model, torch.randn(6, 5, 3).double(), torch.randint(2, (6,))
+
+
+def solved(H, own, split):
+    """Each block with its damping, as a dense matrix."""
+    found = {}
+    for block in H.blocks:
+        damping = DAMPINGS["0.*" if block.names[0].startswith("0") else "*"]
+        joint = torch.cat([own[name].flatten(1) if own[name].dim() > 1 else own[name].unsqueeze(1)
+                           for name in block.names], 1)
+        if split == "pi" and hasattr(block, "outputs"):
+            A, B = block.A, block.B
+            pi = ((A.trace() / len(A)) / (B.trace() / len(B))).sqrt()
+            dense = torch.kron(B + damping**0.5 / pi * torch.eye(len(B)).double(),
+                               A + damping**0.5 * pi * torch.eye(len(A)).double())
+        else:
+            dense = dense_of(block)
+            dense = dense + damping * torch.eye(len(dense)).double()
+        step = torch.linalg.solve(dense, joint.flatten()).reshape(joint.shape)
+        widths = [own[name].flatten(1).shape[1] if own[name].dim() > 1 else 1 for name in block.names]
+        for name, part in zip(block.names, step.split(widths, 1), strict=True):
+            found[name] = part.reshape(own[name].shape)
+    return found
+
+
+def dense_of(block):
+    """Over [outputs, inputs with the bias last], where there are some."""
+    if hasattr(block, "outputs"):
+        return torch.kron(block.B, block.A)
+    if hasattr(block, "A"):
+        vectors = torch.kron(block.B, block.A)
+        return vectors @ block.values.flatten().diag() @ vectors.T
+    return block.to_dense()
+
+
+CHAINS = ["kfra"]
+
+
+@pytest.mark.parametrize(("name", "split"), [
+    ("kfac", "pi"), ("kfac_reduce", "exact"), ("kflr_reduce", "pi"), ("kfra", "pi"), ("kfac_emp", "exact"),
+    ("ekfac", "exact"), ("ekfac_emp", "exact"), ("diag_ggn_mc", "exact"), ("blocks", "exact"), ("blocks_mc", "pi")])
+def test_each_curvature_is_divided_by_with_its_groups_damping(name, split):
+    model, X, y = chain() if name in CHAINS else positions()
+    pre = hbp.optim.Preconditioner(model, None, name, DAMPINGS, split=split, update_every=1, invert_every=1)
+    pre.step(X, y)
+    own = gradient(model, mean_loss, X, y)
+    expected = solved(pre.curvature(), own, split)
+    for parameter, found in model.named_parameters():
+        close(found.grad, expected[parameter], f"{name} {parameter}", 1e-8)
+    quantity = KINDS[name].quantity
+    if not name.startswith("ekfac") and "mc" not in name and name not in ("kfac", "kfac_reduce", "blocks"):
+        result = hbp.compile(model, mean_loss, [quantity], joint_bias=True)(X, y)
+        close(pre.curvature()["0.weight"].B, result[quantity]["0.weight"].B, "what it is made of")
+
+
+def test_expand_and_reduce_are_two_curvatures():
+    model, X, y = positions()
+    blocks = []
+    for name in ("kfac_emp", "kfac_emp_reduce"):
+        pre = hbp.optim.Preconditioner(model, None, name)
+        pre.step(X, y)
+        blocks.append(pre.curvature()["0.weight"].to_dense())
+    assert (blocks[0] - blocks[1]).norm() > 0.01 * blocks[0].norm()
+
+
+SCALED = [lambda model, loss, c: hbp.optim.EKFAC(model, loss, damping=0.3 * c, curvature="ekfac_exact"),
+          lambda model, loss, c: hbp.optim.Diagonal(model, loss, damping=0.3 * c, curvature="diag_ggn"),
+          lambda model, loss, c: hbp.optim.BlockNewton(model, loss, damping=0.3 * c),
+          lambda model, loss, c: hbp.optim.Newton(model, loss, damping=0.3 * c)]
+
+
+@pytest.mark.parametrize("make", SCALED)
+def test_a_loss_times_c_with_a_damping_times_c_makes_the_same_step(make):
+    steps = []
+    for c in (1.0, 50.0):
+        model, X, y = chain()
+
+        def loss(output, target, c=c):
+            return c * mean_loss(output, target)
+
+        before = values(model)
+        optimizer = make(model, loss, c)
+        optimizer.step(X, y)
+        steps.append(flat({name: value - before[name] for name, value in values(model).items()}))
+    close(steps[1], steps[0], "step", 1e-7)
+
+
+def test_what_cannot_be_is_refused_and_nothing_is_touched():
+    model, X, y = chain()
+    before = values(model)
+    twice = [{"params": [model[0].weight]}, {"params": [model[0].weight]}]
+    for make in (hbp.optim.KFAC, hbp.optim.EKFAC, hbp.optim.Diagonal, hbp.optim.BlockNewton, hbp.optim.Newton):
+        with pytest.raises(ValueError, match="parameter group"):
+            make(model, None, twice)
+    for make in (hbp.optim.KFAC, hbp.optim.EKFAC, hbp.optim.Diagonal, hbp.optim.BlockNewton, hbp.optim.Preconditioner):
+        with pytest.raises(hbp.CompileError, match=r"curvature 'fisher' is unknown|'fisher' is no diagonal"):
+            make(model, None, curvature="fisher")
+    with pytest.raises(hbp.CompileError, match=r"l2 of 0\.weight and 0\.bias"):
+        hbp.optim.KFAC(model, None, [{"params": [model[0].weight], "l2": 0.1},
+                                     {"params": [model[0].bias, *model[2].parameters()]}]).step(X, y)
+
+    def odd(output, target):
+        return torch.sin(output).mean()
+
+    for make in (hbp.optim.Preconditioner, hbp.optim.EKFAC, hbp.optim.Diagonal):
+        optimizer = make(model, odd)
+        with pytest.raises(hbp.UnsupportedOpError, match="kfac_emp"):
+            optimizer.step(X, y)
+    assert not moved(model, before)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,184 @@
+"""What training loops bring: batches that are not finite, autocast, gradients that are scaled, clipped, scheduled."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from tests.optim.models import chain, close, gradient, mean_loss, values
+from tests.optim.test_changes import EVERY, moved
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_a_batch_that_is_not_finite_is_left_out(make):
+    """At first, and later: parameters, averages and the number of steps stay; it is said once."""
+    model, X, y = chain()
+    twin = copy.deepcopy(model)
+    optimizer, other = make(model, None), make(twin, None)
+    before = values(model)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", hbp.NotFiniteWarning)
+        for bad in (float("nan"), float("inf")):
+            assert not optimizer.step(X * bad, y).isfinite()
+            assert not moved(model, before)
+            assert all(parameter.grad is None for parameter in model.parameters())
+            optimizer.step(X, y)
+            before = values(model)
+    warned = [each for each in warned if each.category is hbp.NotFiniteWarning]
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert (optimizer.steps, optimizer.skipped) == (2, 2)
+    for _ in range(2):
+        other.step(X, y)
+    for name, value in values(twin).items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_gradients_of_a_closure_that_are_not_finite_are_left_out(make):
+    model, X, y = chain()
+    optimizer = make(model, None)
+    before = values(model)
+
+    def closure():
+        optimizer.zero_grad()
+        (mean_loss(model(X), y) * float("inf")).backward()
+
+    with pytest.warns(hbp.NotFiniteWarning):
+        optimizer.step(X, y, closure=closure)
+    assert not moved(model, before)
+    assert optimizer.steps == 0
+
+
+def test_gradients_of_a_scaler():
+    """Unscaled, they are the batch's; too large ones are left out by both, and the scaler lowers its scale."""
+    model, X, y = chain()
+    model, X = model.float(), X.float()
+    twin = copy.deepcopy(model)
+    plain = hbp.optim.KFLR(twin, None, lr=0.1, momentum=0.0, damping=0.3)
+    plain.step(X, y)
+    optimizer = hbp.optim.KFLR(model, None, lr=0.1, momentum=0.0, damping=0.3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def scaled(times=1.0):
+        optimizer.zero_grad()
+        loss = mean_loss(model(X), y) * times
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        return loss
+
+    optimizer.step(X, y, closure=scaled)
+    scaler.update()
+    for name, value in values(model).items():
+        close(value, values(twin)[name], name, 1e-5)
+    assert scaler.get_scale() == 2.0**10
+    before = values(model)
+    with pytest.warns(hbp.NotFiniteWarning):
+        optimizer.step(X, y, closure=lambda: scaled(1e38))
+    scaler.update()
+    assert not moved(model, before)
+    assert scaler.get_scale() == 2.0**9
+
+
+def test_a_preconditioner_between_scaler_and_optimizer():
+    model, X, y = chain()
+    model, X = model.float(), X.float()
+    pre = hbp.optim.Preconditioner(model, None, "kflr", damping=0.3)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    pre.step(X, y)
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    before = values(model)
+    for times in (1.0, 1e38):
+        pre.gradient(X, y)
+        sgd.zero_grad()
+        scaler.scale(mean_loss(model(X), y) * times).backward()
+        scaler.unscale_(sgd)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hbp.NotFiniteWarning)
+            pre.precondition()
+        scaler.step(sgd)
+        scaler.update()
+        for name, value in values(model).items():
+            close(value - before[name], -0.1 * expected[name], name, 1e-4)  # of the first, and nothing of the second
+    assert pre.skipped == 1
+
+
+def test_clipping_between_gradient_and_curvature_and_behind_it():
+    model, X, y = chain()
+    pre = hbp.optim.Preconditioner(model, None, "diag_ggn", damping=0.3)
+    pre.step(X, y)
+    direction = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    own = gradient(model, mean_loss, X, y)
+    norm = torch.nn.utils.get_total_norm(list(own.values()))
+    for name, parameter in model.named_parameters():
+        parameter.grad = own[name]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), float(norm) / 4)
+    pre.precondition()
+    for name, parameter in model.named_parameters():
+        close(parameter.grad, direction[name] / 4, name, 1e-5)  # torch adds 1e-6 to the norm
+    pre.step(X, y)
+    torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+    assert max(float(parameter.grad.abs().max()) for parameter in model.parameters()) <= 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(dtype):
+    """Products in half precision, parameters and averages in single: nearly the step of single precision."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    X, y = torch.randn(32, 6), torch.randint(3, (32,))
+    steps = []
+    for enabled in (False, True):
+        own = copy.deepcopy(model)
+        optimizer = hbp.optim.KFLR(own, None, lr=0.1, momentum=0.0, damping=0.3)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            loss = optimizer.step(X, y)
+        steps.append(torch.cat([(value - before).flatten() for value, before in
+                                zip(own.parameters(), model.parameters(), strict=True)]).detach())
+        assert loss.isfinite()
+        assert all(parameter.dtype == torch.float32 for parameter in own.parameters())
+    assert (steps[1] - steps[0]).norm() < 0.03 * steps[0].norm()
+    assert not torch.equal(*steps)
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_schedulers_set_the_rate_and_groups_may_come_later(make):
+    model, X, y = chain()
+    optimizer = make(model, None, model[2].parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step == 1 else 1.0)
+    optimizer.step(X, y)
+    scheduler.step()
+    before = values(model)
+    optimizer.step(X, y)
+    assert not moved(model, before)
+    scheduler.step()
+    optimizer.step(X, y)
+    assert moved(model, before) == {"2.weight", "2.bias"}
+    optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.01})
+    before = values(model)
+    optimizer.step(X, y)
+    assert moved(model, before) == before.keys()
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_every_optimizer_is_resumed_bit_equal(make):
+    """In the middle of the intervals: after step 3 of updates every 2, inverses every 4."""
+    once, X, y = chain()
+    again = copy.deepcopy(once)
+    optimizer = make(once, None)
+    for _ in range(6):
+        optimizer.step(X, y)
+    optimizer = make(again, None)
+    for _ in range(3):
+        optimizer.step(X, y)
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer = make(again, None)
+    optimizer.load_state_dict(state)
+    for _ in range(3):
+        optimizer.step(X, y)
+    for name, value in values(once).items():
+        assert torch.equal(value, values(again)[name]), name
