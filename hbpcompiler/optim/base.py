@@ -96,6 +96,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         else:
             chosen = self._chosen()
             self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
+            self._together.mean([parameter.data for parameter in chosen.values()])
             self.steps += 1
         return loss if closed is None else closed
 

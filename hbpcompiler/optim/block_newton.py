@@ -16,7 +16,7 @@ from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
 from hbpcompiler.optim.programs import GRADIENT, Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
-from hbpcompiler.optim.together import Part, Parts, all_finite
+from hbpcompiler.optim.together import Part, Parts, all_finite, with_samples
 from hbpcompiler.quantities import OF_LOSS
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import SCHEMES
@@ -81,6 +81,7 @@ class BlockNewton(CurvatureOptimizer):
     def _parts(self, batch: tuple[Any, ...]) -> Parts:
         """This rank's; the result is kept for the products."""
         own = random.Random(f"{self.seed}, step {self.steps}, rank {self._together.ranks.rank}").getrandbits(62)
+        batch = with_samples(self.model, batch)
         self._result = self._compiled._drawn_by_sample(self._together.keys(self.seed, self.steps), batch, {},
                                                        generator=torch.Generator().manual_seed(own))
         return {(LOSS, ""): Part(OF_LOSS, self._result.loss, ""),

@@ -25,13 +25,13 @@ class Newton(CurvatureOptimizer):
         model: as for `KFAC`.
         loss: as there.
         params: as there.
-        lr: of the step.
+        lr: of the step. Directions of one batch are noisy, and 1 suits the whole data set alone.
         top: so many directions of each group of parameters, or as many as there are; None: all.
         damping: "bootstrap": each direction's is chosen from the noise of slopes and curvatures of the samples, and one
             in which no step is sure to gain is left out; what `hbp.bootstrap(...)` returned; a positive number; or a
             function of (eigenvalues, slopes, curvatures), as for `Spectrum.newton_step`.
         groups: of parameters whose matrices are decomposed: "all", "layer", "parameter", or lists of names.
-        columns: "exact", or "sampled".
+        columns: "sampled", or "exact": as many for each sample as the model has outputs.
         mc_samples: so many a sample.
         seed: of all draws, as for `KFAC`.
         group: as there, but that each rank gets the whole batch, whose spectrum is no sum over samples: ranks gain no
@@ -41,8 +41,8 @@ class Newton(CurvatureOptimizer):
 
     numbers: Mapping[str, dict[str, Any]] = {"lr": {}}
 
-    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 1.0,
-                 top: int | None = 10, damping: Any = "bootstrap", groups: Any = "all", columns: str = "exact",
+    def __init__(self, model: Any, loss: Callable[..., Tensor] | None = None, params: Any = None, *, lr: float = 0.3,
+                 top: int | None = None, damping: Any = 1.0, groups: Any = "all", columns: str = "sampled",
                  mc_samples: int = 1, seed: int = 0, group: Any = None, **options: Any) -> None:
         checked = Checked("this optimizer")
         if top is not None:
@@ -89,9 +89,8 @@ class Newton(CurvatureOptimizer):
         assert found is not None
         damping = bootstrap(generator=self._draws("bootstrap")) if self.damping == "bootstrap" else self.damping
         step = found.newton_step(damping=damping, top=self._tops(found))
-        groups, parameters, parts = self._groups(), self._chosen(), _by_parameter(step)
-        self._together.mean(list(parts.values()))
-        for name, part in parts.items():
+        groups, parameters = self._groups(), self._chosen()
+        for name, part in _by_parameter(step).items():
             if name in parameters:
                 parameters[name].add_(part, alpha=groups[name]["lr"])
 

@@ -149,6 +149,7 @@ class Preconditioner:
         if self.kl_clip is not None:
             factor = shortening(found, gradient, self.kl_clip, self.lr)
             found = {name: part.mul_(factor) for name, part in found.items()}
+        self._together.mean(list(found.values()))
         return found
 
     def _set(self, gradient: Gradient) -> None:

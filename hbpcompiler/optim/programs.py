@@ -17,7 +17,7 @@ from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.errors import HbpError, IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
-from hbpcompiler.optim.together import NotFiniteError, Part, Together
+from hbpcompiler.optim.together import NotFiniteError, Part, Together, with_samples
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.values import Stored
@@ -84,7 +84,8 @@ class Programs:
         kind = self.settings.kind
         if not kind.others:
             return {"grad": "*", kind.quantity: "*"}
-        stored = self.call(self.gradient_alone, batch, step).grad.stored
+        with without_autocast([next(self.model.parameters()).device.type]):
+            stored = self.call(self.gradient_alone, batch, step).grad.stored
         factored = with_factors(stored, self.settings.largest_factor, embedded(self.model))
         asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
         return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
@@ -94,6 +95,7 @@ class Programs:
         sample's its own, so that several ranks draw as one. UnsupportedOpError for a curvature that may be indefinite,
         so that nothing can be divided by it; NotFiniteError where no targets can be drawn from outputs that are NaN."""
         seed = self.settings.seed
+        batch = with_samples(self.model, batch)
         own = random.Random(f"{seed}, step {step}, rank {self.together.ranks.rank}").getrandbits(62)
         with warnings.catch_warnings():
             warnings.simplefilter("error", IndefiniteCurvatureWarning)
@@ -120,7 +122,10 @@ class Programs:
         def compute() -> tuple[Compiled, dict[Hashable, Part]]:
             nonlocal stored, reduction
             made = program()
-            result = self.call(made, batch, step, **arguments(made))
+            factored = self.settings.kind.others and made is not self.gradient_alone
+            kinds = [next(self.model.parameters()).device.type] if factored else []
+            with without_autocast(kinds):  # weights that autocast copies meet no inputs, and have no factors
+                result = self.call(made, batch, step, **arguments(made))
             stored, reduction = result.stored, result.reduction
             return made, self._parts(result)
 

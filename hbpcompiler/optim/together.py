@@ -185,7 +185,8 @@ class Together:
         return told[:-1].view(like.shape)
 
     def mean(self, tensors: list[Tensor]) -> None:
-        """In place: of what all ranks have computed of the same, so that they differ in no bit."""
+        """In place, of what all ranks have computed of the same: products may differ in the last digit between them,
+        and what is then done with it would drift apart."""
         if self.several:
             with waiting(self.ranks.rank):
                 all_reduce(tensors, self.group)
@@ -221,6 +222,16 @@ class Together:
         if id(built) not in self._weighers:
             self._weighers[id(built)] = built, Weigher(built)
         return self._weighers[id(built)][1].weight(batch, None)
+
+
+def with_samples(model: nn.Module, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The batch; in the place of one without samples a sample of zeros, whose values have the right shapes, and no
+    share."""
+    given = check_batch(model, batch)
+    if given.samples:
+        return batch
+    by_position, by_name, target = given.layout.build(given.rows(1))
+    return (by_name, target) if by_name else (*by_position, target)
 
 
 def _scaled(tensor: Tensor, share: float) -> Tensor:

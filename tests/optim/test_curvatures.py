@@ -48,9 +48,9 @@ def solved(H, own, split):
 def dense_of(block):
     """Over [outputs, inputs with the bias last], where there are some."""
     if hasattr(block, "outputs"):
-        return torch.kron(block.B, block.A)
+        return torch.kron(block.B.contiguous(), block.A.contiguous())
     if hasattr(block, "A"):
-        vectors = torch.kron(block.B, block.A)
+        vectors = torch.kron(block.B.contiguous(), block.A.contiguous())
         return vectors @ block.values.flatten().diag() @ vectors.T
     return block.to_dense()
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.optim.quadratic import Quadratic, QuadraticModel
+from hbpcompiler.optim.together import Together
 from tests.optim.models import chain, close, flat, gradient, mean_loss, tokens, values, whole_ggn
 
 NO_DRAWS = {"curvature": "kflr", "split": "exact", "update_every": 1, "invert_every": 1, "ema": 0.0}
@@ -96,7 +97,8 @@ def test_the_quadratic_model_is_the_exact_ggn_along_its_directions():
     directions = [{name: torch.randn_like(parameter) for name, parameter in named.items()} for _ in range(2)]
     own = gradient(model, mean_loss, X, y)
     some = dict.fromkeys(named, 0.3)
-    found = QuadraticModel(model, mean_loss, 0).along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
+    quadratic = QuadraticModel(model, mean_loss, 0, Together(None))
+    found = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
     V = torch.stack([flat(direction) for direction in directions], 1)
     close(found.curvature, V.T @ whole_ggn(model, mean_loss, X, y) @ V + 0.1 * V.T @ V, "curvature")
     close(found.damping, 0.3 * V.T @ V, "damping")

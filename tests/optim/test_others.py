@@ -127,7 +127,7 @@ def test_newton_with_all_directions_is_the_damped_solution():
     G, own, before = whole_ggn(model, mean_loss, X, y), flat(gradient(model, mean_loss, X, y)), values(model)
     values_, vectors = torch.linalg.eigh(G)
     top = vectors[:, values_ > 1e-9 * values_[-1]]
-    hbp.optim.Newton(model, None, lr=0.5, top=None, damping=0.1).step(X, y)
+    hbp.optim.Newton(model, None, lr=0.5, top=None, damping=0.1, columns="exact").step(X, y)
     expected = -0.5 * top @ ((top.T @ own) / (values_[values_ > 1e-9 * values_[-1]] + 0.1))
     close(flat(moved(model, before)), expected, "step", 1e-7)
 
@@ -137,7 +137,7 @@ def test_newton_of_groups_with_damping_from_noise():
     y = (X[:, 0] > X[:, 1]).long()
     once, again = copy.deepcopy(model), copy.deepcopy(model)
     for each in (once, again):
-        optimizer = hbp.optim.Newton(each, None, top=4, groups="layer", columns="sampled", mc_samples=2, seed=3)
+        optimizer = hbp.optim.Newton(each, None, lr=1.0, top=4, damping="bootstrap", groups="layer", mc_samples=2, seed=3)
         losses = [float(optimizer.step(X, y)) for _ in range(4)]
     assert all(torch.equal(value, values(again)[name]) for name, value in values(once).items())
     assert losses[-1] < 0.9 * losses[0]

@@ -105,7 +105,7 @@ def test_steps_between_updates_compute_the_gradient_alone_with_the_old_inverse()
     model, X, y = chain()
     pre = hbp.optim.Preconditioner(model, None, "diag_ggn", damping=0.3, update_every=2, invert_every=4)
     calls = []
-    pre._running.gradient_and_update = lambda *given, real=pre._running.gradient_and_update: (
+    pre._running.programs.with_curvature = lambda *given, real=pre._running.programs.with_curvature: (
         calls.append(pre.steps), real(*given))[1]
     h = []
     for step in range(5):

@@ -24,9 +24,13 @@ def written(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     started = [subprocess.Popen([sys.executable, str(SCRIPT), str(rank), "3", str(folder)], env=environment,
                                 stderr=subprocess.PIPE, text=True) for rank in range(3)]
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-3000:]
+    try:
+        for process in started:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in started:
+            process.kill()
     return folder
 
 

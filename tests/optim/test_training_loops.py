@@ -127,22 +127,25 @@ def test_clipping_between_gradient_and_curvature_and_behind_it():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast(dtype):
-    """Products in half precision, parameters and averages in single: nearly the step of single precision."""
+    """Gradients in half precision, parameters, averages and inverses in single; steps that find factors in single,
+    too: nearly the steps of single precision."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     X, y = torch.randn(32, 6), torch.randint(3, (32,))
     steps = []
     for enabled in (False, True):
         own = copy.deepcopy(model)
-        optimizer = hbp.optim.KFLR(own, None, lr=0.1, momentum=0.0, damping=0.3)
-        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
-            loss = optimizer.step(X, y)
-        steps.append(torch.cat([(value - before).flatten() for value, before in
-                                zip(own.parameters(), model.parameters(), strict=True)]).detach())
-        assert loss.isfinite()
+        optimizer = hbp.optim.KFLR(own, None, lr=0.1, momentum=0.0, damping=0.3, update_every=2, invert_every=2)
+        for number in range(2):
+            with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+                loss = optimizer.step(X, y)
+            steps.append(torch.cat([(value - before).flatten() for value, before in
+                                    zip(own.parameters(), model.parameters(), strict=True)]).detach())
+            assert loss.isfinite(), number
         assert all(parameter.dtype == torch.float32 for parameter in own.parameters())
-    assert (steps[1] - steps[0]).norm() < 0.03 * steps[0].norm()
-    assert not torch.equal(*steps)
+        assert type(optimizer.curvature()["0.weight"]).__name__ == "Kronecker"
+    close(steps[2], steps[0], "with factors", 1e-5)
+    assert 0 < (steps[3] - steps[1]).norm() < 0.03 * steps[1].norm()
 
 
 @pytest.mark.parametrize("make", EVERY)
