@@ -137,7 +137,8 @@ def test_newton_of_groups_with_damping_from_noise():
     y = (X[:, 0] > X[:, 1]).long()
     once, again = copy.deepcopy(model), copy.deepcopy(model)
     for each in (once, again):
-        optimizer = hbp.optim.Newton(each, None, lr=1.0, top=4, damping="bootstrap", groups="layer", mc_samples=2, seed=3)
+        optimizer = hbp.optim.Newton(each, None, lr=1.0, top=4, damping="bootstrap", groups="layer", mc_samples=2,
+                                     seed=3)
         losses = [float(optimizer.step(X, y)) for _ in range(4)]
     assert all(torch.equal(value, values(again)[name]) for name, value in values(once).items())
     assert losses[-1] < 0.9 * losses[0]
