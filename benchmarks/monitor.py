@@ -24,12 +24,14 @@ from .networks import Problem
 from .peers import Run
 from .timing import Measured, interleaved, prepare
 
-SIZES = {"resnet18": 16}
+SIZES = {"3c3d": 64, "resnet18": 16}
 BATCH = 128
 INTERVALS = (1, 16, 64)
 RATE = 1e-3
 LONE = 4.0
 """Seconds of a step that is measured once."""
+WITHOUT = {"economy-h": [name for name in hbp.monitor.SETS["economy"] if name != "grad_hist_1d"]}
+"""Economy without its histogram."""
 IDLE = 20_000
 """Steps that are not due, to time one."""
 
@@ -38,7 +40,7 @@ def watching(given: Problem, track: str) -> hbp.Monitor:
     """A monitor in the middle of a run: one step has been tracked, and waits for its end."""
     model = copy.deepcopy(given.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    monitor = hbp.Monitor(model, given.loss, optimizer, track, 2)
+    monitor = hbp.Monitor(model, given.loss, optimizer, WITHOUT.get(track, track), 2)
     monitor.observe(given.inputs, given.target)
     given.loss(model(given.inputs), given.target).backward()
     optimizer.step()
@@ -106,7 +108,8 @@ def multiples(measured: dict[str, Measured], track: str, off: float) -> dict[str
 @click.command()
 @click.option("--networks", default="logreg,mlp,3c3d,resnet18", show_default=True,
               help=f"With commas, of {', '.join(CELLS)}.")
-@click.option("--track", default="economy,business,full", show_default=True)
+@click.option("--track", default="economy-h,economy,business,full", show_default=True,
+              help="Sets, with commas; economy-h: economy without its histogram.")
 @click.option("--batch", type=int, default=None, help="Batch size of all networks. Default: each its own.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each, in turns.")
 @click.option("--limit", default=120.0, show_default=True, help="Seconds that one step may take.")

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,9 @@ class Monitor:
 
     def report(self, path: str | Path) -> Any:
         """Writes a page of this run; see `hbp.report`."""
-        return import_module("hbpcompiler.report").report([self.run], path)  # nobody needs it who only trains
+        from hbpcompiler.report import report  # which nobody needs who only trains
+
+        return report(self.run, path)
 
     def state_dict(self) -> dict[str, Any]:
         """For torch.save, beside the model's: the step's number, the parameters at the start, the last eigenvector."""
