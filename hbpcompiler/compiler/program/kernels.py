@@ -224,6 +224,21 @@ def add_histogram_(counts: Tensor, cells: Tensor, rows: Optional[Tensor]) -> Ten
     return counts.add_(torch.bincount(cells.flatten(), minlength=counts.numel()).reshape(counts.shape))
 
 
+@idiom(on_meta=lambda counts, x, edges, low, octaves, parts: counts)
+def count_entries_(counts: Tensor, x: Tensor, edges: Optional[Tensor], low: int, octaves: int, parts: int,  # noqa: UP045
+                   ) -> Tensor:
+    """Counts [B] of the numbers in `histogram_cells`; by magnitude first in a bin for each leading part of the bits."""
+    if edges is not None or torch.jit.is_scripting():  # type: ignore[attr-defined]  # untyped
+        return add_histogram_(counts, histogram_cells(x, edges, low, octaves, parts), None)
+    wide = x.dtype == torch.float64
+    shift, half, bias = (53 - parts, 1024 << parts, 1023) if wide else (24 - parts, 128 << parts, 127)
+    bits = x.contiguous().view(torch.int64) if wide else x.float().contiguous().view(torch.int32)
+    fine = torch.bincount((bits >> shift).add_(half).flatten(), minlength=2 * half)  # negative numbers come first
+    place = torch.arange(2 * half, device=x.device)
+    cell = (place % half - ((bias + low) * parts - 1)).clamp(0, octaves * parts)
+    return counts.index_add_(0, torch.where(place < half, -cell, cell) + octaves * parts, fine)
+
+
 GRAMS = (gram, onednn_gram, pixel_gram)
 GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gram_to_, pixel_gram: pixel_gram_to_}
 """A Gram matrix -> what adds one to a total."""

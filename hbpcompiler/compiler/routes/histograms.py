@@ -9,6 +9,7 @@ from hbpcompiler.compiler.program.kernels import (
     MAGNITUDES,
     PARAMETER_MAGNITUDES,
     add_histogram_,
+    count_entries_,
     empty_histogram,
     histogram_cells,
 )
@@ -41,8 +42,10 @@ def rows_of(parameter: Any, edges: Any) -> Any:
 def add_histograms(use: Use, product: Any, totals: Mapping[str, Any], kinds: Collection[str],
                    outer: Callable[[Any], Any] = lambda proxy: proxy) -> dict[str, Any]:
     """The totals with the entries of T [n, k, *theta] counted; `outer` takes a whole tensor into a loop."""
-    if not kinds:
-        return {}
-    cells = histogram_cells(product, outer(use.edges), *MAGNITUDES)
-    return {kind: add_histogram_(totals[kind], cells, outer(use.rows) if kind == HISTOGRAM_2D else None)
-            for kind in sorted(kinds)}
+    found = {}
+    if HISTOGRAM in kinds:
+        found[HISTOGRAM] = count_entries_(totals[HISTOGRAM], product, outer(use.edges), *MAGNITUDES)
+    if HISTOGRAM_2D in kinds:
+        cells = histogram_cells(product, outer(use.edges), *MAGNITUDES)
+        found[HISTOGRAM_2D] = add_histogram_(totals[HISTOGRAM_2D], cells, outer(use.rows))
+    return found
