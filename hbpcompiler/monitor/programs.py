@@ -71,8 +71,12 @@ class Programs:
                others: Sequence[str] = ()) -> Result:
         """l_n and g_n . d, besides others."""
         names = tuple(dict.fromkeys([*others, *END]))
-        given = {name: direction.unsqueeze(0) for name, direction in directions.items()}
-        return self._call(names, batch, generator, directions=given)
+        parameters = dict(self.model.named_parameters())
+        with unwarned():
+            asked = self._program(names).names_in("directions", *batch)
+        given = {name: directions[name] if name in directions else torch.zeros_like(parameters[name])
+                 for name in asked}  # those that were frozen have not moved
+        return self._call(names, batch, generator, directions={name: way.unsqueeze(0) for name, way in given.items()})
 
     def gradient(self, batch: Sequence[Any]) -> Result | None:
         """The gradient alone; None for a model that cannot be compiled."""
@@ -85,14 +89,15 @@ class Programs:
               **arguments: Any) -> Result:
         asked = {argument for need in names for argument in COMPILED[need].arguments}
         own = {name: value for name, value in self.arguments.items() if name in asked and value is not None}
+        with unwarned():
+            return self._program(names)(*batch, generator=generator, **own, **arguments)
+
+    def _program(self, names: tuple[str, ...]) -> Compiled:
         if names not in self._compiled:
             self.made += 1
             groups = {GROUP: "*"} if "project" in names else None
             self._compiled[names] = compile_model(self.model, self.loss, names, groups=groups)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnusedParametersWarning)
-            warnings.simplefilter("ignore", IndefiniteCurvatureWarning)
-            return self._compiled[names](*batch, generator=generator, **own, **arguments)
+        return self._compiled[names]
 
     def _try(self, batch: Sequence[Any], generator: torch.Generator | None) -> None:
         """All together; if that fails, one by one, so that what works is kept."""
@@ -167,6 +172,15 @@ class Programs:
         with passes.careful(), passes.drawn(step, batch):
             loss, found = passes.run(batch, variables, finish)
         return loss, {name: part for name, part in zip(variables, found, strict=True) if part is not None}
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """What a model's programs warn of is said once, when they are tried."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedParametersWarning)
+        warnings.simplefilter("ignore", IndefiniteCurvatureWarning)
+        yield
 
 
 def in_short(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def inner_test(seen: Seen) -> float | None:
 
 def ortho_test(seen: Seen) -> float | None:
     """sqrt( (sum_n |g_n|^2 - sum_n (g_n . g)^2 / |g|^2) / (N (N - 1) |g|^2) ): Bollapragada et al. 2017, eq. 3.3."""
-    if not seen.squared_gradient > 0:
+    if seen.squared_gradient == 0:
         return None
     along = float(seen.slopes.square().sum()) / seen.squared_gradient
     return _root(float(seen.squared_norms.sum()) - along, seen, 1)
@@ -121,6 +121,30 @@ def learning_rate(optimizer: Any) -> float | dict[str, float] | None:
     return rates[0] if len(set(rates)) == 1 else {f"group {number}": rate for number, rate in enumerate(rates)}
 
 
+def _loss(seen: Seen) -> float:
+    return float(seen.loss)
+
+
+def _rate(seen: Seen) -> float | dict[str, float] | None:
+    return learning_rate(seen.optimizer)
+
+
+def _gradient_norms(seen: Seen) -> dict[str, float]:
+    return norms(seen.gradient)
+
+
+def _parameter_norms(seen: Seen) -> dict[str, float]:
+    return norms(seen.parameters)
+
+
+def _later(seen: Seen) -> None:
+    """It is known at the next step (see `pairs`)."""
+
+
+def _largest(seen: Seen) -> float | None:
+    return seen.largest_eigenvalue()
+
+
 def _moved(seen: Seen) -> dict[str, float]:
     return norms({name: value - seen.start[name] for name, value in seen.parameters.items()})
 
@@ -130,23 +154,23 @@ def _traces(seen: Seen) -> dict[str, float]:
 
 
 TABLE = (
-    Tracked("loss", (), lambda seen: float(seen.loss), "loss L of the batch"),
-    Tracked("lr", (), lambda seen: learning_rate(seen.optimizer), "learning rate", (OPTIMIZER,)),
-    Tracked("grad_norm", (), lambda seen: norms(seen.gradient), "|grad L|, by parameter"),
-    Tracked("parameter_norm", (), lambda seen: norms(seen.parameters), "|theta|, by parameter"),
+    Tracked("loss", (), _loss, "loss L of the batch"),
+    Tracked("lr", (), _rate, "learning rate", (OPTIMIZER,)),
+    Tracked("grad_norm", (), _gradient_norms, "|grad L|, by parameter"),
+    Tracked("parameter_norm", (), _parameter_norms, "|theta|, by parameter"),
     Tracked("distance", (), _moved, "|theta - theta at the first step|, by parameter"),
-    Tracked("update_size", (), lambda seen: None, "|theta after the step - theta|, by parameter", (PAIR,)),
+    Tracked("update_size", (), _later, "|theta after the step - theta|, by parameter", (PAIR,)),
     Tracked("norm_test", SAMPLES, norm_test, "noise of the gradient beside its length"),
     Tracked("inner_test", SAMPLES, inner_test, "its part along the gradient"),
     Tracked("ortho_test", SAMPLES, ortho_test, "its part orthogonal to the gradient"),
-    Tracked("alpha", ("batch_loss", *SAMPLES), lambda seen: None, "where a step lands in the parabola along it",
+    Tracked("alpha", ("batch_loss", *SAMPLES), _later, "where a step lands in the parabola along it",
             (PAIR,)),
     Tracked("grad_hist_1d", ("grad_histogram",), histogram, "histogram of all entries of all g_n"),
     Tracked("tic_diag", ("grad", "second_moment", "diag_ggn"), tic_diag,
             "gradient noise over curvature, entry by entry", (CONVEX,)),
     Tracked("tic_trace", (*SAMPLES, "trace_ggn"), tic_trace, "gradient noise over curvature, of the traces", (CONVEX,)),
     Tracked("hess_trace", ("trace_h",), _traces, "trace of the Hessian, by parameter"),
-    Tracked("hess_max_ev", (), lambda seen: seen.largest_eigenvalue(), "largest algebraic eigenvalue of the Hessian",
+    Tracked("hess_max_ev", (), _largest, "largest algebraic eigenvalue of the Hessian",
             (LARGEST,)),
     Tracked("grad_hist_2d", ("grad_histogram_2d",), histograms_2d, "histogram of g_n's entries and the parameters'"),
     Tracked("mean_gsnr", ("grad", "second_moment"), mean_gsnr, "mean signal-to-noise ratio of the gradient"),

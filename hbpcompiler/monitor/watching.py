@@ -47,6 +47,10 @@ class Watching:
         self.in_eval = False
         """Whether programs saw batch norm in eval mode, and the user in train mode."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without a step that waits for its end."""
+        return {**self.__dict__, "pending": None}
+
     def look(self, step: int, given: Batch, batch: Sequence[Any], due: bool, own_draws: bool) -> Looked:
         """Ends the step before, begins this one."""
         parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -74,7 +78,9 @@ class Watching:
         way = {} if pending is None else pairs.moved(pending, parameters)
         if pending is not None and not due and pairs.stood_still(way):
             return None, []  # gradients are being accumulated
-        directed = pairs.direction(pending, way) if pending is not None and pending.batch is not None else {}
+        directed = {}
+        if pending is not None and pending.batch is not None and set(pending.parameters) <= set(parameters):
+            directed = pairs.direction(pending, way)
         stays = pairs.stood_still(directed)
         result = None
         try:

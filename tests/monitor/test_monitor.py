@@ -1,6 +1,8 @@
 """A monitor beside training: nothing of the user's changes; what it leaves out; logs, targets, schedules."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -230,3 +232,24 @@ def test_a_step_that_is_not_due_runs_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert not monitor.observe("no batch at all")
     with pytest.raises(TypeError):
         monitor.observe(*batch(5, 0))
+
+
+def test_parameters_that_are_thawed_and_copies_of_a_monitor() -> None:
+    model, loss = chain().double(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    model[0].requires_grad_(False)
+    monitor = hbp.Monitor(model, loss, optimizer, ["alpha", "distance", "update_size"], 1)
+    for number in range(4):
+        model[0].requires_grad_(number >= 2)
+        monitor.observe(*batch(5, number))
+        optimizer.zero_grad()
+        loss(model(batch(5, number)[0]), batch(5, number)[1]).backward()
+        optimizer.step()
+    assert not monitor.left_out
+    assert monitor.run.series("alpha")[0] == [0, 1, 2]
+    assert set(monitor.run.by_step[1].values["distance"]) == {"2.weight", "2.bias"}
+    assert monitor.run.by_step[3].values["distance"]["0.weight"] > 0
+    for other in (copy.deepcopy(monitor), pickle.loads(pickle.dumps(monitor))):
+        other.observe(*batch(5, 0))
+        assert other.run.last_step == 4
+    assert monitor.run.last_step == 3
