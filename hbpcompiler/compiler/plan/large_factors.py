@@ -6,10 +6,11 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan.closings import WHOLE_BLOCKS, closings_of
+from hbpcompiler.compiler.plan.closings import WHOLE_BLOCKS
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.quantities import INPUT_FACTOR, QUANTITIES, REDUCED_INPUT_FACTOR, Closing
+from hbpcompiler.quantities.chosen import closings_of
 from hbpcompiler.rule import Rule
 
 MOST = 6
