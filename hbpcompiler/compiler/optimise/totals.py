@@ -30,8 +30,8 @@ def add_to_totals(graph: fx.Graph) -> None:
         total, product = node.args
         if (isinstance(product, fx.Node) and product.target in GROWING and len(product.users) == 1
                 and "dtype" not in product.kwargs and isinstance(total, fx.Node) and meta.alike(total, product)):
-            named: dict[str, fx.node.Argument] = dict(product.kwargs)
-            given = {name: value for name, value in named.items() if value is not None}
+            given = dict[str, fx.node.Argument]()
+            given.update({name: value for name, value in product.kwargs.items() if value is not None})
             with graph.inserting_before(node):
                 grown = graph.call_function(GROWING[product.target], (total, *product.args), given)
             meta.move(grown, node)
