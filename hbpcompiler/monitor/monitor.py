@@ -129,9 +129,11 @@ class Monitor:
             result = self._programs.gradient(batch)
         if result is None:
             return self._by_backward(given)
+        waits = self._watching.pending is not None  # for alpha, with the gradient, which a user may clip in place
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                parameter.grad = result.grad.get(name)
+                gradient = result.grad.get(name)
+                parameter.grad = gradient.clone() if waits and gradient is not None else gradient
         return result.loss
 
     def add(self, **values: float) -> None:

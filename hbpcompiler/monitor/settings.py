@@ -49,10 +49,18 @@ def edges_of(name: str, given: Any, model: nn.Module) -> Tensor | None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers in place of tensors of one."""
-    if isinstance(value, Tensor):
-        return value.item() if value.dim() == 0 else value.tolist()
-    return {str(key): plain(part) for key, part in value.items()} if isinstance(value, Mapping) else value
+    """Numbers in place of tensors and of numpy's; TypeError for what a log does not hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        if all(type(part) is int or type(part) is float for part in value):  # those of histograms are long
+            return value
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, bool | int | float):
+        return value
+    raise TypeError(f"its value is a {type(value).__name__}, and not a number or a dict of numbers by name")
 
 
 def changes_buffers(model: nn.Module, given: Batch) -> bool:

@@ -136,11 +136,10 @@ class Watching:
                 continue
             try:
                 value = tracked.value(seen)
+                if value is not None:
+                    found[name] = plain(value)
             except Exception as error:
                 self.programs.drop(name, f"{type(error).__name__}: {in_short(error)}")
-                continue
-            if value is not None:
-                found[name] = plain(value)
         return found
 
     def _missing(self, tracked: Tracked) -> str:

@@ -13,8 +13,9 @@ DIGITS = 9
 
 
 def encoded(line: Mapping[str, Any]) -> bytes:
-    """The line as bytes, with its end."""
-    return (json.dumps(_strict(line), allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+    """The line as bytes, with its end; "?" for what is no character, as names of files that are not UTF-8 have."""
+    text = json.dumps(_strict(line), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return (text + "\n").encode(errors="replace")
 
 
 def _strict(value: Any) -> Any:

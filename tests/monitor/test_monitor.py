@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,42 @@ def test_one_pass_for_gradient_and_statistics() -> None:
                 value.data -= 0.1 * value.grad
         assert [step.step for step in monitor.run.steps] == [0, 2]
         assert "alpha" in monitor.run.by_step[0].values
+
+
+def test_gradients_that_a_user_clips_in_place_change_no_alpha() -> None:
+    found = []
+    for one_pass in (True, False):
+        torch.manual_seed(0)
+        model, loss = chain().double(), nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+        monitor = hbp.Monitor(model, loss, optimizer, ["alpha"], 1)
+        for number in range(3):
+            x, y = batch(8, number)
+            if one_pass:
+                monitor.step(x, y)
+            else:
+                monitor.observe(x, y)
+                optimizer.zero_grad()
+                loss(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+        found.append(monitor.run.series("alpha")[1])
+    assert len(found[0]) == 2
+    assert found[0] == pytest.approx(found[1], rel=1e-8)
+
+
+def test_values_of_ones_own_are_numbers_or_left_out_and_names_may_be_anything(tmp_path: Path) -> None:
+    own = [Tracked("numpy", (), lambda seen: {"one": numpy.float32(0.5), "two": numpy.int64(2)}),
+           Tracked("list", (), lambda seen: [torch.tensor(1), 2.0]), Tracked("text", (), lambda seen: "0.5"),
+           Tracked("complex", (), lambda seen: torch.tensor(1j))]
+    path = tmp_path / "run.jsonl"
+    monitor = hbp.Monitor(chain().double(), None, None, own, 1, path, name="no character: \udcff")
+    with pytest.warns(hbp.MonitorWarning, match="text: TypeError: its value is a str"):
+        monitor.observe(*batch(5, 0))
+    assert set(monitor.left_out) == {"text", "complex"}
+    run = read(path)
+    assert run.by_step[0].values == {"numpy": {"one": 0.5, "two": 2}, "list": [1, 2.0]}
+    assert run.name == "no character: ?"
 
 
 def test_a_quantity_of_ones_own_targets_and_scalars(tmp_path: Path) -> None:
