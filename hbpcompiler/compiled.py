@@ -39,7 +39,7 @@ from hbpcompiler.errors import (
 )
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING
-from hbpcompiler.into import Adds, added_to, kept, with_tensors
+from hbpcompiler.into import Adds, Read, added_to, kept, with_tensors
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
 from hbpcompiler.programs import Programs
@@ -135,7 +135,8 @@ class Compiled(Programs):
         draft = replace(built.draft, memory=built.draft.memory.of(brought))
         check_fits(draft, self.options.memory_budget, given.samples, given.tensors[0].device,
                    self.options.limits or DEFAULT_LIMITS)
-        tensors = None if into is None else into.fitting(built, given.tensors[0], self._tensors(state, built))
+        tensors = None if into is None else into.fitting(built, given.tensors[0], Read(
+            self._tensors(state, built), given.tensors, beside))
         if keys is not None and given.samples and (built.draws or into is not None):
             self._prepare(given)
         if keys is not None and given.samples and built.draws:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from hbpcompiler.compiler.program.adding import Slot
 from hbpcompiler.compiler.program.kernels import added_
 from hbpcompiler.compiler.program.nodes import shows_its_input
 from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.overlaps import overlaps_itself, sharing
 from hbpcompiler.quantities import EIGEN, QUANTITIES
 from hbpcompiler.result import Result
 
@@ -48,11 +49,31 @@ class Into:
                 SHARES: {slot.key: self.shares[slot] for slot in self.tensors}}
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a call reads, which must be what it was until all results are there."""
+
+    model: Mapping[str, Tensor]
+    """and the loss's own"""
+    batch: Sequence[Tensor]
+    arguments: Mapping[str, Any]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each, and what it is in words."""
+        yield from ((f"{name!r} of the model itself, which would change", tensor)
+                    for name, tensor in self.model.items())
+        yield from (("a tensor of the batch, which is read meanwhile", tensor) for tensor in self.batch)
+        for name, value in self.arguments.items():
+            for tensor in value.values() if isinstance(value, Mapping) else [value]:
+                if isinstance(tensor, Tensor):
+                    yield f"of the argument {name}, which is read meanwhile", tensor
+
+
 class Adds(Protocol):
     """What a call adds to, before there is a program."""
 
-    def fitting(self, built: Built, samples: Tensor, held: Mapping[str, Tensor]) -> Into:
-        """What this program needs, for a batch with such tensors; `held` are tensors that must not change."""
+    def fitting(self, built: Built, samples: Tensor, read: Read) -> Into:
+        """What this program needs, for a batch with such tensors; `read` must not change."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +84,8 @@ class Kept:
     decay: float
     weight: float
 
-    def fitting(self, built: Built, samples: Tensor, held: Mapping[str, Tensor]) -> Into:
-        """What the program needs. InputError, listing all that does not fit; `held` are tensors that must not change.
+    def fitting(self, built: Built, samples: Tensor, read: Read) -> Into:
+        """What the program needs. InputError, listing all that does not fit; `read` must not change.
 
         One tensor may stand for several parameters where their results are one tensor as well.
         """
@@ -78,7 +99,7 @@ class Kept:
             findings += [f"{slot} {fault}" for fault in _faults(tensor, wanted[slot], samples)]
         same: dict[Slot, Slot] = {}
         if not findings:
-            findings, same = _shared(both, wanted, held)
+            findings, same = _shared(both, wanted, read)
         if findings:
             more = [f"and {len(findings) - MOST} more"] if len(findings) > MOST else []
             raise InputError(listing("what the results are to be added to does not fit them:",
@@ -152,34 +173,55 @@ def _faults(tensor: Any, node: Any, samples: Tensor) -> Iterator[str]:
     if not isinstance(tensor, Tensor):
         yield f"is {type(tensor).__name__}, not a tensor"
         return
+    if tensor.layout != torch.strided:
+        yield f"is {str(tensor.layout).removeprefix('torch.')}, and results are dense"
+        return
     if list(tensor.shape) != _shape(node):
         yield f"has shape {list(tensor.shape)} instead of {_shape(node)}"
     if tensor.device != samples.device:
         yield f"is on {tensor.device}, and the batch on {samples.device}"
     if dtype is not None and torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
         yield f"is {tensor.dtype}, which cannot hold {dtype}"
+    if not tensor.is_floating_point():
+        yield f"is {tensor.dtype}: keep sums of counts in torch.float64"
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        yield "was made in inference mode and does not change outside of it: give a clone of it"
     if any(stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)):
         yield "is expanded: one number of it stands for several"
 
 
 def _shared(given: Mapping[Slot, Tensor], made: Mapping[Slot, Any],
-            held: Mapping[str, Tensor]) -> tuple[list[str], dict[Slot, Slot]]:
+            read: Read) -> tuple[list[str], dict[Slot, Slot]]:
     """(what shares memory that must not, slots of which the result and the tensor are those of another slot)."""
-    owners = {tensor.data_ptr(): name for name, tensor in held.items() if tensor.numel()}
-    seen: dict[int, Slot] = {}
-    findings, same = list[str](), dict[Slot, Slot]()
-    for slot, tensor in given.items():
-        if not tensor.numel():
+    others = list(read.tensors())
+    slots = [slot for slot, tensor in given.items() if tensor.numel()]
+    findings = [f"{slot} overlaps itself: one number of it stands for several" for slot in slots
+                if overlaps_itself(given[slot])]
+    same: dict[Slot, Slot] = {}
+    seen = [tensor for _, tensor in others if tensor.layout == torch.strided]
+    words = [word for word, tensor in others if tensor.layout == torch.strided]
+    told = set[Slot]()
+    for first, second in sharing([*seen, *(given[slot] for slot in slots)]):
+        if second < len(seen):
             continue
-        place = tensor.data_ptr()
-        if place in owners:
-            findings.append(f"{slot} is {owners[place]!r} of the model itself, which would change")
-        elif place in seen and _source(made[seen[place]]) is _source(made[slot]):
-            same[slot] = seen[place]
-        elif place in seen:
-            findings.append(f"{slot} is the memory of {seen[place]} as well: give each its own")
-        seen.setdefault(place, slot)
+        slot = slots[second - len(seen)]
+        if slot in told:
+            continue
+        told.add(slot)
+        if first < len(seen):
+            findings.append(f"{slot} is {words[first]}: give it memory of its own")
+            continue
+        other = slots[first - len(seen)]
+        if _is_one(given[other], given[slot]) and _source(made[other]) is _source(made[slot]):
+            same[slot] = other
+        else:
+            findings.append(f"{slot} is the memory of {other} as well: give each its own")
     return findings, same
+
+
+def _is_one(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same numbers."""
+    return first.data_ptr() == second.data_ptr() and first.numel() == second.numel()
 
 
 def _source(node: Any) -> Any:

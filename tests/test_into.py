@@ -160,7 +160,54 @@ WRONG = [
      ["grad['2.weight'] is the memory of grad['0.weight'] as well: give each its own"]),
     (lambda kept, model: {"into": {"grad": {name: value.to("meta") for name, value in kept.grad.items()}}},
      ["grad['0.weight'] is on meta, and the batch on cpu"]),
+    (lambda kept, model: {"into": {"grad": overlapping(kept.grad, 1)}},
+     ["grad['0.bias'] is the memory of grad['0.weight'] as well: give each its own"]),
+    (lambda kept, model: {"into": {"grad": {**kept.grad, "0.weight": torch.zeros(9).double().as_strided(
+        (3, 3), (1, 1))}}}, ["grad['0.weight'] overlaps itself: one number of it stands for several"]),
+    (lambda kept, model: {"into": {"grad": {**kept.grad, "0.bias": model[2].weight.detach()[1]}}},
+     ["grad['0.bias'] is '2.weight' of the model itself"]),
+    (lambda kept, model: {"into": {"grad": {**kept.grad, "0.weight": torch.eye(3).double().to_sparse()}}},
+     ["grad['0.weight'] is sparse_coo, and results are dense"]),
 ]
+
+
+def overlapping(given, numbers):
+    """Slices of one tensor, each of which begins before the last one ends."""
+    flat, found, start = torch.zeros(100).double(), {}, 0
+    for name, value in given.items():
+        found[name] = flat[start : start + value.numel()].view(value.shape)
+        start += value.numel() - numbers
+    return found
+
+
+def test_what_a_call_reads_does_not_change_meanwhile():
+    model, loss, X, y = stack(1)
+    compiled = hbp.compile(model, loss, ["grad", "project", "grad_histogram"])
+    directions = {name: torch.ones(1, *value.shape).double() for name, value in model.named_parameters()}
+    compiled(X, y, directions=directions)
+    held = {name: value[0] for name, value in directions.items()}
+    with pytest.raises(hbp.InputError, match=r"grad\['0.weight'\] is of the argument directions, which is read"):
+        compiled(X, y, directions=directions, into={"grad": held})
+    with pytest.raises(hbp.InputError, match=r"grad\['0.bias'\] is a tensor of the batch, which is read"):
+        compiled(X, y, directions=directions, into={"grad": {**copy.deepcopy(held), "0.bias": X[2]}})
+    assert all((value == 1).all() for value in directions.values())
+
+
+def test_slices_of_one_tensor_counts_and_tensors_of_inference_mode():
+    model, loss, X, y = stack(1)
+    compiled = hbp.compile(model, loss, ["grad", "grad_histogram"])
+    with torch.inference_mode():
+        one = compiled(X, y)
+    columns = torch.zeros(3, 4).double()
+    held = {"0.weight": columns[:, :3], "0.bias": columns[:, 3]}
+    counts = {name: value.double() for name, value in one.grad_histogram.items()}
+    compiled(X, y, into={"grad": held, "grad_histogram": counts}, decay=0.5)
+    for name in held:
+        torch.testing.assert_close(held[name], one.grad[name], rtol=1e-14, atol=1e-300)
+        assert torch.equal(counts[name], 1.5 * one.grad_histogram[name])
+    with pytest.raises(hbp.InputError, match="was made in inference mode") as error:
+        compiled(X, y, into=one)
+    assert "grad_histogram['0.bias'] is torch.int64: keep sums of counts in torch.float64" in str(error.value)
 
 
 def test_what_is_wrong_is_said_at_once_and_nothing_has_changed():

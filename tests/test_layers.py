@@ -144,3 +144,25 @@ def test_functions_beside_others_on_the_same_value(name):
 
     torch.manual_seed(0)
     check(Around(nn.Linear(3, 3), nn.Linear(3, 2)).double(), [torch.randn(3, 3, dtype=torch.float64)])
+
+
+class Factorised(nn.Module):
+    """One index for each sample and table, as of users and of what they rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.users, self.items, self.offsets = nn.Embedding(5, 3), nn.Embedding(4, 3, padding_idx=1), nn.Embedding(5, 2)
+
+    def forward(self, users, items):
+        met = torch.tanh(self.users(users) * self.items(items)).sum(1, keepdim=True)
+        return met * torch.tensor([1.0, 2.0]).double() + self.offsets(users)
+
+
+def test_embeddings_of_one_index_for_each_sample():
+    torch.manual_seed(0)
+    model, inputs, y = Factorised().double(), torch.tensor([[4, 0, 4], [3, 1, 3]]), torch.tensor([0, 1, 1])
+    quantities = ["grad", "batch_l2", "second_moment", "diag_ggn", "diag_h"]
+    result = hbp.compile(model, quantities=quantities)(*inputs, y)
+    for quantity in quantities:
+        for name, expected in reference(model, nn.CrossEntropyLoss(), inputs, y, quantity).items():
+            torch.testing.assert_close(result[quantity][name], expected, rtol=1e-9, atol=1e-12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from hbpcompiler.accumulate.weigh import Weight, check_alike
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import Slot
-from hbpcompiler.into import Into
+from hbpcompiler.into import Into, Read
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 
@@ -26,7 +26,7 @@ class Adding:
     added: list[Key] = field(default_factory=list)
     """The totals that the batch's results are in once it has run."""
 
-    def fitting(self, built: Built, samples: Tensor, held: Mapping[str, Tensor]) -> Into:
+    def fitting(self, built: Built, samples: Tensor, read: Read) -> Into:
         """The totals, and how much of this batch's results each gets."""
         weight = self.weigh(built)
         if self.sums.first is not None:

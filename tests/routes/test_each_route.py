@@ -255,6 +255,7 @@ def test_rows_by_index(signed, positions):
     contraction = Contraction(equation, operand=lambda op: op.rows, index=lambda op: op.rows)
     use = Use(writer, op, contraction, given["stream"], given["signs"] if signed else None, 3)
     kinds = RowsByIndex().kinds - (frozenset() if signed else {q.NEGATIVE})
+    assert RowsByIndex().cost(own, kinds).seconds(3) > 0
     made = {kind: value.node for kind, value in RowsByIndex().write(own, use, kinds).items()}
     made["each"] = product_of(own, use).node
     writer.graph.output(made)

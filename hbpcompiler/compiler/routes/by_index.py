@@ -22,7 +22,8 @@ class RowsByIndex(Route):
         return site.form == COLUMNS and site.indexed
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        positions, columns = site.size("p"), site.columns * site.size(site.letters[0])
+        positions = site.size("p") if site.has_positions else 1
+        columns = site.columns * site.size(site.letters[0])
         traffic = N * site.itemsize * (4 * columns + 2 * positions**2)
         written = site.size(site.theta) * site.itemsize
         return Cost(N * positions * columns, traffic + 2 * written * len(kinds & SQUARES), traffic / 2, 10)
