@@ -27,7 +27,5 @@ CONSTANTS = [
     stopping("aten.full_like", fill_value=1.5),
     stopping("aten.rand_like"),
     stopping("aten.randn_like"),
-    stopping("aten.randint_like", high=3),
-    stopping("aten.randint_like.low_dtype", low=1, high=4),
     stopping("aten.fill.Scalar", value=1.5),
 ]

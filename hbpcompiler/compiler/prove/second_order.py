@@ -33,6 +33,8 @@ from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.schemes import GGN_ALONE, HESSIAN
 
 LOSSES = "batch_loss"
+COUNTS = ("grad_histogram", "grad_histogram_2d")
+ROUNDED = "counts: rounding may take a number over the edge of its bin"
 MERGED = "the output has samples merged with positions"
 TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h"}
 ENTRIES = 4
@@ -43,7 +45,7 @@ LEAST = 12
 
 Diagonal = Callable[[Any, list[int]], Tensor]
 """(a parameter's value, entries) -> the entries of a diagonal that it states."""
-_PER_SAMPLE = ("batch_grad", "batch_l2", "second_moment", "variance", "batch_dot")
+_PER_SAMPLE = ("batch_grad", "batch_l2", "second_moment", "variance", "batch_dot", "batch_inner")
 _GGN: Mapping[str, Diagonal] = {
     "diag_ggn": lambda value, at: value.flatten()[at],
     "batch_diag_ggn": lambda value, at: value.sum(0).flatten()[at],
@@ -141,6 +143,8 @@ class _Reference:
         curvature = self.candidate.options.curvature
         if exact in _PER_SAMPLE and None in self.axes:
             self.refused[quantity] = MERGED
+        elif exact in COUNTS:
+            self.refused[quantity] = ROUNDED
         elif exact in _GGN or exact == "trace_ggn":
             self.readers[quantity] = "ggn", {**_GGN, **_TRACES}[exact]
         elif exact in _HESSIAN or exact in ("trace_h", "block"):
@@ -232,6 +236,8 @@ def _of_shares(quantity: str, shares: Tensor, kind: str) -> Tensor:
         return flat.square().sum(1)
     if quantity == "batch_dot":
         return flat @ flat.T
+    if quantity == "batch_inner":
+        return flat @ flat.sum(0)
     if quantity == "second_moment":
         return each.square().mean(0)
     if quantity == "variance":

@@ -113,8 +113,12 @@ class GramNorm(Route):
             assert part.op is not None
             columns = columns_of(use, part.op, part["columns"]).squeeze(1)
             ours = einsum(f"{own},{own.replace('p', 'q')}->n{shared}pq", columns, columns)
-            operand = operand_of(use, part.op)
-            theirs = einsum(f"{right},{right.replace('p', 'q')}->n{shared}pq", operand, operand)
+            if site.indexed and use.contraction.index is not None:
+                index = use.contraction.index(part.op)
+                theirs = ((index.unsqueeze(1) == index.unsqueeze(2)) & (index >= 0).unsqueeze(1)).type_as(columns)
+            else:
+                operand = operand_of(use, part.op)
+                theirs = einsum(f"{right},{right.replace('p', 'q')}->n{shared}pq", operand, operand)
             part.rows[NORM].copy_((ours * theirs).flatten(1).sum(1))
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},

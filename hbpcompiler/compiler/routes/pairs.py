@@ -32,7 +32,7 @@ class SquaresByPairs(Route):
     Where a convolution has many channels and few pixels, the product of each sample is all that costs, in memory.
     """
 
-    name = "squares by pairs of positions"
+    name = "pairs of positions"
     kinds = SQUARES
     limits: tuple[str, ...] = ("recycled_bytes",)
 
