@@ -2,12 +2,16 @@
 that shows it, and a picture of that. Writes out/story_*.png and out/story_*.html, the reports of the same runs.
 
     python examples/monitor_stories.py
+
+The last story is told of MNIST-1D (Greydanus 2020), too, where the package mnist1d is installed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -21,10 +25,19 @@ OUT = Path("out")
 BLUE, ORANGE, GREEN, GREY = "#2563c9", "#c2410c", "#0b7a5c", "#8a93a1"
 
 
-def network(depth: int = 2, activation: Callable[[], nn.Module] = nn.Tanh, width: int = 32) -> nn.Sequential:
+def mnist_1d() -> tuple[Tensor, Tensor]:
+    """4000 sequences of 40 numbers and their labels, made by the package, always the same. ImportError without it."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    made = make_dataset(get_dataset_args())
+    return torch.tensor(made["x"], dtype=torch.float32), torch.tensor(made["y"])
+
+
+def network(depth: int = 2, activation: Callable[[], nn.Module] = nn.Tanh, width: int = 32, inputs: int = 64,
+            ) -> nn.Sequential:
     """A perceptron of so many hidden layers, always with the same weights at first."""
     torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, width), activation()]
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(inputs, width), activation()]
     for _ in range(depth - 1):
         layers += [nn.Linear(width, width), activation()]
     return nn.Sequential(*layers, nn.Linear(width, 10))
@@ -142,34 +155,48 @@ def edge_of_stability(X: Tensor, y: Tensor) -> None:
 
 
 def noise_and_batch_size(X: Tensor, y: Tensor) -> None:
-    """A fifth of the labels is wrong: what the gradient has to say shrinks, its noise does not, and more samples are
-    needed for one step to be worth it."""
+    """Of digits a fifth of the labels is wrong; sequences of MNIST-1D are hard to tell apart. What the gradient has to
+    say shrinks, its noise does not, and more samples are needed for one step to be worth it."""
     wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(1)) < 0.2
     labels = torch.where(wrong, y.roll(1), y)
-    monitor = watched("batch of 32", network(), X, labels, lr=0.2, steps=600, batch=32, track=["economy", "cabs"],
-                      every=6)
-    run = monitor.run
-    steps, tests = run.series("norm_test")
-    norms = [sum(norm**2 for norm in values.values()) ** 0.5 for values in run.series("grad_norm")[1]]
-    need = [noise_scale(tests[at:at + 10], norms[at:at + 10]) for at in range(0, len(tests), 10)]
-    made, (left, right) = figure()
-    left.plot(steps[5::10], need, "o-", color=BLUE, label="the norm test is 1 with so many samples")
-    left.plot(*run.series("cabs"), ".", color=GREEN, label="CABS")
-    left.axhline(32, color=GREY, linestyle="--", label="the batch")
-    left.set(yscale="log", xlabel="step", ylabel="samples")
-    left.legend(fontsize=8)
-    right.plot(*run.series("loss"), color=BLUE)
-    right.set(yscale="log", xlabel="step", ylabel="loss")
-    saved(made, "noise", [monitor])
-    print(f"noise: the norm test needs {need[0]:.0f} samples at first, {need[-1]:.0f} at the end, of a batch of 32")
+    options: dict[str, Any] = {"batch": 32, "track": ["economy", "cabs"]}
+    runs = [watched("digits, batches of 32", network(), X, labels, lr=0.2, steps=600, every=2, **options)]
+    try:
+        sequences, classes = mnist_1d()
+    except ImportError:
+        print("noise: the package mnist1d is not installed (pip install mnist1d), so this story is of digits alone")
+    else:
+        runs.append(watched("MNIST-1D, batches of 32", network(inputs=40), sequences, classes, lr=0.2, steps=3000,
+                            every=10, **options))
+    made, axes = figure(len(runs) + 1)
+    for monitor, place, colour in zip(runs, axes, (BLUE, ORANGE), strict=False):
+        run = monitor.run
+        steps, tests = run.series("norm_test")
+        norms = [sum(norm**2 for norm in values.values()) ** 0.5 for values in run.series("grad_norm")[1]]
+        tenth = len(tests) // 10
+        need = [noise_scale(tests[at:at + tenth], norms[at:at + tenth]) for at in range(0, len(tests), tenth)]
+        place.plot(steps[tenth // 2::tenth], need, "o-", color=colour, label="the norm test is 1 with so many samples")
+        place.plot(*run.series("cabs"), ".", color=GREEN, label="CABS")
+        place.axhline(32, color=GREY, linestyle="--", label="the batch")
+        place.set(title=run.name, yscale="log", xlabel="step", ylabel="samples", ylim=(0.2, 1e5))
+        place.legend(fontsize=8, loc="upper left")
+        axes[-1].plot(*run.series("loss"), color=colour, label=run.name)
+        cabs = torch.tensor(run.series("cabs")[1])
+        print(f"noise: {run.name}: the norm test needs {need[0]:.0f} samples at first, {need[-1]:.0f} at the end; CABS "
+              f"suggests {float(cabs[:tenth].mean()):.0f}, then {float(cabs[-tenth:].mean()):.0f}")
+    axes[-1].set(yscale="log", xlabel="step", ylabel="loss")
+    axes[-1].legend(fontsize=8)
+    saved(made, "noise", runs)
 
 
 def noise_scale(tests: list[float], norms: list[float]) -> float:
     """Samples for which the standard error is as large as the gradient: means of both squares over some steps. The
-    gradients of batches of 32 are longer than that of all samples, by their noise."""
+    gradients of batches of 32 are longer than that of all samples, by their noise. Not a number where nothing else is
+    left of them."""
     squares = torch.tensor(norms).square()
     errors = torch.tensor(tests).square() * squares
-    return 32 * float(errors.mean() / (squares - errors).mean().clamp(min=1e-9))
+    left = float((squares - errors).mean())
+    return 32 * float(errors.mean()) / left if left > 0 else math.nan
 
 
 STORIES = (unscaled_inputs, vanishing_gradients, step_size_by_alpha, edge_of_stability, noise_and_batch_size)

@@ -225,9 +225,13 @@ def test_monitor_stories(tmp_path):
     assert all(row[1] < -0.3 for row in sizes if row[0] < best[0])
     for late, edge in re.findall(r"(\S+) at the end, 2 / step size (\S+)", text):
         assert float(late) == pytest.approx(float(edge), rel=0.15)
-    needs = re.search(r"needs (\d+) samples at first, (\d+) at the end", text)
-    first, last = map(float, needs.groups())
-    assert last > 3 * first
+    told = re.findall(r"(\S+), batches of 32: .* needs (\d+) samples at first, (\d+) at the end; CABS suggests (\d+), "
+                      r"then (\d+)", text.replace("\n", " ").replace("noise: ", "\n"))
+    assert [name for name, *_ in told] == ["digits"] + ["MNIST-1D"] * ("mnist1d is not installed" not in text)
+    for _, *numbers in told:
+        first, last, suggested, later = map(float, numbers)
+        assert last > 1.5 * first > 1.5 * 32
+        assert later > 3 * suggested
     for name in ("inputs", "layers", "alpha", "sharpness", "noise"):
         assert (tmp_path / "out" / f"story_{name}.png").stat().st_size > 5000
         assert (tmp_path / "out" / f"story_{name}.html").stat().st_size > 1e6

@@ -84,9 +84,12 @@ def _ratios(seen: Seen, factor: float) -> float | None:
 
 
 def cabs(seen: Seen) -> float | None:
-    """lr sum_d var_d / L, the batch size at which noise and progress balance (Balles et al. 2017, equation 22)."""
+    """lr sum_d var_d / L, the batch size at which noise and progress balance (Balles et al. 2017, equation 22).
+
+    None for one sample: its variance is rounding.
+    """
     loss, rate = float(seen.loss), learning_rate(seen.optimizer)
-    if not isinstance(rate, float) or not loss > 0:
+    if not isinstance(rate, float) or seen.samples < 2 or not loss > 0:
         return None
     return rate * seen.spread / loss if seen.mean else rate * seen.samples**2 * seen.spread / loss
 

@@ -31,7 +31,8 @@ class Log:
         self._warned = False
         self._size = 0
         """Of the file up to the last line that is whole."""
-        if self.path.exists() and (self.path.is_dir() or self.path.stat().st_size):
+        there = os.path.exists(self.path)  # unlike Path's, False for a name that is too long, which opening it tells
+        if there and (self.path.is_dir() or self.path.stat().st_size):
             self._check_name()
             self.before = read(self.path)
             self._size = self.before.end

@@ -216,7 +216,8 @@ def test_alpha_where_there_is_no_minimum_no_step_or_one_sample() -> None:
     assert alpha(end(math.nan, -1.0), end(0.0, -1.0)) is None
     close(alpha(End(torch.ones(1), -torch.ones(1)), End(torch.ones(1) / 2, torch.zeros(1))) or 0.0, 0.0)
     model = chain().double()
-    monitor = tracking(model, nn.CrossEntropyLoss(), None, ["alpha", "norm_test", "mean_gsnr"])
+    noise = ["norm_test", "inner_test", "ortho_test", "mean_gsnr", "cabs", "early_stopping"]
+    monitor = tracking(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), ["alpha", *noise])
     monitor.observe(*batch(1, 0))
     monitor.observe(*batch(1, 0))
     assert monitor.run.by_step[0].values == {"alpha": -1.0}

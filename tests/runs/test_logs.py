@@ -107,7 +107,8 @@ def test_what_is_wrong_with_a_path_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, said in [(tmp_path / "missing" / "run.jsonl", "cannot be written"), (tmp_path, "is a folder"),
                        (tmp_path / "file" / "run.jsonl", "cannot be written"),
-                       (Path("/proc/run.jsonl"), "cannot be written")]:
+                       (Path("/proc/run.jsonl"), "cannot be written"),
+                       (tmp_path / f"{'long' * 99}.jsonl", "cannot be written: File name too long")]:
         with pytest.raises(hbp.InputError, match=said):
             Log(path)
     with pytest.raises(hbp.InputError, match="cannot be read"):
