@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Tensor
 from hbpcompiler.rule.decomposition import Decomposition
@@ -150,6 +151,18 @@ MAX_UNPOOL3D = Decomposition(
 def reduced(each: Tensor, reduction: int) -> Tensor:
     """By torch's number for a reduction: none, mean, sum."""
     return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
+def soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """log(1 + exp(-t x)), convex in x, of targets 1 and -1."""
+    return reduced(-F.logsigmoid(target * x), reduction)
+
+
+SOFT_MARGIN_LOSS = Decomposition(
+    ["aten.soft_margin_loss"],
+    soft_margin_loss,
+    [Case({"self": (3,), "target": (3,)}, {"reduction": 0}, batched=("self", "target"))],
+)
 
 
 def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:

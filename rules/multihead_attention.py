@@ -1,7 +1,7 @@
 """nn.MultiheadAttention, traced through an equivalent that leaves the sample axis in front.
 
 torch's own forward moves it behind the positions. Self-attention and attention between sequences, of one or several
-widths, with batch_first or without.
+widths, with batch_first or without, with a trained or zero position of its own (add_bias_kv, add_zero_attn).
 """
 
 from typing import Any
@@ -14,8 +14,6 @@ from hbpcompiler.rule import ModuleRule, Tensor
 
 
 def refuse(module: nn.MultiheadAttention) -> str | None:
-    if module.bias_k is not None or module.add_zero_attn:
-        return "add_bias_kv and add_zero_attn are not supported"
     if module.dropout and module.training:
         return "dropout inside the attention is not supported in train mode; use dropout=0.0"
     return None
@@ -30,12 +28,14 @@ def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, key_padding_
         key, value = (query, query) if itself else (key.transpose(0, 1), value.transpose(0, 1))
     width = query.shape[-1] // module.num_heads
     q, k, v = _of_one_sequence(module, query) if itself else _of_several(module, query, key, value)
+    k, v = _with_own_position(module, k, module.bias_k), _with_own_position(module, v, module.bias_v)
+    more = k.shape[2] - key.shape[1]
     scores = q @ k.transpose(-2, -1) * width**-0.5
     if attn_mask is not None:
         mask = attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (-1, module.num_heads))
-        scores = scores + _additive(mask, scores)
+        scores = scores + _shown_at_the_end(_additive(mask, scores), more)
     if key_padding_mask is not None:
-        scores = scores + _additive(key_padding_mask, scores)[:, None, None, :]
+        scores = scores + _shown_at_the_end(_additive(key_padding_mask, scores), more)[:, None, None, :]
     masked = attn_mask is not None or key_padding_mask is not None
     # torch's attention gives zeros where all is masked, unless its weights are asked for, which are NaN there.
     weights = torch._safe_softmax(scores, -1) if masked and not need_weights else torch.softmax(scores, -1)
@@ -64,6 +64,22 @@ def _of_several(module: Any, *sequences: Tensor) -> tuple[Tensor, Tensor, Tensor
     q, k, v = (F.linear(sequence, weight, bias).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
                for sequence, weight, bias in zip(sequences, weights, biases, strict=True))
     return q, k, v
+
+
+def _with_own_position(module: Any, sequence: Tensor, trained: Tensor | None) -> Tensor:
+    """Keys or values [N, heads, T, E / heads], then the trained one of add_bias_kv, then the zeros of add_zero_attn."""
+    one = (sequence.shape[0], -1, -1, -1)
+    parts = [sequence]
+    if trained is not None:
+        parts.append(trained.reshape(1, module.num_heads, 1, -1).expand(one))
+    if module.add_zero_attn:
+        parts.append(torch.zeros_like(sequence[:, :, :1]))
+    return torch.cat(parts, 2) if len(parts) > 1 else sequence
+
+
+def _shown_at_the_end(mask: Tensor, positions: int) -> Tensor:
+    """What is added to the scores, with nothing for these last positions."""
+    return F.pad(mask, (0, positions)) if positions else mask
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:

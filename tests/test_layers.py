@@ -78,8 +78,30 @@ def test_bags_in_one_row_are_refused():
         def forward(self, indices):
             return self.head(self.bag(indices.flatten(), torch.arange(0, indices.numel(), 4)))
 
-    with pytest.raises(hbp.CompileError, match="have no sample axis"):
+    with pytest.raises(hbp.CompileError, match=r"EmbeddingBag\).* have no sample axis; .*pad_sequence"):
         hbp.compile(Flat(), quantities=["grad"])(INDICES, torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize(("layer", "shape", "words"), [
+    (nn.Embedding(5, 3, max_norm=1.0), (3, 4), "leave max_norm out.*embedding_renorm_"),
+    (nn.EmbeddingBag(5, 3, max_norm=1.0), (3, 4), "leave it out.*embedding_renorm_"),
+    (nn.CrossMapLRN2d(3), (3, 2, 2, 3), "use nn.LocalResponseNorm"),
+])
+def test_layers_that_change_tensors_in_place_say_what_to_use(layer, shape, words):
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = layer, nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(x)).flatten(1)
+
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    x = torch.ones(shape) if isinstance(layer, nn.CrossMapLRN2d) else torch.ones(shape, dtype=torch.long)
+    with pytest.raises(hbp.CompileError, match=words):
+        hbp.compile(Beside(), lambda output, y: output.sum(1).mean(), quantities=["grad"])(x, torch.zeros(3))
+    for parameter, value in zip(layer.parameters(), before, strict=True):
+        assert torch.equal(parameter, value), "nothing of the user's has changed"
 
 
 class Pair(nn.Module):

@@ -60,3 +60,59 @@ def test_norms_below_eps_are_differentiated_as_torch_does(eps):
     for quantity in result:
         for name, value in reference(model, loss, [X], SIGNS, quantity).items():
             close(result[quantity][name], value, f"{quantity} of {name}")
+
+
+@pytest.mark.parametrize("loss", [nn.SoftMarginLoss(), nn.SoftMarginLoss(reduction="sum"),
+                                  lambda output, target: F.softplus(-target * output).mean()])
+def test_a_logistic_loss_is_known_to_be_convex(loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
+        result = hbp.compile(model, loss, ["batch_grad", "diag_ggn", "diag_h"], verify="full")(X, SIGNS)
+    for quantity in result:
+        for name, value in reference(model, loss, [X], SIGNS, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+
+
+def test_a_sum_of_logistic_functions_is_not():
+    with pytest.warns(hbp.IndefiniteCurvatureWarning):
+        hbp.compile(nn.Linear(4, 3).double(), lambda output, target: torch.sigmoid(-target * output).mean(),
+                    ["diag_ggn"])(X, SIGNS)
+
+
+class Clustered(nn.Module):
+    """An adaptive softmax in the model, which is given the labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+        self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(6, 8, [2, 5], div_value=2.0, head_bias=True)
+
+    def forward(self, x, labels):
+        return self.adaptive(torch.tanh(self.linear(x)), labels).output
+
+
+class AllClasses(nn.Module):
+    """The same by torch's logarithms of all probabilities."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.linear, self.adaptive = model.linear, model.adaptive
+
+    def forward(self, x, labels):
+        return self.adaptive.log_prob(torch.tanh(self.linear(x))).gather(1, labels[:, None]).squeeze(1)
+
+
+def test_an_adaptive_softmax():
+    torch.manual_seed(0)
+    model, labels = Clustered().double(), torch.tensor([0, 6, 3])
+
+    def loss(output, target):
+        return -output.mean()
+
+    result = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn", "diag_h"])(X, labels, labels)
+    torch.testing.assert_close(result.output, model(X, labels))
+    for quantity in result:
+        for name, value in reference(AllClasses(model), loss, [X, labels], labels, quantity).items():
+            close(result[quantity][name], value, f"{quantity} of {name}")

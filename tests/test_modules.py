@@ -98,6 +98,31 @@ def test_masked_attention():
     check(Causal().double(), [draw(2, 3, 4)], torch.tensor([0, 1]), [*EXACT, "diag_h"])
 
 
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True},
+                                     {"add_bias_kv": True, "add_zero_attn": True, "kdim": 3, "vdim": 3}])
+def test_attention_to_a_position_of_its_own(options):
+    """A trained one, or zeros, after the sequence's: no mask hides it."""
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True, **options), nn.Linear(5, 2)
+
+        def forward(self, x):
+            seen = x[..., : self.attention.kdim].tanh()
+            hidden = torch.ones(3, 3, dtype=torch.bool).triu(1)
+            empty = torch.tensor([[True, False, False]]).expand(len(x), 3)
+            mixed, weights = self.attention(x, seen, seen, attn_mask=hidden, key_padding_mask=empty)
+            return self.head(torch.cat([mixed, weights[..., -1:]], 2).mean(1))
+
+    torch.manual_seed(0)
+    model = Reader().double()
+    for bias in (model.attention.bias_k, model.attention.bias_v):
+        if bias is not None:
+            nn.init.normal_(bias)
+    check(model, [draw(2, 3, 4)], torch.tensor([0, 1]), [*EXACT, "diag_h"])
+
+
 def test_attention_to_nothing_is_zero():
     """Rows of which all is masked: zeros, in torch's attention and in ours, and no derivative."""
 

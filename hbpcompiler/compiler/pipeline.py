@@ -38,7 +38,7 @@ from hbpcompiler.compiler.match.check import check_matched
 from hbpcompiler.compiler.match.endings import refuse_losses, refuse_scale
 from hbpcompiler.compiler.match.match import match, taken_apart
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.targets import LossCheck, check_targets, loss_checks
+from hbpcompiler.compiler.match.targets import LossCheck, check_target_dtypes, check_targets, loss_checks
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision, second_phase
@@ -216,6 +216,8 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
     limits = options.limits or measured_limits(device, dtype)
     resources = Resources(measured_machine(device, dtype), limits)
     as_values: frozenset[str] = frozenset()
+    if batch.samples:
+        check_target_dtypes(traced.graph, batch)
     while True:
         with seconds.stage("match"):
             matched = match(traced, options.registry, closings, as_values, naming.value_names, limits,

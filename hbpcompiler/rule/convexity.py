@@ -12,6 +12,7 @@ from hbpcompiler.rule.helpers import operand_symbol
 from hbpcompiler.rule.op import Op
 from hbpcompiler.rule.rule import Rule
 from hbpcompiler.rule.structure import Structure
+from hbpcompiler.rule.symbolic import sigmoid
 
 
 def slope_sign(rule: Rule, op: Op, slot: str) -> int | None:
@@ -39,4 +40,9 @@ def _derivative(rule: Rule, op: Op, slot: str, order: int) -> sympy.Expr | None:
 def _sign(derivative: sympy.Expr | None) -> int | None:
     if derivative is None:
         return None
+    if derivative.has(sigmoid):  # sympy does not know that it lies between 0 and 1, but knows that exp is positive
+        if isinstance(derivative, sympy.Piecewise):
+            signs = {_sign(part) for part, _ in derivative.args}
+            return signs.pop() if len(signs) == 1 else None
+        derivative = sympy.factor(derivative.replace(sigmoid, lambda inner: 1 / (1 + sympy.exp(-inner))))
     return 1 if derivative.is_nonnegative else -1 if derivative.is_nonpositive else None

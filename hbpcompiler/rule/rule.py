@@ -180,6 +180,7 @@ class ModuleRule:
 
     module: type[torch.nn.Module]
     forward: Callable[..., Any]
-    """(module, *its arguments) -> what the module returns."""
+    """(module, *its arguments) -> what the module returns. NotImplementedError(why, and what to write instead) refuses
+    these arguments."""
     refuse: Callable[[Any], str | None] = lambda module: None
     """why this very module cannot be, and what to do about it; None if it can."""

@@ -117,6 +117,18 @@ def changed_parameter(model, x):
     return head(model, x)
 
 
+def drawn_around(model, x):
+    return torch.normal(head(model, x), 0.1)
+
+
+def drawn_as_wide(model, x):
+    return torch.normal(0.0, std=model.scale.abs()) * model.head(x)
+
+
+def differences(model, x):
+    return torch.gradient(head(model, x), dim=1)[0]
+
+
 def nothing(model, x):
     head(model, x)
 
@@ -167,6 +179,9 @@ MODELS = [
     (new_tensor, "torch.tensor([x.mean(), 1.0])", ["a number is made"]),
     (data, "", ["x.data", "x.detach()"]),
     (changed_parameter, "", ["'scale'", "in place"]),
+    (drawn_around, "torch.normal(", ["mean + std * torch.randn_like(mean)"]),
+    (drawn_as_wide, "torch.normal(", ["zero", "mean + std * torch.randn_like(mean)"]),
+    (differences, "torch.gradient(", ["with slices"]),
     (nothing, "", ["NoneType", "return"]),
     (plain_number, "", ["float"]),
     (misspelled, "model.haed(x)", ["haed"]),
@@ -233,3 +248,9 @@ def test_torch_is_as_before():
         assert torch.autograd.grad is not before[0]
     assert before == (torch.autograd.grad, torch.Tensor.numpy, torch.SymInt.__index__, "numpy" in vars(torch.Tensor))
     assert F.one_hot is one_hot
+
+
+def test_a_target_that_makes_the_loss_of_another_dtype():
+    """The loss casts its number then, which is not what there is to mend."""
+    with pytest.raises(hbp.InputError, match=r"y has dtype torch.float16.* y.to\(torch.float32\)"):
+        hbp.compile(nn.Linear(3, 2), nn.BCEWithLogitsLoss(), ["grad"])(X, torch.zeros(4, 2).half())

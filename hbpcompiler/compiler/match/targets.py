@@ -59,10 +59,8 @@ def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: Ab
     return value
 
 
-def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> None:
-    """The targets' shapes, dtypes and values against the rules of the losses that read them."""
-    if not batch.samples:
-        return
+def check_target_dtypes(graph: Graph, batch: Batch) -> None:
+    """Raise InputTypeError for floating targets of another dtype than all outputs."""
     labels = batch.layout.labels[batch.layout.inputs :]
     dtypes = {output.dtype for output in graph.outputs if output.floating}
     for name, target in zip(labels, batch.targets, strict=True):
@@ -71,6 +69,14 @@ def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> No
             dtype = next(iter(dtypes))
             raise InputTypeError(f"{name} has dtype {target.dtype}, the model's output has {dtype}; convert it: "
                                  f"{name}.to({dtype})")
+
+
+def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> None:
+    """The targets' shapes, dtypes and values against the rules of the losses that read them."""
+    if not batch.samples:
+        return
+    check_target_dtypes(graph, batch)
+    labels = batch.layout.labels[batch.layout.inputs :]
     for check in losses:
         name, target = labels[check.place], batch.targets[check.place]
         if (complaint := check.rule.check(check.op, target)) is not None:

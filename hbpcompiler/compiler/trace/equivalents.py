@@ -8,8 +8,9 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import transformer
+from torch.nn.modules import adaptive, transformer
 from torch.utils import checkpoint
 
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
@@ -97,6 +98,18 @@ def _margin_ranking_loss(x1: Tensor, x2: Tensor, target: Tensor, margin: float =
     return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
 
 
+def _adaptive_log_softmax(module: Any, input_: Tensor, target_: Tensor) -> Any:
+    """In place of the forward of nn.AdaptiveLogSoftmaxWithLoss, which picks the samples of each cluster: here each
+    sample meets all clusters, and what its class gets is read from them."""
+    head = F.log_softmax(module.head(input_), 1)
+    parts = [head[:, : module.shortlist_size]]
+    for i, tail in enumerate(module.tail):
+        cluster = module.shortlist_size + i
+        parts.append(F.log_softmax(tail(input_), 1) + head[:, cluster : cluster + 1])
+    output = torch.cat(parts, 1).gather(1, target_.unsqueeze(1)).squeeze(1)
+    return adaptive._ASMoutput(output, -output.mean())
+
+
 @contextmanager
 def _losses_of_plain_targets() -> Iterator[None]:
     losses = torch._C._nn
@@ -131,6 +144,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(Tensor, "take_along_dim", _take_along_dim), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
+                replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
                 replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
                 replaced(torch.inference_mode, "__exit__", _leave_without_gradients):
             yield

@@ -260,7 +260,7 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     """Say where in the user's code torch.export gave up, and why. `fixing`: lines that make the size a plain number."""
     place = place_of_error(model, error)
     text = re.sub(r"\bs\d+\b", "N", str(error).strip())  # symbols of sizes
-    if isinstance(error, CannotFollowError):
+    if isinstance(error, CannotFollowError | NotImplementedError):  # the latter by a ModuleRule's forward
         return ModelError(f"the model cannot be traced{place}: {error}")
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return ModelError(f"the model cannot be traced{place}: {CONTROL}")

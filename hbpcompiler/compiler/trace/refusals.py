@@ -29,6 +29,14 @@ DERIVATIVES = ("a derivative is taken inside (torch.autograd.grad, backward, tor
                "cannot follow; write that derivative out as operations, or take it outside the model")
 NUMPY = "values go to numpy, where no derivative and no trace can follow; write it in torch"
 
+RENORMED = ("max_norm changes the embedding's weight in place whenever it is read, which a program never does; leave "
+            "max_norm out, and do the same before each call: with torch.no_grad(): torch.embedding_renorm_("
+            "embedding.weight, indices.flatten(), max_norm, 2.0)")
+DRAWN = ("torch.normal lets no derivative through: torch's gradient of its mean and its deviation is zero; write "
+         "mean + std * torch.randn_like(mean), or torch.normal(mean.detach(), std) where nothing is to pass")
+DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; write the differences with slices, as "
+               "in torch.cat([h[:, 1:2] - h[:, :1], (h[:, 2:] - h[:, :-2]) / 2, h[:, -1:] - h[:, -2:-1]], 1)")
+
 
 class CannotFollowError(Exception):
     """Why a trace ends at the place that raises this, and what to write instead."""
@@ -109,6 +117,9 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
         for owner, name in derivatives:
             stack.enter_context(replaced(owner, name, _refusing(DERIVATIVES)))
         stack.enter_context(replaced(Tensor, "numpy", _refusing(NUMPY)))
+        stack.enter_context(replaced(torch, "embedding_renorm_", _refusing(RENORMED)))
+        stack.enter_context(replaced(torch, "normal", _of_constants(torch.normal)))
+        stack.enter_context(replaced(torch, "gradient", _refusing(DIFFERENCES)))
         for owner, name in ((SymInt, "__int__"), (SymInt, "__index__"), (SymFloat, "__float__"),
                             (SymFloat, "__int__")):
             stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
@@ -131,6 +142,16 @@ def classes_given() -> Iterator[None]:
 
     with replaced(nn.functional, "one_hot", one_hot):
         yield
+
+
+def _of_constants(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def drawn(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(isinstance(given, Tensor) and given.requires_grad
+                                           for given in (*args, *kwargs.values())):
+            raise CannotFollowError(DRAWN)
+        return normal(*args, **kwargs)
+
+    return drawn
 
 
 def _refusing(reason: str) -> Callable[..., Any]:
