@@ -158,11 +158,8 @@ def soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
     return reduced(-F.logsigmoid(target * x), reduction)
 
 
-SOFT_MARGIN_LOSS = Decomposition(
-    ["aten.soft_margin_loss"],
-    soft_margin_loss,
-    [Case({"self": (3,), "target": (3,)}, {"reduction": 0}, batched=("self", "target"))],
-)
+SOFT_MARGIN_LOSS = Decomposition(["aten.soft_margin_loss"], soft_margin_loss, beside_rule=True)
+"""Beside a rule of the user's own, if there is one."""
 
 
 def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:

@@ -213,28 +213,21 @@ def test_each_sample_s_loss_is_that_of_the_sample_alone():
 
 
 def test_a_rule_that_does_not_say_the_losses(tmp_path):
-    rule = tmp_path / "multi_margin.py"
+    rule = tmp_path / "soft_margin.py"
     rule.write_text("""
-import torch.nn.functional as F
+import torch
 from hbpcompiler.rule import ZERO, LossRule
 
-
-def gradient(op):
-    classes = op.shape("self")[0]
-    own = F.one_hot(op.target, classes).type_as(op.self)
-    beyond = (1 - own) * (1 + op.self > op.self.gather(1, op.target.unsqueeze(1)))
-    return (beyond - own * beyond.sum(1, keepdim=True)) / classes
-
-
-RULE = LossRule(operations=["aten.multi_margin_loss"], residual=ZERO, reduction=lambda op: "mean", gradient=gradient)
+RULE = LossRule(operations=["aten.soft_margin_loss"], residual=ZERO, reduction=lambda op: "mean",
+                gradient=lambda op: -op.target * torch.sigmoid(-op.target * op.self) / op.shape("self")[0])
 """)
-    X, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
-    compiled = hbp.compile(nn.Linear(3, 2), nn.MultiMarginLoss(), ["grad"], rules=[rule])
+    X, y = torch.randn(4, 3), torch.tensor([[1.0, -1.0]]).repeat(4, 1)
+    compiled = hbp.compile(nn.Linear(3, 2), nn.SoftMarginLoss(), ["grad"], rules=[rule])
     compiled(X, y)
-    with pytest.raises(hbp.InputError, match=r"sample_weights(.|\n)*aten.multi_margin_loss(.|\n)*`each`"):
+    with pytest.raises(hbp.InputError, match=r"sample_weights(.|\n)*aten.soft_margin_loss(.|\n)*`each`"):
         compiled(X, y, sample_weights=torch.ones(4))
-    with pytest.raises(hbp.UnsupportedOpError, match=r"no l_n for batch_loss(.|\n)*aten.multi_margin_loss"):
-        hbp.compile(nn.Linear(3, 2), nn.MultiMarginLoss(), ["batch_loss"], rules=[rule])(X, y)
+    with pytest.raises(hbp.UnsupportedOpError, match=r"no l_n for batch_loss(.|\n)*aten.soft_margin_loss"):
+        hbp.compile(nn.Linear(3, 2), nn.SoftMarginLoss(), ["batch_loss"], rules=[rule])(X, y)
 
 
 # -- factors and averages --------------------------------------------------------------------------------------------
