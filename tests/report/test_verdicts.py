@@ -111,6 +111,10 @@ def test_entries_of_gradients():
     counts = numbers(20, 10, 40, 10, 20)
     assert "outermost" not in gradients.entries(counts, magnitudes).text, "empty bins were left out"
     assert "outermost" in gradients.entries(counts, magnitudes * 2**24).text
+    one_side = numbers(-(2**-40), 2**-40, 1, 2**23, 1.5 * 2**23, 2**24)
+    alone = gradients.entries(numbers(30, 30, 30, 0, 10), one_side)
+    assert "10 % of the entries lie in the outermost bins (beyond 1.3e7)" in alone.text, "the bin of zero is none"
+    assert "outermost" not in gradients.entries(numbers(30, 30, 40, 0, 0), one_side).text
     assert "in the bin of zero" in gradients.entries(numbers(0, 1, 98, 1, 0), edges).text
     assert gradients.entries(numbers(0, 0, 0, 0, 0), edges).notable
 

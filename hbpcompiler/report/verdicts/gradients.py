@@ -77,11 +77,13 @@ def entries(counts: Tensor, edges: Tensor) -> Verdict:
     total = counts.sum().item()
     if not total > 0:
         return Verdict("the histogram is empty", notable=True)
-    ends = (counts[0] + counts[-1]).item() / total if len(counts) > 2 and not cut_down(edges) else 0.0
+    outermost = [(counts[end].item(), edges[inner].item()) for end, inner in ((0, 1), (-1, -2))
+                 if len(counts) > 2 and not cut_off(edges[end].item(), edges[inner].item())]
+    ends = sum(count for count, _ in outermost) / total
     zero = counts[(edges[:-1] <= 0) & (edges[1:] >= 0)].sum().item() / total
     low, high = (number(value, 2) for value in middle(counts, edges))
     if ends > AT_THE_ENDS:
-        beyond = f"beyond {number(edges[1].item(), 2)} or {number(edges[-2].item(), 2)}"
+        beyond = "beyond " + " or ".join(number(edge, 2) for _, edge in outermost)
         return Verdict(f"{share(ends)} of the entries lie in the outermost bins ({beyond}): badly scaled inputs or an "
                        "explosion", notable=True)
     if zero > AT_ZERO and len(counts) > 2:
@@ -90,13 +92,14 @@ def entries(counts: Tensor, edges: Tensor) -> Verdict:
     return Verdict(f"90 % of the entries lie between {low} and {high}")
 
 
-def cut_down(edges: Tensor) -> bool:
-    """Whether outer bins were left out because they were empty: then nothing was put into the outermost ones that lies
-    beyond. Seen from the edges of bins by magnitude, two to an octave, that end below 2^24, where those of
+def cut_off(outer: float, inner: float) -> bool:
+    """Whether bins beyond the outermost one, with these edges, were left out because they were empty: then it holds
+    nothing that lies beyond. It is around zero, or by magnitude, two to an octave, and ends below 2^24, where those of
     `hbp.Monitor` do."""
-    ratios = [(edges[-1] / edges[-2]).item(), (edges[0] / edges[1]).item()]
-    by_magnitude = any(abs(ratio - step) < 1e-6 for ratio in ratios for step in (1.5, 4 / 3, 2.0))
-    return by_magnitude and edges.abs().max().item() < 2.0**24
+    if outer * inner <= 0:
+        return outer * inner < 0
+    by_magnitude = any(abs(outer / inner - step) < 1e-6 for step in (1.5, 4 / 3, 2.0))
+    return by_magnitude and abs(outer) < 2.0**24
 
 
 def middle(counts: Tensor, edges: Tensor, inside: float = 0.9) -> tuple[float, float]:
