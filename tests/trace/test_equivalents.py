@@ -30,7 +30,7 @@ def test_all_modules_that_are_refused_are_named():
 def test_torchs_own_ways_come_back():
     def own():
         return (torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask,
-                checkpoint.CheckpointFunction, torch.distributions.Distribution._validate_args)
+                checkpoint.CheckpointFunction.apply, torch.distributions.Distribution._validate_args)
 
     torch.distributions.Distribution.set_default_validate_args(True)  # torch.compile, in other tests, leaves it off
     before = own()

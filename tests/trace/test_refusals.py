@@ -2,6 +2,7 @@
 write instead."""
 
 import inspect
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.trace.refusals import classes_given, refusals
+from hbpcompiler.compiler.trace.refusals import CannotFollowError, classes_given, refusals
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
 
@@ -254,3 +255,22 @@ def test_a_target_that_makes_the_loss_of_another_dtype():
     """The loss casts its number then, which is not what there is to mend."""
     with pytest.raises(hbp.InputError, match=r"y has dtype torch.float16.* y.to\(torch.float32\)"):
         hbp.compile(nn.Linear(3, 2), nn.BCEWithLogitsLoss(), ["grad"])(X, torch.zeros(4, 2).half())
+
+
+def test_other_threads_go_on_as_ever():
+    """While one thread traces, others take derivatives, and hand tensors to numpy, as a loader does."""
+    found = []
+
+    def train():
+        x = torch.ones(3, requires_grad=True)
+        found.append([float(part) for part in torch.autograd.grad(x.square().sum(), x)[0]])
+        found.append(x.detach().numpy().tolist())
+        found.append(F.one_hot(torch.tensor([0, 2])).shape)
+
+    with refusals([]), classes_given():
+        with pytest.raises(CannotFollowError, match="derivative"):
+            torch.autograd.grad(X.sum(), X)
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+    assert found == [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0], (2, 3)]

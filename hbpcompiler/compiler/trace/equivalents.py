@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MethodType
@@ -38,15 +40,12 @@ def module_equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleR
                 module.__dict__["forward"] = own
 
 
-class _WithoutCheckpoints:
+def _without_checkpoint(run: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
     """In place of the autograd function of checkpoint(use_reentrant=True): what is kept is the planner's choice."""
-
-    @staticmethod
-    def apply(run: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
-        if not any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
-            raise ModelError("checkpoint(use_reentrant=True) of values that need no gradient cuts the gradient of all "
-                             "parameters inside off; write use_reentrant=False")
-        return run(*arguments)
+    if not any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
+        raise ModelError("checkpoint(use_reentrant=True) of values that need no gradient cuts the gradient of all "
+                         "parameters inside off; write use_reentrant=False")
+    return run(*arguments)
 
 
 def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
@@ -139,7 +138,7 @@ def plain_ways() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
-                replaced(checkpoint, "CheckpointFunction", _WithoutCheckpoints), \
+                replaced(checkpoint.CheckpointFunction, "apply", _without_checkpoint), \
                 replaced(torch, "take_along_dim", _take_along_dim), \
                 replaced(Tensor, "take_along_dim", _take_along_dim), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
@@ -159,10 +158,11 @@ def unchecked_distributions() -> AbstractContextManager[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
-    """Meanwhile an attribute of a module or class is another."""
+    """Meanwhile an attribute of a module or class is another: a function in this thread alone, as others may train."""
     inherited = name not in vars(owner)
     own = getattr(owner, name)
-    setattr(owner, name, instead)
+    is_function = callable(own) and not isinstance(own, type)
+    setattr(owner, name, _in_this_thread(instead, own) if is_function else instead)
     try:
         yield
     finally:
@@ -170,6 +170,16 @@ def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, own)
+
+
+def _in_this_thread(instead: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    thread = threading.get_ident()
+
+    @functools.wraps(own)
+    def chosen(*arguments: Any, **named: Any) -> Any:
+        return (instead if threading.get_ident() == thread else own)(*arguments, **named)
+
+    return chosen
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
 
     def noting(original: Callable[..., Any]) -> Callable[..., Any]:
         def noted(size: Any) -> Any:
-            caller = sys._getframe(1)
+            caller = sys._getframe(2)  # `replaced` is between
             if size.node.expr.free_symbols and not is_library(caller.f_code.co_filename):
                 fixing.append(Fixing(line_of(caller), caller.f_globals))
             return original(size)
