@@ -184,7 +184,9 @@ def test_embeddings_of_one_index_for_each_sample():
     torch.manual_seed(0)
     model, inputs, y = Factorised().double(), torch.tensor([[4, 0, 4], [3, 1, 3]]), torch.tensor([0, 1, 1])
     quantities = ["grad", "batch_l2", "second_moment", "diag_ggn", "diag_h"]
-    result = hbp.compile(model, quantities=quantities)(*inputs, y)
-    for quantity in quantities:
-        for name, expected in reference(model, nn.CrossEntropyLoss(), inputs, y, quantity).items():
-            torch.testing.assert_close(result[quantity][name], expected, rtol=1e-9, atol=1e-12)
+    compiled = hbp.compile(model, quantities=quantities)
+    for given in (inputs, inputs.int()):
+        result = compiled(*given, y)
+        for quantity in quantities:
+            for name, expected in reference(model, nn.CrossEntropyLoss(), inputs, y, quantity).items():
+                torch.testing.assert_close(result[quantity][name], expected, rtol=1e-9, atol=1e-12)

@@ -109,6 +109,14 @@ def _adaptive_log_softmax(module: Any, input_: Tensor, target_: Tensor) -> Any:
     return adaptive._ASMoutput(output, -output.mean())
 
 
+def _of_long_indices(embedding: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """In place of embeddings: of 32 bit indices torch has no one-hot vectors and no scattering."""
+    def run(input: Tensor, *given: Any, **named: Any) -> Tensor:
+        return embedding(input.long() if input.dtype == torch.int32 else input, *given, **named)
+
+    return run
+
+
 @contextmanager
 def _losses_of_plain_targets() -> Iterator[None]:
     losses = torch._C._nn
@@ -143,6 +151,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(Tensor, "take_along_dim", _take_along_dim), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
+                replaced(F, "embedding", _of_long_indices(F.embedding)), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
                 replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
                 replaced(torch.inference_mode, "__exit__", _leave_without_gradients):
