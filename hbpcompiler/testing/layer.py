@@ -22,7 +22,8 @@ class CaseLayer(nn.Module):
     """One use of an ATen operation, from features [N, F] to features [N, G].
 
     A linear layer makes each tensor with samples that carries derivatives. One without samples is a parameter if the
-    rule has a contraction for it. All else is as drawn: tensors with samples, `extras`, are inputs of the network.
+    rule has a contraction for it. Numbers of the samples are counted. All else is as drawn: tensors with samples,
+    `extras`, are inputs of the network.
     """
 
     def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, features: int) -> None:
@@ -43,6 +44,8 @@ class CaseLayer(nn.Module):
                 if name in case.make:
                     self.extras.append(value)
                 self.slots.append((name, i, "nudged" if name in case.make else "made"))
+            elif (name if i is None else f"{name}.{i}") in case.numbering:
+                self.slots.append((name, i, "numbers"))
             elif batched:
                 self.extras.append(value)
                 self.slots.append((name, i, "extra"))
@@ -60,8 +63,12 @@ class CaseLayer(nn.Module):
                                      for name, value in self.setting.arguments.items()}
         for name, i, kind in self.slots:
             key = name if i is None else f"{name}_{i}"
-            value: Tensor = getattr(self, f"kept_{key}") if kind == "kept" else (
-                next(given) if kind != "made" else features)
+            if kind == "kept":
+                value: Tensor = getattr(self, f"kept_{key}")
+            elif kind == "numbers":
+                value = _numbers(features, self.setting.tensor(name, i))
+            else:
+                value = next(given) if kind != "made" else features
             if kind in ("made", "nudged"):
                 shape = self.setting.tensor(name, i).shape[1:]
                 made = self.makers[f"made_{key}"](features).reshape(-1, *shape)
@@ -75,6 +82,12 @@ class CaseLayer(nn.Module):
         result = self.setting.overload(**arguments)
         result = result[self.index] if isinstance(result, tuple | list) else result
         return result.reshape(features.shape[0], -1)
+
+
+def _numbers(features: Tensor, like: Tensor) -> Tensor:
+    """0, 1, ... of the samples, in the shape of the case's own: a program has to see where they come from."""
+    numbers = torch.arange(features.shape[0]).reshape(-1, *[1] * (like.dim() - 1))
+    return numbers.expand(-1, *like.shape[1:])
 
 
 def _constants(setting: Setting) -> Sequence[tuple[str, int | None]]:
