@@ -27,6 +27,12 @@ LARGER = {"grad_histogram": "grad_histogram_2d"}
 BATCH_NORM = "batch norm mixes samples while it trains: all but loss and grad_norm are of the network in eval mode"
 
 
+def _why(error: Exception) -> str:
+    if isinstance(error, HbpError):
+        return in_short(error)
+    return f"it failed, which is a fault of this library ({type(error).__name__}: {in_short(error)})"
+
+
 class Programs:
     """Programs for the quantities that are tracked, made at the first batches."""
 
@@ -110,7 +116,7 @@ class Programs:
                 warnings.simplefilter("always")
                 result = self._first(names, batch, generator)
             self._check(result, any(issubclass(one.category, IndefiniteCurvatureWarning) for one in seen))
-        except HbpError as error:
+        except Exception as error:  # a fault of the compiler's ends no training
             self._one_by_one(names, batch, generator, error)
 
     def _first(self, names: tuple[str, ...], batch: Sequence[Any], generator: torch.Generator | None) -> Result:
@@ -130,7 +136,7 @@ class Programs:
                                         "single samples have no scale")
 
     def _one_by_one(self, names: tuple[str, ...], batch: Sequence[Any], generator: torch.Generator | None,
-                    together: HbpError) -> None:
+                    together: Exception) -> None:
         reasons: dict[str, str] = {}
         indefinite = False
         result = None
@@ -140,10 +146,10 @@ class Programs:
                 try:
                     result = self._first((name,), batch, generator)
                     indefinite |= any(issubclass(one.category, IndefiniteCurvatureWarning) for one in seen)
-                except HbpError as error:
-                    reasons[name] = in_short(error)
+                except Exception as error:
+                    reasons[name] = _why(error)
         if not reasons:
-            reasons = dict.fromkeys(names[1:], in_short(together))  # each alone is possible, not all at once
+            reasons = dict.fromkeys(names[1:], _why(together))  # each alone is possible, not all at once
         for tracked in list(self.tracked.values()):
             missing = [LARGER.get(need, need) if LARGER.get(need) in names else need for need in tracked.needs]
             why = next((reasons[need] for need in missing if need in reasons), None)

@@ -290,3 +290,22 @@ def test_parameters_that_are_thawed_and_copies_of_a_monitor() -> None:
         other.observe(*batch(5, 0))
         assert other.run.last_step == 4
     assert monitor.run.last_step == 3
+
+
+def test_a_fault_of_the_compiler_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is left out, and the rest goes on."""
+    from hbpcompiler.monitor import programs
+
+    made = programs.compile_model
+
+    def faulty(model: nn.Module, loss: object, quantities: tuple[str, ...], **options: object) -> object:
+        if "grad_histogram" in quantities:
+            raise KeyError("0.weight")
+        return made(model, loss, quantities, **options)
+
+    monkeypatch.setattr(programs, "compile_model", faulty)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+    monitor = hbp.Monitor(model, nn.CrossEntropyLoss(), None, track=["loss", "norm_test", "grad_hist_1d"], every=1)
+    with pytest.warns(hbp.MonitorWarning, match="grad_hist_1d: it failed, which is a fault of this library .KeyError"):
+        monitor.observe(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    assert set(monitor.run.by_step[0].values) == {"loss", "norm_test"}
