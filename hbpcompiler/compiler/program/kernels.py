@@ -216,6 +216,15 @@ def empty_histogram(x: Tensor, edges: Optional[Tensor], bins: int) -> Tensor:  #
     return torch.zeros(bins if edges is None else edges.shape[0] - 1, dtype=torch.int64, device=x.device)
 
 
+@idiom
+def empty_histogram_2d(x: Tensor, edges: Optional[Tensor], bins: int, row_edges: Optional[Tensor],  # noqa: UP045
+                       rows: int) -> Tensor:
+    """Zeros, a row for each of the bins between `row_edges`, or of so many."""
+    columns = bins if edges is None else edges.shape[0] - 1
+    return torch.zeros(rows if row_edges is None else row_edges.shape[0] - 1, columns, dtype=torch.int64,
+                       device=x.device)
+
+
 @idiom(on_meta=lambda counts, cells, rows: counts)
 def add_histogram_(counts: Tensor, cells: Tensor, rows: Optional[Tensor]) -> Tensor:  # noqa: UP045
     """Counts [B] of the cells [n, k, *theta]; [R, B] where rows [*theta] say the row that each entry is counted in."""

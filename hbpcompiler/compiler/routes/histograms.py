@@ -11,6 +11,7 @@ from hbpcompiler.compiler.program.kernels import (
     add_histogram_,
     count_entries_,
     empty_histogram,
+    empty_histogram_2d,
     histogram_cells,
 )
 from hbpcompiler.compiler.routes.site import Use
@@ -29,8 +30,8 @@ def empty_histograms(stream: Any, kinds: Collection[str], edges: Any, parameter_
     if HISTOGRAM in kinds:
         found[HISTOGRAM] = empty_histogram(stream, edges, bins_of(MAGNITUDES))
     if HISTOGRAM_2D in kinds:
-        rows = empty_histogram(stream, parameter_edges, bins_of(PARAMETER_MAGNITUDES))
-        found[HISTOGRAM_2D] = rows.unsqueeze(1) + empty_histogram(stream, edges, bins_of(MAGNITUDES))
+        found[HISTOGRAM_2D] = empty_histogram_2d(stream, edges, bins_of(MAGNITUDES), parameter_edges,
+                                                 bins_of(PARAMETER_MAGNITUDES))
     return found
 
 
