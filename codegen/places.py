@@ -102,7 +102,10 @@ def _closings(results: Mapping[str, Any], called: Mapping[str, str]) -> dict[fx.
             for node in _sources(value):
                 hint, end = str(node.meta.get("hint") or ""), f"_{called.get(key, key)}"
                 if hint.endswith(end):
-                    found.setdefault(Place(hint.removesuffix(end), key), set()).add(node)
+                    table = hint.removesuffix(end)
+                    # The quantity's own table begins empty.
+                    table = f"made_{table}" if table in results else table
+                    found.setdefault(Place(table, key), set()).add(node)
     return {node: place for place, nodes in found.items() if len(nodes) == 1 for node in nodes}
 
 

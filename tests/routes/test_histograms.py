@@ -99,3 +99,22 @@ def test_edges_that_are_none_are_refused() -> None:
     for wrong in ([0.0, 1.0], torch.tensor([1.0]), torch.tensor([1.0, 0.0]), torch.zeros(2, 2)):
         with pytest.raises(hbp.InputError, match="increasing"):
             hbp.compile(model, None, ["grad_histogram"])(x, y, gradient_edges=wrong)
+
+
+def test_counts_by_parameter_of_a_large_program() -> None:
+    """Of more than 20 parameters results are tables, and loops add to what stands in them."""
+    torch.manual_seed(0)
+    inner = [layer for _ in range(10) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.Tanh())]
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Tanh(), *inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(32, 3))
+    X, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 3
+    counts = hbp.compile(model, quantities=["grad_histogram_2d"], verify=False)(X, y).grad_histogram_2d
+    gradients = hbp.compile(model, quantities=["batch_grad"], verify=False)(X, y).batch_grad
+    assert counts.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        rows = histogram_cells(parameter.detach(), None, *PARAMETER_MAGNITUDES)
+        cells = histogram_cells(16 * gradients[name], None, *MAGNITUDES) + rows * bins_of(MAGNITUDES)
+        expected = torch.bincount(cells.flatten(), minlength=counts[name].numel()).reshape(counts[name].shape)
+        assert torch.equal(counts[name].sum(1), expected.sum(1)), name
+        moved = int((counts[name] - expected).abs().sum())  # rounding takes a few over the edge of their bin
+        assert moved <= 1e-4 * expected.sum() + 2, f"{name}: {moved} of {int(expected.sum())}"
