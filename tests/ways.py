@@ -7,9 +7,14 @@ from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.chunks import NativeProduct
 from hbpcompiler.compiler.routes.gram import GramDiagonal
 
+IN_TAILS = {"spatial_bytes": 64, "recycled_bytes": 1200, "vector_bytes": 64, "vector_chunk_bytes": 300}
+"""Columns of few numbers travel two or three at a time: how many the last chunk has is known when it runs."""
+
+ROUTE_NAMES = tuple(dict.fromkeys(route.name for route in ROUTES))
+
 WAYS = {
     "tails of one column": hbp.Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1),
-    "tails of some columns": hbp.Limits(spatial_bytes=64, recycled_bytes=700, vector_bytes=64, vector_chunk_bytes=700),
+    "tails of some columns": hbp.Limits(**IN_TAILS),
     "tails of some samples": hbp.Limits(spatial_bytes=64, recycled_bytes=4000, vector_bytes=64,
                                         vector_chunk_bytes=4000),
     "ends of ways in chunks": hbp.Limits(recycled_bytes=64 * 64, late_chunk_bytes=300),
@@ -37,6 +42,7 @@ WAYS = {
     "pooled inside tails": hbp.Limits(pooled_time=math.inf, spatial_bytes=0, recycled_bytes=300, vector_bytes=0,
                                       vector_chunk_bytes=300, neighbourhood_work=0),
     "kernels for one sample": hbp.Limits(native_image_numbers=0, route_times=((NativeProduct.name, 0),)),
-    **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2)
-       for name in dict.fromkeys(route.name for route in ROUTES)},
+    **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2) for name in ROUTE_NAMES},
+    **{f"route in tails {name}": hbp.Limits(route_times=((name, 0),), half_rows=2, **IN_TAILS)
+       for name in ROUTE_NAMES},
 }

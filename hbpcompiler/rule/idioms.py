@@ -169,10 +169,10 @@ def spread_by_index(columns: Tensor, index: Tensor, rows: int) -> Tensor:
 
 @idiom
 def products_of_pairs(x: Tensor, twice: bool) -> Tensor:
-    """x [n, p, i] -> [n, pairs, i], the products of positions with themselves and with later ones; these `twice`."""
-    positions = x.shape[1]
+    """x [..., p, i] -> [..., pairs, i], the products of positions with themselves and with later ones; these `twice`."""
+    positions = x.shape[-2]
     parts = [x * x]
     for apart in range(1, positions):
-        product = x[:, : positions - apart] * x[:, apart:]
+        product = x[..., : positions - apart, :] * x[..., apart:, :]
         parts.append(product * 2 if twice else product)
-    return torch.cat(parts, 1)
+    return torch.cat(parts, -2)

@@ -68,16 +68,15 @@ class SquaresByPairs(Route):
             columns = columns if left == f"nkp{site.outer}" else columns.mT
             operand = operand if right == f"np{site.features}" else operand.mT
             met = products_of_pairs(operand, True).flatten(0, 1)  # [n pairs, i]
-            own = products_of_pairs(columns.flatten(0, 1), False)  # [n k, pairs, o]
+            own = products_of_pairs(columns, False)  # [n, k, pairs, o]
             for kind in sorted(kinds):
                 weights = weights_of(site, part["signs"], kind)
                 if isinstance(weights, int):
                     continue
                 if weights is not None:
-                    summed = einsum("nk,nkqo->nqo", weights, own.unflatten(0, (-1, site.columns)))
+                    pairs = einsum("nk,nkqo->nqo", weights, own).flatten(0, 1)
                 else:
-                    summed = own.unflatten(0, (-1, site.columns)).sum(1) if site.columns > 1 else own
-                pairs = summed.flatten(0, 1)
+                    pairs = own.sum(1).flatten(0, 1) if site.columns > 1 else own.flatten(0, 2)
                 first, second = (met, pairs) if site.inputs_first else (pairs, met)
                 part.totals[kind].addmm_(first.t(), second)
 
