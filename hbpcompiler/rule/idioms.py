@@ -169,7 +169,7 @@ def spread_by_index(columns: Tensor, index: Tensor, rows: int) -> Tensor:
 
 @idiom
 def products_of_pairs(x: Tensor, twice: bool) -> Tensor:
-    """x [..., p, i] -> [..., pairs, i], the products of positions with themselves and with later ones; these `twice`."""
+    """x [..., p, i] -> [..., pairs, i]: products of positions with themselves and with later ones, these `twice`."""
     positions = x.shape[-2]
     parts = [x * x]
     for apart in range(1, positions):
