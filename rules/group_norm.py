@@ -42,15 +42,24 @@ def saving(op: Op) -> Any:
     return result[0], {"mean": result[1].unsqueeze(-1), "rstd": result[2].unsqueeze(-1)}
 
 
-def back(op: Op, gradient: Tensor) -> Tensor:
-    """The kernel wants both images to lie channel by channel."""
+def gradients(op: Op, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of input, weight and bias. The kernel wants both images to lie channel by channel."""
     x, (channels, *positions) = op.input.contiguous(), op.shape("input")
     sizes = (x.shape[0], channels, prod(positions), groups(op))
     statistics = op.mean.squeeze(-1), op.rstd.squeeze(-1)
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
-        gradient.contiguous(), x, *statistics, op.weight, *sizes, [True, False, False]
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
+        gradient.contiguous(), x, *statistics, op.weight, *sizes, wanted
     )
-    return called("back", gradients[0])
+    return found
+
+
+def back(op: Op, gradient: Tensor) -> Tensor:
+    return called("back", gradients(op, gradient, [True, False, False])[0])
+
+
+def of_weight(op: Op, gradient: Tensor) -> Tensor:
+    """Summed over samples."""
+    return gradients(op, gradient, [False, True, False])[1]
 
 
 def params(op: Op) -> Mapping[str, Contraction]:
@@ -63,9 +72,10 @@ def params(op: Op) -> Mapping[str, Contraction]:
         return NORM.normalised(op).reshape(-1, channels, *([prod(positions)] if positions else []))
 
     if not positions:
-        return {"weight": Contraction("nkc,nc->nkc", operand=operand), "bias": Contraction("nkc->nkc")}
+        weight = Contraction("nkc,nc->nkc", operand=operand, kernel=of_weight)
+        return {"weight": weight, "bias": Contraction("nkc->nkc")}
     return {
-        "weight": Contraction("nkcp,ncp->nkc", columns_view, operand),
+        "weight": Contraction("nkcp,ncp->nkc", columns_view, operand, of_weight),
         "bias": Contraction("nkcp->nkc", columns_view),
     }
 

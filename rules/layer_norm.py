@@ -39,13 +39,14 @@ def params(op: Op, norm: Standardised) -> Mapping[str, Contraction]:
         xhat = norm.normalised(op)
         return xhat.flatten(1, -2) if len(positions) > 1 else xhat
 
+    kernel = of_weight if norm.centred else None
     if not positions:
         return {
-            "weight": Contraction("nkd,nd->nkd", columns_view, operand),
+            "weight": Contraction("nkd,nd->nkd", columns_view, operand, kernel),
             "bias": Contraction("nkd->nkd", columns_view),
         }
     return {
-        "weight": Contraction("nkpd,npd->nkd", columns_view, operand),
+        "weight": Contraction("nkpd,npd->nkd", columns_view, operand, kernel),
         "bias": Contraction("nkpd->nkd", columns_view),
     }
 
@@ -59,11 +60,21 @@ def layer_norm(op: Op) -> Any:
     return result[0], {"mean": result[1], "rstd": result[2]}
 
 
-def layer_norm_back(op: Op, gradient: Tensor) -> Tensor:
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
-        gradient, op.input, op.normalized_shape, op.mean, op.rstd, op.weight, op.bias, [True, False, False]
+def gradients(op: Op, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of input, weight and bias."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        gradient, op.input, op.normalized_shape, op.mean, op.rstd, op.weight, op.bias, wanted
     )
-    return called("back", gradients[0])
+    return found
+
+
+def layer_norm_back(op: Op, gradient: Tensor) -> Tensor:
+    return called("back", gradients(op, gradient, [True, False, False])[0])
+
+
+def of_weight(op: Op, gradient: Tensor) -> Tensor:
+    """Summed over samples."""
+    return gradients(op, gradient, [False, True, False])[1]
 
 
 def rms_norm(op: Op) -> Any:

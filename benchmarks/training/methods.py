@@ -110,6 +110,18 @@ def of_paper(title: str, colour: str, make: Callable[[nn.Module, nn.Module], tor
     return Method(title, colour, make, PAPER_GRID, coarse)
 
 
+def newton(model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
+    """With all eigenvectors of the sampled GGN and a constant damping, which is a number of the group here, as it is
+    tuned."""
+    def constant(eigenvalues: Tensor, slopes: Tensor, curvatures: Tensor) -> Tensor:
+        return torch.full_like(eigenvalues, optimizer.param_groups[0]["damping"])
+
+    optimizer = hbp.optim.Newton(model, loss, lr=1.0, damping=constant)
+    return optimizer
+
+
+NOISE_GRID = {"lr": (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
+NOISE_COARSE = {"lr": (1e-2, 1e-1, 1.0)}
 DIAGONAL_COARSE = {"lr": (1e-2, 1e-1), "damping": (1e-2, 1e-1, 1.0)}
 
 METHODS: dict[str, Method] = {
@@ -149,5 +161,9 @@ METHODS: dict[str, Method] = {
         {"lr": halves(-4.5, 10), "power": (0.5, 0.75, 1.0)}, {"lr": halves(-3, 3), "power": (0.5, 1.0)}),
     "block_newton": of_paper(
         "Block Newton", "#fb9a99", lambda model, loss: hbp.optim.BlockNewton(model, loss, lr=1.0, damping=1.0)),
+    "newton": of_paper("Newton", "#8dd3c7", newton),
+    "newton_noise": Method(
+        "Newton, damping from noise", "#ccebc5",
+        lambda model, loss: hbp.optim.Newton(model, loss, lr=1.0, damping="bootstrap"), NOISE_GRID, NOISE_COARSE),
 }
 """Titles as in the paper where the optimizer is the paper's."""

@@ -6,7 +6,6 @@ parts may have unequal sizes, or none; samples draw by their number in that batc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -240,6 +239,7 @@ def _scaled(tensor: Tensor, share: float) -> Tensor:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers are; by their largest, as a sum may overflow."""
-    given = [tensor for tensor in tensors if tensor.numel()]
-    return not given or bool(torch.nn.utils.get_total_norm(given, norm_type=math.inf).isfinite())
+    """Whether all numbers are; by the least and the largest of each tensor, which NaN is handed on to. On a processor
+    that is ten times as fast as the norm that is their maximum, and a sum may overflow."""
+    ends = [torch.stack(torch.aminmax(tensor)) for tensor in tensors if tensor.numel()]
+    return not ends or bool(torch.stack([pair.isfinite().all() for pair in ends]).all())
