@@ -10,10 +10,11 @@ two outer products of opposite signs, and a multiple of a projection.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Factor, Op, Residual, Shape, Tensor, called, covariance_root
 
@@ -74,24 +75,43 @@ class Standardised:
         along = xhat * (h * xhat).mean(-1, True)
         return self.ungrouped(op, (self.centre(h) - along) * self.reciprocal(op).unsqueeze(1))
 
-    def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Columns of each group alone, then block by block: the sum and the difference of xhat and v, and P's."""
+    def parts(self, op: Op, gradient: Tensor) -> "Parts":
+        """What the residual's columns are made of, for each group."""
         weight, xhat, inverse = self.scale(op), self.normalised(op), self.reciprocal(op)
         u = called("u", self.centre(self.grouped(op, gradient if weight is None else gradient * weight)))
         a = called("a", (u * xhat).mean(-1, True))
         (x_size, x_unit), (v_size, v_unit) = _polar(xhat), _polar(u - 1.5 * a * xhat)
-        x_unit, v_unit = called("x_unit", x_unit), called("v_unit", v_unit)
         size = called("size", inverse * (x_size * v_size / (2 * self.elements(op))).sqrt())
-        projection = (a.abs().sqrt() * inverse).unsqueeze(-1) * self.projection(op, a)
-        outer = torch.stack([size * (x_unit + v_unit), size * (x_unit - v_unit)], -2)
+        return Parts(a, size, called("x_unit", x_unit), called("v_unit", v_unit), a.abs().sqrt() * inverse)
+
+    def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Columns of each group alone, then block by block: the sum and the difference of xhat and v, and P's."""
+        own = self.parts(op, gradient)
+        projection = own.root.unsqueeze(-1) * self.projection(op, own.a)
+        outer = torch.stack([own.size * (own.x_unit + own.v_unit), own.size * (own.x_unit - own.v_unit)], -2)
         columns = torch.cat([called("outer", outer), called("projection", projection)], -2)
-        plus = torch.ones_like(a)
-        of_projection = plus.copysign(-a).expand(*[-1] * len(self.groups(op)), -1, self.rank(op))
+        plus = torch.ones_like(own.a)
+        of_projection = plus.copysign(-own.a).expand(*[-1] * len(self.groups(op)), -1, self.rank(op))
         signs = torch.cat([-plus, plus, of_projection], -1)
         if self.groups(op):
             columns = positionwise(columns, self.groups(op)).movedim(2, -1)
             signs = signs.movedim(-1, 1).flatten(1)
         return {"input": self.ungrouped(op, columns)}, signs
+
+    def some(self, op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The columns with these numbers [k], counted group by group; in a group as `factor` makes them."""
+        each = 2 + self.rank(op)
+        group, number = numbers // each, numbers % each
+        own = self.parts(op, gradient).of_groups(self.groups(op)).at(group)
+        is_first, is_outer = (number == 0).unsqueeze(-1).type_as(own.a), (number < 2).unsqueeze(-1).type_as(own.a)
+        outer = own.size * (own.x_unit + (2 * is_first - 1) * own.v_unit)
+        projection = own.root * self.rows(op, (number - 2).clamp(min=0), own.a)
+        columns = is_outer * outer + (1 - is_outer) * projection
+        signs = is_outer * (1 - 2 * is_first) + (1 - is_outer) * torch.ones_like(own.a).copysign(-own.a)
+        if self.groups(op):
+            place = F.one_hot(group, math.prod(self.groups(op))).type_as(columns).unsqueeze(-1)
+            columns = (columns.unsqueeze(2) * place).unflatten(2, list(self.groups(op)))
+        return {"input": self.ungrouped(op, columns)}, signs.squeeze(-1)
 
     def projection(self, op: Op, like: Tensor) -> Tensor:
         """Rows whose Gram matrix is P: E - 1 of them, or all E."""
@@ -99,6 +119,14 @@ class Standardised:
         if not self.centred:
             return torch.diag(like.new_ones(length))
         return covariance_root(like.new_full([length], 1 / length)) * math.sqrt(length)
+
+    def rows(self, op: Op, numbers: Tensor, like: Tensor) -> Tensor:
+        """Rows [k, E] of such a matrix, by their numbers: of a unit matrix, or of Helmert's without the first."""
+        if not self.centred:
+            return F.one_hot(numbers, self.elements(op)).type_as(like)
+        place = F.one_hot(numbers + 1, self.elements(op)).type_as(like)
+        last = (numbers + 1).unsqueeze(-1).type_as(like)
+        return (1 - place.cumsum(-1) - last * place) / (last * (last + 1)).sqrt()
 
     def rank(self, op: Op) -> int:
         """The projection's."""
@@ -110,7 +138,29 @@ class Standardised:
     def residual(self, op: Op) -> Residual:
         if self.centred and self.elements(op) == 1:
             return ZERO
-        return Factor(self.count, self.factor)
+        return Factor(self.count, self.factor, self.some)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of each group, [N, *groups, 1 or E]: a; sizes and directions of the outer products; P's scale."""
+
+    a: Tensor
+    size: Tensor
+    x_unit: Tensor
+    v_unit: Tensor
+    root: Tensor
+
+    def of_groups(self, groups: Shape) -> "Parts":
+        """With one axis for all groups."""
+        return self._each(lambda value: value.flatten(1, -2) if groups else value.unsqueeze(1))
+
+    def at(self, group: Tensor) -> "Parts":
+        """Those of the groups with these numbers, [N, k, 1 or E]."""
+        return self._each(lambda value: value[:, group])
+
+    def _each(self, made: Callable[[Tensor], Tensor]) -> "Parts":
+        return Parts(*(made(getattr(self, field.name)) for field in fields(self)))
 
 
 def _polar(value: Tensor) -> tuple[Tensor, Tensor]:
