@@ -67,6 +67,11 @@ class Block(ABC):
     def power(self, exponent: float, damping: float, split: str) -> Block:
         """(block + damping) ** exponent, in the block's own dtype."""
 
+    def quick_inverse(self, damping: float, split: str) -> Block | None:
+        """(block + damping)^-1 without eigenvectors, which take longer; None where there is no such way, where they are
+        known, and where nothing else tells a small eigenvalue from rounding."""
+        return None
+
     @abstractmethod
     def trace(self) -> Tensor:
         """A number, float64."""

@@ -107,6 +107,14 @@ class Dense(Block):
         values = self.damped(damping, split) ** exponent
         return Dense(self.place, quantity, self.symmetric.with_eigenvalues(values, f"{self.place.title} ({quantity})"))
 
+    def quick_inverse(self, damping: float, split: str) -> Dense | None:
+        if self.symmetric.eigenvectors_known:
+            return None
+        shift = torch.tensor(damping, dtype=torch.float64, device=self.device)
+        quantity = f"inverse of {self.quantity}"
+        found = self.symmetric.inverse_shifted(shift, f"{self.place.title} ({quantity})")
+        return None if found is None else Dense(self.place, quantity, found)
+
     def trace(self) -> Tensor:
         return self.matrix.double().trace()
 

@@ -64,11 +64,8 @@ class Kronecker(Block):
     @property
     def pi(self) -> Tensor:
         """How much of the damping's root the factor A takes, [groups]."""
-        inputs = self.inputs.eigen.values.abs().mean(-1)
-        outputs = self.outputs.eigen.values.abs().mean(-1)
-        either_zero = (inputs == 0) | (outputs == 0)
-        found = (inputs / outputs.masked_fill(either_zero, 1.0)).sqrt().masked_fill(either_zero, 1.0)
-        return found.reshape(self.place.groups)
+        outputs, inputs = (factor.eigen.values.abs().mean(-1) for factor in (self.outputs, self.inputs))
+        return _pi(outputs, inputs).reshape(self.place.groups)
 
     def damped(self, damping: float, split: str) -> Tensor:
         if split == EXACT:
@@ -105,6 +102,18 @@ class Kronecker(Block):
                            for factor, values in zip((self.outputs, self.inputs), damped, strict=True))
         return Kronecker(self.place, quantity, inputs, outputs)
 
+    def quick_inverse(self, damping: float, split: str) -> Kronecker | None:
+        if split == EXACT or self.inputs.eigenvectors_known or self.outputs.eigenvectors_known:
+            return None
+        means = [factor.double().diagonal(dim1=-2, dim2=-1).mean(-1) for factor in (self.B, self.A)]
+        pi = _pi(*means)
+        title = f"a factor of {self.place.title} (inverse of {self.quantity})"
+        outputs = self.outputs.inverse_shifted(damping**0.5 / pi, title)
+        inputs = None if outputs is None else self.inputs.inverse_shifted(damping**0.5 * pi, title)
+        if outputs is None or inputs is None:
+            return None
+        return Kronecker(self.place, f"inverse of {self.quantity}", inputs, outputs)
+
     def trace(self) -> Tensor:
         traces = (factor.double().diagonal(dim1=-2, dim2=-1).sum(-1) for factor in (self.A, self.B))
         return torch.mul(*traces).sum()
@@ -129,6 +138,12 @@ class Kronecker(Block):
         """[groups, outputs, inputs]"""
         product = outputs.unsqueeze(-1) * inputs.unsqueeze(-2)
         return product.reshape(self.place.groups, self.place.outputs, self.place.inputs)
+
+
+def _pi(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Of the means of both factors' absolute eigenvalues."""
+    either_zero = (inputs == 0) | (outputs == 0)
+    return (inputs / outputs.masked_fill(either_zero, 1.0)).sqrt().masked_fill(either_zero, 1.0)
 
 
 class EigenKronecker(Block):

@@ -13,6 +13,8 @@ ROUNDING = 10.0
 """Times eps and the matrix's Frobenius norm: by so much rounding may move an eigenvalue."""
 JITTERS = (1e2, 1e5, 1e8)
 """Times float64's eps and the mean of the diagonal's absolute values: added to the diagonal where eigh fails."""
+BEYOND_ROUNDING = 100.0
+"""Times rounding: a shift of that size is hardly changed by whether eigenvalues below zero are taken for zero."""
 TRACE, TRACE_OF_FLOATS = 1e-20, 1e-14
 """Times the root of the product of two diagonal entries: no entry of theirs is so small but by rounding; and what is
 nothing beside the rounding of narrower dtypes than float64, in which products of two such entries are denormal."""
@@ -64,9 +66,27 @@ class Symmetric:
     def with_eigenvalues(self, values: Tensor, label: str) -> Symmetric:
         """The matrix with the same eigenvectors and these eigenvalues."""
         vectors = self.eigen.vectors
-        trace = TRACE if self.matrix.dtype == torch.float64 else TRACE_OF_FLOATS
-        matrix = _without_traces(symmetrised((vectors * values.unsqueeze(-2)) @ vectors.mT), trace)
-        return Symmetric(matrix.to(self.matrix.dtype), label, 0.0, Eigen(values, vectors))
+        found = self._of_double((vectors * values.unsqueeze(-2)) @ vectors.mT, label)
+        found.eps, found._eigen = 0.0, Eigen(values, vectors)
+        return found
+
+    @property
+    def eigenvectors_known(self) -> bool:
+        return self._eigen is not None
+
+    def inverse_shifted(self, shift: Tensor, label: str) -> Symmetric | None:
+        """(matrix + shift)^-1 by Cholesky's method, in float64, in a quarter of the time of eigenvectors; a shift for
+        each group, [] or [g].
+
+        None where the eigenvectors must say more: where the matrix has an eigenvalue below zero that is not rounding,
+        or rounding is not far below the shift.
+        """
+        double = self.matrix.double()
+        rounding = ROUNDING * self.eps * torch.linalg.matrix_norm(double)
+        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double, rounding) is None:
+            return None
+        factor = _cholesky(double, shift)
+        return None if factor is None else self._of_double(torch.cholesky_inverse(factor), label)
 
     def scaled(self, factor: float) -> Symmetric:
         """Times a positive number."""
@@ -79,6 +99,14 @@ class Symmetric:
         if self._eigen is None or matrix.dtype != self.matrix.dtype:
             return Symmetric(matrix, self.label, max(self.eps, torch.finfo(matrix.dtype).eps))
         return Symmetric(matrix, self.label, self.eps, Eigen(*(part.to(device) for part in self._eigen)))
+
+    def _of_double(self, matrix: Tensor, label: str) -> Symmetric:
+        """A function of this matrix, in its dtype."""
+        dtype = self.matrix.dtype
+        trace = TRACE if dtype == torch.float64 else TRACE_OF_FLOATS
+        own = _without_traces(symmetrised(matrix), trace).to(dtype)
+        own = own.contiguous()  # as from a file: products are bit-equal
+        return Symmetric(own, label, torch.finfo(dtype).eps)
 
     def _rounding(self, values: Tensor) -> Tensor:
         return ROUNDING * self.eps * values.norm(dim=-1, keepdim=True)
@@ -94,6 +122,14 @@ def _without_traces(matrix: Tensor, trace: float) -> Tensor:
     1e-40 and the like, whose products leave the range of normal numbers and take twenty times as long."""
     size = matrix.diagonal(dim1=-2, dim2=-1).abs().sqrt()
     return matrix.masked_fill_(matrix.abs() < trace * size.unsqueeze(-1) * size.unsqueeze(-2), 0.0)
+
+
+def _cholesky(matrix: Tensor, shift: Tensor) -> Tensor | None:
+    """Of matrix + shift, or None where that is not positive definite."""
+    given = matrix.clone()
+    given.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
+    factor, failed = torch.linalg.cholesky_ex(given)
+    return None if bool(failed.any()) else factor
 
 
 def _eigh(matrix: Tensor, label: str) -> Eigen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,8 +115,12 @@ class Curvature:
         exponent = number(p)
         if exponent is None:
             raise InputTypeError(f"the power must be a number, not {p!r}")
-        of = self._checked(damping, split, invertible=exponent < 0)
-        return Curvature([block.power(exponent, of(block), split) for block in self.blocks], self.names, self.dtypes)
+        of = self._of_each(damping, split)
+        quick = [block.quick_inverse(of(block), split) if exponent == -1.0 else None for block in self.blocks]
+        rest = [block for block, found in zip(self.blocks, quick, strict=True) if found is None]
+        self._refuse(rest, of, split, invertible=exponent < 0)
+        return Curvature([block.power(exponent, of(block), split) if found is None else found
+                          for block, found in zip(self.blocks, quick, strict=True)], self.names, self.dtypes)
 
     def sample(self, n: int = 1, damping: Damping = 0.0, split: str = EXACT,
                generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -216,13 +220,21 @@ class Curvature:
 
     def _checked(self, damping: Damping, split: str, invertible: bool) -> Callable[[Block], float]:
         """The damping of each block, if all sums are positive definite (or semidefinite, unless `invertible`)."""
+        of = self._of_each(damping, split)
+        self._refuse(self.blocks, of, split, invertible)
+        return of
+
+    def _of_each(self, damping: Damping, split: str) -> Callable[[Block], float]:
+        """The damping of each block."""
         if not isinstance(split, str) or split not in SPLITS:
             raise InputError(f"split must be one of {', '.join(map(repr, SPLITS))}, not {split!r}")
-        of = self._dampings(damping)
-        findings = [finding for block in self.blocks if (finding := block.obstacle(of(block), split, invertible))]
+        return self._dampings(damping)
+
+    @staticmethod
+    def _refuse(blocks: Iterable[Block], of: Callable[[Block], float], split: str, invertible: bool) -> None:
+        findings = [finding for block in blocks if (finding := block.obstacle(of(block), split, invertible))]
         if findings:
             raise InputError(listing("this cannot be done with this damping:", findings))
-        return of
 
     def _dampings(self, damping: Damping) -> Callable[[Block], float]:
         given, findings = self._by_name(damping)
