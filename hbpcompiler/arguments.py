@@ -366,6 +366,8 @@ class Brought(NamedTuple):
 
 def brought_by(arguments: Mapping[str, Any]) -> Brought:
     """That of a call with these arguments."""
+    if not arguments:
+        return Brought()
     counts = [tensor.shape[axis] for name, axis in ((DIRECTIONS, 0), (COLUMN_WEIGHTS, -1))
               for tensor in arguments.get(name, {}).values()]
     return Brought(arguments.get(SAMPLE_WEIGHTS) is not None, max(counts, default=None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.endings import check_weighable
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.pipeline import Built
-from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.prove.candidate import can_weigh
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.prove import prove
@@ -76,7 +74,7 @@ class Compiled(Programs):
     def names_in(self, argument: str, *batch: Any) -> tuple[str, ...]:
         """The names in a dict of tensors that calls with batches like this one take: in "directions", those of the
         parameters that influence the loss."""
-        return tuple(asked(self._program(check_batch(self.model, batch))[1].draft.graph)[argument])
+        return tuple(self._program(check_batch(self.model, batch))[1].asks[argument])
 
     def also(self, *quantities: str) -> Compiled:
         """The same model, loss and options for these quantities of all parameters too; kept, as its programs are."""
@@ -121,20 +119,28 @@ class Compiled(Programs):
 
     def _called(self, given: Batch, beside: Mapping[str, Any], generator: torch.Generator | None = None,
                 keys: Callable[[Batch], Tensor] | None = None, into: Adds | None = None) -> Result:
-        """A call with a batch and arguments that are checked.
+        """A call with a batch and arguments that are checked (see `_ran`)."""
+        built, raw = self._ran(given, beside, generator, keys, into)
+        output = built.structure.build([getattr(raw, name) for name in built.fields])
+        plan = built.draft.plan
+        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored,
+                      _reduction(built))
+
+    def _ran(self, given: Batch, beside: Mapping[str, Any], generator: torch.Generator | None = None,
+             keys: Callable[[Batch], Tensor] | None = None, into: Adds | None = None) -> tuple[Built, Any]:
+        """The program that such a call runs, and what it returned.
 
         With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`), and
         a program is proven before it adds, so that it adds the same whether it has run before or not.
         """
         brought = brought_by(beside)
         state, built = self._program(given, brought)
-        check_fit(beside, asked(built.draft.graph))
+        check_fit(beside, built.asks)
         check_targets(built.losses, built.matched.graph, given)
         if brought.weights:
             check_weighable(built.matched.ending, built.matched.rules)
-        draft = replace(built.draft, memory=built.draft.memory.of(brought))
-        check_fits(draft, self.options.memory_budget, given.samples, given.tensors[0].device,
-                   self.options.limits or DEFAULT_LIMITS)
+        check_fits(built.draft.memory.of(brought), self.options.memory_budget, given.samples,
+                   given.tensors[0].device, self.options.limits or DEFAULT_LIMITS)
         tensors = None if into is None else into.fitting(built, given.tensors[0], Read(
             self._tensors(state, built), given.tensors, beside))
         if keys is not None and given.samples and (built.draws or into is not None):
@@ -152,10 +158,7 @@ class Compiled(Programs):
                 raw = self._run(state, built, given, beside, into=tensors)
         if tensors is not None:
             raw = with_tensors(raw, tensors)
-        output = built.structure.build([getattr(raw, name) for name in built.fields])
-        plan = built.draft.plan
-        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored,
-                      _reduction(built))
+        return built, raw
 
     def _drawn_by_sample(self, keys: Callable[[Batch], Tensor], batch: Sequence[Any],
                          arguments: Mapping[str, Any], into: Adds | None = None,
@@ -199,7 +202,7 @@ class Compiled(Programs):
         given = check_batch(self.model, batch)
         beside = self._beside(arguments, given)
         state, built = self._program(given)
-        check_fit(beside, asked(built.draft.graph))
+        check_fit(beside, built.asks)
         weights = beside.get(SAMPLE_WEIGHTS)
         if weights is not None:
             check_weighable(built.matched.ending, built.matched.rules)

@@ -14,12 +14,13 @@ _GLOBAL = threading.Lock()
 """Held by calls with a generator: they share torch's global one."""
 
 
+def seeded(generator: torch.Generator | None) -> contextlib.AbstractContextManager[None]:
+    """Draw from torch's global generator seeded by `generator`, if there is one, and put it back afterwards."""
+    return contextlib.nullcontext() if generator is None else _seeded(generator)
+
+
 @contextlib.contextmanager
-def seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Draw from torch's global generator seeded by `generator`, and put it back afterwards."""
-    if generator is None:
-        yield
-        return
+def _seeded(generator: torch.Generator) -> Iterator[None]:
     if not isinstance(generator, torch.Generator):
         raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
     seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())

@@ -23,12 +23,14 @@ class Adding:
 
     sums: Sums
     weigh: Callable[[Built], Weight]
+    weight: Weight | None = None
+    """What the batch counts."""
     added: list[Key] = field(default_factory=list)
     """The totals that the batch's results are in once it has run."""
 
     def fitting(self, built: Built, samples: Tensor, read: Read) -> Into:
         """The totals, and how much of this batch's results each gets."""
-        weight = self.weigh(built)
+        weight = self.weight = self.weigh(built)
         if self.sums.first is not None:
             check_alike(self.sums.first, weight)
         given: dict[Slot, Tensor] = {}

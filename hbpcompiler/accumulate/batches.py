@@ -7,7 +7,8 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def arguments_of(item: Any, prepare: Callable[[Any], Any] | None, device: torch.
 
 def _moved(item: Any, device: torch.device) -> Any:
     if isinstance(item, Tensor):
-        return item.to(device, non_blocking=True)
+        return item if item.device == device else item.to(device, non_blocking=True)
     if isinstance(item, Mapping):
         return {key: _moved(part, device) for key, part in item.items()}
     if isinstance(item, tuple | list) and not hasattr(item, "_fields"):
@@ -64,15 +65,16 @@ def _moved(item: Any, device: torch.device) -> Any:
     return item
 
 
-@dataclass(frozen=True)
-class One:
+class One(NamedTuple):
     """One batch, read."""
 
     batch: Batch
     """Of the call, checked."""
-    count: float | None
+    terms: float | None
+    """What `count` says of it."""
     sample_weights: Tensor | None
-    indices: Sequence[int] | Tensor | None
+    indices: Callable[[], Sequence[int] | Tensor | None]
+    """Gives those of its samples, which only draws need, where there are some."""
     own_data: bool
 
     @property
@@ -106,20 +108,23 @@ class Said:
         if indices.shape != (samples,) or indices.dtype not in INTEGERS:
             raise InputError(f"indices gave {_shown(indices)} for a batch of {samples} samples; it must be an integer "
                              "for each, its index in the data set")
-        return One(batch, count, weights, indices, own_data=False)
+        return One(batch, count, weights, lambda: indices, own_data=False)
 
 
 def _shown(value: Any) -> str:
     return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-@dataclass(frozen=True)
-class Item:
+def _none() -> None:
+    """A loader without indices."""
+
+
+class Item(NamedTuple):
     """A batch as the loader gives it."""
 
     batch: Any
-    indices: Sequence[int] | None = None
-    """Of its samples in the data set, where the loader has some."""
+    indices: Callable[[], Sequence[int] | None] = _none
+    """Gives those of its samples in the data set, where the loader has some."""
     own_data: bool = True
     """Whether these count the samples of a data set that no other rank has parts of, as far as one can see."""
 
@@ -152,7 +157,7 @@ def _with_indices(loader: DataLoader[Any], first: int) -> Iterator[Item]:
     sampler = getattr(loader.batch_sampler, "sampler", None)
     own_data = not isinstance(loader.dataset, Subset) and isinstance(sampler, SequentialSampler | RandomSampler)
     for batch in again:
-        yield Item(batch, _in_data_set(loader.dataset, noted.indices.popleft()), own_data)
+        yield Item(batch, partial(_in_data_set, loader.dataset, noted.indices.popleft()), own_data)
 
 
 class _Noted:

@@ -200,7 +200,7 @@ def _state(sums: Sums) -> dict[str, Any]:
         "samples": sums.samples, "terms": sums.terms, "of_average": sums.of_average, "positions": sums.positions,
         "shared_positions": sums.shared_positions,
         "stored": {name: tuple(own) for name, own in sums.stored.items()},
-        "first": None if sums.first is None else {**asdict(sums.first), "positions": dict(sums.first.positions)},
+        "first": None if sums.first is None else {**sums.first._asdict(), "positions": dict(sums.first.positions)},
     }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -35,15 +33,18 @@ class Interrupts:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
+    def whole(self) -> Whole:
         """What is inside is done as a whole."""
+        return Whole(self)
+
+    def begin(self) -> None:
+        """From now on Ctrl-C waits."""
         self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-        if self._come:
+
+    def end(self, well: bool) -> None:
+        """No longer; one that has come counts now, unless another error is on its way."""
+        self._busy = False
+        if well and self._come:
             self._passed_on(*self._come.pop())
 
     def _noted(self, number: int, frame: FrameType | None) -> None:
@@ -54,3 +55,17 @@ class Interrupts:
 
     def _passed_on(self, number: int, frame: FrameType | None) -> None:
         self._before(number, frame)
+
+
+class Whole:
+    """For `with`: a generator would take longer than a small batch's additions."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+
+    def __enter__(self) -> None:
+        self._interrupts.begin()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._interrupts.end(well=kind is None)

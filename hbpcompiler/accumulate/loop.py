@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.sums import Key, Sums, check_adds, check_has_average
+from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.accumulate.weigh import Weigher, Weight
 from hbpcompiler.arguments import SAMPLE_WEIGHTS, brought_by
@@ -34,7 +34,6 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES, SPREAD
-from hbpcompiler.result import Result
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -210,37 +209,40 @@ class _Run:
 
     def _add(self, one: One, number: int) -> None:
         if not one.batch.samples:
-            self._count(one, number, None)
+            self._count(one, number)
         elif self.sums.first is not None and self.sums.grow_in_place:
             # The program adds to the totals while it runs: all of the batch is in, or nothing.
             with self.interrupts.whole():
                 adding = Adding(self.sums, partial(self._weight, one))
-                self._count(one, number, self._result(one, number, adding), adding.added)
+                built, result = self._ran(one, number, adding)
+                assert adding.weight is not None
+                self.sums.add(result, built.stored, adding.weight, adding.added)
+                self._count(one, number)
         else:
-            result = self._result(one, number, None)
+            built, result = self._ran(one, number, None)
             with self.interrupts.whole():
-                self._count(one, number, result)
+                self.sums.add(result, built.stored, self._weight(one, built))
+                self._count(one, number)
 
-    def _count(self, one: One, number: int, result: Result | None, in_place: Collection[Key] = ()) -> None:
-        """A batch is in, but for what of its result is not in the totals yet."""
-        if result is not None:
-            self.sums.add(result, self._weight(one, self.compiled._current()), in_place)
+    def _count(self, one: One, number: int) -> None:
+        """A batch is in."""
         self.batches = number + 1
         self.last = one.tensors
 
-    def _result(self, one: One, number: int, adding: Adding | None) -> Result:
-        """Of one batch. Its draws are its samples', so that they do not depend on how the data are cut, and a run that
-        was interrupted draws what it would have drawn; what belongs to no sample is drawn anew for each batch."""
+    def _ran(self, one: One, number: int, adding: Adding | None) -> tuple[Built, Any]:
+        """The program for one batch, and what it returned. Its draws are its samples', so that they do not depend on
+        how the data are cut, and a run that was interrupted draws what it would have drawn; what belongs to no sample
+        is drawn anew for each batch."""
         arguments = dict(self.beside)
         if one.sample_weights is not None and one.sample_weights.any():
             arguments[SAMPLE_WEIGHTS] = one.sample_weights
         beside = self.compiled._beside(arguments, one.batch)
         if not self._draws_otherwise(one.batch, beside):
-            return self.compiled._called(one.batch, beside, keys=partial(self._keys, one), into=adding)
+            return self.compiled._ran(one.batch, beside, keys=partial(self._keys, one), into=adding)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
             _seed(int.from_bytes(key, "big"), self.device)
-            return self.compiled._called(one.batch, beside, keys=partial(self._keys, one), into=adding)
+            return self.compiled._ran(one.batch, beside, keys=partial(self._keys, one), into=adding)
 
     def _draws_otherwise(self, batch: Batch, beside: Mapping[str, Any]) -> bool:
         """Whether batches like this one are served by a program that draws numbers which belong to no sample."""
@@ -255,8 +257,9 @@ class _Run:
 
     def _keys(self, one: One, batch: Batch) -> Tensor:
         """By which the batch's samples draw."""
-        if one.indices is not None and len(one.indices) == batch.samples:
-            keys = keys_of(self.seed, self.ranks.rank if one.own_data else 0, one.indices)
+        indices = one.indices()
+        if indices is not None and len(indices) == batch.samples:
+            keys = keys_of(self.seed, self.ranks.rank if one.own_data else 0, indices)
         else:
             behind = self.sums.samples
             keys = keys_of(self.seed, self.ranks.rank, range(behind, behind + batch.samples))
@@ -266,7 +269,7 @@ class _Run:
         """What a batch counts with this program."""
         if id(built) not in self._weighers:
             self._weighers[id(built)] = built, Weigher(built)
-        return self._weighers[id(built)][1].weight(one.batch, one.count, one.sample_weights)
+        return self._weighers[id(built)][1].weight(one.batch, one.terms, one.sample_weights)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -36,10 +36,17 @@ def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor,
     Chan, Golub and LeVeque (1983), which cancels nothing. The second group's enter times `of_squares` and `of_mean`.
     """
     share = new / (count + new)
+    memory: Tensor | None = None
     for own_squares, own_mean, part_squares, part_mean in _pieces(squares, mean, new_squares, new_mean):
-        away = part_mean.to(own_mean.dtype, copy=True).mul_(of_mean).sub_(own_mean)
-        own_squares.add_(part_squares, alpha=of_squares).addcmul_(away, away, value=count * share)
+        if memory is None or memory.shape != own_mean.shape:  # the last piece's
+            memory = torch.empty_like(own_mean)
+        away = memory.copy_(part_mean)
+        if of_mean != 1:
+            away.mul_(of_mean)
+        away.sub_(own_mean)
+        own_squares.addcmul_(away, away, value=count * share)
         own_mean.add_(away, alpha=share)
+        own_squares.add_(memory.copy_(part_squares), alpha=of_squares)
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

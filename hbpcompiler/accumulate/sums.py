@@ -91,21 +91,22 @@ class Sums:
 
     # -- adding ------------------------------------------------------------------------------------------------------
 
-    def add(self, result: Any, weight: Weight, in_place: Collection[Key] = ()) -> None:
-        """The result of one more batch, of which these tensors are in the totals already."""
+    def add(self, result: Any, stored: Mapping[str, Stored], weight: Weight, in_place: Collection[Key] = ()) -> None:
+        """What a program returned for one more batch, of which these tensors are in the totals already; `stored` says
+        how it has the parameters."""
         if self.first is None:
-            self.first, self.positions, self.stored = weight, dict(weight.positions), dict(result.stored)
+            self.first, self.positions, self.stored = weight, dict(weight.positions), dict(stored)
         check_alike(self.first, weight)
         if not weight.samples:
             return
         factors = {how: self.factor(how, "", weight) for fields in self._fields.values() for _, how in fields}
         self._add(Key(LOSS, "", ""), result.loss, self.factor(OF_LOSS, "", weight))
         for name, fields in self._fields.items():
-            for parameter, value in result[name].items():
+            for parameter, value in getattr(result, name).items():
                 for field in fields:
                     tensor = getattr(value, field.name) if field.name else value
                     if field.how == SPREAD:
-                        self._merge(parameter, tensor, result["grad"][parameter], weight)
+                        self._merge(parameter, tensor, result.grad[parameter], weight)
                     elif tensor is not None and (key := Key(name, parameter, field.name)) not in in_place:
                         ratio = self._ratio(parameter, weight) if field.how in DIVIDED else 1.0
                         self._add(key, tensor, factors[field.how] * ratio)
@@ -150,7 +151,8 @@ class Sums:
         return weight.of_loss * (weight.of_sample if how in GRADIENTS_TWICE else 1.0)
 
     def _add(self, key: Key, value: Tensor, factor: float) -> None:
-        value = value.detach()
+        if value.requires_grad:
+            value = value.detach()
         total = self.totals.get(key)
         if total is None:
             total = torch.zeros_like(value, dtype=self.dtype, memory_format=torch.contiguous_format)

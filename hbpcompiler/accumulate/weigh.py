@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import sympy
 from torch import Tensor
@@ -30,8 +30,7 @@ COUNT = ("pass count=, a function from a batch, as the loader gives it, to the n
          "of, such as count=lambda batch: (batch[1] != -100).sum()")
 
 
-@dataclass(frozen=True)
-class Weight:
+class Weight(NamedTuple):
     """What one batch counts."""
 
     samples: int
@@ -133,13 +132,16 @@ class _Part:
         """The terms of targets that the loss makes of the batch's, if none of those is one that it ignores."""
         assert self._terms is not None
         for tensor in batch.tensors:
-            if not tensor.is_floating_point() and self._terms(self._op, tensor) != tensor.numel():
+            whole = not tensor.is_floating_point() and not tensor.is_complex()
+            if whole and self._terms(self._op, tensor) != tensor.numel():
                 return None
         return batch.samples * math.prod(self._op.shape("target"))
 
 
 def check_alike(first: Weight, other: Weight) -> None:
     """InputError where a sum of several means would weigh its parts differently in two batches."""
+    if len(first.parts) == 1 == len(other.parts):
+        return
     for own, theirs in zip(first.parts, other.parts, strict=True):
         if not math.isclose(own * other.terms, theirs * first.terms, rel_tol=1e-9):
             raise InputError("the loss is a sum of means over different numbers of terms, and their ratio is another "

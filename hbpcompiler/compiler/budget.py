@@ -62,11 +62,12 @@ class Room:
         return f"{more} or ask for fewer quantities"
 
 
-def room_for(draft: Draft, budget: int | None, batch: int, device: torch.device, limits: Limits) -> Room | None:
+def room_for(memory: MemoryModel, budget: int | None, batch: int, device: torch.device,
+             limits: Limits) -> Room | None:
     """What a call with so many samples has to keep to; None where that is not known, or the call needs little."""
     if budget is not None:
         return Room(budget, True)
-    if not draft.memory.may_exceed(limits.unchecked_bytes, batch):
+    if not memory.may_exceed(limits.unchecked_bytes, batch):
         return None
     free = free_bytes(device)
     return None if free is None else Room(free, False)
@@ -82,7 +83,7 @@ def within_budget(make: Callable[[Resources], Draft], resources: Resources, budg
     InputError for all that is free.
     """
     draft = make(resources)
-    room = room_for(draft, budget, batch, device, resources.limits)
+    room = room_for(draft.memory, budget, batch, device, resources.limits)
     if room is None or not draft.memory.may_exceed(room.plan_bytes(resources.limits), batch):
         return draft
     least = make(replace(resources, temporaries=1, batch=batch))
@@ -108,13 +109,13 @@ def _too_small(least: MemoryModel, room: Room, batch: int) -> HbpError:
                       f"{advice}")
 
 
-def check_fits(draft: Draft, budget: int | None, batch: int, device: torch.device = CPU,
+def check_fits(memory: MemoryModel, budget: int | None, batch: int, device: torch.device = CPU,
                limits: Limits = DEFAULT_LIMITS) -> None:
     """Raise InputError if a call with so many samples is predicted to need more than the budget, or than is free."""
-    room = room_for(draft, budget, batch, device, limits)
-    if room is not None and draft.memory.may_exceed(room.bytes, batch):
-        raise InputError(f"a batch of {batch} needs about {size(draft.memory.peak(batch))}, more than {room}. "
-                         f"{_advice(draft.memory, room, batch)}. This program was planned for the size "
+    room = room_for(memory, budget, batch, device, limits)
+    if room is not None and memory.may_exceed(room.bytes, batch):
+        raise InputError(f"a batch of {batch} needs about {size(memory.peak(batch))}, more than {room}. "
+                         f"{_advice(memory, room, batch)}. This program was planned for the size "
                          "of its first batch: planned for this size (example_inputs) it may need less")
 
 

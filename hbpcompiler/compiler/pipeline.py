@@ -53,6 +53,7 @@ from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
 from hbpcompiler.compiler.program.program import Program
+from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
@@ -109,6 +110,11 @@ class Built:
     def stored(self) -> Mapping[str, Stored]:
         """The parameters as the model has them, by name."""
         return stored(self.draft.plan, self.matched.trainable)
+
+    @cached_property
+    def asks(self) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+        """The call arguments of the program, and what it asks of those that are dicts of tensors."""
+        return asked(self.draft.graph)
 
     @cached_property
     def draws(self) -> bool:

@@ -4,7 +4,7 @@ import torch
 
 from hbpcompiler.rule import Op, Tensor, called, counted_labels
 
-from .loss_terms import reduction
+from .loss_terms import bounds, reduction
 
 
 def labels(op: Op) -> Tensor:
@@ -43,4 +43,7 @@ def counted(op: Op) -> tuple[Tensor, Tensor]:
 
 def terms(op: Op, target: Tensor) -> int | None:
     """How many labels are not ignored; class weights would be needed to weigh them."""
-    return None if op.has("weight") else int((target.long() != op.ignore_index).sum())
+    if op.has("weight"):
+        return None
+    low, high = bounds(target)
+    return int((target.long() != op.ignore_index).sum()) if low <= op.ignore_index <= high else target.numel()

@@ -78,10 +78,21 @@ def check_numbers(op: Op, target: Tensor, input: str = "self") -> str | None:
     return at(target, wrong) if wrong.any() else None
 
 
+def bounds(target: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of some integers; -1 and -1 where there are none."""
+    if not target.numel():
+        return -1, -1
+    low, high = target.aminmax()
+    return int(low), int(high)
+
+
 def check_labels(op: Op, target: Tensor, classes: int) -> str | None:
     """Class indices: int64 or uint8, in range, not all of them ignored."""
     if target.dtype not in (torch.int64, torch.uint8):
         return f"class indices must be torch.int64, but the target has dtype {target.dtype}"
+    low, high = bounds(target)
+    if low >= 0 and high < classes and not low <= op.ignore_index <= high:
+        return None
     target = target.long()
     ignored = target == op.ignore_index
     wrong = ~ignored & ((target < 0) | (target >= classes))

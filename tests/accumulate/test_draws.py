@@ -153,7 +153,7 @@ def test_what_is_known_of_samples_indices():
             (DataLoader(DATA, batch_size=None, sampler=[3]), 0, [None], True),
             ([DATA[:2]], 0, [None], True)):
         items = list(batches_from(loader, first))
-        assert [item.indices for item in items] == indices
+        assert [item.indices() for item in items] == indices
         assert all(item.own_data is own_data for item in items)
     assert torch.equal(keys_of(3, 0, [5]), keys_of(3, 0, range(9))[5:6])
     assert len({*keys_of(3, 0, range(99)).tolist(), *keys_of(3, 1, range(99)).tolist()}) == 198

@@ -80,10 +80,10 @@ def test_a_budget_below_the_smallest_chunks_is_refused():
 
 def test_a_larger_batch_is_refused():
     draft = Drafts(0, 2048)(UNLIMITED)
-    check_fits(draft, None, 8)
-    check_fits(draft, 2048, 8)
+    check_fits(draft.memory, None, 8)
+    check_fits(draft.memory, 2048, 8)
     with pytest.raises(InputError, match=r"a batch of 8 needs about 2.0 KiB, more than memory_budget=100"):
-        check_fits(draft, 100, 8)
+        check_fits(draft.memory, 100, 8)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_would_be_needed_is_said_where_too_little_is_free(free):
                                          r"90 B of memory that are free. Batches of up to 3 "):
         within_budget(Drafts(100, 1000), NARROW, None, 8)
     with pytest.raises(InputError, match=r"needs about 2.0 KiB, more than the 90 B .* set memory_budget"):
-        check_fits(Drafts(0, 2048)(UNLIMITED), None, 8, limits=LIMITS)
+        check_fits(Drafts(0, 2048)(UNLIMITED).memory, None, 8, limits=LIMITS)
 
 
 def test_what_fits_is_not_refused_because_less_is_free_than_when_it_was_planned(free):
@@ -119,15 +119,15 @@ def test_what_fits_is_not_refused_because_less_is_free_than_when_it_was_planned(
     free(2100)
     draft = within_budget(Drafts(0, 1000), NARROW, None, 8)
     free(1500)  # half of it is less than the draft takes
-    check_fits(draft, None, 8, limits=LIMITS)
+    check_fits(draft.memory, None, 8, limits=LIMITS)
     free(150)  # the smallest chunks take more than half of it
     assert within_budget(Drafts(100, 1000), NARROW, None, 8).memory.peak(8) == 105
 
 
 def test_small_calls_and_budgets_do_not_ask_what_is_free(monkeypatch):
     monkeypatch.setattr(budget, "free_bytes", lambda device: pytest.fail("asked"))
-    check_fits(Drafts(0, 400)(UNLIMITED), None, 8, limits=LIMITS)
-    check_fits(Drafts(0, 2048)(UNLIMITED), 4096, 8, limits=LIMITS)
+    check_fits(Drafts(0, 400)(UNLIMITED).memory, None, 8, limits=LIMITS)
+    check_fits(Drafts(0, 2048)(UNLIMITED).memory, 4096, 8, limits=LIMITS)
 
 
 def test_no_run_is_needed_where_all_tensors_together_are_small():

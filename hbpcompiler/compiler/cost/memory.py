@@ -94,6 +94,8 @@ class MemoryModel:
 
     def may_exceed(self, size: int, batch: int) -> bool:
         """Whether the peak may be more than so many bytes: at once, where not even all tensors together are so many."""
+        if batch in self._together and self._together[batch] <= size:
+            return False
         if batch not in self._known and self.program is not None and not self._brings_vectors:
             if batch not in self._together:
                 self._together[batch] = int(self.allowance * together(self.program, batch))

@@ -61,6 +61,8 @@ def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: Ab
 
 def check_target_dtypes(graph: Graph, batch: Batch) -> None:
     """Raise InputTypeError for floating targets of another dtype than all outputs."""
+    if not any(target.is_floating_point() for target in batch.targets):
+        return
     labels = batch.layout.labels[batch.layout.inputs :]
     dtypes = {output.dtype for output in graph.outputs if output.floating}
     for name, target in zip(labels, batch.targets, strict=True):

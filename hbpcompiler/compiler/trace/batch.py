@@ -54,7 +54,7 @@ class Batch:
         return tuple(tensor.detach()[torch.arange(count, device=tensor.device) % self.samples]
                      for tensor in self.tensors)
 
-    @property
+    @cached_property
     def form(self) -> Any:
         """What one program serves: everything about the batch but its size and its numbers."""
         return self.layout.identity, tuple((item.shape[1:], item.dtype, item.device) for item in self.tensors)
