@@ -26,6 +26,8 @@ Print = Callable[[fx.Graph, Names, Mapping[fx.Node, str], Mapping[fx.Node, str]]
 """(graph, names, texts of its placeholders, of entries of tables) -> lines, and how a node is written afterwards."""
 STREAM = re.compile(r"^(?:pooled_)?(?P<prefix>[a-zA-Z]|sign|index)_")
 """Of a name such as S_layer1_0_conv1: what it is, in front of where it is."""
+RUNNING = re.compile(r"^total_")
+"""Of a name of what goes on through many blocks, each of which adds to it."""
 
 LONG = 50
 DOCSTRING = 106
@@ -34,7 +36,9 @@ DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
 
 
 def role(name: str) -> str:
-    """What a value is, without where it is: S_layer1_0_conv1 is S, any other value x."""
+    """What a value is, without where it is: S_layer1_0_conv1 is S, what blocks add to is a total, all else x."""
+    if RUNNING.match(name):
+        return "total"
     match = STREAM.match(name)
     return match["prefix"] if match is not None else "x"
 
@@ -124,10 +128,17 @@ class Functions:
 def _without_path(function: Function) -> None:
     """The names that a block's values ask for, without where they are."""
     leaves = {leaf for _, leaf in function.entries.values()}
+    hints = [str(node.meta.get("hint") or "") for node in function.graph.nodes]
+    # norm_gradient_layers_3_down_weight: what is between the first word and the leaf says where it is.
+    places = {hint.removesuffix(leaf).partition("_")[2] for hint in hints for leaf in leaves
+              if hint.endswith(f"_{leaf}") and not STREAM.match(hint)} - {""}
     for node in function.graph.nodes:
         hint = str(node.meta.get("hint") or "")
-        if STREAM.match(hint):
+        where = next((place for place in places if f"_{place}" in hint), "")
+        if STREAM.match(hint) or RUNNING.match(hint):
             node.meta["hint"] = role(hint)
+        elif where:
+            node.meta["hint"] = hint.replace(f"_{where}", "_")
         elif node in function.values:
             node.meta["hint"] = "y"
         subject = str(node.meta.get("subject") or "")

@@ -1,4 +1,5 @@
-"""Names of a large program that are given again: a stream's columns are called g or M wherever they are.
+"""Names of a large program that are given again: a stream's columns are called g or M wherever they are, and what
+all blocks add to has one name.
 
 What has been read for the last time is overwritten by what is made of it: nothing has to be deleted, in loops too.
 """
@@ -9,7 +10,7 @@ from functools import cached_property
 
 from torch import fx
 
-from hbpcompiler.codegen.functions import STREAM, role
+from hbpcompiler.codegen.functions import RUNNING, STREAM, role
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.outline import Outline
 from hbpcompiler.codegen.segments import is_text
@@ -56,9 +57,9 @@ class Reused:
             if end <= here:
                 del self.given[name]
                 self.names.taken.discard(name)
-        if STREAM.match(wish) is None:
+        if STREAM.match(wish) is None and RUNNING.match(wish) is None:
             return self.names.fresh(wish)
-        name = self.names.fresh(role(wish))
+        name = self.names.fresh(wish if RUNNING.match(wish) else role(wish))
         self.given[name] = self._last[node]
         return name
 

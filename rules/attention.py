@@ -3,16 +3,30 @@
     scores = (scale Q) K^T        weights = softmax(scores)        output = weights V
 
 Each step has its residual; those of the last two are pulled back to Q, K and the mask through the steps before.
+Where nothing but gradients come back, one kernel does all steps, and another its derivative, as in torch's own way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor, called
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Factor,
+    Op,
+    Residual,
+    Rule,
+    Shape,
+    Tensor,
+    called,
+    fused_attention,
+    fused_attention_back,
+)
 
 from . import matmul, softmax
 
@@ -83,8 +97,18 @@ def forward(op: Op) -> Any:
         options["attn_mask"] = op.attn_mask
     if not op.differentiated:
         return F.scaled_dot_product_attention(op.query, op.key, op.value, **options)
+    if fused(op):
+        made = fused_attention(op.query, op.key, op.value, op.is_causal, scale(op))
+        return made[0], {"log_sums": made[1]}
     weights = masked_weights(op, options) if op.has("attn_mask") else plain_weights(op)
     return weights @ repeated(op, "value"), {"weights": weights}
+
+
+def fused(op: Op) -> bool:
+    """Whether torch's kernel takes it whole: heads of one width, without a mask, of gradients alone."""
+    query, key, value = (op.shape(name) for name in ("query", "key", "value"))
+    alike = query[:-2] == key[:-2] and query[-1] == key[-1] == value[-1]
+    return op.single and not op.has("attn_mask") and len(query) == 3 and alike and 0 not in (*query, *key)
 
 
 def plain_weights(op: Op) -> Tensor:
@@ -133,6 +157,20 @@ def scores_to_mask(op: Op, columns: Tensor) -> Tensor:
 
 def to_value(op: Op, columns: Tensor) -> Tensor:
     return shared(op, matmul.MATMUL.jac_t["other"](output_step(op), columns))
+
+
+def back(name: str, apart: Callable[[Op, Tensor], Tensor]) -> Callable[[Op, Tensor], Tensor]:
+    """The gradient at one input, by the kernel for all three or `apart`."""
+    position = ("query", "key", "value").index(name)
+
+    def pulled(op: Op, gradient: Tensor) -> Tensor:
+        if not fused(op):
+            return apart(op, gradient)
+        made = fused_attention_back(gradient, op.query, op.key, op.value, op.output, op.log_sums, op.is_causal,
+                                    scale(op))
+        return called(f"at_{name}", made[position])
+
+    return pulled
 
 
 # -- residual --------------------------------------------------------------------------------------------------------
@@ -287,14 +325,18 @@ ATTENTION = Rule(
         "attn_mask": lambda op, columns: scores_to_mask(op, to_scores(op, columns)),
     },
     backward={
-        "query": lambda op, gradient: scores_to_query(op, one_to_scores(op, gradient)).squeeze(1),
-        "key": lambda op, gradient: scores_to_key(op, one_to_scores(op, gradient)).squeeze(1),
+        "query": back("query", lambda op, gradient: scores_to_query(op, one_to_scores(op, gradient)).squeeze(1)),
+        "key": back("key", lambda op, gradient: scores_to_key(op, one_to_scores(op, gradient)).squeeze(1)),
+        "value": back("value", lambda op, gradient: to_value(op, gradient.unsqueeze(1)).squeeze(1)),
         "attn_mask": lambda op, gradient: scores_to_mask(op, one_to_scores(op, gradient)).squeeze(1),
     },
     residual=residual,
     refuse=refuse,
     cases=[
         case(3, 2),
+        case(3, 2, 2, widths=(2, 2)),
+        case(2, 3, 2, widths=(3, 3), is_causal=True, scale=0.3),
+        case(3, 2, 1, widths=(2, 2), is_causal=True, constant=("query",)),
         case(2, 3, 2, scale=0.3),
         case(3, 3, 2, is_causal=True),
         case(2, 3, mask=LOWER),

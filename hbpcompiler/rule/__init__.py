@@ -35,7 +35,13 @@ from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, split, vmap_columns
-from hbpcompiler.rule.idioms import counted_labels, covariance_root, scatter_to
+from hbpcompiler.rule.idioms import (
+    counted_labels,
+    covariance_root,
+    fused_attention,
+    fused_attention_back,
+    scatter_to,
+)
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
 from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual, Zero
@@ -70,6 +76,8 @@ __all__ = [
     "covariance_root",
     "elementwise_jac_t",
     "flat_positions",
+    "fused_attention",
+    "fused_attention_back",
     "merge",
     "operand_symbol",
     "pad_axes",

@@ -140,6 +140,47 @@ def counted_labels(y: Tensor, like: Tensor, ignore_index: int = -100, mean: bool
 
 
 @idiom
+def rows_in_order(x: Tensor) -> Tensor:
+    """x, its last axis without gaps in memory, as some kernels want it."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@idiom
+def attention_scores(query: Tensor, key: Tensor, causal: bool, scale: float) -> Tensor:
+    """scale Q K^T, -inf where a query comes before a key, if that matters."""
+    scores = query * scale @ key.transpose(-1, -2)
+    later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+    return scores.masked_fill(later, float("-inf")) if causal else scores
+
+
+@idiom
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale Q K^T) V of [N, heads, positions, d], and the logarithms of the softmax's denominators.
+
+    On a CPU torch's kernel, which never has all of the softmax in memory.
+    """
+    if query.is_cpu:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            rows_in_order(query), rows_in_order(key), rows_in_order(value), 0.0, causal, scale=scale)
+    scores = attention_scores(query, key, causal, scale)
+    return torch.softmax(scores, -1) @ value, scores.logsumexp(-1)
+
+
+@idiom
+def fused_attention_back(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sums: Tensor,
+                         causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient at query, key and value, of one at the output: torch's kernel, or the softmax made again."""
+    if query.is_cpu:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            rows_in_order(gradient), rows_in_order(query), rows_in_order(key), rows_in_order(value), output, log_sums,
+            0.0, causal, scale=scale)
+    weights = (attention_scores(query, key, causal, scale) - log_sums.unsqueeze(-1)).exp()
+    at_weights = gradient @ value.transpose(-1, -2)
+    at_scores = weights * (at_weights - (gradient * output).sum(-1, True)) * scale
+    return at_scores @ key, at_scores.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ gradient
+
+
+@idiom
 def sums_of_equal(columns: Tensor, index: Tensor) -> Tensor:
     """columns [N, K, p, d] added up over the positions of a sample that have one index [N, p], at the first of them:
     zeros at the others, and where the index is negative."""

@@ -25,6 +25,7 @@ class Op:
         *,
         index: int = 0,
         differentiated: bool = True,
+        single: bool = False,
         active: frozenset[str] | None = None,
         batched: frozenset[str] | None = None,
         numbering: frozenset[str] = frozenset(),
@@ -37,6 +38,9 @@ class Op:
         """Which result this is, for an operation with several (torch.split, batch norm)."""
         self.differentiated = differentiated
         """Whether any column crosses this operation: if not, `forward` need not save anything."""
+        self.single = single
+        """Whether none crosses it but one per sample, as gradients do, and by the rule's `backward` where it has one:
+        `forward` may then save what serves that alone."""
         self._active = active
         self._batched = batched
         self._numbering, self._masks = numbering, masks
@@ -143,7 +147,7 @@ class Op:
     def _again(self, tensors: Callable[[str], Any], shapes: Mapping[str, Any], batched: frozenset[str] | None,
                attributes: Mapping[str, Any] | None = None) -> Op:
         return Op(tensors, self._attributes if attributes is None else attributes, shapes, index=self.index,
-                  differentiated=self.differentiated, active=self._active, batched=batched,
+                  differentiated=self.differentiated, single=self.single, active=self._active, batched=batched,
                   numbering=self._numbering, masks=self._masks)
 
 

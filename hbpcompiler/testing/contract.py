@@ -69,6 +69,9 @@ def _check_input(rule: Rule, setting: Setting, op: Op, name: str, i: int | None,
     close(result, pull_back(setting, name, columns, i), f"{where}: jac_t of {name}")
     if i is None and name in rule.backward:
         close(rule.backward[name](op, columns[:, 0]), result[:, 0], f"{where}: backward of {name}")
+        alone = setting.op(single=True)
+        close(alone.output, op.output, f"{where}: forward for one column")
+        close(rule.backward[name](alone, columns[:, 0]), result[:, 0], f"{where}: backward of {name}, one column")
     value = setting.tensor(name, i)
     direction = torch.randn_like(value)
     change = moved(setting, name, i, direction)

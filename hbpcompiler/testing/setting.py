@@ -83,8 +83,8 @@ class Setting:
             result = self.overload(**{**self.arguments, **(changed or {})})
         return result[self.case.index] if isinstance(result, tuple | list) else result
 
-    def op(self) -> Op:
-        """The operation as the rule sees it; runs the rule's forward."""
+    def op(self, single: bool = False) -> Op:
+        """The operation as the rule sees it; runs the rule's forward. `single`: for one column of gradients alone."""
         names = list(self.case.shapes)
         tensors = {name: self.arguments[name] for name in names}
         attributes = {name: value for name, value in self.arguments.items() if name not in names}
@@ -96,6 +96,7 @@ class Setting:
         active = self.inputs(self.active())
         known: dict[str, Any] = {
             "index": self.case.index,
+            "single": single,
             "active": frozenset(slot for slot, at in slots.items() if at in active),
             "batched": frozenset({slot for slot, at in slots.items() if self.batched(*at)}
                                  | ({"output"} if expected.dim() else set())),

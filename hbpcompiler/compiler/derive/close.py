@@ -11,6 +11,7 @@ import torch
 from hbpcompiler.clipping import ALL
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.inputs import stream_of_inputs
+from hbpcompiler.compiler.plan.phases import Total
 from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
 from hbpcompiler.compiler.program.kernels import mirror_
 from hbpcompiler.compiler.program.writer import named
@@ -208,10 +209,20 @@ def put(backward: Backward, parameter: Value, closing: Closing, result: Any) -> 
     closings[closing] = named(added, f"{PART[kind]}_{stream}_{backward.matched.names[parameter.name]}")
     for total in backward.plan.sums:
         if total.closing == closing and parameter.key in total.parameters:
-            whole = backward.sums[total] + result if total in backward.sums else result
-            backward.sums[total] = named(whole, f"total_{PART[kind]}_{stream}")
+            backward.sums[total] = _added(backward, total, result)
             if total.group == ALL:
                 backward.closed_of_batch[closing] = backward.sums[total]
+
+
+def _added(backward: Backward, total: Total, result: Any) -> Any:
+    """A total with one more closing; it is one tensor from its first closing on, unless dtypes differ."""
+    if len(total.parameters) == 1 and total not in backward.sums:
+        return result
+    if total not in backward.sums:
+        added = result.clone()
+    else:
+        added = backward.sums[total] + result if backward.matched.mixed else backward.sums[total].add_(result)
+    return named(added, f"total_{PART[total.closing.kind]}_{total.closing.stream}")
 
 
 def _shaped(step: Close | Tied, kind: str, result: Any) -> Any:

@@ -146,8 +146,9 @@ class _Derivation:
             shared = value.shared if value is not None else operation.output.shared
             return self._of_each(tensors(name), value) if shared else tensors(name)
 
-        op = bind(operation, tensors, self.active, crossed, self._number)
-        self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._number)
+        single = crossed and self.plan.single
+        op = bind(operation, tensors, self.active, crossed, self._number, single)
+        self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._number, single)
         rule = self.rules.get(operation.name)
         saved: Mapping[str, Any] = {}
         plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)

@@ -23,7 +23,7 @@ def static_op(operation: Operation, active: AbstractSet[str]) -> Op:
 
 
 def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSet[str], differentiated: bool = True,
-         number: Callable[[str, Any], Any] = lambda name, item: item) -> Op:
+         number: Callable[[str, Any], Any] = lambda name, item: item, single: bool = False) -> Op:
     """The Op of an operation, whose tensors come from `tensors(slot or saved name or "output")`.
 
     `number(name, expression)` says what stands for an attribute that depends on the batch's size.
@@ -48,7 +48,7 @@ def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSe
                         if value.name in active and value.role != "parameter")
     masks = frozenset(slot for slot, value in operation.tensors.items() if value.dtype == torch.bool)
     numbering = frozenset(slot for slot, value in operation.tensors.items() if value.numbering)
-    return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated,
+    return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated, single=single,
               active=carries, batched=frozenset(batched), numbering=numbering, masks=masks)
 
 

@@ -14,7 +14,7 @@ from hbpcompiler.compiler.plan.joint import Joint
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
 from hbpcompiler.compiler.plan.phases import SecondPhase, SumEach, Total, Weigh, Weights
 from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, OPERAND, PREFIX, Piece
-from hbpcompiler.compiler.routes import Choice, Site, kinds_of
+from hbpcompiler.compiler.routes import COLUMNS, Choice, Site, kinds_of
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.quantities import PARAMETER, Chosen, Quantity
 from hbpcompiler.rule import Contraction, Residual
@@ -292,6 +292,16 @@ class Plan:
         kinds = Birth | Pull | Widen | Seed | Close
         uses = {use.operation.name for step in self.flat() if isinstance(step, Tied) for use in step.uses}
         return uses | {step.operation.name for step in self.flat() if isinstance(step, kinds)}
+
+    @property
+    def single(self) -> bool:
+        """Whether all that travels backwards is one column per sample, in the dtype of the values that it meets."""
+        def is_single(piece: Piece | None) -> bool:
+            return piece is None or (piece.form == COLUMNS and piece.columns == 1 and not piece.signed)
+
+        return self.curvature_dtype is None and all(
+            isinstance(step, Seed | Pull | Close | Tied | Weights | Weigh | SumEach)
+            and is_single(getattr(step, "piece", None)) for step in self.flat())
 
 
 def flat(step: Step) -> Iterator[Step]:

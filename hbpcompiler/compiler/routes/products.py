@@ -133,7 +133,7 @@ class WholeProduct(Route):
                 results[BATCH_DIAGONAL] = sums[DIAGONAL]
             results |= square_sums(site, squares, "nk" + theta, use.signs, kinds & SQUARES, theta)
         if NORM in kinds:
-            results[NORM] = squared_norms(product, site.row)
+            results[NORM] = squared_norms(site, product)
         return results
 
 

@@ -220,9 +220,10 @@ LONG_ROW = 64
 """Numbers: torch takes norms of such rows in one pass, without their squares in between; shorter ones take longer."""
 
 
-def squared_norms(product: Any, row: int) -> Any:
-    """[n] of a product [n, k, ...] whose last axis has length `row`: sums of rows, so that float32 sums stay exact."""
-    squares = product.norm(2, [-1]).square() if row >= LONG_ROW else product.square()
+def squared_norms(site: Site, product: Any) -> Any:
+    """[n] of a product [n, k, *theta]: of matrices sums of rows, so that float32 sums stay exact."""
+    by_rows = len(site.theta) > 1 and site.row >= LONG_ROW
+    squares = product.norm(2, [-1]).square() if by_rows else product.square()
     return squares.flatten(1).sum(1)
 
 
