@@ -47,7 +47,7 @@ class Form:
             self.places[node] = ("body", number)
         rows = [self._shape(node) if node.op == "placeholder" else self._node(node)
                 for node in loop.body.nodes if node.op != "output"]
-        return ("loop", loop.axis, loop.totals, loop.rows, loop.cut, loop.chunk == 1, tuple(rows))
+        return ("loop", loop.axis, loop.totals, loop.rows, loop.cut, loop.chunk == 1, loop.begins, tuple(rows))
 
     def _shape(self, node: fx.Node) -> Any:
         shape = node.meta.get("shape")

@@ -130,6 +130,7 @@ def _inside(node: fx.Node, loop: Loop, found: Places) -> Iterator[tuple[fx.Node,
         position = cast("int", user.args[1])
         if user in found and position < loop.totals:
             yield holders[position], found[user]
-    for holder, outer in zip(holders[len(totals) + len(cut):], whole, strict=True):
+    rest = holders[len(totals) + len(cut):len(totals) + len(cut) + len(whole)]
+    for holder, outer in zip(rest, whole, strict=True):
         if outer in found:
             yield holder, found[outer]

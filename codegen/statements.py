@@ -23,7 +23,7 @@ from hbpcompiler.codegen.segments import blocks_in, is_text
 from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.meta import Block, Role
 from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
@@ -208,12 +208,14 @@ class Printer:
         lines += self._zeros(entries)
         start = self.names.fresh("first")
         lead = self.look(cut[0])[0]
-        lines.append(f"for {start} in range(0, {lead}.shape[{loop.axis}], {loop.chunk}):")
+        length = f"{lead}.shape[{loop.axis}]"
+        length = f"max(1, {length})" if loop.begins else length  # the first turn writes its totals, over nothing too
+        lines.append(f"for {start} in range(0, {length}, {loop.chunk}):")
         stop = f"{start} + {loop.chunk}"
         at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
         parts = [self.look(outer)[0] for outer in cut]
-        rest = [self.look(outer)[0] for outer in whole]
+        rest = [*(self.look(outer)[0] for outer in whole), *([f"float({start} > 0)"] if loop.begins else [])]
         texts = [*given, *(f"{outer}{at}" for outer in parts), *rest]
         if blocks_in(loop) > 1 and self.functions.places:
             sections = merged(self._turn(node, loop, texts))
@@ -272,8 +274,9 @@ class Printer:
         parameters, arguments = [], []
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
         for holder, text in zip(holders, texts, strict=True):
-            match = VARIABLE.match(text)
-            given.append(names.fresh(match[0] if match is not None else "total") if holder.users else "")
+            match = None if meta.role(holder) is Role.KEPT else VARIABLE.match(text)
+            wish = match[0] if match is not None else "kept" if meta.role(holder) is Role.KEPT else "total"
+            given.append(names.fresh(wish) if holder.users else "")
             if holder.users:
                 parameters.append(f"{given[-1]}: {meta.annotation(holder)}")
                 arguments.append(text)

@@ -1,8 +1,11 @@
 """Gram matrices are added to totals as they are made, and totals that would be divided by N grow over N."""
 
+import pytest
 import torch
+from torch import nn
 
-from hbpcompiler.compiler.optimise.totals import add_to_totals, scale_as_totals_grow
+import hbpcompiler as hbp
+from hbpcompiler.compiler.optimise.totals import add_to_totals, scale_as_totals_grow, write_first
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.kernels import gram
@@ -74,3 +77,52 @@ def test_a_total_that_somebody_else_reads_is_divided_as_before():
     scale_as_totals_grow(graph)
     assert any(line.startswith("truediv") for line in lines(graph))
     torch.testing.assert_close(run(graph, x), wanted)
+
+
+def begun(graph):
+    """How the loop's totals begin."""
+    return [node.target for node in graph.nodes if str(node.target).startswith("new_")]
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5])
+def test_the_first_turn_writes(samples):
+    """Over no samples, too, there is a turn: it writes zeros."""
+    graph = grown("gram")
+    add_to_totals(loop(graph).target.body)
+    scale_as_totals_grow(graph)
+    write_first(graph, large=17)
+    assert begun(graph) == ["new_zeros"]  # too small for that
+    write_first(graph, large=16)
+    check_program(graph, Level.SHAPED)
+    assert begun(graph) == ["new_empty"]
+    x = torch.randn(samples, 4)
+    torch.testing.assert_close(run(graph, x), x.t() @ x / max(1, samples))
+
+
+def test_a_total_that_more_happens_to_begins_with_zeros():
+    graph = grown("squared")
+    add_to_totals(loop(graph).target.body)
+    write_first(graph, large=1)
+    assert begun(graph) == ["new_zeros"]
+
+
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_factors_whose_first_turn_writes(backend):
+    """Patches in chunks, whole products and halves, in single precision, where oneDNN makes them; an empty batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 2, stride=2), nn.Tanh(),
+                          nn.Flatten(), nn.Linear(16, 3))
+    X, y = torch.randn(5, 2, 4, 4), torch.randint(3, (5,))
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    wanted = hbp.compile(model, loss, ["kflr"], limits=hbp.Limits(half_rows=10**6))(X, y).kflr
+    for halves, onednn in ((10**6, 10**6), (4, 1)):
+        limits = hbp.Limits(large_numbers=1, cache_bytes=2000, half_rows=halves, onednn_multiply_adds=onednn,
+                            route_times=(("products by distance", 100), ("half of a symmetric product", 0)))
+        compiled = hbp.compile(model, loss, ["kflr"], limits=limits, backend=backend)
+        found = compiled(X, y).kflr
+        assert "> 0)" in compiled.code  # float(first > 0)
+        for name, factors in wanted.items():
+            for own, other in zip(factors, found[name], strict=True):
+                torch.testing.assert_close(other, own, rtol=1e-5, atol=1e-6)
+        for factors in compiled(X[:0], y[:0]).kflr.values():
+            assert not any(factor.any() for factor in factors if factor is not None)

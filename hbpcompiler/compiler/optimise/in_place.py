@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS
+from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS, by_places
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
@@ -21,7 +21,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     *COLUMNS, "scatter_add", "square", "clamp", "new_zeros"}
+                     *COLUMNS, by_places, "scatter_add", "square", "clamp", "new_zeros"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
 torch's kernels that rules call by their own names."""
 

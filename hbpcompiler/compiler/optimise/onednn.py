@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import fx
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import gram, onednn_gram, onednn_linear
+from hbpcompiler.compiler.program.kernels import OF_ONEDNN, onednn_linear
+from hbpcompiler.compiler.program.nodes import writes_in_place
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 ITEMSIZE = 4
@@ -31,7 +33,7 @@ def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAU
     if machine.linear_per_second <= machine.multiply_adds_per_second:
         return
     for node in list(graph.nodes):
-        if node.target is gram and meta.dtype(node) is torch.float32:
+        if node.target in OF_ONEDNN:
             _replace_gram(node, limits.onednn_multiply_adds, chunk)
         elif meta.dtype(node) is torch.float32:
             _replace(graph, node, limits.onednn_multiply_adds, chunk, machine)
@@ -82,10 +84,11 @@ def _is_worth_a_copy(lengths: Sequence[int], made: int, machine: Machine) -> boo
 
 def _replace_gram(node: fx.Node, least: int, chunk: int) -> None:
     """As for a product of the rows of one chunk: of its own, or of the loop around it."""
-    (x,), axis, samples = node.args, node.kwargs["axis"], node.kwargs.get("chunk", chunk)
-    assert isinstance(x, fx.Node)
+    x: Any = node.args[1 if writes_in_place(node) else 0]
+    axis, samples = node.kwargs.get("axis", 0), node.kwargs.get("chunk", chunk)
     assert isinstance(axis, int)
     assert isinstance(samples, int)
     lengths = [meta.length_at(each, samples) for each in meta.shape(x) or ()]
-    if meta.dtype(x) is torch.float32 and math.prod(lengths) * lengths[axis] >= least:
-        node.target = onednn_gram
+    floats = meta.dtype(x) is meta.dtype(node) is torch.float32
+    if floats and lengths and math.prod(lengths) * lengths[axis] >= least:
+        node.target = OF_ONEDNN[node.target]

@@ -28,7 +28,7 @@ from hbpcompiler.compiler.optimise.simplify import (
     drop_neutral,
     read_shapes_at_the_source,
 )
-from hbpcompiler.compiler.optimise.totals import add_to_totals, scale_as_totals_grow
+from hbpcompiler.compiler.optimise.totals import add_to_totals, scale_as_totals_grow, write_first
 from hbpcompiler.compiler.program.check import BrokenProgramError, Level, check_program
 from hbpcompiler.compiler.program.shapes import annotate
 from hbpcompiler.compiler.program.writer import Loop
@@ -108,6 +108,8 @@ PASSES: tuple[Pass, ...] = (
          when=lambda settings: settings.machine.linear_per_second > settings.machine.multiply_adds_per_second),
     _simple(add_to_totals, SHAPES),
     _simple(scale_as_totals_grow, SHAPES),
+    Pass("write_first", lambda graph, settings: write_first(graph, settings.limits.large_numbers),
+         needs=frozenset({SHAPES})),
     Pass("write_in_place", lambda graph, settings: write_in_place(graph, settings.limits.large_numbers),
          needs=frozenset({SHAPES}), makes=frozenset({OVERWRITTEN}), not_after=frozenset()),
 )

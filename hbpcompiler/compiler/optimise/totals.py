@@ -1,4 +1,5 @@
-"""Passes over totals that loops add to: products go straight into them, and what divides them is multiplied with.
+"""Passes over totals that loops add to: products go straight into them, what divides them is multiplied with, and the
+first turn writes them.
 
 A Kronecker factor of a wide convolution has tens of megabytes. A product that is made apart and then added, and a
 quotient that is made of the total, each cost as much as the product itself: fresh memory is paid for in page faults.
@@ -13,13 +14,30 @@ from typing import Any
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import GROWING, gram_to_, onednn_gram_to_, pixel_gram_to_
+from hbpcompiler.compiler.program.kernels import (
+    GROWING,
+    MADE_SCALED,
+    add_gram_,
+    gram_to_,
+    mirror_,
+    onednn_add_gram_,
+    onednn_gram_to_,
+    pixel_gram_to_,
+)
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.limits import DEFAULT_LIMITS
 
-SCALES: dict[Any, str] = {"add_": "alpha", "addmm_": "alpha", "baddbmm_": "alpha", gram_to_: "scale",
-                          onednn_gram_to_: "scale", pixel_gram_to_: "scale"}
-"""What adds to its first argument -> by which argument it takes a multiple of what is added."""
+OVER = "over"
+"""By this argument a Gram matrix takes what it is divided by."""
+SCALES: dict[Any, str] = {"add_": "alpha", "addmm_": "alpha", "baddbmm_": "alpha", **dict.fromkeys(
+    (gram_to_, onednn_gram_to_, pixel_gram_to_, add_gram_, onednn_add_gram_), OVER)}
+"""What adds to its first argument -> by which argument it takes a multiple of what is added, or that."""
+WRITES: dict[Any, str] = {"addmm_": "beta", "baddbmm_": "beta", **dict.fromkeys(
+    (gram_to_, onednn_gram_to_, pixel_gram_to_, add_gram_, onednn_add_gram_), "kept")}
+"""What adds to all of its first argument -> by which argument it is told how much of that it keeps: 0 or 1 times."""
+MIRRORS = frozenset({mirror_})
+"""What moves numbers within a total, so that it may be divided before as well."""
 
 
 def add_to_totals(graph: fx.Graph) -> None:
@@ -41,37 +59,99 @@ def add_to_totals(graph: fx.Graph) -> None:
 
 
 def scale_as_totals_grow(graph: fx.Graph) -> None:
-    """total / N of a loop becomes the total of what is added, each time over N. After `annotate`."""
+    """total / N of a loop becomes the total of what is added, each time over N; gram(x) / N is made over N.
+
+    After `annotate`.
+    """
     for node in list(graph.nodes):
-        if node.target is not operator.truediv or not isinstance(node.args[0], fx.Node):
+        if node.target is not operator.truediv or not isinstance(node.args[0], fx.Node) or node.kwargs:
             continue
         item, divisor = node.args
-        if not isinstance(divisor, fx.Node) or meta.role(divisor) is not Role.BATCH_SIZE:
+        assert isinstance(item, fx.Node)
+        if not (_scale_gram(graph, item, divisor) or _scale_additions(item, divisor)):
             continue
-        call = _loop_of(item, node)
-        if call is None:
-            continue
-        number: Any = item.args[1]
-        total = call.filled[number]
-        additions = None if total not in call.totals else list(_additions(total.inner))
-        if not additions or None in additions:
-            continue
-        count = call.pass_whole(divisor, "batch_size")
-        for addition in additions:
-            assert addition is not None
-            with call.loop.body.inserting_before(addition):
-                scale = call.loop.body.call_function(operator.truediv, (1, count))
-            meta.place(scale, addition)
-            meta.set_no_tensor(scale)
-            addition.kwargs = {**addition.kwargs, SCALES[addition.target]: scale}
-        if meta.hint(item):
+        if meta.hint(item) and isinstance(divisor, fx.Node):
             meta.rename(item, f"mean_{meta.hint(item)}")  # the quotient's name may be a result's, which is a table
+        else:
+            meta.ask_for(item, meta.hint(node))
         node.replace_all_uses_with(item)
         graph.erase_node(node)
 
 
-def _loop_of(item: fx.Node, reader: fx.Node) -> LoopCall | None:
-    """The loop that a total comes from, if it begins with zeros of its own, and is read here alone."""
+def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> None:
+    """A loop's first turn writes large totals, where it would add them to zeros. After `annotate`."""
+    for node in list(graph.nodes):
+        if not isinstance(node.target, Loop):
+            continue
+        call = LoopCall.of(node)
+        for total in call.totals:
+            begun, users = total.outer, list(total.inner.users)
+            fresh = begun.target == "new_zeros" and len(begun.users) == 1 and _numbers(begun) >= large
+            if not fresh or len(users) != 1 or users[0].target not in WRITES or users[0].args[0] is not total.inner:
+                continue
+            (addition,) = users
+            written = WRITES[addition.target]
+            taken = {written, "alpha"} & {*addition.kwargs}  # over no samples alpha would be 1 / 0
+            if not taken and not addition.users and total.inner not in addition.args[1:]:
+                addition.kwargs = {**addition.kwargs, written: call.begin()}
+                begun.target = "new_empty"
+
+
+def _numbers(node: fx.Node) -> int:
+    return meta.numbers(meta.shape(node) or ())
+
+
+def _scale_gram(graph: fx.Graph, product: fx.Node, divisor: Any) -> bool:
+    """A Gram matrix that is read divided alone is made so; whether that was done."""
+    if product.target not in MADE_SCALED or len(product.users) != 1:
+        return False
+    before: Any = product.kwargs.get(OVER, 1)
+    if not (_is_batch_size(divisor) or (isinstance(divisor, int) and before == 1)):
+        return False
+    over = divisor
+    if before != 1:
+        with graph.inserting_before(product):
+            over = graph.call_function(operator.mul, (divisor, before))
+        meta.place(over, product)
+        meta.set_no_tensor(over)
+    product.kwargs = {**product.kwargs, OVER: over}
+    return True
+
+
+def _scale_additions(item: fx.Node, divisor: Any) -> bool:
+    """What a loop adds to a total that is read divided alone is scaled; whether that was done."""
+    if not _is_batch_size(divisor) or len(item.users) != 1:
+        return False
+    while item.target in MIRRORS and isinstance(item.args[0], fx.Node):
+        item = item.args[0]
+    call = _loop_of(item)
+    if call is None:
+        return False
+    number: Any = item.args[1]
+    total = call.filled[number]
+    additions = None if total not in call.totals else list(_additions(total.inner))
+    if not additions or None in additions:
+        return False
+    count = call.pass_whole(divisor, "batch_size")
+    for addition in additions:
+        assert addition is not None
+        if SCALES[addition.target] == OVER:
+            addition.kwargs = {**addition.kwargs, OVER: count}
+            continue
+        with call.loop.body.inserting_before(addition):
+            scale = call.loop.body.call_function(operator.truediv, (1, count))
+        meta.place(scale, addition)
+        meta.set_no_tensor(scale)
+        addition.kwargs = {**addition.kwargs, SCALES[addition.target]: scale}
+    return True
+
+
+def _is_batch_size(item: Any) -> bool:
+    return isinstance(item, fx.Node) and meta.role(item) is Role.BATCH_SIZE
+
+
+def _loop_of(item: fx.Node) -> LoopCall | None:
+    """The loop that a total comes from, if it begins with zeros of its own, and is read once."""
     loop = item.args[0] if item.target is operator.getitem and item.args else None
     if not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
         return None
@@ -80,7 +160,7 @@ def _loop_of(item: fx.Node, reader: fx.Node) -> LoopCall | None:
     begun = call.filled[number].outer
     fresh = begun.target == "new_zeros" and len(begun.users) == 1
     only = [user for user in loop.users if user.args[1] == number] == [item]
-    return call if fresh and only and list(item.users) == [reader] else None
+    return call if fresh and only and len(item.users) == 1 else None
 
 
 def _additions(total: fx.Node) -> Iterator[fx.Node | None]:

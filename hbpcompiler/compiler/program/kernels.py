@@ -54,63 +54,114 @@ def mean_weights(w: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045
 
 
 @idiom
-def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, scale: float = 1.0) -> Tensor:  # noqa: UP045
-    """total += scale * sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time."""
-    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
-        rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1)
-        if total.dtype == x.dtype:
-            total.addmm_(rows, rows.t(), alpha=scale)
-        else:
-            total.add_(rows @ rows.t(), alpha=scale)
+def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
+    """total = kept * total + scale * x @ y.t(); kept = 0 writes over whatever it was."""
+    if total.dtype == x.dtype:
+        return total.addmm_(x, y.t(), beta=kept, alpha=scale)
+    if kept == 0.0:
+        total.zero_()
+    return total.add_(x @ y.t(), alpha=scale)
+
+
+@idiom
+def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
+    """`add_product_` by `onednn_linear`."""
+    if total.dtype != x.dtype or x.shape[1] == 0:
+        return add_product_(total, x, y, scale, kept)
+    product = onednn_linear(x, y)
+    if kept != 0.0:
+        return total.add_(product, alpha=scale)
+    total.copy_(product)
+    return total if scale == 1.0 else total.mul_(scale)
+
+
+@idiom
+def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045  # for TorchScript
+             kept: float = 1.0) -> Tensor:
+    """total = kept * total + sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time, / over."""
+    samples = max(1, x.shape[0] if chunk is None else chunk)
+    for first in range(0, max(1, x.shape[0]), samples):
+        rows = x[first : first + samples].movedim(axis, 0).flatten(1)
+        add_product_(total, rows, rows, 1.0 / max(1, over), kept if first == 0 else 1.0)
     return total
 
 
 @idiom
-def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, scale: float = 1.0) -> Tensor:  # noqa: UP045
-    """`gram_to_` by `onednn_linear`, so many rows at a time that what is added is still in cache."""
+def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045
+                    kept: float = 1.0) -> Tensor:
+    """`gram_to_` by oneDNN, so many rows at a time that what is added is still in cache."""
     block = max(64, 1048576 // max(1, total.shape[0]))
-    for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
-        rows = x[first : x.shape[0] if chunk is None else first + chunk].movedim(axis, 0).flatten(1).contiguous()
+    samples = max(1, x.shape[0] if chunk is None else chunk)
+    for first in range(0, max(1, x.shape[0]), samples):
+        rows = x[first : first + samples].movedim(axis, 0).flatten(1).contiguous()
         for top in range(0, total.shape[0], block):
-            total[top : top + block].add_(onednn_linear(rows[top : top + block], rows), alpha=scale)
+            onednn_add_product_(total[top : top + block], rows[top : top + block], rows,
+                                1.0 / max(1, over), kept if first == 0 else 1.0)
     return total
 
 
 @idiom
-def pixel_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, scale: float = 1.0) -> Tensor:  # noqa: UP045
+def pixel_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045
+                   kept: float = 1.0) -> Tensor:
     """`gram_to_` of columns [n, k, o, p] of images, as they lie."""
+    if kept == 0.0:
+        total.zero_()
     for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
         images = x[first : x.shape[0] if chunk is None else first + chunk].flatten(0, 1)
-        total.add_(product_over_pixels(images, images), alpha=scale)
+        total.add_(product_over_pixels(images, images), alpha=1.0 / max(1, over))
     return total
 
 
 @idiom
-def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
-    """sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time; added up in `dtype` if given."""
+def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None,  # noqa: UP045
+         over: int = 1) -> Tensor:
+    """sum of x x^T over all axes but one, / over, `chunk` samples (of axis 0) at a time; in `dtype` if given."""
     size = x.shape[axis]
-    return gram_to_(x.new_zeros((size, size), dtype=x.dtype if dtype is None else dtype), x, axis, chunk)
+    total = x.new_empty((size, size), dtype=x.dtype if dtype is None else dtype)
+    return gram_to_(total, x, axis, chunk, over, 0.0)
 
 
 @idiom
-def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
-    """`gram` by `onednn_linear`."""
+def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None,  # noqa: UP045
+                over: int = 1) -> Tensor:
+    """`gram` by oneDNN."""
     size = x.shape[axis]
-    return onednn_gram_to_(x.new_zeros((size, size), dtype=x.dtype if dtype is None else dtype), x, axis, chunk)
+    total = x.new_empty((size, size), dtype=x.dtype if dtype is None else dtype)
+    return onednn_gram_to_(total, x, axis, chunk, over, 0.0)
 
 
 @idiom
-def pixel_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None) -> Tensor:  # noqa: UP045
+def pixel_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None,  # noqa: UP045
+               over: int = 1) -> Tensor:
     """`gram` over n, k and p for columns [n, k, o, p] of images, as they lie."""
     size = x.shape[axis]
-    return pixel_gram_to_(x.new_zeros((size, size), dtype=x.dtype if dtype is None else dtype), x, axis, chunk)
+    total = x.new_empty((size, size), dtype=x.dtype if dtype is None else dtype)
+    return pixel_gram_to_(total, x, axis, chunk, over, 0.0)
 
 
 @idiom
-def add_gram_(total: Tensor, rows: Tensor, block: int = 256) -> Tensor:
-    """total += rows @ rows.t() on and above the diagonal: so many rows at a time meet themselves and those below."""
+def add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, block: int = 256,  # noqa: UP045
+              over: int = 1, kept: float = 1.0) -> Tensor:
+    """total = kept * total + rows @ rows.t() / over on and above the diagonal: a block of rows meets those below.
+
+    Or rows @ others.t(), where that is symmetric as well.
+    """
+    right = rows if others is None else others
     for first in range(0, rows.shape[0], block):
-        total[first : first + block, first:].addmm_(rows[first : first + block], rows[first:].t())
+        add_product_(total[first : first + block, first:], rows[first : first + block], right[first:],
+                     1.0 / max(1, over), kept)
+    return total
+
+
+@idiom
+def onednn_add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, block: int = 256,  # noqa: UP045
+                     over: int = 1, kept: float = 1.0) -> Tensor:
+    """`add_gram_` by oneDNN."""
+    left = rows.contiguous()
+    right = left if others is None else others.contiguous()
+    for first in range(0, rows.shape[0], block):
+        onednn_add_product_(total[first : first + block, first:], left[first : first + block], right[first:],
+                            1.0 / max(1, over), kept)
     return total
 
 
@@ -137,14 +188,47 @@ def add_products_of_pairs_(total: Tensor, x: Tensor, z: Optional[Tensor], u: Ten
 
 
 @idiom
-def mirror_(total: Tensor, block: int = 256) -> Tensor:
-    """What is below the diagonal becomes what is above it."""
+def mirror_(total: Tensor, block: int = 64) -> Tensor:
+    """What is below the diagonal becomes what is above it: in strips, so that what is read stays in cache."""
     for first in range(0, total.shape[0], block):
-        rows = total[first : first + block]
-        rows[:, :first].copy_(total[:first, first : first + block].t())
-        own = rows[:, first : first + block]
+        last = first + block
+        total[last:, first:last].copy_(total[first:last, last:].t())
+        own = total[first:last, first:last]
         own.copy_(own.triu() + own.triu(1).t())
     return total
+
+
+@idiom
+def half_gram(rows: Tensor, others: Optional[Tensor] = None, block: int = 256, over: int = 1) -> Tensor:  # noqa: UP045
+    """rows @ rows.t() / over, or rows @ others.t() where that is symmetric: half of it is made, and mirrored."""
+    total = rows.new_empty((rows.shape[0], rows.shape[0]))
+    return mirror_(add_gram_(total, rows, others, block, over, 0.0))
+
+
+@idiom
+def onednn_half_gram(rows: Tensor, others: Optional[Tensor] = None, block: int = 256, over: int = 1) -> Tensor:  # noqa: UP045
+    """`half_gram` by oneDNN."""
+    total = rows.new_empty((rows.shape[0], rows.shape[0]))
+    return mirror_(onednn_add_gram_(total, rows, others, block, over, 0.0))
+
+
+@idiom
+def by_places(windows: list[Tensor], channels: int) -> Tensor:
+    """A symmetric matrix whose rows and columns count (channel, place, inner) from its blocks, [channel * inner] twice.
+
+    windows[d][p] is the block of the places p and p + d. Whole lines of channels are moved at a time.
+    """
+    places, size = len(windows), windows[0].shape[1]
+    inner = size // channels
+    whole = windows[0].new_empty((channels, places, inner, channels, places, inner))
+    for apart, blocks in enumerate(windows):
+        for place in range(places - apart):
+            block = blocks[place].reshape(channels, inner, channels, inner)
+            for column in range(inner):
+                whole[:, place, :, :, place + apart, column].copy_(block[:, :, :, column])
+                if apart > 0:
+                    whole[:, place + apart, :, :, place, column].copy_(block[:, column].permute(1, 2, 0))
+    return whole.view(places * size, places * size)
 
 
 @idiom
@@ -249,21 +333,28 @@ def count_entries_(counts: Tensor, x: Tensor, edges: Optional[Tensor], low: int,
 
 
 GRAMS = (gram, onednn_gram, pixel_gram)
+MADE_SCALED = frozenset({*GRAMS, half_gram, onednn_half_gram})
+"""What can be made over a number, its argument `over`."""
 GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gram_to_, pixel_gram: pixel_gram_to_}
 """A Gram matrix -> what adds one to a total."""
-FALLBACKS: dict[Callable[..., Any], str] = {
-    onednn_linear: """\
+OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn_add_gram_,
+                                            half_gram: onednn_half_gram}
+"""What oneDNN may do instead."""
+BLAS_INSTEAD = """\
 if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False):
-    onednn_linear = F.linear  # on such processors, Intel's since 2023, BLAS is as fast or faster""",
+    {} = {}  # on such processors, Intel's since 2023, BLAS is as fast or faster"""
+FALLBACKS: dict[Callable[..., Any], str] = {
+    onednn_linear: BLAS_INSTEAD.format("onednn_linear", "F.linear"),
     product_over_pixels: "",
     **dict.fromkeys(IDIOMS, ""),
+    onednn_add_product_: BLAS_INSTEAD.format("onednn_add_product_", "add_product_"),
 }
 """Helper -> what follows its definition, for builds of torch that cannot run it. Those that others call come first."""
 
 
 PRODUCTS: frozenset[Any] = frozenset({
     operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
-    F.conv_transpose2d, F.conv_transpose3d, *GRAMS, torch.ops.aten.convolution_backward})
+    F.conv_transpose2d, F.conv_transpose3d, *MADE_SCALED, torch.ops.aten.convolution_backward})
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LINEAR: frozenset[Any] = frozenset({patches})
 """Helpers whose result is a linear function of their first argument, sample by sample."""

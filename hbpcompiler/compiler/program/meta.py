@@ -55,6 +55,8 @@ class Role(IntEnum):
     """The number of samples."""
     OVERWRITES = 5
     """It writes over a value that nobody needs any more (what rules and routes write in place, they mean to)."""
+    KEPT = 6
+    """A loop body's placeholder: 0.0 in the first turn, 1.0 later."""
 
 
 class Mark(IntEnum):
@@ -134,6 +136,10 @@ def owns_memory(node: fx.Node) -> bool:
 def annotation(node: fx.Node) -> str:
     """How the generated file types it where it is an argument."""
     return node.meta.get("annotation") or ("int" if shape(node) is None else "Tensor")
+
+
+def annotate_as(node: fx.Node, annotation: str) -> None:
+    node.meta["annotation"] = annotation
 
 
 def sizes(node: fx.Node) -> Sizes:

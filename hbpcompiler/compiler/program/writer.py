@@ -195,6 +195,9 @@ class Loop:
     cut: int
     letter: str = "n"
     """What the axis counts, in shapes and names."""
+    begins: bool = False
+    """Whether the body's last placeholder is 0.0 in the first turn, of which there is one even over nothing, and 1.0
+    later: what is kept of a total."""
 
     __name__ = "loop"
 
@@ -204,16 +207,17 @@ class Loop:
         return graph_module(self.body)
 
     def __call__(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
-        for start in range(0, sliced[0].shape[self.axis], self.chunk):
-            self._module(*self.turn(accumulators, sliced, whole, partial(_slice, start, start + self.chunk)))
+        for start in range(0, max(int(self.begins), sliced[0].shape[self.axis]), self.chunk):
+            part = partial(_slice, start, start + self.chunk)
+            self._module(*self.turn(accumulators, sliced, whole, part, float(start > 0)))
         return accumulators
 
     def turn(self, accumulators: Sequence[Any], sliced: Sequence[Any], whole: Sequence[Any],
-             part: Callable[[Any, int], Any]) -> list[Any]:
+             part: Callable[[Any, int], Any], kept: float = 0.0) -> list[Any]:
         """What the body is given in one turn; `part(tensor, axis)` is the chunk's part of a tensor."""
         rows = [part(tensor, 0) for tensor in accumulators[self.totals :]]
         cut = [part(tensor, self.axis) for tensor in sliced]
-        return [*accumulators[: self.totals], *rows, *cut, *whole]
+        return [*accumulators[: self.totals], *rows, *cut, *whole, *([kept] if self.begins else [])]
 
 
 def _slice(start: int, stop: int, tensor: Any, axis: int) -> Any:
@@ -246,6 +250,7 @@ class LoopCall:
         loop: Any = node.target
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
+        holders = holders[:-1] if loop.begins else holders
         passed = tuple(Passed(*pair) for pair in zip((*accumulators, *cut, *whole), holders, strict=True))
         filled, others = passed[: len(accumulators)], passed[len(accumulators) :]
         return cls(node, loop, filled[: loop.totals], filled[loop.totals :], others[: len(cut)], others[len(cut) :])
@@ -270,6 +275,20 @@ class LoopCall:
         self.node.args = (accumulators, (*cut, outer), whole)
         self.loop.cut += 1
         return inner
+
+    def begin(self) -> fx.Node:
+        """Tell the body which turn is the first (see `Loop.begins`); the placeholder that says so."""
+        holders = [holder for holder in self.loop.body.nodes if holder.op == "placeholder"]
+        if self.loop.begins:
+            return holders[-1]
+        with self.loop.body.inserting_after(holders[-1]):
+            kept = self.loop.body.placeholder("kept")
+        meta.place(kept, self.node)
+        meta.set_no_tensor(kept)
+        meta.annotate_as(kept, "float")
+        meta.play(kept, Role.KEPT)
+        self.loop.begins = True
+        return kept
 
     def _held(self, outer: fx.Node, name: str, role: Role, behind: int) -> fx.Node:
         """A placeholder in the body behind so many of its placeholders."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
-
-import torch
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import gram
+from hbpcompiler.compiler.program.kernels import add_gram_, gram, half_gram, mirror_
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
@@ -28,7 +25,7 @@ from hbpcompiler.compiler.routes.site import (
 )
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR
-from hbpcompiler.rule import Op, called
+from hbpcompiler.rule import Op
 
 
 class ColumnFactor(Route):
@@ -205,7 +202,6 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
     itself and those after it; the rest is mirrored.
     """
     size = site.size(own)
-    bounds = [size * block // blocks for block in range(blocks + 1)]
     equation = f"{letters},{letters.replace(own, 'z')}->{site.shared}{own}z"
 
     def weighted(columns: Any, signs: Any) -> Any:
@@ -216,13 +212,16 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
         axis = letters.index(own)
         return columns.permute((axis, *(other for other in range(len(letters)) if other != axis))).flatten(1)
 
+    def halves(columns: Any, signs: Any) -> tuple[Any, Any, int]:
+        """Rows, those that they meet (None for themselves), how many at a time."""
+        return rows(weighted(columns, signs)), None if signs is None else rows(columns), -(-size // blocks)
+
     chunk = chunk_length(each, site.resources)
     if not site.has_positions or (blocks == 1 and site.samples is not None and site.samples <= chunk):
         columns, signs = tensor(use.op, None)
         if blocks == 1:
             return einsum(equation, weighted(columns, signs), columns)
-        left, right = rows(weighted(columns, signs)), rows(columns)
-        return _mirrored([left[first:last] @ right[first:].t() for first, last in pairwise(bounds)], bounds)
+        return half_gram(*halves(columns, signs))
 
     simple = blocks == 1 and not site.shared and not site.signed
     if simple:
@@ -239,16 +238,11 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
         if blocks == 1:
             part.totals[kind].add_(einsum(equation, weighted(columns, signs), columns))
             return
-        left, right = rows(weighted(columns, signs)), rows(columns)
-        for first, last in pairwise(bounds):
-            part.totals[kind][first:last, first:].addmm_(left[first:last], right[first:].t())
+        add_gram_(part.totals[kind], *halves(columns, signs))
 
     totals = {kind: (*(site.size(letter) for letter in site.shared), size, size)}
     found = use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk_length(each, site.resources), totals=totals)
-    total = found[kind]
-    for first, last in list(pairwise(bounds))[1:]:
-        total[first:last, :first].copy_(total[:first, first:last].t())
-    return total
+    return found[kind] if blocks == 1 else mirror_(found[kind])
 
 
 def _gram(tensor: Any, letters: str, own: str, chunk: int | None) -> Any:
@@ -268,11 +262,3 @@ def _is_view(tensor: Any, source: Any) -> bool:
         node = node.args[0]
     return True
 
-
-def _mirrored(blocks: list[Any], bounds: list[int]) -> Any:
-    """The symmetric matrix of which each block of rows begins at its own column."""
-    rows = []
-    for number, (first, last) in enumerate(pairwise(bounds)):
-        above = [blocks[other][:, first - bounds[other] : last - bounds[other]].t() for other in range(number)]
-        rows.append(called(f"rows_{first}", torch.cat([*above, blocks[number]], 1)) if number else blocks[0])
-    return torch.cat(rows)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program.kernels import by_places
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.site import (
     NOTHING,
@@ -110,18 +111,11 @@ class SlidingInputFactor(Route):
         edges = {f"edges {distance}": (2 * sizes.edge(distance), *square) for distance in range(sizes.window - 1)}
         found = use.writer.loop(body, op=use.op, sliced={"input": use.stream}, chunk=self._chunk(site),
                                 totals={**totals, **edges})
-        blocks: dict[tuple[int, int], Any] = {}
+        windows: list[Any] = []
         for distance in range(sizes.window):
             core, edge = called(f"core_{distance}_apart", found[f"core {distance}"]), sizes.edge(distance)
             if edge:
                 ends = called(f"edges_{distance}_apart", found[f"edges {distance}"])
-                windows = called(f"windows_{distance}_apart", ends.unfold(0, edge, step).sum(-1).add_(core))
-            for place in range(sizes.window - distance):
-                block = called(f"block_{place}_{place + distance}", windows[place]) if edge else core
-                blocks[place, place + distance] = block
-                blocks[place + distance, place] = block.t() if distance else block
-        # Features are (outer, place, inner) on both sides; the blocks' are (outer, inner).
-        places, apart = range(sizes.window), (source.channels, sizes.features // source.channels)
-        rows = [called(f"blocks_{one}", torch.stack([blocks[one, other] for other in places], 1)) for one in places]
-        lines = [row.unflatten(2, apart).unflatten(0, apart).transpose(2, 3) for row in rows]
-        return {INPUT_FACTOR: torch.stack(lines, 1).flatten(0, 2).flatten(1)}
+                core = called(f"windows_{distance}_apart", ends.unfold(0, edge, step).sum(-1).add_(core))
+            windows.append(core if edge else core.unsqueeze(0))
+        return {INPUT_FACTOR: by_places(windows, source.channels)}
