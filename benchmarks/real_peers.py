@@ -93,7 +93,11 @@ def backpack(problem: Problem, quantities: str) -> Run | None:
                 if list(module.parameters(recurse=False)))
     if extension is None or not known or not isinstance(problem.loss, nn.CrossEntropyLoss):
         return None
-    model, loss = extend(copy.deepcopy(problem.model)), extend(copy.deepcopy(problem.loss))
+    model, loss = copy.deepcopy(problem.model), extend(copy.deepcopy(problem.loss))
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # its hooks allow no change in place
+    model = extend(model)
 
     def call() -> None:
         model.zero_grad()
