@@ -1,199 +1,17 @@
-"""Every quantity by brute force: slow autograd loops that follow the definitions, for the tests and the demo.
-
-Nothing here is shared with the compiler. Whatever the loss divides by, sample n's share of L is l_n / N for a mean
-loss and l_n for a summed one; the share's gradient is what flows back from sample n's slice of the output alone.
-Memory and time grow with the square of the parameter count: small models in float64 only.
-"""
+"""Kronecker factors, the inputs and the patches read off the layers' own derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
-from hbpcompiler.rules.shared.twice import right_second_derivatives
+from .forward import Forward, Inputs, Loss, derivative, jacobian
 
-Loss = Callable[..., Tensor]
-Inputs = Sequence[Tensor] | Mapping[str, Any]
-"""forward's arguments, by position or by name."""
 Seen = dict[str, tuple[nn.Module, Tensor, Tensor]]
 """By a layer's path: the layer, its input, its output."""
-
-
-def reference(
-    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, quantity: str, *, seed: int = 0
-) -> dict[str, Tensor]:
-    """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, batch_inner, second_moment,
-    variance, diag_ggn, diag_h, trace_ggn or trace_h; ValueError for any other. `seed` fixes the random draws (dropout)
-    of the one forward pass. A loss that is `Weighted` weighs the samples, here and below."""
-    run = Forward(model, loss, inputs, target, seed)
-    functions: dict[str, Callable[[str], Tensor]] = {
-        "grad": run.grad,
-        "batch_grad": run.batch_grad,
-        "batch_l2": lambda name: run.batch_grad(name).reshape(run.batch, -1).square().sum(1),
-        "batch_inner": lambda name: run.batch_grad(name).reshape(run.batch, -1) @ run.grad(name).flatten(),
-        "second_moment": run.second_moment,
-        "variance": run.variance,
-        "diag_ggn": lambda name: run.ggn(name).diagonal().view_as(run.parameters[name]),
-        "diag_h": run.diag_h,
-        "trace_ggn": lambda name: run.ggn(name).trace(),
-        "trace_h": lambda name: run.diag_h(name).sum(),
-    }
-    if quantity not in functions:
-        raise ValueError(f"there is no reference for {quantity!r}; there is one for {', '.join(functions)}")
-    return {name: functions[quantity](name) for name in run.parameters}
-
-
-def clipped_grad(
-    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, max_norm: float | Mapping[str, float],
-    style: str = "flat", *, parameters: Sequence[str] | None = None, seed: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """sum_n C_n g_n and the norms |g_n|, [N], of these parameters (None: of all trainable ones), by their names.
-
-    With style "per_parameter" each parameter is clipped by its own norm to its own max_norm; with "flat",
-    "automatic" and "opacus" all have the same norms, those over all of `parameters`.
-    """
-    run = Forward(model, loss, inputs, target, seed)
-    names = list(run.parameters) if parameters is None else parameters
-    each = {name: run.sample_gradients(name) for name in names}
-    squares = {name: gradients.reshape(run.batch, -1).square().sum(1) for name, gradients in each.items()}
-    whole = torch.stack(list(squares.values())).sum(0)
-    norms = {name: (squares[name] if style == "per_parameter" else whole).sqrt() for name in names}
-    clipped = {}
-    for name in names:
-        bound = max_norm[name] if isinstance(max_norm, Mapping) else max_norm
-        total = torch.zeros_like(run.parameters[name])
-        for norm, gradient in zip(norms[name], each[name], strict=True):
-            if style == "automatic":
-                total += bound / (norm + 0.01) * gradient
-            elif style == "opacus":
-                total += min(1.0, bound / (norm + 1e-6)) * gradient
-            else:
-                total += gradient if norm <= bound else bound / norm * gradient
-        clipped[name] = total.detach()
-    return clipped, norms
-
-
-def ggn_block(
-    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, name: str, *, seed: int = 0
-) -> Tensor:
-    """The GGN of L in one parameter, [P, P]."""
-    return Forward(model, loss, inputs, target, seed).ggn(name)
-
-
-def hessian_block(
-    model: nn.Module, loss: Loss, inputs: Inputs, target: Any, name: str, *, seed: int = 0
-) -> Tensor:
-    """The Hessian of L in one parameter, [P, P]."""
-    return Forward(model, loss, inputs, target, seed).hessian(name)
-
-
-class Weighted:
-    """Has the derivatives of sum_n w_n l_n (over N for a mean): each sample's own slice with all others held fast.
-
-    Its value is another. The model returns one tensor.
-    """
-
-    def __init__(self, loss: Loss, weights: Tensor) -> None:
-        self.loss, self.weights, self.reduction = loss, weights, getattr(loss, "reduction", "mean")
-
-    def __call__(self, output: Tensor, target: Any) -> Tensor:
-        total = torch.zeros((), dtype=output.dtype)
-        for n, weight in enumerate(self.weights):
-            kept = torch.zeros(len(output), *[1] * (output.dim() - 1), dtype=output.dtype)
-            kept[n] = 1
-            total = total + weight * self.loss(output * kept + output.detach() * (1 - kept), target)
-        return total
-
-
-class Forward:
-    """One forward pass and its derivatives, a row at a time."""
-
-    def __init__(self, model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int = 0) -> None:
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.mean = getattr(loss, "reduction", "mean") == "mean"
-        self.weights = loss.weights if isinstance(loss, Weighted) else None
-        self._jacobians: dict[str, Tensor] = {}
-        # The fused attention kernels have no second derivative, and a few others a wrong one.
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), \
-                right_second_derivatives():
-            torch.manual_seed(seed)
-            returned = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-            self.loss = loss(returned, target)
-        items, structure = pytree.tree_flatten(returned)
-        first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
-        self.batch = first.shape[0]
-        # All that the model returns for a sample, side by side; the loss sees it put together again.
-        kept = [i for i, item in enumerate(items) if isinstance(item, Tensor) and item.requires_grad]
-        rows = [items[i].reshape(self.batch, -1) for i in kept]
-        self.output = torch.cat(rows, 1)
-        leaf = self.output.detach().requires_grad_()
-        with torch.enable_grad():
-            for i, part in zip(kept, leaf.split([row.shape[1] for row in rows], 1), strict=True):
-                items[i] = part.reshape(items[i].shape)
-            slope = derivative(loss(pytree.tree_unflatten(items, structure), target), leaf, keep=True)
-        self.slope = slope.detach()
-        # [outputs, outputs]: the Hessian of L in the model's output.
-        self.curvature = jacobian(slope, leaf)
-
-    def grad(self, name: str) -> Tensor:
-        return derivative(self.loss, self.parameters[name])
-
-    def batch_grad(self, name: str) -> Tensor:
-        """[N, *theta]: what flows back from each sample's slice of the output."""
-        shares = []
-        for n in range(self.batch):
-            only = torch.zeros_like(self.slope)
-            only[n] = self.slope[n]
-            shares.append(derivative((self.output * only).sum(), self.parameters[name]))
-        return torch.stack(shares)
-
-    def sample_gradients(self, name: str) -> Tensor:
-        """[N, *theta]: grad l_n."""
-        return self.batch_grad(name) * (self.batch if self.mean else 1)
-
-    def second_moment(self, name: str) -> Tensor:
-        return self.sample_gradients(name).square().mean(0)
-
-    def variance(self, name: str) -> Tensor:
-        return self.second_moment(name) - self.sample_gradients(name).mean(0).square()
-
-    def ggn(self, name: str) -> Tensor:
-        if name not in self._jacobians:
-            self._jacobians[name] = jacobian(self.output, self.parameters[name])
-        rows = self._jacobians[name]
-        return rows.T @ self.curvature @ rows
-
-    def hessian(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        return jacobian(derivative(self.loss, parameter, keep=True), parameter)
-
-    def diag_h(self, name: str) -> Tensor:
-        """The same a row at a time, without the [P, P] matrix."""
-        parameter = self.parameters[name]
-        slope = derivative(self.loss, parameter, keep=True).flatten()
-        entries = [derivative(slope[i], parameter).flatten()[i] for i in range(slope.numel())]
-        return torch.stack(entries).view_as(parameter)
-
-
-def derivative(value: Tensor, at: Tensor, *, keep: bool = False) -> Tensor:
-    """The gradient of a number; zero where it does not depend on `at`. keep: to be differentiated again."""
-    if not value.requires_grad:
-        return torch.zeros_like(at)
-    (found,) = torch.autograd.grad(value, at, retain_graph=True, create_graph=keep, allow_unused=True)
-    return torch.zeros_like(at) if found is None else found
-
-
-def jacobian(value: Tensor, at: Tensor) -> Tensor:
-    """[numbers in value, numbers in at], a row at a time."""
-    return torch.stack([derivative(entry, at).flatten() for entry in value.flatten()])
-
-
-# -- Kronecker factors -----------------------------------------------------------------------------------------------
 
 
 def kflr(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed: int = 0, reduce: bool = False,
@@ -360,9 +178,3 @@ def _closed(inputs: Tensor, blocks: Tensor, reduce: bool, weights: Tensor | None
         means = inputs.mean(1)
         return means.T @ means / len(means), blocks.sum((0, 1))
     return torch.einsum("npi,npj->ij", inputs, inputs) / len(inputs), blocks.diagonal().sum(-1) / len(blocks)
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected number."""
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    return float((found - expected).abs().max()) / largest if largest else float(found.abs().max())
