@@ -62,6 +62,43 @@ def test_weight_norm(old, monkeypatch):
     assert any(line.how == SHOWN for line in lines)
 
 
+class OfBiasAlone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return self.last(nn.functional.layer_norm(self.first(x), (6,), None, self.bias).tanh())
+
+
+def test_a_norm_with_a_bias_alone():
+    torch.manual_seed(0)
+    model = OfBiasAlone().double()
+    found = hbp.compile(model, nn.MSELoss(), ["diag_h", "diag_ggn"], verify="full")(X, Y)
+    for name, value in reference(model, nn.MSELoss(), [X], Y, "diag_h").items():
+        torch.testing.assert_close(value, by_differences(model, name), rtol=1e-6, atol=1e-7)
+        close(found.diag_h[name], value, name)
+    for name, value in reference(model, nn.MSELoss(), [X], Y, "diag_ggn").items():
+        close(found.diag_ggn[name], value, name)
+
+
+def test_a_loss_that_is_no_number_is_proven_to_be_none():
+    """The third root of a negative sum."""
+    class Rooted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.pool, self.last = nn.Linear(4, 6), nn.LPPool1d(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.last(self.pool(self.first(x).unsqueeze(1)).squeeze(1))
+
+    torch.manual_seed(0)
+    result = hbp.compile(Rooted().double(), nn.MSELoss(), ["diag_h"], verify="full")(X, Y)
+    assert result.loss.isnan()
+    assert result.diag_h["first.bias"].isnan().any()
+
+
 def test_what_differences_decide():
     line = Comparison("diag_h", "w", 0.5, 2.0, 1e-9)
     ours, torchs, between = (torch.tensor([value], dtype=torch.float64) for value in (1.0, 1.5, 1.0 + 1e-8))

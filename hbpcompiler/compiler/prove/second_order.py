@@ -7,6 +7,7 @@ small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
@@ -78,7 +79,8 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
                            clipped.clipped_of(raw, candidate))
     try:
         right = reference()
-        last_digit = eps * float(raw.loss.detach().abs())
+        loss = float(raw.loss.detach().abs())
+        last_digit = eps * loss if math.isfinite(loss) else 0.0
         lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)), of_zero=last_digit)
         lines = [line if line.agrees else reference.by_differences(line, right[line.key]) for line in lines]
     except (RuntimeError, NotImplementedError) as error:
