@@ -81,11 +81,12 @@ class Symmetric:
         None where the eigenvectors must say more: where the matrix has an eigenvalue below zero that is not rounding,
         or rounding is not far below the shift.
         """
-        double = self.matrix.double()
+        double = self.matrix.to(torch.float64, copy=True)
         rounding = ROUNDING * self.eps * torch.linalg.matrix_norm(double)
-        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double, rounding) is None:
+        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double.clone(), rounding) is None:
             return None
         factor = _cholesky(double, shift)
+        del double
         return None if factor is None else self._of_double(torch.cholesky_inverse(factor), label)
 
     def scaled(self, factor: float) -> Symmetric:
@@ -104,9 +105,8 @@ class Symmetric:
         """A function of this matrix, in its dtype."""
         dtype = self.matrix.dtype
         trace = TRACE if dtype == torch.float64 else TRACE_OF_FLOATS
-        own = _without_traces(symmetrised(matrix), trace).to(dtype)
-        own = own.contiguous()  # as from a file: products are bit-equal
-        return Symmetric(own, label, torch.finfo(dtype).eps)
+        own = symmetrised(matrix).to(dtype).contiguous()  # as from a file: products are bit-equal
+        return Symmetric(_without_traces(own, trace), label, torch.finfo(dtype).eps)
 
     def _rounding(self, values: Tensor) -> Tensor:
         return ROUNDING * self.eps * values.norm(dim=-1, keepdim=True)
@@ -125,10 +125,9 @@ def _without_traces(matrix: Tensor, trace: float) -> Tensor:
 
 
 def _cholesky(matrix: Tensor, shift: Tensor) -> Tensor | None:
-    """Of matrix + shift, or None where that is not positive definite."""
-    given = matrix.clone()
-    given.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
-    factor, failed = torch.linalg.cholesky_ex(given)
+    """Of matrix + shift, which takes the matrix's place, or None where that is not positive definite."""
+    matrix.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
     return None if bool(failed.any()) else factor
 
 

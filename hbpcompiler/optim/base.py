@@ -54,13 +54,16 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         checked = Checked("this group of parameters")
         if foreign:
             checked.findings.append(f"{foreign} of its {len(tensors)} parameters are not among the model's")
-        for name, limits in self.numbers.items():
-            value = param_group.get(name, self.defaults[name])
-            if value is None and self.defaults[name] is not None:
-                checked.findings.append(f"{name} is None here and {self.defaults[name]} for other groups")
-            checked.number(name, value, **limits)
+        self._check_group(checked, {name: param_group.get(name, self.defaults[name]) for name in self.numbers})
         checked.done()
         super().add_param_group({**param_group, "params": given})
+
+    def _check_group(self, checked: Checked, numbers: Mapping[str, Any]) -> None:
+        """Find what makes no sense about a group's numbers."""
+        for name, limits in self.numbers.items():
+            if numbers[name] is None and self.defaults[name] is not None:
+                checked.findings.append(f"{name} is None here and {self.defaults[name]} for other groups")
+            checked.number(name, numbers[name], **limits)
 
     @torch.no_grad()
     def step(self, *batch: Any, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]  # a batch more

@@ -20,6 +20,8 @@ from hbpcompiler.optim.settings import Checked, options_of_compile
 
 TRUSTED, DOUBTED = 0.75, 0.25
 """Of the reduction ratio: above the first the damping falls, below the second it grows (Martens & Grosse 2015, 6.5)."""
+LEAST_DAMPING = 1e-3
+"""In the unit of the curvature."""
 DECAY_OF_DAMPING = 0.95
 """A step's part in it; k steps between two changes make it this to the power k."""
 
@@ -51,6 +53,8 @@ class KFAC(CurvatureOptimizer):
             1/4 (Levenberg-Marquardt), within [least_damping, most_damping]. None: where lr is None. On a small batch
             the ratio is that of the very samples the step was made for, and falls for ever: with a least damping of
             1e-8 small networks diverge after a few hundred steps of 64 to 128 samples.
+        least_damping: None: 1e-3, or a group's own damping where that is lower. No group may begin below it.
+        most_damping: no group may begin above it.
         reject: take a step back that has raised the batch's loss; costs a forward pass and a copy of the parameters.
 
     Raises as `Preconditioner` does; the parameters are untouched then.
@@ -66,7 +70,7 @@ class KFAC(CurvatureOptimizer):
                  lr: float | None = None, momentum: float | None = None, damping: float = 1.0, l2: float = 0.0,
                  weight_decay: float = 0.0, curvature: str | None = None, ema: float = 0.95, update_every: int = 1,
                  invert_every: int = 5, split: str | None = None, norm_constraint: float | None = None,
-                 adapt_damping: bool | None = None, adapt_every: int = 5, least_damping: float = 1e-3,
+                 adapt_damping: bool | None = None, adapt_every: int = 5, least_damping: float | None = None,
                  most_damping: float = 1e8, reject: bool = False, mc_samples: int = 1, seed: int = 0,
                  largest_factor: int = LARGEST_FACTOR, group: Any = None, **options: Any) -> None:
         curvature = self.default_curvature if curvature is None else curvature
@@ -82,18 +86,18 @@ class KFAC(CurvatureOptimizer):
         checked.flag("adapt_damping", adapt_damping)
         checked.flag("reject", reject)
         checked.whole("adapt_every", adapt_every)
-        checked.number("least_damping", least_damping, above=True)
+        checked.number("least_damping", least_damping, above=True, optional=True)
         checked.number("most_damping", most_damping, above=True)
         checked.whole("largest_factor", largest_factor)
         checked.whole("mc_samples", mc_samples)
         checked.whole("seed", seed, least=0)
         checked.done()
+        self.adapt_damping, self.adapt_every = adapt_damping, adapt_every
+        self.least_damping, self.most_damping = least_damping, most_damping
         super().__init__(model, loss, params, {"lr": lr, "momentum": momentum, "damping": damping, "l2": l2,
                                                "weight_decay": weight_decay}, group)
         self.curvature_name = curvature
         self.norm_constraint = norm_constraint
-        self.adapt_damping, self.adapt_every = adapt_damping, adapt_every
-        self.least_damping, self.most_damping = least_damping, most_damping
         self.reject = reject
         self.free = {"lr": lr is None, "momentum": momentum is None}
         """What the quadratic model finds."""
@@ -105,6 +109,18 @@ class KFAC(CurvatureOptimizer):
         self._running = running_curvature(self.model, self.loss, settings, self._together)
         self._model = QuadraticModel(self.model, self.loss, seed, self._together)
         self._loss_alone = compile_model(self.model, self.loss, ["batch_loss"], **options)
+
+    def _check_group(self, checked: Checked, numbers: Mapping[str, Any]) -> None:
+        """A damping that adapts begins within its bounds."""
+        super()._check_group(checked, numbers)
+        if checked.findings or not self.adapt_damping:
+            return
+        damping, least = numbers["damping"], self.least_damping
+        if least is not None and least > damping:
+            checked.findings.append(f"least_damping={least:g} is above its damping, {damping:g}: lower the one or "
+                                    "raise the other, or leave least_damping out")
+        if self.most_damping < damping:
+            checked.findings.append(f"most_damping={self.most_damping:g} is below its damping, {damping:g}")
 
     def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
         return self._running.advance(batch, self.steps, self._dampings)
@@ -167,7 +183,8 @@ class KFAC(CurvatureOptimizer):
             factor = DECAY_OF_DAMPING**self.adapt_every
             for group in self.param_groups:
                 if self.last_ratio > TRUSTED:
-                    least = min(self.least_damping, group["damping"])  # one that was given lower is not raised
+                    least = LEAST_DAMPING if self.least_damping is None else self.least_damping
+                    least = min(least, group["damping"])  # one that was set lower is not raised
                     group["damping"] = max(group["damping"] * factor, least)
                 elif not self.last_ratio >= DOUBTED:
                     group["damping"] = min(group["damping"] / factor, self.most_damping)

@@ -72,6 +72,41 @@ def test_each_curvature_is_divided_by_with_its_groups_damping(name, split):
         close(pre.curvature()["0.weight"].B, result[quantity]["0.weight"].B, "what it is made of")
 
 
+@pytest.mark.parametrize("split", ["exact", "pi"])
+def test_kfra_against_the_recursion_by_averages(split):
+    """Botev et al. 2017: from layer to layer the mean over samples of (W^T G W) * (d d^T); in the preconditioner, and
+    as a step of the optimizer."""
+    model, X, y = chain()
+    own, p = gradient(model, mean_loss, X, y), model(X).softmax(1).detach()
+    G_last = (torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)).mean(0)
+    hidden = torch.tanh(model[0](X)).detach()
+    slopes, W = 1 - hidden**2, model[2].weight.detach()
+    G_first = (W.T @ G_last @ W) * (slopes.T @ slopes / len(X))
+    expected = {}
+    for layer, inputs, B in (("0", X, G_first), ("2", hidden, G_last)):
+        joint = torch.cat([inputs, torch.ones(len(X), 1).double()], 1)
+        A = joint.T @ joint / len(X)
+        damping = DAMPINGS["0.*" if layer == "0" else "*"]
+        identities = torch.eye(len(A)).double(), torch.eye(len(B)).double()
+        if split == "pi":
+            pi = ((A.trace() / len(A)) / (B.trace() / len(B))).sqrt()
+            dense = torch.kron(B + damping**0.5 / pi * identities[1], A + damping**0.5 * pi * identities[0])
+        else:
+            dense = torch.kron(B, A) + damping * torch.eye(len(A) * len(B)).double()
+        both = torch.cat([own[f"{layer}.weight"], own[f"{layer}.bias"].unsqueeze(1)], 1)
+        solution = torch.linalg.solve(dense, both.flatten()).reshape(both.shape)
+        expected |= {f"{layer}.weight": solution[:, :-1], f"{layer}.bias": solution[:, -1]}
+    pre = hbp.optim.Preconditioner(model, None, "kfra", DAMPINGS, split=split)
+    pre.step(X, y)
+    for name, parameter in model.named_parameters():
+        close(parameter.grad, expected[name], f"preconditioner, {name}", 1e-8)
+    before = values(model)
+    groups = [{"params": model[0].parameters(), "damping": 0.1}, {"params": model[2].parameters(), "damping": 0.3}]
+    hbp.optim.KFRA(model, None, groups, lr=0.2, momentum=0.9, split=split).step(X, y)
+    for name, value in values(model).items():
+        close(value - before[name], -0.2 * expected[name], f"optimizer, {name}", 1e-7)
+
+
 def test_expand_and_reduce_are_two_curvatures():
     model, X, y = positions()
     blocks = []

@@ -290,6 +290,8 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
                          ({"curvature": "x"}, "'x' is unknown"),
                          ({"curvature": "ekfac", "split": "pi"}, "which no factors share"),
                          ({"adapt_every": 0}, "adapt_every must be a whole"),
+                         ({"damping": 0.01, "least_damping": 0.02}, "least_damping=0.02 is above its damping, 0.01"),
+                         ({"damping": 0.2, "most_damping": 0.1}, "most_damping=0.1 is below its damping, 0.2"),
                          ({"lr": None, "norm_constraint": 1.0}, "norm_constraint is for a given lr")):
         with pytest.raises(hbp.CompileError, match=words):
             hbp.optim.KFAC(model, None, **wrong)
@@ -299,6 +301,10 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
         hbp.optim.KFAC(model, None, [{"params": [model[0].weight]}, {"params": [model[0].weight]}])
     with pytest.raises(hbp.CompileError, match="lr is None here and"):
         hbp.optim.KFAC(model, None, [{"params": [model[0].weight], "lr": None}], lr=0.1)
+    optimizer = hbp.optim.KFAC(model, None, [model[0].weight, model[0].bias], least_damping=0.5)
+    with pytest.raises(hbp.CompileError, match=r"least_damping=0\.5 is above its damping, 0\.1"):
+        optimizer.add_param_group({"params": model[2].parameters(), "damping": 0.1})
+    hbp.optim.KFAC(model, None, lr=0.1, damping=0.1, least_damping=0.5)  # nothing adapts
     optimizer = hbp.optim.KFAC(model, None)
     with pytest.raises(hbp.InputError, match="takes the batch"):
         optimizer.step()

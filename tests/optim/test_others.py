@@ -83,6 +83,30 @@ def test_block_newton_run_to_convergence_is_the_dense_solution(curvature):
         assert not optimizer.solutions[name].negative
 
 
+@pytest.mark.parametrize("curvature", ["pch_abs", "pch_clip"])
+def test_block_newton_with_positive_curvature_is_the_dense_solution(curvature):
+    """The first layer's blocks are the GGN's, and sum_n J^T diag(r) J / N for the activation's residuals
+    r = tanh''(z) g, made positive; a bias meets 1."""
+    model, X, y = chain()
+    dense = blocks(whole_ggn(model, mean_loss, X, y), model)
+    own, before = gradient(model, mean_loss, X, y), values(model)
+    z = model[0](X).detach()
+    gradients = (model(X).softmax(1).detach() - nn.functional.one_hot(y, 2)) @ model[2].weight.detach()
+    residuals = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2) * gradients
+    assert (residuals > 0).any()
+    assert (residuals < 0).any()
+    positive = residuals.abs() if curvature == "pch_abs" else residuals.clamp(min=0)
+    for name, inputs in (("0.weight", X), ("0.bias", torch.ones(6, 1).double())):
+        more = torch.einsum("no,oj,ni,nk->oijk", positive, torch.eye(4).double(), inputs, inputs) / 6
+        dense[name] = dense[name] + more.reshape(dense[name].shape)
+    optimizer = hbp.optim.BlockNewton(model, None, lr=0.5, damping=0.1, curvature=curvature, progress=0.0,
+                                      tolerance=1e-12)
+    optimizer.step(X, y)
+    for name, step in moved(model, before).items():
+        damped = dense[name] + 0.1 * torch.eye(len(dense[name])).double()
+        close(step.flatten(), -0.5 * torch.linalg.solve(damped, own[name].flatten()), name)
+
+
 def test_conjugate_gradients():
     torch.manual_seed(0)
     root = torch.randn(30, 30).double()
