@@ -147,7 +147,7 @@ class Compiled(Programs):
             self._prepare(given)
         if keys is not None and given.samples and built.draws:
             beside = {**beside, DRAW_KEYS: keys(given)}
-        with seeded(generator):
+        with seeded(generator, given.tensors[0].device):
             first = given.samples > 0 and not built.is_proven(given.samples)
             if first or not given.samples:  # nothing of the caller's changes before the program is proven
                 raw = self._first_run(state, built, given, beside) if first else self._run(state, built, given, beside)

@@ -14,16 +14,25 @@ _GLOBAL = threading.Lock()
 """Held by calls with a generator: they share torch's global one."""
 
 
-def seeded(generator: torch.Generator | None) -> contextlib.AbstractContextManager[None]:
-    """Draw from torch's global generator seeded by `generator`, if there is one, and put it back afterwards."""
-    return contextlib.nullcontext() if generator is None else _seeded(generator)
+def seeded(generator: torch.Generator | None, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Draw from torch's global generator, on this device, seeded by `generator`, if there is one, and put it back
+    afterwards."""
+    return contextlib.nullcontext() if generator is None else _seeded(generator, device)
 
 
 @contextlib.contextmanager
-def _seeded(generator: torch.Generator) -> Iterator[None]:
+def _seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     if not isinstance(generator, torch.Generator):
         raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
     seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())
     with _GLOBAL, torch.random.fork_rng():
-        torch.manual_seed(seed)
+        seed_global(seed, device)
         yield
+
+
+def seed_global(number: int, device: torch.device) -> None:
+    """Of torch's global generators; on the CPU without what torch.manual_seed does for every device there may be."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)

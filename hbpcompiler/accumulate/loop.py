@@ -34,6 +34,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES, SPREAD
+from hbpcompiler.seeded import seed_global
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -116,14 +117,6 @@ def _digest(arguments: Mapping[str, Any]) -> str:
         own = digest_of((item,)) if isinstance(item, Tensor) else repr(item)
         found = hashlib.blake2b(f"{found} {path} {own}".encode(), digest_size=16).hexdigest()
     return found
-
-
-def _seed(number: int, device: torch.device) -> None:
-    """Of torch's global generators; on the CPU without what torch.manual_seed does for every device there may be."""
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(number)
-    else:
-        torch.manual_seed(number)
 
 
 def _warn_of_draws(built: Built, left: list[str]) -> None:
@@ -241,7 +234,7 @@ class _Run:
             return self.compiled._ran(one.batch, beside, keys=partial(self._keys, one), into=adding)
         key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
-            _seed(int.from_bytes(key, "big"), self.device)
+            seed_global(int.from_bytes(key, "big"), self.device)
             return self.compiled._ran(one.batch, beside, keys=partial(self._keys, one), into=adding)
 
     def _draws_otherwise(self, batch: Batch, beside: Mapping[str, Any]) -> bool:

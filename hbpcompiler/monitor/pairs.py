@@ -15,6 +15,8 @@ from hbpcompiler.monitor.programs import GROUP, Programs, standing_at
 from hbpcompiler.monitor.seen import Seen, norms, total
 from hbpcompiler.result import Result
 
+MOST_ROUNDING = 1e-4
+"""Of |d|^2, what rounding of the parameters may be of a step along the gradient."""
 
 @dataclass
 class Pending:
@@ -75,18 +77,35 @@ def start_slopes(pending: Pending, way: Mapping[str, Tensor], model: nn.Module, 
 
 
 def multiple_of_gradient(pending: Pending, way: Mapping[str, Tensor]) -> float | None:
-    """c with d = c g to rounding, g the gradient of the mean of l_n; None for another direction."""
+    """c with d = c g to rounding, g the gradient of the mean of l_n; None for another direction.
+
+    Where steps are so small that rounding of the parameters is a part of d, that part is at most a hundredth of it.
+    """
     gradient, seen = pending.seen.own_gradient, pending.seen
     if set(way) != set(gradient) or not seen.squared_gradient > 0:
         return None
     share = 1.0 if seen.mean else 1 / seen.samples
-    inner = share * total((way[name].double() * part.double()).sum() for name, part in gradient.items())
-    multiple = inner / seen.squared_gradient
-    rest = total((way[name].double() - multiple * share * part.double()).square().sum()
-                 for name, part in gradient.items())
-    length = total(part.double().square().sum() for part in way.values())
+    multiple = share * total(_inner(way[name], part) for name, part in gradient.items()) / seen.squared_gradient
+    rest = {name: way[name] - multiple * share * part for name, part in gradient.items()}
+    beside = total(_inner(part, part) for part in rest.values())
+    length = total(_inner(part, part) for part in way.values())
     rounding = max(torch.finfo(part.dtype).eps for part in way.values())
-    return multiple if rest <= rounding * length else None
+    if beside <= rounding * length:
+        return multiple
+    small = beside <= MOST_ROUNDING * length and all(
+        _is_rounding(part, pending.parameters[name], way[name]) for name, part in rest.items())
+    return multiple if small else None
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    if one.dtype in (torch.float32, torch.float64) and one.dtype == other.dtype:
+        return torch.dot(one.reshape(-1), other.reshape(-1)).double()
+    return (one.double() * other.double()).sum()
+
+
+def _is_rounding(rest: Tensor, before: Tensor, way: Tensor) -> bool:
+    """Whether it is no more than what is lost when a number is added to a parameter and taken off again."""
+    return bool((rest.abs() <= torch.finfo(way.dtype).eps * (before.abs() + 2 * way.abs())).all())
 
 
 def _slopes(result: Result, mean: bool) -> Tensor:

@@ -63,8 +63,8 @@ class Seen:
     @cached_property
     def squared_gradient(self) -> float:
         """|g|^2."""
-        return total(part.double().square().sum() for part in self.own_gradient.values()) * (
-            1 if self.mean else 1 / self.samples**2)
+        norms = (torch.linalg.vector_norm(part, dtype=torch.float64) for part in self.own_gradient.values())
+        return total(norm.square() for norm in norms) * (1 if self.mean else 1 / self.samples**2)
 
     @cached_property
     def squared_norms(self) -> Tensor:

@@ -24,7 +24,7 @@ class Looked(NamedTuple):
     """What has been seen."""
 
     result: Result | None
-    """What the program gave, at a step that is due."""
+    """What the program gave; at a step that is not due, where alpha ends, with the gradient if it was asked for."""
     values: dict[str, Any] | None
     """Of this step, by quantity, if it is due."""
     ended: list[tuple[int, dict[str, Any]]]
@@ -68,7 +68,7 @@ class Watching:
             if self.programs.pairs:
                 with_alpha = "alpha" in self.programs.tracked and result is not None
                 self.pending = pairs.begin(self.model, batch, seen, with_alpha, lambda: self._draws(step, own_draws))
-        return Looked(result if due else None, values, ended)
+        return Looked(result, values, ended)
 
     def _results(self, step: int, batch: Sequence[Any], due: bool, parameters: Mapping[str, Tensor], own_draws: bool,
                  ) -> tuple[Result | None, list[tuple[int, dict[str, Any]]]]:
@@ -86,20 +86,22 @@ class Watching:
         try:
             if due:
                 result = self.programs.run(batch, None if stays or not directed else directed, generator)
+            elif directed and not stays:
+                others = () if own_draws else ("grad",)  # which `step` would take another pass for
+                result = self.programs.at_end(batch, directed, generator, others)
             if pending is not None and "update_size" in self.programs.tracked:
                 late["update_size"] = pairs.update_size(way)
             if directed:
-                late["alpha"] = -1.0 if stays else self._alpha(pending, directed, batch, result, generator)
+                late["alpha"] = -1.0 if stays else self._alpha(pending, directed, result)
         except (HbpError, torch.OutOfMemoryError) as error:
             self._drop_failed(error)
         self.pending = None
         late = {name: value for name, value in late.items() if value is not None}
         return result, [] if pending is None or not late else [(pending.step, late)]
 
-    def _alpha(self, pending: Pending | None, way: Mapping[str, Tensor], batch: Sequence[Any], result: Result | None,
-               generator: torch.Generator | None) -> float | None:
+    def _alpha(self, pending: Pending | None, way: Mapping[str, Tensor], end: Result | None) -> float | None:
         assert pending is not None
-        end = result if result is not None and "project" in result else self.programs.at_end(batch, way, generator)
+        assert end is not None
         return pairs.alpha_of(pending, way, end, pending.seen.mean, self.model, self.programs)
 
     def _drop_failed(self, error: Exception) -> None:

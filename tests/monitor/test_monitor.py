@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.monitor import Tracked, logarithmic
+from hbpcompiler.monitor import Tracked, logarithmic, pairs
 from hbpcompiler.monitor.programs import BATCH_NORM
 from hbpcompiler.monitor.schedules import Schedule
+from hbpcompiler.reference import reference
 from hbpcompiler.runs import read
 from tests.monitor.networks import batch, chain
 
@@ -309,3 +310,53 @@ def test_a_fault_of_the_compiler_ends_no_training(monkeypatch: pytest.MonkeyPatc
     with pytest.warns(hbp.MonitorWarning, match="grad_hist_1d: it failed, which is a fault of this library .KeyError"):
         monitor.observe(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
     assert set(monitor.run.by_step[0].values) == {"loss", "norm_test"}
+
+
+def test_where_alpha_ends_and_gradients_are_asked_for_there_is_one_pass() -> None:
+    found = []
+    for one_pass in (True, False):
+        torch.manual_seed(0)
+        model, loss = chain().double(), nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        monitor = hbp.Monitor(model, loss, optimizer, ["alpha"], 2)
+        for number in range(4):
+            x, y = batch(8, number)
+            if one_pass:
+                monitor.step(x, y)
+            else:
+                monitor.observe(x, y)
+                optimizer.zero_grad()
+                loss(model(x), y).backward()
+            optimizer.step()
+        made = set(monitor._programs._compiled)
+        assert ("grad",) not in made
+        assert len(made) == 2  # of steps that are due, and of those after them
+        found.append([monitor.run.series("alpha")[1], *(value.detach() for value in model.parameters())])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_steps_that_are_rounded_are_along_the_gradient_all_the_same() -> None:
+    """In single precision parameters lose digits of a step that is small beside them."""
+    torch.manual_seed(0)
+    model, loss = chain(), nn.CrossEntropyLoss()
+    for rate, along in ((1e-3, True), (1e-5, True), (1e-7, False)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        monitor = hbp.Monitor(model, loss, optimizer, ["alpha"], 1)
+        x, y = batch(8, 0)
+        monitor.observe(x.float(), y)
+        optimizer.zero_grad()
+        loss(model(x.float()), y).backward()
+        optimizer.step()
+        pending = monitor._watching.pending
+        assert pending is not None
+        way = pairs.moved(pending, dict(model.named_parameters()))
+        multiple = pairs.multiple_of_gradient(pending, way)
+        assert (multiple is not None) == along
+        if multiple is not None:
+            each = reference(model, loss, [x.float()], y, "batch_grad")
+            slopes = sum((8 * each[name].double() * part).flatten(1).sum(1) for name, part in way.items())
+            torch.testing.assert_close(multiple * pending.seen.slopes, slopes, rtol=0, atol=2e-3 * slopes.abs().max())
+    model[0].weight.data[0, 0] += 1e-6  # no rounding
+    assert pairs.multiple_of_gradient(pending, pairs.moved(pending, dict(model.named_parameters()))) is None

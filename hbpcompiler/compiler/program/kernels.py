@@ -320,16 +320,29 @@ def add_histogram_(counts: Tensor, cells: Tensor, rows: Optional[Tensor]) -> Ten
 @idiom(on_meta=lambda counts, x, edges, low, octaves, parts: counts)
 def count_entries_(counts: Tensor, x: Tensor, edges: Optional[Tensor], low: int, octaves: int, parts: int,  # noqa: UP045
                    ) -> Tensor:
-    """Counts [B] of the numbers in `histogram_cells`; by magnitude first in a bin for each leading part of the bits."""
+    """Counts [B] of the numbers in `histogram_cells`; by magnitude first in a bin for each leading part of the bits.
+
+    As many at a time as stay in the processor's cache.
+    """
     if edges is not None or torch.jit.is_scripting():  # type: ignore[attr-defined]  # untyped
         return add_histogram_(counts, histogram_cells(x, edges, low, octaves, parts), None)
     wide = x.dtype == torch.float64
     shift, half, bias = (53 - parts, 1024 << parts, 1023) if wide else (24 - parts, 128 << parts, 127)
-    bits = x.contiguous().view(torch.int64) if wide else x.float().contiguous().view(torch.int32)
-    fine = torch.bincount((bits >> shift).add_(half).flatten(), minlength=2 * half)  # negative numbers come first
-    place = torch.arange(2 * half, device=x.device)
-    cell = (place % half - ((bias + low) * parts - 1)).clamp(0, octaves * parts)
-    return counts.index_add_(0, torch.where(place < half, -cell, cell) + octaves * parts, fine)
+    bits = (x.contiguous().view(torch.int64) if wide else x.float().contiguous().view(torch.int32)).view(-1)
+    fine = torch.zeros(2 * half, dtype=torch.int64, device=x.device)
+    own = torch.empty(min(bits.shape[0], 131072), dtype=bits.dtype, device=x.device)
+    for start in range(0, bits.shape[0], 131072):  # negative numbers come first
+        part = bits[start : start + 131072]
+        place = torch.bitwise_right_shift(part, shift, out=own[: part.shape[0]]).add_(half)
+        fine += torch.bincount(place, minlength=2 * half)
+    start, end, middle = (bias + low) * parts, (bias + low + octaves) * parts, octaves * parts
+    signs = fine.view(2, half)
+    within = signs[:, start:end].clone()
+    within[:, -1] += signs[:, end:].sum(1)
+    counts[:middle] += within[0].flip(0)
+    counts[middle] += signs[:, :start].sum()
+    counts[middle + 1 :] += within[1]
+    return counts
 
 
 GRAMS = (gram, onednn_gram, pixel_gram)
