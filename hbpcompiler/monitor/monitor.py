@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
@@ -19,7 +20,7 @@ from hbpcompiler.errors import InputError, MonitorWarning, listing
 from hbpcompiler.monitor.programs import BATCH_NORM, in_short, mixing
 from hbpcompiler.monitor.record import Record
 from hbpcompiler.monitor.schedules import Schedule
-from hbpcompiler.monitor.settings import changes_buffers, described, edges_of, shapes_of
+from hbpcompiler.monitor.settings import changes_buffers, described, edges_of, numbers_of, ordinary, shapes_of
 from hbpcompiler.monitor.sinks import Sink, sink_of
 from hbpcompiler.monitor.table import chosen
 from hbpcompiler.monitor.watching import Watching
@@ -29,6 +30,8 @@ from hbpcompiler.runs import Run
 from hbpcompiler.wrappers import unwrapped
 
 FORMAT = "hbpcompiler monitor 1"
+WITHOUT_STATE = ("the log is gone on with behind its last tracked step, without monitor.load_state_dict, which knows "
+                 "where the parameters began")
 
 
 class Monitor:
@@ -100,7 +103,8 @@ class Monitor:
         step = self.steps
         due = self._due(step)
         if due or self._watching.pending is not None:
-            with self._timed(due):
+            with self._timed(due), torch.inference_mode(False):
+                batch = ordinary(batch)
                 given = check_batch(self.model, batch)
                 with drawing(Draws.seeded(self._seed + step, given.tensors[0].device)):
                     self._look(step, given, batch, due, own_draws=True)
@@ -137,8 +141,11 @@ class Monitor:
         return result.loss
 
     def add(self, **values: float) -> None:
-        """Numbers of one's own at the present step: monitor.add(valid_accuracy=0.9)."""
-        numbers = {name: float(value) for name, value in values.items()}
+        """Numbers of one's own at the present step: monitor.add(valid_accuracy=0.9).
+
+        Raises InputError for a name that the monitor itself tracks something under, and for what is no number.
+        """
+        numbers = numbers_of(values, self._programs.tracked)
         step = max(0, self.steps - 1)
         self._header()
         self._record.scalars(step, numbers)
@@ -209,6 +216,8 @@ class Monitor:
 
     def _look(self, step: int, given: Batch, batch: Sequence[Any], due: bool, own_draws: bool) -> Result | None:
         """What the program gave at a step that is due; its values are written and sent."""
+        if self._record.first_step and not self._watching.start and "distance" in self._programs.tracked:
+            self._programs.drop("distance", WITHOUT_STATE)
         looked = self._watching.look(step, given, batch, due, own_draws)
         self._header()
         for number, late in looked.ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 from hbpcompiler.errors import OptionError
@@ -54,10 +55,10 @@ class Schedule:
         self.interval = 0
         if isinstance(every, bool):
             raise OptionError(_wrong(every))
-        if isinstance(every, int):
+        if isinstance(every, Integral):  # also numpy's
             if every < 1:
                 raise OptionError(_wrong(every))
-            self.interval, self.text = every, "every step" if every == 1 else f"every {every} steps"
+            self.interval, self.text = int(every), "every step" if every == 1 else f"every {every} steps"
         elif every == "logarithmic":
             self.chooses, self.text = logarithmic(), "logarithmically spaced steps"
         elif isinstance(every, str) and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", every)):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.errors import OptionError
+from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.monitor.table import learning_rate
 
 
@@ -73,3 +74,24 @@ def changes_buffers(model: nn.Module, given: Batch) -> bool:
         torch.func.functional_call(model, {**own, **copies}, args, keywords)
     return any(not torch.equal(copies[name], value) for name, value in before.items())
 
+
+
+def numbers_of(values: Mapping[str, Any], tracked: Collection[str]) -> dict[str, float]:
+    """What a user adds. InputError, which lists all, for names that are tracked already and for what is no number."""
+    found, wrong = dict[str, float](), list[str]()
+    for name, value in values.items():
+        if name in tracked:
+            wrong.append(f"{name} is what the monitor itself tracks; take another name, such as valid_{name}")
+            continue
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            wrong.append(f"{name} must be a number, not {value!r}")
+    if wrong:
+        raise InputError(listing("monitor.add:", wrong))
+    return found
+
+
+def ordinary(batch: Any) -> Any:
+    """With copies in place of tensors made under torch.inference_mode, which no derivative can be taken of."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor, batch)

@@ -136,6 +136,10 @@ def _gradient_norms(seen: Seen) -> dict[str, float]:
     return norms(seen.gradient)
 
 
+def _numbers(seen: Seen) -> dict[str, Any]:
+    return {name: value.detach().tolist() for name, value in seen.parameters.items()}
+
+
 def _parameter_norms(seen: Seen) -> dict[str, float]:
     return norms(seen.parameters)
 
@@ -179,12 +183,14 @@ TABLE = (
     Tracked("mean_gsnr", ("grad", "second_moment"), mean_gsnr, "mean signal-to-noise ratio of the gradient"),
     Tracked("cabs", SAMPLES, cabs, "suggested batch size", (SGD,)),
     Tracked("early_stopping", ("grad", "second_moment"), early_stopping, "> 0: the gradient is but noise"),
+    Tracked("parameters", (), _numbers, "all numbers of the parameters, nested lists by name"),
 )
 QUANTITIES: Mapping[str, Tracked] = {tracked.name: tracked for tracked in TABLE}
 _ECONOMY = ("loss", "lr", "grad_norm", "parameter_norm", "distance", "update_size", "norm_test", "inner_test",
             "ortho_test", "alpha", "grad_hist_1d")
 _BUSINESS = (*_ECONOMY, "tic_diag", "hess_trace")
-ALL = tuple(QUANTITIES)
+ALL = tuple(name for name in QUANTITIES if name != "parameters")
+"""All but what is as long as the model."""
 SETS: Mapping[str, tuple[str, ...]] = {"economy": _ECONOMY, "business": _BUSINESS,
                                        "full": (*_BUSINESS, "hess_max_ev", "grad_hist_2d"), "all": ALL}
 

@@ -11,6 +11,9 @@ from hbpcompiler.report.layers import fields_by_layer, heatmaps, spread_of
 from hbpcompiler.report.tracks import Track
 from hbpcompiler.report.words import Verdict, number
 
+TICKS = 400
+"""Steps whose time a page knows; between them time is taken to be even."""
+
 
 @dataclass
 class Card:
@@ -64,13 +67,13 @@ class Contents:
     def data(self) -> dict[str, Any]:
         """What the page draws."""
         charts = {card.instrument.key: _chart(card) for cards in self.columns.values() for card in cards}
-        return {"runs": [{"name": run["name"]} for run in self.runs], "charts": charts, "layers": self.layers,
-                "fields": self.fields}
+        runs = [{"name": run["name"], "clock": run["clock"]} for run in self.runs]
+        return {"runs": runs, "charts": charts, "layers": self.layers, "fields": self.fields}
 
 
 def contents(tracks: Sequence[Track]) -> Contents:
     """Of a report of these runs, at least one."""
-    found = Contents([{"name": track.name, "about": about(track)} for track in tracks])
+    found = Contents([{"name": track.name, "about": about(track), "clock": clock(track)} for track in tracks])
     for heading, instruments in COLUMNS.items():
         found.columns[heading] = []
         own = of_ones_own(tracks) if heading == "Context" else []
@@ -87,6 +90,16 @@ def contents(tracks: Sequence[Track]) -> Contents:
         found.missing.append(("Layers", "no quantity by parameter was tracked"))
     found.problems = [(track.name, problem) for track in tracks for problem in track.run.problems]
     return found
+
+
+def clock(track: Track) -> dict[str, list[float]]:
+    """Steps, at most so many and the first and last among them, and the seconds from the start of the run to each."""
+    times = {scalars.step: scalars.time for scalars in track.run.scalars}
+    times |= {number: step.time for number, step in track.run.by_step.items()}
+    steps = sorted(times)
+    if len(steps) > TICKS:
+        steps = [steps[round(at * (len(steps) - 1) / (TICKS - 1))] for at in range(TICKS)]
+    return {"steps": steps, "seconds": [round(times[step], 3) for step in steps]}
 
 
 def about(track: Track) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.runs import Run
+from hbpcompiler.runs.columns import ByName
 
 RECENT = 0.1
 """Share of a run, at its end, that verdicts speak of."""
@@ -146,8 +147,8 @@ class Track:
             names |= dict.fromkeys(value)
         tracked = {key for _, value in found for key in value}
         kept = tuple(key for key in names if key in tracked)
-        rows = [[_number(value.get(key)) for key in kept] for _, value in found]
-        return Layers(kept, torch.tensor([step for step, _ in found]), torch.tensor(rows, dtype=torch.float64))
+        rows = torch.stack([_numbers(value, kept) for _, value in found])
+        return Layers(kept, torch.tensor([step for step, _ in found]), rows)
 
     @cached_property
     def layered(self) -> list[str]:
@@ -190,7 +191,7 @@ def _is_number(value: Any) -> bool:
 
 def _by_parameter(value: Any) -> bool:
     """Seen from its first value: those of one quantity are alike."""
-    return isinstance(value, dict) and bool(value) and _is_number(next(iter(value.values())))
+    return isinstance(value, Mapping) and bool(value) and _is_number(next(iter(value.values())))
 
 
 def _number(value: Any) -> float:
@@ -215,8 +216,15 @@ def _total(name: str, value: Any) -> float | None:
         return float(value)
     if not _by_parameter(value):
         return None
-    parts = torch.tensor([_number(part) for part in value.values()], dtype=torch.float64)
+    parts = _numbers(value, tuple(value))
     return float(parts.sum() if name in SUMMED else parts.square().sum().sqrt())
+
+
+def _numbers(value: Mapping[str, Any], names: tuple[str, ...]) -> Tensor:
+    """[L] float64, nan for a name that has no number."""
+    if isinstance(value, ByName) and value.names == names:
+        return torch.frombuffer(value.numbers, dtype=torch.float64)
+    return torch.tensor([_number(value.get(name)) for name in names], dtype=torch.float64)
 
 
 def _series(found: Sequence[tuple[int, float]]) -> Series:

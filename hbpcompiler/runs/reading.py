@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hbpcompiler.errors import InputError
+from hbpcompiler.runs.columns import Sharing
 from hbpcompiler.runs.lines import decoded, numbers
 
 FORMAT = "hbp-monitor"
@@ -23,7 +24,7 @@ class Step:
     rows: int | None
     """Samples of the batch."""
     values: dict[str, Any]
-    """By quantity: a number, {parameter name: number}, or a histogram {"counts", "edges"}."""
+    """By quantity: a number, a mapping {parameter name: number}, or a histogram {"counts", "edges"}."""
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Run:
     """What could not be read, in words: a last line that is cut off, lines that are damaged."""
     end: int = 0
     """Bytes of the file that have been read, up to the last complete line."""
+    sharing: Sharing = field(default_factory=Sharing, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -93,7 +95,8 @@ class Run:
             raise ValueError(f"its kind {kind!r} is unknown")
 
     def _enter_step(self, line: dict[str, Any]) -> None:
-        number, values = _step_of(line), numbers(_values_of(line))
+        number, values = _step_of(line), {name: self.sharing.compact(value)
+                                          for name, value in numbers(_values_of(line)).items()}
         known = self.by_step.get(number)
         if known is None:
             self.by_step[number] = Step(number, _time_of(line), line.get("rows"), values)
@@ -114,26 +117,28 @@ class Run:
     def refresh(self) -> bool:
         """Reads what the file has more than at the last time; whether there was anything.
 
-        A file that is shorter than it was is read anew. InputError as from `read`.
+        A file that is shorter than it was is read anew, line by line as always. InputError as from `read`.
         """
+        before, rest = self.end, b""
+        self.problems = [problem for problem in self.problems if not problem.startswith("the last line")]
         with _opened(self.path) as file:
             file.seek(0, 2)
             size = file.tell()
             if size < self.end:
                 self._forget()
+                before = 0
             file.seek(self.end)
-            text = file.read()
-        lines = text.split(b"\n")
-        before = self.end
-        self.problems = [problem for problem in self.problems if not problem.startswith("the last line")]
-        for line in lines[:-1]:
-            self._enter_text(line)
-            self.end += len(line) + 1
-        if lines[-1]:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    rest = line
+                    break
+                self._enter_text(line[:-1])
+                self.end += len(line)
+        if rest:
             self.problems.append("the last line is cut off: the run was writing it, or was killed")
         if not self.header:
             raise InputError(f"{self.path} is no log of hbp.Monitor: " + (
-                "its first line is not complete" if text else "it is empty"))
+                "its first line is not complete" if rest else "it is empty"))
         return self.end > before
 
     def _forget(self) -> None:

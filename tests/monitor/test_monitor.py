@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from hbpcompiler.monitor import Tracked, logarithmic, pairs
 from hbpcompiler.monitor.programs import BATCH_NORM
 from hbpcompiler.monitor.schedules import Schedule
 from hbpcompiler.reference import reference
+from hbpcompiler.report.contents import contents
+from hbpcompiler.report.tracks import tracks_of
 from hbpcompiler.runs import read
 from tests.monitor.networks import batch, chain
 
@@ -360,3 +363,72 @@ def test_steps_that_are_rounded_are_along_the_gradient_all_the_same() -> None:
             torch.testing.assert_close(multiple * pending.seen.slopes, slopes, rtol=0, atol=2e-3 * slopes.abs().max())
     model[0].weight.data[0, 0] += 1e-6  # no rounding
     assert pairs.multiple_of_gradient(pending, pairs.moved(pending, dict(model.named_parameters()))) is None
+
+
+def test_names_that_are_tracked_and_what_is_no_number_are_refused() -> None:
+    monitor = hbp.Monitor(chain().double(), None, None, ["loss", "alpha"], numpy.int64(4))
+    assert monitor._schedule.text == "every 4 steps"
+    with pytest.raises(hbp.InputError, match=r"loss is what the monitor itself tracks.*\n.*accuracy must be a number"):
+        monitor.add(loss=0.5, accuracy="high", rate=numpy.float32(0.5))
+    assert not monitor.run.header
+    monitor.add(rate=numpy.float32(0.5), grad_norm=torch.tensor(2.0))
+    assert monitor.run.scalars[0].values == {"rate": 0.5, "grad_norm": 2.0}
+
+
+def test_all_is_seen_under_inference_mode_and_without_gradients() -> None:
+    model, loss = chain().double(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    for surrounding in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        monitor = hbp.Monitor(model, loss, optimizer, "full", 1)
+        with surrounding():
+            x, y = batch(5, 0)
+            monitor.observe(x, y)
+        assert not monitor.left_out
+        seen.append(monitor.run.by_step[0].values)
+    assert seen[0] == seen[1] == seen[2]
+    assert "hess_max_ev" in seen[0]
+
+
+def test_a_run_resumed_without_its_state_has_no_distances(tmp_path: Path) -> None:
+    """Which would be those from somewhere on the way."""
+    path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
+    hbp.Monitor(model, loss, None, ["loss", "distance"], 16, path).observe(*batch(5, 0))
+    again = hbp.Monitor(model, loss, None, ["loss", "distance"], 1, path)
+    with pytest.warns(hbp.MonitorWarning, match="distance: the log is gone on with behind its last tracked step"):
+        again.observe(*batch(5, 0))
+    run = read(path)
+    assert set(run.by_step[1].values) == {"loss"}
+    assert set(run.header["left_out"]) == {"distance"}
+
+
+def test_gradients_that_are_not_finite_are_counted_in_the_outermost_bins(tmp_path: Path) -> None:
+    """And are seen: in the numbers, and in the words of a report."""
+    path, model, (x, y) = tmp_path / "run.jsonl", chain().double(), batch(5, 0)
+    x[2, 1] = math.nan
+    monitor = hbp.Monitor(model, None, None, ["grad_norm", "grad_hist_1d", "grad_hist_2d", "norm_test"], 1, path,
+                          gradient_edges=[-1.0, -0.1, 0.0, 0.1, 1.0])
+    plain = hbp.Monitor(model, None, None, ["grad_hist_1d"], 1)
+    monitor.observe(x, y)
+    plain.observe(x, y)
+    entries = 5 * sum(value.numel() for value in model.parameters())
+    lost = entries // 5  # of one sample, whose output is not finite
+    between, by_magnitude = monitor.run.by_step[0].values, plain.run.by_step[0].values["grad_hist_1d"]["counts"]
+    assert sum(between["grad_hist_1d"]["counts"]) == sum(by_magnitude) == entries
+    assert between["grad_hist_1d"]["counts"][0] + between["grad_hist_1d"]["counts"][-1] >= lost
+    assert lost in (by_magnitude[0], by_magnitude[-1])  # of the same sign, all of them
+    assert sum(map(sum, between["grad_hist_2d"][""]["counts"])) == entries
+    assert math.isnan(between["grad_norm"]["0.weight"])
+    cards = [card for cards in contents(tracks_of([read(path)])).columns.values() for card in cards]
+    said = {card.instrument.key: card.drawn[0].verdicts[0].text for card in cards}
+    assert said["grad_hist_1d"] == "gradients are not finite at step 0: such entries lie in the outermost bins"
+    assert "no value is finite" in said["grad_norm"]
+
+
+def test_parameters_themselves_are_tracked_by_name_alone() -> None:
+    model = chain().double()
+    monitor = hbp.Monitor(model, None, None, "parameters", 1)
+    monitor.observe(*batch(5, 0))
+    found = monitor.run.by_step[0].values["parameters"]
+    assert found == {name: value.tolist() for name, value in model.named_parameters()}
+    assert set(hbp.monitor.QUANTITIES) - set(hbp.monitor.ALL) == {"parameters"}

@@ -4,6 +4,7 @@ Pictures of what was seen are left in build/screenshots. Without chromium the te
 not let pass (HBP_BROWSER=1).
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -154,6 +155,34 @@ def test_a_layer_leads_to_its_curve_by_pointer_and_keys(browser, pages):
     assert browser.run("return document.querySelectorAll('#layer-map .heatmaplayer image').length") == 2, "red: nan"
     values = browser.run("const p = hbp.data.layers[0].runs[0]; return Array.from(hbp.numbers(p).median).slice(0, 3)")
     assert all(value > 0 for value in values)
+
+
+def test_curves_against_the_time(browser, pages):
+    """Steps of the made up runs take a tenth of a second."""
+    browser.window(LAPTOP)
+    browser.open(pages["three"])
+    last = ("const line = document.querySelector('#loss .chart')._fullData.filter(each => each.x.length > 1)[0];"
+            "return line.x[line.x.length - 1]")
+    title = "return document.querySelector('#loss .chart').layout.xaxis.title.text"
+    assert (browser.run(title), browser.run(last)) == ("step", 159)
+    choose(browser, "clock", "time")
+    assert (browser.run(title), browser.run(last)) == ("seconds", 15.9)
+    assert browser.run("return document.querySelector('#layer-curve').layout.xaxis.title.text") == "seconds"
+    assert {key for key, count in browser.run(MARKS).items() if count == 0} == set()
+    choose(browser, "clock", "step")
+    assert browser.run(last) == 159
+
+
+def test_names_of_lines_do_not_cover_each_other(browser, pages):
+    """Norm and orthogonal test are often about the same."""
+    for size in (LAPTOP, PHONE):
+        browser.window(size)
+        browser.open(pages["three"])
+        boxes = browser.run("return [...document.querySelectorAll('#noise .annotation')]"
+                            ".map(e => e.getBoundingClientRect()).map(b => [b.left, b.right, b.top, b.bottom])")
+        assert len(boxes) == 3
+        for one, other in itertools.combinations(boxes, 2):
+            assert one[1] <= other[0] or other[1] <= one[0] or one[3] <= other[2] or other[3] <= one[2]
 
 
 def test_dark_and_light_by_system_and_button(browser, pages):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import pickle
 import resource
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,24 @@ def test_a_full_disk_is_a_warning_and_lines_wait(tmp_path: Path) -> None:
     path.unlink()
     with pytest.warns(hbp.LogWarning, match="cannot be written"):
         log.write(_step(4))
+
+
+def test_numbers_by_name_share_their_names_and_read_as_dicts(tmp_path: Path) -> None:
+    """Of a long run of a deep network the names, again and again, would be most of what is kept."""
+    names = {f"{layer}.weight": 0.5 * layer for layer in range(200)}
+    path = tmp_path / "run.jsonl"
+    _log(path, HEADER, *(_step(step, grad_norm={**names, "0.weight": math.nan}, few={"a": 1.0}) for step in range(500)))
+    tracemalloc.start()
+    run = read(path)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2 * 500 * 200 * 8  # dicts would take ten times as much
+    assert most < kept + 300_000  # a line at a time
+    found = run.by_step[3].values
+    assert found["few"] == {"a": 1.0}
+    assert math.isnan(found["grad_norm"]["0.weight"])
+    assert {**found["grad_norm"], "0.weight": 0.0} == names
+    assert list(found["grad_norm"]) == list(names)
+    with pytest.raises(KeyError):
+        found["grad_norm"]["nowhere"]
+    assert pickle.loads(pickle.dumps(run)).by_step[3].values["few"] == {"a": 1.0}

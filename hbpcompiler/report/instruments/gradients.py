@@ -47,7 +47,10 @@ def _entries(track: Track) -> Drawn | None:
     if found is None:
         return None
     first, last = found
-    return Drawn({"first": bars(first), "last": bars(last)}, (gradients.entries(last.counts, last.edges[0]),))
+    norm = track.series("grad_norm")
+    finite = bool(norm.at(torch.tensor([last.step])).isfinite()) if len(norm) else True
+    said = gradients.entries(last.counts, last.edges[0]) if finite else gradients.not_finite(last.step)
+    return Drawn({"first": bars(first), "last": bars(last)}, (said,))
 
 
 def bars(histogram: Histogram) -> dict[str, Any]:

@@ -34,6 +34,26 @@ hbp.number = value => {
 
 hbp.shown = chart => chart.runs.map((data, run) => ({data, run})).filter(({data, run}) => data && hbp.visible[run]);
 
+// What curves are drawn against: steps, or the time since the run started, between whose known values lines are drawn.
+hbp.clock = {unit: "step", seconds: 1};
+hbp.units = [["seconds", 1], ["minutes", 60], ["hours", 3600]];
+hbp.setClock = byTime => {
+  const last = Math.max(0, ...hbp.data.runs.map(run => run.clock.seconds[run.clock.seconds.length - 1] || 0));
+  const [unit, seconds] = byTime ? hbp.units[last > 7200 ? 2 : last > 300 ? 1 : 0] : ["step", 1];
+  hbp.clock = {unit, seconds};
+};
+hbp.timeOf = (run, step) => {
+  const {steps, seconds} = hbp.data.runs[run].clock, after = steps.findIndex(known => known >= step);
+  if (after <= 0) return seconds[after < 0 ? seconds.length - 1 : 0];
+  const share = (step - steps[after - 1]) / (steps[after] - steps[after - 1]);
+  return seconds[after - 1] + share * (seconds[after] - seconds[after - 1]);
+};
+hbp.clocked = (curve, run) => {
+  if (hbp.clock.unit === "step") return curve;
+  const times = steps => steps.map(step => Number((hbp.timeOf(run, step) / hbp.clock.seconds).toPrecision(6)));
+  return {...curve, steps: times(curve.steps), notFinite: curve.notFinite && {...curve.notFinite, steps: times(curve.notFinite.steps)}};
+};
+
 // The axes' common looks; options are added to them.
 hbp.axis = options => ({
   gridcolor: hbp.colour("grid"), linecolor: hbp.colour("line"), zerolinecolor: hbp.colour("line"),

@@ -60,6 +60,7 @@ hbp.keys = event => {
     hbp.setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
     hbp.redraw();
   });
+  document.getElementById("clock").addEventListener("change", event => { hbp.setClock(event.target.value === "time"); hbp.redraw(); });
   for (const button of document.querySelectorAll("button.run")) {
     button.addEventListener("click", () => hbp.toggleRun(Number(button.dataset.run)));
   }

@@ -61,14 +61,15 @@ hbp.isEven = edges => {
 };
 
 // Where values lie on an axis of bins: as they are if all bins are equally wide, else by sign and magnitude, for which
-// what is next to zero (a hundredth of the counts) gets the middle. Histograms are [edges, counts].
-hbp.places = histograms => {
-  if (histograms.every(([edges]) => hbp.isEven(edges))) return {at: value => value, axis: {nticks: 7}};
+// what is next to zero (a hundredth of the counts) gets the middle. Histograms are [edges, counts]; about so many ticks
+// on either side of zero.
+hbp.places = (histograms, many = 3) => {
+  if (histograms.every(([edges]) => hbp.isEven(edges))) return {at: value => value, axis: {nticks: 2 * many + 1}};
   const unit = Math.min(...histograms.map(([edges, counts]) => hbp.smallest(edges, counts)));
   const at = value => Math.abs(value) <= unit ? value / unit : Math.sign(value) * (1 + Math.log10(Math.abs(value) / unit));
   const most = Math.max(...histograms.flatMap(([edges]) => [Math.abs(edges[0]), Math.abs(edges[edges.length - 1])]));
   const first = Math.ceil(Math.log10(unit)), last = Math.floor(Math.log10(most)), tickvals = [0], ticktext = ["0"];
-  for (let power = last; power >= first; power -= Math.max(1, Math.ceil((last - first + 1) / 3))) {
+  for (let power = last; power >= first; power -= Math.max(1, Math.ceil((last - first + 1) / many))) {
     for (const sign of [-1, 1]) {
       tickvals.push(sign * at(10 ** power));
       ticktext.push((sign < 0 ? "-" : "") + (power > -3 && power < 4 ? String(Number((10 ** power).toPrecision(1))) : `1e${power}`));
@@ -111,10 +112,10 @@ hbp.bars = chart => {
     yaxis: hbp.axis({type: "log", range: [-0.3, Math.log10(most) + 0.2], title: hbp.title("count"), dtick: Math.max(1, Math.ceil(Math.log10(most) / 5))})})};
 };
 
-hbp.oneField = (data, run) => {
+hbp.oneField = (data, run, many = 3) => {
   const [rows, columns] = data.edges, sums = [data.counts.map(row => row.reduce((sum, count) => sum + count, 0)),
     columns.slice(1).map((_, at) => data.counts.reduce((sum, row) => sum + row[at], 0))];
-  const [vertical, horizontal] = [hbp.places([[rows, sums[0]]]), hbp.places([[columns, sums[1]]])];
+  const [vertical, horizontal] = [hbp.places([[rows, sums[0]]]), hbp.places([[columns, sums[1]]], many)];
   const z = data.counts.map(row => row.map(count => count > 0 ? Math.log10(count + 1) : null));
   const text = data.counts.map((row, at) => row.map((count, place) => `${count} with gradient ${hbp.number(rows[at])} to ${hbp.number(rows[at + 1])},`
     + `<br>parameter ${hbp.number(columns[place])} to ${hbp.number(columns[place + 1])}`));
@@ -130,10 +131,10 @@ hbp.field = chart => {
   const shown = hbp.shown(chart), traces = [], layout = {};
   if (!shown.length) return {traces, layout: hbp.layout({})};
   shown.forEach(({data, run}, at) => {
-    const one = hbp.oneField(data, run), end = at ? String(at + 1) : "", width = 1 / shown.length;
+    const one = hbp.oneField(data, run, shown.length > 1 ? 1 : 3), end = at ? String(at + 1) : "", width = 1 / shown.length;
     traces.push({...one.traces[0], xaxis: "x" + end, yaxis: "y" + end});
     layout["xaxis" + end] = {...one.layout.xaxis, domain: [at * width + (at ? 0.03 : 0), (at + 1) * width], anchor: "y" + end,
-                             ...(shown.length > 2 ? {nticks: 3} : {}), linecolor: hbp.runColour(run), linewidth: shown.length > 1 ? 3 : 1};
+                             linecolor: hbp.runColour(run), linewidth: shown.length > 1 ? 3 : 1};
     layout["yaxis" + end] = {...one.layout.yaxis, anchor: "x" + end, ...(at ? {title: hbp.title("")} : {}), showticklabels: !at};
   });
   return {traces, layout: hbp.layout(layout)};

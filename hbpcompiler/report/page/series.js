@@ -61,12 +61,15 @@ hbp.seriesTraces = (curve, line, run, axis, range) => {
   return traces;
 };
 
-// Names of lines that share an axis, beside those of one run, each at another place.
-hbp.lineNames = (data, lines, axis) => lines.map(({line, at}, index) => {
-  const curve = data.lines[at], height = curve.median || curve.smooth;
-  const place = Math.round([0.88, 0.55, 0.25][index % 3] * (curve.steps.length - 1));
-  return {type: "scatter", mode: "text", x: [curve.steps[place]], y: [height[place]], text: [hbp.text(line.label)], yaxis: axis,
-          textposition: "top center", textfont: {size: 11, color: hbp.colour("ink")}, showlegend: false, hoverinfo: "skip"};
+// Names of lines that share an axis, beside those of one run, each at another place: above its line, or below where
+// another one lies close above.
+hbp.lineNames = (data, lines, axis, range) => lines.map(({line, at}, index) => {
+  const share = [0.88, 0.55, 0.25][index % 3], scale = value => range.log ? Math.log10(value) : value;
+  const height = curve => scale((curve.median || curve.smooth)[Math.round(share * (curve.steps.length - 1))]);
+  const curve = data.lines[at], own = height(curve);
+  const below = lines.some(other => other.at !== at && height(data.lines[other.at]) > own && height(data.lines[other.at]) - own < 0.2 * (range.high - range.low));
+  return {x: curve.steps[Math.round(share * (curve.steps.length - 1))], y: own, xref: "x", yref: axis, text: hbp.text(line.label), showarrow: false,
+          yshift: below ? -13 : 13, borderpad: 1, bgcolor: hbp.faded(hbp.colour("card"), 0.8), font: {size: 11, color: hbp.colour("ink")}};
 });
 
 // Triangles at the edge of the range, for values beyond it.
@@ -89,7 +92,8 @@ hbp.broken = (curve, run, axis, label, range) => curve.notFinite ? [{
   hovertemplate: `${hbp.text(label)}: not finite<extra>${hbp.text(hbp.data.runs[run].name, 28)}</extra>`}] : [];
 
 hbp.series = chart => {
-  const shown = hbp.shown(chart), traces = [], layout = {};
+  const shown = hbp.shown(chart).map(({data, run}) => ({run, data: {...data, lines: data.lines.map(curve => hbp.clocked(curve, run))}}));
+  const traces = [], annotations = [], layout = {};
   const sides = {left: "yaxis", right: "yaxis2"};
   let anything = false;
   for (const side of ["left", "right"]) {
@@ -106,7 +110,7 @@ hbp.series = chart => {
       traces.push(...hbp.broken(data.lines[at], run, axis, line.label, range));
     }
     const beside = lines.filter(({line, at}) => line.role !== "edge" && shown.length && shown[0].data.lines[at].steps.length > 1);
-    if (range && shown.length && beside.length > 1) traces.push(...hbp.lineNames(shown[0].data, beside, axis));
+    if (range && shown.length && beside.length > 1) annotations.push(...hbp.lineNames(shown[0].data, beside, axis, range));
     const several = chart.lines.some(line => line.axis === "right");
     layout[axis === "y" ? sides.left : sides.right] = hbp.axis({
       type: range && range.log ? "log" : "linear", range: range ? [range.low, range.high] : [-1, 1],
@@ -121,9 +125,9 @@ hbp.series = chart => {
   const xs = shown.flatMap(({data}) => data.lines.flatMap(
     curve => [...curve.steps.slice(0, 1), ...curve.steps.slice(-1), ...(curve.notFinite ? curve.notFinite.steps : [])]));
   const [first, last] = [Math.min(...xs), Math.max(...xs)], room = (last - first) * 0.02 || 0.5;
-  layout.xaxis = hbp.axis({title: hbp.title("step"), range: [first - room, last + room], nticks: 7, exponentformat: "none",
-                           ...(first === last ? {tickvals: [first]} : {})});
-  return {traces, layout: hbp.layout({...layout, shapes, hovermode: "x"})};
+  layout.xaxis = hbp.axis({title: hbp.title(hbp.clock.unit), range: [first - room, last + room], nticks: 7, exponentformat: "none",
+                           ...(first === last ? {tickvals: [first], ticktext: [hbp.number(first)]} : {})});
+  return {traces, layout: hbp.layout({...layout, shapes, annotations, hovermode: "x"})};
 };
 
 // Edges of stability that are not so far off that they would squeeze the curves; others are left to the words.

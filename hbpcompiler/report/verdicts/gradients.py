@@ -92,6 +92,11 @@ def entries(counts: Tensor, edges: Tensor) -> Verdict:
     return Verdict(f"90 % of the entries lie between {low} and {high}")
 
 
+def not_finite(step: int) -> Verdict:
+    """Of a histogram at a step whose gradient is not finite."""
+    return Verdict(f"gradients are not finite at step {step}: such entries lie in the outermost bins", notable=True)
+
+
 def cut_off(outer: float, inner: float) -> bool:
     """Whether bins beyond the outermost one, with these edges, were left out because they were empty: then it holds
     nothing that lies beyond. It is around zero, or by magnitude, two to an octave, and ends below 2^24, where those of
