@@ -116,3 +116,26 @@ def test_weights_of_samples(reduction):
             close(result[quantity][name].B, B, f"B of {name}")
             assert (A is None) == (result[quantity][name].A is None)
     close(result.kfac_emp["0.weight"].A, X.T @ (w[:, None] * X) / w.sum(), "A")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_they_are_curvlinops(reduction):
+    """Factors of all layers, by the products with them: weights and biases apart, layers shared over positions."""
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(),
+                          nn.Linear(5, 4, bias=False)).double()
+    loss, X, y = nn.CrossEntropyLoss(reduction=reduction), torch.randn(9, 1, 6, 6).double(), torch.randint(4, (9,))
+    parameters = dict(model.named_parameters())
+    vectors = [torch.randn(parameter.shape, dtype=torch.float64) for parameter in parameters.values()]
+    result = hbp.compile(model, loss, NAMES)(X, y)
+    for quantity, approximation in (("kfac_emp", curvlinops.KFACType.EXPAND),
+                                    ("kfac_emp_reduce", curvlinops.KFACType.REDUCE)):
+        theirs = curvlinops.KFACLinearOperator(
+            model, loss, list(parameters.values()), [(X, y)], fisher_type=curvlinops.FisherType.EMPIRICAL,
+            kfac_approx=approximation, check_deterministic=False, separate_weight_and_bias=True)
+        own = hbp.curvature(result[quantity]) @ vectors
+        for name, ours, right in zip(parameters, own, theirs @ vectors, strict=True):
+            if name != "0.bias":  # curvlinops has the weight's B there, we the bias's own block
+                close(ours, right, f"{quantity} of {name}")

@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler import pipeline
+from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.plan.steps import SampleChunks, SamplePairs
 from hbpcompiler.compiler.program.pairs import pairs_of_blocks, put_pairs_
 from tests.test_inner_products import BruteForce
@@ -63,6 +64,10 @@ def test_a_budget_sends_pairs_of_blocks_back(backend):
     assert SamplePairs in dict(loops(compiled))
     assert compiled.predicted_memory(7) <= budget
     assert "pairs_of_blocks(" in compiled.code
+    if backend == "python":  # what a call holds, all turns run
+        with torch.no_grad(), Meter() as meter:
+            compiled.program(compiled.state, X, y)
+        assert 1.0 <= compiled.predicted_memory(7) / meter.peak <= 1.2
     assert "inner products in pairs of blocks" not in whole.explain(7)
     for rows in (7, 2, 1):  # the same program serves other batches
         result = compiled(X[:rows], y[:rows])
