@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import resource
 from pathlib import Path
 
 import numpy
@@ -432,3 +433,29 @@ def test_parameters_themselves_are_tracked_by_name_alone() -> None:
     found = monitor.run.by_step[0].values["parameters"]
     assert found == {name: value.tolist() for name, value in model.named_parameters()}
     assert set(hbp.monitor.QUANTITIES) - set(hbp.monitor.ALL) == {"parameters"}
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = hbp.Monitor(model, loss, optimizer, ["loss", "norm_test"], 1, path)
+
+    def step(number: int) -> None:
+        x, y = batch(5, number)
+        monitor.observe(x, y)
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+    step(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.warns(hbp.LogWarning, match="Training goes on"):
+            step(1)
+        step(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [each.step for each in read(path).steps] == [0]
+    step(3)
+    assert read(path).series("loss") == ([0, 1, 2, 3], pytest.approx(monitor.run.series("loss")[1], rel=1e-8))

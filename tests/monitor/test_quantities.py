@@ -16,7 +16,7 @@ from hbpcompiler.reference import reference
 from tests.monitor.networks import NETWORKS, alpha_by_hand, batch, chain, flat, hessian, per_sample
 
 N = 6
-CASES = [("chain", "mean"), ("residual", "sum"), ("tied", "mean"), ("transformer", "sum"), ("chain", "sum")]
+CASES = [(name, reduction) for name in NETWORKS for reduction in ("mean", "sum")]
 
 
 def made(name: str) -> nn.Module:
