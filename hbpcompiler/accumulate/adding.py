@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hbpcompiler.accumulate.sums import Key, Sums
-from hbpcompiler.accumulate.weigh import Weight, check_alike
+from hbpcompiler.accumulate.sums import Key, Sums, check_together
+from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import Slot
@@ -32,7 +32,7 @@ class Adding:
         """The totals, and how much of this batch's results each gets."""
         weight = self.weight = self.weigh(built)
         if self.sums.first is not None:
-            check_alike(self.sums.first, weight)
+            check_together(self.sums.quantities, self.sums.first, weight)
         given: dict[Slot, Tensor] = {}
         shares: dict[Slot, float] = {}
         merged = any(SPREAD in QUANTITIES[name].adds for name in self.sums.quantities)

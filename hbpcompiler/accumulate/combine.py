@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hbpcompiler.accumulate.pieces import merge_spread
-from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
-from hbpcompiler.accumulate.weigh import check_alike
+from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, is_divided
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 
@@ -24,7 +23,7 @@ def _join(whole: Sums, part: Sums) -> None:
         whole.first, whole.positions, whole.stored = part.first, dict(part.positions), part.stored
     assert whole.first is not None
     assert part.first is not None
-    check_alike(whole.first, part.first)
+    check_together(whole.quantities, whole.first, part.first)
     for key, total in part.totals.items():
         if is_spread(key):
             continue

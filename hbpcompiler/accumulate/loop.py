@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
+from hbpcompiler.accumulate.draws import Cut, warn_of_draws, warn_of_moves
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
@@ -32,7 +33,7 @@ from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of
-from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 from hbpcompiler.seeded import seed_global
 
@@ -119,17 +120,6 @@ def _digest(arguments: Mapping[str, Any]) -> str:
     return found
 
 
-def _warn_of_draws(built: Built, left: list[str]) -> None:
-    places = [f"{operation.target} in {operation.source}" for operation in built.matched.graph.operations
-              if operation.short in left]
-    known = {place.partition(" in ")[0].partition(".")[2] for place in places}
-    places += [f"{name} in the program" for name in left if name not in known]
-    warnings.warn(listing("what these draw belongs to no sample, and is drawn anew for each batch, so that the total "
-                          "depends on how the data are cut:", list(dict.fromkeys(places)),
-                          "Draw along the axis of the samples, or let the data set bring the noise."),
-                  TotalWarning, stacklevel=level_of_caller())
-
-
 class _Run:
     """One rank's way through its batches."""
 
@@ -156,6 +146,8 @@ class _Run:
         self._otherwise: dict[Any, bool] = {}
         """By the form of batches, see `_draws_otherwise`."""
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
+        self._told_of_moves = False
+        """Whether draws were found that do not stay with their samples."""
 
     def go(self, loader: Iterable[Any], progress: bool, every: float, most: int | None) -> None:
         """Through the loader, from where the checkpoint ends."""
@@ -244,7 +236,12 @@ class _Run:
             built = self.compiled._program(batch, brought_by(beside))[1]
             left = built.by_sample[1] if built.draws else []
             if left and not any(self._otherwise.values()):
-                _warn_of_draws(built, left)
+                warn_of_draws(built, left)
+            elif built.draws and not left and not self._told_of_moves:
+                cut = Cut(self.compiled, batch, beside, self._weigh_rows)
+                self._told_of_moves = not cut.keeps_draws(self.said.count is None)
+                if self._told_of_moves:
+                    warn_of_moves(built)
             self._otherwise[form] = bool(left)
         return self._otherwise[form]
 
@@ -263,6 +260,9 @@ class _Run:
         if id(built) not in self._weighers:
             self._weighers[id(built)] = built, Weigher(built)
         return self._weighers[id(built)][1].weight(one.batch, one.terms, one.sample_weights)
+
+    def _weigh_rows(self, batch: Batch, built: Built) -> Weight:
+        return self._weight(One(batch, None, None, lambda: None, own_data=False), built)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.buckets import all_reduce
 from hbpcompiler.accumulate.combine import is_spread
-from hbpcompiler.accumulate.sums import MEANS, Key, Sums, is_divided
-from hbpcompiler.accumulate.weigh import Weight, check_alike
+from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, dtype_of, is_divided
+from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.errors import InputError, RankError, listing
 from hbpcompiler.group import place_in, waiting
 from hbpcompiler.values import Stored
@@ -104,7 +104,7 @@ class Ranks:
             if own.first is None:
                 continue
             assert model.first is not None
-            check_alike(model.first, own.first)
+            check_together(own.quantities, model.first, own.first)
             if own.quantities != model.quantities or own.tensors != model.tensors:
                 findings.append(f"rank {rank}: {', '.join(own.quantities)} of {len(own.tensors)} tensors")
         if findings:
@@ -138,7 +138,8 @@ class Ranks:
         if held is not None:
             return held
         nccl = torch.distributed.get_backend(self.group) == "nccl"
-        return torch.zeros(shape, dtype=sums.dtype, device=torch.cuda.current_device() if nccl else "cpu")
+        device = torch.cuda.current_device() if nccl else "cpu"
+        return torch.zeros(shape, dtype=dtype_of(key, sums.dtype), device=device)
 
 
 def _of_positions(key: Key, sums: Sums, whole: Sums) -> float:

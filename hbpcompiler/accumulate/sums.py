@@ -7,17 +7,18 @@ and is divided when it is read.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hbpcompiler.accumulate.pieces import add_compensated, merge_spread, mirrored
-from hbpcompiler.accumulate.weigh import Weight, check_alike
+from hbpcompiler.accumulate.weigh import Weight, check_alike, check_scale
 from hbpcompiler.compiler.program.kernels import added_
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.quantities import (
+    COUNTS,
     MEAN,
     OF_LOSS,
     OVER_POSITIONS,
@@ -96,7 +97,7 @@ class Sums:
         how it has the parameters."""
         if self.first is None:
             self.first, self.positions, self.stored = weight, dict(weight.positions), dict(stored)
-        check_alike(self.first, weight)
+        check_together(self.quantities, self.first, weight)
         if not weight.samples:
             return
         factors = {how: self.factor(how, "", weight) for fields in self._fields.values() for _, how in fields}
@@ -116,7 +117,7 @@ class Sums:
         """What one more batch counts, without a result: for `factor` and `divisor`."""
         if self.first is None:
             self.first, self.positions = weight, dict(weight.positions)
-        check_alike(self.first, weight)
+        check_together(self.quantities, self.first, weight)
         if weight.samples:
             self._count(weight)
 
@@ -142,6 +143,8 @@ class Sums:
 
     def factor(self, how: str, parameter: str, weight: Weight) -> float:
         """What makes a batch's value one that adds up."""
+        if how == COUNTS:
+            return 1.0
         if weight.nothing:
             return 0.0
         if how == MEAN:
@@ -155,7 +158,7 @@ class Sums:
             value = value.detach()
         total = self.totals.get(key)
         if total is None:
-            total = torch.zeros_like(value, dtype=self.dtype, memory_format=torch.contiguous_format)
+            total = torch.zeros_like(value, dtype=dtype_of(key, self.dtype), memory_format=torch.contiguous_format)
             self.totals[key] = total
             if self.compensated:
                 self.lost[key] = torch.zeros_like(total)
@@ -186,6 +189,8 @@ class Sums:
         table, found = QUANTITIES[quantity], dict[str, Any]()
         for name, how in self._fields[quantity]:
             tensor = self._scaled(Key(quantity, parameter, name), how)
+            if how == COUNTS and tensor is not None:
+                tensor = tensor.long()
             # Of a symmetric matrix programs may have added the upper triangle alone.
             found[name] = mirrored(tensor) if tensor is not None and name in table.symmetric else tensor
         return found if table.fields else found[""]
@@ -215,6 +220,8 @@ class Sums:
     def divisor(self, how: str, parameter: str) -> float:
         """What makes a total a value on the scale of one batch."""
         assert self.first is not None
+        if how == COUNTS:
+            return 1.0
         over_terms = self.is_mean
         if how == MEAN:
             return self.of_average
@@ -226,6 +233,24 @@ class Sums:
         if how in DIVIDED and parameter in self.shared_positions:
             whole *= self.shared_positions[parameter] / self.samples
         return whole
+
+
+@cache
+def counts_among(quantities: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that count entries."""
+    return tuple(name for name in quantities if name in QUANTITIES and COUNTS in QUANTITIES[name].adds)
+
+
+def dtype_of(key: Key, dtype: torch.dtype) -> torch.dtype:
+    """That of a total where others have this one: single precision has no whole numbers beyond 2^24."""
+    return torch.float64 if counts_among((key.quantity,)) else dtype
+
+
+def check_together(quantities: tuple[str, ...], first: Weight, other: Weight) -> None:
+    """InputError where two batches', or parts', values of these quantities do not add up."""
+    check_alike(first, other)
+    if counts := counts_among(quantities):
+        check_scale(first, other, counts)
 
 
 def is_divided(key: Key) -> bool:

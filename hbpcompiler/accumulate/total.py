@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.accumulate.checkpoint import Header, fingerprint, read, write
 from hbpcompiler.accumulate.combine import combined
-from hbpcompiler.accumulate.sums import Sums
+from hbpcompiler.accumulate.sums import Sums, dtype_of
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import InputError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES
@@ -133,7 +133,7 @@ class Total:
         sums = combined([self._sums])
         for held in (sums.totals, sums.lost):
             for key, tensor in held.items():
-                held[key] = tensor.to(device=device, dtype=dtype)
+                held[key] = tensor.to(device=device, dtype=dtype and dtype_of(key, dtype))
         sums.dtype = dtype or sums.dtype
         return Total(sums, self._header, self._model)
 

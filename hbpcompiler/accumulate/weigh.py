@@ -149,6 +149,19 @@ def check_alike(first: Weight, other: Weight) -> None:
                              "what the batch counts. Accumulate the parts of the loss one by one")
 
 
+def check_scale(first: Weight, other: Weight, counts: Sequence[str]) -> None:
+    """InputError where the gradients that are counted have another scale in one batch than in another, or than in all
+    of them as one."""
+    scaled = other.counted and not other.mean
+    if scaled or other.nothing or not math.isclose(first.of_sample, other.of_sample, rel_tol=1e-9):
+        reason = ("all weights of this batch are zero, so that no gradients were counted" if other.nothing else
+                  "count makes a mean of a sum, whose l_n have another scale" if scaled else
+                  "l_n is a sample's share of a mean over terms, and a sample has "
+                  f"{other.of_sample:.6g} of them in this batch, {first.of_sample:.6g} in the first")
+        raise InputError(f"{', '.join(counts)} cannot be added up: {reason}. Accumulate it with a loss that is a sum "
+                         "(reduction=\"sum\"), without count")
+
+
 def positions_of(built: Built) -> dict[str, int]:
     """By parameter: how many positions B was divided by (see FACTOR)."""
     found: dict[str, int] = {}

@@ -130,6 +130,51 @@ def test_a_model_that_draws_by_a_shape_does_not_depend_on_the_cutting():
     compare(parts, whole)
 
 
+MOVED = {
+    "transposed": lambda x: torch.rand(12 * len(x), dtype=x.dtype).view(12, -1).t(),
+    "flipped": lambda x: torch.rand(len(x), 12, dtype=x.dtype).flip(0),
+    "rolled": lambda x: torch.rand(len(x), 12, dtype=x.dtype).roll(1, 0),
+    "summed": lambda x: torch.randn(len(x), 12, dtype=x.dtype).cumsum(0),
+    "averaged": lambda x: torch.randn(len(x), 12, dtype=x.dtype).mean(0),
+}
+KEPT = {
+    "viewed": lambda x: torch.rand(12 * len(x), dtype=x.dtype).view(-1, 12),
+    "twice transposed": lambda x: torch.rand(12, len(x), dtype=x.dtype).t(),
+    "flipped within": lambda x: torch.rand(len(x), 12, dtype=x.dtype).flip(1).cumsum(1),
+}
+
+
+@pytest.mark.parametrize("way", [*MOVED, *KEPT])
+def test_draws_that_do_not_stay_with_their_samples_are_told(way):
+    """And those that do are not: their totals do not depend on the cutting."""
+    noise = {**MOVED, **KEPT}[way]
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1) * noise(x))
+
+    torch.manual_seed(0)
+    compiled = hbp.compile(Noisy().double(), None, ["grad"])
+    weights = {"prepare": lambda batch: batch, "sample_weights": lambda batch: batch[1].double() + 1}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", hbp.TotalWarning)
+        whole = hbp.accumulate(compiled, DataLoader(DATA, batch_size=9), progress=False)
+        hbp.accumulate(compiled, DataLoader(DATA, batch_size=2), progress=False, **weights)
+        parts = hbp.accumulate(compiled, DataLoader(DATA, batch_size=2), progress=False)
+    texts = [str(each.message) for each in told]
+    if way in MOVED:
+        assert len(texts) == 3
+        assert all("moved from sample to sample" in text and "test_draws.py:" in text for text in texts)
+        assert not torch.allclose(whole.grad["layer.weight"], parts.grad["layer.weight"])
+    else:
+        assert not texts
+        compare(parts, whole)
+
+
 @pytest.mark.filterwarnings("ignore::hbpcompiler.TotalWarning")
 def test_a_loader_that_shuffles_anew_is_told_before_the_run(tmp_path):
     with pytest.warns(hbp.TotalWarning, match="shuffles by torch's global generator"):

@@ -1,0 +1,120 @@
+"""Draws by which a total depends on how the data are cut: the user is warned of them, with their lines.
+
+Some belong to no sample, as one number for a whole batch. Others are drawn for samples, but then moved: a flip or a
+transposed view of noise hands it to other samples, and to which, depends on the batch. What a program does with its
+draws is seen by running it: some rows as one batch, and cut into two, must give the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbpcompiler.accumulate.keys import keys_of
+from hbpcompiler.accumulate.sums import Sums
+from hbpcompiler.accumulate.weigh import Weight
+from hbpcompiler.arguments import without_weights
+from hbpcompiler.callers import level_of_caller
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.program.by_sample import draws_of
+from hbpcompiler.compiler.program.nodes import called
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.errors import InputError, TotalWarning, listing
+
+CUT = (2, 4)
+"""Rows of the two parts: a reversed order gives the first row another draw in them than in the whole."""
+
+
+def warn_of_draws(built: Built, left: Sequence[str]) -> None:
+    """That these nodes draw what belongs to no sample."""
+    _warn("what these draw belongs to no sample, and is drawn anew for each batch, so that the total depends on how "
+          "the data are cut:", _places(built, left),
+          "Draw along the axis of the samples, or let the data set bring the noise.")
+
+
+def warn_of_moves(built: Built) -> None:
+    """That draws do not stay with their samples."""
+    drawn = [called(node) for node in draws_of(built.draft.graph)]
+    own = {operation.short for operation in built.matched.graph.operations}
+    _warn("what is drawn here is moved from sample to sample, or mixed, before it meets the data, so that the total "
+          "depends on how the data are cut:", _places(built, [name for name in drawn if name in own] or drawn),
+          "Draw in the order of the samples, torch.rand(N, ...) with N the first axis, and leave that axis as it is "
+          "(no flip, no transposed view, no index or sum over it), or let the data set bring the noise.")
+
+
+def _places(built: Built, names: Sequence[str]) -> list[str]:
+    """Lines of the model that draw so; names of what is nowhere but in the program."""
+    places = [f"{operation.target} in {operation.source}" for operation in built.matched.graph.operations
+              if operation.short in names]
+    known = {place.partition(" in ")[0].partition(".")[2] for place in places}
+    places += [f"{name} in the program" for name in names if name not in known]
+    return list(dict.fromkeys(places))
+
+
+def _warn(head: str, places: Sequence[str], advice: str) -> None:
+    warnings.warn(listing(head, places, advice), TotalWarning, stacklevel=level_of_caller())
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows of a batch, as one batch and as two, with the same keys for their draws."""
+
+    compiled: Compiled
+    batch: Batch
+    beside: Mapping[str, Any]
+    weigh: Callable[[Batch, Built], Weight]
+
+    def keeps_draws(self, by_sums: bool) -> bool:
+        """Whether outputs, and sums too if they can be compared, are those of the parts to the dtype's rounding; True
+        where these rows cannot be tried."""
+        rows = self.batch.rows(sum(CUT))
+        ends = [0, *accumulate(CUT)]
+        parts = [tuple(row[start:end] for row in rows) for start, end in pairwise(ends)]
+        try:
+            whole, sums = self._run([rows], by_sums)
+            apart, sums_apart = self._run(parts, by_sums)
+        except InputError:
+            return True
+        return _alike([*whole, *sums], [*apart, *sums_apart])
+
+    def _run(self, parts: Sequence[tuple[Tensor, ...]], by_sums: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs' rows, and what the sums of all parts are."""
+        keys = keys_of(0, 0, range(sum(CUT))).to(self.batch.tensors[0].device)
+        sums = Sums(self.compiled.quantities, torch.float64 if keys.device.type != "mps" else torch.float32, False)
+        outputs: list[list[Tensor]] = []
+        done = 0
+        for rows in parts:
+            part = Batch(rows, self.batch.layout)
+            own = keys[done : done + part.samples]
+            done += part.samples
+            built, result = self.compiled._ran(part, without_weights(self.beside), keys=partial(_given, own))
+            outputs.append([getattr(result, name) for name in built.fields])
+            if by_sums:
+                sums.add(result, built.stored, self.weigh(part, built))
+        rows_of_outputs = [torch.cat(tensors) for tensors in zip(*outputs, strict=True)
+                           if all(tensor.dim() for tensor in tensors)]
+        return rows_of_outputs, list(sums.totals.values())
+
+
+def _given(keys: Tensor, batch: Batch) -> Tensor:
+    return keys
+
+
+def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return all(_is_alike(one, other) for one, other in zip(first, second, strict=True))
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    """To half of a dtype's digits: what rounding makes of sums, and no noise at all."""
+    if one.shape != other.shape or not one.is_floating_point():
+        return one.shape == other.shape and bool(torch.equal(one, other))
+    size = float(one.abs().max()) if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=size * 3e-4, equal_nan=True)
