@@ -7,6 +7,7 @@ draws is seen by running it: some rows as one batch, and cut into two, must give
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from hbpcompiler.errors import InputError, TotalWarning, listing
 
 CUT = (2, 4)
 """Rows of the two parts: a reversed order gives the first row another draw in them than in the whole."""
+NOISE, LEAST = 3e-4, 1e-5
+"""Relative and absolute: more than rounding in single precision makes, less than noise."""
 
 
 def warn_of_draws(built: Built, left: Sequence[str]) -> None:
@@ -40,12 +43,16 @@ def warn_of_draws(built: Built, left: Sequence[str]) -> None:
           "Draw along the axis of the samples, or let the data set bring the noise.")
 
 
-def warn_of_moves(built: Built) -> None:
-    """That draws do not stay with their samples."""
-    drawn = [called(node) for node in draws_of(built.draft.graph)]
+def own_draws(built: Built) -> list[str]:
+    """Names of the draws that are the model's or the loss's own, not those of labels by a quantity."""
     own = {operation.short for operation in built.matched.graph.operations}
+    return [name for name in map(called, draws_of(built.draft.graph)) if name in own]
+
+
+def warn_of_moves(built: Built) -> None:
+    """That the model's own draws do not stay with their samples."""
     _warn("what is drawn here is moved from sample to sample, or mixed, before it meets the data, so that the total "
-          "depends on how the data are cut:", _places(built, [name for name in drawn if name in own] or drawn),
+          "depends on how the data are cut:", _places(built, own_draws(built)),
           "Draw in the order of the samples, torch.rand(N, ...) with N the first axis, and leave that axis as it is "
           "(no flip, no transposed view, no index or sum over it), or let the data set bring the noise.")
 
@@ -72,24 +79,25 @@ class Cut:
     beside: Mapping[str, Any]
     weigh: Callable[[Batch, Built], Weight]
 
-    def keeps_draws(self, by_sums: bool) -> bool:
-        """Whether outputs, and sums too if they can be compared, are those of the parts to the dtype's rounding; True
+    def keeps_draws(self, with_loss: bool) -> bool:
+        """Whether outputs, and the loss if the parts' terms are known, are those of the parts but for rounding; True
         where these rows cannot be tried."""
         rows = self.batch.rows(sum(CUT))
         ends = [0, *accumulate(CUT)]
         parts = [tuple(row[start:end] for row in rows) for start, end in pairwise(ends)]
         try:
-            whole, sums = self._run([rows], by_sums)
-            apart, sums_apart = self._run(parts, by_sums)
+            whole, loss = self._run([rows], with_loss)
+            apart, loss_apart = self._run(parts, with_loss)
         except InputError:
             return True
-        return _alike([*whole, *sums], [*apart, *sums_apart])
+        of_loss = math.isclose(loss, loss_apart, rel_tol=NOISE, abs_tol=LEAST) or math.isnan(loss)
+        return of_loss and all(map(_are_alike, whole, apart))
 
-    def _run(self, parts: Sequence[tuple[Tensor, ...]], by_sums: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """The outputs' rows, and what the sums of all parts are."""
+    def _run(self, parts: Sequence[tuple[Tensor, ...]], with_loss: bool) -> tuple[list[Tensor | None], float]:
+        """The rows of each output that has rows for samples in front, and what the losses of all parts add up to."""
         keys = keys_of(0, 0, range(sum(CUT))).to(self.batch.tensors[0].device)
-        sums = Sums(self.compiled.quantities, torch.float64 if keys.device.type != "mps" else torch.float32, False)
         outputs: list[list[Tensor]] = []
+        sums = Sums((), torch.float64 if keys.device.type != "mps" else torch.float32, False)
         done = 0
         for rows in parts:
             part = Batch(rows, self.batch.layout)
@@ -97,24 +105,25 @@ class Cut:
             done += part.samples
             built, result = self.compiled._ran(part, without_weights(self.beside), keys=partial(_given, own))
             outputs.append([getattr(result, name) for name in built.fields])
-            if by_sums:
+            if with_loss:
                 sums.add(result, built.stored, self.weigh(part, built))
-        rows_of_outputs = [torch.cat(tensors) for tensors in zip(*outputs, strict=True)
-                           if all(tensor.dim() for tensor in tensors)]
-        return rows_of_outputs, list(sums.totals.values())
+        counts = [len(part[0]) for part in parts]
+        return [_rows(tensors, counts) for tensors in zip(*outputs, strict=True)], \
+            float(sums.loss) if with_loss else 0.0
 
 
 def _given(keys: Tensor, batch: Batch) -> Tensor:
     return keys
 
 
-def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    return all(_is_alike(one, other) for one, other in zip(first, second, strict=True))
+def _rows(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor | None:
+    """Of one output's parts; None where their first axis does not count samples."""
+    in_front = all(tensor.dim() and len(tensor) == count for tensor, count in zip(tensors, counts, strict=True))
+    return torch.cat(list(tensors)) if in_front else None
 
 
-def _is_alike(one: Tensor, other: Tensor) -> bool:
-    """To half of a dtype's digits: what rounding makes of sums, and no noise at all."""
-    if one.shape != other.shape or not one.is_floating_point():
-        return one.shape == other.shape and bool(torch.equal(one, other))
+def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or not one.is_floating_point():
+        return True
     size = float(one.abs().max()) if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=0.0, atol=size * 3e-4, equal_nan=True)
+    return torch.allclose(one, other, rtol=0.0, atol=NOISE * size, equal_nan=True)

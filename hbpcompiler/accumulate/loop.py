@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
-from hbpcompiler.accumulate.draws import Cut, warn_of_draws, warn_of_moves
+from hbpcompiler.accumulate.draws import Cut, own_draws, warn_of_draws, warn_of_moves
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
@@ -237,7 +237,7 @@ class _Run:
             left = built.by_sample[1] if built.draws else []
             if left and not any(self._otherwise.values()):
                 warn_of_draws(built, left)
-            elif built.draws and not left and not self._told_of_moves:
+            elif not left and not self._told_of_moves and own_draws(built):
                 cut = Cut(self.compiled, batch, beside, self._weigh_rows)
                 self._told_of_moves = not cut.keeps_draws(self.said.count is None)
                 if self._told_of_moves:

@@ -9,8 +9,9 @@ import hbpcompiler as hbp
 
 transformers = pytest.importorskip("transformers")
 
-WORDS = "the a cat dog sat ran on under mat tree quickly slowly".split()
-TEXTS = ["the cat sat on the mat", "a dog ran", "the dog ran quickly under a tree", "cat", "a cat ran slowly on the mat"]
+WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "quickly", "slowly"]
+TEXTS = ["the cat sat on the mat", "a dog ran", "the dog ran quickly under a tree", "cat",
+         "a cat ran slowly on the mat"]
 LABELS = [0, 1, 2, 0, 1]
 
 
