@@ -87,7 +87,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         loss=look(loss)[0],
         outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
-    return laid_out(text)
+    return laid_out(meta.shown(text))
 
 
 def _code(parts: Mapping[str, Sequence[Section]], functions: Functions) -> str:

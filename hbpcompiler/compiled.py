@@ -261,8 +261,8 @@ class Compiled(Programs):
         Costs are polynomials in N, predicted times and memory are for this batch size. A last line says how long each
         stage of compilation took.
         """
-        built = self._current()
-        return explain(built.matched, built.draft, batch_size, built.seconds)
+        state, built = self._program_used()
+        return explain(built.matched, built.draft, batch_size, built.seconds, self._lengths.in_words(state, built))
 
     def predicted_seconds(self, batch_size: int) -> float:
         """The time of a call with so many samples, by the planner's model of cost (see `program_cost`)."""
@@ -309,6 +309,7 @@ def compile(  # the public name is the design's
     joint_bias: bool = False,
     groups: Mapping[str, str | Sequence[str]] | None = None,
     clipping: str = FLAT,
+    dynamic: Mapping[str, Sequence[int]] | bool | None = None,
 ) -> Compiled:
     """Compile a model and a loss into a program for the quantities asked for.
 
@@ -342,6 +343,9 @@ def compile(  # the public name is the design's
         clipping: how clipped_grad weighs a sample by the norm of its gradient: "flat", by the norm over all parameters;
             "automatic", the same without a threshold; "opacus", flat as Opacus rounds it; "per_parameter", at each
             parameter by itself (see `clipping`).
+        dynamic: axes whose lengths vary together, {"x": [1], "y": [1]}, by the names of the batch's tensors in the
+            generated file: one program is made for every length of theirs at the first batch. None: when a second
+            length arrives. False: a program for each length.
 
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
@@ -350,11 +354,11 @@ def compile(  # the public name is the design's
     model = unwrapped(model)
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype, limits, verify, joint_bias, groups, clipping)
+                            curvature_dtype, limits, verify, joint_bias, groups, clipping, dynamic)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
              "limits": limits, "verify": verify, "joint_bias": joint_bias,
-             "groups": groups, "clipping": clipping}
+             "groups": groups, "clipping": clipping, "dynamic": dynamic}
     check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:

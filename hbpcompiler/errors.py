@@ -99,6 +99,10 @@ class MonitorWarning(UserWarning):
     """A monitor leaves something out; training goes on."""
 
 
+class LengthsWarning(UserWarning):
+    """There is no program for all lengths of an axis: each length is traced and planned anew."""
+
+
 class UnusedParametersWarning(UserWarning):
     """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -44,7 +45,7 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.stages import Seconds
-from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.compiler.trace.graph import N, T
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 WIDTH = 170
@@ -84,14 +85,15 @@ def _arrivals(step: Step) -> tuple[Any, list[Any], str]:
     return step.into, [step.value], how
 
 
-def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds) -> str:
-    """The plan as tables: what travels, what is saved, each parameter's routes with the rejected ones, and the sums."""
+def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds, more: Sequence[str] = ()) -> str:
+    """The plan as tables: what travels, what is saved, each parameter's routes with the rejected ones, and the sums;
+    `more` are lines about lengths."""
     console = Console(file=io.StringIO(), width=WIDTH, record=False)
     for table in (_streams(matched, draft, batch_size), _kept(draft, batch_size), _routes(draft, batch_size),
                   _second(draft, batch_size), _limits(draft)):
         if table.row_count:
             console.print(table)
-    remarks = [*second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
+    remarks = [*more, *second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
                *draft.plan.joint.notes(),
                *derived.notes(matched.rules, matched.graph.makers)]
     console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
@@ -124,9 +126,9 @@ def _streams(matched: Matched, draft: Draft, batch: int) -> Table:
 def _kept(draft: Draft, batch: int) -> Table:
     table = _table("What the forward pass keeps", "tensor", "shape", "numbers", f"at N={batch}")
     for name, shape in saved(draft.graph):
-        numbers = math.prod(sympy.sympify(length, locals={"N": N}) for length in shape)
-        shown = Text(f"[{', '.join(shape)}]")
-        table.add_row(Text(name), shown, _polynomial(numbers), _short(number(numbers, batch)))
+        numbers = math.prod(sympy.sympify(length, locals={"N": N, "T": T}) for length in shape)
+        here = number(numbers if draft.length is None else numbers.subs(T, draft.length), batch)
+        table.add_row(Text(name), Text(f"[{', '.join(shape)}]"), _polynomial(numbers), _short(here))
     return table
 
 
@@ -227,5 +229,5 @@ def saved(graph: fx.Graph) -> list[tuple[str, tuple[str, ...]]]:
         made = block is not None and block.part == "forward" and block.title != INPUTS
         later = [user for user in node.users if (own := meta.block(user)) is not None and own.part == "backward"]
         if made and later and shape is not None:
-            found.append((meta.hint(node) or node.name, shape))
+            found.append((meta.hint(node) or node.name, tuple(map(meta.shown, shape))))
     return found

@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9
                             "GIB": 2**30}
 
 
+Dynamic = tuple[tuple[str, tuple[int, ...]], ...] | Literal[False] | None
+
+
 @dataclass(frozen=True)
 class Options:
     """The arguments of `compile`, checked."""
@@ -53,12 +56,14 @@ class Options:
     """Whether the Kronecker factors of weight and bias are of one block."""
     clipping: str = FLAT
     """The style of clipped gradients (see `clipping`)."""
+    dynamic: Dynamic = None
+    """Axes of one length, by names of the batch's tensors; None: as lengths arrive; False: none."""
 
 
 def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples: Any, rules: Any,
                   curvature: Any = HESSIAN, autotune: Any = False, curvature_dtype: Any = None,
                   limits: Any = None, verify: Any = True, joint_bias: Any = False, groups: Any = None,
-                  clipping: Any = FLAT) -> Options:
+                  clipping: Any = FLAT, dynamic: Any = None) -> Options:
     """Raise OptionError or OptionTypeError naming the offending value, or return the options."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise OptionError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -77,7 +82,7 @@ def check_options(quantities: Any, backend: Any, memory_budget: Any, mc_samples:
     return Options(check_quantities(quantities), backend, check_memory(memory_budget), mc_samples, with_rules(rules),
                    curvature, autotune, check_dtype(curvature_dtype), limits, check_verify(verify),
                    replace(check_chosen(quantities), groups=check_groups(groups)), joint_bias,
-                   check_clipping(clipping))
+                   check_clipping(clipping), check_dynamic(dynamic))
 
 
 def check_groups(groups: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -96,6 +101,25 @@ def check_groups(groups: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
                                   f"a name that is a text; not {given!r}")
         found.append((name, tuple(listed)))
     return tuple(found)
+
+
+def check_dynamic(dynamic: Any) -> Dynamic:
+    """The axes of each tensor, if they are named."""
+    if dynamic is None or dynamic is False:
+        return False if dynamic is False else None
+    if not isinstance(dynamic, Mapping) or not dynamic:
+        raise OptionTypeError("dynamic must be a dict from names of the batch's tensors to their axes of one length, "
+                              f"{{'x': [1], 'y': [1]}}, None or False, not {dynamic!r}")
+    for name, axes in dynamic.items():
+        if not isinstance(name, str) or not isinstance(axes, list | tuple) or not axes or not all(
+                isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
+            raise OptionTypeError(f"dynamic[{name!r}] must be a list of axes, such as [1], under the name of one of "
+                                  f"the batch's tensors; not {axes!r}")
+    wrong = [f"{name!r}: {axis}" for name, axes in dynamic.items() for axis in axes if axis < 1]
+    if wrong:
+        raise OptionError(listing("the first axis counts the samples, of which a program serves any number; dynamic "
+                                  "takes axes from 1 on:", wrong))
+    return tuple((name, tuple(dict.fromkeys(axes))) for name, axes in dynamic.items())
 
 
 def check_clipping(style: Any) -> str:

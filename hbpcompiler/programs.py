@@ -44,6 +44,7 @@ from hbpcompiler.errors import (
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.into import Into
+from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import QUANTITIES
@@ -60,11 +61,12 @@ class Programs:
         self._unused: set[str] = set()
         self._last: tuple[State, Built] | None = None
         self._uses = itertools.count(1)
+        self._lengths = Lengths(self)
 
     def _program(self, batch: Batch, brought: Brought = Brought()) -> tuple[State, Built]:  # noqa: B008  # a constant
         """The program for this batch in Python's present state, and that state; a new one is planned for `brought`."""
         state = self._guards.current()
-        built = _serving(state, batch)
+        built = _serving(state, batch) or self._lengths.known(state, batch)
         if built is None:
             with TRACING:
                 state, built = self._make(batch, brought)
@@ -75,7 +77,7 @@ class Programs:
     def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
         state = self._guards.current()
-        built = _serving(state, batch)
+        built = _serving(state, batch) or self._lengths.serving(state, batch)
         if built is None:
             check_model(self.model, self.loss)
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
@@ -87,6 +89,7 @@ class Programs:
             self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
             _warn_if_indefinite(built.draft.plan, self.loss)
             _warn_of_hooks(self)
+            built = self._lengths.declared(state, built, batch)
         return state, built
 
     def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
@@ -158,11 +161,12 @@ class Programs:
 
     def _tensors(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""
-        if id(built) not in state.arguments:
+        known, _ = state.arguments.get(id(built), (None, None))
+        if known is not built:
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             held = {name: state.tensor(place).detach() for name, place in built.places.items()}
-            state.arguments[id(built)] = {**own, **built.constants, **loss_tensors(self.loss), **held}
-        return state.arguments[id(built)]
+            state.arguments[id(built)] = built, {**own, **built.constants, **loss_tensors(self.loss), **held}
+        return state.arguments[id(built)][1]
 
     def _current(self) -> Built:
         return self._program_used()[1]

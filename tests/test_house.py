@@ -15,7 +15,7 @@ from hbpcompiler import codegen
 ROOT = Path(__file__).parents[1]
 FOLDERS = {package.__name__: Path(package.__path__[0]) for package in (hbpcompiler, hbpcompiler.rules, codegen)}
 """Where the packages lie: in the source side by side, in a wheel one within the other."""
-STAGES = ["trace", "match", "plan", "derive", "optimise"]
+STAGES = ["trace", "match", "plan", "derive", "optimise", "lengths"]
 SHARED = ["routes", "program", "cost", "tune"]
 RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"}
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
                               *(f"compiler.{name}" for name in ("match", "routes", "cost", "program"))},
     "compiler.derive": TERMS | {"arguments", "compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
     "compiler.optimise": {"limits", "compiler.program", "compiler.cost"},
+    "compiler.lengths": TERMS | {"compiler.match", "compiler.program"},
     "codegen": {"rule", "quantities", "arguments", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler.prove": TERMS | {"rules.shared", "arguments", "options", "reference", "values", "compiler.match",

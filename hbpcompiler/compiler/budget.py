@@ -8,12 +8,13 @@ reason to refuse what still fits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.cost.decisions import Decisions
+from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
 from hbpcompiler.compiler.cost.free_memory import free_bytes
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
@@ -33,8 +34,14 @@ class Draft:
     code: str
     memory: MemoryModel
     cost: ProgramCost
-    written: Callable[[fx.Graph], str]
-    """The file's text for a rewritten graph."""
+    written: Callable[..., str]
+    """The file's text for a rewritten graph, and perhaps more lines at its head."""
+    decisions: Decisions = field(default_factory=Decisions)
+    """What was decided by size, for the same plan at another length."""
+    resources: Resources = UNLIMITED
+    """What it was planned with."""
+    length: int | None = None
+    """T, where the program serves any: memory and cost are for this one."""
 
 
 @dataclass(frozen=True)

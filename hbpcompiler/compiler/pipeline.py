@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hbpcompiler import schemes
 from hbpcompiler.arguments import Brought
 from hbpcompiler.codegen import emit, load, naming
 from hbpcompiler.compiler.budget import Draft, within_budget
+from hbpcompiler.compiler.cost.decisions import Decisions, written_down
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
@@ -66,6 +67,7 @@ from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedError
+from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
@@ -98,6 +100,10 @@ class Built:
     sizes: Sizes
     """The batch sizes that it serves."""
     backend: str
+    as_values: frozenset[str] = frozenset()
+    """Parameters that had to be matched as values."""
+    whole: Built | None = None
+    """The program for any length, of which this is what it is at one."""
     used: int = 0
     """The number of the call that used it last."""
     proven: set[bool] = field(default_factory=set)
@@ -124,8 +130,10 @@ class Built:
     @cached_property
     def by_sample(self) -> tuple[Any, list[str]]:
         """The same program, but that it draws by sample (see `program.by_sample`), and what it draws otherwise."""
+        if self.whole is not None:
+            return self.whole.by_sample
         graph, left = self._by_sample
-        return _loaded(self.draft.written(graph), self.backend)[0], left
+        return loaded(self.draft.written(graph), self.backend)[0], left
 
     @cached_property
     def _by_sample(self) -> tuple[fx.Graph, list[str]]:
@@ -145,7 +153,7 @@ class Built:
             if len(self._adding) >= KEPT_ADDING:
                 self._adding.pop(next(iter(self._adding)))
             graph = self._by_sample[0] if by_sample else self.draft.graph
-            self._adding[key] = _loaded(self.draft.written(adding(graph, slots, same, triangles)), self.backend)[0]
+            self._adding[key] = loaded(self.draft.written(adding(graph, slots, same, triangles)), self.backend)[0]
         return self._adding[key]
 
     def is_proven(self, samples: int) -> bool:
@@ -179,17 +187,18 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
           brought: Brought = Brought()) -> Built:  # noqa: B008  # a constant
     """All stages, from a batch to a loaded program. `places` says where constants lie in Python's state."""
     seconds = Seconds()
-    traced = _traced(model, loss, batch, options, seconds, answers)
+    traced = traced_for(model, loss, batch, options, seconds, answers)
     fields = naming.output_fields(traced.returned)
-    matched, losses, draft = _drafted(traced, fields, batch, options, seconds, brought)
+    matched, losses, draft, as_values = _drafted(traced, fields, batch, options, seconds, brought)
     with seconds.stage("load"):
-        program, path = _loaded(draft.code, options.backend)
+        program, path = loaded(draft.code, options.backend)
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, program,
-                 seconds, traced.sizes, options.backend, proven={True, False} if options.verify is False else set())
+                 seconds, traced.sizes, options.backend, as_values,
+                 proven={True, False} if options.verify is False else set())
 
 
-def _loaded(code: str, backend: str) -> tuple[Any, Path]:
+def loaded(code: str, backend: str) -> tuple[Any, Path]:
     """The program of a text, prepared by the backend, and its file."""
     program, path = load.program(code)
     if backend == "torchscript":
@@ -202,7 +211,7 @@ def _loaded(code: str, backend: str) -> tuple[Any, Path]:
     return program, path
 
 
-def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
+def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
             answers: Answers | None) -> Traced:
     with seconds.stage("export"):
         streams = {stream for name in options.quantities for stream in QUANTITIES[name].streams}
@@ -215,9 +224,9 @@ def _traced(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options
 
 
 def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options,
-             seconds: Seconds, brought: Brought) -> tuple[Matched, list[LossCheck], Draft]:
+             seconds: Seconds, brought: Brought) -> tuple[Matched, list[LossCheck], Draft, frozenset[str]]:
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
-    closings = Closings(options.quantities, options.chosen, partial(schemes.kept, options.curvature))
+    closings = closings_for(options)
     device, dtype = batch.tensors[0].device, traced.graph.dtype
     limits = options.limits or measured_limits(device, dtype)
     resources = Resources(measured_machine(device, dtype), limits)
@@ -226,22 +235,33 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         check_target_dtypes(traced.graph, batch)
     while True:
         with seconds.stage("match"):
-            matched = match(traced, options.registry, closings, as_values, naming.value_names, limits,
-                            options.backend != "torchscript")
-            check_promise("match", check_matched(matched))
+            matched = matched_for(traced, options, as_values, limits)
             _check_chosen(matched, options)
         refuse_scale(matched.ending, options.quantities)
         refuse_losses(matched.ending, matched.rules, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
-        drafting = _Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought)
+        drafting = Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought)
         try:
             draft = within_budget(drafting.draft, resources, options.memory_budget, batch.samples, device)
-            return matched, losses, draft
+            return matched, losses, draft, as_values
         except UsesNotJoinedError as error:
             if error.parameters <= as_values:
                 raise
             as_values |= error.parameters
+
+
+def closings_for(options: Options) -> frozenset[Closing]:
+    """What the quantities need at parameters."""
+    return Closings(options.quantities, options.chosen, partial(schemes.kept, options.curvature))
+
+
+def matched_for(traced: Traced, options: Options, as_values: frozenset[str], limits: Limits) -> Matched:
+    """A traced model, matched."""
+    matched = match(traced, options.registry, closings_for(options), as_values, naming.value_names, limits,
+                    options.backend != "torchscript")
+    check_promise("match", check_matched(matched))
+    return matched
 
 
 def _check_chosen(matched: Matched, options: Options) -> None:
@@ -260,7 +280,7 @@ def _check_chosen(matched: Matched, options: Options) -> None:
 
 
 @dataclass(frozen=True)
-class _Drafting:
+class Drafting:
     """The stages from the plan to the file's text."""
 
     model: nn.Module
@@ -273,16 +293,27 @@ class _Drafting:
     brought: Brought
 
     def draft(self, resources: Resources) -> Draft:
-        with self.seconds.stage("plan"):
-            planned = plan(self.matched, self.closings, self.options, resources, self._has_onednn,
-                           self._race if self.options.autotune else unraced)
-            check_promise("plan", check_plan(planned, self.matched, self.closings))
+        with written_down() as decisions:
+            program, planned = self.program(resources)
+        with self.seconds.stage("emit"):
+            return self._emitted(program, planned, resources, decisions)
+
+    def program(self, resources: Resources) -> tuple[Program, Plan]:
+        """Planned, derived and optimised."""
+        planned = self.planned(resources)
         with self.seconds.stage("derive"):
             program = derive(self.matched, planned)
         with self.seconds.stage("optimise"):
             self._optimise(program, planned, resources)
-        with self.seconds.stage("emit"):
-            return self._emitted(program, planned, resources)
+        return program, planned
+
+    def planned(self, resources: Resources) -> Plan:
+        """The plan."""
+        with self.seconds.stage("plan"):
+            found = plan(self.matched, self.closings, self.options, resources, self._has_onednn,
+                         self._race if self.options.autotune else unraced)
+            check_promise("plan", check_plan(found, self.matched, self.closings))
+        return found
 
     @property
     def _has_onednn(self) -> bool:
@@ -302,7 +333,7 @@ class _Drafting:
         except BrokenProgramError as error:
             check_promise("optimise", [str(error)])
 
-    def _emitted(self, program: Program, planned: Plan, resources: Resources) -> Draft:
+    def _emitted(self, program: Program, planned: Plan, resources: Resources, decisions: Decisions) -> Draft:
         graph, options = self.matched.graph, self.options
         scheme = [f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."]
         header = emit.Header(
@@ -316,9 +347,14 @@ class _Drafting:
                    *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
-        written = partial(emit.emit, header=header, inputs=inputs, outputs=self.fields, limits=resources.limits)
+
+        def written(graph: fx.Graph, *more: str) -> str:
+            head = replace(header, notes=[*header.notes, *more])
+            return emit.emit(graph, head, inputs, self.fields, limits=resources.limits)
+
         code = written(program.graph)
         memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph),
                              self.brought)
         return Draft(planned, program.graph, code, memory,
-                     ProgramCost(program.graph, graph, resources.machine, resources.limits), written)
+                     ProgramCost(program.graph, graph, resources.machine, resources.limits), written, decisions,
+                     resources)

@@ -28,8 +28,8 @@ class State:
         self.surroundings = surroundings
         self.programs = programs
         """Those traced under states equal to this one."""
-        self.arguments: dict[Any, dict[str, Tensor]] = {}
-        """By program, the tensors that it reads; the same until something moves."""
+        self.arguments: dict[int, tuple[Any, dict[str, Tensor]]] = {}
+        """By a program's id, the program and the tensors that it reads; the same until something moves."""
 
     @property
     def autocast(self) -> bool:

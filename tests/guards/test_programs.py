@@ -136,7 +136,7 @@ def test_torchs_own_draws_are_followed():
 
 def test_the_programs_used_last_are_kept():
     model = nn.Sequential(nn.Linear(3, 2), nn.Flatten(2), nn.AdaptiveAvgPool1d(2), nn.Flatten()).double()
-    compiled = hbp.compile(model, quantities=["grad"], limits=hbp.Limits(kept_programs=2), verify=False)
+    compiled = hbp.compile(model, quantities=["grad"], limits=hbp.Limits(kept_programs=2), verify=False, dynamic=False)
 
     def of(length):
         compiled(torch.randn(4, length, 3, dtype=torch.float64), torch.tensor([0, 3, 2, 1]).clamp(max=2 * length - 1))

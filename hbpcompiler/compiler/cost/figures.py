@@ -13,6 +13,7 @@ from typing import Any
 
 import sympy
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
@@ -129,4 +130,4 @@ def chunk_length(bytes_each: int, resources: Resources) -> int:
     """How many items, `bytes_each` big, make a chunk that stays in cache (and in the memory for temporaries)."""
     cache, allowed = resources.limits.cache_bytes, resources.temporaries
     limit = cache if allowed is None else min(cache, allowed)
-    return max(1, limit // max(1, bytes_each))
+    return decided("chunk", lambda: max(1, limit // max(1, bytes_each)))

@@ -50,10 +50,11 @@ class MemoryModel:
 
     def __init__(self, code: str, graph: Graph, allowance: float = DEFAULT_LIMITS.allowance,
                  program: fx.Graph | None = None, helpers: Mapping[str, Callable[..., Any]] | None = None,
-                 brought: Brought = Brought()) -> None:  # noqa: B008  # a constant
-        """`helpers` take the place of the file's own, by name: those that know what to do without memory."""
+                 brought: Brought = Brought(), growth: float = 1.0) -> None:  # noqa: B008  # a constant
+        """`helpers` take the place of the file's own, by name: those that know what to do without memory. `growth`:
+        how many times as large as the program's shapes say its tensors may be, as they may at another length."""
         self.code, self.graph, self.allowance, self.program, self.brought = code, graph, allowance, program, brought
-        self.helpers = dict(helpers or {})
+        self.helpers, self.growth = dict(helpers or {}), growth
         self._others: dict[Brought, MemoryModel] = {brought: self}
         self._forward: Callable[..., Any] | None = None
         self._known: dict[int, int] = {}
@@ -62,7 +63,8 @@ class MemoryModel:
     def of(self, brought: Brought) -> MemoryModel:
         """The same for calls that bring these arguments."""
         if brought not in self._others:
-            other = MemoryModel(self.code, self.graph, self.allowance, self.program, self.helpers, brought)
+            other = MemoryModel(self.code, self.graph, self.allowance, self.program, self.helpers, brought,
+                                self.growth)
             self._others[brought] = other
             other._others = self._others
         return self._others[brought]
@@ -98,7 +100,7 @@ class MemoryModel:
             return False
         if batch not in self._known and self.program is not None and not self._brings_vectors:
             if batch not in self._together:
-                self._together[batch] = int(self.allowance * together(self.program, batch))
+                self._together[batch] = int(self.growth * self.allowance * together(self.program, batch))
             if self._together[batch] <= size:
                 return False
         return self.peak(batch) > size

@@ -12,6 +12,7 @@ import operator
 import torch
 from torch import fx
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS, by_places
 from hbpcompiler.compiler.program.meta import Role
@@ -60,7 +61,7 @@ def _add_product(graph: fx.Graph, node: fx.Node) -> None:
 def _is_large(node: fx.Node, large: int) -> bool:
     """Columns, or products of columns: at least [N, K, z]. Or what a large weight's closings are made of."""
     shape = meta.shape(node) or ()
-    return len(shape) >= 3 or meta.numbers(shape) >= large
+    return len(shape) >= 3 or decided("in place", lambda: meta.numbers(shape) >= large)
 
 
 def _root(node: fx.Node) -> fx.Node | None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
@@ -53,7 +54,8 @@ def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int, machine: Ma
         return
     made = meta.length_at(shapes[1][0 if node.target is F.linear else 1], chunk)
     lengths = [meta.length_at(each, chunk) for each in shapes[0]]
-    if math.prod(lengths) * made < least or (_is_turned(x) and not _is_worth_a_copy(lengths, made, machine)):
+    if decided("not oneDNN", lambda: math.prod(lengths) * made < least or (
+            _is_turned(x) and not _is_worth_a_copy(lengths, made, machine))):
         return
     with graph.inserting_before(node):
         weight = right if node.target is F.linear else transposed(graph, node, right)
@@ -90,5 +92,5 @@ def _replace_gram(node: fx.Node, least: int, chunk: int) -> None:
     assert isinstance(samples, int)
     lengths = [meta.length_at(each, samples) for each in meta.shape(x) or ()]
     floats = meta.dtype(x) is meta.dtype(node) is torch.float32
-    if floats and lengths and math.prod(lengths) * lengths[axis] >= least:
+    if floats and lengths and decided("oneDNN", lambda: math.prod(lengths) * lengths[axis] >= least):
         node.target = OF_ONEDNN[node.target]

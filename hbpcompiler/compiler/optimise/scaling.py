@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
@@ -34,8 +35,8 @@ def _divide_operand(graph: fx.Graph, node: fx.Node) -> bool:
     if product is None:
         return False
     operands = _operands(product)
-    smallest = min(operands, key=_size)
-    if 2 * _size(smallest) > _size(product):
+    smallest = operands[decided("smallest", lambda: min(range(len(operands)), key=lambda each: _size(operands[each])))]
+    if decided("not divided before", lambda: 2 * _size(smallest) > _size(product)):
         return False
     with graph.inserting_before(product):
         scaled = graph.call_function(operator.truediv, (smallest, node.args[1]))

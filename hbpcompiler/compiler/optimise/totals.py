@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import (
     GROWING,
@@ -86,7 +87,7 @@ def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> N
         call = LoopCall.of(node)
         for total in call.totals:
             begun, users = total.outer, list(total.inner.users)
-            fresh = begun.target == "new_zeros" and len(begun.users) == 1 and _numbers(begun) >= large
+            fresh = begun.target == "new_zeros" and len(begun.users) == 1 and _are_many(begun, large)
             if not fresh or len(users) != 1 or users[0].target not in WRITES or users[0].args[0] is not total.inner:
                 continue
             (addition,) = users
@@ -97,8 +98,8 @@ def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> N
                 begun.target = "new_empty"
 
 
-def _numbers(node: fx.Node) -> int:
-    return meta.numbers(meta.shape(node) or ())
+def _are_many(node: fx.Node, large: int) -> bool:
+    return decided("write first", lambda: meta.numbers(meta.shape(node) or ()) >= large)
 
 
 def _scale_gram(graph: fx.Graph, product: fx.Node, divisor: Any) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.joint import OF_OPERAND, Joint, site_with_one, with_one
 from hbpcompiler.compiler.plan.precision import Precision
@@ -122,7 +123,7 @@ def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | N
         return False
     largest = max(math.prod(op.shape(slot)) for slot in op.sampled())
     long = len(window.size) > 1 and min(window.size[-2:]) > limits.native_kernel_length
-    return largest > limits.native_image_numbers or long
+    return decided("kernel for columns", lambda: largest > limits.native_image_numbers or long)
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.closings import site_of
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
@@ -55,7 +56,8 @@ class Local:
         if found is None:
             return None
         smaller = [step for step in found.steps if isinstance(step, Own)]
-        return found if _numbers(smaller) < self.resources.limits.neighbourhood_work * _numbers(own) else None
+        work = self.resources.limits.neighbourhood_work
+        return found if decided("local", lambda: _numbers(smaller) < work * _numbers(own)) else None
 
     def _by_positions(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
         """The tail by positions; None where something else than windows and elementwise operations is on the way."""
@@ -71,13 +73,13 @@ class Local:
                    for value in (operation.output, *operation.tensors.values()) if value.batched)
         allowed = self.resources.temporaries
         each = most * channels * self.itemsize
-        if allowed is not None and each > allowed:
+        if decided("not local", lambda: allowed is not None and each > allowed):
             return None  # a tail of whole images can go by fewer columns at a time
         recycled = self.resources.limits.recycled_bytes
-        chunk = max(1, (recycled if allowed is None else min(recycled, allowed)) // each)
-        samples = max(1, chunk // positions)
+        chunk = decided("chunk", lambda: max(1, (recycled if allowed is None else min(recycled, allowed)) // each))
+        samples = decided("chunk", lambda: max(1, chunk // positions))
         steps = tuple(self._step(step, smaller[step.operation.name], local, chunk, positions) for step in _joined(own))
-        chunk = min(chunk, samples * positions)
+        chunk = decided("chunk", lambda: min(chunk, samples * positions))
         return LocalTail(local, (start,), steps, samples, channels, widen, tuple(sizes), chunk, places,
                          self._cleared(own), limit="neighbourhood_work")
 

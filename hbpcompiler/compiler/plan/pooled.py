@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import number
 from hbpcompiler.compiler.plan.steps import Close, Pull, Step
 from hbpcompiler.compiler.routes import (
@@ -93,7 +94,7 @@ def _closings(step: Close, found: Scattered, static: Callable[[Operation], Op]) 
                                      resources=replace(resources, machine=blas))
     choices, others = choose(site, squares), choose(step.site, squares)
     ours, theirs = seconds(site, choices) + _surcharge(site, choices), seconds(step.site, others)
-    if ours >= resources.limits.pooled_time * theirs:
+    if decided("not pooled", lambda: ours >= resources.limits.pooled_time * theirs):
         return [step]
     pooled = replace(step, site=site, contraction=contraction, choices=choices, pooled=True)
     rest = kinds - squares

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.arrivals import Arrival, live, makes, reads
 from hbpcompiler.compiler.plan.steps import (
@@ -59,16 +60,16 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
     batch = limits.typical_batch if allowed is None else resources.batch
-    if each * batch <= (limits.all_columns_bytes if allowed is None else allowed):
+    if decided("all columns", lambda: each * batch <= (limits.all_columns_bytes if allowed is None else allowed)):
         return list(steps)
     chunk = limits.all_columns_chunk_bytes
-    samples = max(1, (chunk if allowed is None else min(chunk, allowed)) // each)
+    samples = decided("chunk", lambda: max(1, (chunk if allowed is None else min(chunk, allowed)) // each))
     limit = "all_columns_bytes" if allowed is None else ""
     outside = [step for step in steps[first:] if not _travels(step)]
     if not kept & PAIRED:
         return [*steps[:first], *outside, _chunked(inside, samples, limit)]
     added, paired = (_only(inside, which) for which in (lambda kinds: kinds - PAIRED, lambda kinds: kinds & PAIRED))
-    block = max(1, (allowed or 0) // (2 * each))
+    block = decided("chunk", lambda: max(1, (allowed or 0) // (2 * each)))
     pairs = SamplePairs(tuple(_of_chunk(step, 2 * block) for step in paired), 2 * block)
     return [*steps[:first], *outside, *([_chunked(added, samples, limit)] if added else []), pairs]
 

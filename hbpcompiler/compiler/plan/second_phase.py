@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hbpcompiler import clipping
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.phases import AGAIN, KEPT, SecondPhase, SumEach, Total, Weigh, Weights
@@ -55,14 +56,14 @@ def with_second_phase(steps: Sequence[Step], totals: Sequence[Total], closings: 
     if not totals or not any(CLIPPED in closings_of(closings, key) for key in totals[0].parameters):
         return Planned(list(steps))
     uses = _uses(steps, {key for total in totals for key in total.parameters})
-    formed = _formed(steps, uses, resources)
+    formed = decided("formed", lambda: _formed(steps, uses, resources))
     steps = [_with_each(step, formed) for step in steps]
     left = {key: own for key, own in uses.items() if key not in formed}
     operations = {use.operation.name: use.operation for own in left.values() for use in own}
     kept_bytes = _bytes_of(operations.values(), next(iter(uses.values()))[0].site.itemsize)
     # Columns of parameters that are clipped one by one are weighed at once: nothing is kept.
     at_once = all(len(total.parameters) == 1 for total in totals)
-    way = KEPT if at_once or _fits(kept_bytes, resources) else AGAIN
+    way = KEPT if at_once or decided("kept", lambda: _fits(kept_bytes, resources)) else AGAIN
     seeded = {value.name for step in steps if isinstance(step, Seed) and step.piece.stream == GRADIENT
               for value in step.operation.tensors.values()}
     result = steps

@@ -15,7 +15,7 @@ from hbpcompiler.compiler.plan.steps import (
     SumEach,
     Tied,
 )
-from hbpcompiler.compiler.trace.graph import Graph, N
+from hbpcompiler.compiler.trace.graph import Graph, N, T
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import SUM
 
@@ -27,17 +27,19 @@ def _form(piece: Piece) -> str:
 
 
 def _polynomial(expression: Any) -> str:
-    """A polynomial in N with short coefficients."""
+    """A polynomial in N, and in T where lengths vary, with short coefficients."""
     expression = sympy.nsimplify(sympy.expand(expression)) if not isinstance(expression, int) else expression
     if not getattr(expression, "free_symbols", None):
         return _short(float(expression))
-    polynomial = sympy.Poly(expression, N) if expression.is_polynomial(N) else None
+    symbols = (N, T) if T in expression.free_symbols else (N,)
+    polynomial = sympy.Poly(expression, *symbols) if expression.is_polynomial(*symbols) else None
     if polynomial is None:
         return str(expression)
     parts = []
-    for (power,), coefficient in polynomial.terms():
-        symbol = "" if power == 0 else "N" if power == 1 else f"N^{power}"
-        parts.append(f"{_short(float(coefficient))} {symbol}".strip())
+    for powers, coefficient in polynomial.terms():
+        names = [f"{symbol}^{power}" if power > 1 else str(symbol)
+                 for symbol, power in zip(symbols, powers, strict=True) if power]
+        parts.append(" ".join([_short(float(coefficient)), *names]))
     return " + ".join(parts)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.arrivals import makes
 from hbpcompiler.compiler.plan.local import Local
@@ -91,14 +92,14 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     each = max(math.prod(value.sample_shape) for value in values) * itemsize
     vectors_only = all(len(value.sample_shape) <= 1 for value in values)
     limits, allowed = resources.limits, resources.temporaries
-    fits = allowed is None or each * piece.columns * resources.batch <= allowed
-    is_small = each * piece.columns <= most_bytes(vectors_only, limits)
+    fits = decided("fits", lambda: allowed is None or each * piece.columns * resources.batch <= allowed)
+    is_small = decided("small", lambda: each * piece.columns <= most_bytes(vectors_only, limits))
     if is_small and fits:
         return _late_tail(piece, starts, own, itemsize, resources, pools)
     chunk = limits.vector_chunk_bytes if vectors_only else limits.recycled_bytes
     limit = chunk if allowed is None else min(chunk, allowed)
-    samples = max(1, limit // (each * piece.columns))
-    chunks = 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each))
+    samples = decided("chunk", lambda: max(1, limit // (each * piece.columns)))
+    chunks = decided("chunks", lambda: 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each)))
     columns = math.ceil(piece.columns / chunks)
     limit_met = "" if is_small else "vector_bytes" if vectors_only else "spatial_bytes"
     if birth is not None:
@@ -136,14 +137,18 @@ def _late_tail(piece: Piece, starts: Sequence[Value], own: Sequence[Own], itemsi
         if not isinstance(step, Pull):
             continue
         value, start, rest = step.operation.tensors[step.slot], step.operation.output, own[index:]
-        each = math.prod(value.sample_shape) * itemsize * piece.columns
-        if each * limits.typical_batch > limits.recycled_bytes and _enters_at(start, starts, own[:index], rest) and (
-                start.name, piece.name) not in pools:
-            samples = max(1, limits.late_chunk_bytes // each)
+        samples = _late_chunk(math.prod(value.sample_shape) * itemsize * piece.columns, limits)
+        if samples and _enters_at(start, starts, own[:index], rest) and (start.name, piece.name) not in pools:
             tail = Tail(piece, (start,), _in_chunks(rest, samples, piece.columns), samples, piece.columns,
                         limit="recycled_bytes")
             return tail, rest
     return None
+
+
+def _late_chunk(each: int, limits: Limits) -> int:
+    """Samples in a chunk where one has so many bytes; 0 where the whole batch of them is not large."""
+    large = decided("late", lambda: each * limits.typical_batch > limits.recycled_bytes)
+    return decided("chunk", lambda: max(1, limits.late_chunk_bytes // each)) if large else 0
 
 
 def _enters_at(start: Value, starts: Sequence[Value], before: Sequence[Own], rest: Sequence[Own]) -> bool:

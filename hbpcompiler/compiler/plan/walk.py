@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from hbpcompiler import schemes
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.endings import is_positive
@@ -242,7 +243,8 @@ class Walk(Outputs):
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
         columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
         size, vectors_only = self.largest[value.name]
-        return columns * size * self.itemsize > most_bytes(vectors_only, self.resources.limits)
+        most = most_bytes(vectors_only, self.resources.limits)
+        return decided("many columns", lambda: columns * size * self.itemsize > most)
 
     def _sampled(self, value: Value, piece: Piece) -> Piece:
         """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""

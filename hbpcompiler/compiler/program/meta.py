@@ -8,6 +8,7 @@ shape and dtype, what makes several has their number, and all else is marked as 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -264,9 +265,29 @@ def numbers(lengths: Shape) -> int:
     return math.prod(int(length) for length in lengths if length.isdigit())
 
 
+FORMULA = re.compile(r"(\w+)⟨([^⟩]*)⟩")
+"""Of a length that is what T makes of it, where a program serves any T: what it is at the first T, and the formula."""
+
+
+def with_formula(number: int, formula: str) -> str:
+    """A number in a length, and what makes it of T: for comments."""
+    return f"{number}⟨{formula}⟩"
+
+
+def shown(text: str) -> str:
+    """A text with formulas in the place of the numbers that they made at the first T."""
+    return FORMULA.sub(r"\2", text) if "⟨" in text else text
+
+
+def at_first(length: str) -> str:
+    """A length at the first T."""
+    return FORMULA.sub(r"\1", length) if "⟨" in length else length
+
+
 def length_at(length: str, size: int) -> int:
-    """An axis's length where the batch, or the chunk, is of this size, and each chunk around it of one sample."""
-    terms = [term.split("*") for term in length.split(" + ")]
+    """An axis's length where the batch, or the chunk, is of this size, and each chunk around it of one sample; at the
+    first T."""
+    terms = [term.split("*") for term in at_first(length).split(" + ")]
     own = next((symbol for symbol in OWN if any(symbol in term for term in terms)), "")
     total = 0
     for term in terms:

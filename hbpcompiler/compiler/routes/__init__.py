@@ -11,6 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hbpcompiler.compiler.cost.decisions import (
+    OtherDecisionsError,
+    apart,
+    are_followed,
+    decided,
+)
 from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.by_index import RowsByIndex
@@ -108,7 +114,19 @@ def covers(site: Site, kinds: frozenset[str]) -> Iterator[tuple[Choice, ...]]:
 
 def choose(site: Site, kinds: frozenset[str]) -> tuple[Choice, ...]:
     """The cheapest set of routes that gives all closings and keeps to the memory for temporaries, if one does."""
-    return _chosen(site, kinds)
+    cheapest = decided("routes", lambda: _chosen(site, kinds))
+    if not are_followed():
+        return cheapest
+    with apart():
+        return tuple(_again(site, choice) for choice in cheapest)
+
+
+def _again(site: Site, choice: Choice) -> Choice:
+    """A choice that was made at another length. Raises OtherDecisionsError where the route cannot serve this one."""
+    route, kinds = choice.route, choice.kinds
+    if not (route.serves(site) and kinds <= route.closes(site)):
+        raise OtherDecisionsError(f"the route '{route.name}' cannot serve every length")
+    return Choice(route, kinds, route.cost(site, kinds))
 
 
 @lru_cache(maxsize=4096)  # layers that are alike, and drafts under a memory budget, ask again

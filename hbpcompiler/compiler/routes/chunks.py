@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.histograms import add_histograms
@@ -171,6 +172,7 @@ class NativeProduct(ChunkedProduct):
 
 def _columns_at_once(site: Site, each: int) -> int:
     """Columns per chunk of one sample, whose products have so many bytes each."""
-    if each >= site.resources.limits.one_by_one_bytes and not site.signed:
+    if decided("one by one", lambda: each >= site.resources.limits.one_by_one_bytes and not site.signed):
         return 1
-    return min(site.columns, chunk_length(each, site.resources))
+    some = chunk_length(each, site.resources)
+    return some if decided("some columns", lambda: some < site.columns) else site.columns

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.kernels import add_gram_, add_products_of_pairs_
 from hbpcompiler.compiler.program.writer import Part, Writer
@@ -72,8 +73,10 @@ class PairsOfPositions(Route):
     limits: tuple[str, ...] = ("cache_bytes",)
 
     def applies(self, site: Site) -> bool:
-        few = not site.has_positions or site.size("p") <= MOST_POSITIONS
-        return site.form == COLUMNS and site.has_operand and not site.shared and few
+        return self.serves(site) and (not site.has_positions or site.size("p") <= MOST_POSITIONS)
+
+    def serves(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and not site.shared
 
     def _numbers(self, site: Site) -> int:
         """Of a tile of the matrix."""
@@ -125,7 +128,7 @@ class PartsOfProduct(Route):
 
     def _letter(self, site: Site) -> str:
         """The letter of the columns' entries that is cut: the longest one."""
-        return max(site.own, key=site.size, default="")
+        return decided("letter", lambda: max(site.own, key=site.size, default=""))
 
     def _chunk(self, site: Site) -> int:
         """How many of these at a time."""
@@ -137,7 +140,8 @@ class PartsOfProduct(Route):
         each = batch * site.columns * site.itemsize * site.size(site.theta) // site.size(letter)
         allowed = resources.temporaries
         limit = resources.limits.recycled_bytes // 2
-        return min(site.size(letter), max(1, (limit if allowed is None else min(limit, allowed)) // max(1, each)))
+        return decided("chunk", lambda: min(
+            site.size(letter), max(1, (limit if allowed is None else min(limit, allowed)) // max(1, each))))
 
     def _samples(self, site: Site) -> int | None:
         """For how many samples an operand is made at a time, where the memory is limited; None: for all."""
@@ -145,7 +149,7 @@ class PartsOfProduct(Route):
         if allowed is None or not site.formed or self._letter(site) in site.letters[1]:
             return None
         each = site.itemsize * (site.size(site.letters[1]) + site.columns * site.size(site.letters[0]))
-        return max(1, allowed // each)
+        return decided("chunk", lambda: max(1, allowed // each))
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         letter, chunk, (_, right, result) = self._letter(site), self._chunk(site), site.letters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.site import (
@@ -37,7 +38,10 @@ class SquaresByPairs(Route):
     limits: tuple[str, ...] = ("recycled_bytes",)
 
     def applies(self, site: Site) -> bool:
-        return site.form == COLUMNS and site.has_operand and is_plain(site) and 1 < site.size("p") <= MOST
+        return self.serves(site) and site.size("p") <= MOST
+
+    def serves(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and is_plain(site) and site.size("p") > 1
 
     @staticmethod
     def _pairs(site: Site) -> int:
@@ -51,7 +55,7 @@ class SquaresByPairs(Route):
         room = site.resources.limits.recycled_bytes
         if site.resources.temporaries is not None:
             room = min(room, site.resources.temporaries)
-        return max(1, int(room // self._each(site)))
+        return decided("chunk", lambda: max(1, int(room // self._each(site))))
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         pairs, size, each = self._pairs(site), site.size(site.theta), self._each(site)

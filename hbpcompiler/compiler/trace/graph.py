@@ -14,6 +14,9 @@ import torch
 N = sympy.Symbol("N", integer=True, positive=True)
 """The batch size, in every symbolic shape and cost."""
 
+T = sympy.Symbol("T", integer=True, positive=True)
+"""The length of axes that may have any (see `any_length`), in costs and comments; in a graph it is a number."""
+
 Shape = tuple[Any, ...]
 """Numbers, and expressions in N where a length depends on the batch."""
 
