@@ -115,7 +115,8 @@ def test_the_page_says_who_is_ahead():
     assert "None is ahead of it by time on 1 of the 1 tasks (LogReg on digits)" in text
     assert "KFAC is where Adam is after 2 epochs in 1 of them (in 4 of 4 seeds in fewer)" in text
     assert "its epoch takes 3.0 times Adam's, so that it needs 1.50 of Adam's time" in text
-    assert "λ 1 ✓ (7/30)" in text
+    assert "λ 1 ✓ (7/30; 4)" in text
+    assert "of 18 steps, 4 seeds: medians" in text
     assert "| Momentum | 2 [2, 2] | 2 [2, 2] | 50.0 % [50.0, 50.0] | not reached | 0 of 4 | 0.50 | |" in text
     assert "none of those with curvature comes to Adam's final training loss" in page.write([behind], {}, [])
     assert "No better at the end than before training: Momentum (4 of 4) seeds." in text

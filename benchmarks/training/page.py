@@ -77,8 +77,10 @@ def _head(notes: Sequence[str]) -> str:
         "constant damping, no momentum; a weight and its bias share a block. *KFAC, averaged, momentum 0.9* is "
         "`hbp.optim.KFAC` with averages of 0.95, an inverse every 5 steps and `norm_constraint=1e-2`; *KFAC, steps by "
         "its model* takes step and momentum from the quadratic model and adapts its damping, of which the first value "
-        "is tuned, with `least_damping=1e-3`; *without a bound*: with 1e-8. How to use them: [Training with "
-        "curvature](training.md).")
+        "is tuned, with `least_damping=1e-3`; *without a bound*: with 1e-8. *EKFAC* has the averages of the former. "
+        "*Sophia* and *AdaHessian* are rules of `hbp.optim.Diagonal`, *Block Newton* is `hbp.optim.BlockNewton` with "
+        "the GGN, *Newton* `hbp.optim.Newton` with all eigenvectors of the sampled GGN and a constant damping, or one "
+        "from the noise of slopes and curvatures. How to use them: [Training with curvature](training.md).")
     for note in notes:
         lines += textwrap.wrap(note, 119, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([*lines, ""])
@@ -172,7 +174,8 @@ def _settings(rows: Sequence[Row]) -> str:
     lines = ["## Best hyperparameters", ""]
     lines += paragraph(
         f"As the paper's Table 3: step size {ALPHA}, damping λ, momentum μ, Adam's β₁. ✓ or ✗: whether the setting is "
-        "inside its grid, or at an edge. In brackets: how many points of the grid were tried, of how many.")
+        "inside its grid, or at an edge. In brackets: how many points of the grid were tried, of how many; and with "
+        "how many other seeds the best one was run.")
     lines += ["| | " + " | ".join(row.title for row in rows) + " |", "|---|" + "---|" * len(rows)]
     for method in _methods(rows):
         cells = [_setting(row.outcomes.get(method)) for row in rows]
@@ -198,17 +201,21 @@ def point_text(point: Point) -> str:
 def _setting(outcome: Outcome | None) -> str:
     if outcome is None:
         return "-"
-    return f"{point_text(outcome.point)} {'✓' if outcome.interior else '✗'} ({outcome.tried}/{outcome.grid})"
+    inside, tried = "✓" if outcome.interior else "✗", f"{outcome.tried}/{outcome.grid}"
+    return f"{point_text(outcome.point)} {inside} ({tried}; {len(outcome.records)})"
 
 
 def _task(row: Row, picture: str | None) -> str:
     some = next(iter(row.outcomes.values()))
+    counts = sorted({len(outcome.records) for outcome in row.outcomes.values()})
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else (
+        f"{counts[0]} to {counts[-1]} seeds (the table above says of which optimizer)")
     lines = [f"## {row.title}", ""]
     if picture:
         lines += [f"![Losses and accuracies over epochs and over time: {row.title}]({picture})", ""]
     lines += paragraph(
         f"After {some.epochs} epochs of {len(ALL[row.task].data().train) // ALL[row.task].batch} steps, "
-        f"{len(some.records)} seeds: medians, in brackets quartiles. *Epochs*: until the training loss is where Adam's "
+        f"{seeds}: medians, in brackets quartiles. *Epochs*: until the training loss is where Adam's "
         "ends, the median over seeds; in how many seeds that is sooner. *Epoch*: what one takes, in Adam's; *time*: "
         "what these epochs take, in Adam's whole run.")
     lines += ["| | training loss | test loss | test accuracy | epochs | sooner | epoch | time |",
