@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING
 from hbpcompiler.into import Adds, Read, added_to, kept, with_tensors
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+from hbpcompiler.long_calls import announce
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
 from hbpcompiler.programs import Programs
 from hbpcompiler.result import Result
@@ -141,6 +143,7 @@ class Compiled(Programs):
             check_weighable(built.matched.ending, built.matched.rules)
         check_fits(built.draft.memory.of(brought), self.options.memory_budget, given.samples,
                    given.tensors[0].device, self.options.limits or DEFAULT_LIMITS)
+        self._announce(built, given)
         tensors = None if into is None else into.fitting(built, given.tensors[0], Read(
             self._tensors(state, built), given.tensors, beside))
         if keys is not None and given.samples and (built.draws or into is not None):
@@ -179,6 +182,18 @@ class Compiled(Programs):
         if not isinstance(result, Result) or not result.is_of(self.model):
             raise InputError("block_product takes a result that this compiled model returned")
         return block_product(result, name, vectors)
+
+    def _announce(self, built: Built, batch: Batch) -> None:
+        def other(quantities: Sequence[str], batch: Batch) -> float:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = self if tuple(quantities) == self.quantities else self._with(quantities=list(quantities))
+                last = made._last
+                cost = made._program(batch)[1].draft.cost
+                made._last = last
+            return sum(cost.seconds(batch.samples).values())
+
+        announce(built, batch, type(self.model).__name__, other)
 
     def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
         """A call's arguments, checked."""

@@ -95,6 +95,10 @@ class TotalWarning(UserWarning):
     """A total of a data set depends on how that is cut, cannot be resumed, or is of other numbers than the model's."""
 
 
+class LongCallWarning(UserWarning):
+    """A call is predicted to take long; it says so before it starts."""
+
+
 class MonitorWarning(UserWarning):
     """A monitor leaves something out; training goes on."""
 

@@ -37,6 +37,9 @@ class Limits:
     unchecked_bytes: int = limit(
         2**28, "bytes", "a call that is predicted to need no more is made without asking what is free")
 
+    announced_seconds: float = limit(
+        60, "seconds", "a call that is predicted to take longer says so before it starts, and shows how far it is")
+
     kept_programs: int = limit(
         64, "programs", "of one compiled model, for forms of a batch and states of Python; those used last are kept", 1)
 

@@ -46,6 +46,7 @@ from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.into import Into
 from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
+from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import QUANTITIES
 
@@ -106,7 +107,8 @@ class Programs:
             if into is not None:
                 run = built.that_adds(into.tensors, into.same, into.triangles, DRAW_KEYS in beside)
                 beside = {**beside, **into.arguments()}
-            return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
+            with shown(built, batch.samples) if run is built.run else contextlib.nullcontext():
+                return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
@@ -137,9 +139,13 @@ class Programs:
         """A proven program for batches like this one."""
         state, built = self._program(batch)
         if batch.samples and not built.is_proven(batch.samples):
+            self._announce(built, batch)
             with drawing(Draws.now(batch.tensors[0].device)):
                 beside = stand_ins(built.draft.graph, batch.samples, dict(self.model.named_parameters()))
                 self._first_run(state, built, batch, beside)
+
+    def _announce(self, built: Built, batch: Batch) -> None:
+        """Says before a long call how long it is predicted to take."""
 
     def _candidate(self, state: State, built: Built, beside: Mapping[str, Any] = MappingProxyType({})) -> Candidate:
         def run(batch: Batch, tensors: Mapping[str, Tensor] | None = None, **other: Any) -> Any:

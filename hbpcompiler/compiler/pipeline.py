@@ -109,6 +109,8 @@ class Built:
     proven: set[bool] = field(default_factory=set)
     """For batches of one sample (True), of several (False): code that goes another way for one, as squeeze() does,
     leaves no trace of it."""
+    announced: set[int] = field(default_factory=set)
+    """Batch sizes of which has been said that they take long."""
     _adding: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     """Programs that add to given tensors: by the slots, and whether they draw by sample."""
 

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.errors import CompileError, HbpError, IndefiniteCurvatureWarning, UnusedParametersWarning
+from hbpcompiler.errors import (
+    CompileError,
+    HbpError,
+    IndefiniteCurvatureWarning,
+    LongCallWarning,
+    UnusedParametersWarning,
+)
 from hbpcompiler.monitor.table import CONVEX, PAIR, Tracked
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.quantities import QUANTITIES as COMPILED
@@ -28,7 +34,7 @@ BATCH_NORM = "batch norm mixes samples while it trains: all but loss and grad_no
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, HbpError):
+    if isinstance(error, HbpError | LongCallWarning):
         return in_short(error)
     return f"it failed, which is a fault of this library ({type(error).__name__}: {in_short(error)})"
 
@@ -120,10 +126,12 @@ class Programs:
             self._one_by_one(names, batch, generator, error)
 
     def _first(self, names: tuple[str, ...], batch: Sequence[Any], generator: torch.Generator | None) -> Result:
-        """As `_call`, with the warnings of the program."""
+        """As `_call`, with the warnings of the program. LongCallWarning is raised: no step waits that long."""
         self.made += 1
         self._compiled[names] = compile_model(self.model, self.loss, names)
-        return self._compiled[names](*batch, generator=generator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", LongCallWarning)
+            return self._compiled[names](*batch, generator=generator)
 
     def _check(self, result: Result, indefinite: bool) -> None:
         """Leaves out what has a value but no meaning."""

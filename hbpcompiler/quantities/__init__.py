@@ -2,7 +2,7 @@
 
 from hbpcompiler.quantities.chosen import ALL, WITHOUT_VECTORS, Chosen, Closings, closings_of
 from hbpcompiler.quantities.quantity import BATCH, GROUP, PARAMETER, Closed, Quantity
-from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
+from hbpcompiler.quantities.table import QUANTITIES, SAMPLED, TABLE, closings_for
 from hbpcompiler.quantities.vocabulary import (
     ALONG,
     BASES,
@@ -115,6 +115,7 @@ __all__ = [
     "RESIDUAL",
     "RESIDUAL_MC",
     "ROWS",
+    "SAMPLED",
     "SPREAD",
     "SQUARES",
     "SUM",

@@ -176,6 +176,14 @@ TABLE: tuple[Quantity, ...] = (
 
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}
 
+SAMPLED: Mapping[str, str] = {
+    "diag_ggn": "diag_ggn_mc", "trace_ggn": "diag_ggn_mc", "diag_h": "diag_h_mc", "diag_h_split": "diag_h_mc",
+    "trace_h": "diag_h_mc", "sqrt_ggn": "sqrt_ggn_mc", "kflr": "kfac", "kflr_reduce": "kfac_reduce", "gram": "gram_mc",
+    "cross": "cross_mc", "project_ggn": "project_ggn_mc", "column_sum": "column_sum_mc",
+    "eigenvalues": "eigenvalues_mc",
+}
+"""Quantities that estimate, from sampled columns, what others say exactly."""
+
 
 def closings_for(names: tuple[str, ...]) -> frozenset[Closing]:
     """All closings that the named quantities need; DIAGONAL follows from POSITIVE and NEGATIVE where both are there."""

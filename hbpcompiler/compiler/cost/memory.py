@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class MemoryModel:
         self.code, self.graph, self.allowance, self.program, self.brought = code, graph, allowance, program, brought
         self.helpers, self.growth = dict(helpers or {}), growth
         self._others: dict[Brought, MemoryModel] = {brought: self}
-        self._forward: Callable[..., Any] | None = None
+        self._compiled: CodeType | None = None
         self._known: dict[int, int] = {}
         self._together: dict[int, int] = {}
 
@@ -72,19 +73,23 @@ class MemoryModel:
     def peak(self, batch: int) -> int:
         """Bytes that a call with so many samples allocates at most at once."""
         if batch not in self._known:
-            if self._forward is None:
-                namespace: dict[str, Any] = {"__name__": "hbpcompiler_memory", "range": _rounds}
-                exec(compile(self.code, "<generated>", "exec"), namespace)  # as `load` imports it
-                namespace |= self.helpers
-                self._forward = namespace["Program"]().forward
-            state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
-            data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
-            beside = {} if self.program is None else self._beside(self.program, batch, state)
-            with torch.no_grad(), Meter() as meter:
-                result = self._forward(state, *data, **beside)
-                self._known[batch] = int(self.allowance * meter.peak)
-            del result
+            meter = Meter()
+            self.run(batch, _rounds, meter)
+            self._known[batch] = int(self.allowance * meter.peak)
         return self._known[batch]
+
+    def run(self, batch: int, rounds: Callable[..., Iterable[int]], meter: Meter) -> None:
+        """The file on meta tensors, counted by a meter, with `rounds` in the place of its `range`."""
+        namespace: dict[str, Any] = {"__name__": "hbpcompiler_memory", "range": rounds}
+        if self._compiled is None:
+            self._compiled = compile(self.code, "<generated>", "exec")
+        exec(self._compiled, namespace)  # as `load` imports it
+        namespace |= self.helpers
+        state: Mapping[str, Tensor] = {value.key: meta(value, batch) for value in self.graph.state}
+        data: Sequence[Tensor] = [meta(value, batch) for value in self.graph.batch]
+        beside = {} if self.program is None else self._beside(self.program, batch, state)
+        with torch.no_grad(), meter:
+            namespace["Program"]().forward(state, *data, **beside)
 
     def _beside(self, program: fx.Graph, batch: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """What stands for the call's arguments."""

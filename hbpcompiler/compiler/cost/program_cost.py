@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.cost.meter import Counts, Meter
+from hbpcompiler.compiler.cost.quick import seconds_at_most
 from hbpcompiler.compiler.program import meta as node_meta
 from hbpcompiler.compiler.program.shapes import interpret, resized, stand_ins
 from hbpcompiler.compiler.program.writer import Loop
@@ -38,6 +39,18 @@ class ProgramCost:
         self.program, self.source, self.machine, self.limits = program, source, machine, limits
         self._meter = Meter(limits)
         self._known: dict[tuple[int, bool], dict[Place, tuple[Counts, int]]] = {}
+        self._short = 0
+        """The largest batch that is known to take no longer than the user is asked to wait without a word."""
+
+    def is_long(self, batch: int) -> bool:
+        """Whether a call with so many samples is predicted to take more than `Limits.announced_seconds`."""
+        most = self.limits.announced_seconds
+        if batch <= self._short:
+            return False
+        if seconds_at_most(self.program, batch, self.machine) > most and sum(self.seconds(batch).values()) > most:
+            return True
+        self._short = batch
+        return False
 
     def seconds(self, batch: int) -> dict[Place, float]:
         """Predicted time of each place at a batch size; their sum is the program's."""

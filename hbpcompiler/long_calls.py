@@ -1,0 +1,123 @@
+"""Calls that take long: what is said before they start, and what is shown while they run."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from tqdm import tqdm
+
+from hbpcompiler.callers import level_of_caller
+from hbpcompiler.compiler.cost.figures import DEFAULTS
+from hbpcompiler.compiler.cost.rounds import Reporting, rounds_of
+from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.errors import LongCallWarning, listing
+from hbpcompiler.quantities import SAMPLED
+
+IMAGE_AXES = 4
+"""Of a batch of images, the last two of which are height and width."""
+BAR = "{l_bar}{bar}| {elapsed}<{remaining}"
+
+Other = Callable[[Sequence[str], Batch], float]
+"""The predicted seconds of a call of the same model for these quantities, with another batch."""
+
+
+def announce(built: Built, batch: Batch, model: str, other: Other) -> None:
+    """Warns, once for each batch size, of a call that is predicted to take long, with what would take less."""
+    cost, quantities = built.draft.cost, built.draft.plan.quantities
+    if batch.samples in built.announced or not cost.is_long(batch.samples):
+        return
+    built.announced.add(batch.samples)
+    figures = "the default figures (`hbp tune` measures this machine)" if cost.machine in DEFAULTS else (
+        "figures that `hbp tune` measured")
+    head = (f"this call is predicted to take about {in_words(_seconds(built, batch.samples))}: "
+            f"{', '.join(quantities)} of {model}, N={batch.samples}, by {figures}. Predicted beside it:")
+    findings = [*_fewer(built, batch), *_sampled(quantities, batch, other), *_smaller(quantities, batch, other)]
+    warnings.warn(listing(head, findings or ["nothing that takes less"], "compiled.explain() says where the time goes; "
+                          "hbp.Limits(announced_seconds=...) from where on this is said"),
+                  LongCallWarning, stacklevel=level_of_caller())
+
+
+def _seconds(built: Built, samples: int) -> float:
+    return sum(built.draft.cost.seconds(samples).values())
+
+
+def _fewer(built: Built, batch: Batch) -> list[str]:
+    return [f"one sample: {in_words(_seconds(built, 1))}"] if batch.samples > 1 else []
+
+
+def _sampled(quantities: Sequence[str], batch: Batch, other: Other) -> list[str]:
+    """What the estimates of exact quantities take, where there are some."""
+    names = tuple(dict.fromkeys(SAMPLED.get(name, name) for name in quantities))
+    exact = [name for name in quantities if name in SAMPLED]
+    estimates = dict.fromkeys(SAMPLED[name] for name in exact)
+    seconds = _tried(other, names, batch) if exact else None
+    return [] if seconds is None else [f"{', '.join(estimates)}, sampled, in place of {', '.join(exact)}: "
+                                       f"{in_words(seconds)}"]
+
+
+def _smaller(quantities: Sequence[str], batch: Batch, other: Other) -> list[str]:
+    """What images of half the height and width take, where the model takes such."""
+    tensors = [tensor[..., ::2, ::2] if tensor.dim() == IMAGE_AXES else tensor for tensor in batch.tensors]
+    if all(small is tensor for small, tensor in zip(tensors, batch.tensors, strict=True)):
+        return []
+    seconds = _tried(other, quantities, replace(batch, tensors=tuple(tensors)))
+    return [] if seconds is None else [f"images of half the height and width: {in_words(seconds)}"]
+
+
+def _tried(other: Other, quantities: Sequence[str], batch: Batch) -> float | None:
+    """None where such a program cannot be had: what is said beside a warning stops no call."""
+    try:
+        return other(quantities, batch)
+    except Exception:
+        return None
+
+
+def in_words(seconds: float) -> str:
+    """45 s, 12 minutes, 3.4 hours, 2.1 days."""
+    if seconds < 0.95:
+        return f"{seconds:.2g} s"
+    for most, each, unit in ((90, 1, "s"), (5400, 60, "minutes"), (172800, 3600, "hours")):
+        if seconds < most:
+            return f"{seconds / each:.0f} {unit}" if seconds >= 9.5 * each else f"{seconds / each:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+@contextmanager
+def shown(built: Built, samples: int) -> Iterator[None]:
+    """While a long call of the program runs: a bar, where there is a terminal or a notebook to show it.
+
+    The program's own module has another `range` meanwhile. Programs that are scripted or compiled have no bar.
+    """
+    visible = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    if built.backend != "python" or not visible or not built.draft.cost.is_long(samples):
+        yield
+        return
+    with _bar() as bar:
+        with reporting(built, samples, lambda share: bar.update(share - bar.n)):
+            yield
+        bar.update(1 - bar.n)
+
+
+@contextmanager
+def reporting(built: Built, samples: int, report: Callable[[float], None]) -> Iterator[None]:
+    """Within it, this thread's calls of the program report how much of one is done, from 0 to 1."""
+    names: dict[str, Any] = type(built.program).forward.__globals__
+    if "range" in names:  # another thread's call shows a bar
+        yield
+        return
+    cost = built.draft.cost
+    names["range"] = Reporting(rounds_of(built.draft.memory, samples, cost.machine, cost.limits), report).rounds
+    try:
+        yield
+    finally:
+        del names["range"]
+
+
+def _bar() -> Any:
+    return tqdm(total=1.0, desc="hbpcompiler", bar_format=BAR, miniters=0)
