@@ -92,7 +92,7 @@ def contents(tracks: Sequence[Track]) -> Contents:
     return found
 
 
-def clock(track: Track) -> dict[str, list[float]]:
+def clock(track: Track) -> dict[str, list[int] | list[float]]:
     """Steps, at most so many and the first and last among them, and the seconds from the start of the run to each."""
     times = {scalars.step: scalars.time for scalars in track.run.scalars}
     times |= {number: step.time for number, step in track.run.by_step.items()}
