@@ -68,6 +68,9 @@ class Limits:
         1, "times", "columns end at pooled positions if that takes less than so many times the other routes' time")
     pooled_slowdown: float = limit(
         2, "times", "a product for every channel takes so many times one large product's time; measured on 3C3D")
+    drawn_bytes: int = limit(
+        2**28, "bytes per sample", "columns of a residual beyond it are not made at once, to draw some in their place: "
+        "all of them travel, in chunks")
     derived_columns: int = limit(
         2**11, "columns", "more of them, for the second derivative of an operation without a rule, are refused")
     full_block_rows: int = limit(2**14, "rows", "larger blocks of parameters without input features are refused")

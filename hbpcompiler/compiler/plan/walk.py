@@ -167,8 +167,11 @@ class Walk(Outputs):
                 op = self._static(operation)
                 piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
             self.steps.append(Birth(operation, piece, gradient, slots, residual))
-            for slot in slots:
-                self._arrive(operation.tensors[slot], piece)
+            values = list({operation.tensors[slot].name: operation.tensors[slot] for slot in slots}.values())
+            if stream == RESIDUAL_MC and self._is_sampled_at_once(piece, values):
+                piece = self._sampled(values, piece)
+            for value in values:
+                self._arrive(value, piece)
 
     # -- crossing an operation ----------------------------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class Walk(Outputs):
                 len(slots) == 1 and (rule.elementwise_in(op) or rule.structure_of(op) is Structure.SELECTION)
             )
             if not keeps and piece.stream == RESIDUAL_MC:
-                piece, keeps = self._sampled(value, piece), True
+                piece, keeps = self._sampled([value], piece), True
             size = math.prod(value.sample_shape)
             into = piece if keeps else self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, size, piece.signed)
             for slot in slots:
@@ -246,12 +249,24 @@ class Walk(Outputs):
         most = most_bytes(vectors_only, self.resources.limits)
         return decided("many columns", lambda: columns * size * self.itemsize > most)
 
-    def _sampled(self, value: Value, piece: Piece) -> Piece:
+    def _is_sampled_at_once(self, piece: Piece, values: Iterable[Value]) -> bool:
+        """Whether a residual's own columns, where it is no diagonal, are drawn for where they are born: unless they are
+        as few as what would be drawn, or too many to be there at once."""
+        if piece.form != COLUMNS or piece.columns <= self._drawn(piece):
+            return False
+        each = piece.columns * sum(math.prod(value.sample_shape) for value in values) * self.itemsize
+        return decided("drawn at birth", lambda: each <= self.resources.limits.drawn_bytes)
+
+    def _sampled(self, values: Iterable[Value], piece: Piece) -> Piece:
         """The residual's columns replaced by random-sign sums of its positive and of its negative ones."""
-        columns = self.mc_samples * (2 if piece.signed else 1)
-        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, columns, piece.signed)
-        self.steps.append(Sample(value, (piece,), into))
+        into = self._piece(PREFIX[piece.stream], piece.stream, COLUMNS, self._drawn(piece), piece.signed)
+        for value in values:
+            self.steps.append(Sample(value, (piece,), into))
         return into
+
+    def _drawn(self, piece: Piece) -> int:
+        """How many columns are drawn in place of a piece."""
+        return self.mc_samples * (2 if piece.signed else 1)
 
     def _only_here(self, pieces: Iterable[Piece]) -> bool:
         """Columns may be laid side by side only where no other branch still carries one of them."""
