@@ -1,4 +1,4 @@
-"""Whose line a warning is about."""
+"""Whose line a warning is about, and whether there is somewhere to write to."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def level_of_caller() -> int:
     while frame is not None and frame.f_code.co_filename.startswith(_WITHIN):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def has_stderr() -> bool:
+    """Whether a process can write there: one that runs in the background may have none, or have closed it."""
+    return sys.stderr is not None and not getattr(sys.stderr, "closed", False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hbpcompiler.callers import level_of_caller
+from hbpcompiler.callers import has_stderr, level_of_caller
 from hbpcompiler.compiler.cost.figures import DEFAULTS
 from hbpcompiler.compiler.cost.rounds import Reporting, rounds_of
 from hbpcompiler.compiler.pipeline import Built
@@ -94,8 +94,7 @@ def shown(built: Built, samples: int) -> Iterator[None]:
 
     The program's own module has another `range` meanwhile. Programs that are scripted or compiled have no bar.
     """
-    visible = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    if built.backend != "python" or not visible or not built.draft.cost.is_long(samples):
+    if built.backend != "python" or not _has_viewer() or not built.draft.cost.is_long(samples):
         yield
         return
     with _bar() as bar:
@@ -108,15 +107,23 @@ def shown(built: Built, samples: int) -> Iterator[None]:
 def reporting(built: Built, samples: int, report: Callable[[float], None]) -> Iterator[None]:
     """Within it, this thread's calls of the program report how much of one is done, from 0 to 1."""
     names: dict[str, Any] = type(built.program).forward.__globals__
-    if "range" in names:  # another thread's call shows a bar
+    if "range" in names:  # another call shows a bar
         yield
         return
     cost = built.draft.cost
-    names["range"] = Reporting(rounds_of(built.draft.memory, samples, cost.machine, cost.limits), report).rounds
+    own = Reporting(rounds_of(built.draft.memory, samples, cost.machine, cost.limits), report).rounds
+    if names.setdefault("range", own) is not own:  # another thread's call has begun meanwhile, and takes its own away
+        yield
+        return
     try:
         yield
     finally:
         del names["range"]
+
+
+def _has_viewer() -> bool:
+    """Whether there is a terminal or a notebook."""
+    return has_stderr() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 def _bar() -> Any:

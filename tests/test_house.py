@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping"},
     "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise"},
-    "compiler.trace": RULES | {"dense"},
+    "compiler.trace": RULES | {"dense", "callers"},
     "compiler.match": TERMS | {"elementwise", "rules.shared"},
     "compiler.program": {"rule", "arguments", "compiler.trace"},
     "compiler.cost": {"arguments", "limits", "compiler.trace", "compiler.program"},

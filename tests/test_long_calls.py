@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +77,45 @@ def test_long_calls_are_announced_once_before_they_start_and_report(monkeypatch:
 
 def _interrupt(share: float) -> None:
     raise KeyboardInterrupt
+
+
+def test_of_calls_that_begin_at_once_one_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one counts its rounds, another has begun: it keeps its `range`, and ends in peace."""
+    compiled = hbp.compile(network(), quantities=["diag_h"], limits=hbp.Limits(spatial_bytes=2**12), verify=False)
+    compiled(*batch(5))
+    built = compiled._current()
+    names = type(compiled.program).forward.__globals__
+    first: list[float] = []
+    second: list[float] = []
+    with ExitStack() as other:
+        def counted(*given: Any) -> Any:
+            monkeypatch.undo()
+            other.enter_context(reporting(built, 5, first.append))
+            return rounds_of(*given)
+
+        monkeypatch.setattr("hbpcompiler.long_calls.rounds_of", counted)
+        with reporting(built, 5, second.append):
+            compiled(*batch(5))
+        assert "range" in names
+    assert "range" not in names
+    assert first
+    assert not second
+
+
+@pytest.mark.parametrize("stderr", [None, "closed"])
+def test_a_process_without_stderr(monkeypatch: pytest.MonkeyPatch, stderr: str | None) -> None:
+    """As one that runs in the background, or has closed it."""
+    closed = io.StringIO()
+    closed.close()
+    X, y = torch.randn(4, 3), torch.arange(4) % 2
+    monkeypatch.setattr("sys.stderr", closed if stderr else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hbp.LongCallWarning)
+        compiled = hbp.compile(nn.Linear(3, 2), quantities=["grad"], limits=EVERY)
+        gradient = compiled(X, y).grad["bias"]
+    total = hbp.accumulate(compiled, [(X, y)])
+    monkeypatch.undo()
+    assert torch.allclose(total.grad["bias"], gradient.double())
 
 
 def test_short_calls_say_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

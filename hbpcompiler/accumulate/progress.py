@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hbpcompiler.accumulate.sums import Sums
+from hbpcompiler.callers import has_stderr
 
 
 class Progress:
@@ -15,7 +16,8 @@ class Progress:
 
     def __init__(self, shown: bool, batches: int | None, done: int) -> None:
         # None: tqdm itself sees whether there is a terminal.
-        self._bar: Any = tqdm(total=batches, initial=done, unit="batch", disable=None if shown else True)
+        disable = None if shown and has_stderr() else True
+        self._bar: Any = tqdm(total=batches, initial=done, unit="batch", disable=disable)
         self._samples: int | None = None
 
     def advance(self, sums: Sums) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import graph as fx_graph
 
+from hbpcompiler.callers import has_stderr
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import advice
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
@@ -245,7 +246,8 @@ def _quiet() -> Iterator[None]:
     try:
         with redirect_stderr(printed):
             yield
-        sys.stderr.write(printed.getvalue())  # without an error it is the user's
+        if printed.getvalue() and has_stderr():
+            sys.stderr.write(printed.getvalue())  # without an error it is the user's
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
