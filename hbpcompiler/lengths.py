@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.any_length import (
     At,
+    ModelAt,
     Program,
     beyond,
     for_any_length,
+    model_at,
     stages_at,
 )
 from hbpcompiler.compiler.budget import check_fits
@@ -31,7 +33,9 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.options import Options
 
 ATTEMPTS = 2
-"""So often one program is tried for the same axes, from another first length each time."""
+"""So often one program is tried in vain for the same axes, from another first length each time; and so many are kept
+for them in one state of Python."""
+Made = TypeVar("Made", bound=ModelAt)
 
 
 class Owner(Protocol):
@@ -59,9 +63,14 @@ class Lengths:
         """The program that serves this batch's length and has served it before."""
         for program, length in self._programs(state, batch):
             built = program.by_length.get(length)
-            if built is not None and built.sizes.include(batch.samples) and self._needs_no_proof(built, batch):
+            if built is not None and built.sizes.include(batch.samples) and self._needs_no_proof(built, batch) and (
+                    self._is_compared(program, length)):
                 return built
         return None
+
+    def _is_compared(self, program: Program, length: int) -> bool:
+        """Whether what the model does at a length was seen. A proof shows it; without proofs a trace has to."""
+        return self.programs.options.verify is not False or length in program.compared
 
     def _needs_no_proof(self, built: Built, batch: Batch) -> bool:
         return self.programs.options.verify is False or not batch.samples or built.is_proven(batch.samples)
@@ -126,6 +135,10 @@ class Lengths:
 
     def _stages(self, first: Built, batch: Batch, axes: Axes, length: int) -> At:
         """At another length, with a batch made of this one."""
+        return self._made(stages_at, first, batch, axes, length)
+
+    def _made(self, stages: Callable[..., Made], first: Built, batch: Batch, axes: Axes, length: int) -> Made:
+        """What some stages make at a length of this model."""
         owner, other = self.programs, axes.at(batch, length)
         try:
             state, run = owner._guards.probed(lambda: check_runs(owner.model, owner.loss, other))
@@ -133,7 +146,7 @@ class Lengths:
             raise LengthsDifferError(f"a batch of length {length} does not go through: "
                                      f"{str(error).splitlines()[0]}") from error
         try:
-            return stages_at(owner.model, owner.loss, other, owner.options, run.answers, first, length)
+            return stages(owner.model, owner.loss, other, owner.options, run.answers, state.places, first, length)
         finally:
             state.put_back()
 
@@ -141,14 +154,14 @@ class Lengths:
         """One program from the first's, put in its place among the programs; None, and a reason, if there is none."""
         owner, key, length = self.programs, axes.form(batch), axes.length(batch)
         sample = _length_of(form, axes)
-        if length is None or self._attempts.get(key, 0) >= ATTEMPTS:
+        if length is None or self._attempts.get(key, 0) + len(state.programs.get(key, [])) >= ATTEMPTS:
             return None
-        self._attempts[key] = self._attempts.get(key, 0) + 1
         try:
             program = for_any_length(first, axes.at(batch, sample), axes, length,
                                      lambda other: self._stages(first, batch, axes, other),
                                      owner.options.verify is False)
         except LengthsDifferError as error:
+            self._attempts[key] = self._attempts.get(key, 0) + 1
             self._refuse(key, str(error))
             return None
         self.reasons.pop(key, None)
@@ -181,6 +194,12 @@ class Lengths:
                        options.limits or DEFAULT_LIMITS)
         except InputError:  # planned for this length it may need less
             return None
+        if not self._is_compared(program, length) and batch.samples:
+            try:
+                program.check_model(self._made(model_at, program.first, batch, program.axes, length))
+            except LengthsDifferError as error:
+                self.reasons[program.axes.form(batch)] = f"a length of {length} needs a program of its own: {error}"
+                return None
         if self._needs_no_proof(built, batch):
             return built
         try:

@@ -224,6 +224,56 @@ def test_a_model_that_changes_its_way_at_some_length():
         torch.testing.assert_close(compiled(x, y).output, model(x).detach())
 
 
+class Scaled(nn.Module):
+    """A line, its mean over places, and a factor that Python makes."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.layer, self.factor = nn.Linear(2, 2), factor
+        self.tensors = {length: torch.tensor(1.0 + length).double() for length in range(40)}
+
+    def forward(self, x):
+        return self.factor(self, x.shape[1]) * torch.tanh(self.layer(x)).mean(1)
+
+
+def right_output(compiled, model, length):
+    x = torch.randn(3, length, 2).double()
+    result = compiled(x, torch.zeros(3, 2).double())
+    expected = torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    torch.testing.assert_close(result.output, model(x).detach())
+    for mine, other in zip(result.grad.values(), expected, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_without_proofs_what_a_model_does_at_each_length_is_still_seen():
+    """Between 6, 10 and 11 nothing says that 8 is another way."""
+    model = Scaled(lambda self, length: 2.0 if length % 4 == 0 else 1.0).double()
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"], verify=False)
+    for length, programs in ((6, 1), (10, 1), (9, 1), (8, 2), (7, 2), (8, 2)):
+        right_output(compiled, model, length)
+        assert repr(compiled).endswith(f"programs={programs})")
+    assert "a length of 8 needs a program of its own" in " ".join(compiled._lengths.reasons.values())
+
+
+def test_tensors_that_python_looks_up_by_length():
+    model = Scaled(lambda self, length: self.tensors[length]).double()
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"], verify=False)
+    right_output(compiled, model, 6)
+    with pytest.warns(LengthsWarning, match="reads another tensor at another length"):
+        right_output(compiled, model, 9)
+    right_output(compiled, model, 8)
+
+
+def test_each_state_of_the_model_has_its_program_for_any_length():
+    model = Scaled(lambda self, length: self.scale).double()
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"])
+    for scale, programs in ((1.0, 1), (2.0, 2), (3.0, 3), (1.0, 3)):
+        model.scale = scale
+        for length in (6, 9, 8):
+            right_output(compiled, model, length)
+        assert repr(compiled).endswith(f"programs={programs})")
+
+
 def test_several_lengths_that_vary_each_by_itself():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
     compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["grad"])

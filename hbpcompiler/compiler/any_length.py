@@ -30,7 +30,7 @@ from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Walk
 from hbpcompiler.compiler.lengths.write import write
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import loss_checks
-from hbpcompiler.compiler.pipeline import Built, Drafting, closings_for, loaded, matched_for, traced_for
+from hbpcompiler.compiler.pipeline import Built, Drafting, Places, closings_for, loaded, matched_for, traced_for
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.program.by_sample import copy_of
 from hbpcompiler.compiler.program.check import Level, check_program
@@ -56,32 +56,56 @@ FEW, MORE = 3, 4
 
 
 @dataclass(frozen=True)
-class At:
-    """What the stages make of the model at one length, as far as it is compared."""
+class ModelAt:
+    """What the model does at one length, as far as it is compared."""
 
     length: int
     matched: Matched
-    graph: fx.Graph
     traced: Traced
+    places: Mapping[str, int]
+    """Where in Python's state constants lie."""
+
+
+@dataclass(frozen=True)
+class At(ModelAt):
+    """What the stages make of the model at one length, as far as it is compared."""
+
+    graph: fx.Graph
     planned: Callable[[Matched], Plan]
     """The plan for a graph, by the decisions that are followed."""
 
 
 def stages_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-              first: Built, length: int) -> At:
+              places: Places, first: Built, length: int) -> At:
     """The stages for a batch of another length, by what was decided at the first. Raises LengthsDifferError."""
     seconds, resources = Seconds(), first.draft.resources
     try:
-        traced = traced_for(model, loss, batch, options, seconds, answers)
-        matched = matched_for(traced, options, first.as_values, resources.limits)
-        _check_operations(first.matched, matched, length)
+        traced, matched = _matched(model, loss, batch, options, answers, first, length)
         drafting = Drafting(model, matched, closings_for(options), first.fields, options, batch, seconds, Brought())
         with followed(first.draft.decisions):
             program, _ = drafting.program(resources)
     except (HbpError, OtherDecisionsError) as error:
         raise LengthsDifferError(f"at a length of {length}: {str(error).splitlines()[0]}") from error
-    return At(length, matched, program.graph, traced,
+    return At(length, matched, traced, places(traced.constants), program.graph,
               lambda matched: replace(drafting, matched=matched).planned(resources))
+
+
+def model_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
+             places: Places, first: Built, length: int) -> ModelAt:
+    """The first two stages alone. Raises LengthsDifferError."""
+    try:
+        traced, matched = _matched(model, loss, batch, options, answers, first, length)
+    except HbpError as error:
+        raise LengthsDifferError(f"at a length of {length}: {str(error).splitlines()[0]}") from error
+    return ModelAt(length, matched, traced, places(traced.constants))
+
+
+def _matched(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
+             first: Built, length: int) -> tuple[Traced, Matched]:
+    traced = traced_for(model, loss, batch, options, Seconds(), answers)
+    matched = matched_for(traced, options, first.as_values, first.draft.resources.limits)
+    _check_operations(first.matched, matched, length)
+    return traced, matched
 
 
 def _check_operations(first: Matched, other: Matched, length: int) -> None:
@@ -126,6 +150,8 @@ class Program:
     by_length: dict[int, Built] = field(default_factory=dict)
     impossible: list[int] = field(default_factory=list)
     """Lengths at which the stages made another program."""
+    compared: set[int] = field(default_factory=set)
+    """Lengths at which what the model does there was compared with the program's graph."""
     used: int = 0
 
     def serves(self, length: int, samples: int) -> bool:
@@ -155,10 +181,15 @@ class Program:
     def check(self, other: At) -> None:
         """That the stages make the same program at another length, which is served from then on. Raises
         LengthsDifferError."""
-        _check_alike(self.first, other)
+        self.check_model(other)
         Walk(Check(other.length, self.fits.found)).run([self.first.draft.graph, other.graph])
-        matched_at([self.first.matched, other.matched], Check(other.length, self.of_matched.found))
         self.lowest, self.highest = min(self.lowest, other.length), max(self.highest, other.length)
+
+    def check_model(self, other: ModelAt) -> None:
+        """That the model does at another length what this program's graph says of it. Raises LengthsDifferError."""
+        _check_alike(self.first, other)
+        matched_at([self.first.matched, other.matched], Check(other.length, self.of_matched.found))
+        self.compared.add(other.length)
 
     def costs(self) -> tuple[Any, Any]:
         """Of a call, multiply-adds and bytes moved as polynomials in N and T."""
@@ -226,7 +257,7 @@ def _written(first: Built, batch: Batch, axes: Axes, length: int, every: Sequenc
     draft = replace(first.draft, graph=graph, code=code, written=written)
     whole = replace(first, draft=draft, path=path, program=program, run=program, proven=proven, _adding={})
     return Program(axes, first, length, whole, at, fits, of_matched, axes.in_words(batch), every[0].planned,
-                   min(lengths), max(lengths))
+                   min(lengths), max(lengths), compared=set(lengths))
 
 
 def _through(lengths: Sequence[int], costs: Sequence[Any]) -> Any:
@@ -242,10 +273,12 @@ def _with_note(written: Callable[..., str], note: str, graph: fx.Graph, *more: s
     return written(graph, note, *more)
 
 
-def _check_alike(first: Built, other: At) -> None:
+def _check_alike(first: Built, other: ModelAt) -> None:
     """That what goes with a program is the same: constants, batch sizes, the shape of its result."""
     mine, found = first.constants, other.traced.constants
-    places: Mapping[str, Any] = first.places
+    places = first.places
+    if places != other.places:
+        raise LengthsDifferError("the model reads another tensor at another length; look it up with an index tensor")
     if mine.keys() != found.keys() or any(
             not torch.equal(mine[name], found[name]) or mine[name].dtype != found[name].dtype
             for name in mine if name not in places):
