@@ -123,7 +123,8 @@ def reporting(built: Built, samples: int, report: Callable[[float], None]) -> It
 
 def _has_viewer() -> bool:
     """Whether there is a terminal or a notebook."""
-    return has_stderr() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    is_terminal = getattr(sys.stderr, "isatty", None)  # what writes to a log may have none
+    return has_stderr() and ("ipykernel" in sys.modules or (is_terminal is not None and is_terminal()))
 
 
 def _bar() -> Any:

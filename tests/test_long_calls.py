@@ -102,13 +102,22 @@ def test_of_calls_that_begin_at_once_one_reports(monkeypatch: pytest.MonkeyPatch
     assert not second
 
 
-@pytest.mark.parametrize("stderr", [None, "closed"])
-def test_a_process_without_stderr(monkeypatch: pytest.MonkeyPatch, stderr: str | None) -> None:
-    """As one that runs in the background, or has closed it."""
-    closed = io.StringIO()
-    closed.close()
+class Log:
+    """What some put in stderr's place."""
+
+    def write(self, text: str) -> None:
+        pass
+
+
+CLOSED = io.StringIO()
+CLOSED.close()
+
+
+@pytest.mark.parametrize("stderr", [None, CLOSED, Log()], ids=["none", "closed", "log"])
+def test_a_process_without_stderr(monkeypatch: pytest.MonkeyPatch, stderr: Any) -> None:
+    """As one that runs in the background, or has closed it, or writes a log."""
     X, y = torch.randn(4, 3), torch.arange(4) % 2
-    monkeypatch.setattr("sys.stderr", closed if stderr else None)
+    monkeypatch.setattr("sys.stderr", stderr)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hbp.LongCallWarning)
         compiled = hbp.compile(nn.Linear(3, 2), quantities=["grad"], limits=EVERY)
