@@ -89,8 +89,10 @@ def test_every_step_has_a_cost():
 
 
 @pytest.mark.parametrize("quantities", [["grad"], ["diag_h", "kflr"], ["batch_l2", "variance"]])
-def test_the_count_is_what_a_call_does(quantities):
-    """Multiply-adds and calls of the graph, loops multiplied out, against a real call."""
+def test_the_count_is_what_a_call_does(quantities, monkeypatch):
+    """Multiply-adds and calls of the graph, loops multiplied out, against a real call: of the file as it is read, not
+    of what takes oneDNN's place on some processors."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     samples = 7
     program = compiled(quantities, samples)
     draft = program._current().draft
