@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Weighted, kflr, reference
@@ -426,3 +428,38 @@ def test_a_program_whose_first_call_has_weights_is_proven():
     first, second = (compiled(X4, Y4, sample_weights=torch.ones(4), generator=torch.Generator().manual_seed(0))
                      for _ in range(2))
     assert torch.equal(first.grad["0.weight"], second.grad["0.weight"])
+
+
+class Recorded(TorchDispatchMode):
+    """What torch is asked for meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_that_are_absent_cost_no_call_of_torch(monkeypatch):
+    """The program without weights does what it does with all that is about them taken out of its file."""
+    model, X, y = network()
+    compiled = hbp.compile(model, quantities=["grad", "batch_l2", "variance", "diag_ggn", "diag_h", "kflr"])
+    compiled(X, y)
+    program, state = compiled.program, compiled.state
+
+    def calls(*weights):
+        with torch.no_grad(), Recorded() as recorded:
+            program(state, X, y, *weights)
+        return recorded.calls
+
+    absent, given = calls(), calls(torch.full((len(X),), 2.0, dtype=DOUBLE))
+    module = sys.modules[type(program).__module__]
+    without = {"weighted": lambda x, w: x, "weighted_loss": lambda loss, *others: loss,
+               "root_weights": lambda w: None, "mean_weights": lambda w: None}
+    assert without.keys() & vars(module).keys() >= {"weighted", "weighted_loss"}
+    for name in without.keys() & vars(module).keys():
+        monkeypatch.setattr(module, name, without[name])
+    assert absent == calls()
+    assert len(given) > len(absent) > 50

@@ -118,7 +118,8 @@ def _check_operations(first: Matched, other: Matched, length: int) -> None:
     for place in [*counts, *others]:
         if counts[place] != others[place]:
             raise LengthsDifferError(f"{place} is {counts[place]} operations at the first length and {others[place]} "
-                                     f"at a length of {length}: what loops over positions is written out step by step")
+                                     f"at a length of {length}: a loop over positions, written out step by step, or a "
+                                     "choice that Python makes by the length")
     raise LengthsDifferError(f"at a length of {length} the model goes another way")
 
 
