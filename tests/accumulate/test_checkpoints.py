@@ -82,6 +82,15 @@ def test_after_ctrl_c_a_run_goes_on_to_the_same_bits(tmp_path, after):
     assert [file.name for file in tmp_path.iterdir()] == ["total.pt"]
 
 
+@pytest.fixture
+def _heard():
+    """Ctrl-C is heard as in a terminal, also where what started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard")
 @pytest.mark.parametrize("addition", [1, 8])
 def test_ctrl_c_while_a_batch_is_added_counts_behind_it(tmp_path, monkeypatch, addition):
     """Half a batch in a checkpoint would be added again."""
@@ -101,6 +110,7 @@ def test_ctrl_c_while_a_batch_is_added_counts_behind_it(tmp_path, monkeypatch, a
     assert_same(run(checkpoint=path), run())
 
 
+@pytest.mark.usefixtures("_heard")
 def test_ctrl_c_while_a_program_adds_counts_behind_the_batch(tmp_path, monkeypatch):
     """And a run goes on to the same bits with a program that has to be proven first, of one sample too."""
     monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
