@@ -89,7 +89,7 @@ def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, o
 @idiom
 def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045
                     kept: float = 1.0) -> Tensor:
-    """`gram_to_` by oneDNN, so many rows at a time that what is added is still in cache."""
+    """total = kept * total + sum of x x^T over all axes but one, / over, by oneDNN, in blocks that stay in cache."""
     block = max(64, 1048576 // max(1, total.shape[0]))
     samples = max(1, x.shape[0] if chunk is None else chunk)
     for first in range(0, max(1, x.shape[0]), samples):
@@ -124,7 +124,7 @@ def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torc
 @idiom
 def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None,  # noqa: UP045
                 over: int = 1) -> Tensor:
-    """`gram` by oneDNN."""
+    """Sum of x x^T over all axes but one, / over, by oneDNN."""
     size = x.shape[axis]
     total = x.new_empty((size, size), dtype=x.dtype if dtype is None else dtype)
     return onednn_gram_to_(total, x, axis, chunk, over, 0.0)
@@ -207,7 +207,7 @@ def half_gram(rows: Tensor, others: Optional[Tensor] = None, block: int = 256, o
 
 @idiom
 def onednn_half_gram(rows: Tensor, others: Optional[Tensor] = None, block: int = 256, over: int = 1) -> Tensor:  # noqa: UP045
-    """`half_gram` by oneDNN."""
+    """rows @ rows.t() / over, or rows @ others.t() where that is symmetric, half of it made by oneDNN, and mirrored."""
     total = rows.new_empty((rows.shape[0], rows.shape[0]))
     return mirror_(onednn_add_gram_(total, rows, others, block, over, 0.0))
 
