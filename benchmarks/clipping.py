@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import hbpcompiler as hbp
 
+from . import devices
 from .networks import SEED, Problem, problem
 from .peers import Run, gradient
 from .timing import Measured, interleaved, prepare
@@ -212,13 +213,14 @@ def row(name: str, size: int, measured: Mapping[str, Measured]) -> str:
 @click.option("--patience", default=60.0, show_default=True, help="Seconds to wait for a quiet machine, for each row.")
 @click.option("--peers/--no-peers", default=True, show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@devices.DEVICE
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True,
               help="cpu: seconds of all threads, which a busy machine disturbs less.")
 @click.option("--json", "file", default="", help="Where to write all measurements.")
 def main(networks: str, batch: int | None, rounds: int, limit: float, patience: float, peers: bool, threads: int,
-         clock: str, file: str) -> None:
+         device: str, clock: str, file: str) -> None:
     """Clipped gradients in multiples of the gradient's time."""
-    prepare(threads)
+    prepare(threads, device)
     found = {}
     for name in networks.split(",") if networks else CELLS:
         size = batch or CELLS.get(name, 16)

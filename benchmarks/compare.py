@@ -18,7 +18,7 @@ from rich.table import Table
 
 import hbpcompiler
 
-from . import memory
+from . import devices, memory
 from .agreement import TOLERANCE, Referee
 from .cells import GROUPS, Cell, select
 from .memory import MEBI
@@ -127,11 +127,11 @@ def measure(cell: Cell, referee: Referee | None, everyone: dict[str, Contestant]
     return Result(cell, measured.pop("gradient"), measured, remarks)
 
 
-def measure_memory(result: Result, names: Sequence[str], threads: int, limit: float) -> None:
+def measure_memory(result: Result, names: Sequence[str], threads: int, limit: float, device: str) -> None:
     cell = result.cell
     for name in ["gradient", *names]:
         if name == "gradient" or result.ratio(name) is not None:
-            found = memory.in_subprocess(name, cell.network, cell.batch, cell.quantities, threads, 4 * limit)
+            found = memory.in_subprocess(name, cell.network, cell.batch, cell.quantities, threads, 4 * limit, device)
             if found.bytes is None:
                 result.memory_remarks[name] = found.failure
             else:
@@ -216,16 +216,18 @@ def limit_memory(share: float = 0.9) -> None:
 @click.option("--backends", default="python", help=f"Ours, comma-separated: {', '.join(BACKENDS)}.")
 @click.option("--check/--no-check", "checked", default=True, help="Compare the numbers with autograd first.")
 @click.option("--threads", default=os.cpu_count() or 1, help="Threads of torch.")
+@devices.DEVICE
 @click.option("--memory", "with_memory", is_flag=True, help="Peak memory of a call too, in fresh processes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all measurements there.")
 @click.option("--figure", "figure_file", type=click.Path(path_type=Path), help="Draw the table there.")
 def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, limit: float, patience: float,
-         peers: bool, backends: str, checked: bool, threads: int, with_memory: bool, json_file: Path | None,
-         figure_file: Path | None) -> None:
+         peers: bool, backends: str, checked: bool, threads: int, device: str, with_memory: bool,
+         json_file: Path | None, figure_file: Path | None) -> None:
     """Time every cell: gradient, ours, peers, gradient, ours, ... and print medians as multiples of the gradient's."""
     warnings.simplefilter("ignore")
-    prepare(threads)
-    limit_memory()
+    prepare(threads, device)
+    if not devices.on_cuda():  # which reserves addresses beyond any memory
+        limit_memory()
     split = [text.split(",") if text else [] for text in (networks, quantities, batch, backends)]
     if unknown := set(split[0]) - set(NETWORKS):
         raise click.BadParameter(f"unknown networks: {', '.join(sorted(unknown))}")
@@ -235,7 +237,8 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, l
     everyone = contestants(split[3], peers)
     console = Console(width=100 + 26 * len(everyone), highlight=False)
     progress = Console(stderr=True, highlight=False)
-    versions = f"hbpcompiler {hbpcompiler.__version__}, torch {torch.__version__}, {threads} threads, float32"
+    versions = (f"hbpcompiler {hbpcompiler.__version__}, torch {torch.__version__}, {threads} threads, "
+                f"{devices.in_words()}, float32")
     console.print(f"Multiples of the plain gradient's time, medians (quartiles) of {rounds} rounds; {versions}\n")
     referees: dict[tuple[str, int], Referee] = {}
     results = []
@@ -245,7 +248,7 @@ def main(networks: str, quantities: str, batch: str, quick: bool, rounds: int, l
             referees = {key: Referee(*key)}  # the last network's only: references are large
         result = measure(cell, referees[key] if checked else None, everyone, rounds, limit, patience)
         if with_memory:
-            measure_memory(result, list(everyone), threads, limit)
+            measure_memory(result, list(everyone), threads, limit, device)
         results.append(result)
         texts = ", ".join(f"{name} {result.text(name)}" for name in everyone)
         progress.print(f"{cell.title} {cell.what}: {texts}", markup=False, soft_wrap=True)

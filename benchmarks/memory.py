@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from . import devices
 from .networks import problem
 from .peers import BACKENDS, Contestant, contestants, gradient, our_name
 from .timing import TooSlowError, time_limit
@@ -52,13 +53,24 @@ def status(field: str) -> int:
 
 
 def growth(call: Callable[[], Any]) -> int:
-    """Bytes by which this process grows at most during a call that has been made before."""
+    """Bytes by which this process (on a GPU: what torch has there) grows at most during a call made before."""
     gc.collect()
+    if devices.on_cuda():
+        return _growth_on_cuda(call)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     call()
     return status("VmHWM") - before
+
+
+def _growth_on_cuda(call: Callable[[], Any]) -> int:
+    devices.wait()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    devices.wait()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[str], late: bool) -> int | None:
@@ -75,9 +87,10 @@ def peak(contestant: Contestant, network: str, size: int, quantities: Sequence[s
 
 
 def in_subprocess(name: str, network: str, size: int, quantities: Sequence[str], threads: int,
-                  limit: float) -> Peak:
+                  limit: float, device: str = "cpu") -> Peak:
     """`peak` in a fresh process, which may take so many seconds, its imports and compilation included."""
-    return printed("benchmarks.memory", [name, network, str(size), ",".join(quantities), str(threads)], limit)
+    return printed("benchmarks.memory", [name, network, str(size), ",".join(quantities), str(threads),
+                                           device], limit)
 
 
 def printed(module: str, arguments: Sequence[str], limit: float) -> Peak:
@@ -95,8 +108,9 @@ def printed(module: str, arguments: Sequence[str], limit: float) -> Peak:
     return Peak(found, "" if found is not None else "cannot")
 
 
-def main(name: str, network: str, size: str, quantities: str, threads: str) -> None:
+def main(name: str, network: str, size: str, quantities: str, threads: str, device: str) -> None:
     torch.set_num_threads(int(threads))
+    devices.choose(device)
     everyone: dict[str, Contestant] = {"gradient": gradient, **contestants(BACKENDS, True)}
     asked = [] if name == "gradient" else quantities.split(",")
     print(json.dumps(peak(everyone[name], network, int(size), asked, name in LATE)))

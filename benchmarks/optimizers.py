@@ -17,6 +17,7 @@ import torch
 
 import hbpcompiler as hbp
 
+from . import devices
 from .clipping import CELLS, CLOCKS, given
 from .networks import Problem
 from .peers import Run
@@ -74,13 +75,14 @@ def mean_step(measured: dict[str, Measured], update_every: int, invert_every: in
 @click.option("--limit", default=120.0, show_default=True, help="Seconds that one step may take.")
 @click.option("--patience", default=60.0, show_default=True, help="Seconds to wait for a quiet machine, for each row.")
 @click.option("--threads", default=2, show_default=True)
+@devices.DEVICE
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True,
               help="cpu: seconds of all threads, which a busy machine disturbs less.")
 @click.option("--json", "file", default="", help="Where to write all measurements.")
 def main(networks: str, batch: int | None, curvature: str, update_every: int, invert_every: int, rounds: int,
-         limit: float, patience: float, threads: int, clock: str, file: str) -> None:
+         limit: float, patience: float, threads: int, device: str, clock: str, file: str) -> None:
     """Steps of KFAC in multiples of Adam's."""
-    prepare(threads)
+    prepare(threads, device)
     found = {}
     for name in networks.split(","):
         size = batch or SIZES.get(name, 16)

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import hbpcompiler as hbp
 
+from . import devices
 from .memory import growth, printed
 from .networks import Problem
 from .peers import Run, gradient
@@ -137,15 +138,16 @@ def rows_of(networks: str, skip: Callable[[str], None]) -> list[tuple[str, Probl
 @click.option("--patience", default=0.0, show_default=True, help="Seconds to wait for a quiet machine, for each row.")
 @click.option("--peers/--no-peers", default=True, show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@devices.DEVICE
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True,
               help="cpu: seconds of all threads, which a busy machine disturbs less.")
 @click.option("--detail", "detailed", is_flag=True, help="Memory, first call and lines, in fresh processes.")
 @click.option("--profile", "profiling", is_flag=True, help="Where the time goes in rows above twice their floor.")
 @click.option("--json", "file", default="", help="Where to write all measurements.")
 def main(networks: str, quantities: str, rounds: int, limit: float, patience: float, peers: bool, threads: int,
-         clock: str, detailed: bool, profiling: bool, file: str) -> None:
+         device: str, clock: str, detailed: bool, profiling: bool, file: str) -> None:
     """First-order statistics and Kronecker factors of networks of today."""
-    prepare(threads)
+    prepare(threads, device)
     asked, kept = quantities.split(","), {}
     for cell, problem in rows_of(networks, lambda text: print(text, flush=True)):
         runs = contestants(problem, asked, peers)
@@ -153,7 +155,7 @@ def main(networks: str, quantities: str, rounds: int, limit: float, patience: fl
         above = row(cell, problem, asked, measured)
         kept[cell] = {name: each.seconds for name, each in measured.items()}
         for each in asked if detailed else ():
-            print(f"    {each}: {described(problem, each)}; {_memory(cell, each, peers, threads)}", flush=True)
+            print(f"    {each}: {described(problem, each)}; {_memory(cell, each, peers, threads, device)}", flush=True)
         for each, ratio in above.items() if profiling else ():
             if ratio > ABOVE:
                 print(f"    {each} takes {ratio:.1f} times its floor:\n{profiled(problem, each)}", flush=True)
@@ -161,11 +163,11 @@ def main(networks: str, quantities: str, rounds: int, limit: float, patience: fl
         Path(file).write_text(json.dumps(kept), encoding="utf-8")
 
 
-def _memory(cell: str, quantities: str, peers: bool, threads: int) -> str:
+def _memory(cell: str, quantities: str, peers: bool, threads: int, device: str) -> str:
     """Of every contestant that can, in a process of its own."""
     found = []
     for name in (OURS, *(PEERS if peers else ())):
-        measured = printed("benchmarks.real_memory", [cell, name, quantities, str(threads)], LATEST)
+        measured = printed("benchmarks.real_memory", [cell, name, quantities, str(threads), device], LATEST)
         if measured.bytes is not None:
             found.append(f"{name} {in_words(measured.bytes)}")
     return ", ".join(found)

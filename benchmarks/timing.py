@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from . import devices
 from .peers import Run
 
 SHORTEST = 0.05
@@ -30,14 +31,15 @@ SETTLING = 31 * 2**20
 """Bytes: glibc learns from blocks of less than 32 MiB."""
 
 
-def prepare(threads: int) -> None:
-    """Threads of torch, and the allocator as a process that has been running for a while has it.
+def prepare(threads: int, device: str = "cpu") -> None:
+    """The device, threads of torch, and the allocator as a process that has been running for a while has it.
 
     glibc gives freed memory back to the system, and pays for new pages at the next call, until it has seen a large
     block freed: a few milliseconds a call, or none, depending on what ran before in the same process.
     """
     torch.set_num_threads(threads)
     torch.empty(SETTLING, dtype=torch.uint8)
+    devices.choose(device)
 
 
 @dataclass
@@ -121,9 +123,11 @@ Clock = Callable[[], float]
 
 
 def once(run: Run, repeats: int = 1, clock: Clock = time.perf_counter) -> float:
+    devices.wait()
     start = clock()
     for _ in range(repeats):
         run.call()
+    devices.wait()
     return (clock() - start) / repeats
 
 

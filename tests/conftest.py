@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 
+import torch
 from hypothesis import HealthCheck, Phase, settings
 
 from hbpcompiler.compiler.trace import trace as exporting
@@ -35,6 +36,12 @@ EXPORTS = SharedExports(exporting.export)
 exporting.export = EXPORTS
 
 
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device is not None:
+        torch.set_default_device(device)
+
+
 def pytest_collection_finish():
     gc.freeze()
 
@@ -45,6 +52,7 @@ def pytest_runtest_teardown():
 
 def pytest_addoption(parser):
     parser.addoption("--refresh-golden", action="store_true", help="rewrite tests/golden after a review of the change")
+    parser.addoption("--device", help="where tests make their tensors, where they do not say it themselves: cuda")
     parser.addoption("--cases", type=int, metavar="K", help="of each test with parameters, only the first K cases")
 
 
