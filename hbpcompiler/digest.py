@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 def digest_of(tensors: Iterable[Tensor]) -> str:
@@ -16,6 +17,15 @@ def digest_of(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         hashed.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
         hashed.update(bytes_of(tensor))
+    return hashed.hexdigest()
+
+
+def digest_of_tree(held: Any) -> str:
+    """Of all tensors, numbers and texts in nested dicts, lists and tuples, and of where they are."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for path, item in sorted((pytree.keystr(path), item) for path, item in pytree.tree_leaves_with_path(held)):
+        own = digest_of((item,)) if isinstance(item, Tensor) else repr(item)
+        hashed.update(f"{path} {own}\n".encode())
     return hashed.hexdigest()
 
 

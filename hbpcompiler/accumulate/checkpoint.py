@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,12 +16,14 @@ from torch import Tensor, nn
 
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
-from hbpcompiler.digest import bytes_of, digest_of
+from hbpcompiler.digest import bytes_of, digest_of, digest_of_tree
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 2"
+FORMAT = "hbpcompiler total 3"
+HASH = "hash"
+"""Under which a file has one of everything else in it."""
 SHOWN = 5
 """Names of parameters that a difference lists."""
 
@@ -112,19 +112,18 @@ def loss_text(loss: Callable[..., Tensor]) -> str:
 
 def write(path: Path, sums: Sums, header: Header) -> Path:
     """Totals, whole or not at all (see `write_file`)."""
-    return write_file(path, {"format": FORMAT, "header": asdict(header), "sums": _state(sums),
-                             "digest": _digest(sums)})
+    return write_file(path, {"format": FORMAT, "header": asdict(header), "sums": _state(sums)})
 
 
 def write_file(path: Path, held: Mapping[str, Any]) -> Path:
-    """Write a file beside it, sync it to the disk and put it in its place. Raises InputError where that fails; what was
-    there before is then still there."""
-    temporary = ""
+    """Write a file beside it, with a hash of all that it holds, sync it to the disk and put it in its place. Raises
+    InputError where that fails; what was there before is then still there."""
+    temporary, whole = "", {**held, HASH: digest_of_tree(dict(held))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(held), file)
+            torch.save(whole, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -152,16 +151,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_file(path: Path, form: str) -> dict[str, Any]:
-    """What `write_file` wrote in this format. Raises InputError for anything else; the file is only read."""
+    """What `write_file` wrote in this format, bit for bit. Raises InputError for anything else; the file is only read.
+    """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes, read as instructions, may raise anything
         raise InputError(f"{path} is no file of hbpcompiler's, or it is damaged ({type(error).__name__} when it was "
                          "read); it is left as it is") from error
     if not isinstance(held, dict) or held.get("format") != form:
         raise InputError(f"{path} is not of the format {form!r} of this version; it is left as it is")
+    if held.pop(HASH, None) != digest_of_tree(held):
+        raise InputError(f"{path} is damaged: what it holds is not what was written; it is left as it is")
     return held
 
 
@@ -171,10 +173,7 @@ def read(path: Path) -> tuple[Sums, Header]:
     try:
         known = {field.name for field in fields(Header)}
         header = Header(**{name: value for name, value in held["header"].items() if name in known})
-        sums = _restored(held["sums"])
-        if held["digest"] != _digest(sums):
-            raise ValueError("its numbers are not those that were written")
-        return sums, replace(header, quantities=tuple(header.quantities))
+        return _restored(held["sums"]), replace(header, quantities=tuple(header.quantities))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); it is left as it is") from error
 
@@ -185,11 +184,6 @@ def check_resumes(path: Path, held: Header, now: Header) -> None:
         raise InputError(listing(f"{path} holds the totals of another run; it is left as it is. Differences, this "
                                  "run's value and the file's:", differences,
                                  "Name another checkpoint, or remove the file to begin anew."))
-
-
-def _digest(sums: Sums) -> str:
-    """Of all numbers, by which damage is told that the file's own format does not tell."""
-    return digest_of([*sums.totals.values(), *sums.lost.values()])
 
 
 def _state(sums: Sums) -> dict[str, Any]:

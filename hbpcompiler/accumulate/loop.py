@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
@@ -32,7 +31,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.digest import digest_of
+from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 from hbpcompiler.seeded import seed_global
@@ -111,15 +110,6 @@ def _check(compiled: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -
         raise InputError(f"max_batches must be a positive integer, not {max_batches!r}")
 
 
-def _digest(arguments: Mapping[str, Any]) -> str:
-    """A hash of all tensors and numbers among them, and of where they are."""
-    found = ""
-    for path, item in sorted((pytree.keystr(path), item) for path, item in pytree.tree_leaves_with_path(arguments)):
-        own = digest_of((item,)) if isinstance(item, Tensor) else repr(item)
-        found = hashlib.blake2b(f"{found} {path} {own}".encode(), digest_size=16).hexdigest()
-    return found
-
-
 class _Run:
     """One rank's way through its batches."""
 
@@ -136,8 +126,8 @@ class _Run:
                    f"curvature_dtype={options.curvature_dtype}")
         self.header = header_of(
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
-            compensated=compensated, sample_weights=said.sample_weights is not None, arguments=_digest(beside),
-            seed=seed, world=ranks.world, rank=ranks.rank)
+            compensated=compensated, sample_weights=said.sample_weights is not None,
+            arguments=digest_of_tree(beside) if beside else "", seed=seed, world=ranks.world, rank=ranks.rank)
         self.batches = 0
         """How many are in."""
         self.last: tuple[Tensor, ...] = ()

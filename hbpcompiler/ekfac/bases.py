@@ -17,7 +17,7 @@ from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import HbpError, InputError, RankError, listing
 from hbpcompiler.group import waiting
 
-FORMAT = "hbpcompiler bases 1"
+FORMAT = "hbpcompiler bases 2"
 
 
 class Bases(NamedTuple):

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import random
 import re
 import resource
 import signal
@@ -220,6 +221,26 @@ def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path, content):
     assert path.read_bytes() == before
 
 
+def test_a_bit_that_is_another_is_noticed_wherever_it_is(tmp_path):
+    """In a number, a name, a count, or in how the file is laid out: an error, or nothing that is read is another."""
+    path, dice, refused = tmp_path / "total.pt", random.Random(0), 0
+    run(checkpoint=path, max_batches=2)
+    whole, (held, header) = path.read_bytes(), files.read(path)
+    pickled = whole.index(b"data.pkl"), whole.index(b"data/0")
+    places = [*range(*pickled, 7), *dice.sample(range(len(whole)), 60)]
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << dice.randrange(8))]) + whole[place + 1:])
+        try:
+            found, own_header = files.read(path)
+        except hbp.InputError:
+            refused += 1
+        else:
+            assert own_header == header
+            assert (found.samples, found.first, found.stored) == (held.samples, held.first, held.stored)
+            assert_same(hbp.Total(found, header), hbp.Total(held, header))
+    assert refused > len(places) / 3
+
+
 @pytest.mark.parametrize("where", ["in the middle", "at the end"])
 def test_where_a_file_cannot_be_written_the_old_one_stays(tmp_path, monkeypatch, where):
     path = tmp_path / "total.pt"
@@ -241,6 +262,33 @@ def test_where_a_file_cannot_be_written_the_old_one_stays(tmp_path, monkeypatch,
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["total.pt"]
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of its own that a first checkpoint fits into, and no second beside it."""
+    run(checkpoint=tmp_path / "measured.pt", max_batches=1)
+    size = (tmp_path / "measured.pt").stat().st_size
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}", "tmpfs", str(folder)], check=True,
+                       capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"file systems are not to be mounted here: {getattr(error, 'stderr', None) or error}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full(full_disk):
+    path = full_disk / "total.pt"
+    run(checkpoint=path, max_batches=2)
+    before = path.read_bytes()
+    with pytest.raises(hbp.InputError, match="No space left on device"):
+        run(checkpoint=path)
+    assert path.read_bytes() == before
+    assert [file.name for file in full_disk.iterdir()] == ["total.pt"]
+    assert files.read(path)[1].batches == 2
 
 
 def test_a_process_that_is_killed_while_it_writes_loses_nothing(tmp_path):

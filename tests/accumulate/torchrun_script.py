@@ -17,7 +17,8 @@ from hbpcompiler.accumulate import buckets
 from hbpcompiler.curvature import symmetric
 
 EXAMPLES = 1 + int(os.environ.get("HBP_EXAMPLES", "1"))
-NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr", "kfac", "diag_h_mc"]
+NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr", "kfac", "diag_h_mc", "grad_histogram",
+         "grad_histogram_2d"]
 
 
 def setting(samples=11):

@@ -185,7 +185,7 @@ def test_a_folder_is_gone_on_from(setting, tmp_path, monkeypatch):
     held = torch.load(path)
     held["values"][""] += 1
     torch.save(held, path)
-    with pytest.raises(hbp.InputError, match="not those that were written"):
+    with pytest.raises(hbp.InputError, match="not what was written"):
         setting.scores(data=data, at_once=2, checkpoint=tmp_path)
     path.write_bytes(before[path][:100])
     with pytest.raises(hbp.InputError, match="damaged"):
