@@ -15,8 +15,8 @@ from hbpcompiler.arguments import DECAY, INTO, SHARES
 from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import Slot
-from hbpcompiler.compiler.program.kernels import added_
 from hbpcompiler.compiler.program.nodes import shows_its_input
+from hbpcompiler.compiler.program.sums import added_
 from hbpcompiler.errors import InputError, InputTypeError, listing
 from hbpcompiler.overlaps import overlaps_itself, sharing
 from hbpcompiler.quantities import EIGEN, QUANTITIES

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.pieces import add_compensated, merge_spread, mirrored
 from hbpcompiler.accumulate.weigh import Weight, check_alike, check_scale
-from hbpcompiler.compiler.program.kernels import added_
+from hbpcompiler.compiler.program.sums import added_
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.quantities import (
     COUNTS,

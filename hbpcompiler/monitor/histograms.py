@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.program.kernels import MAGNITUDES, PARAMETER_MAGNITUDES, histogram_cells
+from hbpcompiler.compiler.program.histograms import MAGNITUDES, PARAMETER_MAGNITUDES, histogram_cells
 from hbpcompiler.monitor.seen import Seen
 
 

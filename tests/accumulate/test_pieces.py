@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hbpcompiler.accumulate import pieces
-from hbpcompiler.compiler.program.kernels import added_, added_triangle_
+from hbpcompiler.compiler.program.sums import added_, added_triangle_
 
 SHAPES = [(), (0,), (7,), (5, 3), (4, 1, 6)]
 

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from hbpcompiler.codegen.definitions import _source
-from hbpcompiler.compiler.program.kernels import FALLBACKS, gram, onednn_gram, pixel_gram
+from hbpcompiler.compiler.program.grams import gram, onednn_gram, pixel_gram
+from hbpcompiler.compiler.program.kernels import FALLBACKS
+from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
 from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, rows_at, scatter_to
 
@@ -73,6 +75,15 @@ def test_counted_labels():
     assert label.flatten().tolist() == [2, 0, 1, 0]
     assert counted_labels(y, like, mean=False)[0].flatten().tolist() == [1, 0, 1, 1]
     assert counted_labels(y, like, ignore_index=1, mean=False)[0].flatten().tolist() == [1, 1, 0, 1]
+
+
+def test_weights_of_samples():
+    x, w = double(3, 2, 4), torch.tensor([1.0, 0.0, 4.0])
+    assert weighted(x, w).equal(torch.einsum("nkp,n->nkp", x, w.double()))
+    assert root_weights(w).tolist() == [1, 0, 2]
+    torch.testing.assert_close(mean_weights(w), torch.tensor([0.6, 0, 2.4], dtype=torch.float64))
+    assert weighted(x, None) is x
+    assert root_weights(None) is mean_weights(None) is None
 
 
 def test_each_is_documented_and_scriptable(tmp_path):

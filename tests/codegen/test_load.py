@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hbpcompiler.cache import cache_folder, store
 from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.load import load, program, write
-from hbpcompiler.compiler.program.kernels import onednn_linear, product_over_pixels
+from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.errors import CompileError
 

@@ -15,7 +15,7 @@ from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
-from hbpcompiler.compiler.program.kernels import onednn_linear, product_over_pixels
+from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
 from tests.selection import slow
 

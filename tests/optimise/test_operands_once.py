@@ -4,7 +4,7 @@ import torch
 
 from hbpcompiler.compiler.optimise.operands_once import form_operands_once
 from hbpcompiler.compiler.program.check import Level, check_program
-from hbpcompiler.compiler.program.kernels import gram
+from hbpcompiler.compiler.program.grams import gram
 from hbpcompiler.rule.idioms import patches
 from tests.optimise.small import calls, program, run
 

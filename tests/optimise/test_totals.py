@@ -8,7 +8,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.optimise.totals import add_to_totals, scale_as_totals_grow, write_first
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.check import Level, check_program
-from hbpcompiler.compiler.program.kernels import gram
+from hbpcompiler.compiler.program.grams import gram
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import named
 from tests.optimise.small import lines, loop, program, run, shaped

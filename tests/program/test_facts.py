@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.compiler.program.kernels import PRODUCTS, onednn_linear
+from hbpcompiler.compiler.program.kernels import PRODUCTS
 from hbpcompiler.compiler.program.nodes import facts, is_pure, shows_its_input, writes_in_place
+from hbpcompiler.compiler.program.products import onednn_linear
 from tests.optimise.small import loop, program, total_of
 
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from hbpcompiler import quantities as q
 from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
-from hbpcompiler.compiler.program.kernels import mirror_
+from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore

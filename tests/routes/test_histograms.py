@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.program.kernels import MAGNITUDES, PARAMETER_MAGNITUDES, histogram_cells
+from hbpcompiler.compiler.program.histograms import MAGNITUDES, PARAMETER_MAGNITUDES, histogram_cells
 from hbpcompiler.compiler.routes.histograms import bins_of
 from hbpcompiler.reference import reference
 from tests.routes.test_native_kernel import only_native

@@ -13,7 +13,7 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.inputs import stream_of_inputs
 from hbpcompiler.compiler.plan.phases import Total
 from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
-from hbpcompiler.compiler.program.kernels import mirror_
+from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
 from hbpcompiler.compiler.routes.histograms import empty_histograms, rows_of

@@ -20,7 +20,7 @@ from hbpcompiler.compiler.plan.closings import bases_of
 from hbpcompiler.compiler.plan.formulas import is_second
 from hbpcompiler.compiler.plan.steps import AddUp, Plan, place_of, title
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import mirror_
+from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss

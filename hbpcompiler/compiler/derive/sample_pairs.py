@@ -12,7 +12,7 @@ from typing import Any
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.plan.arrivals import reads
 from hbpcompiler.compiler.plan.steps import Close, SamplePairs, Tied, place_of
-from hbpcompiler.compiler.program.kernels import mirror_
+from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.pairs import pairs_of_blocks, put_pairs_
 from hbpcompiler.compiler.program.writer import Part, named
 from hbpcompiler.quantities import CROSS, GRAM, Closing

@@ -14,7 +14,8 @@ from torch import fx
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS, by_places
+from hbpcompiler.compiler.program.grams import by_places
+from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop

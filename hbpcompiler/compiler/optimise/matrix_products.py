@@ -13,7 +13,8 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import gram, pixel_gram, product_over_pixels
+from hbpcompiler.compiler.program.grams import gram, pixel_gram
+from hbpcompiler.compiler.program.products import product_over_pixels
 
 
 def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:

@@ -19,8 +19,9 @@ from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import OF_ONEDNN, onednn_linear
+from hbpcompiler.compiler.program.kernels import OF_ONEDNN
 from hbpcompiler.compiler.program.nodes import writes_in_place
+from hbpcompiler.compiler.program.products import onednn_linear
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 ITEMSIZE = 4

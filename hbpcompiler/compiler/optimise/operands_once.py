@@ -13,8 +13,10 @@ from torch import fx
 
 from hbpcompiler.compiler.optimise.simplify import drop_dead
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import LINEAR, gram, weighted
+from hbpcompiler.compiler.program.grams import gram
+from hbpcompiler.compiler.program.kernels import LINEAR
 from hbpcompiler.compiler.program.nodes import is_pure, writes_in_place
+from hbpcompiler.compiler.program.weights import weighted
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
 

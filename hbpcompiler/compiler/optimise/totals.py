@@ -15,9 +15,7 @@ from torch import fx
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import (
-    GROWING,
-    MADE_SCALED,
+from hbpcompiler.compiler.program.grams import (
     add_gram_,
     gram_to_,
     mirror_,
@@ -25,6 +23,7 @@ from hbpcompiler.compiler.program.kernels import (
     onednn_gram_to_,
     pixel_gram_to_,
 )
+from hbpcompiler.compiler.program.kernels import GROWING, MADE_SCALED
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 from hbpcompiler.limits import DEFAULT_LIMITS

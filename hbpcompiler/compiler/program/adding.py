@@ -15,9 +15,9 @@ from torch import fx
 from hbpcompiler.arguments import ARGUMENTS, DECAY, INTO, SHARES
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.by_sample import copy_of
-from hbpcompiler.compiler.program.kernels import added_, added_triangle_
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import shows_its_input
+from hbpcompiler.compiler.program.sums import added_, added_triangle_
 
 
 class Slot(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import add_gram_, gram, half_gram, mirror_
+from hbpcompiler.compiler.program.grams import add_gram_, gram, half_gram, mirror_
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from hbpcompiler.compiler.program.kernels import (
+from hbpcompiler.compiler.program.histograms import (
     MAGNITUDES,
     PARAMETER_MAGNITUDES,
     add_histogram_,

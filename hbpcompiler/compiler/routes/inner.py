@@ -13,7 +13,7 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost
-from hbpcompiler.compiler.program.kernels import add_gram_, add_products_of_pairs_
+from hbpcompiler.compiler.program.grams import add_gram_, add_products_of_pairs_
 from hbpcompiler.compiler.program.writer import Part, Writer
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,

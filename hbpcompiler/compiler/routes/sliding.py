@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
-from hbpcompiler.compiler.program.kernels import by_places
+from hbpcompiler.compiler.program.grams import by_places
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.compiler.routes.site import (
     NOTHING,

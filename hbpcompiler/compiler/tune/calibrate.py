@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Machine
-from hbpcompiler.compiler.program.kernels import has_onednn, onednn_linear
+from hbpcompiler.compiler.program.kernels import has_onednn
+from hbpcompiler.compiler.program.products import onednn_linear
 
 Timer = Callable[[Callable[[], Any]], float]
 """Calls a function once and says how many seconds that took."""

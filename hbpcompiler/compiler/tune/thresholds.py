@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.program.kernels import has_onednn, onednn_linear
+from hbpcompiler.compiler.program.kernels import has_onednn
+from hbpcompiler.compiler.program.products import onednn_linear
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 

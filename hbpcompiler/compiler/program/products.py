@@ -1,0 +1,51 @@
+"""Helpers of generated files that multiply two matrices, or add their product to a total."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hbpcompiler.rule.idioms import idiom
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
+    """F.linear by oneDNN, which multiplies float32 matrices faster than BLAS on many processors."""
+    compiling = False if torch.jit.is_scripting() else torch.compiler.is_compiling()  # type: ignore[attr-defined]  # untyped
+    if compiling or not (x.is_cpu or x.is_meta) or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    if not weight.is_contiguous() and not weight.t().is_contiguous():
+        weight = weight.contiguous()  # oneDNN is slow where rows lie apart in memory
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+
+
+def product_over_pixels(x: Tensor, y: Tensor) -> Tensor:
+    """einsum("nop,nip->oi") as a 1 x 1 convolution's weight gradient: reads images pixel by pixel without copies."""
+    weight = x.new_empty(1).expand(x.shape[1], y.shape[1], 1, 1)
+    _, product, _ = torch.ops.aten.convolution_backward(
+        x.unsqueeze(2), y.unsqueeze(2), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
+    return product.flatten(1)
+
+
+@idiom
+def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
+    """total = kept * total + scale * x @ y.t(); kept = 0 writes over whatever it was."""
+    if total.dtype == x.dtype:
+        return total.addmm_(x, y.t(), beta=kept, alpha=scale)
+    if kept == 0.0:
+        total.zero_()
+    return total.add_(x @ y.t(), alpha=scale)
+
+
+@idiom
+def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
+    """`add_product_` by `onednn_linear`."""
+    if total.dtype != x.dtype or x.shape[1] == 0:
+        return add_product_(total, x, y, scale, kept)
+    product = onednn_linear(x, y)
+    if kept != 0.0:
+        return total.add_(product, alpha=scale)
+    total.copy_(product)
+    return total if scale == 1.0 else total.mul_(scale)
