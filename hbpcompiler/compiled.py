@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,44 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.arguments import (
-    DRAW_KEYS,
     SAMPLE_WEIGHTS,
     Brought,
-    Call,
-    arguments_for,
-    brought_by,
-    check_arguments,
     check_fit,
 )
-from hbpcompiler.block_product import block_product, meetings
+from hbpcompiler.block_product import block_product
+from hbpcompiler.calls import Calls, reduction_of
 from hbpcompiler.clipping import FLAT
-from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.match.endings import check_weighable
 from hbpcompiler.compiler.match.targets import check_targets
-from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.prove.candidate import can_weigh
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.verification import Verification
-from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import (
     InputError,
 )
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING
-from hbpcompiler.into import Adds, Read, added_to, kept, with_tensors
-from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from hbpcompiler.long_calls import announce
+from hbpcompiler.into import kept
+from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
-from hbpcompiler.programs import Programs
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
-from hbpcompiler.seeded import seeded
 from hbpcompiler.wrappers import unwrapped
 
 
-class Compiled(Programs):
+class Compiled(Calls):
     """A model compiled for some quantities. Call it with a batch: `result = compiled(X, y)`.
 
     The model's parameters and buffers are read live at each call and never changed. A program is traced at the first
@@ -64,8 +53,6 @@ class Compiled(Programs):
         self._given = given or {}
         self._others: dict[str, Compiled] = {}
         """The same model for other quantities, by what they are."""
-        self._needs_arguments = any(argument.default is None
-                                    for argument in arguments_for(options.quantities, options.clipping))
 
     def instead(self, quantities: Sequence[str] | Mapping[str, str | Sequence[str]],
                 groups: Mapping[str, str | Sequence[str]] | None = None) -> Compiled:
@@ -119,58 +106,6 @@ class Compiled(Programs):
         given = check_batch(self.model, batch)
         return self._called(given, self._beside(arguments, given), generator, into=kept(into, decay, weight))
 
-    def _called(self, given: Batch, beside: Mapping[str, Any], generator: torch.Generator | None = None,
-                keys: Callable[[Batch], Tensor] | None = None, into: Adds | None = None) -> Result:
-        """A call with a batch and arguments that are checked (see `_ran`)."""
-        built, raw = self._ran(given, beside, generator, keys, into)
-        output = built.structure.build([getattr(raw, name) for name in built.fields])
-        plan = built.draft.plan
-        return Result(raw, output, self.quantities, self.model, meetings(plan), plan.joint.biases, built.stored,
-                      _reduction(built))
-
-    def _ran(self, given: Batch, beside: Mapping[str, Any], generator: torch.Generator | None = None,
-             keys: Callable[[Batch], Tensor] | None = None, into: Adds | None = None) -> tuple[Built, Any]:
-        """The program that such a call runs, and what it returned.
-
-        With `keys`, which gives a batch's, [N] int64, random draws are the samples' own (see `program.by_sample`), and
-        a program is proven before it adds, so that it adds the same whether it has run before or not.
-        """
-        brought = brought_by(beside)
-        state, built = self._program(given, brought)
-        check_fit(beside, built.asks)
-        check_targets(built.losses, built.matched.graph, given)
-        if brought.weights:
-            check_weighable(built.matched.ending, built.matched.rules)
-        check_fits(built.draft.memory.of(brought), self.options.memory_budget, given.samples,
-                   given.tensors[0].device, self.options.limits or DEFAULT_LIMITS)
-        self._announce(built, given)
-        tensors = None if into is None else into.fitting(built, given.tensors[0], Read(
-            self._tensors(state, built), given.tensors, beside))
-        if keys is not None and given.samples and (built.draws or into is not None):
-            self._prepare(given)
-        if keys is not None and given.samples and built.draws:
-            beside = {**beside, DRAW_KEYS: keys(given)}
-        with seeded(generator, given.tensors[0].device):
-            first = given.samples > 0 and not built.is_proven(given.samples)
-            if first or not given.samples:  # nothing of the caller's changes before the program is proven
-                raw = self._first_run(state, built, given, beside) if first else self._run(state, built, given, beside)
-                if tensors is not None:
-                    with torch.no_grad():
-                        added_to(raw, tensors)
-            else:
-                raw = self._run(state, built, given, beside, into=tensors)
-        if tensors is not None:
-            raw = with_tensors(raw, tensors)
-        return built, raw
-
-    def _drawn_by_sample(self, keys: Callable[[Batch], Tensor], batch: Sequence[Any],
-                         arguments: Mapping[str, Any], into: Adds | None = None,
-                         generator: torch.Generator | None = None) -> Result:
-        """A call whose random draws follow from its samples' keys; a program that draws nothing asks for none. What
-        belongs to no sample is drawn from the generator, or torch's global one."""
-        given = check_batch(self.model, batch)
-        return self._called(given, self._beside(arguments, given), generator, keys, into)
-
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
 
@@ -182,30 +117,6 @@ class Compiled(Programs):
         if not isinstance(result, Result) or not result.is_of(self.model):
             raise InputError("block_product takes a result that this compiled model returned")
         return block_product(result, name, vectors)
-
-    def _announce(self, built: Built, batch: Batch) -> None:
-        def other(quantities: Sequence[str], batch: Batch) -> float:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                made = self if tuple(quantities) == self.quantities else self._with(quantities=list(quantities))
-                last = made._last
-                cost = made._program(batch)[1].draft.cost
-                made._last = last
-            return sum(cost.seconds(batch.samples).values())
-
-        announce(built, batch, type(self.model).__name__, other)
-
-    def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
-        """A call's arguments, checked."""
-        if not given and not self._needs_arguments:
-            return {}
-        own, options = dict(self.model.named_parameters()), self.options
-        clipped = tuple(name for name, parameter in own.items()
-                        if parameter.requires_grad and options.chosen.asks("clipped_grad", name))
-        dtype = next(parameter.dtype for parameter in own.values() if parameter.requires_grad)
-        return check_arguments(given, Call(batch.samples, batch.tensors[0].device, self.quantities,
-                                           {name: parameter.shape for name, parameter in own.items()},
-                                           options.clipping, clipped, dtype))
 
     def verify(self, *batch: Any, full: bool = True, **arguments: Any) -> Verification:
         """Run the program on a batch beside the model's own forward, loss and backward: the table of errors.
@@ -251,7 +162,7 @@ class Compiled(Programs):
     @property
     def reduction(self) -> str:
         """Of the loss: "mean", L = (1/N) sum_n l_n; "sum", L = sum_n l_n; "" if it is neither: l_n has no scale."""
-        return _reduction(self._current())
+        return reduction_of(self._current())
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -294,12 +205,6 @@ class Compiled(Programs):
     def __repr__(self) -> str:
         return (f"Compiled({type(self.model).__name__}, quantities={list(self.quantities)}, "
                 f"backend={self.options.backend!r}, programs={len(self._guards)})")
-
-
-def _reduction(built: Built) -> str:
-    """See `Compiled.reduction`."""
-    ending = built.matched.ending
-    return ending.kind if ending.definite else ""
 
 
 def _again(model: nn.Module, loss: Callable[..., Tensor], given: Mapping[str, Any]) -> Compiled:

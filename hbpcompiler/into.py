@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.arguments import DECAY, INTO, SHARES
-from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import Slot
 from hbpcompiler.compiler.program.nodes import shows_its_input

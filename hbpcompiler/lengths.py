@@ -19,9 +19,9 @@ from hbpcompiler.compiler.any_length import (
     stages_at,
 )
 from hbpcompiler.compiler.budget import check_fits
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.lengths.axes import Axes, between, declared
 from hbpcompiler.compiler.lengths.walk import LengthsDifferError
-from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.plan.table import _polynomial
 from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.prove.draws import Draws, drawing

@@ -12,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from hbpcompiler.callers import has_stderr, level_of_caller
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.cost.figures import DEFAULTS
 from hbpcompiler.compiler.cost.rounds import Reporting, rounds_of
-from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import LongCallWarning, listing
 from hbpcompiler.quantities import SAMPLED

@@ -22,7 +22,8 @@ from hbpcompiler.arguments import (
 )
 from hbpcompiler.block_product import block_diagonal, meetings
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.compiler.pipeline import Built, first_program
+from hbpcompiler.compiler.built import Built
+from hbpcompiler.compiler.pipeline import first_program
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh

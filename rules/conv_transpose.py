@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from hbpcompiler.rule import (
-    ZERO,
     Case,
     Contraction,
-    Layout,
     Op,
-    Rule,
-    Structure,
     Tensor,
     flat_positions,
     merge,
@@ -21,7 +15,18 @@ from hbpcompiler.rule import (
     split,
 )
 
-from .shared.spatial import CONV, CONV_TRANSPOSE, axes_of, by_groups, cut, options, per_axis, refuse_unbatched
+from .shared.spatial import (
+    CONV,
+    CONV_TRANSPOSE,
+    axes_of,
+    by_groups,
+    convolution_case,
+    convolution_rule,
+    cut,
+    groups_in,
+    options,
+    per_axis,
+)
 
 
 def given(op: Op, *names: str) -> list[list[int]]:
@@ -74,27 +79,9 @@ def kernel(op: Op, gradient: Tensor) -> Tensor:
     return gradients[1]
 
 
-def params(op: Op) -> Mapping[str, Contraction]:
+def weight(op: Op) -> Contraction:
     equation = "nkop,nip->nkio" if op.groups == 1 else "nkgop,ngip->nkgio"
-    return {
-        "weight": Contraction(equation, reached, operand, kernel),
-        "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes_of(op))),
-    }
-
-
-def conv_transpose(axes: int) -> Rule:
-    """The rule for so many spatial axes."""
-    return Rule(
-        operations=[f"aten.conv_transpose{axes}d"],
-        forward=forward,
-        jac_t={"input": jac_t},
-        params=params,
-        residual=ZERO,
-        structure=Structure.CONSTANT,
-        layout=Layout.PIXELS if axes == 2 else None,
-        refuse=lambda op: refuse_unbatched(op, axes),
-        cases=cases(axes),
-    )
+    return Contraction(equation, reached, operand, kernel)
 
 
 def cases(axes: int) -> list[Case]:
@@ -103,16 +90,10 @@ def cases(axes: int) -> list[Case]:
     def case(
         size: int, kernel: int, channels: tuple[int, int] = (2, 2), *, bias: bool = False, **attributes: object
     ) -> Case:
-        groups = attributes.get("groups", 1)
-        assert isinstance(groups, int)
         spatial, window = [size, max(size - 1, 1), 2][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]
-        shapes = {
-            "input": (channels[0], *spatial),
-            "weight": (channels[0], channels[1] // groups, *window),
-            **({"bias": (channels[1],)} if bias else {}),
-        }
-        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-        return Case(shapes, short, overload="input" if axes > 1 else "")
+        weight = (channels[0], channels[1] // groups_in(attributes), *window)
+        overload = "input" if axes > 1 else ""
+        return convolution_case((channels[0], *spatial), weight, channels[1], bias, overload, **attributes)
 
     return [
         case(3, 2, bias=True),
@@ -129,4 +110,7 @@ def cases(axes: int) -> list[Case]:
     ]
 
 
-CONV_TRANSPOSES = [conv_transpose(axes) for axes in (1, 2, 3)]
+CONV_TRANSPOSES = [
+    convolution_rule("conv_transpose", axes, weight, cases(axes), forward=forward, jac_t={"input": jac_t})
+    for axes in (1, 2, 3)
+]

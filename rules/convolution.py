@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 
 import torch
 
 from hbpcompiler.rule import (
-    ZERO,
     Case,
     Contraction,
-    Layout,
     Op,
-    Rule,
-    Structure,
     Tensor,
     Window,
     flat_positions,
@@ -24,7 +19,18 @@ from hbpcompiler.rule import (
     split,
 )
 
-from .shared.spatial import CONV, CONV_TRANSPOSE, axes_of, by_groups, cut, options, per_axis, refuse_unbatched
+from .shared.spatial import (
+    CONV,
+    CONV_TRANSPOSE,
+    axes_of,
+    by_groups,
+    convolution_case,
+    convolution_rule,
+    cut,
+    groups_in,
+    options,
+    per_axis,
+)
 
 
 def strides(op: Op) -> list[int]:
@@ -117,33 +123,14 @@ def kernel(op: Op, gradient: Tensor) -> Tensor:
     return gradients[1]
 
 
-def params(op: Op) -> Mapping[str, Contraction]:
+def weight(op: Op) -> Contraction:
     equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
-    return {
-        "weight": Contraction(equation, outputs, operand, kernel),
-        "bias": Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes_of(op))),
-    }
+    return Contraction(equation, outputs, operand, kernel)
 
 
 def window(op: Op) -> Window:
     return Window(
         kernel_size(op), strides(op), dilations(op), padding_of(op)[0], {"padding": [0] * axes_of(op)}
-    )
-
-
-def convolution(axes: int) -> Rule:
-    """The rule for so many spatial axes."""
-    return Rule(
-        operations=[f"aten.conv{axes}d"],
-        forward=forward,
-        jac_t={"input": jac_t},
-        params=params,
-        residual=ZERO,
-        structure=Structure.CONSTANT,
-        layout=Layout.PIXELS if axes == 2 else None,
-        window=window,
-        refuse=lambda op: refuse_unbatched(op, axes),
-        cases=cases(axes),
     )
 
 
@@ -159,16 +146,9 @@ def cases(axes: int) -> list[Case]:
         overload: str = "",
         **attributes: object,
     ) -> Case:
-        groups = attributes.get("groups", 1)
-        assert isinstance(groups, int)
         spatial, window = [size, size - 1, size][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]
-        shapes = {
-            "input": (channels[0], *spatial),
-            "weight": (channels[1], channels[0] // groups, *window),
-            **({"bias": (channels[1],)} if bias else {}),
-        }
-        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-        return Case(shapes, short, overload=overload)
+        weight = (channels[1], channels[0] // groups_in(attributes), *window)
+        return convolution_case((channels[0], *spatial), weight, channels[1], bias, overload, **attributes)
 
     return [
         case(4, 3, bias=True),
@@ -191,4 +171,7 @@ def cases(axes: int) -> list[Case]:
     ]
 
 
-CONVOLUTIONS = [convolution(axes) for axes in (1, 2, 3)]
+CONVOLUTIONS = [
+    convolution_rule("conv", axes, weight, cases(axes), forward=forward, jac_t={"input": jac_t}, window=window)
+    for axes in (1, 2, 3)
+]

@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler import pipeline
+from hbpcompiler.compiler.built import KEPT_ADDING
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, STAGES, Seconds
 from hbpcompiler.reference import reference
 from tests.test_quantities import close
@@ -62,3 +63,17 @@ def test_seconds_of_a_stage_that_runs_twice_add_up():
     with seconds.first("plan"):
         pass
     assert seconds.of["plan"] == before
+
+
+def test_programs_that_add_are_made_once_and_few_are_kept():
+    compiled = hbp.compile(nn.Linear(2, 2), quantities=["grad", "batch_l2"], verify=False)
+    X, y = torch.randn(3, 2), torch.tensor([0, 1, 1])
+    before = {"grad": {name: value.clone() for name, value in compiled(X, y).grad.items()}}
+    built_first = compiled._current()
+    slots = list(built_first.slots)
+    made = [built_first.that_adds([slot], {}, frozenset(), by_sample=False) for slot in slots[:2]]
+    assert made[0] is built_first.that_adds(slots[:1], {}, frozenset(), by_sample=False)
+    assert len(built_first._adding) == 2 <= KEPT_ADDING
+    compiled(X, y, into=before)
+    for name, value in compiled(X, y).grad.items():
+        close(before["grad"][name], 2 * value, name)

@@ -24,7 +24,7 @@ from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.arguments import without_weights
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.program.by_sample import draws_of
 from hbpcompiler.compiler.program.nodes import called
 from hbpcompiler.compiler.trace.batch import Batch

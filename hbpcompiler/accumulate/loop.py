@@ -28,7 +28,7 @@ from hbpcompiler.accumulate.weigh import Weigher, Weight
 from hbpcompiler.arguments import SAMPLE_WEIGHTS, brought_by
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of, digest_of_tree

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import sympy
 from torch import Tensor
 
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import LossCheck
-from hbpcompiler.compiler.pipeline import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import InputError, UnsupportedOpError

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hbpcompiler.arguments import Brought
+from hbpcompiler.compiler.built import Built, loaded
 from hbpcompiler.compiler.cost.decisions import OtherDecisionsError, followed
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
@@ -30,7 +31,7 @@ from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Walk
 from hbpcompiler.compiler.lengths.write import write
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import loss_checks
-from hbpcompiler.compiler.pipeline import Built, Drafting, Places, closings_for, loaded, matched_for, traced_for
+from hbpcompiler.compiler.pipeline import Drafting, Places, closings_for, matched_for, traced_for
 from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.program.by_sample import copy_of
 from hbpcompiler.compiler.program.check import Level, check_program

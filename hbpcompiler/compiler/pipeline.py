@@ -15,20 +15,18 @@ again as uses of a value, and a memory budget drafts plans until one keeps to it
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from hbpcompiler import schemes
 from hbpcompiler.arguments import Brought
-from hbpcompiler.codegen import emit, load, naming
+from hbpcompiler.codegen import emit, naming
 from hbpcompiler.compiler.budget import Draft, within_budget
+from hbpcompiler.compiler.built import Built, loaded
 from hbpcompiler.compiler.cost.decisions import Decisions, written_down
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
@@ -47,21 +45,15 @@ from hbpcompiler.compiler.plan.check import check_plan
 from hbpcompiler.compiler.plan.pixels import image_weights
 from hbpcompiler.compiler.plan.plan import plan, unraced
 from hbpcompiler.compiler.plan.steps import Plan
-from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
-from hbpcompiler.compiler.program.adding import Slot, Slots, adding, slots_of
-from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
 from hbpcompiler.compiler.program.program import Program
-from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
-from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.ends import Ends
-from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
@@ -71,97 +63,7 @@ from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
-from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
-
-KEPT_ADDING = 4
-"""Programs that differ in what they add to given tensors: a caller has one or two."""
-
-
-@dataclass
-class Built:
-    """One program and what it was made from."""
-
-    matched: Matched
-    draft: Draft
-    path: Path
-    program: Any
-    constants: Mapping[str, Tensor]
-    """Tensors that the trace made or found, by the name under which the program asks for them."""
-    places: Mapping[str, int]
-    """Where in Python's state those of them lie that are read anew at each call."""
-    losses: Sequence[LossCheck]
-    structure: Structure
-    """How the model's output is built of its tensors."""
-    fields: tuple[str, ...]
-    """The fields of the program's result that hold them."""
-    run: Callable[..., Any]
-    seconds: Seconds
-    sizes: Sizes
-    """The batch sizes that it serves."""
-    backend: str
-    as_values: frozenset[str] = frozenset()
-    """Parameters that had to be matched as values."""
-    whole: Built | None = None
-    """The program for any length, of which this is what it is at one."""
-    used: int = 0
-    """The number of the call that used it last."""
-    proven: set[bool] = field(default_factory=set)
-    """For batches of one sample (True), of several (False): code that goes another way for one, as squeeze() does,
-    leaves no trace of it."""
-    announced: set[int] = field(default_factory=set)
-    """Batch sizes of which has been said that they take long."""
-    _adding: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    """Programs that add to given tensors: by the slots, and whether they draw by sample."""
-
-    @cached_property
-    def stored(self) -> Mapping[str, Stored]:
-        """The parameters as the model has them, by name."""
-        return stored(self.draft.plan, self.matched.trainable)
-
-    @cached_property
-    def asks(self) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
-        """The call arguments of the program, and what it asks of those that are dicts of tensors."""
-        return asked(self.draft.graph)
-
-    @cached_property
-    def draws(self) -> bool:
-        """Whether it draws random numbers."""
-        return bool(draws_of(self.draft.graph))
-
-    @cached_property
-    def by_sample(self) -> tuple[Any, list[str]]:
-        """The same program, but that it draws by sample (see `program.by_sample`), and what it draws otherwise."""
-        if self.whole is not None:
-            return self.whole.by_sample
-        graph, left = self._by_sample
-        return loaded(self.draft.written(graph), self.backend)[0], left
-
-    @cached_property
-    def _by_sample(self) -> tuple[fx.Graph, list[str]]:
-        return by_sample(self.draft.graph)
-
-    @cached_property
-    def slots(self) -> Slots:
-        """What makes each tensor of its result."""
-        return slots_of(self.draft.graph)
-
-    def that_adds(self, slots: Collection[Slot], same: Mapping[Slot, Slot], triangles: frozenset[Slot],
-                  by_sample: bool) -> Any:
-        """The same program, or the one that draws by sample, but that it adds its results in these slots to tensors
-        that it is given (see `program.adding`)."""
-        key = frozenset(slots), frozenset(same.items()), triangles, by_sample
-        if key not in self._adding:
-            if len(self._adding) >= KEPT_ADDING:
-                self._adding.pop(next(iter(self._adding)))
-            graph = self._by_sample[0] if by_sample else self.draft.graph
-            self._adding[key] = loaded(self.draft.written(adding(graph, slots, same, triangles)), self.backend)[0]
-        return self._adding[key]
-
-    def is_proven(self, samples: int) -> bool:
-        """Whether batches of this size may be used without a proof, or had one."""
-        return (samples == 1) in self.proven
-
 
 Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
 """Where in Python's state tensors lie that a trace has found there."""
@@ -200,21 +102,8 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
                  proven={True, False} if options.verify is False else set())
 
 
-def loaded(code: str, backend: str) -> tuple[Any, Path]:
-    """The program of a text, prepared by the backend, and its file."""
-    program, path = load.program(code)
-    if backend == "torchscript":
-        with warnings.catch_warnings():  # of its deprecation: the user can do nothing about it
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            program = torch.jit.script(program)
-    elif backend == "inductor":
-        program = torch.compile(program)
-    return program, path
-
-
 def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
-            answers: Answers | None) -> Traced:
+               answers: Answers | None) -> Traced:
     with seconds.stage("export"):
         streams = {stream for name in options.quantities for stream in QUANTITIES[name].streams}
         ends = Ends(loss=streams != {OUTPUT}, output=OUTPUT in streams)

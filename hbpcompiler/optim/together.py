@@ -20,7 +20,7 @@ from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.accumulate.weigh import Weigher, Weight
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.digest import digest_of

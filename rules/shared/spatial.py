@@ -1,13 +1,24 @@
-"""What convolutions and pooling share: arguments per axis, and the functions for one, two and three axes."""
+"""What convolutions and pooling share: arguments per axis, torch's functions by axes, the frame of their rules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Op, Tensor, scatter_to
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Contraction,
+    Layout,
+    Op,
+    Rule,
+    Structure,
+    Tensor,
+    flat_positions,
+    scatter_to,
+)
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -78,3 +89,44 @@ def refuse_unbatched(op: Op, axes: int) -> str | None:
         f"its input has {axes + 1} axes, so the sample axis is taken for the channels; "
         "add a channel axis, x.unsqueeze(1), before the convolution"
     )
+
+
+def convolution_rule(
+    name: str,
+    axes: int,
+    weight: Callable[[Op], Contraction],
+    cases: Sequence[Case],
+    **parts: Any,
+) -> Rule:
+    """The rule of a linear map with one weight for all positions; its `parts` are those of a Rule."""
+
+    def params(op: Op) -> Mapping[str, Contraction]:
+        bias = Contraction("nkop->nko", lambda op, columns: flat_positions(columns, axes_of(op)))
+        return {"weight": weight(op), "bias": bias}
+
+    return Rule(
+        operations=[f"aten.{name}{axes}d"],
+        params=params,
+        residual=ZERO,
+        structure=Structure.CONSTANT,
+        layout=Layout.PIXELS if axes == 2 else None,
+        refuse=lambda op: refuse_unbatched(op, axes),
+        cases=cases,
+        **parts,
+    )
+
+
+def convolution_case(
+    input: tuple[int, ...], weight: tuple[int, ...], outputs: int, bias: bool, overload: str, **attributes: object
+) -> Case:
+    """One use, on an input [channels, *spatial]; attributes of more axes than it has are cut."""
+    axes = len(input) - 1
+    shapes = {"input": input, "weight": weight, **({"bias": (outputs,)} if bias else {})}
+    short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
+    return Case(shapes, short, overload=overload)
+
+
+def groups_in(attributes: Mapping[str, object]) -> int:
+    groups = attributes.get("groups", 1)
+    assert isinstance(groups, int)
+    return groups

@@ -13,7 +13,7 @@ from torch import Tensor
 from hbpcompiler.accumulate.batches import arguments_of
 from hbpcompiler.accumulate.weigh import Weigher, Weight
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiler.pipeline import Built
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import InputError
