@@ -162,9 +162,17 @@ def read_file(path: Path, form: str) -> dict[str, Any]:
                          "read); it is left as it is") from error
     if not isinstance(held, dict) or held.get("format") != form:
         raise InputError(f"{path} is not of the format {form!r} of this version; it is left as it is")
-    if held.pop(HASH, None) != digest_of_tree(held):
+    if not _is_as_written(held):
         raise InputError(f"{path} is damaged: what it holds is not what was written; it is left as it is")
     return held
+
+
+def _is_as_written(held: dict[str, Any]) -> bool:
+    """Whether its hash is that of the rest of it."""
+    try:
+        return bool(held.pop(HASH, None) == digest_of_tree(held))
+    except Exception:  # damaged bytes may have made anything of it: a list that is in itself
+        return False
 
 
 def read(path: Path) -> tuple[Sums, Header]:
@@ -192,7 +200,7 @@ def _state(sums: Sums) -> dict[str, Any]:
         "totals": [(list(key), tensor) for key, tensor in sums.totals.items()],
         "lost": [(list(key), tensor) for key, tensor in sums.lost.items()],
         "samples": sums.samples, "terms": sums.terms, "of_average": sums.of_average, "positions": sums.positions,
-        "shared_positions": sums.shared_positions,
+        "shared_positions": sums.shared_positions, "samples_with": sums.samples_with,
         "stored": {name: tuple(own) for name, own in sums.stored.items()},
         "first": None if sums.first is None else {**sums.first._asdict(), "positions": dict(sums.first.positions)},
     }
@@ -204,6 +212,7 @@ def _restored(state: Mapping[str, Any]) -> Sums:
     sums.lost = {Key(*key): tensor for key, tensor in state["lost"]}
     sums.samples, sums.terms, sums.of_average = state["samples"], state["terms"], state["of_average"]
     sums.positions, sums.shared_positions = state["positions"], state["shared_positions"]
+    sums.samples_with = state["samples_with"]
     sums.stored = {name: Stored(*own) for name, own in state["stored"].items()}
     first = state["first"]
     sums.first = None if first is None else Weight(**{**first, "parts": tuple(first["parts"])})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from hbpcompiler.accumulate.pieces import merge_spread
 from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, is_divided
 from hbpcompiler.quantities import QUANTITIES, SPREAD
@@ -20,7 +22,9 @@ def combined(parts: Sequence[Sums]) -> Sums:
 
 def _join(whole: Sums, part: Sums) -> None:
     if whole.first is None:
-        whole.first, whole.positions, whole.stored = part.first, dict(part.positions), part.stored
+        whole.first = part.first
+    whole.positions = {**part.positions, **whole.positions}
+    whole.stored = {**part.stored, **whole.stored}
     assert whole.first is not None
     assert part.first is not None
     check_together(whole.quantities, whole.first, part.first)
@@ -39,6 +43,8 @@ def _join(whole: Sums, part: Sums) -> None:
     for parameter, share in part.shared_positions.items():
         ratio = part.positions[parameter] / whole.positions[parameter]
         whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share * ratio
+    for parameter, samples in part.samples_with.items():
+        whole.samples_with[parameter] = whole.samples_with.get(parameter, 0) + samples
     whole.samples += part.samples
     whole.terms += part.terms
     whole.of_average += part.of_average
@@ -51,15 +57,24 @@ def is_spread(key: Key) -> bool:
 
 def _rescaled(whole: Sums, part: Sums, key: Key) -> float:
     """Sums over positions count them in those of the first batch."""
-    over = is_divided(key) and key.parameter in whole.positions
+    over = is_divided(key) and key.parameter in part.positions
     return part.positions[key.parameter] / whole.positions[key.parameter] if over else 1.0
 
 
 def _join_spread(whole: Sums, part: Sums) -> None:
-    for key in [key for key in part.totals if is_spread(key) and key.quantity != MEANS]:
+    """A parameter that only one of them reaches has gradients of zero in the other."""
+    for key in dict.fromkeys([*whole.totals, *part.totals]):
+        if not is_spread(key) or key.quantity == MEANS:
+            continue
         mean = Key(MEANS, key.parameter, "")
-        if key not in whole.totals:
+        if not whole.samples:
             whole.totals[key], whole.totals[mean] = part.totals[key].clone(), part.totals[mean].clone()
-        else:
-            merge_spread(whole.totals[key], whole.totals[mean], whole.samples,
-                         part.totals[key], part.totals[mean], part.samples)
+            continue
+        like = part.totals.get(key, whole.totals.get(key))
+        assert like is not None
+        for own in (key, mean):
+            if own not in whole.totals:
+                whole.totals[own] = torch.zeros_like(like)
+        nothing = like.new_zeros(()).expand(like.shape)
+        merge_spread(whole.totals[key], whole.totals[mean], whole.samples,
+                     part.totals.get(key, nothing), part.totals.get(mean, nothing), part.samples)

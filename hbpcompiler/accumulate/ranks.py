@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.accumulate.buckets import all_reduce
+from hbpcompiler.accumulate.checkpoint import Header
 from hbpcompiler.accumulate.combine import is_spread
-from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, dtype_of, is_divided
+from hbpcompiler.accumulate.sums import (
+    MEANS,
+    Key,
+    Sums,
+    check_together,
+    counts_among,
+    dtype_of,
+    is_divided,
+)
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.errors import InputError, RankError, listing
 from hbpcompiler.group import place_in, waiting
@@ -30,9 +39,12 @@ class _Own:
     terms: float
     of_average: float
     first: Weight | None
+    positions: dict[str, int]
     shared_positions: dict[str, float]
+    samples_with: dict[str, int]
     stored: dict[str, Stored]
     tensors: list[tuple[tuple[str, ...], tuple[int, ...]]]
+    header: Header
 
 
 class Ranks:
@@ -50,16 +62,16 @@ class Ranks:
         """This rank's file."""
         return path.with_name(f"{path.name}.rank{self.rank}") if self.several else path
 
-    def together(self, sums: Sums, failure: BaseException | None) -> Sums:
+    def together(self, sums: Sums, failure: BaseException | None, header: Header) -> Sums:
         """The sums of all ranks, on each; `failure` is what this one raised, if it did.
 
-        Raises that again here, and RankError on the others.
+        Raises that again here, and RankError on the others; InputError where what they accumulate is not the same.
         """
         if not self.several:
             return sums
         try:
             with waiting(self.rank):
-                told = self._told(sums, failure)
+                told = self._told(sums, failure, header)
         except RankError:
             if failure is not None:
                 raise failure from None
@@ -71,44 +83,51 @@ class Ranks:
             raise RankError(listing("accumulation failed on other ranks:", failures))
         return self._added(sums, told)
 
-    def _told(self, sums: Sums, failure: BaseException | None) -> list[_Own]:
+    def _told(self, sums: Sums, failure: BaseException | None, header: Header) -> list[_Own]:
         own = _Own("" if failure is None else f"{type(failure).__name__}: {failure}", sums.quantities, sums.samples,
-                   sums.terms, sums.of_average, sums.first, sums.shared_positions, sums.stored,
-                   [(tuple(key), tuple(tensor.shape)) for key, tensor in sums.totals.items()])
+                   sums.terms, sums.of_average, sums.first, sums.positions, sums.shared_positions, sums.samples_with,
+                   sums.stored, [(tuple(key), tuple(tensor.shape)) for key, tensor in sums.totals.items()], header)
         told: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(told, own, group=self.group)
         return told
 
     def _added(self, sums: Sums, told: list[_Own]) -> Sums:
-        model = next((own for own in told if own.first is not None), None)
-        if model is None:
+        first = next((own.first for own in told if own.first is not None), None)
+        self._check(told, first)
+        if first is None:
             raise InputError("no rank's loader gave any samples: there is nothing to accumulate")
-        assert model.first is not None
-        self._check(told, model)
         whole = Sums(sums.quantities, sums.dtype, sums.compensated)
-        whole.first, whole.positions, whole.stored = model.first, dict(model.first.positions), model.stored
+        whole.first = first
         whole.samples, whole.terms = sum(own.samples for own in told), sum(own.terms for own in told)
-        for own in told:
-            for parameter, share in own.shared_positions.items():
-                assert own.first is not None
-                share *= own.first.positions[parameter] / whole.positions[parameter]
-                whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share
         whole.of_average = sum(own.of_average for own in told)
+        for own in told:
+            whole.stored = {**own.stored, **whole.stored}
+            whole.positions = {**own.positions, **whole.positions}
+            for parameter, share in own.shared_positions.items():
+                share *= own.positions[parameter] / whole.positions[parameter]
+                whole.shared_positions[parameter] = whole.shared_positions.get(parameter, 0.0) + share
+                others = whole.samples_with.get(parameter, 0)
+                whole.samples_with[parameter] = others + own.samples_with[parameter]
+        shapes = {Key(*parts): shape for own in told for parts, shape in own.tensors}
+        _check_counts(told)
         with waiting(self.rank):
-            self._add({Key(*parts): shape for parts, shape in model.tensors}, sums, whole)
+            self._add(shapes, sums, whole)
         return whole
 
-    def _check(self, told: list[_Own], model: _Own) -> None:
+    def _check(self, told: list[_Own], first: Weight | None) -> None:
         findings = []
         for rank, own in enumerate(told):
-            if own.first is None:
-                continue
-            assert model.first is not None
-            check_together(own.quantities, model.first, own.first)
-            if own.quantities != model.quantities or own.tensors != model.tensors:
-                findings.append(f"rank {rank}: {', '.join(own.quantities)} of {len(own.tensors)} tensors")
+            here, there = told[0].header, own.header
+            texts = here.differences(there, of_run=False)
+            if here.seed != there.seed:
+                texts.append(f"seed: {here.seed} here, {there.seed} there")
+            findings += [f"rank {rank}: {text}" for text in texts]
         if findings:
-            raise InputError(listing("the ranks accumulate different quantities or models:", findings))
+            raise InputError(listing("the ranks do not accumulate the same. Differences, rank 0's value and theirs:",
+                                     findings))
+        for own in told:
+            if first is not None and own.first is not None:
+                check_together(own.quantities, first, own.first)
 
     def _add(self, shapes: dict[Key, tuple[int, ...]], sums: Sums, whole: Sums) -> None:
         """All that adds up, with the means of what is spread; then its squares about the mean of all.
@@ -140,6 +159,16 @@ class Ranks:
         nccl = torch.distributed.get_backend(self.group) == "nccl"
         device = torch.cuda.current_device() if nccl else "cpu"
         return torch.zeros(shape, dtype=dtype_of(key, sums.dtype), device=device)
+
+
+def _check_counts(told: list[_Own]) -> None:
+    """InputError where one rank has counts of parameters that another's batches do not reach."""
+    for name in counts_among(told[0].quantities):
+        counted = [{parts for parts, _ in own.tensors if parts[0] == name} for own in told if own.samples]
+        if others := set.union(*counted) - set.intersection(*counted):
+            parameters = ", ".join(sorted(parameter for _, parameter, _ in others))
+            raise InputError(f"{name} cannot be added up: some ranks' batches do not reach {parameters}, and zeros of "
+                             "others are not counted. Accumulate it of parameters that all batches reach")
 
 
 def _of_positions(key: Key, sums: Sums, whole: Sums) -> float:

@@ -76,13 +76,17 @@ class Sums:
         self.of_average = 0.0
         """The samples, or the sum of their weights."""
         self.positions: dict[str, int] = {}
-        """Of the first batch, by parameter."""
+        """By parameter, of the first batch that reaches it."""
         self.shared_positions: dict[str, float] = {}
-        """Samples times their positions over those of the first batch."""
+        """Samples times their positions over those of that batch."""
+        self.samples_with: dict[str, int] = {}
+        """By parameter, the samples of batches that reach it: with other batches, a forward may take another way."""
         self.first: Weight | None = None
         self.stored: dict[str, Stored] = {}
-        """The parameters as the first result has them, for `hbp.curvature`."""
+        """The parameters as the first result that has them has them, for `hbp.curvature`."""
         self._fields = {name: fields_of(QUANTITIES[name]) for name in quantities if QUANTITIES[name].adds}
+        self._of_all = [name for name in self._fields if {SPREAD, COUNTS} & {*QUANTITIES[name].adds}]
+        """What samples count for whose gradients are zero."""
 
     @cached_property
     def grow_in_place(self) -> bool:
@@ -96,12 +100,16 @@ class Sums:
         """What a program returned for one more batch, of which these tensors are in the totals already; `stored` says
         how it has the parameters."""
         if self.first is None:
-            self.first, self.positions, self.stored = weight, dict(weight.positions), dict(stored)
+            self.first = weight
+        if not stored.keys() <= self.stored.keys():
+            self.stored = {**stored, **self.stored}
         check_together(self.quantities, self.first, weight)
         if not weight.samples:
             return
-        factors = {how: self.factor(how, "", weight) for fields in self._fields.values() for _, how in fields}
-        self._add(Key(LOSS, "", ""), result.loss, self.factor(OF_LOSS, "", weight))
+        for name in self._of_all:
+            self._add_unreached(name, getattr(result, name), weight)
+        factors = {how: self._factor(how, weight) for fields in self._fields.values() for _, how in fields}
+        self._add(Key(LOSS, "", ""), result.loss, self._factor(OF_LOSS, weight))
         for name, fields in self._fields.items():
             for parameter, value in getattr(result, name).items():
                 for field in fields:
@@ -116,33 +124,35 @@ class Sums:
     def count(self, weight: Weight) -> None:
         """What one more batch counts, without a result: for `factor` and `divisor`."""
         if self.first is None:
-            self.first, self.positions = weight, dict(weight.positions)
+            self.first = weight
         check_together(self.quantities, self.first, weight)
         if weight.samples:
             self._count(weight)
 
     def share(self, how: str, parameter: str, weight: Weight) -> float:
         """What a value of one batch that was counted enters with in that of all of them."""
-        if not weight.samples:
-            return 0.0
-        ratio = self._ratio(parameter, weight) if how in DIVIDED else 1.0
-        return self.factor(how, parameter, weight) * ratio / self.divisor(how, parameter)
+        return self.factor(how, parameter, weight) / self.divisor(how, parameter) if weight.samples else 0.0
 
     def _count(self, weight: Weight) -> None:
-        for parameter in self.positions:
-            share = self.shared_positions.get(parameter, 0.0)
-            self.shared_positions[parameter] = share + weight.samples * self._ratio(parameter, weight)
+        for parameter, positions in weight.positions.items():
+            share = weight.samples * positions / self.positions.setdefault(parameter, positions)
+            self.shared_positions[parameter] = self.shared_positions.get(parameter, 0.0) + share
+            self.samples_with[parameter] = self.samples_with.get(parameter, 0) + weight.samples
         self.samples += weight.samples
         self.terms += weight.terms
         self.of_average += weight.of_average
 
     def _ratio(self, parameter: str, weight: Weight) -> float:
-        """This batch's positions over those of the first."""
-        first = self.positions.get(parameter)
-        return weight.positions.get(parameter, first) / first if first else 1.0
+        """This batch's positions over those of the first that reaches the parameter."""
+        own = weight.positions.get(parameter, 1)
+        return own / self.positions.get(parameter, own)
 
     def factor(self, how: str, parameter: str, weight: Weight) -> float:
         """What makes a batch's value one that adds up."""
+        return self._factor(how, weight) * (self._ratio(parameter, weight) if how in DIVIDED else 1.0)
+
+    def _factor(self, how: str, weight: Weight) -> float:
+        """The same of values that are not divided by positions."""
         if how == COUNTS:
             return 1.0
         if weight.nothing:
@@ -171,6 +181,26 @@ class Sums:
             total.add_(value, alpha=factor)
         else:
             added_(total, value, 1.0, factor)
+
+    def _add_unreached(self, name: str, values: Mapping[str, Any], weight: Weight) -> None:
+        """The zero gradients of parameters that this batch does not reach, and batches before did. Raises InputError
+        for counts, whose bin of zeros is not known here."""
+        known = self._known(name)
+        if not known or known == values.keys():
+            return
+        others = sorted(known ^ values.keys())
+        if name in counts_among((name,)):
+            raise InputError(f"{name} cannot be added up: some batches reach {', '.join(others)}, and some do not, "
+                             "whose zeros are not counted. Accumulate it of parameters that all batches reach")
+        for parameter in others:
+            if parameter in known:
+                total = self.totals[Key(name, parameter, "")]
+                nothing = total.new_zeros(()).expand(total.shape)
+                self._merge(parameter, nothing, nothing, weight)
+
+    def _known(self, name: str) -> set[str]:
+        """The parameters that some batch before reached."""
+        return {key.parameter for key in self.totals if key.quantity == name}
 
     def _merge(self, parameter: str, variance: Tensor, gradient: Tensor, weight: Weight) -> None:
         """Sums of squares about the mean, and that mean (see `merge_spread`)."""
@@ -231,7 +261,7 @@ class Sums:
         if how in GRADIENTS_TWICE and over_terms:
             whole *= self.terms / self.samples
         if how in DIVIDED and parameter in self.shared_positions:
-            whole *= self.shared_positions[parameter] / self.samples
+            whole *= self.shared_positions[parameter] / self.samples_with[parameter]
         return whole
 
 

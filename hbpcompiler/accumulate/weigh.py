@@ -41,7 +41,7 @@ class Weight(NamedTuple):
     counted: bool
     """Whether `count` gave the terms: then a total is a mean over them, whatever the loss is."""
     positions: Mapping[str, int]
-    """By parameter, the positions that its factor B was divided by."""
+    """By parameter that has a factor B, the positions that this was divided by; 1 for none."""
     of_average: float
     """What it counts in an average over samples: their number, or the sum of their weights."""
     nothing: bool = False
@@ -163,10 +163,10 @@ def check_scale(first: Weight, other: Weight, counts: Sequence[str]) -> None:
 
 
 def positions_of(built: Built) -> dict[str, int]:
-    """By parameter: how many positions B was divided by (see FACTOR)."""
+    """By parameter that has a B: how many positions that was divided by (see FACTOR)."""
     found: dict[str, int] = {}
     for step in built.draft.plan.closings():
-        if FACTOR in step.kinds and step.site.features and step.site.has_positions:
-            key = step.parameter.key
-            found[key] = max(found.get(key, 1), step.site.size("p"))
+        if FACTOR in step.kinds:
+            positions = step.site.size("p") if step.site.features and step.site.has_positions else 1
+            found[step.parameter.key] = max(found.get(step.parameter.key, 1), positions)
     return found

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections import UserDict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.accumulate import sums
 from hbpcompiler.quantities import QUANTITIES
 
 EXACT = [name for name, quantity in QUANTITIES.items()
@@ -97,10 +99,12 @@ def padded(batches, length):
     return torch.cat(tokens), torch.cat(labels)
 
 
-@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize(("counted", "in_place"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted):
+def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in_place, monkeypatch):
     """The mean is over labels that count: as of one padded batch."""
+    if in_place:
+        monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
     torch.manual_seed(0)
     model = Tagger().double()
     batches = []
@@ -132,10 +136,17 @@ TAGGERS = {reduction: hbp.compile(TAGGER, nn.CrossEntropyLoss(reduction=reductio
            for reduction in ("mean", "sum")}
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @given(data=st.data(), lengths=st.lists(st.sampled_from([2, 4]), min_size=2, max_size=4),
        reduction=st.sampled_from(["mean", "sum"]))
-def test_any_number_of_tokens_and_any_point_of_resumption(data, lengths, reduction):
-    """Labels are ignored at random; the run is stopped behind some batch, and goes on to the same bits."""
+def test_any_number_of_tokens_and_any_point_of_resumption(data, lengths, reduction, in_place):
+    """Labels are ignored at random; the run is stopped behind some batch, and goes on to the same bits. Programs add
+    to large totals themselves."""
+    with mock.patch.object(sums, "IN_PLACE_BYTES", 0 if in_place else sums.IN_PLACE_BYTES):
+        check_tokens(data, lengths, reduction)
+
+
+def check_tokens(data, lengths, reduction):
     compiled, batches = TAGGERS[reduction], []
     for length in lengths:
         shape = (data.draw(st.integers(1, 3)), length)
