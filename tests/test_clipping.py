@@ -17,6 +17,7 @@ from tests.clipped import AGAIN_LIMITS, FORMED_LIMITS, KEPT_LIMITS, WAYS, check_
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases
+from tests.test_random_graphs import graphs
 from tests.uses import USES, used
 
 BY_POSITIONS = hbp.Limits(formed_time=0, route_times=(("Gram over positions", 0),))
@@ -39,6 +40,15 @@ def test_random_chains(setting, way, style, alone):
         for quantity in others:
             for name, value in expected[quantity].items():
                 torch.testing.assert_close(result[quantity][name], value, rtol=1e-9, atol=1e-11)
+
+
+@given(graphs(), st.sampled_from(list(WAYS)), st.sampled_from(STYLES), st.sampled_from(["mean", "sum"]), st.booleans())
+def test_random_graphs(setting, way, style, reduction, weighted):
+    """Also with weights of samples, one of which is zero and one negative."""
+    model, X, y = setting
+    weights = torch.tensor([0.3, 2.0, 0.0, -1.5], dtype=torch.float64)[: len(X)] if weighted else None
+    check_clipped(model, nn.CrossEntropyLoss(reduction=reduction), [X, *model.inputs()], y, WAYS[way], (), style,
+                  weights=weights)
 
 
 @given(st.sampled_from(list(MODELS)), st.sampled_from(list(WAYS)))

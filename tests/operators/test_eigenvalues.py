@@ -67,6 +67,23 @@ def test_the_last_vectors_are_the_next_start(operator, monkeypatch):
     same(second.values, first.values, 1e-8)
 
 
+def test_draws_are_the_operator_s_own(operator):
+    """No global generator moves, and the same seed draws the same."""
+    def drawn(seed):
+        again = hbp.operator(operator._passes.model, operator._passes.loss, operator._data._given[0], operator.kind,
+                             seed=seed)
+        return [again.top(2).values, *again.estimate_trace(8), *again.estimate_diagonal(8),
+                again.density(20, steps=4, vectors=2).density]
+
+    of_torch, of_numpy = torch.get_rng_state(), numpy.random.get_state()[1].copy()
+    first, second, other = drawn(3), drawn(3), drawn(4)
+    assert all(torch.equal(one, same) for one, same in zip(first, second, strict=True))
+    assert not any(torch.equal(one, another) for one, another in zip(first[1:], other[1:], strict=True))
+    same(first[0], other[0], 1e-7)
+    assert torch.equal(torch.get_rng_state(), of_torch)
+    assert (numpy.random.get_state()[1] == of_numpy).all()
+
+
 def test_what_cannot_be_asked_for(operator):
     for k in (0, 120, 1.5, True):
         with pytest.raises(hbp.InputError, match="k must be a whole number from 1 to 119"):

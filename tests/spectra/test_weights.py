@@ -1,33 +1,82 @@
-"""Spectra with weights of samples: those of the GGN of sum_n w_n l_n, against brute force in float64."""
+"""Spectra with weights of samples: all that they say of sum_n w_n l_n, against brute force in float64."""
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.reference import Forward, Weighted, jacobian
+from hbpcompiler.reference import Weighted
+from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.spectra.test_spectrum import NETWORKS, mlp
+from tests.spectra.whole import Whole, check
+from tests.test_random_graphs import graphs
 
-DOUBLE = torch.float64
-WEIGHTS = torch.tensor([0.5, 2, 0, 1, 3, 0.1], dtype=DOUBLE)
+WEIGHTS = torch.tensor([0.5, 2, 0, 1, 3, 0.1], dtype=torch.float64)
+"""The first two are positive: by them a program is proven."""
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_weights_of_samples(reduction):
+def compare(model, loss, inputs, y, groups="all", weights=WEIGHTS):
+    weights = weights[: len(inputs[0])]
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    X, y = torch.randn(6, 4, dtype=DOUBLE), torch.tensor([0, 1, 2, 0, 1, 2])
-    loss = nn.CrossEntropyLoss(reduction=reduction)
-    spectrum = hbp.spectrum(model, loss)(X, y, sample_weights=WEIGHTS)
-    run = Forward(model, Weighted(loss, WEIGHTS), [X], y)
-    rows = torch.cat([jacobian(run.output, parameter) for parameter in run.parameters.values()], 1)
-    ggn, gradient = rows.T @ run.curvature @ rows, torch.cat([run.grad(name).flatten() for name in run.parameters])
-    values = spectrum.eigenvalues
-    torch.testing.assert_close(values, torch.linalg.eigvalsh(ggn).flip(0)[: len(values)])
-    vectors = torch.cat([part.flatten(1) for part in spectrum.vectors(top=3).values()], 1)
-    torch.testing.assert_close(ggn @ vectors.T, vectors.T * values[:3])
-    slopes, curvatures = ((part.mean(0) if reduction == "mean" else part.sum(0))
-                          for part in (spectrum.slopes, spectrum.curvatures))
-    torch.testing.assert_close(slopes[:3], vectors @ gradient)
-    torch.testing.assert_close(curvatures, values)
-    step = torch.cat([part.flatten() for part in spectrum.newton_step(top=3, damping=1.0).values()])
-    torch.testing.assert_close(step, -vectors.T @ ((vectors @ gradient) / (values[:3] + 1)))
+    spectrum = hbp.spectrum(model, loss, groups)(*inputs, y, sample_weights=weights)
+    check(spectrum, Whole(model, Weighted(loss, weights), inputs, y))
+
+
+@given(settings_of(st.one_of(dense_chains(), spatial_chains())))
+def test_chains(setting):
+    model, loss, X, y = setting
+    compare(model, loss, [X], y, "layer")
+
+
+@given(graphs(), st.sampled_from(["mean", "sum"]))
+def test_graphs(setting, reduction):
+    model, X, y = setting
+    try:
+        compare(model, nn.CrossEntropyLoss(reduction=reduction), [X, *model.inputs()], y)
+    except hbp.UnsupportedOpError:
+        assume(False)
+
+
+@pytest.mark.parametrize("name", ["transformer", "tied recurrent"])
+def test_attention_and_tied_weights(name):
+    torch.manual_seed(0)
+    make, draw = NETWORKS[name]
+    model, X = make().double().eval(), draw()
+    X = X.double() if X.is_floating_point() else X
+    compare(model, nn.CrossEntropyLoss(reduction="sum"), [X], torch.arange(len(X)) % 2)
+
+
+@pytest.mark.parametrize("groups", ["all", "layer"])
+def test_ones_change_no_bit_and_a_zero_drops_its_sample(groups):
+    """Also in the second pass."""
+    model, X, y = mlp(5)
+    compiled = hbp.spectrum(model, nn.CrossEntropyLoss(reduction="sum"), groups)
+    ones, zero = torch.ones(5, dtype=torch.float64), torch.tensor([1, 1, 1, 0, 1], dtype=torch.float64)
+    plain, same = (said(compiled(X, y, sample_weights=weights)) for weights in (None, ones))
+    for name, value in plain.items():
+        assert torch.equal(same[name], value), name
+    kept = zero.bool()
+    dropped, fewer = said(compiled(X, y, sample_weights=zero)), said(compiled(X[kept], y[kept]))
+    for name, value in fewer.items():
+        found = dropped[name][kept] if "of samples" in name else dropped[name]
+        if "step" not in name:  # eigenvectors have no sign
+            found, value = found.abs(), value.abs()
+        torch.testing.assert_close(found, value, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def said(spectrum):
+    """Tensors by what they are."""
+    whole = {"eigenvalues": spectrum.eigenvalues, "slopes of samples": spectrum.slopes,
+             "curvatures of samples": spectrum.curvatures, "vectors": spectrum.vectors(top=2),
+             "step": spectrum.newton_step(top=2, damping=0.1)}
+    return dict(leaves("", whole))
+
+
+def leaves(name, value):
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    for key, part in value.items():
+        yield from leaves(f"{name} {key}", part)
