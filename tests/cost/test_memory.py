@@ -58,6 +58,28 @@ def test_the_meter_counts_what_runs():
     assert meter.counts.cached == 4 * (120 + 168 + 140 + 2 * 140 + 2 * 140)
 
 
+def test_a_convolution_copies_what_it_reads_and_then_what_it_makes():
+    """Not both at once, as measured; its derivative in the input reads no input."""
+    x, weight = torch.empty(8, 16, 10, 10, device="meta"), torch.empty(32, 16, 3, 3, device="meta")
+    read, made, weights = 4 * x.numel(), 4 * 8 * 32 * 8 * 8, 4 * weight.numel()
+
+    def peak(call):
+        with Meter() as meter:
+            call()
+        return meter.peak
+
+    def backward(*mask):
+        return peak(lambda: torch.ops.aten.convolution_backward(
+            torch.empty(8, 32, 8, 8, device="meta"), x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask))
+
+    slope = made  # is as large as the output, and was made inside here too
+    assert peak(lambda: torch.nn.functional.conv2d(x, weight)) == made + max(read + weights, made)
+    assert backward(True, False, False) == slope + read + max(slope + weights, read)
+    assert backward(False, True, False) == slope + weights + slope + read + weights
+    images = x.contiguous(memory_format=torch.channels_last)
+    assert peak(lambda: torch.nn.functional.conv2d(images, weight)) == made
+
+
 @pytest.mark.parametrize("quantities", [["batch_grad"], ["diag_h"], ["variance", "kflr"]])
 def test_the_prediction_is_what_a_call_holds(quantities):
     """The same count on real tensors, all rounds of all loops run."""

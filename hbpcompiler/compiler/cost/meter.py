@@ -90,7 +90,7 @@ class Meter(TorchDispatchMode):
             if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
                 self._hold(tensor)
         if is_kernel and not by_pixels:
-            self.peak = max(self.peak, self.held + sum(tensor.numel() * tensor.itemsize for tensor in (*given, *made)))
+            self.peak = max(self.peak, self.held + _copied(func, args, given, made))
         return result
 
     def _count(self, func: Any, adds: float, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
@@ -113,6 +113,16 @@ class Meter(TorchDispatchMode):
         if not self._holders[storage]:
             del self._holders[storage]
             self.held -= size
+
+
+def _copied(func: Any, args: Sequence[Any], given: Sequence[Tensor], made: Sequence[Tensor]) -> int:
+    """Bytes of a convolution's copies in its own layout: of what it reads, then, when those are gone, of what it makes.
+
+    Measured with oneDNN on processors. A derivative with respect to the input does not read the input.
+    """
+    unread = func._overloadpacket == torch.ops.aten.convolution_backward and not args[-1][1]
+    read = [tensor for tensor in given if not (unread and tensor is args[1])]
+    return max(sum(tensor.numel() * tensor.itemsize for tensor in tensors) for tensors in (read, made))
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
