@@ -1,7 +1,9 @@
 """`python -m benchmarks.training`: its arithmetic, that runs begin anew and go on, and a small run of the whole."""
 
+import dataclasses
 import json
 import math
+import types
 
 import pytest
 import torch
@@ -13,13 +15,14 @@ pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 pytest.importorskip("sklearn")
 
 from benchmarks.training import __main__ as command
-from benchmarks.training import data, page, results, runs
+from benchmarks.training import coverage, data, page, results, runs
 from benchmarks.training.methods import METHODS
 from benchmarks.training.plan import Protocol
 from benchmarks.training.results import Outcome, epochs_to, race, worth
 from benchmarks.training.runs import Contestant, Record, Run, saved, train
 from benchmarks.training.seconds import Cost
 from benchmarks.training.tasks import ALL
+from tests import fake_sets
 
 TASK = "digits_logreg"
 
@@ -123,6 +126,21 @@ def test_the_page_says_who_is_ahead():
     assert "ahead of tuned Adam by epochs on none of the 1 tasks" in page.write([behind], {}, [])
 
 
+def test_the_page_says_what_its_figures_come_from():
+    row = row_of(1.5)
+    other = page.Row("digits_2c2d", row.outcomes, {"adam": Cost(1.0, 0.9, 1.1, 3)})
+    found = coverage.sentences([row, other], {TASK: ["adam", "momentum", "kfac", "kflr"], "digits_2c2d": ["adam"]})
+    assert found[0] == "Points of the grids that were tried: LogReg on digits 7 of 30. 2C2D on digits 7 of 30."
+    assert found[1] == "Seeds: LogReg on digits 4. 2C2D on digits 4."
+    assert found[2] == ("Measurements of the steps: LogReg on digits not written down. "
+                        "2C2D on digits none (3 for Adam).")
+    assert found[3] == "Not run: on LogReg on digits KFLR."
+    assert "LogReg on MNIST, 2C2D on Fashion-MNIST" in found[4]
+    whole = dataclasses.replace(row.outcomes["adam"], tried=30)
+    found = coverage.sentences([page.Row(TASK, {**row.outcomes, "adam": whole}, {})], {TASK: ["adam"]})
+    assert found[0].endswith("LogReg on digits 7 of 30 (all for Adam).")
+
+
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +227,70 @@ def test_what_is_not_here_is_left_out_with_words(monkeypatch):
     assert "pip install torchvision" in shown.output
 
 
+def test_the_papers_sets_are_read_from_the_folder(tmp_path, monkeypatch):
+    """Files of torchvision's own formats with pixels of any kind: the data of all four, their networks, and a run."""
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    for name in ("MNIST", "FashionMNIST"):
+        fake_sets.write_idx(tmp_path / name / "raw", 300, 100)
+    for name in ("CIFAR10", "CIFAR100"):
+        fake_sets.write_cifar(tmp_path, getattr(torchvision.datasets, name), 60, 20, monkeypatch)
+    try:
+        for task, shape, classes in (("mnist_logreg", (1, 28, 28), 10), ("fmnist_2c2d", (1, 28, 28), 10),
+                                     ("cifar10_3c3d", (3, 32, 32), 10), ("cifar100_allcnnc", (3, 32, 32), 100)):
+            found = ALL[task].data()
+            train, test = (300, 100) if "mnist" in task else (60 * (5 if classes == 10 else 1), 20)
+            assert [len(part) for part in (found.train, found.valid, found.test)] == [train - test, test, test]
+            assert found.train.X.shape[1:] == shape
+            assert found.train.X.dtype == torch.float32
+            assert 0.99 < found.train.X.max() <= 1
+            for part in (found.train, found.valid, found.test):  # the first pixel is the label
+                assert torch.equal(part.X[:, 0, 0, 0].mul(255).round().long(), part.y)
+            assert ALL[task].model(0)(found.test.X[:2]).shape == (2, classes)
+        shown = CliRunner().invoke(command.main, [
+            "--tasks", "mnist_logreg", "--optimizers", "kfac_free", "--epochs", "1", "--seeds", "1", "--coarse",
+            "--stages", "runs", "--results", str(tmp_path / "results")])
+        assert shown.exit_code == 0, shown.output
+        assert len(list((tmp_path / "results" / "mnist_logreg").rglob("*.json"))) >= 4
+    finally:
+        for task in ("mnist_logreg", "fmnist_2c2d", "cifar10_3c3d", "cifar100_allcnnc"):
+            ALL[task].data.cache_clear()
+        runs.contestant.cache_clear()
+
+
+def test_without_its_files_a_set_is_left_out_with_words(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    with pytest.raises(data.MissingDataError, match=r"no FashionMNIST in the folder .*download=True\) fetches it"):
+        data.torchvision_set("FashionMNIST")()
+
+
+def test_a_set_has_as_much_for_validation_as_for_the_test(monkeypatch):
+    class Images:
+        def __init__(self, root, train):
+            assert root == data.FOLDER
+            self.data, self.targets = fake_sets.images(30 if train else 8, 4, 4)
+
+        def __len__(self):
+            return len(self.data)
+
+    monkeypatch.setattr(data, "package", lambda name: types.SimpleNamespace(Images=Images))
+    found = data.torchvision_set("Images")()
+    assert [len(part) for part in (found.train, found.valid, found.test)] == [22, 8, 8]
+    for part in (found.train, found.valid, found.test):
+        assert part.X.shape[1:] == (1, 4, 4)
+        assert torch.equal(part.X[:, 0, 0, 0].mul(255).round().long(), part.y)
+
+
+def test_pixels_of_both_layouts():
+    """[N, h, w] and [N, h, w, c] of bytes."""
+    grey, colours = torch.arange(24).view(2, 3, 4).byte(), torch.arange(72).view(2, 3, 4, 3).byte()
+    assert data._pixels(grey).shape == (2, 1, 3, 4)
+    found = data._pixels(colours.numpy())
+    assert found.shape == (2, 3, 3, 4)
+    assert found[1, 2, 1, 3].item() == pytest.approx(colours[1, 1, 3, 2].item() / 255)
+
+
 def test_unknown_names_are_refused():
     shown = CliRunner().invoke(command.main, ["--tasks", "digits_logrge"])
     assert shown.exit_code == 2
@@ -241,7 +323,7 @@ def test_a_small_run_of_the_whole(tmp_path, monkeypatch):
         assert outcome.records[0].loss["train"][1] < outcome.records[0].loss["train"][0]
     costs = json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8"))[TASK]
     assert costs.keys() == {"adam", "diag_ggn_mc"}
-    assert all(0 < median < 10 for median, _, _ in costs.values())
+    assert all(0 < median < 10 and rounds == 1 for median, _, _, rounds in costs.values())
 
     monkeypatch.setattr(Contestant, "epoch", lambda *_: pytest.fail("everything is there"))
     again = CliRunner().invoke(command.main, [*where, "--stages", "runs,report"])

@@ -10,7 +10,7 @@ import click
 import torch
 
 import hbpcompiler as hbp
-from benchmarks.training import figure, page, plan, seconds
+from benchmarks.training import coverage, figure, page, plan, seconds
 from benchmarks.training.data import MissingDataError
 from benchmarks.training.methods import METHODS
 from benchmarks.training.plan import Protocol
@@ -56,18 +56,19 @@ def report(protocol: Protocol, folder: Path, target: Path, pictures: Path, notes
             figure.draw(row.title, outcomes, row.costs, path)
             drawn[task] = Path(os.path.relpath(path, target.parent)).as_posix()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page.write(rows, drawn, notes), encoding="utf-8")
+    run = coverage.sentences(rows, protocol.tasks)
+    target.write_text(page.write(rows, drawn, [*notes_of(protocol), *run, *notes]), encoding="utf-8")
     click.echo(f"written: {target}")
 
 
-def notes_of(protocol: Protocol, rounds: int) -> list[str]:
+def notes_of(protocol: Protocol) -> list[str]:
     """How the figures came about."""
     grid = ("a part of each grid, and then the points beside the best one until all of those had been tried"
             if protocol.coarse else "the whole grids")
     return [f"Seeds are not the grid's; {grid}. Chosen by {WORDS[protocol.criterion]}.",
             "Times are not those of the runs, which may have had neighbours: the chosen settings' steps are timed by "
-            f"themselves, interleaved, {rounds} rounds, in processor seconds of one thread, and epochs are multiplied "
-            "by that. Compiling and evaluation are not in it.",
+            "themselves, interleaved, in processor seconds of one thread, and epochs are multiplied by that. Compiling "
+            "and evaluation are not in it.",
             f"hbpcompiler {hbp.__version__}, torch {torch.__version__}, {platform.machine()}, float32."]
 
 
@@ -106,7 +107,7 @@ def main(tasks: str, optimizers: str, seeds: int, coarse: bool, epochs: int | No
     if "seconds" in wanted:
         seconds.update(folder, {task: protocol.timed_points(folder, task) for task in chosen}, rounds)
     if "report" in wanted:
-        report(protocol, folder, Path(target), Path(pictures), [*notes_of(protocol, rounds), *remarks])
+        report(protocol, folder, Path(target), Path(pictures), list(remarks))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -34,6 +35,8 @@ class Cost:
     median: float
     low: float
     high: float
+    rounds: int = 0
+    """Measurements; 0: it was not written down how many."""
 
 
 def steps(one: Contestant, point: Point) -> Timed:
@@ -62,7 +65,8 @@ def measure(task: str, points: Mapping[str, Point], rounds: int) -> dict[str, Co
         if each.seconds:
             one = contestants[method]
             turns = len(one.data.train) // one.task.batch / STEPS
-            found[method] = Cost(each.median * turns, *(quartile * turns for quartile in each.quartiles))
+            low, high = (quartile * turns for quartile in each.quartiles)
+            found[method] = Cost(each.median * turns, low, high, len(each.seconds))
     return found
 
 
@@ -73,7 +77,7 @@ def update(folder: Path, best: Mapping[str, Mapping[str, Point]], rounds: int) -
         for task, points in bar:
             bar.set_postfix_str(task)
             known[task] = {**known.get(task, {}), **measure(task, points, rounds)}
-            content = {name: {method: [cost.median, cost.low, cost.high] for method, cost in costs.items()}
+            content = {name: {method: [cost.median, cost.low, cost.high, cost.rounds] for method, cost in costs.items()}
                        for name, costs in known.items()}
             write(folder / FILE, json.dumps(content, allow_nan=False).encode())
 
@@ -83,5 +87,5 @@ def read(folder: Path) -> dict[str, dict[str, Cost]]:
     path = folder / FILE
     if not path.exists():
         return {}
-    content: dict[str, dict[str, Sequence[float]]] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, dict[str, Sequence[Any]]] = json.loads(path.read_text(encoding="utf-8"))
     return {task: {method: Cost(*numbers) for method, numbers in costs.items()} for task, costs in content.items()}

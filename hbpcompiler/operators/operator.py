@@ -23,7 +23,7 @@ from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Curvature, Products
 from hbpcompiler.operators.sample_axes import SampleAxes
 from hbpcompiler.operators.scales import Scales, scales_of
-from hbpcompiler.operators.vectors import Columns, Space
+from hbpcompiler.operators.vectors import Columns, Space, inner
 from hbpcompiler.options import check_model
 from hbpcompiler.wrappers import unwrapped
 
@@ -278,7 +278,7 @@ class Operator:
 
 
 def _inner(one: Columns, other: Columns) -> float:
-    return float(sum((left.double() * right.double()).sum() for left, right in zip(one, other, strict=True)))
+    return sum(inner(left, right) for left, right in zip(one, other, strict=True))
 
 
 def _seed(seed: Any) -> int:

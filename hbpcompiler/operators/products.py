@@ -21,7 +21,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.errors import HbpError, UnsupportedOpError
 from hbpcompiler.operators.passes import Passes
-from hbpcompiler.operators.vectors import Columns
+from hbpcompiler.operators.vectors import Columns, inner_products
 
 Meeting = Callable[[Columns, bool], Columns]
 """C times vectors: [F, *output] for each output that varies; the second argument says whether all F at once."""
@@ -61,6 +61,8 @@ class Products:
     chunk: int
     _kept: dict[bool, Way] = field(default_factory=dict)
     """For one vector (False), for several (True): the way that worked."""
+    _without_forward: bool = False
+    """Whether forward-mode differentiation has failed."""
 
     def times(self, number: int, batch: Batch, columns: Columns) -> Columns:
         """[F, *theta] each. Raises UnsupportedOpError if torch has no way."""
@@ -77,6 +79,35 @@ class Products:
             return product
         raise UnsupportedOpError("torch cannot differentiate this model and loss as an operator needs it: "
                                  f"{str(failure).strip()}") from failure
+
+    def inner(self, number: int, batch: Batch, columns: Columns) -> Tensor:
+        """V^T (J^T C J) V of vectors V, [F, F] in float64: a forward pass carries each vector along, nothing is kept
+        for a way back. By products where torch has no forward mode. Raises as `times` does."""
+        if self.curvature is not None and not self._without_forward:
+            try:
+                with self.passes.careful():
+                    return self._inner_forward(self.curvature, number, batch, columns)
+            except (HbpError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, NotImplementedError):
+                self._without_forward = True
+        return inner_products(columns, self.times(number, batch, columns))
+
+    def _inner_forward(self, curvature: Curvature, number: int, batch: Batch, columns: Columns) -> Tensor:
+        named = dict(self.passes.model.named_parameters())
+        at = {name: named[name].detach() for name in self.passes.chosen}
+        carried: list[Sequence[Tensor]] = []
+        for vector in zip(*columns, strict=True):
+            with self.passes.drawn(number, batch):
+                with torch.no_grad():
+                    outputs, tangents, structure = self._carried(batch, at, dict(zip(at, vector, strict=True)))
+                carried.append(tangents)
+                if len(carried) == len(columns[0]):
+                    for output in outputs:
+                        output.requires_grad_(output.is_floating_point())
+                    ends = self.passes.at_outputs(batch, outputs, structure)
+        moved = [torch.stack([tangents[i] for tangents in carried]) for i in ends.varying]
+        return inner_products(moved, curvature.at(ends, number, batch)(moved, True))
 
     def _ways(self, several: bool, batch: Batch) -> list[Way]:
         if several in self._kept:

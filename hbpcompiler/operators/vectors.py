@@ -17,6 +17,8 @@ from hbpcompiler.errors import InputError, InputTypeError, ModelError, listing
 
 Columns = list[Tensor]
 """F vectors: [F, *theta] for each parameter, in their order."""
+PIECE = 2**16
+"""Entries of a vector that are multiplied in float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,18 @@ class Space:
 
 def _as_given(columns: Columns, single: bool) -> Columns:
     return [column.squeeze(0) for column in columns] if single else columns
+
+
+def inner_products(left: Columns, right: Columns) -> Tensor:
+    """sum over the tensors of left[f] . right[k], [F, K] in float64, a piece at a time: no copies of all in float64."""
+    total = torch.zeros(len(left[0]), len(right[0]), dtype=torch.float64, device=left[0].device)
+    for one, other in zip(left, right, strict=True):
+        pieces = zip(one.flatten(1).split(PIECE, 1), other.flatten(1).split(PIECE, 1), strict=True)
+        for own, its in pieces:
+            total += own.double() @ its.double().t()
+    return total
+
+
+def inner(left: Tensor, right: Tensor) -> float:
+    """The inner product of two tensors of one shape, in float64."""
+    return float(inner_products([left.unsqueeze(0)], [right.unsqueeze(0)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -15,17 +15,21 @@ Key = tuple[str, str]
 class Averages:
     """Exponentially weighted means of tensors: sum_s decay^(t - s) x_s / sum_s decay^(t - s) after t updates.
 
-    The division makes them unbiased from the first update on: after one, the mean is what was seen. A tensor that
-    appears later, or misses updates, counts its own.
+    With `squared` of their squares. The division makes them unbiased from the first update on: after one, the mean is
+    what was seen. A tensor that appears later, or misses updates, counts its own.
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, decay: float, squared: bool = False) -> None:
+        self.decay, self.squared = decay, squared
         self.means: dict[Key, Tensor] = {}
         self.updates: dict[Key, int] = {}
 
-    def update(self, seen: Mapping[Key, Tensor]) -> None:
-        for key, tensor in seen.items():
+    def update(self, seen: MutableMapping[Key, Tensor]) -> None:
+        """Takes the tensors out of `seen` one by one, so that they are not all kept to the end."""
+        for key in list(seen):
+            tensor = seen.pop(key)
+            if self.squared:
+                tensor = tensor.square()
             count = self.updates.get(key, 0) + 1
             held = self.means.get(key)
             if held is None or held.shape != tensor.shape:

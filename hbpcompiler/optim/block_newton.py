@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from hbpcompiler.accumulate.sums import LOSS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.errors import IndefiniteCurvatureWarning, UnsupportedOpError
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
 from hbpcompiler.optim.programs import GRADIENT, Gradient
@@ -19,7 +21,7 @@ from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import Part, Parts, all_finite, with_samples
 from hbpcompiler.quantities import OF_LOSS
 from hbpcompiler.result import Result
-from hbpcompiler.schemes import SCHEMES
+from hbpcompiler.schemes import HESSIAN, SCHEMES
 
 
 class BlockNewton(CurvatureOptimizer):
@@ -47,7 +49,8 @@ class BlockNewton(CurvatureOptimizer):
         group: as there; products are added up over the ranks, one message for each iteration of a block.
         options: as there.
 
-    `solutions` says how the last step's were found, by parameter.
+    `solutions` says how the last step's were found, by parameter. Raises UnsupportedOpError in the first step where the
+    loss is not known to be convex, but with "hessian"; the parameters are untouched then.
     """
 
     numbers: Mapping[str, dict[str, Any]] = {"lr": {}, "damping": {}, "l2": {}}
@@ -65,12 +68,14 @@ class BlockNewton(CurvatureOptimizer):
         checked.done()
         super().__init__(model, loss, params, {"lr": lr, "damping": damping, "l2": l2}, group)
         self.most_iterations, self.tolerance, self.progress, self.seed = most_iterations, tolerance, progress, seed
+        self.curvature_name = curvature
         self.solutions: dict[str, Solution] = {}
         self._compiled: Compiled = compile_model(self.model, self.loss, ["grad", "block"], curvature=curvature,
                                                  **options_of_compile(options))
         self._result: Result | None = None
 
     def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
+        self.solutions = {}
         found = self._together.averaged(self.model, batch, lambda: (self._compiled, self._parts(batch)))
         assert found is not None
         if not all_finite(found.values()):
@@ -82,8 +87,14 @@ class BlockNewton(CurvatureOptimizer):
         """This rank's; the result is kept for the products."""
         own = random.Random(f"{self.seed}, step {self.steps}, rank {self._together.ranks.rank}").getrandbits(62)
         batch = with_samples(self.model, batch)
-        self._result = self._compiled._drawn_by_sample(self._together.keys(self.seed, self.steps), batch, {},
-                                                       generator=torch.Generator().manual_seed(own))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IndefiniteCurvatureWarning)  # an error, but with the Hessian itself
+            self._result = self._compiled._drawn_by_sample(self._together.keys(self.seed, self.steps), batch, {},
+                                                           generator=torch.Generator().manual_seed(own))
+        if self.curvature_name != HESSIAN and self._compiled._current().draft.plan.indefinite:
+            raise UnsupportedOpError("the loss is not known to be convex in the model's output, so that "
+                                     f"{self.curvature_name!r} may be indefinite. Train with curvature='hessian', "
+                                     "whose blocks may be so: conjugate gradients stop where they notice")
         return {(LOSS, ""): Part(OF_LOSS, self._result.loss, ""),
                 **{(GRADIENT, name): Part(OF_LOSS, part, name) for name, part in self._result.grad.items()}}
 
@@ -91,14 +102,13 @@ class BlockNewton(CurvatureOptimizer):
         result, self._result = self._result, None
         assert result is not None
         groups, parameters = self._groups(), self._chosen()
-        self.solutions = {}
         for name, part in gradient.items():
             def product(vector: Tensor, name: str = name) -> Tensor:
                 return self._together.total(lambda: self._compiled.block_product(result, name, vector), vector)
 
             group = groups[name]
-            downhill = part.neg().sub_(parameters[name], alpha=group["l2"])
-            self.solutions[name] = conjugate_gradients(product, downhill, damping=group["damping"] + group["l2"],
+            self.solutions[name] = conjugate_gradients(product, part.neg().sub_(parameters[name], alpha=group["l2"]),
+                                                       damping=group["damping"] + group["l2"],
                                                        most_iterations=self.most_iterations, tolerance=self.tolerance,
                                                        progress=self.progress)
         for name, found in self.solutions.items():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hbpcompiler.operators.vectors import inner
+
 WINDOW = 10
 """Martens 2010, section 4.4: progress is measured over max(10, k/10) iterations."""
 
@@ -34,23 +36,25 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, *, dampi
     which A + damping is not positive it ends with what it has, and at the first iteration with b, the direction of
     steepest descent.
     """
-    x, residual = torch.zeros_like(b), b.clone()
-    direction, squared = residual.clone(), _inner(residual, residual)
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    del b  # its memory, where the caller has no use for it
+    squared = inner(residual, residual)
     bound, values = tolerance * squared**0.5, [0.0]
     for iteration in range(1, most_iterations + 1):
         if squared**0.5 <= bound or squared == 0:
             return Solution(x, iteration - 1, True, False)
         along = product(direction).add_(direction, alpha=damping)
-        bend = _inner(direction, along)
+        bend = inner(direction, along)
         if not bend > 0:
-            return Solution(b.clone() if iteration == 1 else x, iteration - 1, False, True)
+            return Solution(direction if iteration == 1 else x, iteration - 1, False, True)
         length = squared / bend
         x.add_(direction, alpha=length)
         residual.sub_(along, alpha=length)
-        values.append(-(_inner(x, residual) + _inner(x, b)) / 2)
+        del along
+        values.append(values[-1] - length * squared / 2)  # phi: what a step along a conjugate direction gains
         if _stalls(values, progress):
             return Solution(x, iteration, True, False)
-        new = _inner(residual, residual)
+        new = inner(residual, residual)
         direction.mul_(new / squared).add_(residual)
         squared = new
     return Solution(x, most_iterations, squared**0.5 <= bound, False)
@@ -62,7 +66,3 @@ def _stalls(values: list[float], progress: float) -> bool:
     if not progress or iterations <= window or values[-1] >= 0:
         return False
     return (values[-1] - values[-1 - window]) / values[-1] < window * progress
-
-
-def _inner(left: Tensor, right: Tensor) -> float:
-    return float((left.double() * right.double()).sum())

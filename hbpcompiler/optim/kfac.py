@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.errors import InputError, OptionError, listing
+from hbpcompiler.operators.vectors import inner
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.eigenbases import running_curvature
 from hbpcompiler.optim.kinds import kind_of, split_of
@@ -135,8 +137,8 @@ class KFAC(CurvatureOptimizer):
         predicted = self._scale(batch, direction, gradient, adapting)
         before = {name: parameters[name].clone() for name in direction} if self.reject else {}
         penalty = self._penalty() if adapting or self.reject else 0.0
-        for name, step in direction.items():
-            parameter, group = parameters[name], groups[name]
+        for name in list(direction):
+            step, parameter, group = direction.pop(name), parameters[name], groups[name]
             velocity = self._buffer(parameter, "velocity")
             velocity.mul_(group["momentum"]).add_(step, alpha=group["lr"])
             if group["weight_decay"]:
@@ -152,17 +154,13 @@ class KFAC(CurvatureOptimizer):
         """
         groups = self._groups()
         if self.norm_constraint is not None:
-            squared_rates = {name: part * groups[name]["lr"] ** 2 for name, part in direction.items()}
-            factor = shortening(squared_rates, gradient, self.norm_constraint, 1.0)
+            factor = shortening(direction, gradient, self.norm_constraint,
+                                {name: groups[name]["lr"] for name in direction})
             for part in direction.values():
                 part.mul_(factor)
         if not (self.free["lr"] or self.free["momentum"] or adapting):
             return 0.0
-        parameters = self._chosen()
-        ways = [{name: part if self.free["lr"] else part * groups[name]["lr"] for name, part in direction.items()},
-                {name: self._buffer(parameters[name], "velocity") * (1 if self.free["momentum"]
-                                                                     else groups[name]["momentum"])
-                 for name in direction}]
+        ways = self._ways(direction)
         quadratic = self._model.along(batch, ways, gradient, {name: groups[name]["damping"] for name in direction},
                                       {name: groups[name]["l2"] for name in direction})
         found = quadratic.minimum([None if self.free["lr"] else 1.0, None if self.free["momentum"] else 1.0])
@@ -171,6 +169,21 @@ class KFAC(CurvatureOptimizer):
                 if self.free[key]:
                     group[key] = value
         return quadratic.change(found)
+
+    def _ways(self, direction: Gradient) -> dict[str, Tensor]:
+        """{name: [2, *theta]}: the direction times a given lr, and the last step times a given momentum. The
+        direction's tensors become rows of these, so that there is one copy of them."""
+        groups, parameters = self._groups(), self._chosen()
+        ways = {}
+        for name, part in direction.items():
+            velocity = self._buffer(parameters[name], "velocity")
+            rates = [1.0 if self.free[key] else groups[name][key] for key in ("lr", "momentum")]
+            ways[name] = torch.stack([part, velocity])
+            direction[name] = ways[name][0] if rates[0] == 1.0 else part
+            for row, rate in zip(ways[name], rates, strict=True):
+                if rate != 1.0:
+                    row.mul_(rate)
+        return ways
 
     def _judge(self, batch: tuple[Any, ...], loss: Tensor, penalty: float, predicted: float, adapting: bool,
                before: Gradient) -> None:
@@ -196,7 +209,7 @@ class KFAC(CurvatureOptimizer):
 
     def _penalty(self) -> float:
         """The l2 term of the loss."""
-        return sum(group["l2"] / 2 * float(parameter.double().square().sum())
+        return sum(group["l2"] / 2 * inner(parameter, parameter)
                    for group in self.param_groups if group["l2"] for parameter in group["params"])
 
     def _dampings(self) -> dict[str, float]:

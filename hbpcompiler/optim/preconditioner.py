@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hbpcompiler.errors import InputError, OptionError
+from hbpcompiler.operators.vectors import inner
 from hbpcompiler.optim.base import warn_of_skipped
 from hbpcompiler.optim.eigenbases import running_curvature
 from hbpcompiler.optim.kinds import kind_of, split_of
@@ -147,7 +148,7 @@ class Preconditioner:
     def _preconditioned(self, gradient: Gradient) -> Gradient:
         found = self._running.preconditioned(gradient)
         if self.kl_clip is not None:
-            factor = shortening(found, gradient, self.kl_clip, self.lr)
+            factor = shortening(found, gradient, self.kl_clip, dict.fromkeys(found, self.lr))
             found = {name: part.mul_(factor) for name, part in found.items()}
         self._together.mean(list(found.values()))
         return found
@@ -196,12 +197,8 @@ class Preconditioner:
                 f"damping={self.damping!r}, steps={self.steps})")
 
 
-def shortening(direction: Gradient, gradient: Gradient, bound: float, lr: float) -> float:
-    """min(1, sqrt(bound / (lr^2 <direction, gradient>))), by which a step is made no longer than the bound."""
-    product = abs(inner(direction, gradient)) * lr**2
+def shortening(direction: Gradient, gradient: Gradient, bound: float, rates: Mapping[str, float]) -> float:
+    """min(1, sqrt(bound / sum lr^2 <direction, gradient>)), by which a step is made no longer than the bound; each
+    parameter has its rate."""
+    product = abs(sum(rates[name] ** 2 * inner(part, gradient[name]) for name, part in direction.items()))
     return 1.0 if not product > bound else math.sqrt(bound / product)
-
-
-def inner(left: Gradient, right: Gradient) -> float:
-    """In float64."""
-    return float(sum((part.double() * right[name].double()).sum() for name, part in left.items())) if left else 0.0

@@ -132,14 +132,16 @@ class Programs:
         found = self.together.averaged(self.model, batch, compute)
         if found is None:
             return Seen(torch.tensor(float("nan")), None, {}, {})
-        curvature = {(key.parameter, key.field): found[key] for key in found if key.quantity not in (LOSS, GRADIENT)}
-        for key in found:
+        loss = found.pop(Key(LOSS, "", ""), torch.tensor(float("nan")))
+        gradient, curvature = {}, {}
+        for key in list(found):
+            tensor = found.pop(key)
+            if key.quantity == GRADIENT:
+                gradient[key.parameter] = tensor
+                continue
             if key.quantity in MEANS_ALSO_OF_SUMS and reduction == "sum":
-                curvature[key.parameter, key.field] = found[key] * self.together.samples
-        if self.settings.squared:
-            curvature = {key: tensor.square() for key, tensor in curvature.items()}
-        gradient = {key.parameter: tensor for key, tensor in found.items() if key.quantity == GRADIENT}
-        loss = found.get(Key(LOSS, "", ""), torch.tensor(float("nan")))
+                tensor = tensor * self.together.samples
+            curvature[key.parameter, key.field] = tensor
         return Seen(loss, gradient, curvature, stored)
 
     def _parts(self, result: Result) -> dict[Hashable, Part]:

@@ -21,6 +21,7 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.operators.at_outputs import LossHessian
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Products
+from hbpcompiler.operators.vectors import inner_products
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.together import Together
 
@@ -58,29 +59,25 @@ class QuadraticModel:
         self.model, self.loss, self.seed, self.together = model, loss, seed, together
         self._products: dict[tuple[str, ...], Products] = {}
 
-    def along(self, batch: tuple[Any, ...], directions: Sequence[Gradient], gradient: Gradient,
+    def along(self, batch: tuple[Any, ...], directions: Mapping[str, Tensor], gradient: Gradient,
               damping: Mapping[str, float], l2: Mapping[str, float]) -> Quadratic:
-        """q along directions {name: [*theta]}; damping and l2 by parameter."""
-        names = tuple(directions[0])
-        columns = [torch.stack([direction[name] for direction in directions]) for name in names]
-        size, device = len(directions), columns[0].device
+        """q along directions, {name: [k, *theta]}; damping and l2 by parameter."""
+        names = tuple(directions)
+        columns = list(directions.values())
+        size, device = len(columns[0]), columns[0].device
         start = torch.zeros(size, size, dtype=torch.float64, device=device)
         curvature = self.together.total(lambda: self._curvature(batch, names, columns), start).cpu()
         damped, slope = torch.zeros(size, size).double(), torch.zeros(size).double()
-        for name, column in zip(names, columns, strict=True):
-            flat = column.flatten(1).double()
-            squares = (flat @ flat.t()).cpu()
+        for name, column in directions.items():
+            squares = inner_products([column], [column]).cpu()
             curvature += l2[name] * squares
             damped += damping[name] * squares
-            slope += (flat @ gradient[name].flatten().double()).cpu()
+            slope += inner_products([column], [gradient[name].unsqueeze(0)]).squeeze(1).cpu()
         return Quadratic((curvature + curvature.t()) / 2, damped, slope)
 
     def _curvature(self, batch: tuple[Any, ...], names: tuple[str, ...], columns: list[Tensor]) -> Tensor:
         """V^T C V of this rank's part of the batch, [k, k]."""
-        products = self._of(names).times(0, check_batch(self.model, batch), columns)
-        found = [column.flatten(1).double() @ product.flatten(1).double().t()
-                 for column, product in zip(columns, products, strict=True)]
-        return torch.stack(found).sum(0)
+        return self._of(names).inner(0, check_batch(self.model, batch), columns)
 
     def _of(self, names: tuple[str, ...]) -> Products:
         if names not in self._products:

@@ -39,7 +39,7 @@ class RunningCurvature:
         self.settings = settings
         self.together = together
         self.programs = Programs(model, loss, settings, together)
-        self.averages = Averages(settings.decay)
+        self.averages = Averages(settings.decay, settings.squared)
         self._inverted: dict[tuple[str, ...], Block] = {}
         """The inverse's blocks, by their parameters."""
         self._stored: Mapping[str, Stored] = {}
@@ -63,8 +63,9 @@ class RunningCurvature:
         seen = self._checked(self.programs.seen(lambda: self._program(batch, step), batch, step, self._arguments))
         if seen.gradient is None:
             return seen.loss, None
+        entered = list(seen.curvature)
         if self._enter(seen):
-            self.averages.keep(seen.curvature)
+            self.averages.keep(entered)
             self._stored = seen.stored
         if dampings is not None and self._stored:
             anew = new or step % self.settings.invert_every == 0
@@ -83,10 +84,11 @@ class RunningCurvature:
         return seen
 
     def _enter(self, seen: Seen) -> bool:
-        """Whether the curvature is finite, and in the averages now."""
+        """Whether the curvature is finite, and in the averages now; it is no longer in `seen`."""
         finite = all_finite(seen.curvature.values())
         if finite:
             self.averages.update(seen.curvature)
+        seen.curvature.clear()
         return finite
 
     def _begin_anew(self) -> None:

@@ -120,11 +120,13 @@ class Together:
                 return {key: part.tensor for key, part in compute()[1].items()}
             except NotFiniteError:
                 return None
-        parts: Parts = {}
+        parts: dict[Hashable, Part] = {}
         failure: Exception | None = None
         finite, weight = True, None
         try:
-            program, parts = compute()
+            program, computed = compute()
+            parts = dict(computed)
+            del computed
             weight = self._weight(program, check_batch(model, batch))
         except NotFiniteError:
             finite = False
@@ -142,8 +144,11 @@ class Together:
             if own.weight is not None and own.weight.samples:
                 whole.count(own.weight)
         self.share = whole.share(OF_LOSS, "", weight)
-        found = {key: _scaled(part.tensor, whole.share(part.how, part.parameter, weight))
-                 for key, part in parts.items()}
+        found = {}
+        for key in list(parts):  # each is given up as its scaled copy is there
+            part = parts.pop(key)
+            found[key] = _scaled(part.tensor, whole.share(part.how, part.parameter, weight))
+            del part
         with waiting(self.ranks.rank):
             all_reduce(list(found.values()), self.group)
         return found

@@ -117,14 +117,27 @@ def test_expand_and_reduce_are_two_curvatures():
     assert (blocks[0] - blocks[1]).norm() > 0.01 * blocks[0].norm()
 
 
+class Preconditioned(hbp.optim.Preconditioner):
+    """With SGD, as an optimizer."""
+
+    def step(self, *batch):
+        found = super().step(*batch)
+        torch.optim.SGD(self.model.parameters(), lr=0.1).step()
+        return found
+
+
 SCALED = [lambda model, loss, c: hbp.optim.EKFAC(model, loss, damping=0.3 * c, curvature="ekfac_exact"),
+          lambda model, loss, c: hbp.optim.KFAC(model, loss, damping=0.3 * c, least_damping=1e-3 * c, adapt_every=1),
+          lambda model, loss, c: hbp.optim.KFRA(model, loss, lr=0.2, damping=0.3 * c),
+          lambda model, loss, c: Preconditioned(model, loss, "kflr", {"0.*": 0.3 * c, "2.*": c}, split="exact"),
+          lambda model, loss, c: hbp.optim.Diagonal(model, loss, rule="sophia", curvature="diag_ggn", eps=1e-9 * c),
           lambda model, loss, c: hbp.optim.Diagonal(model, loss, damping=0.3 * c, curvature="diag_ggn"),
           lambda model, loss, c: hbp.optim.BlockNewton(model, loss, damping=0.3 * c),
           lambda model, loss, c: hbp.optim.Newton(model, loss, damping=0.3 * c)]
 
 
 @pytest.mark.parametrize("make", SCALED)
-def test_a_loss_times_c_with_a_damping_times_c_makes_the_same_step(make):
+def test_a_loss_times_c_with_a_damping_times_c_makes_the_same_steps(make):
     steps = []
     for c in (1.0, 50.0):
         model, X, y = chain()
@@ -134,6 +147,7 @@ def test_a_loss_times_c_with_a_damping_times_c_makes_the_same_step(make):
 
         before = values(model)
         optimizer = make(model, loss, c)
+        optimizer.step(X, y)
         optimizer.step(X, y)
         steps.append(flat({name: value - before[name] for name, value in values(model).items()}))
     close(steps[1], steps[0], "step", 1e-7)

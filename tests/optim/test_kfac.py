@@ -98,7 +98,10 @@ def test_the_quadratic_model_is_the_exact_ggn_along_its_directions():
     own = gradient(model, mean_loss, X, y)
     some = dict.fromkeys(named, 0.3)
     quadratic = QuadraticModel(model, mean_loss, 0, Together(None))
-    found = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
+    columns = {name: torch.stack([direction[name] for direction in directions]) for name in named}
+    found = quadratic.along((X, y), columns, own, some, dict.fromkeys(named, 0.1))
+    quadratic._of(tuple(named))._without_forward = True  # as where torch has no forward mode
+    close(quadratic.along((X, y), columns, own, some, dict.fromkeys(named, 0.1)).curvature, found.curvature, "products")
     V = torch.stack([flat(direction) for direction in directions], 1)
     close(found.curvature, V.T @ whole_ggn(model, mean_loss, X, y) @ V + 0.1 * V.T @ V, "curvature")
     close(found.damping, 0.3 * V.T @ V, "damping")

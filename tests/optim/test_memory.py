@@ -1,11 +1,18 @@
-"""What a step takes beside the optimizer's state, in a fresh process: one program's memory, and no more."""
+"""What a step takes beside the optimizer's state: one program's memory, and no more. By a count of all tensors, and by
+the process's own memory."""
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.meter import Meter
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -56,3 +63,58 @@ def test_steps_take_the_memory_of_one_program():
     told = f"MiB of steps, of a program by prediction, of an inverse: {steps >> 20}, {program >> 20}, {inverse >> 20}"
     assert 0.3 * program < steps < 1.15 * program, told
     assert inverse < program + 4 * 8 * 1001**2, told
+
+
+EACH = {"update_every": 2, "invert_every": 4}
+GIVEN = {"lr": 1e-5, "momentum": 0.9}
+MAKES = {
+    "KFAC": lambda model: hbp.optim.KFAC(model, **GIVEN, l2=1e-3, weight_decay=1e-3, norm_constraint=1e-2, **EACH),
+    "KFAC by its model": lambda model: hbp.optim.KFAC(model, l2=1e-3, reject=True, adapt_every=2, **EACH),
+    "KFLR by its model": lambda model: hbp.optim.KFLR(model, adapt_every=2, **EACH),
+    "KFRA by its model": lambda model: hbp.optim.KFRA(model, adapt_every=2, **EACH),
+    "EKFAC": lambda model: hbp.optim.EKFAC(model, **GIVEN, **EACH),
+    "damped": lambda model: hbp.optim.Diagonal(model, weight_decay=1e-3, update_every=2),
+    "sophia": lambda model: hbp.optim.Diagonal(model, rule="sophia", update_every=2),
+    "adahessian": lambda model: hbp.optim.Diagonal(model, rule="adahessian", curvature="diag_h_abs", update_every=2),
+    "BlockNewton": lambda model: hbp.optim.BlockNewton(model, l2=1e-3, most_iterations=5),
+    "Newton": lambda model: hbp.optim.Newton(model),
+    "Preconditioner, exact": lambda model: hbp.optim.Preconditioner(model, split="exact", kl_clip=1e-3, **EACH),
+    "Preconditioner, sums": lambda model: hbp.optim.Preconditioner(
+        model, nn.CrossEntropyLoss(reduction="sum"), "second_moment", **EACH),
+}
+
+
+def largest_program(optimizer, samples):
+    """Bytes, by prediction."""
+    running = getattr(optimizer, "_running", None)
+    programs = []
+    for holder in filter(None, (optimizer, running, getattr(running, "programs", None))):
+        for value in vars(holder).values():
+            programs += value.values() if isinstance(value, dict) else [value]
+    return max(program.predicted_memory(samples) for program in programs
+               if hasattr(program, "predicted_memory") and program._last is not None)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_no_step_takes_more_than_one_program(name):
+    """The most that tensors hold in a step beyond what they held before it: on steps that find the inverse or bring the
+    curvature up to date, and on those between."""
+    torch.manual_seed(0)
+    hidden = [layer for _ in range(3) for layer in (nn.Linear(100, 100), nn.Tanh())]
+    model = nn.Sequential(*hidden, nn.Linear(100, 10))
+    X, y = torch.randn(64, 100), torch.randint(10, (64,))
+    optimizer = MAKES[name](model)
+    for _ in range(4):
+        optimizer.step(X, y)
+    growth = []
+    with Meter() as meter:
+        for step in range(8):  # the first four leave what the meter has seen in the state
+            gc.collect()
+            start = meter.peak = meter.held
+            optimizer.step(X, y)
+            if step >= 4:
+                growth.append(meter.peak - start)
+                assert meter.held <= start, "the state grows"
+    program = largest_program(optimizer, 64)
+    assert max(growth) <= program, f"{[round(each / program, 2) for each in growth]} of a program"
+    assert max(growth) > 0.5 * program

@@ -156,6 +156,22 @@ def test_newton_with_all_directions_is_the_damped_solution():
     close(flat(moved(model, before)), expected, "step", 1e-7)
 
 
+def test_newton_takes_its_damping_from_the_noise_of_dense_slopes_and_curvatures():
+    """Slopes g_n . e_k and curvatures e_k^T G_n e_k of each sample, along eigenvectors of the dense GGN."""
+    model, X, _ = chain(samples=24)
+    y = (X[:, 0] > X[:, 1]).long()
+    values_, vectors = torch.linalg.eigh(whole_ggn(model, mean_loss, X, y))
+    values_, vectors, before = values_[-4:], vectors[:, -4:], values(model)
+    singles = [(X[n : n + 1], y[n : n + 1]) for n in range(24)]
+    slopes = torch.stack([flat(gradient(model, mean_loss, *one)) for one in singles]) @ vectors
+    curvatures = torch.stack([(vectors * (whole_ggn(model, mean_loss, *one) @ vectors)).sum(0) for one in singles])
+    optimizer = hbp.optim.Newton(model, None, lr=0.5, top=4, damping="bootstrap", columns="exact", seed=3)
+    chosen = hbp.bootstrap(generator=optimizer._draws("bootstrap"))(values_, slopes, curvatures)
+    assert chosen.isfinite().any()
+    optimizer.step(X, y)
+    close(flat(moved(model, before)), -0.5 * vectors @ (slopes.mean(0) / (values_ + chosen)), "step", 1e-7)
+
+
 def test_newton_of_groups_with_damping_from_noise():
     model, X, _ = chain(samples=32)
     y = (X[:, 0] > X[:, 1]).long()
@@ -192,7 +208,8 @@ def test_bad_input():
     def odd(output, target):
         return torch.sin(output).mean()
 
-    for optimizer in (hbp.optim.Newton(model, odd), hbp.optim.KFLR(model, odd)):
+    for optimizer in (hbp.optim.Newton(model, odd), hbp.optim.KFLR(model, odd), hbp.optim.BlockNewton(model, odd),
+                      hbp.optim.BlockNewton(model, odd, curvature="pch_abs")):
         with pytest.raises(hbp.UnsupportedOpError, match=r"convex|positive"):
             optimizer.step(X, y)
     assert all(torch.equal(value, before[name]) for name, value in values(model).items())
