@@ -22,6 +22,8 @@ from torch import Tensor, nn
 import hbpcompiler as hbp
 
 OUT = Path("out")
+SMOOTHED = 15
+"""Losses of small batches that one point of a curve is the mean of."""
 BLUE, ORANGE, GREEN, GREY = "#2563c9", "#c2410c", "#0b7a5c", "#8a93a1"
 
 
@@ -148,7 +150,7 @@ def edge_of_stability(X: Tensor, y: Tensor) -> None:
         late = float(torch.tensor(sharpest[-10:]).mean())
         print(f"edge of stability: step size {lr}, sharpest direction {sharpest[0]:.2f} at first, {late:.2f} at the "
               f"end, 2 / step size {2 / lr:.2f}")
-    left.set(xlabel="step", ylabel="sharpest direction; dashed: 2 / step size")
+    left.set(xlabel="step", ylabel="sharpest direction\n(dashed: 2 / step size)")
     right.set(yscale="log", xlabel="step", ylabel="loss")
     left.legend(fontsize=8)
     saved(made, "sharpness", runs)
@@ -180,11 +182,12 @@ def noise_and_batch_size(X: Tensor, y: Tensor) -> None:
         place.axhline(32, color=GREY, linestyle="--", label="the batch")
         place.set(title=run.name, yscale="log", xlabel="step", ylabel="samples", ylim=(0.2, 1e5))
         place.legend(fontsize=8, loc="upper left")
-        axes[-1].plot(*run.series("loss"), color=colour, label=run.name)
+        losses = torch.tensor(run.series("loss")[1]).unfold(0, SMOOTHED, 1).mean(1)
+        axes[-1].plot(run.series("loss")[0][SMOOTHED - 1:], losses, color=colour, label=run.name)
         cabs = torch.tensor(run.series("cabs")[1])
         print(f"noise: {run.name}: the norm test needs {need[0]:.0f} samples at first, {need[-1]:.0f} at the end; CABS "
               f"suggests {float(cabs[:tenth].mean()):.0f}, then {float(cabs[-tenth:].mean()):.0f}")
-    axes[-1].set(yscale="log", xlabel="step", ylabel="loss")
+    axes[-1].set(yscale="log", xlabel="step", ylabel=f"loss, mean of {SMOOTHED}")
     axes[-1].legend(fontsize=8)
     saved(made, "noise", runs)
 

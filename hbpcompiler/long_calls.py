@@ -15,6 +15,7 @@ from hbpcompiler.callers import has_stderr, level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.cost.figures import DEFAULTS
 from hbpcompiler.compiler.cost.rounds import Reporting, rounds_of
+from hbpcompiler.compiler.stages import STAGES
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import LongCallWarning, listing
 from hbpcompiler.quantities import SAMPLED
@@ -22,6 +23,11 @@ from hbpcompiler.quantities import SAMPLED
 IMAGE_AXES = 4
 """Of a batch of images, the last two of which are height and width."""
 BAR = "{l_bar}{bar}| {elapsed}<{remaining}"
+
+SOON = 10.0
+"""Seconds: a program that took no longer to make may be made again, for what a call is compared with; one that took
+longer only where the call itself takes many times as long."""
+TIMES = 10
 
 Other = Callable[[Sequence[str], Batch], float]
 """The predicted seconds of a call of the same model for these quantities, with another batch."""
@@ -35,20 +41,25 @@ def announce(built: Built, batch: Batch, model: str, other: Other) -> None:
     built.announced.add(batch.samples)
     figures = "the default figures (`hbp tune` measures this machine)" if cost.machine in DEFAULTS else (
         "figures that `hbp tune` measured")
-    head = (f"this call is predicted to take about {in_words(_seconds(built, batch.samples))}: "
+    seconds = seconds_of(built, batch.samples)
+    head = (f"this call is predicted to take about {in_words(seconds)}: "
             f"{', '.join(quantities)} of {model}, N={batch.samples}, by {figures}. Predicted beside it:")
-    findings = [*_fewer(built, batch), *_sampled(quantities, batch, other), *_smaller(quantities, batch, other)]
+    findings = _fewer(built, batch)
+    made = sum(built.seconds.of[stage] for stage in STAGES if stage in built.seconds.of)
+    if made <= max(SOON, seconds / TIMES):
+        findings += [*_sampled(quantities, batch, other), *_smaller(quantities, batch, other)]
     warnings.warn(listing(head, findings or ["nothing that takes less"], "compiled.explain() says where the time goes; "
                           "hbp.Limits(announced_seconds=...) from where on this is said"),
                   LongCallWarning, stacklevel=level_of_caller())
 
 
-def _seconds(built: Built, samples: int) -> float:
+def seconds_of(built: Built, samples: int) -> float:
+    """What a call with so many samples is predicted to take."""
     return sum(built.draft.cost.seconds(samples).values())
 
 
 def _fewer(built: Built, batch: Batch) -> list[str]:
-    return [f"one sample: {in_words(_seconds(built, 1))}"] if batch.samples > 1 else []
+    return [f"one sample: {in_words(seconds_of(built, 1))}"] if batch.samples > 1 else []
 
 
 def _sampled(quantities: Sequence[str], batch: Batch, other: Other) -> list[str]:

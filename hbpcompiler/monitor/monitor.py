@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,10 +86,6 @@ class Monitor:
         self._record = Record(log, name, shapes_of(self.model))
         self.steps = self._record.first_step
         self._sinks: list[Sink] = []
-        self._began: float | None = None
-        """When the first step was observed."""
-        self._not_counted = 0.0
-        """Seconds in steps that made programs."""
         self._own_buffers: bool | None = None
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -101,7 +96,7 @@ class Monitor:
         Returns whether it was. Nothing of the user's changes.
         """
         step = self.steps
-        due = self._due(step)
+        due = self._schedule.due(step, self._record.elapsed)
         if due or self._watching.pending is not None:
             with self._timed(due), torch.inference_mode(False):
                 batch = ordinary(batch)
@@ -124,7 +119,7 @@ class Monitor:
             self.observe(*batch)
             return self._by_backward(given)
         step, result = self.steps, None
-        due = self._due(step)
+        due = self._schedule.due(step, self._record.elapsed)
         if due or self._watching.pending is not None:
             with self._timed(due):
                 result = self._look(step, given, batch, due, own_draws=False)
@@ -199,20 +194,13 @@ class Monitor:
 
     # -- beneath -------------------------------------------------------------------------------------------------------
 
-    def _due(self, step: int) -> bool:
-        now = self._record.elapsed()
-        self._began = now if self._began is None else self._began
-        return self._schedule.due(step, now - self._began - self._not_counted)
-
     @contextmanager
     def _timed(self, due: bool) -> Iterator[None]:
-        began, made = time.perf_counter(), self._programs.made
+        made = self._programs.made
         try:
             yield
         finally:
-            seconds, new = time.perf_counter() - began, self._programs.made > made
-            self._not_counted += seconds if new else 0.0
-            self._schedule.took(seconds, due, new)
+            self._schedule.took(self._record.elapsed, due, self._programs.made > made)
 
     def _look(self, step: int, given: Batch, batch: Sequence[Any], due: bool, own_draws: bool) -> Result | None:
         """What the program gave at a step that is due; its values are written and sent."""

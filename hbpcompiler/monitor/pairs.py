@@ -18,6 +18,29 @@ from hbpcompiler.result import Result
 MOST_ROUNDING = 1e-4
 """Of |d|^2, what rounding of the parameters may be of a step along the gradient."""
 
+
+@dataclass
+class Begun:
+    """What alpha needs of a step, apart from all else that was seen of it."""
+
+    batch: Any
+    """A copy."""
+    state: dict[str, Tensor]
+    """Copies of buffers."""
+    generator: Callable[[], torch.Generator | None]
+    """Of the step's own draws."""
+    mean: bool
+    """Whether the loss is a mean over samples, and not a sum."""
+    gradient: Mapping[str, Tensor]
+    """grad L by the program, of the parameters that reach the loss."""
+    squared_gradient: float
+    """|g|^2, g = grad L of the mean loss."""
+    losses: Tensor
+    """l_n, [N]."""
+    slopes: Tensor
+    """g_n . g, [N]."""
+
+
 @dataclass
 class Pending:
     """A step that waits for the parameters to move."""
@@ -25,22 +48,20 @@ class Pending:
     step: int
     parameters: dict[str, Tensor]
     """Copies, of the trainable ones."""
-    state: dict[str, Tensor]
-    """Copies of buffers."""
-    batch: Any
-    """A copy."""
-    seen: Seen
-    generator: Callable[[], torch.Generator | None]
-    """Of the step's own draws."""
+    alpha: Begun | None
+    """None where there is no alpha."""
 
 
 def begin(model: nn.Module, batch: Sequence[Any], seen: Seen, with_alpha: bool,
           generator: Callable[[], torch.Generator | None]) -> Pending:
-    """Everything that the end of the step will need; the batch only for alpha."""
+    """Everything that the end of the step will need."""
     copies = {name: value.detach().clone() for name, value in seen.parameters.items()}
-    state = {name: value.detach().clone() for name, value in model.named_buffers()} if with_alpha else {}
-    kept = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(batch)) if with_alpha else None
-    return Pending(seen.step, copies, state, kept, seen, generator)
+    if not with_alpha:
+        return Pending(seen.step, copies, None)
+    state = {name: value.detach().clone() for name, value in model.named_buffers()}
+    kept = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(batch))
+    return Pending(seen.step, copies, Begun(kept, state, generator, seen.mean, seen.own_gradient, seen.squared_gradient,
+                                            seen.losses, seen.slopes))
 
 
 def moved(pending: Pending, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,39 +74,41 @@ def stood_still(way: Mapping[str, Tensor]) -> bool:
     return not any(bool(part.any()) for part in way.values())
 
 
-def direction(pending: Pending, way: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def direction(begun: Begun, way: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """d in the parameters that reach the loss."""
-    return {name: way[name] for name in pending.seen.own_gradient if name in way}
+    return {name: way[name] for name in begun.gradient if name in way}
 
 
-def alpha_of(pending: Pending, way: Mapping[str, Tensor], end: Result, mean: bool, model: nn.Module,
+def alpha_of(pending: Pending, begun: Begun, way: Mapping[str, Tensor], end: Result, model: nn.Module,
              programs: Programs) -> float | None:
     """`end` has l_n and g_n . d at the end of the step."""
-    slopes = start_slopes(pending, way, model, programs)
-    return alpha(End(pending.seen.losses, slopes), End(end.batch_loss, _slopes(end, mean)))
+    slopes = start_slopes(pending, begun, way, model, programs)
+    return alpha(End(begun.losses, slopes), End(end.batch_loss, _slopes(end, begun.mean)))
 
 
-def start_slopes(pending: Pending, way: Mapping[str, Tensor], model: nn.Module, programs: Programs) -> Tensor:
+def start_slopes(pending: Pending, begun: Begun, way: Mapping[str, Tensor], model: nn.Module,
+                 programs: Programs) -> Tensor:
     """g_n . d at the start, [N]: from the pass that has been, where the step goes along the gradient as that of plain
     SGD does; otherwise by a second pass on the same batch at the old parameters."""
-    along = multiple_of_gradient(pending, way)
+    along = multiple_of_gradient(begun, pending.parameters, way)
     if along is not None:
-        return along * pending.seen.slopes
-    with standing_at(model, {**pending.parameters, **pending.state}):
-        result = programs.at_end(pending.batch, way, pending.generator())
-    return _slopes(result, pending.seen.mean)
+        return along * begun.slopes
+    with standing_at(model, {**pending.parameters, **begun.state}):
+        result = programs.at_end(begun.batch, way, begun.generator())
+    return _slopes(result, begun.mean)
 
 
-def multiple_of_gradient(pending: Pending, way: Mapping[str, Tensor]) -> float | None:
+def multiple_of_gradient(begun: Begun, before: Mapping[str, Tensor], way: Mapping[str, Tensor]) -> float | None:
     """c with d = c g to rounding, g the gradient of the mean of l_n; None for another direction.
 
-    Where steps are so small that rounding of the parameters is a part of d, that part is at most a hundredth of it.
+    Where steps are so small that rounding of the parameters, `before` them, is a part of d, that part is at most a
+    hundredth of it.
     """
-    gradient, seen = pending.seen.own_gradient, pending.seen
-    if set(way) != set(gradient) or not seen.squared_gradient > 0:
+    gradient = begun.gradient
+    if set(way) != set(gradient) or not begun.squared_gradient > 0:
         return None
-    share = 1.0 if seen.mean else 1 / seen.samples
-    multiple = share * total(_inner(way[name], part) for name, part in gradient.items()) / seen.squared_gradient
+    share = 1.0 if begun.mean else 1 / len(begun.losses)
+    multiple = share * total(_inner(way[name], part) for name, part in gradient.items()) / begun.squared_gradient
     rest = {name: way[name] - multiple * share * part for name, part in gradient.items()}
     beside = total(_inner(part, part) for part in rest.values())
     length = total(_inner(part, part) for part in way.values())
@@ -93,7 +116,7 @@ def multiple_of_gradient(pending: Pending, way: Mapping[str, Tensor]) -> float |
     if beside <= rounding * length:
         return multiple
     small = beside <= MOST_ROUNDING * length and all(
-        _is_rounding(part, pending.parameters[name], way[name]) for name, part in rest.items())
+        _is_rounding(part, before[name], way[name]) for name, part in rest.items())
     return multiple if small else None
 
 

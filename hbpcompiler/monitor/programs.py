@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import (
     CompileError,
     HbpError,
@@ -20,8 +21,10 @@ from hbpcompiler.errors import (
     LongCallWarning,
     UnusedParametersWarning,
 )
+from hbpcompiler.long_calls import in_words, seconds_of
 from hbpcompiler.monitor.table import CONVEX, PAIR, Tracked
 from hbpcompiler.operators.passes import Passes
+from hbpcompiler.quantities import GRADIENT, LOSS
 from hbpcompiler.quantities import QUANTITIES as COMPILED
 from hbpcompiler.result import Result
 
@@ -31,6 +34,16 @@ GROUP = "all"
 LARGER = {"grad_histogram": "grad_histogram_2d"}
 """Of which the first follows from the second."""
 BATCH_NORM = "batch norm mixes samples while it trains: all but loss and grad_norm are of the network in eval mode"
+
+
+def _kinds(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Those together that travel in the same streams; what has more of them, as the whole Hessian has, comes last."""
+    found: dict[frozenset[str], list[str]] = {}
+    gradient = frozenset({GRADIENT})
+    for name in names:
+        streams = frozenset(COMPILED[name].streams) - {LOSS}
+        found.setdefault(streams or gradient, []).append(name)
+    return [tuple(found[streams]) for streams in sorted(found, key=len)]
 
 
 def _why(error: Exception) -> str:
@@ -112,7 +125,7 @@ class Programs:
         return self._compiled[names]
 
     def _try(self, batch: Sequence[Any], generator: torch.Generator | None) -> None:
-        """All together; if that fails, one by one, so that what works is kept."""
+        """All together; if that fails, apart, so that what works is kept."""
         self._tried = True
         names = self.needs()
         if not names:
@@ -123,15 +136,18 @@ class Programs:
                 result = self._first(names, batch, generator)
             self._check(result, any(issubclass(one.category, IndefiniteCurvatureWarning) for one in seen))
         except Exception as error:  # a fault of the compiler's ends no training
-            self._one_by_one(names, batch, generator, error)
+            self._apart(names, batch, generator, error)
 
     def _first(self, names: tuple[str, ...], batch: Sequence[Any], generator: torch.Generator | None) -> Result:
-        """As `_call`, with the warnings of the program. LongCallWarning is raised: no step waits that long."""
+        """As `_call`, with the warnings of the program. Raises LongCallWarning: no step waits that long."""
         self.made += 1
-        self._compiled[names] = compile_model(self.model, self.loss, names)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", LongCallWarning)
-            return self._compiled[names](*batch, generator=generator)
+        compiled = self._compiled[names] = compile_model(self.model, self.loss, names)
+        given = check_batch(self.model, batch)
+        built = compiled._program(given)[1]
+        if built.draft.cost.is_long(given.samples):
+            raise LongCallWarning("with it a step that is looked at is predicted to take about "
+                                  f"{in_words(seconds_of(built, given.samples))}")
+        return compiled(*batch, generator=generator)
 
     def _check(self, result: Result, indefinite: bool) -> None:
         """Leaves out what has a value but no meaning."""
@@ -143,21 +159,30 @@ class Programs:
                 self.drop(tracked.name, "the loss is neither a mean over samples nor a sum, so that the losses of "
                                         "single samples have no scale")
 
-    def _one_by_one(self, names: tuple[str, ...], batch: Sequence[Any], generator: torch.Generator | None,
-                    together: Exception) -> None:
+    def _apart(self, names: tuple[str, ...], batch: Sequence[Any], generator: torch.Generator | None,
+               together: Exception) -> None:
+        """Kind by kind, and one by one where that fails, too; leaves out what cannot be had."""
         reasons: dict[str, str] = {}
         indefinite = False
         result = None
-        for name in names:
+        waiting = _kinds(names)
+        while waiting:
+            kind = waiting.pop(0)
+            if not waiting and not reasons and len(kind) == 1 and isinstance(together, LongCallWarning):
+                reasons[kind[0]] = _why(together)  # all others are short
+                break
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
                 try:
-                    result = self._first((name,), batch, generator)
+                    result = self._first(kind, batch, generator)
                     indefinite |= any(issubclass(one.category, IndefiniteCurvatureWarning) for one in seen)
                 except Exception as error:
-                    reasons[name] = _why(error)
+                    if len(kind) > 1:
+                        waiting = [*((name,) for name in kind), *waiting]
+                    else:
+                        reasons[kind[0]] = _why(error)
         if not reasons:
-            reasons = dict.fromkeys(names[1:], _why(together))  # each alone is possible, not all at once
+            reasons = dict.fromkeys(names[1:], _why(together))  # each kind is possible, not all at once
         for tracked in list(self.tracked.values()):
             missing = [LARGER.get(need, need) if LARGER.get(need) in names else need for need in tracked.needs]
             why = next((reasons[need] for need in missing if need in reasons), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from numbers import Integral
@@ -11,6 +10,7 @@ from typing import Any
 from hbpcompiler.errors import OptionError
 
 Chooses = Callable[[int], bool]
+Clock = Callable[[], float]
 LAST_EXPONENT = 12
 
 
@@ -21,29 +21,77 @@ def logarithmic(per_decade: int = 10, last: int = 10**LAST_EXPONENT) -> Chooses:
     return frozenset(step for step in steps if step <= last).__contains__
 
 
+AFTERWARDS = 5
+"""Training steps that are slower behind one that was looked at: what they read is in the processor's cache no more."""
+RECENT = 0.05
+"""Weight of a new training step in what they usually take."""
+
+
 class Share:
     """Steps are due as long as the monitor has taken no more than its share of the time.
 
-    Times are handed in: what a step took that a program was made in does not count, as that happens once.
+    Times are handed in: of a clock, in seconds. Those in which a program was made do not count, as that happens once;
+    what training steps behind a look take longer than others does.
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.spent = 0.0
-        """Seconds in the monitor."""
+        """Seconds of the monitor's."""
         self.each = 0.0
         """Seconds of the last step that was tracked."""
         self.seen = 0
+        self._began: float | None = None
+        self._last = 0.0
+        """When the last call of the monitor ended."""
+        self._not_counted = 0.0
+        self._usual = 0.0
+        """Seconds of a training step; 0 as long as none is known."""
+        self._slower = 0.0
+        """What those behind the last look have taken beyond that."""
+        self._behind = AFTERWARDS
+        """How many there have been."""
 
-    def due(self, elapsed: float) -> bool:
-        """`elapsed`: seconds since the first step, without those in which programs were made."""
-        return self.seen < 2 or self.spent + self.each <= self.share * elapsed
+    def due(self, now: float) -> bool:
+        if self._began is None:
+            self._began = now
+        else:
+            self._passed(now - self._last)
+        self._last = now
+        return self.seen < 2 or self.spent + self.each <= self.share * self.elapsed(now)
 
-    def took(self, seconds: float, tracked: bool) -> None:
+    def elapsed(self, now: float) -> float:
+        """Seconds that count."""
+        return now - (now if self._began is None else self._began) - self._not_counted
+
+    def pause(self, start: float, end: float) -> None:
+        """Time that does not count; for measurements."""
+        self._not_counted += end - start
+        self._last = end
+
+    def took(self, now: float, tracked: bool, made_programs: bool) -> None:
+        """At the end of a call that looked at something."""
+        seconds, self._last = now - self._last, now
+        if made_programs:
+            self._not_counted += seconds
+            seconds = 0.0
         self.spent += seconds
+        self._slower, self._behind = 0.0, 0
         if tracked:
             self.seen += 1
             self.each = seconds
+
+    def _passed(self, seconds: float) -> None:
+        """A training step."""
+        if self._behind == AFTERWARDS:
+            most = 2 * self._usual if self._usual else seconds  # as long as a pause may be
+            self._usual += (RECENT if self._usual else 1.0) * (min(seconds, most) - self._usual)
+        elif self._usual:
+            self._behind += 1
+            before, self._slower = max(0.0, self._slower), self._slower + seconds - self._usual
+            self.spent += min(max(0.0, self._slower), self.each) - min(before, self.each)
+        else:
+            self._behind += 1
 
 
 class Schedule:
@@ -71,18 +119,18 @@ class Schedule:
         else:
             raise OptionError(_wrong(every))
 
-    def due(self, step: int, elapsed: float) -> bool:
+    def due(self, step: int, clock: Clock) -> bool:
         if self.interval:
             return step % self.interval == 0
         if self.chooses is not None:
             return bool(self.chooses(step))
         assert self.share is not None
-        return self.share.due(elapsed)
+        return self.share.due(clock())
 
-    def took(self, seconds: float, tracked: bool, made_programs: bool) -> None:
-        """Time spent in a step; what made programs is no measure."""
+    def took(self, clock: Clock, tracked: bool, made_programs: bool) -> None:
+        """A step that was looked at ends now."""
         if self.share is not None:
-            self.share.took(0.0 if made_programs or not math.isfinite(seconds) else seconds, tracked)
+            self.share.took(clock(), tracked, made_programs)
 
 
 def _wrong(every: Any) -> str:

@@ -79,8 +79,9 @@ class Watching:
         if pending is not None and not due and pairs.stood_still(way):
             return None, []  # gradients are being accumulated
         directed = {}
-        if pending is not None and pending.batch is not None and set(pending.parameters) <= set(parameters):
-            directed = pairs.direction(pending, way)
+        begun = None if pending is None else pending.alpha
+        if pending is not None and begun is not None and set(pending.parameters) <= set(parameters):
+            directed = pairs.direction(begun, way)
         stays = pairs.stood_still(directed)
         result = None
         try:
@@ -101,8 +102,9 @@ class Watching:
 
     def _alpha(self, pending: Pending | None, way: Mapping[str, Tensor], end: Result | None) -> float | None:
         assert pending is not None
+        assert pending.alpha is not None
         assert end is not None
-        return pairs.alpha_of(pending, way, end, pending.seen.mean, self.model, self.programs)
+        return pairs.alpha_of(pending, pending.alpha, way, end, self.model, self.programs)
 
     def _drop_failed(self, error: Exception) -> None:
         """A program that could be made at first cannot be made for this batch."""

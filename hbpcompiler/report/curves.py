@@ -98,8 +98,9 @@ def _not_finite(series: Series) -> dict[str, Any] | None:
     steps = series.steps[~torch.isfinite(series.values)]
     if not len(steps):
         return None
-    shown = steps[torch.linspace(0, len(steps) - 1, min(MARKS, len(steps))).long()]
-    return {"count": len(steps), "first": steps[0].item(), "steps": shown.tolist()}
+    evenly = steps[:: math.ceil(len(steps) / MARKS)].tolist()
+    last = [] if steps[-1].item() == evenly[-1] else [steps[-1].item()]
+    return {"count": len(steps), "first": steps[0].item(), "steps": evenly + last}
 
 
 def plain(values: Tensor) -> list[float | None]:

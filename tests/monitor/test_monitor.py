@@ -1,20 +1,18 @@
 """A monitor beside training: nothing of the user's changes; what it leaves out; logs, targets, schedules."""
 
 import copy
-import json
 import math
 import pickle
-import resource
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.monitor import Tracked, logarithmic, pairs
+from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.monitor import logarithmic, pairs
 from hbpcompiler.monitor.programs import BATCH_NORM
 from hbpcompiler.monitor.schedules import Schedule
 from hbpcompiler.reference import reference
@@ -138,14 +136,16 @@ def test_one_pass_for_gradient_and_statistics() -> None:
         assert "alpha" in monitor.run.by_step[0].values
 
 
-def test_gradients_that_a_user_clips_in_place_change_no_alpha() -> None:
-    found = []
+def trained_both_ways(lr: float, every: int, steps: int, clip: float | None = None,
+                      ) -> list[tuple[hbp.Monitor, nn.Module]]:
+    """The same training by `step`, which is gradient and statistics in one, and by `observe` beside autograd."""
+    both = []
     for one_pass in (True, False):
         torch.manual_seed(0)
         model, loss = chain().double(), nn.CrossEntropyLoss()
-        optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
-        monitor = hbp.Monitor(model, loss, optimizer, ["alpha"], 1)
-        for number in range(3):
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        monitor = hbp.Monitor(model, loss, optimizer, ["alpha"], every)
+        for number in range(steps):
             x, y = batch(8, number)
             if one_pass:
                 monitor.step(x, y)
@@ -153,112 +153,56 @@ def test_gradients_that_a_user_clips_in_place_change_no_alpha() -> None:
                 monitor.observe(x, y)
                 optimizer.zero_grad()
                 loss(model(x), y).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
-        found.append(monitor.run.series("alpha")[1])
+        both.append((monitor, model))
+    return both
+
+
+def test_gradients_that_a_user_clips_in_place_change_no_alpha() -> None:
+    found = [monitor.run.series("alpha")[1] for monitor, _ in trained_both_ways(5.0, 1, 3, clip=0.05)]
     assert len(found[0]) == 2
     assert found[0] == pytest.approx(found[1], rel=1e-8)
 
 
-def test_values_of_ones_own_are_numbers_or_left_out_and_names_may_be_anything(tmp_path: Path) -> None:
-    own = [Tracked("numpy", (), lambda seen: {"one": numpy.float32(0.5), "two": numpy.int64(2)}),
-           Tracked("list", (), lambda seen: [torch.tensor(1), 2.0]), Tracked("text", (), lambda seen: "0.5"),
-           Tracked("complex", (), lambda seen: torch.tensor(1j))]
-    path = tmp_path / "run.jsonl"
-    monitor = hbp.Monitor(chain().double(), None, None, own, 1, path, name="no character: \udcff")
-    with pytest.warns(hbp.MonitorWarning, match="text: TypeError: its value is a str"):
-        monitor.observe(*batch(5, 0))
-    assert set(monitor.left_out) == {"text", "complex"}
-    run = read(path)
-    assert run.by_step[0].values == {"numpy": {"one": 0.5, "two": 2}, "list": [1, 2.0]}
-    assert run.name == "no character: ?"
-
-
-def test_a_quantity_of_ones_own_targets_and_scalars(tmp_path: Path) -> None:
-    largest = Tracked("largest", ("batch_l2",), lambda seen: seen.squared_norms.max().sqrt())
-    broken = Tracked("broken", (), lambda seen: 1 / 0)
-    model, seen, run = chain().double(), [], _Run()
-    monitor = hbp.Monitor(model, None, None, ["loss", "grad_hist_1d", largest, broken], 1, tmp_path / "run.jsonl")
-    monitor.to(lambda step, values: seen.append((step, set(values)))).to(run).to(_Writer(run))
-    with pytest.warns(hbp.MonitorWarning, match="broken: ZeroDivisionError"):
-        monitor.observe(*batch(5, 0))
-    monitor.add(valid_accuracy=0.5)
-    assert seen == [(0, {"loss", "grad_hist_1d", "largest"}), (0, {"valid_accuracy"})]
-    assert set(run.values) == {"hbp/step", "hbp/loss", "hbp/largest", "hbp/valid_accuracy"}
-    assert monitor.run.series("largest")[1][0] > 0
-    assert read(tmp_path / "run.jsonl").series("valid_accuracy") == ([0], [0.5])
-    monitor.to(lambda step, values: 1 / 0)
-    with pytest.warns(hbp.MonitorWarning, match="no more values"):
-        monitor.observe(*batch(5, 0))
-    monitor.observe(*batch(5, 0))
-    with pytest.raises(hbp.HbpError, match="SummaryWriter"):
-        monitor.to(3)
-
-
-class _Run:
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def log(self, values: dict[str, float]) -> None:
-        self.values |= values
-
-
-class _Writer:
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        assert self.run.values[name] == value
-        assert step == 0
-
-
-def test_a_run_is_resumed_by_adding_to_its_log(tmp_path: Path) -> None:
-    path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
-    track = ["loss", "distance", "hess_max_ev"]
-    monitor = hbp.Monitor(model, loss, None, track, 2, path)
-    for _ in range(3):
-        monitor.observe(*batch(5, 0))
-    state = monitor.state_dict()
-    with torch.no_grad():
-        model[0].weight += 1
-    monitor.observe(*batch(5, 0))
-    monitor.observe(*batch(5, 0))
-    text = path.read_text()
-    path.write_text(text[:-5])  # killed while it wrote
-    again = hbp.Monitor(model, loss, None, track, 2, path)
-    assert again.steps == 3
-    again.load_state_dict(state)
-    again.observe(*batch(5, 0))
-    again.observe(*batch(5, 0))
-    run = read(path)
-    assert [step.step for step in run.steps] == [0, 2, 4]
-    assert run.by_step[4].values["distance"]["0.weight"] == pytest.approx(20**0.5)
-    assert [line["step"] for line in run.resumed] == [3]
-    assert run.steps[-1].time >= run.steps[0].time
-    for line in path.read_text().splitlines():
-        json.loads(line)
-    with pytest.raises(hbp.InputError, match="another model"):
-        hbp.Monitor(nn.Linear(4, 3), loss, None, track, 2, path)
-
-
 def test_schedules() -> None:
-    assert [step for step in range(40) if Schedule(16).due(step, 0.0)] == [0, 16, 32]
+    def clock() -> float:
+        raise AssertionError("only a share of the time asks for the time")
+
+    assert [step for step in range(40) if Schedule(16).due(step, clock)] == [0, 16, 32]
     assert [step for step in range(30) if logarithmic(3)(step)] == [0, 1, 2, 5, 10, 22]
-    assert [step for step in range(9) if Schedule(lambda step: step in (2, 3)).due(step, 0.0)] == [2, 3]
-    assert Schedule("logarithmic").due(1, 0.0)
-    share, tracked, elapsed = Schedule("5%"), 0, 0.0
-    for step in range(10_000):
-        due = share.due(step, elapsed)
-        tracked += due
-        share.took(0.3 if due else 0.0, due, step == 0)
-        elapsed += 0.1 + 0.3 * due
-    assert 0.04 < 0.3 * tracked / elapsed <= 0.0505
+    assert [step for step in range(9) if Schedule(lambda step: step in (2, 3)).due(step, clock)] == [2, 3]
+    assert Schedule("logarithmic").due(1, clock)
     for wrong in (0, -1, True, "5", "0%", "120%", 1.5, None):
         with pytest.raises(hbp.HbpError, match="every must be"):
             Schedule(wrong)
     for wrong in ("ekonomy", [], [3], 3):
         with pytest.raises(hbp.HbpError, match="track"):
             hbp.Monitor(chain(), None, None, wrong)
+
+
+def test_a_share_of_the_time_is_kept_with_what_steps_behind_a_look_are_slower() -> None:
+    """Making programs does not count, nor does a pause of the user's, which is no training step."""
+    share, now, monitors, counted = Schedule("5%"), 0.0, 0.0, 0.0
+    behind = 0
+    for step in range(10_000):
+        due = share.due(step, lambda: now)
+        if due:
+            took = 30.0 if step == 0 else 0.3
+            now += took
+            share.took(lambda: now, True, step == 0)
+            monitors += took if step else 0.0
+            behind = 5
+        slower = 0.02 if behind else 0.0
+        behind -= bool(behind)
+        now += 0.1 + slower + (500.0 if step == 4000 else 0.0)
+        monitors += slower
+        counted += 500.0 if step == 4000 else 0.0
+    assert share.share is not None
+    assert share.share.spent == pytest.approx(monitors, rel=0.02)
+    assert 0.045 < monitors / (now - 30) < 0.0505
+    assert monitors / (now - 30 - counted) > 0.05  # a pause is time, too, which may be made use of
 
 
 def test_a_step_that_is_not_due_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,28 +261,16 @@ def test_a_fault_of_the_compiler_ends_no_training(monkeypatch: pytest.MonkeyPatc
 
 
 def test_where_alpha_ends_and_gradients_are_asked_for_there_is_one_pass() -> None:
-    found = []
-    for one_pass in (True, False):
-        torch.manual_seed(0)
-        model, loss = chain().double(), nn.CrossEntropyLoss()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-        monitor = hbp.Monitor(model, loss, optimizer, ["alpha"], 2)
-        for number in range(4):
-            x, y = batch(8, number)
-            if one_pass:
-                monitor.step(x, y)
-            else:
-                monitor.observe(x, y)
-                optimizer.zero_grad()
-                loss(model(x), y).backward()
-            optimizer.step()
+    both = trained_both_ways(0.3, 2, 4)
+    for monitor, _ in both:
         made = set(monitor._programs._compiled)
         assert ("grad",) not in made
         assert len(made) == 2  # of steps that are due, and of those after them
-        found.append([monitor.run.series("alpha")[1], *(value.detach() for value in model.parameters())])
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
-    for one, other in zip(found[0][1:], found[1][1:], strict=True):
-        torch.testing.assert_close(one, other)
+    one, other = (monitor.run.series("alpha")[1] for monitor, _ in both)
+    assert len(one) == 2
+    assert one == pytest.approx(other, rel=1e-9)
+    for value, expected in zip(both[0][1].parameters(), both[1][1].parameters(), strict=True):
+        torch.testing.assert_close(value, expected)
 
 
 def test_steps_that_are_rounded_are_along_the_gradient_all_the_same() -> None:
@@ -355,25 +287,17 @@ def test_steps_that_are_rounded_are_along_the_gradient_all_the_same() -> None:
         optimizer.step()
         pending = monitor._watching.pending
         assert pending is not None
+        assert pending.alpha is not None
         way = pairs.moved(pending, dict(model.named_parameters()))
-        multiple = pairs.multiple_of_gradient(pending, way)
+        multiple = pairs.multiple_of_gradient(pending.alpha, pending.parameters, way)
         assert (multiple is not None) == along
         if multiple is not None:
             each = reference(model, loss, [x.float()], y, "batch_grad")
             slopes = sum((8 * each[name].double() * part).flatten(1).sum(1) for name, part in way.items())
-            torch.testing.assert_close(multiple * pending.seen.slopes, slopes, rtol=0, atol=2e-3 * slopes.abs().max())
+            torch.testing.assert_close(multiple * pending.alpha.slopes, slopes, rtol=0, atol=2e-3 * slopes.abs().max())
     model[0].weight.data[0, 0] += 1e-6  # no rounding
-    assert pairs.multiple_of_gradient(pending, pairs.moved(pending, dict(model.named_parameters()))) is None
-
-
-def test_names_that_are_tracked_and_what_is_no_number_are_refused() -> None:
-    monitor = hbp.Monitor(chain().double(), None, None, ["loss", "alpha"], numpy.int64(4))
-    assert monitor._schedule.text == "every 4 steps"
-    with pytest.raises(hbp.InputError, match=r"loss is what the monitor itself tracks.*\n.*accuracy must be a number"):
-        monitor.add(loss=0.5, accuracy="high", rate=numpy.float32(0.5))
-    assert not monitor.run.header
-    monitor.add(rate=numpy.float32(0.5), grad_norm=torch.tensor(2.0))
-    assert monitor.run.scalars[0].values == {"rate": 0.5, "grad_norm": 2.0}
+    way = pairs.moved(pending, dict(model.named_parameters()))
+    assert pairs.multiple_of_gradient(pending.alpha, pending.parameters, way) is None
 
 
 def test_all_is_seen_under_inference_mode_and_without_gradients() -> None:
@@ -389,18 +313,6 @@ def test_all_is_seen_under_inference_mode_and_without_gradients() -> None:
         seen.append(monitor.run.by_step[0].values)
     assert seen[0] == seen[1] == seen[2]
     assert "hess_max_ev" in seen[0]
-
-
-def test_a_run_resumed_without_its_state_has_no_distances(tmp_path: Path) -> None:
-    """Which would be those from somewhere on the way."""
-    path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
-    hbp.Monitor(model, loss, None, ["loss", "distance"], 16, path).observe(*batch(5, 0))
-    again = hbp.Monitor(model, loss, None, ["loss", "distance"], 1, path)
-    with pytest.warns(hbp.MonitorWarning, match="distance: the log is gone on with behind its last tracked step"):
-        again.observe(*batch(5, 0))
-    run = read(path)
-    assert set(run.by_step[1].values) == {"loss"}
-    assert set(run.header["left_out"]) == {"distance"}
 
 
 def test_gradients_that_are_not_finite_are_counted_in_the_outermost_bins(tmp_path: Path) -> None:
@@ -426,36 +338,25 @@ def test_gradients_that_are_not_finite_are_counted_in_the_outermost_bins(tmp_pat
     assert "no value is finite" in said["grad_norm"]
 
 
-def test_parameters_themselves_are_tracked_by_name_alone() -> None:
-    model = chain().double()
-    monitor = hbp.Monitor(model, None, None, "parameters", 1)
-    monitor.observe(*batch(5, 0))
-    found = monitor.run.by_step[0].values["parameters"]
-    assert found == {name: value.tolist() for name, value in model.named_parameters()}
-    assert set(hbp.monitor.QUANTITIES) - set(hbp.monitor.ALL) == {"parameters"}
-
-
-def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
-    path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    monitor = hbp.Monitor(model, loss, optimizer, ["loss", "norm_test"], 1, path)
-
-    def step(number: int) -> None:
-        x, y = batch(5, number)
-        monitor.observe(x, y)
-        optimizer.zero_grad()
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_no_gradients_of_single_samples_are_kept(optimizer: type[torch.optim.Optimizer]) -> None:
+    """Not within a step, where N x D numbers would be by far the most, and not between steps: the batch, 3 D."""
+    torch.manual_seed(0)
+    model, loss, samples = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)), nn.CrossEntropyLoss(), 256
+    x, y = torch.randn(samples, 300), torch.randint(3, (samples,))
+    own = optimizer(model.parameters(), lr=0.01)
+    monitor = hbp.Monitor(model, loss, own, "full", 1)
+    whole = 4 * sum(parameter.numel() for parameter in model.parameters())
+    for step in range(4):
+        if step < 2:  # which makes the programs
+            monitor.observe(x, y)
+        else:
+            with Meter() as meter:
+                monitor.observe(x, y)
+            assert meter.peak < samples * whole / 4
+            assert meter.held < 4 * whole + 4 * x.numel()
+        own.zero_grad()
         loss(model(x), y).backward()
-        optimizer.step()
-
-    step(0)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
-    try:
-        with pytest.warns(hbp.LogWarning, match="Training goes on"):
-            step(1)
-        step(2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [each.step for each in read(path).steps] == [0]
-    step(3)
-    assert read(path).series("loss") == ([0, 1, 2, 3], pytest.approx(monitor.run.series("loss")[1], rel=1e-8))
+        own.step()
+    assert not monitor.left_out
+    assert {"alpha", "norm_test", "grad_hist_2d", "tic_diag", "hess_max_ev"} <= set(monitor.run.by_step[2].values)

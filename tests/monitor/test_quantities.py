@@ -190,7 +190,7 @@ def test_alpha_is_exact_on_a_quadratic_by_both_paths(monkeypatch: pytest.MonkeyP
     target = torch.randn(N, 3, dtype=torch.float64, generator=generator)
     for again in (False, True):
         if again:
-            monkeypatch.setattr(pairs, "multiple_of_gradient", lambda pending, way: None)
+            monkeypatch.setattr(pairs, "multiple_of_gradient", lambda begun, before, way: None)
         for rate in (0.05, 0.6, 2.5):
             torch.manual_seed(3)
             model, loss = nn.Linear(4, 3).double(), nn.MSELoss()

@@ -2,7 +2,7 @@
 "use strict";
 
 // What an axis shows: the union of the visible curves' robust ranges, with room at both ends; logarithmic where all is
-// positive and spread over more than a factor of 10.
+// positive and spread over more than a factor of 10. A single value of a second axis lies lower than that of the first.
 hbp.range = (curves, options, references) => {
   const known = curves.filter(curve => curve.range);
   if (!known.length) return null;
@@ -11,9 +11,10 @@ hbp.range = (curves, options, references) => {
   const log = Boolean(options.log) && known.every(curve => curve.positive) && low > 0 && high > 10 * low;
   if (log) [low, high] = [Math.log10(low), Math.log10(high)];
   const room = high > low ? 0.07 * (high - low) : log ? 0.5 : Math.abs(high) * 0.1 || 1;
-  return {log, low: low - room, high: high + room, inside: value => {
+  const bottom = low - (options.second && high === low ? 0.4 : 1) * room, top = high + room;
+  return {log, low: bottom, high: top, inside: value => {
     const at = log ? Math.log10(value) : value;
-    return at < low - room ? -1 : at > high + room ? 1 : 0;
+    return at < bottom ? -1 : at > top ? 1 : 0;
   }};
 };
 
@@ -32,8 +33,9 @@ hbp.seriesTraces = (curve, line, run, axis, range) => {
   if (!curve.steps.length) return traces;
   if (line.role === "edge" || line.role === "stairs") {
     const height = curve.median || curve.values;
+    const alone = line.role === "edge" ? {symbol: "line-ew", size: 40, line: {color: colour, width: 2}} : {color: colour, size: 9};
     return [{...common, x: curve.steps, y: height, mode: height.length > 1 ? "lines" : "markers", line: {...stroke, shape: "hv"},
-             marker: {color: colour, size: 9}, hovertemplate: `%{y:.4~g} ${label}`}];
+             marker: alone, hovertemplate: `%{y:.4~g} ${label}`}];
   }
   if (curve.median) {
     const band = (low, high, opacity) => {
@@ -61,22 +63,30 @@ hbp.seriesTraces = (curve, line, run, axis, range) => {
   return traces;
 };
 
-// Names of lines that share an axis, beside those of one run, each at another place: above its line, or below where
-// another one lies close above.
-hbp.lineNames = (data, lines, axis, range) => lines.map(({line, at}, index) => {
-  const share = [0.88, 0.55, 0.25][index % 3], scale = value => range.log ? Math.log10(value) : value;
+// Names of lines, beside those of one run, each at another place: above its line, or below where another one lies close
+// above; of a single step beside its dots. So many are named before them.
+hbp.lineNames = (data, lines, axis, range, before) => lines.map(({line, at}, index) => {
+  const share = [0.88, 0.55, 0.25][(before + index) % 3], scale = value => range.log ? Math.log10(value) : value;
   const height = curve => scale((curve.median || curve.smooth)[Math.round(share * (curve.steps.length - 1))]);
   const curve = data.lines[at], own = height(curve);
   const below = lines.some(other => other.at !== at && height(data.lines[other.at]) > own && height(data.lines[other.at]) - own < 0.2 * (range.high - range.low));
+  const place = curve.steps.length > 1 ? {yshift: below ? -13 : 13} : {xanchor: "left", xshift: 8, yshift: below ? -6 : 0};
   return {x: curve.steps[Math.round(share * (curve.steps.length - 1))], y: own, xref: "x", yref: axis, text: hbp.text(line.label), showarrow: false,
-          yshift: below ? -13 : 13, borderpad: 1, bgcolor: hbp.faded(hbp.colour("card"), 0.8), font: {size: 11, color: hbp.colour("ink")}};
+          ...place, borderpad: 1, bgcolor: hbp.faded(hbp.colour("card"), 0.8), font: {size: 11, color: hbp.colour("ink")}};
 });
 
-// Triangles at the edge of the range, for values beyond it.
+// Triangles at the edge of the range, for values beyond it: in each stretch of the axis for the one that is farthest out.
+hbp.stretches = 40;
 hbp.beyond = (traces, common, steps, low, high, range, colour, label) => {
   const edge = end => range.log ? 10 ** end : end;
   for (const [values, side, end, symbol] of [[low, -1, range.low, "triangle-down"], [high, 1, range.high, "triangle-up"]]) {
-    const at = steps.map((_, index) => index).filter(index => range.inside(values[index]) === side);
+    const farthest = new Map(), width = (steps[steps.length - 1] - steps[0]) / hbp.stretches || 1;
+    steps.forEach((step, index) => {
+      const stretch = Math.floor((step - steps[0]) / width), other = farthest.get(stretch);
+      if (range.inside(values[index]) !== side) return;
+      if (other === undefined || side * values[index] > side * values[other]) farthest.set(stretch, index);
+    });
+    const at = [...farthest.values()];
     if (!at.length) continue;
     traces.push({...common, x: at.map(index => steps[index]), y: at.map(() => edge(end)), mode: "markers",
                  text: at.map(index => hbp.number(values[index])), cliponaxis: false,
@@ -95,6 +105,8 @@ hbp.series = chart => {
   const shown = hbp.shown(chart).map(({data, run}) => ({run, data: {...data, lines: data.lines.map(curve => hbp.clocked(curve, run))}}));
   const traces = [], annotations = [], layout = {};
   const sides = {left: "yaxis", right: "yaxis2"};
+  const known = side => chart.lines.some((line, at) => line.axis === side && line.role !== "edge" && shown.some(({data}) => data.lines[at].count));
+  const both = known("left") && known("right");
   let anything = false;
   for (const side of ["left", "right"]) {
     const lines = chart.lines.map((line, at) => ({line, at})).filter(({line}) => line.axis === side);
@@ -103,15 +115,15 @@ hbp.series = chart => {
     const edges = lines.flatMap(({line, at}) => shown.filter(() => line.role === "edge").map(({data}) => data.lines[at]))
       .filter(curve => curve.range);
     if (!curves.length) continue;
-    const range = hbp.range(curves, chart.options, hbp.near(curves, edges));
+    const range = hbp.range(curves, {...chart.options, second: anything}, hbp.near(curves, edges));
     const axis = side === "left" || !anything ? "y" : "y2";
     for (const {data, run} of shown) for (const {line, at} of lines) {
       if (range) traces.push(...hbp.seriesTraces(data.lines[at], line, run, axis, range));
       traces.push(...hbp.broken(data.lines[at], run, axis, line.label, range));
     }
-    const beside = lines.filter(({line, at}) => line.role !== "edge" && shown.length && shown[0].data.lines[at].steps.length > 1);
-    if (range && shown.length && beside.length > 1) annotations.push(...hbp.lineNames(shown[0].data, beside, axis, range));
     const several = chart.lines.some(line => line.axis === "right");
+    const beside = lines.filter(({line, at}) => line.role !== "edge" && shown.length && shown[0].data.lines[at].steps.length);
+    if (range && (beside.length > 1 || both)) annotations.push(...hbp.lineNames(shown[0].data, beside, axis, range, annotations.length));
     layout[axis === "y" ? sides.left : sides.right] = hbp.axis({
       type: range && range.log ? "log" : "linear", range: range ? [range.low, range.high] : [-1, 1],
       title: hbp.title(several ? hbp.text(lines[0].line.label) : ""), ...(range && range.log ? hbp.decades(range) : {tickmode: "auto", nticks: 6}),
