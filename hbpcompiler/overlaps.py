@@ -50,7 +50,7 @@ def _meet(one: Tensor, other: Tensor) -> bool:
 
 def _places(tensor: Tensor) -> Tensor:
     """The address of each number."""
-    found = torch.tensor(tensor.data_ptr())
+    found = torch.tensor(tensor.data_ptr(), device="cpu")
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        found = found.unsqueeze(-1) + torch.arange(length) * (stride * tensor.itemsize)
+        found = found.unsqueeze(-1) + torch.arange(length, device="cpu") * (stride * tensor.itemsize)
     return found.flatten()

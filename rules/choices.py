@@ -18,8 +18,8 @@ from .shared.binary import Look, binary, operands
 def slope_at_limit(of_tensor: bool) -> float:
     """torch's: 1 before torch 2.14; since then 0, and a half where tensors limit."""
     with torch.inference_mode(False), torch.enable_grad():
-        point = torch.zeros(1, requires_grad=True)
-        limited = point.clamp(min=torch.zeros(1)) if of_tensor else point.clamp(min=0)
+        point = torch.zeros(1, requires_grad=True, device="cpu")
+        limited = point.clamp(min=torch.zeros_like(point)) if of_tensor else point.clamp(min=0)
         (slope,) = torch.autograd.grad(limited, point)
     return float(slope)
 

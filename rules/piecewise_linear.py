@@ -76,7 +76,7 @@ RELU6 = elementwise(
 
 # y cannot tell here: it is rounded to the edge's value before x is there. The sixth is torch's own, in every dtype, and
 # not the derivative of torch's values: no expression states both.
-_sixth = sympy.Float(torch.tensor(1 / 6, dtype=torch.float32).item(), 17)
+_sixth = sympy.Float(torch.tensor(1 / 6, dtype=torch.float32, device="cpu").item(), 17)
 _inside = (x > -3) & (x < 3)
 HARDSIGMOID = replace(
     elementwise(

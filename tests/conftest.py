@@ -11,11 +11,11 @@ import os
 import tempfile
 import warnings
 
-import torch
 from hypothesis import HealthCheck, Phase, settings
 
 from hbpcompiler.compiler.trace import trace as exporting
 from tests.kept_overrides import keep_overrides
+from tests.other_device import heal, made_by_tests
 from tests.shared_exports import SharedExports
 
 # The tests' own cache folder: what `hbp tune` measured on this machine must not decide what they see.
@@ -39,15 +39,17 @@ exporting.export = EXPORTS
 def pytest_configure(config):
     device = config.getoption("--device")
     if device is not None:
-        torch.set_default_device(device)
+        made_by_tests(device)
 
 
 def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_runtest_teardown():
+def pytest_runtest_teardown(item):
     EXPORTS.forget()
+    if item.config.getoption("--device") is not None:
+        heal()
 
 
 def pytest_addoption(parser):

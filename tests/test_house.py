@@ -152,3 +152,26 @@ def test_nothing_outside_rule_files_names_an_operation() -> None:
              if isinstance(node, ast.Constant) and isinstance(node.value, str)
              and re.fullmatch(r"aten\.\w+(\.\w+)?", node.value)]
     assert not named, named
+
+
+FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
+             "randperm", "scalar_tensor", "tensor", "zeros"}
+"""Of tensors, on torch's default device where nothing is said: a user's choice, which must not decide over ours."""
+
+
+def _makes_a_tensor_somewhere(node: ast.AST) -> bool:
+    """Whether it is torch.zeros(...) or the like without a device."""
+    return (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FACTORIES
+            and isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+            and not any(given.arg in ("device", None) for given in node.keywords))
+
+
+def test_every_tensor_of_ours_is_made_on_a_device_that_is_said() -> None:
+    """Not in the rules' cases and their checks, which `check_rule` holds on the processor."""
+    found = []
+    for path in sorted(Path(hbpcompiler.__file__).parent.rglob("*.py")):
+        if "testing" not in path.parts and path.name != "elementwise.py":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if _makes_a_tensor_somewhere(node):
+                    found.append(f"{path}:{node.lineno}")
+    assert not found, "say device=: " + ", ".join(found)

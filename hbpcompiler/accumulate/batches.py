@@ -104,7 +104,7 @@ class Said:
                              f"tensor of shape [{samples}], a weight for each")
         if self.indices is None:
             return One(batch, count, weights, item.indices, item.own_data)
-        indices = torch.as_tensor(self.indices(item.batch)).cpu()
+        indices = torch.as_tensor(self.indices(item.batch), device="cpu")
         if indices.shape != (samples,) or indices.dtype not in INTEGERS:
             raise InputError(f"indices gave {_shown(indices)} for a batch of {samples} samples; it must be an integer "
                              "for each, its index in the data set")

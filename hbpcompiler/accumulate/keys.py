@@ -18,7 +18,7 @@ def keys_of(seed: int, source: int, indices: Sequence[int] | Tensor) -> Tensor:
 
     `source` tells data sets apart that count their samples each by itself; 0 for one that all ranks have parts of.
     """
-    z = _state(seed, source) + (torch.as_tensor(indices, dtype=torch.int64) + 1) * GOLDEN
+    z = _state(seed, source) + (torch.as_tensor(indices, dtype=torch.int64, device="cpu") + 1) * GOLDEN
     z = (z ^ _shifted(z, 30)) * -4658895280553007687
     z = (z ^ _shifted(z, 27)) * -7723592293110705685
     return z ^ _shifted(z, 31)

@@ -189,7 +189,7 @@ class HbpInterface(CurvatureInterface):
         """The numbers of the parameters that a subnetwork has entries of; of all, without one."""
         if self.subnetwork_indices is None:
             return list(range(len(self.params)))
-        ends = torch.tensor([parameter.numel() for parameter in self.params]).cumsum(0)
+        ends = torch.tensor([parameter.numel() for parameter in self.params], device="cpu").cumsum(0)
         return sorted(set(torch.bucketize(self.subnetwork_indices.cpu(), ends, right=True).tolist()))
 
     def _subnetwork(self, rows: Tensor) -> Tensor:
@@ -199,7 +199,8 @@ class HbpInterface(CurvatureInterface):
             return rows
         sizes = [parameter.numel() for parameter in self.params]
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        there = torch.cat([torch.arange(starts[number], starts[number] + sizes[number]) for number in self._touched()])
+        there = torch.cat([torch.arange(starts[number], starts[number] + sizes[number], device="cpu")
+                           for number in self._touched()])
         return rows[..., torch.searchsorted(there, indices.cpu()).to(rows.device)]
 
 

@@ -29,11 +29,12 @@ from hbpcompiler.version import __version__
 
 LOSSES: dict[str, tuple[type[nn.Module], Callable[[Tensor], Tensor]]] = {
     # name: the loss and a target that it takes for an output
-    "cross_entropy": (nn.CrossEntropyLoss, lambda out: torch.randint(out.shape[1], (len(out), *out.shape[2:]))),
+    "cross_entropy": (nn.CrossEntropyLoss,
+                      lambda out: torch.randint(out.shape[1], (len(out), *out.shape[2:]), device="cpu")),
     "mse": (nn.MSELoss, torch.randn_like),
     "huber": (nn.HuberLoss, torch.randn_like),
-    "bce": (nn.BCEWithLogitsLoss, lambda out: torch.randint(2, out.shape).to(out.dtype)),
-    "poisson": (nn.PoissonNLLLoss, lambda out: torch.randint(5, out.shape).to(out.dtype)),
+    "bce": (nn.BCEWithLogitsLoss, lambda out: torch.randint(2, out.shape, device="cpu").to(out.dtype)),
+    "poisson": (nn.PoissonNLLLoss, lambda out: torch.randint(5, out.shape, device="cpu").to(out.dtype)),
 }
 
 
@@ -221,7 +222,7 @@ def _compiled(
         compiled = hbp_compile(model, kind(reduction=reduction), quantities, mc_samples=mc_samples,
                                curvature=curvature, memory_budget=memory_budget, autotune=autotune, rules=rule_files,
                                curvature_dtype=DTYPES[curvature_dtype] if curvature_dtype else None)
-        xs = [torch.randn(batch, *shape, dtype=DTYPES[dtype]) for shape in inputs]
+        xs = [torch.randn(batch, *shape, dtype=DTYPES[dtype], device="cpu") for shape in inputs]
         compiled(*xs, draw(_output(model, xs)))
     return compiled
 

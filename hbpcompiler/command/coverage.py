@@ -84,7 +84,8 @@ def no_derivative(overload: Any) -> str | None:
         return "it has no tensor to depend on"
     if not any("Tensor" in str(result.type) for result in schema.returns):
         return "its result is no tensor"
-    for like in (torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)):  # bitwise operations take no floating point
+    ones = torch.ones(2, 2, device="cpu")
+    for like in (ones, ones.bool()):  # bitwise operations take no floating point
         try:
             results = overload(*[_filled(argument, like) for argument in schema.arguments if not argument.kwarg_only])
         except (RuntimeError, TypeError, IndexError):
@@ -104,7 +105,7 @@ def _filled(argument: Any, like: Tensor) -> Any:
 def pieces(operation: str, case: Case, registry: Registry) -> list[str]:
     """The operations with a rule that this one becomes in a network. Raises UnsupportedOpError if others remain."""
     layer = CaseLayer(None, operation, case, 2)
-    features = torch.ones(SAMPLES, 2, dtype=torch.float64)
+    features = torch.ones(SAMPLES, 2, dtype=torch.float64, device="cpu")
     batch = batch_of([features, *layer.extras, features])
     traced = trace(layer, lambda output, target: output.sum(), batch, registry.modules)
     graph, _ = with_rules(taken_apart(traced, registry).graph, registry)

@@ -230,7 +230,8 @@ def _symmetric(label: str, matrix: Tensor, eps: float) -> Tensor:
 def _check_orthogonal(label: str, vectors: Tensor) -> None:
     """On a few random vectors, which V^T V must leave as they are: its columns' inner products all enter."""
     size = vectors.shape[-1]
-    probes = torch.randn(size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(vectors.device)
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(size, 3, dtype=torch.float64, generator=generator, device="cpu").to(vectors.device)
     double = vectors.double()
     if (double.mT @ (double @ probes) - probes).norm() > (ROUNDING * max(size, 10) * torch.finfo(vectors.dtype).eps
                                                           * probes.norm() * max(vectors.shape[0], 1) ** 0.5):

@@ -18,10 +18,10 @@ def linear_operator(curvature: Any) -> Any:
     dtype = torch.promote_types(curvature.dtype, torch.float32)
 
     def times(array: Any) -> Any:
-        given = torch.as_tensor(array).to(device=curvature.device, dtype=dtype)
+        given = torch.as_tensor(array, device=curvature.device).to(dtype)
         return (curvature @ given).cpu().numpy()
 
-    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    kind = torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
     def vector(array: Any) -> Any:
         return times(array.reshape(-1))
 

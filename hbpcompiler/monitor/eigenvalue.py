@@ -43,7 +43,7 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, toler
             image = product(new)
             used += 1
             diagonal.append(float(image @ new))
-            if not torch.tensor(diagonal[-1]).isfinite():
+            if not torch.tensor(diagonal[-1], device="cpu").isfinite():
                 return Found(float("nan"), start)
             image = _orthogonal(image, basis)
             rest = float(torch.linalg.vector_norm(image))
@@ -72,9 +72,9 @@ def _orthogonal(image: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 
 def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> Tensor:
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device="cpu"))
     if beside:
-        off = torch.diag(torch.tensor(beside, dtype=torch.float64), 1)
+        off = torch.diag(torch.tensor(beside, dtype=torch.float64, device="cpu"), 1)
         matrix = matrix + off + off.t()
     return matrix
 
@@ -116,7 +116,7 @@ class Sharpness:
         generator = torch.Generator().manual_seed(self.seed + step)
         pieces = []
         for tensor in variables.values():
-            piece = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            piece = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
             pieces.append(piece.to(tensor.device, tensor.dtype).flatten())
         noise = torch.cat(pieces)
         noise = noise / torch.linalg.vector_norm(noise)

@@ -70,8 +70,9 @@ def _with_zeros(seen: Seen) -> dict[str, Tensor]:
             rows = histogram_cells(parameter.detach(), seen.edges[1], *PARAMETER_MAGNITUDES).flatten()
             expected = torch.bincount(rows, minlength=len(counts)).cpu() * seen.samples
         else:
-            expected = torch.tensor([parameter.numel() * seen.samples])
-        zero = int(histogram_cells(torch.zeros(1, dtype=parameter.dtype), _on_cpu(seen.edges[0]), *MAGNITUDES))
+            expected = torch.tensor([parameter.numel() * seen.samples], device="cpu")
+        nothing = torch.zeros(1, dtype=parameter.dtype, device="cpu")
+        zero = int(histogram_cells(nothing, _on_cpu(seen.edges[0]), *MAGNITUDES))
         counts = counts.clone()
         counts[:, zero] += expected - counts.sum(1)
         found[name] = counts

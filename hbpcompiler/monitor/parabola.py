@@ -36,7 +36,7 @@ def alpha(start: End, end: End) -> float | None:
     variances = variances + FLOOR * scale + torch.finfo(torch.float64).tiny
     roots = (variances.min() / variances).sqrt()
     # In units of the step: f(0), f(1), f'(0), f'(1) of w0 + w1 u + w2 u^2.
-    rows = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 0], [0, 1, 2]], dtype=torch.float64)
+    rows = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 0], [0, 1, 2]], dtype=torch.float64, device="cpu")
     weights = torch.linalg.lstsq(roots.unsqueeze(1) * rows, (roots * values).unsqueeze(1)).solution.flatten()
     _, slope, bend = weights.tolist()
     if bend <= 0:
@@ -47,4 +47,4 @@ def alpha(start: End, end: End) -> float | None:
 def _variance_of_mean(samples: Tensor) -> Tensor:
     """Zero for one sample."""
     samples = samples.double().cpu()
-    return samples.var() / len(samples) if len(samples) > 1 else torch.zeros((), dtype=torch.float64)
+    return samples.var() / len(samples) if len(samples) > 1 else torch.zeros((), dtype=torch.float64, device="cpu")

@@ -108,7 +108,7 @@ class Seen:
 
 def total(parts: Any) -> float:
     """A sum of numbers in tensors."""
-    whole = sum(parts, torch.zeros((), dtype=torch.float64))
+    whole = sum(parts, torch.zeros((), dtype=torch.float64, device="cpu"))
     return float(whole)
 
 

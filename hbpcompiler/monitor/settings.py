@@ -41,7 +41,7 @@ def edges_of(name: str, given: Any, model: nn.Module) -> Tensor | None:
         return None
     like = next(model.parameters())
     try:
-        edges = torch.as_tensor(given).to(like.device, like.dtype)
+        edges = torch.as_tensor(given, device=like.device).to(like.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(f"{name} must be increasing numbers, not {given!r}") from error
     if edges.dim() != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):

@@ -124,7 +124,7 @@ class Watching:
         elif "loss" in tracked or "grad_norm" in tracked:
             loss, gradient = self.programs.by_autograd(given, step)
         else:
-            loss = torch.zeros(())
+            loss = torch.zeros((), device="cpu")
         self.in_eval |= in_train_mode
         mean = result is None or result.reduction != "sum"
         return Seen(step, given.samples, parameters, self.start, loss, gradient, result, mean, self.optimizer,

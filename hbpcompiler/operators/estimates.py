@@ -53,7 +53,7 @@ def trace(operator: Matrix, products: int, generator: torch.Generator) -> Estima
     seen = basis.T @ vectors
     values = []
     for i in range(count):
-        without = torch.eye(count, dtype=basis.dtype) - torch.outer(outside[:, i], outside[:, i])
+        without = torch.eye(count, dtype=basis.dtype, device="cpu") - torch.outer(outside[:, i], outside[:, i])
         part = without @ seen[:, i]
         rest = vectors[:, i] @ after[:, i] - 2 * part @ corner[:, i] + part @ inner @ part
         values.append((without @ inner).trace() + rest)
@@ -81,7 +81,7 @@ def density(operator: Matrix, points: int, steps: int, vectors: int, width: floa
     at, mass = torch.cat(nodes), torch.cat(weights)
     low, high = float(at.min()), float(at.max())
     deviation = width if width is not None else (high - low or 1.0) / 100
-    grid = torch.linspace(low - 4 * deviation, high + 4 * deviation, points, dtype=torch.float64)
+    grid = torch.linspace(low - 4 * deviation, high + 4 * deviation, points, dtype=torch.float64, device="cpu")
     bells = torch.exp(-((grid.unsqueeze(1) - at) / deviation).square() / 2) / (deviation * math.sqrt(2 * math.pi))
     return Density(grid, bells @ mass)
 
@@ -107,7 +107,7 @@ def _tridiagonal(operator: Matrix, start: Tensor, steps: int) -> tuple[Tensor, T
 
 def _signs(size: int, count: int, generator: torch.Generator) -> Tensor:
     """[D, count] of +1 and -1."""
-    return 2.0 * torch.randint(0, 2, (size, count), generator=generator, dtype=torch.float64) - 1
+    return 2.0 * torch.randint(0, 2, (size, count), generator=generator, dtype=torch.float64, device="cpu") - 1
 
 
 def _times(operator: Matrix, vectors: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def _lanczos(operator: Matrix, k: int, which: str, tolerance: float | None, most
     if tolerance is None:
         tolerance = 1e-9 if operator.dtype == torch.float64 else 1e-5
     generator = operator.generator("top")
-    first = torch.randn(size, generator=generator, dtype=torch.float64)
+    first = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
     if start is not None:
         first = start / start.norm() + NUDGE * first / first.norm()
     most = max(20 * size, 2000) if most_products is None else most_products

@@ -66,8 +66,9 @@ def operator(
     InputError for what makes no sense, UnsupportedOpError for what torch cannot differentiate twice and where kinds or
     loaders need samples that do not mix, ProofError if `verify` finds no symmetric matrix.
     """
-    if kind not in KINDS:
-        raise OptionError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        given = repr(kind) if isinstance(kind, str) else f"a {type(kind).__name__}"
+        raise OptionError(f"kind {given} is unknown; choose one of {', '.join(KINDS)}")
     for name, number in (("mc_samples", mc_samples), ("chunk", chunk)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"{name} must be a positive integer, not {number!r}")
@@ -220,8 +221,8 @@ class Operator:
         So it is not where draws differ from pass to pass, or a backward pass is not the derivative of its forward.
         """
         generator = self.generator("verify")
-        u, v = (self._space.split(torch.randn(self._space.size, 1, generator=generator).to(self.device, self.dtype))
-                for _ in range(2))
+        drawn = torch.randn(2, self._space.size, 1, generator=generator, device="cpu").to(self.device, self.dtype)
+        u, v = (self._space.split(each) for each in drawn)
         with self._own_draws():
             first = self._data.first()
             after_u, after_v = self._products.times(0, first, u), self._products.times(0, first, v)

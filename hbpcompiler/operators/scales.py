@@ -74,7 +74,7 @@ class _Outputs:
         generator = torch.Generator().manual_seed(self.number)
         tensors = list(self.tensors)
         for i in self.varying:
-            noise = size * torch.randn(tensors[i].shape, generator=generator)
+            noise = size * torch.randn(tensors[i].shape, generator=generator, device="cpu")
             tensors[i] = (tensors[i] + noise.to(tensors[i])).requires_grad_()
         return tensors
 

@@ -131,8 +131,8 @@ class Programs:
 
         found = self.together.averaged(self.model, batch, compute)
         if found is None:
-            return Seen(torch.tensor(float("nan")), None, {}, {})
-        loss = found.pop(Key(LOSS, "", ""), torch.tensor(float("nan")))
+            return Seen(torch.tensor(float("nan"), device="cpu"), None, {}, {})
+        loss = found.pop(Key(LOSS, "", ""), torch.tensor(float("nan"), device="cpu"))
         gradient, curvature = {}, {}
         for key in list(found):
             tensor = found.pop(key)

@@ -40,7 +40,7 @@ class Quadratic:
     def minimum(self, given: Sequence[float | None]) -> Tensor:
         """w that minimises q, where some coefficients are given and None is free. One of no effect is zero."""
         matrix = self.curvature + self.damping
-        w = torch.tensor([0.0 if value is None else value for value in given], dtype=torch.float64)
+        w = torch.tensor([0.0 if value is None else value for value in given], dtype=torch.float64, device="cpu")
         free = [i for i, value in enumerate(given) if value is None]
         if free:
             rest = self.slope[free] + matrix[free] @ w
@@ -67,7 +67,7 @@ class QuadraticModel:
         size, device = len(columns[0]), columns[0].device
         start = torch.zeros(size, size, dtype=torch.float64, device=device)
         curvature = self.together.total(lambda: self._curvature(batch, names, columns), start).cpu()
-        damped, slope = torch.zeros(size, size).double(), torch.zeros(size).double()
+        damped, slope = torch.zeros(size, size, device="cpu").double(), torch.zeros(size, device="cpu").double()
         for name, column in directions.items():
             squares = inner_products([column], [column]).cpu()
             curvature += l2[name] * squares

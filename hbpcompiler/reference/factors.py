@@ -89,7 +89,7 @@ def kfra(
         averages[id(output)] = average
         rows = jacobian(output, given).view(run.batch, output[0].numel(), run.batch, given[0].numel())
         each = [rows[n, :, n, :] for n in range(run.batch)]
-        times = torch.ones(run.batch) if run.weights is None else run.weights / run.weights.mean()
+        times = average.new_ones(run.batch) if run.weights is None else run.weights / run.weights.mean()
         average = torch.stack([w * row.T @ average @ row for w, row in zip(times.type_as(average), each, strict=True)]
                               ).mean(0)
     layers = {path: item for path, item in seen.items() if isinstance(item[0], nn.Linear | nn.modules.conv._ConvNd)}
@@ -140,7 +140,7 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
         inputs = torch.stack([torch.stack([derivative(entry, weight)[first].flatten() for entry in sample[first]])
                               for sample in flat])  # [N, P, i]
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :, :1])], 2) if ones else inputs
-        own = torch.arange(output[0].numel()).view(output.shape[1:])
+        own = torch.arange(output[0].numel(), device=output.device).view(output.shape[1:])
         own = own.flatten(1) if channels_first else own.reshape(-1, own.shape[-1]).T
         own = own[first : first + per_group]  # [o, P]: where each position's features lie in the flat output
         total = curvature.sum(0)

@@ -27,9 +27,9 @@ class Weighted:
         self.loss, self.weights, self.reduction = loss, weights, getattr(loss, "reduction", "mean")
 
     def __call__(self, output: Tensor, target: Any) -> Tensor:
-        total = torch.zeros((), dtype=output.dtype)
+        total = output.new_zeros(())
         for n, weight in enumerate(self.weights):
-            kept = torch.zeros(len(output), *[1] * (output.dim() - 1), dtype=output.dtype)
+            kept = output.new_zeros(len(output), *[1] * (output.dim() - 1))
             kept[n] = 1
             total = total + weight * self.loss(output * kept + output.detach() * (1 - kept), target)
         return total

@@ -52,7 +52,7 @@ def _groups(series: Series) -> dict[str, Any]:
     steps = [group[len(group) // 2].item() for group in series.steps.tensor_split(GROUPS)]
     first = [group[0].item() for group in series.steps.tensor_split(GROUPS)]
     last = [group[-1].item() for group in series.steps.tensor_split(GROUPS)]
-    at = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    at = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64, device="cpu")
     quantiles = torch.stack([torch.quantile(group, at) for group in series.values.tensor_split(GROUPS)], dim=1)
     low, first_quarter, median, third_quarter, high = map(plain, quantiles)
     return {"steps": steps, "from": first, "to": last, "low": low, "quarter": first_quarter, "median": median,
@@ -70,7 +70,7 @@ def _averaged(values: Tensor, weight: float) -> Tensor:
     for value in values.tolist():
         smooth = value if math.isnan(smooth) else weight * value + (1 - weight) * smooth
         found.append(smooth)
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def robust_range(values: Tensor) -> list[float] | None:

@@ -48,7 +48,7 @@ def tables_of(track: Track) -> dict[str, Layers]:
     found = {name: layers for name in track.layered if (layers := track.layers(name)) is not None}
     if "grad_norm" in found:
         layers = found["grad_norm"]
-        entries = torch.tensor([track.sizes.get(name, 0) for name in layers.names], dtype=torch.float64)
+        entries = torch.tensor([track.sizes.get(name, 0) for name in layers.names], dtype=torch.float64, device="cpu")
         if bool((entries > 0).all()):
             found["grad_rms"] = Layers(layers.names, layers.steps, layers.values / entries.sqrt())
     if "update_size" in found and "parameter_norm" in found:

@@ -52,11 +52,11 @@ class Series:
     def at(self, steps: Tensor) -> Tensor:
         """The values at these steps: each the last one that is known by then, the first where none is. [S'] float64."""
         if not len(self):
-            return torch.full((len(steps),), math.nan, dtype=torch.float64)
+            return torch.full((len(steps),), math.nan, dtype=torch.float64, device="cpu")
         return self.values[(torch.searchsorted(self.steps, steps, right=True) - 1).clamp(min=0)]
 
 
-NOTHING = Series(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
+NOTHING = Series(torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros(0, dtype=torch.float64, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Track:
         tracked = {key for _, value in found for key in value}
         kept = tuple(key for key in names if key in tracked)
         rows = torch.stack([_numbers(value, kept) for _, value in found])
-        return Layers(kept, torch.tensor([step for step, _ in found]), rows)
+        return Layers(kept, torch.tensor([step for step, _ in found], device="cpu"), rows)
 
     @cached_property
     def layered(self) -> list[str]:
@@ -224,15 +224,15 @@ def _numbers(value: Mapping[str, Any], names: tuple[str, ...]) -> Tensor:
     """[L] float64, nan for a name that has no number."""
     if isinstance(value, ByName) and value.names == names:
         return torch.frombuffer(value.numbers, dtype=torch.float64)
-    return torch.tensor([_number(value.get(name)) for name in names], dtype=torch.float64)
+    return torch.tensor([_number(value.get(name)) for name in names], dtype=torch.float64, device="cpu")
 
 
 def _series(found: Sequence[tuple[int, float]]) -> Series:
-    return Series(torch.tensor([step for step, _ in found], dtype=torch.int64),
-                  torch.tensor([value for _, value in found], dtype=torch.float64))
+    return Series(torch.tensor([step for step, _ in found], dtype=torch.int64, device="cpu"),
+                  torch.tensor([value for _, value in found], dtype=torch.float64, device="cpu"))
 
 
 def _histogram(step: int, value: Any) -> Histogram:
-    counts = torch.tensor(value["counts"], dtype=torch.float64)
+    counts = torch.tensor(value["counts"], dtype=torch.float64, device="cpu")
     edges = [value["edges"]] if counts.dim() == 1 else value["edges"]
-    return Histogram(step, counts, tuple(torch.tensor(axis, dtype=torch.float64) for axis in edges))
+    return Histogram(step, counts, tuple(torch.tensor(axis, dtype=torch.float64, device="cpu") for axis in edges))

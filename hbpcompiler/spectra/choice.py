@@ -96,4 +96,4 @@ def _indices(given: Any, count: int) -> Tensor:
                          "do not" if count else "indices were given, but there is no eigenvector")
     if len(set(listed)) < len(listed):
         raise InputError(f"indices are repeated: {', '.join(map(str, listed))}")
-    return torch.tensor(listed, dtype=torch.int64)
+    return torch.tensor(listed, dtype=torch.int64, device="cpu")

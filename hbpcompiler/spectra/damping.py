@@ -37,8 +37,8 @@ def bootstrap(candidates: Sequence[float] | Tensor | None = None, resamples: int
     Raises:
         InputError: for candidates that are not positive, no resamples, a percentile out of range.
     """
-    grid = torch.logspace(-3, 2, 100, dtype=torch.float64) if candidates is None else torch.as_tensor(
-        candidates, dtype=torch.float64)
+    grid = torch.logspace(-3, 2, 100, dtype=torch.float64, device="cpu") if candidates is None else torch.as_tensor(
+        candidates, dtype=torch.float64, device="cpu")
     if grid.dim() != 1 or not len(grid) or not bool((grid > 0).all()):
         raise InputError(f"candidates must be positive numbers in a list or a tensor with one axis, not {candidates!r}")
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:

@@ -89,8 +89,8 @@ def decompose(group: Products | Columns, tolerance: float) -> Eigen:
 
 def nothing(samples: int) -> Eigen:
     """Of a group of which no parameter influences the loss."""
-    return Eigen(torch.zeros(0, dtype=torch.float64), torch.zeros(samples, 1, 0, dtype=torch.float64),
-                 torch.zeros(samples, 0, dtype=torch.float64), 0)
+    none = torch.zeros(0, dtype=torch.float64, device="cpu")
+    return Eigen(none, none.new_zeros(samples, 1, 0), none.new_zeros(samples, 0), 0)
 
 
 def _of_products(group: Products, tolerance: float) -> Eigen:

@@ -31,15 +31,16 @@ def check_rule(rule: Rule | LossRule) -> None:
     operations, finite and accurate derivatives at +-1e4 and in bfloat16.
     """
     assert rule.cases, f"rule for {rule.operations} has no cases"
-    for operation in rule.operations:
-        for case in rule.cases:
-            if isinstance(rule, LossRule):
-                check_loss_case(rule, operation, case)
-            else:
-                check_case(rule, operation, case)
-        if isinstance(rule, Rule) and rule.structure is Structure.ELEMENTWISE:
+    with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
+        for operation in rule.operations:
             for case in rule.cases:
-                check_extremes(rule, operation, case)
+                if isinstance(rule, LossRule):
+                    check_loss_case(rule, operation, case)
+                else:
+                    check_case(rule, operation, case)
+            if isinstance(rule, Rule) and rule.structure is Structure.ELEMENTWISE:
+                for case in rule.cases:
+                    check_extremes(rule, operation, case)
 
 
 def check_case(rule: Rule, operation: str, case: Case) -> None:

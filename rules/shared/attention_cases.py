@@ -35,8 +35,9 @@ def case(
     )
 
 
-LOWER = torch.ones(2, 3).tril().bool()
-ADDED = torch.tensor([[0.0, 1.5], [float("-inf"), 0.0], [0.5, -1.0]], dtype=torch.float64)
+LOWER = torch.ones(2, 3, device="cpu").tril().bool()
+ADDED = torch.tensor([[0.0, 1.5], [float("-inf"), 0.0], [0.5, -1.0]], dtype=torch.float64,
+                     device="cpu")
 
 CASES = [
     case(3, 2),

@@ -68,6 +68,6 @@ def joined(ranks: Sequence[Rows], order: str) -> Rows:
         if counts != [len(range(rank, whole.samples, world)) for rank in range(world)]:
             raise InputError(f"the ranks have {counts} samples, which are not those of hbp.shard(dataset, rank, "
                              f"world): pass order={CONTIGUOUS!r} if each rank's follow those of the rank before")
-        place = torch.cat([torch.arange(rank, whole.samples, world) for rank in range(world)])
+        place = torch.cat([torch.arange(rank, whole.samples, world, device="cpu") for rank in range(world)])
         values = {name: torch.empty_like(value).index_copy_(1, place, value) for name, value in values.items()}
     return Rows(values, whole)

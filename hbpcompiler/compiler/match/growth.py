@@ -142,8 +142,8 @@ class _Laid:
         """Numbers between 0 and 1, labels 0 and 1: the same for each value at each number of times."""
         generator = torch.Generator().manual_seed(len(value.name) + sum(map(ord, value.name)))
         shape = self._shape(value, self.samples)
-        drawn = torch.rand(shape, generator=generator) * 0.6 + 0.2 if value.floating else \
-            torch.randint(2, shape, generator=generator)
+        drawn = torch.rand(shape, generator=generator, device="cpu") * 0.6 + 0.2 if value.floating else \
+            torch.randint(2, shape, generator=generator, device="cpu")
         for axis, length in enumerate(value.shape):
             if N in getattr(length, "free_symbols", ()):
                 return torch.cat([drawn] * self.times, axis).to(value.dtype)

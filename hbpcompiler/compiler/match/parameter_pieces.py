@@ -92,7 +92,8 @@ def _vmapped(call: Call, tensors: Mapping[str, Value], table: Mapping[Any, Any],
 def _zeros(tensors: Mapping[str, Value], batch: int | None) -> list[Tensor]:
     """Arguments for so many samples; None: for one, without a sample axis."""
     lead = [] if batch is None else [batch]
-    return [torch.zeros([*lead, *value.sample_shape] if value.shared else value.sample_shape, dtype=value.dtype)
+    return [torch.zeros([*lead, *value.sample_shape] if value.shared else value.sample_shape, dtype=value.dtype,
+                        device="cpu")
             for value in tensors.values()]
 
 

@@ -125,10 +125,13 @@ def _drawn(operation: Operation, batch: int) -> list[Tensor]:
     for value in operation.tensors.values():
         shape = _shape_of(value, batch)
         if value.numbering:
-            drawn.append(torch.arange(batch, dtype=value.dtype).view(-1, *[1] * (len(shape) - 1)).expand(shape))
+            numbers = torch.arange(batch, dtype=value.dtype, device="cpu")
+            drawn.append(numbers.view(-1, *[1] * (len(shape) - 1)).expand(shape))
             continue
-        tensor = torch.rand(shape, generator=generator) if value.floating else torch.randint(2, shape,
-                                                                                             generator=generator)
+        if value.floating:
+            tensor = torch.rand(shape, generator=generator, device="cpu")
+        else:
+            tensor = torch.randint(2, shape, generator=generator, device="cpu")
         drawn.append(tensor.to(value.dtype))
     return drawn
 
@@ -199,7 +202,7 @@ def without_fallback() -> Iterator[None]:
 def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any],
              run: Callable[..., Any] | None) -> torch.fx.GraphModule:
     axes = tuple(0 if any(map(depends, value.shape)) else None for value in operation.tensors.values())
-    values = [torch.zeros((batch, *of_one(value)) if axis == 0 else of_one(value), dtype=value.dtype)
+    values = [torch.zeros((batch, *of_one(value)) if axis == 0 else of_one(value), dtype=value.dtype, device="cpu")
               for value, axis in zip(operation.tensors.values(), axes, strict=True)]
     function = torch.vmap(lambda *given: _called(operation, given, 1, run), in_dims=axes)
     try:
@@ -252,7 +255,7 @@ def in_pieces(operation: Operation, registry: Registry) -> list[Operation] | Non
     tensors = list(operation.tensors.values())
 
     def traced(batch: int) -> tuple[list[Operation], Value]:
-        values = [torch.zeros(_shape_of(value, batch), dtype=value.dtype) for value in tensors]
+        values = [torch.zeros(_shape_of(value, batch), dtype=value.dtype, device="cpu") for value in tensors]
         graph = make_fx(lambda *given: _called(operation, given, batch, made), tracing_mode="fake")(*values)
         return PieceReader(operation, [_with_batch(value, batch) for value in tensors]).pieces(graph)
 

@@ -131,7 +131,7 @@ def _same_columns(weight: Contraction, bias: Contraction, op: Op) -> bool:
     if len(_features(weight)) != 1 or set(own) - set(theta) - {"p"}:
         return False
     shape = op.shape("output")
-    columns = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(1, 1, *shape)
+    columns = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device="cpu").reshape(1, 1, *shape)
     try:
         one, other = weight.columns(op, columns), bias.columns(op, columns)
     except (RuntimeError, NotImplementedError):  # it reads tensors, of which only shapes are known here

@@ -114,7 +114,7 @@ def _surcharge(site: Site, choices: Sequence[Choice]) -> float:
 def _is_flat(contraction: Contraction, op: Op) -> bool:
     """Whether the contraction's columns are the output's entries in their order: tried on numbered entries."""
     channels, *positions = op.shape("output")
-    numbers = torch.arange(float(channels * math.prod(positions))).reshape(1, 1, channels, *positions)
+    numbers = torch.arange(float(channels * math.prod(positions)), device="cpu").reshape(1, 1, channels, *positions)
     try:
         return torch.equal(contraction.columns(op, numbers), numbers.reshape(1, 1, channels, -1))
     except (AttributeError, RuntimeError):  # it reads tensors, of which only shapes are known here

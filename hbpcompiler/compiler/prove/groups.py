@@ -67,7 +67,8 @@ class _InGroups:
         generator = torch.Generator().manual_seed(0)
         own = dict(candidate.model.named_parameters())
         self.directions = {
-            name: torch.randn((VECTORS, *own[name].shape), generator=generator, dtype=torch.float64).to(own[name])
+            name: torch.randn((VECTORS, *own[name].shape), generator=generator, dtype=torch.float64,
+                              device="cpu").to(own[name])
             for members in self.members.values() for name in members}
         """[F, *theta]"""
 

@@ -24,7 +24,7 @@ def jacobian_lines(matched: Matched, values: Mapping[str, Tensor], samples: int,
     assert end is not None
     shape = (samples, *end.sample_shape)
     like = next(iter(values.values()))
-    vector = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like)
+    vector = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu").to(like)
 
     def product(pass_: Pass) -> Tensor:
         return (_samples_first(pass_.outputs[_place(matched)], matched).reshape(shape) * vector).sum()

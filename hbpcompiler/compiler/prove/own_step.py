@@ -88,7 +88,7 @@ class Noise:
         generator = torch.Generator().manual_seed(self.seed)
         for output in reached:  # not signs alone, which would cancel in few samples
             output = torch.view_as_real(output) if output.is_complex() else output
-            moves = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device, output.dtype)
+            moves = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu").to(output)
             total = total + (output * moves).sum() * (self.size * (largest or 1 / max(samples, 1)))
         return total
 
@@ -96,7 +96,7 @@ class Noise:
     def _factors(self) -> Tensor:
         """Random ones near one; as many as no length of a model is likely to divide."""
         generator = torch.Generator().manual_seed(self.seed)
-        signs = 2 * torch.randint(0, 2, (8191,), generator=generator) - 1
+        signs = 2 * torch.randint(0, 2, (8191,), generator=generator, device="cpu") - 1
         return 1 + self.size * signs.double()
 
 

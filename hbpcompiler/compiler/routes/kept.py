@@ -55,7 +55,7 @@ class Kept(Route):
 
 def stays_diagonal(contraction: Contraction, op: Op) -> bool:
     """Whether no entry of the output is several entries of the contraction's columns (as in overlapping patches)."""
-    entries = torch.ones((1, 1, *op.shape("output")), dtype=torch.float64)
+    entries = torch.ones((1, 1, *op.shape("output")), dtype=torch.float64, device="cpu")
     try:
         pulled: Any = torch.func.vjp(lambda columns: contraction.columns(op, columns), entries)
         seen, count = pulled

@@ -62,7 +62,7 @@ def _is_made_of_patches(window: Window, contraction: Contraction, op: Op, slot: 
     """Tried on numbered inputs of two channels, so that no operand is taken for what it is not."""
     channels, *sizes = op.shape(slot)
     shape = (1, min(channels, 2), *sizes)
-    numbers = torch.arange(float(math.prod(shape))).reshape(shape)
+    numbers = torch.arange(float(math.prod(shape)), device="cpu").reshape(shape)
     seen = patches(pad_axes(numbers, window.before, after), window.size, window.stride, window.dilation)
     assert contraction.operand is not None
     try:

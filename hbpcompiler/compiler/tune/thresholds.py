@@ -91,7 +91,7 @@ def first_faster(ratios: Mapping[int, float]) -> int | None:
 
 
 def _works(dtype: torch.dtype) -> list[Work]:
-    ones = torch.ones(FILLED[-1] // dtype.itemsize, dtype=dtype)
+    ones = torch.ones(FILLED[-1] // dtype.itemsize, dtype=dtype, device="cpu")
     works = []
     for size in FILLED:
         part, times = ones[: size // dtype.itemsize], max(1, WORTH_TIMING_BYTES // size)
@@ -101,7 +101,7 @@ def _works(dtype: torch.dtype) -> list[Work]:
         works.append(Work("squares", size, _squaring(part), max(1, WORTH_TIMING_BYTES // size)))
     if has_onednn(torch.device("cpu"), dtype):
         for rows in ROWS:
-            matrix, times = torch.ones(rows, rows, dtype=dtype), max(1, WORTH_TIMING_ADDS // rows**3)
+            matrix, times = torch.ones(rows, rows, dtype=dtype, device="cpu"), max(1, WORTH_TIMING_ADDS // rows**3)
             works.append(Work("product", rows, _multiplying(matrix, torch.matmul), times))
             works.append(Work("product by oneDNN", rows, _multiplying(matrix, onednn_linear), times))
     return works

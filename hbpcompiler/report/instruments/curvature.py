@@ -28,8 +28,8 @@ def edge_by_step(track: Track, series: Series) -> Series:
     found = [(step, curvature.edge_of_stability(track.optimizer, lr)) for step, lr in
              zip(series.steps.tolist(), _step_size(track, series.steps).tolist(), strict=True)]
     kept = [(step, edge[0]) for step, edge in found if edge is not None]
-    return Series(torch.tensor([step for step, _ in kept], dtype=torch.int64),
-                  torch.tensor([edge for _, edge in kept], dtype=torch.float64))
+    return Series(torch.tensor([step for step, _ in kept], dtype=torch.int64, device="cpu"),
+                  torch.tensor([edge for _, edge in kept], dtype=torch.float64, device="cpu"))
 
 
 def _step_size(track: Track, steps: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,8 @@ def _step_size(track: Track, steps: torch.Tensor) -> torch.Tensor:
         found = largest.at(steps)
         return torch.where(found == smallest.at(steps), found, torch.nan)
     lr = track.optimizer.get("lr")
-    return torch.full((len(steps),), float(lr) if isinstance(lr, int | float) else float("nan"), dtype=torch.float64)
+    known = float(lr) if isinstance(lr, int | float) else float("nan")
+    return torch.full((len(steps),), known, dtype=torch.float64, device="cpu")
 
 
 def _trace(track: Track) -> Drawn | None:

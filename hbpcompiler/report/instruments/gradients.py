@@ -30,7 +30,7 @@ def _noise(track: Track) -> Drawn | None:
 def _norms_at(track: Track, steps: Tensor) -> Tensor:
     """Norms of the gradient at these steps; ones where they are not known."""
     norms = track.series("grad_norm").at(steps)
-    return norms if bool((norms.isfinite() & (norms > 0)).all()) else torch.ones(len(steps), dtype=torch.float64)
+    return norms if bool((norms.isfinite() & (norms > 0)).all()) else torch.ones_like(norms)
 
 
 def _areas(track: Track) -> Drawn | None:
@@ -48,7 +48,7 @@ def _entries(track: Track) -> Drawn | None:
         return None
     first, last = found
     norm = track.series("grad_norm")
-    finite = bool(norm.at(torch.tensor([last.step])).isfinite()) if len(norm) else True
+    finite = bool(norm.at(torch.tensor([last.step], device="cpu")).isfinite()) if len(norm) else True
     said = gradients.entries(last.counts, last.edges[0]) if finite else gradients.not_finite(last.step)
     return Drawn({"first": bars(first), "last": bars(last)}, (said,))
 

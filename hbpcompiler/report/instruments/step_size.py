@@ -23,8 +23,8 @@ def _alpha(track: Track) -> Drawn | None:
     values, recent = series.finite.values, series.recent
     if not len(values):
         return None
-    edges = torch.linspace(-SIDE, SIDE, BINS + 1, dtype=torch.float64)
-    grid = torch.linspace(-SIDE, SIDE, 161, dtype=torch.float64)
+    edges = torch.linspace(-SIDE, SIDE, BINS + 1, dtype=torch.float64, device="cpu")
+    grid = torch.linspace(-SIDE, SIDE, 161, dtype=torch.float64, device="cpu")
     data = {
         "grid": plain(grid), "all": plain(density(values, grid)), "recent": plain(density(recent, grid)),
         "counts": torch.histc(values[(values >= -SIDE) & (values <= SIDE)], BINS, -SIDE, SIDE).tolist(),

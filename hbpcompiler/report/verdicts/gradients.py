@@ -116,8 +116,8 @@ def middle(counts: Tensor, edges: Tensor, inside: float = 0.9) -> tuple[float, f
     """
     below = torch.cumsum(counts, 0) / counts.sum()
     outside = (1 - inside) / 2
-    first = int(torch.searchsorted(below, torch.tensor(outside, dtype=below.dtype), right=True))
-    last = int(torch.searchsorted(below, torch.tensor(1 - outside - 1e-12, dtype=below.dtype)))
+    first = int(torch.searchsorted(below, torch.tensor(outside, dtype=below.dtype, device="cpu"), right=True))
+    last = int(torch.searchsorted(below, torch.tensor(1 - outside - 1e-12, dtype=below.dtype, device="cpu")))
     return edges[min(first, len(counts) - 1)].item(), edges[min(last, len(counts) - 1) + 1].item()
 
 
