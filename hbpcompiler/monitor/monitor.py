@@ -75,8 +75,8 @@ class Monitor:
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, self.loss)
         self.optimizer = optimizer
-        self.steps = 0
-        """How many have been observed."""
+        self._steps = self._idle_until = 0
+        """How many have been observed, and the step before which there is nothing to do."""
         self._schedule = Schedule(every)
         edges = (edges_of("gradient_edges", gradient_edges, self.model),
                  edges_of("parameter_edges", parameter_edges, self.model))
@@ -95,15 +95,18 @@ class Monitor:
 
         Returns whether it was. Nothing of the user's changes.
         """
-        step = self.steps
-        due = self._schedule.due(step, self._record.elapsed)
+        step = self._steps
+        if step < self._idle_until:  # most of all calls end here: what they cost is a cold cache's misses
+            self._steps = step + 1
+            return False
+        due = self._due(step)
         if due or self._watching.pending is not None:
             with self._timed(due), torch.inference_mode(False):
                 batch = ordinary(batch)
                 given = check_batch(self.model, batch)
                 with drawing(Draws.seeded(self._seed + step, given.tensors[0].device)):
                     self._look(step, given, batch, due, own_draws=True)
-        self.steps += 1
+        self._steps += 1
         return due
 
     def step(self, *batch: Any) -> Tensor:
@@ -118,12 +121,12 @@ class Monitor:
         if self._own_buffers:
             self.observe(*batch)
             return self._by_backward(given)
-        step, result = self.steps, None
-        due = self._schedule.due(step, self._record.elapsed)
+        step, result = self._steps, None
+        due = step >= self._idle_until and self._due(step)
         if due or self._watching.pending is not None:
             with self._timed(due):
                 result = self._look(step, given, batch, due, own_draws=False)
-        self.steps += 1
+        self._steps += 1
         if result is None or "grad" not in result:
             result = self._programs.gradient(batch)
         if result is None:
@@ -152,6 +155,15 @@ class Monitor:
         return self
 
     # -- what is known -------------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """How many have been observed."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._steps, self._idle_until = steps, 0
 
     @property
     def run(self) -> Run:
@@ -193,6 +205,13 @@ class Monitor:
                 f"steps={self.steps})")
 
     # -- beneath -------------------------------------------------------------------------------------------------------
+
+    def _due(self, step: int) -> bool:
+        """Whether to look; where not, and no step waits for its end, also until when there is nothing to do."""
+        due = self._schedule.due(step, self._record.elapsed)
+        if not due and self._watching.pending is None:
+            self._idle_until = self._schedule.next_due(step)
+        return due
 
     @contextmanager
     def _timed(self, due: bool) -> Iterator[None]:

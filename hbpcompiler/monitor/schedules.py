@@ -25,6 +25,8 @@ AFTERWARDS = 5
 """Training steps that are slower behind one that was looked at: what they read is in the processor's cache no more."""
 RECENT = 0.05
 """Weight of a new training step in what they usually take."""
+EARLY = 0.5
+"""Of the steps that are expected until one may be due, so many are let pass before the clock is asked again."""
 
 
 class Share:
@@ -43,7 +45,9 @@ class Share:
         self.seen = 0
         self._began: float | None = None
         self._last = 0.0
-        """When the last call of the monitor ended."""
+        """When the last call that asked for the time ended."""
+        self._step = 0
+        """Which one it was."""
         self._not_counted = 0.0
         self._usual = 0.0
         """Seconds of a training step; 0 as long as none is known."""
@@ -52,13 +56,19 @@ class Share:
         self._behind = AFTERWARDS
         """How many there have been."""
 
-    def due(self, now: float) -> bool:
+    def due(self, step: int, now: float) -> bool:
         if self._began is None:
             self._began = now
         else:
-            self._passed(now - self._last)
-        self._last = now
+            self._passed(now - self._last, max(1, step - self._step))
+        self._last, self._step = now, step
         return self.seen < 2 or self.spent + self.each <= self.share * self.elapsed(now)
+
+    def next_due(self) -> int:
+        """The first step after the last one that may be due; the clock need not be asked before."""
+        missing = (self.spent + self.each) / self.share - self.elapsed(self._last)
+        may_pass = int(EARLY * missing / self._usual) if self._usual and self._behind == AFTERWARDS else 0
+        return self._step + max(1, may_pass)
 
     def elapsed(self, now: float) -> float:
         """Seconds that count."""
@@ -67,7 +77,7 @@ class Share:
     def pause(self, start: float, end: float) -> None:
         """Time that does not count; for measurements."""
         self._not_counted += end - start
-        self._last = end
+        self._last += end - start
 
     def took(self, now: float, tracked: bool, made_programs: bool) -> None:
         """At the end of a call that looked at something."""
@@ -81,17 +91,19 @@ class Share:
             self.seen += 1
             self.each = seconds
 
-    def _passed(self, seconds: float) -> None:
-        """A training step."""
-        if self._behind == AFTERWARDS:
-            most = 2 * self._usual if self._usual else seconds  # as long as a pause may be
-            self._usual += (RECENT if self._usual else 1.0) * (min(seconds, most) - self._usual)
-        elif self._usual:
-            self._behind += 1
-            before, self._slower = max(0.0, self._slower), self._slower + seconds - self._usual
-            self.spent += min(max(0.0, self._slower), self.each) - min(before, self.each)
+    def _passed(self, seconds: float, steps: int) -> None:
+        """So many training steps since the last call that asked for the time."""
+        each = seconds / steps
+        if not self._usual:
+            self._usual = each if self._behind == AFTERWARDS else 0.0
+            self._behind = min(AFTERWARDS, self._behind + steps)
+        elif self._behind == AFTERWARDS:
+            paused = each > 2 * self._usual  # it may have been one step alone
+            self._usual += RECENT * self._usual if paused else min(1.0, RECENT * steps) * (each - self._usual)
         else:
-            self._behind += 1
+            self._behind = min(AFTERWARDS, self._behind + steps)
+            before, self._slower = max(0.0, self._slower), self._slower + seconds - steps * self._usual
+            self.spent += min(max(0.0, self._slower), self.each) - min(before, self.each)
 
 
 class Schedule:
@@ -125,7 +137,13 @@ class Schedule:
         if self.chooses is not None:
             return bool(self.chooses(step))
         assert self.share is not None
-        return self.share.due(clock())
+        return self.share.due(step, clock())
+
+    def next_due(self, step: int) -> int:
+        """The first step after this one, which was not due, that may be: until then nothing need be asked."""
+        if self.interval:
+            return step - step % self.interval + self.interval
+        return step + 1 if self.share is None else self.share.next_due()
 
     def took(self, clock: Clock, tracked: bool, made_programs: bool) -> None:
         """A step that was looked at ends now."""

@@ -185,9 +185,11 @@ def test_schedules() -> None:
 def test_a_share_of_the_time_is_kept_with_what_steps_behind_a_look_are_slower() -> None:
     """Making programs does not count, nor does a pause of the user's, which is no training step."""
     share, now, monitors, counted = Schedule("5%"), 0.0, 0.0, 0.0
-    behind = 0
+    behind = idle_until = asked = 0
     for step in range(10_000):
-        due = share.due(step, lambda: now)
+        due = step >= idle_until and share.due(step, lambda: now)
+        asked += step >= idle_until
+        idle_until = idle_until if due or step < idle_until else share.next_due(step)
         if due:
             took = 30.0 if step == 0 else 0.3
             now += took
@@ -203,6 +205,20 @@ def test_a_share_of_the_time_is_kept_with_what_steps_behind_a_look_are_slower() 
     assert share.share.spent == pytest.approx(monitors, rel=0.02)
     assert 0.045 < monitors / (now - 30) < 0.0505
     assert monitors / (now - 30 - counted) > 0.05  # a pause is time, too, which may be made use of
+    assert asked < 2000  # the clock
+
+
+def test_next_steps_that_may_be_due() -> None:
+    for every in (1, 3, logarithmic(3), lambda step: step in (2, 3)):
+        schedule, idle_until, found = Schedule(every), 0, []
+        for step in range(40):
+            if step >= idle_until:
+                if schedule.due(step, float):
+                    found.append(step)
+                else:
+                    idle_until = schedule.next_due(step)
+                    assert idle_until > step
+        assert found == [step for step in range(40) if Schedule(every).due(step, float)]
 
 
 def test_a_step_that_is_not_due_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +232,7 @@ def test_a_step_that_is_not_due_runs_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(hbp.Monitor, "_look", None)
     for _ in range(14):
         assert not monitor.observe("no batch at all")
+    assert monitor.steps == 16
     with pytest.raises(TypeError):
         monitor.observe(*batch(5, 0))
 
