@@ -18,7 +18,7 @@ from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
 from hbpcompiler.compiler.match import derived
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan import second_phase
+from hbpcompiler.compiler.plan import exact, second_phase
 from hbpcompiler.compiler.plan.decided import limits_met
 from hbpcompiler.compiler.plan.phases import AGAIN, KEPT
 from hbpcompiler.compiler.plan.precision import notes
@@ -93,7 +93,7 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds, m
                   _second(draft, batch_size), _limits(draft)):
         if table.row_count:
             console.print(table)
-    remarks = [*more, *second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
+    remarks = [*more, *exact.notes(draft.plan), *second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
                *draft.plan.joint.notes(),
                *derived.notes(matched.rules, matched.graph.makers)]
     console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))

@@ -69,8 +69,8 @@ class Limits:
     pooled_slowdown: float = limit(
         2, "times", "a product for every channel takes so many times one large product's time; measured on 3C3D")
     drawn_bytes: int = limit(
-        2**28, "bytes per sample", "columns of a residual beyond it are not made at once, to draw some in their place: "
-        "all of them travel, in chunks")
+        2**28, "bytes per sample", "columns of a residual whose rule draws no sums of them: beyond it they are not "
+        "made at once, to draw some in their place: all of them travel, in chunks")
     derived_columns: int = limit(
         2**11, "columns", "more of them, for the second derivative of an operation without a rule, are refused")
     full_block_rows: int = limit(2**14, "rows", "larger blocks of parameters without input features are refused")

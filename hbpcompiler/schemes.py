@@ -37,6 +37,11 @@ def is_ggn(curvature: str, quantity: Quantity) -> bool:
     return bool(streams) and streams <= {GGN, GGN_MC, KFRA}
 
 
+def signs_kept(curvature: str) -> tuple[int, ...]:
+    """Which of a residual's columns enter, by their sigma."""
+    return (1,) if curvature == PCH_CLIP else (1, -1)
+
+
 def is_signed(curvature: str) -> bool:
     """Whether residuals may be negative."""
     return curvature == HESSIAN

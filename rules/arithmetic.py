@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Op, Residual, Tensor, called
+from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, Noise, Op, Residual, Tensor, called
 from hbpcompiler.rule.symbolic import exactly
 
 from .shared.aligned import (
     added,
     columns_per_element,
     gate_columns,
+    gate_drawn,
     is_gate,
     is_whole,
     multiplied,
@@ -89,6 +90,16 @@ def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]
     return columns, torch.cat([signs, -signs], 1)
 
 
+def product_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """One sign for both columns of an element, or of an entry of a gate: their products with themselves are gone."""
+    if gate := gate_of(op, "self", "other"):
+        return gate_drawn(op, gate, gradient, noise)
+    root = (gradient.abs() / 2).sqrt().unsqueeze(1) * noise(*op.shape("output"))
+    met = root * torch.ones_like(gradient).copysign(gradient).unsqueeze(1)
+    return {"self": unbroadcast(op, "self", torch.cat([root, root], 1)),
+            "other": unbroadcast(op, "other", torch.cat([met, -met], 1))}
+
+
 def some_of_product(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return some_columns(op, gate_of(op, "self", "other") or "self", gradient, numbers)
 
@@ -98,11 +109,12 @@ def product_parameter(op: Op, name: str) -> Contraction:
     return multiplied(op, name, lambda op: getattr(op, met), is_whole(op, met))
 
 
+PRODUCT = Factor(count_with("self", "other"), product_factor, some_of_product, product_drawn)
 MUL = binary(
     "aten.mul",
     lambda op: op.self * op.other,
     lambda op, name, g, look: g * look(other_than(name)),
-    lambda op: Factor(count_with("self", "other"), product_factor, some_of_product) if len(varying(op)) == 2 else ZERO,
+    lambda op: PRODUCT if len(varying(op)) == 2 else ZERO,
     [*operands(), *NUMBER],
     product_parameter,
     written=lambda op, a, b: a * b,
@@ -158,6 +170,20 @@ def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor
     return columns, torch.cat([signs, -signs], 1)
 
 
+def quotient_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """Random sums of `quotient_factor`'s columns."""
+    if gate := gate_of(op, "other"):
+        slope, bend = slope_and_bend(op, gradient)
+        return gate_drawn(op, gate, slope, noise, bend)
+    f = op.output
+    t = (1 + f.square()).sqrt()
+    slope = -gradient / op.other.square() / (2 * t)
+    root = slope.abs().sqrt().unsqueeze(1) * noise(*op.shape("output"))
+    turned = t.copysign(slope)
+    met = torch.cat([root * (turned - f).unsqueeze(1), root * (-turned - f).unsqueeze(1)], 1)
+    return {"self": unbroadcast(op, "self", torch.cat([root, root], 1)), "other": unbroadcast(op, "other", met)}
+
+
 def quotient_diagonal(op: Op, gradient: Tensor) -> Tensor:
     curvature = 2 * gradient * op.output / op.other.square()
     return unbroadcast(op, "other", curvature.unsqueeze(1)).squeeze(1)
@@ -169,7 +195,7 @@ def quotient_residual(op: Op) -> Residual:
     if not op.varies("self"):
         return Diagonal(quotient_diagonal)
     by_entries = is_gate(op, "other") or is_whole(op, "other")
-    return Factor(count_with("other"), quotient_factor, some_of_quotient if by_entries else None)
+    return Factor(count_with("other"), quotient_factor, some_of_quotient if by_entries else None, quotient_drawn)
 
 
 def quotient_parameter(op: Op, name: str) -> Contraction | None:

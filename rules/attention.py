@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hbpcompiler.rule import (
     ZERO,
     Factor,
+    Noise,
     Op,
     Residual,
     Rule,
@@ -192,11 +193,16 @@ def count(op: Op) -> int:
     return sum(residual.count(part) for part, residual in curved(op).values())
 
 
-def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Columns of all steps, one after the other, at each of query, key, value and mask."""
+def at_steps(op: Op, gradient: Tensor) -> dict[str, Tensor]:
+    """The gradient [N, *out] at the result of each step."""
     at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
     at_scores = softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights)
-    cotangents = {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
+    return {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
+
+
+def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns of all steps, one after the other, at each of query, key, value and mask."""
+    cotangents = at_steps(op, gradient)
     found = {name: residual.factor(part, cotangents[name]) for name, (part, residual) in curved(op).items()}
     pulled, query, key, columns = [], [], [], {}
     if "output" in found:
@@ -226,9 +232,7 @@ def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 def some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Columns with these numbers [k]: each is one step's, and zero in the others."""
-    at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
-    at_scores = softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights)
-    cotangents = {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
+    cotangents = at_steps(op, gradient)
     found: dict[str, Any] = {}
     total, start = None, 0
     for name, (part, step) in curved(op).items():
@@ -242,6 +246,15 @@ def some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], 
         start = end
     assert total is not None
     return to_inputs(op, found), total
+
+
+def drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """Random sums of the columns of each step, which add up at the inputs as columns do."""
+    cotangents, found = at_steps(op, gradient), {}
+    for name, (part, step) in curved(op).items():
+        assert step.drawn is not None
+        found[name] = step.drawn(part, cotangents[name], noise)
+    return to_inputs(op, found)
 
 
 def with_axes(own: Tensor, count: int) -> Tensor:
@@ -273,7 +286,7 @@ def to_inputs(op: Op, found: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def residual(op: Op) -> Residual:
-    return Factor(count, factor, some) if curved(op) else ZERO
+    return Factor(count, factor, some, drawn) if curved(op) else ZERO
 
 
 def refuse(op: Op) -> str | None:

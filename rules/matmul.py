@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Shape, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Noise, Op, Residual, Rule, Shape, Structure, Tensor
 
 from .shared.aligned import added, misaligned, scaled, unbroadcast
 
@@ -177,6 +177,18 @@ class Product:
             sign = sign.unsqueeze(-1)
         return {name: own, other: met * sign}, signs
 
+    def drawn(self, op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Random sums of both halves, with one sign for a column and its counterpart: their products with themselves
+        are gone."""
+        *batch, rows, columns = self.matrix(op, "output")
+        g = gradient.reshape(-1, math.prod(batch), rows, columns)
+        g = g.transpose(-1, -2) if columns < rows else g
+        size = (g.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+        signs = noise(math.prod(batch), min(rows, columns), op.shape("self")[-1])
+        met = signs.transpose(-1, -2) @ (g / (2 * size)).unsqueeze(1)
+        name, own, other, met = self.arranged(op, signs * size.unsqueeze(1), met, (g.shape[0], -1))
+        return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}
+
     def arranged(self, op: Op, own: Tensor, met: Tensor, lead: tuple[Any, Any]) -> tuple[str, Tensor, str, Tensor]:
         """Both halves of columns at the operands, with these lengths of the sample and the column axis."""
         *batch, rows, columns = self.matrix(op, "output")
@@ -198,7 +210,7 @@ class Product:
 
     def residual(self, op: Op) -> Residual:
         both = op.varies("self") and op.varies(self.second)
-        return Factor(lambda op: 2 * self.half(op), self.factor, self.some) if both else ZERO
+        return Factor(lambda op: 2 * self.half(op), self.factor, self.some, self.drawn) if both else ZERO
 
     # -- what the planner may know --------------------------------------------------------------------------------
 

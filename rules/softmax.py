@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Case, Factor, Op, Rule, Tensor, called, covariance_root
+from hbpcompiler.rule import Case, Factor, Noise, Op, Rule, Tensor, called, covariance_root
 
 from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
 from .shared.reduced import axes, dtype_of, over_samples, own_dtype, spread
@@ -62,6 +62,19 @@ def softmax_some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, T
     return {"self": own_dtype(op, columns)}, own_dtype(op, torch.ones_like(u).copysign(u))
 
 
+def softmax_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    p = op.output
+    weighted = p * gradient
+    u = weighted - p * weighted.sum(axis(op) + 1, True)
+    return of_random_classes(op, p, u, noise(*op.shape("self")))
+
+
+def of_random_classes(op: Op, p: Tensor, u: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Sums of columns sqrt|u_j| (e_j - p) times the `noise` [N, M, *z]: where u [N, *z] is positive, then where not."""
+    both = torch.cat([noise * part.sqrt().unsqueeze(1) for part in (u.clamp(min=0), (-u).clamp(min=0))], 1)
+    return {"self": own_dtype(op, both - p.unsqueeze(1) * both.sum(axis(op) + 2, True))}
+
+
 def softmax_count(op: Op) -> int:
     return math.prod(op.shape("self"))
 
@@ -76,6 +89,11 @@ def covariance_columns(op: Op, p: Tensor, total: Tensor) -> tuple[dict[str, Tens
     return {"self": own_dtype(op, as_columns(op, columns))}, own_dtype(op, signs.repeat(1, classes(op) - 1))
 
 
+def covariance_drawn(op: Op, p: Tensor, total: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """The covariance of p is that of its classes, sum_j p_j (e_j - p) (e_j - p)^T; total has an axis of length one."""
+    return of_random_classes(op, p, p * total, noise(*op.shape("self")))
+
+
 def covariance_count(op: Op) -> int:
     return (classes(op) - 1) * math.prod(positions(op))
 
@@ -88,6 +106,10 @@ def log_softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Ten
     return covariance_columns(op, classes_last(op, op.output.exp()), -gradient.sum(axis(op) + 1))
 
 
+def log_softmax_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    return covariance_drawn(op, op.output.exp(), -gradient.sum(axis(op) + 1, True), noise)
+
+
 def logsumexp_jac_t(op: Op, columns: Tensor) -> Tensor:
     return spread(op, columns) * torch.softmax(op.self, axis(op) + 1).unsqueeze(1)
 
@@ -95,6 +117,11 @@ def logsumexp_jac_t(op: Op, columns: Tensor) -> Tensor:
 def logsumexp_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     p = torch.softmax(op.self, axis(op) + 1)
     return covariance_columns(op, classes_last(op, p), gradient.squeeze(axis(op) + 1) if op.keepdim else gradient)
+
+
+def logsumexp_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    total = gradient if op.keepdim else gradient.unsqueeze(axis(op) + 1)
+    return covariance_drawn(op, torch.softmax(op.self, axis(op) + 1), total, noise)
 
 
 def logsumexp_refused(op: Op) -> str | None:
@@ -114,7 +141,7 @@ SOFTMAX = Rule(
     forward=lambda op: torch.softmax(op.self, op.dim, **dtype_of(op)),
     jac_t={"self": softmax_jac_t},
     backward={"self": softmax_back},
-    residual=curved(Factor(softmax_count, softmax_factor, softmax_some)),
+    residual=curved(Factor(softmax_count, softmax_factor, softmax_some, softmax_drawn)),
     refuse=over_samples,
     cases=[replace(case, attributes={**case.attributes, "half_to_float": False}) for case in CASES],
 )
@@ -131,7 +158,7 @@ LOG_SOFTMAX = Rule(
     operations=["aten.log_softmax", "aten._log_softmax"],
     forward=lambda op: torch.log_softmax(op.self, op.dim, **dtype_of(op)),
     jac_t={"self": log_softmax_jac_t},
-    residual=curved(Factor(covariance_count, log_softmax_factor)),
+    residual=curved(Factor(covariance_count, log_softmax_factor, drawn=log_softmax_drawn)),
     refuse=over_samples,
     cases=SOFTMAX.cases,
 )
@@ -139,7 +166,7 @@ LOGSUMEXP = Rule(
     operations=["aten.logsumexp"],
     forward=lambda op: torch.logsumexp(op.self, op.dim, op.keepdim),
     jac_t={"self": logsumexp_jac_t},
-    residual=curved(Factor(covariance_count, logsumexp_factor)),
+    residual=curved(Factor(covariance_count, logsumexp_factor, drawn=logsumexp_drawn)),
     order=("increasing", "convex"),
     refuse=logsumexp_refused,
     cases=[

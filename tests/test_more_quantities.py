@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan.steps import Sample
 from hbpcompiler.quantities import BATCH, WITHOUT_VECTORS
 from hbpcompiler.reference import ggn_block, hessian_block, reference
 from tests.networks import dense_chains, settings_of, spatial_chains
@@ -107,37 +106,6 @@ def test_sampled_hessian_diagonal_in_expectation_and_where_it_is_exact():
         close(found[name], exact[name], f"{name}: no residual columns have been sampled yet")
     for name in ("0.weight", "0.bias"):
         assert 0 < (found[name] - exact[name]).norm() < 0.05 * exact[name].norm()
-
-
-class Mixed(nn.Module):
-    """Residuals that are no diagonals: of a norm, of attention (at three inputs at once), of a product with itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm, self.qkv = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 12)
-        self.gate, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        h = self.first(x)
-        h = h + nn.functional.scaled_dot_product_attention(*self.qkv(self.norm(h)).chunk(3, -1))
-        return self.last(h + self.gate(h) * h).mean(1)
-
-
-def test_residuals_of_norms_attention_and_products_are_drawn_for_where_they_are_born():
-    """The mean of many calls is diag_h, to a few of its own deviations."""
-    torch.manual_seed(0)
-    model, X, y = Mixed().double(), torch.randn(3, 4, 3, dtype=torch.float64), torch.tensor([0, 2, 1])
-    compiled, generator = hbp.compile(model, quantities=["diag_h_mc"]), torch.Generator().manual_seed(0)
-    calls = [compiled(X, y, generator=generator).diag_h_mc for _ in range(400)]
-    drawn = [step for step in compiled._current().draft.plan.flat() if isinstance(step, Sample)]
-    assert {step.pieces[0].columns for step in drawn} >= {20, 32, 80}
-    assert {step.into.columns for step in drawn} == {2}
-    for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
-        found = torch.stack([call[name] for call in calls])
-        deviation = found.std(0) / len(calls) ** 0.5
-        assert ((found.mean(0) - value).abs() <= 4.5 * deviation + 1e-12).all(), name
-    whole = hbp.compile(model, quantities=["diag_h_mc"], limits=hbp.Limits(drawn_bytes=0), example_inputs=(X, y))
-    assert {step.pieces[0].columns for step in whole._current().draft.plan.flat() if isinstance(step, Sample)} <= {0}
 
 
 def test_sampled_residual_of_a_known_draw():

@@ -44,7 +44,7 @@ from hbpcompiler.rule.idioms import (
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
-from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual, Zero
+from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Noise, Residual, Zero
 from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule, elementwise_jac_t
 from hbpcompiler.rule.structure import Selection, Structure
 from hbpcompiler.rule.window import Window, flat_positions, pad_axes, patches
@@ -60,6 +60,7 @@ __all__ = [
     "Layout",
     "LossRule",
     "ModuleRule",
+    "Noise",
     "Op",
     "Residual",
     "Rule",

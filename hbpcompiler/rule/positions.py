@@ -15,7 +15,7 @@ from torch import Tensor
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.helpers import computed
 from hbpcompiler.rule.op import Op
-from hbpcompiler.rule.residual import Diagonal, Factor, Residual, Zero
+from hbpcompiler.rule.residual import Diagonal, Factor, Noise, Residual, Zero
 from hbpcompiler.rule.rule import Backward, JacT, Rule
 
 
@@ -141,4 +141,11 @@ def _residual(residual: Residual) -> Residual:
             columns[name] = parts.flatten(1, 2)
         return columns, None if signs is None else together(op, signs).flatten(1)
 
-    return Factor(lambda op: parts_of(op) * inner.count(of_parts(op)), factor)
+    def drawn(op: Op, gradient: Tensor, noise: Noise) -> Mapping[str, Tensor]:
+        assert inner.drawn is not None
+        found = inner.drawn(of_parts(op), gradient.flatten(0, 1), lambda *shape: folded(noise(parts_of(op), *shape)))
+        parts = {name: together(op, value) for name, value in found.items()}
+        return {name: value.transpose(1, 2) if op.has_samples(name) else value.sum(1) for name, value in parts.items()}
+
+    drawn_of_parts = None if inner.drawn is None else drawn
+    return Factor(lambda op: parts_of(op) * inner.count(of_parts(op)), factor, drawn=drawn_of_parts)

@@ -25,6 +25,10 @@ class Diagonal:
     diagonal: Callable[..., Tensor]
 
 
+Noise = Callable[..., Tensor]
+"""`noise(*shape)`: random signs, [N, M, *shape], all independent."""
+
+
 @dataclass(frozen=True)
 class Factor:
     """The residual is F diag(sigma) F^T, the same columns at every differentiated input of the operation.
@@ -39,6 +43,11 @@ class Factor:
     """optional: `some(op, gradient, numbers [k])` makes the columns with these numbers, 0 to K - 1, alone: where all
     would be too many they are made, and walked, so many at a time. The columns may be others than `factor`'s with the
     same F diag(sigma) F^T."""
+    drawn: Callable[[Op, Tensor, Noise], Mapping[str, Tensor]] | None = None
+    """optional: `drawn(op, gradient, noise) -> {input: [N, 2 M, *in]}`, what sampled quantities have in place of all
+    columns: M sums of those with sigma = +1, each times a random sign, and then M sums of those with sigma = -1. Both
+    are linear in the noise, so that their second moments are those columns' own; the columns themselves are not made,
+    and may be others than `factor`'s. One of +1 may share its sign with one of -1: only sums of a kind are squared."""
 
 
 Residual = Zero | Diagonal | Factor

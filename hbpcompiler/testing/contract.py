@@ -14,6 +14,7 @@ from torch import Tensor
 from hbpcompiler.rule import Case, Factor, LossRule, Op, Rule, Structure
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
+from hbpcompiler.testing.drawn import drawn_matrix
 from hbpcompiler.testing.expression import check_expression
 from hbpcompiler.testing.extremes import check_extremes
 from hbpcompiler.testing.parameters import check_parameter
@@ -98,6 +99,8 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
     if isinstance(residual, Factor) and residual.some is not None:
         found = residual_matrix(in_chunks(residual), op, active, gradient, expected.shape[-1])
         close(found, expected, f"{where}: residual, some columns at a time")
+    if isinstance(residual, Factor) and residual.drawn is not None:
+        close(drawn_matrix(residual, op, active, gradient, where), expected, f"{where}: residual, drawn")
     if "convex" in rule.order:
         positive = residual_matrix(rule.residual_of(op), op, active, gradient.abs(), expected.shape[-1])
         assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not convex"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Contraction, Op, Shape, Tensor
+from hbpcompiler.rule import Contraction, Noise, Op, Shape, Tensor
 
 
 def other_than(name: str) -> str:
@@ -103,6 +103,20 @@ def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = No
                    for part in ((root, root) if bent is None else (root + bent, root - bent)))
     ones = torch.ones_like(length)
     return {name: torch.cat([plus, minus], 1), met: torch.cat([rows, -rows], 1)}, torch.cat([ones, -ones], 1)
+
+
+def gate_drawn(op: Op, name: str, value: Tensor, noise: Noise, curvature: Tensor | None = None) -> dict[str, Tensor]:
+    """Random sums of `gate_columns`, one sign for both columns of an entry."""
+    met, full = other_than(name), (*[1] * len(repeated(op, name)[0]), *own_shape(op, name))
+    length = unbroadcast(op, name, value.square().unsqueeze(1)).sqrt()
+    bent = None if curvature is None else curvature.reshape(-1, 1, *op.shape(name))
+    length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
+    signs = noise(*op.shape(name))
+    root, share = (length / 2).sqrt() * signs, signs / (2 * length).sqrt()
+    repeated_share = share if full == op.shape(name) else share.reshape(value.shape[0], -1, *full)
+    rows = unbroadcast(op, met, value.unsqueeze(1) * repeated_share)
+    bend = 0 if bent is None else bent / 2 * share
+    return {name: torch.cat([root + bend, root - bend], 1), met: torch.cat([rows, -rows], 1)}
 
 
 def some_columns(op: Op, name: str, value: Tensor, numbers: Tensor,

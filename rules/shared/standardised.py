@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Factor, Op, Residual, Shape, Tensor, called, covariance_root
+from hbpcompiler.rule import ZERO, Factor, Noise, Op, Residual, Shape, Tensor, called, covariance_root
 
 from .simplex import positionwise
 
@@ -113,6 +113,17 @@ class Standardised:
             columns = (columns.unsqueeze(2) * place).unflatten(2, list(self.groups(op)))
         return {"input": self.ungrouped(op, columns)}, signs.squeeze(-1)
 
+    def drawn(self, op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Random sums of the columns: those of P are random signs, projected."""
+        own = self.parts(op, gradient)
+        outer = noise(*self.groups(op), 1) * own.size.unsqueeze(1)
+        x_unit, v_unit = own.x_unit.unsqueeze(1), own.v_unit.unsqueeze(1)
+        projection = self.centre(noise(*self.groups(op), self.elements(op))) * own.root.unsqueeze(1)
+        negative = (own.a > 0).type_as(own.a).unsqueeze(1)
+        plus = outer * (x_unit - v_unit) + projection * (1 - negative)
+        minus = outer * (x_unit + v_unit) + projection * negative
+        return {"input": self.ungrouped(op, torch.cat([plus, minus], 1))}
+
     def projection(self, op: Op, like: Tensor) -> Tensor:
         """Rows whose Gram matrix is P: E - 1 of them, or all E."""
         length = self.elements(op)
@@ -138,7 +149,7 @@ class Standardised:
     def residual(self, op: Op) -> Residual:
         if self.centred and self.elements(op) == 1:
             return ZERO
-        return Factor(self.count, self.factor, self.some)
+        return Factor(self.count, self.factor, self.some, self.drawn)
 
 
 @dataclass(frozen=True)

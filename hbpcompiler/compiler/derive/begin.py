@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
+from hbpcompiler.compiler.derive.sample import random_signs
 from hbpcompiler.compiler.match.endings import multiples
 from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Seed, SeedOutput
 from hbpcompiler.compiler.program.writer import named
@@ -95,6 +97,11 @@ def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
         backward.arrive(value, piece, diagonal_under(scheme, residual.diagonal(op, gradient)))
         return
     assert isinstance(residual, Factor)
+    if step.draws:
+        for slot, columns in _drawn(backward, step, residual, gradient).items():
+            if slot in carried:
+                backward.arrive(carried[slot], piece, columns)
+        return
     if numbers is None:
         found, signs = residual.factor(op, gradient)
     else:
@@ -104,3 +111,22 @@ def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
     for slot, value in carried.items():
         axes = len(value.sample_shape)
         backward.arrive(value, piece, columns_under(scheme, found[slot], signs, axes))
+
+
+def _drawn(backward: Backward, step: Birth, residual: Factor, gradient: Any) -> Mapping[str, Any]:
+    """Random sums of the residual's columns: of those that count +, then of those that count -."""
+    assert residual.drawn is not None
+    draws, kinds = step.draws, schemes.signs_kept(backward.plan.curvature)
+    share = draws**-0.5
+
+    def noise(*shape: int) -> Any:
+        signs = random_signs(backward, gradient, (draws, *shape))
+        return signs if draws == 1 else signs * share
+
+    found = residual.drawn(backward.ops[step.operation.name], gradient, noise)
+    if len(kinds) == 1:
+        found = {slot: columns[:, :draws] for slot, columns in found.items()}
+    if step.piece.signed:
+        plus = gradient.new_ones([backward.batch, draws])
+        backward.set_signs(step.piece, torch.cat([plus, -plus], 1), plus)
+    return found

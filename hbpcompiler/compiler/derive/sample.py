@@ -28,12 +28,12 @@ def sample(backward: Backward, step: Sample) -> None:
                     keep = backward.signs[piece.name] == sign if piece.signed else None
                     flat = flat * (keep.to(flat.dtype).unsqueeze(2) if keep is not None else (sign > 0))
                 if piece.name not in backward.noise:
-                    backward.noise[piece.name] = _noise(backward, arrived, (count, piece.columns))
+                    backward.noise[piece.name] = random_signs(backward, arrived, (count, piece.columns))
                 noise = backward.noise[piece.name]
                 part = (noise @ flat / math.sqrt(count)).reshape(-1, count, *shape)
             else:
                 root = (arrived * sign).clamp(min=0).sqrt().unsqueeze(1)
-                part = _noise(backward, arrived, (count, *shape)) * root / math.sqrt(count)
+                part = random_signs(backward, arrived, (count, *shape)) * root / math.sqrt(count)
             total = part if total is None else total + part
         drawn.append(total)
     columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
@@ -43,6 +43,7 @@ def sample(backward: Backward, step: Sample) -> None:
     backward.arrive(step.value, step.into, columns)
 
 
-def _noise(backward: Backward, like: Any, shape: tuple[int, ...]) -> Any:
+def random_signs(backward: Backward, like: Any, shape: tuple[int, ...]) -> Any:
+    """[N, *shape] of -1 and 1, in the dtype of `like`."""
     bits = backward.writer.call(torch.randint, 0, 2, (backward.batch, *shape), device=like.device)
     return bits.to(like.dtype) * 2 - 1

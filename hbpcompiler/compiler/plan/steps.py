@@ -49,6 +49,8 @@ class Birth:
     gradient: Piece
     slots: tuple[str, ...]
     residual: Residual = field(compare=False)
+    draws: int = 0
+    """Where the piece is random sums of the columns: how many of each sign; 0: it is all columns, or a diagonal."""
 
 
 @dataclass(frozen=True)

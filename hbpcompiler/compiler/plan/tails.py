@@ -112,7 +112,7 @@ def _birth(piece: Piece, steps: Sequence[Step], itemsize: int) -> Birth | None:
     """The step that bears the piece's columns, if it can bear some of them at a time, in the dtype of the gradient."""
     for step in steps:
         if isinstance(step, Birth) and step.piece == piece and not step.operation.source.in_loss:
-            some = isinstance(step.residual, Factor) and step.residual.some is not None
+            some = isinstance(step.residual, Factor) and step.residual.some is not None and not step.draws
             return step if some and itemsize == step.operation.output.dtype.itemsize else None
     return None
 

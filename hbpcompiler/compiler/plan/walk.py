@@ -161,14 +161,19 @@ class Walk(Outputs):
             slope = self.slopes.get(operation.name)
             signed = slope is None or slope != curvature_sign(rule, static_op(operation, self.active))
         for stream in sorted(self.streams & set(streams)):
+            draws = 0
             if isinstance(residual, Diagonal):
                 piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
             else:
-                op = self._static(operation)
-                piece = self._piece(PREFIX[stream], stream, COLUMNS, residual.count(op), signed)
-            self.steps.append(Birth(operation, piece, gradient, slots, residual))
+                count = residual.count(self._static(operation))
+                kinds = schemes.signs_kept(self.curvature)
+                if stream == RESIDUAL_MC and residual.drawn is not None and count > len(kinds) * self.mc_samples:
+                    draws = self.mc_samples
+                    count = len(kinds) * draws
+                piece = self._piece(PREFIX[stream], stream, COLUMNS, count, signed)
+            self.steps.append(Birth(operation, piece, gradient, slots, residual, draws))
             values = list({operation.tensors[slot].name: operation.tensors[slot] for slot in slots}.values())
-            if stream == RESIDUAL_MC and self._is_sampled_at_once(piece, values):
+            if stream == RESIDUAL_MC and not draws and self._is_sampled_at_once(piece, values):
                 piece = self._sampled(values, piece)
             for value in values:
                 self._arrive(value, piece)
