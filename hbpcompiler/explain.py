@@ -93,8 +93,8 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds, m
                   _second(draft, batch_size), _limits(draft)):
         if table.row_count:
             console.print(table)
-    remarks = [*more, *exact.notes(draft.plan), *second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype), *draft.plan.chosen.notes(),
-               *draft.plan.joint.notes(),
+    remarks = [*more, *exact.notes(draft.plan), *second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype),
+               *draft.plan.chosen.notes(), *draft.plan.joint.notes(),
                *derived.notes(matched.rules, matched.graph.makers)]
     console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
     file = console.file

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Factor, Op, Residual, Rule, Shape, Tensor
+from hbpcompiler.rule import ZERO, Case, Factor, Noise, Op, Residual, Rule, Shape, Tensor
 
 from .shared.reduced import axes, dtype_of, mean_jac_t, over_samples, own_dtype, spread
 from .shared.simplex import positionwise
@@ -54,6 +54,16 @@ def projected(
     return {"self": own_dtype(op, whole)}, own_dtype(op, signs.repeat(1, math.prod(elements(op))))
 
 
+def projected_drawn(
+    op: Op, unit: Tensor, weight: Tensor, noise: Noise, scale: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Random sums of the same columns: random signs, projected."""
+    signs, u = noise(*op.shape("self")), unit.unsqueeze(1)
+    both = torch.cat([signs * part.sqrt().unsqueeze(1) for part in (weight.clamp(min=0), (-weight).clamp(min=0))], 1)
+    columns = both - u * (u * both).sum([axis + 2 for axis in axes(op, op.dim)], True)
+    return {"self": own_dtype(op, columns if scale is None else columns * scale.unsqueeze(1))}
+
+
 def count(op: Op) -> int:
     return math.prod(op.shape("self"))
 
@@ -83,16 +93,26 @@ def norm_jac_t(op: Op, columns: Tensor) -> Tensor:
     return own_dtype(op, spread(op, columns) * slope.unsqueeze(1))
 
 
-def norm_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def norm_parts(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """unit, weight and scale, as `projected` takes them."""
     weight = kept(op, gradient) / kept(op, op.output).clamp(min=1e-30)
     if op.ord == 2:
-        return projected(op, unit(op), weight)
+        return unit(op), weight, None
     half = op.ord / 2
-    return projected(op, op.self.sign() * share(op, half), weight * (op.ord - 1), share(op, half - 1))
+    return op.self.sign() * share(op, half), weight * (op.ord - 1), share(op, half - 1)
+
+
+def norm_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return projected(op, *norm_parts(op, gradient))
+
+
+def norm_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    along, weight, scale = norm_parts(op, gradient)
+    return projected_drawn(op, along, weight, noise, scale)
 
 
 def norm_residual(op: Op) -> Residual:
-    return ZERO if op.ord in (1, math.inf) else Factor(count, norm_factor)
+    return ZERO if op.ord in (1, math.inf) else Factor(count, norm_factor, drawn=norm_drawn)
 
 
 def norm_refused(op: Op) -> str | None:
@@ -134,9 +154,21 @@ def variance_jac_t(op: Op, columns: Tensor) -> Tensor:
     return spread(op, columns) * (error * (2 / degrees(op))).unsqueeze(1)
 
 
-def variance_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def variance_parts(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """unit and weight, as `projected` takes them."""
     equal = torch.full_like(op.self, math.prod(elements(op)) ** -0.5)
-    return projected(op, equal, kept(op, gradient) * (2 / degrees(op)))
+    return equal, kept(op, gradient) * (2 / degrees(op))
+
+
+def variance_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return projected(op, *variance_parts(op, gradient))
+
+
+def variance_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    return projected_drawn(op, *variance_parts(op, gradient), noise)
+
+
+OF_VARIANCE = Factor(count, variance_factor, drawn=variance_drawn)
 
 
 def variance_refused(op: Op) -> str | None:
@@ -147,7 +179,7 @@ VARIANCE = Rule(
     operations=["aten.var.correction"],
     forward=lambda op: op.self.var(op.dim, correction=op.correction, keepdim=op.keepdim),
     jac_t={"self": variance_jac_t},
-    residual=Factor(count, variance_factor),
+    residual=OF_VARIANCE,
     refuse=variance_refused,
     cases=[
         Case({"self": shape}, {**given, "correction": correction}, overload="correction")
@@ -165,7 +197,7 @@ VARIANCE_AND_MEAN = Rule(
         else op.self.var(op.dim, correction=op.correction, keepdim=op.keepdim)
     ),
     jac_t={"self": lambda op, columns: mean_jac_t(op, columns) if op.index else variance_jac_t(op, columns)},
-    residual=lambda op: ZERO if op.index else Factor(count, variance_factor),
+    residual=lambda op: ZERO if op.index else OF_VARIANCE,
     refuse=variance_refused,
     cases=[replace(case, index=index) for case in VARIANCE.cases for index in (0, 1)],
 )

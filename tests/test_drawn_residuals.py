@@ -28,7 +28,7 @@ class Mixed(nn.Module):
 
 class Gates(nn.Module):
     """Group norms, a gate for each channel, a quotient by one, softmax and its logarithm inside the model, a norm over
-    merged positions, a product of a value with two of its uses."""
+    merged positions, a variance and lengths of vectors."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,8 @@ class Gates(nn.Module):
         scale = self.squeeze(h.mean((2, 3)))
         h = h * torch.sigmoid(scale)[:, :, None, None] / (2 + torch.tanh(scale))[:, :, None, None]
         z = self.rows(h.flatten(2).transpose(1, 2).reshape(-1, 4)).view(x.shape[0], -1, 4)
-        mixed = torch.softmax(z, 1).transpose(1, 2) @ torch.log_softmax(z, 2) / (3 + z.square().mean((1, 2), True))
+        mixed = torch.softmax(z, 1).transpose(1, 2) @ torch.log_softmax(z, 2)
+        mixed = mixed / (3 + z.norm(dim=2, keepdim=True).mean(1, True) + h.var((1, 2, 3))[:, None, None])
         return self.last(mixed).mean(1)
 
 
@@ -81,7 +82,8 @@ def mean_over_signs(compiled, X, y, monkeypatch):
 
 @pytest.mark.parametrize(("build", "shape", "drawn"), [
     (Mixed, (3, 4, 3), {"layer_norm", "scaled_dot_product_attention", "mul"}),
-    (Gates, (2, 1, 3, 3), {"group_norm", "mul", "div", "softmax", "log_softmax", "matmul", "native_layer_norm"}),
+    (Gates, (2, 1, 3, 3), {"group_norm", "mul", "div", "softmax", "log_softmax", "matmul", "native_layer_norm",
+                            "linalg_vector_norm", "var"}),
 ])
 def test_what_is_drawn_has_the_exact_diagonal_for_its_mean(build, shape, drawn, monkeypatch):
     model, X, y = problem(build, *shape)
@@ -124,14 +126,14 @@ def test_what_is_drawn_of_positive_curvature(curvature, monkeypatch):
 
 
 def test_residuals_without_drawn_sums_have_their_columns_combined_unless_these_are_too_many():
-    """A vector's norm: as many columns as numbers are made at once and combined; or all travel."""
+    """Of two operands that are no product: two columns for each pair are made at once and combined; or all travel."""
     class Lengths(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = nn.Linear(3, 6), nn.Linear(2, 3)
+            self.first, self.last = nn.Linear(3, 6), nn.Linear(3, 3)
 
         def forward(self, x):
-            return self.last(self.first(x).unflatten(1, (2, 3)).norm(dim=2))
+            return self.last(torch.hypot(*self.first(x).chunk(2, 1)))
 
     model, X, y = problem(Lengths, 3, 3)
     found = {}

@@ -17,7 +17,8 @@ def notes(plan: Plan) -> list[str]:
         widest = max((piece.columns for piece in _pieces(plan) if piece.stream in streams), default=0)
         if name in SAMPLED and widest >= MANY:
             found.append(f"{name} is exact: {widest} columns a sample travel for it, each of which costs about what "
-                         f"the gradient costs on its way back. {SAMPLED[name]} estimates it from mc_samples random ones.")
+                         f"the gradient costs on its way back. {SAMPLED[name]} estimates it from mc_samples random "
+                         "ones.")
     return found
 
 
