@@ -81,6 +81,7 @@ def test_every_instrument_is_drawn(browser, pages, name):
     assert expected <= set(marks)
     assert fits(browser)
     assert pages[name].stat().st_size < 15e6
+    assert browser.run("return performance.getEntriesByType('resource').length") == 0, "the page is one file"
     browser.picture(PICTURES / f"{name}-laptop.png", LAPTOP)
 
 

@@ -164,6 +164,12 @@ def test_the_density_of_alpha_has_the_area_of_what_it_covers():
 
 
 def test_every_instrument_is_drawn_or_named_as_missing(tmp_path):
+    keys = {heading: {instrument.key for instrument in instruments} for heading, instruments in COLUMNS.items()}
+    assert keys == {  # Cockpit's 14; its gauge of the tests is two
+        "Step size": {"alpha", "distance", "grad_norm"},
+        "Gradients": {"noise", "areas", "grad_hist_1d", "grad_hist_2d"},
+        "Curvature": {"hess_max_ev", "hess_trace", "tic"}, "Context": {"loss", "lr"},
+        "Auxiliary": {"mean_gsnr", "cabs", "early_stopping"}}
     for logs in ((made_up.healthy,), (made_up.broken,), (made_up.single,), (made_up.healthy, made_up.single)):
         page = found(tmp_path, *logs)
         titles = {instrument.title for instruments in COLUMNS.values() for instrument in instruments}

@@ -133,7 +133,7 @@ hbp.field = chart => {
   shown.forEach(({data, run}, at) => {
     const one = hbp.oneField(data, run, shown.length > 1 ? 1 : 3), end = at ? String(at + 1) : "", width = 1 / shown.length;
     traces.push({...one.traces[0], xaxis: "x" + end, yaxis: "y" + end});
-    layout["xaxis" + end] = {...one.layout.xaxis, domain: [at * width + (at ? 0.03 : 0), (at + 1) * width], anchor: "y" + end,
+    layout["xaxis" + end] = {...one.layout.xaxis, domain: [at * width + (at ? 0.07 : 0), (at + 1) * width], anchor: "y" + end,
                              ...(shown.length > 1 ? {linecolor: hbp.runColour(run), linewidth: 3} : {})};
     layout["yaxis" + end] = {...one.layout.yaxis, anchor: "x" + end, ...(at ? {title: hbp.title("")} : {}), showticklabels: !at};
   });
