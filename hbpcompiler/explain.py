@@ -46,7 +46,6 @@ from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.graph import N, T
-from hbpcompiler.limits import DEFAULT_LIMITS
 
 WIDTH = 170
 """Of the tables, in characters."""
@@ -188,7 +187,7 @@ def _limits(draft: Draft) -> Table:
                    "in force", "default", "unit", "what followed")
     for name, value, unit, _ in limits.rows():
         if name in met or name in changed:
-            table.add_row(name, str(value), str(getattr(DEFAULT_LIMITS, name)) if name in changed else "", unit,
+            table.add_row(name, str(value), str(getattr(limits.nearest(), name)) if name in changed else "", unit,
                           ", ".join(met.get(name, [])))
     return table
 

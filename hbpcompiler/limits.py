@@ -2,7 +2,8 @@
 
 A `Limits` is handed in wherever something is decided (it travels in `Resources`), so that a test, or a user, can force
 any way at any size: `hbp.compile(..., limits=hbp.Limits(recycled_bytes=2**20))`. `hbp tune` measures those that can be
-measured (`MEASURED`); `hbp tune --show` lists all. Their defaults are those of a 2-core CPU under glibc.
+measured (`MEASURED`); `hbp tune --show` lists all. Their defaults are those of a 2-core CPU under glibc; `ON_GPU` are a
+GPU's, which has no small cache to work in, keeps its memory, and waits for calls: what is done at once is done fast.
 """
 
 from __future__ import annotations
@@ -127,8 +128,16 @@ class Limits:
             yield own.name, getattr(self, own.name), own.metadata["unit"], own.metadata["reason"]
 
     def changed(self) -> dict[str, Any]:
-        """Those that differ from their defaults."""
-        return {own.name: getattr(self, own.name) for own in fields(self) if getattr(self, own.name) != own.default}
+        """Those that differ from the defaults of the kind of device that these are nearest to."""
+        return self._other_than(self.nearest())
+
+    def nearest(self) -> Limits:
+        """The defaults of the kind of device, CPU or GPU, of which most of these are."""
+        return min((DEFAULT_LIMITS, ON_GPU), key=lambda default: len(self._other_than(default)))
+
+    def _other_than(self, default: Limits) -> dict[str, Any]:
+        values = {own.name: (getattr(self, own.name), getattr(default, own.name)) for own in fields(self)}
+        return {name: value for name, (value, usual) in values.items() if value != usual}
 
 
 KINDS = {
@@ -162,5 +171,17 @@ def _is_number(value: Any, kind: Any) -> bool:
 
 
 DEFAULT_LIMITS = Limits()
+ON_GPU = Limits(
+    cache_bytes=2**28, recycled_bytes=2**30, spatial_bytes=2**26, vector_bytes=2**25, vector_chunk_bytes=2**28,
+    late_chunk_bytes=2**28, all_columns_bytes=2**31, all_columns_chunk_bytes=2**28, one_by_one_bytes=2**40,
+    half_rows=2**20, drawn_bytes=2**31, formed_bytes=2**31)
+"""Of a GPU: chunks only where memory asks for them."""
+
+
+def default_limits(device: str) -> Limits:
+    """Those of a device's kind: "cpu", "cuda", ..."""
+    return DEFAULT_LIMITS if device in ("cpu", "meta") else ON_GPU
+
+
 MEASURED = ("cache_bytes", "recycled_bytes", "onednn_multiply_adds")
 """What `hbp tune` measures of them."""

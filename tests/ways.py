@@ -6,6 +6,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.chunks import NativeProduct
 from hbpcompiler.compiler.routes.gram import GramDiagonal
+from hbpcompiler.limits import ON_GPU
 
 IN_TAILS = {"spatial_bytes": 64, "recycled_bytes": 1200, "vector_bytes": 64, "vector_chunk_bytes": 300}
 """Columns of few numbers travel two or three at a time: how many the last chunk has is known when it runs."""
@@ -14,6 +15,7 @@ ROUTE_NAMES = tuple(dict.fromkeys(route.name for route in ROUTES))
 
 WAYS = {
     "tails of one column": hbp.Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1),
+    "as on a GPU": ON_GPU,
     "tails of some columns": hbp.Limits(**IN_TAILS),
     "tails of some samples": hbp.Limits(spatial_bytes=64, recycled_bytes=4000, vector_bytes=64,
                                         vector_chunk_bytes=4000),

@@ -58,7 +58,7 @@ def _print(device: torch.device, dtype: torch.dtype, machine: Machine, limits: L
     shown = _table("Limits", "limit", "in force", "default", "unit", "reason")
     for name, value, unit, reason in limits.rows():
         if name in names:
-            shown.add_row(name, str(value), str(getattr(DEFAULT_LIMITS, name)), unit, reason)
+            shown.add_row(name, str(value), str(getattr(limits.nearest(), name)), unit, reason)
     console.print(shown)
 
 

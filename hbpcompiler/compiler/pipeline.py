@@ -56,7 +56,7 @@ from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
-from hbpcompiler.compiler.tune.measured import measured_limits, measured_machine
+from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedError
 from hbpcompiler.limits import Limits
@@ -119,7 +119,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
     closings = closings_for(options)
     device, dtype = batch.tensors[0].device, traced.graph.dtype
-    limits = options.limits or measured_limits(device, dtype)
+    limits = limits_for(options.limits, device, dtype)
     resources = Resources(measured_machine(device, dtype), limits)
     as_values: frozenset[str] = frozenset()
     if batch.samples:

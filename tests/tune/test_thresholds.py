@@ -11,7 +11,7 @@ from hbpcompiler.compiler.plan.steps import Tail
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune import thresholds
 from hbpcompiler.compiler.tune.thresholds import first_faster, last_cached, last_recycled, measure_limits
-from hbpcompiler.limits import MEASURED
+from hbpcompiler.limits import MEASURED, ON_GPU
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_thresholds_of_a_fake_machine_are_found():
     assert set(found.changed()) == set(MEASURED)
     assert measure_limits(CPU, torch.float64, clock()).onednn_multiply_adds == hbp.Limits().onednn_multiply_adds
     assert measure_limits(CPU, timer=clock(rows=10**6)).onednn_multiply_adds == hbp.Limits().onednn_multiply_adds
-    assert measure_limits(torch.device("cuda")) == hbp.Limits()  # whose allocator keeps what it has
+    assert measure_limits(torch.device("cuda")) == ON_GPU  # whose allocator keeps what it has
 
 
 def test_thresholds_of_lists():

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hbpcompiler.cache import cache_folder, store
-from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN, Machine
+from hbpcompiler.compiler.cost.figures import DEFAULT, GPU, ONEDNN, Machine
 from hbpcompiler.compiler.program.kernels import has_onednn
-from hbpcompiler.limits import MEASURED, Limits, is_possible
+from hbpcompiler.limits import MEASURED, ON_GPU, Limits, default_limits, is_possible
 
 FILE = "measured.json"
 MACHINES, LIMITS, ROUTES = "machines", "limits", "routes"
@@ -55,6 +55,8 @@ def measured_machine(device: torch.device, dtype: torch.dtype) -> Machine:
 
 def default_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """The figures to plan with where none were measured."""
+    if device.type not in ("cpu", "meta"):
+        return GPU
     return ONEDNN if has_onednn(device, dtype) else DEFAULT
 
 
@@ -68,8 +70,17 @@ def measured_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """The default ones, but for those that were measured for it."""
     found = _read(LIMITS).get(key(device, dtype))
     known = found if isinstance(found, dict) else {}
-    return Limits(**{own.name: known[own.name] for own in fields(Limits)
-                     if own.name in MEASURED and own.name in known and is_possible(own, known[own.name])})
+    measured = {own.name: known[own.name] for own in fields(Limits)
+                if own.name in MEASURED and own.name in known and is_possible(own, known[own.name])}
+    return replace(default_limits(device.type), **measured)
+
+
+def limits_for(given: Limits | None, device: torch.device, dtype: torch.dtype) -> Limits:
+    """A user's own, or the measured ones. On a GPU what a user has left at a CPU's default is the GPU's."""
+    if given is None:
+        return measured_limits(device, dtype)
+    default = default_limits(device.type)
+    return replace(default, **given.changed()) if given.nearest() != default == ON_GPU else given
 
 
 def remember_limits(device: torch.device, dtype: torch.dtype, measured: Limits) -> Path:

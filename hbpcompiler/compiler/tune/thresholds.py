@@ -15,7 +15,7 @@ from torch import Tensor
 from hbpcompiler.compiler.program.kernels import has_onednn
 from hbpcompiler.compiler.program.products import onednn_linear
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
-from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits, default_limits
 
 FILLED = tuple(2**power for power in range(20, 28))
 """Bytes of tensors that are made and filled."""
@@ -49,7 +49,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype = torch.float32, tim
     `timer` is for tests: it calls the `Work` it is given, and says how many seconds that took.
     """
     if device.type != "cpu":
-        return DEFAULT_LIMITS
+        return default_limits(device.type)
     with torch.no_grad():
         seconds = _fastest(_works(dtype), timer or stopwatch(device))
     found: dict[str, Any] = {
