@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import fx
 
 from hbpcompiler.arguments import ARGUMENTS
@@ -14,6 +15,8 @@ from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.places import PARAMETERS, Places, is_of_results
 from hbpcompiler.codegen.printer import ATOM, MULTIPLY, Text, expression, quote
 from hbpcompiler.codegen.segments import is_text
+from hbpcompiler.compiler.program.nodes import shows_its_input
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.quantities import QUANTITIES
 
 Look = Callable[[fx.Node], Text]
@@ -164,10 +167,20 @@ class _Results:
 
     @staticmethod
     def _result(node: fx.Node, text_of: Look) -> Text:
-        """A line of the results as an expression; a quotient in place is one like any other here."""
-        if node.op == "call_method" and node.target == "div_":
+        """A line of the results as an expression; a quotient in place of what others read too is one like any other."""
+        if node.op == "call_method" and node.target == "div_" and not _is_alone(node):
             (left, binds), right = text_of(cast("fx.Node", node.args[0])), node.args[1]
             shown, tight = text_of(right) if isinstance(right, fx.Node) else (repr(right), ATOM)
             left = left if binds >= MULTIPLY else f"({left})"
             return f"{left} / {shown if tight > MULTIPLY else f'({shown})'}", MULTIPLY
         return expression(node, text_of)
+
+
+def _is_alone(node: fx.Node) -> bool:
+    """Whether the node has one reader, and so has all whose memory it shows."""
+    while len(node.users) == 1:
+        before = node.args[0] if node.args and shows_its_input(node) else None
+        if not isinstance(before, fx.Node) or isinstance(before.target, Loop | torch._ops.OpOverloadPacket):
+            return True  # a tensor of its own, or one of several that a loop or a kernel makes
+        node = before
+    return False

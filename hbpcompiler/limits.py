@@ -29,6 +29,8 @@ class Limits:
     cached_speedup: float = limit(4, "times", "what fits the cache moves so many times faster than what does not", 1)
     recycled_bytes: int = limit(
         2**24, "bytes", "memory of larger tensors goes back to the system, and the next one pays for new pages")
+    huge_page_bytes: int = limit(
+        2**22, "bytes", "totals from this size on lie in huge pages, where the system has some: fewer page faults")
     allowance: float = limit(1.05, "times", "peak memory beside what tensors hold; measured peaks are 0.88 to 1.12", 1)
     budget_shares: tuple[int, ...] = limit(
         (4, 16, 64), "parts", "under a budget a chunk gets such a part of what is left: several are alive at once", 1)

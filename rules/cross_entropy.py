@@ -100,15 +100,16 @@ def residual(op: Op) -> Residual:
 
 
 def sample(op: Op, draws: int) -> Tensor:
-    """p - onehot(y) with y drawn from p, at each position by itself."""
-    classes, *positions = op.shape("self")
+    """p, less one at the label that is drawn from it, at each position by itself."""
+    positions = op.shape("self")[1:]
     p = called("p", torch.softmax(op.self, 1))
     rows = p.movedim(1, -1).flatten(0, -2) if positions else p
     drawn = called("drawn", torch.multinomial(rows, draws, replacement=True))  # [N*P, M]
-    onehot = F.one_hot(drawn, classes)
     if positions:
-        onehot = onehot.reshape(-1, *positions, draws, classes).movedim((-2, -1), (1, 2))
-    return (p.unsqueeze(1) - onehot) * (total(op).unsqueeze(1) / draws).sqrt()
+        drawn = drawn.reshape(-1, *positions, draws).movedim(-1, 1)
+    place, root = drawn.unsqueeze(2), (total(op).unsqueeze(1) / draws).sqrt()  # [N, M, 1, *d], [N, 1, 1, *d]
+    columns = (p.unsqueeze(1) * root).expand(-1, draws, -1, *[-1] * len(positions))
+    return columns.scatter_add(2, place, -root.expand_as(place))
 
 
 def terms(op: Op, target: Tensor) -> int | None:

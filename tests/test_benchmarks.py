@@ -257,7 +257,21 @@ def test_a_small_run_of_real_networks(tmp_path, monkeypatch):
     assert "nowhere is not installed" in done.output
     found = json.loads(file.read_text())["2c2d"]
     assert {"gradient", "ours batch_l2", "torch.func batch_l2", "ours kfac"} <= found.keys()
-    assert "first call" in real.described(problem("logreg", 2), "kfac")
+    assert {"gradient kfac", "facts kfac"} <= found.keys()
+    assert {"first", "lines", "predicted"} == real.described(problem("logreg", 2), "kfac").keys()
+    table = CliRunner().invoke(real.main, ["--json", str(file), "--table"]).output
+    assert table.count("| 2c2d (") == 2
+
+
+def test_numbers_of_real_networks_are_compared_with_autograd(monkeypatch):
+    """On a network of ours; a wrong one is no success."""
+    monkeypatch.setattr(real, "given", lambda cell: problem(cell, 3))
+    arguments = ["--networks", "2c2d", "--check", "--threads", str(torch.get_num_threads())]
+    done = CliRunner().invoke(real.main, arguments)
+    assert done.exit_code == 0, done.output
+    assert all(f"{name} " in done.output for name in ("grad", "batch_l2", "variance", "kfac_emp A", "kfac_emp B"))
+    monkeypatch.setattr(real, "TOLERANCE", 0.0)
+    assert CliRunner().invoke(real.main, arguments).exit_code != 0
 
 
 def test_the_floor_of_real_networks_is_that_of_their_products():

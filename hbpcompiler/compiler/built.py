@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from hbpcompiler.compiler.match.targets import LossCheck
 from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.program.adding import Slot, Slots, adding, slots_of
 from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
+from hbpcompiler.compiler.program.pages import use_huge_pages
 from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.containers import Structure
@@ -124,4 +126,6 @@ def loaded(code: str, backend: str) -> tuple[Any, Path]:
             program = torch.jit.script(program)
     elif backend == "inductor":
         program = torch.compile(program)
+    else:
+        use_huge_pages(sys.modules[type(program).__module__])
     return program, path

@@ -1,5 +1,7 @@
 """Gram matrices are added to totals as they are made, and totals that would be divided by N grow over N."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.grams import gram
 from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.pages import in_huge_pages
 from hbpcompiler.compiler.program.writer import named
 from tests.optimise.small import lines, loop, program, run, shaped
 
@@ -97,6 +100,47 @@ def test_the_first_turn_writes(samples):
     assert begun(graph) == ["new_empty"]
     x = torch.randn(samples, 4)
     torch.testing.assert_close(run(graph, x), x.t() @ x / max(1, samples))
+
+
+def test_large_totals_lie_in_huge_pages():
+    graph = grown("gram")
+    add_to_totals(loop(graph).target.body)
+    scale_as_totals_grow(graph)
+    write_first(graph, large=16, pages=64)
+    check_program(graph, Level.SHAPED)
+    assert "large_empty(x, [4, 4])" in lines(graph)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(run(graph, x), x.t() @ x / 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_huge_pages_are_a_tensor_like_any_other(dtype, tmp_path):
+    x = torch.ones(2, dtype=dtype)
+    found = in_huge_pages(x, [3, 700])
+    assert (found.shape, found.dtype, found.is_contiguous()) == ((3, 700), dtype, True)
+    found.fill_(2).mul_(x[0])
+    torch.save(found, tmp_path / "found.pt")
+    torch.testing.assert_close(torch.load(tmp_path / "found.pt"), torch.full((3, 700), 2, dtype=dtype))
+    torch.testing.assert_close(copy.deepcopy(found), found)
+    assert in_huge_pages(x, [0, 4]).shape == (0, 4)
+    assert in_huge_pages(x.to("meta"), [3]).is_meta
+
+
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_a_program_with_totals_in_huge_pages(backend):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3)).double()
+    X, y = torch.randn(5, 2, 4, 4, dtype=torch.float64), torch.randint(3, (5,))
+    limits = hbp.Limits(huge_page_bytes=1, large_numbers=1, half_rows=2, half_blocks=2,
+                        route_times=(("half of a symmetric product", 0),))
+    found = hbp.compile(model, quantities=["kflr"], limits=limits, backend=backend, example_inputs=(X, y))
+    assert "large_empty(" in found.code
+    plain = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y))
+    for name, factors in plain(X, y).kflr.items():
+        own = found(X, y).kflr[name]
+        torch.testing.assert_close(own.B, factors.B)
+        if factors.A is not None:
+            torch.testing.assert_close(own.A, factors.A)
 
 
 def test_a_total_that_more_happens_to_begins_with_zeros():

@@ -39,7 +39,7 @@ def test_measured_figures_are_said():
 
 
 def test_only_images_have_a_layout():
-    assert not is_pixel_by_pixel(MATCHED.graph, MATCHED.rules, planned("grad"))
+    assert not is_pixel_by_pixel(MATCHED.graph, MATCHED.rules, planned("grad"), 64)
 
 
 def twice(*quantities):

@@ -13,6 +13,7 @@ from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore
 from hbpcompiler.compiler.routes.by_index import RowsByIndex
+from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm
 from hbpcompiler.compiler.routes.directions import OperandFirst, ProductFirst, SumOfColumns
@@ -181,9 +182,9 @@ def test_a_route_gives_what_it_says(route, own):
 
 def test_these_routes_are_met():
     assert {type(case.values[0]) for case in CASES} == {
-        OneProduct, ClosedForm, GramNorm, GramDiagonal, SquaresByPairs, ChunkedProduct, WholeProduct, ColumnFactor,
-        ReducedFactor, DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, ProductFirst, SumOfColumns,
-        TurnedBefore, TurnedAfter}
+        OneProduct, ClosedForm, GramNorm, GramDiagonal, SquaresByPairs, SquaresByRows, ChunkedProduct, WholeProduct,
+        ColumnFactor, ReducedFactor, DiagonalForm, PairsOfPositions, PartsOfProduct, OperandFirst, ProductFirst,
+        SumOfColumns, TurnedBefore, TurnedAfter}
 
 
 def route_of(kind):

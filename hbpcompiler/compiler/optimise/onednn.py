@@ -21,7 +21,7 @@ from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import OF_ONEDNN
 from hbpcompiler.compiler.program.nodes import writes_in_place
-from hbpcompiler.compiler.program.products import onednn_linear
+from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_linear
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 ITEMSIZE = 4
@@ -60,15 +60,13 @@ def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int, machine: Ma
         return
     with graph.inserting_before(node):
         weight = right if node.target is F.linear else transposed(graph, node, right)
-        product = graph.call_function(onednn_linear, (x, weight, *bias), dict(node.kwargs))
-    meta.copy(product, node)
-    if total is not None:
-        node.target, node.args = "add_", (total, product)
-        meta.set_own_memory(product, True)
-    else:
-        meta.move(product, node)
-        node.replace_all_uses_with(product)
-        graph.erase_node(node)
+        if total is not None:
+            product = graph.call_function(onednn_add_product_, (total, x, weight))
+        else:
+            product = graph.call_function(onednn_linear, (x, weight, *bias), dict(node.kwargs))
+    meta.move(product, node)
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
     if not right.users:
         graph.erase_node(right)
 

@@ -25,16 +25,20 @@ from hbpcompiler.compiler.program.grams import (
 )
 from hbpcompiler.compiler.program.kernels import GROWING, MADE_SCALED
 from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.pages import large_empty
+from hbpcompiler.compiler.program.products import onednn_add_product_
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 OVER = "over"
 """By this argument a Gram matrix takes what it is divided by."""
-SCALES: dict[Any, str] = {"add_": "alpha", "addmm_": "alpha", "baddbmm_": "alpha", **dict.fromkeys(
-    (gram_to_, onednn_gram_to_, pixel_gram_to_, add_gram_, onednn_add_gram_), OVER)}
+GROWN = (gram_to_, onednn_gram_to_, pixel_gram_to_, add_gram_, onednn_add_gram_)
+"""What adds a Gram matrix to its first argument."""
+SCALES: dict[Any, str] = {"add_": "alpha", "addmm_": "alpha", "baddbmm_": "alpha", onednn_add_product_: "scale",
+                          **dict.fromkeys(GROWN, OVER)}
 """What adds to its first argument -> by which argument it takes a multiple of what is added, or that."""
-WRITES: dict[Any, str] = {"addmm_": "beta", "baddbmm_": "beta", **dict.fromkeys(
-    (gram_to_, onednn_gram_to_, pixel_gram_to_, add_gram_, onednn_add_gram_), "kept")}
+WRITES: dict[Any, str] = {"addmm_": "beta", "baddbmm_": "beta",
+                          **dict.fromkeys((onednn_add_product_, *GROWN), "kept")}
 """What adds to all of its first argument -> by which argument it is told how much of that it keeps: 0 or 1 times."""
 MIRRORS = frozenset({mirror_})
 """What moves numbers within a total, so that it may be divided before as well."""
@@ -78,8 +82,12 @@ def scale_as_totals_grow(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> None:
-    """A loop's first turn writes large totals, where it would add them to zeros. After `annotate`."""
+def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers,
+                pages: int = DEFAULT_LIMITS.huge_page_bytes) -> None:
+    """A loop's first turn writes large totals, where it would add them to zeros. After `annotate`.
+
+    Those of so many bytes as `pages` lie in huge pages.
+    """
     for node in list(graph.nodes):
         if not isinstance(node.target, Loop):
             continue
@@ -91,14 +99,32 @@ def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -> N
                 continue
             (addition,) = users
             written = WRITES[addition.target]
-            taken = {written, "alpha"} & {*addition.kwargs}  # over no samples alpha would be 1 / 0
+            taken = {written, "alpha", "scale"} & {*addition.kwargs}  # over no samples the scale would be 1 / 0
             if not taken and not addition.users and total.inner not in addition.args[1:]:
                 addition.kwargs = {**addition.kwargs, written: call.begin()}
                 begun.target = "new_empty"
+                if decided("huge pages", lambda: _bytes(begun) >= pages):
+                    _in_huge_pages(graph, begun)
 
 
 def _are_many(node: fx.Node, large: int) -> bool:
     return decided("write first", lambda: meta.numbers(meta.shape(node) or ()) >= large)
+
+
+def _bytes(node: fx.Node) -> int:
+    dtype = meta.dtype(node)
+    return meta.numbers(meta.shape(node) or ()) * (dtype.itemsize if dtype is not None else 0)
+
+
+def _in_huge_pages(graph: fx.Graph, begun: fx.Node) -> None:
+    """x.new_empty(shape) becomes large_empty(x, shape)."""
+    like, *shape = begun.args
+    lengths: Any = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    with graph.inserting_before(begun):
+        made = graph.call_function(large_empty, (like, list(lengths)))
+    meta.move(made, begun)
+    begun.replace_all_uses_with(made)
+    graph.erase_node(begun)
 
 
 def _scale_gram(graph: fx.Graph, product: fx.Node, divisor: Any) -> bool:

@@ -51,4 +51,5 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     planned = race(Plan(options.quantities, options.mc_samples, tuple(whole.steps), pools, options.curvature,
                         walk.indefinite, walk.precision.dtype, options.chosen, walk.joint,
                         sums=totals, clipping=options.clipping, second=whole.phase))
-    return replace(planned, by_pixels=pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned))
+    samples = resources.limits.typical_batch
+    return replace(planned, by_pixels=pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned, samples))

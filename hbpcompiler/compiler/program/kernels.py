@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from hbpcompiler.compiler.program import draws, grams, histograms, pairs, products, sums, weights
+from hbpcompiler.compiler.program import draws, grams, histograms, pages, pairs, products, sums, weights
 from hbpcompiler.compiler.program.grams import (
     add_gram_,
     gram,
@@ -43,7 +43,8 @@ OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn
 BLAS_INSTEAD = """\
 if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False):
     {} = {}  # on such processors, Intel's since 2023, BLAS is as fast or faster"""
-FILES = [file.__name__ for file in (idioms, derivatives, draws, pairs, weights, products, grams, sums, histograms)]
+FILES = [file.__name__ for file in (idioms, derivatives, draws, pages, pairs, weights, products, grams, sums,
+                                    histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: BLAS_INSTEAD.format("onednn_linear", "F.linear"),

@@ -19,7 +19,7 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 
 BUFFERS = frozenset({"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "empty_like", "new_full",
-                     "empty_histogram", "empty_histogram_2d"})
+                     "large_empty", "empty_histogram", "empty_histogram_2d"})
 """Memory that somebody may write into: two equal ones are still two."""
 DRAWS = frozenset({"dropout1d", "dropout2d", "dropout3d"})
 """Written in Python, so that torch knows nothing of them."""

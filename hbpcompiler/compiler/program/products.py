@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -49,3 +49,25 @@ def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0,
         return total.add_(product, alpha=scale)
     total.copy_(product)
     return total if scale == 1.0 else total.mul_(scale)
+
+
+def _products_on_meta(squares: Any, sums: Any, x: Any, y: Any, block: int) -> Any:
+    """As much arithmetic in one product."""
+    product = x.transpose(0, 1).flatten(1) @ y.transpose(0, 1).flatten(1).t()
+    return squares.addcmul_(product, product)
+
+
+@idiom(on_meta=_products_on_meta)
+def add_products_(squares: Tensor, sums: Optional[Tensor], x: Tensor, y: Tensor, block: int) -> Tensor:  # noqa: UP045
+    """squares[a, b] += sum over n of (sum over p of x[n, a, p] y[n, b, p])^2, and sums, if given, what is squared.
+
+    A block of rows at a time for all samples, so that products and totals stay in cache.
+    """
+    for top in range(0, squares.shape[0], block):
+        rows, own = x[:, top : top + block], squares[top : top + block]
+        for n in range(x.shape[0]):
+            product = rows[n] @ y[n].t()
+            own.addcmul_(product, product)
+            if sums is not None:
+                sums[top : top + block].add_(product)
+    return squares

@@ -1,0 +1,75 @@
+"""The route of products larger than the cache: a block of a parameter's rows for all samples, then the next block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hbpcompiler.compiler.cost.figures import Cost, chunk_length
+from hbpcompiler.compiler.program.products import add_products_
+from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.routes.site import (
+    COLUMNS,
+    NEVER,
+    Route,
+    Site,
+    Use,
+    columns_of,
+    is_plain,
+    operand_of,
+    traffic_of,
+)
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.quantities import DIAGONAL, SUM
+
+ALIVE = 4
+"""Blocks of rows that share the cache: a product, the squares, the sums, what they are made of."""
+
+
+class SquaresByRows(Route):
+    """Per-sample products, a block of rows for all samples at a time: they and their totals stay in cache.
+
+    Sample by sample the totals of a large parameter would go through memory once for each sample.
+    """
+
+    name = "products by blocks of rows"
+    kinds = frozenset({SUM, DIAGONAL})
+    limits: tuple[str, ...] = ("cache_bytes", "squaring_speedup")
+
+    def applies(self, site: Site) -> bool:
+        return site.form == COLUMNS and site.has_operand and is_plain(site) and site.columns == 1 and not site.signed
+
+    def _block(self, site: Site) -> int:
+        """Rows."""
+        return max(1, site.resources.limits.cache_bytes // (ALIVE * site.row * site.itemsize))
+
+    def _chunk(self, site: Site) -> int:
+        """Samples whose operand is made at a time."""
+        return chunk_length(site.size(site.letters[1]) * site.itemsize, site.resources)
+
+    def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        if DIAGONAL not in kinds:
+            return NEVER
+        block, size = self._block(site), site.size(site.theta) * site.itemsize
+        chunk = self._chunk(site)
+        # Of each sample's product: made, squared and added to what is in cache.
+        in_cache = N * size / (2 * site.resources.limits.squaring_speedup)
+        totals = 2 * len(kinds) * size * (1 + N / chunk)
+        memory = 2 * chunk * site.size(site.letters[1]) * site.itemsize + block * site.row * site.itemsize
+        blocks = math.ceil(site.shape[0] / block)
+        return Cost(N * site.product, traffic_of(site, 1, False) + in_cache + totals, memory, N * blocks + N / chunk)
+
+    def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
+        left, right, _ = site.letters
+
+        def body(part: Part) -> None:
+            assert part.op is not None
+            columns, operand = columns_of(use, part.op, part["columns"]).squeeze(1), operand_of(use, part.op)
+            columns = columns if left.endswith("p") else columns.mT
+            operand = operand if right.endswith("p") else operand.mT
+            first, second = (operand, columns) if site.inputs_first else (columns, operand)
+            add_products_(part.totals[DIAGONAL], part.totals.get(SUM), first, second, self._block(site))
+
+        totals = dict.fromkeys([DIAGONAL, *sorted(kinds - {DIAGONAL})], site.shape)
+        return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals=totals)
