@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ from hbpcompiler.report.words import Verdict, number
 from hbpcompiler.runs import Run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 24
-"""Characters of a course."""
+WIDTH, NARROW = 24, 10
+"""Characters of a course, and of one in a narrow terminal."""
+WIDE = 110
+"""Columns of a terminal that is not narrow."""
+TITLE, SHORT_TITLE = 34, 20
+"""Most characters of an instrument's name."""
 EVERY = 1.0
 """Seconds between two looks at the log."""
 FIGURES = frozenset({"areas"})
@@ -59,12 +64,22 @@ def watch(path: str | Path, *, console: Console | None = None, every: float = EV
     try:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
-                for run in looks:
-                    live.update(view(run), refresh=True)
+                _live(looks, live, console)
         else:
             _lines(looks, console)
     except KeyboardInterrupt:
         pass
+
+
+def _live(looks: Iterator[Run], live: Live, console: Console) -> None:
+    """What the terminal has room for; at the end, also at Ctrl-C, all of it."""
+    last = None
+    try:
+        for last in looks:
+            live.update(view(last, console.width, console.height), refresh=True)
+    finally:
+        if last is not None:
+            live.update(view(last, console.width))
 
 
 def _looks(path: Path, every: float, stop: Callable[[Run], bool] | None) -> Iterator[Run]:
@@ -112,16 +127,31 @@ def _lines(looks: Iterator[Run], console: Console) -> None:
                     console.out(printable(f"! {row.title}: {verdict.text}"), highlight=False)
 
 
-def view(run: Run) -> RenderableType:
-    """The run as a table, one line an instrument."""
-    track = Track(run)
+def view(run: Run, width: int, height: int | None = None) -> RenderableType:
+    """The run as a table, one line an instrument.
+
+    Words that need more lines have them, unless a height is given that is not enough for these: then they are cut off.
+    """
+    table = _table(run, width, whole=True)
+    if height is not None and _height(table, width) > height:
+        table = _table(run, width, whole=False)
+    return table
+
+
+def _height(shown: RenderableType, width: int) -> int:
+    console = Console(width=width, file=io.StringIO())
+    return len(console.render_lines(shown, pad=False))
+
+
+def _table(run: Run, width: int, whole: bool) -> RenderableType:
+    track, wide = Track(run), width >= WIDE
     title = Text(printable(track.name))
     table = Table(expand=False, title=title, title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("instrument", no_wrap=True, overflow="ellipsis", max_width=34)
+    table.add_column("instrument", no_wrap=True, overflow="ellipsis", max_width=TITLE if wide else SHORT_TITLE)
     table.add_column("now", justify="right", no_wrap=True)
     table.add_column("course", no_wrap=True)
-    table.add_column("in words", overflow="fold", ratio=1)
-    for row in rows(track):
+    table.add_column("in words", overflow="fold" if whole else "ellipsis", no_wrap=not whole, ratio=1)
+    for row in rows(track, WIDTH if wide else NARROW):
         words = Text()
         for index, verdict in enumerate(row.verdicts):
             style = "bold yellow" if verdict.notable else ""
@@ -139,18 +169,18 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def rows(track: Track) -> list[Row]:
-    """The instruments that have something, in the order of the page."""
+def rows(track: Track, width: int = WIDTH) -> list[Row]:
+    """The instruments that have something, in the order of the page, with courses of so many characters."""
     found = []
     for heading, instruments in COLUMNS.items():
         own = of_ones_own([track]) if heading == "Context" else []
-        found += [row for instrument in [*instruments, *own] if (row := _row(instrument, track)) is not None]
+        found += [row for instrument in [*instruments, *own] if (row := _row(instrument, track, width)) is not None]
     if (verdict := spread_of(track)) is not None:
         found.append(Row("Layers", "", "", (verdict,)))
     return found
 
 
-def _row(instrument: Instrument, track: Track) -> Row | None:
+def _row(instrument: Instrument, track: Track, width: int) -> Row | None:
     if instrument.key in FIGURES:
         return None
     drawn = instrument.draw(track)
@@ -159,12 +189,12 @@ def _row(instrument: Instrument, track: Track) -> Row | None:
     series = next((found for name in instrument.needs if len(found := track.series(name))), None)
     if series is None:
         return Row(instrument.title, "", "", drawn.verdicts)
-    return Row(instrument.title, number(series.values[-1].item()), course(series), drawn.verdicts)
+    return Row(instrument.title, number(series.values[-1].item()), course(series, width), drawn.verdicts)
 
 
-def course(series: Series) -> str:
+def course(series: Series, width: int = WIDTH) -> str:
     """A series in blocks from its least to its largest; a cross where a value is not finite."""
-    parts = series.values.tensor_split(min(WIDTH, len(series)))
+    parts = series.values.tensor_split(min(width, len(series)))
     middles = [part.median().item() for part in parts]
     finite = series.finite.values
     if not len(finite):

@@ -10,14 +10,14 @@ from rich.console import Console
 
 from hbpcompiler.command.cli import main
 from hbpcompiler.report.tracks import Series, Track
-from hbpcompiler.report.watching import course, rows, watch
+from hbpcompiler.report.watching import course, rows, view, watch
 from hbpcompiler.runs import read
 from tests.report import made_up
 
 
-def shown(path, terminal, stop=lambda run: True):
+def shown(path, terminal, stop=lambda run: True, size=(140, None)):
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=140, color_system=None)
+    console = Console(file=text, force_terminal=terminal, width=size[0], height=size[1], color_system=None)
     watch(path, console=console, every=0.01, stop=stop)
     return text.getvalue()
 
@@ -31,6 +31,26 @@ def test_a_table_in_a_terminal(tmp_path):
     assert "30 of 90 values are not finite" in " ".join(text.split())
     assert "left out: hess_max_ev" in text
     assert "xx" in text
+
+
+def test_a_small_terminal_has_a_line_for_each_instrument_and_all_words_at_the_end(tmp_path):
+    run = read(made_up.healthy(tmp_path / "log.jsonl", steps=60))
+    text = io.StringIO()
+    console = Console(file=text, width=80, color_system=None)
+    console.print(view(run, 80, 24))
+    lines = text.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    assert sum("…" in line for line in lines) > 5
+    assert any("norm test needs" in line for line in lines)
+    whole = shown(tmp_path / "log.jsonl", terminal=True, size=(80, 24))
+    assert "".join(whole.split()).count("thebatchhas128") >= 1
+    assert len(view_lines(run, 80)) > 24
+
+
+def view_lines(run, width):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    return console.render_lines(view(run, width), pad=False)
 
 
 def test_plain_lines_without_a_terminal(tmp_path):
