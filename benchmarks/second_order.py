@@ -106,7 +106,8 @@ def table(name: str, quantities: Sequence[str], batch: int, limit: float, rounds
     """One network's rows."""
     problem = given(name, batch)
     entries = drawn(problem, each)
-    programs, started = {}, {}
+    programs: dict[str, hbp.Compiled] = {}
+    started: dict[str, float] = {}
     for asked in quantities:
         start = time.perf_counter()
         programs[asked] = compiled_for(problem, asked)

@@ -42,7 +42,8 @@ def product(problem: Problem, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def of_hessian(problem: Problem, entries: Entries) -> dict[str, list[float]]:
     """diag_h there: each by a backward pass through the gradient."""
-    exact, found = doubled(problem), {}
+    exact = doubled(problem)
+    found: dict[str, list[float]] = {}
     parameters = dict(exact.model.named_parameters())
     with sdpa_kernel(SDPBackend.MATH):
         loss = exact.loss(exact.model(exact.inputs), exact.target)
@@ -56,7 +57,8 @@ def of_hessian(problem: Problem, entries: Entries) -> dict[str, list[float]]:
 
 def of_ggn(problem: Problem, entries: Entries) -> dict[str, list[float]]:
     """diag_ggn there: how the model's output moves with one parameter, and the loss's curvature along that."""
-    exact, found = doubled(problem), {}
+    exact = doubled(problem)
+    found: dict[str, list[float]] = {}
     parameters = dict(exact.model.named_parameters())
     with sdpa_kernel(SDPBackend.MATH):
         output = exact.model(exact.inputs)

@@ -250,7 +250,8 @@ def some(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], 
 
 def drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
     """Random sums of the columns of each step, which add up at the inputs as columns do."""
-    cotangents, found = at_steps(op, gradient), {}
+    cotangents = at_steps(op, gradient)
+    found: dict[str, Any] = {}
     for name, (part, step) in curved(op).items():
         assert step.drawn is not None
         found[name] = step.drawn(part, cotangents[name], noise)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Op, Residual, Rule, Structure, Tensor
+from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Noise, Op, Residual, Rule, Structure, Tensor
 
 from .shared.simplex import positionwise
 
@@ -52,14 +52,19 @@ def inner(op: Op) -> int:
     return min(op.shape("input1")[-1], op.shape("input2")[-1])
 
 
-def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def cross_block(op: Op, gradient: Tensor) -> tuple[tuple[str, str], Tensor, Tensor]:
+    """The names of the inputs whose entries number the rows and the columns of C; its rows' sizes, and C over these."""
     names = ("input1", "input2")
     cross = torch.einsum("n...o,oij->n...ij", gradient, op.weight)
     if op.shape("input2")[-1] < op.shape("input1")[-1]:
         names, cross = ("input2", "input1"), cross.transpose(-1, -2)
     size = (cross.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+    return names, size, cross / (2 * size)
+
+
+def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    names, size, met = cross_block(op, gradient)
     own = torch.diag_embed(size.squeeze(-1))
-    met = cross / (2 * size)
     columns = {
         names[0]: arranged(op, torch.cat([own, own], -2)),
         names[1]: arranged(op, torch.cat([met, -met], -2)),
@@ -69,6 +74,15 @@ def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return columns, signs.movedim(-1, 1).flatten(1) if positions(op) else signs
 
 
+def drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """Random sums of these columns, one sign for both of a row."""
+    names, size, rows = cross_block(op, gradient)
+    signs = noise(*op.shape(names[0]))
+    own = signs * size.squeeze(-1).unsqueeze(1)
+    met = (signs.unsqueeze(-2) @ rows.unsqueeze(1)).squeeze(-2)
+    return {names[0]: torch.cat([own, own], 1), names[1]: torch.cat([met, -met], 1)}
+
+
 def arranged(op: Op, columns: Tensor) -> Tensor:
     """[N, *positions, k, features] -> [N, k * positions, *positions, features]."""
     return positionwise(columns, positions(op)).movedim(2, -1) if positions(op) else columns
@@ -76,7 +90,7 @@ def arranged(op: Op, columns: Tensor) -> Tensor:
 
 def residual(op: Op) -> Residual:
     both = op.varies("input1") and op.varies("input2")
-    return Factor(lambda op: 2 * inner(op) * math.prod(positions(op)), factor) if both else ZERO
+    return Factor(lambda op: 2 * inner(op) * math.prod(positions(op)), factor, drawn=drawn) if both else ZERO
 
 
 BILINEAR = Rule(

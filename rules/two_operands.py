@@ -14,7 +14,7 @@ import sympy
 import torch
 from sympy import Expr, Piecewise
 
-from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Op, Residual, Rule, Tensor, called
+from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Noise, Op, Residual, Rule, Tensor, called
 from hbpcompiler.rule.symbolic import TORCH, evaluate, sigmoid
 
 from .shared.aligned import columns_per_element, unbroadcast, varying
@@ -76,14 +76,19 @@ def two_operands(
         curvature = gradient * value(op, curvatures.aa if name == names[0] else curvatures.bb)
         return unbroadcast(op, name, curvature.unsqueeze(1)).squeeze(1)
 
-    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Each element's symmetric matrix [[p, q], [q, r]] by its eigenvectors, at half the angle of (p - r, 2 q)."""
+    def bends(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each element's symmetric matrix [[p, q], [q, r]]: its eigenvalues, the larger one first, and the angle of the
+        first eigenvector, which is half of that of (p - r, 2 q)."""
         assert curvatures is not None
         p, q, r = (gradient * value(op, entry) for entry in (curvatures.aa, curvatures.ab, curvatures.bb))
         mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
         spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
-        upper, upper_signs = columns_per_element(op, mean + spread)
-        lower, lower_signs = columns_per_element(op, mean - spread)
+        return mean + spread, mean - spread, angle
+
+    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        first, second, angle = bends(op, gradient)
+        upper, upper_signs = columns_per_element(op, first)
+        lower, lower_signs = columns_per_element(op, second)
         cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
         columns = {
             names[0]: unbroadcast(op, names[0], torch.cat([upper * cosine, lower * -sine], 1)),
@@ -91,10 +96,22 @@ def two_operands(
         }
         return columns, torch.cat([upper_signs, lower_signs], 1)
 
+    def drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Random sums of these columns."""
+        first, second, angle = bends(op, gradient)
+        sums = []
+        for eigenvalue in (first, second):
+            signs = noise(*op.shape("output"))
+            parts = (eigenvalue.clamp(min=0), (-eigenvalue).clamp(min=0))
+            sums.append(torch.cat([signs * part.sqrt().unsqueeze(1) for part in parts], 1))
+        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        return {names[0]: unbroadcast(op, names[0], sums[0] * cosine - sums[1] * sine),
+                names[1]: unbroadcast(op, names[1], sums[0] * sine + sums[1] * cosine)}
+
     def residual(op: Op) -> Residual:
         if curvatures is None:
             return ZERO
-        return Factor(count, factor) if len(varying(op, names)) == 2 else Diagonal(diagonal)
+        return Factor(count, factor, drawn=drawn) if len(varying(op, names)) == 2 else Diagonal(diagonal)
 
     return binary(operation, forward, pull, residual, cases, names=names)
 
