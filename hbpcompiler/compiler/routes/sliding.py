@@ -85,7 +85,9 @@ class SlidingInputFactor(Route):
         factor = sizes.window**2 * square
         moved = N * read * (3 * sizes.rows + rows) + 2 * totals * N / chunk + 6 * factor + 2 * totals
         memory = 2 * chunk * read * sizes.rows + totals + 2 * factor
-        calls = (2 + 4 * sizes.window) * (1 + N / chunk) + 5 * sizes.window
+        assert site.rows is not None
+        copies = sizes.features // site.rows.channels * sizes.window**2 / 2  # by `by_places`: half a call each
+        calls = (2 + 4 * sizes.window) * (1 + N / chunk) + 5 * sizes.window + copies
         return Cost(adds, moved * site.itemsize, memory * site.itemsize, calls, at_edges)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
