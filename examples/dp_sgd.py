@@ -85,9 +85,10 @@ def draw(runs: dict[float, tuple[list[float], Tensor, Tensor]], path: Path) -> N
         left.plot(accuracies, label=f"noise {noise:g}, {epsilon(noise)}", linewidth=1.2)
     left.set_xlabel("step")
     left.set_ylabel("test accuracy")
+    left.set_ylim(0, 1)
     left.legend(fontsize=8, loc="lower right")
     _, first, last = runs[NOISES[1]]
-    bins = torch.logspace(-3, 1.5, 46).tolist()
+    bins = torch.logspace(-2, 1.75, 39).tolist()
     for values, label in ((first, "first tenth of the steps"), (last, "last tenth")):
         right.hist(values.clamp(min=bins[0]).tolist(), bins, histtype="step", linewidth=1.4, label=label)
     right.axvline(MAX_NORM, color="0.4", linestyle="--", label="max_norm")

@@ -157,11 +157,12 @@ def draw(trained: Mapping[str, Sequence[Run]], path: Path) -> None:
     left.plot(steps, mean([run.stale for run in weighted]), color="#d95f0e", lw=1.4,
               label=f"lengths refreshed every {REFRESH} steps")
     left.axhline(1, color="0.7", lw=1, label="uniform")
-    left.set_title("variance of a batch's gradient, of the uniform one's", fontsize=10)
+    left.set_title("variance of a batch's gradient, in shares of a uniform batch's", fontsize=10)
     left.set_xlabel("training step")
     left.set_ylim(0, 1.1)
     for (name, runs), colour in zip(trained.items(), COLOURS, strict=True):
-        right.semilogy(runs[0].cost, mean([run.loss for run in runs]), color=colour, lw=1.4, label=name)
+        right.semilogy(runs[0].cost, mean([run.loss for run in runs]), color=colour, lw=1.4,
+                       label=f"{name} samples a step")
     right.set_title("loss of all data", fontsize=10)
     right.set_xlabel("gradients of samples computed, those for lengths counted")
     for axis in (left, right):
