@@ -32,6 +32,7 @@ from .timing import interleaved, prepare
 PATIENCE = 0.0
 """CPU time needs no quiet machine."""
 RANK = "--as-rank"
+PARTS = ("loops", "fits", "ranks", "memory")
 
 
 def loader_of(network: str, size: int, count: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any, Any]:
@@ -116,7 +117,8 @@ def as_rank(network: str, size: int, count: int) -> None:
     torch.distributed.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     hbp.accumulate(compiled, loader, progress=False, group=group)
-    print(f"rank {rank} of {world}: {time.perf_counter() - wall:.2f} s, CPU {time.process_time() - cpu:.2f} s")
+    sys.stdout.write(f"rank {rank} of {world}: {time.perf_counter() - wall:.2f} s, "
+                     f"CPU {time.process_time() - cpu:.2f} s\n")  # whole, beside the other ranks'
     torch.distributed.destroy_process_group()
 
 
@@ -137,15 +139,33 @@ def ranks(world: int, network: str, size: int, count: int) -> str:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--batches", default=10_000, show_default=True, help="Of the run whose memory is watched.")
 @click.option("--ranks", "worlds", default="1,2", show_default=True, help="Numbers of processes; none: leave it out.")
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="Which tables.")
 @click.option(RANK, "rank", is_flag=True, hidden=True)
-def main(networks: str, size: int, count: int, rounds: int, threads: int, batches: int, worlds: str,
+def main(networks: str, size: int, count: int, rounds: int, threads: int, batches: int, worlds: str, parts: str,
          rank: bool) -> None:
-    """Print all tables."""
+    """Print the tables."""
     names = networks.split(",")
     if rank:
         as_rank(names[0], size, count)
         return
     prepare(threads)
+    chosen = parts.split(",")
+    if "loops" in chosen:
+        print_loops(names, size, count, rounds)
+    if "fits" in chosen:
+        print_fits(names, size, count, rounds)
+    if "ranks" in chosen:
+        click.echo(f"\nkflr of {names[-1]} over ranks of one thread")
+        for world in filter(None, worlds.split(",")):
+            click.echo(ranks(int(world), names[-1], size, count))
+    if "memory" in chosen:
+        click.echo("")
+        for number, mebi in growth(batches):
+            click.echo(f"after {number} batches the process has had {mebi:.0f} MiB at most")
+
+
+def print_loops(names: list[str], size: int, count: int, rounds: int) -> None:
+    """Samples per second."""
     click.echo(f"{'network':8} {'quantity':10} {'samples/s':>10} {'bare loop':>10} {'accumulate':>11}   over the "
                "gradient;  accumulate over the bare loop")
     for network in names:
@@ -155,6 +175,10 @@ def main(networks: str, size: int, count: int, rounds: int, threads: int, batche
             first, bare, own = (found[name].median for name in own_runs)
             click.echo(f"{network:8} {quantity:10} {size * count / own:10.0f} {bare / first:10.2f} {own / first:11.2f} "
                        f"{own / bare:21.3f}")
+
+
+def print_fits(names: list[str], size: int, count: int, rounds: int) -> None:
+    """Beside others."""
     click.echo("\nKronecker factors of the exact GGN, of the whole loader")
     for network in names:
         found = interleaved(fits(network, size, count), rounds, 120, PATIENCE, clock=time.process_time,
@@ -164,12 +188,6 @@ def main(networks: str, size: int, count: int, rounds: int, threads: int, batche
             shown = measured.failure or (f"{size * count / measured.median:8.0f} samples/s, "
                                          f"{measured.median / base:.2f} gradients")
             click.echo(f"{network:8} {name:12} {shown}")
-    click.echo(f"\nkflr of {names[-1]} over ranks of one thread")
-    for world in filter(None, worlds.split(",")):
-        click.echo(ranks(int(world), names[-1], size, count))
-    click.echo("")
-    for number, mebi in growth(batches):
-        click.echo(f"after {number} batches the process has had {mebi:.0f} MiB at most")
 
 
 if __name__ == "__main__":

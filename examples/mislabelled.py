@@ -61,8 +61,8 @@ def draw(curves: dict[str, Tensor], x: Tensor, y: Tensor, wrong: Tensor, query: 
     figure = plt.figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.6])
     axis = left.subplots()
-    for label, share in curves.items():
-        axis.plot(torch.arange(1, len(y) + 1) / len(y), share, label=label, linewidth=1.3)
+    for (label, share), style in zip(curves.items(), ("-", "--", ":"), strict=True):  # two may lie on each other
+        axis.plot(torch.arange(1, len(y) + 1) / len(y), share, style, label=label, linewidth=1.6)
     axis.set_xlabel("share of the training data that is looked through")
     axis.set_ylabel("share of the wrong labels found")
     axis.legend(fontsize=8)

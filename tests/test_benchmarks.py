@@ -14,6 +14,7 @@ from benchmarks import (
     clipping,
     compare,
     data_sets,
+    laplace_backends,
     large,
     large_networks,
     memory,
@@ -293,6 +294,21 @@ def test_a_small_run_over_data_sets():
     assert done.exit_code == 0, done.output
     assert "accumulate: scales of the weights' blocks differ by 0e+00 at most" in done.output
     assert "after 19 batches" in done.output
+
+
+def test_backends_of_laplace():
+    """The exact methods agree; a table of whatever was measured."""
+    pytest.importorskip("laplace")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    model.output_size = 10
+    assert laplace_backends.largest_gap(model) < 1e-10
+    found = {name: Measured([2.0]) for name in laplace_backends.runs(model, 2)}
+    found["gradient"] = Measured([0.5])
+    head, ours, theirs = laplace_backends.table(found).splitlines()
+    assert head.split()[:2] == ["exact", "diag"]
+    assert ours.split() == ["Hbp", *["4.0"] * 7]
+    assert theirs.split() == ["Curvlinops", *["4.0"] * 7]
 
 
 def test_differences_are_relative_to_the_largest_entry():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
@@ -81,7 +82,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     draws that belong to no sample, so that the total depends on the cutting, naming their lines; and of a loader with a
     checkpoint that will shuffle otherwise when it is resumed.
     """
-    _check(compiled, dtype, checkpoint_every, max_batches)
+    _check(compiled, loader, dtype, checkpoint_every, max_batches)
     ranks = Ranks(group)
     said = Said(prepare, count, sample_weights, indices)
     run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint, said, dict(arguments or {}))
@@ -97,7 +98,9 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     return Total(sums, run.header, compiled.model)
 
 
-def _check(compiled: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -> None:
+def _check(compiled: Any, loader: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -> None:
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise InputTypeError(f"the loader is a {type(loader).__name__}, not an iterable of batches (X, y)")
     if not isinstance(compiled, Compiled):
         raise InputTypeError(f"accumulate takes what hbp.compile returned, not {type(compiled).__name__}")
     check_adds(compiled.quantities)
@@ -108,6 +111,16 @@ def _check(compiled: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -
     if max_batches is not None and (isinstance(max_batches, bool) or not isinstance(max_batches, int)
                                     or max_batches < 1):
         raise InputError(f"max_batches must be a positive integer, not {max_batches!r}")
+
+
+def _not_cut(loader: Any) -> str:
+    """What to say of an error where the loader seems to be none."""
+    if isinstance(loader, Dataset):
+        return (". The loader is a data set by itself: if that gives single samples, pass DataLoader(dataset, "
+                "batch_size=64)")
+    if isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader):
+        return ". The loader is a tuple of tensors: if that is one batch, pass a list of it, [(X, y)]"
+    return ""
 
 
 class _Run:
@@ -163,7 +176,7 @@ class _Run:
                         if number >= done:
                             self._add(one, number)
                     except InputError as error:
-                        raise type(error)(f"batch {number} of the loader: {error}") from error
+                        raise type(error)(f"batch {number} of the loader: {error}{_not_cut(loader)}") from error
                     if number < done:
                         self._check_repeats(one, number)
                     else:

@@ -170,7 +170,7 @@ class HbpInterface(CurvatureInterface):
     def _no_target(self, x: Inputs) -> Tensor:
         """Stands where a batch has a target."""
         first = x if isinstance(x, Tensor) else x[self.dict_key_x]
-        return torch.zeros(len(first), device=first.device)
+        return torch.zeros(len(first), dtype=self.params[0].dtype, device=first.device)
 
     # -- parameters ----------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import sums
@@ -54,10 +55,17 @@ def cut_into(data, lengths):
 
 @given(lengths=st.lists(st.integers(1, 4), min_size=SAMPLES, max_size=SAMPLES), order=st.permutations(range(SAMPLES)),
        reduction=st.sampled_from(["mean", "sum"]), compensated=st.booleans(),
-       weights=st.none() | st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=SAMPLES, max_size=SAMPLES).filter(any))
+       weights=st.none() | st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=SAMPLES, max_size=SAMPLES).filter(any),
+       in_place=st.booleans())
 @example(lengths=[4, 4, 1, *[1] * 6], order=range(SAMPLES), reduction="mean", compensated=False,
-         weights=[1.5, 0.0, 2.0, 1.0, *[0.0] * 4, 0.5])
-def test_any_cutting_gives_the_whole(lengths, order, reduction, compensated, weights):
+         weights=[1.5, 0.0, 2.0, 1.0, *[0.0] * 4, 0.5], in_place=True)
+def test_any_cutting_gives_the_whole(lengths, order, reduction, compensated, weights, in_place):
+    """In place: the program adds to the totals while it runs, as to large ones."""
+    with mock.patch.object(sums, "IN_PLACE_BYTES", 0 if in_place else sums.IN_PLACE_BYTES):
+        check_cutting(lengths, order, reduction, compensated, weights)
+
+
+def check_cutting(lengths, order, reduction, compensated, weights):
     compiled, (X, y) = COMPILED[reduction]
     cut, left = [], SAMPLES
     for length in lengths:
@@ -257,6 +265,25 @@ def test_dicts_and_what_prepare_makes():
         hbp.accumulate(compiled, [{"input": X, "class": y}], progress=False)
     with pytest.raises(hbp.InputError, match="not \\(X, y\\)"):
         hbp.accumulate(compiled, [X], progress=False)
+    for loader, text in ((TensorDataset(X, y), r"a data set by itself.* DataLoader\(dataset"),
+                         ((X, y), r"pass a list of it, \[\(X, y\)\]"), (5, "the loader is a int")):
+        with pytest.raises(hbp.InputError, match=text):
+            hbp.accumulate(compiled, loader, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_last_batch_of_one_sample_whose_axis_is_squeezed_away():
+    class Regression(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    torch.manual_seed(0)
+    compiled = hbp.compile(Regression(3, 1).double(), nn.MSELoss(), ["grad"])
+    data = TensorDataset(torch.randn(5, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64))
+    compare(hbp.accumulate(compiled, DataLoader(data, 2, drop_last=True), progress=False), compiled(*data[:4]))
+    with pytest.raises(hbp.ProofError, match=r"(?s)output: the program's shape is \[1\], the model's is \[\].*"
+                                             r"squeeze\(-1\).*drop_last=True"):
+        hbp.accumulate(compiled, DataLoader(data, 2), progress=False)
 
 
 def test_variances_ask_for_gradients_too_which_are_compiled_once():

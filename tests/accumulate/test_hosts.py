@@ -38,6 +38,8 @@ def hosts():
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
+@pytest.mark.filterwarnings("ignore::hbpcompiler.errors.UnusedParametersWarning",
+                            "ignore::hbpcompiler.errors.LengthsWarning")
 @slow("test_ranks has the same three ranks on one host")
 def test_two_hosts_give_what_one_process_gives(hosts, tmp_path):
     """Two ranks on the first, one on the second; only the cable connects them."""

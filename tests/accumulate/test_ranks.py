@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hbpcompiler as hbp
+from tests.accumulate import test_reach
 from tests.accumulate.torchrun_script import NAMES, flat, setting
 from tests.selection import cases, slow
 
@@ -27,6 +28,8 @@ def environment():
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.filterwarnings("ignore::hbpcompiler.errors.UnusedParametersWarning",
+                            "ignore::hbpcompiler.errors.LengthsWarning")
 def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):
     done = torchrun("whole", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -60,12 +63,18 @@ def check_whole(folder):
     whole = flat(total)  # sampled quantities and dropout, too
     one = flat(hbp.accumulate(compiled, [data[:1]], progress=False))
     root = hbp.curvature(total.kflr).power(-0.5, damping=0.1).to_dense()
+    model, batches = test_reach.setting()
+    turning = flat(hbp.accumulate(hbp.compile(model, None, test_reach.NAMES), batches, progress=False))
     done = []
     for rank in range(3):
-        totals, text, (count, eigen, own_root), differences = torch.load(folder / f"rank{rank}.pt")
+        totals, text, (count, eigen, own_root), differences, unlike, turned = torch.load(folder / f"rank{rank}.pt")
         done.append((count, eigen))
         torch.testing.assert_close(own_root, root)
         assert "the matrices of rank 1, rank 2 are not those of rank 0" in differences
+        assert "rank 1: seed: 0 here, 7 there" in unlike
+        assert "rank 2: the parameters' or buffers' numbers are others" in unlike
+        for name, value in turning.items():
+            torch.testing.assert_close(turned[name], value, msg=lambda text, at=name: f"{at}: {text}")
         assert set(totals) == ({3, "cut", 2, "few"} if rank < 2 else {3, "cut", 1})
         for key, total in totals.items():
             right = one if key == "few" else whole

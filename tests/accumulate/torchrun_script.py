@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import buckets
 from hbpcompiler.curvature import symmetric
+from tests.accumulate import test_reach
 
 EXAMPLES = 1 + int(os.environ.get("HBP_EXAMPLES", "1"))
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr", "kfac", "diag_h_mc", "grad_histogram",
@@ -94,6 +95,27 @@ def differing(total, group, rank):
     return "nothing"
 
 
+def unlike(group, rank, world, data):
+    """What is said where one rank's model has other numbers, and another draws by another seed."""
+    model = setting()[0]
+    if rank == 2:
+        torch.nn.init.zeros_(model[0].bias)
+    try:
+        over(group, rank, world, model, data, seed=7 if rank == 1 else 0)
+    except hbp.InputError as error:
+        return str(error)
+    return "nothing"
+
+
+def turning(group, rank):
+    """Of batches of which the first rank's do not reach a layer."""
+    model, batches = test_reach.setting()
+    own = [[0], [2, 1], [3, 4]][rank]
+    found = hbp.accumulate(hbp.compile(model, None, test_reach.NAMES), [batches[number] for number in own], group=group,
+                           progress=False)
+    return flat(found)
+
+
 def main(how, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
@@ -133,7 +155,8 @@ def main(how, folder):
         text = f"{type(error).__name__}: {error}"
     eigen = decomposed(totals[3], everyone)
     torch.save(({key: flat(total) for key, total in totals.items()}, text, eigen,
-                differing(totals[3], everyone, rank)), folder / f"rank{rank}.pt")
+                differing(totals[3], everyone, rank), unlike(everyone, rank, world, data), turning(everyone, rank)),
+               folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

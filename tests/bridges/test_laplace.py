@@ -112,6 +112,13 @@ def test_labels_are_sampled():
     assert (backend.diag(X, y, mc_samples=1)[1] - exact).norm() > 0.1 * exact.norm()
 
 
+def test_jacobians_in_another_dtype_than_the_default():
+    model, X, _ = setting("regression")
+    right = GGNInterface(model, "regression").jacobians(X)
+    torch.set_default_dtype(torch.float32)
+    close(HbpGGN(model, "regression").jacobians(X), right)
+
+
 def test_chosen_outputs():
     model, X, _ = setting("regression")
     backend, chosen = HbpGGN(model, "regression"), torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0], [2, 1]])

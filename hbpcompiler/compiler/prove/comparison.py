@@ -44,6 +44,8 @@ class Comparison:
     how: str = ""
     """what was compared, if not all numbers; or why nothing was"""
     compared: bool = True
+    shapes: str = ""
+    """the program's and the model's, where they are not the same"""
 
     @property
     def agrees(self) -> bool:
@@ -74,9 +76,13 @@ def compared(found: Numbers, expected: Numbers, eps: float, again: Callable[[int
     """
     lines = []
     for (quantity, parameter), right in expected.items():
-        error, largest = gap(found.get((quantity, parameter)), right, strict=quantity in ("loss", "output"))
+        own = found.get((quantity, parameter))
+        error, largest = gap(own, right, strict=quantity in ("loss", "output"))
         allowed = eps**EXPONENT * largest if largest else of_zero
-        lines.append(Comparison(quantity, parameter, error, largest, allowed, how))
+        shapes = ""
+        if own is not None and own.shape != right.shape:
+            shapes = f"{list(own.shape)}, the model's is {list(right.shape)}"
+        lines.append(Comparison(quantity, parameter, error, largest, allowed, how, shapes=shapes))
     lines = [replace(line, allowed=max(line.allowed, _of_whole(line, lines, eps))) for line in lines]
     if again is None or all(line.agrees for line in lines):
         return lines

@@ -38,6 +38,8 @@ PYTHON_DRAWS = ("The model draws from Python's or numpy's random generator, of w
 INFINITE_SLOPE = ("An infinite slope (sqrt, log, acosh, a norm, at the edge of its domain) that meets a zero one "
                   "(relu, clamp, hardtanh): torch skips it, a product of both is NaN. Stay away from the edge, as in "
                   "sqrt(h + 1e-12), or do both in one module's forward, where they are one operation.")
+SQUEEZED = ("Of one sample, squeeze() takes the axis of the samples away too. Name the axis that is meant, as in "
+            "squeeze(-1); or leave out such a batch, DataLoader(..., drop_last=True).")
 SINGLE = torch.finfo(torch.float32).eps
 _REDUCED = {torch.float32: 2.0**-10}
 """What products of a dtype may be rounded to where the machine is told that this is good enough."""
@@ -69,7 +71,8 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
                         f"{', ...' if len(right) > LISTED else ''}")
     found = [*suspects(candidate.model, candidate.loss, batch, draws, candidate.matched),
              *(note for note in verification.notes if note == PYTHON_DRAWS),
-             *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1]]
+             *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1],
+             *[SQUEEZED for line in wrong if line.shapes and batch.samples == 1][:1]]
     advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
         "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]
     advice.append("hbp.compile(..., verify=False) compiles without this proof; the numbers are then wrong as listed.")
@@ -79,6 +82,8 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
 
 def _described(line: Comparison) -> str:
     what = f"{line.quantity} of {line.parameter!r}" if line.parameter else line.quantity
+    if line.shapes:
+        return f"{what}: the program's shape is {line.shapes}"
     return (f"{what}: off by {line.error:.2g}, where the largest number is {line.largest:.2g} and rounding explains "
             f"{line.allowed:.1g}{f' ({line.how})' if line.how else ''}")
 
