@@ -279,7 +279,7 @@ class Operator:
 
 
 def _inner(one: Columns, other: Columns) -> float:
-    return sum(inner(left, right) for left, right in zip(one, other, strict=True))
+    return float(sum(inner(left, right) for left, right in zip(one, other, strict=True)))
 
 
 def _seed(seed: Any) -> int:

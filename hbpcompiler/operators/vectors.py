@@ -17,7 +17,7 @@ from hbpcompiler.errors import InputError, InputTypeError, ModelError, listing
 
 Columns = list[Tensor]
 """F vectors: [F, *theta] for each parameter, in their order."""
-PIECE = 2**16
+PIECE = 2**18
 """Entries of a vector that are multiplied in float64 at once."""
 
 
@@ -159,6 +159,6 @@ def inner_products(left: Columns, right: Columns) -> Tensor:
     return total
 
 
-def inner(left: Tensor, right: Tensor) -> float:
-    """The inner product of two tensors of one shape, in float64."""
-    return float(inner_products([left.unsqueeze(0)], [right.unsqueeze(0)]))
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """The inner product of two tensors of one shape, a number in float64 where they are."""
+    return inner_products([left.unsqueeze(0)], [right.unsqueeze(0)]).squeeze()

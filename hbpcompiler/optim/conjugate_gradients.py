@@ -38,13 +38,13 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, *, dampi
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     del b  # its memory, where the caller has no use for it
-    squared = inner(residual, residual)
+    squared = float(inner(residual, residual))
     bound, values = tolerance * squared**0.5, [0.0]
     for iteration in range(1, most_iterations + 1):
         if squared**0.5 <= bound or squared == 0:
             return Solution(x, iteration - 1, True, False)
         along = product(direction).add_(direction, alpha=damping)
-        bend = inner(direction, along)
+        bend = float(inner(direction, along))
         if not bend > 0:
             return Solution(direction if iteration == 1 else x, iteration - 1, False, True)
         length = squared / bend
@@ -54,7 +54,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, *, dampi
         values.append(values[-1] - length * squared / 2)  # phi: what a step along a conjugate direction gains
         if _stalls(values, progress):
             return Solution(x, iteration, True, False)
-        new = inner(residual, residual)
+        new = float(inner(residual, residual))
         direction.mul_(new / squared).add_(residual)
         squared = new
     return Solution(x, most_iterations, squared**0.5 <= bound, False)

@@ -209,7 +209,7 @@ class KFAC(CurvatureOptimizer):
 
     def _penalty(self) -> float:
         """The l2 term of the loss."""
-        return sum(group["l2"] / 2 * inner(parameter, parameter)
+        return sum(group["l2"] / 2 * float(inner(parameter, parameter))
                    for group in self.param_groups if group["l2"] for parameter in group["params"])
 
     def _dampings(self) -> dict[str, float]:

@@ -200,5 +200,5 @@ class Preconditioner:
 def shortening(direction: Gradient, gradient: Gradient, bound: float, rates: Mapping[str, float]) -> float:
     """min(1, sqrt(bound / sum lr^2 <direction, gradient>)), by which a step is made no longer than the bound; each
     parameter has its rate."""
-    product = abs(sum(rates[name] ** 2 * inner(part, gradient[name]) for name, part in direction.items()))
+    product = abs(float(sum(rates[name] ** 2 * inner(part, gradient[name]) for name, part in direction.items())))
     return 1.0 if not product > bound else math.sqrt(bound / product)

@@ -66,14 +66,14 @@ class QuadraticModel:
         columns = list(directions.values())
         size, device = len(columns[0]), columns[0].device
         start = torch.zeros(size, size, dtype=torch.float64, device=device)
-        curvature = self.together.total(lambda: self._curvature(batch, names, columns), start).cpu()
-        damped, slope = torch.zeros(size, size, device="cpu").double(), torch.zeros(size, device="cpu").double()
+        curvature = self.together.total(lambda: self._curvature(batch, names, columns), start)
+        damped, slope = torch.zeros_like(start), torch.zeros_like(start[0])
         for name, column in directions.items():
-            squares = inner_products([column], [column]).cpu()
+            squares = inner_products([column], [column])
             curvature += l2[name] * squares
             damped += damping[name] * squares
-            slope += inner_products([column], [gradient[name].unsqueeze(0)]).squeeze(1).cpu()
-        return Quadratic((curvature + curvature.t()) / 2, damped, slope)
+            slope += inner_products([column], [gradient[name].unsqueeze(0)]).squeeze(1)
+        return Quadratic((curvature + curvature.t()).cpu() / 2, damped.cpu(), slope.cpu())
 
     def _curvature(self, batch: tuple[Any, ...], names: tuple[str, ...], columns: list[Tensor]) -> Tensor:
         """V^T C V of this rank's part of the batch, [k, k]."""
