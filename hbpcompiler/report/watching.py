@@ -27,6 +27,8 @@ WIDE = 110
 """Columns of a terminal that is not narrow."""
 TITLE, SHORT_TITLE = 34, 20
 """Most characters of an instrument's name."""
+BETWEEN = 9
+"""Characters between four columns."""
 EVERY = 1.0
 """Seconds between two looks at the log."""
 FIGURES = frozenset({"areas"})
@@ -147,15 +149,20 @@ def _table(run: Run, width: int, whole: bool) -> RenderableType:
     track, wide = Track(run), width >= WIDE
     title = Text(printable(track.name))
     table = Table(expand=False, title=title, title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("instrument", no_wrap=True, overflow="ellipsis", max_width=TITLE if wide else SHORT_TITLE)
+    longest, course = (TITLE, WIDTH) if wide else (SHORT_TITLE, NARROW)
+    table.add_column("instrument", no_wrap=True, overflow="ellipsis", max_width=longest)
     table.add_column("now", justify="right", no_wrap=True)
     table.add_column("course", no_wrap=True)
-    table.add_column("in words", overflow="fold" if whole else "ellipsis", no_wrap=not whole, ratio=1)
-    for row in rows(track, WIDTH if wide else NARROW):
+    table.add_column("in words", overflow="fold", ratio=1)
+    shown = rows(track, course)
+    room = width - longest - course - BETWEEN - max((len(row.value) for row in shown), default=0)
+    for row in shown:
         words = Text()
         for index, verdict in enumerate(row.verdicts):
             style = "bold yellow" if verdict.notable else ""
             words.append(("; " if index else "") + printable(verdict.text), style=style)
+        if not whole:
+            words.truncate(max(1, room), overflow="ellipsis")
         table.add_row(Text(printable(row.title)), Text(row.value), Text(row.course, style="cyan"), words)
     left_out = run.header.get("left_out")
     below = [f"step {run.last_step}, {number(run.last_time)} s, {len(run.by_step)} steps tracked"]

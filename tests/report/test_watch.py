@@ -42,7 +42,7 @@ def test_a_small_terminal_has_a_line_for_each_instrument_and_all_words_at_the_en
     assert len(lines) <= 24
     assert all(len(line) <= 80 for line in lines)
     assert sum("…" in line for line in lines) > 5
-    assert any("norm test needs" in line for line in lines)
+    assert any("norm test need" in line and "▁" in line for line in lines)
     whole = shown(tmp_path / "log.jsonl", terminal=True, size=(80, 24))
     assert "".join(whole.split()).count("thebatchhas128") >= 1
     assert len(view_lines(run, 80)) > 24
