@@ -30,7 +30,8 @@ class Limits:
     recycled_bytes: int = limit(
         2**24, "bytes", "memory of larger tensors goes back to the system, and the next one pays for new pages")
     huge_page_bytes: int = limit(
-        2**22, "bytes", "totals from this size on lie in huge pages, where the system has some: fewer page faults")
+        2**62, "bytes", "totals from this size on (2**22, say) lie in huge pages, where the system has some: fewer "
+        "page faults; by default none, for a virtual machine may have to get such memory first, which takes longer")
     allowance: float = limit(1.05, "times", "peak memory beside what tensors hold; measured peaks are 0.88 to 1.12", 1)
     budget_shares: tuple[int, ...] = limit(
         (4, 16, 64), "parts", "under a budget a chunk gets such a part of what is left: several are alive at once", 1)
