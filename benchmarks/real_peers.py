@@ -18,13 +18,16 @@ VOCABULARY = 10_000
 
 
 def layers(problem: Problem) -> list[tuple[str, nn.Parameter]]:
-    """Weights and biases of linear layers and convolutions that are not grouped, without the vocabulary's, by name."""
+    """Weights of linear layers and convolutions that are not grouped, without the vocabulary's, by name.
+
+    Without biases: ours have factors of their own there, where curvlinops gives them those of their weights.
+    """
     found = []
     for name, module in problem.model.named_modules():
         known = isinstance(module, FACTORED) or type(module).__name__ == "Conv1D"
         weight: Any = getattr(module, "weight", None)
         if known and getattr(module, "groups", 1) == 1 and max(weight.shape) < VOCABULARY:
-            found += [(f"{name}.{own}", parameter) for own, parameter in module.named_parameters(recurse=False)]
+            found.append((f"{name}.weight", weight))
     return found
 
 
