@@ -49,8 +49,8 @@ class Machine:
 DEFAULT = Machine()
 ONEDNN = Machine(linear_per_second=1.3e11)
 """The same for float32, where torch was built with oneDNN."""
-GPU = Machine(multiply_adds_per_second=1e13, batched_per_second=3e12, bytes_per_second=1e12, kernel_per_second=1e13,
-              fresh_bytes_per_second=1e12)
+GPU = Machine(multiply_adds_per_second=2e13, batched_per_second=5e12, bytes_per_second=2e12, kernel_per_second=2e13,
+              fresh_bytes_per_second=2e12)
 """Orders of magnitude of one in a data centre, in single precision: a call waits as long as on a CPU, and what it does
 then takes a hundredth."""
 DEFAULTS = (DEFAULT, ONEDNN, GPU)
