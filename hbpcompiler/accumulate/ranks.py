@@ -164,11 +164,12 @@ class Ranks:
 def _check_counts(told: list[_Own]) -> None:
     """InputError where one rank has counts of parameters that another's batches do not reach."""
     for name in counts_among(told[0].quantities):
-        counted = [{parts for parts, _ in own.tensors if parts[0] == name} for own in told if own.samples]
-        if others := set.union(*counted) - set.intersection(*counted):
-            parameters = ", ".join(sorted(parameter for _, parameter, _ in others))
-            raise InputError(f"{name} cannot be added up: some ranks' batches do not reach {parameters}, and zeros of "
-                             "others are not counted. Accumulate it of parameters that all batches reach")
+        counted = [{Key(*parts).parameter for parts, _ in own.tensors if parts[0] == name}
+                   for own in told if own.samples]
+        every = {parameter for own in counted for parameter in own}
+        if others := sorted(parameter for parameter in every if not all(parameter in own for own in counted)):
+            raise InputError(f"{name} cannot be added up: some ranks' batches do not reach {', '.join(others)}, and "
+                             "zeros of others are not counted. Accumulate it of parameters that all batches reach")
 
 
 def _of_positions(key: Key, sums: Sums, whole: Sums) -> float:

@@ -67,12 +67,14 @@ def check_whole(folder):
     turning = flat(hbp.accumulate(hbp.compile(model, None, test_reach.NAMES), batches, progress=False))
     done = []
     for rank in range(3):
-        totals, text, (count, eigen, own_root), differences, unlike, turned = torch.load(folder / f"rank{rank}.pt")
+        totals, text, (count, eigen, own_root), *more = torch.load(folder / f"rank{rank}.pt")
+        differences, unlike, (turned, counts) = more
         done.append((count, eigen))
         torch.testing.assert_close(own_root, root)
         assert "the matrices of rank 1, rank 2 are not those of rank 0" in differences
         assert "rank 1: seed: 0 here, 7 there" in unlike
         assert "rank 2: the parameters' or buffers' numbers are others" in unlike
+        assert "some ranks' batches do not reach long.bias, long.weight" in counts
         for name, value in turning.items():
             torch.testing.assert_close(turned[name], value, msg=lambda text, at=name: f"{at}: {text}")
         assert set(totals) == ({3, "cut", 2, "few"} if rank < 2 else {3, "cut", 1})

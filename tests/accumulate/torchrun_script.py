@@ -113,7 +113,12 @@ def turning(group, rank):
     own = [[0], [2, 1], [3, 4]][rank]
     found = hbp.accumulate(hbp.compile(model, None, test_reach.NAMES), [batches[number] for number in own], group=group,
                            progress=False)
-    return flat(found)
+    try:
+        hbp.accumulate(hbp.compile(model, None, ["grad_histogram"], verify=False), [batches[own[0]]], group=group,
+                       progress=False)
+    except hbp.InputError as error:
+        return flat(found), str(error)
+    return flat(found), "nothing"
 
 
 def main(how, folder):
