@@ -124,7 +124,7 @@ def find_classes(given: Problem) -> int:
 TASKS: Mapping[str, Task] = {
     "gradient": lambda given: gradient(given).call,
     "eigenvalues": eigenvalues,
-    "eigenvalues, sampled": lambda given: eigenvalues(given, columns="sampled"),
+    "eigenvalues of sampled": lambda given: eigenvalues(given, columns="sampled"),
     "Newton step": newton_step,
     "eigenvalues and step": both,
     f"{TOP} eigenvectors": vectors,

@@ -25,6 +25,7 @@ from benchmarks import (
     programs,
     real,
     scale,
+    spectrum,
     timing,
 )
 from benchmarks.cells import Cell, select
@@ -240,6 +241,19 @@ def test_a_small_run_of_clipping(tmp_path):
         "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert {"gradient", "ours", "ours, again", "torch.func"} <= json.loads(file.read_text())["logreg:2"].keys()
+
+
+def test_a_small_run_of_spectra(tmp_path):
+    """All tasks, as without options."""
+    file = tmp_path / "found.json"
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(spectrum.main, [
+        "--networks", "logreg", "--batch", "2", "--rounds", "1", "--patience", "0", "--threads", threads,
+        "--no-memory", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(file.read_text())["logreg:2"]
+    assert [row["task"] for row in rows] == list(spectrum.TASKS)
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_a_small_run_of_real_networks(tmp_path, monkeypatch):

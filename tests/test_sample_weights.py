@@ -1,5 +1,6 @@
 """`sample_weights`: every quantity is that of sum_n w_n l_n, in float64 against brute force; and l_n itself."""
 
+import ast
 import copy
 import pickle
 import sys
@@ -463,3 +464,10 @@ def test_weights_that_are_absent_cost_no_call_of_torch(monkeypatch):
         monkeypatch.setattr(module, name, without[name])
     assert absent == calls()
     assert len(given) > len(absent) > 50
+    # and the file does nothing else with them
+    nodes = list(ast.walk(ast.parse(compiled.code)))
+    handed = {id(argument) for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+              and node.func.id in without for argument in node.args}
+    mentions = [node for node in nodes if isinstance(node, ast.Name) and node.id == "sample_weights"]
+    assert len(mentions) > 5
+    assert all(id(node) in handed for node in mentions)

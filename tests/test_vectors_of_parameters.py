@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hbpcompiler as hbp
 from tests.graph_models import made
@@ -87,13 +88,15 @@ def derivatives(model, loss, inputs, y, direction, weights_of_samples=None):
             found.append(weight * loss(output * kept + output.detach() * (1 - kept), y))
         return torch.stack(found)
 
-    try:
-        return torch.func.jvp(shares, (state,), (direction,))[1]
-    except (NotImplementedError, RuntimeError):  # as the derivative of J^T u in u
-        along = torch.ones(count, dtype=torch.float64, requires_grad=True)
-        back = torch.autograd.grad(shares(state) @ along, list(state.values()), create_graph=True, allow_unused=True)
-        inner = sum((one * direction[name]).sum() for name, one in zip(state, back, strict=True) if one is not None)
-        return torch.autograd.grad(inner, along)[0]
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither of the two
+        try:
+            return torch.func.jvp(shares, (state,), (direction,))[1]
+        except (NotImplementedError, RuntimeError):  # as the derivative of J^T u in u
+            along = torch.ones(count, dtype=torch.float64, requires_grad=True)
+            back = torch.autograd.grad(shares(state) @ along, list(state.values()), create_graph=True,
+                                       allow_unused=True)
+            inner = sum((one * direction[name]).sum() for name, one in zip(state, back, strict=True) if one is not None)
+            return torch.autograd.grad(inner, along)[0]
 
 
 def weights_for(samples, weighted):
