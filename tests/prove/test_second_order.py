@@ -16,7 +16,7 @@ from hbpcompiler.compiler.prove.second_order import COUNTS, SMALL, second_order
 from hbpcompiler.compiler.prove.twin import twin_program
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.quantities import QUANTITIES, WITHOUT_VECTORS
-from hbpcompiler.reference import Forward
+from hbpcompiler.reference import Forward, reference
 
 
 def chain():
@@ -95,6 +95,25 @@ def test_a_twin_is_the_program():
     assert {line.parameter for line in lines} == set(found)
     assert any(f" of {found['0.weight'].numel()} entries" in line.how for line in lines)
     assert found["0.weight"].numel() > SMALL
+
+
+class Contracted(nn.Module):
+    """Two axes met at once, the parameter's in another order: torch makes a copy and a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(3, 2, 4) / 2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(torch.einsum("npi,ipo->no", x, self.weight)))
+
+
+def test_a_twin_copies_where_memory_lies_otherwise():
+    torch.manual_seed(0)
+    model, X, y = Contracted().double(), torch.randn(3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2])
+    result = hbp.compile(model, quantities=["diag_ggn", "norms"])(X, y)
+    for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_ggn").items():
+        torch.testing.assert_close(result.diag_ggn[name], value)
 
 
 class Truncated(nn.Module):

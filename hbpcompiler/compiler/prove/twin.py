@@ -26,6 +26,8 @@ from hbpcompiler.quantities import Chosen, Closings
 from hbpcompiler.rule.composite import graph_module
 
 GRAD = "grad"
+VIEWS = (torch.ops.aten.view, torch.ops.aten._unsafe_view)
+"""The graph leaves out copies that only move memory, so that these copy where it lies otherwise, as in the file."""
 Results = Mapping[str, Mapping[str, Any]]
 """Quantity -> parameter -> tensor, or tensors by field."""
 
@@ -40,6 +42,9 @@ def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...]
     asked = replace(options, quantities=quantities, curvature_dtype=None, chosen=chosen)
     closings = Closings(quantities, chosen, partial(schemes.kept, options.curvature))
     program = derive(matched, plan(matched, closings, asked))
+    for node in program.graph.nodes:
+        if node.target in VIEWS:
+            node.target = torch.ops.aten.reshape
     module = graph_module(program.graph)
 
     def run(state: Mapping[str, Tensor], *batch: Tensor, **given: Any) -> Results:
