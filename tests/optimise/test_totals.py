@@ -135,6 +135,7 @@ def test_a_program_with_totals_in_huge_pages(backend):
                         route_times=(("half of a symmetric product", 0),))
     found = hbp.compile(model, quantities=["kflr"], limits=limits, backend=backend, example_inputs=(X, y))
     assert "large_empty(" in found.code
+    assert "over=N * 16" in found.code or "over=batch_size * 16" in found.code  # B, over samples and positions
     plain = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y))
     for name, factors in plain(X, y).kflr.items():
         own = found(X, y).kflr[name]

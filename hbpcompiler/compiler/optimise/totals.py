@@ -146,7 +146,7 @@ def _scale_gram(graph: fx.Graph, product: fx.Node, divisor: Any) -> bool:
 
 def _scale_additions(item: fx.Node, divisor: Any) -> bool:
     """What a loop adds to a total that is read divided alone is scaled; whether that was done."""
-    if not _is_batch_size(divisor) or len(item.users) != 1:
+    if not (_is_batch_size(divisor) or isinstance(divisor, int)) or len(item.users) != 1:
         return False
     while item.target in MIRRORS and isinstance(item.args[0], fx.Node):
         item = item.args[0]
@@ -156,13 +156,14 @@ def _scale_additions(item: fx.Node, divisor: Any) -> bool:
     number: Any = item.args[1]
     total = call.filled[number]
     additions = None if total not in call.totals else list(_additions(total.inner))
-    if not additions or None in additions:
+    if not additions or None in additions or (isinstance(divisor, int) and not all(
+            SCALES[addition.target] == OVER for addition in additions if addition is not None)):
         return False
-    count = call.pass_whole(divisor, "batch_size")
+    count = divisor if isinstance(divisor, int) else call.pass_whole(divisor, "batch_size")
     for addition in additions:
         assert addition is not None
         if SCALES[addition.target] == OVER:
-            addition.kwargs = {**addition.kwargs, OVER: count}
+            addition.kwargs = {**addition.kwargs, OVER: _times(call.loop.body, addition, count)}
             continue
         with call.loop.body.inserting_before(addition):
             scale = call.loop.body.call_function(operator.truediv, (1, count))
@@ -170,6 +171,18 @@ def _scale_additions(item: fx.Node, divisor: Any) -> bool:
         meta.set_no_tensor(scale)
         addition.kwargs = {**addition.kwargs, SCALES[addition.target]: scale}
     return True
+
+
+def _times(body: fx.Graph, addition: fx.Node, count: Any) -> Any:
+    """What a Gram matrix is divided by already, times `count`."""
+    before: Any = addition.kwargs.get(OVER, 1)
+    if before == 1:
+        return count
+    with body.inserting_before(addition):
+        over = body.call_function(operator.mul, (count, before))
+    meta.place(over, addition)
+    meta.set_no_tensor(over)
+    return over
 
 
 def _is_batch_size(item: Any) -> bool:
@@ -194,9 +207,14 @@ def _additions(total: fx.Node) -> Iterator[fx.Node | None]:
     for user in total.users:
         if user.target is operator.getitem and user.args[0] is total:
             yield from _additions(user)
-        elif user.target in SCALES and user.args[0] is total and not user.users and SCALES[user.target] not in (
-                user.kwargs) and "beta" not in user.kwargs and total not in user.args[1:]:
+        elif user.target in SCALES and user.args[0] is total and not user.users and _may_be_scaled(user) and (
+                "beta" not in user.kwargs and total not in user.args[1:]):
             yield user
         else:
             yield None
 
+
+def _may_be_scaled(addition: fx.Node) -> bool:
+    """Whether it is not scaled yet, or is a Gram matrix over a number that is known."""
+    by = SCALES[addition.target]
+    return by not in addition.kwargs or (by == OVER and isinstance(addition.kwargs[by], int))
