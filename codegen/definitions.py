@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,9 @@ from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
 
+WITHOUT_ONEDNN = """\
+WITHOUT_ONEDNN = not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False)
+# On processors with AMX, Intel's since 2023, BLAS is as fast or faster."""
 LONGEST_INSIDE = 60
 """A longer call inside a composite gets a line of its own."""
 
@@ -29,15 +33,24 @@ def definitions(graph: fx.Graph) -> list[str]:
     for helper in list(wanted):
         wanted |= dict.fromkeys(_needs(helper))
     texts: list[str] = []
-    for helper, fallback in FALLBACKS.items():
-        if helper in wanted:
-            texts += [_source(helper), fallback]
+    for helper, instead in FALLBACKS.items():
+        if helper in wanted and instead:
+            texts += [] if WITHOUT_ONEDNN in texts else [WITHOUT_ONEDNN]
+            texts.append(_one_of_two(helper, instead))
+        elif helper in wanted:
+            texts.append(_source(helper))
     for own in composites(graph).values():
         if isinstance(own, WeightedLoss):
             texts.append(_weighted(own, own.losses.name in composites(graph)))
         else:
             texts.append(_each(own) if isinstance(own, EachSample) else _composite(own))
-    return [text for text in texts if text]
+    return texts
+
+
+def _one_of_two(helper: Any, instead: str) -> str:
+    """Its definition where oneDNN gains something, and what has its name elsewhere."""
+    own = textwrap.indent(_source(helper), "    ")
+    return f"if WITHOUT_ONEDNN:\n    {helper.__name__} = {instead}\nelse:\n\n{own}"
 
 
 def _composite(function: Composite) -> str:

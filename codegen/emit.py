@@ -15,7 +15,7 @@ from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.layout import laid_out
 from hbpcompiler.codegen.legend import legend
-from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
+from hbpcompiler.codegen.lifetimes import Section, free_at_last_use, tell_once
 from hbpcompiler.codegen.naming import Names, comment
 from hbpcompiler.codegen.outline import Outline, outlined
 from hbpcompiler.codegen.places import PARAMETERS, is_large, places, relaid
@@ -57,13 +57,16 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     tables = sorted({place.table for place in entries.values()} - {PARAMETERS, *ARGUMENTS})
     names.taken.update([*tables, PARAMETERS] if large else [])
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
-    as_tables = large and can_be_tables(graph, entries)
+    asked = {name: results[name] for name in header.quantities}
+    as_tables = large and can_be_tables(asked)
     parts = _sections(printer, as_tables)
     look = printer.look
     if as_tables:
-        parts["results"] = result_tables(entries, look, names, {name: results[name] for name in header.quantities})
+        parts["results"] = result_tables(entries, look, names, asked)
     returned = {look(node)[0] for node in output.all_input_nodes if node in printer.texts}
-    free_at_last_use([section for sections in parts.values() for section in sections], returned, limits)
+    sections = [section for sections in parts.values() for section in sections]
+    free_at_last_use(sections, returned, limits)
+    tell_once(sections, functions.texts)
     if large:
         parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
         parts["backward"].insert(0, Section("what ends at parameters, by their names", [

@@ -141,6 +141,8 @@ def _without_path(function: Function) -> None:
             node.meta["hint"] = hint.replace(f"_{where}", "_")
         elif node in function.values:
             node.meta["hint"] = "y"
+        if meta.wish(node):
+            node.meta["wish"] = role(meta.wish(node))
         subject = str(node.meta.get("subject") or "")
         for leaf in leaves:
             if f"_{leaf}_" in f"{subject}_":

@@ -28,7 +28,7 @@ def laid_out(text: str) -> str:
         if '"""' in line and line.count('"""') == 1 and (in_docstring or number == 0):
             in_docstring = not in_docstring
         lines += _wrapped_text(line, "") if in_docstring else wrapped(line)
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def wrapped(line: str) -> list[str]:

@@ -31,9 +31,9 @@ LEGEND: Mapping[str, str] = {
     "B": "Kronecker factor of the columns",
 }
 
-CHUNKS = ("Loops take so many samples or columns at a time that what a turn makes stays in the processor's cache, or "
-          "within the memory allowed.")
-LOOP = re.compile(r"^ *for \w+ in range\(0, [^,]+, \d+\):$", re.M)
+CHUNKS = ("A loop takes so many samples or columns a turn (chunk= in calls) that what a turn makes stays in the "
+          "processor's cache, or within the memory allowed.")
+LOOP = re.compile(r"^ *for \w+ in range\(0, .+, \d+\):  # \d+ \w+ a turn$", re.M)
 """Over chunks."""
 TARGETS = re.compile(r"^ *\(?([A-Za-z_][\w, \[\]]*?)\)?(?:\[.*?\])?(?:: [^=]*)? = ", re.M)
 """What a statement assigns to."""

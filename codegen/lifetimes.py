@@ -18,6 +18,8 @@ NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 """Of a variable; `.square()` does not read a tensor that is called square."""
 SHAPE = re.compile(r"\[([^\]]*)\]")
 """In a comment; behind a call with several results there are several."""
+HEADING = re.compile(r"^(?P<indent> *)# (?P<heading>(?P<title>\S.*?)    \S.*)$")
+"""Inside of a loop or a function, with what is computed under it."""
 LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
 
 
@@ -33,6 +35,28 @@ class Section:
     def heading(self) -> str:
         """The title, and what is computed under it."""
         return f"{self.title}    {self.formula}" if self.formula else self.title
+
+
+def tell_once(sections: Sequence[Section], functions: dict[str, str]) -> None:
+    """What is computed under a heading is said where it stands first, in the program if it stands there."""
+    said: set[str] = set()
+    for section in sections:
+        if section.heading in said:
+            section.formula = ""
+        said.add(section.heading)
+        section.lines = [_untold(line, said) for line in section.lines]
+    for name, text in functions.items():
+        functions[name] = "\n".join(_untold(line, said) for line in text.split("\n"))
+
+
+def _untold(line: str, said: set[str]) -> str:
+    """A line; if it is a heading that has been said, without what is computed under it."""
+    match = HEADING.match(line)
+    if match is None:
+        return line
+    known = match["heading"] in said
+    said.add(match["heading"])
+    return f"{match['indent']}# {match['title']}" if known else line
 
 
 def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (),

@@ -18,8 +18,8 @@ from hbpcompiler.rule.composite import PREFIX
 
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "Tensor", "state", "self",
                       "Result", "Program", "Factors", "Split", "Dict", "List", "NamedTuple", "Optional", "Tuple",
-                      "start", "stop", "forward", "result", *(helper.__name__ for helper in FALLBACKS), *ARGUMENTS,
-                      LOSSES, WEIGHTED})
+                      "start", "stop", "forward", "result", "WITHOUT_ONEDNN",
+                      *(helper.__name__ for helper in FALLBACKS), *ARGUMENTS, LOSSES, WEIGHTED})
 
 
 def identifier(text: str) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import fx
 
 from hbpcompiler.codegen.copying import letters_in
 from hbpcompiler.codegen.functions import Functions, function_stem, several
+from hbpcompiler.codegen.inline import Inlining, all_pure
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.outline import Call, Outline
@@ -24,11 +24,11 @@ from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
-from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
+from hbpcompiler.compiler.program.nodes import facts, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
-INLINE_WIDTH = 88
-"""An expression longer than this gets its own line."""
+COUNTED = {"n": "samples", "k": "columns"}
+"""By the letter of a loop's axis."""
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
 """At the beginning of a slice of it."""
 
@@ -44,9 +44,8 @@ class Printer:
         """Entries of tables, which are written as such and not as variables."""
         self.texts |= {node: (text, ATOM) for node, text in placed.items() if node in functions.outline.inside}
         self.reused = Reused(graph, names, functions.outline) if functions.places else None
-        self.order = {node: position for position, node in enumerate(graph.nodes)}
+        self.inlining = Inlining(graph, functions, placed)
         self.temporaries = Temporaries(self.texts)
-        self.writes = [position for node, position in self.order.items() if writes_in_place(node)]
 
     def statements(self, without_results: bool = False) -> Iterator[tuple[Block | None, list[str]]]:
         """(block, lines) per node that needs lines."""
@@ -60,7 +59,7 @@ class Printer:
     def _lines(self, node: fx.Node) -> list[str]:
         outline = self.functions.outline
         if node in outline.calls:
-            return [self._call(outline.calls[node])]
+            return self._call(outline.calls[node])
         if node in outline.inside or is_text(node):
             return []
         if node in self.placed and in_inputs(node):
@@ -83,7 +82,7 @@ class Printer:
             return [text]
         if not node.users:
             return [text] if writes_in_place(node) else []
-        if self._inline(node, text):
+        if self.inlining.is_inline(node, text):
             self.texts[node] = (text, binds)
             return []
         return [_with_shape(f"{self._named(node)} = {text}", node)]
@@ -131,14 +130,17 @@ class Printer:
         if self.reused is not None:
             self.reused.keeps(node, name)
 
-    def _call(self, call: Call) -> str:
+    def _call(self, call: Call) -> list[str]:
         """A block as a call of the function that it shares with others."""
         text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
         otherwise = f"{identifier(call.path)}_part" if call.path else ""
+        if len(call.values) == 1 and self.inlining.in_next_line(call.values[0], text) and all_pure(call.function.graph):
+            self.texts[call.values[0]] = (text, ATOM)
+            return []
         values = [self._named(node, otherwise) for node in call.values]
         if not values:
-            return text
-        return f"{several(values)} = {text}  # {' '.join(_shape(node) for node in call.values)}"
+            return [text]
+        return [f"{several(values)} = {text}  # {' '.join(_shape(node) for node in call.values)}"]
 
     def _printed(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], placed: Mapping[fx.Node, str],
                  ) -> tuple[list[str], Callable[[fx.Node], str]]:
@@ -154,20 +156,6 @@ class Printer:
         (user,) = node.users
         return isinstance(user.target, Loop) and node in cast("tuple[fx.Node, ...]", user.args[0])
 
-    def _inline(self, node: fx.Node, text: str) -> bool:
-        """A short pure expression that one line reads is written into that line."""
-        if node.meta.get("hint") or len(node.users) != 1:
-            return False
-        (user,) = node.users
-        if not is_pure(node) and (not facts(node).buffer or writes_in_place(user)):
-            return False
-        if isinstance(user.target, Loop) or user.op == "output" or user.meta.get("block") != node.meta.get("block"):
-            return False
-        if bisect.bisect(self.writes, self.order[node]) < bisect.bisect_left(self.writes, self.order[user]):
-            return False  # it would be computed after something was overwritten
-        reads = [used for used in _nodes_in((user.args, user.kwargs)) if used is node]
-        return len(text) <= INLINE_WIDTH and len(reads) == 1
-
     def _unpacked(self, node: fx.Node, text: str) -> list[str]:
         """`values, indices = call(...)`: a name for each result that is read."""
         names = ["_"] * node.meta["results"]
@@ -177,7 +165,7 @@ class Printer:
                 raise TypeError(f"{text}: a call with several results must be read by index")
             position = user.args[1]
             if names[position] == "_":
-                names[position] = self._named(user, f"{self.temporaries.wish(node)}_{position}")
+                names[position] = self._named(user, meta.wish(user) or f"{self.temporaries.wish(node)}_{position}")
             self.texts[user] = (names[position], ATOM)
             if "shape" in user.meta:
                 shapes[position] = f"[{', '.join(user.meta['shape'])}]"
@@ -210,7 +198,8 @@ class Printer:
         lead = self.look(cut[0])[0]
         length = f"{lead}.shape[{loop.axis}]"
         length = f"max(1, {length})" if loop.begins else length  # the first turn writes its totals, over nothing too
-        lines.append(f"for {start} in range(0, {length}, {loop.chunk}):")
+        turn = f"{loop.chunk} {_counted(cut[0], loop)} a turn"
+        lines.append(f"for {start} in range(0, {length}, {loop.chunk}):  # {turn}")
         stop = f"{start} + {loop.chunk}"
         at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
@@ -252,7 +241,9 @@ class Printer:
         head: list[str] = []
         texts = [*totals]
         for holder, outer in zip(holders[len(totals):], parts, strict=False):
-            texts.append(self.names.fresh(f"{outer}_{loop.letter}") if holder.users else "")
+            # What is cut in a loop has the loop's letter at its end, once.
+            bare = "_".join(word for word in outer.split("_") if word != loop.letter)
+            texts.append(self.names.fresh(f"{bare}_{loop.letter}") if holder.users else "")
             if holder.users:
                 head.append(_with_shape(f"{texts[-1]} = {outer}{at}", holder))
         sections = self._turn(node, loop, [*texts, *rest])
@@ -315,15 +306,13 @@ def _total(result: fx.Node) -> str:
     return f"{readers[0]}_total" if readers else "total"
 
 
-def _nodes_in(item: Any) -> Iterator[fx.Node]:
-    """Every mention of a node in a call's arguments, repeated ones too."""
-    if isinstance(item, fx.Node):
-        yield item
-    elif isinstance(item, dict):
-        yield from _nodes_in(list(item.values()))
-    elif isinstance(item, list | tuple):
-        for part in item:
-            yield from _nodes_in(part)
+def _counted(lead: fx.Node, loop: Loop) -> str:
+    """What a loop goes through, in words."""
+    if loop.letter not in COUNTED:
+        return f"{loop.letter}s"
+    shape = meta.shape(lead)
+    merged = shape is not None and "*" in shape[loop.axis]  # samples times what each was cut into
+    return "rows" if merged else COUNTED[loop.letter]
 
 
 def _with_shape(line: str, node: fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,13 +13,15 @@ from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.places import PARAMETERS, Places, is_of_results
-from hbpcompiler.codegen.printer import ATOM, MULTIPLY, Text, expression, quote
+from hbpcompiler.codegen.printer import ADD, ATOM, MULTIPLY, Text, expression, quote
 from hbpcompiler.codegen.segments import is_text
 from hbpcompiler.compiler.program.nodes import shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.quantities import QUANTITIES
 
 Look = Callable[[fx.Node], Text]
+IN_PLACE: Mapping[Any, tuple[str, int]] = {"div_": ("/", MULTIPLY), "sub_": ("-", ADD)}
+"""Method -> the operator that stands for it where nobody sees what is overwritten."""
 
 
 def parameter_table(relaid: Sequence[str]) -> list[str]:
@@ -45,10 +47,37 @@ def _part(value: Any, look: Look) -> str:
     return "None" if value is None else look(value)[0]
 
 
-def can_be_tables(graph: fx.Graph, places: Places) -> bool:
-    """Whether each line of the results is read once, so that it can be written where it is read."""
-    return all(len(node.users) == 1 for node in graph.nodes
-               if is_of_results(node) and node.op != "output" and not is_text(node))
+def can_be_tables(results: Mapping[str, Any]) -> bool:
+    """Whether each line of the results can be written where it is read: it is read once, or is a result by itself, and
+    stands in an earlier line. `results` in the order of the lines."""
+    written: set[fx.Node] = set()
+    for values in results.values():
+        for value in values.values() if isinstance(values, dict) else [values]:
+            own = list(_nodes_of(value))
+            if not all(_can_be_written(read, written) for node in own for read in _reads(node, written)):
+                return False
+            written.update(own if isinstance(values, dict) else ())
+    return True
+
+
+def _can_be_written(node: fx.Node, written: set[fx.Node]) -> bool:
+    """Whether what a result reads can stand in its line."""
+    if node in written or not is_of_results(node) or is_text(node):
+        return True
+    return len(node.users) == 1 and all(_can_be_written(read, written) for read in node.all_input_nodes)
+
+
+def _reads(node: fx.Node, written: set[fx.Node]) -> list[fx.Node]:
+    return node.all_input_nodes if is_of_results(node) and node not in written else []
+
+
+def _nodes_of(value: Any) -> Iterator[fx.Node]:
+    """The tensors of one result."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _nodes_of(part)
 
 
 def result_tables(places: Places, look: Look, names: Names,
@@ -74,6 +103,8 @@ def merged(sections: Sequence[Section]) -> list[Section]:
         path = section.title.rpartition(": ")[0]
         short = sum(not line.startswith("del ") for line in section.lines) == 1
         title = path.rpartition(".")[0] or path if short and path else section.title
+        if short and found and path and found[-1].title == path:
+            title = path  # what a module's own forward does, between its parts
         if found and found[-1].title == title:
             found[-1].lines += section.lines
         else:
@@ -137,6 +168,9 @@ class _Results:
         tables: set[str] = set()
 
         def text_of(node: fx.Node) -> Text:
+            if node in self.written:
+                made, its_key = self.written[node]
+                return made.format(name=self._name(its_key, key)), ATOM
             place = self.places.get(node)
             if place is None:
                 return self._result(node, text_of) if is_of_results(node) else self.look(node)
@@ -147,13 +181,7 @@ class _Results:
             # What is read once leaves its table, and so ends.
             return (f"{place.table}.pop({name})" if len(node.users) == 1 else f"{place.table}[{name}]"), ATOM
 
-        def read(node: fx.Node) -> Text:
-            if node in self.written:
-                made, its_key = self.written[node]
-                return made.format(name=self._name(its_key, key)), ATOM
-            return text_of(node)
-
-        form = _Form(record_text(quantity, value, read), frozenset(tables))
+        form = _Form(record_text(quantity, value, text_of), frozenset(tables))
         for field, node in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(node, fx.Node):
                 self.written.setdefault(node, (f"{quantity}[{{name}}]{'.' if field else ''}{field}", key))
@@ -167,13 +195,14 @@ class _Results:
 
     @staticmethod
     def _result(node: fx.Node, text_of: Look) -> Text:
-        """A line of the results as an expression; a quotient in place of what others read too is one like any other."""
-        if node.op == "call_method" and node.target == "div_" and not _is_alone(node):
-            (left, binds), right = text_of(cast("fx.Node", node.args[0])), node.args[1]
-            shown, tight = text_of(right) if isinstance(right, fx.Node) else (repr(right), ATOM)
-            left = left if binds >= MULTIPLY else f"({left})"
-            return f"{left} / {shown if tight > MULTIPLY else f'({shown})'}", MULTIPLY
-        return expression(node, text_of)
+        """A line of the results as an expression; one in place of what others read too is one like any other."""
+        if node.op != "call_method" or node.target not in IN_PLACE or node.kwargs or _is_alone(node):
+            return expression(node, text_of)
+        sign, strength = IN_PLACE[node.target]
+        (left, binds), right = text_of(cast("fx.Node", node.args[0])), node.args[1]
+        shown, tight = text_of(right) if isinstance(right, fx.Node) else (repr(right), ATOM)
+        left = left if binds >= strength else f"({left})"
+        return f"{left} {sign} {shown if tight > strength else f'({shown})'}", strength
 
 
 def _is_alone(node: fx.Node) -> bool:

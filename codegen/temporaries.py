@@ -40,6 +40,8 @@ SUFFIX: Mapping[str, str] = {
 
 UPDATES = {"mul_", "div_", "add_", "sub_"}
 """Methods whose result keeps the name of the tensor that they write to."""
+BACKWARD = re.compile(r"_backward(_data)?$")
+"""Of torch's kernels: native_layer_norm_backward, _softmax_backward_data."""
 NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -52,6 +54,8 @@ class Temporaries:
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
+        if meta.wish(node):
+            return meta.wish(node)
         if _is_product(node):
             return f"{PRODUCTS}_{meta.subject(node)}"
         base, suffix = self._base(node), _suffix(node)
@@ -98,6 +102,8 @@ def _suffix(node: fx.Node) -> str:
     if node.target is getattr:
         method = node.args[1]
     method = str(method).strip("_")
+    if BACKWARD.search(method):
+        return "back"
     if method == "flatten" and node.args[1:2] == (0,):
         return "rows"
     return SUFFIX.get(method, identifier(method).strip("_"))

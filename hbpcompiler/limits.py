@@ -111,6 +111,8 @@ class Limits:
     fused_operations: int = limit(60, "operations", "longer expressions of elementwise operations stay in pieces")
     onednn_multiply_adds: int = limit(
         2**19, "multiply-adds", "oneDNN takes float32 products from this size on: a call of it costs more")
+    onednn_rows: int = limit(
+        64, "rows and columns", "of a product that oneDNN takes: with fewer, reading its operands is most of the work")
     large_numbers: int = limit(2**16, "numbers", "a tensor of so many is deleted early and written over")
     large_item_numbers: int = limit(2**10, "numbers", "for each sample or column of a chunk, that are deleted early")
 

@@ -169,7 +169,8 @@ def back(name: str, apart: Callable[[Op, Tensor], Tensor]) -> Callable[[Op, Tens
             return apart(op, gradient)
         made = fused_attention_back(gradient, op.query, op.key, op.value, op.output, op.log_sums, op.is_causal,
                                     scale(op))
-        return called(f"at_{name}", made[position])
+        pulled: Tensor = made[position]
+        return pulled
 
     return pulled
 

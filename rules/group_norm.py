@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Residual, Rule, Shape, Structure, Tensor, called
+from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Residual, Rule, Shape, Structure, Tensor
 
 from . import batch_norm
 from .shared.standardised import Standardised
@@ -54,7 +54,7 @@ def gradients(op: Op, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor, Ten
 
 
 def back(op: Op, gradient: Tensor) -> Tensor:
-    return called("back", gradients(op, gradient, [True, False, False])[0])
+    return gradients(op, gradient, [True, False, False])[0]
 
 
 def of_weight(op: Op, gradient: Tensor) -> Tensor:

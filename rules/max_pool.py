@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window, called
+from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
 from .shared.selecting import with_places
 from .shared.spatial import brief, options, per_axis, scatter
@@ -51,9 +51,9 @@ def max_pool(axes: int) -> Rule:
         """The kernel adds up planes side by side, where `scatter_add` has a single thread."""
         kernel = per_axis(op.kernel_size, axes)
         stride, padding, dilation = (per_axis(each, axes) for each in (op.stride, op.padding, op.dilation))
-        pulled = torch.ops.aten.max_pool2d_with_indices_backward(gradient, op.self, kernel, stride or kernel, padding,
-                                                                 dilation, op.ceil_mode, op.indices)
-        return called("back", pulled)
+        pulled: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+            gradient, op.self, kernel, stride or kernel, padding, dilation, op.ceil_mode, op.indices)
+        return pulled
 
     def window(op: Op) -> Window | None:
         if len(op.shape("self")) == axes:

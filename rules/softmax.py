@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Case, Factor, Noise, Op, Rule, Tensor, called, covariance_root
+from hbpcompiler.rule import Case, Factor, Noise, Op, Rule, Tensor, covariance_root
 
 from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
 from .shared.reduced import axes, dtype_of, over_samples, own_dtype, spread
@@ -29,7 +29,8 @@ def softmax_back(op: Op, gradient: Tensor) -> Tensor:
     if dtype_of(op):
         return softmax_jac_t(op, gradient.unsqueeze(1)).squeeze(1)
     p = op.output
-    return called("back", torch.ops.aten._softmax_backward_data(gradient, p, op.dim, p.dtype))
+    pulled: Tensor = torch.ops.aten._softmax_backward_data(gradient, p, op.dim, p.dtype)
+    return pulled
 
 
 def softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:

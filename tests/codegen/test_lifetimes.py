@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
+from hbpcompiler.codegen.lifetimes import Section, free_at_last_use, tell_once
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from tests.selection import slow
 
@@ -102,3 +102,16 @@ def test_nothing_large_is_alive_at_the_end(quantities, smooth):
     assert "for first" in compiled.code
     alive = alive_at_the_end(compiled, X, y)
     assert [name for name, size in alive.items() if size >= 4 * LARGE] == []
+
+
+def test_what_a_heading_computes_is_said_once_and_in_the_program_if_it_stands_there():
+    sections = [Section("0: conv2d", ["a = 1"], "T = S U"),
+                Section("1: tanh", ["for first in range(0, 4, 2):", "    # 0: conv2d    T = S U", "    b = a  # [n]"]),
+                Section("0: conv2d", ["c = 2"], "T = S U")]
+    functions = {"turn": "def turn():\n    # 0: conv2d    T = S U\n    # 2: relu    d = y'(x)\n    # [n, 9]",
+                 "other": "def other():\n    # 2: relu    d = y'(x)"}
+    tell_once(sections, functions)
+    assert [section.heading for section in sections] == ["0: conv2d    T = S U", "1: tanh", "0: conv2d"]
+    assert sections[1].lines[1:] == ["    # 0: conv2d", "    b = a  # [n]"]
+    assert functions == {"turn": "def turn():\n    # 0: conv2d\n    # 2: relu    d = y'(x)\n    # [n, 9]",
+                         "other": "def other():\n    # 2: relu"}

@@ -49,3 +49,16 @@ def test_it_leaves_loops_inside_loops_by_one_and_then_by_another():
     check_program(graph, Level.DERIVED)
     assert calls(graph) == ["new_zeros", "exp", "loop", "  loop", "    mul", "    sum", "    add_", "getitem"]
     torch.testing.assert_close(run(graph, x, w), (x * w.exp()).sum(0))
+
+
+def test_views_stay_unless_something_is_made_of_them_outside():
+    graph = total_of(lambda part, whole: (part * whole.unsqueeze(1).mT).sum(0))
+    before = calls(graph)
+    hoist_from_loops(graph)
+    assert calls(graph) == before
+    graph = total_of(lambda part, whole: (part * whole.unsqueeze(0).exp()).sum(0))
+    hoist_from_loops(graph)
+    assert calls(graph)[:3] == ["new_zeros", "unsqueeze", "exp"]
+    graph = total_of(lambda part, whole: (part * whole.expand(2, 3).t().flatten(0)[:3]).sum(0))
+    hoist_from_loops(graph)  # flatten copies what was turned
+    assert "flatten" in calls(graph)

@@ -72,7 +72,7 @@ def convolutions():
 @pytest.mark.parametrize("make", [convolutions, pytest.param(wide, marks=slow("linear layers alone"))])
 def test_programs_with_onednn_agree_with_brute_force(make):
     model, X, y = make()
-    compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y))
+    compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), limits=hbp.Limits(onednn_rows=1))
     assert compiled.code.count("onednn_linear(") >= 5
     result = compiled(X, y)
     double = copy.deepcopy(model).double()
@@ -91,7 +91,8 @@ def test_programs_with_onednn_agree_with_brute_force(make):
 @slow("a script is the same program")
 def test_scripts_with_onednn():
     model, X, y = convolutions()
-    results = [hbp.compile(model, quantities=["batch_l2", "diag_h"], backend=backend)(X, y)
+    results = [hbp.compile(model, quantities=["batch_l2", "diag_h"], backend=backend,
+                           limits=hbp.Limits(onednn_rows=1))(X, y)
                for backend in ("python", "torchscript")]
     for quantity in ("batch_l2", "diag_h"):
         for key, value in results[0][quantity].items():

@@ -10,6 +10,7 @@ from hbpcompiler.compiler.cost.figures import ONEDNN
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.check import Level, check_program
+from hbpcompiler.compiler.program.grams import gram, onednn_gram
 from hbpcompiler.compiler.program.writer import named
 from tests.optimise.small import calls, lines, program, run, shaped
 
@@ -53,6 +54,14 @@ def test_small_ones_other_dtypes_and_stacks_of_matrices_stay():
     assert calls(turned(lambda writer, x, y: x @ y, (10, 20), (20, 10))) == ["matmul"]
     assert calls(turned(lambda writer, x, y: x @ y, (300, 200), (200, 100), dtype=torch.float64)) == ["matmul"]
     assert calls(turned(lambda writer, x, y: x @ y, (9, 300, 200), (9, 200, 100))) == ["matmul"]
+
+
+def test_products_of_few_rows_or_columns_stay():
+    assert calls(turned(lambda writer, x, y: x @ y, (6, 4000), (4000, 200)))[-1] == "matmul"
+    assert calls(turned(lambda writer, x, y: x @ y, (4000, 200), (200, 6))) == ["matmul"]
+    for rows, expected in ((6, gram), (64, onednn_gram)):
+        graph = turned(lambda writer, x: writer.call(gram, x, axis=2, chunk=64), (-1, 9, rows, 600))
+        assert [node.target for node in graph.nodes if node.op == "call_function"] == [expected]
 
 
 def test_a_transpose_is_worth_a_copy_where_much_is_multiplied():

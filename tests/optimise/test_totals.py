@@ -162,6 +162,7 @@ def test_factors_whose_first_turn_writes(backend):
     wanted = hbp.compile(model, loss, ["kflr"], limits=hbp.Limits(half_rows=10**6))(X, y).kflr
     for halves, onednn in ((10**6, 10**6), (4, 1)):
         limits = hbp.Limits(large_numbers=1, cache_bytes=2000, half_rows=halves, onednn_multiply_adds=onednn,
+                            onednn_rows=1,
                             route_times=(("products by distance", 100), ("half of a symmetric product", 0)))
         compiled = hbp.compile(model, loss, ["kflr"], limits=limits, backend=backend)
         found = compiled(X, y).kflr

@@ -134,11 +134,11 @@ class Backward:
         weights = mean_weights(self.weights) if average else self.weights
         return weighted(tensor, root_weights(weights) if root else weights)
 
-    def set_signs(self, piece: Piece, signs: Any, columns: Any) -> None:
-        """The signs of a piece that may have some; None: all +, for these columns."""
+    def set_signs(self, piece: Piece, signs: Any, columns: Any, place: str) -> None:
+        """The signs of a piece, born at the value of this name, that may have some; None: all +, for these columns."""
         if piece.signed:
             signs = columns.new_ones(columns.shape[:2]) if signs is None else signs
-            self.signs[piece.name] = named(signs, f"sign_{piece.name}")
+            self.signs[piece.name] = named(signs, f"sign_{self.matched.names[place]}")
 
     def signs_like(self, columns: Any, piece: Piece) -> Any:
         """The signs of a piece in the dtype of its columns, which change theirs at casts."""

@@ -49,9 +49,9 @@ def seed(backward: Backward, step: Seed) -> None:
         factor = columns.new_ones(()) * factor if piece.signed else factor  # a number has no sign()
         columns = columns * (factor.abs().sqrt() if piece.signed else factor**0.5)
         if piece.signed:
-            backward.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns)
+            backward.set_signs(piece, columns.new_ones(columns.shape[:2]) * factor.sign(), columns, value.name)
     elif piece.signed:
-        backward.set_signs(piece, None, columns)
+        backward.set_signs(piece, None, columns, value.name)
     if piece.form == COLUMNS:
         columns = named(columns, f"{PREFIX[piece.stream]}_{backward.matched.names[value.name]}_unweighted")
     backward.arrive(value, piece, backward.weighted(columns, root=piece.form == COLUMNS))
@@ -107,7 +107,7 @@ def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
     else:
         assert residual.some is not None
         found, signs = residual.some(op, gradient, numbers)
-    backward.set_signs(piece, signs, next(iter(found.values())))
+    backward.set_signs(piece, signs, next(iter(found.values())), step.operation.name)
     for slot, value in carried.items():
         axes = len(value.sample_shape)
         backward.arrive(value, piece, columns_under(scheme, found[slot], signs, axes))

@@ -12,7 +12,7 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.identity import matrix_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.plan.steps import PREFIX, Pull, Widen
-from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value, meta
 from hbpcompiler.rule import Op
@@ -37,7 +37,9 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     mixed = backward.plan.by_pixels and rule.elementwise_in(op)
     known = backward.knows_slope(step.operation)
     if step.slot in rule.backward and backward.is_single(step.piece) and not mixed and not known:
-        return rule.backward[step.slot](op, arrived.squeeze(1)).unsqueeze(1)
+        row = rule.backward[step.slot](op, arrived.squeeze(1))
+        name = backward.matched.names[step.operation.tensors[step.slot].name]
+        return otherwise_named(row, f"{PREFIX[step.piece.stream]}_{name}_row").unsqueeze(1)
     if form == COLUMNS and rule.elementwise_in(op):
         return arrived * backward.derivative(step.operation).unsqueeze(1)
     if form == COLUMNS:
@@ -107,7 +109,7 @@ def root_of(backward: Backward, step: Widen) -> Any:
     if not step.piece.signed:
         return backward.rounded(diagonal.sqrt(), value, step.into)
     if step.into.name not in backward.signs:
-        backward.signs[step.into.name] = named(diagonal.sign(), f"sign_{step.into.name}")
+        backward.signs[step.into.name] = named(diagonal.sign(), f"sign_{backward.matched.names[value.name]}")
     return backward.rounded(diagonal.abs().sqrt(), value, step.into)
 
 

@@ -55,17 +55,17 @@ def add_up(backward: Backward, step: AddUp) -> None:
 
 
 def _side_by_side(backward: Backward, step: Gather, parts: list[Any]) -> Any:
-    name = step.into.name
+    name, place = step.into.name, backward.matched.names[step.value.name]
     if step.into.signed:
         signs = [backward.signs[piece.name] if piece.signed else part.new_ones(part.shape[:2])
                  for piece, part in zip(step.pieces, parts, strict=True)]
         joined = torch.cat(signs, 1) if len(signs) > 1 else signs[0]
-        backward.signs[name] = named(joined, f"sign_{name}")
+        backward.signs[name] = named(joined, f"sign_{place}")
     whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     if step.compresses:
         whole, known = (backward.precision.widened(tensor, step.value.dtype)
                         for tensor in (whole, backward.signs.get(name)))
         whole, fewer = compressed(whole, known, step.value.sample_shape)
         if step.into.signed:
-            backward.signs[name] = named(fewer, f"sign_{name}_compressed")
+            backward.signs[name] = named(fewer, f"sign_{place}_compressed")
     return whole

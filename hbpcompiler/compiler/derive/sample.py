@@ -39,7 +39,8 @@ def sample(backward: Backward, step: Sample) -> None:
     columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
     if step.into.signed:
         half = drawn[0].new_ones(drawn[0].shape[:2])
-        backward.signs[step.into.name] = named(torch.cat([half, -half], 1), f"sign_{step.into.name}")
+        backward.signs[step.into.name] = named(
+            torch.cat([half, -half], 1), f"sign_{backward.matched.names[step.value.name]}")
     backward.arrive(step.value, step.into, columns)
 
 

@@ -22,7 +22,7 @@ from hbpcompiler.rule.composite import Composite, EachSample
 Numbers = Callable[[Sequence[Any]], Any]
 """What stands for these numbers, one of each program."""
 NUMBER = re.compile(r"\d+")
-KEPT = ("hint", "subject", "letters", "role", "dtype", "results", "argument", "annotation", "sizes", "step",
+KEPT = ("hint", "wish", "subject", "letters", "role", "dtype", "results", "argument", "annotation", "sizes", "step",
         "curvature", "own memory", "no tensor")
 """What nodes say of themselves that must not differ."""
 

@@ -1,10 +1,16 @@
-"""What is the same in every turn of a chunk loop is computed before it: patches of a sample for all its columns."""
+"""What is the same in every turn of a chunk loop is computed before it: patches of a sample for all its columns.
+
+A view of a tensor from outside costs nothing: it is left where it is read, unless it is of what was moved.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
+
 from torch import fx
 
-from hbpcompiler.compiler.program.nodes import is_pure, writes_in_place
+from hbpcompiler.compiler.program.nodes import called, facts, is_pure, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 
 
@@ -14,8 +20,10 @@ def hoist_from_loops(graph: fx.Graph) -> None:
         call = LoopCall.of(loop)
         body = call.loop.body
         outside = {passed.inner: passed.outer for passed in call.whole}
-        fixed = [node for node in body.nodes if node.op in ("call_function", "call_method")
-                 and _take_out(node, graph, loop, outside)]
+        fixed = _fixed(body, outside)
+        for node in fixed:
+            with graph.inserting_before(loop):
+                outside[node] = graph.node_copy(node, lambda read: outside[read])
         for node in fixed:
             if any(user not in outside for user in node.users):
                 node.replace_all_uses_with(call.pass_whole(outside[node], f"whole_{node.name}"))
@@ -23,16 +31,29 @@ def hoist_from_loops(graph: fx.Graph) -> None:
             body.erase_node(node)
 
 
-def _take_out(node: fx.Node, graph: fx.Graph, loop: fx.Node, outside: dict[fx.Node, fx.Node]) -> bool:
-    """Copy the node before the loop, if all that it reads is there and nothing writes to it; whether that was done."""
-    inputs = node.all_input_nodes
-    if not inputs or not is_pure(node) or any(read not in outside for read in inputs):
-        return False
-    if any(_writes(user, node) for user in node.users):
-        return False
-    with graph.inserting_before(loop):
-        outside[node] = graph.node_copy(node, lambda read: outside[read])
-    return True
+def _fixed(body: fx.Graph, outside: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+    """Nodes that may move: all that they read is outside or moves too, nothing writes to them, and they do some work
+    or are read by one that does."""
+    movable: dict[fx.Node, bool] = {}
+    for node in body.nodes:
+        inputs = node.all_input_nodes
+        if (node.op in ("call_function", "call_method") and inputs and is_pure(node)
+                and all(read in outside or read in movable for read in inputs)
+                and not any(_writes(user, node) for user in node.users)):
+            movable[node] = not _is_free(node, movable) or any(movable.get(read, False) for read in inputs)
+    for node in reversed(movable):
+        movable[node] = movable[node] or any(movable.get(user, False) for user in node.users)
+    return [node for node, moves in movable.items() if moves]
+
+
+def _is_free(node: fx.Node, movable: Mapping[fx.Node, bool]) -> bool:
+    """Whether it is a view or a shape; what is laid flat after it was turned is copied."""
+    if node.target in (getattr, operator.getitem):
+        return True
+    if called(node) in ("flatten", "reshape"):
+        return node.args[0] not in movable
+    known = facts(node)
+    return known.view and known.moves
 
 
 def _writes(user: fx.Node, node: fx.Node) -> bool:

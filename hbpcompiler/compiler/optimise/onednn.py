@@ -36,12 +36,12 @@ def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAU
         return
     for node in list(graph.nodes):
         if node.target in OF_ONEDNN:
-            _replace_gram(node, limits.onednn_multiply_adds, chunk)
+            _replace_gram(node, limits, chunk)
         elif meta.dtype(node) is torch.float32:
-            _replace(graph, node, limits.onednn_multiply_adds, chunk, machine)
+            _replace(graph, node, limits, chunk, machine)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int, machine: Machine) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, limits: Limits, chunk: int, machine: Machine) -> None:
     operands, total = list(node.args), None
     if node.op == "call_method" and node.target == "addmm_" and not node.kwargs:
         total, *operands = operands
@@ -55,7 +55,8 @@ def _replace(graph: fx.Graph, node: fx.Node, least: int, chunk: int, machine: Ma
         return
     made = meta.length_at(shapes[1][0 if node.target is F.linear else 1], chunk)
     lengths = [meta.length_at(each, chunk) for each in shapes[0]]
-    if decided("not oneDNN", lambda: math.prod(lengths) * made < least or (
+    if decided("not oneDNN", lambda: math.prod(lengths) * made < limits.onednn_multiply_adds
+               or min(math.prod(lengths[:-1]), made) < limits.onednn_rows or (
             _is_turned(x) and not _is_worth_a_copy(lengths, made, machine))):
         return
     with graph.inserting_before(node):
@@ -83,7 +84,7 @@ def _is_worth_a_copy(lengths: Sequence[int], made: int, machine: Machine) -> boo
     return gained > TURNING * numbers * ITEMSIZE / machine.bytes_per_second
 
 
-def _replace_gram(node: fx.Node, least: int, chunk: int) -> None:
+def _replace_gram(node: fx.Node, limits: Limits, chunk: int) -> None:
     """As for a product of the rows of one chunk: of its own, or of the loop around it."""
     x: Any = node.args[1 if writes_in_place(node) else 0]
     axis, samples = node.kwargs.get("axis", 0), node.kwargs.get("chunk", chunk)
@@ -91,5 +92,6 @@ def _replace_gram(node: fx.Node, least: int, chunk: int) -> None:
     assert isinstance(samples, int)
     lengths = [meta.length_at(each, samples) for each in meta.shape(x) or ()]
     floats = meta.dtype(x) is meta.dtype(node) is torch.float32
-    if floats and lengths and decided("oneDNN", lambda: math.prod(lengths) * lengths[axis] >= least):
+    if floats and lengths and decided("oneDNN", lambda: lengths[axis] >= limits.onednn_rows
+                                      and math.prod(lengths) * lengths[axis] >= limits.onednn_multiply_adds):
         node.target = OF_ONEDNN[node.target]

@@ -40,19 +40,16 @@ GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gr
 OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn_add_gram_,
                                             half_gram: onednn_half_gram}
 """What oneDNN may do instead."""
-BLAS_INSTEAD = """\
-if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False):
-    {} = {}  # on such processors, Intel's since 2023, BLAS is as fast or faster"""
 FILES = [file.__name__ for file in (idioms, derivatives, draws, pages, pairs, weights, products, grams, sums,
                                     histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
-    onednn_linear: BLAS_INSTEAD.format("onednn_linear", "F.linear"),
+    onednn_linear: "F.linear",
     product_over_pixels: "",
     **dict.fromkeys(sorted(IDIOMS, key=lambda helper: FILES.index(helper.__module__)), ""),
-    onednn_add_product_: BLAS_INSTEAD.format("onednn_add_product_", "add_product_"),
+    onednn_add_product_: "add_product_",
 }
-"""Helper -> what follows its definition, for builds of torch that cannot run it."""
+"""Helper -> what stands in its place where oneDNN gains nothing; "" for all others."""
 
 
 PRODUCTS: frozenset[Any] = frozenset({

@@ -89,6 +89,11 @@ def hint(node: fx.Node) -> str:
     return node.meta.get("hint") or ""
 
 
+def wish(node: fx.Node) -> str:
+    """What it is called if it gets a line of its own, which it does not ask for; or nothing."""
+    return node.meta.get("wish") or ""
+
+
 def subject(node: fx.Node) -> str:
     """What it is a part of: "S_weight_0" where columns S end at that parameter; or nothing."""
     return node.meta.get("subject") or ""
@@ -195,6 +200,11 @@ def ask_for(node: fx.Node, name: str) -> None:
     """Ask for a name in the generated file; the first wish counts."""
     if name and not hint(node):
         node.meta["hint"] = name
+
+
+def set_wish(node: fx.Node, name: str) -> None:
+    """What it is called if it gets a line of its own."""
+    node.meta["wish"] = name
 
 
 def rename(node: fx.Node, name: str) -> None:

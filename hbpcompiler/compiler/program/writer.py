@@ -261,7 +261,10 @@ class LoopCall:
         return self.totals + self.rows
 
     def pass_whole(self, outer: fx.Node, name: str) -> fx.Node:
-        """Pass one more tensor to the body; the placeholder that stands for it there."""
+        """Pass one more tensor to the body, if it does not have it; the placeholder that stands for it there."""
+        for passed in LoopCall.of(self.node).whole:
+            if passed.outer is outer:
+                return passed.inner
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
         inner = self._held(outer, name, Role.WHOLE, len(accumulators) + len(cut) + len(whole))
         self.node.args = (accumulators, cut, (*whole, outer))
@@ -303,6 +306,12 @@ class LoopCall:
 def named(proxy: Any, hint: str) -> Any:
     """Ask for a name in the generated file; the first wish counts, an identity's input keeps its own."""
     meta.ask_for(proxy.node, hint)
+    return proxy
+
+
+def otherwise_named(proxy: Any, wish: str) -> Any:
+    """What it is called where it gets a line of its own, which it does not ask for."""
+    meta.set_wish(proxy.node, wish)
     return proxy
 
 
