@@ -130,15 +130,16 @@ def test_the_page_says_what_its_figures_come_from():
     row = row_of(1.5)
     other = page.Row("digits_2c2d", row.outcomes, {"adam": Cost(1.0, 0.9, 1.1, 3)})
     found = coverage.sentences([row, other], {TASK: ["adam", "momentum", "kfac", "kflr"], "digits_2c2d": ["adam"]})
-    assert found[0] == "Points of the grids that were tried: LogReg on digits 7 of 30. 2C2D on digits 7 of 30."
-    assert found[1] == "Seeds: LogReg on digits 4. 2C2D on digits 4."
-    assert found[2] == ("Measurements of the steps: LogReg on digits not written down. "
-                        "2C2D on digits none (3 for Adam).")
-    assert found[3] == "Not run: on LogReg on digits KFLR."
-    assert "LogReg on MNIST, 2C2D on Fashion-MNIST" in found[4]
-    whole = dataclasses.replace(row.outcomes["adam"], tried=30)
+    assert found[0] == ("Whole grids everywhere: none. Of the others' grids 7 points were tried, and the best one has "
+                        "4 seeds; the table of hyperparameters says how many each has.")
+    assert found[1] == ("Steps were timed 3 times each. It was not written down how often on LogReg on digits "
+                        "*Adam*, *Momentum*, *KFAC*. Not timed, so that what is said of times leaves them out: "
+                        "on 2C2D on digits *Momentum*, *KFAC*.")
+    assert found[2] == "Not run: on LogReg on digits *KFLR*."
+    assert "LogReg on MNIST, 2C2D on Fashion-MNIST" in found[3]
+    whole = dataclasses.replace(row.outcomes["adam"], tried=30, records=row.outcomes["adam"].records * 2)
     found = coverage.sentences([page.Row(TASK, {**row.outcomes, "adam": whole}, {})], {TASK: ["adam"]})
-    assert found[0].endswith("LogReg on digits 7 of 30 (all for Adam).")
+    assert found[0].startswith("Whole grids everywhere: *Adam*, with 8 seeds. Of the others' grids 7 points")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

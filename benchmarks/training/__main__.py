@@ -63,7 +63,7 @@ def report(protocol: Protocol, folder: Path, target: Path, pictures: Path, notes
 
 def notes_of(protocol: Protocol) -> list[str]:
     """How the figures came about."""
-    grid = ("a part of each grid, and then the points beside the best one until all of those had been tried"
+    grid = ("of each grid a part at least, and then the points beside the best one until all of those had been tried"
             if protocol.coarse else "the whole grids")
     return [f"Seeds are not the grid's; {grid}. Chosen by {WORDS[protocol.criterion]}.",
             "Times are not those of the runs, which may have had neighbours: the chosen settings' steps are timed by "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.training.methods import METHODS
 from benchmarks.training.page import Row
@@ -11,16 +11,12 @@ from benchmarks.training.tasks import PAPER
 
 def sentences(rows: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[str]:
     """Which grids were tried whole, how many seeds there are, what was timed how often, what was not run."""
-    missing = {row.title: [METHODS[method].title for method in asked[row.task] if method not in row.outcomes]
-               for row in rows}
+    missing = {row.title: [method for method in asked[row.task] if method not in row.outcomes] for row in rows}
     rows = [row for row in rows if row.outcomes]
-    found = [_each(rows, lambda row, method: _tried(row, method), "Points of the grids that were tried"),
-             _each(rows, lambda row, method: f"{len(row.outcomes[method].records)}", "Seeds"),
-             _each(rows, _rounds, "Measurements of the steps")]
+    found = [_grids(rows), _times(rows)]
     if any(missing.values()):
-        found.append("Not run: " + "; ".join(f"on {title} {', '.join(names)}" for title, names in missing.items()
-                                             if names) + ".")
-    there = {row.task for row in rows if row.outcomes}
+        found.append(f"Not run: {_by_task(missing)}.")
+    there = {row.task for row in rows}
     elsewhere = [task.title for name, task in PAPER.items() if name not in there]
     if elsewhere:
         found.append(f"The paper's own problems are not among these ({', '.join(elsewhere)}): their data was not at "
@@ -28,31 +24,45 @@ def sentences(rows: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[s
     return found
 
 
-def _tried(row: Row, method: str) -> str:
-    outcome = row.outcomes[method]
-    return "all" if outcome.tried == outcome.grid else f"{outcome.tried} of {outcome.grid}"
+def _grids(rows: Sequence[Row]) -> str:
+    """The table of hyperparameters has the numbers of each."""
+    outcomes = {(row.task, method): outcome for row in rows for method, outcome in row.outcomes.items()}
+    methods = dict.fromkeys(method for _, method in outcomes)
+    whole = [method for method in methods
+             if all(outcome.tried == outcome.grid for (_, each), outcome in outcomes.items() if each == method)]
+    parts = [outcome.tried for (_, method), outcome in outcomes.items() if method not in whole]
+    seeds = {kind: [len(outcome.records) for (_, method), outcome in outcomes.items() if (method in whole) == kind]
+             for kind in (True, False)}
+    text = f"Whole grids everywhere: {_titles(whole) or 'none'}"
+    text += f", with {_span(seeds[True])} seeds." if whole else "."
+    if parts:
+        text += (f" Of the others' grids {_span(parts)} points were tried, and the best one has {_span(seeds[False])} "
+                 "seeds; the table of hyperparameters says how many each has.")
+    return text
 
 
-def _rounds(row: Row, method: str) -> str:
-    if method not in row.costs:
-        return "none"
-    return f"{row.costs[method].rounds}" if row.costs[method].rounds else "not written down"
+def _times(rows: Sequence[Row]) -> str:
+    rounds = [cost.rounds for row in rows for method, cost in row.costs.items() if method in row.outcomes]
+    text = f"Steps were timed {_span([each for each in rounds if each]) or 'an unknown number of'} times each."
+    unknown = {row.title: [method for method in row.outcomes if method in row.costs and not row.costs[method].rounds]
+               for row in rows}
+    without = {row.title: [method for method in row.outcomes if method not in row.costs] for row in rows}
+    if any(unknown.values()):
+        text += f" It was not written down how often {_by_task(unknown)}."
+    if any(without.values()):
+        text += f" Not timed, so that what is said of times leaves them out: {_by_task(without)}."
+    return text
 
 
-def _each(rows: Sequence[Row], of: Callable[[Row, str], str], title: str) -> str:
-    """What most cells of a task have is said once, then those that differ."""
-    parts = []
-    for row in rows:
-        values = {method: of(row, method) for method in row.outcomes}
-        common = _most_frequent(list(values.values()))
-        others: dict[str, list[str]] = {}
-        for method, value in values.items():
-            if value != common:
-                others.setdefault(value, []).append(METHODS[method].title)
-        exceptions = "; ".join(f"{value} for {', '.join(names)}" for value, names in others.items())
-        parts.append(f"{row.title} {common}" + (f" ({exceptions})" if exceptions else ""))
-    return f"{title}: {'. '.join(parts)}."
+def _by_task(methods: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"on {title} {_titles(each)}" for title, each in methods.items() if each)
 
 
-def _most_frequent(values: Sequence[Hashable]) -> Hashable:
-    return max(values, key=values.count)
+def _titles(methods: Iterable[str]) -> str:
+    return ", ".join(f"*{METHODS[method].title}*" for method in methods)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return ""
+    return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"

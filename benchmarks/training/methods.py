@@ -152,7 +152,7 @@ METHODS: dict[str, Method] = {
             norm_constraint=1e-2, adapt_damping=False),
         PAPER_GRID, PAPER_COARSE),
     "sophia": Method(
-        "Sophia", "#b15928", lambda model, loss: hbp.optim.Diagonal(model, loss, lr=1.0, rule="sophia"),
+        "Sophia", "#e31a1c", lambda model, loss: hbp.optim.Diagonal(model, loss, lr=1.0, rule="sophia"),
         {"lr": halves(-4.5, 6), "clip_scale": (1e-3, 1e-2, 0.05, 0.2, 1.0)},
         {"lr": halves(-3, 2), "clip_scale": (1e-2, 0.05, 0.2)}),
     "adahessian": Method(
