@@ -128,5 +128,5 @@ def _drawn(backward: Backward, step: Birth, residual: Factor, gradient: Any) -> 
         found = {slot: columns[:, :draws] for slot, columns in found.items()}
     if step.piece.signed:
         plus = gradient.new_ones([backward.batch, draws])
-        backward.set_signs(step.piece, torch.cat([plus, -plus], 1), plus)
+        backward.set_signs(step.piece, torch.cat([plus, -plus], 1), plus, step.operation.name)
     return found
