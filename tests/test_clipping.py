@@ -114,6 +114,24 @@ def test_layers_that_are_alike_are_written_once(style):
     check_clipped(model, nn.CrossEntropyLoss(), [X], torch.tensor([0, 2, 1]), KEPT_LIMITS, clipping=style)
 
 
+class Scaled(nn.Module):
+    """A parameter that is one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_parameter_that_is_one_number(way):
+    torch.manual_seed(0)
+    check_clipped(Scaled().double(), nn.CrossEntropyLoss(), [torch.randn(4, 3).double()], torch.tensor([0, 1, 1, 0]),
+                  WAYS[way])
+
+
 class Sequence(nn.Module):
     """An LSTM, whose steps are unrolled, and its last state."""
 

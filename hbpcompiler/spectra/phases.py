@@ -74,8 +74,9 @@ class Phases:
             if present and group not in small:
                 found[group] = Products(result[f"gram{self.suffix}"][key], result[f"cross{self.suffix}"][key])
             elif present:
-                columns = [result[f"sqrt_ggn{self.suffix}"][name].flatten(2) for name in present]
-                shares = [result.batch_grad[name].flatten(1) for name in present]
+                # a number has no axes of its own to be made one
+                columns = [result[f"sqrt_ggn{self.suffix}"][name].unsqueeze(-1).flatten(2) for name in present]
+                shares = [result.batch_grad[name].unsqueeze(-1).flatten(1) for name in present]
                 found[group] = Columns(torch.cat(columns, 2), torch.cat(shares, 1))
         return First(found, result, compiled.reduction)
 

@@ -209,6 +209,21 @@ def test_zeros_are_dropped_and_counted():
     assert spectrum.slopes_of(torch.zeros(4, 3).double(), torch.ones(4, 2).double()).shape == (4, 0)
 
 
+@pytest.mark.parametrize("groups", ["all", "parameter"])
+def test_a_parameter_that_is_one_number(groups):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    torch.manual_seed(0)
+    model, X, y = Scaled().double(), torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    check(hbp.spectrum(model, groups=groups)(X, y), Whole(model, nn.CrossEntropyLoss(), [X], y))
+
+
 def test_a_parameter_that_influences_nothing():
     torch.manual_seed(0)
 

@@ -27,7 +27,7 @@ class Whole:
 
     def gradients(self, names):
         """[N, D]: of each l_n."""
-        return torch.cat([self.run.batch_grad(name).flatten(1) for name in names], 1) / self.c
+        return torch.cat([self.run.batch_grad(name).unsqueeze(-1).flatten(1) for name in names], 1) / self.c
 
 
 def by_group(spectrum, value):
@@ -37,7 +37,7 @@ def by_group(spectrum, value):
 
 def flat(vectors, names):
     """{name: [k, *theta]} as [k, D]; parameters that do not influence the loss are not in it."""
-    return torch.cat([vectors[name].flatten(1) for name in names], 1)
+    return torch.cat([vectors[name].unsqueeze(-1).flatten(1) for name in names], 1)
 
 
 def near(found, expected, scale, what, limit=1e-8):

@@ -39,6 +39,6 @@ def sum_each(backward: Backward, step: SumEach) -> None:
     weights = backward.weighing[step.total]
     weights = weights.type_as(each) if backward.matched.mixed else weights
     shape = step.parameter.sample_shape
-    total = weights @ each.flatten(1) if len(shape) != 1 else weights @ each
+    total = weights @ each.flatten(1) if len(shape) > 1 else weights @ each
     total = total.unflatten(0, shape) if len(shape) > 1 else total
     put(backward, step.parameter, Closing(step.piece.stream, SUM), total)
