@@ -32,11 +32,15 @@ class _Rounding:
         self.values: dict[fx.Node, Any] = {}
         self.columns: set[fx.Node] = set()
         """Nodes that were computed from columns, in their dtype."""
+        self.totals: set[fx.Node] = set()
+        """What a loop's body adds to, in a dtype of its own."""
         self.casts: dict[fx.Node, fx.Node] = {}
 
-    def run(self, given: Sequence[tuple[Any, bool]]) -> None:
-        """`given` are the placeholders' values, and whether these are columns."""
+    def run(self, given: Sequence[tuple[Any, bool]], totals: int = 0) -> None:
+        """`given` are the placeholders' values, and whether these are columns; so many, the first, are totals."""
         arguments = iter(given)
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        self.totals.update(placeholders[:totals])
         for node in list(self.graph.nodes):
             if node.op == "placeholder":
                 value, is_column = next(arguments)
@@ -80,9 +84,10 @@ class _Rounding:
         return same and (mark == Mark.ENDS or before in self.columns)
 
     def _round_others(self, node: fx.Node) -> None:
-        """All other floating tensors that the node reads are rounded."""
+        """All other floating tensors that the node reads are rounded, but what it adds to."""
         def other(read: fx.Node) -> fx.Node:
-            return self._rounded(read, node) if self._is_other(read) else read
+            total = read in self.totals or (writes_in_place(node) and read is node.args[0])
+            return self._rounded(read, node) if self._is_other(read) and not total else read
 
         node.args, node.kwargs = fx.node.map_arg(node.args, other), dict(fx.node.map_arg(node.kwargs, other))
 
@@ -123,6 +128,8 @@ class _Rounding:
             self._node(product)
             node.target, node.args = "add_", (total, product)
             return
+        if not isinstance(node.target, str):  # a helper that multiplies, whose operands must be of one dtype
+            self._round_others(node)
         node.args = tuple(read.args[0] if isinstance(read, fx.Node) and meta.mark(read) == Mark.ENDS else read
                           for read in node.args)
 
@@ -137,7 +144,8 @@ class _Rounding:
         totals, parts, others = ([self.values[read] for read in given] for given in (accumulators, cut, whole))
         are_columns = [read in self.columns for read in (*accumulators, *cut, *whole)]
         inside = round_of(loop, totals, parts, others)
-        _Rounding(loop.body, self.dtype, self.total).run(list(zip(inside, are_columns, strict=True)))
+        _Rounding(loop.body, self.dtype, self.total).run(list(zip(inside, are_columns, strict=True)),
+                                                                  len(accumulators))
         self._note(node, tuple(totals), any(total in self.columns for total in accumulators))
 
 
