@@ -38,6 +38,10 @@ for them in one state of Python."""
 Made = TypeVar("Made", bound=ModelAt)
 
 
+class _BatchFailsError(LengthsDifferError):
+    """The batch at hand does not go through the model, or does not fit the loss: that says nothing of lengths."""
+
+
 class Owner(Protocol):
     """Whose programs they are (see `Programs`)."""
 
@@ -143,6 +147,8 @@ class Lengths:
         try:
             state, run = owner._guards.probed(lambda: check_runs(owner.model, owner.loss, other))
         except HbpError as error:
+            if length == axes.length(batch):
+                raise _BatchFailsError from error
             raise LengthsDifferError(f"a batch of length {length} does not go through: "
                                      f"{str(error).splitlines()[0]}") from error
         try:
@@ -160,6 +166,8 @@ class Lengths:
             program = for_any_length(first, axes.at(batch, sample), axes, length,
                                      lambda other: self._stages(first, batch, axes, other),
                                      owner.options.verify is False)
+        except _BatchFailsError:
+            return None
         except LengthsDifferError as error:
             self._attempts[key] = self._attempts.get(key, 0) + 1
             self._refuse(key, str(error))
@@ -179,6 +187,8 @@ class Lengths:
             try:
                 program.check(self._stages(program.first, batch, program.axes, other))
                 return program.serves(length, batch.samples)
+            except _BatchFailsError:
+                return False
             except LengthsDifferError as error:
                 reason = str(error)
         program.impossible.append(length)

@@ -224,6 +224,23 @@ def test_a_model_that_changes_its_way_at_some_length():
         torch.testing.assert_close(compiled(x, y).output, model(x).detach())
 
 
+def test_a_batch_that_does_not_fit_says_nothing_of_lengths():
+    """It is refused as ever, and its length is tried again with one that fits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Flatten(1), nn.AdaptiveAvgPool1d(1)).double()
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LengthsWarning)
+        compiled(torch.randn(3, 4, 2).double(), torch.randn(3, 1).double())
+        for length in (6, 9):
+            with pytest.raises(hbp.InputError):
+                compiled(torch.randn(3, length, 2).double(), torch.randn(3, 5, 7).double())
+            with pytest.raises(hbp.InputError):
+                compiled(torch.randn(3, length, 4).double(), torch.randn(3, 1).double())
+            compiled(torch.randn(3, length, 2).double(), torch.randn(3, 1).double())
+    assert "One program for every length" in compiled.explain()
+
+
 class Scaled(nn.Module):
     """A line, its mean over places, and a factor that Python makes."""
 
