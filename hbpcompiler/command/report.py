@@ -9,6 +9,7 @@ import click
 from hbpcompiler.command.imported import clean_errors
 from hbpcompiler.report import report
 from hbpcompiler.report.watching import watch
+from hbpcompiler.runs import read
 
 
 @click.command("report")
@@ -38,4 +39,6 @@ def watch_command(log: Path, once: bool) -> None:
     hbp watch run.jsonl
     """
     with clean_errors():
+        if once:
+            read(log)  # what is missing is worth no waiting
         watch(log, stop=(lambda run: True) if once else None)

@@ -193,7 +193,8 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; what a log has of later steps is taken again. InputError for something else's state."""
-        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT or (
+                not {"steps", "start", "last"} <= state.keys()):
             raise InputError("this is not the state of a monitor")
         self.steps, self._watching.pending = state["steps"], None
         self._watching.start = dict(state["start"])

@@ -15,6 +15,7 @@ from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import (
+    BatchDoesNotFitError,
     CompileError,
     HbpError,
     IndefiniteCurvatureWarning,
@@ -135,6 +136,10 @@ class Programs:
                 warnings.simplefilter("always")
                 result = self._first(names, batch, generator)
             self._check(result, any(issubclass(one.category, IndefiniteCurvatureWarning) for one in seen))
+        except BatchDoesNotFitError:  # the batch's fault says nothing of the model
+            self._tried = False
+            self._compiled.clear()
+            raise
         except Exception as error:  # a fault of the compiler's ends no training
             self._apart(names, batch, generator, error)
 

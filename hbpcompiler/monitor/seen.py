@@ -87,7 +87,8 @@ class Seen:
     @property
     def spread(self) -> float:
         """sum_d var_d, the biased variance of the samples' gradients, summed over parameters: never negative."""
-        return max(0.0, float(self.squared_norms.mean()) - self.squared_gradient)
+        found = float(self.squared_norms.mean()) - self.squared_gradient
+        return max(found, 0.0)  # NaN stays NaN, in this order
 
     # -- parameter by parameter ----------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def numbers_of(values: Mapping[str, Any], tracked: Collection[str]) -> dict[str,
             continue
         try:
             found[name] = float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             wrong.append(f"{name} must be a number, not {value!r}")
     if wrong:
         raise InputError(listing("monitor.add:", wrong))

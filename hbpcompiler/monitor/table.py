@@ -10,6 +10,7 @@ from typing import Any
 from hbpcompiler.errors import OptionError
 from hbpcompiler.monitor.histograms import histogram, histograms_2d
 from hbpcompiler.monitor.seen import TINY, Seen, norms, total
+from hbpcompiler.quantities import QUANTITIES as COMPILED
 
 SAMPLES = ("grad", "batch_l2", "batch_inner")
 PAIR, LARGEST, OPTIMIZER, SGD, CONVEX = "pair", "largest", "optimizer", "sgd", "convex"
@@ -203,12 +204,25 @@ def chosen(track: Any) -> dict[str, Tracked]:
     found: dict[str, Tracked] = {}
     for item in items:
         if isinstance(item, Tracked):
+            _check_own(item)
             found[item.name] = item
         elif isinstance(item, str) and (item in SETS or item in QUANTITIES):
             found |= {name: QUANTITIES[name] for name in SETS.get(item, (item,))}
         else:
             raise OptionError(_wrong(item))
     return found
+
+
+def _check_own(tracked: Tracked) -> None:
+    """OptionError for one of a user's that would take a name of ours, or needs what is no compiled quantity."""
+    if tracked.name in QUANTITIES and tracked is not QUANTITIES[tracked.name]:
+        raise OptionError(f"track: {tracked.name!r} is a quantity of the monitor's; give your own another name")
+    needs: Any = tracked.needs
+    if isinstance(needs, str):
+        raise OptionError(f"track: needs of {tracked.name!r} must be a tuple of names, ({needs!r},)")
+    if unknown := [need for need in needs if need not in COMPILED]:
+        raise OptionError(f"track: {tracked.name!r} needs {', '.join(map(repr, unknown))}, unknown to hbp.compile; its "
+                          f"quantities are {', '.join(COMPILED)}")
 
 
 def _wrong(item: Any) -> str:

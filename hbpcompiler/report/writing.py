@@ -36,13 +36,16 @@ def report(logs: str | Path | Run | Sequence[str | Path | Run], path: str | Path
         The path.
 
     Raises:
-        InputError: a log cannot be read or is none; every one is named. The page cannot be written.
+        InputError: a log cannot be read or is none; every one is named. The page cannot be written, or would replace
+            a log.
         OptionError: plotly is missing: `pip install 'hbpcompiler[report]'`.
     """
     runs = _read([logs] if isinstance(logs, str | Path | Run) else list(logs))
+    target = Path(path)
+    if any(Path(run.path).resolve() == target.resolve() for run in runs):
+        raise InputError(f"path: {target} is one of the logs; name another file for the page")
     library = _library()
     text = page(contents(tracks_of(runs)), library)
-    target = Path(path)
     beside = target.with_name(target.name + ".part")
     try:
         beside.write_text(text, encoding="utf-8")

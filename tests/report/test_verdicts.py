@@ -34,6 +34,13 @@ def test_alpha(values, words, notable):
     assert verdict.notable == notable
 
 
+def test_short_steps_of_a_rate_that_was_lowered_are_no_news():
+    verdict = step_size.alpha(numbers(-0.9, -0.95, -1), 0.03)
+    assert "far short of the lowest point, with a learning rate at 3 % of its largest" in verdict.text
+    assert not verdict.notable
+    assert step_size.alpha(numbers(-0.9, -0.95, -1), 0.6).notable
+
+
 def test_a_random_walk_is_told_from_a_straight_path():
     generator = torch.Generator().manual_seed(0)
     steps, size = 400, 500

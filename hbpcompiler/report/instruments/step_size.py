@@ -32,7 +32,9 @@ def _alpha(track: Track) -> Drawn | None:
         "median": plain(values.median()[None])[0], "recentMedian": plain(recent.median()[None])[0],
         "count": len(values), "recentCount": len(recent),
     }
-    said = (broken(series), step_size.alpha(recent))
+    rates = track.series("lr").finite.values
+    rate = float(rates[-1] / rates.max()) if len(rates) and rates.max() > 0 else 1.0
+    said = (broken(series), step_size.alpha(recent, rate))
     return Drawn(data, tuple(verdict for verdict in said if verdict is not None))
 
 

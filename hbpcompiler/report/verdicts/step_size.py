@@ -11,6 +11,8 @@ from hbpcompiler.report.words import Verdict, number, share
 
 SHORT, STRAIGHT, FAR, UPHILL = -0.5, -0.1, 0.5, 1.0
 """Of alpha: -1 has not moved, 0 stands where the fitted parabola is lowest, 1 on its other side at the same height."""
+LOWERED = 0.5
+"""Of the largest learning rate: below it a schedule has made steps short."""
 OFTEN = 0.25
 """Share of steps that end uphill from which it is worth a word above the page."""
 WANDERING, OSCILLATING = 1.2, 0.6
@@ -21,15 +23,20 @@ VANISHED, EXPLODED = 1e-4, 100.0
 """Of the gradient's norm at first."""
 
 
-def alpha(recent: Tensor) -> Verdict:
+def alpha(recent: Tensor, rate: float = 1.0) -> Verdict:
     """Where recent steps end on the parabola through their two ends (Schneider, Dangel, Hennig 2021, section 3.1).
 
     Args:
         recent: [S] the values of alpha, at least one, all finite.
+        rate: the learning rate now, in parts of the largest that there was: where it was lowered on purpose, short
+            steps are no news.
     """
     middle = recent.median().item()
     uphill = (recent > UPHILL).double().mean().item()
-    if middle < SHORT:
+    lowered = rate < LOWERED
+    if middle < SHORT and lowered:
+        words = f"stop far short of the lowest point, with a learning rate at {share(rate)} of its largest"
+    elif middle < SHORT:
         words = "stop far short of the lowest point: a larger step size is worth a try"
     elif middle < STRAIGHT:
         words = "stop a little short of the lowest point"
@@ -41,7 +48,7 @@ def alpha(recent: Tensor) -> Verdict:
         words = "end higher than they began: a smaller step size is worth a try"
     also = f"; {share(uphill)} end uphill" if uphill > 0 else ""
     return Verdict(f"recent steps {words} (median {number(middle, 2)}{also})",
-                   notable=middle < SHORT or middle > UPHILL or uphill > OFTEN)
+                   notable=(middle < SHORT and not lowered) or middle > UPHILL or uphill > OFTEN)
 
 
 def distance(travelled: float, path: float, steps: int) -> Verdict:
