@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hbpcompiler.report.instruments import COLUMNS, Instrument, of_ones_own
 from hbpcompiler.report.layers import spread_of
 from hbpcompiler.report.tracks import Series, Track
 from hbpcompiler.report.words import Verdict, number
-from hbpcompiler.runs import Run
+from hbpcompiler.runs import Run, Scalars, Step
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH, NARROW = 24, 10
@@ -109,24 +109,36 @@ def _begun(path: Path) -> bool:
 
 def _lines(looks: Iterator[Run], console: Console) -> None:
     """One line for each new step that has a number, another where later lines of the log add to it, and what stands out
-    when that changes."""
-    shown: dict[int, set[str]] = {}
+    when that changes. A user's own numbers have lines of theirs, as they can come at a step that is not tracked."""
+    tracked: dict[int, set[str]] = {}
+    added: dict[int, set[str]] = {}
     said: set[str] = set()
     for run in looks:
-        latest = max(shown, default=-1)
-        for step in (step for step in run.steps if step.step >= latest):
-            names = shown.setdefault(step.step, set())
-            numbers = {name: number(value, 4) for name, value in step.values.items()
-                       if isinstance(value, int | float) and name not in names}
-            names |= set(numbers)
-            if numbers:
-                line = "  ".join([f"step {step.step}", f"{step.time:.1f} s", *map(" ".join, numbers.items())])
-                console.out(printable(line), highlight=False)
+        lines = [*_news(run.steps, tracked), *_news(run.scalars, added)]
+        for _, line in sorted(lines, key=lambda line: line[0]):
+            console.out(printable(line), highlight=False)
         for row in rows(Track(run)):
             for verdict in row.verdicts:
                 if verdict.notable and verdict.text not in said:
                     said.add(verdict.text)
                     console.out(printable(f"! {row.title}: {verdict.text}"), highlight=False)
+
+
+def _news(entries: Sequence[Step | Scalars], shown: dict[int, set[str]]) -> list[tuple[int, str]]:
+    """Lines, behind their steps, with the numbers that were not shown yet, from the last step on that was."""
+    lines = []
+    latest = max(shown, default=-1)
+    for entry in entries:
+        if entry.step < latest:
+            continue
+        names = shown.setdefault(entry.step, set())
+        numbers = {name: number(value, 4) for name, value in entry.values.items()
+                   if isinstance(value, int | float) and name not in names}
+        names |= set(numbers)
+        if numbers:
+            words = [f"step {entry.step}", f"{entry.time:.1f} s", *map(" ".join, numbers.items())]
+            lines.append((entry.step, "  ".join(words)))
+    return lines
 
 
 def view(run: Run, width: int, height: int | None = None) -> RenderableType:
