@@ -10,7 +10,7 @@ BRIDGES := laplace-torch==0.3 curvlinops-for-pytorch==3.0.1 asdfghjkl==0.1a4 bac
 	wadler-lindig==0.1.8 torchmetrics==1.9.0 lightning-utilities==0.15.3 opt-einsum==3.4.0 opacus==1.6.0 \
 	kronfluence==1.0.1 accelerate==1.15.0 safetensors==0.8.0 pyyaml==6.0.4 packaging==26.4 psutil==7.2.2
 
-.PHONY: demo test test-all lint docs bench zoo clean
+.PHONY: demo test test-all fuzz lint docs bench zoo clean
 
 # Each stamp installs one set of extras; torch comes first, so that no extra pulls another one.
 .venv/torch:
@@ -35,6 +35,10 @@ test: .venv/test+demo
 
 test-all: .venv/test+demo .venv/bridges
 	HBP_EXAMPLES=2 $(RUN)/python -m pytest -n 2 --dist worksteal -m ""
+
+# 2,000 random models, losses and changes of Python state against autograd: an hour. Goes on where it was stopped.
+fuzz: .venv/test+demo
+	$(RUN)/python -m tests.fuzz
 
 lint: .venv/test+demo+dev
 	$(RUN)/ruff check .

@@ -1,4 +1,4 @@
-"""Pieces of models and losses as people write them, to be put together at random: see `test_fuzzing`.
+"""Pieces of models as people write them, to be put together at random: see `test_fuzzing`, and `user_losses`.
 
 Sequences are [N, T, D], vectors [N, D]. Each piece is a module of its own with one attribute or buffer that a test may
 change between two calls.
@@ -30,6 +30,10 @@ class Piece(nn.Module):
 
 def linear():
     return nn.Linear(FEATURES, FEATURES)
+
+
+def encoder():
+    return nn.TransformerEncoderLayer(FEATURES, 1, 4, dropout=0.0, activation="gelu", batch_first=True)
 
 
 def attention(s, h, ids):
@@ -94,6 +98,54 @@ def over_positions(s, h, ids):
     return s.conv(h.transpose(1, 2)).transpose(1, 2).clamp(-s.scale, s.scale) + h
 
 
+def rotary(s, h, ids):
+    pairs = torch.view_as_complex(s.ab(h).reshape(h.shape[0], h.shape[1], FEATURES, 2))
+    angles = torch.arange(h.shape[1], dtype=h.dtype)[:, None] * s.scale
+    turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles))
+    return turned[..., 0] + 0.3 * turned[..., 1]
+
+
+def filtered(s, h, ids):
+    return torch.fft.irfft(torch.fft.rfft(s.a(h), dim=1) * s.scale, n=h.shape[1], dim=1).tanh()
+
+
+def two_weights(s, h, ids):
+    return h + torch.tanh(h @ (s.u @ s.v)) * s.scale
+
+
+def written_where(s, h, ids):
+    h = s.a(h).clone()
+    h[ids == 0] = s.scale
+    return h
+
+
+def norm_twice(s, h, ids):
+    return s.norm(s.a(s.norm(h)) * s.scale)
+
+
+def own_backward(s, h, ids):
+    """A function of one's own whose backward is right."""
+    return Cubed.apply(s.a(h)) * s.scale
+
+
+class Cubed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+def without_gradient(s, h, ids):
+    with torch.no_grad():
+        size = h.abs().mean(-1, keepdim=True) + s.scale
+    return s.a(h / size)
+
+
 SEQUENCES = {
     "linear, activation": lambda: Piece(lambda s, h, ids: s.a(h).sigmoid() * s.scale, {"a": linear}, scale=1.5),
     "layer norm": lambda: Piece(lambda s, h, ids: s.a(s.norm(h)), {"a": linear,
@@ -115,6 +167,19 @@ SEQUENCES = {
                                {"table": (POSITIONS + 1, FEATURES)}, scale=0.4),
     "looked up": lambda: Piece(lambda s, h, ids: h * s.scale + s.table(ids).unsqueeze(1),
                                {"table": lambda: nn.Embedding(CLASSES, FEATURES)}, scale=1.2),
+    "rotary": lambda: Piece(rotary, {"ab": lambda: nn.Linear(FEATURES, 2 * FEATURES)}, scale=0.7),
+    "filtered": lambda: Piece(filtered, {"a": linear}, scale=0.8),
+    "two weights": lambda: Piece(two_weights, None, {"u": (FEATURES, 2), "v": (2, FEATURES)}, scale=0.9),
+    "written where": lambda: Piece(written_where, {"a": linear}, scale=0.6),
+    "norm twice": lambda: Piece(norm_twice, {"a": linear, "norm": lambda: nn.LayerNorm(FEATURES)}, scale=1.2),
+    "own backward": lambda: Piece(own_backward, {"a": linear}, scale=0.4),
+    "without gradient": lambda: Piece(without_gradient, {"a": linear}, scale=0.5),
+    "lstm": lambda: Piece(lambda s, h, ids: s.rnn(h)[0] * s.scale,
+                          {"rnn": lambda: nn.LSTM(FEATURES, FEATURES, batch_first=True)}, scale=1.4),
+    "encoder": lambda: Piece(lambda s, h, ids: s.layer(h) * s.scale, {"layer": encoder}, scale=0.8),
+    "group norm": lambda: Piece(lambda s, h, ids: s.norm(s.a(h).transpose(1, 2)).transpose(1, 2) * s.scale,
+                                {"a": linear, "norm": lambda: nn.GroupNorm(1, FEATURES)}, scale=0.9),
+    "sums so far": lambda: Piece(lambda s, h, ids: s.a(h).cumsum(1).sin() * s.scale, {"a": linear}, scale=0.7),
 }
 """[N, T, D] -> [N, T, D]."""
 
@@ -128,76 +193,6 @@ POOLS = {
     "largest": lambda: Piece(lambda s, h, ids: h.amax(1) * s.scale, scale=0.7),
 }
 """[N, T, D] -> [N, D]."""
-
-
-def cross_entropy(s, o, y):
-    return F.cross_entropy(o / s.scale, y)
-
-
-def focal(s, o, y):
-    ce = F.cross_entropy(o, y, reduction="none")
-    return ((1 - torch.exp(-ce)) ** s.power * ce).mean()
-
-
-def weighted(s, o, y):
-    return (F.cross_entropy(o, y, reduction="none") * s.weights[y]).sum() / len(y)
-
-
-def squares(s, o, y):
-    return s.scale * (o - F.one_hot(y, CLASSES)).square().sum() / o.shape[0]
-
-
-def two_terms(s, o, y):
-    return F.cross_entropy(o, y, label_smoothing=0.1) + s.scale * o.square().mean()
-
-
-def towards_itself(s, o, y):
-    return F.mse_loss(o, o.detach().softmax(-1), reduction="sum") * s.scale
-
-
-def divergence(s, o, y):
-    wanted = F.one_hot(y, CLASSES).to(o.dtype) * 0.7 + 0.1
-    return F.kl_div(F.log_softmax(o, -1), wanted, reduction="batchmean") * s.scale
-
-
-def binary(s, o, y):
-    return F.binary_cross_entropy_with_logits(o[:, 0], (y == 1).to(o.dtype), reduction=s.reduction)
-
-
-def in_a_row(s, o, y):
-    return torch.stack([F.cross_entropy(o, y), o.square().sum() / int(o.size(0)) * s.scale]).sum()
-
-
-def samples_first(s, o, y):
-    return (o - F.one_hot(y, CLASSES)).square().mean(0) @ s.weights
-
-
-class Loss(nn.Module):
-    def __init__(self, code, **attributes):
-        super().__init__()
-        self.code = code
-        for name, value in attributes.items():
-            if isinstance(value, torch.Tensor):
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
-
-    def forward(self, output, target):
-        return self.code(self, output, target)
-
-
-LOSSES = {
-    "cross entropy": lambda: Loss(cross_entropy, scale=2.0),
-    "focal": lambda: Loss(focal, power=2),
-    "weighted": lambda: Loss(weighted, weights=torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)),
-    "squares": lambda: Loss(squares, scale=0.5),
-    "two terms": lambda: Loss(two_terms, scale=0.1),
-    "towards itself": lambda: Loss(towards_itself, scale=1.5),
-    "divergence": lambda: Loss(divergence, scale=1.0),
-    "in a row": lambda: Loss(in_a_row, scale=0.3),
-    "samples first": lambda: Loss(samples_first, weights=torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)),
-    "binary": lambda: Loss(binary, reduction="mean"),
-}
 
 
 class Model(nn.Module):
