@@ -15,11 +15,20 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.errors import InputError, MonitorWarning, listing
+from hbpcompiler.errors import MonitorWarning, listing
 from hbpcompiler.monitor.programs import BATCH_NORM, in_short, mixing
 from hbpcompiler.monitor.record import Record
 from hbpcompiler.monitor.schedules import Schedule
-from hbpcompiler.monitor.settings import changes_buffers, described, edges_of, numbers_of, ordinary, shapes_of
+from hbpcompiler.monitor.settings import (
+    changes_buffers,
+    check_optimizer,
+    check_state,
+    described,
+    edges_of,
+    numbers_of,
+    ordinary,
+    shapes_of,
+)
 from hbpcompiler.monitor.sinks import Sink, sink_of
 from hbpcompiler.monitor.table import chosen
 from hbpcompiler.monitor.watching import Watching
@@ -74,6 +83,7 @@ class Monitor:
         self.model = unwrapped(model)
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, self.loss)
+        check_optimizer(optimizer, self.model)
         self.optimizer = optimizer
         self._steps = self._idle_until = 0
         """How many have been observed, and the step before which there is nothing to do."""
@@ -193,9 +203,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; what a log has of later steps is taken again. InputError for something else's state."""
-        if not isinstance(state, Mapping) or state.get("format") != FORMAT or (
-                not {"steps", "start", "last"} <= state.keys()):
-            raise InputError("this is not the state of a monitor")
+        check_state(state, {"steps", "start", "last"}, FORMAT, self.model)
         self.steps, self._watching.pending = state["steps"], None
         self._watching.start = dict(state["start"])
         self._watching.sharpness.last = dict(state["last"])

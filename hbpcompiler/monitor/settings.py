@@ -36,6 +36,33 @@ def described(optimizer: Any) -> dict[str, Any]:
     return {"name": type(optimizer).__name__, **plain}
 
 
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """OptionError for one that moves none of the model's parameters: its learning rates say nothing of the run."""
+    if optimizer is None:
+        return
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is None:
+        raise OptionError(f"optimizer must be a torch optimizer, with param_groups, or None, not {optimizer!r:.200}")
+    moved = {id(parameter) for group in groups for parameter in group.get("params", [])}
+    if moved and moved.isdisjoint(id(parameter) for parameter in model.parameters()):
+        raise OptionError(f"the optimizer ({type(optimizer).__name__}) holds none of the model's parameters: give "
+                          "the one that trains it (made before the model was copied, an optimizer holds the old one's)")
+
+
+def check_state(state: Any, keys: Collection[str], form: str, model: nn.Module) -> None:
+    """InputError for what is no state of a monitor of this model; names and shapes of its parameters must agree."""
+    if not isinstance(state, Mapping) or state.get("format") != form or not keys <= state.keys():
+        raise InputError("this is not the state of a monitor")
+    own = {name: list(value.shape) for name, value in model.named_parameters()}
+    wrong = []
+    for name, value in {**state["start"], **state["last"]}.items():
+        if own.get(name) != list(value.shape):
+            there = f"{own[name]} in this model" if name in own else "not in this model"
+            wrong.append(f"{name} is {list(value.shape)} in the state, and {there}")
+    if wrong:
+        raise InputError(listing("this is the state of another model's monitor:", wrong))
+
+
 def edges_of(name: str, given: Any, model: nn.Module) -> Tensor | None:
     if given is None:
         return None

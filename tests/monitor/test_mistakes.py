@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.command.cli import main
+from hbpcompiler.errors import OptionError
 from hbpcompiler.monitor import Tracked
 
 
@@ -76,3 +77,18 @@ def test_numbers_that_are_none(tmp_path):
         monitor.add(huge=10**400)
     with pytest.raises(hbp.InputError, match="not the state of a monitor"):
         monitor.load_state_dict({"format": monitor.state_dict()["format"]})
+
+
+def test_an_optimizer_and_a_state_of_another_model():
+    model, other = nn.Linear(4, 3), nn.Linear(5, 3)
+    with pytest.raises(OptionError, match="none of the model's parameters"):
+        hbp.Monitor(model, nn.MSELoss(), torch.optim.SGD(other.parameters(), lr=0.1))
+    with pytest.raises(OptionError, match="with param_groups"):
+        hbp.Monitor(model, nn.MSELoss(), 0.1)
+    part = hbp.Monitor(model, nn.MSELoss(), torch.optim.SGD([model.bias, *other.parameters()], lr=0.1), every=1)
+    assert part.observe(torch.randn(2, 4), torch.randn(2, 3))
+    with pytest.raises(hbp.InputError, match=r"weight is \[3, 4\] in the state, and \[3, 5\] in this model"):
+        hbp.Monitor(other, nn.MSELoss()).load_state_dict(part.state_dict())
+    again = hbp.Monitor(model, nn.MSELoss())
+    again.load_state_dict(part.state_dict())
+    assert again.steps == 1
