@@ -80,7 +80,10 @@ class Calls(Programs, ABC):
         with seeded(generator, given.tensors[0].device):
             first = given.samples > 0 and not built.is_proven(given.samples)
             if first or not given.samples:  # nothing of the caller's changes before the program is proven
-                raw = self._first_run(state, built, given, beside) if first else self._run(state, built, given, beside)
+                if first:
+                    built, raw = self._first_proven_run(state, built, given, beside, brought)
+                else:
+                    raw = self._run(state, built, given, beside)
                 if tensors is not None:
                     with torch.no_grad():
                         added_to(raw, tensors)

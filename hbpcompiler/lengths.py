@@ -27,6 +27,7 @@ from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
+from hbpcompiler.compiler.trace.exports import Shelf
 from hbpcompiler.errors import HbpError, InputError, LengthsWarning, ProofError
 from hbpcompiler.guards import Guards, State
 from hbpcompiler.limits import DEFAULT_LIMITS
@@ -49,6 +50,9 @@ class Owner(Protocol):
     loss: Callable[..., Tensor]
     options: Options
     _guards: Guards
+
+    def _shelf(self, state: State) -> Shelf | None:
+        ...
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         ...
@@ -152,7 +156,8 @@ class Lengths:
             raise LengthsDifferError(f"a batch of length {length} does not go through: "
                                      f"{str(error).splitlines()[0]}") from error
         try:
-            return stages(owner.model, owner.loss, other, owner.options, run.answers, state.places, first, length)
+            return stages(owner.model, owner.loss, other, owner.options, run.answers, state.places,
+                          owner._shelf(state), first, length)
         finally:
             state.put_back()
 

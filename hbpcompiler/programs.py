@@ -33,6 +33,7 @@ from hbpcompiler.compiler.prove.suspects import hooks
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
+from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.reader import loss_tensors
 from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
@@ -60,6 +61,7 @@ class Programs:
         self.loss = loss
         self.options = options
         self._guards = Guards(model, loss)
+        self._exports = exports_of(model)
         self._unused: set[str] = set()
         self._last: tuple[State, Built] | None = None
         self._uses = itertools.count(1)
@@ -84,7 +86,8 @@ class Programs:
             check_model(self.model, self.loss)
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
             try:
-                built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought)
+                built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,
+                                      self._shelf(state))
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
@@ -93,6 +96,13 @@ class Programs:
             _warn_of_hooks(self)
             built = self._lengths.declared(state, built, batch)
         return state, built
+
+    def _shelf(self, state: State) -> Shelf | None:
+        """Where traces of this state lie, the other programs' of this model too. Without proofs nothing would show that
+        one is out of date, in a way that guards do not see."""
+        if self.options.verify is False:
+            return None
+        return Shelf(self._exports, state.of_traces, state.tensors)
 
     def _run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
              tensors: Mapping[str, Tensor] | None = None, into: Into | None = None) -> Any:
@@ -136,6 +146,21 @@ class Programs:
         built.proven.add(batch.samples == 1)
         return raw
 
+    def _first_proven_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
+                          brought: Brought = Brought()) -> tuple[Built, Any]:  # noqa: B008  # a constant
+        """The same, and the program: one of a trace of its own where that of a shared one is not what the model does.
+        """
+        draws = Draws.now(batch.tensors[0].device)
+        try:
+            return built, self._first_run(state, built, batch, beside)
+        except ProofError:
+            if not built.reused or built.proven:
+                raise
+        self._exports.forget()
+        draws.restore()
+        state, built = self._program(batch, brought)
+        return built, self._first_run(state, built, batch, beside)
+
     def _prepare(self, batch: Batch) -> None:
         """A proven program for batches like this one."""
         state, built = self._program(batch)
@@ -143,7 +168,7 @@ class Programs:
             self._announce(built, batch)
             with drawing(Draws.now(batch.tensors[0].device)):
                 beside = stand_ins(built.draft.graph, batch.samples, dict(self.model.named_parameters()))
-                self._first_run(state, built, batch, beside)
+                self._first_proven_run(state, built, batch, beside)
 
     def _announce(self, built: Built, batch: Batch) -> None:
         """Says before a long call how long it is predicted to take."""

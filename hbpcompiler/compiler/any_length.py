@@ -38,6 +38,7 @@ from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.kernels import on_meta
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.exports import Shelf
 from hbpcompiler.compiler.trace.graph import N, Operation, T
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.compiler.trace.values import Answers
@@ -77,11 +78,11 @@ class At(ModelAt):
 
 
 def stages_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-              places: Places, first: Built, length: int) -> At:
+              places: Places, shelf: Shelf | None, first: Built, length: int) -> At:
     """The stages for a batch of another length, by what was decided at the first. Raises LengthsDifferError."""
     seconds, resources = Seconds(), first.draft.resources
     try:
-        traced, matched = _matched(model, loss, batch, options, answers, first, length)
+        traced, matched = _matched(model, loss, batch, options, answers, shelf, first, length)
         drafting = Drafting(model, matched, closings_for(options), first.fields, options, batch, seconds, Brought())
         with followed(first.draft.decisions):
             program, _ = drafting.program(resources)
@@ -92,18 +93,18 @@ def stages_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, optio
 
 
 def model_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-             places: Places, first: Built, length: int) -> ModelAt:
+             places: Places, shelf: Shelf | None, first: Built, length: int) -> ModelAt:
     """The first two stages alone. Raises LengthsDifferError."""
     try:
-        traced, matched = _matched(model, loss, batch, options, answers, first, length)
+        traced, matched = _matched(model, loss, batch, options, answers, shelf, first, length)
     except HbpError as error:
         raise LengthsDifferError(f"at a length of {length}: {str(error).splitlines()[0]}") from error
     return ModelAt(length, matched, traced, places(traced.constants))
 
 
 def _matched(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-             first: Built, length: int) -> tuple[Traced, Matched]:
-    traced = traced_for(model, loss, batch, options, Seconds(), answers)
+             shelf: Shelf | None, first: Built, length: int) -> tuple[Traced, Matched]:
+    traced = traced_for(model, loss, batch, options, Seconds(), answers, shelf)
     matched = matched_for(traced, options, first.as_values, first.draft.resources.limits)
     _check_operations(first.matched, matched, length)
     return traced, matched

@@ -55,6 +55,8 @@ class Built:
     backend: str
     as_values: frozenset[str] = frozenset()
     """Parameters that had to be matched as values."""
+    reused: bool = False
+    """Whether its trace was made for another program (see `trace.exports`)."""
     whole: Built | None = None
     """The program for any length, of which this is what it is at one."""
     used: int = 0

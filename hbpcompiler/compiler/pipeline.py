@@ -54,6 +54,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.ends import Ends
+from hbpcompiler.compiler.trace.exports import Shelf
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
@@ -70,13 +71,16 @@ Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
 
 
 def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, run: FirstRun,
-                  places: Places, brought: Brought = Brought()) -> Built:  # noqa: B008  # a constant
+                  places: Places, brought: Brought = Brought(),  # noqa: B008  # a constant
+                  shelf: Shelf | None = None) -> Built:
     """All stages, once model and loss have been tried on rows of the batch; planned for calls that bring this.
+
+    `shelf` is where traces lie that may be shared; None: this program gets one of its own.
 
     Raises BatchDoesNotFitError where they failed on these rows, if no later check has a better word for it.
     """
     try:
-        built = build(model, loss, batch, options, run.answers, places, brought)
+        built = build(model, loss, batch, options, run.answers, places, brought, shelf)
     except InputError:
         raise
     except HbpError as error:
@@ -88,10 +92,10 @@ def first_program(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, o
 
 def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options,
           answers: Answers | None = None, places: Places = lambda constants: {},
-          brought: Brought = Brought()) -> Built:  # noqa: B008  # a constant
+          brought: Brought = Brought(), shelf: Shelf | None = None) -> Built:  # noqa: B008  # a constant
     """All stages, from a batch to a loaded program. `places` says where constants lie in Python's state."""
     seconds = Seconds()
-    traced = traced_for(model, loss, batch, options, seconds, answers)
+    traced = traced_for(model, loss, batch, options, seconds, answers, shelf)
     fields = naming.output_fields(traced.returned)
     matched, losses, draft, as_values = _drafted(traced, fields, batch, options, seconds, brought)
     with seconds.stage("load"):
@@ -99,17 +103,28 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, program,
                  seconds, traced.sizes, options.backend, as_values,
-                 proven={True, False} if options.verify is False else set())
+                 proven={True, False} if options.verify is False else set(), reused=traced.reused)
 
 
 def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
-               answers: Answers | None) -> Traced:
+               answers: Answers | None, shelf: Shelf | None) -> Traced:
+    """The model's trace for a batch, in pieces that there are rules for; from the shelf, if it lies there."""
+    registry = options.registry
+
+    def exported() -> Traced:
+        return trace(model, loss, batch, registry.modules, answers)
+
     with seconds.stage("export"):
         streams = {stream for name in options.quantities for stream in QUANTITIES[name].streams}
         ends = Ends(loss=streams != {OUTPUT}, output=OUTPUT in streams)
-        exported = trace(model, loss, batch, options.registry.modules, answers, ends)
+        whole = exported() if shelf is None else shelf.traced(loss, batch, registry, exported)
+        whole = replace(whole, ends=ends)
+
+    def apart() -> Traced:
+        return taken_apart(whole, registry)
+
     with seconds.stage("trace"):
-        traced = taken_apart(exported, options.registry)
+        traced = apart() if shelf is None else shelf.apart(whole, apart)
         check_promise("trace", check_graph(traced.graph))
     return traced
 

@@ -1,4 +1,4 @@
-"""State of the thread, not of the model, that decides what a trace looks like: autocast and the default dtype."""
+"""State of the thread, not of the model, that decides what a trace looks like: autocast, default dtype and device."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def ambient(kinds: Sequence[str]) -> Ambient:
     """The state that this thread is in."""
     return (torch.get_default_dtype(),
             *[torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds])
+
+
+def around_traces() -> tuple[Any, ...]:
+    """What else of this thread's state a trace may read, and a call of a program does not."""
+    return torch.get_default_device(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 @contextlib.contextmanager

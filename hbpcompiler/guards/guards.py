@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hbpcompiler.guards.ambient import Ambient, ambient, device_types
+from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, device_types
 from hbpcompiler.guards.draws import refuse_draws
 from hbpcompiler.guards.lock import TRACING
 from hbpcompiler.guards.walk import Walk
@@ -35,6 +35,16 @@ class State:
     def autocast(self) -> bool:
         """Whether autocast is on."""
         return any(self.surroundings[1:])
+
+    @property
+    def of_traces(self) -> Hashable:
+        """What traces of the same tensors have in common: equal in equal states, for whomever they are made."""
+        return self._walk.key, self.surroundings, around_traces()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that the model and the loss reach."""
+        return tuple(self._walk.tensors)
 
     def unchanged(self, surroundings: Ambient) -> bool:
         return surroundings == self.surroundings and self._walk.watched.unchanged()

@@ -42,6 +42,8 @@ class Traced:
     """Where derivatives begin."""
     batch: tuple[Tensor, ...] = ()
     """The tensors that it was traced with, inputs first."""
+    reused: bool = False
+    """Whether it was made for another program (see `exports`)."""
 
     @cached_property
     def graph(self) -> Graph:

@@ -1,0 +1,187 @@
+"""One export of a model, loss and state of Python for whatever quantities; a new one wherever something has changed."""
+
+import copy
+import functools
+import gc
+import os
+import pickle
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.trace import exports
+from hbpcompiler.compiler.trace import trace as exporting
+from hbpcompiler.reference import reference
+from tests.test_quantities import close
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The batches of all exports, without those that tests share."""
+    calls, export = [], exporting.export.export
+
+    @functools.wraps(export)
+    def count(model, loss, batch, *more):
+        calls.append(batch.form)
+        return export(model, loss, batch, *more)
+
+    monkeypatch.setattr(exporting, "export", count)
+    return calls
+
+
+class Scaled(nn.Module):
+    """tanh of a linear layer, by a number that is no parameter."""
+
+    shift = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last, self.scale = nn.Linear(3, 4), nn.Linear(4, 2), 1.0
+
+    def forward(self, x):
+        factor = float(os.environ.get("HBP_TEST_FACTOR", "1"))
+        return self.last(torch.tanh(self.scale * self.inner(x)) * factor + self.shift)
+
+
+def made(seed=0):
+    torch.manual_seed(seed)
+    return Scaled().double(), torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
+
+
+def right(result, model, loss, X, y, *quantities):
+    for quantity in quantities:
+        for key, value in reference(model, loss, [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+
+
+def test_one_export_serves_whatever_is_asked(counted):
+    model, X, y = made()
+    loss = nn.CrossEntropyLoss()
+    first = hbp.compile(model, quantities=["grad"])
+    right(first(X, y), model, loss, X, y, "grad")
+    others = [first.instead(["variance", "batch_l2"]), first.also("diag_h"),
+              hbp.compile(model, nn.CrossEntropyLoss(), ["diag_ggn"], joint_bias=True, backend="torchscript"),
+              hbp.compile(model, loss, {"second_moment": ["inner.*"]}, curvature="ggn", memory_budget="1GiB")]
+    for compiled, names in zip(others, (["variance", "batch_l2"], ["grad", "diag_h"], ["diag_ggn"], []), strict=True):
+        right(compiled(X, y), model, loss, X, y, *names)
+    jacobian = hbp.compile(model, quantities=["jacobian"])(X, y).jacobian["last.bias"]
+    assert torch.equal(jacobian, torch.eye(2, dtype=torch.float64).expand(5, 2, 2))
+    assert len(counted) == 1
+    assert "export 0.00" in others[0].explain()
+
+
+def changed_number(model):
+    model.scale = 0.5
+
+
+def changed_class(model):
+    Scaled.shift = 0.25
+
+
+def frozen(model):
+    model.inner.weight.requires_grad_(False)
+
+
+def hooked(model):
+    model.inner.register_forward_hook(lambda module, given, output: output * 2)
+
+
+def other_layer(model):
+    model.last = nn.Sequential(nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def of_environment(model):
+    os.environ["HBP_TEST_FACTOR"] = "3"
+
+
+@pytest.mark.parametrize("change", [changed_number, changed_class, frozen, hooked, other_layer, of_environment])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_change_between_two_compiles_is_met(counted, change, verify, monkeypatch):
+    """Also one that no guard sees: the proof does, and without proofs nothing is shared."""
+    monkeypatch.setenv("HBP_TEST_FACTOR", "1")
+    monkeypatch.setattr(Scaled, "shift", 0.0)
+    model, X, y = made()
+    kept = hbp.compile(model, quantities=["grad"])
+    kept(X, y)
+    change(model)
+    compiled = hbp.compile(model, quantities=["grad", "variance"], verify=verify)
+    right(compiled(X, y), model, nn.CrossEntropyLoss(), X, y, "grad", "variance")
+    assert len(counted) == 2
+
+
+def test_losses_that_differ_in_tensors_alone_are_told_apart(counted):
+    model, X, y = made()
+    weights = [torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)]
+
+    def weighted(weight):
+        return lambda output, target: nn.functional.cross_entropy(output, target, weight)
+
+    kept = []
+    for loss in [make(weight) for make in (nn.CrossEntropyLoss, weighted) for weight in weights]:
+        kept.append(hbp.compile(model, loss, ["grad", "batch_l2"]))
+        right(kept[-1](X, y), model, loss, X, y, "grad", "batch_l2")
+    assert len(counted) == 4
+
+
+def test_other_forms_and_modes_have_their_own(counted):
+    model, X, y = made()
+    kept = [hbp.compile(model, quantities=[name]) for name in ("grad", "batch_l2")]
+    for compiled in kept:
+        for samples in (5, 1, 3):
+            compiled(X[:samples], y[:samples])
+    assert len(counted) == 1
+    model.eval()
+    for compiled in kept:
+        compiled(X, y)
+    assert len(counted) == 2
+    model.float()
+    for compiled in kept:
+        compiled(X.float(), y)
+    assert len(counted) == 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for compiled in kept:
+            compiled(X.float(), y)
+    assert len(counted) == 4
+
+
+def test_it_goes_with_the_last_compiled_and_keeps_no_replaced_parameter(counted):
+    model, X, y = made()
+    compiled = hbp.compile(model, quantities=["grad"])
+    compiled(X, y)
+    old = weakref.ref(model.last.weight)
+    model.last.weight = nn.Parameter(model.last.weight.detach() + 1)
+    other = hbp.compile(model, quantities=["batch_l2"])
+    right(other(X, y), model, nn.CrossEntropyLoss(), X, y, "batch_l2")
+    right(compiled(X, y), model, nn.CrossEntropyLoss(), X, y, "grad")
+    gc.collect()
+    assert old() is None
+    found = weakref.ref(model), id(model), weakref.ref(exports.exports_of(model))
+    del compiled, other
+    gc.collect()
+    assert found[2]() is None
+    del model
+    gc.collect()
+    assert found[0]() is None
+    assert found[1] not in exports._OF_MODELS
+
+
+def test_copies_export_anew_and_threads_share(counted):
+    model, X, y = made()
+    first = hbp.compile(model, quantities=["grad"])
+    kept = [first, hbp.compile(model, quantities=["batch_l2"]), hbp.compile(model, quantities=["variance"])]
+    results = {}
+    threads = [threading.Thread(target=lambda one=one: results.update({one.quantities: one(X, y)})) for one in kept]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for (quantity,), result in results.items():
+        right(result, model, nn.CrossEntropyLoss(), X, y, quantity)
+    assert len(counted) == 1
+    for copied in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        right(copied(X, y), copied.model, nn.CrossEntropyLoss(), X, y, "grad")
+    assert len(counted) == 3
