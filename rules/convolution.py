@@ -123,9 +123,27 @@ def kernel(op: Op, gradient: Tensor) -> Tensor:
     return gradients[1]
 
 
+def channel_by_channel(op: Op, columns: Tensor) -> Tensor:
+    """[N, K, groups, out, places of the kernel] where each group has one input channel: its image is convolved with
+    the columns (Rochette, Manoel, Tramel 2019), stride and dilation trading places; no patches are made.
+    """
+    before, after = padding_of(op)
+    axes, size = axes_of(op), kernel_size(op)
+    padded = pad_axes(op.input, [0] * axes, [a - b for a, b in zip(after, before, strict=True)])
+    images = padded.unsqueeze(1).expand(-1, columns.shape[1], *[-1] * (axes + 1)).flatten(0, 2).unsqueeze(0)
+    chosen = options(stride=dilations(op), usual=[1] * axes, padding=before, dilation=strides(op))
+    seen = CONV[axes](images, columns.flatten(0, 2).unsqueeze(1), **chosen, groups=images.shape[1])
+    reach = zip(op.shape("input")[1:], before, after, op.shape("output")[1:], strides(op), dilations(op), strict=True)
+    places = [(i + b + a - s * (o - 1) - 1) // d + 1 for i, b, a, o, s, d in reach]
+    surplus = [p - k for p, k in zip(places, size, strict=True)]
+    return cut(seen, size, surplus).reshape(columns.shape[0], columns.shape[1], op.groups, -1, prod(size))
+
+
 def weight(op: Op) -> Contraction:
-    equation = "nkop,nip->nkoi" if op.groups == 1 else "nkgop,ngip->nkgoi"
-    return Contraction(equation, outputs, operand, kernel)
+    if op.groups == 1:
+        return Contraction("nkop,nip->nkoi", outputs, operand, kernel)
+    one = op.shape("input")[0] == op.groups
+    return Contraction("nkgop,ngip->nkgoi", outputs, operand, kernel, channel_by_channel if one else None)
 
 
 def window(op: Op) -> Window:
@@ -164,6 +182,8 @@ def cases(axes: int) -> list[Case]:
         case(3, 2, groups=2, channels=(4, 4), bias=True),
         case(3, 2, groups=2, stride=[2, 1, 1], padding=[0, 1, 0], dilation=[1, 1, 2], channels=(2, 6)),
         case(3, 1, groups=2, channels=(2, 4)),
+        case(4, 2, groups=2, channels=(2, 4), stride=[2, 1, 2], padding=[1, 0, 1], dilation=[1, 2, 1]),
+        case(5, 2, groups=2, channels=(2, 2), stride=[2, 3, 2], dilation=[2, 1, 2]),
         case(4, 3, overload="padding", padding="same", bias=True),
         case(3, 2, overload="padding", padding="same", channels=(1, 2)),
         case(4, 2, overload="padding", padding="same", dilation=[3, 2, 1], groups=2),

@@ -37,6 +37,10 @@ class Contraction:
     beats the einsum (see benchmarks/). Where outputs read a `Window`, it also takes m times as many output channels,
     for a parameter that has m times as many: so all columns of one sample go through it at once."""
 
+    product: Callable[[Op, Tensor], Tensor] | None = None
+    """optional: columns at the output, [N, K, *out] -> the einsum's result [N, K, *letters], where that is made faster
+    than of the two operands."""
+
     index: Callable[[Op], Tensor] | None = None
     """optional: where the operand's rows are unit vectors, as those of an embedding are, [N, p] (or [N]) integers:
     where each has its one; -1 for a row of zeros. Only of "nkpd,npv->nkvd" or "nkd,nv->nkvd"."""

@@ -30,6 +30,8 @@ def check_parameter(rule: Rule, setting: Setting, op: Op, name: str, columns: Te
         index = contraction.index(op)
         rows = F.one_hot(index.clamp(min=0), operands[1].shape[-1]) * (index >= 0).unsqueeze(-1)
         close(rows.to(operands[1]), operands[1], f"{where}: where the unit vectors that {name} meets have their ones")
+    if contraction.product is not None:
+        close(contraction.product(op, columns), result, f"{where}: product of {name}")
     if contraction.kernel is not None:
         close(contraction.kernel(op, columns[:, 0]), expected[:, 0].sum(0), f"{where}: kernel of {name}")
     if rule.window(op) is not None and contraction.has_kernel_for_columns:

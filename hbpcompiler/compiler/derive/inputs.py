@@ -42,4 +42,4 @@ def _times_roots(backward: Backward, op: Op, contraction: Contraction, stream: A
         assert contraction.operand is not None
         return contraction.operand(op) * op.argument("roots_of_weights").reshape(-1, *axes)
 
-    return op.with_tensor("roots_of_weights", roots), replace(contraction, operand=operand, index=None)
+    return op.with_tensor("roots_of_weights", roots), replace(contraction, operand=operand, index=None, product=None)

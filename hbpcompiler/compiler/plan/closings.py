@@ -109,7 +109,8 @@ def site_of(contraction: Contraction, op: Op, piece: Piece | None, dtype: torch.
     form, count, signed = (piece.form, piece.columns, piece.signed) if piece else (NOTHING, 0, False)
     return Site(contraction.equation, lengths, form, count, signed, dtype.itemsize, contraction.kernel is not None,
                 resources, _has_kernel_for_columns(contraction, op, window, resources.limits), formed,
-                rows=rows_of(window, contraction, op), indexed=contraction.index is not None)
+                rows=rows_of(window, contraction, op), indexed=contraction.index is not None,
+                own_product=contraction.product is not None)
 
 
 def _met(site: Site, piece: Piece, dtype: torch.dtype) -> Site:

@@ -21,10 +21,10 @@ from hbpcompiler.compiler.routes.site import (
     is_plain,
     operand_of,
     product_of,
+    product_traffic,
     single_product,
     square_sums,
     squared_norms,
-    traffic_of,
 )
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, EACH, HISTOGRAMS, NORM, POSITIVE, SUM
@@ -55,7 +55,7 @@ class ChunkedProduct(Route):
 
     def product(self, site: Site, use: Use, op: Op, columns: Any) -> Any:
         """[n, k, *theta] of a chunk."""
-        if self.chunks(site)[0] > 1 or not site.has_positions:
+        if self.chunks(site)[0] > 1 or not site.has_positions or site.own_product:
             return product_of(site, use, op, columns)
         return single_product(site, columns_of(use, op, columns), operand_of(use, op), self.chunks(site)[1] == 1)
 
@@ -78,7 +78,7 @@ class ChunkedProduct(Route):
         memory = samples * columns * site.size(site.theta) * site.itemsize
         # In cache, writing and reading the product costs a fraction of what it costs in memory.
         in_cache = N * site.itemsize * site.columns * site.size(site.theta) / site.resources.limits.squaring_speedup
-        traffic = traffic_of(site, site.columns, False) + in_cache
+        traffic = product_traffic(site, site.columns, False) + in_cache
         adds = N * site.columns * site.product
         return Cost(adds, traffic, 2 * memory, calls, adds if samples > 1 else 0)
 
@@ -165,7 +165,7 @@ class NativeProduct(ChunkedProduct):
         return use.contraction.of_sample(op, use.slot, columns).reshape(1, -1, *site.shape)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
-        found = super().cost(replace(site, formed=False), kinds)
+        found = super().cost(replace(site, formed=False, own_product=False), kinds)
         written = N * site.itemsize * site.size(site.theta) if EACH in kinds else 0
         return replace(found, traffic=found.traffic + 2 * written, batched=0, kernel=found.multiply_adds)
 

@@ -21,6 +21,7 @@ from hbpcompiler.compiler.routes.site import (
     einsum,
     operand_of,
     product_of,
+    product_traffic,
     square_sums,
     squared_norms,
     sum_out,
@@ -43,6 +44,10 @@ REARRANGED = 10
 """Passes over the parameter, from the order that oneDNN sums in to its own: 2 to 3 ns a number, on 3 x 3 kernels."""
 
 
+TAPS_PER_BYTE = 8
+"""torch's kernel for one channel by one: its multiply-adds are the slower the more places its window has."""
+
+
 class NativeSum(Route):
     """torch's own kernel for the summed gradient, where the rule names one."""
 
@@ -55,7 +60,10 @@ class NativeSum(Route):
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         read, written = site.size(site.letters[0]), site.size(site.theta)
         adds, rearranged = N * site.product, REARRANGED * written if site.formed else 0
-        return Cost(adds, (N * read + rearranged) * site.itemsize, written * site.itemsize, kernel=adds)
+        traffic = (N * read + rearranged) * site.itemsize
+        if site.own_product:
+            traffic += adds * site.size(site.features) / TAPS_PER_BYTE
+        return Cost(adds, traffic, written * site.itemsize, kernel=adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         assert use.contraction.kernel is not None
@@ -109,7 +117,7 @@ class WholeProduct(Route):
         extra += cost_of_gram(site, kinds)
         # Where norms alone are asked of a product that stays, it is read once; its squares are made nowhere.
         unread = size if kinds <= {EACH, NORM} and site.row >= LONG_ROW else 0
-        return Cost(adds + extra, traffic_of(site, site.columns, True) - unread, 2 * size, 2, adds)
+        return Cost(adds + extra, product_traffic(site, site.columns, True) - unread, 2 * size, 2, adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         product = product_of(site, use)

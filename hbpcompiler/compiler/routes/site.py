@@ -51,6 +51,8 @@ class Site:
     """what the operand's windows are made of, where they slide along an axis."""
     indexed: bool = False
     """whether the rule says where the operand's rows, which are unit vectors, have their ones."""
+    own_product: bool = False
+    """whether the rule has a product of its own, of one input channel and one output channel at a time."""
     pieces: int = 1
     """how many samples of this site a sample of the batch makes: neighbourhoods (see `local`)."""
 
@@ -61,7 +63,8 @@ class Site:
 
     def without_kernels(self, **changes: Any) -> Site:
         """Another contraction at this site, which torch's own kernels do not know."""
-        return replace(self, native_sum=False, native_columns=False, rows=None, indexed=False, **changes)
+        return replace(self, native_sum=False, native_columns=False, rows=None, indexed=False, own_product=False,
+                       **changes)
 
     def size(self, letters: Iterable[str]) -> int:
         lengths = dict(self.sizes)
@@ -261,6 +264,8 @@ def operand_of(use: Use, op: Op | None = None) -> Any:
 def product_of(site: Site, use: Use, op: Op | None = None, columns: Any = None) -> Any:
     """The einsum itself: [n, k, *theta]."""
     left, right, result = site.letters
+    if site.own_product and use.contraction.product is not None:
+        return use.contraction.product(op or use.op, use.stream if columns is None else columns)
     if not site.has_operand:
         return sum_out(columns_of(use, op, columns), left, result)
     if left.replace("k", "") == right:
@@ -299,6 +304,17 @@ def single_product(site: Site, columns: Any, operand: Any, one: bool = False) ->
         return (operand.t() @ rows.t()).reshape(1, 1, *site.shape)
     product = (rows @ operand).reshape(1, -1, site.size(site.outer), site.size(site.features))
     return product.mT if site.inputs_first else product
+
+
+SINGLE_CHANNEL = 2
+"""Bytes for each multiply-add of a convolution of one channel by one: how slow it is beside others."""
+
+
+def product_traffic(site: Site, columns: Any, kept: bool) -> Any:
+    """As `traffic_of`, where the product is the rule's own if it has one: then no operand is formed."""
+    if not site.own_product:
+        return traffic_of(site, columns, kept)
+    return traffic_of(replace(site, formed=False), columns, kept) + N * SINGLE_CHANNEL * columns * site.product
 
 
 def traffic_of(site: Site, columns: Any, product: bool) -> Any:
