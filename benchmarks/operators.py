@@ -41,10 +41,16 @@ def vectors(given: Problem, count: int) -> dict[str, Tensor]:
             for name, parameter in given.model.named_parameters()}
 
 
-def ours(kind: str, count: int, chunk: int = 16) -> Call:
+def ours(kind: str, count: int, chunk: int = 16, blocks: str = "auto") -> Call:
+    """Where both ways are tried, they have been, at once, before the measurement."""
     def make(given: Problem) -> Callable[[], Any]:
-        operator = hbp.operator(given.model, given.loss, (given.inputs, given.target), kind, chunk=chunk)
+        batch = given.inputs, given.target
+        operator = hbp.operator(given.model, given.loss, batch, kind, chunk=chunk, blocks=blocks)
         many = vectors(given, count)
+        if count > 1 and kind == "ggn" and blocks == "auto":
+            operator.blocks.patience = 0.0
+            operator @ many
+            print(f"{type(given.model).__name__}: {operator.blocks}", flush=True)
         return lambda: operator @ many
 
     return make
@@ -169,7 +175,8 @@ TASKS: Mapping[str, Mapping[str, Call]] = {
         "curvlinops": curvlinops("HessianLinearOperator", 1),
     },
     f"ggn, {MANY} vectors": {
-        "ours": ours("ggn", MANY), "ours, one by one": ours("ggn", MANY, 1), "two programs": projected(MANY),
+        "ours": ours("ggn", MANY), "ours, passes": ours("ggn", MANY, MANY, "passes"),
+        "ours, one by one": ours("ggn", MANY, 1, "passes"), "two programs": projected(MANY),
         "torch.func": plain_forward(MANY), "double backward": double_backward(MANY),
         "curvlinops": curvlinops("GGNLinearOperator", MANY),
     },

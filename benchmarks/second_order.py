@@ -3,7 +3,7 @@
 Time and memory as predicted and as measured; entries drawn at random, a few of each parameter, beside double backward
 in double precision; and beside a whole diagonal what it would take otherwise: as many Hessian-vector products as there
 are parameters, or Hutchinson's estimate v * (H v) in as much time. A call that is predicted to take longer than
-`--limit` is not made: its prediction stands there. `diag_h_mc:16` is diag_h_mc with mc_samples=16.
+`--limit` is not made: its prediction stands there. `diag_h_mc_all:16` is diag_h_mc_all with mc_samples=16.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from .second_order_entries import Diagonal, Entries, drawn, error, hutchinson, o
 from .second_order_networks import NETWORKS, given
 from .timing import Measured, interleaved, prepare
 
-QUANTITIES = ("diag_ggn", "diag_h", "diag_h_mc", "diag_h_mc:16")
-TRUTH = {"diag_ggn": of_ggn, "diag_ggn_mc": of_ggn, "diag_h": of_hessian, "diag_h_mc": of_hessian}
+QUANTITIES = ("diag_ggn", "diag_h", "diag_h_mc", "diag_h_mc_all", "diag_h_mc_all:16")
+TRUTH = {"diag_ggn": of_ggn, "diag_ggn_mc": of_ggn, "diag_h": of_hessian, "diag_h_mc": of_hessian,
+         "diag_h_mc_all": of_hessian}
 GRADIENT, PRODUCT = "gradient", "product"
 LATEST = 900.0
 """Seconds that a fresh process may take."""

@@ -15,7 +15,7 @@ from tests.selection import slow
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "batch_dot"]
 CURVATURE = ["diag_ggn", "diag_h", "diag_h_split", "batch_diag_ggn", "batch_diag_h", "trace_h", "sqrt_ggn", "block",
              "kflr", "kflr_reduce"]
-SAMPLED = ["diag_ggn_mc", "diag_h_mc", "sqrt_ggn_mc", "kfac", "kfac_reduce"]
+SAMPLED = ["diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "sqrt_ggn_mc", "kfac", "kfac_reduce"]
 SINGLE, HALF = 1e-5, 0.03
 """What float32 and bfloat16 may change of a quantity, relative and in norm."""
 

@@ -10,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h", "kflr", "clipped_grad", "batch_dot"]
-SAMPLED = ["diag_ggn_mc", "kfac", "diag_h_mc"]
+SAMPLED = ["diag_ggn_mc", "kfac", "diag_h_mc", "diag_h_mc_all"]
 
 
 @pytest.fixture

@@ -165,8 +165,8 @@ FAMILIES = {
         lambda o, t: F.mse_loss(o, t["z"], reduction="none").sum(1).mean() / 3,
     ],
 }
-SAMPLED = ("diag_ggn_mc", "diag_h_mc", "sqrt_ggn", "sqrt_ggn_mc", "block", "kfac", "kfac_reduce", "ekfac",
-           "diag_h_split", "gram", "gram_mc", "cross", "cross_mc")
+SAMPLED = ("diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "sqrt_ggn", "sqrt_ggn_mc", "block", "kfac", "kfac_reduce",
+           "ekfac", "diag_h_split", "gram", "gram_mc", "cross", "cross_mc")
 """Drawn, or with columns that another spelling has more of."""
 
 

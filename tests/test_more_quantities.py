@@ -108,6 +108,27 @@ def test_sampled_hessian_diagonal_in_expectation_and_where_it_is_exact():
         assert 0 < (found[name] - exact[name]).norm() < 0.05 * exact[name].norm()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_hessian_diagonal_with_a_sampled_ggn(reduction):
+    """The same draws as diag_ggn_mc and diag_h_mc in one program; its mean is the exact diagonal."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 3)).double()
+    X, y = torch.randn(3, 2, 3, dtype=torch.float64), torch.randint(0, 3, (3, 2))
+    loss = nn.CrossEntropyLoss(reduction=reduction)
+
+    def of_tokens(output, target):
+        return loss(output.flatten(0, 1), target.flatten())
+
+    parts = ["diag_h_mc_all", "diag_ggn_mc", "diag_h_mc", "diag_ggn"]
+    together = hbp.compile(model, of_tokens, parts, mc_samples=2)(X, y)
+    many = hbp.compile(model, of_tokens, ["diag_h_mc_all"], mc_samples=5000)
+    found = many(X, y, generator=torch.Generator().manual_seed(0)).diag_h_mc_all
+    for name, exact in reference(model, of_tokens, [X], y, "diag_h").items():
+        residual = together.diag_h_mc[name] - together.diag_ggn[name]
+        close(together.diag_h_mc_all[name], together.diag_ggn_mc[name] + residual, name)
+        assert 0 < (found[name] - exact).norm() < 0.05 * exact.norm(), name
+
+
 def test_sampled_residual_of_a_known_draw():
     """One residual crosses one layer: with the signs known, its diagonal is that of the signed sums."""
     torch.manual_seed(0)
@@ -181,7 +202,8 @@ def test_all_quantities_in_one_program_are_those_of_one_each(loss):
                           nn.Linear(4, 3)).double()
     X = torch.randn(3, 1, 5, 5, dtype=torch.float64)
     y = torch.randn(3, 3, dtype=torch.float64) if isinstance(loss, nn.MSELoss) else torch.tensor([0, 2, 1])
-    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc", "ekfac", "gram_mc", "cross_mc"}
+    sampled = {"diag_ggn_mc", "kfac", "sqrt_ggn_mc", "kfac_reduce", "diag_h_mc", "diag_h_mc_all", "ekfac",
+               "gram_mc", "cross_mc"}
     together = hbp.compile(model, loss, WITHOUT_VECTORS)(X, y, max_norm=0.5)
     for name in WITHOUT_VECTORS:
         beside = {"max_norm": 0.5} if "max_norm" in hbp.QUANTITIES[name].arguments else {}

@@ -49,13 +49,13 @@ def test_a_small_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(second_order, "given", small)
     threads = ["--threads", str(torch.get_num_threads())]
     done = CliRunner().invoke(second_order.main, [
-        "--networks", "small", "--quantities", "diag_ggn,diag_h,diag_h_mc:2", "--batch", "3", "--rounds", "1",
+        "--networks", "small", "--quantities", "diag_ggn,diag_h,diag_h_mc_all:2", "--batch", "3", "--rounds", "1",
         "--no-memory", *threads])
     assert done.exit_code == 0, done.output
     off = [float(number) for number in re.findall(r"entries off by (\S+)", done.output)]
     assert len(off) == 2
     assert max(off) < 1e-5
-    assert "diag_h_mc:2: predicted" in done.output
+    assert "diag_h_mc_all:2: predicted" in done.output
     assert "Hutchinson's" in done.output
     done = CliRunner().invoke(second_order.main, ["--networks", "small", "--quantities", "diag_h", "--limit", "0",
                                                   "--rounds", "1", *threads])

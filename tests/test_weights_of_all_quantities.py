@@ -24,7 +24,7 @@ EIGENVECTORS = {"ekfac"}
 OF_THE_OUTPUT = {"jacobian"}
 AVERAGES = {"second_moment", "variance"}
 """Divided by N, that of all rows."""
-DRAWN_LATER = {"diag_h_mc"}
+DRAWN_LATER = {"diag_h_mc", "diag_h_mc_all"}
 """Its second draws come behind the first ones of all samples, so that they are others in another batch."""
 FOR_PRODUCTS = {"block"}
 SUMS = (QUANTITIES.keys() - ROWS - PAIRS.keys() - COUNTS - EIGENVECTORS - OF_THE_OUTPUT - AVERAGES - DRAWN_LATER

@@ -47,7 +47,7 @@ class Way:
 
 
 _OUTPUT_WAYS = [Way(forward, batched) for forward in (True, False) for batched in (True, False)]
-_HESSIAN_WAYS = [way for way in _OUTPUT_WAYS if not way.forward]
+_BACKWARD_WAYS = [way for way in _OUTPUT_WAYS if not way.forward]
 _WITHOUT_CUDNN = [Way(False, True, False), Way(False, False, False)]
 
 
@@ -62,7 +62,7 @@ class Products:
     _kept: dict[bool, Way] = field(default_factory=dict)
     """For one vector (False), for several (True): the way that worked."""
     _without_forward: bool = False
-    """Whether forward-mode differentiation has failed."""
+    """Whether forward-mode differentiation has failed, or is not that of the backward pass."""
 
     def times(self, number: int, batch: Batch, columns: Columns) -> Columns:
         """[F, *theta] each. Raises UnsupportedOpError if torch has no way."""
@@ -93,6 +93,13 @@ class Products:
                 self._without_forward = True
         return inner_products(columns, self.times(number, batch, columns))
 
+    def leave_out_forward(self) -> bool:
+        """From now on take J v by differentiating J^T u; False if nothing changes by that."""
+        changes = self.curvature is not None and not self._without_forward
+        self._without_forward = True
+        self._kept.clear()
+        return changes
+
     def _inner_forward(self, curvature: Curvature, number: int, batch: Batch, columns: Columns) -> Tensor:
         named = dict(self.passes.model.named_parameters())
         at = {name: named[name].detach() for name in self.passes.chosen}
@@ -112,7 +119,7 @@ class Products:
     def _ways(self, several: bool, batch: Batch) -> list[Way]:
         if several in self._kept:
             return [self._kept[several]]
-        ways = _HESSIAN_WAYS if self.curvature is None else _OUTPUT_WAYS
+        ways = _BACKWARD_WAYS if self.curvature is None or self._without_forward else _OUTPUT_WAYS
         if batch.tensors[0].is_cuda:
             ways = ways + _WITHOUT_CUDNN
         return [way for way in ways if way.batched is False or several]

@@ -19,7 +19,7 @@ from hbpcompiler.quantities.values import (
     column_sum,
     cross,
     diag_h,
-    diag_h_mc,
+    diag_h_sampled,
     diag_h_split,
     diagonal_entry,
     eigenvalues_entry,
@@ -98,7 +98,9 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("diag_h", "exact diagonal of the Hessian", (Closing(GGN, DIAGONAL), Closing(RESIDUAL, DIAGONAL)), diag_h,
              adds=(OF_LOSS,)),
     Quantity("diag_h_mc", "unbiased estimate of diag_h: exact GGN, residuals of mc_samples random-sign columns a sign",
-             (Closing(GGN, DIAGONAL), Closing(RESIDUAL_MC, DIAGONAL)), diag_h_mc, adds=(OF_LOSS,)),
+             (Closing(GGN, DIAGONAL), Closing(RESIDUAL_MC, DIAGONAL)), diag_h_sampled(GGN), adds=(OF_LOSS,)),
+    Quantity("diag_h_mc_all", "unbiased estimate of diag_h: GGN as in diag_ggn_mc, residuals as in diag_h_mc",
+             (Closing(GGN_MC, DIAGONAL), Closing(RESIDUAL_MC, DIAGONAL)), diag_h_sampled(GGN_MC), adds=(OF_LOSS,)),
     Quantity("diag_h_split", "its GGN, positive and negative residual parts: ggn + positive - negative",
              (Closing(GGN, DIAGONAL), Closing(RESIDUAL, POSITIVE), Closing(RESIDUAL, NEGATIVE)), diag_h_split,
              ("ggn", "positive", "negative"), "Split", adds=(OF_LOSS,) * 3),
@@ -178,8 +180,9 @@ QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TA
 
 SAMPLED: Mapping[str, str] = {
     "diag_ggn": "diag_ggn_mc", "trace_ggn": "diag_ggn_mc", "diag_h": "diag_h_mc", "diag_h_split": "diag_h_mc",
-    "trace_h": "diag_h_mc", "sqrt_ggn": "sqrt_ggn_mc", "kflr": "kfac", "kflr_reduce": "kfac_reduce", "gram": "gram_mc",
-    "cross": "cross_mc", "project_ggn": "project_ggn_mc", "column_sum": "column_sum_mc",
+    "trace_h": "diag_h_mc", "diag_h_mc": "diag_h_mc_all", "sqrt_ggn": "sqrt_ggn_mc", "kflr": "kfac",
+    "kflr_reduce": "kfac_reduce", "gram": "gram_mc", "cross": "cross_mc", "project_ggn": "project_ggn_mc",
+    "column_sum": "column_sum_mc",
     "eigenvalues": "eigenvalues_mc",
 }
 """Quantities that estimate, from sampled columns, what others say exactly."""

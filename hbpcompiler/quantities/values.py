@@ -73,9 +73,13 @@ def diag_h(closed: Closed) -> Any:
     return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
 
 
-def diag_h_mc(closed: Closed) -> Any:
-    ggn, residual = closed.get(GGN, DIAGONAL), closed.get(RESIDUAL_MC, DIAGONAL)
-    return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
+def diag_h_sampled(ggn_stream: str) -> Callable[[Closed], Any]:
+    """Sampled residuals beside this stream's GGN, exact or sampled."""
+    def value(closed: Closed) -> Any:
+        ggn, residual = closed.get(ggn_stream, DIAGONAL), closed.get(RESIDUAL_MC, DIAGONAL)
+        return closed.scaled(ggn) if residual is None else closed.scaled(ggn + residual)
+
+    return value
 
 
 def diag_h_split(closed: Closed) -> dict[str, Any]:

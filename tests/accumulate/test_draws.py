@@ -15,7 +15,7 @@ from hbpcompiler.accumulate.batches import batches_from
 from hbpcompiler.accumulate.keys import keys_of
 from tests.accumulate.test_cuts import compare
 
-NAMES = ["grad", "variance", "diag_ggn_mc", "diag_h_mc", "kfac"]
+NAMES = ["grad", "variance", "diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "kfac"]
 SAMPLES = 9
 
 

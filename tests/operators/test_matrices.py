@@ -226,6 +226,22 @@ def test_custom_functions_go_by_double_backward():
     same(operator.to_dense(), dense(run, "ggn"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_embedding_s_padding_has_a_row_of_zeros(kind):
+    """As in `.backward()`; torch's forward mode counts it."""
+    embedded = nn.Sequential(nn.Embedding(5, 2, padding_idx=1), nn.Tanh(), nn.Flatten(), nn.Linear(6, 2)).double()
+    with torch.no_grad():
+        embedded[0].weight.normal_()
+    X, y = torch.tensor([[0, 1, 2], [1, 1, 4]]), torch.tensor([1, 0])
+    operator = hbp.operator(embedded, nn.CrossEntropyLoss(), (X, y), kind)
+    plain = copy.deepcopy(embedded)
+    plain[0].padding_idx = None
+    expected = dense(hbp.reference.Forward(plain, nn.CrossEntropyLoss(), (X,), y), kind)
+    expected[2:4], expected[:, 2:4] = 0, 0
+    same(operator.to_dense(), expected)
+    same(operator @ expected[0], expected @ expected[0])
+
+
 class Twice(nn.Module):
     """Draws from a generator of its own: no two passes are alike."""
 

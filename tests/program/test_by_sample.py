@@ -86,7 +86,7 @@ def setting(name):
     return Noisy(shared=False), loss, numbers(2, 4), y, options
 
 
-NAMES = ["grad", "diag_ggn_mc", "diag_h_mc", "kfac"]
+NAMES = ["grad", "diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "kfac"]
 
 
 @pytest.mark.parametrize("name", ["labels", "normal", "counts", "bits", "signs", "loops", "sequences",

@@ -37,7 +37,8 @@ LOSSES = "batch_loss"
 COUNTS = ("grad_histogram", "grad_histogram_2d")
 ROUNDED = "counts: rounding may take a number over the edge of its bin"
 MERGED = "the output has samples merged with positions"
-TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h"}
+TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h",
+                            "diag_h_mc_all": "diag_h"}
 ENTRIES = 4
 """At each parameter, unless that is too much work: double backward for each of them."""
 WORK = 2 * 10**8
