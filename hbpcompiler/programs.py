@@ -30,7 +30,7 @@ from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
-from hbpcompiler.compiler.stages import FIRST_RUN, PROVE
+from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
@@ -72,7 +72,7 @@ class Programs:
         state = self._guards.current()
         built = _serving(state, batch) or self._lengths.known(state, batch)
         if built is None:
-            with TRACING:
+            with TRACING, rare_collections():
                 state, built = self._make(batch, brought)
         built.used = next(self._uses)
         self._last = state, built

@@ -1,5 +1,6 @@
 """The stages in a row: torch.export runs once, each stage is timed, the race and the plan are final."""
 
+import gc
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler import pipeline
 from hbpcompiler.compiler.built import KEPT_ADDING
-from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, STAGES, Seconds
+from hbpcompiler.compiler.stages import ALLOCATIONS, FIRST_RUN, PROVE, STAGES, Seconds, rare_collections
 from hbpcompiler.reference import reference
 from tests.test_quantities import close
 
@@ -50,6 +51,19 @@ def test_explain_says_how_long_each_stage_took():
     assert shown, line
     assert [part.split(" ")[0] for part in shown[2].split(", ")][:3] == ["export", "trace", "match"]
     assert float(shown[1]) == pytest.approx(sum(seconds.of.values()), abs=0.006)
+
+
+def test_collections_are_rarer_only_while_stages_run():
+    before = gc.get_threshold()
+    with rare_collections():
+        assert gc.get_threshold()[0] >= max(before[0], ALLOCATIONS)
+    assert gc.get_threshold() == before
+    gc.set_threshold(0)  # switched off
+    try:
+        with rare_collections():
+            assert gc.get_threshold()[0] == 0
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_seconds_of_a_stage_that_runs_twice_add_up():

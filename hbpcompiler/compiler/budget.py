@@ -74,10 +74,13 @@ def room_for(memory: MemoryModel, budget: int | None, batch: int, device: torch.
     """What a call with so many samples has to keep to; None where that is not known, or the call needs little."""
     if budget is not None:
         return Room(budget, True)
-    if not memory.may_exceed(limits.unchecked_bytes, batch):
+    if memory.surely_within(limits.unchecked_bytes, batch):
         return None
     free = free_bytes(device)
-    return None if free is None else Room(free, False)
+    # A run of the program on tensors without memory tells what it needs: left out where plenty is free.
+    if free is None or memory.surely_within(int(limits.free_share * free), batch):
+        return None
+    return Room(free, False) if memory.may_exceed(limits.unchecked_bytes, batch) else None
 
 
 def within_budget(make: Callable[[Resources], Draft], resources: Resources, budget: int | None, batch: int,

@@ -55,7 +55,8 @@ class Drafts:
         self.asked.append(resources.temporaries)
         peak = self.whole if resources.temporaries is None else self.fixed + 5 * resources.temporaries
         memory = SimpleNamespace(peak=lambda batch: peak, largest_batch=lambda budget, batch: 3,
-                                 may_exceed=lambda size, batch: peak > size)
+                                 may_exceed=lambda size, batch: peak > size,
+                                 surely_within=lambda size, batch: peak <= size)
         return Draft(None, None, "", memory, None, lambda graph: "")
 
 
@@ -143,6 +144,7 @@ def test_no_run_is_needed_where_all_tensors_together_are_small():
     annotate(writer.graph, lambda batch: arguments(writer.graph, inputs, [], batch))
     # The total, made, as the loop's result and as it grows in its body; a chunk's squares and their sum.
     assert together(writer.graph, 50) == together(writer.graph, 8) == 4 * (3 + 3 + 3 + 2 * 3 + 3)
+    assert together(writer.graph, 1) == 4 * (3 + 3 + 3 + 3 + 3)  # a chunk is no longer than the batch
     memory = MemoryModel("no program: not to be run", None, 1.0, writer.graph)
     assert not memory.may_exceed(100, 50)
 

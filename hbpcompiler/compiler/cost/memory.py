@@ -39,11 +39,19 @@ def together(program: fx.Graph, batch: int) -> int:
     total = 0
     for node in program.nodes:
         if isinstance(node.target, Loop):
-            total += together(node.target.body, node.target.chunk)
+            total += together(node.target.body, min(node.target.chunk, _cut_length(node, batch)))
         lengths, dtype = node_meta.shape(node), node_meta.dtype(node)
         if lengths is not None and dtype is not None and node.op != "placeholder":
             total += dtype.itemsize * math.prod(node_meta.length_at(length, batch) for length in lengths)
     return total
+
+
+def _cut_length(loop: fx.Node, batch: int) -> int:
+    """That of the axis which a loop goes along, as far as the shapes outside tell it."""
+    arguments: Any = loop.args
+    target: Any = loop.target
+    lengths = node_meta.shape(arguments[1][0])
+    return target.chunk if lengths is None else node_meta.length_at(lengths[target.axis], batch)
 
 
 class MemoryModel:
@@ -101,14 +109,18 @@ class MemoryModel:
 
     def may_exceed(self, size: int, batch: int) -> bool:
         """Whether the peak may be more than so many bytes: at once, where not even all tensors together are so many."""
-        if batch in self._together and self._together[batch] <= size:
-            return False
-        if batch not in self._known and self.program is not None and not self._brings_vectors:
-            if batch not in self._together:
-                self._together[batch] = int(self.growth * self.allowance * together(self.program, batch))
-            if self._together[batch] <= size:
+        return not self.surely_within(size, batch) and self.peak(batch) > size
+
+    def surely_within(self, size: int, batch: int) -> bool:
+        """Whether the peak is known to be no more than so many bytes without another run, as not even all tensors
+        together are more."""
+        if batch in self._known:
+            return self._known[batch] <= size
+        if batch not in self._together:
+            if self.program is None or self._brings_vectors:
                 return False
-        return self.peak(batch) > size
+            self._together[batch] = int(self.growth * self.allowance * together(self.program, batch))
+        return self._together[batch] <= size
 
     @property
     def _brings_vectors(self) -> bool:

@@ -14,6 +14,7 @@ from torch import fx
 
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.nodes import shows_its_input, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
 PASSES = 4
@@ -30,10 +31,13 @@ def _of(graph: fx.Graph, symbols: Mapping[str, int], machine: Machine) -> float:
     total = 0.0
     for node in graph.nodes:
         if isinstance(node.target, Loop):
-            total += _rounds(node, symbols) * _of(node.target.body, _inside(node.target, symbols), machine)
+            length = _axis(node, symbols)
+            rounds, chunk = math.ceil(length / node.target.chunk), min(length, node.target.chunk)
+            total += rounds * _of(node.target.body, _inside(node.target, symbols, chunk), machine)
         elif node.op.startswith("call"):
             given = sorted((numbers[used] for used in node.all_input_nodes), reverse=True)[:2]
-            total += PASSES * _of_call(numbers[node], given, machine)
+            moves = not shows_its_input(node) or writes_in_place(node) or meta.owns_memory(node)
+            total += PASSES * (_of_call(numbers[node], given, machine) if moves else machine.seconds_per_call)
     return total
 
 
@@ -44,18 +48,19 @@ def _of_call(made: float, given: list[float], machine: Machine) -> float:
     return adds / machine.batched_per_second + moved / machine.fresh_bytes_per_second + machine.seconds_per_call
 
 
-def _rounds(node: fx.Node, symbols: Mapping[str, int]) -> int:
+def _axis(node: fx.Node, symbols: Mapping[str, int]) -> int:
+    """The length of the axis that a loop goes along; where that is not known, of one chunk."""
     arguments: Any = node.args
     loop: Any = node.target
-    lengths = meta.shape(arguments[1][0]) or ()
-    return math.ceil(_length(lengths[loop.axis], symbols) / loop.chunk) if lengths else 1
+    lengths = meta.shape(arguments[1][0])
+    return loop.chunk if lengths is None else _length(lengths[loop.axis], symbols)
 
 
-def _inside(loop: Loop, symbols: Mapping[str, int]) -> dict[str, int]:
-    """The lengths that a body's shapes are written in."""
+def _inside(loop: Loop, symbols: Mapping[str, int], chunk: int) -> dict[str, int]:
+    """The lengths that a body's shapes are written in, in a chunk of this length."""
     around = {f"outer {symbol}" if symbol.endswith(loop.letter) else symbol: length
               for symbol, length in symbols.items()}
-    return {**around, loop.letter: loop.chunk}
+    return {**around, loop.letter: chunk}
 
 
 def _numbers(node: fx.Node, symbols: Mapping[str, int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -295,7 +296,7 @@ class Plan:
         uses = {use.operation.name for step in self.flat() if isinstance(step, Tied) for use in step.uses}
         return uses | {step.operation.name for step in self.flat() if isinstance(step, kinds)}
 
-    @property
+    @cached_property
     def single(self) -> bool:
         """Whether all that travels backwards is one column per sample, in the dtype of the values that it meets."""
         def is_single(piece: Piece | None) -> bool:

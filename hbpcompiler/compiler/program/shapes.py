@@ -6,7 +6,7 @@ with that one alone raised: what is as long as the chunk around it is told from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, fx
 
 from hbpcompiler.arguments import ARGUMENTS, Sizes
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.nodes import writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
+from hbpcompiler.rule.idioms import IDIOMS
 
 BATCHES = (5, 8)
 
@@ -67,14 +69,24 @@ Enter = Callable[[Loop, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], N
 
 def _run(graph: fx.Graph, arguments: Sequence[Any], enter: Enter) -> dict[fx.Node, Any]:
     """Every node's value on meta tensors; those in loops' bodies are what `enter` makes of them."""
-    return dict(interpret(graph, arguments, enter))
+    return dict(interpret(graph, arguments, enter, _shaped))
 
 
-def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter) -> Iterator[tuple[fx.Node, Any]]:
+def _shaped(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """What a node makes, as far as shapes go: a helper that writes into its first argument returns that."""
+    total = node.args[0] if node.args else None
+    if isinstance(total, fx.Node) and writes_in_place(node) and node.target in IDIOMS:
+        return values[total]
+    return evaluate(node, values)
+
+
+def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter,
+              made: Callable[[fx.Node, Mapping[fx.Node, Any]], Any] | None = None) -> Iterator[tuple[fx.Node, Any]]:
     """Each node with its value on meta tensors; at a loop, `enter(loop, accumulators, cut, whole)` is called instead.
 
-    A value is kept no longer than to its last reader.
+    A value is kept no longer than to its last reader. `made` says what a node makes; None: `evaluate`, it is run.
     """
+    made = made or evaluate
     values: dict[fx.Node, Any] = {}
     given = iter(arguments)
     last = {used: node for node in graph.nodes for used in node.all_input_nodes}
@@ -91,7 +103,7 @@ def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter) -> Iterat
             values[node] = args[0]
             del args
         else:
-            values[node] = evaluate(node, values)
+            values[node] = made(node, values)
         yield node, values[node]
         for used in {node, *node.all_input_nodes}:
             if last.get(used, node) is node:
@@ -114,8 +126,17 @@ def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence
     """Of a graph and the bodies of its loops. The first of `given` has all lengths at the lower of two sizes, each of
     the others has one of them, that of the symbol at its place, at the higher."""
     calls: dict[Loop, list[Any]] = {}
-    runs = [_run(graph, arguments, lambda loop, *passed: calls.setdefault(loop, []).append(passed))
-            for arguments in given]
+    known: dict[Hashable, tuple[dict[fx.Node, Any], list[Any]]] = {}
+    runs = []
+    for arguments in given:
+        sizes = _sizes(arguments)
+        if sizes not in known:  # most loops' bodies see a batch of any size in the same chunks
+            entered: list[Any] = []
+            known[sizes] = _run(graph, arguments, lambda loop, *passed: entered.append((loop, passed))), entered
+        run, inside = known[sizes]
+        runs.append(run)
+        for loop, passed in inside:
+            calls.setdefault(loop, []).append(passed)
     for loop, passed in calls.items():
         few, many = BATCHES
         rounds = [round_of(loop, accumulators, cut, whole, few) for accumulators, cut, whole in passed]
@@ -123,6 +144,17 @@ def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence
         raised = round_of(loop, accumulators, cut, whole, many)
         _annotate(loop.body, [*rounds, raised], _symbols(symbols, loop))
     _mark(graph, runs, symbols)
+
+
+def _sizes(item: Any) -> Hashable:
+    """Equal for arguments that programs make tensors of equal shapes of."""
+    if isinstance(item, Tensor):
+        return item.shape, item.stride()
+    if isinstance(item, Mapping):
+        return tuple((key, _sizes(part)) for key, part in item.items())
+    if isinstance(item, list | tuple):
+        return tuple(map(_sizes, item))
+    return item  # type: ignore[no-any-return]  # a number
 
 
 def _symbols(around: Sequence[str], loop: Loop) -> list[str]:
