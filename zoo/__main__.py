@@ -2,15 +2,15 @@
 
     python -m zoo                          all families (an hour or two on 2 cores)
     python -m zoo timm:xcit transformers:  those whose title contains one of these texts
+    python -m zoo --missing                goes on where it was stopped
     python -m zoo --table                  only writes the table anew from what build/zoo holds
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,9 @@ RECORDS = Path("build/zoo")
 PAGE = Path("docs/zoo.md")
 MEMORY = 16 * 2**30
 """Bytes that one family's process may take."""
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Each is forked off one that has imported the three libraries, which takes longer than most questions."""
+LOADED = ["zoo.check", "torchvision", "timm", "transformers"]
 
 
 def every_family() -> list[Family]:
@@ -38,19 +41,28 @@ def file_of(title: str, question: str) -> Path:
 
 def asked_apart(title: str, question: str, limit: float) -> Outcome:
     """In a process of its own, so that one that takes all memory or all time takes nobody with it."""
-    command = [sys.executable, "-m", "zoo", "--here", title, question]
     path = file_of(title, question)
     path.unlink(missing_ok=True)
-    try:
-        done = subprocess.run(command, timeout=limit, capture_output=True, text=True, check=False)
-    except subprocess.TimeoutExpired:
+    process = PROCESSES.Process(target=ask_here, args=(title, question))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
         outcome = Outcome("slow", limit, f"not done in {limit:.0f} s")
+    elif path.exists():
+        return _read(path)
     else:
-        if path.exists():
-            return _read(path)
-        outcome = Outcome("crashes", 0.0, f"process ended with {done.returncode}: {done.stderr[-300:]}")
+        outcome = Outcome("crashes", 0.0, f"process ended with {process.exitcode}")
     path.write_text(json.dumps({"family": title, "question": question, **vars(outcome)}))
     return outcome
+
+
+def ask_here(title: str, question: str) -> None:
+    """Leaves a record of what became of the question."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    (family,) = [family for family in every_family() if family.title == title]
+    file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))
 
 
 def _read(path: Path) -> Outcome:
@@ -64,21 +76,16 @@ def _read(path: Path) -> Outcome:
 @click.option("--limit", default=180.0, help="seconds that one question to one family may take")
 @click.option("--processes", default=2)
 @click.option("--table", "only_table", is_flag=True, help="only write the page from the records that there are")
-@click.option("--here", is_flag=True, hidden=True)
+@click.option("--missing", is_flag=True, help="only what build/zoo has no record of")
 def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, processes: int, only_table: bool,
-         here: bool) -> None:
+         missing: bool) -> None:
     """Families of torchvision, timm and transformers against autograd."""
     RECORDS.mkdir(parents=True, exist_ok=True)
     families = every_family()
-    if here:
-        title, question = wanted
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        (family,) = [family for family in families if family.title == title]
-        file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))
-        return
     if not only_table:
         chosen = [family for family in families if not wanted or any(text in family.title for text in wanted)]
-        jobs = [(family.title, question) for family in chosen for question in questions or QUESTIONS]
+        jobs = [(family.title, question) for family in chosen for question in questions or QUESTIONS
+                if not (missing and file_of(family.title, question).exists())]
         _ask_all(jobs, limit, processes)
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
     PAGE.write_text(page(records, [family.title for family in families]), encoding="utf-8")
@@ -86,6 +93,7 @@ def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, proc
 
 def _ask_all(jobs: list[tuple[str, str]], limit: float, processes: int) -> None:
     console = Console()
+    PROCESSES.set_forkserver_preload(LOADED)
     with ThreadPoolExecutor(processes) as pool:
         outcomes = pool.map(lambda job: asked_apart(*job, limit), jobs)
         for (title, question), outcome in zip(jobs, outcomes, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +28,14 @@ ENTRIES = 8
 """How many entries of the Hessian's diagonal are compared, each of another parameter."""
 LAYERS = 3
 """How many layers' Kronecker factors are compared."""
+STEP = 1e-4
+"""By which a parameter's entry is moved for central differences of its gradient."""
+AGREES = 1e-6
+"""Of the largest number: what rounding leaves of central differences."""
+DRAWS = 32
+"""Calls over which the trace of a sampled factor is averaged."""
+FAR = 6.0
+"""Standard errors that an average may be off."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def compare(what: str, pairs: Iterable[tuple[str, Tensor, Tensor]]) -> None:
         assert gap <= TOLERANCE, f"{what} of {name} is {gap:.1e} off"
 
 
-def first_order(case: Case) -> None:
+def first_order(case: Case) -> str:
     """The gradient, and the norm of each sample's share of it, of every parameter."""
     result = compiled(case, ["grad", "batch_l2"])
     expected = gradients(case, case.inputs, case.target)
@@ -107,6 +115,7 @@ def first_order(case: Case) -> None:
     rows = [share(case, n, list(expected)) for n in range(SAMPLES)]
     norms = {name: torch.stack([row[name].square().sum() for row in rows]) for name in expected}
     compare("batch_l2", ((name, result.batch_l2[name], value) for name, value in norms.items()))
+    return ""
 
 
 def share(case: Case, n: int, names: list[str]) -> dict[str, Tensor]:
@@ -119,28 +128,57 @@ def share(case: Case, n: int, names: list[str]) -> dict[str, Tensor]:
     return dict(zip(names, found, strict=True))
 
 
-def diagonal(case: Case) -> None:
-    """Random entries of the Hessian's diagonal, by double backward."""
+def diagonal(case: Case) -> str:
+    """Random entries of the Hessian's diagonal, by double backward; where that disagrees, by central differences of the
+    gradient, because some of torch's backward kernels have a wrong derivative of their own."""
     result = compiled(case, ["diag_h"])
     draw = random.Random(0)
+    places, pairs = [], []
     with sdpa_kernel(SDPBackend.MATH):
         slopes = gradients(case, case.inputs, case.target, keep=True)
-        pairs = []
         for name in draw.sample(sorted(slopes), min(ENTRIES, len(slopes))):
             entry = draw.randrange(slopes[name].numel())
             parameter = trained(case.model)[name]
             slope = slopes[name].flatten()[entry]
             (row,) = torch.autograd.grad(slope, parameter, retain_graph=True, allow_unused=True)
             expected = torch.zeros(()) if row is None else row.flatten()[entry]
-            pairs.append((name, result.diag_h[name].flatten()[entry], expected))
-    compare("diag_h", pairs)
+            places.append((name, entry))
+            pairs.append((name, result.diag_h[name].flatten()[entry], expected.detach()))
+    try:
+        compare("diag_h", pairs)
+        return ""
+    except AssertionError as disagreement:
+        scale = max(float(expected.abs()) for _, _, expected in pairs)
+        for (name, entry), (_, found, _) in zip(places, pairs, strict=True):
+            gap = abs(float(found) - by_differences(case, name, entry))
+            if gap > AGREES * scale:
+                raise AssertionError(f"{disagreement}; {gap / scale:.1e} off central differences") from None
+        return f"{disagreement} by torch's double backward, whose own fault it is: central differences agree"
 
 
-def factors(case: Case) -> None:
-    """A and B of some linear layers, by the Jacobian of the model's output in the layer's output."""
+def by_differences(case: Case, name: str, entry: int) -> float:
+    """One entry of the Hessian's diagonal, from gradients alone (Richardson's extrapolation of two steps)."""
+    place = trained(case.model)[name].data.view(-1)
+    before = float(place[entry])
+
+    def slope(by: float) -> float:
+        place[entry] = before + by
+        return float(gradients(case, case.inputs, case.target)[name].flatten()[entry])
+
+    try:
+        coarse, fine = ((slope(step) - slope(-step)) / (2 * step) for step in (STEP, STEP / 2))
+    finally:
+        place[entry] = before
+    return (4 * fine - coarse) / 3
+
+
+def factors(case: Case) -> str:
+    """A and B of some linear layers, by the Jacobian of the model's output in the layer's output; of kfac, whose B is
+    drawn, A and the average of B's trace."""
     layers = {f"{path}.weight": module for path, module in case.model.named_modules()
               if isinstance(module, nn.Linear) and module.weight.requires_grad}
-    result = compiled(case, ["kflr"])
+    program = hbp.compile(case.model, case.loss, quantities=["kflr", "kfac"])
+    result = program(case.inputs, case.target)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     handles = [module.register_forward_hook(lambda _, given, output, name=name: seen[name].append((given[0], output)))
                for name, module in layers.items()]
@@ -149,6 +187,7 @@ def factors(case: Case) -> None:
         handle.remove()
     outputs = [item for item in pytree.tree_leaves(output) if isinstance(item, Tensor) and item.requires_grad]
     flat, hessian = _curvature(case, output, outputs)
+    chosen = []
     once = [name for name, uses in seen.items() if len(uses) == 1 and uses[0][0].shape[0] == SAMPLES]
     for name in random.Random(0).sample(sorted(once), min(LAYERS, len(once))):
         ((given, made),) = seen[name]
@@ -158,7 +197,22 @@ def factors(case: Case) -> None:
         expected = torch.einsum("anpi,ab,bnpj->ij", jacobian, hessian, jacobian) / jacobian.shape[2]
         inputs = given.detach().reshape(-1, given.shape[-1])
         compare("A", [(name, result.kflr[name].A, inputs.T @ inputs / SAMPLES)])
+        compare("A of kfac", [(name, result.kfac[name].A, result.kflr[name].A)])
         compare("B", [(name, result.kflr[name].B, expected)])
+        chosen.append((name, float(expected.trace())))
+    compare_drawn(lambda: program(case.inputs, case.target).kfac, chosen)
+    return ""
+
+
+def compare_drawn(draw: Callable[[], Any], chosen: Sequence[tuple[str, float]]) -> None:
+    """The average trace of B of kfac beside that of kflr, which is its expectation."""
+    drawn = [draw() for _ in range(DRAWS if chosen else 0)]
+    for name, expected in chosen:
+        traces = torch.tensor([float(factors[name].B.trace()) for factors in drawn], dtype=torch.float64)
+        error = float(traces.std()) / DRAWS**0.5
+        gap = abs(float(traces.mean()) - expected)
+        assert gap <= FAR * error + TOLERANCE * abs(expected), (
+            f"the average trace of B of kfac of {name} is {gap:.1e} off, of {expected:.1e}; standard error {error:.1e}")
 
 
 def _curvature(case: Case, output: Any, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -173,9 +227,10 @@ def _curvature(case: Case, output: Any, outputs: list[Tensor]) -> tuple[Tensor, 
     return flat, torch.stack(rows)
 
 
-QUESTIONS: dict[str, Callable[[Case], None]] = {
-    "gradient, norms": first_order, "diag_h": diagonal, "kflr": factors,
+QUESTIONS: dict[str, Callable[[Case], str]] = {
+    "gradient, norms": first_order, "diag_h": diagonal, "kflr, kfac": factors,
 }
+"""Each returns a remark, or nothing."""
 
 
 def ask(family: Family, question: str) -> Outcome:
@@ -190,7 +245,7 @@ def ask(family: Family, question: str) -> Outcome:
         case = family.case()
         try:
             with double_precision():
-                QUESTIONS[question](case)
+                remark = QUESTIONS[question](case)
         except AssertionError as error:
             if not isinstance(error, hbp.HbpError):
                 return outcome("wrong", str(error))
@@ -199,7 +254,7 @@ def ask(family: Family, question: str) -> Outcome:
             return outcome("refused", str(error))
         except Exception as error:  # whatever is no HbpError is a fault of ours
             return outcome("crashes", f"{type(error).__name__}: {error}")
-    return outcome("holds")
+    return outcome("holds", remark)
 
 
 def as_record(family: Family, question: str, outcome: Outcome) -> dict[str, Any]:

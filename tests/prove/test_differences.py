@@ -8,8 +8,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.prove import own_step
 from hbpcompiler.compiler.prove.comparison import Comparison
-from hbpcompiler.compiler.prove.differences import SHOWN, decided
+from hbpcompiler.compiler.prove.differences import SHOWN, SHOWN_FIRST, decided
+from hbpcompiler.compiler.prove.prove import _Proof
+from hbpcompiler.compiler.prove.twin import GRAD
 from hbpcompiler.reference import reference
 from hbpcompiler.rules.shared import twice
 from tests.test_quantities import close
@@ -60,6 +63,46 @@ def test_weight_norm(old, monkeypatch):
     lines = [line for line in compiled.verify(X, Y) if line.quantity == "diag_h"]
     assert all(line.agrees for line in lines)
     assert any(line.how == SHOWN for line in lines)
+
+
+@pytest.mark.parametrize("off", ["model", "program", "model, by much"])
+def test_who_is_right_where_gradients_differ_in_their_last_digits(off, monkeypatch):
+    """torch's weight_norm on CUDA is off by 1e-8 in double precision: the loss itself decides."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+
+    def scaled(numbers, name, by):
+        return {key: value * (1 + by) if key == name else value for key, value in numbers.items()}
+
+    gradients, program = own_step._gradients, _Proof._program
+    if off == "program":
+        monkeypatch.setattr(_Proof, "_program", lambda *given: scaled(program(*given), (GRAD, "0.weight"), 1e-7))
+    else:
+        by = 1e-7 if off == "model" else 1e-3
+        monkeypatch.setattr(own_step, "_gradients", lambda *given: scaled(gradients(*given), "0.weight", by))
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"])
+    if off != "model":
+        with pytest.raises(hbp.ProofError, match=r"grad of '0.weight'"):
+            compiled(X, Y)
+        return
+    (line,) = [line for line in compiled.verify(X, Y) if line.key == (GRAD, "0.weight")]
+    assert line.agrees
+    assert line.how == SHOWN_FIRST
+
+
+def test_numbers_that_are_nan_by_torch_itself_are_not_said_to_be_ours(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    taken = own_step.take_apart
+
+    def lost(output, leave_out):
+        outputs, structure = taken(output, leave_out=leave_out)
+        return [outputs[0] * torch.nan], structure
+
+    monkeypatch.setattr(own_step, "take_apart", lost)
+    with pytest.raises(hbp.ProofError) as error:
+        hbp.compile(model, nn.MSELoss(), ["grad"])(X, Y)
+    assert "output: 6 of the model's own numbers are infinite or NaN" in str(error.value)
+    assert "by torch's own kernels" in str(error.value)
+    assert "hbpcompiler's own fault" not in str(error.value)
 
 
 class OfBiasAlone(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import sympy
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match import fuse
@@ -118,6 +119,23 @@ def test_hooks_that_can_be_seen_without_running():
     assert "parameter 'layer.weight'" in second
     with pytest.warns(UserWarning, match="backward hook of module 'head'"):
         hbp.compile(model, quantities=["grad"], verify=False)(*batch())
+
+
+def test_a_hook_of_all_modules():
+    """It would wrap the module that is traced, too, whose loss it takes apart."""
+    X, y = batch()
+    handle = torch_module.register_module_full_backward_pre_hook(lambda module, made: (5 * made[0], *made[1:]))
+    try:
+        assert "a backward hook of all modules" in refusal(Around(nn.Tanh()))
+    finally:
+        handle.remove()
+    seen = torch.zeros(())
+    handle = torch_module.register_module_full_backward_hook(lambda *given: seen.add_(1) and None)
+    try:
+        hbp.compile(Around(nn.Tanh()), quantities=["grad"])(X, y)
+    finally:
+        handle.remove()
+    assert seen > 0
 
 
 def test_a_hook_that_changes_nothing():

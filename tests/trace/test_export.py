@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.export import exported_program
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs, reason
 from hbpcompiler.compiler.trace.export import export, quoted_names
@@ -51,6 +52,28 @@ def test_exporting_changes_nothing_of_the_users():
 def test_names_are_quoted_meanwhile():
     with quoted_names():
         assert torch.fx.graph._format_target("self", "a.0") == "getattr(self.a, '0')"
+
+
+def test_names_that_torch_would_have_to_quote_are_traced_and_taken_apart():
+    """A module and parameters whose names hold quotes, line breaks and backslashes."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module('a <b>&"\n\u00e9', nn.Linear(3, 2))
+            self.scales = nn.ParameterDict({"g'</script>\\n": torch.ones(2), 'batch_l2"': torch.ones(())})
+
+        def forward(self, x):
+            h = getattr(self, 'a <b>&"\n\u00e9')(x)
+            return h * self.scales["g'</script>\\n"].exp() * self.scales['batch_l2"']
+
+    torch.manual_seed(0)
+    model, X, y = Named().double(), torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    result = hbp.compile(model, nn.MSELoss(), ["grad", "diag_ggn"])(X, y)
+    expected = torch.autograd.grad(nn.functional.mse_loss(model(X), y), list(model.parameters()))
+    assert result.grad.keys() == dict(model.named_parameters()).keys()
+    for (name, _), slope in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(result.grad[name], slope)
 
 
 def test_a_batch_that_fits():

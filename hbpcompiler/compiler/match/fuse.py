@@ -13,8 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import sympy
+from torch import Tensor
 
 from hbpcompiler.compiler.match.bind import bind, static_op
+from hbpcompiler.compiler.match.edges import loses_edge
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.elementwise import derivatives, elementwise, x
 from hbpcompiler.limits import DEFAULT_LIMITS
@@ -45,8 +47,11 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule],
         name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
         whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
         inner = [operation for operation in operations if operation in region]
+        joined = elementwise("fused", expression, forward=_forward(inner, source, rules, active))
+        if _loses_edge(expression, joined, whole, active):
+            continue
         fused = {name: rule for name, rule in fused.items() if name not in {own.name for own in region}}
-        fused[whole.name] = elementwise("fused", expression, forward=_forward(inner, source, rules, active))
+        fused[whole.name] = joined
         operations = [whole if own is last else own for own in operations if own is last or own not in region]
     return replace(graph, operations=operations), fused
 
@@ -129,6 +134,21 @@ def _inserted(own: Any, inner: Mapping[Any, Any], longest: int) -> Any:
     # Choices outermost: where one is constant its slope is zero, also beside another's infinite one, as torch has it.
     whole = sympy.piecewise_fold(own.subs(inner, simultaneous=True))
     return None if whole.has(*UNREAL) or sympy.count_ops(whole) > longest else whole
+
+
+def _loses_edge(expression: Any, joined: Rule, whole: Operation, active: AbstractSet[str]) -> bool:
+    """Whether the joined operation differentiates where the operations that it stands for do not."""
+    assert joined.forward is not None
+    assert joined.derivative is not None
+    forward, derivative = joined.forward, joined.derivative
+
+    def run(given: Tensor) -> Any:
+        return forward(bind(whole, {"self": given}.__getitem__, active, False))
+
+    def slope(given: Tensor, made: Tensor) -> Any:
+        return derivative(bind(whole, {"self": given, "output": made}.__getitem__, active))
+
+    return loses_edge(expression, run, slope)
 
 
 def _forward(inner: list[Operation], source: Value, rules: Mapping[str, AnyRule],

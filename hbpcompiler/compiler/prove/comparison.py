@@ -46,6 +46,8 @@ class Comparison:
     compared: bool = True
     shapes: str = ""
     """the program's and the model's, where they are not the same"""
+    lost: int = 0
+    """how many of the numbers that are right by autograd are infinite or NaN"""
 
     @property
     def agrees(self) -> bool:
@@ -82,7 +84,10 @@ def compared(found: Numbers, expected: Numbers, eps: float, again: Callable[[int
         shapes = ""
         if own is not None and own.shape != right.shape:
             shapes = f"{list(own.shape)}, the model's is {list(right.shape)}"
-        lines.append(Comparison(quantity, parameter, error, largest, allowed, how, shapes=shapes))
+        lost = int((~right.isfinite()).sum())
+        beside = f"but for {lost} of {right.numel()}, infinite or NaN by autograd" if lost else ""
+        lines.append(Comparison(quantity, parameter, error, largest, allowed, ", ".join(filter(None, [how, beside])),
+                                shapes=shapes, lost=lost))
     lines = [replace(line, allowed=max(line.allowed, _of_whole(line, lines, eps))) for line in lines]
     if again is None or all(line.agrees for line in lines):
         return lines

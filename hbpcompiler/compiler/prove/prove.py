@@ -16,6 +16,7 @@ from torch import Tensor
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared, left_out
+from hbpcompiler.compiler.prove.differences import SHOWN_FIRST, SMALLEST_FIRST, decided, gradient_entry
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.expectation import in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, explained
@@ -38,9 +39,14 @@ PYTHON_DRAWS = ("The model draws from Python's or numpy's random generator, of w
 INFINITE_SLOPE = ("An infinite slope (sqrt, log, acosh, a norm, at the edge of its domain) that meets a zero one "
                   "(relu, clamp, hardtanh): torch skips it, a product of both is NaN. Stay away from the edge, as in "
                   "sqrt(h + 1e-12), or do both in one module's forward, where they are one operation.")
+NOT_FINITE = ("The model's own numbers are infinite or NaN on this batch, by torch's own kernels, and the program's "
+              "are not (causal attention with a scale that is not positive, sums beyond the dtype's range): neither "
+              "is of use there.")
 SQUEEZED = ("Of one sample, squeeze() takes the axis of the samples away too. Name the axis that is meant, as in "
             "squeeze(-1); or leave out such a batch, DataLoader(..., drop_last=True).")
-SINGLE = torch.finfo(torch.float32).eps
+SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+LITTLE = 1e-5
+"""Of the largest number: a gap in double precision that a kernel of torch's may be to blame for."""
 _REDUCED = {torch.float32: 2.0**-10}
 """What products of a dtype may be rounded to where the machine is told that this is good enough."""
 
@@ -72,6 +78,7 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
     found = [*suspects(candidate.model, candidate.loss, batch, draws, candidate.matched),
              *(note for note in verification.notes if note == PYTHON_DRAWS),
              *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1],
+             *[NOT_FINITE for line in wrong if line.lost and line.quantity != GRAD][:1],
              *[SQUEEZED for line in wrong if line.shapes and batch.samples == 1][:1]]
     advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
         "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]
@@ -84,6 +91,8 @@ def _described(line: Comparison) -> str:
     what = f"{line.quantity} of {line.parameter!r}" if line.parameter else line.quantity
     if line.shapes:
         return f"{what}: the program's shape is {line.shapes}"
+    if line.lost and line.error == math.inf:
+        return f"{what}: {line.lost} of the model's own numbers are infinite or NaN, the program's are others"
     return (f"{what}: off by {line.error:.2g}, where the largest number is {line.largest:.2g} and rounding explains "
             f"{line.allowed:.1g}{f' ({line.how})' if line.how else ''}")
 
@@ -141,6 +150,8 @@ class _Proof:
         hooked = hooks(self.candidate.model, self.candidate.loss)  # they are not at copies of parameters
         if self.eps == SINGLE and not step.random and not hooked:
             lines = explained(lines, lambda doubled: self._in(doubled, batch, few, how))
+        if self.eps == DOUBLE and not step.random and self.candidate.weights(few) is None:
+            lines = [self._decided(line, few, found, right) for line in lines]
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
         quantities = self.candidate.options.quantities
         if JACOBIAN in quantities:
@@ -156,6 +167,17 @@ class _Proof:
         if step.python_random:
             notes.append(PYTHON_DRAWS)
         return lines, [note for note in notes if note]
+
+    def _decided(self, line: Comparison, few: Batch, found: Numbers, right: Numbers) -> Comparison:
+        """The line; where it disagrees by a last few digits and nothing of the user's explains it, by differences."""
+        candidate = self.candidate
+        if line.agrees or line.quantity != GRAD or line.error > LITTLE * line.largest or line.key not in found or (
+                suspects(candidate.model, candidate.loss, few, self.draws, candidate.matched)):
+            return line
+        entry = int((found[line.key] - right[line.key]).abs().argmax())
+        value, doubt = gradient_entry(candidate, few, self.draws, line.parameter, entry)
+        own, torchs = (numbers[line.key].flatten()[entry] for numbers in (found, right))
+        return decided(line, own, torchs, value, doubt, smallest=SMALLEST_FIRST, shown=SHOWN_FIRST)
 
     def _in(self, doubled: Doubled, batch: Batch, few: Batch, how: str) -> list[Comparison]:
         """Loss, outputs and gradient in double precision."""

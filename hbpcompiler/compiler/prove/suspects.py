@@ -167,7 +167,9 @@ class _Watcher(TorchFunctionMode):
                 module = f"module {path!r} ({type(owner).__name__})" if path else f"{type(owner).__name__}'s forward"
                 self.modules.update(dict.fromkeys(lines, module))
             frame = frame.f_back
-        return (module or "the loss") + (f", {lines[0][0]}:{lines[0][1]}" if lines else ""), in_function
+        module = module or "the loss"
+        self.modules.update((line, module) for line in lines if line not in self.modules)
+        return module + (f", {lines[0][0]}:{lines[0][1]}" if lines else ""), in_function
 
 
 def _is_trained(item: Any) -> bool:

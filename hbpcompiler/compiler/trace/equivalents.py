@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import adaptive, transformer
+from torch.nn.modules import module as every_module
 from torch.utils import checkpoint
 
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
@@ -38,6 +39,21 @@ def module_equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleR
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = own
+
+
+@contextmanager
+def without_backward_hooks_of_all() -> Iterator[None]:
+    """Backward hooks that are registered for all modules would wrap ours too, and no program runs any: the proof
+    compares with what they make of the model's gradient."""
+    held = [getattr(every_module, name) for name in ("_global_backward_hooks", "_global_backward_pre_hooks")]
+    before = [dict(hooks) for hooks in held]
+    try:
+        for hooks in held:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, own in zip(held, before, strict=True):
+            hooks.update(own)
 
 
 def _without_checkpoint(run: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:

@@ -26,6 +26,7 @@ from hbpcompiler.compiler.trace.equivalents import (
     plain_ways,
     right_shapes,
     unchecked_distributions,
+    without_backward_hooks_of_all,
 )
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.refusals import (
@@ -114,7 +115,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
     with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
-            sizes_by_users_lines(), module_equivalents(model, modules or {}):
+            sizes_by_users_lines(), module_equivalents(model, modules or {}), without_backward_hooks_of_all():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         try:

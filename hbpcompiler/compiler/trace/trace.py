@@ -14,7 +14,7 @@ from hbpcompiler.compiler.trace.batch import Batch, Layout
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.ends import AT_LOSS, Ends, with_ends
 from hbpcompiler.compiler.trace.equivalents import right_shapes
-from hbpcompiler.compiler.trace.export import export
+from hbpcompiler.compiler.trace.export import export, quoted_names
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
 from hbpcompiler.compiler.trace.values import Answers
@@ -63,7 +63,7 @@ class Traced:
 
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""
-        with right_shapes():
+        with right_shapes(), quoted_names():
             return replace(self, exported=self.exported.run_decompositions(dict(table)))
 
 
