@@ -53,7 +53,7 @@ def params(op: Op) -> Mapping[str, Contraction]:
     if not op.has_samples("indices"):
         return {"weight": Contraction("nko->nko", added_up)}
     equation = "nkpd,npv->nkvd" if op.shape("indices") else "nkd,nv->nkvd"
-    return {"weight": Contraction(equation, columns_view, one_hot, kernel, index)}
+    return {"weight": Contraction(equation, columns_view, one_hot, kernel, index=index)}
 
 
 def refuse(op: Op) -> str | None:
