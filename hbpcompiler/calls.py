@@ -17,6 +17,7 @@ from hbpcompiler.arguments import (
     brought_by,
     check_arguments,
     check_fit,
+    of_reached,
 )
 from hbpcompiler.block_product import meetings
 from hbpcompiler.compiler.budget import check_fits
@@ -64,6 +65,7 @@ class Calls(Programs, ABC):
         """
         brought = brought_by(beside)
         state, built = self._program(given, brought)
+        beside = of_reached(beside, built.matched.unused)
         check_fit(beside, built.asks)
         check_targets(built.losses, built.matched.graph, given)
         if brought.weights:

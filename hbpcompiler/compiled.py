@@ -14,6 +14,7 @@ from hbpcompiler.arguments import (
     SAMPLE_WEIGHTS,
     Brought,
     check_fit,
+    of_reached,
 )
 from hbpcompiler.block_product import block_product
 from hbpcompiler.calls import Calls, reduction_of
@@ -128,6 +129,7 @@ class Compiled(Calls):
         given = check_batch(self.model, batch)
         beside = self._beside(arguments, given)
         state, built = self._program(given)
+        beside = of_reached(beside, built.matched.unused)
         check_fit(beside, built.asks)
         weights = beside.get(SAMPLE_WEIGHTS)
         if weights is not None:

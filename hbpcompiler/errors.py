@@ -33,6 +33,14 @@ class OptionError(CompileError, ValueError):
     """An option of compile has a value that makes no sense."""
 
 
+class NothingChosenError(OptionError):
+    """With this batch no parameter reaches the loss of those that these `quantities` are for."""
+
+    def __init__(self, message: str, quantities: Sequence[str]) -> None:
+        super().__init__(message)
+        self.quantities = tuple(quantities)
+
+
 class OptionTypeError(CompileError, TypeError):
     """An option of compile has the wrong type."""
 
@@ -47,6 +55,10 @@ class RuleError(CompileError, ValueError):
 
 class InputError(HbpError, ValueError):
     """A batch does not fit the model, the loss or the program."""
+
+
+class NoTermsError(InputError):
+    """The loss is a mean, and all of this batch's targets are ignored."""
 
 
 class InputTypeError(InputError, TypeError):

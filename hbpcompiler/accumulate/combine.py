@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
+from hbpcompiler.accumulate.counts import check_counted, counts_among
 from hbpcompiler.accumulate.pieces import merge_spread
 from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, is_divided
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 
 def combined(parts: Sequence[Sums]) -> Sums:
-    """New sums; the parts keep theirs. Those without samples add nothing."""
+    """New sums; the parts keep theirs. Those without samples add nothing. Raises InputError where they do not add up.
+    """
+    for name in counts_among(parts[0].quantities):
+        check_counted(name, [part.parameters(name) for part in parts if part.samples])
     whole = Sums(parts[0].quantities, parts[0].dtype, parts[0].compensated)
     for part in parts:
         if part.first is not None and part.samples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -16,26 +15,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hbpcompiler.accumulate.adding import Adding
+from hbpcompiler.accumulate.batch_calls import BatchCalls
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
-from hbpcompiler.accumulate.draws import Cut, own_draws, warn_of_draws, warn_of_moves
 from hbpcompiler.accumulate.interrupts import Interrupts
-from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average
+from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average, check_reached
 from hbpcompiler.accumulate.total import Total
-from hbpcompiler.accumulate.weigh import Weigher, Weight
-from hbpcompiler.arguments import SAMPLE_WEIGHTS, brought_by
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.compiler.built import Built
-from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.quantities import QUANTITIES, SPREAD
-from hbpcompiler.seeded import seed_global
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -94,6 +86,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
             raise
         failure = error
     sums = ranks.together(run.sums, failure, run.header)
+    check_reached(sums)
     check_has_average(sums)
     return Total(sums, run.header, compiled.model)
 
@@ -132,7 +125,7 @@ class _Run:
         spread = any(QUANTITIES[name].adds == (SPREAD,) for name in asked)
         self.compiled = compiled.also("grad") if spread and "grad" not in asked else compiled
         self.sums = Sums(asked, dtype, compensated)
-        self.seed, self.ranks, self.said, self.beside = seed, ranks, said, beside
+        self.ranks, self.said = ranks, said
         self.path = ranks.own(Path(checkpoint)) if checkpoint is not None else None
         options = compiled.options
         meaning = (f"curvature={options.curvature}, mc_samples={options.mc_samples}, "
@@ -146,11 +139,7 @@ class _Run:
         self.last: tuple[Tensor, ...] = ()
         self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
-        self._otherwise: dict[Any, bool] = {}
-        """By the form of batches, see `_draws_otherwise`."""
-        self._weighers: dict[int, tuple[Built, Weigher]] = {}
-        self._told_of_moves = False
-        """Whether draws were found that do not stay with their samples."""
+        self.calls = BatchCalls(self.compiled, seed, ranks.rank, beside, said.count is None, self.device)
 
     def go(self, loader: Iterable[Any], progress: bool, every: float, most: int | None) -> None:
         """Through the loader, from where the checkpoint ends."""
@@ -201,71 +190,21 @@ class _Run:
         elif self.sums.first is not None and self.sums.grow_in_place:
             # The program adds to the totals while it runs: all of the batch is in, or nothing.
             with self.interrupts.whole():
-                adding = Adding(self.sums, partial(self._weight, one))
-                built, result = self._ran(one, number, adding)
+                adding = Adding(self.sums, partial(self.calls.weight, one))
+                built, result = self.calls.ran(one, number, self.sums.samples, adding)
                 assert adding.weight is not None
                 self.sums.add(result, built.stored, adding.weight, adding.added)
                 self._count(one, number)
         else:
-            built, result = self._ran(one, number, None)
+            built, result = self.calls.ran(one, number, self.sums.samples)
             with self.interrupts.whole():
-                self.sums.add(result, built.stored, self._weight(one, built))
+                self.sums.add(result, built.stored, self.calls.weight(one, built))
                 self._count(one, number)
 
     def _count(self, one: One, number: int) -> None:
         """A batch is in."""
         self.batches = number + 1
         self.last = one.tensors
-
-    def _ran(self, one: One, number: int, adding: Adding | None) -> tuple[Built, Any]:
-        """The program for one batch, and what it returned. Its draws are its samples', so that they do not depend on
-        how the data are cut, and a run that was interrupted draws what it would have drawn; what belongs to no sample
-        is drawn anew for each batch."""
-        arguments = dict(self.beside)
-        if one.sample_weights is not None and one.sample_weights.any():
-            arguments[SAMPLE_WEIGHTS] = one.sample_weights
-        beside = self.compiled._beside(arguments, one.batch)
-        if not self._draws_otherwise(one.batch, beside):
-            return self.compiled._ran(one.batch, beside, keys=partial(self._keys, one), into=adding)
-        key = hashlib.blake2b(f"{self.seed}/{self.ranks.rank}/{number}".encode(), digest_size=7).digest()
-        with drawing(Draws.now(self.device)):
-            seed_global(int.from_bytes(key, "big"), self.device)
-            return self.compiled._ran(one.batch, beside, keys=partial(self._keys, one), into=adding)
-
-    def _draws_otherwise(self, batch: Batch, beside: Mapping[str, Any]) -> bool:
-        """Whether batches like this one are served by a program that draws numbers which belong to no sample."""
-        form = batch.form
-        if form not in self._otherwise:
-            built = self.compiled._program(batch, brought_by(beside))[1]
-            left = built.by_sample[1] if built.draws else []
-            if left and not any(self._otherwise.values()):
-                warn_of_draws(built, left)
-            elif not left and not self._told_of_moves and own_draws(built):
-                cut = Cut(self.compiled, batch, beside, self._weigh_rows)
-                self._told_of_moves = not cut.keeps_draws(self.said.count is None)
-                if self._told_of_moves:
-                    warn_of_moves(built)
-            self._otherwise[form] = bool(left)
-        return self._otherwise[form]
-
-    def _keys(self, one: One, batch: Batch) -> Tensor:
-        """By which the batch's samples draw."""
-        indices = one.indices()
-        if indices is not None and len(indices) == batch.samples:
-            keys = keys_of(self.seed, self.ranks.rank if one.own_data else 0, indices)
-        else:
-            behind = self.sums.samples
-            keys = keys_of(self.seed, self.ranks.rank, range(behind, behind + batch.samples))
-        return keys.to(self.device)
-
-    def _weight(self, one: One, built: Built) -> Weight:
-        """What a batch counts with this program."""
-        if id(built) not in self._weighers:
-            self._weighers[id(built)] = built, Weigher(built)
-        return self._weighers[id(built)][1].weight(one.batch, one.terms, one.sample_weights)
-
-    def _weigh_rows(self, batch: Batch, built: Built) -> Weight:
-        return self._weight(One(batch, None, None, lambda: None, own_data=False), built)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -15,14 +15,15 @@ class Progress:
     """Batches done, with the loss so far and samples per second; nothing where there is no terminal."""
 
     def __init__(self, shown: bool, batches: int | None, done: int) -> None:
-        # None: tqdm itself sees whether there is a terminal.
-        disable = None if shown and has_stderr() else True
-        self._bar: Any = tqdm(total=batches, initial=done, unit="batch", disable=disable)
+        # disable=None: tqdm itself sees whether there is a terminal.
+        self._bar: Any = None
+        if shown and has_stderr():
+            self._bar = tqdm(total=batches, initial=done, unit="batch", disable=None)
         self._samples: int | None = None
 
     def advance(self, sums: Sums) -> None:
         """One batch more is in."""
-        if self._bar.disable:
+        if self._bar is None or self._bar.disable:
             return
         if self._samples is None:
             self._samples = sums.samples  # of the first batch, in which programs are compiled
@@ -36,4 +37,5 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

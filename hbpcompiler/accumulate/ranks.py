@@ -14,12 +14,12 @@ from torch import Tensor
 from hbpcompiler.accumulate.buckets import all_reduce
 from hbpcompiler.accumulate.checkpoint import Header
 from hbpcompiler.accumulate.combine import is_spread
+from hbpcompiler.accumulate.counts import check_counted, counts_among
 from hbpcompiler.accumulate.sums import (
     MEANS,
     Key,
     Sums,
     check_together,
-    counts_among,
     dtype_of,
     is_divided,
 )
@@ -164,12 +164,8 @@ class Ranks:
 def _check_counts(told: list[_Own]) -> None:
     """InputError where one rank has counts of parameters that another's batches do not reach."""
     for name in counts_among(told[0].quantities):
-        counted = [{Key(*parts).parameter for parts, _ in own.tensors if parts[0] == name}
-                   for own in told if own.samples]
-        every = {parameter for own in counted for parameter in own}
-        if others := sorted(parameter for parameter in every if not all(parameter in own for own in counted)):
-            raise InputError(f"{name} cannot be added up: some ranks' batches do not reach {', '.join(others)}, and "
-                             "zeros of others are not counted. Accumulate it of parameters that all batches reach")
+        check_counted(name, [[Key(*parts).parameter for parts, _ in own.tensors if parts[0] == name]
+                             for own in told if own.samples])
 
 
 def _of_positions(key: Key, sums: Sums, whole: Sums) -> float:

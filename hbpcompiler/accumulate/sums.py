@@ -6,17 +6,18 @@ and is divided when it is read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import cache, cached_property
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hbpcompiler.accumulate.counts import check_counted, counts_among
 from hbpcompiler.accumulate.pieces import add_compensated, merge_spread, mirrored
 from hbpcompiler.accumulate.weigh import Weight, check_alike, check_scale
 from hbpcompiler.compiler.program.sums import added_
-from hbpcompiler.errors import InputError, listing
+from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.quantities import (
     COUNTS,
     MEAN,
@@ -107,11 +108,11 @@ class Sums:
         if not weight.samples:
             return
         for name in self._of_all:
-            self._add_unreached(name, getattr(result, name), weight)
+            self._add_unreached(name, getattr(result, name, {}), weight)
         factors = {how: self._factor(how, weight) for fields in self._fields.values() for _, how in fields}
         self._add(Key(LOSS, "", ""), result.loss, self._factor(OF_LOSS, weight))
         for name, fields in self._fields.items():
-            for parameter, value in getattr(result, name).items():
+            for parameter, value in getattr(result, name, {}).items():  # none, where the batch reaches none of them
                 for field in fields:
                     tensor = getattr(value, field.name) if field.name else value
                     if field.how == SPREAD:
@@ -186,17 +187,14 @@ class Sums:
         """The zero gradients of parameters that this batch does not reach, and batches before did. Raises InputError
         for counts, whose bin of zeros is not known here."""
         known = self._known(name)
-        if not known or known == values.keys():
+        if not self.samples or known == values.keys():
             return
-        others = sorted(known ^ values.keys())
         if name in counts_among((name,)):
-            raise InputError(f"{name} cannot be added up: some batches reach {', '.join(others)}, and some do not, "
-                             "whose zeros are not counted. Accumulate it of parameters that all batches reach")
-        for parameter in others:
-            if parameter in known:
-                total = self.totals[Key(name, parameter, "")]
-                nothing = total.new_zeros(()).expand(total.shape)
-                self._merge(parameter, nothing, nothing, weight)
+            check_counted(name, [known, values])
+        for parameter in sorted(known - values.keys()):
+            total = self.totals[Key(name, parameter, "")]
+            nothing = total.new_zeros(()).expand(total.shape)
+            self._merge(parameter, nothing, nothing, weight)
 
     def _known(self, name: str) -> set[str]:
         """The parameters that some batch before reached."""
@@ -236,8 +234,17 @@ class Sums:
         """Whether the loss is a mean over terms, or was made one by counting them."""
         return self.first is not None and (self.first.mean or self.first.counted)
 
+    def put_in_order(self, names: Iterable[str]) -> None:
+        """Parameters as the model has them: batches that reach others may have come first."""
+        place = {name: number for number, name in enumerate(["", *names])}
+        for held in (self.totals, self.lost):
+            inside = sorted(held.items(), key=lambda item: place.get(item[0].parameter, len(place)))
+            held.clear()
+            held.update(inside)
+        self.stored = dict(sorted(self.stored.items(), key=lambda item: place.get(item[0], len(place))))
+
     def parameters(self, quantity: str) -> list[str]:
-        """Those that have it, in the result's order."""
+        """Those that have it, in the model's order once all is in."""
         return list(dict.fromkeys(key.parameter for key in self.totals if key.quantity == quantity))
 
     def _scaled(self, key: Key, how: str) -> Tensor | None:
@@ -263,12 +270,6 @@ class Sums:
         if how in DIVIDED and parameter in self.shared_positions:
             whole *= self.shared_positions[parameter] / self.samples_with[parameter]
         return whole
-
-
-@cache
-def counts_among(quantities: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that count entries."""
-    return tuple(name for name in quantities if name in QUANTITIES and COUNTS in QUANTITIES[name].adds)
 
 
 def dtype_of(key: Key, dtype: torch.dtype) -> torch.dtype:
@@ -299,8 +300,19 @@ def check_adds(quantities: Mapping[str, Any] | tuple[str, ...]) -> None:
         raise InputError(listing("These quantities do not add up over batches:", findings))
 
 
+def check_reached(sums: Sums) -> None:
+    """OptionError for quantities of which no batch reached a parameter."""
+    empty = [name for name in sums.quantities if not sums.parameters(name)]
+    if empty:
+        raise OptionError(f"no trainable parameter that is chosen for {', '.join(empty)} reaches the loss with any "
+                          "batch")
+
+
 def check_has_average(sums: Sums) -> None:
-    """InputError where all samples have the weight zero, and something is an average over them."""
+    """InputError where all labels are ignored, so that a mean has no terms; or where all samples have the weight zero,
+    and something is an average over them."""
+    if sums.is_mean and not sums.terms:
+        raise InputError("the data set's loss is a mean over no terms: all its targets are ignored, or count is 0")
     averages = [name for name in sums.quantities if QUANTITIES[name].averages]
     if averages and not sums.of_average:
         raise InputError(f"all weights of the data set are zero, so that {', '.join(averages)} has no value: it has "

@@ -6,7 +6,7 @@ it, what is checked before anything runs, and what stands for it where a program
 """
 
 from .argument import Argument, Call, Sizes
-from .calls import Brought, brought_by, check_arguments, check_fit, rows_of, without_weights
+from .calls import Brought, brought_by, check_arguments, check_fit, of_reached, rows_of, without_weights
 from .table import (
     ARGUMENTS,
     DECAY,
@@ -22,6 +22,6 @@ from .table import (
 
 __all__ = [
     "ARGUMENTS", "DECAY", "DRAW_KEYS", "INTO", "MAX_NORM", "MAX_NORMS", "SAMPLE_WEIGHTS", "SHARES", "TABLE",
-    "Argument", "Brought", "Call", "Sizes", "arguments_for", "brought_by", "check_arguments", "check_fit", "rows_of",
-    "without_weights",
+    "Argument", "Brought", "Call", "Sizes", "arguments_for", "brought_by", "check_arguments", "check_fit", "of_reached",
+    "rows_of", "without_weights",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from hbpcompiler.errors import InputError, listing
-from hbpcompiler.quantities import COLUMN_WEIGHTS, DIRECTIONS, QUANTITIES
+from hbpcompiler.quantities import BASES, COLUMN_WEIGHTS, DIRECTIONS, QUANTITIES
 
 from .argument import Call, Sizes
 from .table import ARGUMENTS, SAMPLE_WEIGHTS, arguments_for
@@ -42,6 +42,14 @@ def check_fit(arguments: Mapping[str, Any], sizes: Mapping[str, Sizes]) -> None:
             continue
         if findings := ARGUMENTS[name].fits(arguments[name], asked):
             raise InputError(listing(f"{name} does not fit:", findings))
+
+
+def of_reached(arguments: Mapping[str, Any], unreached: Sequence[str]) -> Mapping[str, Any]:
+    """Without the bases of parameters that do not reach the loss with this batch: results leave these out."""
+    if not unreached or BASES not in arguments:
+        return arguments
+    held = {name: basis for name, basis in arguments[BASES].items() if name.rpartition(".")[0] not in unreached}
+    return {**arguments, BASES: held}
 
 
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
 from hbpcompiler.compiler.tune.race import autotuned
-from hbpcompiler.errors import HbpError, InputError, OptionError, UsesNotJoinedError
+from hbpcompiler.errors import HbpError, InputError, NothingChosenError, OptionError, UsesNotJoinedError
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
@@ -181,8 +181,8 @@ def _check_chosen(matched: Matched, options: Options) -> None:
         raise OptionError(f"no trainable parameter is in these groups: {', '.join(map(repr, idle))}; there are "
                           f"{', '.join((*keys, *matched.unused))}")
     if empty:
-        raise OptionError(f"no trainable parameter that reaches the loss is chosen for {', '.join(empty)}; there are "
-                          f"{', '.join(keys)}")
+        raise NothingChosenError("no trainable parameter that reaches the loss is chosen for "
+                                 f"{', '.join(empty)}; there are {', '.join(keys)}", empty)
 
 
 @dataclass(frozen=True)

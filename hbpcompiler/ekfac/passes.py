@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import itertools
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +16,11 @@ from hbpcompiler.accumulate import Total, accumulate
 from hbpcompiler.accumulate.batches import arguments_of
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.compiled import Compiled, compile
-from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
-from hbpcompiler.ekfac.structure import Structure, structure_of
-from hbpcompiler.errors import HbpError, InputError, OptionError, listing
+from hbpcompiler.ekfac.structure import Met, Structure, fits, joined, met_by, structure_of
+from hbpcompiler.errors import HbpError, InputError, NoTermsError, OptionError, listing
 from hbpcompiler.values import Values
 from hbpcompiler.wrappers import unwrapped
 
@@ -66,8 +68,9 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
     Args:
         model: as for `hbp.compile`.
         loss: as there; None: CrossEntropyLoss().
-        loader: of batches, as for `hbp.accumulate`. It is read twice, and once more for its first batch; it has to give
-            the same samples each time, in whatever batches.
+        loader: of batches, as for `hbp.accumulate`. It is read twice, and before that up to the batch with which all
+            of `parameters` have been met: the first one, unless forwards take other ways with other batches or
+            parameters reach no loss at all. It has to give the same samples each time, in whatever batches.
         columns: "sampled" from the model's own predictions (mc_samples=1 a sample), "exact" ones of the generalised
             Gauss-Newton matrix, or "empirical": the gradients at the targets that are there.
         positions: "expand" or "reduce" (Eschenhagen et al. 2023): how factors treat positions that share a weight;
@@ -131,24 +134,33 @@ class _Run:
         return compile(self.model, self.loss, quantities, **{**self._for_programs, **changes})
 
     def structure(self, parameters: Sequence[str], diagonal: Sequence[str], largest_factor: int) -> Structure:
-        """By the first batch of the first rank that has one."""
-        gradient = self._compiled(["grad"], verify=False)
-        found: Structure | None = None
+        """By the first batches of all ranks."""
+        trainable = [name for name, own in self.model.named_parameters() if own.requires_grad]
+        found: dict[str, Met] = {}
         failure: HbpError | None = None
         try:
-            for item in self.loader:
-                device = next(self.model.parameters()).device
-                batch = arguments_of(item, self._for_passes.get("prepare"), device)
-                if batch_of(batch).samples:
-                    found = structure_of(gradient, batch, parameters, diagonal, largest_factor)
-                    break
+            found = self._met({name for name in trainable if fits(name, parameters)})
         except HbpError as error:
             failure = error
-        answers = [own for own in agreed(self._ranks, "the first batch failed", failure, found) if own is not None]
-        if not answers:
+        whole = joined(agreed(self._ranks, "a batch failed", failure, found))
+        if not whole:
             raise InputError("the loader gave no samples: there is nothing to accumulate")
-        first: Structure = answers[0]
-        return first
+        return structure_of(whole, trainable, parameters, diagonal, largest_factor)
+
+    def _met(self, wanted: set[str]) -> dict[str, Met]:
+        """How batches meet the parameters: the first one, and others of another form until all that are `wanted` are
+        met."""
+        gradient = self._compiled(["grad"], verify=False)
+        prepare, device = self._for_passes.get("prepare"), next(self.model.parameters()).device
+        forms: dict[Any, dict[str, Met]] = {}
+        for item in itertools.islice(self.loader, self._for_passes.get("max_batches")):
+            batch = check_batch(self.model, arguments_of(item, prepare, device))
+            if batch.samples and batch.form not in forms:
+                with contextlib.suppress(NoTermsError):
+                    forms[batch.form] = met_by(gradient, batch)
+                if wanted <= joined(forms.values()).keys():
+                    break
+        return joined(forms.values())
 
     def total(self, quantities: Mapping[str, Sequence[str]], checkpoint: Path | None,
               arguments: Mapping[str, Any] | None = None) -> Total:

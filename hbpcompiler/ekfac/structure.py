@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.plan.tied import layout_of
 from hbpcompiler.compiler.routes import Site
-from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import OptionError, listing
+
+
+class Met(NamedTuple):
+    """How a parameter is met, with all batches that were looked at."""
+
+    rows: int
+    """Of the larger factor, or of the whole block."""
+    layouts: frozenset[tuple[object, ...]]
+    """Different ones have no common factors."""
 
 
 class Structure(NamedTuple):
@@ -21,23 +30,38 @@ class Structure(NamedTuple):
     diagonal: tuple[str, ...]
 
 
-def structure_of(gradient: Compiled, batch: tuple[object, ...], parameters: Sequence[str], diagonal: Sequence[str],
+def met_by(gradient: Compiled, batch: Batch) -> dict[str, Met]:
+    """The parameters that reach the loss with this batch, by a program for the gradient."""
+    _, built = gradient._program(batch)
+    sites: dict[str, list[Site]] = {}
+    for step in built.draft.plan.closings():
+        sites.setdefault(step.parameter.key, []).append(step.site)
+    return {name: Met(largest(own), frozenset(map(layout_of, own))) for name, own in sites.items()}
+
+
+def joined(found: Iterable[Mapping[str, Met]]) -> dict[str, Met]:
+    """Those of several batches: a forward may take another way with another batch."""
+    whole: dict[str, Met] = {}
+    for one in found:
+        for name, own in one.items():
+            before = whole.get(name, own)
+            whole[name] = Met(max(before.rows, own.rows), before.layouts | own.layouts)
+    return whole
+
+
+def structure_of(met: Mapping[str, Met], names: Sequence[str], parameters: Sequence[str], diagonal: Sequence[str],
                  largest_factor: int) -> Structure:
-    """By a program for the gradient, which says how each parameter is met.
+    """Of the parameters `names`, in the model's order, those that were met.
 
     A diagonal is for parameters that fit `diagonal`, that would have a factor of more than `largest_factor` rows, and
     whose uses differ (an embedding that is the last layer's weight too), so that they have no common factors. Raises
     OptionError for patterns that fit no parameter.
     """
-    _, built = gradient._program(check_batch(gradient.model, batch))
-    sites: dict[str, list[Site]] = {}
-    for step in built.draft.plan.closings():
-        sites.setdefault(step.parameter.key, []).append(step.site)
-    names = [name for name, _ in gradient.model.named_parameters() if name in sites]
-    _check(parameters, diagonal, names)
-    chosen = [name for name in names if _fits(name, parameters)]
-    rest = [name for name in chosen if _fits(name, diagonal) or largest(sites[name]) > largest_factor
-            or len({layout_of(site) for site in sites[name]}) > 1]
+    reached = [name for name in names if name in met]
+    _check(parameters, diagonal, reached)
+    chosen = [name for name in reached if fits(name, parameters)]
+    rest = [name for name in chosen if fits(name, diagonal) or met[name].rows > largest_factor
+            or len(met[name].layouts) > 1]
     return Structure(tuple(name for name in chosen if name not in rest), tuple(rest))
 
 
@@ -49,13 +73,14 @@ def largest(sites: Sequence[Site]) -> int:
     return max(found)
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of these names or shell patterns is for it."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check(parameters: Sequence[str], diagonal: Sequence[str], names: Sequence[str]) -> None:
     idle = [f"{label}: {pattern!r}" for label, patterns in (("parameters", parameters), ("diagonal", diagonal))
-            for pattern in patterns if not any(_fits(name, [pattern]) for name in names)]
+            for pattern in patterns if not any(fits(name, [pattern]) for name in names)]
     if idle:
         raise OptionError(listing("these fit no trainable parameter that reaches the loss:", idle,
                                   f"There are {', '.join(names)}."))

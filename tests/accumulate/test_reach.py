@@ -85,12 +85,58 @@ def test_gradients_are_zero_where_a_parameter_is_not_reached(tmp_path, monkeypat
         assert hbp.curvature(total.kflr).to_dense().shape == (26, 26)
 
 
+ORDER = ["all.weight", "all.bias", "long.weight", "long.bias", "head.weight", "head.bias"]
+
+
+def test_parameters_are_in_the_models_order():
+    """Whichever a batch reached first: a vector of a curvature has theirs one behind the other."""
+    model, batches = setting()
+    total = hbp.accumulate(hbp.compile(model, None, ["kflr", "grad"]), batches, progress=False)
+    parts = [hbp.accumulate(hbp.compile(model, None, ["kflr", "grad"]), part, progress=False)
+             for part in (batches[2:3], batches[:2], batches[3:])]
+    merged = hbp.Total.merge(*parts)
+    for own in (total, merged):
+        assert list(own.grad) == list(own.kflr) == list(own.stored) == ORDER
+        assert hbp.curvature(own.kflr).names == tuple(ORDER)
+    v = torch.randn(26, dtype=torch.float64)
+    torch.testing.assert_close(hbp.curvature(merged.kflr) @ v, hbp.curvature(total.kflr) @ v)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_quantities_chosen_for_what_some_batches_do_not_reach(tmp_path, monkeypatch, in_place):
+    """A batch may reach no parameter of a quantity, or of any."""
+    if in_place:
+        monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
+    model, batches = setting()
+    right = gradients(model, batches)["long.weight"]
+    whole = hbp.accumulate(hbp.compile(model, None, NAMES), batches, progress=False)
+    for names in ({name: ["long.*"] for name in NAMES}, {"variance": ["long.*"], "diag_ggn": "*", "kflr": "long.*"}):
+        compiled = hbp.compile(model, None, names)
+        for order in ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (2, 0, 1, 4, 3)):
+            cut, path = [batches[number] for number in order], tmp_path / f"{len(names)}{order}.pt"
+            hbp.accumulate(compiled, cut, progress=False, checkpoint=path, max_batches=2) if order[0] != 2 else None
+            total = hbp.accumulate(compiled, cut, progress=False, checkpoint=path)
+            torch.testing.assert_close(total.variance["long.weight"], right.var(0, unbiased=False))
+            assert list(total.variance) == ["long.weight", "long.bias"]
+            for name in names:
+                for parameter, value in total[name].items():
+                    torch.testing.assert_close(value, whole[name][parameter])
+    with pytest.raises(hbp.HbpError, match=r"chosen for variance, kflr reaches the loss with any batch"):
+        hbp.accumulate(compiled, [batches[0], batches[2]], progress=False)
+
+
 def test_counts_of_what_some_batches_do_not_reach_are_refused():
     model, batches = setting()
+    refused = pytest.raises(hbp.InputError, match=r"grad_histogram cannot be added up.* long\.bias, long\.weight")
+    for patterns in ("*", "long.*"):
+        compiled = hbp.compile(model, None, {"grad_histogram": patterns})
+        for cut in (batches, batches[::-1]):
+            with refused:
+                hbp.accumulate(compiled, cut, progress=False)
     compiled = hbp.compile(model, None, ["grad_histogram"])
-    for cut in (batches, batches[::-1]):
-        with pytest.raises(hbp.InputError, match=r"grad_histogram cannot be added up.* long\.bias, long\.weight"):
-            hbp.accumulate(compiled, cut, progress=False)
+    parts = [hbp.accumulate(compiled, [batch], progress=False) for batch in batches[:2]]
+    with refused:
+        hbp.Total.merge(*parts)
 
 
 def test_a_layer_that_has_positions_in_some_batches_only():

@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Dense, Diagonal, EigenKronecker
-from hbpcompiler.ekfac.structure import structure_of
+from hbpcompiler.ekfac.structure import met_by, structure_of
 from hbpcompiler.reference import ggn_block
 from tests.selection import cases
 from tests.test_quantities import close
@@ -224,6 +225,7 @@ class Shrinking(list):
 
 def test_structure_says_what_each_parameter_gets():
     model, X, y = setting()
-    found = structure_of(hbp.compile(model, None, ["grad"]), (X, y), ["*"], ["conv.*"], 4)
+    met = met_by(hbp.compile(model, None, ["grad"]), check_batch(model, (X, y)))
+    found = structure_of(met, list(dict(model.named_parameters())), ["*"], ["conv.*"], 4)
     assert found.factors == ("norm.weight", "norm.bias", "head.weight", "head.bias")
     assert found.diagonal == ("words.weight", "conv.weight", "conv.bias")

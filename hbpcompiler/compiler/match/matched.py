@@ -82,7 +82,7 @@ class Matched:
         the output whose derivatives alone are wanted."""
         return [value for value in self.graph.state if value.trainable and value.name in self.active]
 
-    @property
+    @cached_property
     def unused(self) -> list[str]:
         """Names of the trainable parameters that no derivative reaches."""
         return [value.key for value in self.graph.state if value.trainable and value.name not in self.active]

@@ -8,12 +8,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import Graph, Value
-from hbpcompiler.errors import InputError, InputTypeError
+from hbpcompiler.errors import InputError, InputTypeError, NoTermsError
 from hbpcompiler.rule import LossRule, Op, Rule, Structure
 from hbpcompiler.rule.registry import AnyRule
 
@@ -82,4 +83,11 @@ def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> No
     for check in losses:
         name, target = labels[check.place], batch.targets[check.place]
         if (complaint := check.rule.check(check.op, target)) is not None:
-            raise InputError(f"{name} {complaint}" if complaint.startswith("has ") else f"{name}: {complaint}")
+            text = f"{name} {complaint}" if complaint.startswith("has ") else f"{name}: {complaint}"
+            raise (NoTermsError if _has_no_terms(check, target) else InputError)(text)
+
+
+def _has_no_terms(check: LossCheck, target: Tensor) -> bool:
+    """Whether labels fit, but all of them are ignored."""
+    labels = not target.is_floating_point() and target.shape[1:] == check.op.shape("target")
+    return labels and check.rule.terms is not None and check.rule.terms(check.op, target) == 0
