@@ -155,7 +155,8 @@ def _with_indices(loader: DataLoader[Any], first: int) -> Iterator[Item]:
     rows = _rows_of(loader)
     again = DataLoader(
         loader.dataset if rows is None else rows, batch_sampler=noted, num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn if rows is None else _as_it_is, pin_memory=loader.pin_memory, timeout=loader.timeout, worker_init_fn=loader.worker_init_fn,
+        collate_fn=loader.collate_fn if rows is None else _as_it_is, pin_memory=loader.pin_memory,
+        timeout=loader.timeout, worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context, generator=loader.generator,
         prefetch_factor=loader.prefetch_factor)
     sampler = getattr(loader.batch_sampler, "sampler", None)
@@ -174,7 +175,7 @@ class _Rows:
         found = _in_data_set(self._dataset, indices)
         if found is None:  # lists of rows, say
             return default_collate([self._dataset[index] for index in indices])
-        rows = torch.as_tensor(found)
+        rows = torch.as_tensor(found, device="cpu")
         return [tensor[rows] for tensor in self._tensors]
 
 
