@@ -223,8 +223,8 @@ class _Run:
     def _check_repeats(self, one: One, number: int) -> None:
         if digest_of(one.tensors) != self.header.last_batch:
             raise InputError(f"batch {number} is not the one that {self.path} has in: this loader does not repeat "
-                             "itself. Use shuffle=False, or a generator with a fixed seed, or begin anew without the "
-                             "file")
+                             "itself, or cuts the data otherwise. Use batches of the same size, and shuffle=False or "
+                             "a generator with a fixed seed, or begin anew without the file")
         self.last = one.tensors
 
     def _save(self, complete: bool = False) -> None:

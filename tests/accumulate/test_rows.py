@@ -19,6 +19,10 @@ def seeded():
     return torch.Generator().manual_seed(1)
 
 
+def stacked(rows):
+    return [torch.stack(each) for each in zip(*rows, strict=True)]
+
+
 LOADERS = {
     "in order": lambda: DataLoader(DATA, batch_size=4),
     "shuffled": lambda: DataLoader(DATA, batch_size=4, shuffle=True, generator=seeded(), drop_last=True),
@@ -29,7 +33,7 @@ LOADERS = {
 }
 OTHERS = {
     "own items": lambda: DataLoader(Own(X, y), batch_size=4),
-    "own collate": lambda: DataLoader(DATA, batch_size=4, collate_fn=lambda rows: list(map(torch.stack, zip(*rows, strict=True)))),
+    "own collate": lambda: DataLoader(DATA, batch_size=4, collate_fn=stacked),
     "no TensorDataset": lambda: DataLoader(list(zip(X, y, strict=True)), batch_size=4),
 }
 
