@@ -14,6 +14,7 @@ from hbpcompiler.codegen.functions import RUNNING, STREAM, role
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.outline import Outline
 from hbpcompiler.codegen.segments import is_text
+from hbpcompiler.compiler.program import meta
 
 
 class Reused:
@@ -46,9 +47,17 @@ class Reused:
             last[node] = self._place[node]
             for user in node.users:
                 # What may be written into the line that reads it is read there.
-                inlined = is_text(user) or (len(user.users) == 1 and not user.meta.get("hint"))
-                last[node] = max(last[node], last[user] if inlined else self._place[user])
+                last[node] = max(last[node], last[user] if self._may_be_inline(user) else self._place[user])
         return last
+
+    def _may_be_inline(self, node: fx.Node) -> bool:
+        """Whether a value may be written into the line of its one reader; see `Inlining`, which knows its text too."""
+        if is_text(node):
+            return True
+        if len(node.users) != 1:
+            return False
+        block = meta.block(node)
+        return not node.meta.get("hint") or (block is not None and block.part == "forward")
 
     def name(self, node: fx.Node, wish: str, before: fx.Node | None = None) -> str:
         """A name for a value that is printed now, or in front of a loop."""

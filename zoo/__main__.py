@@ -9,65 +9,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from . import timm_families, torchvision_families, transformers_families
-from .check import QUESTIONS, Outcome, as_record, ask
-from .family import Family
+from .apart import RECORDS, asked_apart, every_family, file_of
+from .check import QUESTIONS
 from .table import page
 
-RECORDS = Path("build/zoo")
 PAGE = Path("docs/zoo.md")
-MEMORY = 16 * 2**30
-"""Bytes that one family's process may take."""
-PROCESSES = multiprocessing.get_context("forkserver")
-"""Each is forked off one that has imported the three libraries, which takes longer than most questions."""
-LOADED = ["zoo.check", "torchvision", "timm", "transformers"]
-
-
-def every_family() -> list[Family]:
-    return [*torchvision_families.families(), *timm_families.families(), *transformers_families.families()]
-
-
-def file_of(title: str, question: str) -> Path:
-    return RECORDS / f"{title}-{question}.json".replace(":", "-").replace(", ", "-").replace(" ", "-")
-
-
-def asked_apart(title: str, question: str, limit: float) -> Outcome:
-    """In a process of its own, so that one that takes all memory or all time takes nobody with it."""
-    path = file_of(title, question)
-    path.unlink(missing_ok=True)
-    process = PROCESSES.Process(target=ask_here, args=(title, question))
-    process.start()
-    process.join(limit)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        outcome = Outcome("slow", limit, f"not done in {limit:.0f} s")
-    elif path.exists():
-        return _read(path)
-    else:
-        outcome = Outcome("crashes", 0.0, f"process ended with {process.exitcode}")
-    path.write_text(json.dumps({"family": title, "question": question, **vars(outcome)}))
-    return outcome
-
-
-def ask_here(title: str, question: str) -> None:
-    """Leaves a record of what became of the question."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    (family,) = [family for family in every_family() if family.title == title]
-    file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))
-
-
-def _read(path: Path) -> Outcome:
-    record = json.loads(path.read_text())
-    return Outcome(record["status"], record["seconds"], record["text"])
 
 
 @click.command()
@@ -93,7 +45,6 @@ def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, proc
 
 def _ask_all(jobs: list[tuple[str, str]], limit: float, processes: int) -> None:
     console = Console()
-    PROCESSES.set_forkserver_preload(LOADED)
     with ThreadPoolExecutor(processes) as pool:
         outcomes = pool.map(lambda job: asked_apart(*job, limit), jobs)
         for (title, question), outcome in zip(jobs, outcomes, strict=True):

@@ -27,6 +27,7 @@ from hbpcompiler.compiler.match.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.match.shown_end import with_shown_end
 from hbpcompiler.compiler.match.tied_values import uses_as_values
+from hbpcompiler.compiler.match.unknown_lengths import refuse_unknown_lengths
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
@@ -117,6 +118,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
     graph = with_shown_end(with_sample_numbers(graph), registry)
     if not mixing:
+        refuse_unknown_lengths(graph)
         if deriving is not None:
             graph, registry = deriving.run(graph), deriving.registry
         valued = with_values(graph, registry, as_values)

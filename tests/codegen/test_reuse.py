@@ -1,0 +1,50 @@
+"""Names that are given again: not before what is written into a later line has been read there."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+
+
+class Attention(nn.Module):
+    """As GPT-2 writes it: one product for queries, keys and values, which are split first and shaped afterwards."""
+
+    def __init__(self, width, heads, order):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.heads, self.order = heads, order
+
+    def forward(self, h):
+        parts = list(self.qkv(self.norm(h)).split(h.shape[-1], dim=2))
+        for which in self.order:
+            parts[which] = parts[which].view(*h.shape[:2], self.heads, -1).transpose(1, 2)
+        q, k, v = parts
+        k, v = torch.cat([k], -2), torch.cat([v], -2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(h.shape)
+        return h + self.out(mixed)
+
+
+class Decoder(nn.Module):
+    def __init__(self, order):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.blocks = nn.ModuleList(Attention(8, 2, order) for _ in range(2))
+
+    def forward(self, x):
+        h = self.first(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.last(h.mean(1))
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (0, 1, 2), (2, 0, 1)])
+def test_what_is_split_first_and_shaped_afterwards(order):
+    torch.manual_seed(0)
+    model, X, y = Decoder(order).double(), torch.randn(2, 5, 3).double(), torch.tensor([0, 3])
+    compiled = hbp.compile(model, quantities=["grad"])
+    found = compiled(X, y).grad
+    expected = torch.autograd.grad(F.cross_entropy(model(X), y), list(model.parameters()))
+    for (name, _), slope in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(found[name], slope, msg=name)

@@ -1,0 +1,55 @@
+"""One question to one family, in a process of its own, so that one that takes all memory or all time takes nobody with
+it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+from pathlib import Path
+
+from . import timm_families, torchvision_families, transformers_families
+from .check import Outcome, as_record, ask
+from .family import Family
+
+RECORDS = Path("build/zoo")
+MEMORY = 16 * 2**30
+"""Bytes that one family's process may take."""
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Each is forked off one that has imported the three libraries, which takes longer than most questions."""
+PROCESSES.set_forkserver_preload(["zoo.apart", "torchvision", "timm", "transformers"])
+
+
+def every_family() -> list[Family]:
+    return [*torchvision_families.families(), *timm_families.families(), *transformers_families.families()]
+
+
+def file_of(title: str, question: str) -> Path:
+    """The record of what became of a question."""
+    return RECORDS / f"{title}-{question}.json".replace(":", "-").replace(", ", "-").replace(" ", "-")
+
+
+def asked_apart(title: str, question: str, limit: float) -> Outcome:
+    """What became of it; `limit` is in seconds."""
+    path = file_of(title, question)
+    path.unlink(missing_ok=True)
+    process = PROCESSES.Process(target=_ask_here, args=(title, question))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        outcome = Outcome("slow", limit, f"not done in {limit:.0f} s")
+    elif path.exists():
+        record = json.loads(path.read_text())
+        return Outcome(record["status"], record["seconds"], record["text"])
+    else:
+        outcome = Outcome("crashes", 0.0, f"process ended with {process.exitcode}")
+    path.write_text(json.dumps({"family": title, "question": question, **vars(outcome)}))
+    return outcome
+
+
+def _ask_here(title: str, question: str) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    (family,) = [family for family in every_family() if family.title == title]
+    file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))
