@@ -6,11 +6,13 @@ Nothing of the compiler is used but its public face.
 from __future__ import annotations
 
 import random
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -51,20 +53,28 @@ class Outcome:
 @contextmanager
 def double_precision() -> Iterator[None]:
     """Meanwhile what a model casts to single precision (norms, softmax, rotary positions) is in double precision: its
-    rounding looks like an error, and would hide one."""
+    rounding looks like an error, and would hide one. Not what torch casts itself, in its own Python code."""
     own_to, own_float, own_softmax = Tensor.to, Tensor.float, nn.functional.softmax
 
-    def wide(item: Any) -> Any:
-        return torch.float64 if item is torch.float32 else item
+    def wide(item: Any, caller: FrameType) -> Any:
+        by_torch = str(caller.f_globals.get("__name__", "")).startswith("torch.")
+        return torch.float64 if item is torch.float32 and not by_torch else item
 
     def to(tensor: Tensor, *args: Any, **named: Any) -> Tensor:
-        return own_to(tensor, *map(wide, args), **{name: wide(item) for name, item in named.items()})
+        caller = sys._getframe(1)
+        widened = {name: wide(item, caller) for name, item in named.items()}
+        return own_to(tensor, *[wide(item, caller) for item in args], **widened)
+
+    def single(tensor: Tensor) -> Tensor:
+        return own_to(tensor, wide(torch.float32, sys._getframe(1)))
 
     def softmax(input: Tensor, *args: Any, **named: Any) -> Tensor:
-        return own_softmax(input, *map(wide, args), **{name: wide(item) for name, item in named.items()})
+        caller = sys._getframe(1)
+        widened = {name: wide(item, caller) for name, item in named.items()}
+        return own_softmax(input, *[wide(item, caller) for item in args], **widened)
 
     changed: Any = Tensor
-    changed.to, changed.float, nn.functional.softmax = to, Tensor.double, softmax
+    changed.to, changed.float, nn.functional.softmax = to, single, softmax
     try:
         yield
     finally:

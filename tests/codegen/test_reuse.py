@@ -29,18 +29,20 @@ class Attention(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, order):
         super().__init__()
-        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.words, self.types, self.places = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(3, 8)
+        self.last = nn.Linear(8, 4)
         self.blocks = nn.ModuleList(Attention(8, 2, order) for _ in range(2))
 
     def forward(self, x):
-        h = self.first(x)
+        words, types, places = self.words(x), self.types(x), self.places(x)
+        h = words + types + places
         for block in self.blocks:
             h = block(h)
         return self.last(h.mean(1))
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (0, 1, 2), (2, 0, 1)])
-def test_what_is_split_first_and_shaped_afterwards(order):
+def test_what_is_split_first_and_shaped_afterwards_and_sums_of_three(order):
     torch.manual_seed(0)
     model, X, y = Decoder(order).double(), torch.randn(2, 5, 3).double(), torch.tensor([0, 3])
     compiled = hbp.compile(model, quantities=["grad"])
