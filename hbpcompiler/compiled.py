@@ -127,9 +127,9 @@ class Compiled(Calls):
         raised is what a call raises for a batch that does not fit, and ProofError where the model's own step fails.
         """
         given = check_batch(self.model, batch)
-        beside = self._beside(arguments, given)
+        asked = self._beside(arguments, given)
         state, built = self._program(given)
-        beside = of_reached(beside, built.matched.unused)
+        beside = of_reached(asked, built.matched.unused)
         check_fit(beside, built.asks)
         weights = beside.get(SAMPLE_WEIGHTS)
         if weights is not None:

@@ -18,9 +18,7 @@ def counts_among(quantities: tuple[str, ...]) -> tuple[str, ...]:
 def check_counted(quantity: str, reached: Sequence[Iterable[str]]) -> None:
     """InputError where one part of the data counted parameters that another does not reach."""
     parts = [set(names) for names in reached]
-    if not parts:
-        return
-    others = sorted(set.union(*parts) - set.intersection(*parts))
+    others = sorted(parts[0].union(*parts) - parts[0].intersection(*parts)) if parts else []
     if others:
         raise InputError(f"{quantity} cannot be added up: some batches reach {', '.join(others)}, and some do not, "
                          "whose zeros are not counted. Accumulate it of parameters that all batches reach")
