@@ -51,7 +51,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
 
 def check_state(state: Any, keys: Collection[str], form: str, model: nn.Module) -> None:
     """InputError for what is no state of a monitor of this model; names and shapes of its parameters must agree."""
-    if not isinstance(state, Mapping) or state.get("format") != form or not keys <= state.keys():
+    if not isinstance(state, Mapping) or state.get("format") != form or not set(keys) <= state.keys():
         raise InputError("this is not the state of a monitor")
     own = {name: list(value.shape) for name, value in model.named_parameters()}
     wrong = []

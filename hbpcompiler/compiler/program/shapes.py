@@ -154,7 +154,7 @@ def _sizes(item: Any) -> Hashable:
         return tuple((key, _sizes(part)) for key, part in item.items())
     if isinstance(item, list | tuple):
         return tuple(map(_sizes, item))
-    return item  # type: ignore[no-any-return]  # a number
+    return item  # a number
 
 
 def _symbols(around: Sequence[str], loop: Loop) -> list[str]:
