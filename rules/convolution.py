@@ -143,7 +143,8 @@ def weight(op: Op) -> Contraction:
     if op.groups == 1:
         return Contraction("nkop,nip->nkoi", outputs, operand, kernel)
     one = op.shape("input")[0] == op.groups
-    return Contraction("nkgop,ngip->nkgoi", outputs, operand, kernel, channel_by_channel if one else None)
+    return Contraction("nkgop,ngip->nkgoi", outputs, operand, kernel,
+                       product=channel_by_channel if one else None)
 
 
 def window(op: Op) -> Window:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -37,15 +37,15 @@ class Contraction:
     beats the einsum (see benchmarks/). Where outputs read a `Window`, it also takes m times as many output channels,
     for a parameter that has m times as many: so all columns of one sample go through it at once."""
 
-    product: Callable[[Op, Tensor], Tensor] | None = None
+    product: Callable[[Op, Tensor], Tensor] | None = field(default=None, kw_only=True)
     """optional: columns at the output, [N, K, *out] -> the einsum's result [N, K, *letters], where that is made faster
     than of the two operands."""
 
-    index: Callable[[Op], Tensor] | None = None
+    index: Callable[[Op], Tensor] | None = field(default=None, kw_only=True)
     """optional: where the operand's rows are unit vectors, as those of an embedding are, [N, p] (or [N]) integers:
     where each has its one; -1 for a row of zeros. Only of "nkpd,npv->nkvd" or "nkd,nv->nkvd"."""
 
-    linear: bool = True
+    linear: bool = field(default=True, kw_only=True)
     """Whether the operand is a linear function of the operation's one input, if its structure is CONSTANT; else it is
     none."""
 
