@@ -20,6 +20,7 @@ from hbpcompiler.compiler.prove.own_step import Pass
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.errors import HbpError, UnsupportedOpError
+from hbpcompiler.operators.carried import with_few_tensors
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.vectors import Columns, inner_products
 
@@ -80,17 +81,19 @@ class Products:
         raise UnsupportedOpError("torch cannot differentiate this model and loss as an operator needs it: "
                                  f"{str(failure).strip()}") from failure
 
-    def inner(self, number: int, batch: Batch, columns: Columns) -> Tensor:
-        """V^T (J^T C J) V of vectors V, [F, F] in float64: a forward pass carries each vector along, nothing is kept
-        for a way back. By products where torch has no forward mode. Raises as `times` does."""
+    def inner(self, number: int, batch: Batch, vectors: Sequence[Sequence[Tensor]]) -> Tensor:
+        """V^T (J^T C J) V of F vectors, each a tensor for each parameter; [F, F] in float64. A forward pass carries
+        each vector along, nothing is kept for a way back, and no copies are made of vectors that lie in memory as the
+        parameters do. By products where torch has no forward mode. Raises as `times` does."""
         if self.curvature is not None and not self._without_forward:
             try:
                 with self.passes.careful():
-                    return self._inner_forward(self.curvature, number, batch, columns)
+                    return self._inner_forward(self.curvature, number, batch, vectors)
             except (HbpError, torch.OutOfMemoryError):
                 raise
             except (RuntimeError, NotImplementedError):
                 self._without_forward = True
+        columns = [torch.stack(parts) for parts in zip(*vectors, strict=True)]
         return inner_products(columns, self.times(number, batch, columns))
 
     def leave_out_forward(self) -> bool:
@@ -100,16 +103,17 @@ class Products:
         self._kept.clear()
         return changes
 
-    def _inner_forward(self, curvature: Curvature, number: int, batch: Batch, columns: Columns) -> Tensor:
+    def _inner_forward(self, curvature: Curvature, number: int, batch: Batch,
+                       vectors: Sequence[Sequence[Tensor]]) -> Tensor:
         named = dict(self.passes.model.named_parameters())
         at = {name: named[name].detach() for name in self.passes.chosen}
         carried: list[Sequence[Tensor]] = []
-        for vector in zip(*columns, strict=True):
+        for vector in vectors:
             with self.passes.drawn(number, batch):
-                with torch.no_grad():
+                with torch.no_grad(), with_few_tensors():
                     outputs, tangents, structure = self._carried(batch, at, dict(zip(at, vector, strict=True)))
                 carried.append(tangents)
-                if len(carried) == len(columns[0]):
+                if len(carried) == len(vectors):
                     for output in outputs:
                         output.requires_grad_(output.is_floating_point())
                     ends = self.passes.at_outputs(batch, outputs, structure)

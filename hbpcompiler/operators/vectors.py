@@ -159,6 +159,15 @@ def inner_products(left: Columns, right: Columns) -> Tensor:
     return total
 
 
+def gram(tensors: Sequence[Tensor]) -> Tensor:
+    """The inner products of F tensors of one shape, [F, F] in float64, a piece at a time."""
+    total = torch.zeros(len(tensors), len(tensors), dtype=torch.float64, device=tensors[0].device)
+    for pieces in zip(*(tensor.flatten().split(PIECE) for tensor in tensors), strict=True):
+        rows = torch.stack([piece.double() for piece in pieces])
+        total += rows @ rows.t()
+    return total
+
+
 def inner(left: Tensor, right: Tensor) -> Tensor:
     """The inner product of two tensors of one shape, a number in float64 where they are."""
     return inner_products([left.unsqueeze(0)], [right.unsqueeze(0)]).squeeze()

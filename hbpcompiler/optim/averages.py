@@ -32,6 +32,8 @@ class Averages:
                 tensor = tensor.square()
             count = self.updates.get(key, 0) + 1
             held = self.means.get(key)
+            if held is not None and held.dtype != tensor.dtype:  # the model, or that of a loaded state, had another
+                held = self.means[key] = held.to(tensor.dtype)
             if held is None or held.shape != tensor.shape:
                 self.means[key], count = tensor.clone(), 1
             else:

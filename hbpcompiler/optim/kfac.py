@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiled import compile as compile_model
@@ -132,7 +131,7 @@ class KFAC(CurvatureOptimizer):
         for name, part in gradient.items():
             if groups[name]["l2"]:
                 gradient[name] = part.add(parameters[name], alpha=groups[name]["l2"])
-        direction = {name: part.neg_() for name, part in self._running.preconditioned(gradient).items()}
+        direction = self._running.preconditioned(gradient)
         adapting = self.adapt_damping and (self.steps + 1) % self.adapt_every == 0
         predicted = self._scale(batch, direction, gradient, adapting)
         before = {name: parameters[name].clone() for name in direction} if self.reject else {}
@@ -140,7 +139,7 @@ class KFAC(CurvatureOptimizer):
         for name in list(direction):
             step, parameter, group = direction.pop(name), parameters[name], groups[name]
             velocity = self._buffer(parameter, "velocity")
-            velocity.mul_(group["momentum"]).add_(step, alpha=group["lr"])
+            velocity.mul_(group["momentum"]).sub_(step, alpha=group["lr"])
             if group["weight_decay"]:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(velocity)
@@ -160,9 +159,9 @@ class KFAC(CurvatureOptimizer):
                 part.mul_(factor)
         if not (self.free["lr"] or self.free["momentum"] or adapting):
             return 0.0
-        ways = self._ways(direction)
-        quadratic = self._model.along(batch, ways, gradient, {name: groups[name]["damping"] for name in direction},
-                                      {name: groups[name]["l2"] for name in direction})
+        ways, factors = self._ways(direction)
+        dampings, l2 = ({name: groups[name][number] for name in direction} for number in ("damping", "l2"))
+        quadratic = self._model.along(batch, ways, gradient, dampings, l2).times(factors)
         found = quadratic.minimum([None if self.free["lr"] else 1.0, None if self.free["momentum"] else 1.0])
         for group in self.param_groups:
             for key, value in zip(("lr", "momentum"), found.tolist(), strict=True):
@@ -170,20 +169,20 @@ class KFAC(CurvatureOptimizer):
                     group[key] = value
         return quadratic.change(found)
 
-    def _ways(self, direction: Gradient) -> dict[str, Tensor]:
-        """{name: [2, *theta]}: the direction times a given lr, and the last step times a given momentum. The
-        direction's tensors become rows of these, so that there is one copy of them."""
+    def _ways(self, direction: Gradient) -> tuple[list[Gradient], list[float]]:
+        """The direction and the last step, and what to multiply them by: minus a given lr, and a given momentum. Where
+        groups have different ones these are in copies of the vectors."""
         groups, parameters = self._groups(), self._chosen()
-        ways = {}
-        for name, part in direction.items():
-            velocity = self._buffer(parameters[name], "velocity")
-            rates = [1.0 if self.free[key] else groups[name][key] for key in ("lr", "momentum")]
-            ways[name] = torch.stack([part, velocity])
-            direction[name] = ways[name][0] if rates[0] == 1.0 else part
-            for row, rate in zip(ways[name], rates, strict=True):
-                if rate != 1.0:
-                    row.mul_(rate)
-        return ways
+        for name in list(direction):  # each as its parameter lies in memory, not as columns of a block's
+            direction[name] = direction.pop(name).contiguous()
+        velocity = {name: self._buffer(parameters[name], "velocity") for name in direction}
+        ways, factors = [], []
+        for key, vectors, sign in (("lr", direction, -1.0), ("momentum", velocity, 1.0)):
+            rates = {name: 1.0 if self.free[key] else groups[name][key] for name in vectors}
+            alike = len(set(rates.values())) == 1
+            ways.append(vectors if alike else {name: vector * rates[name] for name, vector in vectors.items()})
+            factors.append(sign * next(iter(rates.values())) if alike else sign)
+        return ways, factors
 
     def _judge(self, batch: tuple[Any, ...], loss: Tensor, penalty: float, predicted: float, adapting: bool,
                before: Gradient) -> None:

@@ -21,7 +21,7 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.operators.at_outputs import LossHessian
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Products
-from hbpcompiler.operators.vectors import inner_products
+from hbpcompiler.operators.vectors import gram
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.together import Together
 
@@ -36,6 +36,12 @@ class Quadratic:
     """V^T damping V"""
     slope: Tensor
     """V^T g"""
+
+    def times(self, factors: Sequence[float]) -> Quadratic:
+        """Along the directions times these."""
+        w = torch.tensor(factors, dtype=torch.float64, device="cpu")
+        both = torch.outer(w, w)
+        return Quadratic(self.curvature * both, self.damping * both, self.slope * w)
 
     def minimum(self, given: Sequence[float | None]) -> Tensor:
         """w that minimises q, where some coefficients are given and None is free. One of no effect is zero."""
@@ -59,25 +65,26 @@ class QuadraticModel:
         self.model, self.loss, self.seed, self.together = model, loss, seed, together
         self._products: dict[tuple[str, ...], Products] = {}
 
-    def along(self, batch: tuple[Any, ...], directions: Mapping[str, Tensor], gradient: Gradient,
+    def along(self, batch: tuple[Any, ...], directions: Sequence[Mapping[str, Tensor]], gradient: Gradient,
               damping: Mapping[str, float], l2: Mapping[str, float]) -> Quadratic:
-        """q along directions, {name: [k, *theta]}; damping and l2 by parameter."""
-        names = tuple(directions)
-        columns = list(directions.values())
-        size, device = len(columns[0]), columns[0].device
-        start = torch.zeros(size, size, dtype=torch.float64, device=device)
-        curvature = self.together.total(lambda: self._curvature(batch, names, columns), start)
+        """q along k directions, {name: [*theta]} each; damping and l2 by parameter."""
+        names, size = tuple(directions[0]), len(directions)
+        start = torch.zeros(size, size, dtype=torch.float64, device=directions[0][names[0]].device)
+        curvature = self.together.total(lambda: self._curvature(batch, names, directions), start)
         damped, slope = torch.zeros_like(start), torch.zeros_like(start[0])
-        for name, column in directions.items():
-            squares = inner_products([column], [column])
+        for name in names:
+            products = gram([*(direction[name] for direction in directions), gradient[name]])
+            squares = products[:size, :size]
             curvature += l2[name] * squares
             damped += damping[name] * squares
-            slope += inner_products([column], [gradient[name].unsqueeze(0)]).squeeze(1)
+            slope += products[:size, size]
         return Quadratic((curvature + curvature.t()).cpu() / 2, damped.cpu(), slope.cpu())
 
-    def _curvature(self, batch: tuple[Any, ...], names: tuple[str, ...], columns: list[Tensor]) -> Tensor:
+    def _curvature(self, batch: tuple[Any, ...], names: tuple[str, ...],
+                   directions: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """V^T C V of this rank's part of the batch, [k, k]."""
-        return self._of(names).inner(0, check_batch(self.model, batch), columns)
+        vectors = [[direction[name] for name in names] for direction in directions]
+        return self._of(names).inner(0, check_batch(self.model, batch), vectors)
 
     def _of(self, names: tuple[str, ...]) -> Products:
         if names not in self._products:

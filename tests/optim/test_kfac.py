@@ -91,6 +91,26 @@ def test_one_of_step_and_momentum_from_the_quadratic_model():
     close(moved(model, before), first + momentum * velocity, "second step", 1e-7)
 
 
+def test_a_step_of_each_group_and_their_common_momentum():
+    """Groups with a given lr of their own, a momentum from the quadratic model along their common step."""
+    model, X, y = chain()
+    weights = list(model.parameters())
+    groups = [{"params": weights[:2], "lr": 0.2}, {"params": weights[2:], "lr": 0.5}]
+    optimizer = hbp.optim.KFAC(model, None, groups, lr=1.0, momentum=None, damping=0.3, **NO_DRAWS)
+    rates = torch.cat([torch.full((parameter.numel(),), 0.2 if number < 2 else 0.5) for number, parameter
+                       in enumerate(weights)]).double()
+    before = values(model)
+    optimizer.step(X, y)
+    velocity = moved(model, before)
+    before, own, G = values(model), flat(gradient(model, mean_loss, X, y)), whole_ggn(model, mean_loss, X, y)
+    identity = torch.eye(len(own)).double()
+    first = -rates * torch.linalg.solve(dense_kflr(model, X, y) + 0.3 * identity, own)
+    damped = G + 0.3 * identity
+    momentum = -(velocity @ (own + damped @ first)) / (velocity @ damped @ velocity)
+    optimizer.step(X, y)
+    close(moved(model, before), first + momentum * velocity, "second step", 1e-7)
+
+
 def test_the_quadratic_model_is_the_exact_ggn_along_its_directions():
     model, X, y = tokens()
     named = dict(model.named_parameters())
@@ -98,10 +118,10 @@ def test_the_quadratic_model_is_the_exact_ggn_along_its_directions():
     own = gradient(model, mean_loss, X, y)
     some = dict.fromkeys(named, 0.3)
     quadratic = QuadraticModel(model, mean_loss, 0, Together(None))
-    columns = {name: torch.stack([direction[name] for direction in directions]) for name in named}
-    found = quadratic.along((X, y), columns, own, some, dict.fromkeys(named, 0.1))
+    found = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
     quadratic._of(tuple(named))._without_forward = True  # as where torch has no forward mode
-    close(quadratic.along((X, y), columns, own, some, dict.fromkeys(named, 0.1)).curvature, found.curvature, "products")
+    again = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
+    close(again.curvature, found.curvature, "products")
     V = torch.stack([flat(direction) for direction in directions], 1)
     close(found.curvature, V.T @ whole_ggn(model, mean_loss, X, y) @ V + 0.1 * V.T @ V, "curvature")
     close(found.damping, 0.3 * V.T @ V, "damping")
