@@ -149,10 +149,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         return {name: groups.get(id(parameter), self.defaults) for name, parameter in self.model.named_parameters()}
 
     def _buffer(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """A tensor of the state, zeros at first."""
+        """A tensor of the state, zeros at first; in the parameter's dtype, if that has changed."""
         state = self.state[parameter]
         if name not in state:
             state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        elif state[name].dtype != parameter.dtype:
+            state[name] = state[name].to(parameter.dtype)
         found: Tensor = state[name]
         return found
 

@@ -32,6 +32,7 @@ class RunningEigenbases(RunningCurvature):
         trainable = trainable_in(self.model)
         if not self.bases:
             return super()._program(batch, step)
+        self._follow_dtype()
         if trainable not in self._with_moments:
             quantities = {**self.programs.quantities(batch, step), self.settings.kind.eigenvalues: self.asked}
             self._with_moments[trainable] = self.programs.compiled(quantities)
@@ -39,6 +40,13 @@ class RunningEigenbases(RunningCurvature):
 
     def _begin_anew(self) -> None:
         self.bases, self.asked = {}, []
+
+    def _follow_dtype(self) -> None:
+        """Bases are the model's dtype, which may have changed, or be another than that of a state that was loaded."""
+        if self.settings.options.get("curvature_dtype") is None:
+            parameters = dict(self.model.named_parameters())
+            self.bases = {name: Bases(*(side.to(parameters[name].dtype) for side in sides))
+                          for name, sides in self.bases.items()}
 
     def _arguments(self, program: Compiled) -> dict[str, Any]:
         return {"bases": self.bases} if self.settings.kind.eigenvalues in program.quantities else {}

@@ -185,3 +185,27 @@ def test_every_optimizer_is_resumed_bit_equal(make):
         optimizer.step(X, y)
     for name, value in values(once).items():
         assert torch.equal(value, values(again)[name]), name
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("before", [torch.float32, torch.float64])
+def test_a_state_of_another_dtype_and_a_model_that_is_cast(make, before):
+    """As with torch's optimizers the state takes the model's dtype; in the middle of an interval, and again later."""
+    after = {torch.float32: torch.float64, torch.float64: torch.float32}[before]
+    model, X, y = chain()
+    model = model.to(before)
+    optimizer = make(model, None)
+    for _ in range(3):
+        optimizer.step(X.to(before), y)
+    other = copy.deepcopy(model).to(after)
+    resumed = make(other, None)
+    resumed.load_state_dict(optimizer.state_dict())
+    cast, its_own = copy.deepcopy((model, optimizer))
+    cast.to(after)
+    for _ in range(4):
+        optimizer.step(X.to(before), y)
+        resumed.step(X.to(after), y)
+        its_own.step(X.to(after), y)
+    for name, value in values(model).items():
+        close(values(other)[name].double(), value.double(), name, 1e-4)
+        close(values(cast)[name].double(), value.double(), name, 1e-4)
