@@ -140,6 +140,10 @@ def test_the_page_says_what_its_figures_come_from():
     whole = dataclasses.replace(row.outcomes["adam"], tried=30, records=row.outcomes["adam"].records * 2)
     found = coverage.sentences([page.Row(TASK, {**row.outcomes, "adam": whole}, {})], {TASK: ["adam"]})
     assert found[0].startswith("Whole grids everywhere: *Adam*, with 8 seeds. Of the others' grids 7 points")
+    assert not found[1].startswith("On LogReg")
+    most = {**row.outcomes, "adam": whole, "momentum": dataclasses.replace(whole)}
+    found = coverage.sentences([page.Row(TASK, most, {})], {TASK: ["adam"]})
+    assert found[1] == "On LogReg on digits whole grids of all optimizers but *KFAC*, with 8 seeds."
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

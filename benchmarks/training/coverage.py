@@ -13,7 +13,7 @@ def sentences(rows: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[s
     """Which grids were tried whole, how many seeds there are, what was timed how often, what was not run."""
     missing = {row.title: [method for method in asked[row.task] if method not in row.outcomes] for row in rows}
     rows = [row for row in rows if row.outcomes]
-    found = [_grids(rows), _times(rows)]
+    found = [_grids(rows), *_mostly_whole(rows), _times(rows)]
     if any(missing.values()):
         found.append(f"Not run: {_by_task(missing)}.")
     there = {row.task for row in rows}
@@ -39,6 +39,19 @@ def _grids(rows: Sequence[Row]) -> str:
         text += (f" Of the others' grids {_span(parts)} points were tried, and the best one has {_span(seeds[False])} "
                  "seeds; the table of hyperparameters says how many each has.")
     return text
+
+
+def _mostly_whole(rows: Sequence[Row]) -> list[str]:
+    """The tasks on which most grids were tried whole: a sentence for each, with those that were not."""
+    found = []
+    for row in rows:
+        whole = [outcome for outcome in row.outcomes.values() if outcome.tried == outcome.grid]
+        rest = [method for method, outcome in row.outcomes.items() if outcome.tried < outcome.grid]
+        if len(whole) > len(rest):
+            seeds = _span([len(outcome.records) for outcome in whole])
+            found.append(f"On {row.title} whole grids of all optimizers{' but ' if rest else ''}{_titles(rest)}, with "
+                         f"{seeds} seeds.")
+    return found
 
 
 def _times(rows: Sequence[Row]) -> str:
