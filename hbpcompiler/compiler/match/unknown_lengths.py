@@ -14,6 +14,6 @@ def refuse_unknown_lengths(graph: Graph) -> None:
         return
     places = dict.fromkeys(f"{operation.short} in {operation.source}" for operation in found)
     raise ModelError(listing(
-        "The model cannot be compiled: how many elements are picked depends on values (a mask, nonzero):", places,
+        "The model cannot be compiled: how many elements are picked depends on values (a mask, nonzero):", list(places),
         "Pick by whole numbers, h[:, index] with index = mask.nonzero()[:, 0] made outside and kept in a buffer; or "
         "keep all elements, as in torch.where(mask, h, 0)."))
