@@ -122,6 +122,8 @@ def with_rules(paths: Sequence[str | Path] | None) -> Registry:
         return builtin()
     if isinstance(paths, str | Path) or not isinstance(paths, Sequence):
         raise OptionTypeError(f"rules must be a list of paths of rule files, not {paths!r}")
+    if not paths:
+        return builtin()
     registry = builtin().copy()
     for path in paths:
         if not isinstance(path, str | Path):

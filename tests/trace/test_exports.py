@@ -64,7 +64,8 @@ def test_one_export_serves_whatever_is_asked(counted):
     first = hbp.compile(model, quantities=["grad"])
     right(first(X, y), model, loss, X, y, "grad")
     others = [first.instead(["variance", "batch_l2"]), first.also("diag_h"),
-              hbp.compile(model, nn.CrossEntropyLoss(), ["diag_ggn"], joint_bias=True, backend="torchscript"),
+              hbp.compile(model, nn.CrossEntropyLoss(), ["diag_ggn"], joint_bias=True, backend="torchscript",
+                          rules=[]),
               hbp.compile(model, loss, {"second_moment": ["inner.*"]}, curvature="ggn", memory_budget="1GiB")]
     for compiled, names in zip(others, (["variance", "batch_l2"], ["grad", "diag_h"], ["diag_ggn"], []), strict=True):
         right(compiled(X, y), model, loss, X, y, *names)
