@@ -75,8 +75,9 @@ class Calls(Programs, ABC):
         self._announce(built, given)
         tensors = None if into is None else into.fitting(built, given.tensors[0], Read(
             self._tensors(state, built), given.tensors, beside))
-        if keys is not None and given.samples and (built.draws or into is not None):
+        if keys is not None and given.samples and (built.draws or built.reused or into is not None):
             self._prepare(given)
+            state, built = self._program(given, brought)  # another, where a shared trace was out of date
         if keys is not None and given.samples and built.draws:
             beside = {**beside, DRAW_KEYS: keys(given)}
         with seeded(generator, given.tensors[0].device):

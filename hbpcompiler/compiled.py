@@ -19,18 +19,20 @@ from hbpcompiler.arguments import (
 from hbpcompiler.block_product import block_product
 from hbpcompiler.calls import Calls, reduction_of
 from hbpcompiler.clipping import FLAT
+from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.endings import check_weighable
 from hbpcompiler.compiler.match.targets import check_targets
 from hbpcompiler.compiler.prove.candidate import can_weigh
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import (
     InputError,
 )
 from hbpcompiler.explain import explain
-from hbpcompiler.guards import TRACING
+from hbpcompiler.guards import TRACING, State
 from hbpcompiler.into import kept
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
@@ -139,6 +141,14 @@ class Compiled(Calls):
                                  "apart, and this one's do not, or the weights of the first two are zero: leave "
                                  "sample_weights out")
         check_targets(built.losses, built.matched.graph, given)
+        found = self._verified(state, built, given, beside, full)
+        if found.agrees or not built.reused or built.proven:
+            return found
+        state, built = self._anew(state, built, given, Brought())
+        return self._verified(state, built, given, beside, full)
+
+    def _verified(self, state: State, built: Built, given: Batch, beside: Mapping[str, Any],
+                  full: bool) -> Verification:
         try:
             with TRACING:
                 candidate, draws = self._candidate(state, built, beside), Draws.now(given.tensors[0].device)

@@ -156,10 +156,16 @@ class Programs:
         except ProofError:
             if not built.reused or built.proven:
                 raise
-        self._exports.forget()
         draws.restore()
-        state, built = self._program(batch, brought)
+        state, built = self._anew(state, built, batch, brought)
         return built, self._first_run(state, built, batch, beside)
+
+    def _anew(self, state: State, built: Built, batch: Batch, brought: Brought) -> tuple[State, Built]:
+        """The program of a trace of its own, where that of a shared one is out of date."""
+        self._exports.forget()
+        self._guards.drop(state, batch.form, built)
+        self._last = None
+        return self._program(batch, brought)
 
     def _prepare(self, batch: Batch) -> None:
         """A proven program for batches like this one."""
@@ -181,7 +187,7 @@ class Programs:
                          self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,
                          lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries),
-                         beside, built.stored)
+                         beside, built.stored, draws_alike=built.reused and not built.proven)
 
     def _warn_of_unused(self, names: Sequence[str], end: str) -> None:
         new = [name for name in names if name not in self._unused]
@@ -196,7 +202,8 @@ class Programs:
         known, _ = state.arguments.get(id(built), (None, None))
         if known is not built:
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            held = {name: state.tensor(place).detach() for name, place in built.places.items()}
+            # Themselves: what detach() gives would keep the memory that `tensor.data = other` replaces.
+            held = {name: state.tensor(place) for name, place in built.places.items()}
             state.arguments[id(built)] = built, {**own, **built.constants, **loss_tensors(self.loss), **held}
         return state.arguments[id(built)][1]
 

@@ -240,7 +240,7 @@ class Drafting:
             check_promise("optimise", [str(error)])
 
     def _emitted(self, program: Program, planned: Plan, resources: Resources, decisions: Decisions) -> Draft:
-        graph, options = self.matched.graph, self.options
+        graph, options, fields = self.matched.graph, self.options, self.fields
         scheme = [f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."]
         header = emit.Header(
             model=naming.identifier(type(self.model).__name__),
@@ -256,7 +256,7 @@ class Drafting:
 
         def written(graph: fx.Graph, *more: str) -> str:
             head = replace(header, notes=[*header.notes, *more])
-            return emit.emit(graph, head, inputs, self.fields, limits=resources.limits)
+            return emit.emit(graph, head, inputs, fields, limits=resources.limits)  # not self: that holds the batch
 
         code = written(program.graph)
         memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph),

@@ -140,12 +140,22 @@ class Walk:
     def _class(self, kind: type) -> None:
         """What classes say that are not torch's or Python's."""
         for base in kind.__mro__:
-            if base in self._classes or of_library(base.__module__):
+            if base in self._classes:
+                continue
+            if of_library(base.__module__):
+                self._class_of_library(base)
                 continue
             self._classes.add(base)
             self.watched.mapping(base.__dict__, with_keys=False)
             for name, value in base.__dict__.items():
                 self._attribute_of_class(name, value)
+
+    def _class_of_library(self, kind: type) -> None:
+        """That nobody has put another forward in a module's place."""
+        if issubclass(kind, nn.Module) and "forward" in kind.__dict__:
+            self._classes.add(kind)
+            self.watched.slot(kind, "forward")
+            self._atoms.append(Same(kind.__dict__["forward"]))
 
     def _attribute_of_class(self, name: str, value: Any) -> None:
         if name in _NOT_RUN:

@@ -18,6 +18,11 @@ class Record:
     note: str = "kept"
 
 
+@dataclass(frozen=True)
+class OtherRecord(Record):
+    """The same fields, of another class."""
+
+
 A, B, C = torch.zeros(1), torch.ones(2), torch.ones(3)
 
 
@@ -50,7 +55,8 @@ def test_a_dataclass_keeps_its_other_fields_and_the_template_its_tensors():
 
 
 def test_identities_differ():
-    trees = [A, (A,), (A, B), [A, B], {"x": A}, {"y": A}, (A, None), (A, 1), (A, 2), Record(A), Record((A,))]
+    trees = [A, (A,), (A, B), [A, B], {"x": A}, {"y": A}, (A, None), (A, 1), (A, 2), Record(A), Record((A,)),
+             OtherRecord(A)]
     assert len({take_apart(tree)[1].identity() for tree in trees}) == len(trees)
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -45,6 +46,53 @@ class Scaled(nn.Module):
     def forward(self, x):
         factor = float(os.environ.get("HBP_TEST_FACTOR", "1"))
         return self.last(torch.tanh(self.scale * self.inner(x)) * factor + self.shift)
+
+
+class Weighed(nn.Module):
+    """A loss with a parameter, a buffer and a tensor that is neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.register_buffer("weight", torch.tensor([1.0, 3.0], dtype=torch.float64))
+        self.plain = torch.tensor(0.5, dtype=torch.float64)
+
+    def forward(self, output, target):
+        entropy = nn.functional.cross_entropy(output, target, self.weight)
+        return entropy * self.factor + self.plain * output.square().sum()
+
+
+class Dropping(Scaled):
+    """Drops some of its outputs, by a number that no guard sees."""
+
+    def forward(self, x):
+        rate = float(os.environ.get("HBP_TEST_RATE", "0"))
+        return nn.functional.dropout(super().forward(x), rate) if rate else super().forward(x)
+
+
+@dataclass
+class Doubled:
+    """What the model takes is twice what is held."""
+
+    held: torch.Tensor
+
+    def value(self):
+        return 2 * self.held
+
+
+@dataclass
+class Tripled(Doubled):
+    """The same field, another value."""
+
+    def value(self):
+        return 3 * self.held
+
+
+class OfRecords(nn.Linear):
+    """A linear layer of a record's value."""
+
+    def forward(self, record):
+        return super().forward(record.value())
 
 
 def made(seed=0):
@@ -186,3 +234,74 @@ def test_copies_export_anew_and_threads_share(counted):
     for copied in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
         right(copied(X, y), copied.model, nn.CrossEntropyLoss(), X, y, "grad")
     assert len(counted) == 3
+
+
+def test_verify_and_draws_by_sample_meet_an_outdated_trace_too(counted, monkeypatch):
+    _, X, y = made()
+    model = Dropping().double()
+    first = hbp.compile(model, quantities=["grad"])
+    first(X, y)
+    monkeypatch.setenv("HBP_TEST_FACTOR", "3")
+    verified = hbp.compile(model, quantities=["grad", "batch_l2"])
+    assert verified.verify(X, y).agrees
+    right(verified(X, y), model, nn.CrossEntropyLoss(), X, y, "grad", "batch_l2")
+    assert len(counted) == 2
+    monkeypatch.setenv("HBP_TEST_RATE", "0.5")
+    drawn = hbp.compile(model, quantities=["grad"])
+    one, two = (drawn._drawn_by_sample(lambda batch: torch.arange(batch.samples), (X, y), {}) for _ in range(2))
+    assert torch.equal(one.grad["last.weight"], two.grad["last.weight"])
+    assert len(counted) == 3
+
+
+def test_averages_over_draws_prove_no_outdated_trace(counted, monkeypatch):
+    _, X, y = made()
+    model, kept = Dropping().double(), []
+    for rate in ("0", "0.1", "0.11"):
+        monkeypatch.setenv("HBP_TEST_RATE", rate)
+        kept.append(hbp.compile(model, quantities=["grad"]))
+        for _ in range(2):
+            torch.manual_seed(0)
+            found = kept[-1](X, y).grad["last.weight"]
+            torch.manual_seed(0)
+            loss = nn.functional.cross_entropy(model(X), y)
+            close(found, torch.autograd.grad(loss, model.last.weight)[0], f"grad, {rate} dropped")
+    assert len(counted) == 3
+
+
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_the_memory_of_a_tensor_of_the_loss_is_exchanged(backend):
+    model, X, y = made()
+    loss = Weighed()
+    kept = []
+    for quantity in ("batch_l2", "diag_ggn"):
+        kept.append((quantity, hbp.compile(model, loss, ["grad", quantity], backend=backend)))
+        for name, compiled in kept:
+            for tensor in (loss.factor, loss.weight, loss.plain):
+                result = compiled(X, y)
+                assert not result.grad["last.bias"].requires_grad
+                assert not result.loss.requires_grad
+                tensor.data = tensor.data * 1.5
+                right(compiled(X, y), model, loss, X, y, "grad", name)
+
+
+def test_a_forward_of_torchs_is_replaced(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
+    kept = hbp.compile(model, quantities=["grad"])
+    for forward in (nn.Tanh.forward, lambda module, x: torch.sigmoid(x), nn.Tanh.forward):
+        monkeypatch.setattr(nn.Tanh, "forward", forward)
+        other = hbp.compile(model, quantities=["grad", "batch_l2"])
+        right(other(X, y), model, nn.CrossEntropyLoss(), X, y, "grad", "batch_l2")
+        right(kept(X, y), model, nn.CrossEntropyLoss(), X, y, "grad")
+
+
+def test_records_of_other_classes_with_the_same_fields_are_told_apart():
+    torch.manual_seed(0)
+    model, y = OfRecords(3, 2).double(), torch.tensor([0, 1, 1, 0, 1])
+    X = torch.randn(5, 3, dtype=torch.float64)
+    kept = [hbp.compile(model, quantities=["grad", name]) for name in ("batch_l2", "diag_ggn")]
+    for compiled in kept:
+        for record in (Doubled(X), Tripled(X)):
+            loss = nn.functional.cross_entropy(model(record), y)
+            close(compiled((record,), y).grad["weight"], torch.autograd.grad(loss, model.weight)[0], "grad")

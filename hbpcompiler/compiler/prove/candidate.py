@@ -42,6 +42,9 @@ class Candidate:
     """The call's arguments."""
     stored: Mapping[str, Stored] = field(default_factory=dict)
     """How its parameters lie, by key."""
+    draws_alike: bool = False
+    """Whether its random draws must be the model's: averages over many would pass a trace that is a little out of date.
+    """
 
     @property
     def axes(self) -> list[int | None]:

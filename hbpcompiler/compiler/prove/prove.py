@@ -156,7 +156,8 @@ class _Proof:
         quantities = self.candidate.options.quantities
         if JACOBIAN in quantities:
             lines += self._jacobian(batch, raw)
-        if step.random and not all(line.agrees for line in lines if line.quantity not in (GRAD, JACOBIAN)):
+        alike = self.candidate.draws_alike or not step.random
+        if not alike and not all(line.agrees for line in lines if line.quantity not in (GRAD, JACOBIAN)):
             lines = in_expectation(lambda draws: self._all(few, draws),
                                    lambda draws: self._trainable(_numbers(self._step(few, draws))), self.draws)
             lines += [left_out(JACOBIAN, "", "the model draws otherwise")] * (JACOBIAN in quantities)

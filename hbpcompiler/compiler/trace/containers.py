@@ -50,6 +50,11 @@ class Record:
             object.__setattr__(made, name, value)
         return made
 
+    def identity(self) -> str:
+        """Of the fields, and of the class: another's methods may make something else of the same fields."""
+        kind = type(self.template)
+        return f"{kind.__module__}.{kind.__qualname__}{self.fields.identity()}"
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -84,7 +89,7 @@ class Structure:
 
     def identity(self) -> str:
         """Equal for structures that are built alike."""
-        parts = [leaf.record.fields.identity() if leaf.record else repr((leaf.is_tensor, leaf.constant))
+        parts = [leaf.record.identity() if leaf.record else repr((leaf.is_tensor, leaf.constant))
                  for leaf in self.leaves]
         return f"{self.spec}{parts}"
 

@@ -224,4 +224,4 @@ def loss_tensors(loss: Callable[..., Tensor]) -> Mapping[str, Tensor]:
     """The loss's own parameters and buffers (class weights), by state name."""
     if not isinstance(loss, nn.Module):
         return {}
-    return {f"loss:{name}": tensor.detach() for name, tensor in [*loss.named_parameters(), *loss.named_buffers()]}
+    return {f"loss:{name}": tensor for name, tensor in [*loss.named_parameters(), *loss.named_buffers()]}
