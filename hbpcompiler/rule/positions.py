@@ -113,11 +113,16 @@ def _contraction(contraction: Contraction) -> Contraction:
         assert contraction.kernel is not None
         return contraction.kernel(of_parts(op), gradient.flatten(0, 1))
 
+    def index(op: Op) -> Tensor:
+        assert contraction.index is not None
+        whole = together(op, contraction.index(of_parts(op)))
+        return whole.flatten(1, 2) if "p" in right else whole
+
     first = f"nkp{own.removeprefix('nk')}"
     equation = f"{first},np{met.removeprefix('n')}->{result}" if right else f"{first}->{result}"
     return Contraction(
         equation, columns, None if contraction.operand is None else operand,
-        None if contraction.kernel is None else kernel,
+        None if contraction.kernel is None else kernel, index=None if contraction.index is None else index,
     )
 
 

@@ -106,7 +106,7 @@ def test_a_pass_that_leaves_a_new_tensor_without_shape_is_named():
         product.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
 
     passes = [*PASSES[:-1], Pass("double", double, frozenset({SHAPES})), PASSES[-1]]
-    with pytest.raises(BrokenProgramError, match=r"pass double .*write_first: %neg .*shape and dtype"):
+    with pytest.raises(BrokenProgramError, match=r"pass double .*finish_early: %neg .*shape and dtype"):
         optimise(program(lambda writer, x, w: x * w, "x", "w"), settings(*ARGUMENTS), passes)
 
 

@@ -49,7 +49,13 @@ def test_parts_are_samples_by_themselves(rule):
             expected = expected.transpose(0, 1) if setting.batched(name) else expected.sum(0)
             close(whole.jac_t[name](parts, own)[0], expected, f"{rule.operations[0]}: {name}")
         for name, contraction in rule.params(op).items():
-            close(total(whole.params(parts)[name], parts, own)[0], total(contraction, op, columns).sum(0), name)
+            joined = whole.params(parts)[name]
+            close(total(joined, parts, own)[0], total(contraction, op, columns).sum(0), name)
+            assert (joined.index is None) == (contraction.index is None)
+            if joined.index is not None and joined.operand is not None:
+                at = joined.index(parts)
+                units = torch.nn.functional.one_hot(at.clamp(min=0), joined.operand(parts).shape[-1])
+                close(units * (at >= 0).unsqueeze(-1).double(), joined.operand(parts), f"{name}: its index")
         check_residual(rule, whole, setting, op, parts)
 
 

@@ -15,7 +15,7 @@ from hbpcompiler.compiler.plan.steps import PREFIX, Pull, Widen
 from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value, meta
-from hbpcompiler.rule import Op
+from hbpcompiler.rule import Op, Rule, Structure
 from hbpcompiler.rule.bilinear import columns_to
 
 
@@ -31,14 +31,15 @@ def pull(backward: Backward, step: Pull) -> None:
 
 def _pulled(backward: Backward, step: Pull) -> Any:
     rule, op, form = backward.rule_of(step.operation), backward.ops[step.operation.name], step.piece.form
+    value = step.operation.tensors[step.slot]
     arrived = backward.columns[step.operation.name, step.piece.name]
     jac_t = backward.jac_t(step.operation, step.slot)
     # Where values lie pixel by pixel, cotangents may not: a kernel on both is slower than a product in place.
-    mixed = backward.plan.by_pixels and rule.elementwise_in(op)
+    mixed = backward.plan.by_pixels and rule.elementwise_in(op) and _may_be_image(backward, value)
     known = backward.knows_slope(step.operation)
     if step.slot in rule.backward and backward.is_single(step.piece) and not mixed and not known:
         row = rule.backward[step.slot](op, arrived.squeeze(1))
-        name = backward.matched.names[step.operation.tensors[step.slot].name]
+        name = backward.matched.names[value.name]
         return otherwise_named(row, f"{PREFIX[step.piece.stream]}_{name}_row").unsqueeze(1)
     if form == COLUMNS and rule.elementwise_in(op):
         return arrived * backward.derivative(step.operation).unsqueeze(1)
@@ -49,6 +50,22 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     if form == DIAGONAL_FORM:
         return jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
     return _pull_matrix(backward, step, arrived)
+
+
+IMAGE = 3
+"""Axes of a sample that may lie pixel by pixel."""
+
+
+def _may_be_image(backward: Backward, value: Value) -> bool:
+    """Whether a value may lie pixel by pixel: it has an image's axes and is not made by a matrix product."""
+    if len(value.sample_shape) != IMAGE:
+        return False
+    maker = backward.matched.graph.makers.get(value.name)
+    op = None if maker is None else backward.ops.get(maker.name)
+    rule = None if maker is None else backward.matched.rules.get(maker.name)
+    if op is None or not isinstance(rule, Rule):
+        return True
+    return rule.layout is not None or rule.structure_of(op) is not Structure.CONSTANT
 
 
 def _pull_pooled(backward: Backward, step: Pull) -> Any:

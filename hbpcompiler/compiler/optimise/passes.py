@@ -9,6 +9,7 @@ from enum import Enum
 from torch import fx
 
 from hbpcompiler.compiler.optimise.channels_last import use_channels_last
+from hbpcompiler.compiler.optimise.early import finish_early
 from hbpcompiler.compiler.optimise.hoist import hoist_from_loops
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
@@ -111,6 +112,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("write_first",
          lambda graph, settings: write_first(graph, settings.limits.large_numbers, settings.limits.huge_page_bytes),
          needs=frozenset({SHAPES})),
+    Pass("finish_early", lambda graph, settings: finish_early(graph, settings.limits.large_numbers),
+         needs=frozenset({SHAPES}), in_loops=False),
     Pass("write_in_place", lambda graph, settings: write_in_place(graph, settings.limits.large_numbers),
          needs=frozenset({SHAPES}), makes=frozenset({OVERWRITTEN}), not_after=frozenset()),
 )

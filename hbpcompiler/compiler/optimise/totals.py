@@ -8,7 +8,7 @@ quotient that is made of the total, each cost as much as the product itself: fre
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import fx
@@ -26,7 +26,7 @@ from hbpcompiler.compiler.program.grams import (
 from hbpcompiler.compiler.program.kernels import GROWING, MADE_SCALED
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.pages import large_empty
-from hbpcompiler.compiler.program.products import onednn_add_product_
+from hbpcompiler.compiler.program.products import add_products_, onednn_add_product_
 from hbpcompiler.compiler.program.writer import Loop, LoopCall
 from hbpcompiler.limits import DEFAULT_LIMITS
 
@@ -38,8 +38,10 @@ SCALES: dict[Any, str] = {"add_": "alpha", "addmm_": "alpha", "baddbmm_": "alpha
                           **dict.fromkeys(GROWN, OVER)}
 """What adds to its first argument -> by which argument it takes a multiple of what is added, or that."""
 WRITES: dict[Any, str] = {"addmm_": "beta", "baddbmm_": "beta",
-                          **dict.fromkeys((onednn_add_product_, *GROWN), "kept")}
+                          **dict.fromkeys((onednn_add_product_, add_products_, *GROWN), "kept")}
 """What adds to all of its first argument -> by which argument it is told how much of that it keeps: 0 or 1 times."""
+ADDS_TO: dict[Any, int] = {add_products_: 2}
+"""How many of the first arguments are added to, where these are more than one; some may be None."""
 MIRRORS = frozenset({mirror_})
 """What moves numbers within a total, so that it may be divided before as well."""
 
@@ -89,31 +91,46 @@ def write_first(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers,
     Those of so many bytes as `pages` lie in huge pages.
     """
     for node in list(graph.nodes):
-        if not isinstance(node.target, Loop):
-            continue
-        call = LoopCall.of(node)
-        for total in call.totals:
-            begun, users = total.outer, list(total.inner.users)
-            fresh = begun.target == "new_zeros" and len(begun.users) == 1 and _are_many(begun, large)
-            if not fresh or len(users) != 1 or users[0].target not in WRITES or users[0].args[0] is not total.inner:
-                continue
-            (addition,) = users
-            written = WRITES[addition.target]
-            taken = {written, "alpha", "scale"} & {*addition.kwargs}  # over no samples the scale would be 1 / 0
-            if not taken and not addition.users and total.inner not in addition.args[1:]:
-                addition.kwargs = {**addition.kwargs, written: call.begin()}
-                begun.target = "new_empty"
-                if decided("huge pages", lambda: _bytes(begun) >= pages):
-                    _in_huge_pages(graph, begun)
+        if isinstance(node.target, Loop):
+            call = LoopCall.of(node)
+            begun = {passed.inner: passed.outer for passed in call.totals}
+            for addition in list(node.target.body.nodes):
+                totals = _written_by(addition, begun, large)
+                if totals:
+                    addition.kwargs = {**addition.kwargs, WRITES[addition.target]: call.begin()}
+                for total in totals:
+                    total.target = "new_empty"
+                    if _takes(total, pages):
+                        _in_huge_pages(graph, total)
+
+
+def _written_by(addition: fx.Node, begun: Mapping[fx.Node, fx.Node], large: int) -> list[fx.Node]:
+    """The zeros that large totals of a loop begin with, if all that this node adds to are such, and nobody else's.
+
+    `begun`: where each total of the loop begins, by what stands for it in the body.
+    """
+    if addition.target not in WRITES or addition.users:
+        return []
+    count = ADDS_TO.get(addition.target, 1)
+    totals = [total for total in addition.args[:count] if isinstance(total, fx.Node)]
+    for total in totals:
+        start = begun.get(total)
+        fresh = start is not None and start.target == "new_zeros" and len(start.users) == 1 and _are_many(start, large)
+        if not fresh or len(total.users) != 1 or total in addition.args[count:]:
+            return []
+    taken = {WRITES[addition.target], "alpha", "scale"} & {*addition.kwargs}  # of no samples the scale would be 1 / 0
+    return [] if taken else [begun[total] for total in totals]
 
 
 def _are_many(node: fx.Node, large: int) -> bool:
     return decided("write first", lambda: meta.numbers(meta.shape(node) or ()) >= large)
 
 
-def _bytes(node: fx.Node) -> int:
+def _takes(node: fx.Node, pages: int) -> bool:
+    """Whether it has so many bytes."""
     dtype = meta.dtype(node)
-    return meta.numbers(meta.shape(node) or ()) * (dtype.itemsize if dtype is not None else 0)
+    size = 0 if dtype is None else dtype.itemsize
+    return decided("huge pages", lambda: meta.numbers(meta.shape(node) or ()) * size >= pages)
 
 
 def _in_huge_pages(graph: fx.Graph, begun: fx.Node) -> None:

@@ -117,7 +117,7 @@ def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, or
            function: Callable[..., Any]) -> fx.Node:
     """The tensor that is added to."""
     value, divisor = _undivided(node)
-    if _is_of_results(value):
+    if is_of_results(value):
         last = node
     else:
         last = max(_readers(value, order), key=lambda reader: order[reader], default=value)
@@ -139,11 +139,11 @@ def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, or
 
 def _undivided(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     """What is divided by the number of samples, and that number, where this is how a result is made."""
-    if node.target in (operator.truediv, "div_", "div") and _is_of_results(node) and not node.kwargs:
+    if node.target in (operator.truediv, "div_", "div") and is_of_results(node) and not node.kwargs:
         value, divisor = node.args
         if (isinstance(value, fx.Node) and isinstance(divisor, fx.Node) and meta.role(divisor) is Role.BATCH_SIZE
-                and not _is_of_results(value)
-                and all(user is node or not _is_of_results(user) for user in value.users)):
+                and not is_of_results(value)
+                and all(user is node or not is_of_results(user) for user in value.users)):
             return value, divisor
     return node, None
 
@@ -154,14 +154,15 @@ def _readers(value: fx.Node, order: Mapping[fx.Node, int]) -> Iterator[fx.Node]:
     for member in family:
         yield member
         for user in member.users:
-            if user not in order or user.op == "output" or _is_of_results(user) or user in family:
+            if user not in order or user.op == "output" or is_of_results(user) or user in family:
                 continue
             yield user
             if shows_its_input(user) and user.args[0] is member:
                 family.append(user)
 
 
-def _is_of_results(node: fx.Node) -> bool:
+def is_of_results(node: fx.Node) -> bool:
+    """Whether a node is a step from what the backward pass gives to a result."""
     block = meta.block(node)
     return block is not None and block.part == "results"
 

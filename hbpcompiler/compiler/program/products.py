@@ -51,23 +51,36 @@ def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0,
     return total if scale == 1.0 else total.mul_(scale)
 
 
-def _products_on_meta(squares: Any, sums: Any, x: Any, y: Any, block: int) -> Any:
+def _products_on_meta(squares: Any, sums: Any, x: Any, y: Any, block: int, kept: float = 1.0) -> Any:
     """As much arithmetic in one product."""
     product = x.transpose(0, 1).flatten(1) @ y.transpose(0, 1).flatten(1).t()
     return squares.addcmul_(product, product)
 
 
 @idiom(on_meta=_products_on_meta)
-def add_products_(squares: Tensor, sums: Optional[Tensor], x: Tensor, y: Tensor, block: int) -> Tensor:  # noqa: UP045
+def add_products_(squares: Tensor, sums: Optional[Tensor], x: Tensor, y: Tensor, block: int,  # noqa: UP045
+                  kept: float = 1.0) -> Tensor:
     """squares[a, b] += sum over n of (sum over p of x[n, a, p] y[n, b, p])^2, and sums, if given, what is squared.
 
-    A block of rows at a time for all samples, so that products and totals stay in cache.
+    A block of rows at a time for all samples, so that products and totals stay in cache. kept = 0 writes over whatever
+    the totals were.
     """
+    if kept == 0.0 and x.shape[0] == 0:
+        squares.zero_()
+        if sums is not None:
+            sums.zero_()
     for top in range(0, squares.shape[0], block):
         rows, own = x[:, top : top + block], squares[top : top + block]
+        product = x.new_empty((own.shape[0], y.shape[1]))
         for n in range(x.shape[0]):
-            product = rows[n] @ y[n].t()
-            own.addcmul_(product, product)
-            if sums is not None:
+            torch.mm(rows[n], y[n].t(), out=product)
+            first = kept == 0.0 and n == 0
+            if first:
+                torch.mul(product, product, out=own)
+            else:
+                own.addcmul_(product, product)
+            if sums is not None and first:
+                sums[top : top + block].copy_(product)
+            elif sums is not None:
                 sums[top : top + block].add_(product)
     return squares

@@ -23,8 +23,8 @@ from hbpcompiler.compiler.routes.site import (
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, SUM
 
-ALIVE = 4
-"""Blocks of rows that share the cache: a product, the squares, the sums, what they are made of."""
+ALIVE = 6
+"""Blocks of rows that share the cache: a product, the squares, the sums, each with what comes and goes beside it."""
 
 
 class SquaresByRows(Route):
