@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
+from hbpcompiler.codegen.calls import Function
 from hbpcompiler.codegen.forms import NUMBER, entry_of
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.segments import Segment
-from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.writer import Loop
+
+LETTERS = "abcefhijloqrtuvwz"
+"""Of numbers that differ: not n, k and N, which are samples and columns, nor what tensors and tables are called (p)."""
 
 
 class Letter:
@@ -23,6 +26,21 @@ class Letter:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def lettered(rows: Sequence[Sequence[int]]) -> tuple[list[Any], dict[tuple[int, ...], str]]:
+    """The numbers of alike parts as their function writes them: a letter where they differ. And the letters, by what
+    stands there in each part."""
+    letters: dict[tuple[int, ...], str] = {}
+    written: list[Any] = []
+    for column in zip(*rows, strict=True):
+        if len(set(column)) == 1:
+            written.append(column[0])
+            continue
+        if column not in letters:
+            letters[column] = LETTERS[len(letters)] if len(letters) < len(LETTERS) else f"a{len(letters)}"
+        written.append(Letter(letters[column]))
+    return written, letters
 
 
 def letters_in(graph: fx.Graph) -> list[str]:
@@ -50,31 +68,12 @@ def _letters(item: Any) -> Iterator[str]:
         yield from _letters((item.start, item.stop, item.step))
 
 
-@dataclass
-class Function:
-    """A class of alike blocks: the graph of one, with a placeholder for each input."""
-
-    graph: fx.Graph
-    block: Block
-    letters: list[str]
-    """of the numbers that are arguments."""
-    members: int
-    values: list[fx.Node] = field(default_factory=list)
-    """nodes of `graph` that are returned."""
-    entries: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
-    """Nodes of `graph` that stand in tables: the table, and the key behind the module's path."""
-
-    @property
-    def tables(self) -> list[str]:
-        return sorted({table for table, _ in self.entries.values()})
-
-
 class Copy:
     """Copies a block into its function's graph, numbers written as they differ. Walks as `forms.Form` does."""
 
     def __init__(self, function: Function, inputs: Sequence[fx.Node], numbers: Iterator[Any],
-                 places: Places) -> None:
-        self.function, self.numbers, self.places = function, numbers, places
+                 places: Places, returned: Collection[fx.Node] = ()) -> None:
+        self.function, self.numbers, self.places, self.returned = function, numbers, places, returned
         self.known: dict[fx.Node, fx.Node] = {}
         for node in inputs:
             self.known[node] = function.graph.placeholder(node.name)
@@ -87,7 +86,8 @@ class Copy:
         for node in [*self.known]:
             if (entry := entry_of(node, self.places, segment.path)) is not None:
                 self.function.entries[self.known[node]] = entry
-        self.function.values = [self.known[node] for node in values if self.known[node] not in self.function.entries]
+        self.function.values = [self.known[node] for node in values
+                                if node in self.returned or self.known[node] not in self.function.entries]
         self.function.graph.output(tuple(self.known[node] for node in values))
 
     def _node(self, node: fx.Node, graph: fx.Graph) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -11,20 +12,45 @@ import jinja2
 from torch import fx
 
 from hbpcompiler.arguments import ARGUMENTS
+from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.layout import laid_out
 from hbpcompiler.codegen.legend import legend
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use, tell_once
+from hbpcompiler.codegen.made_once import made_once
+from hbpcompiler.codegen.modules import shared_by_modules
 from hbpcompiler.codegen.naming import Names, comment
-from hbpcompiler.codegen.outline import Outline, outlined
-from hbpcompiler.codegen.places import PARAMETERS, is_large, places, relaid
+from hbpcompiler.codegen.outline import outlined
+from hbpcompiler.codegen.places import (
+    ENDS,
+    ENDS_CLASS,
+    PARAMETERS,
+    SAVED,
+    SHARED,
+    Listed,
+    Place,
+    ends_at_parameters,
+    is_large,
+    lengths,
+    places,
+    relaid,
+)
 from hbpcompiler.codegen.printer import Text, quote
 from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import QUANTITIES
+
+TABLES: Mapping[str, str] = {
+    SAVED: "what modules make on their way forward and read on their way back",
+    SHARED: "what modules make of their parameters once, for all their later lines",
+}
+
+
+OF_LARGE = (PARAMETERS, ENDS, ENDS_CLASS, SHARED, SAVED, f"{SAVED}_n", "path", "name", "tensor", "value")
+"""What stands in every large program, and is no value's name."""
 
 
 @dataclass
@@ -36,6 +62,8 @@ class Header:
     versions: str
     table: Sequence[str]
     notes: Sequence[str] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """The types of the model's modules, by their paths."""
 
 
 def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",),
@@ -43,43 +71,61 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     """The file's text. `inputs` maps placeholders of inputs and targets to their names, in order; `outputs` are the
     result's fields for the model's outputs."""
     names = Names()
+    output = next(node for node in graph.nodes if node.op == "output")
+    loss, predictions, results = output.args[0]  # as derive wrote it
+    large = is_large(results)
+    names.taken.update(OF_LARGE if large else [])
     given: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and not meta.argument(node):
             given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
         elif node.op == "placeholder":
             given[node] = meta.argument(node)
-    output = next(node for node in graph.nodes if node.op == "output")
-    loss, predictions, results = output.args[0]  # as derive wrote it
-    large = is_large(results)
-    entries = places(graph, results) if large else {}
-    functions = Functions(names, outlined(graph, entries) if large and outline else Outline(), entries, limits)
-    tables = sorted({place.table for place in entries.values()} - {PARAMETERS, *ARGUMENTS})
-    names.taken.update([*tables, PARAMETERS] if large else [])
+    entries: dict[fx.Node, Place] = {}
+    shared = Outline()
+    if large:
+        entries = places(graph, results)
+        if outline:
+            entries |= made_once(graph, entries)
+            shared, saved = shared_by_modules(graph, outlined(graph, entries), entries, header.modules)
+            entries |= saved
+    listed = _listed(results, header.quantities, names) if large else Listed()
+    functions = Functions(names, shared, entries, limits, listed=listed, lengths=lengths(graph, entries))
+    tables = sorted({place.table for place in entries.values() if ends_at_parameters(place.table)})
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
     asked = {name: results[name] for name in header.quantities}
+    axes = {key: len(shape) for key, shape in functions.lengths.items()}
     as_tables = large and can_be_tables(asked)
     parts = _sections(printer, as_tables)
     look = printer.look
     if as_tables:
-        parts["results"] = result_tables(entries, look, names, asked)
+        parts["results"] = result_tables(entries, look, names, asked, listed, axes)
     returned = {look(node)[0] for node in output.all_input_nodes if node in printer.texts}
     sections = [section for sections in parts.values() for section in sections]
     free_at_last_use(sections, returned, limits)
     tell_once(sections, functions.texts)
     if large:
-        parts["forward"][0].lines[:0] = parameter_table(relaid(graph, entries))
-        parts["backward"].insert(0, Section("what ends at parameters, by their names", [
-            f"{table}: Dict[str, Tensor] = {{}}" for table in tables]))
+        head = parameter_table(relaid(graph, entries), listed, axes)
+        if re.search(rf"\b{listed.name}\b", "\n".join([*head, _code(parts, functions)])):
+            head.insert(0, f"{listed.name} = {listed.spelt(listed.keys)}")
+        head += [f"{table}: Dict[str, Tensor] = {{}}  # {what}" for table, what in TABLES.items()
+                 if any(place.table == table for place in entries.values())]
+        parts["forward"][0].lines[:0] = head
+        if tables:
+            parts["backward"].insert(0, Section("what ends at parameters, by their names", [
+                f"{ENDS} = {ENDS_CLASS}({', '.join(f'{table}={{}}' for table in tables)})"]))
     fields = [_field(name, results[name], as_tables, look) for name in header.quantities]
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     helpers = definitions(graph)
     text = _template().render(
         table=[comment(line) for line in header.table],
         notes=[comment(line) for line in header.notes],
-        legend=legend(_code(parts, functions)),
+        legend=legend(_code(parts, functions), tables),
+        tables=tables,
+        ends=ENDS_CLASS,
         header=header,
-        helpers=[*helpers, *functions.texts.values()],
+        helpers=helpers,
+        functions=list(functions.texts.values()),
         callables=any("Callable[" in text for text in helpers),
         tuples=any("-> Tuple[" in text for text in functions.texts.values()),
         records=list(records.values()),
@@ -91,6 +137,12 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
     return laid_out(meta.shown(text))
+
+
+def _listed(results: Mapping[str, Any], quantities: Sequence[str], names: Names) -> Listed:
+    """The parameters, in the order of the first quantity that has a result for each."""
+    keys = next((tuple(results[name]) for name in quantities if isinstance(results[name], dict)), ())
+    return Listed(names.fresh("parameters"), keys)
 
 
 def _code(parts: Mapping[str, Sequence[Section]], functions: Functions) -> str:

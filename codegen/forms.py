@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from torch import fx
@@ -17,22 +18,27 @@ NUMBER = re.compile(r"\d+")
 class Form:
     """A block without its names and numbers (`key`), and these: what makes two blocks alike, and what differs."""
 
-    def __init__(self, segment: Segment, entries: Places) -> None:
+    def __init__(self, segment: Segment, entries: Places, returned: Collection[fx.Node] = ()) -> None:
         self.path, self.entries = segment.path, entries
         self.places: dict[fx.Node, tuple[Any, ...]] = {
             node: ("own", position) for position, node in enumerate(segment.nodes)}
         self.inputs: list[fx.Node] = []
         self.numbers: list[tuple[bool, int]] = []
         """(whether it is in the code and not only in a shape's comment, the number)."""
+        self.owners: list[fx.Node] = []
+        """The node of the block that each number belongs to."""
         self.statements = sum(not is_text(node) and "results" not in node.meta for node in segment.nodes)
         self.key: Any = None
         values = set(segment.values())
         title = segment.block.title.rpartition(": ")[2]
-        rows = [(self._node(node), self._entry(node) or node in values) for node in segment.nodes]
-        self.entries_read = sum(self._entry(node) is not None for node in self.inputs)
+        rows = []
+        for node in segment.nodes:
+            rows.append((self._node(node), self.entry(node) or node in values, node in returned))
+            self.owners += [node] * (len(self.numbers) - len(self.owners))
+        self.entries_read = sum(self.entry(node) is not None for node in self.inputs)
         self.key = (title, segment.block.part, tuple(rows))
 
-    def _entry(self, node: fx.Node) -> tuple[str, str] | None:
+    def entry(self, node: fx.Node) -> tuple[str, str] | None:
         """Which entry of a table a value is: the table, and the key behind the module's path."""
         return entry_of(node, self.entries, self.path)
 
@@ -75,7 +81,7 @@ class Form:
             return self.places[node]
         if is_text(node):
             return (node.op, node.target, self._item(node.args), self._item(node.kwargs))
-        entry = self._entry(node)
+        entry = self.entry(node)
         self.places[node] = entry or ("input", len(self.inputs))
         self.inputs.append(node)
         shape = node.meta.get("shape")

@@ -13,22 +13,24 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from hbpcompiler.codegen.copying import Function
+from hbpcompiler.codegen.calls import Call, Function, Outline
 from hbpcompiler.codegen.naming import Names, comment, identifier
-from hbpcompiler.codegen.outline import Call, Outline
-from hbpcompiler.codegen.places import PARAMETERS, Places, kind_of_table
+from hbpcompiler.codegen.places import PARAMETERS, SAVED, Listed, Places, entry_text, kind_of_table
 from hbpcompiler.codegen.printer import quote
+from hbpcompiler.codegen.segments import readers, under
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
-Print = Callable[[fx.Graph, Names, Mapping[fx.Node, str], Mapping[fx.Node, str]],
-                 "tuple[list[str], Callable[[fx.Node], str]]"]
-"""(graph, names, texts of its placeholders, of entries of tables) -> lines, and how a node is written afterwards."""
+Print = Callable[[Function, Names, Mapping[fx.Node, str], Mapping[fx.Node, str], Sequence[str]],
+                 tuple[list[str], list[str]]]
+"""(function, names, texts of its placeholders, of entries of tables, its first lines) -> all lines, and its values."""
 STREAM = re.compile(r"^(?:pooled_)?(?P<prefix>[a-zA-Z]|sign|index)_")
 """Of a name such as S_layer1_0_conv1: what it is, in front of where it is."""
 RUNNING = re.compile(r"^total_")
 """Of a name of what goes on through many blocks, each of which adds to it."""
 
+BATCH_SIZE = "N"
 LONG = 50
 DOCSTRING = 106
 DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
@@ -51,20 +53,33 @@ class Functions:
     outline: Outline
     places: Places = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
+    listed: Listed = field(default_factory=Listed)
+    lengths: Mapping[str, meta.Shape] = field(default_factory=dict)
+    """Of the parameters' axes."""
     texts: dict[str, str] = field(default_factory=dict)
     """Name -> definition, in the order of first calls; a function stands behind those that it calls."""
     known: dict[int, str] = field(default_factory=dict)
     bodies: dict[tuple[str, ...], str] = field(default_factory=dict)
+    told: set[tuple[str, str]] = field(default_factory=set)
+    """Titles with formulas that stand in a docstring already."""
+    in_module: bool = False
+    """Whether a module's function is being printed."""
+
+    @property
+    def large(self) -> bool:
+        """Whether the program is, so that names are given again and short operations are chained."""
+        return bool(self.places) or self.in_module
 
     def scratch(self) -> Functions:
         """Functions that are written on trial."""
         names = Names()
         names.taken = set(self.names.taken)
-        return replace(self, names=names, texts=dict(self.texts), known=dict(self.known), bodies=dict(self.bodies))
+        return replace(self, names=names, texts=dict(self.texts), known=dict(self.known), bodies=dict(self.bodies),
+                       told=set(self.told))
 
     def texts_of_places(self, graph: fx.Graph) -> dict[fx.Node, str]:
         """How the entries of tables are written in a program or a loop of it."""
-        return {node: f"{place.table}[{quote(place.key)}]" for node in graph.nodes
+        return {node: entry_text(place.table, quote(place.key)) for node in graph.nodes
                 if (place := self.places.get(node)) is not None}
 
     def call(self, call: Call, inputs: Sequence[str], print_graph: Print) -> str:
@@ -74,39 +89,51 @@ class Functions:
             self.known[id(function)] = self._written(function, print_graph)
         arguments = [*inputs, *function.tables]
         if function.entries:
-            arguments.insert(0, quote(call.path))
+            arguments.insert(0, call.path)
         numbers = [f"{letter}={number}" for letter, number in zip(function.letters, call.numbers, strict=True)]
         return f"{self.known[id(function)]}({', '.join([*arguments, *numbers])})"
 
     def _written(self, function: Function, print_graph: Print) -> str:
+        for call in function.outline.calls.values():
+            if id(call.function) not in self.known:
+                self.known[id(call.function)] = self._written(call.function, print_graph)
         names = Names()
-        names.taken.update(["path", *function.letters, *function.tables])
+        names.taken.update(["path", *function.letters, *function.tables, *(self.texts if function.of_module else [])])
         given: dict[fx.Node, str] = {}
         parameters = ["path: str"] if function.entries else []
         head = []
         for holder in (node for node in function.graph.nodes if node.op == "placeholder"):
             entry = function.entries.get(holder)
             if entry is None:
-                given[holder] = names.fresh(role(str(holder.meta.get("hint") or holder.name)))
+                module = function.block if function.of_module else None
+                given[holder] = meta.argument(holder) or names.fresh(_argument_name(holder, module))
                 parameters.append(f"{given[holder]}: {meta.annotation(holder)}")
+            elif (text := _read_in_place(function, holder, entry)) is not None:
+                given[holder] = text
             else:
-                given[holder] = names.fresh(entry[1] if entry[0] == PARAMETERS else f"{entry[0]}_{entry[1]}")
-                head.append(f'{given[holder]} = {_entry(entry)}')
+                table, leaf = entry
+                given[holder] = names.fresh(leaf if table in (PARAMETERS, SAVED) else f"{table}_{leaf}")
+                text = _taken(entry) if table == SAVED else _entry(entry)
+                head.append(f"{given[holder]} = {text}" + (shape_of(holder) if table == SAVED else ""))
         parameters += [f"{table}: {kind_of_table(table)}" for table in function.tables]
         parameters += [f"{letter}: int" for letter in function.letters]
         _without_path(function)
         placed = {node: _entry(entry) for node, entry in function.entries.items() if node.op != "placeholder"}
-        lines, look = print_graph(function.graph, names, given, placed)
+        lines, values = print_graph(function, names, given, placed, head)
         title = comment(function.block.title.rpartition(": ")[2])
-        backward = function.block.part == "backward"
-        bare = function_stem(title)
-        wish = f"{bare}_back" if backward else bare
-        way = "back" if backward else "forward"
+        return self.define(_wish(function, title), parameters, self._about(function, title), lines, values)
+
+    def _about(self, function: Function, title: str) -> str:
+        """What a function does; what it computes where that is said for the first time."""
+        way = "back" if function.block.part == "backward" else "forward"
         about = f"{title}, {way}, at {function.members} places."
         formula = comment(function.block.formula)
-        if "T =" not in formula or len(function.tables) > (PARAMETERS in function.tables):  # not of a part before it
-            about = f"{about} {formula}".rstrip()
-        return self.define(wish, parameters, about, [*head, *lines], [look(node) for node in function.values])
+        if "T =" in formula and len(function.tables) <= (PARAMETERS in function.tables):
+            return about  # of a part before it
+        if not formula or (title, formula) in self.told:
+            return about
+        self.told.add((title, formula))
+        return f"{about} {formula}"
 
     def define(self, wish: str, parameters: Sequence[str], about: str, lines: Sequence[str],
                values: Sequence[str] = ()) -> str:
@@ -125,8 +152,49 @@ class Functions:
         return self.bodies[body]
 
 
+def _argument_name(holder: fx.Node, module: Block | None) -> str:
+    """What a value from outside is called: a stream's columns by their letter, what the `module` itself makes after
+    where it does."""
+    hint, block = meta.hint(holder) or holder.name, meta.block(holder)
+    if hint == BATCH_SIZE:
+        return hint
+    if module is not None and block is not None and not STREAM.match(hint):
+        inside, outside = under(block.title, module.title.rpartition(": ")[0]), block.title
+        return _by_place(inside) if inside != outside else "x"
+    return role(hint)
+
+
+def _by_place(title: str) -> str:
+    """A name after a heading: after the module inside, or after what is done."""
+    path, _, operation = title.rpartition(": ")
+    return identifier(path or operation)
+
+
+def _read_in_place(function: Function, holder: fx.Node, entry: tuple[str, str]) -> str | None:
+    """How an entry is written where it is read, if it gets no line at the head of its function."""
+    table, leaf = entry
+    if not leaf:
+        return _entry(entry)
+    if not function.of_module:
+        return None
+    if table != SAVED:
+        return _entry(entry)
+    direct = any(reader not in function.outline.inside for reader in readers(holder))
+    given = [read for call in function.outline.calls.values() for read in call.inputs if read is holder]
+    return _taken(entry) if not direct and len(given) == 1 else None
+
+
+def _wish(function: Function, title: str) -> str:
+    """What a function would like to be called; a module's after its type, in small letters."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", title).lower() if function.of_module else title
+    return function_stem(name) + "_back" * (function.block.part == "backward")
+
+
 def _without_path(function: Function) -> None:
     """The names that a block's values ask for, without where they are."""
+    if function.of_module:
+        _inside_module(function)
+        return
     leaves = {leaf for _, leaf in function.entries.values()}
     hints = [str(node.meta.get("hint") or "") for node in function.graph.nodes]
     # norm_gradient_layers_3_down_weight: what is between the first word and the leaf says where it is.
@@ -149,6 +217,22 @@ def _without_path(function: Function) -> None:
                 node.meta["subject"] = f"{subject.split('_')[0]}_{leaf}"
 
 
+def _inside_module(function: Function) -> None:
+    """Names of what a module makes, after the module inside that makes it, or after what is done."""
+    for node in function.graph.nodes:
+        hint, block = meta.hint(node), meta.block(node)
+        if node.op == "placeholder" or not hint or block is None:
+            continue
+        if not STREAM.match(hint) and not RUNNING.match(hint):
+            meta.rename(node, _by_place(block.title))
+
+
+def shape_of(node: fx.Node) -> str:
+    """The comment behind the line that makes a value."""
+    shape = meta.shape(node)
+    return "" if shape is None else f"  # [{', '.join(shape)}]"
+
+
 def function_stem(title: str) -> str:
     """How functions of an operation begin."""
     return identifier(DECORATION.sub("", title))
@@ -168,4 +252,10 @@ def _docstring(text: str) -> list[str]:
 
 def _entry(entry: tuple[str, str]) -> str:
     table, leaf = entry
-    return f"{table}[path + {quote('.' + leaf)}]"
+    return entry_text(table, f"path + {quote('.' + leaf)}" if leaf else "path")
+
+
+def _taken(entry: tuple[str, str]) -> str:
+    """An entry that is read for the last time."""
+    table, leaf = entry
+    return f"{table}.pop(path + {quote('.' + leaf)})"

@@ -46,7 +46,7 @@ class Inlining:
     def in_next_line(self, node: fx.Node, text: str) -> bool:
         """Whether a value of a large program's forward pass is read by the next line alone, another operation's: a
         chain of short operations is one line."""
-        if not self.functions.places or len(node.users) != 1 or len(text) > CHAIN_WIDTH or node in self.placed:
+        if not self.functions.large or len(node.users) != 1 or len(text) > CHAIN_WIDTH or node in self.placed:
             return False
         (user,) = node.users
         forward = all(block is not None and block.part == "forward" for block in (meta.block(node), meta.block(user)))

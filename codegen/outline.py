@@ -8,42 +8,21 @@ is searched for: every block has a canonical form, and equal forms make a class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
-from hbpcompiler.codegen.copying import Copy, Function, Letter
+from hbpcompiler.codegen.calls import Call, Function, Outline
+from hbpcompiler.codegen.copying import Copy, lettered
 from hbpcompiler.codegen.forms import Form, entry_of
 from hbpcompiler.codegen.places import Places
+from hbpcompiler.codegen.printer import quote
 from hbpcompiler.codegen.segments import Segment, is_whole, segments
 
 SAVED = 8
 """From so many statements that need not be written again, alike blocks share a function."""
 ENTRIES = 3
 """A block of one statement is as short as a call of it, unless it reads so many entries of tables."""
-LETTERS = "abcefhijloqrtuvwz"
-"""Of numbers that differ: not n, k and N, which are samples and columns, nor what tensors and tables are called (p)."""
-
-
-@dataclass
-class Call:
-    """A block in its place: which function, on what, for what."""
-
-    function: Function
-    inputs: list[fx.Node]
-    numbers: list[int]
-    values: list[fx.Node]
-    path: str
-    """of the module."""
-
-
-@dataclass
-class Outline:
-    """The calls by the last node of their block, and all nodes that are inside a function."""
-
-    calls: dict[fx.Node, Call] = field(default_factory=dict)
-    inside: set[fx.Node] = field(default_factory=set)
 
 
 def outlined(graph: fx.Graph, places: Places) -> Outline:
@@ -65,23 +44,16 @@ def _share(members: Sequence[tuple[Segment, Form]], places: Places, found: Outli
     first, form = members[0]
     rows = [[number for _, number in other.numbers] for _, other in members]
     in_code = [code for code, _ in form.numbers]
-    letters: dict[tuple[int, ...], str] = {}
-    written: list[Any] = []
+    written, letters = lettered(rows)
     arguments: dict[str, int] = {}
     for position, column in enumerate(zip(*rows, strict=True)):
-        if len(set(column)) == 1:
-            written.append(column[0])
-            continue
-        if column not in letters:
-            letters[column] = LETTERS[len(letters)] if len(letters) < len(LETTERS) else f"a{len(letters)}"
-        if in_code[position]:
+        if column in letters and in_code[position]:
             arguments.setdefault(letters[column], position)
-        written.append(Letter(letters[column]))
     function = Function(fx.Graph(), first.block, list(arguments), len(members))
     Copy(function, form.inputs, iter(written), places).run(first)
     for segment, other in members:
         inputs = [node for node in other.inputs if entry_of(node, places, segment.path) is None]
         values = [node for node in segment.values() if entry_of(node, places, segment.path) is None]
         numbers = [other.numbers[position][1] for position in arguments.values()]
-        found.calls[segment.nodes[-1]] = Call(function, inputs, numbers, values, segment.path)
+        found.calls[segment.nodes[-1]] = Call(function, inputs, numbers, values, quote(segment.path))
         found.inside.update(segment.nodes)

@@ -1,22 +1,30 @@
 """Where a large program keeps what belongs to parameters: in tables by their names, not in a variable for each.
 
-The parameters are one table, `p`; what ends at them is one table for each kind of closing. So a function that serves
-many modules is told a module's path, and finds the rest: `p[path + ".weight"]`.
+The parameters are one table, `p`; what ends at them is one table for each kind of closing, and these are fields of
+`ends`. So a function that serves many modules is told a module's path, and finds the rest: `p[path + ".weight"]`,
+`ends.sum_gradient[path + ".weight"]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import fx
 
 from hbpcompiler.arguments import ARGUMENTS, INTO
+from hbpcompiler.codegen.printer import quote
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS, Loop
 
 PARAMETERS = "p"
+ENDS, ENDS_CLASS = "ends", "Ends"
+"""What holds the tables of all that ends at parameters, and its type."""
+SHARED = "shared"
+"""The table of what modules make once of their parameters, by the module's path (see `made_once`)."""
+SAVED = "saved"
+"""The table of what modules make on their way forward and read on their way back (see `modules`)."""
 NUMBERS = "Dict[str, float]"
 TENSORS = "Dict[str, Tensor]"
 MANY = 20
@@ -32,11 +40,61 @@ class Place:
 
     def under(self, path: str) -> str | None:
         """The key without the module's path, or None if it is not the module's."""
+        if path and self.key == path:
+            return ""
         start = f"{path}."
         return self.key[len(start):] if path and self.key.startswith(start) else None
 
 
 Places = Mapping[fx.Node, Place]
+
+
+def ends_at_parameters(table: str) -> bool:
+    """Whether a table is a field of ENDS: neither the parameters, nor a call's argument, nor what modules share."""
+    return table not in (PARAMETERS, SHARED) and table not in ARGUMENTS and not table.startswith(SAVED)
+
+
+def entry_text(table: str, key: str) -> str:
+    """How an entry is written, the key as code."""
+    return f"{written(table)}[{key}]"
+
+
+def written(table: str) -> str:
+    """How a table is written."""
+    return f"{ENDS}.{table}" if ends_at_parameters(table) else table
+
+
+def passed(tables: Iterable[str]) -> list[str]:
+    """What a function is given to reach these tables."""
+    return sorted({ENDS if ends_at_parameters(table) else table for table in tables})
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The list of the parameters' names in a large program: what it is called, and what is in it."""
+
+    name: str = ""
+    keys: tuple[str, ...] = ()
+
+    def text(self, keys: Sequence[str]) -> str:
+        """These names as code: a part of the list if they stand there in a row."""
+        if keys and keys[0] in self.keys:
+            first = self.keys.index(keys[0])
+            last = first + len(keys)
+            if self.keys[first:last] == tuple(keys):
+                row = f"{first or ''}:{last if last < len(self.keys) else ''}"
+                return self.name if row == ":" else f"{self.name}[{row}]"
+        return self.spelt(keys)
+
+    @staticmethod
+    def spelt(keys: Sequence[str]) -> str:
+        return f"[{', '.join(map(quote, keys))}]"
+
+
+def lengths(graph: fx.Graph, found: Places) -> dict[str, meta.Shape]:
+    """Of each parameter and buffer that the program reads, the lengths of its axes."""
+    return {found[node].key: node.meta["shape"] for node in reversed(list(graph.nodes))
+            if node in found and found[node].table == PARAMETERS and "shape" in node.meta}
 
 
 def is_large(results: Mapping[str, Any]) -> bool:
@@ -84,8 +142,8 @@ def _numbers(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
 
 
 def kind_of_table(table: str) -> str:
-    """How a table is typed."""
-    return ARGUMENTS[table].annotation if table in ARGUMENTS else TENSORS
+    """How what `passed` names is typed."""
+    return ENDS_CLASS if table == ENDS else ARGUMENTS[table].annotation if table in ARGUMENTS else TENSORS
 
 
 def relaid(graph: fx.Graph, found: Places) -> list[str]:

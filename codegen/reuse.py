@@ -10,9 +10,9 @@ from functools import cached_property
 
 from torch import fx
 
+from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.functions import RUNNING, STREAM, role
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.outline import Outline
 from hbpcompiler.codegen.segments import is_text
 from hbpcompiler.compiler.program import meta
 

@@ -33,23 +33,32 @@ class Segment:
 
 
 def segments(graph: fx.Graph) -> Iterator[Segment]:
-    current: Segment | None = None
+    """Of a program, its loops' bodies included."""
+    for _, row in rows(graph):
+        yield from row
+
+
+def rows(graph: fx.Graph) -> Iterator[tuple[fx.Graph, list[Segment]]]:
+    """Blocks with nothing between them, and the graph that they are in: the program's, or the body of a loop through
+    several blocks, which parts what is before it from what is behind it."""
+    row: list[Segment] = []
+    block: Block | None = None
     for node in graph.nodes:
-        block = node.meta.get("block")
-        if node.op in ("placeholder", "output") or is_text(node) or block is None:
+        own: Block | None = node.meta.get("block")
+        if node.op in ("placeholder", "output") or is_text(node) or own is None:
             continue
-        long_loop = isinstance(node.target, Loop) and blocks_in(node.target) > 1
-        if long_loop:
-            yield from segments(cast("Loop", node.target).body)
-        apart = long_loop or _belongs_to_long_loop(node)
-        if current is not None and (apart or block != current.block):
-            yield current
-            current = None
-        if not apart and block.part != "results":
-            current = current or Segment(block, [])
-            current.nodes.append(node)
-    if current is not None:
-        yield current
+        if isinstance(node.target, Loop) and blocks_in(node.target) > 1:
+            yield graph, row
+            yield from rows(node.target.body)
+            row, block = [], None
+        elif _belongs_to_long_loop(node) or own.part == "results":
+            block = None
+        else:
+            if own != block:
+                row.append(Segment(own, []))
+            row[-1].nodes.append(node)
+            block = own
+    yield graph, row
 
 
 def _belongs_to_long_loop(node: fx.Node) -> bool:
@@ -92,3 +101,10 @@ def blocks_in(loop: Loop) -> int:
     """Under how many headings a loop's body stands."""
     return len({node.meta["block"].title for node in loop.body.nodes if node.meta.get("block") is not None
                 and node.op not in ("placeholder", "output")})
+
+
+def under(title: str, path: str) -> str:
+    """A heading as it is inside of a module; as it is if it does not stand there."""
+    if not title.startswith((f"{path}.", f"{path}: ")):
+        return title
+    return title[len(path):].removeprefix(".").removeprefix(": ")

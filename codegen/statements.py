@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 from torch import fx
 
-from hbpcompiler.codegen.copying import letters_in
-from hbpcompiler.codegen.functions import Functions, function_stem, several
+from hbpcompiler.codegen.calls import Call, Function
+from hbpcompiler.codegen.functions import Functions, several
 from hbpcompiler.codegen.inline import Inlining, all_pure
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
+from hbpcompiler.codegen.loops import Totals, counted, shape_text, total_name, why, with_shape
+from hbpcompiler.codegen.made_once import rows_of_calls
+from hbpcompiler.codegen.modules import turn_table
 from hbpcompiler.codegen.naming import Names, comment, identifier
-from hbpcompiler.codegen.outline import Call, Outline
-from hbpcompiler.codegen.places import in_inputs, is_of_results
+from hbpcompiler.codegen.places import SAVED, in_inputs, is_of_results
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.codegen.reuse import Reused
 from hbpcompiler.codegen.segments import blocks_in, is_text
 from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import Temporaries
+from hbpcompiler.codegen.turns import VARIABLE, Turns
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.meta import Block, Role
+from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.nodes import facts, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
-COUNTED = {"n": "samples", "k": "columns"}
-"""By the letter of a loop's axis."""
-VARIABLE = re.compile(r"[A-Za-z_]\w*")
-"""At the beginning of a slice of it."""
+MADE_ONCE = Block("what the modules' later lines share, made once", "backward")
 
 
 class Printer:
@@ -43,9 +42,18 @@ class Printer:
         self.placed = placed
         """Entries of tables, which are written as such and not as variables."""
         self.texts |= {node: (text, ATOM) for node, text in placed.items() if node in functions.outline.inside}
-        self.reused = Reused(graph, names, functions.outline) if functions.places else None
+        self.reused = Reused(graph, names, functions.outline) if functions.large else None
+        self.rows = rows_of_calls(graph, functions.outline)
+        self.in_rows = {node for nodes in self.rows.values() for node in nodes}
         self.inlining = Inlining(graph, functions, placed)
         self.temporaries = Temporaries(self.texts)
+        self.totals = Totals(functions, self.look)
+        self.turns = Turns(self)
+
+    def inside(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], functions: Functions,
+               placed: Mapping[fx.Node, str]) -> Printer:
+        """One for a loop's body or a function."""
+        return Printer(graph, names, given, functions, placed)
 
     def statements(self, without_results: bool = False) -> Iterator[tuple[Block | None, list[str]]]:
         """(block, lines) per node that needs lines."""
@@ -54,10 +62,18 @@ class Printer:
                 continue
             lines = self._lines(node)
             if lines:
-                yield node.meta.get("block"), lines
+                yield self._heading(node), lines
+
+    def _heading(self, node: fx.Node) -> Block | None:
+        if node in self.rows:
+            return MADE_ONCE
+        call = self.functions.outline.calls.get(node)
+        return meta.block(node) if call is None or call.block is None else call.block
 
     def _lines(self, node: fx.Node) -> list[str]:
         outline = self.functions.outline
+        if node in self.in_rows:
+            return self._row(self.rows[node]) if node in self.rows else []
         if node in outline.calls:
             return self._call(outline.calls[node])
         if node in outline.inside or is_text(node):
@@ -85,7 +101,7 @@ class Printer:
         if self.inlining.is_inline(node, text):
             self.texts[node] = (text, binds)
             return []
-        return [_with_shape(f"{self._named(node)} = {text}", node)]
+        return [with_shape(f"{self._named(node)} = {text}", node)]
 
     def look(self, node: fx.Node) -> Text:
         """How a node is written; shapes and numbers when they are read, as their tensor may be a function's result."""
@@ -133,21 +149,40 @@ class Printer:
     def _call(self, call: Call) -> list[str]:
         """A block as a call of the function that it shares with others."""
         text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
-        otherwise = f"{identifier(call.path)}_part" if call.path else ""
+        otherwise = f"{identifier(call.path)}_part" if call.path != quote("") else ""
         if len(call.values) == 1 and self.inlining.in_next_line(call.values[0], text) and all_pure(call.function.graph):
             self.texts[call.values[0]] = (text, ATOM)
             return []
         values = [self._named(node, otherwise) for node in call.values]
         if not values:
             return [text]
-        return [f"{several(values)} = {text}  # {' '.join(_shape(node) for node in call.values)}"]
+        return [f"{several(values)} = {text}  # {' '.join(shape_text(node) for node in call.values)}"]
 
-    def _printed(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], placed: Mapping[fx.Node, str],
-                 ) -> tuple[list[str], Callable[[fx.Node], str]]:
-        """A function's graph as lines."""
-        printer = Printer(graph, names, given, replace(self.functions, outline=Outline(), places={}), placed)
-        lines = [line for _, part in printer.statements() for line in part]
-        return lines, lambda node: printer.look(node)[0]
+    def _row(self, nodes: Sequence[fx.Node]) -> list[str]:
+        """Calls that differ by their paths alone."""
+        calls = [self.functions.outline.calls[node] for node in nodes]
+        text = self.functions.call(replace(calls[0], path="path"), [], self._printed)
+        return [f"for path in [{', '.join(call.path for call in calls)}]:", f"    {text}"]
+
+    def _printed(self, function: Function, names: Names, given: Mapping[fx.Node, str], placed: Mapping[fx.Node, str],
+                 head: Sequence[str]) -> tuple[list[str], list[str]]:
+        """A function's graph as lines, and its values."""
+        functions = replace(self.functions, outline=function.outline, places={}, in_module=function.of_module)
+        printer = Printer(function.graph, names, given, functions, placed)
+        sections = [Section("", [*head])]
+        for block, lines in printer.statements():
+            title, formula = (comment(block.title), comment(block.formula)) if block is not None else ("", "")
+            if title != sections[-1].title:
+                sections.append(Section(title, formula=formula))
+            sections[-1].lines += lines
+        values = [printer.look(node)[0] for node in function.values]
+        if function.of_module:
+            free_at_last_use(sections, values, self.functions.limits)
+        found: list[str] = []
+        for section in sections:
+            long = function.of_module and sum(not line.startswith("del ") for line in section.lines) > 1
+            found += [*([f"# {section.heading}"] if long and section.title else []), *section.lines]
+        return found, values
 
     @staticmethod
     def _accumulator(node: fx.Node) -> bool:
@@ -175,7 +210,7 @@ class Printer:
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         lines: list[str] = []
-        entries: dict[str, list[fx.Node]] = {}
+        entries: dict[tuple[str, str], list[fx.Node]] = {}
         results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
         totals: list[str] = []
         for position, accumulator in enumerate(accumulators):
@@ -186,138 +221,40 @@ class Printer:
                     self._goes_on(result, totals[-1])
                 continue
             text, _ = expression(accumulator, self.look)
-            name = self.names.fresh("total") if result is None else self._named(result, _total(result), node)
+            name = self.names.fresh("total") if result is None else self._named(result, total_name(result), node)
             self.texts[accumulator] = (name, ATOM)
             totals.append(name)
             if result is not None and result in self.functions.places:
-                entries.setdefault(_with_shape(text, accumulator), []).append(result)
+                text, shape = self.totals.by_its_parameter(accumulator, result) or (text, shape_text(accumulator))
+                entries.setdefault((text, shape), []).append(result)
             else:
-                lines.append(_with_shape(f"{name} = {text}", accumulator))
-        lines += self._zeros(entries)
+                lines.append(with_shape(f"{name} = {text}", accumulator))
+        lines += self.totals.zeros(entries)
         start = self.names.fresh("first")
         lead = self.look(cut[0])[0]
         length = f"{lead}.shape[{loop.axis}]"
         length = f"max(1, {length})" if loop.begins else length  # the first turn writes its totals, over nothing too
-        turn = f"{loop.chunk} {_counted(cut[0], loop)} a turn"
+        turn = f"{loop.chunk} {counted(cut[0], loop)} a turn{why(loop)}"
         lines.append(f"for {start} in range(0, {length}, {loop.chunk}):  # {turn}")
         stop = f"{start} + {loop.chunk}"
         at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
         given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
         parts = [self.look(outer)[0] for outer in cut]
         rest = [*(self.look(outer)[0] for outer in whole), *([f"float({start} > 0)"] if loop.begins else [])]
-        texts = [*given, *(f"{outer}{at}" for outer in parts), *rest]
+        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"][len(given):]
+        kept = self.functions.texts_of_places(loop.body)  # parts that stand in a table for this turn
+        cuts = [kept.get(holder, f"{outer}{at}") for holder, outer in zip(holders, parts, strict=False)]
+        texts = [*given, *cuts, *rest]
         if blocks_in(loop) > 1 and self.functions.places:
-            sections = merged(self._turn(node, loop, texts))
-        elif self._frees(node, loop, texts):
-            sections = [Section("", [self._turn_call(node, loop, texts)])]
+            sections = merged(self.turns.turn(node, loop, texts))
+            table = turn_table(loop)
+            if any(text.startswith(f"{table}[") for text in cuts):
+                sections[0].lines.insert(0, f"{table} = {{name: value{at} for name, value in {SAVED}.items()}}")
+                sections[-1].lines.append(f"{table}.clear()")
         else:
-            sections = self._short_turn(node, loop, given, parts, at, rest)
+            sections = self.turns.short(node, loop, given, parts, at, rest, texts)
         for section in sections:
             if section.title:
                 lines += ["", f"    # {section.heading}"]
             lines += [f"    {line}" if line else line for line in section.lines]
         return lines
-
-    def _zeros(self, entries: Mapping[str, Sequence[fx.Node]]) -> list[str]:
-        """Totals that stand in tables, those of one size in a line or a loop."""
-        lines = []
-        for text, nodes in entries.items():
-            tables: dict[str, list[str]] = {}
-            for node in nodes:
-                tables.setdefault(self.functions.places[node].table, []).append(self.functions.places[node].key)
-            for table, keys in tables.items():
-                if len(keys) == 1:
-                    lines.append(f"{table}[{quote(keys[0])}] = {text}")
-                else:
-                    name = self.names.fresh("name")
-                    lines += [f"for {name} in [{', '.join(map(quote, keys))}]:", f"    {table}[{name}] = {text}"]
-                    self.names.taken.discard(name)
-        return lines
-
-    def _short_turn(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
-                    rest: Sequence[str]) -> list[Section]:
-        """The lines of a loop that slices at its head."""
-        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        head: list[str] = []
-        texts = [*totals]
-        for holder, outer in zip(holders[len(totals):], parts, strict=False):
-            # What is cut in a loop has the loop's letter at its end, once.
-            bare = "_".join(word for word in outer.split("_") if word != loop.letter)
-            texts.append(self.names.fresh(f"{bare}_{loop.letter}") if holder.users else "")
-            if holder.users:
-                head.append(_with_shape(f"{texts[-1]} = {outer}{at}", holder))
-        sections = self._turn(node, loop, [*texts, *rest])
-        sections[0].lines[:0] = head
-        return sections
-
-    def _frees(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> bool:
-        """Whether a turn makes large tensors, which would live on in the next one."""
-        scratch = Printer(fx.Graph(), Names(), {}, self.functions.scratch(), {})
-        sections = scratch._turn(node, loop, texts)
-        return free_at_last_use([*sections, Section("")], limits=self.functions.limits)
-
-    def _turn_call(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> str:
-        """A loop's body as the call of a function, whose frame ends what a turn has made."""
-        names = Names()
-        letters = letters_in(loop.body)
-        names.taken.update(letters)
-        given: list[str] = []
-        parameters, arguments = [], []
-        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        for holder, text in zip(holders, texts, strict=True):
-            match = None if meta.role(holder) is Role.KEPT else VARIABLE.match(text)
-            wish = match[0] if match is not None else "kept" if meta.role(holder) is Role.KEPT else "total"
-            given.append(names.fresh(wish) if holder.users else "")
-            if holder.users:
-                parameters.append(f"{given[-1]}: {meta.annotation(holder)}")
-                arguments.append(text)
-        parameters += [f"{letter}: int" for letter in letters]
-        arguments += letters
-        inner = Printer(fx.Graph(), names, {}, replace(self.functions, outline=Outline(), places={}), {})
-        sections = inner._turn(node, loop, given)
-        free_at_last_use(sections, limits=self.functions.limits)
-        lines: list[str] = []
-        for section in sections:
-            lines += [*(["", f"# {section.heading}"] if section.title else []), *section.lines]
-        block = meta.block(node)
-        title = comment(block.title.rpartition(": ")[2]) if block is not None else "loop"
-        name = self.functions.define(f"{function_stem(title)}_turn", parameters,
-                                     f"{title}: one turn of a loop, which adds to its totals.", lines)
-        return f"{name}({', '.join(arguments)})"
-
-    def _turn(self, node: fx.Node, loop: Loop, given: Sequence[str]) -> list[Section]:
-        """A loop's body, `given` the texts of its placeholders."""
-        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        placed = self.functions.texts_of_places(loop.body)
-        printer = Printer(loop.body, self.names, dict(zip(holders, given, strict=True)), self.functions, placed)
-        sections = [Section("")]
-        heading: Block | None = node.meta.get("block")
-        for block, lines in printer.statements():
-            if block is not None and heading is not None and block.title != heading.title:
-                sections.append(Section(comment(block.title), formula=comment(block.formula)))
-                heading = block
-            sections[-1].lines += lines
-        return sections
-
-
-def _total(result: fx.Node) -> str:
-    """What a loop's total is called that no name was asked for: after what is made of it."""
-    readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
-    return f"{readers[0]}_total" if readers else "total"
-
-
-def _counted(lead: fx.Node, loop: Loop) -> str:
-    """What a loop goes through, in words."""
-    if loop.letter not in COUNTED:
-        return f"{loop.letter}s"
-    shape = meta.shape(lead)
-    merged = shape is not None and "*" in shape[loop.axis]  # samples times what each was cut into
-    return "rows" if merged else COUNTED[loop.letter]
-
-
-def _with_shape(line: str, node: fx.Node) -> str:
-    return line if "shape" not in node.meta else f"{line}  # {_shape(node)}"
-
-
-def _shape(node: fx.Node) -> str:
-    return f"[{', '.join(node.meta['shape'])}]"

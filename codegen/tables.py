@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,9 +13,10 @@ from torch import fx
 from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.places import PARAMETERS, Places, is_of_results
+from hbpcompiler.codegen.places import PARAMETERS, Listed, Places, is_of_results, written
 from hbpcompiler.codegen.printer import ADD, ATOM, MULTIPLY, Text, expression, quote
 from hbpcompiler.codegen.segments import is_text
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.quantities import QUANTITIES
@@ -24,12 +26,14 @@ IN_PLACE: Mapping[Any, tuple[str, int]] = {"div_": ("/", MULTIPLY), "sub_": ("-"
 """Method -> the operator that stands for it where nobody sees what is overwritten."""
 
 
-def parameter_table(relaid: Sequence[str]) -> list[str]:
-    """Parameters and buffers by their names, `relaid` those of another memory layout."""
+def parameter_table(relaid: Sequence[str], listed: Listed, axes: Mapping[str, int]) -> list[str]:
+    """Parameters and buffers by their names, `relaid` those of another memory layout. `axes`: how many each has."""
     lines = [f"{PARAMETERS} = {{name: tensor.detach() for name, tensor in state.items()}}"]
-    if relaid:
-        lines += [f"for name in [{', '.join(map(quote, relaid))}]:",
-                  f"    {PARAMETERS}[name] = {PARAMETERS}[name].contiguous(memory_format=torch.channels_last)"]
+    turn = f"{PARAMETERS}[name] = {PARAMETERS}[name].contiguous(memory_format=torch.channels_last)"
+    if relaid and set(relaid) == {key for key in listed.keys if axes.get(key) == 4}:
+        lines += [f"for name in {listed.name}:", f"    if {PARAMETERS}[name].dim() == 4:", f"        {turn}"]
+    elif relaid:
+        lines += [f"for name in {listed.spelt(relaid)}:", f"    {turn}"]
     return lines
 
 
@@ -80,19 +84,17 @@ def _nodes_of(value: Any) -> Iterator[fx.Node]:
             yield from _nodes_of(part)
 
 
-def result_tables(places: Places, look: Look, names: Names,
-                  results: Mapping[str, Any]) -> list[Section]:
-    """A section for each quantity, in the order in which their lines would stand one by one."""
-    writer = _Results(places, look)
-    parameters = names.fresh("parameters")
-    keys = list(next(entries for entries in results.values() if isinstance(entries, dict)))
-    sections = [Section("names of the parameters", [f"{parameters} = [{', '.join(map(quote, keys))}]"])]
+def result_tables(places: Places, look: Look, names: Names, results: Mapping[str, Any],
+                  listed: Listed, axes: Mapping[str, int]) -> list[Section]:
+    """A section for each quantity, in the order in which their lines would stand one by one. `axes`: how many each
+    parameter has."""
+    writer = _Results(places, look, names, axes)
+    sections = []
     for quantity, values in results.items():
         if isinstance(values, fx.Node):
             sections.append(Section(quantity, [f"{quantity} = {writer.of_batch(values)}"]))
             continue
-        own = parameters if list(values) == keys else f"[{', '.join(map(quote, values))}]"
-        sections.append(Section(quantity, writer.lines(quantity, values, own)))
+        sections.append(Section(quantity, writer.lines(quantity, values, listed.text(list(values)))))
     return sections
 
 
@@ -117,14 +119,39 @@ class _Form:
     """How a result is made of entries of tables, with `name` in the place of the parameter's."""
 
     text: str
+    """OTHER stands in the place of one more parameter's name."""
     tables: frozenset[str]
+
+
+OTHER = "\0other"
+
+
+class _ByName:
+    """Writes the keys of entries in a loop over parameters."""
+
+    def __init__(self, own: str) -> None:
+        self.own, self.other = own, ""
+        """Of the parameter whose turn it is, and of one more that is met."""
+
+    def text(self, key: str) -> str:
+        if key == self.own:
+            return "name"
+        if key.startswith(f"{self.own} "):  # of a total: its parameter, and which result of it
+            return f"name + {quote(key.removeprefix(self.own))}"
+        if self.other in ("", key):
+            self.other = key
+            return OTHER
+        return quote(key)
 
 
 class _Results:
     """Writes quantities: results that are made alike are one line."""
 
-    def __init__(self, places: Places, look: Look) -> None:
-        self.places, self.look = places, look
+    def __init__(self, places: Places, look: Look, names: Names, axes: Mapping[str, int]) -> None:
+        self.places, self.look, self.names, self.axes = places, look, names, axes
+        self.quantity = ""
+        self.others: dict[tuple[tuple[str, str], ...], str] = {}
+        """(parameter, the other whose entries its result is made of) -> what the dict of these is called."""
         self.written: dict[fx.Node, tuple[str, str]] = {}
         """Results that have been written: (quantity, parameter), and so how to read them."""
         self.keys: dict[str, set[str]] = {}
@@ -133,22 +160,53 @@ class _Results:
 
     def lines(self, quantity: str, results: Mapping[str, Any], names: str) -> list[str]:
         """Statements that make the dict of a quantity."""
-        groups: dict[_Form, list[str]] = {}
-        for key, value in results.items():
-            groups.setdefault(self._form(quantity, key, value), []).append(key)
+        self.quantity = quantity
+        groups = self._groups(quantity, results)
         kind = QUANTITIES[quantity].record or "Tensor"
-        if len(groups) == 1:
+        if len(groups) == 1 and OTHER not in next(iter(groups)).text:
             (form,) = groups
             return [f"{quantity} = {{name: {form.text} for name in {names}}}"]
+        head: list[str] = []
         lines = [f"{quantity}: Dict[str, {kind}] = {{}}", f"for name in {names}:"]
         forms = sorted(groups, key=lambda form: len(groups[form]))
         for number, form in enumerate(forms):
-            others = {key for other in forms[number + 1:] for key in groups[other]}
+            members, text = groups[form], form.text
+            left = {key for other_form in forms[number + 1:] for key in groups[other_form]}
+            test = self._test(list(members), form, left)
+            if OTHER in text and len(members) == 1:
+                text = text.replace(OTHER, quote(next(iter(members.values()))))
+            elif OTHER in text:
+                called, made = self._called(members)
+                head += made
+                text, test = text.replace(OTHER, f"{called}[name]"), f"name in {called}"
             word = "if" if number == 0 else "elif"
-            lines.append("    else:" if number == len(forms) - 1 else
-                         f"    {word} {self._test(groups[form], form, others)}:")
-            lines.append(f"        {quantity}[name] = {form.text}")
-        return lines
+            lines.append("    else:" if number == len(forms) - 1 and number else f"    {word} {test}:")
+            lines.append(f"        {quantity}[name] = {text}")
+        return [*head, *lines]
+
+    def _groups(self, quantity: str, results: Mapping[str, Any]) -> dict[_Form, dict[str, str]]:
+        """Parameters whose results are made alike, each with the other parameter that its result is made of."""
+        groups: dict[_Form, dict[str, str]] = {}
+        in_place: dict[_Form, _Form] = {}
+        for key, value in results.items():
+            form, other = self._form(key, value)
+            in_place[form] = self._form(key, value, in_place=True)[0]
+            groups.setdefault(form, {})[key] = other
+            for field, node in value.items() if isinstance(value, dict) else [("", value)]:
+                if isinstance(node, fx.Node):
+                    self.written.setdefault(node, (f"{quantity}[{{name}}]{'.' if field else ''}{field}", key))
+        for form, same in in_place.items():  # a division in place and one that is not are one line
+            if same != form and same in groups:
+                groups[same] |= groups.pop(form)
+        return groups
+
+    def _called(self, others: Mapping[str, str]) -> tuple[str, list[str]]:
+        """The dict that tells of each parameter the other: its name, and the line that makes it if there is none."""
+        key = tuple(others.items())
+        if key in self.others:
+            return self.others[key], []
+        name = self.others[key] = self.names.fresh("same_as")
+        return name, [f"{name} = {{{', '.join(f'{quote(own)}: {quote(other)}' for own, other in key)}}}"]
 
     def of_batch(self, node: fx.Node) -> str:
         """The one value of a quantity, for the whole batch."""
@@ -161,41 +219,45 @@ class _Results:
         """What tells these parameters from all others that are left."""
         for table in sorted(form.tables):
             if not self.keys[table] & others:
-                return f"name in {table}"
-        return f"name == {quote(keys[0])}" if len(keys) == 1 else f"name in [{', '.join(map(quote, keys))}]"
+                return f"name in {written(table)}"
+        if len(keys) == 1:
+            return f"name == {quote(keys[0])}"
+        own, rest = ({self.axes.get(key, 0) for key in found} for found in (keys, others))
+        if 0 not in own | rest:
+            for sign, told in (("==", len(own) == 1 and not own & rest), (">", min(own) > max(rest, default=0))):
+                if told:
+                    return f"{PARAMETERS}[name].dim() {sign} {min(own) - (sign == '>')}"
+        return f"name in {Listed.spelt(keys)}"
 
-    def _form(self, quantity: str, key: str, value: Any) -> _Form:
+    def _form(self, key: str, value: Any, in_place: bool = False) -> tuple[_Form, str]:
+        """How it is written, and the name of the other parameter that it is made of. `in_place`: with a division of
+        what nobody else reads in place, as large tensors are divided."""
         tables: set[str] = set()
+        names = _ByName(key)
 
         def text_of(node: fx.Node) -> Text:
             if node in self.written:
                 made, its_key = self.written[node]
-                return made.format(name=self._name(its_key, key)), ATOM
+                return made.format(name=names.text(its_key)), ATOM
             place = self.places.get(node)
             if place is None:
-                return self._result(node, text_of) if is_of_results(node) else self.look(node)
-            name = self._name(place.key, key)
+                return self._result(node, text_of, in_place) if is_of_results(node) else self.look(node)
+            name = names.text(place.key)
             if place.table in ARGUMENTS:
                 return f"{place.table}[{name}]", ATOM
             tables.add(place.table)
             # What is read once leaves its table, and so ends.
-            return (f"{place.table}.pop({name})" if len(node.users) == 1 else f"{place.table}[{name}]"), ATOM
+            table = written(place.table)
+            return (f"{table}.pop({name})" if len(node.users) == 1 else f"{table}[{name}]"), ATOM
 
-        form = _Form(record_text(quantity, value, text_of), frozenset(tables))
-        for field, node in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(node, fx.Node):
-                self.written.setdefault(node, (f"{quantity}[{{name}}]{'.' if field else ''}{field}", key))
-        return form
+        return _Form(record_text(self.quantity, value, text_of), frozenset(tables)), names.other
 
     @staticmethod
-    def _name(key: str, own: str) -> str:
-        if key.startswith(f"{own} "):  # of a total: its parameter, and which result of it
-            return f"name + {quote(key.removeprefix(own))}"
-        return "name" if key == own else quote(key)
-
-    @staticmethod
-    def _result(node: fx.Node, text_of: Look) -> Text:
+    def _result(node: fx.Node, text_of: Look, in_place: bool = False) -> Text:
         """A line of the results as an expression; one in place of what others read too is one like any other."""
+        if in_place and _divides_what_ends(node):
+            divided, by = text_of(cast("fx.Node", node.args[0]))[0], node.args[1]
+            return f"{divided}.div_({text_of(by)[0] if isinstance(by, fx.Node) else repr(by)})", ATOM
         if node.op != "call_method" or node.target not in IN_PLACE or node.kwargs or _is_alone(node):
             return expression(node, text_of)
         sign, strength = IN_PLACE[node.target]
@@ -203,6 +265,13 @@ class _Results:
         shown, tight = text_of(right) if isinstance(right, fx.Node) else (repr(right), ATOM)
         left = left if binds >= strength else f"({left})"
         return f"{left} {sign} {shown if tight > strength else f'({shown})'}", strength
+
+
+def _divides_what_ends(node: fx.Node) -> bool:
+    """Whether it is a quotient that may be written over what it divides: nobody else has that, nor its memory."""
+    divided = node.args[0] if node.target is operator.truediv else None
+    return (isinstance(divided, fx.Node) and not is_of_results(divided) and meta.alike(node, divided)
+            and _is_alone(divided))
 
 
 def _is_alone(node: fx.Node) -> bool:

@@ -251,6 +251,7 @@ class Drafting:
                    *second_phase.notes(planned), *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
                    *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],
+            modules={path: type(module).__name__ for path, module in self.model.named_modules()},
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
 

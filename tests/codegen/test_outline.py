@@ -82,7 +82,7 @@ def test_numbers_that_differ_are_arguments(monkeypatch):
     (head,) = re.findall(r"^def batch_norm_back\([^)]*\)", shared.code, re.M)
     assert "path: str" in head
     calls = re.findall(r"relu_back\w*\(.*", shared.code)
-    assert len(calls) > 6
+    assert len(calls) > 4
     assert_same(run(shared, shared.program), run(plain, plain.program))
 
 

@@ -3,13 +3,14 @@
 import torch
 from torch import fx
 
-from hbpcompiler.codegen.copying import Letter
+from hbpcompiler.codegen.calls import Outline
+from hbpcompiler.codegen.copying import LETTERS, Letter
 from hbpcompiler.codegen.forms import Form
 from hbpcompiler.codegen.functions import role, several
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
-from hbpcompiler.codegen.outline import LETTERS, Outline, outlined
-from hbpcompiler.codegen.places import PARAMETERS, Place
+from hbpcompiler.codegen.outline import outlined
+from hbpcompiler.codegen.places import PARAMETERS, Listed, Place
 from hbpcompiler.codegen.reuse import Reused
 from hbpcompiler.codegen.segments import is_text, segments
 from hbpcompiler.codegen.tables import merged, parameter_table
@@ -98,8 +99,20 @@ def test_shapes_are_written_where_they_are_read():
 
 
 def test_relaid_parameters_are_named():
-    assert parameter_table([]) == ["p = {name: tensor.detach() for name, tensor in state.items()}"]
-    assert parameter_table(["conv.weight"])[1] == 'for name in ["conv.weight"]:'
+    listed = Listed("parameters", ("conv.weight", "fc.weight"))
+    assert parameter_table([], listed, {}) == ["p = {name: tensor.detach() for name, tensor in state.items()}"]
+    assert parameter_table(["conv.weight"], listed, {"conv.weight": 4, "fc.weight": 2})[1:3] == [
+        "for name in parameters:", "    if p[name].dim() == 4:"]
+    assert parameter_table(["conv.weight"], listed, {"conv.weight": 4, "fc.weight": 4})[1] == (
+        'for name in ["conv.weight"]:'), "not all of four axes"
+
+
+def test_names_in_a_row_are_a_part_of_the_list():
+    listed = Listed("parameters", tuple("abcd"))
+    assert [listed.text(keys) for keys in ("abcd", "bcd", "abc", "bc")] == [
+        "parameters", "parameters[1:]", "parameters[:3]", "parameters[1:3]"]
+    assert listed.text("ac") == '["a", "c"]'
+    assert listed.text("dx") == '["d", "x"]'
 
 
 def test_blocks_of_one_line_share_a_heading():

@@ -8,10 +8,13 @@ from torch import fx, nn
 
 import hbpcompiler as hbp
 from hbpcompiler.codegen.functions import Functions
+from hbpcompiler.codegen.loops import counted, why
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.outline import Outline
 from hbpcompiler.codegen.statements import Printer
+from hbpcompiler.codegen.turns import VARIABLE
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import Limits
 
 
@@ -33,6 +36,26 @@ def test_what_is_read_once_is_written_where_it_is_read():
     meta.ask_for(named, "g_fc")
     lines = printed(graph, {x: "x"})
     assert lines[0] == "g_fc = torch.add(torch.mul(x, 2), 1)  # [N, 3]"
+
+
+@pytest.mark.parametrize(("chunk", "length", "said"), [
+    (1, "4", "sample"), (3, "262144", "samples, its largest tensor 3.0 MiB"), (3, "a", "samples")])
+def test_a_loop_says_what_it_counts_and_how_large_a_turn_is(chunk, length, said):
+    body = fx.Graph()
+    x = body.placeholder("x")
+    double = body.call_function(torch.mul, (x, 2))
+    body.output(None)
+    for node in (x, double):
+        meta.set_tensor(node, ("n", length), torch.float32)
+    lead = fx.Graph().placeholder("lead")
+    meta.set_tensor(lead, ("N", length), torch.float32)
+    loop = Loop(body, chunk, 0, 0, 0, 1)
+    assert counted(lead, loop) + why(loop) == said
+
+
+def test_what_a_turn_is_given_is_called_after_its_table():
+    names = [VARIABLE.match(text)["name"] for text in ('ends.norm_gradient["fc.weight"][first:first + 2]', "g[:2]")]
+    assert names == ["norm_gradient", "g"]
 
 
 def small():
