@@ -53,7 +53,7 @@ class GramDiagonal(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
-        other_left, other_right = left.replace("p", "q"), right.replace("p", "q")
+        other_right = right.replace("p", "q")
         own = site.own
         between = f"n{own}pq"
         mixed = f"n{own}p{site.features}"
@@ -65,11 +65,8 @@ class GramDiagonal(Route):
                 weights = weights_of(site, part["signs"], kind)
                 if isinstance(weights, int):
                     continue
-                if weights is None:
-                    gram = einsum(f"{left},{other_left}->{between}", columns, columns)
-                else:
-                    scaled = columns * over_columns(weights, left)
-                    gram = einsum(f"{left},{other_left}->{between}", scaled, columns)
+                scaled = columns if weights is None else columns * over_columns(weights, left)
+                gram = self._between(site, scaled, columns, plain)
                 if plain:
                     # One sample: a matrix product, then the positions' sum over what is still in cache.
                     features = operand.squeeze(0) if right.endswith(site.features) else operand.squeeze(0).t()
@@ -82,6 +79,26 @@ class GramDiagonal(Route):
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs},
                                chunk=self._chunk(site), totals=dict.fromkeys(sorted(kinds), site.shape))
+
+    def _between(self, site: Site, scaled: Any, columns: Any, lone: bool) -> Any:
+        """Inner products of positions, [n, own, p, q], of columns with themselves (`scaled`: with their signs).
+
+        Where the own letter lies behind the positions it is turned to the front at once: a batched product would copy
+        both its operands one by one, number by number (`lone`: of one sample, for which torch turns blocks at a time).
+        """
+        left, _, _ = site.letters
+        if left != f"nkp{site.own}" or len(site.own) != 1:
+            return einsum(f"{left},{left.replace('p', 'q')}->n{site.own}pq", scaled, columns)
+        first = _turned(site, scaled, lone)
+        other = first if scaled is columns else _turned(site, columns, lone)
+        return einsum(f"n{site.own}kp,n{site.own}kq->n{site.own}pq", first, other)
+
+
+def _turned(site: Site, columns: Any, lone: bool) -> Any:
+    """[n, k, p, o] -> [n, o, k, p] in order."""
+    rows = columns.flatten(1, 2)
+    turned = rows.squeeze(0).t().contiguous().unsqueeze(0) if lone else rows.transpose(1, 2).contiguous()
+    return turned.unflatten(2, (-1, site.size("p")))
 
 
 class GramNorm(Route):
