@@ -119,7 +119,9 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def exactly(number: Any) -> Any:
-    """A number as a fraction that is that very float again: 0.1 as 1/10, so that it still cancels."""
+    """A number as a fraction that is that very float again: 0.1 as 1/10, so that it still cancels. True is 1."""
+    if isinstance(number, bool):
+        number = int(number)  # as torch has it; sympy's truth is no number
     if not isinstance(number, float) or not math.isfinite(number):
         return sympy.sympify(number)
     short = Fraction(number).limit_denominator(1000)

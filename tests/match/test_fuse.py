@@ -2,9 +2,11 @@
 
 import torch
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.reference import reference
 from hbpcompiler.rule import Structure
 from tests.hand_made import graph, operation, parameter, rules_of, value
 
@@ -56,3 +58,25 @@ def test_operations_of_another_module_stay():
 def test_what_the_model_returns_stays():
     made, _ = fused(softsign(outputs=[OUT, SIZE]))
     assert "size" in {own.name for own in made.operations}
+
+
+class Switched(torch.nn.Module):
+    """A flag that takes part in the arithmetic: True is 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x, on=True):
+        return self.outer(torch.tanh(self.inner(x)) * on + on)
+
+
+def test_a_flag_is_a_number():
+    torch.manual_seed(0)
+    model = Switched().double()
+    x, y = torch.randn(5, 3).double(), torch.tensor([0, 1, 1, 0, 1])
+    result = hbp.compile(model, quantities=["grad", "diag_h"])(x, y)
+    for quantity in ("grad", "diag_h"):
+        expected = reference(model, torch.nn.CrossEntropyLoss(), (x,), y, quantity)
+        for name, found in result[quantity].items():
+            torch.testing.assert_close(found, expected[name], rtol=1e-10, atol=1e-12)
