@@ -33,8 +33,6 @@ RUNNING = re.compile(r"^total_")
 BATCH_SIZE = "N"
 LONG = 50
 DOCSTRING = 106
-DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
-"""What torch adds to an operation's name, and no reader needs in a function's."""
 
 
 def role(name: str) -> str:
@@ -187,7 +185,7 @@ def _read_in_place(function: Function, holder: fx.Node, entry: tuple[str, str]) 
 def _wish(function: Function, title: str) -> str:
     """What a function would like to be called; a module's after its type, in small letters."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", title).lower() if function.of_module else title
-    return function_stem(name) + "_back" * (function.block.part == "backward")
+    return identifier(name) + "_back" * (function.block.part == "backward")
 
 
 def _without_path(function: Function) -> None:
@@ -231,11 +229,6 @@ def shape_of(node: fx.Node) -> str:
     """The comment behind the line that makes a value."""
     shape = meta.shape(node)
     return "" if shape is None else f"  # [{', '.join(shape)}]"
-
-
-def function_stem(title: str) -> str:
-    """How functions of an operation begin."""
-    return identifier(DECORATION.sub("", title))
 
 
 def several(names: Sequence[str]) -> str:

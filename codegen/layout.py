@@ -7,6 +7,7 @@ parts are laid out likewise. Everything is read as tokens, so nothing inside a s
 
 from __future__ import annotations
 
+import re
 import textwrap
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ STEP = 4
 OPERATORS = (("==", "!=", "<", "<=", ">", ">="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))
 """By rising strength: a line is broken in front of the weakest."""
 OPENING, CLOSING = "([{", ")]}"
+FORMULA = re.compile(r"\b(?:\w+ = |sum_|T\[)[^,;:]{1,60}")
+"""One of a heading's formulas, such as B = sum S S^T / P: it is not broken."""
+HELD = "\N{NO-BREAK SPACE}"
 
 
 def laid_out(text: str) -> str:
@@ -61,8 +65,14 @@ def _wrapped_text(line: str, mark: str) -> list[str]:
     if len(line) <= WIDTH:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
-    return textwrap.wrap(line, WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
-                         break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    lines = textwrap.wrap(FORMULA.sub(_held, line), WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
+                          break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    return [wrapped.replace(HELD, " ") for wrapped in lines]
+
+
+def _held(formula: re.Match[str]) -> str:
+    """Words that stay in one line."""
+    return formula.group().replace(" ", HELD)
 
 
 def _deletes(start: str, names: Sequence[str], indent: int) -> list[str]:

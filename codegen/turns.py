@@ -11,10 +11,10 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.copying import letters_in
-from hbpcompiler.codegen.functions import Functions, function_stem
+from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.loops import with_shape
-from hbpcompiler.codegen.naming import Names, comment
+from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.places import ENDS
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
@@ -98,7 +98,7 @@ class Turns:
             lines += [*(["", f"# {section.heading}"] if section.title else []), *section.lines]
         block = meta.block(node)
         title = comment(block.title.rpartition(": ")[2]) if block is not None else "loop"
-        name = self.functions.define(f"{function_stem(title)}_turn", parameters,
+        name = self.functions.define(f"{identifier(title)}_turn", parameters,
                                      f"{title}: one turn of a loop, which adds to its totals.", lines)
         return f"{name}({', '.join(arguments)})"
 

@@ -76,3 +76,13 @@ def test_prose_is_wrapped_and_nothing_lost():
     found = laid_out(text)
     assert max(map(len, found.splitlines())) <= WIDTH
     assert found.split() == text.split()
+
+
+@pytest.mark.parametrize("before", range(60, 100, 3))
+def test_a_formula_of_a_heading_is_not_broken(before):
+    formulas = ["T = sum_p S[nkop] U[nip]", "sum_{nk} T^2", "B = sum S S^T / P", "T[n] sum_m T[m]"]
+    lines = wrapped(f"    # {'x' * before}: conv2d    weight: {', '.join(formulas)};  bias: likewise")
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= WIDTH
+    assert all(any(formula in line for line in lines) for formula in formulas)
+    assert "".join(lines).isascii()

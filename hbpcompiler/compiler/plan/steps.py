@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,9 @@ from hbpcompiler.quantities import PARAMETER, Chosen, Quantity
 from hbpcompiler.rule import Contraction, Residual
 
 __all__ = ["BEFORE_MEAN", "OPERAND", "PREFIX", "Piece", "SecondPhase", "SumEach", "Total", "Weigh", "Weights"]
+
+DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
+"""What torch adds to an operation's name, and no reader needs."""
 
 # -- steps, in order of execution ----------------------------------------------------------------------------------
 
@@ -335,4 +339,5 @@ def place_of(step: Step, graph: Graph) -> Operation:
 def title(operation: Operation) -> str:
     """The heading under which an operation's lines stand."""
     place = "loss" if operation.source.in_loss else operation.source.module
-    return f"{place}: {operation.short}" if place else operation.short
+    name = DECORATION.sub("", operation.short)
+    return f"{place}: {name}" if place else name
