@@ -97,8 +97,9 @@ def check_whole(folder):
 
 @slow("three processes for one error")
 def test_where_a_rank_dies_the_others_say_so_and_stop(tmp_path):
-    torchrun("dies", tmp_path)
+    done = torchrun("dies", tmp_path)
     for rank in (0, 1):
+        assert (tmp_path / f"error{rank}").exists(), done.stderr[-3000:]
         assert f"RankError: rank {rank} waited for the others in vain" in (tmp_path / f"error{rank}").read_text()
 
 

@@ -4,6 +4,7 @@ import datetime
 import os
 import random
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -136,7 +137,9 @@ def main(how, folder):
         return
     everyone, two, one = torch.distributed.group.WORLD, *map(torch.distributed.new_group, ([0, 1], [2]))
     if how == "dies":
+        torch.distributed.barrier()  # all are connected: what fails later is the accumulation
         if rank == 2:
+            time.sleep(1)  # until the others have left the barrier, too
             os._exit(0)  # without a word: of another end torchrun itself would tell the others, by killing them
         try:
             over(everyone, rank, world, model, data)

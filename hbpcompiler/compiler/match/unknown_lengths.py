@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from hbpcompiler.compiler.trace.graph import Graph, N
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.errors import ModelError, listing
 
 
 def refuse_unknown_lengths(graph: Graph) -> None:
     """Raise ModelError that names the operations which make a length of another symbol than the batch's size."""
-    found = [operation for operation in graph.operations
-             if any(getattr(length, "free_symbols", set()) - {N} for length in operation.output.shape)]
+    found = [operation for operation in graph.operations if any(map(_is_unknown, operation.output.shape))]
     if not found:
         return
-    places = dict.fromkeys(f"{operation.short} in {operation.source}" for operation in found)
+    places = dict.fromkeys(f"{operation.short} in {operation.source}{_of_samples(operation)}" for operation in found)
     raise ModelError(listing(
         "The model cannot be compiled: how many elements are picked depends on values (a mask, nonzero):", list(places),
         "Pick by whole numbers, h[:, index] with index = mask.nonzero()[:, 0] made outside and kept in a buffer; or "
         "keep all elements, as in torch.where(mask, h, 0)."))
+
+
+def _is_unknown(length: object) -> bool:
+    return bool(getattr(length, "free_symbols", set()) - {N})
+
+
+def _of_samples(operation: Operation) -> str:
+    """Words for what picks some of the batch's samples, whose number is a program's own."""
+    shape = operation.output.shape
+    of_samples = any(value.batched and len(value.shape) == len(shape) and value.shape[1:] == shape[1:]
+                     for value in operation.tensors.values())
+    return ", which picks samples: keep all of them" if of_samples and shape and _is_unknown(shape[0]) else ""
