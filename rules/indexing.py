@@ -67,7 +67,7 @@ def params(op: Op) -> Mapping[str, Contraction]:
     if op.has_samples("self") or own_axes(op) != list(range(len(own_axes(op)))) or not op.has_samples("indices"):
         return {}
     alone = not picked_shape(op)
-    return {"self": Contraction("nkd,nv->nkvd" if alone else "nkpd,npv->nkvd", rows, one_hot, kernel)}
+    return {"self": Contraction("nkd,nv->nkvd" if alone else "nkpd,npv->nkvd", rows, one_hot, kernel, index=entry)}
 
 
 def rows(op: Op, columns: Tensor) -> Tensor:
@@ -78,11 +78,15 @@ def rows(op: Op, columns: Tensor) -> Tensor:
     return places if picked_shape(op) else places.squeeze(2)
 
 
+def entry(op: Op) -> Tensor:
+    """[N, P], or [N] of one index for each sample: which row each place reads."""
+    return flat_index(op) if picked_shape(op) else flat_index(op).squeeze(1)
+
+
 def one_hot(op: Op) -> Tensor:
     """[N, P, v], or [N, v] of one index for each sample."""
     entries = prod(op.shape("self")[axis] for axis in own_axes(op))
-    vectors = F.one_hot(flat_index(op), entries).type_as(op.self)
-    return vectors if picked_shape(op) else vectors.squeeze(1)
+    return F.one_hot(entry(op), entries).type_as(op.self)
 
 
 def kernel(op: Op, gradient: Tensor) -> Tensor:

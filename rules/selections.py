@@ -159,6 +159,7 @@ def index_select_params(op: Op) -> Mapping[str, Contraction]:
         lambda op, columns: indexing.rows(as_index(op), columns),
         lambda op: indexing.one_hot(as_index(op)),
         lambda op, gradient: indexing.kernel(as_index(op), gradient),
+        index=lambda op: indexing.entry(as_index(op)),
     ) for slot, of_table in found.items()}
 
 

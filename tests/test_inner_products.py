@@ -16,6 +16,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import Forward, jacobian
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.test_indices import PLACES, Tables
 from tests.test_quantities import close
 from tests.uses import USES, used
 from tests.ways import WAYS
@@ -81,6 +82,30 @@ def test_uses_of_a_parameter_in_groups(name):
     assert list(result.gram) == list(result.cross) == list(groups)
     for group, own in groups.items():
         BruteForce(model, loss, [X], y, own).check(result.gram[group], result.cross[group], f"{group} of {name}")
+
+
+@pytest.mark.parametrize("way", OF_INNER_PRODUCTS)
+def test_tables_by_index(way):
+    """Rows of parameters that are picked by tensors of indices, index_select and an embedding, equal ones among them;
+    single entries of one; a row for each sample."""
+    torch.manual_seed(0)
+    model, y = WithWords().double(), torch.tensor([0, 1])
+    result = hbp.compile(model, nn.CrossEntropyLoss(), ["gram", "cross", "batch_dot"], limits=WAYS[way])(PLACES, y)
+    wanted = BruteForce(model, nn.CrossEntropyLoss(), [PLACES], y)
+    wanted.check(result.gram["all"], result.cross["all"], way)
+    close(sum(result.batch_dot.values()), wanted.gradients @ wanted.gradients.T, f"batch_dot, {way}")
+
+
+class WithWords(nn.Module):
+    """Tables beside an embedding whose third row learns nothing, and one word more for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables, self.words = Tables(), nn.Embedding(4, 3, padding_idx=2)
+
+    def forward(self, places):
+        words = self.words(places % 4)
+        return self.tables(places) + (words.mean(1) * self.words(places[:, 0])).cumsum(1)[:, 1:]
 
 
 class TwoHeads(nn.Module):

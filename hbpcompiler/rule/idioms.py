@@ -209,6 +209,14 @@ def spread_by_index(columns: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 @idiom
+def rows_of_vectors(vectors: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` [N, p] (or [N]) of matrices [F, rows, d]: [N, F, p, d] (or [N, F, d]); zeros where it is
+    negative."""
+    each = vectors[:, index.clamp(min=0)] * (index >= 0).unsqueeze(-1)
+    return each.movedim(0, 1)
+
+
+@idiom
 def products_of_pairs(x: Tensor, twice: bool) -> Tensor:
     """x [..., p, i] -> [..., pairs, i]: products of positions with themselves and with later ones, these `twice`."""
     positions = x.shape[-2]

@@ -12,7 +12,7 @@ from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore
-from hbpcompiler.compiler.routes.by_index import RowsByIndex
+from hbpcompiler.compiler.routes.by_index import InnerByIndex, RowsByIndex
 from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm
@@ -250,17 +250,33 @@ def test_rows_by_index(signed, positions):
     weighted = T * signs.reshape(3, 2, 1, 1)
     wanted = {q.DIAGONAL: (weighted * T).sum((0, 1)), q.POSITIVE: (weighted * T).clamp(min=0).sum((0, 1)),
               q.NEGATIVE: (-weighted * T).clamp(min=0).sum((0, 1)), q.NORM: T.square().flatten(1).sum(1)}
+    rows, gradient, directions = T.flatten(2), torch.randn_like(columns[:, :1]), torch.randn(2, 5, 3).double()
+    flat = rows.flatten(0, 1)
+    others = torch.einsum(equation, gradient, operand).flatten(2).flatten(0, 1)
+    wanted |= {q.GRAM: 7 + flat @ flat.T, q.CROSS: 7 + flat @ others.T, q.PROJECT: 7 + rows @ directions.flatten(1).T}
+    given = (columns, signs, index, gradient, directions, *(torch.full_like(wanted[kind], 7) for kind in RUNNING[1:]))
+    for route in (RowsByIndex(), InnerByIndex(), OperandFirst()):
+        kinds = route.kinds & wanted.keys() - (frozenset() if signed else {q.NEGATIVE})
+        assert route.applies(own)
+        assert route.cost(own, kinds).seconds(3) > 0
+        found = by_index(route, own, kinds, given)
+        for kind in kinds:
+            value = mirror_(found[kind]) if kind == q.GRAM else found[kind]
+            torch.testing.assert_close(value, wanted[kind])
+        torch.testing.assert_close(found["each"], T)
+
+
+def by_index(route, own, kinds, tensors):
+    """What a route of an indexed site makes of tensors; the operand itself is not there."""
     writer = Writer()
-    given = {name: writer.placeholder(name) for name in ("stream", "signs", "rows")}
+    names = ("stream", "signs", "rows", "other", "directions", *RUNNING[1:])
+    given = {name: writer.placeholder(name) for name in names}
+    columns, index = tensors[0], tensors[2]
     op = Op(given, {}, {"output": columns.shape[2:], "rows": index.shape[1:]}, batched=frozenset({"output", "rows"}))
-    contraction = Contraction(equation, operand=lambda op: op.rows, index=lambda op: op.rows)
-    use = Use(writer, op, contraction, given["stream"], given["signs"] if signed else None, 3)
-    kinds = RowsByIndex().kinds - (frozenset() if signed else {q.NEGATIVE})
-    assert RowsByIndex().cost(own, kinds).seconds(3) > 0
-    made = {kind: value.node for kind, value in RowsByIndex().write(own, use, kinds).items()}
+    contraction = Contraction(own.equation, operand=lambda op: pytest.fail("one-hot"), index=lambda op: op.rows)
+    use = Use(writer, op, contraction, given["stream"], given["signs"] if own.signed else None, 3,
+              other=given["other"], directions=given["directions"], totals=given)
+    made = {kind: value.node for kind, value in route.write(own, use, kinds).items()}
     made["each"] = product_of(own, use).node
     writer.graph.output(made)
-    found = fx.GraphModule({}, writer.graph)(columns, signs, index)
-    for kind in kinds:
-        torch.testing.assert_close(found[kind], wanted[kind])
-    torch.testing.assert_close(found["each"], T)
+    return fx.GraphModule({}, writer.graph)(*tensors)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.routes.by_index import InnerByIndex
 from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.quantities import GGN
 
@@ -54,7 +55,8 @@ def test_columns_are_not_formed(name):
     make, draw, parameter = MODELS[name]
     model = make()
     compiled = planned(model, draw())
-    assert routes_of(compiled, parameter, GGN) == {PairsOfPositions.name}
+    route = InnerByIndex if isinstance(model, Words) else PairsOfPositions
+    assert routes_of(compiled, parameter, GGN) == {route.name}
     columns = SAMPLES * (CLASSES - 1) * model.get_parameter(parameter).numel() * 4
     assert compiled.predicted_memory(SAMPLES) < columns / 3
 
@@ -66,3 +68,15 @@ def test_of_a_norm_they_are_formed_in_parts():
     assert routes_of(compiled, "0.weight", GGN) == {PartsOfProduct.name}
     formed = re.findall(r"T_\w+_rows = torch\.einsum\(.*# \[9\*N, (\w+)\]", compiled.code)
     assert formed == ["d"]
+
+
+def test_no_unit_vectors_of_a_vocabulary():
+    """Inner products and projections of an embedding read rows by their index, however long the vocabulary is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50000, 8), nn.Flatten(), nn.Linear(160, CLASSES))
+    X, y = torch.randint(50000, (6, 20)), torch.randint(CLASSES, (6,))
+    compiled = hbp.compile(model, quantities=[*INNER, "project_ggn"], example_inputs=(X, y))
+    assert "one_hot" not in compiled.code
+    assert "add_products_by_index_" in compiled.code
+    assert "rows_of_vectors" in compiled.code
+    assert compiled.predicted_memory(6) < 6 * 50000 * 8 * 4

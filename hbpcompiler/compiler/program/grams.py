@@ -124,6 +124,26 @@ def add_products_of_pairs_(total: Tensor, x: Tensor, z: Optional[Tensor], u: Ten
 
 
 @idiom
+def add_products_by_index_(total: Tensor, x: Tensor, z: Optional[Tensor], index: Tensor, numbers: int) -> Tensor:  # noqa: UP045
+    """total[n k, m j] += sum over p, q of x[n, k, p] . z[m, j, q] where index[n, p] = index[m, q] >= 0.
+
+    `numbers` at a time. Without z it is x again, and the total is right on and above the diagonal.
+    """
+    y = x if z is None else z
+    each = x.shape[1]
+    samples = max(1, numbers // max(1, y.numel()))
+    for first in range(0, x.shape[0], samples):
+        start = first if z is None else 0
+        own, others = x[first : first + samples], y[start:]
+        at = index[first : first + samples].unsqueeze(1).unsqueeze(3)
+        same = (at == index[start:].unsqueeze(1)) & (at >= 0)
+        met = same.type_as(y).unsqueeze(2) @ others  # [n, m, j, p, d]: at p, what others have at the same index
+        products = own.flatten(2) @ met.flatten(3).flatten(1, 2).transpose(1, 2)
+        total[first * each : (first + samples) * each, start * y.shape[1] :].add_(products.flatten(0, 1))
+    return total
+
+
+@idiom
 def mirror_(total: Tensor, block: int = 64) -> Tensor:
     """What is below the diagonal becomes what is above it: in strips, so that what is read stays in cache."""
     for first in range(0, total.shape[0], block):

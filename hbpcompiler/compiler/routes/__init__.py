@@ -19,7 +19,7 @@ from hbpcompiler.compiler.cost.decisions import (
 )
 from hbpcompiler.compiler.cost.figures import Cost, number
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
-from hbpcompiler.compiler.routes.by_index import RowsByIndex
+from hbpcompiler.compiler.routes.by_index import InnerByIndex, RowsByIndex
 from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
@@ -62,9 +62,9 @@ from hbpcompiler.compiler.routes.site import (
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 
 ROUTES: tuple[Route, ...] = (
-    NativeSum(), OneProduct(), ClosedForm(), RowsByIndex(), GramNorm(), GramDiagonal(), SquaresByPairs(),
-    SquaresByRows(), ChunkedProduct(), NativeProduct(), WholeProduct(), ColumnFactor(), InputFactor(), ReducedFactor(),
-    ReducedInputFactor(), HalfColumnFactor(), HalfInputFactor(), SlidingInputFactor(),
+    NativeSum(), OneProduct(), ClosedForm(), RowsByIndex(), InnerByIndex(), GramNorm(), GramDiagonal(),
+    SquaresByPairs(), SquaresByRows(), ChunkedProduct(), NativeProduct(), WholeProduct(), ColumnFactor(), InputFactor(),
+    ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(), HalfInputFactor(), SlidingInputFactor(),
     DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), ProductFirst(),
     OntoSum(OperandFirst()), OntoSum(ProductFirst()),
     SumOfColumns(), NativeSumOfColumns(), Kept(),

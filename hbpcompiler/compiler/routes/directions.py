@@ -22,6 +22,8 @@ from hbpcompiler.compiler.routes.site import (
 )
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import ALONG, COLUMN_SUM, PROJECT
+from hbpcompiler.rule import Op
+from hbpcompiler.rule.idioms import rows_of_vectors
 
 
 class OperandFirst(Route):
@@ -36,17 +38,16 @@ class OperandFirst(Route):
 
     def _chunk(self, site: Site) -> int:
         """Samples at a time."""
-        left, right, _ = site.letters
-        met = site.resources.limits.typical_vectors * site.size(left)
-        return chunk_length((met + site.size(right)) * site.itemsize, site.resources)
+        met = site.resources.limits.typical_vectors * site.size(site.letters[0])
+        return chunk_length((met + _operand_numbers(site)) * site.itemsize, site.resources)
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         left, right, _ = site.letters
         vectors = site.resources.limits.typical_vectors
         met = vectors * site.size(left)
-        adds = N * ((vectors * site.product if right else 0) + site.columns * met)
+        adds = N * ((vectors * site.product if right and not site.indexed else 0) + site.columns * met)
         chunk = self._chunk(site)
-        memory = chunk * (met + site.size(right)) * site.itemsize
+        memory = chunk * (met + _operand_numbers(site)) * site.itemsize
         return Cost(adds, traffic_of(site, site.columns, False), memory, 4 * (1 + N / chunk))
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
@@ -58,19 +59,27 @@ class OperandFirst(Route):
             return {PROJECT: total.add_(einsum(f"{result},{f}{site.theta}->nk{f}", columns, use.directions))}
         met = f"n{f}{left[2:]}"
 
-        def projected(columns: Any, operand: Any, directions: Any) -> Any:
-            first = einsum(f"{right},{f}{site.theta}->{met}", operand, directions)
+        def projected(columns: Any, op: Op | None, directions: Any) -> Any:
+            if site.indexed and use.contraction.index is not None:
+                first = rows_of_vectors(directions, use.contraction.index(op or use.op))
+            else:
+                first = einsum(f"{right},{f}{site.theta}->{met}", operand_of(use, op), directions)
             return einsum(f"{left},{met}->nk{f}", columns, first)
 
         if not site.has_positions:
-            return {PROJECT: total.add_(projected(columns_of(use), operand_of(use), use.directions))}
+            return {PROJECT: total.add_(projected(columns_of(use), None, use.directions))}
 
         def body(part: Part) -> None:
-            columns, operand = columns_of(use, part.op, part["columns"]), operand_of(use, part.op)
-            part.rows[PROJECT].add_(projected(columns, operand, part.outer(use.directions)))
+            columns = columns_of(use, part.op, part["columns"])
+            part.rows[PROJECT].add_(projected(columns, part.op, part.outer(use.directions)))
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
                                rows={PROJECT: total})
+
+
+def _operand_numbers(site: Site) -> int:
+    """How many numbers are formed of the operand for a sample; of one by index none but its integers."""
+    return site.size(site.letters[1].replace(site.features, "") if site.indexed else site.letters[1])
 
 
 class ProductFirst(Route):

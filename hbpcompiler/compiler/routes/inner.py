@@ -73,7 +73,8 @@ class PairsOfPositions(Route):
     limits: tuple[str, ...] = ("cache_bytes",)
 
     def applies(self, site: Site) -> bool:
-        return self.serves(site) and (not site.has_positions or site.size("p") <= MOST_POSITIONS)
+        few = not site.has_positions or site.size("p") <= MOST_POSITIONS
+        return self.serves(site) and few and not site.indexed  # the operand's rows would be as long as a vocabulary
 
     def serves(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand and not site.shared
