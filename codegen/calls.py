@@ -20,6 +20,8 @@ class Function:
     letters: list[str]
     """of the numbers that are arguments."""
     members: int
+    sizes: dict[str, int] = field(default_factory=dict)
+    """The largest of the numbers that each letter stands for, in shapes too."""
     values: list[fx.Node] = field(default_factory=list)
     """nodes of `graph` that are returned."""
     of_module: bool = False

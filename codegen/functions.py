@@ -17,9 +17,10 @@ from hbpcompiler.codegen.calls import Call, Function, Outline
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.places import PARAMETERS, SAVED, Listed, Places, entry_text, kind_of_table
 from hbpcompiler.codegen.printer import quote
-from hbpcompiler.codegen.segments import readers, under
+from hbpcompiler.codegen.segments import is_text, readers, times_read, under
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 Print = Callable[[Function, Names, Mapping[fx.Node, str], Mapping[fx.Node, str], Sequence[str]],
@@ -60,8 +61,15 @@ class Functions:
     bodies: dict[tuple[str, ...], str] = field(default_factory=dict)
     told: set[tuple[str, str]] = field(default_factory=set)
     """Titles with formulas that stand in a docstring already."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """What letters stand for in the function that is being printed (see `Function.sizes`)."""
     in_module: bool = False
     """Whether a module's function is being printed."""
+
+    @property
+    def short(self) -> bool:
+        """Whether names need not say of what: in a large program, and in its functions."""
+        return bool(self.listed.name)
 
     @property
     def large(self) -> bool:
@@ -141,9 +149,7 @@ class Functions:
         body = (", ".join(parameters), result, *lines, ", ".join(values))
         if body not in self.bodies:
             name = self.names.fresh(wish)
-            inside = [*_docstring(about), *lines]
-            if values:
-                inside.append(f"return {several(values)}")
+            inside = [*_docstring(about), *_returning(lines, values)]
             head = f"def {name}({', '.join(parameters)}) -> {result}:"
             self.texts[name] = "\n".join([head, *(f"    {line}" if line else "" for line in inside)])
             self.bodies[body] = name
@@ -154,8 +160,8 @@ def _argument_name(holder: fx.Node, module: Block | None) -> str:
     """What a value from outside is called: a stream's columns by their letter, what the `module` itself makes after
     where it does."""
     hint, block = meta.hint(holder) or holder.name, meta.block(holder)
-    if hint == BATCH_SIZE:
-        return hint
+    if hint == BATCH_SIZE or meta.annotation(holder) == "int":  # the body of a loop does not say that it is called so
+        return BATCH_SIZE
     if module is not None and block is not None and not STREAM.match(hint):
         inside, outside = under(block.title, module.title.rpartition(": ")[0]), block.title
         return _by_place(inside) if inside != outside else "x"
@@ -174,12 +180,19 @@ def _read_in_place(function: Function, holder: fx.Node, entry: tuple[str, str]) 
     if not leaf:
         return _entry(entry)
     if not function.of_module:
-        return None
+        return _entry(entry) if table != SAVED and _is_read_once(holder, function) else None
     if table != SAVED:
         return _entry(entry)
     direct = any(reader not in function.outline.inside for reader in readers(holder))
     given = [read for call in function.outline.calls.values() for read in call.inputs if read is holder]
     return _taken(entry) if not direct and len(given) == 1 else None
+
+
+def _is_read_once(holder: fx.Node, function: Function) -> bool:
+    """Whether at most one line reads it, once, and not a loop, which would look it up in each turn."""
+    direct = [reader for reader in holder.users if reader not in function.outline.inside]
+    return (sum(times_read(holder, reader) for reader in direct) <= 1
+            and not any(isinstance(reader.target, Loop) or is_text(reader) for reader in direct))
 
 
 def _wish(function: Function, title: str) -> str:
@@ -235,6 +248,19 @@ def several(names: Sequence[str]) -> str:
     """Names of a call's values; in brackets where they may not fit a line."""
     text = ", ".join(names)
     return f"({text})" if len(text) > LONG else text
+
+
+def _returning(lines: Sequence[str], values: Sequence[str]) -> list[str]:
+    """A function's lines with their `return`: of what the last line makes, if that is all."""
+    if not values:
+        return [*lines]
+    last = lines[-1] if lines else ""
+    if len(values) == 1:
+        if values[0].isidentifier() and last.startswith(f"{values[0]} = "):
+            return [*lines[:-1], f"return {last.partition(' = ')[2]}"]
+        if re.match(rf"{re.escape(values[0])}\.[a-z_]+_\(", last):
+            return [*lines[:-1], f"return {last}"]
+    return [*lines, f"return {several(values)}"]
 
 
 def _docstring(text: str) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
 from torch import fx
 
 from hbpcompiler.codegen.functions import Functions
-from hbpcompiler.codegen.segments import is_text
+from hbpcompiler.codegen.segments import is_text, times_read
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import facts, is_pure, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
@@ -41,7 +40,7 @@ class Inlining:
             return False
         if self._overwritten(node, user):
             return False
-        return len(text) <= INLINE_WIDTH and _times_read(node, user) == 1
+        return len(text) <= INLINE_WIDTH and times_read(node, user) == 1
 
     def in_next_line(self, node: fx.Node, text: str) -> bool:
         """Whether a value of a large program's forward pass is read by the next line alone, another operation's: a
@@ -52,7 +51,7 @@ class Inlining:
         forward = all(block is not None and block.part == "forward" for block in (meta.block(node), meta.block(user)))
         return (forward and user in self.order and user.op != "output" and not isinstance(user.target, Loop)
                 and user not in self.functions.outline.inside and "results" not in user.meta
-                and not is_text(user) and not writes_in_place(user) and _times_read(node, user) == 1
+                and not is_text(user) and not writes_in_place(user) and times_read(node, user) == 1
                 and self.order[user] - self.order[node] <= CHAIN and not self._overwritten(node, user))
 
     def _overwritten(self, node: fx.Node, user: fx.Node) -> bool:
@@ -63,18 +62,3 @@ class Inlining:
 def all_pure(graph: fx.Graph) -> bool:
     """Whether nothing is drawn or changed."""
     return all(is_pure(node) or node.op in ("placeholder", "output") for node in graph.nodes)
-
-
-def _times_read(node: fx.Node, user: fx.Node) -> int:
-    return sum(read is node for read in _nodes_in((user.args, user.kwargs)))
-
-
-def _nodes_in(item: Any) -> Iterator[fx.Node]:
-    """Every mention of a node in a call's arguments, repeated ones too."""
-    if isinstance(item, fx.Node):
-        yield item
-    elif isinstance(item, dict):
-        yield from _nodes_in(list(item.values()))
-    elif isinstance(item, list | tuple):
-        for part in item:
-            yield from _nodes_in(part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -20,6 +20,7 @@ SHAPE = re.compile(r"\[([^\]]*)\]")
 """In a comment; behind a call with several results there are several."""
 HEADING = re.compile(r"^(?P<indent> *)# (?P<heading>(?P<title>\S.*?)    \S.*)$")
 """Inside of a loop or a function, with what is computed under it."""
+WORD = re.compile(r"[a-z]\d*")
 LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
 
 
@@ -60,13 +61,13 @@ def _untold(line: str, said: set[str]) -> str:
 
 
 def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (),
-                     limits: Limits = DEFAULT_LIMITS) -> bool:
+                     limits: Limits = DEFAULT_LIMITS, sizes: Mapping[str, int] | None = None) -> bool:
     """Add the lines that delete, and say whether there are any; not for names that are kept, nor in the last section,
-    behind which a program or a function returns."""
+    behind which a program or a function returns. `sizes` are those of letters in shapes."""
     last: dict[str, int] = {}
     for index, section in enumerate(sections):
         for names, shape, line in _statements(section.lines):
-            if _is_large(shape, limits):
+            if _is_large(shape, limits, sizes or {}):
                 last |= dict.fromkeys(sorted(names.difference(kept)), index)
             last |= dict.fromkeys(last.keys() & set(NAME.findall(line)), index)
     for index, section in enumerate(sections[:-1]):
@@ -84,13 +85,14 @@ def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
         yield names, line.rpartition("  # ")[2], line
 
 
-def _is_large(comment: str, limits: Limits) -> bool:
+def _is_large(comment: str, limits: Limits, sizes: Mapping[str, int]) -> bool:
     """Whether the shape in a comment is worth it; where it grows with the batch, if there are several per sample."""
-    return any(_is_large_shape(inside, limits) for inside in SHAPE.findall(comment))
+    return any(_is_large_shape(inside, limits, sizes) for inside in SHAPE.findall(comment))
 
 
-def _is_large_shape(inside: str, limits: Limits) -> bool:
-    lengths = [match for text in inside.split(", ") if (match := LENGTH.match(text)) is not None]
+def _is_large_shape(inside: str, limits: Limits, sizes: Mapping[str, int]) -> bool:
+    texts = [WORD.sub(lambda word: str(sizes.get(word[0], word[0])), text) for text in inside.split(", ")]
+    lengths = [match for text in texts if (match := LENGTH.match(text)) is not None]
     each = math.prod(int(match["factor"] or match["number"] or 1) for match in lengths)
     letters = {match["letter"] for match in lengths if match["letter"]}
     if "N" in letters:

@@ -17,6 +17,8 @@ from hbpcompiler.codegen.printer import Text, quote
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 
+TOTAL = "total"
+"""What a loop's total is called where it needs no longer name."""
 BY_NAME = "\0name"
 """Where the name of a total's parameter will stand."""
 OTHER_LETTER = re.compile(r"\b(?!outer\b)[a-z](?<![nk])\d*\b")
@@ -66,7 +68,7 @@ class Totals:
 def total_name(result: fx.Node) -> str:
     """What a loop's total is called that no name was asked for: after what is made of it."""
     readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
-    return f"{readers[0]}_total" if readers else "total"
+    return f"{readers[0]}_{TOTAL}" if readers else TOTAL
 
 
 def counted(lead: fx.Node, loop: Loop) -> str:

@@ -13,12 +13,11 @@ from typing import Any, cast
 
 from torch import fx
 
-from hbpcompiler.codegen.calls import Call, Function, Outline
-from hbpcompiler.codegen.copying import Copy, Letter, lettered
-from hbpcompiler.codegen.forms import Form, entry_of
+from hbpcompiler.codegen.calls import Outline
+from hbpcompiler.codegen.forms import Form
 from hbpcompiler.codegen.places import SAVED, SHARED, Place, Places
-from hbpcompiler.codegen.printer import quote
 from hbpcompiler.codegen.segments import Segment, blocks_in, is_whole, readers, rows, under
+from hbpcompiler.codegen.sharing import arguments, in_code, share
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.writer import Loop
@@ -158,27 +157,14 @@ def _by_form(runs: Sequence[Run], outline: Outline, places: Places, returned: Co
             found.setdefault(form.key[1:], []).append((run, form))
     classes: Classes = []
     for members in found.values():
-        if len(_arguments(members, outline)) <= MOST_NUMBERS:
+        if len(arguments([(run.whole, form) for run, form in members], outline)) <= MOST_NUMBERS:
             classes.append(members)
             continue
         same: dict[Any, list[tuple[Run, Form]]] = {}
         for run, form in members:
-            same.setdefault(tuple(_in_code(run, form, outline)), []).append((run, form))
+            same.setdefault(tuple(in_code(run.whole, form, outline)), []).append((run, form))
         classes += same.values()
     return classes
-
-
-def _arguments(members: Sequence[tuple[Run, Form]], outline: Outline) -> list[tuple[int, ...]]:
-    """The numbers in code that differ, one for each run."""
-    columns = zip(*(_in_code(run, form, outline) for run, form in members), strict=True)
-    return list(dict.fromkeys(column for column in columns if len(set(column)) > 1))
-
-
-def _in_code(run: Run, form: Form, outline: Outline) -> list[int]:
-    """The numbers in a run's own statements, and those that its calls are given."""
-    own = [number for (in_code, number), owner in zip(form.numbers, form.owners, strict=True)
-           if in_code and owner not in outline.inside]
-    return own + [number for node in run.whole.nodes if node in outline.calls for number in outline.calls[node].numbers]
 
 
 def _saved(graph: fx.Graph, classes: Classes) -> Saved:
@@ -257,47 +243,12 @@ def turn_table(loop: Loop) -> str:
 def _share(members: Sequence[tuple[Run, Form]], outline: Outline, places: Places, found: Outline,
            types: Mapping[str, str], returned: Collection[fx.Node]) -> None:
     """One function for these runs, and a call in the place of each."""
-    run, form = members[0]
-    whole = run.whole
+    run, _ = members[0]
     title = types.get(run.path) or run.path.rpartition(".")[2]
-    written, letters = lettered([[number for _, number in own.numbers] for _, own in members])
-    arguments = _arguments(members, outline)
-    if not letters.keys() >= set(arguments):
-        return  # a number of a call that stands nowhere in the nodes
-    function = Function(fx.Graph(), Block(f"{run.path}: {title}", run.part), [letters[column] for column in arguments],
-                        len(members), of_module=True)
-    copy = Copy(function, form.inputs, iter(written), places, returned)
-    copy.run(whole)
-    inner = [[other for other in own.whole.nodes if other in outline.calls] for own, _ in members]
-    known = copy.known
-    for node in whole.nodes:
+    headings = [Block(f"{other.path}: {title}", other.part) for other, _ in members]
+    function = share([(other.whole, form) for other, form in members], headings[0], outline, places, found, returned,
+                     headings)
+    for node in () if function is None else function.graph.nodes:
         block = meta.block(node)
-        if block is not None:
-            known[node].meta["block"] = replace(block, title=under(block.title, run.path))
-        if node in outline.inside:
-            function.outline.inside.add(known[node])
-        if node in outline.calls:
-            call = outline.calls[node]
-            alike = [outline.calls[row[len(function.outline.calls)]].numbers for row in inner]
-            given = [column[0] if len(set(column)) == 1 else Letter(letters[column])
-                     for column in zip(*alike, strict=True)]
-            function.outline.calls[known[node]] = Call(
-                call.function, [known[read] for read in call.inputs], given,
-                [known[value] for value in call.values], _path_inside(call, run.path))
-    for number, (other, own) in enumerate(members):
-        nodes = other.whole.nodes
-        inputs = [node for node in own.inputs if entry_of(node, places, other.path) is None]
-        values = [node for node in other.whole.values()
-                  if node in returned or entry_of(node, places, other.path) is None]
-        for node in nodes:
-            found.calls.pop(node, None)
-        numbers = [column[number] for column in arguments]
-        found.calls[nodes[-1]] = Call(function, inputs, numbers, values, quote(other.path),
-                                      Block(f"{other.path}: {title}", other.part))
-        found.inside.update(nodes)
-
-
-def _path_inside(call: Call, path: str) -> str:
-    """The path of an operation's module, in the function of a module around it."""
-    rest = call.path.removeprefix(quote(path)[:-1])
-    return "path" if rest == '"' else f'path + "{rest}'
+        if block is not None and node.op != "placeholder":
+            node.meta["block"] = replace(block, title=under(block.title, run.path))

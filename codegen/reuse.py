@@ -12,6 +12,7 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.functions import RUNNING, STREAM, role
+from hbpcompiler.codegen.loops import TOTAL
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.segments import is_text
 from hbpcompiler.compiler.program import meta
@@ -66,9 +67,9 @@ class Reused:
             if end <= here:
                 del self.given[name]
                 self.names.taken.discard(name)
-        if STREAM.match(wish) is None and RUNNING.match(wish) is None:
+        if STREAM.match(wish) is None and RUNNING.match(wish) is None and wish != TOTAL:
             return self.names.fresh(wish)
-        name = self.names.fresh(wish if RUNNING.match(wish) else role(wish))
+        name = self.names.fresh(role(wish) if STREAM.match(wish) else wish)
         self.given[name] = self._last[node]
         return name
 

@@ -108,3 +108,19 @@ def under(title: str, path: str) -> str:
     if not title.startswith((f"{path}.", f"{path}: ")):
         return title
     return title[len(path):].removeprefix(".").removeprefix(": ")
+
+
+def times_read(node: fx.Node, user: fx.Node) -> int:
+    """How often one line mentions a value."""
+    return sum(read is node for read in _nodes_in((user.args, user.kwargs)))
+
+
+def _nodes_in(item: Any) -> Iterator[fx.Node]:
+    """Every mention of a node in a call's arguments, repeated ones too."""
+    if isinstance(item, fx.Node):
+        yield item
+    elif isinstance(item, dict):
+        yield from _nodes_in(list(item.values()))
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _nodes_in(part)

@@ -13,10 +13,11 @@ from hbpcompiler.codegen.calls import Call, Function
 from hbpcompiler.codegen.functions import Functions, several
 from hbpcompiler.codegen.inline import Inlining, all_pure
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
-from hbpcompiler.codegen.loops import Totals, counted, shape_text, total_name, why, with_shape
+from hbpcompiler.codegen.loops import TOTAL, Totals, counted, shape_text, total_name, why, with_shape
 from hbpcompiler.codegen.made_once import rows_of_calls
 from hbpcompiler.codegen.modules import turn_table
 from hbpcompiler.codegen.naming import Names, comment, identifier
+from hbpcompiler.codegen.outline import IN_CHUNKS
 from hbpcompiler.codegen.places import SAVED, in_inputs, is_of_results
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.codegen.reuse import Reused
@@ -122,8 +123,8 @@ class Printer:
             if self.reused is not None:
                 self.reused.keeps(node, kept)
             return kept
-        if hint and self.reused is not None:
-            return self.reused.name(node, hint, before)
+        if (hint or otherwise == TOTAL) and self.reused is not None:
+            return self.reused.name(node, hint or otherwise, before)
         name = self.names.fresh(hint or otherwise or self.temporaries.wish(node))
         if not hint and not otherwise:
             self.temporaries.gave(node, name)
@@ -150,6 +151,7 @@ class Printer:
         """A block as a call of the function that it shares with others."""
         text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
         otherwise = f"{identifier(call.path)}_part" if call.path != quote("") else ""
+        otherwise = TOTAL if call.function.block.title.endswith(IN_CHUNKS) else otherwise
         if len(call.values) == 1 and self.inlining.in_next_line(call.values[0], text) and all_pure(call.function.graph):
             self.texts[call.values[0]] = (text, ATOM)
             return []
@@ -167,7 +169,8 @@ class Printer:
     def _printed(self, function: Function, names: Names, given: Mapping[fx.Node, str], placed: Mapping[fx.Node, str],
                  head: Sequence[str]) -> tuple[list[str], list[str]]:
         """A function's graph as lines, and its values."""
-        functions = replace(self.functions, outline=function.outline, places={}, in_module=function.of_module)
+        functions = replace(self.functions, outline=function.outline, places={}, in_module=function.of_module,
+                            sizes=function.sizes)
         printer = Printer(function.graph, names, given, functions, placed)
         sections = [Section("", [*head])]
         for block, lines in printer.statements():
@@ -177,7 +180,7 @@ class Printer:
             sections[-1].lines += lines
         values = [printer.look(node)[0] for node in function.values]
         if function.of_module:
-            free_at_last_use(sections, values, self.functions.limits)
+            free_at_last_use(sections, values, self.functions.limits, function.sizes)
         found: list[str] = []
         for section in sections:
             long = function.of_module and sum(not line.startswith("del ") for line in section.lines) > 1
@@ -221,7 +224,8 @@ class Printer:
                     self._goes_on(result, totals[-1])
                 continue
             text, _ = expression(accumulator, self.look)
-            name = self.names.fresh("total") if result is None else self._named(result, total_name(result), node)
+            name = self.names.fresh(TOTAL) if result is None else self._named(
+                result, TOTAL if self.functions.short else total_name(result), node)
             self.texts[accumulator] = (name, ATOM)
             totals.append(name)
             if result is not None and result in self.functions.places:

@@ -72,6 +72,10 @@ class Temporaries:
         text = self.texts[target][0] if isinstance(target, fx.Node) and target in self.texts else ""
         return text if NAME.fullmatch(text) and not meta.hint(node) else ""
 
+    def origin(self, name: str) -> str:
+        """The tensor that has a name of its own behind a name that was given."""
+        return self._origins.get(name, (name, 0))[0]
+
     def gave(self, node: fx.Node, name: str) -> None:
         """The node was named."""
         if _is_product(node):

@@ -11,15 +11,19 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.copying import letters_in
-from hbpcompiler.codegen.functions import Functions
+from hbpcompiler.codegen.functions import Functions, role
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
-from hbpcompiler.codegen.loops import with_shape
+from hbpcompiler.codegen.loops import TOTAL, with_shape
 from hbpcompiler.codegen.naming import Names, comment, identifier
-from hbpcompiler.codegen.places import ENDS
+from hbpcompiler.codegen.places import ENDS, PARAMETERS
+from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
 from hbpcompiler.compiler.program.writer import Loop
 
+ENTRY = re.compile(rf"(?:{ENDS}\.)?\w+\[[^\]]*?(?P<leaf>[A-Za-z_]\w*)\"\]")
+"""At the beginning of a table's entry, or of a slice of it: the last part of its key."""
+OF_TOTAL = re.compile(rf"(^|_){TOTAL}(_\d+)?$")
 VARIABLE = re.compile(rf"(?:{ENDS}\.)?(?P<name>[A-Za-z_]\w*)")
 """At the beginning of a slice of it, or of a table's entry."""
 
@@ -29,6 +33,7 @@ class Prints(Protocol):
 
     names: Names
     functions: Functions
+    temporaries: Temporaries
     turns: Turns
 
     def inside(self, graph: fx.Graph, names: Names, given: Mapping[fx.Node, str], functions: Functions,
@@ -45,15 +50,21 @@ class Turns:
 
     def short(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
               rest: Sequence[str], texts: Sequence[str]) -> list[Section]:
-        """The lines of a turn under one heading; the call of a function if it makes large tensors, which would live on
-        in the next turn."""
-        if self._frees(node, loop, texts):
+        """The lines of a turn under one heading, which slices at its head; the call of a function if it makes large
+        tensors, which would live on in the next turn."""
+        names = Names()
+        names.taken = set(self.names.taken)
+        trial = self.printer.inside(fx.Graph(), names, {}, self.functions.scratch(), {}).turns
+        _, sections = trial._with_slices(node, loop, totals, parts, at, rest)
+        if free_at_last_use([*sections, Section("")], (), self.functions.limits, self.functions.sizes):
             return [Section("", [self._turn_call(node, loop, texts)])]
-        return self._with_slices(node, loop, totals, parts, at, rest)
+        head, sections = self._with_slices(node, loop, totals, parts, at, rest)
+        sections[0].lines[:0] = head
+        return sections
 
     def _with_slices(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
-                     rest: Sequence[str]) -> list[Section]:
-        """The lines of a turn that slices at its head."""
+                     rest: Sequence[str]) -> tuple[list[str], list[Section]]:
+        """The slices at the head of a turn, and its lines."""
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
         head: list[str] = []
         texts = [*totals]
@@ -63,15 +74,7 @@ class Turns:
             texts.append(self.names.fresh(f"{bare}_{loop.letter}") if holder.users else "")
             if holder.users:
                 head.append(with_shape(f"{texts[-1]} = {outer}{at}", holder))
-        sections = self.turn(node, loop, [*texts, *rest])
-        sections[0].lines[:0] = head
-        return sections
-
-    def _frees(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> bool:
-        """Whether a turn makes large tensors, which would live on in the next one."""
-        scratch = self.printer.inside(fx.Graph(), Names(), {}, self.functions.scratch(), {})
-        sections = scratch.turns.turn(node, loop, texts)
-        return free_at_last_use([*sections, Section("")], limits=self.functions.limits)
+        return head, self.turn(node, loop, [*texts, *rest])
 
     def _turn_call(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> str:
         """A loop's body as the call of a function, whose frame ends what a turn has made."""
@@ -82,9 +85,7 @@ class Turns:
         parameters, arguments = [], []
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
         for holder, text in zip(holders, texts, strict=True):
-            match = None if meta.role(holder) is Role.KEPT else VARIABLE.match(text)
-            wish = match["name"] if match is not None else "kept" if meta.role(holder) is Role.KEPT else "total"
-            given.append(names.fresh(wish) if holder.users else "")
+            given.append(names.fresh(self._inside(holder, text)) if holder.users else "")
             if holder.users:
                 parameters.append(f"{given[-1]}: {meta.annotation(holder)}")
                 arguments.append(text)
@@ -92,7 +93,7 @@ class Turns:
         arguments += letters
         inner = self.printer.inside(fx.Graph(), names, {}, replace(self.functions, outline=Outline(), places={}), {})
         sections = inner.turns.turn(node, loop, given)
-        free_at_last_use(sections, limits=self.functions.limits)
+        free_at_last_use(sections, (), self.functions.limits, self.functions.sizes)
         lines: list[str] = []
         for section in sections:
             lines += [*(["", f"# {section.heading}"] if section.title else []), *section.lines]
@@ -101,6 +102,22 @@ class Turns:
         name = self.functions.define(f"{identifier(title)}_turn", parameters,
                                      f"{title}: one turn of a loop, which adds to its totals.", lines)
         return f"{name}({', '.join(arguments)})"
+
+    def _inside(self, holder: fx.Node, text: str) -> str:
+        """What a turn's function calls what it is given: by its role, without where it is."""
+        match = VARIABLE.match(text)
+        if meta.role(holder) is Role.KEPT or match is None:
+            return "kept" if meta.role(holder) is Role.KEPT else TOTAL
+        name = match["name"]
+        entry = ENTRY.match(text)
+        if entry is not None:
+            return entry["leaf"] if name == PARAMETERS else name
+        if meta.role(holder) in (Role.TOTAL, Role.ROWS):
+            return TOTAL if OF_TOTAL.search(name) else name
+        if meta.annotation(holder) != "Tensor":
+            return name
+        origin = self.printer.temporaries.origin(name)
+        return f"{role(origin) if '_' in origin else origin}{name.removeprefix(origin)}"
 
     def turn(self, node: fx.Node, loop: Loop, given: Sequence[str]) -> list[Section]:
         """A loop's body, `given` the texts of its placeholders."""
