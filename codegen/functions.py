@@ -221,7 +221,7 @@ def _without_path(function: Function) -> None:
         elif node in function.values:
             node.meta["hint"] = "y"
         if meta.wish(node):
-            node.meta["wish"] = role(meta.wish(node))
+            node.meta["wish"] = role(meta.wish(node)) if STREAM.match(meta.wish(node)) else meta.wish(node)
         subject = str(node.meta.get("subject") or "")
         for leaf in leaves:
             if f"_{leaf}_" in f"{subject}_":

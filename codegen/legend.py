@@ -14,6 +14,8 @@ LEGEND: Mapping[str, str] = {
     "Q": "sampled residual columns",
     "H": "the loss's Hessian, sample by sample",
     "G": "averaged GGN",
+    "W": "weighted sums of GGN columns",
+    "Z": "weighted sums of sampled GGN columns",
     "J": "derivatives of the model's output",
     "d": "local derivative",
     "sign": "signs of columns",

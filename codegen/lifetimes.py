@@ -18,6 +18,8 @@ NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 """Of a variable; `.square()` does not read a tensor that is called square."""
 SHAPE = re.compile(r"\[([^\]]*)\]")
 """In a comment; behind a call with several results there are several."""
+AS_ABOVE = "as above"
+"""What stands behind a heading instead of what is computed, where that has been said."""
 HEADING = re.compile(r"^(?P<indent> *)# (?P<heading>(?P<title>\S.*?)    \S.*)$")
 """Inside of a loop or a function, with what is computed under it."""
 WORD = re.compile(r"[a-z]\d*")
@@ -42,8 +44,8 @@ def tell_once(sections: Sequence[Section], functions: dict[str, str]) -> None:
     """What is computed under a heading is said where it stands first, in the program if it stands there."""
     said: set[str] = set()
     for section in sections:
-        if section.heading in said:
-            section.formula = ""
+        if section.formula and section.heading in said:
+            section.formula = AS_ABOVE
         said.add(section.heading)
         section.lines = [_untold(line, said) for line in section.lines]
     for name, text in functions.items():
@@ -57,7 +59,7 @@ def _untold(line: str, said: set[str]) -> str:
         return line
     known = match["heading"] in said
     said.add(match["heading"])
-    return f"{match['indent']}# {match['title']}" if known else line
+    return f"{match['indent']}# {match['title']}    {AS_ABOVE}" if known else line
 
 
 def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (),

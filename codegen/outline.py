@@ -19,7 +19,6 @@ from hbpcompiler.codegen.forms import Form
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.segments import Segment, is_text, is_whole, segments
 from hbpcompiler.codegen.sharing import arguments, share
-from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.writer import Loop
 
 SAVED = 8
@@ -85,7 +84,7 @@ def _loops_in(segment: Segment) -> Iterator[Segment]:
                 path, _, title = segment.block.title.rpartition(": ")
                 block = replace(segment.block, title=f"{path}: {title} {IN_CHUNKS}", formula="")
                 own = {*totals, node, *results}
-                yield Segment(cast("Block", block), [other for other in segment.nodes[:last + 1] if other in own])
+                yield Segment(block, [other for other in segment.nodes[:last + 1] if other in own])
 
 
 def _statements(loop: Segment) -> int:

@@ -54,8 +54,8 @@ class Temporaries:
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
-        if meta.wish(node):
-            return meta.wish(node)
+        if own := self.wished(node):
+            return own
         if _is_product(node):
             return f"{PRODUCTS}_{meta.subject(node)}"
         base, suffix = self._base(node), _suffix(node)
@@ -65,6 +65,14 @@ class Temporaries:
         if depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
             base, depth = origin, 0
         return _fitting(f"{base}_{suffix}")
+
+    def wished(self, node: fx.Node) -> str:
+        """What was wished for, with what it is of: a wish that ends in _ is of the node's subject, one that begins
+        with _ of what it is made of."""
+        wish = meta.wish(node)
+        if wish.startswith("_"):
+            return _fitting(f"{self._base(node)}{wish}")
+        return f"{wish}{meta.subject(node)}" if wish.endswith("_") else wish
 
     def kept(self, node: fx.Node) -> str:
         """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else."""
@@ -91,7 +99,7 @@ class Temporaries:
             text = self.texts[read][0] if read in self.texts else ""
             if NAME.fullmatch(text):
                 return text
-            found = f"{PRODUCTS}_{meta.subject(read)}" if _is_product(read) else self._base(read)
+            found = self.wished(read) or (f"{PRODUCTS}_{meta.subject(read)}" if _is_product(read) else self._base(read))
             if found:
                 return found
         return ""
@@ -110,7 +118,15 @@ def _suffix(node: fx.Node) -> str:
         return "back"
     if method == "flatten" and node.args[1:2] == (0,):
         return "rows"
+    if method == "clamp" and node.kwargs == {"min": 0}:
+        return "negative_part" if _is_negated(node.args[0]) else "positive_part"
+    if method == "getitem" and isinstance(node.args[1], str):
+        return identifier(node.args[1]).strip("_")
     return SUFFIX.get(method, identifier(method).strip("_"))
+
+
+def _is_negated(item: Any) -> bool:
+    return isinstance(item, fx.Node) and called(item) == "neg"
 
 
 def _fitting(name: str) -> str:

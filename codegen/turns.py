@@ -104,11 +104,13 @@ class Turns:
         return f"{name}({', '.join(arguments)})"
 
     def _inside(self, holder: fx.Node, text: str) -> str:
-        """What a turn's function calls what it is given: by its role, without where it is."""
+        """What a turn's function calls what it is given: in a large program by its role, without where it is."""
         match = VARIABLE.match(text)
         if meta.role(holder) is Role.KEPT or match is None:
             return "kept" if meta.role(holder) is Role.KEPT else TOTAL
         name = match["name"]
+        if not self.functions.short:
+            return name
         entry = ENTRY.match(text)
         if entry is not None:
             return entry["leaf"] if name == PARAMETERS else name

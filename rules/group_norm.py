@@ -1,6 +1,7 @@
 """Group norm and instance norm: groups of channels, with all their positions, are standardised sample by sample."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -107,14 +108,9 @@ GROUP_NORM = Rule(
         case((2, 2, 1, 2), 2, eps=0.3),
     ],
 )
-NATIVE_GROUP_NORM = Rule(
+NATIVE_GROUP_NORM = replace(
+    GROUP_NORM,
     operations=["aten.native_group_norm"],
-    forward=group_norm,
-    jac_t={"input": NORM.jac_t},
-    backward={"input": back},
-    params=params,
-    residual=NORM.residual,
-    layout=Layout.GROUPS,
     refuse=lambda op: "its statistics are used as values, which have no derivative here" if op.index else None,
     cases=[
         Case(

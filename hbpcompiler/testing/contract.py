@@ -44,14 +44,20 @@ def check_rule(rule: Rule | LossRule) -> None:
                     check_extremes(rule, operation, case)
 
 
-def check_case(rule: Rule, operation: str, case: Case) -> None:
-    """One case of an operation's rule."""
+def _forward(rule: Rule | LossRule, operation: str, case: Case) -> tuple[Setting, Op, str]:
+    """One case's arguments, its operation with the value compared, and what it is called in a failure."""
     torch.manual_seed(0)
     setting = Setting(rule, operation, case)
     op = setting.op()
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
     assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
     close(op.output, setting.reference(), f"{where}: forward")
+    return setting, op, where
+
+
+def check_case(rule: Rule, operation: str, case: Case) -> None:
+    """One case of an operation's rule."""
+    setting, op, where = _forward(rule, operation, case)
     columns = torch.randn(SAMPLES, COLUMNS, *op.shape("output"), dtype=torch.float64)
     for name, i in setting.inputs(setting.active()):
         _check_input(rule, setting, op, name, i, columns, where)
@@ -124,12 +130,7 @@ def _check_losses(rule: LossRule, setting: Setting, where: str) -> None:
 
 def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     """One case of a loss: value, per-sample gradient, Hessian and the sampled Hessian's expectation."""
-    torch.manual_seed(0)
-    setting = Setting(rule, operation, case)
-    op = setting.op()
-    where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
-    assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
-    close(op.output, setting.reference(), f"{where}: forward")
+    setting, op, where = _forward(rule, operation, case)
     if "target" in case.shapes:
         assert rule.check(op, setting.arguments["target"]) is None, f"{where}: the rule rejects its own case's target"
     scale = SAMPLES if rule.reduction(op) == "mean" else 1

@@ -1,5 +1,6 @@
 """Names of what nobody named come from the tensor and what is done to it; long paths are shortened, uniquely."""
 
+import operator
 import re
 
 import torch
@@ -9,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.codegen.printer import ATOM
 from hbpcompiler.codegen.temporaries import Temporaries
+from hbpcompiler.compiler.program.writer import otherwise_named
 from tests.optimise.small import program
 
 
@@ -45,3 +47,37 @@ def test_a_gradient_in_front_of_a_pool_is_called_after_its_value_and_signs_after
     assert "_n_n" not in code
     assert re.search(r"_n_\w+_n\b", code) is None
     assert not [line for line in code.splitlines() if line != line.rstrip()]
+
+
+def test_a_wish_says_of_what():
+    def two(writer, x):
+        with writer.about("M_weight"):
+            return otherwise_named(otherwise_named(x.sum(0), "_in_basis").square(), "eigenvalues_")
+
+    graph = program(two, "S_linear")
+    texts = {node: (str(node.target), ATOM) for node in graph.nodes if node.op == "placeholder"}
+    names = Temporaries(texts)
+    made = [node for node in graph.nodes if node.op == "call_method"]
+    assert [names.wish(node) for node in made] == ["S_linear_in_basis", "eigenvalues_M_weight"]
+
+
+def test_parts_of_a_sign_and_entries_are_called_so():
+    parts = [lambda writer, x: x.clamp(min=0).sum(), lambda writer, x: (-x).clamp(min=0).sum(),
+             lambda writer, x: x.clamp(min=1).sum(), lambda writer, x: x["all"].sum()]
+    found = []
+    for part in parts:
+        graph = program(part, "R_linear")
+        texts = {node: (str(node.target), ATOM) for node in graph.nodes if node.op == "placeholder"}
+        node = next(node for node in graph.nodes if node.target == "clamp" or node.target is operator.getitem)
+        found.append(Temporaries(texts).wish(node))
+    assert found == ["R_linear_positive_part", "R_linear_negative_part", "R_linear_clamp", "R_linear_all"]
+
+
+def test_windows_of_neighbourhoods_say_of_what():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 2), nn.SiLU(), nn.Flatten(),
+                          nn.Linear(6 * 25, 3))
+    batch = torch.randn(2, 1, 14, 14), torch.tensor([0, 2])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    assert re.findall(r"^ +(\w+_windows) = ", code, re.M) == ["tanh_1_windows", "d_tanh_1_windows", "x_windows"]
+    assert "pieces" not in code
+    assert "as above" in code

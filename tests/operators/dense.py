@@ -6,6 +6,10 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import Forward, derivative, jacobian
 
 
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
 def dense(run, kind, names=None):
     """The [D, D] matrix of a `Forward` pass: "ggn", "hessian" or "fisher_empirical"."""
     names = list(run.parameters) if names is None else names

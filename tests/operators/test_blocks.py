@@ -11,20 +11,10 @@ import hbpcompiler as hbp
 from hbpcompiler.errors import OptionError
 from hbpcompiler.operators.blocks import PASSES, PROGRAMS, Trial
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.operators.dense import dense, forward, same
+from tests.operators.dense import dense, double, forward, same
 from tests.operators.test_matrices import Custom, Tied, two_losses
 from tests.test_random_graphs import graphs
 from tests.test_transformers import cross_entropy, tied_gpt2, transformers
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def double(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
 BATCH = double(7, 3), torch.tensor([0, 1, 2, 2, 0, 1, 2])

@@ -7,18 +7,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
-from tests.operators.dense import same
+from tests.operators.dense import double, same
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def double(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()

@@ -10,11 +10,6 @@ import hbpcompiler as hbp
 from tests.operators.dense import same
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module", params=["ggn", "hessian"])
 def operator(request):
     """Of 119 rows: more than are decomposed whole."""

@@ -11,20 +11,11 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.operators.dense import check, dense, forward, same
+from tests.operators.dense import check, dense, double, forward, same
 from tests.test_random_graphs import graphs
 from tests.test_transformers import cross_entropy, tied_gpt2, transformers
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def double(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))

@@ -4,8 +4,9 @@ import pytest
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.check import BrokenProgramError, Level, check_program
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
-from hbpcompiler.compiler.program.writer import LoopCall, Writer
+from hbpcompiler.compiler.program.writer import Writer
 from tests.optimise.small import loop, program, shaped, total_of
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
-from hbpcompiler.compiler.program.writer import LoopCall, named
+from hbpcompiler.compiler.program.writer import named
 from tests.optimise.small import loop, program, run, shaped
 
 

@@ -22,6 +22,7 @@ from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.rule import Diagonal
 from hbpcompiler.rule.registry import Registry
 from tests.prove.test_agreement import batch
+from tests.user_code import Cubed
 
 
 class Around(nn.Module):
@@ -58,19 +59,6 @@ class Straight(torch.autograd.Function):
         return g
 
 
-class Cube(torch.autograd.Function):
-    """Its backward is right."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        return 3 * ctx.saved_tensors[0] ** 2 * g
-
-
 @pytest.mark.parametrize("quantities", [["grad"], ["diag_h"]])
 def test_a_custom_backward(quantities):
     text = refusal(Around(Straight.apply), quantities)
@@ -85,7 +73,7 @@ def test_a_custom_backward(quantities):
 
 def test_a_custom_backward_that_is_the_derivative():
     X, y = batch()
-    result = hbp.compile(Around(Cube.apply), quantities=["grad"])(X, y)
+    result = hbp.compile(Around(Cubed.apply), quantities=["grad"])(X, y)
     assert result.grad["layer.weight"].abs().max() > 0
 
 

@@ -206,7 +206,8 @@ def put(backward: Backward, parameter: Value, closing: Closing, result: Any) -> 
         added = torch.cat([closings[closing], result], 1)
     else:
         added = closings[closing] + result
-    closings[closing] = named(added, f"{PART[kind]}_{stream}_{backward.matched.names[parameter.name]}")
+    of_what = [PART[kind], *([stream] if stream else []), backward.matched.names[parameter.name]]
+    closings[closing] = named(added, "_".join(of_what))
     for total in backward.plan.sums:
         if total.closing == closing and parameter.key in total.parameters:
             backward.sums[total] = _added(backward, total, result)

@@ -18,9 +18,9 @@ from hbpcompiler.compiler.plan.steps import (
     LocalTail,
     Widen,
 )
-from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.program.writer import Part, otherwise_named
 from hbpcompiler.compiler.trace.graph import Operation, Value
-from hbpcompiler.rule import Op, Window, called, computed
+from hbpcompiler.rule import Op, Window, computed
 
 
 def walk_local_tail(backward: Backward, step: LocalTail) -> None:
@@ -142,4 +142,4 @@ class _Pieces:
         for axis, (length, step) in enumerate(zip(place.length, place.step, strict=True)):
             tensor = tensor.unfold(2 + axis, length, step)
         order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-        return called("pieces", tensor.permute(order).flatten(0, axes))
+        return otherwise_named(tensor.permute(order).flatten(0, axes), "_windows")

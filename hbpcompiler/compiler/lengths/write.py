@@ -12,9 +12,10 @@ from torch import fx
 from hbpcompiler.compiler.lengths.numbers import Polynomial, Power, text
 from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Walk
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
 
 LENGTH = "T"

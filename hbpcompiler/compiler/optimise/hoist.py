@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import called, facts, is_pure, writes_in_place
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 
 
 def hoist_from_loops(graph: fx.Graph) -> None:

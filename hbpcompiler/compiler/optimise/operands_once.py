@@ -15,9 +15,10 @@ from hbpcompiler.compiler.optimise.simplify import drop_dead
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import gram
 from hbpcompiler.compiler.program.kernels import LINEAR
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import is_pure, writes_in_place
 from hbpcompiler.compiler.program.weights import weighted
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 
 
 def form_operands_once(graph: fx.Graph) -> None:

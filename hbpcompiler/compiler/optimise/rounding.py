@@ -11,10 +11,11 @@ from torch import Tensor, fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import GRAMS
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Mark
 from hbpcompiler.compiler.program.nodes import facts, replace_by, writes_in_place
 from hbpcompiler.compiler.program.shapes import BATCHES, evaluate, round_of
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 
 
 def round_what_columns_meet(graph: fx.Graph, dtype: torch.dtype, model: torch.dtype,

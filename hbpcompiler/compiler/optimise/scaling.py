@@ -10,8 +10,9 @@ from torch import fx
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 
 VIEWS = {"squeeze", "reshape", "flatten", "unflatten"}
 """Of a product, divided like the product itself."""

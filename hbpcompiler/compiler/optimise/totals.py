@@ -24,10 +24,11 @@ from hbpcompiler.compiler.program.grams import (
     pixel_gram_to_,
 )
 from hbpcompiler.compiler.program.kernels import GROWING, MADE_SCALED
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.pages import large_empty
 from hbpcompiler.compiler.program.products import add_products_, onednn_add_product_
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 OVER = "over"

@@ -50,7 +50,7 @@ from hbpcompiler.rule.registry import AnyRule
 CLOSINGS: Mapping[str, str] = {
     SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", ALONG: "T[n] sum_m T[m]",
     HISTOGRAM: "counts of T", HISTOGRAM_2D: "counts of T by theta", DOT: "T[n] T[m]", GRAM: "T[nk] T[mj]",
-    CROSS: "T[nk] g[m]", PROJECT: "T[nk] d[f]", COLUMN_SUM: "sum_n T", DIAGONAL: "sum_{nk} T^2",
+    CROSS: "T[nk] g[m]", PROJECT: "T[nk] d[f]", COLUMN_SUM: "sum_{nk} w[nk] T", DIAGONAL: "sum_{nk} T^2",
     POSITIVE: "sum_{nk} T^2 where +", NEGATIVE: "sum_{nk} T^2 where -", BATCH_DIAGONAL: "sum_k T^2",
     IN_BASES: "sum_{nk} (Q_B^T T Q_A)^2",
 }

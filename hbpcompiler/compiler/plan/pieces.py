@@ -22,7 +22,7 @@ from hbpcompiler.quantities import (
 )
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G",
-          OUTPUT: "J", WEIGHTED: "C", SUM_GGN: "W", SUM_GGN_MC: "W"}
+          OUTPUT: "J", WEIGHTED: "C", SUM_GGN: "W", SUM_GGN_MC: "Z"}
 """How the values of a stream are named in generated code."""
 BEFORE_MEAN = "H"
 """KFRA's stream is averaged where the model ends; before that it is the Hessian of each l_n in the output."""

@@ -24,8 +24,9 @@ from hbpcompiler.compiler.program.draws import (
     steps_of_samples,
     uniform_of_samples,
 )
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import called, facts
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 
 Helper = tuple[Callable[..., Any], tuple[Any, ...]]
 """What draws by sample instead, and its arguments behind keys, number and axis."""

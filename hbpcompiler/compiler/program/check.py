@@ -9,9 +9,10 @@ from typing import Any
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import shows_its_input
-from hbpcompiler.compiler.program.writer import Loop, LoopCall
+from hbpcompiler.compiler.program.writer import Loop
 
 
 class Level(IntEnum):

@@ -90,7 +90,8 @@ def hint(node: fx.Node) -> str:
 
 
 def wish(node: fx.Node) -> str:
-    """What it is called if it gets a line of its own, which it does not ask for; or nothing."""
+    """What it is called if it gets a line of its own, which it does not ask for; or nothing. A wish that ends in _ is
+    of the node's subject, one that begins with _ of what it is made of."""
     return node.meta.get("wish") or ""
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from torch import fx
 
@@ -222,85 +222,6 @@ class Loop:
 
 def _slice(start: int, stop: int, tensor: Any, axis: int) -> Any:
     return tensor[:, start:stop] if axis else tensor[start:stop]
-
-
-class Passed(NamedTuple):
-    """What a loop passes to its body."""
-
-    outer: fx.Node
-    """outside, an argument of the loop."""
-    inner: fx.Node
-    """in the body, a placeholder."""
-
-
-@dataclass(frozen=True)
-class LoopCall:
-    """A loop's node taken apart, by name: totals that grow, rows that are filled, tensors cut in chunks, whole ones."""
-
-    node: fx.Node
-    loop: Loop
-    totals: tuple[Passed, ...]
-    rows: tuple[Passed, ...]
-    cut: tuple[Passed, ...]
-    whole: tuple[Passed, ...]
-
-    @classmethod
-    def of(cls, node: fx.Node) -> LoopCall:
-        """Raises ValueError if the body takes more, or fewer, tensors than it is given."""
-        loop: Any = node.target
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
-        holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
-        holders = holders[:-1] if loop.begins else holders
-        passed = tuple(Passed(*pair) for pair in zip((*accumulators, *cut, *whole), holders, strict=True))
-        filled, others = passed[: len(accumulators)], passed[len(accumulators) :]
-        return cls(node, loop, filled[: loop.totals], filled[loop.totals :], others[: len(cut)], others[len(cut) :])
-
-    @property
-    def filled(self) -> tuple[Passed, ...]:
-        """What the loop writes: node[0], node[1], ... are its results."""
-        return self.totals + self.rows
-
-    def pass_whole(self, outer: fx.Node, name: str) -> fx.Node:
-        """Pass one more tensor to the body, if it does not have it; the placeholder that stands for it there."""
-        for passed in LoopCall.of(self.node).whole:
-            if passed.outer is outer:
-                return passed.inner
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
-        inner = self._held(outer, name, Role.WHOLE, len(accumulators) + len(cut) + len(whole))
-        self.node.args = (accumulators, cut, (*whole, outer))
-        return inner
-
-    def pass_cut(self, outer: fx.Node, name: str) -> fx.Node:
-        """Pass one more tensor [N, ...] to the body, in chunks; the placeholder that stands for one there."""
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
-        inner = self._held(outer, name, Role.CUT, len(accumulators) + len(cut))
-        meta.set_tensor(inner, (self.loop.letter, *(meta.shape(outer) or ("",))[1:]), meta.dtype(outer))
-        self.node.args = (accumulators, (*cut, outer), whole)
-        self.loop.cut += 1
-        return inner
-
-    def begin(self) -> fx.Node:
-        """Tell the body which turn is the first (see `Loop.begins`); the placeholder that says so."""
-        holders = [holder for holder in self.loop.body.nodes if holder.op == "placeholder"]
-        if self.loop.begins:
-            return holders[-1]
-        with self.loop.body.inserting_after(holders[-1]):
-            kept = self.loop.body.placeholder("kept")
-        meta.place(kept, self.node)
-        meta.set_no_tensor(kept)
-        meta.annotate_as(kept, "float")
-        meta.play(kept, Role.KEPT)
-        self.loop.begins = True
-        return kept
-
-    def _held(self, outer: fx.Node, name: str, role: Role, behind: int) -> fx.Node:
-        """A placeholder in the body behind so many of its placeholders."""
-        holders = [holder for holder in self.loop.body.nodes if holder.op == "placeholder"]
-        with self.loop.body.inserting_after(holders[behind - 1]):
-            inner = self.loop.body.placeholder(name)
-        meta.set_own_memory(meta.copy(inner, outer), False)
-        meta.play(inner, role)
-        return inner
 
 
 def named(proxy: Any, hint: str) -> Any:

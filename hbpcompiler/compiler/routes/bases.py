@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.program.writer import otherwise_named
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
@@ -173,14 +174,18 @@ def _turned(site: Site, use: Use) -> Use:
 
     def columns(op: Op, columns: Tensor) -> Tensor:
         seen = use.contraction.columns(op, columns)
-        return einsum(f"{left},{shared}{own}z->{left.replace(own, 'z')}", seen, op.argument("outer"))
+        return _in_basis(einsum(f"{left},{shared}{own}z->{left.replace(own, 'z')}", seen, op.argument("outer")))
 
     def operand(op: Op) -> Tensor:
         assert use.contraction.operand is not None
         seen = use.contraction.operand(op)
-        return einsum(f"{right},{shared}{met}z->{right.replace(met, 'z')}", seen, op.argument("inner"))
+        return _in_basis(einsum(f"{right},{shared}{met}z->{right.replace(met, 'z')}", seen, op.argument("inner")))
 
     return replace(_with_bases(site, use), contraction=Contraction(_in_order(site).equation, columns, operand))
+
+
+def _in_basis(seen: Any) -> Any:
+    return otherwise_named(seen, "_in_basis")
 
 
 def _seen(site: Site, op: Op, product: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
-from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.program.writer import Part, otherwise_named
 from hbpcompiler.compiler.routes.site import (
     COLUMNS,
     Route,
@@ -24,6 +24,9 @@ from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import ALONG, COLUMN_SUM, PROJECT
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.idioms import rows_of_vectors
+
+TANGENT = "_tangent"
+"""Of an operand: what a layer's output changes by along a direction."""
 
 
 class OperandFirst(Route):
@@ -63,7 +66,8 @@ class OperandFirst(Route):
             if site.indexed and use.contraction.index is not None:
                 first = rows_of_vectors(directions, use.contraction.index(op or use.op))
             else:
-                first = einsum(f"{right},{f}{site.theta}->{met}", operand_of(use, op), directions)
+                met_by = einsum(f"{right},{f}{site.theta}->{met}", operand_of(use, op), directions)
+                first = otherwise_named(met_by, TANGENT)
             return einsum(f"{left},{met}->nk{f}", columns, first)
 
         if not site.has_positions:
@@ -133,7 +137,7 @@ class OntoSum(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         own = replace(use, directions=use.total.reshape(1, *site.shape),
-                      totals={PROJECT: use.stream.new_zeros((use.batch, 1, 1))})
+                      totals={PROJECT: otherwise_named(use.stream.new_zeros((use.batch, 1, 1)), "along_sum_")})
         return {ALONG: self.inner.write(_of_one_direction(site), own, self.inner.kinds)[PROJECT].flatten()}
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.program.writer import otherwise_named
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Route, Site, Use
 from hbpcompiler.quantities import EIGEN, FACTOR, IN_BASES, INPUT_FACTOR, EigenPart
-from hbpcompiler.rule import called
 
 
 class Eigenbasis(Route):
@@ -50,10 +50,10 @@ class Eigenbasis(Route):
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         eigenvalues, outer = _eigh(site, self._closed(site, use, FACTOR))
         if not site.features:
-            return {EIGEN: EigenPart(None, outer, called("eigenvalues", eigenvalues))}
+            return {EIGEN: EigenPart(None, outer, eigenvalues)}
         _, inner = _eigh(site, self._closed(_inputs(site), use.alone or use, INPUT_FACTOR))
         squares = self._closed(site, replace(use, bases=(inner, outer)), IN_BASES)
-        return {EIGEN: EigenPart(inner, outer, squares)}
+        return {EIGEN: EigenPart(inner, outer, otherwise_named(squares, "eigenvalues_"))}
 
     def _closed(self, site: Site, use: Use, kind: str) -> Any:
         (choice,) = self.choose(site, frozenset({kind}))
@@ -69,6 +69,6 @@ def _eigh(site: Site, matrix: Any) -> tuple[Any, Any]:
     """Eigenvalues and eigenvectors (as columns), of a half-precision matrix in single precision."""
     if site.itemsize >= 4:
         found = torch.linalg.eigh(matrix)
-        return found[0], found[1]
+        return otherwise_named(found[0], "eigenvalues_"), found[1]
     found = torch.linalg.eigh(matrix.float())
     return found[0].type_as(matrix), found[1].type_as(matrix)
