@@ -15,7 +15,8 @@ import functools
 import random
 import sys
 import types
-from collections import deque
+from array import array
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,9 @@ _OF_ALL = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backwa
            "_global_backward_pre_hooks")
 _NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
                       "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__format__"})
-_PARTS = (types.SimpleNamespace, argparse.Namespace)
+_PARTS = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap)
+"""Python's own objects that are what they hold."""
+_ARRAYS = (bytearray, array, memoryview)
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
 
@@ -89,7 +92,7 @@ class Walk:
             self._atoms.append("partial")
             self._visit(value.func)
             self._visit_all(value.args, value.keywords)
-        elif isinstance(value, dict | list | tuple | set | frozenset | deque):
+        elif isinstance(value, dict | list | tuple | set | frozenset | deque | types.MappingProxyType):
             self._atoms.append((Same(type(value)), len(value)))
             self._container(value, direct)
         elif isinstance(value, type):
@@ -220,6 +223,9 @@ class Walk:
             self.generators.append(value)
         if numpy is not None and isinstance(value, numpy.ndarray) and value.dtype != object:
             self._atoms.append((value.shape, str(value.dtype), self.watched.numbers(value)))
+            return
+        if isinstance(value, _ARRAYS):
+            self._atoms.append((Same(type(value)), memoryview(value).format, self.watched.numbers(value)))
             return
         wrapped = getattr(value, "__wrapped__", None) if isinstance(value, functools._lru_cache_wrapper) else None
         if wrapped is not None:

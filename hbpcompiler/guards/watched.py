@@ -18,10 +18,10 @@ MISSING = object()
 
 
 def content(array: Any) -> bytes:
-    """The numbers of a tensor or of an array of numpy's."""
+    """The numbers of a tensor or of an array of numpy's or Python's."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return bytes(array.tobytes())
+    return bytes(array) if isinstance(array, bytearray) else bytes(array.tobytes())
 
 
 class Watched:

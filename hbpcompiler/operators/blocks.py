@@ -7,6 +7,7 @@ have taken about as long as that.
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -93,7 +94,8 @@ class Blocks:
         """Its vectors go through at once; `width` are a whole block."""
         way = self.way(width)
         if way == PROGRAMS and self.programs is not None:
-            return self.programs.times(number, batch, part)
+            with nullcontext() if self.choice == PROGRAMS else suppress(HbpError):  # as the model is now, it may refuse
+                return self.programs.times(number, batch, part)
         if way is None and len(part[0]) == width and self._spent >= self.patience:
             return self._tried(width, number, batch, part)
         began = perf_counter()

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
 from hbpcompiler.errors import InputError, OptionError, OptionTypeError, ProofError, listing
+from hbpcompiler.guards import TRACING
 from hbpcompiler.operators import estimates, exact, krylov
 from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
 from hbpcompiler.operators.blocks import AUTO, Blocks, blocks_of
@@ -64,7 +65,7 @@ def operator(
     - `blocks`: how several vectors are multiplied with a GGN: by torch's "passes", by two compiled "programs", or
       "auto", by what is faster: measured, and shown by the operator's `blocks`, once blocks have taken some seconds.
     - `count`: how many terms of the mean a batch holds, where that cannot be measured (see the error that asks for it).
-    - `verify`: on the first batch, try that the products are those of a symmetric matrix.
+    - `verify`: on each batch, try that the products are those of a symmetric matrix.
 
     Parameters, buffers and data are read at each product and never changed. Raises ModelError, OptionError or
     InputError for what makes no sense, UnsupportedOpError for what torch cannot differentiate twice and where kinds or
@@ -222,7 +223,7 @@ class Operator:
     # -- beneath ---------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Try on the first batch that <u, A v> = <v, A u>. Raises ProofError if not, or if they are not finite.
+        """Try on each batch that <u, A v> = <v, A u>. Raises ProofError if not, or if they are not finite.
 
         So it is not where draws differ from pass to pass, or a backward pass is not the derivative of its forward.
         Where it is the forward mode that differs (it counts an embedding's padding), the backward pass is believed:
@@ -231,10 +232,13 @@ class Operator:
         generator = self.generator("verify")
         drawn = torch.randn(2, self._space.size, 1, generator=generator, device="cpu").to(self.device, self.dtype)
         u, v = (self._space.split(each) for each in drawn)
+        with self._own_draws():
+            for number, batch, _ in self._weighted():
+                self._verify(number, batch, u, v)
+
+    def _verify(self, number: int, batch: Batch, u: Columns, v: Columns) -> None:
         while True:
-            with self._own_draws():
-                first = self._data.first()
-                after_u, after_v = self._products.times(0, first, u), self._products.times(0, first, v)
+            after_u, after_v = self._products.times(number, batch, u), self._products.times(number, batch, v)
             one, other = _inner(v, after_u), _inner(u, after_v)
             size = _inner(after_u, after_u) ** 0.5 + _inner(after_v, after_v) ** 0.5
             if not size < float("inf"):
@@ -249,23 +253,22 @@ class Operator:
 
     def _times(self, columns: Columns) -> Columns:
         """[F, *theta] each."""
+        total = [torch.zeros_like(column) for column in columns]
         if not len(columns[0]):
-            return [torch.zeros_like(column) for column in columns]
-        total: Columns = []
+            return total
         with self._own_draws():
             for number, batch, factor in self._weighted():
                 product = self.blocks.times(number, batch, columns)
-                if not total:
-                    total = product if factor == 1 else [part.mul_(factor) for part in product]
-                else:
-                    total = [sum_.add_(part, alpha=factor) for sum_, part in zip(total, product, strict=True)]
+                total = [sum_.add_(part, alpha=factor) for sum_, part in zip(total, product, strict=True)]
         return total
 
     def _weighted(self) -> Iterator[tuple[int, Batch, float]]:
-        """Number, batch, and by what its matrix is multiplied in that of all batches."""
+        """Number, batch, and by what its matrix is multiplied in that of all batches; none that weighs nothing."""
         mean = self._scales.mean
         for number, batch in enumerate(self._data):
             share = self._scales.shares[number]
+            if not share:
+                continue
             if self.kind == EMPIRICAL:
                 yield number, batch, share**2 * (self.samples if mean else 1)
             else:
@@ -280,8 +283,9 @@ class Operator:
 
     @contextmanager
     def _own_draws(self) -> Iterator[None]:
-        """Loaders draw, too: the generators are put back."""
-        with drawing(Draws.now(self._space.device)):
+        """Loaders draw, too: the generators are put back. Passes put values in the model's place, so that threads wait
+        for each other."""
+        with TRACING, drawing(Draws.now(self._space.device)):
             yield
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.errors import UnusedParametersWarning
+from hbpcompiler.errors import ModelError, UnusedParametersWarning
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.vectors import Columns
 
@@ -29,6 +29,11 @@ class Programs:
 
     def times(self, number: int, batch: Batch, columns: Columns) -> Columns:
         """[F, *theta] each. Raises HbpError for models and losses that `hbp.compile` refuses."""
+        parameters = dict(self.passes.model.named_parameters())
+        frozen = [name for name in self.passes.chosen if not parameters[name].requires_grad]
+        if frozen:
+            raise ModelError(f"{', '.join(frozen)}: frozen after the operator was made, so that two programs leave out "
+                             "what it is multiplied with; make the operator anew, or ask for blocks='passes'")
         args, keywords, target = batch.layout.build(batch.tensors)
         given = dict(zip(self.passes.chosen, columns, strict=True))
         call = keywords or args, target

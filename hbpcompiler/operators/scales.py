@@ -37,16 +37,29 @@ class Scales:
 
 def scales_of(passes: Passes, data: Data, axes: SampleAxes, counts: Sequence[float] | None) -> Scales:
     """Raises InputError for batches that cannot be laid together, UnsupportedOpError for what is no sum or mean."""
-    batches = enumerate(data)
-    first = _Outputs.of(passes, *next(batches), axes)
-    mean = _is_mean(passes, first)
+    chosen, mean = _compared_with(passes, data, axes)
     if mean and counts is not None:
         weights = list(counts)
     else:
-        weights = [1.0, *(_weight(passes, first, _Outputs.of(passes, number, batch, axes), mean)
-                          for number, batch in batches)]
+        weights = [1.0 if number == chosen.number
+                   else _weight(passes, chosen, _Outputs.of(passes, number, batch, axes), mean)
+                   for number, batch in enumerate(data)]
     total = sum(weights) if mean else 1.0
     return Scales(mean, tuple(weight / total for weight in weights))
+
+
+def _compared_with(passes: Passes, data: Data, axes: SampleAxes) -> tuple[_Outputs, bool]:
+    """A batch in which the loss has slopes (not one whose targets are all ignored), if there is any, and whether the
+    loss is a mean."""
+    first: _Outputs | None = None
+    for number, batch in enumerate(data):
+        outputs = _Outputs.of(passes, number, batch, axes)
+        mean = _is_mean(passes, outputs)
+        if mean is not None:
+            return outputs, mean
+        first = first or outputs
+    assert first is not None
+    return first, True
 
 
 @dataclass(frozen=True)
@@ -93,40 +106,54 @@ def _slopes(passes: Passes, tensors: Sequence[Tensor], structure: Structure, tar
         return [slope.detach() for slope in AtOutputs(tensors, structure, target, passes.loss).slopes]
 
 
-def _is_mean(passes: Passes, one: _Outputs) -> bool:
-    """Of a batch laid twice, the loss is the same if it is a mean, and twice as large if it is a sum."""
+def _is_mean(passes: Passes, one: _Outputs) -> bool | None:
+    """Of a batch laid twice, the loss is the same if it is a mean, and twice as large if it is a sum; None where it has
+    no slopes."""
     parts = _parts(passes, one, one)
+    if parts is None:
+        return None
     for mean, expected in ((True, 0.5), (False, 1.0)):
-        if parts is None or all(abs(part - expected) <= _near(one) for part in parts):
+        if all(part is not None and abs(part - expected) <= _near(one) for part in parts):
             return mean
-    assert parts is not None
     raise UnsupportedOpError("the loss is neither a mean nor a sum over samples: if a batch is laid twice, its slopes "
                              f"are multiplied by {parts[0]:.4g}; those of a mean are by 0.5, of a sum by 1")
 
 
-def _weight(passes: Passes, first: _Outputs, other: _Outputs, mean: bool) -> float:
-    """What `other` weighs in the loss of all if the first batch weighs 1."""
-    parts = _parts(passes, first, other)
+def _weight(passes: Passes, chosen: _Outputs, other: _Outputs, mean: bool) -> float:
+    """What `other` weighs in the loss of all if the chosen batch weighs 1."""
+    parts = _parts(passes, chosen, other)
     if parts is None:
-        return other.batch.samples / first.batch.samples if mean else 1.0
-    total, expected = sum(parts), 1.0 if mean else 2.0
-    if abs(total - expected) > _near(first):
-        raise UnsupportedOpError(f"the loss of batches 0 and {other.number} laid together is no "
+        return other.batch.samples / chosen.batch.samples if mean else 1.0
+    own, rest = parts
+    if rest is None:  # it has no slopes; what a mean divides by may count it or not
+        rest = _rounded(1.0 - own, chosen) if mean else 1.0
+    total, expected = own + rest, 1.0 if mean else 2.0
+    if abs(total - expected) > _near(chosen):
+        raise UnsupportedOpError(f"the loss of batches {chosen.number} and {other.number} laid together is no "
                                  f"{'weighted mean' if mean else 'sum'} of their losses")
-    return parts[1] / parts[0] if mean else 1.0
+    return rest / own if mean else 1.0
 
 
-def _parts(passes: Passes, one: _Outputs, other: _Outputs) -> tuple[float, float] | None:
-    """By what the slopes of each are multiplied when the two are laid together; None where there are none."""
+def _rounded(part: float, outputs: _Outputs) -> float:
+    """What differs from zero by rounding alone is zero."""
+    return part if abs(part) > _near(outputs) else 0.0
+
+
+def _parts(passes: Passes, one: _Outputs, other: _Outputs) -> tuple[float, float | None] | None:
+    """By what the slopes of each are multiplied when the two are laid together: None for `other` if it has none, and
+    for both where `one` has none."""
+    found: tuple[float, float | None] | None = None
     for noise in (0.0, NOISE):
         moved, others = one.moved(noise), other.moved(noise)
         alone = [one.slopes(passes, moved), other.slopes(passes, others)]
         together = other.fronts(_slopes(passes, *_together(one, moved, other, others)))
         rows = [slope[: one.batch.samples] for slope in together], [slope[one.batch.samples :] for slope in together]
-        parts = [_ratio(part, own, each) for part, own, each in zip(rows, alone, (one, other), strict=True)]
-        if parts[0] is not None and parts[1] is not None:
-            return parts[0], parts[1]
-    return None
+        own, rest = [_ratio(part, own, each) for part, own, each in zip(rows, alone, (one, other), strict=True)]
+        if own is not None:
+            found = own, rest
+            if rest is not None:
+                break
+    return found
 
 
 def _ratio(part: Sequence[Tensor], alone: Sequence[Tensor], of: _Outputs) -> float | None:
@@ -156,8 +183,8 @@ def _together(one: _Outputs, moved: Sequence[Tensor], other: _Outputs, others: S
     targets = list(zip(one.batch.targets, other.batch.targets, strict=False))
     if not fits or any(left.shape[1:] != right.shape[1:] for left, right in targets):
         shapes = [", ".join(map(shown, (*each.batch.tensors, *each.tensors))) for each in (one, other)]
-        raise InputError(f"batches 0 and {other.number} cannot be laid together, so that their weights in a mean are "
-                         f"unknown: inputs, targets and outputs are {shapes[0]} and {shapes[1]}; {ADVICE}")
+        raise InputError(f"batches {one.number} and {other.number} cannot be laid together, so that their weights in a "
+                         f"mean are unknown: inputs, targets and outputs are {shapes[0]} and {shapes[1]}; {ADVICE}")
     joined = [torch.cat(pair) for pair in targets]
     _, _, target = other.batch.layout.build([*other.batch.inputs, *joined])
     return outputs, other.structure, target

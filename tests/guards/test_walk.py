@@ -4,6 +4,9 @@ import enum
 import functools
 import random
 import types
+from array import array
+from collections import ChainMap, UserDict, UserList
+from collections.abc import MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +55,10 @@ class Own(nn.Module):
         self.slotted.T = 1.0
         self.act, self.dtype, self.constant = torch.tanh, torch.float32, torch.ones(3)
         self.table = np.ones(3)
+        self.raw, self.array = bytearray(b"ab"), array("d", [1.0])
+        self.user_dict, self.chain, self.user_list = UserDict(a=1), ChainMap({"a": 1}), UserList([1])
+        self.behind = {"a": 1}
+        self.proxy = types.MappingProxyType(self.behind)
         self.late = functools.partial(F.leaky_relu, negative_slope=0.1)
 
     def forward(self, x):
@@ -90,7 +97,7 @@ def set_to(thing, name, value):
     held = [value]
 
     def change():
-        if isinstance(thing, list | dict | np.ndarray):
+        if isinstance(thing, MutableMapping | MutableSequence | np.ndarray):
             thing[name], held[0] = held[0], thing[name]
         else:
             old = getattr(thing, name)
@@ -167,6 +174,9 @@ CHANGES = {
     "dtype": in_model(lambda m: m, "dtype", torch.float64),
     "list": in_model(lambda m: m.scales, 0, 2.0), "dict in list": in_model(lambda m: m.scales[1], "a", (1, 3)),
     "dict": in_model(lambda m: m.named, "a", 2), "numpy array": in_model(lambda m: m.table, 0, 5.0),
+    "bytes": in_model(lambda m: m.raw, 0, 7), "array": in_model(lambda m: m.array, 0, 2.0),
+    "user's dict": in_model(lambda m: m.user_dict, "a", 2), "chain of dicts": in_model(lambda m: m.chain, "a", 2),
+    "user's list": in_model(lambda m: m.user_list, 0, 2), "proxy": in_model(lambda m: m.behind, "a", 2),
     "dataclass": in_model(lambda m: m.config, "T", 2.0), "list in it": in_model(lambda m: m.config.layers, 0, 5),
     "object": in_model(lambda m: m.settings, "T", 2.0), "object in it": in_model(lambda m: m.settings.inner, "k", 2),
     "slot": in_model(lambda m: m.slotted, "T", 2.0),

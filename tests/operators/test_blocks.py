@@ -1,5 +1,7 @@
 """Blocks of vectors: two compiled programs multiply as torch's passes do; the choice between them is measured."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -152,3 +154,41 @@ def test_choices_that_cannot_be():
         hbp.operator(MODEL, nn.CrossEntropyLoss(), BATCH, "hessian", blocks=PROGRAMS)
     with pytest.raises(hbp.HbpError, match="not known to be"):
         hbp.operator(MODEL, lambda output, y: torch.sin(3 * output).mean(), BATCH, blocks=PROGRAMS).to_dense()
+
+
+def test_a_model_that_programs_refuse_later_takes_passes():
+    """Batch norm that goes to training mode after the trial."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double().eval()
+    operator = hbp.operator(model, nn.CrossEntropyLoss(), BATCH)
+    operator.blocks.trials.append(Trial(2, 2.0, 1.0))
+    exact = dense(forward(operator, model, nn.CrossEntropyLoss(), BATCH[:1], BATCH[1]), "ggn")
+    same(operator.to_dense(), exact)
+    model.train()
+    same(operator.to_dense(), hbp.operator(model, nn.CrossEntropyLoss(), BATCH, blocks=PASSES).to_dense())
+    model.eval()
+    same(operator.to_dense(), exact)
+
+
+def test_a_parameter_that_is_frozen_later():
+    """Programs left out what it was multiplied with."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    operators = {way: hbp.operator(model, nn.CrossEntropyLoss(), BATCH, blocks=way) for way in ("auto", PROGRAMS)}
+    operators["auto"].blocks.trials.append(Trial(2, 2.0, 1.0))
+    exact = {way: operator.to_dense() for way, operator in operators.items()}
+    model[0].weight.requires_grad_(False)
+    same(operators["auto"].to_dense(), exact["auto"])
+    with pytest.raises(hbp.ModelError, match=r"0\.weight: frozen after the operator was made"):
+        operators[PROGRAMS].to_dense()
+    model[0].weight.requires_grad_(True)
+    same(operators[PROGRAMS].to_dense(), exact[PROGRAMS])
+
+
+def test_threads_wait_for_each_other():
+    """Passes put values in the place of the model's parameters, which another thread's program found."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.4), nn.Linear(4, 3)).double()
+    operator = impatient(model)
+    exact = hbp.operator(model, nn.CrossEntropyLoss(), BATCH, blocks=PASSES).to_dense()
+    many = [double(len(exact), count) for count in (1, 2, 3, 5, 8, 17)]
+    with ThreadPoolExecutor(len(many)) as pool:
+        for vectors, product in zip(many, pool.map(operator.__matmul__, many), strict=True):
+            same(product, exact @ vectors)

@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
-from tests.operators.dense import double, same
+from hbpcompiler.reference import Forward
+from tests.operators.dense import dense, double, same
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
 
@@ -58,6 +59,37 @@ def test_a_mask_among_the_targets_and_outputs_without_slope():
     for loss in (nn.MSELoss(), nn.MSELoss(reduction="sum")):
         expected = hbp.operator(MODEL, loss, (X, exact)).to_dense()
         same(hbp.operator(MODEL, loss, parts).to_dense(), expected)
+
+
+@pytest.mark.parametrize("without", [0, 1, 2])
+@pytest.mark.parametrize("name", ["mean", "sum", "ignored targets", "smoothed"])
+def test_a_batch_whose_targets_are_all_ignored_weighs_nothing(name, without):
+    """Its shares were those of a batch with terms; first in a loader, it made a sum a mean."""
+    losses = LOSSES | {"smoothed": nn.CrossEntropyLoss(WEIGHTS, ignore_index=1, label_smoothing=0.2)}
+    X, y, loss = double(7, 3), torch.tensor([0, 1, 2, 2, 0, 1, 2]), losses[name]
+    y[3 * without : 3 * without + 3] = loss.ignore_index
+    loader = DataLoader(TensorDataset(X, y), batch_size=3)
+    for kind in KINDS:
+        expected = dense(Forward(MODEL, loss, [X], y), kind)
+        operator = hbp.operator(MODEL, loss, loader, kind)
+        same(operator.to_dense(), expected, what=kind)
+        same(operator.to_flat(operator.diagonal()), expected.diagonal(), what=kind)
+    same(hbp.operator(MODEL, loss, loader, blocks="programs").to_dense(), dense(Forward(MODEL, loss, [X], y), "ggn"))
+
+
+def test_a_batch_without_slopes_that_a_mean_counts():
+    """All its margins are met: it has no slopes, and its samples count."""
+    X, y = double(6, 3), torch.tensor([0, 1, 2, 2, 0, 1])
+    model = nn.Linear(3, 3).double()
+    with torch.no_grad():
+        X[:3] = torch.linalg.solve(model.weight, (20 * torch.eye(3).double()[y[:3]] - model.bias).T).T
+
+    def hinge(output, y):
+        return (output - output.gather(1, y[:, None]) + 1).relu().square().mean()
+
+    for parts in ([(X[:3], y[:3]), (X[3:], y[3:])], [(X[3:], y[3:]), (X[:3], y[:3])]):
+        for kind in KINDS:
+            same(hbp.operator(model, hinge, parts, kind).to_dense(), dense(Forward(model, hinge, [X], y), kind))
 
 
 def test_sequences_of_other_lengths_need_a_count():

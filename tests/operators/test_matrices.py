@@ -217,14 +217,16 @@ def test_custom_functions_go_by_double_backward():
     same(operator.to_dense(), dense(run, "ggn"))
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_embedding_s_padding_has_a_row_of_zeros(kind):
-    """As in `.backward()`; torch's forward mode counts it."""
+def test_an_embedding_s_padding_has_a_row_of_zeros(kind, later):
+    """As in `.backward()`; torch's forward mode counts it. In a loader it may come up in a later batch."""
     embedded = nn.Sequential(nn.Embedding(5, 2, padding_idx=1), nn.Tanh(), nn.Flatten(), nn.Linear(6, 2)).double()
     with torch.no_grad():
         embedded[0].weight.normal_()
-    X, y = torch.tensor([[0, 1, 2], [1, 1, 4]]), torch.tensor([1, 0])
-    operator = hbp.operator(embedded, nn.CrossEntropyLoss(), (X, y), kind)
+    X, y = torch.tensor([[0, 3, 2], [1, 1, 4]]), torch.tensor([1, 0])
+    data = [(X[:1], y[:1]), (X[1:], y[1:])] if later else (X, y)
+    operator = hbp.operator(embedded, nn.CrossEntropyLoss(), data, kind)
     plain = copy.deepcopy(embedded)
     plain[0].padding_idx = None
     expected = dense(hbp.reference.Forward(plain, nn.CrossEntropyLoss(), (X,), y), kind)
