@@ -16,7 +16,7 @@ from torch import fx
 from hbpcompiler.compiler.budget import Draft, size
 from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
-from hbpcompiler.compiler.match import derived
+from hbpcompiler.compiler.match import derived, written_out
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import exact, second_phase
 from hbpcompiler.compiler.plan.decided import limits_met
@@ -94,7 +94,7 @@ def explain(matched: Matched, draft: Draft, batch_size: int, seconds: Seconds, m
             console.print(table)
     remarks = [*more, *exact.notes(draft.plan), *second_phase.notes(draft.plan), *notes(draft.plan.curvature_dtype),
                *draft.plan.chosen.notes(), *draft.plan.joint.notes(),
-               *derived.notes(matched.rules, matched.graph.makers)]
+               *derived.notes(matched.rules, matched.graph.makers), *written_out.notes(matched.graph)]
     console.print(Text("\n".join([*remarks, *_sums(draft, batch_size), str(seconds)])))
     file = console.file
     assert isinstance(file, io.StringIO)

@@ -1,4 +1,15 @@
-"""nn.RNN, nn.GRU and nn.LSTM, unrolled over time: each weight has one use per step."""
+"""nn.RNN, nn.GRU and nn.LSTM: each layer in one direction is an operation, whose steps are a loop in the program.
+
+    given   = W_ih x + b_ih                          a linear layer over positions
+    outputs = steps(given, through, W_hh, b_hh, h_0)   the loop (see `recurrent_steps`), W_hh and b_hh as constants
+    through = W_hh h_{t-1} + b_hh, for all t           a linear layer over positions, the hidden states as constants
+
+In the sum over steps of what reaches W_hh h_{t-1} + b_hh, times h_{t-1}, are all first derivatives in W_hh. Second ones
+are more, as h_{t-1} depends on W_hh too: where curvature inside the model is asked for, the steps are written out, and
+each weight has one use per step. So they are with a projection (proj_size).
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +19,75 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from hbpcompiler.rule import ModuleRule, Tensor
+from hbpcompiler.rule import ModuleRule, Tensor, first_state, shifted
+from hbpcompiler.rule.decomposition import Decomposition
 
-State = tuple[Tensor, ...]
-"""The hidden state, [N, H] each: (h,) or, for an LSTM, (h, c)."""
-Cell = Callable[[Any, Tensor, Tensor, State], State]
-"""(module, input part [N, gates], hidden part [N, gates], state) -> next state."""
+from .recurrent_steps import gru_pieces, like_last, like_outputs, lstm_pieces, register, rnn_pieces
+from .shared.recurrent_cells import State, lstm_cell, run
+
 PACKED = ("packed sequences have no axis of samples; pass the padded tensor, and take the last valid step of each "
           "sample by output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2]))")
+
+# -- a layer in one direction -----------------------------------------------------------------------------------------
+
+
+def in_a_loop(steps: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer as above. The hidden states that `through` is made of come of the same loop: a program has it once."""
+
+    def layer(given: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor | None, *more: Any) -> Any:
+        constants = weight.detach(), None if bias is None else bias.detach()
+        alone = steps(given, None, *constants, hidden, *more)
+        outputs = alone[0] if isinstance(alone, tuple) else alone
+        before = shifted(outputs, hidden).detach()
+        return steps(given, F.linear(before, weight, bias), *constants, hidden, *more)
+
+    return layer
+
+
+def step_by_step(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer with each step written out."""
+
+    def layer(given: Tensor, *others: Any) -> Any:
+        return function(given, None, *others)
+
+    return layer
+
+
+ARGUMENTS = "Tensor given, Tensor weight, Tensor? bias, Tensor? hidden"
+register("lstm", step_by_step(lstm_pieces), f"{ARGUMENTS}, Tensor? memory", "(Tensor, Tensor)",
+         lambda given, weight, bias, hidden, memory: (like_outputs(given, weight), like_last(given, weight)))
+register("gru", step_by_step(gru_pieces), ARGUMENTS, "Tensor",
+         lambda given, weight, bias, hidden: like_outputs(given, weight))
+register("rnn", step_by_step(rnn_pieces), f"{ARGUMENTS}, bool relu", "Tensor",
+         lambda given, weight, bias, hidden, relu: like_outputs(given, weight))
+OPERATIONS = torch.ops.hbpcompiler
+LAYERS = [
+    Decomposition(["hbpcompiler.lstm"], in_a_loop(OPERATIONS.lstm_steps), curved=step_by_step(lstm_pieces)),
+    Decomposition(["hbpcompiler.gru"], in_a_loop(OPERATIONS.gru_steps), curved=step_by_step(gru_pieces)),
+    Decomposition(["hbpcompiler.rnn"], in_a_loop(OPERATIONS.rnn_steps), curved=step_by_step(rnn_pieces)),
+]
+
+# -- the modules ------------------------------------------------------------------------------------------------------
+
+First = tuple[Tensor | None, ...]
+"""The first state; None: zeros."""
+Layer = Callable[[Any, Tensor, Tensor, Tensor | None, First], tuple[Tensor, State]]
+"""(module, input part [N, T, gates], weight and bias of the hidden part, first state) -> outputs and last state."""
+
+
+def lstm_layer(module: Any, given: Tensor, weight: Tensor, bias: Tensor | None, state: First) -> tuple[Tensor, State]:
+    outputs, memory = OPERATIONS.lstm(given, weight, bias, *state)
+    return outputs, (outputs.select(1, -1), memory)
+
+
+def gru_layer(module: Any, given: Tensor, weight: Tensor, bias: Tensor | None, state: First) -> tuple[Tensor, State]:
+    outputs = OPERATIONS.gru(given, weight, bias, *state)
+    return outputs, (outputs.select(1, -1),)
+
+
+def rnn_layer(module: Any, given: Tensor, weight: Tensor, bias: Tensor | None, state: First) -> tuple[Tensor, State]:
+    outputs = OPERATIONS.rnn(given, weight, bias, *state, module.nonlinearity == "relu")
+    return outputs, (outputs.select(1, -1),)
 
 
 def refuse(module: nn.RNNBase) -> str | None:
@@ -24,54 +96,33 @@ def refuse(module: nn.RNNBase) -> str | None:
     return None
 
 
-def rnn_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State:
-    total = given + hidden
-    return (torch.tanh(total) if module.nonlinearity == "tanh" else torch.relu(total),)
-
-
-def gru_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State:
-    given_reset, given_update, given_new = given.chunk(3, 1)
-    hidden_reset, hidden_update, hidden_new = hidden.chunk(3, 1)
-    reset = torch.sigmoid(given_reset + hidden_reset)
-    update = torch.sigmoid(given_update + hidden_update)
-    new = torch.tanh(given_new + reset * hidden_new)
-    return (new + update * (state[0] - new),)
-
-
-def lstm_cell(module: Any, given: Tensor, hidden: Tensor, state: State) -> State:
-    enter, forget, cell, leave = (given + hidden).chunk(4, 1)
-    memory = torch.sigmoid(forget) * state[1] + torch.sigmoid(enter) * torch.tanh(cell)
-    return torch.sigmoid(leave) * torch.tanh(memory), memory
-
-
-def first_states(module: Any, x: Tensor, hx: Any, states: int) -> list[State]:
-    """The state that each layer and direction starts from: slices of `hx`, [layers * directions, N, H], or zeros."""
+def first_states(module: Any, hx: Any, states: int) -> list[First]:
+    """The state that each layer and direction starts from: slices of `hx`, [layers * directions, N, H]; None: zeros."""
     count = module.num_layers * (2 if module.bidirectional else 1)
     if hx is None:
-        hidden = x.new_zeros(x.shape[0], module.proj_size or module.hidden_size)
-        memory = x.new_zeros(x.shape[0], module.hidden_size)
-        return [(hidden, memory)[:states]] * count
+        zeros: First = (None,) * states
+        return [zeros] * count
     given = hx if states > 1 else (hx,)
     return [tuple(state.select(0, place) for state in given) for place in range(count)]
 
 
-def direction(module: Any, cell: Cell, x: Tensor, state: State, suffix: str) -> tuple[Tensor, State]:
+def direction(module: Any, layer: Layer, x: Tensor, state: First, suffix: str) -> tuple[Tensor, State]:
     """One layer over [N, T, features], backwards if its weights are called so: outputs [N, T, H] and the last state."""
     weights = [getattr(module, f"weight_{kind}_{suffix}") for kind in ("ih", "hh")]
     biases = [getattr(module, f"bias_{kind}_{suffix}") if module.bias else None for kind in ("ih", "hh")]
-    projection = getattr(module, f"weight_hr_{suffix}") if module.proj_size else None
     backwards = suffix.endswith("reverse")
-    outputs = []
-    for t in reversed(range(x.shape[1])) if backwards else range(x.shape[1]):
-        given = F.linear(x.select(1, t), weights[0], biases[0])
-        state = cell(module, given, F.linear(state[0], weights[1], biases[1]), state)
-        if projection is not None:
-            state = (F.linear(state[0], projection), *state[1:])
-        outputs.append(state[0])
-    return torch.stack(outputs[::-1] if backwards else outputs, 1), state
+    given = F.linear(x.flip(1) if backwards else x, weights[0], biases[0])
+    if module.proj_size:
+        projection = getattr(module, f"weight_hr_{suffix}")
+        first = first_state(state[0], given, weights[1]), first_state(state[1], given, projection)
+        outputs, last = run(lstm_cell, given, lambda hidden, t: F.linear(hidden, weights[1], biases[1]), first,
+                            lambda hidden: F.linear(hidden, projection))
+    else:
+        outputs, last = layer(module, given, weights[1], biases[1], state)
+    return outputs.flip(1) if backwards else outputs, last
 
 
-def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
+def traced(layer: Layer, states: int) -> Callable[..., tuple[Tensor, Any]]:
     """The module's forward on [N, T, features], or [T, N, features] without batch_first, and a first state or zeros."""
 
     def forward(module: Any, x: Any, hx: Any = None) -> tuple[Tensor, Any]:
@@ -81,12 +132,12 @@ def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
             raise NotImplementedError("one sequence [T, features] has no axis of samples; pass [N, T, features] with "
                                       "batch_first=True, or [T, N, features]")
         x = x if module.batch_first else x.transpose(0, 1)
-        before = first_states(module, x, hx, states)
+        before = first_states(module, hx, states)
         last: list[State] = []
-        for layer in range(module.num_layers):
+        for number in range(module.num_layers):
             ways = []
             for ending in ("", "_reverse")[: 2 if module.bidirectional else 1]:
-                output, state = direction(module, cell, x, before[len(last)], f"l{layer}{ending}")
+                output, state = direction(module, layer, x, before[len(last)], f"l{number}{ending}")
                 ways.append(output)
                 last.append(state)
             x = torch.cat(ways, 2) if len(ways) > 1 else ways[0]
@@ -96,6 +147,6 @@ def unrolled(cell: Cell, states: int) -> Callable[..., tuple[Tensor, Any]]:
     return forward
 
 
-RNN = ModuleRule(nn.RNN, unrolled(rnn_cell, 1), refuse)
-GRU = ModuleRule(nn.GRU, unrolled(gru_cell, 1), refuse)
-LSTM = ModuleRule(nn.LSTM, unrolled(lstm_cell, 2), refuse)
+RNN = ModuleRule(nn.RNN, traced(rnn_layer, 1), refuse)
+GRU = ModuleRule(nn.GRU, traced(gru_layer, 1), refuse)
+LSTM = ModuleRule(nn.LSTM, traced(lstm_layer, 2), refuse)

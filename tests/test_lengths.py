@@ -164,7 +164,7 @@ def test_a_loop_over_positions_needs_a_program_for_each_length():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, CLASSES)
+            self.lstm, self.head = nn.LSTM(2, 3, batch_first=True, proj_size=2), nn.Linear(2, CLASSES)
 
         def forward(self, x):
             return self.head(self.lstm(x)[0][:, -1])

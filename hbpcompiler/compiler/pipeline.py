@@ -32,7 +32,7 @@ from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.derive.forward import derive
-from hbpcompiler.compiler.match import derived
+from hbpcompiler.compiler.match import derived, written_out
 from hbpcompiler.compiler.match.check import check_matched
 from hbpcompiler.compiler.match.endings import refuse_losses, refuse_scale
 from hbpcompiler.compiler.match.match import match, taken_apart
@@ -62,7 +62,7 @@ from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import HbpError, InputError, NothingChosenError, OptionError, UsesNotJoinedError
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, Closing, Closings
+from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, RESIDUAL, RESIDUAL_MC, Closing, Closings
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
@@ -116,7 +116,8 @@ def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, opti
 
     with seconds.stage("export"):
         streams = {stream for name in options.quantities for stream in QUANTITIES[name].streams}
-        ends = Ends(loss=streams != {OUTPUT}, output=OUTPUT in streams)
+        ends = Ends(loss=streams != {OUTPUT}, output=OUTPUT in streams,
+                    inside=bool(streams & {RESIDUAL, RESIDUAL_MC}))
         whole = exported() if shelf is None else shelf.traced(loss, batch, registry, exported)
         whole = replace(whole, ends=ends)
 
@@ -250,7 +251,8 @@ class Drafting:
             notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(), *planned.joint.notes(),
                    *second_phase.notes(planned), *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
-                   *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers)],
+                   *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers),
+                   *written_out.notes(graph)],
             modules={path: type(module).__name__ for path, module in self.model.named_modules()},
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}

@@ -44,12 +44,23 @@ from hbpcompiler.rule.idioms import (
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
-from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Noise, Residual, Zero
+from hbpcompiler.rule.recurrences import (
+    first_state,
+    gru_steps,
+    gru_steps_back,
+    lstm_steps,
+    lstm_steps_back,
+    rnn_steps,
+    rnn_steps_back,
+    shifted,
+)
+from hbpcompiler.rule.residual import PIECES, ZERO, Diagonal, Factor, Noise, Pieces, Residual, Zero
 from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule, elementwise_jac_t
 from hbpcompiler.rule.structure import Selection, Structure
 from hbpcompiler.rule.window import Window, flat_positions, pad_axes, patches
 
 __all__ = [
+    "PIECES",
     "ZERO",
     "Case",
     "Contraction",
@@ -62,6 +73,7 @@ __all__ = [
     "ModuleRule",
     "Noise",
     "Op",
+    "Pieces",
     "Residual",
     "Rule",
     "Selection",
@@ -76,16 +88,24 @@ __all__ = [
     "counted_labels",
     "covariance_root",
     "elementwise_jac_t",
+    "first_state",
     "flat_positions",
     "fused_attention",
     "fused_attention_back",
+    "gru_steps",
+    "gru_steps_back",
+    "lstm_steps",
+    "lstm_steps_back",
     "merge",
     "operand_symbol",
     "pad_axes",
     "patches",
     "pulled_back",
     "residual_columns",
+    "rnn_steps",
+    "rnn_steps_back",
     "scatter_to",
+    "shifted",
     "slope_of",
     "split",
     "torch",

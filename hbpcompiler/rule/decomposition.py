@@ -24,3 +24,6 @@ class Decomposition:
     beside_rule: bool = False
     """Whether the operation has a rule too: then it is taken apart only where that cannot serve, as for a function of
     parameters alone, or for a parameter that depends on what its input depends on."""
+    curved: Callable[..., Any] | None = None
+    """What stands for `function` where that has the right first derivatives alone: where curvature inside the model is
+    asked for, or the operation is part of a loss."""

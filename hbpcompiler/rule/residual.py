@@ -16,6 +16,12 @@ class Zero:
 
 
 @dataclass(frozen=True)
+class Pieces(Zero):
+    """The rule is about first derivatives alone. Where curvature inside the model is asked for, or the operation is
+    part of a loss, it is taken apart beforehand, by a `Decomposition` beside the rule, and is itself not there."""
+
+
+@dataclass(frozen=True)
 class Diagonal:
     """The residual is diagonal in the one differentiated input.
 
@@ -54,3 +60,4 @@ Residual = Zero | Diagonal | Factor
 
 
 ZERO = Zero()
+PIECES = Pieces()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hbpcompiler.rule import Case, Factor, LossRule, Op, Rule, Structure
+from hbpcompiler.rule import Case, Factor, LossRule, Op, Pieces, Rule, Structure
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
@@ -96,7 +96,7 @@ def _check_increasing(rule: Rule, setting: Setting, columns: Tensor, where: str)
 def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, where: str) -> None:
     """The residual against double backward; of a convex operation it is positive where the gradient is."""
     active = setting.active()
-    if not active:
+    if not active or isinstance(rule.residual_of(op), Pieces):
         return
     expected = hessian(setting, active, lambda output, n: (output[n] * gradient[n]).sum())
     found = residual_matrix(rule.residual_of(op), op, active, gradient, expected.shape[-1])

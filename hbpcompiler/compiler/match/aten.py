@@ -12,6 +12,8 @@ from hbpcompiler.rule.registry import Registry
 
 OURS = ("parameter", "derived")
 """The namespaces of operations that torch does not know."""
+NAMESPACE = "hbpcompiler"
+"""That of the operations that rule files of this library define for torch."""
 DECOMPOSITION_ROUNDS = 6
 """Decompositions of decompositions, at most."""
 
@@ -19,6 +21,12 @@ DECOMPOSITION_ROUNDS = 6
 def is_torchs(operation: Operation) -> bool:
     """Whether torch knows the operation: it is none that this library makes."""
     return operation.target.split(".", 1)[0] not in OURS
+
+
+def is_own(operation: Operation) -> bool:
+    """Whether rule files of this library define the operation, for torch too: no program may call it, so that it is
+    written in others, or as its rule has it, whether derivatives pass it or not."""
+    return operation.target.startswith(f"{NAMESPACE}.")
 
 
 def is_pointwise(operation: Operation) -> bool:
@@ -64,24 +72,28 @@ def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], 
     return result[operation.index] if several else result
 
 
-def decompositions(missing: Sequence[Operation], registry: Registry) -> dict[Any, Any]:
+def decompositions(missing: Sequence[Operation], registry: Registry, curved: bool = False) -> dict[Any, Any]:
     """How these operations are taken apart, by overload."""
     table = {}
     for operation in missing:
-        packet = getattr(torch.ops.aten, operation.target.removeprefix("aten."), None)
-        overload = getattr(packet, operation.overload or "default", None)
-        if overload is not None and (made := decomposition(overload, registry)) is not None:
+        if not (operation.target.startswith("aten.") or is_own(operation)):
+            continue
+        overload = overload_of(operation)
+        if (made := decomposition(overload, registry, curved)) is not None:
             table[overload] = made
     return table
 
 
-def decomposition(overload: Any, registry: Registry) -> Callable[..., Any] | None:
-    """How this overload is taken apart: as a rule file says, or else by torch's own table; None if by neither."""
+def decomposition(overload: Any, registry: Registry, curved: bool = False) -> Callable[..., Any] | None:
+    """How this overload is taken apart: as a rule file says, or else by torch's own table; None if by neither.
+
+    `curved`: second derivatives of the pieces have to be those of the operation too.
+    """
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     own = registry.decomposition(overload._schema.name.replace("::", "."), overload._overloadname)
     if own is not None:
-        return own.function
+        return own.curved if curved and own.curved is not None else own.function
     core = core_aten_decompositions()  # its get() finds less than its [] does
     found: Callable[..., Any] | None = core[overload] if overload in core else decomposition_table.get(overload)
     composite = torch._C.DispatchKey.CompositeImplicitAutograd

@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from hbpcompiler.compiler.match.aten import DECOMPOSITION_ROUNDS, decompositions, is_differentiable, overload_of
+from hbpcompiler.compiler.match.aten import (
+    DECOMPOSITION_ROUNDS,
+    decompositions,
+    is_differentiable,
+    is_own,
+    overload_of,
+)
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.cross_terms import with_cross_terms
@@ -33,7 +39,7 @@ from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import Closing
-from hbpcompiler.rule import LossRule
+from hbpcompiler.rule import LossRule, Pieces
 from hbpcompiler.rule.derived import DerivedRule
 from hbpcompiler.rule.registry import AnyRule, Registry
 
@@ -61,13 +67,15 @@ def _in_pieces(traced: Traced, registry: Registry, whole: AbstractSet[str]) -> t
     """All but the operations named `whole`; and those with which torch's own way of doing it fails."""
     for _ in range(DECOMPOSITION_ROUNDS):
         graph = with_stops(traced.graph, registry)
+        curved = traced.ends.inside or _is_own_in_loss(graph)
         pieces = [operation for operation in graph.operations
-                  if operation.name in graph.active and _needs_pieces(operation, registry, graph.active)
+                  if (operation.name in graph.active or is_own(operation))
+                  and _needs_pieces(operation, registry, graph.active, curved)
                   and (operation.source.whole or operation.target) not in whole]
         # What has no rule goes first: until then what a loss is told of its target may look trained and not be
         # (mse_loss broadcasts both by one operation).
         unknown = [operation for operation in pieces if registry.find(operation.target, operation.overload) is None]
-        table = decompositions(unknown, registry) or decompositions(pieces, registry)
+        table = decompositions(unknown, registry, curved) or decompositions(pieces, registry, curved)
         if not table:
             break
         further = _decomposed(traced, table)
@@ -116,7 +124,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
-    graph = with_shown_end(with_sample_numbers(graph), registry)
+    graph = with_stops(with_shown_end(with_sample_numbers(graph), registry), registry)
     if not mixing:
         refuse_unknown_lengths(graph)
         if deriving is not None:
@@ -128,14 +136,19 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     return graph, rules_of(graph, registry, mixing, None if deriving is None else deriving.reasons)
 
 
-def _needs_pieces(operation: Operation, registry: Registry, active: AbstractSet[str]) -> bool:
-    """No rule; or a loss function that is an operation like any other, inside a loss (reduction="none") or of two
-    trained values, of which its rule knows one."""
+def _is_own_in_loss(graph: Graph) -> bool:
+    """Whether the loss has an operation of rule files' own: what makes a loss curved has to be known in pieces."""
+    return any(operation.source.in_loss and is_own(operation) for operation in graph.operations)
+
+
+def _needs_pieces(operation: Operation, registry: Registry, active: AbstractSet[str], curved: bool = False) -> bool:
+    """No rule, or one of first derivatives alone where others count; or a loss function that is an operation like any
+    other, inside a loss (reduction="none") or of two trained values, of which its rule knows one."""
     if _is_complex(operation):
         return False  # rules are about real numbers, and so are their pieces
     rule = registry.find(operation.target, operation.overload)
     if not isinstance(rule, LossRule):
-        return rule is None
+        return rule is None or (curved and isinstance(rule.residual, Pieces))
     others = [value for slot, value in operation.tensors.items() if slot != rule.input]
     return bool(operation.output.shape) or any(value.name in active for value in others)
 

@@ -53,7 +53,7 @@ from hbpcompiler.quantities import (
     WEIGHED,
     Closing,
 )
-from hbpcompiler.rule import Diagonal, LossRule, Op, Residual, Rule, Structure, Zero
+from hbpcompiler.rule import Diagonal, LossRule, Op, Pieces, Residual, Rule, Structure, Zero
 from hbpcompiler.rule.bilinear import (
     cross_block,
     cross_block_missing,
@@ -151,9 +151,12 @@ class Walk(Outputs):
         return set().union(*[self.matched.parameters_above[operation.tensors[slot].name] for slot in slots])
 
     def _birth(self, operation: Operation, residual: Residual, slots: tuple[str, ...], gradient: Piece) -> None:
+        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
+        if isinstance(residual, Pieces) and self.streams & set(streams):
+            raise UnsupportedOpError(f"{operation.target} in {operation.source}: its rule is about first derivatives "
+                                     "alone, and it was not taken apart")
         if isinstance(residual, Zero) or not slots:
             return
-        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
         signed = schemes.is_signed(self.curvature)
         if operation.source.in_loss:
             rule = self.rules[operation.name]

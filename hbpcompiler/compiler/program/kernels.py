@@ -28,7 +28,7 @@ from hbpcompiler.compiler.program.grams import (
 )
 from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_linear, product_over_pixels
 from hbpcompiler.compiler.program.writer import Loop
-from hbpcompiler.rule import derivatives, idioms
+from hbpcompiler.rule import derivatives, idioms, recurrences
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import IDIOMS, covariance_root, patches, scatter_to
 
@@ -40,8 +40,8 @@ GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gr
 OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn_add_gram_,
                                             half_gram: onednn_half_gram}
 """What oneDNN may do instead."""
-FILES = [file.__name__ for file in (idioms, derivatives, draws, pages, pairs, weights, products, grams, sums,
-                                    histograms)]
+FILES = [file.__name__ for file in (idioms, recurrences, derivatives, draws, pages, pairs, weights, products, grams,
+                                    sums, histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "F.linear",

@@ -1,4 +1,4 @@
-"""Where derivatives begin: at the loss, at an output of the model, or at both.
+"""Where derivatives begin: at the loss, at an output of the model, or at both; and at curved operations inside.
 
 A program that asks for nothing of the loss needs no rules for it: only what leads to the output is differentiated.
 """
@@ -13,10 +13,12 @@ from hbpcompiler.errors import ModelError, listing
 
 @dataclass(frozen=True)
 class Ends:
-    """Whether derivatives begin at the loss, and whether at the model's output."""
+    """Whether derivatives begin at the loss, whether at the model's output, and whether inside the model too, at each
+    operation that is curved: then what is taken apart must keep its second derivatives."""
 
     loss: bool = True
     output: bool = False
+    inside: bool = False
 
 
 AT_LOSS = Ends()
