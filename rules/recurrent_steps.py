@@ -166,8 +166,10 @@ def cases(gates: int, *more: str, **attributes: bool) -> list[Case]:
     found = []
     for length, width, whole in ((3, 2, True), (1, 3, False)):
         sums = (length, gates * width)
-        shapes = {"given": sums, "through": sums, "weight": (gates * width, width)}
-        shapes |= {"bias": (gates * width,), **dict.fromkeys(("hidden", *more), (width,))} if whole else {}
+        shapes: dict[str, tuple[int, ...]] = {"given": sums, "through": sums, "weight": (gates * width, width)}
+        if whole:
+            states: dict[str, tuple[int, ...]] = dict.fromkeys(("hidden", *more), (width,))
+            shapes |= {"bias": (gates * width,), **states}
         batched = ("given", "through", "hidden", "memory")
         found += [Case(shapes, attributes, batched, index=index) for index in range(1 + len(more))]
     return found

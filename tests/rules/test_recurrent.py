@@ -138,7 +138,7 @@ def test_a_loop_each_way_whatever_the_length(kind):
 def test_one_program_for_any_length(kind):
     torch.manual_seed(0)
     model = Reader(KINDS[kind](2, 3, batch_first=True), "all").double()
-    compiled = hbp.compile(model, CE, ["grad", "variance", "diag_ggn"], dynamic={"x": [1]})
+    compiled = hbp.compile(model, CE, ["grad", "variance", "diag_ggn"], dynamic={"x": [1], "y": [1]})
     with warnings.catch_warnings():
         warnings.simplefilter("error", LengthsWarning)
         for length in (4, 7, 3, 12):
