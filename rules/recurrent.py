@@ -6,7 +6,7 @@
 
 In the sum over steps of what reaches W_hh h_{t-1} + b_hh, times h_{t-1}, are all first derivatives in W_hh. Second ones
 are more, as h_{t-1} depends on W_hh too: where curvature inside the model is asked for, the steps are written out, and
-each weight has one use per step. So they are with a projection (proj_size).
+each weight has one use per step. So they are with a projection (proj_size), and where dtypes differ (autocast).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hbpcompiler.rule import ModuleRule, Tensor, first_state, shifted
 from hbpcompiler.rule.decomposition import Decomposition
 
 from .recurrent_steps import gru_pieces, like_last, like_outputs, lstm_pieces, register, rnn_pieces
-from .shared.recurrent_cells import State, lstm_cell, run
+from .shared.recurrent_cells import Cell, State, gru_cell, lstm_cell, relu_cell, run, tanh_cell
 
 PACKED = ("packed sequences have no axis of samples; pass the padded tensor, and take the last valid step of each "
           "sample by output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2]))")
@@ -106,17 +106,28 @@ def first_states(module: Any, hx: Any, states: int) -> list[First]:
     return [tuple(state.select(0, place) for state in given) for place in range(count)]
 
 
+def cell_of(module: Any) -> Cell:
+    """One step of it."""
+    if isinstance(module, nn.LSTM):
+        return lstm_cell
+    if isinstance(module, nn.GRU):
+        return gru_cell
+    return relu_cell if module.nonlinearity == "relu" else tanh_cell
+
+
 def direction(module: Any, layer: Layer, x: Tensor, state: First, suffix: str) -> tuple[Tensor, State]:
     """One layer over [N, T, features], backwards if its weights are called so: outputs [N, T, H] and the last state."""
     weights = [getattr(module, f"weight_{kind}_{suffix}") for kind in ("ih", "hh")]
     biases = [getattr(module, f"bias_{kind}_{suffix}") if module.bias else None for kind in ("ih", "hh")]
     backwards = suffix.endswith("reverse")
     given = F.linear(x.flip(1) if backwards else x, weights[0], biases[0])
-    if module.proj_size:
-        projection = getattr(module, f"weight_hr_{suffix}")
-        first = first_state(state[0], given, weights[1]), first_state(state[1], given, projection)
-        outputs, last = run(lstm_cell, given, lambda hidden, t: F.linear(hidden, weights[1], biases[1]), first,
-                            lambda hidden: F.linear(hidden, projection))
+    projection = getattr(module, f"weight_hr_{suffix}") if module.proj_size else None
+    dtypes = {tensor.dtype for tensor in (given, weights[1], *state) if tensor is not None}
+    if projection is not None or len(dtypes) > 1:
+        sizes = weights[1], weights[1] if projection is None else projection
+        outputs, last = run(cell_of(module), given, lambda hidden, t: F.linear(hidden, weights[1], biases[1]),
+                            tuple(first_state(part, x, size) for part, size in zip(state, sizes, strict=False)),
+                            lambda hidden: hidden if projection is None else F.linear(hidden, projection))
     else:
         outputs, last = layer(module, given, weights[1], biases[1], state)
     return outputs.flip(1) if backwards else outputs, last

@@ -241,3 +241,13 @@ def test_samples_merged_with_other_axes():
     x, y = torch.randn(2, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 2])
     compiled = assert_right(Both().double(), x, y, ["batch_l2", "diag_ggn"])
     assert loops(compiled.code) == {"lstm_steps": 4, "lstm_steps_back": 8}
+
+
+def test_where_dtypes_differ_the_steps_are_written_out():
+    """Autocast rounds products alone; the first call compares the program with the model's own pass."""
+    torch.manual_seed(0)
+    model, (x, y) = Reader(nn.LSTM(2, 3, batch_first=True)), batch(3, 3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled = hbp.compile(model, CE, ["grad", "variance"])
+        compiled(x.float(), y)
+    assert not loops(compiled.code)
