@@ -35,6 +35,7 @@ class Adding:
             check_together(self.sums.quantities, self.sums.first, weight)
         given: dict[Slot, Tensor] = {}
         shares: dict[Slot, float] = {}
+        triangles = set[Slot]()
         merged = any(SPREAD in QUANTITIES[name].adds for name in self.sums.quantities)
         for slot, node in built.slots.items():
             total, how = self.sums.totals.get(Key(*slot)), _how(slot)
@@ -42,12 +43,14 @@ class Adding:
                 continue  # this batch's is what its variances are merged by
             if total is None or not how or list(total.shape) != [*map(_length, meta.shape(node) or ())]:
                 continue
+            symmetric = total.dim() == 2 and slot.field in QUANTITIES[slot.quantity].symmetric
+            if symmetric and total.device.type == "cpu":
+                triangles.add(slot)
+                total = self.sums.partials.of(Key(*slot), total, meta.dtype(node))
             given[slot] = total
             shares[slot] = self.sums.factor(how, slot.parameter, weight)
         self.added = [Key(*slot) for slot in given]
-        triangles = frozenset(slot for slot, total in given.items() if total.device.type == "cpu" and total.dim() == 2
-                              and slot.field in QUANTITIES[slot.quantity].symmetric)
-        return Into(given, 1.0, shares, {}, triangles)
+        return Into(given, 1.0, shares, {}, frozenset(triangles))
 
 
 def _length(text: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.accumulate.partial import Partials
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.digest import bytes_of, digest_of, digest_of_tree
@@ -21,7 +22,7 @@ from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 3"
+FORMAT = "hbpcompiler total 4"
 HASH = "hash"
 """Under which a file has one of everything else in it."""
 SHOWN = 5
@@ -55,7 +56,7 @@ class Header:
     batches: int = 0
     """How many batches are in."""
     last_batch: str = ""
-    """A hash of the last one."""
+    """A hash of the last one; "" where the loader had written over it."""
     complete: bool = False
     """Whether the data set's end was reached."""
 
@@ -199,6 +200,8 @@ def _state(sums: Sums) -> dict[str, Any]:
         "quantities": list(sums.quantities), "dtype": sums.dtype, "compensated": sums.compensated,
         "totals": [(list(key), tensor) for key, tensor in sums.totals.items()],
         "lost": [(list(key), tensor) for key, tensor in sums.lost.items()],
+        "partials": [(list(key), tensor) for key, tensor in sums.partials.sums.items()],
+        "batches_in_partials": sums.partials.batches,
         "samples": sums.samples, "terms": sums.terms, "of_average": sums.of_average, "positions": sums.positions,
         "shared_positions": sums.shared_positions, "samples_with": sums.samples_with,
         "stored": {name: tuple(own) for name, own in sums.stored.items()},
@@ -210,6 +213,7 @@ def _restored(state: Mapping[str, Any]) -> Sums:
     sums = Sums(tuple(state["quantities"]), state["dtype"], state["compensated"])
     sums.totals = {Key(*key): tensor for key, tensor in state["totals"]}
     sums.lost = {Key(*key): tensor for key, tensor in state["lost"]}
+    sums.partials = Partials({Key(*key): tensor for key, tensor in state["partials"]}, state["batches_in_partials"])
     sums.samples, sums.terms, sums.of_average = state["samples"], state["terms"], state["of_average"]
     sums.positions, sums.shared_positions = state["positions"], state["shared_positions"]
     sums.samples_with = state["samples_with"]

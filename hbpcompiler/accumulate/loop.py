@@ -43,7 +43,8 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     However the data are cut, the total is that of the whole: batches weigh as the terms of their loss do (samples,
     elements, or labels that are not ignored), A of Kronecker factors as samples, variances are merged about their means
     (Chan, Golub, LeVeque 1983). Memory: one copy of the result in `dtype`, two of a variance or of compensated totals;
-    the program adds to it itself, each result as soon as it is there.
+    the program adds to it itself, each result as soon as it is there. On a CPU there are up to 64 MiB beside it, for
+    symmetric matrices of float32 programs: sums of eight batches, which float64 totals get together.
 
     Args:
         compiled: what `hbp.compile` returned, for quantities that add up. Those that do not are refused by name.
@@ -137,6 +138,8 @@ class _Run:
         self.batches = 0
         """How many are in."""
         self.last: tuple[Tensor, ...] = ()
+        self.written: tuple[int, ...] = ()
+        """How often each of its tensors had been written to."""
         self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
         self.calls = BatchCalls(self.compiled, seed, ranks.rank, beside, said.count is None, self.device)
@@ -183,6 +186,7 @@ class _Run:
         if not self.sums.samples and not self.ranks.several:
             raise InputError("the loader gave no samples: there is nothing to accumulate")
         self._save(complete=True)
+        self.sums.finish()  # not in the file, from which a run that goes on adds as if it had not been interrupted
 
     def _add(self, one: One, number: int) -> None:
         if not one.batch.samples:
@@ -204,7 +208,11 @@ class _Run:
     def _count(self, one: One, number: int) -> None:
         """A batch is in."""
         self.batches = number + 1
-        self.last = one.tensors
+        self._keep(one)
+
+    def _keep(self, one: One) -> None:
+        """As the last one, to know it again."""
+        self.last, self.written = one.tensors, _versions(one.tensors)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -214,22 +222,29 @@ class _Run:
             return 0
         sums, held = read(self.path)
         check_resumes(self.path, held, self.header)
-        for tensors in (sums.totals, sums.lost):
+        for tensors in (sums.totals, sums.lost, sums.partials.sums):
             for key, tensor in tensors.items():
                 tensors[key] = tensor.to(self.device)
         self.sums, self.header, self.batches = sums, replace(held, complete=False), held.batches
         return held.batches
 
     def _check_repeats(self, one: One, number: int) -> None:
-        if digest_of(one.tensors) != self.header.last_batch:
+        if self.header.last_batch and digest_of(one.tensors) != self.header.last_batch:
             raise InputError(f"batch {number} is not the one that {self.path} has in: this loader does not repeat "
                              "itself, or cuts the data otherwise. Use batches of the same size, and shuffle=False or "
                              "a generator with a fixed seed, or begin anew without the file")
-        self.last = one.tensors
+        self._keep(one)
 
     def _save(self, complete: bool = False) -> None:
-        """Into the header what is in, and into the file, if there is one."""
-        last = digest_of(self.last) if self.path is not None and self.batches else ""
+        """Into the header what is in, and into the file, if there is one. A loader that fills the same memory again may
+        have begun to do so: then nobody knows the last batch any more."""
+        known = self.path is not None and self.batches and self.written == _versions(self.last)
+        last = digest_of(self.last) if known else ""
         self.header = replace(self.header, batches=self.batches, last_batch=last, complete=complete)
         if self.path is not None:
             write(self.path, self.sums, self.header)
+
+
+def _versions(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """torch counts what is written to a tensor, but for those of inference mode."""
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.accumulate.counts import check_counted, counts_among
+from hbpcompiler.accumulate.partial import Partials
 from hbpcompiler.accumulate.pieces import add_compensated, merge_spread, mirrored
 from hbpcompiler.accumulate.weigh import Weight, check_alike, check_scale
 from hbpcompiler.compiler.program.sums import added_
@@ -72,6 +73,8 @@ class Sums:
         self.totals: dict[Key, Tensor] = {}
         self.lost: dict[Key, Tensor] = {}
         """What additions have rounded off, where totals are compensated."""
+        self.partials = Partials()
+        """What is not in the totals yet, see `finish`."""
         self.samples = 0
         self.terms = 0.0
         self.of_average = 0.0
@@ -121,6 +124,11 @@ class Sums:
                         ratio = self._ratio(parameter, weight) if field.how in DIVIDED else 1.0
                         self._add(key, tensor, factors[field.how] * ratio)
         self._count(weight)
+        self.partials.count(self.totals)
+
+    def finish(self) -> None:
+        """All that was added is in the totals."""
+        self.partials.add_to(self.totals)
 
     def count(self, weight: Weight) -> None:
         """What one more batch counts, without a result: for `factor` and `divisor`."""

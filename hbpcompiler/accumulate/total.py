@@ -64,6 +64,7 @@ class Total:
 
     def __init__(self, sums: Sums, header: Header, model: nn.Module | None = None) -> None:
         self._sums, self._header, self._model = sums, header, model
+        sums.finish()
         sums.put_in_order(header.parameters)
 
     @property

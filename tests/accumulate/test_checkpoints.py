@@ -171,6 +171,26 @@ def test_a_loader_that_does_not_repeat_itself_is_noticed(tmp_path):
     assert_same(run(checkpoint=path), run())
 
 
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_loader_that_fills_the_same_memory_again_is_gone_on_with(tmp_path, stop):
+    """At Ctrl-C it has the next batch in where the last one was."""
+    path = tmp_path / "total.pt"
+
+    def loader(stop=None):
+        X, y = torch.empty(2, 3), torch.empty(2, dtype=torch.long)
+        for number in range(5):
+            X.fill_(number)
+            y.fill_(number % 3)
+            if number == stop:
+                raise KeyboardInterrupt
+            yield X, y
+
+    with pytest.raises(KeyboardInterrupt):
+        run(loader(stop), checkpoint=path)
+    assert files.read(path)[1].batches == stop
+    assert_same(run(loader(), checkpoint=path), run(loader()))
+
+
 def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     path = tmp_path / "total.pt"
     run(checkpoint=path, max_batches=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hbpcompiler.accumulate import pieces
-from hbpcompiler.compiler.program.sums import added_, added_triangle_
+from hbpcompiler.compiler.program.sums import added_, added_product_triangle_, added_triangle_
 
 SHAPES = [(), (0,), (7,), (5, 3), (4, 1, 6)]
 
@@ -50,6 +50,19 @@ def test_a_symmetric_matrix_by_its_triangle(size):
     total, right = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     for share, decay in ((2.0, 1.0), (0.5, 0.25)):
         added_triangle_(total, root @ root.t(), decay, share, 3)
+        right = decay * right + share / 3 * (root @ root.t()).double()
+    torch.testing.assert_close(pieces.mirrored(total), right)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 130, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_symmetric_product_in_its_total(size, dtype):
+    """Of the total's dtype it is made there, of a narrower one it is added."""
+    root = drawn(size, 3, dtype=dtype)
+    total = torch.full((size, size), torch.nan, dtype=torch.float64)
+    right = torch.zeros(size, size, dtype=torch.float64)
+    for share, decay in ((2.0, 0.0), (0.5, 0.25), (3.0, 1.0)):
+        added_product_triangle_(total, root, root, decay, share, 3)
         right = decay * right + share / 3 * (root @ root.t()).double()
     torch.testing.assert_close(pieces.mirrored(total), right)
 

@@ -1,13 +1,15 @@
 """A program rewritten to add its results to tensors that a call brings, each as soon as it is there.
 
 What a result is divided by goes into its share, so that no quotient is made; a value that is in its total is freed, and
-at most one of them is there beside the totals.
+at most one of them is there beside the totals. A symmetric product of two matrices is made in its total, and nowhere
+else.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import fx
@@ -17,7 +19,8 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.by_sample import copy_of
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import shows_its_input
-from hbpcompiler.compiler.program.sums import added_, added_triangle_
+from hbpcompiler.compiler.program.products import onednn_linear
+from hbpcompiler.compiler.program.sums import added_, added_product_triangle_, added_triangle_
 
 
 class Slot(NamedTuple):
@@ -67,14 +70,22 @@ def adding(graph: fx.Graph, wanted: Collection[Slot], same: Mapping[Slot, Slot],
     output = _output(copied)
     written: Any = output.args[0]
     loss, outputs, results = written
-    found = {slot: _added(copied, slot, node, arguments, order, added_triangle_ if slot in triangles else added_)
-             for slot, node in slots_of(copied).items() if slot in wanted}
+    slots = slots_of(copied)
+    read = Counter(_undivided(node)[0] for node in slots.values())
+    values = [_undivided(node)[0] for slot, node in slots.items() if slot in triangles]
+    products = {value: factors for value in values if read[value] == 1 and (factors := _factors(value))}
+    found = {slot: _added(copied, slot, node, arguments, order, slot in triangles, products)
+             for slot, node in slots.items() if slot in wanted}
     found |= {slot: found[other] for slot, other in same.items()}
     before = list(output.all_input_nodes)
     output.args = ((loss, outputs, _with(results, found)),)
-    for node in before:
+    for node in dict.fromkeys([*before, *products]):
         if not node.users and node.op != "placeholder":
+            operands = node.all_input_nodes
             copied.erase_node(node)
+            for operand in operands if node in products else []:
+                if not operand.users and _is_transpose(operand):
+                    copied.erase_node(operand)
     return copied
 
 
@@ -114,9 +125,11 @@ def _arguments(graph: fx.Graph) -> _Arguments:
 
 
 def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, order: Mapping[fx.Node, int],
-           function: Callable[..., Any]) -> fx.Node:
+           triangle: bool, products: Mapping[fx.Node, tuple[fx.Node, fx.Node]]) -> fx.Node:
     """The tensor that is added to."""
     value, divisor = _undivided(node)
+    operands = products.get(value, (value,))
+    function = added_product_triangle_ if value in products else added_triangle_ if triangle else added_
     if is_of_results(value):
         last = node
     else:
@@ -125,7 +138,7 @@ def _added(graph: fx.Graph, slot: Slot, node: fx.Node, arguments: _Arguments, or
         total = graph.call_function(operator.getitem, (arguments.into, slot.key))
     with graph.inserting_after(total):
         share = graph.call_function(operator.getitem, (arguments.shares, slot.key))
-    parts = (total, value, arguments.decay, share)
+    parts = (total, *operands, arguments.decay, share)
     with graph.inserting_after(share):
         added = graph.call_function(function, parts if divisor is None else (*parts, divisor))
     for made in (total, share, added):
@@ -146,6 +159,28 @@ def _undivided(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
                 and all(user is node or not is_of_results(user) for user in value.users)):
             return value, divisor
     return node, None
+
+
+def _factors(value: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(x, y), where the value is x @ y.t(), and nothing but a result reads it."""
+    if value.kwargs or len(value.users) != 1 or len(value.args) != 2:
+        return None
+    x, right = value.args
+    if not isinstance(x, fx.Node) or not isinstance(right, fx.Node):
+        return None
+    if any(len(meta.shape(matrix) or ()) != 2 for matrix in (x, right)):
+        return None
+    if value.target is onednn_linear:
+        return x, right
+    if value.target is not operator.matmul:
+        return None
+    if _is_transpose(right):
+        return x, right.all_input_nodes[0]
+    return (x, x) if _is_transpose(x) and x.args[0] is right else None
+
+
+def _is_transpose(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "t"
 
 
 def _readers(value: fx.Node, order: Mapping[fx.Node, int]) -> Iterator[fx.Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hbpcompiler.compiler.program.products import add_product_
 from hbpcompiler.rule.idioms import idiom
 
 
@@ -29,8 +30,22 @@ def added_(total: Tensor, value: Tensor, decay: float, share: float, divisor: in
 @idiom
 def added_triangle_(total: Tensor, value: Tensor, decay: float, share: float, divisor: int = 1) -> Tensor:
     """The same for the upper triangle of a symmetric matrix, which is half the work; below it there is no sum."""
-    if decay != 1.0:
+    if decay == 0.0:
+        total.zero_()
+    elif decay != 1.0:
         total.mul_(decay)
     for start in range(0, total.shape[0], 64):
         total[start : start + 64, start:].add_(value[start : start + 64, start:], alpha=share / divisor)
+    return total
+
+
+@idiom
+def added_product_triangle_(
+    total: Tensor, x: Tensor, y: Tensor, decay: float, share: float, divisor: int = 1
+) -> Tensor:
+    """The same of a symmetric x @ y.t(), made in the total where that has its dtype, a block of rows at a time."""
+    if total.dtype != x.dtype:
+        return added_triangle_(total, x @ y.t(), decay, share, divisor)
+    for start in range(0, total.shape[0], 128):
+        add_product_(total[start : start + 128, start:], x[start : start + 128], y[start:], share / divisor, decay)
     return total
