@@ -127,7 +127,7 @@ def ranks(world: int, network: str, size: int, count: int) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone", "-m",
                "benchmarks.data_sets", RANK, "--networks", network, "--batch", str(size), "--count", str(count)]
     done = subprocess.run(command, check=True, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
     return done.stdout.strip()
 
 

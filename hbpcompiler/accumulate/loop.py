@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
-from hbpcompiler.accumulate.checkpoint import check_resumes, header_of, read, write
+from hbpcompiler.accumulate.checkpoint import check_resumes, fingerprint, header_of, read, write
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
@@ -71,9 +71,9 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
         arguments: of every call, beside its batch: {"bases": ...} for the quantity `eigenvalues`.
 
     Raises InputError for a batch that does not fit, naming its number; for a checkpoint of another run, with every
-    difference; for a loader that gives other batches than before; and for a rank that failed. Warns (TotalWarning) of
-    draws that belong to no sample, so that the total depends on the cutting, naming their lines; and of a loader with a
-    checkpoint that will shuffle otherwise when it is resumed.
+    difference; for a loader that gives other batches than before, or changes the model; and for a rank that failed.
+    Warns (TotalWarning) of draws that belong to no sample, so that the total depends on the cutting, naming their
+    lines; and of a loader with a checkpoint that will shuffle otherwise when it is resumed.
     """
     _check(compiled, loader, dtype, checkpoint_every, max_batches)
     ranks = Ranks(group)
@@ -140,6 +140,8 @@ class _Run:
         self.last: tuple[Tensor, ...] = ()
         self.written: tuple[int, ...] = ()
         """How often each of its tensors had been written to."""
+        self.state = (*compiled.model.parameters(), *compiled.model.buffers())
+        self.state_written = _versions(self.state)
         self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
         self.calls = BatchCalls(self.compiled, seed, ranks.rank, beside, said.count is None, self.device)
@@ -166,6 +168,7 @@ class _Run:
                     try:
                         one = self.said.of(item, self.compiled.model, self.device)
                         if number >= done:
+                            self._check_model()
                             self._add(one, number)
                     except InputError as error:
                         raise type(error)(f"batch {number} of the loader: {error}{_not_cut(loader)}") from error
@@ -204,6 +207,14 @@ class _Run:
             with self.interrupts.whole():
                 self.sums.add(result, built.stored, self.calls.weight(one, built))
                 self._count(one, number)
+
+    def _check_model(self) -> None:
+        """InputError where what reads the data has changed the model since the first batch."""
+        written = _versions(self.state)
+        if written != self.state_written and fingerprint(self.compiled.model)[1] != self.header.digest:
+            raise InputError("the model's parameters or buffers are no longer what they were for the batches before. A "
+                             "total is of one model: train it before, or give accumulate a copy of it")
+        self.state_written = written
 
     def _count(self, one: One, number: int) -> None:
         """A batch is in."""

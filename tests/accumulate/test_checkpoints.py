@@ -191,6 +191,27 @@ def test_a_loader_that_fills_the_same_memory_again_is_gone_on_with(tmp_path, sto
     assert_same(run(loader(), checkpoint=path), run(loader()))
 
 
+def test_a_loader_that_changes_the_model_is_noticed(tmp_path):
+    model, path = network(), tmp_path / "total.pt"
+    compiled = hbp.compile(model, None, NAMES)
+
+    def loader(change):
+        for number, batch in enumerate(batches()):
+            if number == 2:
+                with torch.no_grad():
+                    change(model[0].weight)
+            yield batch
+
+    assert_same(run(loader(lambda weight: weight.copy_(weight.clone())), compiled), run())
+    before = model[0].weight.detach().clone()
+    with pytest.raises(hbp.InputError, match="batch 2 of the loader: the model's parameters or buffers are no longer"):
+        run(loader(lambda weight: weight.add_(1.0)), compiled, checkpoint=path, checkpoint_every=0)
+    with torch.no_grad():
+        model[0].weight.copy_(before)
+    assert files.read(path)[1].batches == 2
+    assert_same(run(compiled=compiled, checkpoint=path), run())
+
+
 def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     path = tmp_path / "total.pt"
     run(checkpoint=path, max_batches=2)
