@@ -149,7 +149,7 @@ class Functions:
         body = (", ".join(parameters), result, *lines, ", ".join(values))
         if body not in self.bodies:
             name = self.names.fresh(wish)
-            inside = [*_docstring(about), *_returning(lines, values)]
+            inside = [*_docstring(about), *returning(lines, values)]
             head = f"def {name}({', '.join(parameters)}) -> {result}:"
             self.texts[name] = "\n".join([head, *(f"    {line}" if line else "" for line in inside)])
             self.bodies[body] = name
@@ -250,7 +250,7 @@ def several(names: Sequence[str]) -> str:
     return f"({text})" if len(text) > LONG else text
 
 
-def _returning(lines: Sequence[str], values: Sequence[str]) -> list[str]:
+def returning(lines: Sequence[str], values: Sequence[str]) -> list[str]:
     """A function's lines with their `return`: of what the last line makes, if that is all."""
     if not values:
         return [*lines]

@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.forms import Form
-from hbpcompiler.codegen.functions import _returning
+from hbpcompiler.codegen.functions import returning
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.segments import segments
 from hbpcompiler.codegen.sharing import arguments, share
@@ -64,8 +64,8 @@ def test_letters_are_as_large_as_what_they_stand_for():
 
 
 def test_a_function_returns_what_its_last_line_makes():
-    assert _returning(["a = x", "y = a * 2  # [N]"], ["y"]) == ["a = x", "return a * 2  # [N]"]
-    assert _returning(["g.mul_(x)"], ["g"]) == ["return g.mul_(x)"]
-    assert _returning(['saved["x"] = x'], ['saved["x"]']) == ['saved["x"] = x', 'return saved["x"]']
-    assert _returning(["a = x", "b = y"], ["a", "b"])[-1] == "return a, b"
-    assert _returning(["f(x)"], []) == ["f(x)"]
+    assert returning(["a = x", "y = a * 2  # [N]"], ["y"]) == ["a = x", "return a * 2  # [N]"]
+    assert returning(["g.mul_(x)"], ["g"]) == ["return g.mul_(x)"]
+    assert returning(['saved["x"] = x'], ['saved["x"]']) == ['saved["x"] = x', 'return saved["x"]']
+    assert returning(["a = x", "b = y"], ["a", "b"])[-1] == "return a, b"
+    assert returning(["f(x)"], []) == ["f(x)"]
