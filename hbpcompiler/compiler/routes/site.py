@@ -227,9 +227,10 @@ LONG_ROW = 64
 """Numbers: torch takes norms of such rows in one pass, without their squares in between; shorter ones take longer."""
 
 
-def squared_norms(site: Site, product: Any) -> Any:
-    """[n] of a product [n, k, *theta]: of matrices sums of rows, so that float32 sums stay exact."""
-    by_rows = len(site.theta) > 1 and site.row >= LONG_ROW
+def squared_norms(site: Site, product: Any, alone: bool = False) -> Any:
+    """[n] of a product [n, k, *theta]: of matrices sums of rows, so that float32 sums stay exact; of one that nothing
+    else reads (`alone`) squares, which are written over it, faster than norms while it is in cache."""
+    by_rows = len(site.theta) > 1 and site.row >= LONG_ROW and not alone
     squares = product.norm(2, [-1]).square() if by_rows else product.square()
     return squares.flatten(1).sum(1)
 
