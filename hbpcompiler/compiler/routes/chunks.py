@@ -119,7 +119,7 @@ class ChunkedProduct(Route):
                 if EACH in kinds:
                     part.rows[EACH].copy_(product.squeeze(1))
                 if NORM in kinds:
-                    part.rows[NORM].copy_(squared_norms(site, product, alone=kinds == {NORM}))
+                    part.rows[NORM].copy_(squared_norms(site, product, alone=kinds == frozenset({NORM})))
                 if BATCH_DIAGONAL in kinds:
                     part.rows[BATCH_DIAGONAL].copy_(each(part, product))
                 return
