@@ -225,12 +225,30 @@ def _task(row: Row, picture: str | None) -> str:
     return "\n".join([*lines, ""])
 
 
+def short_table(rows: Sequence[Row]) -> str:
+    """A line for each task and optimizer, without times."""
+    lines = ["| task | | seeds | training loss | test loss | test accuracy | sooner than Adam |",
+             "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        for method in _methods([row]):
+            outcome = row.outcomes[method]
+            raced = method != RIVAL and RIVAL in row.outcomes
+            sooner = f"{row.race(method).wins} of {len(row.race(method).epochs)}" if raced else ""
+            lines.append(f"| {row.title} | {METHODS[method].title} | {len(outcome.records)} | "
+                         f"{' | '.join(_finals(outcome))} | {sooner} |")
+    return "\n".join([*lines, ""])
+
+
+def _finals(outcome: Outcome) -> list[str]:
+    if not math.isfinite(float(outcome.final(losses, "train").median[0])):
+        return ["diverged", "diverged", "-"]
+    return [_loss(outcome.final(losses, "train")), _loss(outcome.final(losses, "test")),
+            _percent(outcome.final(accuracies, "test"))]
+
+
 def _results(row: Row, method: str) -> str:
     outcome = row.outcomes[method]
-    cells = ["diverged", "diverged", "-"]
-    if math.isfinite(float(outcome.final(losses, "train").median[0])):
-        cells = [_loss(outcome.final(losses, "train")), _loss(outcome.final(losses, "test")),
-                 _percent(outcome.final(accuracies, "test"))]
+    cells = _finals(outcome)
     if RIVAL not in row.outcomes:
         return " | ".join([*cells, "-", "-", "-", "-"])
     own, cost = row.race(method), row.cost(method)

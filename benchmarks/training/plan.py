@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +23,25 @@ GRID_SEED = 0
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The best point of a grid, of whose points so many were tried, by a search whose runs are not kept."""
+
+    point: Point
+    tried: int
+
+
+Settings = Mapping[tuple[str, str], Setting]
+"""By task and optimizer."""
+
+
+def settings_in(path: Path) -> Settings:
+    """Of a file {task: {optimizer: {"point": {name: number}, "tried": number}}}."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {(task, method): Setting(tuple(one["point"].items()), one["tried"])
+            for task, methods in content.items() for method, one in methods.items()}
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is run."""
 
@@ -33,12 +53,18 @@ class Protocol:
     epochs: int | None = None
     """None: each task's own."""
     criterion: str = CRITERIA[0]
+    settings: Settings = field(default_factory=dict)
+    """Their grids are not tried again."""
 
     def run(self, task: str, method: str, point: Point, seed: int) -> Run:
         return Run(task, method, point, seed, self.epochs or ALL[task].epochs)
 
     def cells(self) -> list[tuple[str, str]]:
         return [(task, method) for task, methods in self.tasks.items() for method in methods]
+
+    def searched(self) -> list[tuple[str, str]]:
+        """Those whose settings are not known."""
+        return [cell for cell in self.cells() if cell not in self.settings]
 
     def tried(self, folder: Path, task: str, method: str) -> dict[Point, Record]:
         """The points of a grid that have been run."""
@@ -51,6 +77,8 @@ class Protocol:
 
     def best(self, folder: Path, task: str, method: str) -> Point | None:
         """None before the first run."""
+        if (task, method) in self.settings:
+            return self.settings[task, method].point
         tried = self.tried(folder, task, method)
         epochs = self.epochs or ALL[task].epochs
         return max(tried, key=lambda point: worth(tried[point], epochs, self.criterion)) if tried else None
@@ -73,8 +101,9 @@ class Protocol:
             records.append(record)
         if not records:
             return None
-        kind = METHODS[method]
-        return Outcome(point, kind.interior(point), len(self.tried(folder, task, method)),
+        kind, known = METHODS[method], self.settings.get((task, method))
+        tried = known.tried if known else len(self.tried(folder, task, method))
+        return Outcome(point, kind.interior(point), tried,
                        len(kind.points(coarse=False)), records, self.epochs or ALL[task].epochs)
 
     def repeated(self) -> range:
@@ -84,13 +113,13 @@ class Protocol:
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def grid(self) -> list[Run]:
-        return [self.run(task, method, point, GRID_SEED) for task, method in self.cells()
+        return [self.run(task, method, point, GRID_SEED) for task, method in self.searched()
                 for point in METHODS[method].points(self.coarse)]
 
     def beside(self, folder: Path) -> list[Run]:
         """The neighbours of the best points."""
         found = []
-        for task, method in self.cells():
+        for task, method in self.searched():
             best = self.best(folder, task, method)
             if best is not None:
                 found += [self.run(task, method, point, GRID_SEED) for point in METHODS[method].neighbours(best)]

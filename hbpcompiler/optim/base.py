@@ -59,11 +59,23 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         super().add_param_group({**param_group, "params": given})
 
     def _check_group(self, checked: Checked, numbers: Mapping[str, Any]) -> None:
-        """Find what makes no sense about a group's numbers."""
+        """Find what makes no sense about the numbers that a group begins with."""
+        missing = [name for name in self.numbers if numbers[name] is None and self.defaults[name] is not None]
+        checked.findings += [f"{name} is None here and {self.defaults[name]} for other groups" for name in missing]
+        if not missing:
+            self._check_numbers(checked, numbers)
+
+    def _check_numbers(self, checked: Checked, numbers: Mapping[str, Any]) -> None:
+        """Find those of a group's numbers that no step can be made with."""
         for name, limits in self.numbers.items():
-            if numbers[name] is None and self.defaults[name] is not None:
-                checked.findings.append(f"{name} is None here and {self.defaults[name]} for other groups")
             checked.number(name, numbers[name], **limits)
+
+    def _check_step(self) -> None:
+        """OptionError for what has been set since the last step, by schedulers or by hand."""
+        checked = Checked("this step")
+        for group in self.param_groups:
+            self._check_numbers(checked, group)
+        checked.done()
 
     @torch.no_grad()
     def step(self, *batch: Any, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]  # a batch more
@@ -78,6 +90,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
         A batch whose loss or gradient is not finite is left out: nothing changes but p.grad, which is None then
         (unless there is a closure), and a NotFiniteWarning says so once.
+
+        Raises OptionError where a group's numbers have been set to what no step can be made with; parameters and
+        averages stay as they are.
         """
         if not batch or (callable(batch[0]) and not isinstance(batch[0], Tensor)):
             raise InputError(f"{type(self).__name__} takes the batch: step(X, y), with closure=... if there is one")
@@ -85,7 +100,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 closed = closure()
-        self._together.begin(self.model, batch)
+        self._together.begin(self.model, batch, self._check_step)
         loss, gradient = self._gradient(batch)
         if closure is not None:
             gradient = self._closed(gradient)

@@ -93,6 +93,10 @@ class KFAC(CurvatureOptimizer):
         checked.whole("mc_samples", mc_samples)
         checked.whole("seed", seed, least=0)
         checked.done()
+        self.free = {"lr": lr is None, "momentum": momentum is None}
+        """What the quadratic model finds."""
+        self._found: dict[str, float | None] = {"lr": None, "momentum": None}
+        """What it has found last."""
         self.adapt_damping, self.adapt_every = adapt_damping, adapt_every
         self.least_damping, self.most_damping = least_damping, most_damping
         super().__init__(model, loss, params, {"lr": lr, "momentum": momentum, "damping": damping, "l2": l2,
@@ -100,8 +104,6 @@ class KFAC(CurvatureOptimizer):
         self.curvature_name = curvature
         self.norm_constraint = norm_constraint
         self.reject = reject
-        self.free = {"lr": lr is None, "momentum": momentum is None}
-        """What the quadratic model finds."""
         self.last_ratio: float | None = None
         """The reduction ratio when it was last computed."""
         options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
@@ -122,6 +124,24 @@ class KFAC(CurvatureOptimizer):
                                     "raise the other, or leave least_damping out")
         if self.most_damping < damping:
             checked.findings.append(f"most_damping={self.most_damping:g} is below its damping, {damping:g}")
+
+    def _check_numbers(self, checked: Checked, numbers: Mapping[str, Any]) -> None:
+        """Those that the quadratic model finds may have no other value than the one that it has found."""
+        for name, limits in self.numbers.items():
+            if not self.free.get(name):
+                checked.number(name, numbers[name], **{**limits, "optional": False})
+            elif numbers[name] not in (None, self._found[name]):
+                checked.findings.append(f"{name} has been set to {numbers[name]!r}, but {name}=None of this optimizer "
+                                        "leaves it to the quadratic model, which sets it in each step: give a number "
+                                        f"as {name} where the optimizer is made")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A scheduler of torch, when it is made, puts a function with this mark in the place of `step`."""
+        if name == "step" and hasattr(value, "_wrapped_by_lr_sched") and self.free["lr"]:
+            raise OptionError("a scheduler has nothing to schedule here: lr=None leaves the length of each step to the "
+                              "quadratic model. Give a number as lr where the optimizer is made, or leave the "
+                              "scheduler out")
+        super().__setattr__(name, value)
 
     def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
         return self._running.advance(batch, self.steps, self._dampings)
@@ -163,9 +183,10 @@ class KFAC(CurvatureOptimizer):
         dampings, l2 = ({name: groups[name][number] for name in direction} for number in ("damping", "l2"))
         quadratic = self._model.along(batch, ways, gradient, dampings, l2).times(factors)
         found = quadratic.minimum([None if self.free["lr"] else 1.0, None if self.free["momentum"] else 1.0])
-        for group in self.param_groups:
-            for key, value in zip(("lr", "momentum"), found.tolist(), strict=True):
-                if self.free[key]:
+        for key, value in zip(("lr", "momentum"), found.tolist(), strict=True):
+            if self.free[key]:
+                self._found[key] = value
+                for group in self.param_groups:
                     group[key] = value
         return quadratic.change(found)
 
@@ -245,6 +266,7 @@ class KFAC(CurvatureOptimizer):
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         self._running.load_state_dict(state["running"])
+        self._found = {name: self.param_groups[0][name] for name in self._found}
 
 
 class KFLR(KFAC):

@@ -78,19 +78,16 @@ class Preconditioner:
         checked = Checked("this preconditioner")
         checked.number("ema", ema, above=False, most=1.0)
         checked.intervals(update_every, invert_every)
-        checked.number("kl_clip", kl_clip, above=True, optional=True)
-        checked.number("lr", lr, above=True)
         checked.whole("largest_factor", largest_factor)
         checked.whole("seed", seed, least=0)
-        for pattern, value in damping.items() if isinstance(damping, Mapping) else [("", damping)]:
-            checked.number(f"damping of {pattern!r}" if pattern else "damping", value, above=True)
+        self.damping = damping
+        self.kl_clip, self.lr = kl_clip, lr
+        self._check_numbers(checked)
         checked.done()
         self.model = unwrapped(model)
         loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, loss)
         self.curvature_name = curvature
-        self.damping = damping
-        self.kl_clip, self.lr = kl_clip, lr
         self.steps = 0
         """How many there have been, without those that were left out."""
         self.skipped = 0
@@ -114,8 +111,9 @@ class Preconditioner:
     def gradient(self, *batch: Any) -> tuple[Tensor, Gradient | None]:
         """Loss and gradient by name, with the curvature brought up to date where it is time for that: `step` without
         its end. For gradients that something else happens to first; then call `precondition`. The gradient is None
-        where it, or the loss, is not finite."""
-        self._together.begin(self.model, batch)
+        where it, or the loss, is not finite. Raises OptionError where `damping`, `kl_clip` or `lr` has been set to what
+        makes no sense."""
+        self._together.begin(self.model, batch, self._check_step)
         loss, gradient = self._running.advance(batch, self.steps, self._dampings)
         if gradient is None:
             self._skip()
@@ -133,6 +131,18 @@ class Preconditioner:
         else:
             self._skip()
             self._set({})
+
+    def _check_numbers(self, checked: Checked) -> None:
+        """Those that may be changed from step to step."""
+        checked.number("kl_clip", self.kl_clip, above=True, optional=True)
+        checked.number("lr", self.lr, above=True)
+        for pattern, value in self.damping.items() if isinstance(self.damping, Mapping) else [("", self.damping)]:
+            checked.number(f"damping of {pattern!r}" if pattern else "damping", value, above=True)
+
+    def _check_step(self) -> None:
+        checked = Checked("this step")
+        self._check_numbers(checked)
+        checked.done()
 
     def _skip(self) -> None:
         self.skipped += 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 from hbpcompiler.errors import OptionError, listing
 
@@ -18,10 +21,11 @@ class Checked:
 
     def number(self, name: str, value: Any, least: float = 0.0, *, above: bool = False, most: float = math.inf,
                optional: bool = False) -> None:
-        """A finite number from `least` (or above it) to `most`."""
+        """A finite number from `least` (or above it) to `most`; a tensor of one number, too, as torch takes it."""
         if optional and value is None:
             return
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        real = isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0)
+        fits = real and not isinstance(value, bool) and math.isfinite(value)
         if not fits or value < least or value > most or (above and value == least):
             low = f"above {least:g}" if above else f"at least {least:g}"
             high = "" if most == math.inf else f" and at most {most:g}"

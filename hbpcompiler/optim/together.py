@@ -78,15 +78,17 @@ class Together:
     def several(self) -> bool:
         return self.ranks.several
 
-    def begin(self, model: nn.Module, batch: tuple[Any, ...]) -> None:
-        """A step begins on all ranks. Raises InputError for a batch that does not fit (RankError on the others), and
-        where the ranks have different models, which is looked at once."""
+    def begin(self, model: nn.Module, batch: tuple[Any, ...], check: Callable[[], None]) -> None:
+        """A step begins on all ranks. Raises what `check` raises, and InputError for a batch that does not fit
+        (RankError on the others); and where the ranks have different models, which is looked at once."""
         if not self.several:
+            check()
             self.samples = check_batch(model, batch).samples
             return
         failure: HbpError | None = None
         samples, digest = 0, ""
         try:
+            check()
             samples = check_batch(model, batch).samples
             digest = "" if self._same_model else digest_of([*model.parameters(), *model.buffers()])
         except HbpError as error:

@@ -128,3 +128,59 @@ def test_named_parameters_are_taken_as_torch_takes_them():
     before = values(model)
     hbp.optim.KFAC(model, None, model.named_parameters()).step(X, y)
     assert moved(model, before) == before.keys()
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_a_number_that_no_step_can_be_made_with_is_refused_whenever_it_is_set(make):
+    """By hand, or by a scheduler, after steps that were right; what is right again goes on."""
+    model, X, y = chain()
+    optimizer = make(model, None)
+    optimizer.step(X, y)
+    before, rate = values(model), optimizer.param_groups[0]["lr"]
+    for value in (float("nan"), float("inf"), -0.1, "0.1", None):
+        optimizer.param_groups[0]["lr"] = value
+        with pytest.raises(hbp.CompileError, match="lr must be a number, at least 0"):
+            optimizer.step(X, y)
+        assert not moved(model, before)
+    assert optimizer.steps == 1
+    optimizer.param_groups[0]["lr"] = torch.tensor(rate)
+    optimizer.step(X, y)
+    assert moved(model, before)
+
+
+def test_a_preconditioners_numbers_are_looked_at_in_each_step():
+    model, X, y = chain()
+    pre = hbp.optim.Preconditioner(model, None)
+    pre.step(X, y)
+    for name, value in (("damping", float("nan")), ("damping", {"*": 0.0}), ("lr", float("nan")), ("kl_clip", -1.0)):
+        right = getattr(pre, name)
+        setattr(pre, name, value)
+        with pytest.raises(hbp.CompileError, match=rf"this step cannot be made:\s.*{name}"):
+            pre.step(X, y)
+        setattr(pre, name, right)
+    assert pre.steps == 1
+
+
+def test_what_the_quadratic_model_finds_cannot_be_scheduled():
+    """Before the first step, after it, and after its state was loaded."""
+    model, X, y = chain()
+    optimizer = hbp.optim.KFAC(model, None)
+    for _ in range(2):
+        for make in (lambda: torch.optim.lr_scheduler.StepLR(optimizer, 1),
+                     lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10, cycle_momentum=False)):
+            with pytest.raises(hbp.CompileError, match="a scheduler has nothing to schedule here: lr=None leaves"):
+                make()
+        optimizer.step(X, y)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step(X, y)
+    optimizer.param_groups[0]["lr"] = 0.1
+    before = values(model)
+    with pytest.raises(hbp.CompileError, match=r"lr has been set to 0\.1, but lr=None of this optimizer leaves it"):
+        optimizer.step(X, y)
+    with pytest.raises(hbp.CompileError, match=r"momentum has been set to 0\.5"):
+        hbp.optim.KFAC(model, None, [{"params": list(model.parameters()), "momentum": 0.5}])
+    cycle = hbp.optim.KFAC(model, None, lr=0.1)
+    torch.optim.lr_scheduler.CyclicLR(cycle, 0.1, 0.2)  # it cycles the momentum, too
+    with pytest.raises(hbp.CompileError, match=r"momentum has been set to 0\.9"):
+        cycle.step(X, y)
+    assert not moved(model, before)
