@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -154,10 +155,10 @@ def check_chosen(quantities: Any) -> Chosen:
 def check_patterns(model: nn.Module, chosen: Chosen) -> None:
     """OptionError for patterns that match no parameter's name, and for parameters in several groups."""
     keys = [key for key, _ in model.named_parameters()]
-    findings = [f"{name}: {pattern!r}" for name, patterns in chosen.patterns for pattern in patterns
+    given = [(name, pattern) for name, patterns in chosen.patterns for pattern in patterns]
+    given += [(f"group {name!r}", pattern) for name, patterns in chosen.groups for pattern in patterns]
+    findings = [f"{name}: {pattern!r}{_tied_to(model, pattern)}" for name, pattern in given
                 if not fnmatch.filter(keys, pattern)]
-    findings += [f"group {name!r}: {pattern!r}" for name, patterns in chosen.groups for pattern in patterns
-                 if not fnmatch.filter(keys, pattern)]
     if findings:
         shown = ", ".join(keys[:MOST_NAMES]) + (", ..." if len(keys) > MOST_NAMES else "")
         raise OptionError(listing("these patterns match no parameter:", findings, f"Parameters are {shown}."))
@@ -167,6 +168,14 @@ def check_patterns(model: nn.Module, chosen: Chosen) -> None:
     if findings:
         raise OptionError(listing("these parameters are in several groups, and columns of one parameter add to one "
                                   "total:", findings))
+
+
+def _tied_to(model: nn.Module, pattern: str) -> str:
+    """For a pattern that matches only further names of tied parameters: the first names, by which they go."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    meant = {first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)
+             if fnmatch.fnmatchcase(name, pattern)}
+    return f" is tied, and goes by its first name: {', '.join(sorted(meant))}" if meant else ""
 
 
 def check_verify(verify: Any) -> bool | str:
@@ -186,13 +195,19 @@ def check_quantities(quantities: Any) -> tuple[str, ...]:
     strangers = [name for name in quantities if not isinstance(name, str)]
     if strangers:
         raise OptionTypeError(f"quantities must be names; {', '.join(map(repr, strangers))} is not a string")
-    unknown = sorted(repr(name) for name in quantities if name not in QUANTITIES)
+    unknown = sorted(name for name in quantities if name not in QUANTITIES)
     if unknown:
-        raise OptionError(listing(f"unknown quantities: {', '.join(unknown)}", [],
+        raise OptionError(listing(f"unknown quantities: {', '.join(map(_with_the_closest, unknown))}", [],
                                   f"Choose from {', '.join(QUANTITIES)}."))
     wanted = {*quantities, *(other for name in quantities for other in QUANTITIES[name].brings)}
     # In the table's order, so that one set of quantities gives one file, however it was written.
     return tuple(name for name in QUANTITIES if name in wanted)
+
+
+def _with_the_closest(unknown: str) -> str:
+    """The name as it was given, and the quantity that was meant, if one is close."""
+    closest = difflib.get_close_matches(unknown.lower(), QUANTITIES, 1)
+    return repr(unknown) + (f" (is it {closest[0]}?)" if closest else "")
 
 
 def check_dtype(dtype: Any) -> torch.dtype | None:
@@ -231,7 +246,8 @@ def check_model(model: Any, loss: Any) -> None:
             raise OptionTypeError(f"{name} must be a {'torch.nn.Module' if name == 'model' else 'function'}, not "
                                   f"the class {given.__name__} itself; pass an instance: {given.__name__}(...)")
     if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        hint = ": the model itself, not its parameters" if isinstance(model, Iterator | list) else ""
+        raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
     if getattr(model, RECORDERS, None):
         raise ModelError("the model has Opacus's hooks, which would record gradients whenever a program is made: take "
                          "grad_sample_mode='no_op' or call remove_hooks() on what make_private returned, and have "
@@ -253,7 +269,13 @@ def check_model(model: Any, loss: Any) -> None:
                                  complex_ones, "Keep one as pairs of real numbers, nn.Parameter(torch.view_as_real(w)),"
                                  " and write torch.view_as_complex(self.w) where it is used."))
     if not callable(loss):
-        raise OptionTypeError(f"loss must be a module or a function of (output, target), not {type(loss).__name__}")
+        hint = ""
+        if isinstance(loss, list | tuple | dict | set):
+            hint = "; quantities come third, or by name: hbp.compile(model, quantities=['grad'])"
+        elif isinstance(loss, str):
+            hint = "; the loss itself, such as nn.CrossEntropyLoss()"
+        raise OptionTypeError(f"loss must be a module or a function of (output, target), not "
+                              f"{type(loss).__name__}{hint}")
     if getattr(loss, "reduction", "mean") == "none":
         raise OptionError("the loss has reduction='none'; per-sample quantities need the whole loss: use "
                           "reduction='mean' or 'sum'")

@@ -75,6 +75,15 @@ def test_patterns_that_make_no_sense(quantities, standard, words):
     assert isinstance(caught.value, standard)
 
 
+def test_a_further_name_of_a_tied_parameter():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    with pytest.raises(hbp.CompileError, match=r"kfac: '2\.weight' is tied, and goes by its first name: 0\.weight"):
+        hbp.compile(model, quantities={"kfac": ["2.weight"]})
+    with pytest.raises(hbp.CompileError, match=r"group 'head': '2\.w\*' is tied, .*first name: 0\.weight"):
+        hbp.compile(model, quantities=["gram"], groups={"head": ["2.w*"]})
+
+
 def test_patterns_that_choose_what_is_frozen():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)

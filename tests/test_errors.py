@@ -41,7 +41,7 @@ def refused(kind, standard, *words, model=None, tensors=()):
     """The block must raise `kind`, which is also the standard type, say all the words, and change nothing."""
     before = snapshot(model or nn.Identity(), *tensors)
     with pytest.raises(hbp.HbpError) as caught:
-        yield
+        yield caught
     after = snapshot(model or nn.Identity(), *tensors)
     assert isinstance(caught.value, kind)
     assert isinstance(caught.value, standard)
@@ -61,6 +61,9 @@ def refused(kind, standard, *words, model=None, tensors=()):
     [
         ({"quantities": ["grad", "hessian"]}, ValueError, ["'hessian'", "diag_h"]),
         ({"quantities": ["b", "a"]}, ValueError, ["'a', 'b'"]),
+        ({"quantities": ["variances", "KFAC"]}, ValueError, ["'KFAC' (is it kfac?), 'variances' (is it variance?)"]),
+        ({"loss": ["grad"]}, TypeError, ["loss", "list", "quantities=['grad']"]),
+        ({"loss": "cross_entropy"}, TypeError, ["loss", "str", "nn.CrossEntropyLoss()"]),
         ({"quantities": []}, ValueError, ["empty", "grad"]),
         ({"quantities": "grad"}, TypeError, ["'grad'", "list"]),
         ({"quantities": None}, TypeError, ["None"]),
@@ -92,6 +95,12 @@ def test_option(options, standard, words):
         hbp.compile(model, **{"quantities": ["grad"], **options})
 
 
+def test_parameters_in_the_place_of_the_model():
+    model = mlp()
+    with refused(hbp.CompileError, TypeError, "not generator: the model itself, not its parameters", model=model):
+        hbp.compile(model.parameters(), quantities=["grad"])
+
+
 def test_no_quantities_at_all():
     model = mlp()
     with refused(hbp.CompileError, ValueError, "quantities is empty", model=model):
@@ -106,6 +115,8 @@ def test_no_quantities_at_all():
         ("def (:\n", ["SyntaxError"]),
         ("from hbpcompiler.rule import Rule\nR = Rule(['aten.x'], jac_t={})\n", ["residual"]),
         ("from hbpcompiler.rule import Rule\nR = Rule(['aten.x'], residual=0)\n", ["residual must be ZERO"]),
+        ("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('aten.linear', x)\n",
+         ["aten.linear has no argument 'self'; it has input, weight, bias", "would never be used"]),
     ],
 )
 def test_rule_file(tmp_path, text, words):
@@ -231,6 +242,27 @@ def test_model_returns_two_tensors():
     model, (X, y) = Two(4, 3), batch()
     with refused(hbp.CompileError, ValueError, "y does not fit the loss", "tuple of [N, 4]", model=model):
         hbp.compile(model, quantities=["grad"])(X, y)
+
+
+@pytest.mark.parametrize("pick", [torch.max, torch.median])
+def test_a_loss_that_picks_a_sample(pick):
+    def hardest(output, target):
+        return pick(F.cross_entropy(output, target, reduction="none"))
+
+    model, (X, y), words = nn.Linear(4, 3), batch(), [f"aten.{pick.__name__} in the loss", "no sum of their shares"]
+    with refused(hbp.UnsupportedOpError, NotImplementedError, *words, model=model) as caught:
+        hbp.compile(model, hardest, ["grad"])(X, y)
+    assert "rule file" not in str(caught.value)
+
+
+def test_a_loss_that_needs_more_samples_than_it_is_tried_on():
+    def hardest(output, target):
+        return F.cross_entropy(output, target, reduction="none").topk(5)[0].mean()
+
+    model, (X, y) = nn.Linear(4, 3), batch()
+    words = ["y is [6]", "Tried on two samples: RuntimeError: selected index k"]
+    with refused(hbp.CompileError, ValueError, *words, model=model):
+        hbp.compile(model, hardest, ["grad"])(X, y)
 
 
 def test_every_missing_operation_is_named_at_once():

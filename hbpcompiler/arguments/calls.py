@@ -23,7 +23,8 @@ def check_arguments(given: Mapping[str, Any], call: Call) -> dict[str, Any]:
     for name in given:
         if name not in names:
             needed = [quantity for quantity in QUANTITIES.values() if name in quantity.arguments]
-            why = f"it is for {', '.join(own.name for own in needed)}, which were not asked for" if needed else (
+            asked = "which was not asked for" if len(needed) == 1 else "none of which was asked for"
+            why = f"it is for {', '.join(own.name for own in needed)}, {asked}" if needed else (
                 f"there is none of this name; a call takes {', '.join(['generator', *names])}")
             findings.append(f"{name}: {why}")
     missing = [name for name, argument in wanted.items() if argument.default is None and name not in given]

@@ -118,11 +118,11 @@ def tic_trace(seen: Seen) -> float | None:
 
 
 def learning_rate(optimizer: Any) -> float | dict[str, float] | None:
-    """The one of all groups of parameters; where they differ a dict by the group's number."""
-    rates = [float(group["lr"]) for group in getattr(optimizer, "param_groups", ()) if "lr" in group]
-    if not rates:
-        return None
-    return rates[0] if len(set(rates)) == 1 else {f"group {number}": rate for number, rate in enumerate(rates)}
+    """The one of all groups of parameters; where they differ a dict by the group's number. A group may have none: with
+    lr=None `hbp.optim.KFAC` finds the length of each step by itself."""
+    rates = {f"group {number}": float(group["lr"]) for number, group in
+             enumerate(getattr(optimizer, "param_groups", ())) if group.get("lr") is not None}
+    return next(iter(rates.values()), None) if len(set(rates.values())) <= 1 else rates
 
 
 def _loss(seen: Seen) -> float:

@@ -149,6 +149,8 @@ class Watching:
     def _missing(self, tracked: Tracked) -> str:
         """What is wrong with the optimizer for this entry."""
         if OPTIMIZER in tracked.asks and learning_rate(self.optimizer) is None:
+            if any("lr" in group for group in getattr(self.optimizer, "param_groups", ())):
+                return "with lr=None the optimizer finds the length of each step by itself: there is no learning rate"
             return "no optimizer was given that has learning rates"
         if SGD in tracked.asks and not is_plain_sgd(self.optimizer):
             return ("it is defined for plain torch.optim.SGD with one learning rate, without momentum, weight decay "

@@ -73,7 +73,8 @@ def operator(
     """
     if not isinstance(kind, str) or kind not in KINDS:
         given = repr(kind) if isinstance(kind, str) else f"a {type(kind).__name__}"
-        raise OptionError(f"kind {given} is unknown; choose one of {', '.join(KINDS)}")
+        hint = "" if isinstance(kind, str) else "; a batch is one argument, (X, y)"
+        raise OptionError(f"kind {given} is unknown; choose one of {', '.join(KINDS)}{hint}")
     for name, number in (("mc_samples", mc_samples), ("chunk", chunk)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"{name} must be a positive integer, not {number!r}")

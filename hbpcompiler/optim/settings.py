@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -9,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hbpcompiler.errors import OptionError, listing
+from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.errors import OptionError, OptionTypeError, listing
 
 
 class Checked:
@@ -62,4 +64,7 @@ def options_of_compile(given: Mapping[str, Any]) -> dict[str, Any]:
     own = {"quantities", "joint_bias", "example_inputs", "groups", "clipping"} & given.keys()
     if own:
         raise OptionError(f"{', '.join(sorted(own))}: set by the curvature that is asked for; leave it out")
+    known = inspect.signature(compile_model).parameters
+    if strangers := sorted(given.keys() - known.keys()):
+        raise OptionTypeError(f"{', '.join(strangers)}: no argument here, and no option of hbp.compile either")
     return dict(given)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 import hbpcompiler.rules
@@ -147,4 +148,25 @@ def _load(path: Path) -> ModuleType:
         raise RuleError(f"rules: '{path}' failed to import: {type(error).__name__}: {error}") from error
     if not rules_in(module):
         raise OptionError(f"rules: '{path}' defines no Rule or LossRule at its top level")
+    findings = [finding for rule in rules_in(module) if isinstance(rule, Rule) for finding in strange_arguments(rule)]
+    if findings:
+        raise RuleError(listing(f"rules: '{path}' speaks of arguments that its operations do not have, and would never "
+                                "be used:", findings, "A rule names arguments as the operation's schema does; "
+                                "`elementwise` takes the one that is called self: name it so in the operation."))
     return module
+
+
+def strange_arguments(rule: Rule) -> Iterator[str]:
+    """What `jac_t` names and no schema of the rule's operations does; nothing where torch does not know one of them."""
+    known: dict[str, None] = {}
+    for operation in rule.operations:
+        namespace, name, *overload = operation.split(".")
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        if packet is None:
+            return
+        for own in overload or packet.overloads():
+            if hasattr(packet, own):
+                known |= dict.fromkeys(argument.name for argument in getattr(packet, own)._schema.arguments)
+    for slot in rule.jac_t:
+        if slot not in known:
+            yield f"{', '.join(rule.operations)} has no argument '{slot}'; it has {', '.join(known)}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import Case, Factor, LossRule, Op, Pieces, Rule, Structure
+from hbpcompiler.rule.registry import strange_arguments
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
@@ -32,6 +33,8 @@ def check_rule(rule: Rule | LossRule) -> None:
     operations, finite and accurate derivatives at +-1e4 and in bfloat16.
     """
     assert rule.cases, f"rule for {rule.operations} has no cases"
+    strangers = list(strange_arguments(rule)) if isinstance(rule, Rule) else []
+    assert not strangers, "; ".join(strangers)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
         for operation in rule.operations:
             for case in rule.cases:

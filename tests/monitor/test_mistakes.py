@@ -92,3 +92,18 @@ def test_an_optimizer_and_a_state_of_another_model():
     again = hbp.Monitor(model, nn.MSELoss())
     again.load_state_dict(part.state_dict())
     assert again.steps == 1
+
+
+def test_an_optimizer_that_finds_its_own_step_size():
+    model, loss = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), nn.CrossEntropyLoss()
+    optimizer = hbp.optim.KFAC(model, loss)
+    assert optimizer.param_groups[0]["lr"] is None
+    monitor = hbp.Monitor(model, loss, optimizer, track=["economy", "cabs"], every=1)
+    X, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    with pytest.warns(hbp.MonitorWarning, match="lr=None the optimizer finds the length of each step by itself"):
+        monitor.observe(X, y)
+    optimizer.step(X, y)
+    monitor.observe(X, y)
+    assert set(monitor.left_out) == {"lr", "cabs"}
+    assert monitor.run.series("alpha")[0] == [0]
+    assert monitor.run.by_step[1].values["loss"] < monitor.run.by_step[0].values["loss"]

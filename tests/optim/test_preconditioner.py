@@ -234,7 +234,8 @@ def test_bad_input_is_one_error_and_leaves_the_gradient():
                          ({"damping": {"x.*": 1.0}}, "'x.\\*' matches no parameter"),
                          ({"split": "half"}, "split 'half' is unknown"),
                          ({"kl_clip": -1.0}, "kl_clip must be a number"),
-                         ({"quantities": ["grad"]}, "quantities: set by the curvature")):
+                         ({"quantities": ["grad"]}, "quantities: set by the curvature"),
+                         ({"learning_rate": 0.1}, "learning_rate: no argument here, and no option of hbp.compile")):
         with pytest.raises(hbp.CompileError, match=words):
             hbp.optim.Preconditioner(model, None, **wrong)
     with pytest.raises(hbp.InputError, match="no batch has been seen"):

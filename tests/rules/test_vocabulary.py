@@ -10,6 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.derive.identity import matrix_of
 from hbpcompiler.compiler.routes.rows import rows_of
+from hbpcompiler.elementwise import elementwise, x
 from hbpcompiler.rule import (
     ZERO,
     Case,
@@ -27,6 +28,7 @@ from hbpcompiler.rule import (
 )
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin
+from hbpcompiler.testing import check_rule
 
 NAMES = 63
 
@@ -149,3 +151,8 @@ def test_a_loss_reads_its_operations_first_tensor():
 def test_an_unknown_order_is_an_error(order):
     with pytest.raises(TypeError, match="order"):
         Rule(["aten.exp"], ZERO, order=order)
+
+
+def test_an_argument_that_the_operation_does_not_have():
+    with pytest.raises(AssertionError, match=r"aten\.linear has no argument 'self'; it has input, weight, bias"):
+        check_rule(elementwise("aten.linear", x))

@@ -44,6 +44,8 @@ from hbpcompiler.rule.derived import DerivedRule
 from hbpcompiler.rule.registry import AnyRule, Registry
 
 WITHOUT_PYTHON = "TorchScript cannot run torch.func; the backend 'python' can"
+NO_SHARES = ("the loss must end in a mean or a sum over the batch, or in a loss function with a rule; what picks among "
+             "the samples, as a maximum or a median does, is no sum of their shares")
 
 
 def taken_apart(traced: Traced, registry: Registry) -> Traced:
@@ -177,6 +179,8 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
             continue
         if rule is None and (words := registry.refusal(operation.target, operation.overload)) is not None:
             findings.append(f"{operation.target} in {operation.source}: {words}")
+        elif rule is None and is_loss and len(operation.tensors) == 1:
+            findings.append(f"{operation.target} in {operation.source}: {NO_SHARES}")
         elif rule is None:
             name = operation.source.whole or operation.target
             missing.append(name)
@@ -185,8 +189,7 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
             findings.append(f"{name} in {operation.source}: no rule{pieces}"
                             + (f", and none can be made of torch's derivatives: {why}" if why else ""))
         elif is_loss and not isinstance(rule, LossRule):
-            findings.append(f"{operation.target} in {operation.source}: the loss must end in a mean or a sum over the "
-                            "batch, or in a loss function with a rule")
+            findings.append(f"{operation.target} in {operation.source}: {NO_SHARES}")
         elif not is_loss and isinstance(rule, LossRule):
             rule = _not_the_end(operation, findings, operation.name in active)
         if rule is None:

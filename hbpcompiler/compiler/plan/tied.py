@@ -19,7 +19,8 @@ from hbpcompiler.quantities import (
     closings_of,
 )
 
-ADVICE = "Give each use its own parameter, freeze it (requires_grad=False), or ask for other quantities."
+ADVICE = ("Give each use its own parameter, freeze it (requires_grad=False), ask for other quantities, or choose "
+          "parameters without it, quantities={'kfac': ['layer1.*']}.")
 
 
 def join_uses(steps: Sequence[Step], closings: frozenset[Closing]) -> list[Step]:

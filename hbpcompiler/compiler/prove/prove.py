@@ -208,10 +208,10 @@ class _Proof:
         try:
             return self._own_step(batch, draws, None, backward)
         except Exception as error:
-            text = str(error).strip()
+            text = (str(error).strip().splitlines() or [""])[0]
             raise ProofError(
                 "the program cannot be proven, because the model's own forward and backward fail on this batch: "
-                f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}. "
+                f"{type(error).__name__}: {text[:300]}{' ...' if len(text) > 300 else '.'} "
                 "hbp.compile(..., verify=False) compiles without this proof") from error
 
     def _noisy(self, batch: Batch, run: int, backward: bool = True) -> OwnStep:

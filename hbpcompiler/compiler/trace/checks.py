@@ -20,6 +20,8 @@ from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError,
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""
+TRIED = "Tried on two samples:"
+"""Where the sizes in torch's message come from."""
 
 
 def shown(tensor: Tensor) -> str:
@@ -104,7 +106,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
             raise
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
-            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {reason(error)}"
+            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {TRIED} {reason(error)}"
                                        f"{_at(place_of_error(model, error))}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
@@ -136,7 +138,7 @@ def _complaint(error: Exception, batch: Batch, made: str) -> BatchDoesNotFitErro
     if isinstance(error, TypeError) and "positional argument" in str(error):
         head = "the loss cannot be called with (output, target)"
     given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
-    return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {reason(error)}"
+    return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {TRIED} {reason(error)}"
                                 f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made)}")
 
 
