@@ -415,24 +415,6 @@ def test_a_quantity_that_was_not_asked_for():
         result["diag_h"]
 
 
-def test_no_grad_inside_the_model_is_refused():
-    """It would vanish from the exported graph, and the gradient be silently wrong."""
-
-    class Stopped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
-
-        def forward(self, x):
-            with torch.no_grad():
-                x = self.first(x)
-            return self.last(x)
-
-    model = Stopped()
-    with pytest.raises(hbp.CompileError, match=r"torch.no_grad\(\) inside the model.*\n.*'first' \(Linear\)"):
-        hbp.compile(model, quantities=["grad"])(torch.randn(2, 3), torch.tensor([0, 1]))
-
-
 def test_a_step_function_among_elementwise_operations():
     class Steps(nn.Module):
         def forward(self, x):

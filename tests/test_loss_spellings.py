@@ -88,6 +88,11 @@ MEANS = {
     "mask, and a little": lambda o, t: (squares(o, t) * t["m"]).sum() / (t["m"].sum() + 1e-8),
     "weights over their sum": lambda o, t: (squares(o, t).sum(1) * (t["w"] / t["w"].sum())).sum(),
     "softmax of weights": lambda o, t: (squares(o, t).sum(1) * torch.softmax(t["w"], 0)).sum(),
+    "einsum of everything": lambda o, t: torch.einsum("nc,nc->", o, o - t["z"]) / number(o),
+    "einsum without an arrow": lambda o, t: torch.einsum("nc, nc", o, o) / number(o),
+    "einsum with weights": lambda o, t: torch.einsum("n,nc->c", t["w"] / t["w"].sum(), squares(o, t)).sum(),
+    "ones @ losses": lambda o, t: torch.ones(number(o), dtype=o.dtype) @ squares(o, t).sum(1) / number(o),
+    "losses @ weights": lambda o, t: squares(o, t).sum(1) @ t["w"] / t["w"].sum(),
     "each over the mean weight": lambda o, t: (squares(o, t).sum(1) * t["w"]).mean() / t["w"].mean(),
 }
 SUMS = {
@@ -96,6 +101,8 @@ SUMS = {
         torch.stack([each.sum() for each in squares(o, t).unbind(1)]) @ CLASSES + squares(o, t).sum(0).mean()),
     "end to end": lambda o, t: torch.cat([F.cross_entropy(o, t["y"], reduction="none"), squares(o, t).flatten()]).sum(),
     "sum + mean * N": lambda o, t: summed(o, t) + squares(o, t).mean() * number(o),
+    "einsum of everything": lambda o, t: torch.einsum("nc,nc->", squares(o, t), t["m"].double()),
+    "dot": lambda o, t: torch.dot(squares(o, t).mean(1), t["w"]) + torch.vdot(o[:, 0], o[:, 1]),
     "over a mean": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].double().mean(),
 }
 

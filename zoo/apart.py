@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+from datetime import date
 from pathlib import Path
 
 from . import timm_families, torchvision_families, transformers_families
@@ -45,7 +46,8 @@ def asked_apart(title: str, question: str, limit: float) -> Outcome:
         return Outcome(record["status"], record["seconds"], record["text"])
     else:
         outcome = Outcome("crashes", 0.0, f"process ended with {process.exitcode}")
-    path.write_text(json.dumps({"family": title, "question": question, **vars(outcome)}))
+    path.write_text(json.dumps({"family": title, "question": question, "asked": date.today().isoformat(),
+                                **vars(outcome)}))
     return outcome
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import date
 from types import FrameType
 from typing import Any
 
@@ -268,4 +269,4 @@ def ask(family: Family, question: str) -> Outcome:
 
 
 def as_record(family: Family, question: str, outcome: Outcome) -> dict[str, Any]:
-    return {"family": family.title, "question": question, **asdict(outcome)}
+    return {"family": family.title, "question": question, "asked": date.today().isoformat(), **asdict(outcome)}

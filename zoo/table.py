@@ -36,6 +36,7 @@ def page(records: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
         counts = [Counter(record["status"] for record in records if record["question"] == question)[status]
                   for question in QUESTIONS]
         lines.append(f"| {status} | " + " | ".join(map(str, counts)) + " |")
+    lines.append("| asked | " + " | ".join(_days(records, question) for question in QUESTIONS) + " |")
     lines += ["", "| family | " + " | ".join(QUESTIONS) + " | why not |", "|---" * (len(QUESTIONS) + 2) + "|"]
     for title in asked:
         rows = [found.get((title, question)) for question in QUESTIONS]
@@ -43,6 +44,12 @@ def page(records: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
         reasons = dict.fromkeys(_short(row["text"]) for row in rows if row is not None and row["text"])
         lines.append(f"| {title} | {words} | {'; '.join(reasons)} |")
     return "\n".join(lines) + "\n"
+
+
+def _days(records: Sequence[dict[str, Any]], question: str) -> str:
+    """On which days, and how many families on each: "2026-11-27: 40; earlier: 113"."""
+    days = Counter(record.get("asked", "earlier") for record in records if record["question"] == question)
+    return "; ".join(f"{day}: {number}" for day, number in sorted(days.items()))
 
 
 def _short(text: str) -> str:

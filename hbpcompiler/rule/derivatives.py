@@ -66,11 +66,11 @@ def pulled_back(function: Callable[..., Tensor], columns: Tensor, inputs: list[T
     return pulled if columns.dtype == y.dtype else pulled.to(columns.dtype)
 
 
-@idiom(on_meta=_residual_on_meta)
-def residual_columns(function: Callable[..., Tensor], gradient: Tensor, inputs: list[Tensor], at: list[int],
-                     one_by_one: bool = False) -> tuple[Tensor, Tensor]:
-    """The Hessian [D, D] of each sample's <gradient, function(*inputs)> in its inputs[i], i of `at`, laid end to end:
-    by its eigenvalues as columns [N, D, D] and signs [N, D]."""
+@idiom
+def slope_in_all(function: Callable[..., Tensor], gradient: Tensor, inputs: list[Tensor], at: list[int],
+                 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Each sample's inputs[i], i of `at`, laid end to end, [N, D]; and before it the derivative of <gradient,
+    function(*inputs)> in them, as a function of that."""
     moving = [inputs[i] for i in at]
     samples = gradient.shape[0]
     joined = torch.cat([x.reshape(samples, -1) for x in moving], 1)
@@ -83,10 +83,22 @@ def residual_columns(function: Callable[..., Tensor], gradient: Tensor, inputs: 
 
     def slope(joined: Tensor) -> Tensor:
         parts = joined.split([x.numel() // samples for x in moving], 1)
-        shaped = [part.reshape(x.shape).contiguous() for part, x in zip(parts, moving, strict=True)]
+        shaped = [part.reshape(x.shape).clone(memory_format=torch.contiguous_format)
+                  for part, x in zip(parts, moving, strict=True)]
         _, back = vjp(of_moving, *shaped)
-        return torch.cat([part.reshape(samples, -1) for part in back(gradient)], 1)
+        return torch.cat([1 * part.reshape(samples, -1) for part in back(gradient)], 1)
 
+    # clone() and 1 * : memory of its own, each way, because pairs at an odd place of another's are no complex numbers.
+    return slope, joined
+
+
+@idiom(on_meta=_residual_on_meta)
+def residual_columns(function: Callable[..., Tensor], gradient: Tensor, inputs: list[Tensor], at: list[int],
+                     one_by_one: bool = False) -> tuple[Tensor, Tensor]:
+    """The Hessian [D, D] of each sample's <gradient, function(*inputs)> in its inputs[i], i of `at`, laid end to end:
+    by its eigenvalues as columns [N, D, D] and signs [N, D]."""
+    slope, joined = slope_in_all(function, gradient, inputs, at)
+    samples = gradient.shape[0]
     units = torch.eye(joined.shape[1], dtype=joined.dtype, device=joined.device).expand(samples, -1, -1)
     hessian = pulled_back(slope, units, [joined], 0, one_by_one)
     hessian = ((hessian + hessian.mT) / 2).to(torch.promote_types(hessian.dtype, torch.float32))

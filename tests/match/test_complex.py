@@ -54,6 +54,8 @@ FUNCTIONS = {
     "fft2": lambda model, h: torch.fft.fft2(h.reshape(-1, 2, 2)).imag.flatten(1) ** 2,
     "polar": lambda model, h: torch.polar(h.exp(), h).real + torch.polar(h.exp(), h).angle(),
     "conj": lambda model, h: (pairs(h, h.flip(1)) * pairs(h, h**2).conj()).imag,
+    "conj beside a square": lambda model, h: pairs(h, h.tanh()).conj().angle() + (pairs(h, h.flip(1)) ** 2).imag,
+    "square of both parts": lambda model, h: (lambda z: (z * z).imag)(torch.complex(h.tanh(), model.layer(h))),
     "power": lambda model, h: (pairs(h, h.tanh()) ** 2).imag,
     "product": lambda model, h: (pairs(h, h).reshape(-1, 2, 2) @ pairs(h, h**2).reshape(-1, 2, 2)).imag.flatten(1),
     "where": lambda model, h: torch.where(h > 0, pairs(h, h), pairs(-h, h * h)).abs(),
@@ -65,6 +67,18 @@ FUNCTIONS = {
 def test_functions_by_way_of_complex_numbers(name):
     torch.manual_seed(0)
     check(Between(FUNCTIONS[name]).double())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_rotary_by_trained_angles(count):
+    """Laid end to end with one angle, pairs stand at an odd place in memory."""
+
+    def turned(model, h):
+        turns = torch.polar(torch.ones(count, dtype=h.dtype), model.angles)
+        return torch.view_as_real(torch.view_as_complex(h.reshape(-1, 2, 2)) * turns).flatten(1)
+
+    torch.manual_seed(0)
+    check(Between(turned, angles=torch.tensor([0.3, 0.7][:count])).double())
 
 
 def test_parameters_in_pairs():

@@ -18,6 +18,7 @@ import sympy
 from hbpcompiler.compiler.match.bind import bind, is_curved, static_op
 from hbpcompiler.compiler.match.growth import NEAR, growths
 from hbpcompiler.compiler.match.matched import Ending
+from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -28,6 +29,7 @@ from hbpcompiler.errors import InputError, UnsupportedOpError, listing
 from hbpcompiler.quantities import LOSS, QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule
 from hbpcompiler.rule.registry import AnyRule, Registry
+from hbpcompiler.rules.shared import written
 
 UNKNOWN = sympy.Symbol("unknown", real=True)
 """A number that is known when the program runs."""
@@ -42,6 +44,22 @@ def with_whole_reductions(graph: Graph, registry: Registry) -> Graph:
         if reduces and operation.name in graph.active and isinstance(rule, Rule) and rule.whole:
             operation = replace(operation, target=rule.whole, overload="",
                                 attributes={"dtype": operation.attributes.get("dtype")})
+        operations.append(operation)
+    return replace(graph, operations=operations)
+
+
+def with_sums_of_products(graph: Graph) -> Graph:
+    """The graph in which an inner product of two vectors of samples is a sum over them, ones(N) @ l or l @ weights."""
+    operations: list[Operation] = []
+    for operation in graph.operations:
+        vectors = list(operation.tensors.values())
+        of_samples = all(value.of_batch and len(value.shape) == 1 and not value.dtype.is_complex for value in vectors)
+        if operation.target in written.INNER_PRODUCTS and operation.name in graph.active and of_samples:
+            one, other = vectors
+            each = Value(f"{operation.name}_each", one.shape, operation.output.dtype, "result")
+            operations.append(write(written.multiple(written.PRODUCT), {"self": one, "other": other}, each,
+                                    operation.source))
+            operation = write(written.reduced(written.SUM), {"self": each}, operation.output, operation.source)
         operations.append(operation)
     return replace(graph, operations=operations)
 

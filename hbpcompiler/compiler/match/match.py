@@ -17,7 +17,13 @@ from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.cross_terms import with_cross_terms
 from hbpcompiler.compiler.match.derived import Deriving
-from hbpcompiler.compiler.match.endings import ending_of, refuse_endings, tail_refusals, with_whole_reductions
+from hbpcompiler.compiler.match.endings import (
+    ending_of,
+    refuse_endings,
+    tail_refusals,
+    with_sums_of_products,
+    with_whole_reductions,
+)
 from hbpcompiler.compiler.match.examples import Examples
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
@@ -122,7 +128,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     """
     graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
     graph = with_linear_endings(with_joined_endings(graph, registry), registry)
-    graph = with_whole_reductions(graph, registry)
+    graph = with_whole_reductions(with_sums_of_products(graph), registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.sample_wise import without_fallback
 from hbpcompiler.rule.composite import Composite, EachSample
-from hbpcompiler.rule.derivatives import pulled_back, vjp
+from hbpcompiler.rule.derivatives import pulled_back, slope_in_all, vjp
 
 COLUMNS = 2
 NUDGE = 1e-3
@@ -38,7 +38,7 @@ class Probe:
 def probe(function: Composite, tensors: Sequence[Tensor], active: Sequence[int], expected: Tensor) -> Probe:
     """Raises NotDerivableError, in words, where torch has no first derivative or samples meet."""
     shared = [at for at in active if not function.batched[at]]
-    with torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # as a program runs: torch's ways are others then
         torch.manual_seed(0)
         try:
             return _probe(function, tensors, active, shared, expected)
@@ -158,26 +158,13 @@ def _second(function: Composite, given: Sequence[Tensor], active: Sequence[int],
         return False, f"torch has no second derivative of it ({first_line(error)})", False
 
 
-def _at_once(function: Composite, given: Sequence[Tensor], active: Sequence[int], gradient: Tensor) -> bool:
-    """Whether torch can send several directions through the second derivative in one go."""
-
-    def slope(*parts: Tensor) -> Tensor:
-        def moved(*parts: Tensor) -> Any:
-            known = dict(zip(active, parts, strict=True))
-            return function(*[known.get(at, tensor) for at, tensor in enumerate(given)])
-
-        _, back = vjp(moved, *parts)
-        return torch.cat([part.flatten() for part in back(gradient)])
-
-    result, back = vjp(slope, *[given[at] for at in active])
-    directions = torch.randn((COLUMNS, *result.shape), device=result.device).to(result.dtype)
-    wanted = [back(direction) for direction in directions]
-
-    def in_one_go(i: int) -> Tensor:
-        found: Tensor = torch.func.vmap(back)(directions)[i]
-        return found
-
-    return all(_same(partial(in_one_go, i), torch.stack([parts[i] for parts in wanted])) for i in range(len(active)))
+def _at_once(function: Composite | EachSample, given: Sequence[Tensor], active: Sequence[int],
+             gradient: Tensor) -> bool:
+    """Whether torch can send several directions through the second derivative in one go, as `residual_columns` does."""
+    slope, joined = slope_in_all(function, gradient, list(given), list(active))
+    directions = torch.randn((len(joined), COLUMNS, joined.shape[1]), device=joined.device).to(joined.dtype)
+    wanted = pulled_back(slope, directions, [joined], 0, one_by_one=True)
+    return _same(partial(pulled_back, slope, directions, [joined], 0), wanted)
 
 
 def _same(make: Callable[[], Any], wanted: Tensor) -> bool:

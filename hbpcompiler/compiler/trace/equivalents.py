@@ -155,6 +155,27 @@ def _leave_without_gradients(block: Any, *error: Any) -> None:
 
 
 @contextmanager
+def _without_blocks_in_functions() -> Iterator[None]:
+    """Meanwhile no block in an autograd.Function's forward turns gradients off or on: they are off there anyway, and
+    the trace would take the end of such a block for gradients off in all that follows."""
+    function: Any = torch.autograd.Function
+    own, thread = vars(function)["apply"], threading.get_ident()
+
+    def apply(called: Any, *arguments: Any, **named: Any) -> Any:
+        bound = own.__get__(None, called)
+        if threading.get_ident() != thread:
+            return bound(*arguments, **named)
+        with replaced(torch._C, "_set_grad_enabled", lambda mode: None):
+            return bound(*arguments, **named)
+
+    function.apply = classmethod(apply)  # not by `replaced`: it is bound to the class that is called
+    try:
+        yield
+    finally:
+        function.apply = own
+
+
+@contextmanager
 def plain_ways() -> Iterator[None]:
     """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors;
     inference_mode() is no_grad(), and checkpoints keep everything."""
@@ -170,7 +191,8 @@ def plain_ways() -> Iterator[None]:
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
                 replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
-                replaced(torch.inference_mode, "__exit__", _leave_without_gradients):
+                replaced(torch.inference_mode, "__exit__", _leave_without_gradients), \
+                _without_blocks_in_functions():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

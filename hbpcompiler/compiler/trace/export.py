@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import OutputKind
 from torch.fx import graph as fx_graph
 
 from hbpcompiler.callers import has_stderr
@@ -28,6 +28,7 @@ from hbpcompiler.compiler.trace.equivalents import (
     unchecked_distributions,
     without_backward_hooks_of_all,
 )
+from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.refusals import (
     CONTROL,
@@ -42,7 +43,6 @@ from hbpcompiler.compiler.trace.source import (
     OUTERMOST,
     LossModule,
     sizes_by_users_lines,
-    source_of,
     whole_stacks,
 )
 from hbpcompiler.compiler.trace.values import Answers, told_again
@@ -143,9 +143,9 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
                    lambda: _surroundings(answers, fixing))
     whole.training = model.training  # not train(): that would reach into the user's modules
     program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
+    without_their_derivatives(program)
     functional = program.run_decompositions({})
     _check_parameters_stay(functional)
-    _check_gradients_stay_on(program)
     _check_any_size(program)
     return functional, returned[-1]
 
@@ -168,22 +168,6 @@ def _check_parameters_stay(program: Any) -> None:
                                  "change them outside, or compute another tensor, as in w = w.clamp(0):", changed))
 
 
-def _check_gradients_stay_on(program: Any) -> None:
-    """torch.no_grad() or inference_mode() inside a model would vanish from the graph and its values be differentiated:
-    refuse it.
-
-    Where no trainable parameter comes in (rotary embeddings of positions) it changes nothing.
-    """
-    trained = _trained(program)
-    found = [node for node in program.graph.nodes if node.op == "call_function" and node.args
-             and "set_grad_enabled" in str(node.target) and node.args[0] is False
-             and trained.intersection(node.all_input_nodes)]
-    if found:
-        places = [str(source_of(inner)) for node in found for inner in _nodes_of(program, node)][:5]
-        raise ModelError(listing("torch.no_grad() inside the model or the loss (or torch.inference_mode()) is not "
-                                 "supported; use x.detach():", sorted(set(places))))
-
-
 def _check_any_size(program: Any) -> None:
     """torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
     if found := sizes_of(program).fixing():
@@ -191,33 +175,6 @@ def _check_any_size(program: Any) -> None:
             "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it "
             "for any:", found, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it "
             "can multiply, divide or bound a tensor."))
-
-
-def _trained(program: Any) -> set[torch.fx.Node]:
-    """What depends on a trainable parameter by way of real or complex tensors."""
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    found: set[torch.fx.Node] = set()
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder":
-            spec = specs[node.name]
-            trained = spec.kind is InputKind.PARAMETER and program.state_dict[spec.target].requires_grad
-        else:
-            exact = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-            trained = bool(found.intersection(node.all_input_nodes)) and not exact
-        if trained:
-            found.add(node)
-    return found
-
-
-def _nodes_of(program: Any, call: torch.fx.Node) -> list[torch.fx.Node]:
-    """The operations of the block that a higher-order call runs; the call itself if they cannot be seen."""
-    for argument in call.args:
-        if isinstance(argument, torch.fx.Node) and argument.op == "get_attr":
-            block = getattr(program.graph_module, str(argument.target), None)
-            if isinstance(block, torch.fx.GraphModule):
-                return [node for node in block.graph.nodes if node.op == "call_function"]
-    return [call]
 
 
 @contextmanager
