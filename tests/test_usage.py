@@ -14,6 +14,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler import cache
+from hbpcompiler import compiled as compiled_module
 from tests.test_quantities import close
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -81,6 +82,26 @@ def test_several_threads_compile_and_call():
         thread.join()
     assert faults == []
     assert "programs=1" in repr(first)
+
+
+def test_a_batch_is_checked_again_where_another_thread_traces(monkeypatch):
+    """Its trace has the parameters elsewhere for a moment."""
+    own, seen = compiled_module.check_batch, []
+
+    def on_meta_at_first(model, batch):
+        seen.append(batch)
+        if len(seen) == 1:
+            raise hbp.InputError("X is on device cpu, the model's parameters on meta")
+        return own(model, batch)
+
+    monkeypatch.setattr(compiled_module, "check_batch", on_meta_at_first)
+    model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    result = hbp.compile(model, quantities=["grad"])(X, y)
+    nn.functional.cross_entropy(model(X), y).backward()
+    torch.testing.assert_close(result.grad["weight"], model.weight.grad)
+    assert len(seen) == 2
+    with pytest.raises(hbp.InputError, match="samples"):
+        hbp.compile(model, quantities=["grad"])(X, y[:3])
 
 
 def test_a_call_of_a_ready_program_does_not_wait_for_a_trace():
