@@ -3,11 +3,18 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules import transformer
 from torch.utils import checkpoint
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.trace.equivalents import module_equivalents, plain_ways, unchecked_distributions
+from hbpcompiler.compiler.trace.equivalents import (
+    module_equivalents,
+    plain_ways,
+    right_shapes,
+    unchecked_distributions,
+)
 from hbpcompiler.rule import ModuleRule
 from tests.test_outputs import check
 
@@ -65,3 +72,24 @@ def test_a_checkpoint_that_cuts_off_the_gradient():
 
     with pytest.raises(hbp.CompileError, match="use_reentrant=False"):
         hbp.compile(Cut(3, 2), quantities=["grad"])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+
+
+def normalised(x):
+    """What torch says of batch normalisation with fixed statistics, of a batch of any size: without values."""
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        fake = mode.from_tensor(x)
+        weight, bias, mean, var = (mode.from_tensor(torch.ones(x.shape[1], dtype=x.dtype)) for _ in range(4))
+        found = torch.ops.aten._native_batch_norm_legit_no_training.default(fake, weight, bias, mean, var, 0.1, 1e-5)
+        return [(tuple(map(int, each.shape)), tuple(map(int, each.stride())), each.dtype) for each in found]
+
+
+@pytest.mark.parametrize("x", [
+    torch.ones(7, 3), torch.ones(7, 3, 4, 5, dtype=torch.float64), torch.ones(7, 3, 4, dtype=torch.bfloat16),
+    torch.ones(7, 3, 4, 5).to(memory_format=torch.channels_last), torch.ones(7, 4, 3).transpose(1, 2),
+], ids=lambda x: f"{tuple(x.shape)}-{x.stride()}")  # fmt: skip
+def test_batch_norms_shapes_are_those_that_torch_finds(x):
+    expected = normalised(x)
+    table = dict(torch._decomp.decomposition_table)
+    with right_shapes():
+        assert normalised(x) == expected
+    assert torch._decomp.decomposition_table == table

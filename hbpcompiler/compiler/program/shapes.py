@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from hbpcompiler.arguments import ARGUMENTS, Sizes
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.alike_calls import AlikeCalls, storage_of, tensors_in
 from hbpcompiler.compiler.program.nodes import writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
@@ -33,7 +34,7 @@ def annotate(graph: fx.Graph, arguments: Callable[..., Sequence[Any]]) -> None:
     if any(meta.sizes(node) for node in graph.nodes if node.op == "placeholder"):
         given.append(arguments(few, many))
         symbols.append("F")
-    _annotate(graph, given, symbols)
+    _annotate(graph, given, symbols, AlikeCalls())
 
 
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
@@ -67,17 +68,18 @@ Enter = Callable[[Loop, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], N
 """What is done at a loop, with its accumulators, what it cuts and what it reads whole."""
 
 
-def _run(graph: fx.Graph, arguments: Sequence[Any], enter: Enter) -> dict[fx.Node, Any]:
+def _run(graph: fx.Graph, arguments: Sequence[Any], enter: Enter, alike: AlikeCalls) -> dict[fx.Node, Any]:
     """Every node's value on meta tensors; those in loops' bodies are what `enter` makes of them."""
-    return dict(interpret(graph, arguments, enter, _shaped))
+    return dict(interpret(graph, arguments, enter, lambda node, values: _shaped(node, values, alike)))
 
 
-def _shaped(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _shaped(node: fx.Node, values: Mapping[fx.Node, Any], alike: AlikeCalls) -> Any:
     """What a node makes, as far as shapes go: a helper that writes into its first argument returns that."""
     total = node.args[0] if node.args else None
     if isinstance(total, fx.Node) and writes_in_place(node) and node.target in IDIOMS:
         return values[total]
-    return evaluate(node, values)
+    args, kwargs = _given(node, values)
+    return alike.result((node.op, node.target), args, kwargs, lambda: _called(node, args, kwargs))
 
 
 def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter,
@@ -112,17 +114,26 @@ def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter,
 
 def evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """What a node, no loop, makes of meta tensors."""
+    return _called(node, *_given(node, values))
+
+
+def _given(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments."""
     args: Any = fx.node.map_arg(node.args, lambda used: values[used])
     kwargs: Any = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
     if kwargs.get("device") is not None:
         kwargs["device"] = "meta"
+    return args, kwargs
+
+
+def _called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
 
 
-def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence[str]) -> None:
+def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence[str], alike: AlikeCalls) -> None:
     """Of a graph and the bodies of its loops. The first of `given` has all lengths at the lower of two sizes, each of
     the others has one of them, that of the symbol at its place, at the higher."""
     calls: dict[Loop, list[Any]] = {}
@@ -132,7 +143,8 @@ def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence
         sizes = _sizes(arguments)
         if sizes not in known:  # most loops' bodies see a batch of any size in the same chunks
             entered: list[Any] = []
-            known[sizes] = _run(graph, arguments, lambda loop, *passed: entered.append((loop, passed))), entered
+            run = _run(graph, arguments, lambda loop, *passed: entered.append((loop, passed)), alike)
+            known[sizes] = run, entered
         run, inside = known[sizes]
         runs.append(run)
         for loop, passed in inside:
@@ -142,7 +154,7 @@ def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence
         rounds = [round_of(loop, accumulators, cut, whole, few) for accumulators, cut, whole in passed]
         accumulators, cut, whole = passed[0]
         raised = round_of(loop, accumulators, cut, whole, many)
-        _annotate(loop.body, [*rounds, raised], _symbols(symbols, loop))
+        _annotate(loop.body, [*rounds, raised], _symbols(symbols, loop), alike)
     _mark(graph, runs, symbols)
 
 
@@ -195,21 +207,9 @@ def _mark(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], symbols: Seque
 
 def _is_of_its_own(value: Any, given: Sequence[Any]) -> bool:
     """Whether a result lies in new memory, with one place for each number."""
-    known = set(map(_storage, _tensors(given)))
-    made = list(_tensors(value))
-    return not any(_storage(tensor) in known or torch._debug_has_internal_overlap(tensor) == 1 for tensor in made)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors(item: Any) -> Iterator[Tensor]:
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, list | tuple):
-        for part in item:
-            yield from _tensors(part)
+    known = set(map(storage_of, tensors_in(given)))
+    made = tensors_in(value)
+    return not any(storage_of(tensor) in known or torch._debug_has_internal_overlap(tensor) == 1 for tensor in made)
 
 
 def _length(low: int, high: Sequence[int], symbols: Sequence[str]) -> str:

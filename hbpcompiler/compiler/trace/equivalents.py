@@ -231,12 +231,29 @@ def _in_this_thread(instead: Callable[..., Any], own: Callable[..., Any]) -> Cal
 
 @contextmanager
 def right_shapes() -> Iterator[None]:
-    """Meanwhile torch infers the shape of nll_loss, and so of cross_entropy, from what it does: its table of
-    decompositions reads the number for reduction="none" as another argument's, and takes the result for one number."""
-    table, overload = torch._decomp.decomposition_table, torch.ops.aten.nll_loss.default
-    known = table.pop(overload, None)
+    """Meanwhile torch infers two shapes otherwise than by its table of decompositions.
+
+    That of nll_loss, and so of cross_entropy, from what it does: the table reads the number for reduction="none" as
+    another argument's, and takes the result for one number. That of batch normalisation with fixed statistics is its
+    input's: the table goes through a dozen operations, which takes a fifth of the time that DenseNet's export does.
+    """
+    table, aten = torch._decomp.decomposition_table, torch.ops.aten
+    loss, norm = aten.nll_loss.default, aten._native_batch_norm_legit_no_training.default
+    known = {overload: table.pop(overload) for overload in (loss, norm) if overload in table}
+    if norm in known:
+        table[norm] = _shaped_like_its_input(known[norm])
     try:
         yield
     finally:
-        if known is not None:
-            table[overload] = known
+        table.update(known)
+
+
+def _shaped_like_its_input(known: Callable[..., Any]) -> Callable[..., Any]:
+    """Batch normalisation as far as shapes go; processors alone leave its statistics out."""
+    @functools.wraps(known)
+    def shaped(input: Tensor, *rest: Any, **options: Any) -> Any:
+        if input.device.type != "cpu":
+            return known(input, *rest, **options)
+        return torch.empty_like(input), input.new_empty(0), input.new_empty(0)
+
+    return shaped

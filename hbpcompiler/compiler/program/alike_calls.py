@@ -1,0 +1,83 @@
+"""Calls that are alike make tensors that are alike: of meta tensors, each kind of call is made once.
+
+torch works out what most operations make in Python, which takes a hundred times as long as an empty tensor, and a
+network of a hundred layers has few kinds of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
+"""A tensor in memory of its own."""
+
+
+@dataclass(frozen=True)
+class AlikeCalls:
+    """What calls have made so far, as far as they made tensors in new memory; all others are made again."""
+
+    known: dict[Hashable, Made | tuple[Made, ...]] = field(default_factory=dict)
+
+    def result(self, name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
+        """What `call` makes, which is `name` called with meta tensors among these arguments."""
+        try:
+            kind = name, _kind(args), _kind(tuple(kwargs.items()))
+            made = self.known.get(kind)
+        except TypeError:  # an argument that has no hash, such as the dict of all parameters
+            return call()
+        if made is not None:
+            return _again(made)
+        result = call()
+        made = _made(result, (*args, *kwargs.values()))
+        if made is not None:
+            self.known[kind] = made
+        return result
+
+
+def _kind(item: Any) -> Hashable:
+    """Equal for arguments of which a call makes tensors of equal shapes, strides and dtypes."""
+    if isinstance(item, Tensor):
+        return item.shape, item.stride(), item.dtype
+    if isinstance(item, list | tuple):
+        return type(item), tuple(map(_kind, item))
+    if isinstance(item, slice):
+        return slice, _kind((item.start, item.stop, item.step))
+    return type(item), item  # 1 is not 1.0, nor True
+
+
+def _made(result: Any, given: Sequence[Any]) -> Made | tuple[Made, ...] | None:
+    """How to make such a result again; None if it is no tensor, or shows what was given."""
+    parts = result if type(result) is tuple else (result,)
+    if not parts or not all(type(part) is Tensor and part.is_meta for part in parts):
+        return None
+    places = [storage_of(part) for part in parts]
+    if len(set(places)) < len(places) or not set(map(storage_of, tensors_in(given))).isdisjoint(places):
+        return None
+    found = tuple((part.shape, part.stride(), part.dtype) for part in parts)
+    return found if type(result) is tuple else found[0]
+
+
+def _again(made: Any) -> Any:
+    if isinstance(made[0], torch.Size):
+        shape, strides, dtype = made
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    return tuple(map(_again, made))
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Where it lies: equal for tensors that share memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def tensors_in(item: Any) -> list[Tensor]:
+    """The tensors among arguments, or results, and in lists of them."""
+    if isinstance(item, Tensor):
+        return [item]
+    if isinstance(item, list | tuple):
+        return [tensor for part in item for tensor in tensors_in(part)]
+    return []

@@ -1,0 +1,83 @@
+"""Calls on meta tensors that are alike: made once, with the same shapes, strides, dtypes and memory as when made."""
+
+import operator
+
+import pytest
+import torch
+
+from hbpcompiler.compiler.program.alike_calls import AlikeCalls, storage_of, tensors_in
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+class Counted:
+    """Calls a function twice with tensors of the same kinds; counts how often it is run."""
+
+    def __init__(self, function):
+        self.function, self.alike, self.runs = function, AlikeCalls(), 0
+
+    def __call__(self, *args, **kwargs):
+        def call():
+            self.runs += 1
+            return self.function(*args, **kwargs)
+
+        return self.alike.result(self.function, args, kwargs, call)
+
+
+def described(result):
+    return [(each.shape, each.stride(), each.dtype, each.device.type) for each in tensors_in(result)]
+
+
+@pytest.mark.parametrize(("function", "args"), [
+    (operator.add, lambda: (meta(5, 1, 3), meta(4, 1))),
+    (operator.truediv, lambda: (meta(3, dtype=torch.int64), 2)),
+    (torch.cat, lambda: ([meta(2, 3), meta(4, 3)],)),
+    (torch.nn.functional.conv2d, lambda: (meta(2, 3, 5, 5).to(memory_format=torch.channels_last), meta(4, 3, 3, 3))),
+    (torch.aminmax, lambda: (meta(3),)),
+    (torch.linalg.qr, lambda: (meta(4, 4),)),
+    (torch.split_with_sizes_copy, lambda: (meta(5, 2), [2, 3])),
+])  # fmt: skip
+def test_what_is_made_again_is_like_what_was_made(function, args):
+    counted = Counted(function)
+    first, second = counted(*args()), counted(*args())
+    assert described(first) == described(second) == described(function(*args()))
+    assert not set(map(storage_of, tensors_in(first))) & set(map(storage_of, tensors_in(second)))
+
+
+def test_a_call_like_another_is_not_run():
+    counted = Counted(operator.add)
+    counted(meta(3), meta(3))
+    counted(meta(3), meta(3))
+    assert counted.runs == 1
+
+
+@pytest.mark.parametrize("other", [
+    lambda: (meta(4), 1), lambda: (meta(3, dtype=torch.float64), 1), lambda: (meta(3), 1.0), lambda: (meta(3), True),
+    lambda: (meta(6)[::2], 1),
+])  # fmt: skip
+def test_arguments_of_another_kind_are_run(other):
+    counted = Counted(operator.mul)
+    counted(meta(3), 1)
+    expected = operator.mul(*other())
+    assert described(counted(*other())) == described(expected)
+    assert counted.runs == 2
+
+
+@pytest.mark.parametrize(("function", "rest"), [
+    (torch.Tensor.t, ()), (torch.Tensor.reshape, (-1,)), (torch.Tensor.to, (torch.float32,)), (torch.Tensor.add_, (1,)),
+    (torch.Tensor.split, (1,)),
+])  # fmt: skip
+def test_what_shows_memory_that_was_given_shows_it_each_time(function, rest):
+    counted = Counted(function)
+    for _ in range(2):
+        given = meta(2, 3)
+        assert {storage_of(each) for each in tensors_in(counted(given, *rest))} == {storage_of(given)}
+
+
+def test_tables_of_tensors_and_what_is_no_tensor_are_run():
+    state = {"weight": meta(2)}
+    counted = Counted(operator.getitem)
+    assert counted(state, "weight") is counted(state, "weight") is state["weight"]
+    assert Counted(getattr)(meta(2, 3), "shape") == (2, 3)
