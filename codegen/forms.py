@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from torch import fx
@@ -59,8 +60,9 @@ class Form:
         shape = node.meta.get("shape")
         if shape is None:
             return None
-        self.numbers += [(False, int(number)) for text in shape for number in NUMBER.findall(text)]
-        return tuple(NUMBER.sub("#", text) for text in shape)
+        lengths = [_numbers_apart(text) for text in shape]
+        self.numbers += [(False, number) for _, numbers in lengths for number in numbers]
+        return tuple(text for text, _ in lengths)
 
     def _item(self, item: Any) -> Any:
         if isinstance(item, fx.Node):
@@ -86,6 +88,12 @@ class Form:
         self.inputs.append(node)
         shape = node.meta.get("shape")
         return (*self.places[node], None if shape is None else len(shape), node.meta.get("dtype"))
+
+
+@lru_cache(maxsize=4096)
+def _numbers_apart(length: str) -> tuple[str, tuple[int, ...]]:
+    """A length without its numbers, and these."""
+    return NUMBER.sub("#", length), tuple(map(int, NUMBER.findall(length)))
 
 
 def entry_of(node: fx.Node, places: Places, path: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -208,9 +208,7 @@ def _without_path(function: Function) -> None:
         return
     leaves = {leaf for _, leaf in function.entries.values()}
     hints = [str(node.meta.get("hint") or "") for node in function.graph.nodes]
-    # norm_gradient_layers_3_down_weight: what is between the first word and the leaf says where it is.
-    places = {hint.removesuffix(leaf).partition("_")[2] for hint in hints for leaf in leaves
-              if hint.endswith(f"_{leaf}") and not STREAM.match(hint)} - {""}
+    places = places_in(hints, leaves)
     for node in function.graph.nodes:
         hint = str(node.meta.get("hint") or "")
         where = next((place for place in places if f"_{place}" in hint), "")
@@ -226,6 +224,14 @@ def _without_path(function: Function) -> None:
         for leaf in leaves:
             if f"_{leaf}_" in f"{subject}_":
                 node.meta["subject"] = f"{subject.split('_')[0]}_{leaf}"
+
+
+def places_in(hints: Collection[str], leaves: Collection[str]) -> list[str]:
+    """What names of results say of where they are, the shortest first: of squares_0_weight and mean_inputs_0_weight it
+    is "0_", so that the latter keeps its second word."""
+    found = {hint.removesuffix(leaf).partition("_")[2] for hint in hints for leaf in leaves
+             if hint.endswith(f"_{leaf}") and not STREAM.match(hint)}
+    return sorted(found - {""}, key=lambda place: (len(place), place))
 
 
 def _inside_module(function: Function) -> None:

@@ -68,6 +68,7 @@ class Saved:
 
 
 Classes = list[list[tuple[Run, Form]]]
+Rows = Sequence[tuple[fx.Graph, Sequence[Segment]]]
 
 
 def shared_by_modules(graph: fx.Graph, outline: Outline, places: Places, types: Mapping[str, str],
@@ -76,27 +77,26 @@ def shared_by_modules(graph: fx.Graph, outline: Outline, places: Places, types: 
 
     `types` are the modules' types, by their paths.
     """
-    saved = Saved()
-    classes = _classes(graph, outline, places, types, saved)
+    saved, found_rows = Saved(), list(rows(graph))
+    classes = _classes(found_rows, outline, places, types, saved)
     for _ in range(ROUNDS):
         before, saved = saved, _saved(graph, classes)
         if saved == before:
             break
-        classes = _classes(graph, outline, places, types, saved)
+        classes = _classes(found_rows, outline, places, types, saved)
     else:
         saved = Saved()
-        classes = _classes(graph, outline, places, types, saved)
+        classes = _classes(found_rows, outline, places, types, saved)
     found = Outline(dict(outline.calls), set(outline.inside))
     for members in classes:
         _share(members, outline, {**places, **saved.places}, found, types, saved.returned)
     return found, saved.of_the_program
 
 
-def _classes(graph: fx.Graph, outline: Outline, places: Places, types: Mapping[str, str], saved: Saved) -> Classes:
+def _classes(found_rows: Rows, outline: Outline, places: Places, types: Mapping[str, str], saved: Saved) -> Classes:
     """Runs that share a function, those of the longest runs first."""
     used = {node for node, place in places.items() if place.table == SHARED}
     found: Classes = []
-    found_rows = list(rows(graph))
     depth = max((segment.path.count(".") + 1 for _, row in found_rows for segment in row), default=0)
     for number in range(1, depth):
         for first, last in TRIMMED:
@@ -119,7 +119,7 @@ def _classes(graph: fx.Graph, outline: Outline, places: Places, types: Mapping[s
     return found
 
 
-def _runs(found_rows: Sequence[tuple[fx.Graph, Sequence[Segment]]], depth: int, used: set[fx.Node]) -> Iterator[Run]:
+def _runs(found_rows: Rows, depth: int, used: set[fx.Node]) -> Iterator[Run]:
     """Of all modules whose paths have `depth` parts."""
     for graph, row in found_rows:
         current: list[Segment] = []
