@@ -15,7 +15,9 @@ CELLS = ("resnet18:16@64", "resnet50:8@64", "convnext_tiny:8@64", "deit3_small:8
 """name:batch@pixels, or name:batchxtokens."""
 CLASSES, LABELS = 100, 5
 LIBRARIES = {"resnet18": "torchvision", "resnet50": "torchvision", "convnext_tiny": "torchvision",
-             "deit3_small": "timm", "bert": "transformers", "gpt2": "transformers"}
+             "deit3_small": "timm", "bert": "transformers", "gpt2": "transformers", "vit4": "timm",
+             "bert4": "transformers"}
+"""vit4 and bert4 have four layers of deit3_small's and of BERT-base's size."""
 CELL = re.compile(r"(\w+):(\d+)([@x])(\d+)")
 
 
@@ -65,7 +67,8 @@ def given(cell: str) -> Problem:
 def _of_images(name: str, pixels: int) -> nn.Module:
     if LIBRARIES[name] == "timm":
         timm: Any = importlib.import_module("timm")
-        found: nn.Module = timm.create_model("deit3_small_patch16_224", num_classes=CLASSES, img_size=pixels)
+        depth = {"depth": 4} if name == "vit4" else {}
+        found: nn.Module = timm.create_model("deit3_small_patch16_224", num_classes=CLASSES, img_size=pixels, **depth)
         return found
     models: Any = importlib.import_module("torchvision.models")
     made: nn.Module = getattr(models, name)(num_classes=CLASSES)
@@ -78,7 +81,8 @@ def _of_tokens(name: str) -> tuple[nn.Module, int]:
     if name == "gpt2":
         of_gpt = transformers.GPT2Config(use_cache=False)
         return Logits(transformers.GPT2LMHeadModel(of_gpt)), of_gpt.vocab_size
-    of_bert = transformers.BertConfig(num_labels=LABELS)
+    depth = {"num_hidden_layers": 4} if name == "bert4" else {}
+    of_bert = transformers.BertConfig(num_labels=LABELS, **depth)
     return Logits(transformers.BertForSequenceClassification(of_bert)), of_bert.vocab_size
 
 

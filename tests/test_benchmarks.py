@@ -11,6 +11,7 @@ from torch import nn
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
 from benchmarks import (
+    backends,
     clipping,
     compare,
     data_sets,
@@ -276,6 +277,31 @@ def test_a_small_run_of_real_networks(tmp_path, monkeypatch):
     assert {"first", "lines", "predicted"} == real.described(problem("logreg", 2), "kfac").keys()
     table = CliRunner().invoke(real.main, ["--json", str(file), "--table"]).output
     assert table.count("| 2c2d (") == 2
+
+
+def test_backends_are_measured_beside_each_other(monkeypatch):
+    monkeypatch.setattr(backends, "given", lambda cell: problem(cell, 3))
+    done = CliRunner().invoke(backends.main, [
+        "--networks", "logreg", "--quantities", "grad+variance", "--backends", "python,torchscript", "--rounds", "1",
+        "--threads", str(torch.get_num_threads())])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "python: " in done.output
+    assert "largest difference 0e+00" in done.output.partition("torchscript: ")[2]
+
+
+def test_a_first_call_that_takes_too_long_is_said(monkeypatch):
+    def never(limit):
+        raise timing.TooSlowError
+
+    monkeypatch.setattr(backends, "given", lambda cell: problem(cell, 3))
+    monkeypatch.setattr(backends, "time_limit", never)
+    row = backends.measured_row("logreg", "grad", ("python",), 1, 60, 0, "wall")
+    assert [*row.lines()][1:] == ["  python: the first call takes more than 60 s"]
+
+
+def test_the_plain_file_comes_first():
+    assert "name it first" in CliRunner().invoke(backends.main, ["--backends", "inductor"]).output
+    assert "unknown backends: jax" in CliRunner().invoke(backends.main, ["--backends", "python,jax"]).output
 
 
 def test_numbers_of_real_networks_are_compared_with_autograd(monkeypatch):
