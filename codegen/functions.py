@@ -228,9 +228,13 @@ def _without_path(function: Function) -> None:
 
 def places_in(hints: Collection[str], leaves: Collection[str]) -> list[str]:
     """What names of results say of where they are, the shortest first: of squares_0_weight and mean_inputs_0_weight it
-    is "0_", so that the latter keeps its second word."""
-    found = {hint.removesuffix(leaf).partition("_")[2] for hint in hints for leaf in leaves
+    is "0_", so that the latter keeps its second word. A parameter's own name says nothing else."""
+    stems = {hint.removesuffix(leaf) for hint in hints for leaf in leaves
              if hint.endswith(f"_{leaf}") and not STREAM.match(hint)}
+    found = set()
+    for stem in stems:
+        is_all_place = any(other.endswith(f"_{stem}") for other in stems)
+        found.add(stem if is_all_place else stem.partition("_")[2])
     return sorted(found - {""}, key=lambda place: (len(place), place))
 
 

@@ -42,6 +42,11 @@ def test_where_results_are_is_the_same_whatever_the_order_of_sets():
     assert places_in(names, ["bias", "weight"]) == places_in(names[::-1], ["weight", "bias"]) == ["0_", "inputs_0_"]
 
 
+def test_a_parameter_s_own_name_is_all_place():
+    names = ["sum_gradient_layer4_0_weight", "layer4_0_weight"]
+    assert places_in(names, ["weight"]) == ["layer4_0_", "gradient_layer4_0_"]
+
+
 def test_several_names_are_in_brackets_where_they_are_long():
     assert several(["a", "b"]) == "a, b"
     assert several(["a" * 30, "b" * 30]).startswith("(")

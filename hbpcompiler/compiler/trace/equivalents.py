@@ -239,7 +239,7 @@ def right_shapes() -> Iterator[None]:
     """
     table, aten = torch._decomp.decomposition_table, torch.ops.aten
     loss, norm = aten.nll_loss.default, aten._native_batch_norm_legit_no_training.default
-    known = {overload: table.pop(overload) for overload in (loss, norm) if overload in table}
+    known: dict[Any, Any] = {overload: table.pop(overload) for overload in (loss, norm) if overload in table}
     if norm in known:
         table[norm] = _shaped_like_its_input(known[norm])
     try:
