@@ -117,6 +117,10 @@ def test_no_quantities_at_all():
         ("from hbpcompiler.rule import Rule\nR = Rule(['aten.x'], residual=0)\n", ["residual must be ZERO"]),
         ("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('aten.linear', x)\n",
          ["aten.linear has no argument 'self'; it has input, weight, bias", "would never be used"]),
+        ("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('aten.sofplus', x)\n",
+         ["aten.sofplus (is it aten.softplus?)", "torch.ops"]),
+        ("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('aten.relu.Scalar', x)\n",
+         ["aten.relu.Scalar: aten.relu has no such overload"]),
     ],
 )
 def test_rule_file(tmp_path, text, words):

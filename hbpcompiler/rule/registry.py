@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -148,12 +149,31 @@ def _load(path: Path) -> ModuleType:
         raise RuleError(f"rules: '{path}' failed to import: {type(error).__name__}: {error}") from error
     if not rules_in(module):
         raise OptionError(f"rules: '{path}' defines no Rule or LossRule at its top level")
+    unknown = [finding for rule in rules_in(module) if not isinstance(rule, ModuleRule)
+               for finding in unknown_operations(rule.operations)]
+    if unknown:
+        raise RuleError(listing(f"rules: '{path}' has rules for operations that torch does not have:", unknown,
+                                "A rule's name is that of torch.ops: torch.ops.aten.relu is 'aten.relu'."))
     findings = [finding for rule in rules_in(module) if isinstance(rule, Rule) for finding in strange_arguments(rule)]
     if findings:
         raise RuleError(listing(f"rules: '{path}' speaks of arguments that its operations do not have, and would never "
                                 "be used:", findings, "A rule names arguments as the operation's schema does; "
                                 "`elementwise` takes the one that is called self: name it so in the operation."))
     return module
+
+
+def unknown_operations(operations: Sequence[str]) -> Iterator[str]:
+    """Those that are misspelt, as it seems. A name like no other passes: its library may register it later."""
+    overloads = {name.replace("::", ".") for name in torch._C._dispatch_get_all_op_names()}
+    known = sorted({".".join(name.split(".")[:2]) for name in overloads})
+    for operation in operations:
+        bare = ".".join(operation.split(".")[:2])
+        if bare not in known:
+            closest = difflib.get_close_matches(bare, known, 1, 0.8)
+            if closest or bare.startswith("aten."):
+                yield operation + (f" (is it {closest[0]}?)" if closest else "")
+        elif operation.removesuffix(".default") not in overloads | {bare}:
+            yield f"{operation}: {bare} has no such overload"
 
 
 def strange_arguments(rule: Rule) -> Iterator[str]:

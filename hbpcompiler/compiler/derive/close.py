@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -142,7 +142,7 @@ def _with_totals(backward: Backward, step: Close | Tied, use: Use, kinds: Iterab
                            f"direction_{backward.matched.names[step.parameter.name]}")
         shape = step.site.shape
         use = replace(use, directions=directions if step.parameter.sample_shape == shape
-                      else directions.reshape(-1, *shape))
+                      else directions.reshape(_rows(directions, 0, shape), *shape))
     for kind in sorted(kinds):
         known = backward.totals.get(_group(backward, step), {}).get(Closing(step.piece.stream, kind))
         if known is None or kind not in TOTALS:
@@ -226,15 +226,18 @@ def _added(backward: Backward, total: Total, result: Any) -> Any:
     return named(added, f"total_{PART[total.closing.kind]}_{total.closing.stream}")
 
 
+def _rows(result: Any, axis: int, shape: Sequence[int]) -> Any:
+    """The length of an axis, as it is written; of a parameter without numbers torch would not find it."""
+    return result.shape[axis] if 0 in shape else -1
+
+
 def _shaped(step: Close | Tied, kind: str, result: Any) -> Any:
     """The closing in its parameter's shape, where the contraction has another."""
     shape = step.parameter.sample_shape
     if step.site.shape == shape:
         return result
-    if kind in (EACH, BATCH_DIAGONAL):
-        return result.reshape(-1, *shape)
+    if kind in (EACH, BATCH_DIAGONAL, COLUMN_SUM):
+        return result.reshape(_rows(result, 0, shape), *shape)
     if kind == VECTORS:
-        return result.reshape(result.shape[0], -1, *shape)
-    if kind == COLUMN_SUM:
-        return result.reshape(-1, *shape)
+        return result.reshape(result.shape[0], _rows(result, 1, shape), *shape)
     return result.reshape(shape) if kind in (SUM, DIAGONAL, POSITIVE, NEGATIVE) else result
