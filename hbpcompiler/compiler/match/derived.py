@@ -91,8 +91,10 @@ class Deriving:
         if not elementwise and not seen.linear and sizes > self.most:
             second = (f"its second derivative would take {sizes} columns for each sample, more than the limit "
                       f"derived_columns={self.most} allows")
-        use = Use(function, slots, moving, elementwise, seen.linear, seen.one_by_one, second, seen.second_one_by_one,
-                  seen.each)
+        # Whether torch meets a lazily negated view, which it cannot batch, differs from one run to the next.
+        is_complex = any(inner.output.dtype.is_complex for inner in region.operations)
+        use = Use(function, slots, moving, elementwise, seen.linear, seen.one_by_one, second,
+                  seen.second_one_by_one or is_complex, seen.each)
         alone = len(region.operations) == 1
         return replace(operation, target=self._target(use, region), overload="", tensors=dict(inputs),
                        attributes=_lists(operation) if alone else {}, index=0)
