@@ -81,10 +81,25 @@ class Recurrent(nn.Module):
         return F.linear(torch.tanh(self.meet(last, last.sigmoid())), self.left @ self.right * self.scale)
 
 
+class StepByStep(nn.Module):
+    """A cell that the model itself calls for each step: its weights are met several times."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(2, 2), nn.Linear(2, 3)
+
+    def forward(self, x):
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        return self.out(h)
+
+
 USES = {
     "tokens": (Tokens, lambda: torch.tensor([[0, 3, 1, 5, 3], [4, 4, 2, 0, 1]])),
     "images": (images, lambda: torch.randn(2, 1, 4, 4)),
     "recurrent": (Recurrent, lambda: torch.randn(2, 2, 2)),
+    "step by step": (StepByStep, lambda: torch.randn(2, 2, 2)),
 }
 
 

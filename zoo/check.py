@@ -191,7 +191,12 @@ def factors(case: Case) -> str:
     program = hbp.compile(case.model, case.loss, quantities=["kflr", "kfac"])
     result = program(case.inputs, case.target)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-    handles = [module.register_forward_hook(lambda _, given, output, name=name: seen[name].append((given[0], output)))
+
+    def watch(name: str, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen[name].append((given[0], output))
+        return output.clone()  # what follows may change it in place
+
+    handles = [module.register_forward_hook(lambda _, given, output, name=name: watch(name, given, output))
                for name, module in layers.items()]
     output = call(case.model, case.inputs)
     for handle in handles:
@@ -211,15 +216,21 @@ def factors(case: Case) -> str:
         compare("A of kfac", [(name, result.kfac[name].A, result.kflr[name].A)])
         compare("B", [(name, result.kflr[name].B, expected)])
         chosen.append((name, float(expected.trace())))
-    compare_drawn(lambda: program(case.inputs, case.target).kfac, chosen)
+    if chosen:
+        of_these = hbp.compile(case.model, case.loss, quantities={"kfac": [name for name, _ in chosen]})
+        compare_drawn(lambda: of_these(case.inputs, case.target).kfac, chosen)
     return ""
 
 
 def compare_drawn(draw: Callable[[], Any], chosen: Sequence[tuple[str, float]]) -> None:
     """The average trace of B of kfac beside that of kflr, which is its expectation."""
-    drawn = [draw() for _ in range(DRAWS if chosen else 0)]
+    drawn: dict[str, list[float]] = {name: [] for name, _ in chosen}
+    for _ in range(DRAWS):
+        factors = draw()
+        for name, traces_of_layer in drawn.items():
+            traces_of_layer.append(float(factors[name].B.trace()))
     for name, expected in chosen:
-        traces = torch.tensor([float(factors[name].B.trace()) for factors in drawn], dtype=torch.float64)
+        traces = torch.tensor(drawn[name], dtype=torch.float64)
         error = float(traces.std()) / DRAWS**0.5
         gap = abs(float(traces.mean()) - expected)
         assert gap <= FAR * error + TOLERANCE * abs(expected), (

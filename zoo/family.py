@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 CLASSES = 5
 SAMPLES = 2
+LARGEST = 3.0
+"""Of a random network's outputs: the softmax of hundreds is saturated, and its Hessian rounds to nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,19 @@ class Family:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
+            output = model(**made.inputs) if isinstance(made.inputs, dict) else model(made.inputs)
+        if isinstance(output, Tensor) and output.abs().max() > LARGEST:
+            return replace(made, loss=tempered(made.loss, LARGEST / float(output.abs().max())))
         return made
+
+
+def tempered(loss: Callable[[Any, Any], Tensor], scale: float) -> Callable[[Any, Any], Tensor]:
+    """The loss of `scale` times the output."""
+
+    def of_scaled(output: Tensor, target: Tensor) -> Tensor:
+        return loss(output * scale, target)
+
+    return of_scaled
 
 
 def images(pixels: int, *, channels: int = 3, frames: int | None = None) -> Tensor:
