@@ -1,5 +1,9 @@
 """What a machine says of its free memory, from files as Linux writes them."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from hbpcompiler.compiler.cost import free_memory
@@ -16,6 +20,7 @@ def test_something_is_free_here_and_nothing_is_known_of_other_devices():
 
 def test_the_least_of_system_and_groups_counts(monkeypatch):
     monkeypatch.setattr(free_memory, "_free_in_system", lambda path: 8 * GIB)
+    monkeypatch.setattr(free_memory, "_free_of_addresses", lambda: None)
     monkeypatch.setattr(free_memory, "_limited_groups", lambda: (1, 2))
     monkeypatch.setattr(free_memory, "_free_in_group", {1: 3 * GIB, 2: None}.get)
     monkeypatch.setattr(free_memory, "_arenas", lambda: None)  # no glibc
@@ -54,3 +59,29 @@ def test_what_was_freed_and_is_held_ready_counts_as_free():
     del blocks[::2]
     freed = free_memory.held_ready() - before
     assert free_memory._arenas() is None or freed > 0.8 * 250 * 40_000
+
+
+LIMITED = """
+import resource
+import torch
+from torch import nn
+import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.free_memory import free_bytes
+cpu, model = torch.device("cpu"), nn.Linear(20_000, 2)
+X, y = torch.randn(4, 20_000), torch.tensor([0, 1, 1, 0])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+most = used + 600 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+print(free_bytes(cpu) < 2**30)
+try:
+    hbp.compile(model, nn.CrossEntropyLoss(), quantities=["kflr"])(X, y)
+except hbp.InputError as error:
+    print("of memory that are free" in str(error))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_limit_of_a_process_counts_and_is_named_before_the_call():
+    """`ulimit -v`, which torch's allocator would meet with a RuntimeError: a factor of 1.6 GB."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "True"], done.stderr

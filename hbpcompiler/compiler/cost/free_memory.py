@@ -1,5 +1,5 @@
-"""How much memory a device has free: what the system says, what the process's control groups leave of it, and what the
-process's own allocator holds ready.
+"""How much memory a device has free: what the system says, what the process's control groups and its own limits
+(`ulimit -v`) leave of it, and what the process's own allocator holds ready.
 
 Read at calls that are predicted to need much; where a system does not say, nothing is known, and nothing is refused.
 """
@@ -28,8 +28,8 @@ def free_bytes(device: torch.device) -> int | None:
         return _free_on_cuda(device)
     if device.type != "cpu":
         return None
-    known = [free for free in (_free_in_system(Path("/proc/meminfo")), *map(_free_in_group, _limited_groups()))
-             if free is not None]
+    parts = (_free_in_system(Path("/proc/meminfo")), _free_of_addresses(), *map(_free_in_group, _limited_groups()))
+    known = [free for free in parts if free is not None]
     return min(known) + held_ready() if known else None
 
 
@@ -78,6 +78,18 @@ def _free_in_system(path: Path) -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _free_of_addresses() -> int | None:
+    """What the process's own limit of addresses leaves; None where it has none."""
+    try:
+        import resource  # not on Windows
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError, AttributeError):
+        return None
+    return None if most == resource.RLIM_INFINITY or most > UNLIMITED_BYTES else max(0, most - used)
 
 
 @cache
