@@ -28,19 +28,15 @@ class Letter:
         return self.name
 
 
-def lettered(rows: Sequence[Sequence[int]]) -> tuple[list[Any], dict[tuple[int, ...], str]]:
+def lettered(rows: Sequence[Sequence[int]], unseen: Sequence[bool]) -> tuple[list[Any], dict[tuple[int, ...], str]]:
     """The numbers of alike parts as their function writes them: a letter where they differ. And the letters, by what
-    stands there in each part."""
-    letters: dict[tuple[int, ...], str] = {}
-    written: list[Any] = []
-    for column in zip(*rows, strict=True):
-        if len(set(column)) == 1:
-            written.append(column[0])
-            continue
-        if column not in letters:
-            letters[column] = LETTERS[len(letters)] if len(letters) < len(LETTERS) else f"a{len(letters)}"
-        written.append(Letter(letters[column]))
-    return written, letters
+    stands there in each part. What is `unseen` gets the last ones."""
+    columns = list(zip(*rows, strict=True))
+    differing = [(hidden, column) for hidden, column in zip(unseen, columns, strict=True) if len(set(column)) > 1]
+    seen_first = [column for _, column in sorted(differing, key=lambda pair: pair[0])]
+    letters = {column: LETTERS[number] if number < len(LETTERS) else f"a{number}"
+               for number, column in enumerate(dict.fromkeys(seen_first))}
+    return [Letter(letters[column]) if column in letters else column[0] for column in columns], letters
 
 
 def letters_in(graph: fx.Graph) -> list[str]:
@@ -78,6 +74,7 @@ class Copy:
         for node in inputs:
             self.known[node] = function.graph.placeholder(node.name)
             self.known[node].meta = dict(node.meta)
+        self.unread = set(inputs)
 
     def run(self, segment: Segment) -> None:
         values = segment.values()
@@ -134,4 +131,7 @@ class Copy:
                                      self._item(node.kwargs, graph))
             copy.meta = dict(node.meta)
             return copy
+        if node in self.unread:
+            self.unread.remove(node)
+            self._note(node, self.known[node])
         return self.known[node]

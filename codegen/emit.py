@@ -75,68 +75,97 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     loss, predictions, results = output.args[0]  # as derive wrote it
     large = is_large(results)
     names.taken.update(OF_LARGE if large else [])
-    given: dict[fx.Node, str] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder" and not meta.argument(node):
-            given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
-        elif node.op == "placeholder":
-            given[node] = meta.argument(node)
-    entries: dict[fx.Node, Place] = {}
-    shared = Outline()
-    if large:
-        entries = places(graph, results)
-        if outline:
-            entries |= made_once(graph, entries)
-            shared, saved = shared_by_modules(graph, outlined(graph, entries), entries, header.modules)
-            entries |= saved
+    given = _given(graph, inputs, names)
+    entries, shared = _in_tables(graph, results, header.modules, outline) if large else ({}, Outline())
     listed = _listed(results, header.quantities, names) if large else Listed()
     functions = Functions(names, shared, entries, limits, listed=listed, lengths=lengths(graph, entries))
-    tables = sorted({place.table for place in entries.values() if ends_at_parameters(place.table)})
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
+    look = printer.look
+
     asked = {name: results[name] for name in header.quantities}
-    axes = {key: len(shape) for key, shape in functions.lengths.items()}
     as_tables = large and can_be_tables(asked)
     parts = _sections(printer, as_tables)
-    look = printer.look
     if as_tables:
-        parts["results"] = result_tables(entries, look, names, asked, listed, axes)
+        parts["results"] = result_tables(entries, look, names, asked, listed, _axes(functions))
     returned = {look(node)[0] for node in output.all_input_nodes if node in printer.texts}
     sections = [section for sections in parts.values() for section in sections]
     free_at_last_use(sections, returned, limits)
     tell_once(sections, functions.texts)
+    tables = sorted({place.table for place in entries.values() if ends_at_parameters(place.table)})
     if large:
-        head = parameter_table(relaid(graph, entries), listed, axes)
-        if re.search(rf"\b{listed.name}\b", "\n".join([*head, _code(parts, functions)])):
-            head.insert(0, f"{listed.name} = {listed.spelt(listed.keys)}")
-        head += [f"{table}: Dict[str, Tensor] = {{}}  # {what}" for table, what in TABLES.items()
-                 if any(place.table == table for place in entries.values())]
-        parts["forward"][0].lines[:0] = head
-        if tables:
-            parts["backward"].insert(0, Section("what ends at parameters, by their names", [
-                f"{ENDS} = {ENDS_CLASS}({', '.join(f'{table}={{}}' for table in tables)})"]))
-    fields = [_field(name, results[name], as_tables, look) for name in header.quantities]
-    records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
-    helpers = definitions(graph)
+        _open_with_tables(parts, parameter_table(relaid(graph, entries), listed, _axes(functions)), functions, tables)
+
     text = _template().render(
-        table=[comment(line) for line in header.table],
-        notes=[comment(line) for line in header.notes],
-        legend=legend(_code(parts, functions), tables),
-        tables=tables,
-        ends=ENDS_CLASS,
+        **_of_the_head(header, parts, functions, definitions(graph), tables),
         header=header,
-        helpers=helpers,
-        functions=list(functions.texts.values()),
-        callables=any("Callable[" in text for text in helpers),
-        tuples=any("-> Tuple[" in text for text in functions.texts.values()),
-        records=list(records.values()),
-        lists=any(QUANTITIES[name].lists for name in header.quantities),
-        fields=fields,
+        fields=[_field(name, results[name], as_tables, look) for name in header.quantities],
         parts={part: merged(sections) for part, sections in parts.items()} if large else parts,
         arguments=[_parameter(node, given[node]) for node in given if node.target != "state"],
         loss=look(loss)[0],
         outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
     return laid_out(meta.shown(text))
+
+
+def _given(graph: fx.Graph, inputs: Mapping[str, str], names: Names) -> dict[fx.Node, str]:
+    """What the program is called with, and its names."""
+    given: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and not meta.argument(node):
+            given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
+        elif node.op == "placeholder":
+            given[node] = meta.argument(node)
+    return given
+
+
+def _in_tables(graph: fx.Graph, results: Any, modules: Mapping[str, str],
+               outline: bool) -> tuple[dict[fx.Node, Place], Outline]:
+    """Of a large program: what stands in tables, by parameters' names, and what modules share as functions."""
+    entries = places(graph, results)
+    if not outline:
+        return entries, Outline()
+    entries |= made_once(graph, entries)
+    shared, saved = shared_by_modules(graph, outlined(graph, entries), entries, modules)
+    return entries | saved, shared
+
+
+def _axes(functions: Functions) -> dict[str, int]:
+    """How many axes a parameter has."""
+    return {key: len(shape) for key, shape in functions.lengths.items()}
+
+
+def _open_with_tables(parts: dict[str, list[Section]], head: list[str], functions: Functions,
+                      tables: Sequence[str]) -> None:
+    """Before the first line of a large program: its parameters, and tables that are empty yet."""
+    listed, entries = functions.listed, functions.places
+    if re.search(rf"\b{listed.name}\b", "\n".join([*head, _code(parts, functions)])):
+        head.insert(0, f"{listed.name} = {listed.spelt(listed.keys)}")
+    head += [f"{table}: Dict[str, Tensor] = {{}}  # {what}" for table, what in TABLES.items()
+             if any(place.table == table for place in entries.values())]
+    parts["forward"][0].lines[:0] = head
+    if tables:
+        parts["backward"].insert(0, Section("what ends at parameters, by their names", [
+            f"{ENDS} = {ENDS_CLASS}({', '.join(f'{table}={{}}' for table in tables)})"]))
+
+
+def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functions: Functions, helpers: Sequence[str],
+                 tables: Sequence[str]) -> dict[str, Any]:
+    """What stands above the program: docstring, helpers, functions of modules, classes of results."""
+    texts = list(functions.texts.values())
+    records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
+    return {
+        "table": [comment(line) for line in header.table],
+        "notes": [comment(line) for line in header.notes],
+        "legend": legend(_code(parts, functions), tables),
+        "tables": tables,
+        "ends": ENDS_CLASS,
+        "helpers": helpers,
+        "functions": texts,
+        "callables": any("Callable[" in text for text in helpers),
+        "tuples": any("-> Tuple[" in text for text in texts),
+        "records": list(records.values()),
+        "lists": any(QUANTITIES[name].lists for name in header.quantities),
+    }
 
 
 def _listed(results: Mapping[str, Any], quantities: Sequence[str], names: Names) -> Listed:

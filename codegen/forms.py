@@ -14,6 +14,8 @@ from hbpcompiler.codegen.segments import Segment, is_text
 from hbpcompiler.compiler.program.writer import Loop
 
 NUMBER = re.compile(r"\d+")
+CODE, SHAPE, INPUT = "code", "the comment on a shape", "an input's shape"
+"""Where a number stands. That of an input's shape is not written, but decides how a reshape is."""
 
 
 class Form:
@@ -24,8 +26,8 @@ class Form:
         self.places: dict[fx.Node, tuple[Any, ...]] = {
             node: ("own", position) for position, node in enumerate(segment.nodes)}
         self.inputs: list[fx.Node] = []
-        self.numbers: list[tuple[bool, int]] = []
-        """(whether it is in the code and not only in a shape's comment, the number)."""
+        self.numbers: list[tuple[str, int]] = []
+        """(where it stands, the number)."""
         self.owners: list[fx.Node] = []
         """The node of the block that each number belongs to."""
         self.statements = sum(not is_text(node) and "results" not in node.meta for node in segment.nodes)
@@ -49,19 +51,19 @@ class Form:
                 node.meta.get("dtype"), node.meta.get("results"))
 
     def _loop(self, loop: Loop) -> Any:
-        self.numbers.append((True, loop.chunk))
+        self.numbers.append((CODE, loop.chunk))
         for number, node in enumerate(loop.body.nodes):
             self.places[node] = ("body", number)
         rows = [self._shape(node) if node.op == "placeholder" else self._node(node)
                 for node in loop.body.nodes if node.op != "output"]
         return ("loop", loop.axis, loop.totals, loop.rows, loop.cut, loop.chunk == 1, loop.begins, tuple(rows))
 
-    def _shape(self, node: fx.Node) -> Any:
+    def _shape(self, node: fx.Node, where: str = SHAPE) -> Any:
         shape = node.meta.get("shape")
         if shape is None:
             return None
         lengths = [_numbers_apart(text) for text in shape]
-        self.numbers += [(False, number) for _, numbers in lengths for number in numbers]
+        self.numbers += [(where, number) for _, numbers in lengths for number in numbers]
         return tuple(text for text, _ in lengths)
 
     def _item(self, item: Any) -> Any:
@@ -74,7 +76,7 @@ class Form:
         if isinstance(item, slice):
             return ("slice", self._item(item.start), self._item(item.stop), self._item(item.step))
         if isinstance(item, int) and not isinstance(item, bool):
-            self.numbers.append((True, item))
+            self.numbers.append((CODE, item))
             return "#"
         return (type(item).__name__, str(item))
 
@@ -86,8 +88,7 @@ class Form:
         entry = self.entry(node)
         self.places[node] = entry or ("input", len(self.inputs))
         self.inputs.append(node)
-        shape = node.meta.get("shape")
-        return (*self.places[node], None if shape is None else len(shape), node.meta.get("dtype"))
+        return (*self.places[node], self._shape(node, INPUT), node.meta.get("dtype"))
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Call, Function, Outline
 from hbpcompiler.codegen.copying import Copy, Letter, lettered
-from hbpcompiler.codegen.forms import Form, entry_of
+from hbpcompiler.codegen.forms import CODE, INPUT, Form, entry_of
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.codegen.segments import Segment
@@ -29,8 +29,8 @@ def arguments(members: Members, inner: Outline) -> list[tuple[int, ...]]:
 
 def in_code(part: Segment, form: Form, inner: Outline) -> list[int]:
     """The numbers in a part's own statements, and those that its calls are given."""
-    own = [number for (in_code, number), owner in zip(form.numbers, form.owners, strict=True)
-           if in_code and owner not in inner.inside]
+    own = [number for (where, number), owner in zip(form.numbers, form.owners, strict=True)
+           if where == CODE and owner not in inner.inside]
     return own + [number for node in part.nodes if node in inner.calls for number in inner.calls[node].numbers]
 
 
@@ -42,7 +42,8 @@ def share(members: Members, block: Block, inner: Outline, places: Places, found:
     those that modules' calls stand under.
     """
     first, form = members[0]
-    written, letters = lettered([[number for _, number in own.numbers] for _, own in members])
+    written, letters = lettered([[number for _, number in own.numbers] for _, own in members],
+                                [where == INPUT for where, _ in form.numbers])
     differing = arguments(members, inner)
     if not letters.keys() >= set(differing):
         return None  # a number of a call that stands nowhere in the nodes

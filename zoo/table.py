@@ -19,8 +19,8 @@ writes this page:
 - **gradient, norms**: the gradient and the norm of each sample's share of it, of every parameter, against autograd;
 - **diag_h**: random entries of the exact Hessian's diagonal, against double backward, and against central differences
   of the gradient where double backward disagrees;
-- **kflr, kfac**: both Kronecker factors of some linear layers, against the Jacobian of the model's output there; of
-  kfac, whose second factor is drawn, its average trace.
+- **kflr, kfac**: both Kronecker factors of some linear layers whose weights are tied to no other, against the Jacobian
+  of the model's output there; of kfac, whose second factor is drawn, its average trace.
 
 Rows are kept from run to run: one may be older than its neighbours, and - was not asked. `make zoo` asks all anew.
 

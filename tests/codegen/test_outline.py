@@ -105,6 +105,28 @@ def test_numbers_that_differ_reach_the_turns_of_loops(monkeypatch):
     assert_same(run(shared, shared.program), run(plain, plain.program))
 
 
+class Views(nn.Module):
+    """Tokens [N, 6, 8] seen with one more axis, before them or inside their features: on the way back it goes."""
+
+    def __init__(self, *axes):
+        super().__init__()
+        self.linear, self.axes = nn.Linear(8, 8), axes
+
+    def forward(self, x):
+        return self.linear(x).view(len(x), *self.axes).tanh().view(len(x), 6, 8)
+
+
+def test_a_view_is_spelled_by_the_shape_that_it_has_in_every_place(monkeypatch):
+    """[1, 6, 8] and [6, 2, 4] become [6, 8]: the same call of reshape, but flatten(2, 3) and flatten(3, 4)."""
+    torch.manual_seed(0)
+    blocks = [Views(1, 6, 8) if number % 2 else Views(6, 2, 4) for number in range(14)]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 48), nn.Unflatten(1, (6, 8)), *blocks, nn.Flatten(),
+                          nn.Linear(48, 4))
+    shared, plain = both(model, ["grad", "batch_l2", "kfac", "kflr"], monkeypatch)
+    assert re.search(r"def view_back\w*\(", shared.code)
+    assert_same(run(shared, shared.program), run(plain, plain.program))
+
+
 def test_regenerated_text_is_the_same():
     texts = {hbp.compile(residual([4] * 4), quantities=["grad", "kfac"], example_inputs=(X, Y)).code for _ in range(2)}
     assert len(texts) == 1
