@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from hbpcompiler.curvature.place import Place
 from hbpcompiler.curvature.symmetric import Symmetric
 
 EXACT, PI = "exact", "pi"
+Times = Callable[[Tensor, Tensor], Tensor]
+"""vectors @ matrix: the widest products, for which a caller may know a faster kernel."""
 SPLITS = (EXACT, PI)
 """Of the damping: added to the eigenvalues of the block, or shared by its two factors (see `Kronecker`)."""
 
@@ -52,8 +54,8 @@ class Block(ABC):
         """Whether an eigenvalue cannot be told from zero."""
 
     @abstractmethod
-    def product(self, vectors: Tensor) -> Tensor:
-        """The block times each vector, without eigenvectors where it can."""
+    def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
+        """The block times each vector, without eigenvectors where it can; `times` multiplies by inputs' matrices."""
 
     @abstractmethod
     def turned(self, vectors: Tensor) -> Tensor:

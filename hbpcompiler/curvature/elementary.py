@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hbpcompiler.curvature.block import Block
+from hbpcompiler.curvature.block import Block, Times
 from hbpcompiler.curvature.place import Place
 from hbpcompiler.curvature.symmetric import ROUNDING, Symmetric
 
@@ -38,7 +38,7 @@ class Diagonal(Block):
     def is_singular(self) -> bool:
         return bool((self.eigenvalues == 0).any())
 
-    def product(self, vectors: Tensor) -> Tensor:
+    def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
         return vectors * self.values
 
     def turned(self, vectors: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class Dense(Block):
     def is_singular(self) -> bool:
         return self.symmetric.is_singular
 
-    def product(self, vectors: Tensor) -> Tensor:
-        return vectors @ self.matrix
+    def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
+        return times(vectors, self.matrix)
 
     def turned(self, vectors: Tensor) -> Tensor:
         return vectors.double() @ self.symmetric.eigen.vectors

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hbpcompiler.curvature.block import EXACT, PI, Block
+from hbpcompiler.curvature.block import EXACT, PI, Block, Times
 from hbpcompiler.curvature.place import Matrix
 from hbpcompiler.curvature.symmetric import Symmetric
 
@@ -80,8 +80,8 @@ class Kronecker(Block):
         below_outputs = -self.outputs.eigen.values.min(-1).values.clamp(max=0) * self.pi
         return torch.maximum(below_inputs, below_outputs).square().max().item()
 
-    def product(self, vectors: Tensor) -> Tensor:
-        return self.B @ vectors @ self.A
+    def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
+        return times(self.B @ vectors, self.A)
 
     def turned(self, vectors: Tensor) -> Tensor:
         return self.outputs.eigen.vectors.mT @ vectors.double() @ self.inputs.eigen.vectors
@@ -184,8 +184,8 @@ class EigenKronecker(Block):
             return f"{self.title} has eigenvectors and no factors that could share the damping; take split='exact'"
         return super().obstacle(damping, split, invertible)
 
-    def product(self, vectors: Tensor) -> Tensor:
-        return self._turned_back(self.values * self._turned(vectors))
+    def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
+        return self._turned_back(self.values * self._turned(vectors, times), times)
 
     def turned(self, vectors: Tensor) -> Tensor:
         return self._turned(vectors.double())
@@ -214,10 +214,10 @@ class EigenKronecker(Block):
         eps = self.eps if values.dtype == self.dtype else max(self.eps, torch.finfo(values.dtype).eps)
         return EigenKronecker(self.place, self.quantity, inputs, outputs, values, eps)
 
-    def _turned(self, vectors: Tensor) -> Tensor:
+    def _turned(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
         seen = self.B.to(vectors.dtype).mT @ vectors
-        return seen if self.A is None else seen @ self.A.to(vectors.dtype)
+        return seen if self.A is None else times(seen, self.A.to(vectors.dtype))
 
-    def _turned_back(self, vectors: Tensor) -> Tensor:
+    def _turned_back(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
         seen = self.B.to(vectors.dtype) @ vectors
-        return seen if self.A is None else seen @ self.A.to(vectors.dtype).mT
+        return seen if self.A is None else times(seen, self.A.to(vectors.dtype).mT)

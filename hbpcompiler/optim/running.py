@@ -15,6 +15,7 @@ from hbpcompiler.errors import InputError
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.averages import Averages
 from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED
+from hbpcompiler.optim.products import times
 from hbpcompiler.optim.programs import Gradient, Programs, Seen, Settings, trainable_in
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.values import Stored, Values
@@ -181,7 +182,7 @@ class RunningCurvature:
                          for name in block.names}  # a bias that is frozen, or another optimizer's
                 own = block.place.gather({name: part.unsqueeze(0) for name, part in whole.items()})
                 with self.in_own_precision():
-                    product = block.place.scatter(block.product(own.to(block.dtype)))
+                    product = block.place.scatter(block.product(own.to(block.dtype), times))
                 found |= {name: product[name].squeeze(0).to(gradient[name].dtype) for name in asked}
         return found
 
