@@ -22,7 +22,7 @@ from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 4"
+FORMAT = "hbpcompiler total 5"
 HASH = "hash"
 """Under which a file has one of everything else in it."""
 SHOWN = 5
@@ -41,6 +41,8 @@ class Header:
     """Shape and dtype of each parameter and buffer."""
     digest: str
     """A hash of their numbers."""
+    modes: str
+    """Of its modules, see `modes_of`."""
     options: str
     """Those of `compile` that change numbers."""
     dtype: str
@@ -65,7 +67,8 @@ class Header:
         found = [f"parameters: {text}" for text in _changed(self.parameters, other.parameters)]
         if not found and self.digest != other.digest:
             found.append("the parameters' or buffers' numbers are others")
-        names = ["quantities", "patterns", "loss", "options", "dtype", "compensated", "sample_weights", "arguments"]
+        names = ["quantities", "patterns", "loss", "modes", "options", "dtype", "compensated", "sample_weights",
+                 "arguments"]
         names += ["seed", "world", "rank", "library", "torch"] if of_run else []
         for name in names:
             own, theirs = getattr(self, name), getattr(other, name)
@@ -83,7 +86,7 @@ def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[s
     """Of a run that is about to begin."""
     parameters, digest = fingerprint(model)
     return Header(quantities=quantities, patterns=patterns, loss=loss_text(loss), parameters=parameters, digest=digest,
-                  options=options, library=__version__, torch=str(torch.__version__), **run)
+                  modes=modes_of(model), options=options, library=__version__, torch=str(torch.__version__), **run)
 
 
 def fingerprint(model: nn.Module) -> tuple[dict[str, str], str]:
@@ -94,6 +97,13 @@ def fingerprint(model: nn.Module) -> tuple[dict[str, str], str]:
         hashed.update(name.encode())
         hashed.update(bytes_of(tensor))
     return shapes, hashed.hexdigest()
+
+
+def modes_of(model: nn.Module) -> str:
+    """"train" or "eval", and the modules that are in the other."""
+    others = [name for name, module in model.named_modules() if module.training != model.training]
+    mode = "train" if model.training else "eval"
+    return f"{mode} but for {', '.join(others)}" if others else mode
 
 
 def loss_text(loss: Callable[..., Tensor]) -> str:

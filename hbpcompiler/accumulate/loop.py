@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
-from hbpcompiler.accumulate.checkpoint import check_resumes, fingerprint, header_of, read, write
+from hbpcompiler.accumulate.checkpoint import check_resumes, fingerprint, header_of, modes_of, read, write
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
@@ -26,7 +26,7 @@ from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
-from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
+from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, TotalWarning
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 DTYPES = (torch.float64, torch.float32)
@@ -71,7 +71,8 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
         arguments: of every call, beside its batch: {"bases": ...} for the quantity `eigenvalues`.
 
     Raises InputError for a batch that does not fit, naming its number; for a checkpoint of another run, with every
-    difference; for a loader that gives other batches than before, or changes the model; and for a rank that failed.
+    difference; for a loader that gives other batches than before, or changes the model or its modes; and for a rank
+    that failed.
     Warns (TotalWarning) of draws that belong to no sample, so that the total depends on the cutting, naming their
     lines; and of a loader with a checkpoint that will shuffle otherwise when it is resumed.
     """
@@ -117,6 +118,15 @@ def _not_cut(loader: Any) -> str:
     return ""
 
 
+def _taken_apart(batch: Any) -> str:
+    """What to say of a batch that does not fit and may hold more than a model's arguments and the target."""
+    if not isinstance(batch, tuple | list) or len(batch) < 3:
+        return ""
+    return (f". Of the {len(batch)} entries of a batch the last is taken as the target, the others as the model's "
+            "arguments: where some are neither, pass prepare=lambda batch: (batch[0], batch[1]), and "
+            "indices=lambda batch: batch[2] for the samples' indices")
+
+
 class _Run:
     """One rank's way through its batches."""
 
@@ -142,6 +152,8 @@ class _Run:
         """How often each of its tensors had been written to."""
         self.state = (*compiled.model.parameters(), *compiled.model.buffers())
         self.state_written = _versions(self.state)
+        self.modules = tuple(compiled.model.modules())
+        self.training = [module.training for module in self.modules]
         self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
         self.calls = BatchCalls(self.compiled, seed, ranks.rank, beside, said.count is None, self.device)
@@ -171,7 +183,10 @@ class _Run:
                             self._check_model()
                             self._add(one, number)
                     except InputError as error:
-                        raise type(error)(f"batch {number} of the loader: {error}{_not_cut(loader)}") from error
+                        advice = _not_cut(loader)
+                        if self.said.prepare is None and isinstance(error, BatchDoesNotFitError):
+                            advice += _taken_apart(item.batch)
+                        raise type(error)(f"batch {number} of the loader: {error}{advice}") from error
                     if number < done:
                         self._check_repeats(one, number)
                     else:
@@ -210,6 +225,10 @@ class _Run:
 
     def _check_model(self) -> None:
         """InputError where what reads the data has changed the model since the first batch."""
+        if [module.training for module in self.modules] != self.training:
+            raise InputError(f"the model's modes are now {modes_of(self.compiled.model)}, and were {self.header.modes} "
+                             "for the batches before. A total is of one mode: what switches it, as an evaluation "
+                             "between batches does, has to switch it back before it gives the next one")
         written = _versions(self.state)
         if written != self.state_written and fingerprint(self.compiled.model)[1] != self.header.digest:
             raise InputError("the model's parameters or buffers are no longer what they were for the batches before. A "

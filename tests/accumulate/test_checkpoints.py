@@ -212,6 +212,32 @@ def test_a_loader_that_changes_the_model_is_noticed(tmp_path):
     assert_same(run(compiled=compiled, checkpoint=path), run())
 
 
+def test_a_loader_that_leaves_the_model_in_another_mode_is_noticed(tmp_path):
+    model, path = network().eval(), tmp_path / "total.pt"
+    compiled = hbp.compile(model, None, NAMES)
+
+    def loader(part, back):
+        for number, batch in enumerate(batches()):
+            if number == 2:
+                part.train()
+                if back:
+                    part.eval()
+            yield batch
+
+    assert_same(run(loader(model, back=True), compiled), run(compiled=compiled))
+    for part, modes in ((model, "train"), (model[0], "eval but for 0")):
+        with pytest.raises(hbp.InputError, match=f"batch 2 of the loader: the model's modes are now {modes}, and were "
+                                                 "eval for the batches before"):
+            run(loader(part, back=False), compiled)
+        model.eval()
+    run(compiled=compiled, checkpoint=path, max_batches=2)
+    model[0].train()
+    with pytest.raises(hbp.InputError, match="modes: eval but for 0 here, eval there"):
+        run(compiled=compiled, checkpoint=path)
+    model.eval()
+    assert_same(run(compiled=compiled, checkpoint=path), run(compiled=compiled))
+
+
 def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     path = tmp_path / "total.pt"
     run(checkpoint=path, max_batches=2)

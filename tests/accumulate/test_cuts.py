@@ -343,6 +343,21 @@ def test_a_loss_of_two_means_over_different_numbers_of_terms():
         hbp.accumulate(compiled, cut_into((X, y), [2, 2]), progress=False)
 
 
+def test_batches_with_indices_behind_the_target():
+    torch.manual_seed(0)
+    compiled = hbp.compile(nn.Linear(3, 2), None, ["grad"])
+    X, y = torch.randn(4, 3), torch.randint(2, (4,))
+    batches = [(X, y, torch.arange(4))]
+    with pytest.raises(hbp.InputError, match=r"^batch 0 of the loader: (.|\n)*Of the 3 entries of a batch the last is "
+                                             r"taken as the target.*prepare=lambda batch: \(batch\[0\], batch\[1\]\)"):
+        hbp.accumulate(compiled, batches, progress=False)
+    with pytest.raises(hbp.InputError) as raised:
+        hbp.accumulate(compiled, batches, progress=False, prepare=lambda batch: batch)
+    assert "prepare=" not in str(raised.value)
+    compare(hbp.accumulate(compiled, batches, progress=False, prepare=lambda batch: (batch[0], batch[1]),
+                           indices=lambda batch: batch[2]), compiled(X, y))
+
+
 def test_shards_hold_every_sample_once():
     for size in (0, 1, 7, 8):
         shards = [hbp.shard(range(size), rank, 3) for rank in range(3)]

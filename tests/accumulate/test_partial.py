@@ -111,3 +111,9 @@ def test_they_are_added_every_few_batches():
     partials.add_to({"A": total})
     assert torch.equal(total, torch.full((2, 2), 2.0 + 2 * BATCHES, dtype=torch.float64))
     assert partials.batches == 0
+
+
+def test_zeros_are_not_added_again():
+    partials = Partials()
+    partials.of("A", torch.ones(2, 2, dtype=torch.float64), torch.float32)
+    partials.add_to({})
