@@ -73,10 +73,13 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     names = Names()
     output = next(node for node in graph.nodes if node.op == "output")
     loss, predictions, results = output.args[0]  # as derive wrote it
-    large = is_large(results)
+    large = is_large(results, limits)
     names.taken.update(OF_LARGE if large else [])
     given = _given(graph, inputs, names)
-    entries, shared = _in_tables(graph, results, header.modules, outline) if large else ({}, Outline())
+    entries: dict[fx.Node, Place] = {}
+    shared = Outline()
+    if large:
+        entries, shared = _in_tables(graph, results, header.modules, limits if outline else None)
     listed = _listed(results, header.quantities, names) if large else Listed()
     functions = Functions(names, shared, entries, limits, listed=listed, lengths=lengths(graph, entries))
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
@@ -119,13 +122,14 @@ def _given(graph: fx.Graph, inputs: Mapping[str, str], names: Names) -> dict[fx.
 
 
 def _in_tables(graph: fx.Graph, results: Any, modules: Mapping[str, str],
-               outline: bool) -> tuple[dict[fx.Node, Place], Outline]:
-    """Of a large program: what stands in tables, by parameters' names, and what modules share as functions."""
+               limits: Limits | None) -> tuple[dict[fx.Node, Place], Outline]:
+    """Of a large program: what stands in tables, by parameters' names, and what alike parts share as functions (None:
+    nothing)."""
     entries = places(graph, results)
-    if not outline:
+    if limits is None:
         return entries, Outline()
     entries |= made_once(graph, entries)
-    shared, saved = shared_by_modules(graph, outlined(graph, entries), entries, modules)
+    shared, saved = shared_by_modules(graph, outlined(graph, entries, limits), entries, modules, limits)
     return entries | saved, shared
 
 

@@ -21,6 +21,7 @@ from hbpcompiler.codegen.sharing import arguments, in_code, share
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 MOST_NUMBERS = 4
 """Runs that differ in more numbers than these do not share a function: a call would not be readable."""
@@ -29,8 +30,6 @@ TRIMMED = ((0, 0), (1, 0), (0, 1))
 often begin or end differently."""
 STATEMENTS = 3
 """So many calls and statements a run has at least."""
-SAVING = 8
-"""So many need not be written again where runs share a function."""
 ROUNDS = 3
 """A value is kept in a table if both ways have functions, which may differ once it is."""
 
@@ -72,28 +71,29 @@ Rows = Sequence[tuple[fx.Graph, Sequence[Segment]]]
 
 
 def shared_by_modules(graph: fx.Graph, outline: Outline, places: Places, types: Mapping[str, str],
-                      ) -> tuple[Outline, dict[fx.Node, Place]]:
+                      limits: Limits = DEFAULT_LIMITS) -> tuple[Outline, dict[fx.Node, Place]]:
     """The outline with modules' calls in the place of their operations', and the places of what they keep.
 
     `types` are the modules' types, by their paths.
     """
     saved, found_rows = Saved(), list(rows(graph))
-    classes = _classes(found_rows, outline, places, types, saved)
+    classes = _classes(found_rows, outline, places, types, saved, limits)
     for _ in range(ROUNDS):
         before, saved = saved, _saved(graph, classes)
         if saved == before:
             break
-        classes = _classes(found_rows, outline, places, types, saved)
+        classes = _classes(found_rows, outline, places, types, saved, limits)
     else:
         saved = Saved()
-        classes = _classes(found_rows, outline, places, types, saved)
+        classes = _classes(found_rows, outline, places, types, saved, limits)
     found = Outline(dict(outline.calls), set(outline.inside))
     for members in classes:
         _share(members, outline, {**places, **saved.places}, found, types, saved.returned)
     return found, saved.of_the_program
 
 
-def _classes(found_rows: Rows, outline: Outline, places: Places, types: Mapping[str, str], saved: Saved) -> Classes:
+def _classes(found_rows: Rows, outline: Outline, places: Places, types: Mapping[str, str], saved: Saved,
+             limits: Limits) -> Classes:
     """Runs that share a function, those of the longest runs first."""
     used = {node for node, place in places.items() if place.table == SHARED}
     found: Classes = []
@@ -109,11 +109,11 @@ def _classes(found_rows: Rows, outline: Outline, places: Places, types: Mapping[
                 if statements >= STATEMENTS:
                     alike.setdefault(sketch, []).append((run, statements))
             for runs in alike.values():
-                if (len(runs) - 1) * runs[0][1] < SAVING:
+                if (len(runs) - 1) * runs[0][1] < limits.shared_statements:
                     continue
                 whole = {**places, **saved.places}
                 for members in _by_form([run for run, _ in runs], outline, whole, saved.returned):
-                    if (len(members) - 1) * runs[0][1] >= SAVING:
+                    if (len(members) - 1) * runs[0][1] >= limits.shared_statements:
                         found.append(members)
                         used.update(node for run, _ in members for node in run.whole.nodes)
     return found

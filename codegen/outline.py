@@ -20,9 +20,8 @@ from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.segments import Segment, is_text, is_whole, segments
 from hbpcompiler.codegen.sharing import arguments, share
 from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
-SAVED = 8
-"""From so many statements that need not be written again, alike blocks share a function."""
 ENTRIES = 3
 """A block of one statement is as short as a call of it, unless it reads so many entries of tables."""
 MOST_NUMBERS = 6
@@ -33,12 +32,12 @@ IN_CHUNKS = "in chunks"
 Classes = list[list[tuple[Segment, Form]]]
 
 
-def outlined(graph: fx.Graph, places: Places) -> Outline:
+def outlined(graph: fx.Graph, places: Places, limits: Limits = DEFAULT_LIMITS) -> Outline:
     """The classes of a program, its loops' bodies included. `places` are entries of tables (see `places`)."""
     found_segments = list(segments(graph))
     blocks = [members for members in _by_form(found_segments, places)
-              if (len(members) - 1) * members[0][1].statements >= SAVED]
-    loops = _loops(found_segments, blocks, places)
+              if (len(members) - 1) * members[0][1].statements >= limits.shared_statements]
+    loops = _loops(found_segments, blocks, places, limits)
     found = Outline(dict(loops.calls), set(loops.inside))
     for members in blocks:
         share(members, members[0][0].block, loops, places, found)
@@ -55,7 +54,7 @@ def _by_form(parts: Sequence[Segment], places: Places) -> Classes:
     return list(classes.values())
 
 
-def _loops(found_segments: Sequence[Segment], blocks: Classes, places: Places) -> Outline:
+def _loops(found_segments: Sequence[Segment], blocks: Classes, places: Places, limits: Limits) -> Outline:
     """The loops that stand in several functions of blocks, or in blocks that have none."""
     written: dict[fx.Node, int] = {}
     """The blocks' functions, by the nodes that are inside."""
@@ -67,7 +66,8 @@ def _loops(found_segments: Sequence[Segment], blocks: Classes, places: Places) -
         functions = {written.get(part.nodes[-1]) for part, _ in members}
         alone = sum(part.nodes[-1] not in written for part, _ in members)
         times = len(functions - {None}) + alone
-        if (times - 1) * _statements(members[0][0]) >= SAVED and len(arguments(members, Outline())) <= MOST_NUMBERS:
+        saved = (times - 1) * _statements(members[0][0])
+        if saved >= limits.shared_statements and len(arguments(members, Outline())) <= MOST_NUMBERS:
             share(members, members[0][0].block, Outline(), places, found)
     return found
 

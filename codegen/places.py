@@ -17,6 +17,7 @@ from hbpcompiler.arguments import ARGUMENTS, INTO
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import INPUTS, Loop
+from hbpcompiler.limits import Limits
 
 PARAMETERS = "p"
 ENDS, ENDS_CLASS = "ends", "Ends"
@@ -27,8 +28,6 @@ SAVED = "saved"
 """The table of what modules make on their way forward and read on their way back (see `modules`)."""
 NUMBERS = "Dict[str, float]"
 TENSORS = "Dict[str, Tensor]"
-MANY = 20
-"""From so many parameters on a program is large."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,9 @@ def lengths(graph: fx.Graph, found: Places) -> dict[str, meta.Shape]:
             if node in found and found[node].table == PARAMETERS and "shape" in node.meta}
 
 
-def is_large(results: Mapping[str, Any]) -> bool:
-    return any(len(entries) > MANY for entries in results.values() if isinstance(entries, dict))
+def is_large(results: Mapping[str, Any], limits: Limits) -> bool:
+    """Whether it is a large network's program."""
+    return any(len(entries) > limits.listed_parameters for entries in results.values() if isinstance(entries, dict))
 
 
 def places(graph: fx.Graph, results: Mapping[str, Any]) -> dict[fx.Node, Place]:

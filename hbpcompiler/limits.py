@@ -113,6 +113,11 @@ class Limits:
         2**19, "multiply-adds", "oneDNN takes float32 products from this size on: a call of it costs more")
     onednn_rows: int = limit(
         64, "rows and columns", "of a product that oneDNN takes: with fewer, reading its operands is most of the work")
+    listed_parameters: int = limit(
+        20, "parameters", "with results for more of them a file is a large network's: values stand in tables by the "
+        "parameters' names, and alike parts share functions")
+    shared_statements: int = limit(
+        8, "statements", "alike parts share a function if so many need not be written again", 1)
     large_numbers: int = limit(2**16, "numbers", "a tensor of so many is deleted early and written over")
     large_item_numbers: int = limit(2**10, "numbers", "for each sample or column of a chunk, that are deleted early")
 

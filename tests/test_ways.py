@@ -24,6 +24,9 @@ from tests.ways import WAYS
 QUANTITIES = ["grad", "batch_l2", "batch_inner", "variance", "diag_ggn", "diag_h"]
 
 
+LARGE_FILES = [way for way in WAYS if way.startswith("the file of a large network")]
+
+
 def network():
     """Small, with all that ways differ in: a pool, columns on images and on vectors, a narrow place."""
     torch.manual_seed(0)
@@ -88,6 +91,7 @@ HAPPENS = {
                                                                  and met(compiled, LocalTail)),
     "pooled inside tails": lambda compiled: any(own.pooled for step in inner_tails(compiled) for own in step.steps
                                                 if isinstance(own, Close)),
+    **dict.fromkeys(LARGE_FILES, lambda compiled: "class Ends" in compiled.code),
     "kernels for one sample": lambda compiled: taken(compiled, NativeProduct),
 }
 """Way -> whether a program of `network` goes it; routes' names are looked for in the table of routes."""
@@ -130,6 +134,18 @@ def is_route_taken(compiled, way):
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(list(WAYS)))
 def test_random_chains(setting, way):
     check_exact(*setting, ["variance", "diag_ggn", "diag_h"], limits=WAYS[way])
+
+
+@given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(LARGE_FILES))
+def test_random_chains_as_large_networks(setting, way):
+    """Alike layers of other sizes share functions."""
+    check_exact(*setting, ["batch_l2", "diag_ggn", "diag_h"], limits=WAYS[way])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_as_large_networks(name):
+    model, X, y = made(name)
+    check_exact(model, nn.CrossEntropyLoss(), X, y, ["batch_l2", "diag_ggn", "diag_h"], limits=WAYS[LARGE_FILES[0]])
 
 
 @given(st.sampled_from(list(MODELS)), st.sampled_from(list(WAYS)))

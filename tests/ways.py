@@ -43,6 +43,8 @@ WAYS = {
         recycled_bytes=3000, vector_bytes=0),
     "pooled inside tails": hbp.Limits(pooled_time=math.inf, spatial_bytes=0, recycled_bytes=300, vector_bytes=0,
                                       vector_chunk_bytes=300, neighbourhood_work=0),
+    "the file of a large network": hbp.Limits(listed_parameters=0, shared_statements=1),
+    "the file of a large network, in tails": hbp.Limits(listed_parameters=0, shared_statements=1, **IN_TAILS),
     "kernels for one sample": hbp.Limits(native_image_numbers=0, route_times=((NativeProduct.name, 0),)),
     **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2) for name in ROUTE_NAMES},
     **{f"route in tails {name}": hbp.Limits(route_times=((name, 0),), half_rows=2, **IN_TAILS)

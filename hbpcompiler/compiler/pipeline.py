@@ -247,7 +247,7 @@ class Drafting:
             model=naming.identifier(type(self.model).__name__),
             quantities=options.quantities,
             versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
-            table=header_table(graph, planned),
+            table=header_table(graph, planned, resources.limits),
             notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(), *planned.joint.notes(),
                    *second_phase.notes(planned), *precision.notes(planned.curvature_dtype),
                    *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),

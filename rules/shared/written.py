@@ -44,6 +44,13 @@ def multiple(kind: str, factor: float | None = None) -> Written:
     return Written(kind, "Tensor", {} if factor is None else {"other": factor})
 
 
+LINEAR = Written("aten.linear")
+"""x W^T + b, of "input", "weight" and perhaps "bias"."""
+MATRIX_PRODUCTS = {"aten.matmul": ("self", "other"), "aten.mm": ("self", "mat2"), "aten.addmm": ("mat1", "mat2")}
+"""The two that are multiplied; addmm adds beta times a third to alpha times their product."""
+TRANSPOSES = ("aten.t", "aten.transpose", "aten.permute")
+"""Of a matrix; the latter two may also leave it as it is."""
+
 # -- axes ------------------------------------------------------------------------------------------------------------
 
 END_TO_END, ENTRY, PERMUTED = "aten.cat", "aten.select", "aten.permute"

@@ -29,6 +29,7 @@ from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.match.joined_endings import with_joined_endings
 from hbpcompiler.compiler.match.linear_endings import with_linear_endings
+from hbpcompiler.compiler.match.linear_layers import with_linear_layers
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
@@ -126,7 +127,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
 
     `deriving` makes the rules that the registry has not; None: they are reported missing.
     """
-    graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
+    graph = with_stops(with_promotions(without_idle_operands(with_linear_layers(graph), registry)), registry)
     graph = with_linear_endings(with_joined_endings(graph, registry), registry)
     graph = with_whole_reductions(with_sums_of_products(graph), registry)
     refuse_unreached(graph, registry)

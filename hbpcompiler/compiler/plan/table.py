@@ -16,7 +16,7 @@ from hbpcompiler.compiler.plan.steps import (
     Tied,
 )
 from hbpcompiler.compiler.trace.graph import Graph, N, T
-from hbpcompiler.limits import Limits
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import SUM
 
 
@@ -61,14 +61,10 @@ CLOSINGS_WIDTH, TABLE_WIDTH = 24, 120
 """Signs that closings may take in a row, unless one alone is longer, and that a row may take."""
 
 
-MANY = 20
-"""From so many parameters on the table has a row for each way to end, not for each parameter."""
-
-
-def header_table(graph: Graph, plan: Plan) -> Sequence[str]:
-    """The plan in plain text for the head of the generated file."""
+def header_table(graph: Graph, plan: Plan, limits: Limits = DEFAULT_LIMITS) -> Sequence[str]:
+    """The plan in plain text for the head of the generated file: of many parameters a row for each way to end."""
     rows: list[tuple[str, ...]] = [("parameter", "from", "closing", "route", "multiply-adds")]
-    if len({step.parameter.key for step in plan.closings()}) > MANY:
+    if len({step.parameter.key for step in plan.closings()}) > limits.listed_parameters:
         return _aligned([*rows, *_by_kind(plan)])
     by_parameter: dict[str, list[tuple[str, ...]]] = {}
     for step in reversed(plan.closings()):
