@@ -20,6 +20,7 @@ from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES, Chosen
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.tied_names import tied_elsewhere
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 FULL = "full"
@@ -153,12 +154,15 @@ def check_chosen(quantities: Any) -> Chosen:
 
 
 def check_patterns(model: nn.Module, chosen: Chosen) -> None:
-    """OptionError for patterns that match no parameter's name, and for parameters in several groups."""
+    """OptionError for patterns that match no parameter's name, or only a further name of a tied one; and for parameters
+    in several groups."""
     keys = [key for key, _ in model.named_parameters()]
-    given = [(name, pattern) for name, patterns in chosen.patterns for pattern in patterns]
-    given += [(f"group {name!r}", pattern) for name, patterns in chosen.groups for pattern in patterns]
-    findings = [f"{name}: {pattern!r}{_tied_to(model, pattern)}" for name, pattern in given
-                if not fnmatch.filter(keys, pattern)]
+    findings = []
+    choices = [*chosen.patterns, *((f"group {name!r}", patterns) for name, patterns in chosen.groups)]
+    for name, patterns in choices:
+        every = [key for key, _ in model.named_parameters(remove_duplicate=False)]
+        findings += [f"{name}: {pattern!r}" for pattern in patterns if not fnmatch.filter(every, pattern)]
+        findings += [f"{name}: {finding}" for finding in tied_elsewhere(model, patterns)]
     if findings:
         shown = ", ".join(keys[:MOST_NAMES]) + (", ..." if len(keys) > MOST_NAMES else "")
         raise OptionError(listing("these patterns match no parameter:", findings, f"Parameters are {shown}."))
@@ -168,14 +172,6 @@ def check_patterns(model: nn.Module, chosen: Chosen) -> None:
     if findings:
         raise OptionError(listing("these parameters are in several groups, and columns of one parameter add to one "
                                   "total:", findings))
-
-
-def _tied_to(model: nn.Module, pattern: str) -> str:
-    """For a pattern that matches only further names of tied parameters: the first names, by which they go."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    meant = {first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)
-             if fnmatch.fnmatchcase(name, pattern)}
-    return f" is tied, and goes by its first name: {', '.join(sorted(meant))}" if meant else ""
 
 
 def check_verify(verify: Any) -> bool | str:

@@ -80,8 +80,26 @@ def test_a_further_name_of_a_tied_parameter():
     model[2].weight = model[0].weight
     with pytest.raises(hbp.CompileError, match=r"kfac: '2\.weight' is tied, and goes by its first name: 0\.weight"):
         hbp.compile(model, quantities={"kfac": ["2.weight"]})
-    with pytest.raises(hbp.CompileError, match=r"group 'head': '2\.w\*' is tied, .*first name: 0\.weight"):
+    with pytest.raises(hbp.CompileError, match=r"group 'head': '2\.w\*': 2\.weight is tied, .*first name: 0\.weight"):
         hbp.compile(model, quantities=["gram"], groups={"head": ["2.w*"]})
+
+
+def test_a_pattern_that_matches_a_further_name_beside_others():
+    """2.bias has but one name; 2.weight, which is 0.weight, would be missing from the results."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    words = r"'2\.\*': 2\.weight is tied, and goes by its first name: 0\.weight"
+    X, y = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    with pytest.raises(hbp.CompileError, match=f"grad: {words}"):
+        hbp.compile(model, quantities={"grad": ["2.*"]})
+    with pytest.raises(hbp.CompileError, match=words):
+        hbp.operator(model, nn.CrossEntropyLoss(), [(X, y)], parameters=["2.*"])
+    with pytest.raises(hbp.CompileError, match=words):
+        hbp.spectrum(model, groups={"last": ["2.*"]})
+    with pytest.raises(hbp.CompileError, match=words):
+        hbp.optim.Preconditioner(model, damping={"*": 1.0, "2.*": 2.0})._dampings()
+    both = hbp.compile(model, quantities={"grad": ["0.weight", "2.*"]})(X, y)
+    assert set(both.grad) == {"0.weight", "2.bias"}
 
 
 def test_patterns_that_choose_what_is_frozen():

@@ -189,9 +189,9 @@ def by_differences(case: Case, name: str, entry: int) -> float:
 def factors(case: Case) -> str:
     """A and B of some linear layers, by the Jacobian of the model's output in the layer's output; of kfac, whose B is
     drawn, A and the average of B's trace."""
-    layers = {f"{path}.weight": module for path, module in case.model.named_modules()
-              if isinstance(module, nn.Linear) and module.weight.requires_grad}
     asked = untied(case.model)
+    layers = {f"{path}.weight": module for path, module in case.model.named_modules()
+              if isinstance(module, nn.Linear) and f"{path}.weight" in asked}
     program = hbp.compile(case.model, case.loss, quantities={"kflr": asked, "kfac": asked})
     result = program(case.inputs, case.target)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}

@@ -18,6 +18,7 @@ from hbpcompiler.optim.programs import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
+from hbpcompiler.tied_names import tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
 
 LARGEST_FACTOR = 4096
@@ -180,6 +181,8 @@ class Preconditioner:
             matching = fnmatch.filter(names, pattern)
             if not matching:
                 raise OptionError(f"damping: {pattern!r} matches no parameter; there are {', '.join(names)}")
+            if tied := tied_elsewhere(self.model, [pattern]):
+                raise OptionError(f"damping: {'; '.join(tied)}")
             found |= dict.fromkeys(matching, float(value))
         if missing := [name for name in names if name not in found]:
             raise OptionError(f"damping: there is none for {', '.join(missing)}; '*' first in the dict gives the rest")

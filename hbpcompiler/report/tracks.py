@@ -111,7 +111,7 @@ class Track:
         return dict(found) if isinstance(found, dict) else {}
 
     def _values(self, name: str) -> Iterator[tuple[int, Any]]:
-        steps, values = self.run.series(name)
+        steps, values = self.run.known(name)
         return zip(steps, values, strict=True)
 
     def series(self, name: str) -> Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,27 @@ class Run:
         times = [step.time for step in self.by_step.values()] + [scalars.time for scalars in self.scalars]
         return max([*times, *(float(line.get("time", 0.0)) for line in self.resumed)], default=0.0)
 
+    @property
+    def names(self) -> list[str]:
+        """What has values at some step, or was asked for."""
+        asked = [*self.header.get("quantities", ()), *self.header.get("left_out", ())]
+        entries = [step.values for step in self.steps] + [scalars.values for scalars in self.scalars]
+        return list(dict.fromkeys([*map(str, asked), *(name for values in entries for name in values)]))
+
     def series(self, name: str) -> tuple[list[int], list[Any]]:
-        """The steps at which a quantity, or a scalar that was added, is known, and its values there."""
+        """The steps at which a quantity, or a scalar that was added, is known, and its values there.
+
+        Raises InputError where the run has steps and nothing is called so.
+        """
+        found = self.known(name)
+        if not found[0] and (self.by_step or self.scalars) and name not in self.names:
+            closest = difflib.get_close_matches(name, self.names, 1)
+            meant = f"; did you mean {closest[0]!r}? It" if closest else ". It"
+            raise InputError(f"this run has no {name!r}{meant} has {', '.join(self.names)}.")
+        return found
+
+    def known(self, name: str) -> tuple[list[int], list[Any]]:
+        """The same; nothing where nothing is called so."""
         found = {scalars.step: scalars.values[name] for scalars in self.scalars if name in scalars.values}
         found |= {number: step.values[name] for number, step in self.by_step.items() if name in step.values}
         return sorted(found), [found[number] for number in sorted(found)]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from hbpcompiler.errors import OptionError, OptionTypeError, listing
+from hbpcompiler.tied_names import tied_elsewhere
 
 ALL, LAYER, PARAMETER = "all", "layer", "parameter"
 WAYS = (ALL, LAYER, PARAMETER)
@@ -77,6 +78,8 @@ def _listed(model: nn.Module, trainable: Sequence[str], lists: Mapping[str, Sequ
                 home = homes.setdefault(name, group)
                 if home != group:
                     findings.append(f"{name!r} is in {home} and in {group}")
+        findings += [f"{group}: {finding}" for finding in tied_elsewhere(
+            model, [pattern for pattern in patterns if fnmatch.filter(trainable, pattern)])]
     if findings:
         raise OptionError(listing("groups cannot be made:", list(dict.fromkeys(findings)),
                                   f"Trainable parameters are {', '.join(trainable)}."))

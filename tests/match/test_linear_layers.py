@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.match.linear_layers import with_linear_layers
+from hbpcompiler.compiler.trace.graph import N
+from tests.hand_made import graph, operation, value
 
 WRITTEN = {
     "x @ W.T": lambda x, W, b: x @ W.T,
@@ -51,15 +54,40 @@ def test_it_has_the_numbers_of_a_linear_layer(name, shape):
     expected = results(lambda x, W, b: nn.functional.linear(x, W, b if with_bias else None), shape)
     for quantity in QUANTITIES:
         assert found[quantity].keys() == expected[quantity].keys()
-        for parameter, value in expected[quantity].items():
-            pairs = zip(found[quantity][parameter], value, strict=True) if isinstance(value, tuple) else [
-                (found[quantity][parameter], value)]
+        for parameter, number in expected[quantity].items():
+            pairs = zip(found[quantity][parameter], number, strict=True) if isinstance(number, tuple) else [
+                (found[quantity][parameter], number)]
             for own, other in pairs:
                 assert (own is None) == (other is None)
                 if own is not None:
                     torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
     assert found.kflr["first"].A.shape == (4, 4)
     assert found.kflr["first"].B.shape == (5, 5)
+
+
+W, X = value("w", 5, 4, role="parameter"), value("x", N, 4, role="input")
+TURNED = {
+    "its transpose": ("t", {}, True),
+    "two axes": ("transpose", {"dim0": -1, "dim1": 0}, True),
+    "one axis": ("transpose", {"dim0": -1, "dim1": 1}, False),
+    "in another order": ("permute", {"dims": [1, -2]}, True),
+    "in its own": ("permute", {"dims": [-2, 1]}, False),
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_which_products_are_linear_layers(name):
+    short, attributes, is_transposed = TURNED[name]
+    turned = operation(short, value("turned", 4, 5), attributes, self=W)
+    product = operation("matmul", value("product", N, 5), self=X, other=turned.output)
+    ends = operation("sum", value("loss"), self=product.output)
+    given = graph([turned, product, ends], inputs=[X], state=[W])
+    found = with_linear_layers(given)
+    if not is_transposed:
+        assert found is given
+        return
+    linear, _ = found.operations
+    assert (linear.target, dict(linear.tensors)) == ("aten.linear", {"input": X, "weight": W})
 
 
 OTHERS = {

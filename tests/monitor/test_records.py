@@ -42,6 +42,9 @@ def test_a_quantity_of_ones_own_targets_and_scalars(tmp_path: Path) -> None:
     assert set(run.values) == {"hbp/step", "hbp/loss", "hbp/largest", "hbp/valid_accuracy"}
     assert monitor.run.series("largest")[1][0] > 0
     assert read(tmp_path / "run.jsonl").series("valid_accuracy") == ([0], [0.5])
+    assert monitor.run.series("broken") == ([], [])  # asked for
+    with pytest.raises(hbp.InputError, match=r"no 'valid_acuracy'; did you mean 'valid_accuracy'\? It has loss, "):
+        monitor.run.series("valid_acuracy")
     monitor.to(lambda step, values: 1 / 0)
     with pytest.warns(hbp.MonitorWarning, match="no more values"):
         monitor.observe(*batch(5, 0))

@@ -1,0 +1,24 @@
+"""Parameters of several names go by the first: a pattern that matches only a further one would leave them out silently.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def tied_elsewhere(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """What is wrong with shell patterns of parameters' names, together a choice: those that match a further name of a
+    tied, trained parameter whose first name none of them matches."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    findings = []
+    for pattern in patterns:
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            known = first[id(parameter)]
+            matched = any(fnmatch.fnmatchcase(known, other) for other in patterns)
+            if parameter.requires_grad and fnmatch.fnmatchcase(name, pattern) and not matched:
+                which = repr(pattern) if name == pattern else f"{pattern!r}: {name}"
+                findings.append(f"{which} is tied, and goes by its first name: {known}")
+    return findings
