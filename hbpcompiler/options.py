@@ -20,7 +20,7 @@ from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import QUANTITIES, Chosen
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
-from hbpcompiler.tied_names import tied_elsewhere
+from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 FULL = "full"
@@ -157,15 +157,15 @@ def check_patterns(model: nn.Module, chosen: Chosen) -> None:
     """OptionError for patterns that match no parameter's name, or only a further name of a tied one; and for parameters
     in several groups."""
     keys = [key for key, _ in model.named_parameters()]
-    findings = []
-    choices = [*chosen.patterns, *((f"group {name!r}", patterns) for name, patterns in chosen.groups)]
-    for name, patterns in choices:
-        every = [key for key, _ in model.named_parameters(remove_duplicate=False)]
-        findings += [f"{name}: {pattern!r}" for pattern in patterns if not fnmatch.filter(every, pattern)]
-        findings += [f"{name}: {finding}" for finding in tied_elsewhere(model, patterns)]
-    if findings:
+    every = [key for key, _ in model.named_parameters(remove_duplicate=False)]
+    unmatched, tied = [], []
+    for name, patterns in [*chosen.patterns, *((f"group {name!r}", patterns) for name, patterns in chosen.groups)]:
+        unmatched += [f"{name}: {pattern!r}" for pattern in patterns if not fnmatch.filter(every, pattern)]
+        tied += [f"{name}: {finding}" for finding in tied_elsewhere(model, patterns)]
+    if unmatched or tied:
         shown = ", ".join(keys[:MOST_NAMES]) + (", ..." if len(keys) > MOST_NAMES else "")
-        raise OptionError(listing("these patterns match no parameter:", findings, f"Parameters are {shown}."))
+        title = "these patterns match no parameter:" if unmatched else OTHER_NAME
+        raise OptionError(listing(title, [*unmatched, *tied], f"Parameters are {shown}."))
     several = {key: [repr(name) for name, patterns in chosen.groups
                      if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)] for key in keys}
     findings = [f"{key}: {', '.join(names)}" for key, names in several.items() if len(names) > 1]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+OTHER_NAME = "these patterns mean a parameter that goes by another name, which has to be among them:"
+
 
 def tied_elsewhere(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """What is wrong with shell patterns of parameters' names, together a choice: those that match a further name of a

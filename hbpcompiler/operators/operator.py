@@ -27,7 +27,7 @@ from hbpcompiler.operators.sample_axes import SampleAxes
 from hbpcompiler.operators.scales import Scales, scales_of
 from hbpcompiler.operators.vectors import Columns, Space, inner
 from hbpcompiler.options import check_model
-from hbpcompiler.tied_names import tied_elsewhere
+from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -312,8 +312,9 @@ def _chosen(model: nn.Module, patterns: Any) -> dict[str, Tensor]:
         raise OptionTypeError("parameters must be a pattern of names or a list of some, such as ['layer1.*', "
                               f"'head.weight'], not {patterns!r}")
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    tied = tied_elsewhere(model, listed)
-    unmatched = tied or [repr(pattern) for pattern in listed if not fnmatch.filter(trainable, pattern)]
+    if tied := tied_elsewhere(model, listed):
+        raise OptionError(listing(OTHER_NAME, tied, f"There are {', '.join(trainable)}."))
+    unmatched = [repr(pattern) for pattern in listed if not fnmatch.filter(trainable, pattern)]
     if unmatched or not listed:
         raise OptionError(listing("these patterns match no trainable parameter:", unmatched or ["(none was given)"],
                                   f"There are {', '.join(trainable)}."))
