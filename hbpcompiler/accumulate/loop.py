@@ -87,7 +87,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
         if not ranks.several or not isinstance(error, Exception):
             raise
         failure = error
-    sums = ranks.together(run.sums, failure, run.header)
+    sums = ranks.together(run.sums, failure, run.header, run.device)
     check_reached(sums)
     check_has_average(sums)
     return Total(sums, run.header, compiled.model)

@@ -62,8 +62,8 @@ class Ranks:
         """This rank's file."""
         return path.with_name(f"{path.name}.rank{self.rank}") if self.several else path
 
-    def together(self, sums: Sums, failure: BaseException | None, header: Header) -> Sums:
-        """The sums of all ranks, on each; `failure` is what this one raised, if it did.
+    def together(self, sums: Sums, failure: BaseException | None, header: Header, device: torch.device) -> Sums:
+        """The sums of all ranks, on each, on the device of its model; `failure` is what this one raised, if it did.
 
         Raises that again here, and RankError on the others; InputError where what they accumulate is not the same.
         """
@@ -81,7 +81,7 @@ class Ranks:
         failures = [f"rank {rank}: {own.failure}" for rank, own in enumerate(told) if own.failure]
         if failures:
             raise RankError(listing("accumulation failed on other ranks:", failures))
-        return self._added(sums, told)
+        return self._added(sums, told, device)
 
     def _told(self, sums: Sums, failure: BaseException | None, header: Header) -> list[_Own]:
         own = _Own("" if failure is None else f"{type(failure).__name__}: {failure}", sums.quantities, sums.samples,
@@ -91,7 +91,7 @@ class Ranks:
         torch.distributed.all_gather_object(told, own, group=self.group)
         return told
 
-    def _added(self, sums: Sums, told: list[_Own]) -> Sums:
+    def _added(self, sums: Sums, told: list[_Own], device: torch.device) -> Sums:
         first = next((own.first for own in told if own.first is not None), None)
         self._check(told, first)
         if first is None:
@@ -111,7 +111,7 @@ class Ranks:
         shapes = {Key(*parts): shape for own in told for parts, shape in own.tensors}
         _check_counts(told)
         with waiting(self.rank):
-            self._add(shapes, sums, whole)
+            self._add(shapes, sums, whole, device)
         return whole
 
     def _check(self, told: list[_Own], first: Weight | None) -> None:
@@ -129,13 +129,13 @@ class Ranks:
             if first is not None and own.first is not None:
                 check_together(own.quantities, first, own.first)
 
-    def _add(self, shapes: dict[Key, tuple[int, ...]], sums: Sums, whole: Sums) -> None:
+    def _add(self, shapes: dict[Key, tuple[int, ...]], sums: Sums, whole: Sums, device: torch.device) -> None:
         """All that adds up, with the means of what is spread; then its squares about the mean of all.
 
         Totals are written over, so that beside them there are but one bucket and the means.
         """
         for key, shape in shapes.items():
-            own = self._own_tensor(key, shape, sums)
+            own = _own_tensor(key, shape, sums, device)
             if key.quantity == MEANS:
                 whole.totals[key] = own * (sums.samples / whole.samples)
             elif not is_spread(key):
@@ -146,19 +146,18 @@ class Ranks:
         spread = [key for key in shapes if is_spread(key) and key.quantity != MEANS]
         for key in spread:
             of_mean = Key(MEANS, key.parameter, "")
-            away = self._own_tensor(of_mean, shapes[of_mean], sums).sub_(whole.totals[of_mean])
-            squares = self._own_tensor(key, shapes[key], sums)
+            away = _own_tensor(of_mean, shapes[of_mean], sums, device).sub_(whole.totals[of_mean])
+            squares = _own_tensor(key, shapes[key], sums, device)
             whole.totals[key] = squares.addcmul_(away, away, value=sums.samples)
         all_reduce([whole.totals[key] for key in spread], self.group)
 
-    def _own_tensor(self, key: Key, shape: tuple[int, ...], sums: Sums) -> Tensor:
-        """This rank's, to be written to; zeros where it had no samples."""
-        held = sums.totals.get(key)
-        if held is not None:
-            return held
-        nccl = torch.distributed.get_backend(self.group) == "nccl"
-        device = torch.cuda.current_device() if nccl else "cpu"
-        return torch.zeros(shape, dtype=dtype_of(key, sums.dtype), device=device)
+
+def _own_tensor(key: Key, shape: tuple[int, ...], sums: Sums, device: torch.device) -> Tensor:
+    """This rank's, to be written to; zeros where it had no samples."""
+    held = sums.totals.get(key)
+    if held is not None:
+        return held
+    return torch.zeros(shape, dtype=dtype_of(key, sums.dtype), device=device)
 
 
 def _check_counts(told: list[_Own]) -> None:
