@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import check_floating, of_samples, reduction, repeated, scaled, share
+from .shared.loss_terms import check_floating, drawable, of_samples, reduction, repeated, scaled, share
 
 
 def _given(op: Op, *names: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def diagonal(op: Op) -> Tensor:
 def sample(op: Op, draws: int) -> Tensor:
     """p - t with t drawn from the output's Bernoulli distribution."""
     p = repeated(torch.sigmoid(op.self), draws, op.shape("self"))
-    noise = (p - torch.bernoulli(p)) * (share(op) / draws) ** 0.5
+    noise = (p - torch.bernoulli(drawable(p))) * (share(op) / draws) ** 0.5
     for weight in _weights(op):
         noise = noise * weight.sqrt().expand_as(op.self).unsqueeze(1)
     return noise

@@ -15,7 +15,7 @@ from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor,
 
 from .shared import class_weights
 from .shared.class_weights import counted, labels, of_samples
-from .shared.loss_terms import at, check_floating, check_labels, check_shape, reduction
+from .shared.loss_terms import at, check_floating, check_labels, check_shape, drawable, reduction
 from .shared.simplex import positionwise
 
 
@@ -104,7 +104,7 @@ def sample(op: Op, draws: int) -> Tensor:
     positions = op.shape("self")[1:]
     p = called("p", torch.softmax(op.self, 1))
     rows = p.movedim(1, -1).flatten(0, -2) if positions else p
-    drawn = called("drawn", torch.multinomial(rows, draws, replacement=True))  # [N*P, M]
+    drawn = called("drawn", torch.multinomial(drawable(rows), draws, replacement=True))  # [N*P, M]
     if positions:
         drawn = drawn.reshape(-1, *positions, draws).movedim(-1, 1)
     place, root = drawn.unsqueeze(2), (total(op).unsqueeze(1) / draws).sqrt()  # [N, M, 1, *d], [N, 1, 1, *d]

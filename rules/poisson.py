@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
 
-from .shared.loss_terms import at, check_numbers, of_samples, reduction, repeated, scaled, share
+from .shared.loss_terms import at, check_numbers, drawable, of_samples, reduction, repeated, scaled, share
 
 
 def loss(op: Op, reduction: str) -> Tensor:
@@ -31,7 +31,7 @@ def sample(op: Op, draws: int) -> Tensor:
     """rate - t with t drawn from the output's Poisson distribution."""
     if op.log_input:
         rate = repeated(op.input.exp(), draws, op.shape("input"))
-        return (rate - torch.poisson(rate)) * (share(op, "input") / draws) ** 0.5
+        return (rate - torch.poisson(drawable(rate))) * (share(op, "input") / draws) ** 0.5
     # The Hessian in the rate depends on the target, which no draw from the output's distribution does: plain noise.
     root = repeated((diagonal(op) / draws).sqrt(), draws, op.shape("input"))
     return torch.randn_like(root) * root

@@ -110,3 +110,17 @@ def test_very_many_samples_at_two_outputs():
     exact = hbp.compile(model, loss, quantities=["diag_ggn"])(X, y).diag_ggn
     for key, value in exact.items():
         assert (sampled[key] - value).abs().max() < 0.03 * value.abs().max(), key
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nothing_can_be_drawn_from_outputs_that_are_not_finite(loss, bad):
+    """The results are not finite, as the gradient is; torch's draws would stop there, on a GPU the whole process."""
+    model, function, X, y = small(3, loss)
+    compiled = hbp.compile(model, function, ["grad", "diag_ggn_mc", "kfac"])
+    for first in (True, False):  # what the first call is, is proven
+        X[1] = bad if first else float("nan")
+        result = compiled(X, y)
+        assert not result.grad["2.bias"].isfinite().all()
+        assert not result.diag_ggn_mc["0.weight"].isfinite().all()
+        assert not result.kfac["0.weight"].A.isfinite().all()

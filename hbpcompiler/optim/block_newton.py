@@ -77,7 +77,6 @@ class BlockNewton(CurvatureOptimizer):
     def _gradient(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradient | None]:
         self.solutions = {}
         found = self._together.averaged(self.model, batch, lambda: (self._compiled, self._parts(batch)))
-        assert found is not None
         if not all_finite(found.values()):
             self._result = None
         loss = found.pop((LOSS, ""))

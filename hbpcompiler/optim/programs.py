@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from hbpcompiler.accumulate.sums import LOSS, Key
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
-from hbpcompiler.errors import HbpError, IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
+from hbpcompiler.errors import IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
-from hbpcompiler.optim.together import NotFiniteError, Part, Together, with_samples
+from hbpcompiler.optim.together import Part, Together, with_samples
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.values import Stored
@@ -93,7 +93,7 @@ class Programs:
     def call(self, program: Compiled, batch: tuple[Any, ...], step: int, **arguments: Any) -> Result:
         """Each step's draws are its own, so that a run that is resumed draws as one that was not interrupted, and each
         sample's its own, so that several ranks draw as one. UnsupportedOpError for a curvature that may be indefinite,
-        so that nothing can be divided by it; NotFiniteError where no targets can be drawn from outputs that are NaN."""
+        so that nothing can be divided by it."""
         seed = self.settings.seed
         batch = with_samples(self.model, batch)
         own = random.Random(f"{seed}, step {step}, rank {self.together.ranks.rank}").getrandbits(62)
@@ -106,12 +106,6 @@ class Programs:
                 self._with_curvature.clear()
                 raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "
                                          "or 'diag_h_clip', which are positive for every loss") from None
-            except HbpError:
-                raise
-            except RuntimeError:
-                if program is self.gradient_alone or self.call(self.gradient_alone, batch, step).loss.isfinite():
-                    raise
-                raise NotFiniteError from None
 
     def seen(self, program: Callable[[], Compiled], batch: tuple[Any, ...], step: int,
              arguments: Callable[[Compiled], dict[str, Any]] = lambda program: {}) -> Seen:
@@ -130,8 +124,6 @@ class Programs:
             return made, self._parts(result)
 
         found = self.together.averaged(self.model, batch, compute)
-        if found is None:
-            return Seen(torch.tensor(float("nan"), device="cpu"), None, {}, {})
         loss = found.pop(Key(LOSS, "", ""), torch.tensor(float("nan"), device="cpu"))
         gradient, curvature = {}, {}
         for key in list(found):

@@ -32,10 +32,6 @@ from hbpcompiler.quantities import OF_LOSS
 NOT_HERE = "the step failed"
 
 
-class NotFiniteError(Exception):
-    """Nothing can be computed of a batch, as its outputs are not finite."""
-
-
 class Part(NamedTuple):
     """A tensor that a batch has, and how such tensors add up over batches (see `quantities.vocabulary`)."""
 
@@ -52,7 +48,6 @@ class _Told:
     """What a rank tells the others of its part of the batch."""
 
     failure: str
-    finite: bool
     weight: Weight | None
     tensors: list[tuple[Any, tuple[int, ...]]]
 
@@ -114,30 +109,23 @@ class Together:
     # -- averages over ranks -------------------------------------------------------------------------------------------
 
     def averaged(self, model: nn.Module, batch: tuple[Any, ...],
-                 compute: Callable[[], tuple[Compiled, Parts]]) -> dict[Any, Tensor] | None:
-        """What `compute` gives of this rank's part, as that of the whole batch; None where it is not finite on some
-        rank. It is called once; what it raises is raised, and RankError on the other ranks."""
+                 compute: Callable[[], tuple[Compiled, Parts]]) -> dict[Any, Tensor]:
+        """What `compute` gives of this rank's part, as that of the whole batch. It is called once; what it raises is
+        raised, and RankError on the other ranks."""
         if not self.several:
-            try:
-                return {key: part.tensor for key, part in compute()[1].items()}
-            except NotFiniteError:
-                return None
+            return {key: part.tensor for key, part in compute()[1].items()}
         parts: dict[Hashable, Part] = {}
         failure: Exception | None = None
-        finite, weight = True, None
+        weight = None
         try:
             program, computed = compute()
             parts = dict(computed)
             del computed
             weight = self._weight(program, check_batch(model, batch))
-        except NotFiniteError:
-            finite = False
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failure = error
-        told = self._told(failure, _Told("" if failure is None else f"{type(failure).__name__}: {failure}", finite,
-                                         weight, [(key, tuple(part.tensor.shape)) for key, part in parts.items()]))
-        if not all(own.finite for own in told):
-            return None
+        told = self._told(failure, _Told("" if failure is None else f"{type(failure).__name__}: {failure}", weight,
+                                         [(key, tuple(part.tensor.shape)) for key, part in parts.items()]))
         if any(own.tensors != told[0].tensors for own in told):
             raise InputError("the ranks' models have different trainable parameters")
         assert weight is not None

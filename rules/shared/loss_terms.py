@@ -36,6 +36,12 @@ def repeated(value: Tensor, draws: int, shape: Shape) -> Tensor:
     return value.unsqueeze(1).expand(-1, draws, *shape)
 
 
+def drawable(parameter: Tensor) -> Tensor:
+    """A distribution's parameter, 1 where an output is NaN or infinite: torch's draws stop there, on a GPU with an
+    assertion that ends the process. What is made of the draw is not finite all the same, as the gradient is."""
+    return torch.nan_to_num(parameter, 1.0, 1.0)
+
+
 # -- checks, on real tensors -----------------------------------------------------------------------------------------
 
 

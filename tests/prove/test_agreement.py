@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.prove.comparison import NOISE_RUNS, TIMES_NOISE, compared, gap, left_out
+from hbpcompiler.compiler.prove.comparison import FEW_DIGITS, NOISE_RUNS, TIMES_NOISE, compared, gap, left_out
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_step import Noise, own_step
 from hbpcompiler.compiler.prove.verification import Verification
@@ -178,6 +178,21 @@ def test_a_gradient_that_is_zero_whatever_the_numbers_are_has_the_rounding_of_te
     assert not any(agrees(1e-13))
     assert torch.equal(Noise(eps, 0).of_slope(data[0].sum(), [data[0]], 3), torch.zeros((), dtype=torch.float64))
     compiled_and_proven(model, *data, loss=loss)
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, FEW_DIGITS), (torch.float32, 1)])
+def test_a_gradient_that_is_zero_but_for_rounding_is_allowed_a_few_last_digits_of_the_whole(dtype, digits):
+    """A bias before a norm, whose terms are as large as the other gradients; in float32 a fault could be so small."""
+    eps = torch.finfo(dtype).eps
+    digit = 9 * eps
+    right = {("grad", "bias"): torch.full((3,), 0.3 * digit, dtype=dtype),
+             ("grad", "weight"): torch.full((3, 2), 9.0, dtype=dtype)}
+
+    def agrees(error):
+        return [line.agrees for line in compared({**right, ("grad", "bias"): right["grad", "bias"] + error}, right, eps)]
+
+    assert agrees(0.9 * digits * digit) == [True, True]
+    assert agrees(1.1 * digits * digit) == [False, True]
 
 
 def test_gaps_between_numbers_that_are_not_finite():
