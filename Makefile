@@ -33,7 +33,7 @@ demo: .venv/demo
 test: .venv/test+demo
 	$(RUN)/python -m pytest -n 2 --dist worksteal
 
-test-all: .venv/test+demo .venv/bridges
+test-all: .venv/test+demo+transformers .venv/bridges
 	HBP_EXAMPLES=2 $(RUN)/python -m pytest -n 2 --dist worksteal -m "" --durations 25
 
 # 2,000 random models, losses and changes of Python state against autograd: an hour. Goes on where it was stopped.

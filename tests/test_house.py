@@ -175,3 +175,17 @@ def test_every_tensor_of_ours_is_made_on_a_device_that_is_said() -> None:
                 if _makes_a_tensor_somewhere(node):
                     found.append(f"{path}:{node.lineno}")
     assert not found, "say device=: " + ", ".join(found)
+
+
+def test_no_test_is_left_out_with_another_module() -> None:
+    """What leaves out a whole module, where an optional package is missing, leaves out those that import it, too: they
+    say so themselves."""
+    texts = {".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text(encoding="utf-8")
+             for path in (ROOT / "tests").rglob("*.py")}
+    needed = {module: set(re.findall(r"""^(?:\w+ = )?pytest\.importorskip\(["'](\w+)""", text, re.MULTILINE))
+              for module, text in texts.items()}
+    assert any(needed.values())
+    for module, text in texts.items():
+        for other, packages in needed.items():
+            if re.search(rf"^(from|import) {re.escape(other)}\b", text, re.MULTILINE):
+                assert packages <= needed[module], f"{module} imports {other}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
-from hbpcompiler.errors import InputError, OptionError, OptionTypeError, ProofError, listing
+from hbpcompiler.errors import InputError, OptionError, OptionTypeError, listing
 from hbpcompiler.guards import TRACING
 from hbpcompiler.operators import estimates, exact, krylov
 from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
@@ -25,7 +25,8 @@ from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Curvature, Products
 from hbpcompiler.operators.sample_axes import SampleAxes
 from hbpcompiler.operators.scales import Scales, scales_of
-from hbpcompiler.operators.vectors import Columns, Space, inner
+from hbpcompiler.operators.tried import try_products
+from hbpcompiler.operators.vectors import Columns, Space
 from hbpcompiler.options import check_model
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
@@ -236,22 +237,7 @@ class Operator:
         u, v = (self._space.split(each) for each in drawn)
         with self._own_draws():
             for number, batch, _ in self._weighted():
-                self._verify(number, batch, u, v)
-
-    def _verify(self, number: int, batch: Batch, u: Columns, v: Columns) -> None:
-        while True:
-            after_u, after_v = self._products.times(number, batch, u), self._products.times(number, batch, v)
-            one, other = _inner(v, after_u), _inner(u, after_v)
-            size = _inner(after_u, after_u) ** 0.5 + _inner(after_v, after_v) ** 0.5
-            if not size < float("inf"):
-                raise ProofError("products with this matrix are not finite; are the loss and its derivatives?")
-            if abs(one - other) <= 3 * torch.finfo(self.dtype).eps ** 0.5 * size:
-                return
-            if not self._products.leave_out_forward():
-                raise ProofError(
-                    f"products with this matrix are not those of a symmetric one: <u, A v> is {other:.6g}, <v, A u> is "
-                    f"{one:.6g}. Either the model draws anew in each pass, from a generator of its own, or a custom "
-                    "backward or hook is not the derivative of its forward. verify=False leaves this trial out")
+                try_products(self._products, self.blocks, number, batch, u, v)
 
     def _times(self, columns: Columns) -> Columns:
         """[F, *theta] each."""
@@ -293,10 +279,6 @@ class Operator:
     def __repr__(self) -> str:
         return (f"Operator({type(self._passes.model).__name__}, kind={self.kind!r}, shape={list(self.shape)}, "
                 f"samples={self.samples})")
-
-
-def _inner(one: Columns, other: Columns) -> float:
-    return float(sum(inner(left, right) for left, right in zip(one, other, strict=True)))
 
 
 def _seed(seed: Any) -> int:

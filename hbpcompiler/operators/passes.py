@@ -62,6 +62,14 @@ class Passes:
         with drawing(Draws.seeded(self.seed_of(number), batch.tensors[0].device)):
             yield
 
+    def draws(self, number: int, batch: Batch) -> bool:
+        """Whether the model draws from torch's generators."""
+        device = batch.tensors[0].device
+        with torch.no_grad(), self.careful(), self.drawn(number, batch):
+            before = Draws.now(device)
+            self.outputs(batch, {})
+            return Draws.now(device).torch_drew(before)
+
     def seed_of(self, number: int, what: str = "model") -> int:
         """Each batch has its own, for what the model draws and for what else is drawn."""
         return Random(f"{self.seed}, {what}, batch {number}").getrandbits(62)

@@ -64,6 +64,8 @@ class Products:
     """For one vector (False), for several (True): the way that worked."""
     _without_forward: bool = False
     """Whether forward-mode differentiation has failed, or is not that of the backward pass."""
+    _without_batches: bool = False
+    """Whether a model draws otherwise where vectors are batched."""
 
     def times(self, number: int, batch: Batch, columns: Columns) -> Columns:
         """[F, *theta] each. Raises UnsupportedOpError if torch has no way."""
@@ -103,6 +105,12 @@ class Products:
         self._kept.clear()
         return changes
 
+    def leave_out_batches(self) -> bool:
+        """From now on several vectors go through one by one; False if nothing changes by that."""
+        changes, self._without_batches = not self._without_batches, True
+        self._kept.pop(True, None)
+        return changes
+
     def _inner_forward(self, curvature: Curvature, number: int, batch: Batch,
                        vectors: Sequence[Sequence[Tensor]]) -> Tensor:
         named = dict(self.passes.model.named_parameters())
@@ -126,7 +134,7 @@ class Products:
         ways = _BACKWARD_WAYS if self.curvature is None or self._without_forward else _OUTPUT_WAYS
         if batch.tensors[0].is_cuda:
             ways = ways + _WITHOUT_CUDNN
-        return [way for way in ways if way.batched is False or several]
+        return [way for way in ways if not way.batched or (several and not self._without_batches)]
 
     def _in(self, way: Way, number: int, batch: Batch, columns: Columns) -> Columns:
         with self.passes.careful(way.cudnn):

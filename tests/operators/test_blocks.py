@@ -16,7 +16,7 @@ from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import dense, double, forward, same
 from tests.operators.test_matrices import Custom, Tied, two_losses
 from tests.test_random_graphs import graphs
-from tests.test_transformers import cross_entropy, tied_gpt2, transformers
+from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
 BATCH = double(7, 3), torch.tensor([0, 1, 2, 2, 0, 1, 2])
@@ -52,7 +52,7 @@ def test_tied_and_unused_parameters_and_several_outputs():
     check(model, two_losses, inputs, y, ["idle", "scale"])
 
 
-@pytest.mark.skipif(transformers is None, reason="needs the optional extra transformers")
+@needed
 def test_a_tied_transformer_with_inputs_by_name():
     """GPT-2's tokens, some of which are ignored."""
     model, x, y = tied_gpt2()
@@ -177,7 +177,7 @@ def test_a_parameter_that_is_frozen_later():
     exact = {way: operator.to_dense() for way, operator in operators.items()}
     model[0].weight.requires_grad_(False)
     same(operators["auto"].to_dense(), exact["auto"])
-    with pytest.raises(hbp.ModelError, match=r"0\.weight: frozen after the operator was made"):
+    with pytest.raises(hbp.CompileError, match=r"0\.weight: frozen after the operator was made"):
         operators[PROGRAMS].to_dense()
     model[0].weight.requires_grad_(True)
     same(operators[PROGRAMS].to_dense(), exact[PROGRAMS])
@@ -192,3 +192,23 @@ def test_threads_wait_for_each_other():
     with ThreadPoolExecutor(len(many)) as pool:
         for vectors, product in zip(many, pool.map(operator.__matmul__, many), strict=True):
             same(product, exact @ vectors)
+
+
+class OtherInPrograms(nn.Module):
+    """Draws otherwise in eager passes than in the trace that programs are made of, as attention may on a GPU."""
+
+    def forward(self, x):
+        mask = torch.rand(2, *x.shape, dtype=x.dtype)
+        return x * mask[1 if torch.compiler.is_exporting() else 0].clamp(min=0.1)
+
+
+def test_programs_that_draw_otherwise_than_passes():
+    """They are left out; and refused at once where they are asked for."""
+    model = nn.Sequential(nn.Linear(3, 4), OtherInPrograms(), nn.Tanh(), nn.Linear(4, 3)).double()
+    operator = impatient(model)
+    exact = hbp.operator(model, nn.CrossEntropyLoss(), BATCH, blocks=PASSES).to_dense()
+    same(operator.to_dense(), exact)
+    same(operator.to_dense(), exact)
+    assert operator.blocks.trials == []
+    with pytest.raises(hbp.HbpError):
+        hbp.operator(model, nn.CrossEntropyLoss(), BATCH, blocks=PROGRAMS)

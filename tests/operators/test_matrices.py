@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 import hbpcompiler as hbp
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import check, dense, double, forward, same
 from tests.test_random_graphs import graphs
-from tests.test_transformers import cross_entropy, tied_gpt2, transformers
+from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
 
@@ -108,7 +109,7 @@ def test_samples_behind_positions():
         same(found.to_dense(), operators["fisher_empirical"].to_dense())
 
 
-@pytest.mark.skipif(transformers is None, reason="needs the optional extra transformers")
+@needed
 def test_a_tied_transformer_with_inputs_by_name():
     """GPT-2's tokens, some of which are ignored; a few products, as the matrix is large."""
     model, x, y = tied_gpt2()
@@ -260,3 +261,23 @@ def test_single_precision_and_wrappers():
     exact = hbp.operator(model.double(), nn.CrossEntropyLoss(), (batch[0].double(), batch[1]), "hessian").to_dense()
     assert found.dtype == torch.float32
     same(found.double(), exact, 1e-5)
+
+
+class OtherWhenBatched(nn.Module):
+    """Draws otherwise inside vmap, as torch's dropout does on a GPU."""
+
+    def forward(self, x):
+        batched = any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or [])
+        mask = torch.rand(2, *x.shape, dtype=x.dtype)[int(batched)]
+        return x * mask.clamp(min=0.1)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "fisher_empirical"])
+def test_a_model_that_draws_otherwise_where_vectors_are_batched(kind):
+    """Blocks of vectors go through one by one then: the operator is one matrix."""
+    model = nn.Sequential(nn.Linear(3, 4), OtherWhenBatched(), nn.Tanh(), nn.Linear(4, 3)).double()
+    X, y, loss = double(5, 3), torch.tensor([0, 1, 1, 0, 2]), nn.CrossEntropyLoss()
+    operator = hbp.operator(model, loss, (X, y), kind, seed=3)
+    found = operator.to_dense()
+    same(found, dense(forward(operator, model, loss, (X,), y), kind))
+    same(operator @ found[0], found @ found[0])
