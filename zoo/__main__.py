@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from .apart import RECORDS, asked_apart, every_family, file_of
-from .check import QUESTIONS
+from .apart import MEMORY, RECORDS, asked_apart, every_family, file_of
+from .questions import QUESTIONS
 from .table import page
 
 PAGE = Path("docs/zoo.md")
@@ -26,11 +26,12 @@ PAGE = Path("docs/zoo.md")
 @click.argument("wanted", nargs=-1)
 @click.option("--question", "questions", type=click.Choice(list(QUESTIONS)), multiple=True, help="only this one")
 @click.option("--limit", default=180.0, help="seconds that one question to one family may take")
+@click.option("--memory", default=MEMORY, help="GiB of addresses that its process may take")
 @click.option("--processes", default=2)
 @click.option("--table", "only_table", is_flag=True, help="only write the page from the records that there are")
 @click.option("--missing", is_flag=True, help="only what build/zoo has no record of")
-def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, processes: int, only_table: bool,
-         missing: bool) -> None:
+def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, memory: float, processes: int,
+         only_table: bool, missing: bool) -> None:
     """Families of torchvision, timm and transformers against autograd."""
     RECORDS.mkdir(parents=True, exist_ok=True)
     families = every_family()
@@ -38,15 +39,15 @@ def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, proc
         chosen = [family for family in families if not wanted or any(text in family.title for text in wanted)]
         jobs = [(family.title, question) for family in chosen for question in questions or QUESTIONS
                 if not (missing and file_of(family.title, question).exists())]
-        _ask_all(jobs, limit, processes)
+        _ask_all(jobs, limit, memory, processes)
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
     PAGE.write_text(page(records, [family.title for family in families]), encoding="utf-8")
 
 
-def _ask_all(jobs: list[tuple[str, str]], limit: float, processes: int) -> None:
+def _ask_all(jobs: list[tuple[str, str]], limit: float, memory: float, processes: int) -> None:
     console = Console()
     with ThreadPoolExecutor(processes) as pool:
-        outcomes = pool.map(lambda job: asked_apart(*job, limit), jobs)
+        outcomes = pool.map(lambda job: asked_apart(*job, limit, memory), jobs)
         for (title, question), outcome in zip(jobs, outcomes, strict=True):
             console.print(f"{title:45} {question:16} {outcome.status:8} {outcome.seconds:6.1f} s  "
                           f"{' '.join(outcome.text.split())[:300]}", soft_wrap=True, highlight=False, markup=False)

@@ -10,12 +10,12 @@ from datetime import date
 from pathlib import Path
 
 from . import timm_families, torchvision_families, transformers_families
-from .check import Outcome, as_record, ask
 from .family import Family
+from .questions import Outcome, as_record, ask
 
 RECORDS = Path("build/zoo")
-MEMORY = 16 * 2**30
-"""Bytes that one family's process may take."""
+MEMORY = 16.0
+"""GiB that one family's process may take, the libraries' own addresses included."""
 PROCESSES = multiprocessing.get_context("forkserver")
 """Each is forked off one that has imported the three libraries, which takes longer than most questions."""
 PROCESSES.set_forkserver_preload(["zoo.apart", "torchvision", "timm", "transformers"])
@@ -30,11 +30,11 @@ def file_of(title: str, question: str) -> Path:
     return RECORDS / f"{title}-{question}.json".replace(":", "-").replace(", ", "-").replace(" ", "-")
 
 
-def asked_apart(title: str, question: str, limit: float) -> Outcome:
-    """What became of it; `limit` is in seconds."""
+def asked_apart(title: str, question: str, limit: float, memory: float = MEMORY) -> Outcome:
+    """What became of it; `limit` is in seconds, `memory` in GiB."""
     path = file_of(title, question)
     path.unlink(missing_ok=True)
-    process = PROCESSES.Process(target=_ask_here, args=(title, question))
+    process = PROCESSES.Process(target=_ask_here, args=(title, question, memory))
     process.start()
     process.join(limit)
     if process.is_alive():
@@ -51,7 +51,8 @@ def asked_apart(title: str, question: str, limit: float) -> Outcome:
     return outcome
 
 
-def _ask_here(title: str, question: str) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def _ask_here(title: str, question: str, memory: float) -> None:
+    most = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     (family,) = [family for family in every_family() if family.title == title]
     file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))

@@ -1,4 +1,4 @@
-"""One family against autograd: gradients and norms of every parameter, diagonals at random entries, factors of layers.
+"""One family against autograd: gradients and norms of every parameter, diagonals at random entries.
 
 Nothing of the compiler is used but its public face.
 """
@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import random
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import date
 from types import FrameType
 from typing import Any
 
@@ -23,34 +19,16 @@ from torch.utils import _pytree as pytree
 
 import hbpcompiler as hbp
 
-from .family import SAMPLES, Case, Family
+from .family import SAMPLES, Case
 
 TOLERANCE = 1e-7
 """Of the largest number that is compared, in float64."""
 ENTRIES = 8
 """How many entries of the Hessian's diagonal are compared, each of another parameter."""
-LAYERS = 3
-"""How many layers' Kronecker factors are compared."""
-VANISHING = 1e-6
-"""Of the largest numbers of all layers: what is smaller in another one is taken for what rounding left of 0."""
 STEP = 1e-4
 """By which a parameter's entry is moved for central differences of its gradient."""
 AGREES = 1e-6
 """Of the largest number: what rounding leaves of central differences."""
-DRAWS = 32
-"""Calls over which the trace of a sampled factor is averaged."""
-FAR = 6.0
-"""Standard errors that an average may be off."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one question to one family."""
-
-    status: str
-    """"holds", "refused", "wrong" or "crashes"."""
-    seconds: float
-    text: str = ""
 
 
 @contextmanager
@@ -184,117 +162,3 @@ def by_differences(case: Case, name: str, entry: int) -> float:
     finally:
         place[entry] = before
     return (4 * fine - coarse) / 3
-
-
-def factors(case: Case) -> str:
-    """A and B of some linear layers, by the Jacobian of the model's output in the layer's output; of kfac, whose B is
-    drawn, A and the average of B's trace."""
-    asked = untied(case.model)
-    layers = {f"{path}.weight": module for path, module in case.model.named_modules()
-              if isinstance(module, nn.Linear) and f"{path}.weight" in asked}
-    program = hbp.compile(case.model, case.loss, quantities={"kflr": asked, "kfac": asked})
-    result = program(case.inputs, case.target)
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-
-    def watch(name: str, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen[name].append((given[0], output))
-        return output.clone()  # what follows may change it in place
-
-    handles = [module.register_forward_hook(lambda _, given, output, name=name: watch(name, given, output))
-               for name, module in layers.items()]
-    output = call(case.model, case.inputs)
-    for handle in handles:
-        handle.remove()
-    outputs = [item for item in pytree.tree_leaves(output) if isinstance(item, Tensor) and item.requires_grad]
-    flat, hessian = _curvature(case, output, outputs)
-    chosen: dict[str, Tensor] = {}
-    once = [name for name, uses in seen.items() if len(uses) == 1 and uses[0][0].shape[0] == SAMPLES]
-    for name in random.Random(0).sample(sorted(once), min(LAYERS, len(once))):
-        ((given, made),) = seen[name]
-        rows = [torch.autograd.grad(entry, made, retain_graph=True, allow_unused=True)[0] for entry in flat]
-        jacobian = torch.stack([torch.zeros_like(made) if row is None else row for row in rows])
-        jacobian = jacobian.reshape(len(rows), SAMPLES, -1, made.shape[-1])  # outputs, samples, positions, features
-        expected = torch.einsum("anpi,ab,bnpj->ij", jacobian, hessian, jacobian) / jacobian.shape[2]
-        inputs = given.detach().reshape(-1, given.shape[-1])
-        compare("A", [(name, result.kflr[name].A, inputs.T @ inputs / SAMPLES)])
-        compare("A of kfac", [(name, result.kfac[name].A, result.kflr[name].A)])
-        chosen[name] = expected
-    if not chosen:
-        return ""
-    least = VANISHING * max(float(expected.abs().max()) for expected in chosen.values())
-    for name, expected in chosen.items():
-        compare("B", [(name, result.kflr[name].B, expected)], least)
-    of_these = hbp.compile(case.model, case.loss, quantities={"kfac": list(chosen)})
-    traces = {name: float(expected.trace()) for name, expected in chosen.items()}
-    compare_drawn(lambda: of_these(case.inputs, case.target).kfac, traces, least)
-    return ""
-
-
-def untied(model: nn.Module) -> list[str]:
-    """The parameters that have factors whatever they are: not those of several modules, as a vocabulary's."""
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
-            names.setdefault(parameter, []).append(name)
-    return [own[0] for own in names.values() if len(own) == 1]
-
-
-def compare_drawn(draw: Callable[[], Any], traces: Mapping[str, float], least: float) -> None:
-    """The average trace of B of kfac beside that of kflr, which is its expectation."""
-    drawn: dict[str, list[float]] = {name: [] for name in traces}
-    for _ in range(DRAWS):
-        factors = draw()
-        for name, found in drawn.items():
-            found.append(float(factors[name].B.trace()))
-    for name, expected in traces.items():
-        found_traces = torch.tensor(drawn[name], dtype=torch.float64)
-        error = float(found_traces.std()) / DRAWS**0.5
-        gap = abs(float(found_traces.mean()) - expected)
-        assert gap <= FAR * error + TOLERANCE * max(abs(expected), least), (
-            f"the average trace of B of kfac of {name} is {gap:.1e} off, of {expected:.1e}; standard error {error:.1e}")
-
-
-def _curvature(case: Case, output: Any, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The outputs side by side, and the loss's Hessian in them."""
-    flat = torch.cat([item.flatten() for item in outputs])
-    leaf = flat.detach().requires_grad_()
-    parts = iter(leaf.split([item.numel() for item in outputs]))
-    moved = pytree.tree_map(lambda item: next(parts).view(item.shape) if isinstance(item, Tensor)
-                            and item.requires_grad else item, output)
-    (slope,) = torch.autograd.grad(case.loss(moved, case.target), leaf, create_graph=True)
-    rows = [torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in slope]
-    return flat, torch.stack(rows)
-
-
-QUESTIONS: dict[str, Callable[[Case], str]] = {
-    "gradient, norms": first_order, "diag_h": diagonal, "kflr, kfac": factors,
-}
-"""Each returns a remark, or nothing."""
-
-
-def ask(family: Family, question: str) -> Outcome:
-    """Make the family's model, compile it and compare."""
-    start = time.perf_counter()
-
-    def outcome(status: str, text: str = "") -> Outcome:
-        return Outcome(status, time.perf_counter() - start, text)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        case = family.case()
-        try:
-            with double_precision():
-                remark = QUESTIONS[question](case)
-        except AssertionError as error:
-            if not isinstance(error, hbp.HbpError):
-                return outcome("wrong", str(error))
-            return outcome("crashes", str(error))
-        except hbp.HbpError as error:
-            return outcome("refused", str(error))
-        except Exception as error:  # whatever is no HbpError is a fault of ours
-            return outcome("crashes", f"{type(error).__name__}: {error}")
-    return outcome("holds", remark)
-
-
-def as_record(family: Family, question: str, outcome: Outcome) -> dict[str, Any]:
-    return {"family": family.title, "question": question, "asked": date.today().isoformat(), **asdict(outcome)}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .check import QUESTIONS
+from .questions import QUESTIONS
 
 MOST = 160
 """Characters of a reason that the table shows."""
