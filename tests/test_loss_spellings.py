@@ -249,6 +249,25 @@ def test_flat_token_losses_inside_a_loss():
     check(loss, Tagger(), tags, [*SCALES, "diag_h"])
 
 
+TOKEN_MEANS = {
+    "samples": lambda flat, labels: labels.shape[0],
+    "tokens": lambda flat, labels: flat.shape[0],
+    "counted tokens": lambda flat, labels: (labels != -100).sum(),
+    "a part of each": lambda flat, labels: (labels[:, 1:] != -100).sum(),
+}
+
+
+@pytest.mark.parametrize("name", TOKEN_MEANS)
+def test_flat_token_losses_over_a_number_are_means(name):
+    tags = {"y": torch.tensor([[0, 2], [-100, 1], [1, 1], [2, -100]])}
+
+    def loss(output, target):
+        flat, labels = output.view(-1, 3), target["y"]
+        return F.cross_entropy(flat, labels.view(-1), reduction="sum") / TOKEN_MEANS[name](flat, labels)
+
+    check(loss, Tagger(), tags, [*SCALES, "diag_h"])
+
+
 def test_multilabel_margin_loss():
     """torch's own way of taking it apart mixes up samples and classes; it has no second derivative of it either."""
     listed = torch.tensor([[2, 0, -1], [1, -1, 0], [0, 1, 2], [-1, 1, 0]])

@@ -136,7 +136,8 @@ class _Laid:
 
         result: Tensor = aten.call(operation, aten.overload_of(operation),
                                    lambda slot: self._value(operation.tensors[slot]), other)
-        return result
+        # view(-1, C) of positions that were taken apart from the samples still says [p*N, C]; its value is [N, p, C].
+        return result.reshape(self._shape(operation.output, self.batch))
 
     def _stand_in(self, value: Value) -> Tensor:
         """Numbers between 0 and 1, labels 0 and 1: the same for each value at each number of times."""
