@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,10 +11,12 @@ import torch
 
 _STDLIB = sysconfig.get_path("stdlib")
 _INSTALLED = str(Path(torch.__file__).parents[1])
-_LIBRARIES = tuple({_STDLIB, _INSTALLED, *(sysconfig.get_path(name) for name in ("purelib", "platlib"))})
+_OURS = str(Path(__file__).parents[1])  # somewhere else in a checkout that is installed with -e
+_LIBRARIES = tuple({_STDLIB, _INSTALLED, _OURS, *(sysconfig.get_path(name) for name in ("purelib", "platlib"))})
 EXACT = (bool, int, str, bytes, type(None), type(...), range, torch.dtype, torch.device, torch.layout,
          torch.memory_format, torch.Size)
 """Values that are told apart by type and equality."""
+_PLAIN_KINDS: tuple[Any, ...] = (int, float, complex, str, bytes)
 
 
 class Same:
@@ -42,8 +43,14 @@ def atom(value: Any) -> Any:
         return kind, value.hex()
     if kind is complex:
         return kind, value.real.hex(), value.imag.hex()
-    if isinstance(value, enum.Enum):
-        return Same(value)
+    return None
+
+
+def plain_part(value: Any) -> Any:
+    """The number or text that an object of a class of the user's is besides, class Scale(float)."""
+    for kind in _PLAIN_KINDS:
+        if isinstance(value, kind):
+            return atom(kind.__new__(kind, value))
     return None
 
 

@@ -67,6 +67,8 @@ def _line_that_draws(generators: Sequence[Any], run: Callable[[], Any]) -> str:
         if not found and event in ("line", "return") and id(frame) in last and draws.moved():
             found.append(f", {frame.f_code.co_filename}:{last[id(frame)]}")
         last[id(frame)] = frame.f_lineno
+        if event == "return":  # another frame may get its id
+            del last[id(frame)]
         return trace
 
     before = sys.gettrace()

@@ -2,28 +2,29 @@
 
 Modules: class, plain attributes, hooks, parameters and buffers, and how they are tied. Functions: code, defaults, cells
 and, for those that are not of an installed package, the globals that their code names. Containers: their elements.
-Other objects: dataclasses and namespaces whole; of others that a module, a cell or a global holds the plain attributes;
-further in, those that the code met so far names (a trainer that a loss is a method of has counters that it never
-reads). Tensors are numbered as they come: a program reads them live.
+Other objects: dataclasses and namespaces whole; of others the plain attributes, and those that the code met so far
+names; of what a method is bound to those that are named alone (a trainer that a loss is a method of has counters that
+it never reads). Weak references and variables of a context or a thread: what they stand for. Tensors are numbered as
+they come: a program reads them live.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import enum
 import functools
+import os
 import random
 import sys
 import types
-from array import array
-from collections import ChainMap, UserDict, UserList, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from hbpcompiler.guards.atoms import Same, atom, is_own, of_library
+from hbpcompiler.guards import library
+from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part
 from hbpcompiler.guards.watched import Watched
 
 _CONTENTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -36,9 +37,6 @@ _OF_ALL = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backwa
            "_global_backward_pre_hooks")
 _NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
                       "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__format__"})
-_PARTS = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap)
-"""Python's own objects that are what they hold."""
-_ARRAYS = (bytearray, array, memoryview)
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
 
@@ -54,7 +52,7 @@ class Walk:
         self._read = read
         self._atoms: list[Any] = []
         self._seen: dict[int, int] = {}
-        self._alive: list[Any] = []  # so that no id is used twice
+        self._alive: list[Any] = []  # during the walk, so that no id is used twice
         self._names: set[str] = {"forward"}
         self._methods: dict[str, list[Any]] = {}
         self._classes: set[type] = set()
@@ -65,6 +63,7 @@ class Walk:
         self._visit(loss)
         while self._later:
             self._later.popleft()()
+        self._alive.clear()
         self.key = tuple(self._atoms)
 
     def _visit(self, value: Any, direct: bool = True) -> None:
@@ -77,7 +76,11 @@ class Walk:
             return
         self._seen[id(value)] = len(self._seen)
         self._alive.append(value)
-        if isinstance(value, Tensor):
+        reader = library.reader(value)
+        if reader is not None:
+            self._atoms.append(Same(type(value)))
+            self._visit(self.watched.read(reader, library.is_weak(value)), direct)
+        elif isinstance(value, Tensor):
             self._tensor(value)
         elif isinstance(value, nn.Module):
             self._module(value)
@@ -95,6 +98,11 @@ class Walk:
         elif isinstance(value, dict | list | tuple | set | frozenset | deque | types.MappingProxyType):
             self._atoms.append((Same(type(value)), len(value)))
             self._container(value, direct)
+            if isinstance(value, defaultdict):
+                self.watched.slot(value, "default_factory")
+                self._visit(value.default_factory, direct)
+            if not of_library(type(value).__module__):
+                self._object(value, direct)
         elif isinstance(value, type):
             self._atoms.append(Same(value))
             self._class(value)
@@ -142,6 +150,8 @@ class Walk:
 
     def _class(self, kind: type) -> None:
         """What classes say that are not torch's or Python's."""
+        if type(kind) is not type:
+            self._class(type(kind))
         for base in kind.__mro__:
             if base in self._classes:
                 continue
@@ -164,6 +174,8 @@ class Walk:
         if name in _NOT_RUN:
             return
         function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+        if isinstance(value, functools.cached_property):
+            function = value.func
         if isinstance(function, types.FunctionType):
             if name in self._names or name.startswith("__"):
                 self._visit(function)
@@ -171,11 +183,7 @@ class Walk:
                 self._methods.setdefault(name, []).append(function)
         elif not name.startswith("__"):
             self._atoms.append(name)
-            plain = atom(value)
-            if plain is not None or isinstance(value, dict | list | tuple | Tensor):
-                self._visit(value)
-            else:
-                self._atoms.append(Same(value))
+            self._visit(value)
 
     def _function(self, function: types.FunctionType) -> None:
         self.watched.function(function)
@@ -204,6 +212,8 @@ class Walk:
                 self._visit(function)
 
     def _globals(self, held: dict[str, Any], names: set[str]) -> None:
+        if library.reads_switches(names):
+            self._visit(os.environ)
         for name in sorted(names & held.keys()):
             value = held[name]
             self._atoms.append(name)
@@ -221,38 +231,57 @@ class Walk:
         if isinstance(value, random.Random) or (numpy is not None and isinstance(
                 value, numpy.random.Generator | numpy.random.RandomState)):
             self.generators.append(value)
-        if numpy is not None and isinstance(value, numpy.ndarray) and value.dtype != object:
-            self._atoms.append((value.shape, str(value.dtype), self.watched.numbers(value)))
+        described = library.buffer(value)
+        if described is not None:
+            self._atoms.append((*described, self.watched.numbers(value)))
             return
-        if isinstance(value, _ARRAYS):
-            self._atoms.append((Same(type(value)), memoryview(value).format, self.watched.numbers(value)))
+        if library.is_array_of_objects(value):
+            self._atoms.append((kind, value.shape))
+            self.watched.elements(library.Elements(value))
+            for item in value.flat:
+                self._visit(item, direct)
+            return
+        held = library.holder(value)
+        if held is not None:
+            self._atoms.append(value.__name__)
+            self._visit(held, direct)
             return
         wrapped = getattr(value, "__wrapped__", None) if isinstance(value, functools._lru_cache_wrapper) else None
         if wrapped is not None:
             self._visit(wrapped)
-        whole = isinstance(value, _PARTS) or dataclasses.is_dataclass(kind) or (
-            kind.__module__.startswith("torch.distributions"))
-        if (of_library(kind.__module__) and not whole) or len(self._atoms) > MOST:
+        if isinstance(value, enum.Enum):
             self._atoms.append(Same(value))
-            return
-        if not hasattr(value, "__dict__") and not _slots(kind):
+        else:
+            self._atoms.append(plain_part(value))
+        bare = not hasattr(value, "__dict__") and not _slots(kind)
+        if bare or (of_library(kind.__module__) and not library.is_whole(kind)) or len(self._atoms) > MOST:
             self._atoms.append(Same(value))
             return
         self._atoms.append(Same(kind))
-        self._class(kind)
-        self._later.append(lambda: self._attributes(value, whole, direct))
+        self._object(value, direct)
 
-    def _attributes(self, value: Any, whole: bool, direct: bool) -> None:
-        own = getattr(value, "__dict__", {})
-        named = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)} | own
+    def _object(self, value: Any, direct: bool) -> None:
+        """What an object's class says, and later, when more names are known, what it holds."""
+        self._class(type(value))
+        self._later.append(lambda: self._attributes(value, direct))
+
+    def _attributes(self, value: Any, direct: bool) -> None:
+        own, whole = getattr(value, "__dict__", {}), library.is_whole(type(value))
+        self.watched.keys(own)
+        slots = _slots(type(value))
+        for name in slots:
+            self.watched.slot(value, name)
+        named = {name: getattr(value, name) for name in slots if hasattr(value, name)} | own
         for name, attribute in sorted(named.items()):
-            if whole or name in self._names or (direct and (atom(attribute) or isinstance(attribute, Tensor))):
+            if whole or name in self._names or (direct and _is_plain(attribute)):
                 self._atoms.append(name)
                 if name in own:
                     self.watched.name(own, name)
-                else:
-                    self.watched.slot(value, name)
-                self._visit(attribute, direct=whole)
+                self._visit(attribute, direct=whole or direct)
+
+
+def _is_plain(value: Any) -> bool:
+    return atom(value) is not None or isinstance(value, enum.Enum | Tensor)
 
 
 def names_in(code: types.CodeType) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from itertools import chain
 from operator import attrgetter, is_
 from types import CellType, FunctionType
@@ -18,10 +18,10 @@ MISSING = object()
 
 
 def content(array: Any) -> bytes:
-    """The numbers of a tensor or of an array of numpy's or Python's."""
+    """The numbers of a tensor or of an array of numpy's, Python's or C's."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return bytes(array) if isinstance(array, bytearray) else bytes(array.tobytes())
+    return bytes(array.tobytes()) if hasattr(array, "tobytes") else bytes(array)
 
 
 class Watched:
@@ -44,6 +44,9 @@ class Watched:
         self._arrays: list[Any] = []
         self._numbers: list[bytes] = []
         self._copies: list[tuple[Any, Any]] = []
+        self._own_names: list[tuple[MutableMapping[str, Any], list[str]]] = []
+        self._readers: list[Callable[[], Any]] = []
+        self._read: list[Any] = []
 
     # -- filled by the walk -------------------------------------------------------------------------------------------
 
@@ -58,8 +61,17 @@ class Watched:
             self._views.append(view)
             self._found += view
 
+    def keys(self, held: MutableMapping[str, Any]) -> None:
+        """Which attributes an object has, whatever they are."""
+        self._own_names.append((held, list(held)))
+        if not held:
+            self._empty.append(held)
+            return
+        self._views.append(held.keys())
+        self._found += held.keys()
+
     def elements(self, held: Any) -> None:
-        """A list or a set."""
+        """A list, a set, an array of objects."""
         if isinstance(held, list):
             self._copies.append((held, list(held)))
         if not held:
@@ -81,8 +93,8 @@ class Watched:
         self._names.append((held, name, held.get(name, MISSING)))
 
     def slot(self, item: Any, name: str) -> None:
-        """An attribute that lies in no dict."""
-        self._slots.append((item, name, getattr(item, name)))
+        """An attribute that lies in no dict, which may be missing."""
+        self._slots.append((item, name, getattr(item, name, MISSING)))
 
     def kind(self, item: Any) -> None:
         """The class of an object."""
@@ -102,6 +114,13 @@ class Watched:
         self._numbers.append(content(array))
         return self._numbers[-1]
 
+    def read(self, reader: Callable[[], Any], weakly: bool) -> Any:
+        """What a reader gives, now and at each call; weakly: it is not kept, which would keep it alive."""
+        found = reader()
+        self._readers.append((lambda: reader() is not None) if weakly else reader)
+        self._read.append(found is not None if weakly else found)
+        return found
+
     # -- asked by calls -----------------------------------------------------------------------------------------------
 
     def unchanged(self) -> bool:
@@ -115,8 +134,10 @@ class Watched:
                     and all(map(is_, map(_CONTENT, self._cells), self._contents))
                     and all(held.get(name, MISSING) is value for held, name, value in self._names)
                     and all(getattr(item, name, MISSING) is value for item, name, value in self._slots)
+                    and all(reader() is value for reader, value in zip(self._readers, self._read, strict=True))
                     and [*map(content, self._arrays)] == self._numbers)
-        except (RuntimeError, ValueError, AttributeError):  # changed while it was read, an emptied cell, a deleted one
+        except (RuntimeError, ValueError, AttributeError, ReferenceError):
+            # Changed while it was read, an emptied cell, an attribute or an object that is gone.
             return False
 
     def put_back(self) -> None:
@@ -131,6 +152,9 @@ class Watched:
             for key, value in copy.items():
                 if held.get(key, MISSING) is not value:
                     held[key] = value
+        for own, names in self._own_names:
+            for name in own.keys() - names:
+                del own[name]
         for cell, value in zip(self._cells, self._contents, strict=True):
             cell.cell_contents = value
         for held, name, value in self._names:

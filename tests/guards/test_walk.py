@@ -1,11 +1,16 @@
 """What belongs to the state that a program was traced under, and what does not: no program is made here."""
 
+import contextvars
+import ctypes
 import enum
 import functools
+import os
 import random
+import threading
 import types
+import weakref
 from array import array
-from collections import ChainMap, UserDict, UserList
+from collections import ChainMap, UserDict, UserList, defaultdict
 from collections.abc import MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 
@@ -25,6 +30,9 @@ class Colour(enum.Enum):
     RED = 1
     BLUE = 2
 
+    def gain(self):
+        return TABLE["scale"]
+
 
 class Plain:
     """A settings object of no particular kind."""
@@ -34,7 +42,45 @@ class Plain:
 
 
 class Slotted:
-    __slots__ = ("T",)
+    __slots__ = ("T", "late")
+
+
+class Defaults:
+    """Settings of the class, which an object may have others than."""
+
+    T, nested = 1.0, types.SimpleNamespace(k=1)
+
+    class Inner:
+        k = 1.0
+
+    @functools.cached_property
+    def twice(self):
+        return TABLE["scale"] * 2
+
+
+class OfClasses(type):
+    @property
+    def gain_of_class(cls):
+        return TABLE["scale"]
+
+
+class Reading:
+    """A descriptor."""
+
+    def __get__(self, item, kind=None):
+        return TABLE["scale"]
+
+
+class WithProperties(metaclass=OfClasses):
+    gain = Reading()
+
+
+class Settings(dict):
+    """A dict that has attributes too."""
+
+
+class Scale(float):
+    """A number that is no plain one."""
 
 
 @dataclass
@@ -60,6 +106,16 @@ class Own(nn.Module):
         self.behind = {"a": 1}
         self.proxy = types.MappingProxyType(self.behind)
         self.late = functools.partial(F.leaky_relu, negative_slope=0.1)
+        self.defaults, self.subclass, self.number = Defaults(), Settings(a=1), Scale(1.0)
+        self.subclass.T, self.missing = 1.0, defaultdict(list)
+        self.objects, self.scalar = np.array([1.0, {"a": 1}], dtype=object), np.float64(1.0)
+        self.of_c, self.behind_a_method = ctypes.c_double(1.0), {"a": 1}
+        self.looked_up = self.behind_a_method.get
+        self.referred, self.reference = Plain(), None
+        self.reference, self.proxied = weakref.ref(self.referred), weakref.proxy(self.referred)
+        self.weak = weakref.WeakValueDictionary(a=self.referred)
+        self.variable, self.of_thread = contextvars.ContextVar("variable", default=1.0), threading.local()
+        self.of_thread.T = 1.0
 
     def forward(self, x):
         return self.helper(self.one(x)) * self.settings.inner.k * self.slotted.T * GLOBAL
@@ -115,6 +171,67 @@ def in_model(get, name, value):
         model = Own()
         return *of(model), set_to(get(model), name, value)
     return case
+
+
+def added(get, name, value):
+    """An attribute that is there or not."""
+    def case():
+        model = Own()
+        thing = get(model)
+
+        def change():
+            if name in vars(thing):
+                delattr(thing, name)
+            else:
+                setattr(thing, name, value)
+        return *of(model), change
+    return case
+
+
+def by_code(code):
+    """A change to what functions and classes read that only the code of a model's forward leads to."""
+    def case():
+        model = nn.Linear(3, 3)
+        model.forward = code
+        return *of(model), set_to(TABLE, "scale", 3.0)
+    return case
+
+
+def variable():
+    model = Own()
+    values = [2.0, 1.0]
+    return *of(model), lambda: (model.variable.set(values[0]), values.reverse())
+
+
+def default_of_a_dict():
+    model = Own()
+    kinds = [dict, list]
+
+    def change():
+        model.missing.default_factory = kinds[0]
+        kinds.reverse()
+    return *of(model), change
+
+
+def slot_that_was_missing():
+    model = Own()
+
+    def change():
+        if hasattr(model.slotted, "late"):
+            del model.slotted.late
+        else:
+            model.slotted.late = 1.0
+    return *of(model), change
+
+
+def surroundings():
+    model = nn.Linear(3, 3)
+    model.forward = lambda x: x * float(os.environ.get("HBP_TEST_SCALE", "1"))
+
+    def change():
+        if os.environ.pop("HBP_TEST_SCALE", None) is None:
+            os.environ["HBP_TEST_SCALE"] = "2"
+    return *of(model), change
 
 
 def in_loss(make, get, name, value):
@@ -179,7 +296,26 @@ CHANGES = {
     "user's list": in_model(lambda m: m.user_list, 0, 2), "proxy": in_model(lambda m: m.behind, "a", 2),
     "dataclass": in_model(lambda m: m.config, "T", 2.0), "list in it": in_model(lambda m: m.config.layers, 0, 5),
     "object": in_model(lambda m: m.settings, "T", 2.0), "object in it": in_model(lambda m: m.settings.inner, "k", 2),
-    "slot": in_model(lambda m: m.slotted, "T", 2.0),
+    "slot": in_model(lambda m: m.slotted, "T", 2.0), "slot that was missing": slot_that_was_missing,
+    "class's default": added(lambda m: m.defaults, "T", 2.0), "new attribute": added(lambda m: m.settings, "n", 2.0),
+    "new in a namespace": added(lambda m: m.settings.inner, "n", 2.0),
+    "method of one object": added(lambda m: m.defaults, "helper", lambda: 2.0),
+    "object of a class": in_model(lambda m: Defaults.nested, "k", 2), "inner class": in_model(
+        lambda m: Defaults.Inner, "k", 2.0),
+    "attribute of a dict": in_model(lambda m: vars(m.subclass), "T", 2.0),
+    "new attribute of a dict": added(lambda m: m.subclass, "n", 2.0), "default of a dict": default_of_a_dict,
+    "number of a class of its own": in_model(lambda m: m, "number", Scale(2.0)),
+    "numpy scalar": in_model(lambda m: m, "scalar", np.float64(2.0)),
+    "numpy objects": in_model(lambda m: m.objects, 0, 5.0), "in them": in_model(lambda m: m.objects[1], "a", 5),
+    "number of C's": in_model(lambda m: m.of_c, "value", 5.0),
+    "behind a bound method": in_model(lambda m: m.behind_a_method, "a", 5),
+    "weak reference": in_model(lambda m: m, "reference", weakref.ref(Colour.RED)),
+    "referred to": in_model(lambda m: m.referred, "T", 5.0),
+    "variable of a context": variable, "variable of a thread": in_model(lambda m: m.of_thread, "T", 5.0),
+    "surroundings": surroundings, "cached property": by_code(lambda x: x * Defaults().twice),
+    "metaclass": by_code(lambda x: x * WithProperties.gain_of_class),
+    "descriptor": by_code(lambda x: x * WithProperties.gain),
+    "method of an enum": by_code(lambda x: x * Colour.RED.gain()),
     "partial's keyword": in_model(lambda m: m.late.keywords, "negative_slope", 0.2),
     "submodule's": in_model(lambda m: m.drop, "p", 0.5), "epsilon": in_model(lambda m: m.norm, "eps", 0.5),
     "class": in_model(lambda m: type(m), "STEEPNESS", 2.0),
@@ -259,6 +395,44 @@ def test_what_no_trace_reads_changes_nothing(name):
     assert Walk(model, loss).key == walk.key
 
 
+@pytest.mark.parametrize("held", [
+    lambda plain: weakref.ref(plain), lambda plain: weakref.proxy(plain), lambda plain: weakref.WeakSet([plain]),
+    lambda plain: weakref.WeakKeyDictionary({plain: 1}), lambda plain: weakref.WeakMethod(plain.__eq__),
+], ids=["reference", "proxy", "set", "keys", "method"])
+def test_what_only_a_weak_reference_leads_to(held):
+    plain, model = Plain(), nn.Linear(3, 3)
+    comparison = {"__eq__": lambda self, other: self is other, "__hash__": lambda self: 0}
+    plain.__class__ = type("Compared", (Plain,), comparison)
+    model.held = held(plain)
+    walk = Walk(model, nn.MSELoss())
+    assert walk.watched.unchanged()
+    plain.T = 5.0
+    assert not walk.watched.unchanged()
+    assert Walk(model, nn.MSELoss()).key != walk.key
+    plain.T = 1.0
+    again = Walk(model, nn.MSELoss())
+    assert again.key == walk.key
+    del plain
+    assert not again.watched.unchanged()
+
+
+def test_each_thread_has_its_own_values():
+    model, seen = nn.Linear(3, 3), []
+    model.held = threading.local()
+    model.held.T = 1.0
+    walk = Walk(model, nn.MSELoss())
+
+    def other():
+        model.held.T = 2.0
+        seen.append((walk.watched.unchanged(), Walk(model, nn.MSELoss()).key == walk.key))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [(False, False)]
+    assert walk.watched.unchanged()
+
+
 def test_tensors_replaced_are_another_identity_and_the_same_state():
     model, loss = Own(), nn.CrossEntropyLoss(torch.ones(3))
     walk = Walk(model, loss)
@@ -295,12 +469,12 @@ def test_what_a_run_leaves_behind_is_put_back():
         cell = [1]
 
     kept, walk = cell, Walk(model, loss)
-    model.T, model.new, model.named["b"], model.settings.T = 5.0, 1, 2, 3
+    model.T, model.new, model.named["b"], model.settings.T, model.settings.new = 5.0, 1, 2, 3, 4
     model.scales.append(1)
     loss(1, 1)
     walk.watched.put_back()
     assert (model.T, hasattr(model, "new"), model.named, model.settings.T) == (1.0, False, {"a": 1}, 1.0)
-    assert (len(model.scales), cell is kept) == (2, True)
+    assert (len(model.scales), cell is kept, hasattr(model.settings, "new")) == (2, True, False)
     assert walk.watched.unchanged()
 
 
