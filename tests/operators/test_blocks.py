@@ -198,7 +198,7 @@ class OtherInPrograms(nn.Module):
     """Draws otherwise in eager passes than in the trace that programs are made of, as attention may on a GPU."""
 
     def forward(self, x):
-        mask = torch.rand(2, *x.shape, dtype=x.dtype)
+        mask = torch.rand(2, *x.shape, dtype=x.dtype, device=x.device)
         return x * mask[1 if torch.compiler.is_exporting() else 0].clamp(min=0.1)
 
 

@@ -268,7 +268,7 @@ class OtherWhenBatched(nn.Module):
 
     def forward(self, x):
         batched = any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or [])
-        mask = torch.rand(2, *x.shape, dtype=x.dtype)[int(batched)]
+        mask = torch.rand(2, *x.shape, dtype=x.dtype, device=x.device)[int(batched)]
         return x * mask.clamp(min=0.1)
 
 
