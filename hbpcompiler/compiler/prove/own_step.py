@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
 
@@ -36,6 +37,8 @@ class OwnStep:
     """Whether torch's generators were drawn from."""
     python_random: bool
     """Whether Python's or numpy's were."""
+    own_backward: bool
+    """Whether hooks of tensors or custom functions have a part in the gradient."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,16 @@ def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves
           copies: bool, of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
+        own = tensor_hooks.found or next(custom_nodes(pass_.loss), None) is not None
         if backward and (number := of(pass_)).requires_grad:
             rounding = noise.of_slope(number, pass_.outputs, batch.samples) if noise is not None else 0.0
             found = _gradients(number + rounding, parameters, copies)
         outputs, total = tuple(output.detach() for output in pass_.outputs), value(pass_)
         total = None if total is None else total.detach()
-        return OwnStep(total, outputs, found, after.torch_drew(draws), after.python_drew(draws))
+        return OwnStep(total, outputs, found, after.torch_drew(draws), after.python_drew(draws), own)
 
-    with unchanged(model, loss), drawing(draws), ordinary_mode():
+    tensor_hooks = TensorHooks()
+    with unchanged(model, loss), drawing(draws), ordinary_mode(), tensor_hooks:
         parameters, state = trained(model), copied_buffers(model)
         if copies:
             moved = noise.moved if noise is not None else torch.clone

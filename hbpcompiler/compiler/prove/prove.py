@@ -18,6 +18,7 @@ from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.differences import SHOWN_FIRST, SMALLEST_FIRST, decided, gradient_entry
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretched
 from hbpcompiler.compiler.prove.expectation import in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
@@ -71,7 +72,8 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
     findings = [_described(line) for line in wrong[:LISTED]]
     if len(wrong) > LISTED:
         findings.append(f"and {len(wrong) - LISTED} more")
-    right = [line.parameter for line in verification if line.quantity == GRAD and line.agrees]
+    off = {line.key for line in wrong}
+    right = [line.parameter for line in verification if line.quantity == GRAD and line.key not in off]
     if right and any(line.quantity == GRAD for line in wrong):
         findings.append(f"the gradient agrees at {', '.join(map(repr, right[:LISTED]))}"
                         f"{', ...' if len(right) > LISTED else ''}")
@@ -141,7 +143,7 @@ class _Proof:
         if not gives:
             found = {**_forward(found), **self._alone(few, self.draws)}
             if few.samples < batch.samples:
-                right |= _gradients(self._step(few, self.draws))
+                right |= gradients(self._step(few, self.draws))
         how = "" if few.samples == batch.samples else f"of {few.samples} samples"
         lines = [*compared(_forward(found), _forward(right), self.eps,
                            lambda run: _forward(_numbers(self._noisy(batch, run, backward=False)))),
@@ -152,6 +154,8 @@ class _Proof:
             lines = explained(lines, lambda doubled: self._in(doubled, batch, few, how))
         if self.eps == DOUBLE and not step.random and self.candidate.weights(few) is None:
             lines = [self._decided(line, few, found, right) for line in lines]
+        if (step.own_backward or hooked) and self.of_loss and all(line.agrees for line in lines):
+            lines += self._elsewhere(few, self._trainable(right), step.random)
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
         quantities = self.candidate.options.quantities
         if JACOBIAN in quantities:
@@ -168,6 +172,17 @@ class _Proof:
         if step.python_random:
             notes.append(PYTHON_DRAWS)
         return lines, [note for note in notes if note]
+
+    def _elsewhere(self, few: Batch, right: Numbers, random: bool) -> list[Comparison]:
+        """Where a backward of the user's own is the derivative on this batch, and not in general."""
+        candidate, right = self.candidate, _backward(right)
+        if candidate.weights(few) is not None:
+            return []
+        lines = multiplied(candidate, few, self.draws, right, self.eps)
+        if not random:
+            lines += stretched(candidate, few, self.draws, right, self.eps,
+                               lambda batch, state: self._alone(batch, self.draws, state))
+        return lines
 
     def _decided(self, line: Comparison, few: Batch, found: Numbers, right: Numbers) -> Comparison:
         """The line; where it disagrees by a last few digits and nothing of the user's explains it, by differences."""
@@ -190,7 +205,7 @@ class _Proof:
             found = {**_forward(found), **self._alone(doubled.batch(few), self.draws, state, beside)}
         right = _numbers(self._own_step(batch, self.draws, doubled))
         if few.samples < batch.samples:
-            right |= _gradients(self._own_step(few, self.draws, doubled))
+            right |= gradients(self._own_step(few, self.draws, doubled))
         return compared(found, self._trainable(right), eps, how=how)
 
     def _jacobian(self, batch: Batch, raw: Any) -> list[Comparison]:
@@ -266,11 +281,7 @@ class _Proof:
 def _numbers(step: OwnStep) -> dict[tuple[str, str], Tensor]:
     outputs = {("output", _number(number, len(step.outputs))): output for number, output in enumerate(step.outputs)}
     losses = {} if step.loss is None else {("loss", ""): step.loss}
-    return {**losses, **outputs, **_gradients(step)}
-
-
-def _gradients(step: OwnStep) -> dict[tuple[str, str], Tensor]:
-    return {(GRAD, name): gradient for name, gradient in step.gradients.items()}
+    return {**losses, **outputs, **gradients(step)}
 
 
 def _number(number: int, count: int) -> str:

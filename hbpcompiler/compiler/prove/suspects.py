@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.own_backward import custom_nodes
 from hbpcompiler.compiler.prove.own_step import Loss, copied_buffers, forward, ordinary_mode, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.custom_functions import STRAIGHT
@@ -27,6 +28,8 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")
 _NOT_THE_USERS = (*LIBRARY, str(Path(__file__).parent))
 _FUNCTIONS = inspect.getsourcefile(BackwardCFunction)
+TIMES = ("; for one that multiplies the derivative by c (to reverse it, c = -1) c * x - ((c - 1) * x).detach(); for "
+         "others write what they do as operations")
 IN_OPERATIONS = "write what it does to the derivative as operations: for a factor c, c * h - ((c - 1) * h).detach()"
 
 
@@ -92,10 +95,8 @@ def _ended(matched: Matched) -> list[str]:
 def _custom_functions(value: Tensor, modules: Mapping[tuple[str, int], str]) -> Iterator[str]:
     """The autograd.Functions of the user's own above a value."""
     seen: set[str] = set()
-    for node in _nodes(value):
-        own = getattr(node, "_forward_cls", None)
-        if not isinstance(node, BackwardCFunction) or own is None or own.__module__.partition(".")[0] == "torch":
-            continue
+    for node in custom_nodes(value):
+        own = node._forward_cls
         trace = "".join(node.metadata.get("traceback_", []))
         frames = [match for match in FRAME.finditer(trace) if not match["file"].startswith(_NOT_THE_USERS)]
         place = ""
@@ -104,22 +105,10 @@ def _custom_functions(value: Tensor, modules: Mapping[tuple[str, int], str]) -> 
             module = modules.get((file, line), "the model")
             place = f", called in {module}, {file}:{line}: {frames[-1]['code'].strip()}"
         name = own.__qualname__.replace("<locals>.", "")
-        text = f"custom autograd.Function {name}{_line_of(own)}{place}: {STRAIGHT.format(name=own.__name__)}"
+        text = f"custom autograd.Function {name}{_line_of(own)}{place}: {STRAIGHT.format(name=own.__name__)}{TIMES}"
         if text not in seen:
             seen.add(text)
             yield text
-
-
-def _nodes(value: Tensor) -> Iterator[Any]:
-    """The nodes of autograd's graph above a value, each once."""
-    waiting, seen = [value.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [above for above, _ in node.next_functions]
 
 
 def _line_of(own: type) -> str:

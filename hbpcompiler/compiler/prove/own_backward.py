@@ -1,0 +1,40 @@
+"""Whether a backward pass runs code of the user's own: hooks of tensors, custom functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+
+
+class TensorHooks(TorchFunctionMode):
+    """Sees whether a hook is put on a tensor."""
+
+    found = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= function is Tensor.register_hook
+        return function(*args, **(kwargs or {}))
+
+
+def custom_nodes(value: Tensor) -> Iterator[Any]:
+    """The nodes above a value, in autograd's graph, of autograd.Functions that are not torch's."""
+    for node in _nodes(value):
+        own = getattr(node, "_forward_cls", None)
+        if isinstance(node, BackwardCFunction) and own is not None and own.__module__.partition(".")[0] != "torch":
+            yield node
+
+
+def _nodes(value: Tensor) -> Iterator[Any]:
+    """Each once."""
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [above for above, _ in node.next_functions]
