@@ -41,9 +41,12 @@ class _Stacked:
 def with_linear_endings(graph: Graph, registry: Registry) -> Graph:
     """The graph in which no sum or mean over axes of the loss's end has a vector as its input, where that can be."""
     _, tail = graph.ending
-    if all(not value.shape for operation in tail for value in operation.tensors.values() if value.name in graph.active):
+    rewriting = _Rewriting(graph, registry)
+    vectors = any(value.shape for operation in tail for value in operation.tensors.values()
+                  if value.name in graph.active)
+    if not vectors and not any(map(rewriting.is_idle, tail)):
         return graph
-    return _Rewriting(graph, registry).run()
+    return rewriting.run()
 
 
 class _Rewriting:
@@ -65,10 +68,18 @@ class _Rewriting:
                 self.operations.append(operation)
         return without_dead(replace(self.graph, operations=self.operations))
 
+    def is_idle(self, operation: Operation) -> bool:
+        """Whether it shows a number as a number, as view(()) does, and torch.inner and torch.tensordot at their end."""
+        shapes = [value.shape for value in (*operation.tensors.values(), operation.output)]
+        return len(shapes) == 2 and not any(shapes) and self._selects(operation)
+
     def _number(self, operation: Operation) -> bool:
         """Write the sum or mean over everything, or the inner product, of a vector in another way, if there is one."""
         form: _Reduced | _Stacked | None
         active = [value for value in operation.tensors.values() if value.name in self.graph.active]
+        if self.is_idle(operation):
+            self._added(active, written.SUM, operation.output)
+            return True
         if len(active) != 1 or not active[0].shape:
             return False
         kind: Kind | None
