@@ -89,6 +89,7 @@ MEANS = {
     "weights over their sum": lambda o, t: (squares(o, t).sum(1) * (t["w"] / t["w"].sum())).sum(),
     "softmax of weights": lambda o, t: (squares(o, t).sum(1) * torch.softmax(t["w"], 0)).sum(),
     "einsum of everything": lambda o, t: torch.einsum("nc,nc->", o, o - t["z"]) / number(o),
+    "square of a norm": lambda o, t: ((o - t["z"]).norm() ** 2 + torch.linalg.norm(o - t["z"]).square()) / number(o),
     "tensordot": lambda o, t: torch.tensordot(o, o - t["z"], 2) / number(o),
     "inner": lambda o, t: torch.inner(o.flatten(), (o - t["z"]).flatten()) / number(o),
     "shown as a number": lambda o, t: squares(o, t).mean().view(()).reshape(()).squeeze().clone(),
@@ -105,6 +106,7 @@ SUMS = {
     "end to end": lambda o, t: torch.cat([F.cross_entropy(o, t["y"], reduction="none"), squares(o, t).flatten()]).sum(),
     "sum + mean * N": lambda o, t: summed(o, t) + squares(o, t).mean() * number(o),
     "einsum of everything": lambda o, t: torch.einsum("nc,nc->", squares(o, t), t["m"].double()),
+    "square of a norm": lambda o, t: torch.linalg.vector_norm(o - t["z"], dim=(0, 1)).square(),
     "dot": lambda o, t: torch.dot(squares(o, t).mean(1), t["w"]) + torch.vdot(o[:, 0], o[:, 1]),
     "over a mean": lambda o, t: (squares(o, t) * t["m"]).sum() / t["m"].double().mean(),
 }

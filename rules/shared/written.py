@@ -25,6 +25,18 @@ MULTIPLES = (PRODUCT, QUOTIENT)
 """Linear in their first input; a product in its second, too. A quotient with a rounding_mode is none."""
 INNER_PRODUCTS = ("aten.matmul", "aten.dot", "aten.mv", "aten.vdot")
 """Of two vectors each gives the sum of their products."""
+NORM, SQUARE, POWER = "aten.linalg_vector_norm", "aten.square", "aten.pow"
+
+
+def is_square(target: str, attributes: Mapping[str, Any]) -> bool:
+    return target == SQUARE or (target == POWER and attributes.get("exponent") == 2)
+
+
+def is_root_of_squares(target: str, attributes: Mapping[str, Any], rank: int) -> bool:
+    """Whether it is the Euclidean norm of all numbers of a tensor with so many axes."""
+    axes = attributes.get("dim") or range(rank)
+    return (target == NORM and attributes.get("ord", 2) == 2 and attributes.get("dtype") is None
+            and {axis % max(rank, 1) for axis in axes} == set(range(rank)))
 
 
 def reduced(kind: str, axes: Sequence[int] | None = None) -> Written:
