@@ -52,8 +52,8 @@ def params(op: Op) -> Mapping[str, Contraction]:
 def refuse(op: Op) -> str | None:
     if mixes(op):
         return (
-            "batch norm in train mode mixes the samples of a batch, so per-sample quantities do not exist; "
-            "call model.eval(), or eval() on that module"
+            "batch norm in train mode (or with track_running_stats=False) mixes the samples of a batch, so per-sample "
+            "quantities do not exist; call model.eval(), or eval() on that module, which needs running statistics"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Random numbers that a program cannot draw: those of Python and of numpy, which a trace sees as constants."""
+"""What a program cannot draw: random numbers of Python and numpy, next() of an iterator. A trace sees constants."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hbpcompiler.errors import ModelError
 from hbpcompiler.guards.atoms import is_own
+from hbpcompiler.guards.iterators import is_iterator, place
 
 Result = TypeVar("Result")
 
@@ -81,6 +82,8 @@ def _line_that_draws(generators: Sequence[Any], run: Callable[[], Any]) -> str:
 
 
 def _state(generator: Any) -> bytes:
+    if is_iterator(generator):
+        return pickle.dumps(repr(place(generator)))
     own = getattr(generator, "bit_generator", None)
     if own is not None and hasattr(own, "state"):
         return pickle.dumps(own.state)
@@ -89,6 +92,8 @@ def _state(generator: Any) -> bytes:
 
 
 def _set_state(generator: Any, state: Any) -> None:
+    if is_iterator(generator):
+        return  # it has no way back; where one has moved there is an error
     own = getattr(generator, "bit_generator", None)
     if own is not None and hasattr(own, "state"):
         own.state = state
@@ -101,4 +106,6 @@ def _title(generator: Any) -> str:
         return "Python's random module"
     if generator is getattr(sys.modules.get("numpy"), "random", None):
         return "numpy.random"
+    if is_iterator(generator):
+        return f"an iterator ({type(generator).__qualname__})"
     return f"a {type(generator).__module__}.{type(generator).__qualname__}"

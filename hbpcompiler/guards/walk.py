@@ -25,6 +25,7 @@ from torch.nn.modules import module as every_module
 
 from hbpcompiler.guards import library
 from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part
+from hbpcompiler.guards.iterators import is_iterator
 from hbpcompiler.guards.watched import Watched
 
 _CONTENTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -229,7 +230,7 @@ class Walk:
         """An object of some class."""
         kind, numpy = type(value), sys.modules.get("numpy")
         if isinstance(value, random.Random) or (numpy is not None and isinstance(
-                value, numpy.random.Generator | numpy.random.RandomState)):
+                value, numpy.random.Generator | numpy.random.RandomState)) or is_iterator(value):
             self.generators.append(value)
         described = library.buffer(value)
         if described is not None:

@@ -1,5 +1,6 @@
 """Programs made before a change of Python's state are not used after it, and are found again: against autograd."""
 
+import itertools
 import random
 
 import numpy as np
@@ -109,11 +110,15 @@ def test_tied_and_reshaped_parameters():
 
 
 GENERATOR = np.random.default_rng(0)
+COUNT, CYCLE, LISTED = itertools.count(1), itertools.cycle([1.0, 2.0]), iter([1.0] * 9)
+MADE, PAIRS = (float(number) for number in range(9)), enumerate([1.0] * 9)
 
 
 @pytest.mark.parametrize(("draw", "words"), [
     (lambda: random.gauss(0, 1), "Python's random"), (lambda: np.random.rand(), "numpy.random"),
-    (lambda: GENERATOR.normal(), "numpy.random._generator.Generator")])
+    (lambda: GENERATOR.normal(), "numpy.random._generator.Generator"), (lambda: next(COUNT), "an iterator (count)"),
+    (lambda: next(CYCLE), "an iterator (cycle)"), (lambda: next(LISTED), "an iterator (list_iterator)"),
+    (lambda: next(MADE), "an iterator (generator)"), (lambda: next(PAIRS)[1], "an iterator (enumerate)")])
 def test_draws_that_are_not_torchs_are_refused(draw, words):
     model = nn.Linear(3, 2).double()
     model.forward = lambda x: model.weight.sum() + x * (
@@ -124,6 +129,16 @@ def test_draws_that_are_not_torchs_are_refused(draw, words):
     assert words in str(caught.value)
     assert f"{__file__}:" in str(caught.value)
     assert [random.getstate(), GENERATOR.bit_generator.state] == states
+
+
+def test_iterators_that_forward_leaves_alone():
+    model = nn.Linear(3, 2).double()
+    model.batches, model.numbers = iter([1, 2]), (number for number in [1, 2])
+    compiled = hbp.compile(model, quantities=["grad"])
+    for _ in range(2):
+        agrees(compiled, model, nn.CrossEntropyLoss())
+        next(model.batches), next(model.numbers)
+    assert len(compiled._guards) == 1
 
 
 def test_torchs_own_draws_are_followed():
