@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PIECE = 2**15
+PIECE = 2**16
 """Numbers of a piece, for each thread."""
 
 
@@ -34,7 +34,12 @@ def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor,
     """Sums of squares about their mean, and that mean, of `count` and `new` samples together, in place of the first.
 
     Chan, Golub and LeVeque (1983), which cancels nothing. The second group's enter times `of_squares` and `of_mean`.
+    Where the first has no samples, what it held is written over.
     """
+    if not count:
+        squares.copy_(new_squares).mul_(of_squares)
+        mean.copy_(new_mean).mul_(of_mean)
+        return
     share = new / (count + new)
     memory: Tensor | None = None
     for own_squares, own_mean, part_squares, part_mean in _pieces(squares, mean, new_squares, new_mean):
