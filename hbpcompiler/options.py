@@ -244,6 +244,11 @@ def check_model(model: Any, loss: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = ": the model itself, not its parameters" if isinstance(model, Iterator | list) else ""
         raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
+    scripted = [path or "the model itself" for path, module in model.named_modules()
+                if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(listing("No trace enters what torch.jit.script and torch.jit.trace have made; pass the modules "
+                                 "that it was made of:", scripted))
     if getattr(model, RECORDERS, None):
         raise ModelError("the model has Opacus's hooks, which would record gradients whenever a program is made: take "
                          "grad_sample_mode='no_op' or call remove_hooks() on what make_private returned, and have "

@@ -214,6 +214,7 @@ LOSSES = [
     (lambda o, y: (F.cross_entropy(o, y), o), Y, ["tuple", "alone"]),
     (lambda o, y: F.cross_entropy(o, y).item(), Y, ["leave .item()"]),
     (lambda o, y: None, Y, ["NoneType", "return"]),
+    (lambda o, y: torch.fft.fft(o).square().mean(), Y, ["torch.complex64", "a real number"]),
     (lambda o: o.sum(), Y, ["cannot be called with (output, target)"]),
     (lambda o, y: (o.argmax(1) != y).float().mean(), Y, ["argmax in the loss", "o.argmax(1) != y"]),
     (lambda o, y: F.cross_entropy(o, y).sqrt(), Y, ["test_refusals.py", "curved"]),
@@ -239,6 +240,8 @@ def test_before_any_batch():
         hbp.compile(Faulty(head), nn.CrossEntropyLoss, quantities=["grad"])
     with pytest.raises(hbp.CompileError, match=r"call the model on a batch once(.|\n)*0.weight"):
         hbp.compile(nn.Sequential(nn.LazyLinear(2)), quantities=["grad"])
+    with pytest.raises(hbp.CompileError, match=r"torch.jit.script(.|\n)*  - 1$"):
+        hbp.compile(nn.Sequential(nn.Linear(3, 2), torch.jit.script(nn.Tanh())), quantities=["grad"])
 
 
 def test_torch_is_as_before():
