@@ -247,8 +247,8 @@ def check_model(model: Any, loss: Any) -> None:
     scripted = [path or "the model itself" for path, module in model.named_modules()
                 if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
-        raise ModelError(listing("No trace enters what torch.jit.script and torch.jit.trace have made; pass the modules "
-                                 "that it was made of:", scripted))
+        raise ModelError(listing("No trace enters what torch.jit.script and torch.jit.trace have made; pass the "
+                                 "modules that it was made of:", scripted))
     if getattr(model, RECORDERS, None):
         raise ModelError("the model has Opacus's hooks, which would record gradients whenever a program is made: take "
                          "grad_sample_mode='no_op' or call remove_hooks() on what make_private returned, and have "
