@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
+import torch
+
 import hbpcompiler as hbp
 
 from .check import diagonal, double_precision, first_order
@@ -57,4 +59,5 @@ def ask(family: Family, question: str) -> Outcome:
 
 
 def as_record(family: Family, question: str, outcome: Outcome) -> dict[str, Any]:
-    return {"family": family.title, "question": question, "asked": date.today().isoformat(), **asdict(outcome)}
+    return {"family": family.title, "question": question, "asked": date.today().isoformat(),
+            "torch": torch.__version__.partition("+")[0], **asdict(outcome)}

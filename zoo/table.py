@@ -36,7 +36,8 @@ def page(records: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
         counts = [Counter(record["status"] for record in records if record["question"] == question)[status]
                   for question in QUESTIONS]
         lines.append(f"| {status} | " + " | ".join(map(str, counts)) + " |")
-    lines.append("| asked | " + " | ".join(_days(records, question) for question in QUESTIONS) + " |")
+    for what in ("asked", "torch"):
+        lines.append(f"| {what} | " + " | ".join(_counted(records, question, what) for question in QUESTIONS) + " |")
     lines += ["", "| family | " + " | ".join(QUESTIONS) + " | why not |", "|---" * (len(QUESTIONS) + 2) + "|"]
     for title in asked:
         rows = [found.get((title, question)) for question in QUESTIONS]
@@ -46,10 +47,10 @@ def page(records: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _days(records: Sequence[dict[str, Any]], question: str) -> str:
-    """On which days, and how many families on each: "2026-11-27: 40; earlier: 113"."""
-    days = Counter(record.get("asked", "earlier") for record in records if record["question"] == question)
-    return "; ".join(f"{day}: {number}" for day, number in sorted(days.items()))
+def _counted(records: Sequence[dict[str, Any]], question: str, what: str) -> str:
+    """On which days, or with which torch, and how many families each: "2.11.0: 40; earlier: 113"."""
+    counts = Counter(record.get(what, "earlier") for record in records if record["question"] == question)
+    return "; ".join(f"{value}: {number}" for value, number in sorted(counts.items()))
 
 
 def _short(text: str) -> str:
