@@ -104,7 +104,8 @@ class NotFiniteWarning(UserWarning):
 
 
 class TotalWarning(UserWarning):
-    """A total of a data set depends on how that is cut, cannot be resumed, or is of other numbers than the model's."""
+    """A total of a data set depends on how that is cut, cannot be resumed, is of other numbers than the model's, or is
+    of batches whose entries may be something else than they are taken for."""
 
 
 class LongCallWarning(UserWarning):

@@ -26,7 +26,8 @@ from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
-from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, TotalWarning
+from hbpcompiler.entries import advice_for, warn_of_optional
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 DTYPES = (torch.float64, torch.float32)
@@ -74,7 +75,8 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     difference; for a loader that gives other batches than before, or changes the model or its modes; and for a rank
     that failed.
     Warns (TotalWarning) of draws that belong to no sample, so that the total depends on the cutting, naming their
-    lines; and of a loader with a checkpoint that will shuffle otherwise when it is resumed.
+    lines; of a loader with a checkpoint that will shuffle otherwise when it is resumed; and of batches (X, other, y)
+    whose second entry is an argument that the forward has a default for.
     """
     _check(compiled, loader, dtype, checkpoint_every, max_batches)
     ranks = Ranks(group)
@@ -116,15 +118,6 @@ def _not_cut(loader: Any) -> str:
     if isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader):
         return ". The loader is a tuple of tensors: if that is one batch, pass a list of it, [(X, y)]"
     return ""
-
-
-def _taken_apart(batch: Any) -> str:
-    """What to say of a batch that does not fit and may hold more than a model's arguments and the target."""
-    if not isinstance(batch, tuple | list) or len(batch) < 3:
-        return ""
-    return (f". Of the {len(batch)} entries of a batch the last is taken as the target, the others as the model's "
-            "arguments: where some are neither, pass prepare=lambda batch: (batch[0], batch[1]), and "
-            "indices=lambda batch: batch[2] for the samples' indices")
 
 
 class _Run:
@@ -177,15 +170,15 @@ class _Run:
                 for item in batches_from(loader, number):
                     if most is not None and number >= most:
                         break
+                    if not self.batches:
+                        warn_of_optional(self.compiled.model, item.batch, self.said.prepare)
                     try:
                         one = self.said.of(item, self.compiled.model, self.device)
                         if number >= done:
                             self._check_model()
                             self._add(one, number)
                     except InputError as error:
-                        advice = _not_cut(loader)
-                        if self.said.prepare is None and isinstance(error, BatchDoesNotFitError):
-                            advice += _taken_apart(item.batch)
+                        advice = _not_cut(loader) + advice_for(error, item.batch, self.said.prepare)
                         raise type(error)(f"batch {number} of the loader: {error}{advice}") from error
                     if number < done:
                         self._check_repeats(one, number)

@@ -20,6 +20,7 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
 from hbpcompiler.ekfac.structure import Met, Structure, fits, joined, met_by, structure_of
+from hbpcompiler.entries import advice_for
 from hbpcompiler.errors import HbpError, InputError, NoTermsError, OptionError, listing
 from hbpcompiler.values import Values
 from hbpcompiler.wrappers import unwrapped
@@ -153,13 +154,18 @@ class _Run:
         gradient = self._compiled(["grad"], verify=False)
         prepare, device = self._for_passes.get("prepare"), next(self.model.parameters()).device
         forms: dict[Any, dict[str, Met]] = {}
-        for item in itertools.islice(self.loader, self._for_passes.get("max_batches")):
-            batch = check_batch(self.model, arguments_of(item, prepare, device))
-            if batch.samples and batch.form not in forms:
+        for number, item in enumerate(itertools.islice(self.loader, self._for_passes.get("max_batches"))):
+            try:
+                batch = check_batch(self.model, arguments_of(item, prepare, device))
+                if not batch.samples or batch.form in forms:
+                    continue
                 with contextlib.suppress(NoTermsError):
                     forms[batch.form] = met_by(gradient, batch)
-                if wanted <= joined(forms.values()).keys():
-                    break
+            except InputError as error:
+                advice = advice_for(error, item, prepare)
+                raise type(error)(f"batch {number} of the loader: {error}{advice}") from error
+            if wanted <= joined(forms.values()).keys():
+                break
         return joined(forms.values())
 
     def total(self, quantities: Mapping[str, Sequence[str]], checkpoint: Path | None,

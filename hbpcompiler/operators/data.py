@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.entries import OF_OPERATORS, warn_of_optional
 from hbpcompiler.errors import InputError, InputTypeError
 
 BATCH = "(X, y), (X1, X2, y) or ({\"name\": X, ...}, y)"
@@ -23,6 +24,8 @@ class Data:
         """Reads a loader twice. Raises InputError if it is empty, or gives other batches the second time."""
         self._model = model
         self._given = _checked(given)
+        self._told = isinstance(given, tuple)
+        """Of entries that may be something else than they are taken for; one batch by itself is as it was written."""
         if isinstance(given, tuple):
             self.sizes = [batch.samples for batch in self._read()]
             return
@@ -73,6 +76,9 @@ class Data:
         for number, item in enumerate(self._given):
             if not isinstance(item, tuple | list):
                 raise InputTypeError(f"batch {number} of the loader is no batch {BATCH}, but {type(item).__name__}")
+            if not self._told:
+                self._told = True
+                warn_of_optional(self._model, item, way=OF_OPERATORS)
             batch = check_batch(self._model, item)
             if not batch.samples:
                 raise InputError(f"batch {number} has no samples")

@@ -16,6 +16,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.checks import check_batch
+from hbpcompiler.entries import OF_SCORES, advice_for, warn_of_optional
 from hbpcompiler.errors import InputError
 from hbpcompiler.result import Result
 
@@ -46,6 +47,8 @@ class Item:
     """One batch."""
 
     number: int
+    given: Any
+    """As the loader gives it."""
     arguments: tuple[Any, ...]
     batch: Batch
     counted: float | None
@@ -61,24 +64,29 @@ class Samples:
         self.device = next(program.model.parameters()).device
         self._prepare, self._count = prepare, count
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
+        self._told = False
+        """Whether the first batch's entries have been looked at."""
 
     def item(self, number: int, given: Any) -> Item:
         """A batch as the loader gives it."""
+        if not self._told:
+            self._told = True
+            warn_of_optional(self.program.model, given, self._prepare, OF_SCORES)
         with self.naming(number):
             arguments = arguments_of(given, self._prepare, self.device)
             counted = None if self._count is None else float(self._count(given))
-            return Item(number, arguments, batch_of(arguments), counted)
+            return Item(number, given, arguments, batch_of(arguments), counted)
 
     def result(self, item: Item, **beside: Any) -> tuple[Result, Weight]:
         """What the program says of it, and what it counts. Random draws are those of the batch's number."""
         generator = torch.Generator().manual_seed(item.number)
-        with self.naming(item.number):
+        with self.naming(item.number, item.given):
             result = self.program(*item.arguments, generator=generator, **beside)
         return result, self.weight(item)
 
     def weight(self, item: Item) -> Weight:
         """What a batch counts."""
-        with self.naming(item.number):
+        with self.naming(item.number, item.given):
             built = self.program._program(check_batch(self.program.model, item.arguments))[1]
             if id(built) not in self._weighers:
                 self._weighers[id(built)] = built, Weigher(built)
@@ -93,9 +101,10 @@ class Samples:
         return found, weight
 
     @contextlib.contextmanager
-    def naming(self, number: int) -> Iterator[None]:
+    def naming(self, number: int, given: Any = None) -> Iterator[None]:
         """Errors say which batch it was."""
         try:
             yield
         except InputError as error:
-            raise type(error)(f"batch {number} of the {self.title}: {error}") from error
+            advice = advice_for(error, given, self._prepare, OF_SCORES)
+            raise type(error)(f"batch {number} of the {self.title}: {error}{advice}") from error

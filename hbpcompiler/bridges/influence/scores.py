@@ -170,7 +170,7 @@ class _Directions:
 def _along(trained: Samples, directions: _Directions, groups: Mapping[str, str], item: Item,
            ) -> tuple[dict[str, Tensor], Counted]:
     """{name: [F, n]}: the derivatives of the batch's losses along the queries' vectors."""
-    with trained.naming(item.number):
+    with trained.naming(item.number, item.given):
         asked = trained.program.names_in(DIRECTIONS, *item.arguments)
     found: dict[str, list[Tensor]] = {name: [] for name in groups.values()}
     for part in directions.parts():

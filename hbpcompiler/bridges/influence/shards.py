@@ -37,6 +37,8 @@ def together(own: Rows | None, failure: BaseException | None, group: Any, order:
         if failure is not None:
             raise failure
         assert own is not None
+        if not own.counted.samples:
+            raise InputError("the loader of the training data gave no samples")
         return own
     told: list[Any] = [None] * torch.distributed.get_world_size(group)
     text = "" if failure is None else f"{type(failure).__name__}: {failure}"
