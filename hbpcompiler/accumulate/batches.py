@@ -84,7 +84,8 @@ class One(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         """All that its quantities depend on."""
         weights = () if self.sample_weights is None else (self.sample_weights,)
-        return (*self.batch.tensors, *weights)
+        terms = () if self.terms is None else (torch.tensor(self.terms, dtype=torch.float64, device="cpu"),)
+        return (*self.batch.tensors, *weights, *terms)
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,12 @@ class Said:
     count: Callable[[Any], Any] | None
     sample_weights: Callable[[Any], Any] | None
     indices: Callable[[Any], Any] | None
+
+    def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            if given is not None and not callable(given):
+                raise InputTypeError(f"{name} must be a function of a batch, as the loader gives it, not a "
+                                     f"{type(given).__name__}")
 
     def of(self, item: Item, model: nn.Module, device: torch.device) -> One:
         """Raises InputError for what is no batch of this model's, and indices that are not one for each sample."""

@@ -22,7 +22,7 @@ from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 5"
+FORMAT = "hbpcompiler total 6"
 HASH = "hash"
 """Under which a file has one of everything else in it."""
 SHOWN = 5
@@ -48,6 +48,8 @@ class Header:
     dtype: str
     compensated: bool
     sample_weights: bool
+    counted: bool
+    """Whether `count` gave the batches' terms."""
     arguments: str
     """A hash of those that every call has beside its batch; "" for none."""
     library: str
@@ -68,7 +70,7 @@ class Header:
         if not found and self.digest != other.digest:
             found.append("the parameters' or buffers' numbers are others")
         names = ["quantities", "patterns", "loss", "modes", "options", "dtype", "compensated", "sample_weights",
-                 "arguments"]
+                 "counted", "arguments"]
         names += ["seed", "world", "rank", "library", "torch"] if of_run else []
         for name in names:
             own, theirs = getattr(self, name), getattr(other, name)

@@ -136,7 +136,7 @@ class _Run:
                    f"curvature_dtype={options.curvature_dtype}")
         self.header = header_of(
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
-            compensated=compensated, sample_weights=said.sample_weights is not None,
+            compensated=compensated, sample_weights=said.sample_weights is not None, counted=said.count is not None,
             arguments=digest_of_tree(beside) if beside else "", seed=seed, world=ranks.world, rank=ranks.rank)
         self.batches = 0
         """How many are in."""
@@ -254,8 +254,8 @@ class _Run:
     def _check_repeats(self, one: One, number: int) -> None:
         if self.header.last_batch and digest_of(one.tensors) != self.header.last_batch:
             raise InputError(f"batch {number} is not the one that {self.path} has in: this loader does not repeat "
-                             "itself, or cuts the data otherwise. Use batches of the same size, and shuffle=False or "
-                             "a generator with a fixed seed, or begin anew without the file")
+                             "itself, or the data are cut, weighed or counted otherwise. Use batches of the same size, "
+                             "and shuffle=False or a generator with a fixed seed, or begin anew without the file")
         self._keep(one)
 
     def _save(self, complete: bool = False) -> None:

@@ -27,7 +27,7 @@ from hbpcompiler.rule import LossRule
 
 MEAN_LOSS = "mean"
 COUNT = ("pass count=, a function from a batch, as the loader gives it, to the number of terms that its loss is a mean "
-         "of, such as count=lambda batch: (batch[1] != -100).sum()")
+         "of, such as count=lambda batch: (batch[1] != -100).sum(), or with class weights weight[batch[1]].sum()")
 
 
 class Weight(NamedTuple):
@@ -46,6 +46,8 @@ class Weight(NamedTuple):
     """What it counts in an average over samples: their number, or the sum of their weights."""
     nothing: bool = False
     """Whether all samples have the weight zero: what was computed, without weights, counts as zeros."""
+    known: float | None = None
+    """Beside what `count` said: the terms that the loss says itself, where it is one mean and says them."""
 
     @property
     def terms(self) -> float:
@@ -82,15 +84,27 @@ class Weigher:
         """`counted` is what the caller's `count` said of the batch. Raises InputError where the number of terms cannot
         be known."""
         parts: tuple[float, ...] = (1.0,)
+        known = None
         if counted is not None:
-            parts = (counted,)
+            parts, known = (counted,), self._known(batch)
             if not (math.isfinite(counted) and counted >= 0):
                 raise InputError(f"count gave {counted} for a batch; it must be the number of its terms")
         elif self._mean:
             parts = tuple(part.of(batch) for part in self._parts)
         of_average = float(batch.samples) if sample_weights is None else float(sample_weights.double().sum())
         nothing = sample_weights is not None and not sample_weights.any()
-        return Weight(batch.samples, parts, self._mean, counted is not None, self._positions, of_average, nothing)
+        return Weight(batch.samples, parts, self._mean, counted is not None, self._positions, of_average, nothing,
+                      known)
+
+    def _known(self, batch: Batch) -> float | None:
+        """The terms of a loss that is one mean, where it says them itself."""
+        if not self._mean:
+            return None
+        try:
+            parts = [part.of(batch) for part in self._parts]
+        except InputError:
+            return None
+        return parts[0] if len(parts) == 1 else None
 
     @cached_property
     def _parts(self) -> list[_Part]:
@@ -139,7 +153,18 @@ class _Part:
 
 
 def check_alike(first: Weight, other: Weight) -> None:
-    """InputError where a sum of several means would weigh its parts differently in two batches."""
+    """InputError where a sum of several means would weigh its parts differently in two batches, where `count` gave the
+    terms of one of them alone, and where it contradicts the loss."""
+    if first.counted != other.counted:
+        raise InputError("count gave the terms of one part, and the other was added without it: with count a total is "
+                         "a mean over terms, without it on the loss's own scale. Accumulate both with the same count")
+    if None not in (first.known, other.known):
+        assert first.known is not None
+        assert other.known is not None
+        if not math.isclose(first.terms * other.known, other.terms * first.known, rel_tol=1e-6):
+            raise InputError(f"count gave {other.terms:g} for a batch whose loss is a mean over {other.known:g} terms, "
+                             f"but {first.terms:g} for the first, whose loss is one over {first.known:g}. This loss "
+                             "says its terms itself: leave count out")
     if len(first.parts) == 1 == len(other.parts):
         return
     for own, theirs in zip(first.parts, other.parts, strict=True):
