@@ -13,6 +13,8 @@ from torch import Tensor
 
 PIECE = 2**16
 """Numbers of a piece, for each thread."""
+SMALL = 2**15
+"""Up to so many, torch's own conversions are no matter: what counts is the number of calls."""
 
 
 def add_compensated(total: Tensor, lost: Tensor, value: Tensor, factor: float) -> None:
@@ -41,6 +43,11 @@ def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor,
         mean.copy_(new_mean).mul_(of_mean)
         return
     share = new / (count + new)
+    if squares.numel() <= SMALL:
+        back = torch.sub(mean, new_mean, alpha=of_mean)
+        squares.addcmul_(back, back, value=count * share).add_(new_squares, alpha=of_squares)
+        mean.sub_(back, alpha=share)
+        return
     memory: Tensor | None = None
     for own_squares, own_mean, part_squares, part_mean in _pieces(squares, mean, new_squares, new_mean):
         if memory is None or memory.shape != own_mean.shape:  # the last piece's

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.counts import check_counted, counts_among
 from hbpcompiler.accumulate.partial import Partials
-from hbpcompiler.accumulate.pieces import add_compensated, merge_spread, mirrored
+from hbpcompiler.accumulate.pieces import SMALL, add_compensated, merge_spread, mirrored
 from hbpcompiler.accumulate.weigh import Weight, check_alike, check_scale
 from hbpcompiler.compiler.program.sums import added_
 from hbpcompiler.errors import InputError, OptionError, listing
@@ -35,8 +35,8 @@ from hbpcompiler.values import Stored
 
 GRADIENTS_TWICE = (PRODUCTS, PRODUCTS_OVER_POSITIONS)
 DIVIDED = (OVER_POSITIONS, PRODUCTS_OVER_POSITIONS)
-IN_PLACE_BYTES, SMALL = 2**20, 2**15
-"""Below these, totals, and the numbers of one of them, are added to in the plainest way."""
+IN_PLACE_BYTES = 2**20
+"""Below it, and below SMALL numbers of one of them, totals are added to in the plainest way."""
 LOSS = "loss"
 MEANS = "gradients of the variance"
 """Where the mean gradients are kept that variances are merged with."""

@@ -12,6 +12,7 @@ SHAPES = [(), (0,), (7,), (5, 3), (4, 1, 6)]
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(pieces, "PIECE", 4)
+    monkeypatch.setattr(pieces, "SMALL", 6)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,11 +68,15 @@ def test_a_symmetric_product_in_its_total(size, dtype):
     torch.testing.assert_close(pieces.mirrored(total), right)
 
 
-def test_sums_of_squares_of_two_groups():
-    rows, others = drawn(5, 4, 3), drawn(2, 4, 3)
+@pytest.mark.parametrize("shape", [(2,), (4, 3)])
+def test_sums_of_squares_of_two_groups(shape):
+    rows, others = drawn(5, *shape), drawn(2, *shape)
     squares, mean = ((rows - rows.mean(0)) ** 2).sum(0), rows.mean(0)
     new = ((others - others.mean(0)) ** 2).sum(0).float(), others.mean(0).float()
     pieces.merge_spread(squares, mean, 5, new[0] / 8, new[1] / 4, 2, 8.0, 4.0)
     whole = torch.cat([rows, others])
     torch.testing.assert_close(mean, whole.mean(0), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(squares, ((whole - whole.mean(0)) ** 2).sum(0), rtol=1e-6, atol=1e-6)
+    first = torch.full_like(squares, torch.nan), torch.full_like(mean, torch.nan)
+    pieces.merge_spread(*first, 0, new[0] / 8, new[1] / 4, 2, 8.0, 4.0)
+    torch.testing.assert_close(first, (new[0].double(), new[1].double()))
