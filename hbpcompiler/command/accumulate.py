@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from torch import nn
+from torch.utils.data import Dataset
 
 from hbpcompiler.accumulate import accumulate
 from hbpcompiler.command.imported import Failure, clean_errors, imported, made
@@ -26,14 +27,18 @@ from hbpcompiler.compiled import compile as hbp_compile
 @click.option("--resume", is_flag=True, help="Go on from FILE, which an interrupted run has left.")
 @click.option("--count", default=None, metavar="PKG.MODULE:COUNT",
               help="A function from a batch to the number of terms that its loss is a mean of.")
+@click.option("--prepare", default=None, metavar="PKG.MODULE:PREPARE",
+              help="A function from a batch, as the loader gives it, to (X, y).")
+@click.option("--indices", default=None, metavar="PKG.MODULE:INDICES",
+              help="A function from a batch to its samples' indices in the whole data set.")
 @click.option("--max-batches", type=click.IntRange(min=1), default=None, metavar="K", help="Stop there.")
 @click.option("--mc-samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="M",
               help="Samples per datum for the sampled quantities.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of their draws.")
 @click.option("--train/--eval", "training", default=None, help="Set the mode. Default: as the factory left it.")
 def accumulate_command(factory: str, data: str, quantities: str, output: Path, loss: str | None, resume: bool,
-                       count: str | None, max_batches: int | None, mc_samples: int, seed: int,
-                       training: bool | None) -> None:
+                       count: str | None, prepare: str | None, indices: str | None, max_batches: int | None,
+                       mc_samples: int, seed: int, training: bool | None) -> None:
     """Accumulate QUANTITIES of a model over all batches of a loader, as those of one batch of them would be.
 
     Ctrl-C saves what is done; `--resume` goes on from there.
@@ -49,12 +54,21 @@ def accumulate_command(factory: str, data: str, quantities: str, output: Path, l
     model = made(factory, nn.Module, "a torch.nn.Module")
     if training is not None:
         model.train(training)
-    loader: Any = made(data, Iterable, "an iterable of batches (X, y)")
+    loader: Any = made(data, Iterable | Dataset, "an iterable of batches (X, y)")
+    if not isinstance(loader, Iterable):
+        raise Failure(f"'{data}' is a data set, {type(loader).__name__}, which gives samples, not batches: wrap it, "
+                      "torch.utils.data.DataLoader(dataset, batch_size=128)")
     names = [name.strip() for name in quantities.split(",") if name.strip()]
     with clean_errors():
         compiled = hbp_compile(model, _loss(loss), names, mc_samples=mc_samples)
-        total = accumulate(compiled, loader, count=None if count is None else imported(count), seed=seed,
-                           checkpoint=output, max_batches=max_batches)
+        places = {"count": count, "prepare": prepare, "indices": indices}
+        functions: dict[str, Any] = {name: imported(place) for name, place in places.items() if place is not None}
+        try:
+            total = accumulate(compiled, loader, seed=seed, checkpoint=output, max_batches=max_batches, **functions)
+        except KeyboardInterrupt:
+            click.echo(f"interrupted: the totals so far are in {output}; --resume goes on from there"
+                       if output.exists() else "interrupted before there was anything to save", err=True)
+            raise
     click.echo(f"{output}: {', '.join(total.quantities)} of {total.samples} samples, loss {float(total.loss):.6g}")
 
 

@@ -47,7 +47,7 @@ def imported(place: str) -> Any:
     return found
 
 
-def made(place: str, kind: type, words: str) -> Any:
+def made(place: str, kind: Any, words: str) -> Any:
     """The object there if it is of that kind, or what it returns when it is called without arguments."""
     found = imported(place)
     if isinstance(found, kind):

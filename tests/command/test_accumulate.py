@@ -32,6 +32,26 @@ def summed(output, target):
 
 def count(batch):
     return len(batch[1])
+
+
+dataset = torch.utils.data.TensorDataset(*batches[0])
+
+
+def named():
+    return [{"a": X, "b": y} for X, y in batches]
+
+
+def prepare(batch):
+    return batch["a"], batch["b"]
+
+
+def indices(batch):
+    return torch.arange(len(batch["b"]))
+
+
+def interrupted():
+    yield batches[0]
+    raise KeyboardInterrupt
 """
 
 
@@ -82,3 +102,21 @@ def test_wrong_arguments(call, more, text):
 
 def test_a_loader_that_is_none(call):
     assert "must return an iterable of batches" in call(data="accumulated_nets:Loss").output
+
+
+def test_an_interrupted_run_says_where_its_totals_are(call):
+    done = call(data="accumulated_nets:interrupted")
+    assert done.exit_code == 1
+    assert "the totals so far are in totals.pt; --resume goes on" in done.output
+    assert "of 40 samples" in call("--resume").output
+
+
+def test_batches_are_prepared(call):
+    assert "prepare=" in call(data="accumulated_nets:named").output
+    done = call("--prepare", "accumulated_nets:prepare", "--indices", "accumulated_nets:indices",
+                data="accumulated_nets:named")
+    assert "of 40 samples" in done.output, done.output
+
+
+def test_a_data_set_is_no_loader(call):
+    assert "DataLoader(dataset, batch_size=128)" in call(data="accumulated_nets:dataset").output
