@@ -256,3 +256,6 @@ def test_a_batch_in_one_argument():
     with pytest.raises(hbp.InputError, match=r"1 argument was given, a tuple of 2: with a star before it, "
                                              r"compiled\(\*batch\)"):
         compiled(batch)
+    with pytest.raises(hbp.InputError, match=r"1 argument was given, a dict of input, labels: the target goes apart, "
+                                             r"compiled\(inputs, y\)"):
+        compiled({"input": batch[0], "labels": batch[1]})

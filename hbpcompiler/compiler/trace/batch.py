@@ -80,6 +80,10 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
             raise InputTypeError(f"a batch is two arguments or more, (X, y), but {told}, a "
                                  f"{type(arguments[0]).__name__} of {len(arguments[0])}: with a star before it, "
                                  "compiled(*batch), it is a batch")
+        if arguments and isinstance(arguments[0], Mapping):
+            raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}, a dict of "
+                                 f"{', '.join(map(str, arguments[0]))}: the target goes apart, compiled(inputs, y), "
+                                 "with a dict of forward's arguments alone")
         raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}")
     if all(isinstance(item, Tensor) for item in arguments):
         return Batch(tuple(arguments), _plain(len(arguments) - 1))
