@@ -26,7 +26,8 @@ def result_of_none(run: Callable[..., Any], arguments: Mapping[str, Tensor], bat
     """
     if kind not in ("sum", UNKNOWN):
         raise InputError(f"{batch.layout.labels[0]} of shape {list(batch.tensors[0].shape)} is an empty batch: a mean "
-                         "over no samples has no value; use reduction='sum', with which all is zero, or skip the batch")
+                         "over no samples has no value; with a summed loss, reduction='sum', an empty batch gives "
+                         "zeros (for private training divide by the expected batch size, and add noise all the same)")
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):
         one, two = (run(arguments, *batch.rows(count), **rows_of(beside, count)) for count in (1, 2))
