@@ -79,3 +79,9 @@ def test_class_weights_are_counted_as_the_error_says():
 def test_what_is_said_of_batches_is_a_function(name):
     with pytest.raises(hbp.InputError, match=f"{name} must be a function of a batch, .* not a list"):
         run(TORCH_LOSS, batches(), **{name: [1.0]})
+
+
+@pytest.mark.parametrize(("given", "words"), [(None, "NoneType"), ("ten", "str"), (torch.ones(2), r"shape \[2\]")])
+def test_what_count_gives_is_a_number(given, words):
+    with pytest.raises(hbp.InputError, match=f"batch 0 .* count gave .*{words} for a batch; it must be a number of terms"):
+        run(SUMMED, batches(), count=lambda batch: given)
