@@ -15,12 +15,14 @@ def tied_elsewhere(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """What is wrong with shell patterns of parameters' names, together a choice: those that match a further name of a
     tied, trained parameter whose first name none of them matches."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
+    further = [(name, first[id(parameter)]) for name, parameter in model.named_parameters(remove_duplicate=False)
+               if parameter.requires_grad and first[id(parameter)] != name]
+    left_out = [(name, known) for name, known in further
+                if not any(fnmatch.fnmatchcase(known, pattern) for pattern in patterns)]
     findings = []
     for pattern in patterns:
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            known = first[id(parameter)]
-            matched = any(fnmatch.fnmatchcase(known, other) for other in patterns)
-            if parameter.requires_grad and fnmatch.fnmatchcase(name, pattern) and not matched:
+        for name, known in left_out:
+            if fnmatch.fnmatchcase(name, pattern):
                 which = repr(pattern) if name == pattern else f"{pattern!r}: {name}"
                 findings.append(f"{which} is tied, and goes by its first name: {known}")
     return findings

@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from hbpcompiler.compiler.cost.alike_counts import AlikeCounts
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.cost.meter import Counts, Meter
 from hbpcompiler.compiler.cost.quick import seconds_at_most
@@ -38,6 +39,7 @@ class ProgramCost:
                  limits: Limits = DEFAULT_LIMITS) -> None:
         self.program, self.source, self.machine, self.limits = program, source, machine, limits
         self._meter = Meter(limits)
+        self._alike = AlikeCounts(self._meter)
         self._known: dict[tuple[int, bool], dict[Place, tuple[Counts, int]]] = {}
         self._short = 0
         """The largest batch that is known to take no longer than the user is asked to wait without a word."""
@@ -111,7 +113,7 @@ class ProgramCost:
             meter.counts = outer
 
         meter.counts, before, meter.peak = Counts(), meter.held, meter.held
-        for node, _ in interpret(graph, arguments, enter):
+        for node, _ in interpret(graph, arguments, enter, self._alike.result):
             yield node, meter.counts, before, meter.peak
             meter.counts, before, meter.peak = Counts(), meter.held, meter.held
 

@@ -25,18 +25,27 @@ class AlikeCalls:
 
     def result(self, name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         """What `call` makes, which is `name` called with meta tensors among these arguments."""
-        try:
-            kind = name, _kind(args), _kind(tuple(kwargs.items()))
-            made = self.known.get(kind)
-        except TypeError:  # an argument that has no hash, such as the dict of all parameters
+        kind = kind_of_call(name, args, kwargs)
+        if kind is None:
             return call()
+        made = self.known.get(kind)
         if made is not None:
-            return _again(made)
+            return made_again(made)
         result = call()
-        made = _made(result, (*args, *kwargs.values()))
+        made = made_of(result, (*args, *kwargs.values()))
         if made is not None:
             self.known[kind] = made
         return result
+
+
+def kind_of_call(name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable | None:
+    """Equal for calls that are alike; None for one that may be like no other."""
+    kind = name, _kind(args), _kind(tuple(kwargs.items()))
+    try:
+        hash(kind)
+    except TypeError:  # an argument that has no hash, such as the dict of all parameters
+        return None
+    return kind
 
 
 def _kind(item: Any) -> Hashable:
@@ -50,7 +59,7 @@ def _kind(item: Any) -> Hashable:
     return type(item), item  # 1 is not 1.0, nor True
 
 
-def _made(result: Any, given: Sequence[Any]) -> Made | tuple[Made, ...] | None:
+def made_of(result: Any, given: Sequence[Any]) -> Made | tuple[Made, ...] | None:
     """How to make such a result again; None if it is no tensor, or shows what was given."""
     parts = result if type(result) is tuple else (result,)
     if not parts or not all(type(part) is Tensor and part.is_meta for part in parts):
@@ -62,11 +71,12 @@ def _made(result: Any, given: Sequence[Any]) -> Made | tuple[Made, ...] | None:
     return found if type(result) is tuple else found[0]
 
 
-def _again(made: Any) -> Any:
+def made_again(made: Any) -> Any:
+    """Such a result."""
     if isinstance(made[0], torch.Size):
         shape, strides, dtype = made
         return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    return tuple(map(_again, made))
+    return tuple(map(made_again, made))
 
 
 def storage_of(tensor: Tensor) -> int:

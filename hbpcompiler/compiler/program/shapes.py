@@ -78,8 +78,8 @@ def _shaped(node: fx.Node, values: Mapping[fx.Node, Any], alike: AlikeCalls) -> 
     total = node.args[0] if node.args else None
     if isinstance(total, fx.Node) and writes_in_place(node) and node.target in IDIOMS:
         return values[total]
-    args, kwargs = _given(node, values)
-    return alike.result((node.op, node.target), args, kwargs, lambda: _called(node, args, kwargs))
+    args, kwargs = given_to(node, values)
+    return alike.result((node.op, node.target), args, kwargs, lambda: called(node, args, kwargs))
 
 
 def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter,
@@ -114,11 +114,11 @@ def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter,
 
 def evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """What a node, no loop, makes of meta tensors."""
-    return _called(node, *_given(node, values))
+    return called(node, *given_to(node, values))
 
 
-def _given(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments."""
+def given_to(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments, of the values of those that it reads."""
     args: Any = fx.node.map_arg(node.args, lambda used: values[used])
     kwargs: Any = dict(fx.node.map_arg(node.kwargs, lambda used: values[used]))
     if kwargs.get("device") is not None:
@@ -126,7 +126,8 @@ def _given(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...
     return args, kwargs
 
 
-def _called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a node makes of these arguments."""
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
