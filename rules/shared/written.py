@@ -99,6 +99,10 @@ def expanded(size: Sequence[Any]) -> Written:
     return Written("aten.expand", "", {"size": list(size), "implicit": False})
 
 
+SHAPED_AS = Written("aten.expand_as")
+"""In the shape of "other", whose samples a value without any gets."""
+
+
 def in_order() -> Written:
     """A copy, its axes in order in memory."""
     return Written("aten.clone", "", {"memory_format": torch.contiguous_format})
@@ -109,6 +113,9 @@ def in_order() -> Written:
 AS_PAIRS, OF_PAIRS = Written("aten.view_as_real"), Written("aten.view_as_complex")
 PHYSICAL = {"aten._conj": "aten.conj_physical", "aten._neg_view": "aten.neg"}
 """What torch does by a flag of a tensor, and the same by numbers."""
+WRITTEN_OVER, COPIED = ("aten.slice_scatter", "aten.select_scatter"), "aten.copy"
+"""What `x[:, :3] = y` is in a graph: torch does not differentiate it for complex numbers. The former are two tensors
+of one kind, "dim" counts their axes; the latter is "src" in the dtype and the shape of another."""
 
 
 def cast(dtype: torch.dtype) -> Written:

@@ -46,7 +46,24 @@ def pairs(a, b):
     return torch.complex(a, b)
 
 
+def modes(model, h):
+    """A few of a spectrum's modes are mixed, all others are zero, as in Fourier neural operators."""
+    spectrum = torch.fft.rfft(h, n=6)
+    kept = torch.zeros_like(spectrum)
+    kept[:, :2] = spectrum[:, :2] * spectrum[:, 1:3]
+    kept[..., -1] = h[:, 0]  # a real number
+    return torch.fft.irfft(kept, n=4)
+
+
+def written_at_places(model, h):
+    spectrum = torch.fft.fft(h).view(-1, 2, 2)
+    kept = torch.zeros_like(spectrum)
+    kept[:, :, [1, 0]] = spectrum * spectrum.conj().mT
+    return kept.imag.flatten(1)
+
+
 FUNCTIONS = {
+    "modes": modes, "written at places": written_at_places,
     "fft": lambda model, h: h + torch.fft.fft(h).real,
     "rotary": rotary,
     "abs": lambda model, h: torch.cat([torch.fft.rfft(h).abs(), h[:, :1]], 1),
@@ -89,6 +106,17 @@ def test_parameters_in_pairs():
 
     torch.manual_seed(0)
     check(Between(function, pairs=torch.randn(4, 2), sizes=torch.randn(4)).double())
+
+
+def test_parameters_written_into_the_spectra_of_all_samples():
+    def function(model, h):
+        spectrum = torch.fft.rfft(h)
+        kept = torch.zeros_like(spectrum)
+        kept[:, 0], kept[:, 1:] = torch.view_as_complex(model.pairs)[0], torch.view_as_complex(model.pairs)
+        return torch.fft.irfft(kept * spectrum, n=4).tanh()
+
+    torch.manual_seed(0)
+    check(Between(function, pairs=torch.randn(2, 2)).double())
 
 
 class Inputs(nn.Module):

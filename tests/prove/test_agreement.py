@@ -128,6 +128,53 @@ def test_checkpoints_inside_the_model():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class InReverse(torch.autograd.Function):
+    """y = x + f(x + 1), whose backward runs f again and adds up its parameters' gradients by itself."""
+
+    @staticmethod
+    def forward(ctx, x, f):
+        ctx.save_for_backward(x)
+        ctx.f = f
+        with torch.no_grad():
+            return x + f(x + 1)
+
+    @staticmethod
+    def backward(ctx, slope):
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            (x + ctx.f(x + 1)).backward(slope)
+        return x.grad, None
+
+
+kept_apply = InReverse.apply
+
+
+@pytest.mark.parametrize(("stem", "function"), [
+    (nn.Linear(4, 4), kept_apply),
+    (nn.Identity(), lambda x, layers: checkpoint(layers, x.requires_grad_(), use_reentrant=True)),
+], ids=["reversible", "checkpointed inputs"])
+def test_a_backward_that_adds_up_gradients_by_itself(stem, function):
+    """They are no others for the parameters, and are none of the values between these and the loss."""
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.layers, self.head = stem, nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(function(self.stem(x), self.layers))
+
+    model, data = Kept().double(), batch()
+    data = (data[0].double(), data[1])
+    result = compiled_and_proven(model, *data)(*data)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    nn.CrossEntropyLoss()(model(*data[:1]), data[1]).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(result.grad[name], parameter.grad)
+    model.layers[0].weight.register_hook(lambda g: 2 * g)
+    with pytest.raises(hbp.ProofError, match=r"'layers.0.weight': remove it"):
+        compiled_and_proven(model, *data)
+
+
 def test_with_a_memory_budget_few_samples_are_enough():
     compiled = compiled_and_proven(chain(nn.Tanh()), *batch(40), memory_budget="1MiB")
     assert compiled.verify(*batch(40)).agrees

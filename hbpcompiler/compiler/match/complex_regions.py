@@ -13,7 +13,7 @@ import torch
 
 from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.rules.shared.written import AS_PAIRS, OF_PAIRS, PHYSICAL
+from hbpcompiler.rules.shared.written import AS_PAIRS, COPIED, OF_PAIRS, PHYSICAL, SHAPED_AS, WRITTEN_OVER, cast
 
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -64,9 +64,9 @@ def in_pairs(graph: Graph) -> Graph:
     """The graph with every complex value that the loss reads of the model as a value of real and imaginary parts.
 
     Conjugates are numbers, and no flags of a tensor: what reads them was traced with such flags, which may be gone.
+    What torch differentiates for real numbers alone is done to such parts, too.
     """
     active, operations, again = graph.active, list[Operation](), dict[str, Value]()
-    lazy = any(operation.target in PHYSICAL for operation in graph.operations)
     for operation in graph.operations:
         operation = replace(operation, target=PHYSICAL.get(operation.target, operation.target))
         if operation.source.in_loss:
@@ -78,16 +78,38 @@ def in_pairs(graph: Graph) -> Graph:
                     operations += pieces
                     again[value.name] = pieces[-1].output
             tensors = {slot: again.get(value.name, value) for slot, value in operation.tensors.items()}
-            operations.append(replace(operation, tensors=tensors))
-        else:
-            operations.append(operation)
-    return replace(graph, operations=operations) if again or lazy else graph
+            operation = replace(operation, tensors=tensors)
+        real_alone = operation.target in WRITTEN_OVER or operation.target == COPIED
+        operations += _of_parts(operation) if real_alone and _is_inside(operation.output, active) else [operation]
+    return replace(graph, operations=operations)
 
 
 def _pair(value: Value, maker: Operation, reader: Operation) -> list[Operation]:
     whole = replace(value, name=f"{value.name}_again", role="result")
-    pair = replace(whole, name=f"{value.name}_pair", shape=(*value.shape, 2), dtype=REAL[value.dtype])
+    pair = _as_pair(value, f"{value.name}_pair")
     return [write(AS_PAIRS, {"self": value}, pair, maker.source), write(OF_PAIRS, {"self": pair}, whole, reader.source)]
+
+
+def _as_pair(value: Value, name: str) -> Value:
+    return replace(value, name=name, role="result", shape=(*value.shape, 2), dtype=REAL[value.dtype])
+
+
+def _of_parts(operation: Operation) -> list[Operation]:
+    """The same complex value, made by what torch has a derivative of."""
+    whole, source = operation.output, operation.source
+    if operation.target == COPIED:
+        value = operation.tensors["src"]
+        number = replace(value, name=f"{whole.name}_number", role="result", dtype=whole.dtype)
+        return [write(cast(whole.dtype), {"self": value}, number, source),
+                write(SHAPED_AS, {"self": number, "other": operation.tensors["self"]}, whole, source)]
+    pieces, pairs = list[Operation](), dict[str, Value]()
+    for slot, value in operation.tensors.items():
+        pairs[slot] = _as_pair(value, f"{whole.name}_{slot}_pair")
+        pieces.append(write(AS_PAIRS, {"self": value}, pairs[slot], source))
+    axis = operation.attributes["dim"] % len(whole.shape)  # counted from the front, where no axis is added
+    pair = _as_pair(whole, f"{whole.name}_pair")
+    return [*pieces, replace(operation, tensors=pairs, output=pair, attributes={**operation.attributes, "dim": axis}),
+            write(OF_PAIRS, {"self": pair}, whole, source)]
 
 
 def without_unread(graph: Graph) -> Graph:

@@ -20,6 +20,15 @@ class TensorHooks(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def has_python_nodes(value: Tensor) -> bool:
+    """Whether there are autograd.Functions above a value, torch's own for checkpoints among them.
+
+    Their backward may call `.backward()`, as that of a reversible block does: gradients of what is inside appear at
+    the parameters alone.
+    """
+    return any(isinstance(node, BackwardCFunction) for node in _nodes(value))
+
+
 def custom_nodes(value: Tensor) -> Iterator[Any]:
     """The nodes above a value, in autograd's graph, of autograd.Functions that are not torch's."""
     for node in _nodes(value):

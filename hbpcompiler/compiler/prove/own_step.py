@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes
+from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
 
@@ -103,6 +103,10 @@ class Noise:
         return 1 + self.size * signs.double()
 
 
+class _NeedsBackwardError(Exception):
+    """The gradient is that of `.backward()`, and perhaps of nothing else."""
+
+
 def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None = None,
              backward: bool = True, of: Callable[[Pass], Tensor] = lambda pass_: pass_.loss,
              value: Callable[[Pass], Tensor | None] = lambda pass_: pass_.loss) -> OwnStep:
@@ -117,15 +121,17 @@ def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Mo
         if "cudnn RNN backward" in str(error):  # in eval mode torch has no backward of cuDNN's kernel
             with torch.backends.cudnn.flags(enabled=False):
                 return step()
-        if "use_reentrant=True" in str(error):  # checkpoints that need .backward(), so not at the user's parameters
-            return step(copies=True)
         raise
+    except _NeedsBackwardError:  # which is not for the user's parameters
+        return step(copies=True)
 
 
 def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None, backward: bool,
           copies: bool, of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
+        if backward and not copies and has_python_nodes(pass_.loss):
+            raise _NeedsBackwardError
         own = tensor_hooks.found or next(custom_nodes(pass_.loss), None) is not None
         if backward and (number := of(pass_)).requires_grad:
             rounding = noise.of_slope(number, pass_.outputs, batch.samples) if noise is not None else 0.0
@@ -140,7 +146,7 @@ def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves
         if copies:
             moved = noise.moved if noise is not None else torch.clone
             state = {name: moved(value) for name, value in state.items()}
-            parameters = {name: moved(value.detach()).requires_grad_() for name, value in parameters.items()}
+            parameters = {name: _with_hooks_of(value, moved(value.detach())) for name, value in parameters.items()}
             state |= parameters
         return forward(model, loss, batch if noise is None else _moved(batch, noise), state, finish)
 
@@ -166,6 +172,14 @@ class _Training(nn.Module):
         output = self.model(*args, **keywords)
         outputs, structure = take_apart(output, leave_out=True)
         return finish(Pass(self.loss[0](output, target), outputs, structure, target))
+
+
+def _with_hooks_of(parameter: Tensor, copy: Tensor) -> Tensor:
+    """The copy as a leaf, at which the same is done to the gradient."""
+    copy.requires_grad_()
+    for hook in (parameter._backward_hooks or {}).values():
+        copy.register_hook(hook)
+    return copy
 
 
 def _gradients(value: Tensor, parameters: Mapping[str, Tensor], copies: bool) -> dict[str, Tensor]:

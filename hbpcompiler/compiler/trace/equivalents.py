@@ -157,9 +157,11 @@ def _leave_without_gradients(block: Any, *error: Any) -> None:
 @contextmanager
 def _without_blocks_in_functions() -> Iterator[None]:
     """Meanwhile no block in an autograd.Function's forward turns gradients off or on: they are off there anyway, and
-    the trace would take the end of such a block for gradients off in all that follows."""
-    function: Any = torch.autograd.Function
-    own, thread = vars(function)["apply"], threading.get_ident()
+    the trace would take the end of such a block for gradients off in all that follows. It is what Function.apply calls
+    that changes, because people keep `swish = Swish.apply` from before."""
+    base: Any = torch.autograd.function._SingleLevelFunction
+    before = vars(base).get("apply")
+    own, thread = before or vars(torch._C._FunctionBase)["apply"], threading.get_ident()
 
     def apply(called: Any, *arguments: Any, **named: Any) -> Any:
         bound = own.__get__(None, called)
@@ -168,11 +170,14 @@ def _without_blocks_in_functions() -> Iterator[None]:
         with replaced(torch._C, "_set_grad_enabled", lambda mode: None):
             return bound(*arguments, **named)
 
-    function.apply = classmethod(apply)  # not by `replaced`: it is bound to the class that is called
+    base.apply = classmethod(apply)  # not by `replaced`: it is bound to the class that is called
     try:
         yield
     finally:
-        function.apply = own
+        if before is None:
+            del base.apply
+        else:
+            base.apply = before
 
 
 @contextmanager
