@@ -16,7 +16,7 @@ from torch import fx
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.forms import Form
 from hbpcompiler.codegen.places import SAVED, SHARED, Place, Places
-from hbpcompiler.codegen.segments import Segment, blocks_in, is_whole, readers, rows, under
+from hbpcompiler.codegen.segments import Segment, is_long, is_whole, readers, rows, under
 from hbpcompiler.codegen.sharing import arguments, in_code, share
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
@@ -218,7 +218,7 @@ def _may_be_saved(node: fx.Node, way: set[fx.Node], others: Sequence[fx.Node], o
 
 def _cuts(loop: fx.Node, node: fx.Node) -> bool:
     """Whether it is a loop through several blocks that goes through the samples of the tensor."""
-    return (isinstance(loop.target, Loop) and blocks_in(loop.target) > 1 and loop.target.axis == 0
+    return (isinstance(loop.target, Loop) and is_long(loop.target) and loop.target.axis == 0
             and node in cast("Any", loop.args[1]))
 
 
@@ -226,7 +226,7 @@ def _in_turns(graph: fx.Graph, saved: Places) -> dict[fx.Node, Place]:
     """The places of the parts that a loop's turn reads."""
     found: dict[fx.Node, Place] = {}
     for node in graph.nodes:
-        if isinstance(node.target, Loop) and blocks_in(node.target) > 1 and node.target.axis == 0:
+        if isinstance(node.target, Loop) and is_long(node.target) and node.target.axis == 0:
             totals, cut, _ = cast("tuple[tuple[fx.Node, ...], ...]", node.args)
             holders = [holder for holder in node.target.body.nodes if holder.op == "placeholder"]
             for holder, outer in zip(holders[len(totals):], cut, strict=False):

@@ -47,7 +47,7 @@ def rows(graph: fx.Graph) -> Iterator[tuple[fx.Graph, list[Segment]]]:
         own: Block | None = node.meta.get("block")
         if node.op in ("placeholder", "output") or is_text(node) or own is None:
             continue
-        if isinstance(node.target, Loop) and blocks_in(node.target) > 1:
+        if isinstance(node.target, Loop) and is_long(node.target):
             yield graph, row
             yield from rows(node.target.body)
             row, block = [], None
@@ -65,7 +65,7 @@ def _belongs_to_long_loop(node: fx.Node) -> bool:
     """Whether it is a total or a result of a loop through several blocks, which is printed with the loop."""
     totals = [user for user in node.users if isinstance(user.target, Loop) and node in cast("Any", user.args[0])]
     loops = [*totals, *(read for read in node.all_input_nodes if isinstance(read.target, Loop))]
-    return any(blocks_in(cast("Loop", loop.target)) > 1 for loop in loops)
+    return any(is_long(cast("Loop", loop.target)) for loop in loops)
 
 
 def is_whole(segment: Segment) -> bool:
@@ -97,10 +97,17 @@ def _of_loop(node: fx.Node) -> bool:
     return any(isinstance(read.target, Loop) for read in node.all_input_nodes)
 
 
-def blocks_in(loop: Loop) -> int:
-    """Under how many headings a loop's body stands."""
-    return len({node.meta["block"].title for node in loop.body.nodes if node.meta.get("block") is not None
-                and node.op not in ("placeholder", "output")})
+def is_long(loop: Loop) -> bool:
+    """Whether a loop's body stands under more than one heading."""
+    first: str | None = None
+    for node in loop.body.nodes:
+        block: Block | None = node.meta.get("block")
+        if block is None or node.op in ("placeholder", "output"):
+            continue
+        if first is not None and block.title != first:
+            return True
+        first = block.title
+    return False
 
 
 def under(title: str, path: str) -> str:

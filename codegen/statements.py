@@ -21,7 +21,7 @@ from hbpcompiler.codegen.outline import IN_CHUNKS
 from hbpcompiler.codegen.places import SAVED, in_inputs, is_of_results
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.codegen.reuse import Reused
-from hbpcompiler.codegen.segments import blocks_in, is_text
+from hbpcompiler.codegen.segments import is_long, is_text
 from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.codegen.turns import VARIABLE, Turns
@@ -250,7 +250,7 @@ class Printer:
         kept = self.functions.texts_of_places(loop.body)  # parts that stand in a table for this turn
         cuts = [kept.get(holder, f"{outer}{at}") for holder, outer in zip(holders, parts, strict=False)]
         texts = [*given, *cuts, *rest]
-        if blocks_in(loop) > 1 and self.functions.places:
+        if is_long(loop) and self.functions.places:
             sections = merged(self.turns.turn(node, loop, texts))
             table = turn_table(loop)
             if any(text.startswith(f"{table}[") for text in cuts):

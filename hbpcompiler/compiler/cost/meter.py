@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from hbpcompiler.compiler.cost.answers import Answers, storage_of, tensors_in
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.program.kernels import MANY_PRODUCTS, ONEDNN_LINEAR, RELAYOUTS
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -64,30 +65,37 @@ class Meter(TorchDispatchMode):
         self.peak = 0
         """The most that were held at once."""
         self._holders: dict[int, int] = {}  # storage -> live tensors that show it
+        self._answers = Answers()
+        self._formulas: dict[Any, Any] = {}
+        self._whole: set[Any] = set()
+        """Operations that are no composition of others."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula = _formula(func)
-        if formula is None:
+        if func not in self._formulas:
+            self._formulas[func] = _formula(func)
+        formula = self._formulas[func]
+        if formula is None and func not in self._whole:
             with self:
                 pieces = func.decompose(*args, **kwargs)
             if pieces is not NotImplemented:
                 return pieces
-        given = list(_tensors((args, kwargs)))
-        result = func(*args, **kwargs)
+            self._whole.add(func)
+        given = list(tensors_in((args, kwargs)))
+        result = self._answers.of(func, args, kwargs, given)
         is_kernel, by_pixels = func._overloadpacket in RELAYOUTS, any(map(_is_channels_last, given))
         if is_kernel and by_pixels:
             result = torch.utils._pytree.tree_map_only(Tensor, _channels_last, result)
-        made = list(_tensors(result))
-        known = {_storage(tensor) for tensor in given}
-        fresh = [tensor for tensor in made if _storage(tensor) not in known]
+        made = list(tensors_in(result))
+        known = {storage_of(tensor) for tensor in given}
+        fresh = [tensor for tensor in made if storage_of(tensor) not in known]
         if fresh or func._schema.is_mutable:
             adds = formula(*args, **kwargs, out_val=result) / 2 if formula is not None else 0.0
             self._count(func, adds, given, made)
             sizes = [tensor.untyped_storage().nbytes() for tensor in fresh]
             self.counts.fresh += sum(size for size in sizes if size > self.limits.recycled_bytes)
         for tensor in made:
-            if tensor in _Identity(fresh) or _storage(tensor) in self._holders:
+            if tensor in _Identity(fresh) or storage_of(tensor) in self._holders:
                 self._hold(tensor)
         if is_kernel and not by_pixels:
             self.peak = max(self.peak, self.held + _copied(func, args, given, made))
@@ -101,7 +109,7 @@ class Meter(TorchDispatchMode):
                                moved if large else 0.0, 0.0 if large else moved, 1.0))
 
     def _hold(self, tensor: Tensor) -> None:
-        storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+        storage, size = storage_of(tensor), tensor.untyped_storage().nbytes()
         if storage not in self._holders:
             self.held += size
             self.peak = max(self.peak, self.held)
@@ -153,16 +161,3 @@ class _Identity:
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self.ids
 
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors(item: Any) -> Iterator[Tensor]:
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, dict):
-        yield from _tensors(list(item.values()))
-    elif isinstance(item, list | tuple):
-        for part in item:
-            yield from _tensors(part)

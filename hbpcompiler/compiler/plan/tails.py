@@ -52,9 +52,10 @@ def with_tails(steps: Sequence[Step], itemsize: int, resources: Resources,
     for piece in _pieces(steps):
         tail = _tail(piece, steps, itemsize, resources, pools, local)
         if tail is not None:
-            first = next(index for index, step in enumerate(result) if any(step is own for own in tail[1]))
+            replaced = {id(step) for step in tail[1]}
+            first = next(index for index, step in enumerate(result) if id(step) in replaced)
             result[first] = tail[0]
-            result = [step for step in result if not any(step is own for own in tail[1])]
+            result = [step for step in result if id(step) not in replaced]
     return result
 
 
@@ -170,6 +171,7 @@ def _starts(piece: Piece, steps: Sequence[Step], own: Sequence[Own]) -> list[Val
     widened = [step.operation.output for step in own if isinstance(step, Widen)]
     touched = {step.operation.name for step in own}
     touched |= {step.operation.tensors[step.slot].name for step in own if isinstance(step, Pull)}
-    brought = [value for step in steps if not any(step is each for each in own)
+    of_piece = {id(step) for step in own}
+    brought = [value for step in steps if id(step) not in of_piece
                for value, other in makes(step) if other == piece and value.name in touched]
     return list({value.name: value for value in (*widened, *brought)}.values())
