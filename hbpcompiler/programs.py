@@ -39,6 +39,7 @@ from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
+    InputError,
     ProofError,
     UnusedParametersWarning,
     listing,
@@ -119,7 +120,13 @@ class Programs:
                 run = built.that_adds(into.tensors, into.same, into.triangles, DRAW_KEYS in beside)
                 beside = {**beside, **into.arguments()}
             with shown(built, batch.samples) if run is built.run else contextlib.nullcontext():
-                return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
+                try:
+                    return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
+                except ZeroDivisionError as error:  # no tensor raises it: x.shape[0] - 1 of one sample, say
+                    raise InputError(
+                        f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
+                        f"for {batch.samples} samples: leave out batches of this size, or bound the number, as in "
+                        "max(x.shape[0] - 1, 1)") from error
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.

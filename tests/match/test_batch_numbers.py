@@ -1,5 +1,7 @@
 """Arguments of operations that depend on the batch's size: the right values, or a refusal by name."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.compiler.trace.numbers import arithmetic, plain
+from hbpcompiler.compiler.trace.numbers import arithmetic, plain, unknown
 from hbpcompiler.reference import reference
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import operation, value
@@ -80,10 +82,59 @@ def test_code_that_fixes_the_batch_size():
 
 
 def test_arithmetic():
-    from torch.utils._sympy.functions import FloatPow, FloorDiv, IntTrueDiv, Mod
+    from torch.utils._sympy.functions import (
+        CeilToInt,
+        FloatPow,
+        FloorDiv,
+        FloorToInt,
+        IntTrueDiv,
+        Max,
+        Min,
+        Mod,
+        RoundDecimal,
+    )
 
     assert plain(IntTrueDiv(3 * N, 3)) == N
     assert plain(FloatPow(N, 0.5)) ** 2 == N
     for expression, number in ((N - 1, 4), (N**2 + 2 * N, 35), (FloorDiv(N, 2), 2), (Mod(N, 3) + 1, 3), (1 / N, 0.2),
-                              (N / (N + 5), 0.5)):
+                              (N / (N + 5), 0.5), (plain(FloorToInt(IntTrueDiv(N, 2))), 2),
+                              (plain(CeilToInt(IntTrueDiv(N, 2))), 3), (plain(Min(N, 3)), 3), (plain(Max(N, 7)), 7),
+                              (plain(Min(N + 1, 7)), 6)):
         assert arithmetic(expression, 5) == number
+    assert unknown(N / 2) == unknown(1 / (N - 7)) == ""
+    assert unknown(plain(RoundDecimal(IntTrueDiv(1, N), 3))) == "RoundDecimal"
+
+
+LOSS_NUMBERS = {
+    "floor": lambda n: math.floor(n), "floor of a half": lambda n: math.floor(n / 2) + 1,
+    "ceil": lambda n: math.ceil(n / 2), "min": lambda n: min(n, 5), "max": lambda n: max(n - 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", LOSS_NUMBERS)
+def test_what_the_loss_is_divided_by(name):
+    def loss(output, target):
+        return F.cross_entropy(output, target, reduction="sum") / LOSS_NUMBERS[name](len(target))
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    compiled = hbp.compile(model, loss, quantities=["grad"])
+    for samples in (4, 3, 9):
+        X, y = torch.randn(samples, 3, dtype=torch.float64), torch.arange(samples) % 2
+        (expected,) = torch.autograd.grad(loss(model(X), y), model.weight)
+        close(compiled(X, y).grad["weight"], expected, f"{name} of {samples} samples")
+
+
+def test_what_is_no_number_of_a_batch():
+    model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.arange(4) % 2
+
+    def rounded(output, target):
+        return F.cross_entropy(output, target, reduction="sum") * round(1 / len(target), 3)
+
+    with pytest.raises(hbp.CompileError, match=r"the loss, .*\.py:\d+: .* RoundDecimal"):
+        hbp.compile(model, rounded, quantities=["grad"])(X, y)
+    compiled = hbp.compile(model, lambda o, t: F.cross_entropy(o, t, reduction="sum") / (len(t) - 1),
+                           quantities=["grad"])
+    compiled(X, y)
+    with pytest.raises(hbp.InputError, match=r"that is 0 for 1 samples.*max\(x.shape\[0\] - 1, 1\)"):
+        compiled(X[:1], y[:1])

@@ -65,6 +65,24 @@ def test_checkpoints():
     assert all(torch.equal(found.grad[name], value) for name, value in expected.grad.items())
 
 
+class Normed(nn.Module):
+    """Divides by sizes that have no derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x)) / self.first.weight.data.norm()
+        return self.last(h / h.data.norm(dim=1, keepdim=True))
+
+
+def test_data_is_detached():
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    check(Normed().double(), nn.CrossEntropyLoss(), (x,), y, ["grad", "batch_grad", "diag_h"])
+    assert "data" not in vars(torch.Tensor)
+
+
 def test_a_checkpoint_that_cuts_off_the_gradient():
     class Cut(nn.Linear):
         def forward(self, x):

@@ -109,7 +109,17 @@ def new_tensor(model, x):
 
 
 def data(model, x):
-    return head(model, x).data + head(model, x)
+    model.scale.data = model.scale.data.clamp(0)
+    return head(model, x)
+
+
+def changed_data(model, x):
+    model.scale.data.mul_(2)
+    return head(model, x)
+
+
+def unbound(model, x):
+    return torch.stack([2 * row for row in head(model, x).unbind(0)])
 
 
 def changed_parameter(model, x):
@@ -178,7 +188,8 @@ MODELS = [
     (inner_backward, ".backward()", ["a derivative is taken inside"]),
     (inner_transform, "torch.func.grad(", ["a derivative is taken inside"]),
     (new_tensor, "torch.tensor([x.mean(), 1.0])", ["a number is made"]),
-    (data, "", ["x.data", "x.detach()"]),
+    (data, "model.scale.data = ", ["w = w.clamp(0)"]), (changed_data, "", ["'scale'", "in place"]),
+    (unbound, ".unbind(0)", ["fixes the batch's size"]),
     (changed_parameter, "", ["'scale'", "in place"]),
     (drawn_around, "torch.normal(", ["mean + std * torch.randn_like(mean)"]),
     (drawn_as_wide, "torch.normal(", ["zero", "mean + std * torch.randn_like(mean)"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import linecache
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,6 +18,7 @@ from torch.nn.modules import adaptive, transformer
 from torch.nn.modules import module as every_module
 from torch.utils import checkpoint
 
+from hbpcompiler.compiler.trace.source import is_library
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
@@ -181,6 +184,34 @@ def _without_blocks_in_functions() -> Iterator[None]:
 
 
 @contextmanager
+def _data_detached() -> Iterator[None]:
+    """Meanwhile `x.data` in the user's code is `x.detach()`, which a trace sees; ModelError where it is assigned to."""
+    own: Any = vars(torch._C.TensorBase)["data"]
+    thread = threading.get_ident()
+
+    def users() -> bool:
+        return threading.get_ident() == thread and not is_library(sys._getframe(2).f_code.co_filename)
+
+    def read(tensor: Tensor) -> Tensor:
+        return tensor.detach() if users() else own.__get__(tensor)
+
+    def write(tensor: Tensor, value: Tensor) -> None:
+        if users():
+            file, number = sys._getframe(1).f_code.co_filename, sys._getframe(1).f_lineno
+            raise ModelError(f"{file}:{number}: {linecache.getline(file, number).strip()}: other numbers are put into "
+                             "a tensor by .data = ..., which a program never does; change parameters outside the "
+                             "model, or compute another tensor, as in w = w.clamp(0)")
+        own.__set__(tensor, value)
+
+    tensors: Any = Tensor
+    tensors.data = property(read, write)
+    try:
+        yield
+    finally:
+        del tensors.data
+
+
+@contextmanager
 def plain_ways() -> Iterator[None]:
     """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors;
     inference_mode() is no_grad(), and checkpoints keep everything."""
@@ -197,7 +228,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
                 replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
                 replaced(torch.inference_mode, "__exit__", _leave_without_gradients), \
-                _without_blocks_in_functions():
+                _without_blocks_in_functions(), _data_detached():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

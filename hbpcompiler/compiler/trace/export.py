@@ -228,9 +228,10 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return ModelError(f"the model cannot be traced{place}: {CONTROL}")
     if _fixes_size(error):
+        lines = sorted({line for line in fixing if line})
         return ModelError(listing(
             "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
-            + (":" if fixing else place), sorted({line for line in fixing if line}),
+            + (":" if lines else ""), lines,
             "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
             "they are, without math or numpy around them."))
     if "fake tensor in the exported program constant's list" in text:

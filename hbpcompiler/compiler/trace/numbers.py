@@ -18,7 +18,8 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     "FloatPow": lambda a, b: a**b,
     "PowByNatural": lambda a, b: a**b,
     "ToFloat": lambda a: a,
-    "OpaqueUnaryFn_sqrt": sympy.sqrt,
+    "OpaqueUnaryFn_sqrt": sympy.sqrt, "FloorToInt": sympy.floor, "CeilToInt": sympy.ceiling,
+    "Min": sympy.Min, "Max": sympy.Max,
 }
 """torch's own functions of sizes that sympy has too, by name."""
 WHOLE: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -60,9 +61,38 @@ def arithmetic(expression: Any, batch: Any) -> Any:
         return reduce(operator.mul, parts)
     if isinstance(expression, sympy.Pow):
         return parts[0] ** parts[1]
+    if isinstance(expression, sympy.floor):
+        return _floor(expression.args[0], batch)
+    if isinstance(expression, sympy.ceiling):
+        return 0 - _floor(-expression.args[0], batch)
+    if isinstance(expression, sympy.Min):
+        return reduce(_smaller, parts)
+    if isinstance(expression, sympy.Max):
+        return 0 - reduce(_smaller, [0 - part for part in parts])
     if type(expression).__name__ in WHOLE:
         return WHOLE[type(expression).__name__](*parts)
     raise TypeError(f"no arithmetic for {type(expression).__name__}")
+
+
+def unknown(expression: Any) -> str:
+    """The function in it of which there is no arithmetic, as torch calls it; "" if there is none."""
+    try:
+        arithmetic(expression, 7)
+    except TypeError as error:
+        return str(error).rpartition(" ")[2]
+    except ArithmeticError:  # divides by zero for so many samples alone
+        pass
+    return ""
+
+
+def _floor(expression: Any, batch: Any) -> Any:
+    above, below = expression.as_numer_denom()
+    return arithmetic(above, batch) // arithmetic(below, batch)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    """In operators alone, which a proxy has."""
+    return a - (a - b) * (a > b)
 
 
 def _polynomial(coefficients: list[int], batch: Any) -> Any:

@@ -21,7 +21,7 @@ from hbpcompiler.compiler.trace.graph import (
     Source,
     Value,
 )
-from hbpcompiler.compiler.trace.numbers import plain
+from hbpcompiler.compiler.trace.numbers import depends_on_batch, plain, unknown
 from hbpcompiler.compiler.trace.source import source_of
 from hbpcompiler.errors import ModelError, listing
 
@@ -141,30 +141,34 @@ class _Reader:
         attributes: dict[str, Any] = {}
         for argument in schema.arguments:
             item = given.get(argument.name, argument.default_value if argument.has_default_value() else None)
-            attributes[argument.name] = self._argument(argument.name, item, tensors)
+            attributes[argument.name] = self._argument(argument.name, item, tensors, call)
         attributes = {name: item for name, item in attributes.items() if name not in tensors}
         overload = called._overloadname
         output = self._value(node, value, "result")
         target = schema.name.replace("::", ".")
         self.operations.append(Operation(target, overload, output, tensors, attributes, index, self._source(call)))
 
-    def _number(self, node: torch.fx.Node) -> Any:
+    def _number(self, node: torch.fx.Node, user: torch.fx.Node) -> Any:
         number = self.numbers[node.name]
         if getattr(number, "free_symbols", set()) - {N}:
             raise ModelError(
                 f"the model cannot be traced: {source_of(node)} makes a number of a tensor's values (item(), int(), "
                 "float(), a mask's size), which a compiled program cannot follow; keep it a tensor"
             )
+        if depends_on_batch(number) and (function := unknown(number)):
+            raise ModelError(f"the model cannot be traced: {self._source(user)} takes {number} for a number, N the "
+                             f"number of samples, and there is no {function} for those; write it with + - * / // % ** "
+                             "alone, as in x.shape[0] / 2")
         return number
 
-    def _argument(self, slot: str, item: Any, tensors: dict[str, Value]) -> Any:
+    def _argument(self, slot: str, item: Any, tensors: dict[str, Value], user: torch.fx.Node) -> Any:
         if isinstance(item, torch.fx.Node):
             if item.name in self.values:
                 tensors[slot] = self.values[item.name]
                 return slot
-            return self._number(item)
+            return self._number(item, user)
         if isinstance(item, list | tuple):
-            return [self._argument(f"{slot}.{position}", part, tensors) for position, part in enumerate(item)]
+            return [self._argument(f"{slot}.{position}", part, tensors, user) for position, part in enumerate(item)]
         return item
 
 

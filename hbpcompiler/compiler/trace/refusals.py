@@ -16,6 +16,7 @@ import torch
 from torch import SymFloat, SymInt, Tensor, nn
 from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hbpcompiler.compiler.trace.equivalents import replaced
 from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, is_library
@@ -110,7 +111,16 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
             fixing.append(Fixing(line_of(sys._getframe(1)), {}))
         return each(tensor)
 
+    replaces: Callable[..., None] = ShapeEnv._set_replacement
+
+    def fixed(environment: ShapeEnv, size: Any, by: Any, *given: Any, **named: Any) -> None:
+        """Where torch's own code fixes it, as that of unbind and split does."""
+        if not by.free_symbols:
+            fixing.append(Fixing(line_of(sys._getframe(1)), {}))
+        replaces(environment, size, by, *given, **named)
+
     with ExitStack() as stack:
+        stack.enter_context(replaced(ShapeEnv, "_set_replacement", fixed))
         derivatives: list[tuple[Any, str]] = [
             (torch.autograd, "grad"), (torch.autograd, "backward"),
             (eager_transforms, "grad_increment_nesting"), (eager_transforms, "jvp_increment_nesting")]
