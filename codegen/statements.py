@@ -24,7 +24,7 @@ from hbpcompiler.codegen.reuse import Reused
 from hbpcompiler.codegen.segments import is_long, is_text
 from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import Temporaries
-from hbpcompiler.codegen.turns import VARIABLE, Turns
+from hbpcompiler.codegen.turns import VARIABLE, Turns, cut_again, length_text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.nodes import facts, writes_in_place
@@ -236,8 +236,7 @@ class Printer:
                 lines.append(with_shape(f"{name} = {text}", accumulator))
         lines += self.totals.zeros(entries)
         start = self.names.fresh("first")
-        lead = self.look(cut[0])[0]
-        length = f"{lead}.shape[{loop.axis}]"
+        length = length_text(self.look(cut[0])[0], loop.axis)
         length = f"max(1, {length})" if loop.begins else length  # the first turn writes its totals, over nothing too
         turn = f"{loop.chunk} {counted(cut[0], loop)} a turn{why(loop)}"
         lines.append(f"for {start} in range(0, {length}, {loop.chunk}):  # {turn}")
@@ -248,7 +247,7 @@ class Printer:
         rest = [*(self.look(outer)[0] for outer in whole), *([f"float({start} > 0)"] if loop.begins else [])]
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"][len(given):]
         kept = self.functions.texts_of_places(loop.body)  # parts that stand in a table for this turn
-        cuts = [kept.get(holder, f"{outer}{at}") for holder, outer in zip(holders, parts, strict=False)]
+        cuts = [kept.get(holder, cut_again(outer, at)) for holder, outer in zip(holders, parts, strict=False)]
         texts = [*given, *cuts, *rest]
         if is_long(loop) and self.functions.places:
             sections = merged(self.turns.turn(node, loop, texts))

@@ -43,6 +43,8 @@ UPDATES = {"mul_", "div_", "add_", "sub_"}
 BACKWARD = re.compile(r"_backward(_data)?$")
 """Of torch's kernels: native_layer_norm_backward, _softmax_backward_data."""
 NAME = re.compile(r"[A-Za-z_]\w*")
+SLICE = re.compile(r"(?P<name>[A-Za-z_]\w*)\[[\w:, +]+\]")
+"""Of a variable, for a loop's turn."""
 
 
 class Temporaries:
@@ -99,6 +101,8 @@ class Temporaries:
             text = self.texts[read][0] if read in self.texts else ""
             if NAME.fullmatch(text):
                 return text
+            if (cut := SLICE.fullmatch(text)) is not None:
+                return cut["name"]
             found = self.wished(read) or (f"{PRODUCTS}_{meta.subject(read)}" if _is_product(read) else self._base(read))
             if found:
                 return found

@@ -16,6 +16,7 @@ from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.loops import TOTAL, with_shape
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.places import ENDS, PARAMETERS
+from hbpcompiler.codegen.segments import times_read
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
@@ -26,6 +27,33 @@ ENTRY = re.compile(rf"(?:{ENDS}\.)?\w+\[[^\]]*?(?P<leaf>[A-Za-z_]\w*)\"\]")
 OF_TOTAL = re.compile(rf"(^|_){TOTAL}(_\d+)?$")
 VARIABLE = re.compile(rf"(?:{ENDS}\.)?(?P<name>[A-Za-z_]\w*)")
 """At the beginning of a slice of it, or of a table's entry."""
+
+CUT = re.compile(r"\[(?P<first>:|\w+:[\w + ]+)(?:, (?P<second>\w+:[\w + ]+))?\]$")
+"""At the end of a text: a slice along the first axis, along the second, or both."""
+
+
+def cut_again(text: str, at: str) -> str:
+    """A slice of a tensor, which may be a slice along the other axis already: one slice along both."""
+    before, now = CUT.search(text), CUT.match(at)
+    if before is None or now is None:
+        return f"{text}{at}"
+    if before["second"] is None and now["second"] is not None:
+        return f"{text[:before.start()]}[{before['first']}, {now['second']}]"
+    if before["first"] == ":" and now["second"] is None:
+        return f"{text[:before.start()]}[{now['first']}, {before['second']}]"
+    return f"{text}{at}"
+
+
+def length_text(text: str, axis: int) -> str:
+    """How long a tensor is along the first or the second axis, of which a slice along the other says nothing."""
+    cut = CUT.search(text)
+    if cut is not None and axis:
+        whole = text[:cut.start()] + ("" if cut["second"] is None else f"[:, {cut['second']}]")
+    elif cut is not None and cut["second"] is not None:
+        whole = text[:cut.start()] + ("" if cut["first"] == ":" else f"[{cut['first']}]")
+    else:
+        whole = text
+    return f"{whole}.shape[{axis}]"
 
 
 class Prints(Protocol):
@@ -50,13 +78,14 @@ class Turns:
 
     def short(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
               rest: Sequence[str], texts: Sequence[str]) -> list[Section]:
-        """The lines of a turn under one heading, which slices at its head; the call of a function if it makes large
-        tensors, which would live on in the next turn."""
+        """The lines of a turn under one heading, which slices at its head; the call of a function if it has names for
+        large tensors or slices of large tensors, which would live on behind it."""
         names = Names()
         names.taken = set(self.names.taken)
         trial = self.printer.inside(fx.Graph(), names, {}, self.functions.scratch(), {}).turns
-        _, sections = trial._with_slices(node, loop, totals, parts, at, rest)
-        if free_at_last_use([*sections, Section("")], (), self.functions.limits, self.functions.sizes):
+        slices, sections = trial._with_slices(node, loop, totals, parts, at, rest)
+        sections = [Section("", slices), *sections, Section("")]
+        if free_at_last_use(sections, (), self.functions.limits, self.functions.sizes):
             return [Section("", [self._turn_call(node, loop, texts)])]
         head, sections = self._with_slices(node, loop, totals, parts, at, rest)
         sections[0].lines[:0] = head
@@ -64,16 +93,18 @@ class Turns:
 
     def _with_slices(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
                      rest: Sequence[str]) -> tuple[list[str], list[Section]]:
-        """The slices at the head of a turn, and its lines."""
+        """The slices at the head of a turn, and its lines. What is read once is cut where it is read: a slice with a
+        name would keep its whole tensor alive when the loop is over and that tensor's own name is gone."""
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
         head: list[str] = []
         texts = [*totals]
         for holder, outer in zip(holders[len(totals):], parts, strict=False):
-            # What is cut in a loop has the loop's letter at its end, once.
-            bare = "_".join(word for word in outer.split("_") if word != loop.letter)
-            texts.append(self.names.fresh(f"{bare}_{loop.letter}") if holder.users else "")
-            if holder.users:
-                head.append(with_shape(f"{texts[-1]} = {outer}{at}", holder))
+            texts.append(cut_again(outer, at))
+            if sum(times_read(holder, user) for user in holder.users) > 1:
+                # What is cut in a loop has the loop's letter at its end, once.
+                bare = "_".join(word for word in CUT.sub("", outer).split("_") if word != loop.letter)
+                head.append(with_shape(f"{self.names.fresh(f'{bare}_{loop.letter}')} = {texts[-1]}", holder))
+                texts[-1] = head[-1].partition(" = ")[0]
         return head, self.turn(node, loop, [*texts, *rest])
 
     def _turn_call(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Large tensors end with the block that reads them last, in loops too: at the end of a call only results are alive."""
 
+import re
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use, tell_once
+from hbpcompiler.codegen.turns import cut_again, length_text
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from tests.selection import slow
 
@@ -62,6 +64,41 @@ def test_what_a_deeper_loop_makes_is_its_own():
     section = Section("", ["a = x * 2  # [1, 9000]", "for i in range(3):", "    b = a[i:]  # [1, 9000]"])
     free_at_last_use([section, Section("")])
     assert section.lines[-1].endswith("del a")
+
+
+def test_a_slice_is_cut_where_it_is_read():
+    assert cut_again("S", "[first:first + 4]") == "S[first:first + 4]"
+    assert cut_again("S[first:first + 4]", "[:, k:k + 2]") == "S[first:first + 4, k:k + 2]"
+    assert cut_again("S[:, k:k + 2]", "[first:first + 4]") == "S[first:first + 4, k:k + 2]"
+    assert cut_again("S[first:first + 4]", "[i:i + 2]") == "S[first:first + 4][i:i + 2]"
+    assert cut_again('saved["S"]', "[:, k:k + 2]") == 'saved["S"][:, k:k + 2]'
+
+
+def test_how_long_a_slice_is():
+    assert length_text("S", 1) == "S.shape[1]"
+    assert length_text("S[first:first + 4]", 0) == "S[first:first + 4].shape[0]"
+    assert length_text("S[first:first + 4]", 1) == "S.shape[1]"
+    assert length_text("S[:, k:k + 2]", 0) == "S.shape[0]"
+    assert length_text("S[first:first + 4, k:k + 2]", 0) == "S[first:first + 4].shape[0]"
+    assert length_text("S[first:first + 4, k:k + 2]", 1) == "S[:, k:k + 2].shape[1]"
+    assert length_text('saved["S"]', 1) == 'saved["S"].shape[1]'
+
+
+OF_A_TURN = re.compile(r"^ +(?P<name>\w+) = (?P<source>\w+)\[first", re.MULTILINE)
+
+
+def test_no_slice_outlives_its_tensor():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 96, 3), nn.ReLU(), nn.Conv2d(96, 192, 3), nn.ReLU(), nn.Conv2d(192, 192, 1),
+                          nn.ReLU(), nn.Conv2d(192, 100, 1), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten())
+    X, y = torch.randn(4, 3, 10, 10), torch.randint(100, (4,))
+    code = hbp.compile(model, quantities=["diag_ggn"], example_inputs=(X, y)).code
+    functions = re.split(r"\n(?=def |class )", code)
+    assert sum("for first" in function and "del " in function for function in functions) > 1
+    for function in functions:
+        deleted = {name for line in re.findall(r"^ +del (.*)$", function, re.MULTILINE) for name in line.split(", ")}
+        outlived = [match["name"] for match in OF_A_TURN.finditer(function) if match["source"] in deleted]
+        assert outlived == []
 
 
 def alive_at_the_end(compiled, X, y):
