@@ -62,9 +62,9 @@ class Form:
         shape = node.meta.get("shape")
         if shape is None:
             return None
-        lengths = [_numbers_apart(text) for text in shape]
-        self.numbers += [(where, number) for _, numbers in lengths for number in numbers]
-        return tuple(text for text, _ in lengths)
+        texts, numbers = _numbers_apart(shape)
+        self.numbers += [(where, number) for number in numbers]
+        return texts
 
     def _item(self, item: Any) -> Any:
         if isinstance(item, fx.Node):
@@ -92,9 +92,10 @@ class Form:
 
 
 @lru_cache(maxsize=4096)
-def _numbers_apart(length: str) -> tuple[str, tuple[int, ...]]:
-    """A length without its numbers, and these."""
-    return NUMBER.sub("#", length), tuple(map(int, NUMBER.findall(length)))
+def _numbers_apart(shape: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Lengths without their numbers, and these."""
+    return (tuple(NUMBER.sub("#", length) for length in shape),
+            tuple(int(number) for length in shape for number in NUMBER.findall(length)))
 
 
 def entry_of(node: fx.Node, places: Places, path: str) -> tuple[str, str] | None:

@@ -211,7 +211,11 @@ class Drafting:
         with self.seconds.stage("derive"):
             program = derive(self.matched, planned)
         with self.seconds.stage("optimise"):
-            self._optimise(program, planned, resources)
+            try:
+                self._optimise(program, planned, resources, each=False)
+            except Exception:  # a broken program may stop a pass in any way
+                self._optimise(derive(self.matched, planned), planned, resources, each=True)
+                raise
         return program, planned
 
     def planned(self, resources: Resources) -> Plan:
@@ -229,14 +233,15 @@ class Drafting:
     def _race(self, planned: Plan) -> Plan:
         return autotuned(self.matched, planned, self.batch.samples, self.batch.tensors[0].device)
 
-    def _optimise(self, program: Program, planned: Plan, resources: Resources) -> None:
+    def _optimise(self, program: Program, planned: Plan, resources: Resources, each: bool) -> None:
+        """Looked at behind each pass, or behind the last: that takes a third of the time, but does not say which."""
         graph = self.matched.graph
         settings = Settings(
             arguments=program.stand_ins, machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
             curvature_dtype=planned.curvature_dtype, by_pixels=planned.by_pixels,
             images=image_weights(graph, self.matched.rules), chunk=resources.limits.typical_batch)
         try:
-            optimise(program.graph, settings)
+            optimise(program.graph, settings, each=each)
         except BrokenProgramError as error:
             check_promise("optimise", [str(error)])
 

@@ -132,3 +132,15 @@ def test_the_numbers_stay():
     optimise(graph, settings(*ARGUMENTS))
     assert calls(graph) == ["new_zeros", "exp", "loop", "  mul", "  add", "  mul", "  sum", "  add_", "getitem"]
     torch.testing.assert_close(run(graph, x, w), before)
+
+
+def test_with_one_look_at_the_end_a_broken_program_is_still_found():
+    def forget(graph, given):
+        next(node for node in graph.nodes if node.op == "call_function").meta.clear()
+
+    def broken():
+        optimise(program(lambda writer, x, w: x * w, "x", "w"), settings(*ARGUMENTS),
+                 [*PASSES, Pass("forget", forget, not_after=frozenset())], each=False)
+
+    with pytest.raises(BrokenProgramError, match=r"the passes left a broken program: drop_neutral, .*forget: %mul"):
+        broken()

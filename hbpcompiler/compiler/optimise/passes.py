@@ -1,4 +1,8 @@
-"""Stage 5, optimise: all passes over the program in a row, with what each needs and makes, checked after each."""
+"""Stage 5, optimise: all passes over the program in a row, with what each needs and makes.
+
+What holds of every program is checked behind the last; where that fails, behind each, so that the one is named that
+breaks the program.
+"""
 
 from __future__ import annotations
 
@@ -120,20 +124,25 @@ PASSES: tuple[Pass, ...] = (
 """In the order in which they are run."""
 
 
-def optimise(graph: fx.Graph, settings: Settings, passes: Sequence[Pass] = PASSES) -> None:
-    """Run the passes. Raises BrokenProgramError, naming the pass and those before it, if one breaks the program.
+def optimise(graph: fx.Graph, settings: Settings, passes: Sequence[Pass] = PASSES, each: bool = True) -> None:
+    """Run the passes. Raises BrokenProgramError if one breaks the program: naming the pass and those before it with
+    `each`, for which all of the program is looked at behind each pass; otherwise it is looked at behind the last.
 
     Raises ValueError if the passes stand in an order in which one of them lacks what it needs.
     """
-    levels = levels_behind(passes)
-    _checked(graph, Level.DERIVED, "the backward pass left a broken program")
+    levels = list(levels_behind(passes))
+    if each:
+        _checked(graph, Level.DERIVED, "the backward pass left a broken program")
     done: list[str] = []
     for step, level in zip(passes, levels, strict=True):
         if not step.when(settings):
             continue
         _run(step, graph, settings)
-        _checked(graph, level, f"the pass {step.name} left a broken program, after {', '.join(done) or 'no other'}")
+        if each:
+            _checked(graph, level, f"the pass {step.name} left a broken program, after {', '.join(done) or 'no other'}")
         done.append(step.name)
+    if not each:
+        _checked(graph, max(levels), f"the passes left a broken program: {', '.join(done)}")
 
 
 def levels_behind(passes: Sequence[Pass]) -> Iterator[Level]:
