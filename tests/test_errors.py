@@ -403,6 +403,15 @@ def test_one_error_catches_everything():
 # -- before there is anything to show --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.vmap, torch.func.jacrev])
+def test_a_call_within_a_transform(transform):
+    """Its derivative would be zero without a word."""
+    model, (X, y) = mlp(), batch()
+    compiled = hbp.compile(model, quantities=["grad"], example_inputs=(X, y))
+    with refused(hbp.InputError, ValueError, "within torch.func", "outside", model=model):
+        transform(lambda x: compiled(x.reshape(-1, X.shape[1]), y[: x.numel() // X.shape[1]]).loss)(X)
+
+
 def test_no_program_yet():
     compiled = hbp.compile(mlp(), quantities=["grad"])
     for look in (lambda: compiled.code, lambda: compiled.graph, compiled.explain, lambda: compiled.save("x.py")):

@@ -261,3 +261,22 @@ def test_a_batch_in_one_argument():
     with pytest.raises(hbp.InputError, match=r"1 argument was given, a dict of input, labels: the target goes apart, "
                                              r"compiled\(inputs, y\)"):
         compiled({"input": batch[0], "labels": batch[1]})
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_parameters_of_two_dtypes(given):
+    """Which of them the inputs have is for forward to say."""
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2).double()
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.first(x.float())).double())
+
+    torch.manual_seed(0)
+    model, X, y = Mixed(), torch.randn(4, 3, dtype=given), torch.tensor([0, 1, 1, 0])
+    found = hbp.compile(model, quantities=["grad"])(X, y)
+    nn.CrossEntropyLoss()(model(X), y).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found.grad[name], parameter.grad)

@@ -53,7 +53,7 @@ def made(place: str, kind: Any, words: str) -> Any:
     if isinstance(found, kind):
         return found
     if not callable(found):
-        raise Failure(f"'{place}' is neither a module nor a function that returns one: {type(found).__name__}"
+        raise Failure(f"'{place}' is neither {words} nor a function that returns one: {type(found).__name__}"
                       if kind is not object else f"'{place}' cannot be called")
     try:
         found = found()

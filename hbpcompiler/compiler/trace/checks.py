@@ -32,8 +32,12 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
     """The batch, if it can be one of this model at all.
 
     Raises InputTypeError for what is no dense tensor or has a dtype other than the parameters', InputError for another
-    device, different lengths or NaN in the target.
+    device, different lengths, NaN in the target, or within a transform of torch.func.
     """
+    if torch._C._are_functorch_transforms_active():
+        raise InputError("a compiled model is called within torch.func (grad, vmap, jacrev, ...), which a program does "
+                         "not take part in: its results have no derivative. Call it outside; quantities such as "
+                         "'jacobian' and 'batch_grad' are what these transforms are for")
     batch = batch_of(arguments)
     named = list(zip(batch.layout.labels, batch.tensors, strict=True))
     for name, item in named:
@@ -52,7 +56,7 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         if item.shape[0] != samples:
             raise InputError(f"{first} has {samples} samples, {name} has {item.shape[0]}" + _advice(item, samples))
     for name, item in named[: batch.layout.inputs]:
-        if item.is_floating_point() and item.dtype != parameter.dtype:
+        if item.is_floating_point() and item.dtype != parameter.dtype and item.dtype not in _dtypes(model):
             raise InputTypeError(f"{name} has dtype {item.dtype}, the model's parameters have {parameter.dtype}; "
                                  f"convert one of them, e.g. {name}.to({parameter.dtype})")
         if item.is_complex() and item.dtype.to_real() != parameter.dtype:
@@ -63,6 +67,11 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
             position = torch.isnan(item).nonzero()[0].tolist()
             raise InputError(f"{name} contains NaN, first at index {position}")
     return batch
+
+
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    """The parameters'; in a model of several it is for forward to say which its inputs have."""
+    return {parameter.dtype for parameter in model.parameters()}
 
 
 def _advice(item: Tensor, samples: int) -> str:
