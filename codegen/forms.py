@@ -72,7 +72,7 @@ class Form:
         if isinstance(item, dict):
             return tuple((name, self._item(part)) for name, part in item.items())
         if isinstance(item, list | tuple):
-            return (type(item).__name__ == "list", *(self._item(part) for part in item))
+            return (type(item) is list or type(item).__name__ == "list", *[self._item(part) for part in item])
         if isinstance(item, slice):
             return ("slice", self._item(item.start), self._item(item.stop), self._item(item.step))
         if isinstance(item, int) and not isinstance(item, bool):

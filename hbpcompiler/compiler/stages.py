@@ -47,7 +47,7 @@ class Seconds:
         return f"Compiled in {sum(self.of.values()):.2f} s ({parts})."
 
 
-ALLOCATIONS = 100_000
+ALLOCATIONS = 500_000
 """New objects after which Python looks for cycles among the youngest, where stages run; else it is 700 or 2,000."""
 
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.nodes import shows_its_input, writes_in_place
+from hbpcompiler.compiler.program.nodes import is_pointwise, shows_its_input, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
 PASSES = 4
@@ -37,13 +37,14 @@ def _of(graph: fx.Graph, symbols: Mapping[str, int], machine: Machine) -> float:
         elif node.op.startswith("call"):
             given = sorted((numbers[used] for used in node.all_input_nodes), reverse=True)[:2]
             moves = not shows_its_input(node) or writes_in_place(node) or meta.owns_memory(node)
-            total += PASSES * (_of_call(numbers[node], given, machine) if moves else machine.seconds_per_call)
+            total += PASSES * (_of_call(numbers[node], given, machine, not is_pointwise(node)) if moves
+                               else machine.seconds_per_call)
     return total
 
 
-def _of_call(made: float, given: list[float], machine: Machine) -> float:
+def _of_call(made: float, given: list[float], machine: Machine, may_multiply: bool) -> float:
     """A product [m, k] by [k, n] takes the root of the product of its tensors' numbers, m k n, multiply-adds."""
-    adds = math.sqrt(math.prod([made, *given])) if len(given) == 2 else 0.0
+    adds = math.sqrt(math.prod([made, *given])) if may_multiply and len(given) == 2 else 0.0
     moved = 8 * (made + sum(given))
     return adds / machine.batched_per_second + moved / machine.fresh_bytes_per_second + machine.seconds_per_call
 

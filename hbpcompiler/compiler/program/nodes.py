@@ -52,6 +52,8 @@ class Facts:
     """It makes memory that somebody may write into."""
     moves: bool = False
     """It only moves numbers, so that a cast may as well come before it."""
+    pointwise: bool = False
+    """Each number of its result is made of one of each argument."""
 
 
 def called(node: fx.Node) -> str:
@@ -90,6 +92,11 @@ def shows_its_input(node: fx.Node) -> bool:
     """Whether the node's memory may be that of its first argument: a view, or the tensor that was written to."""
     known = facts(node)
     return known.view or known.writes
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each number of the result is made of one of each argument."""
+    return facts(node).pointwise
 
 
 def replace_by(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
@@ -135,6 +142,7 @@ def _facts(name: str, packet: Any) -> Facts:
         spreads=name in SPREAD,
         buffer=name in BUFFERS,
         moves=(view and name not in CASTS) or name in COPIES,
+        pointwise=any(torch.Tag.pointwise in each.tags for each in _overloads(packet)),
     )
 
 
