@@ -20,7 +20,7 @@ from sympy.logic.boolalg import BooleanFunction
 from torch import Tensor
 
 from hbpcompiler.errors import RuleError
-from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, operand_symbol
+from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, flat, operand_symbol
 from hbpcompiler.rule.rule import Backward
 from hbpcompiler.rule.symbolic import (
     Attribute,
@@ -99,10 +99,9 @@ def elementwise(
         backward={} if backward is None else {"self": backward},
         residual=residual,
         structure=Structure.ELEMENTWISE,
-        derivative=derivative,
+        derivative=flat if isinstance(first, sympy.Integer) and first == 0 else derivative,
         merged=True,
         expression=stated,
-        passes="zeros" if isinstance(first, sympy.Integer) and first == 0 else "derivatives",
         cases=settings({}, {}) if cases is None else cases,
     )
 

@@ -59,7 +59,7 @@ def instance_norm(
 
 
 NORMS = [
-    Decomposition([f"aten.{function.__name__}"], function, beside_rule=True)
+    Decomposition([f"aten.{function.__name__}"], function)
     for function in (layer_norm, rms_norm, group_norm, instance_norm)
 ]
 
@@ -80,9 +80,7 @@ def batch_norm(
 
 
 BATCH_NORM = Decomposition(
-    ["aten._native_batch_norm_legit.default", "aten._native_batch_norm_legit_no_training.default"], batch_norm,
-    beside_rule=True,
-)
+    ["aten._native_batch_norm_legit.default", "aten._native_batch_norm_legit_no_training.default"], batch_norm)
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
@@ -92,7 +90,7 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, slope * x)
 
 
-PRELU = Decomposition(["aten.prelu", "aten._prelu_kernel"], prelu, beside_rule=True)
+PRELU = Decomposition(["aten.prelu", "aten._prelu_kernel"], prelu)
 
 # -- convolutions: the weight times the patches ----------------------------------------------------------------------
 
@@ -134,7 +132,7 @@ def product(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 CONVOLUTIONS = [
-    Decomposition([f"aten.conv{axes}d"], convolution(axes), beside_rule=True) for axes in (1, 2, 3)
+    Decomposition([f"aten.conv{axes}d"], convolution(axes)) for axes in (1, 2, 3)
 ]
 
 
@@ -153,4 +151,4 @@ def index(x: Tensor, indices: list[Tensor | None]) -> Tensor:
     return picked.movedim(list(range(rank)), list(range(axes[0], axes[0] + rank)))
 
 
-INDEX = Decomposition(["aten.index"], index, beside_rule=True)
+INDEX = Decomposition(["aten.index"], index)

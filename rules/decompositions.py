@@ -158,7 +158,7 @@ def soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
     return reduced(-F.logsigmoid(target * x), reduction)
 
 
-SOFT_MARGIN_LOSS = Decomposition(["aten.soft_margin_loss"], soft_margin_loss, beside_rule=True)
+SOFT_MARGIN_LOSS = Decomposition(["aten.soft_margin_loss"], soft_margin_loss)
 """Beside a rule of the user's own, if there is one."""
 
 

@@ -200,7 +200,7 @@ RNN_STEPS = Rule(
     cases=[case for relu in (False, True) for case in cases(1, relu=relu)],
 )
 IN_PIECES = [
-    Decomposition(["hbpcompiler.lstm_steps"], lstm_pieces, beside_rule=True),
-    Decomposition(["hbpcompiler.gru_steps"], gru_pieces, beside_rule=True),
-    Decomposition(["hbpcompiler.rnn_steps"], rnn_pieces, beside_rule=True),
+    Decomposition(["hbpcompiler.lstm_steps"], lstm_pieces),
+    Decomposition(["hbpcompiler.gru_steps"], gru_pieces),
+    Decomposition(["hbpcompiler.rnn_steps"], rnn_pieces),
 ]

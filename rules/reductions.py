@@ -34,7 +34,6 @@ SUM = Rule(
     structure=Structure.CONSTANT,
     order=("increasing",),
     refuse=over_samples,
-    whole="aten.sum",
     cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
 )
 MEAN = Rule(
@@ -45,7 +44,6 @@ MEAN = Rule(
     structure=Structure.CONSTANT,
     order=("increasing",),
     refuse=over_samples,
-    whole="aten.mean",
     cases=[Case({"self": shape}, given) for shape, given in SETTINGS],
 )
 CUMSUM = Rule(

@@ -55,11 +55,21 @@ from hbpcompiler.rule.recurrences import (
     shifted,
 )
 from hbpcompiler.rule.residual import PIECES, ZERO, Diagonal, Factor, Noise, Pieces, Residual, Zero
-from hbpcompiler.rule.rule import Forward, JacT, LossRule, ModuleRule, Rule, elementwise_jac_t
+from hbpcompiler.rule.rule import (
+    NO_DERIVATIVE,
+    Forward,
+    JacT,
+    LossRule,
+    ModuleRule,
+    Rule,
+    elementwise_jac_t,
+    flat,
+)
 from hbpcompiler.rule.structure import Selection, Structure
 from hbpcompiler.rule.window import Window, flat_positions, pad_axes, patches
 
 __all__ = [
+    "NO_DERIVATIVE",
     "PIECES",
     "ZERO",
     "Case",
@@ -89,6 +99,7 @@ __all__ = [
     "covariance_root",
     "elementwise_jac_t",
     "first_state",
+    "flat",
     "flat_positions",
     "fused_attention",
     "fused_attention_back",

@@ -23,10 +23,9 @@ class Case:
     overload: str = ""
     index: int = 0
     make: Mapping[str, Callable[[Sequence[int]], Tensor]] = field(default_factory=dict)
-    """how to draw an argument that is no normal random tensor (class indices, probabilities, running variances)."""
+    """how to draw an argument that is no normal random tensor (class indices, probabilities, running variances); where
+    all that is drawn is positive, extreme values that are tried are, too."""
     constant: Sequence[str] = ()
     """tensors that carry no derivatives in this case, though the rule could send columns there."""
     numbering: Sequence[str] = ()
     """tensors whose every entry is the number of its sample, as in torch.arange(N); one of a list: "indices.0"."""
-    domain: tuple[float, float] = (float("-inf"), float("inf"))
-    """ELEMENTWISE: between these limits the operation's derivatives are tested at extreme values too."""

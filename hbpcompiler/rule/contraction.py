@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -45,9 +46,9 @@ class Contraction:
     """optional: where the operand's rows are unit vectors, as those of an embedding are, [N, p] (or [N]) integers:
     where each has its one; -1 for a row of zeros. Only of "nkpd,npv->nkvd" or "nkd,nv->nkvd"."""
 
-    linear: bool = field(default=True, kw_only=True)
+    linear: ClassVar[bool] = True
     """Whether the operand is a linear function of the operation's one input, if its structure is CONSTANT; else it is
-    none."""
+    none: so the compiler makes some of its own (see `joint`), and no rule does."""
 
     @property
     def letters(self) -> tuple[str, str, str]:

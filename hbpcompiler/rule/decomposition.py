@@ -14,16 +14,15 @@ class Decomposition:
     """An operation that is written in others which have rules.
 
     `function` takes the operation's arguments and returns its result. It is traced with a sample axis of symbolic
-    length, so it reads no number off that axis.
+    length, so it reads no number off that axis. An operation that has a rule too, in this file or beside it in its
+    folder, is taken apart only where the rule cannot serve, as for a function of parameters alone, or for a parameter
+    that depends on what its input depends on.
     """
 
     operations: Sequence[str]
     """ATen names, with overload where only that one is meant ("aten.prod.dim_int")."""
     function: Callable[..., Any]
     cases: Sequence[Case] = ()
-    beside_rule: bool = False
-    """Whether the operation has a rule too: then it is taken apart only where that cannot serve, as for a function of
-    parameters alone, or for a parameter that depends on what its input depends on."""
     curved: Callable[..., Any] | None = None
     """What stands for `function` where that has the right first derivatives alone: where curvature inside the model is
     asked for, or the operation is part of a loss."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,8 @@ class Registry:
         self.refusals: dict[str, str] = {}
 
     def add(self, module: ModuleType) -> None:
-        """Take a module's rules; two files for one operation are an error that names both."""
+        """Take a module's rules; two files for one operation are an error that names both. A rule and a decomposition
+        of one operation, its second way, may be two, of one folder."""
         file = str(module.__file__)
         self.refusals.update(getattr(module, "REFUSED", {}))
         clashes = []
@@ -56,24 +58,15 @@ class Registry:
                 self.modules[rule.module] = rule
                 continue
             for operation in rule.operations:
-                known: object = self.decompositions.get(operation)
-                if not (isinstance(rule, Decomposition) and rule.beside_rule):
-                    known = self.rules.get(operation) or (known if self._replaces(operation) else None)
-                if known is not None and known is not rule:
-                    clashes.append(f"{operation}: {self.files.get(operation, file)} and {file}")
-                if isinstance(rule, Decomposition):
-                    self.decompositions[operation] = rule
-                else:
-                    self.rules[operation] = rule
-                if not (isinstance(rule, Decomposition) and rule.beside_rule):
+                kind: dict[str, Any] = self.decompositions if isinstance(rule, Decomposition) else self.rules
+                known, before = kind.get(operation), self.files.get(operation, file)
+                if (known is not None and known is not rule) or Path(before).parent != Path(file).parent:
+                    clashes.append(f"{operation}: {before} and {file}")
+                kind[operation] = rule
+                if not isinstance(rule, Decomposition) or operation not in self.rules:
                     self.files[operation] = file
         if clashes:
             raise RuleError(listing("Two rules for one operation:", clashes, "Remove one of the two."))
-
-    def _replaces(self, operation: str) -> bool:
-        """Whether a decomposition stands in the rule's place."""
-        known = self.decompositions.get(operation)
-        return known is not None and not known.beside_rule
 
     def copy(self) -> Registry:
         other = Registry()

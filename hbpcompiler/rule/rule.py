@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +26,13 @@ JacT = Callable[..., Tensor]
 Backward = Callable[[Op, Tensor], Tensor]
 """(op, cotangent [N, *out]) -> cotangent [N, *in]."""
 Order = Literal["increasing", "convex"]
+NO_DERIVATIVE: Mapping[str, JacT] = MappingProxyType({})
+"""The `jac_t` of what counts as a constant (detach): parameters above have no gradient at all."""
+
+
+def flat(op: Op) -> Tensor:
+    """The `derivative` of what is flat everywhere (round): torch's gradient is zero."""
+    return torch.full_like(op.self, 0)
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class Rule:
     """All that the compiler knows about an operation.
 
     `operations` are ATen names without overload ("aten.linear"). `jac_t` has one function per input that may carry a
-    derivative (left out where `derivative` says it of the operation's first tensor) and `residual` must be stated (a
-    function of op where it depends on the use).
+    derivative (left out where `derivative` says it of the operation's first tensor; NO_DERIVATIVE if none does) and
+    `residual` must be stated (a function of op where it depends on the use).
     """
 
     operations: Sequence[str]
@@ -48,7 +56,7 @@ class Rule:
     """None: the ATen operation itself is written into the program."""
     structure: Structure | Selection | Callable[[Op], Structure | Selection] = Structure.GENERAL
     derivative: Callable[[Op], Tensor] | None = None
-    """ELEMENTWISE: the local derivative [N, *out]."""
+    """ELEMENTWISE: the local derivative [N, *out]; `flat` if it is zero everywhere."""
     window: Callable[[Op], Window | None] = lambda op: None
     """optional: which neighbourhood of its inputs with spatial axes an output reads."""
     layout: Layout | None = None
@@ -67,11 +75,6 @@ class Rule:
     merged into it, may come as [N, p, *z]."""
     idle_if_empty: tuple[str, ...] = ()
     """Lists of tensors in which one without elements changes nothing, so that it is left out."""
-    whole: str = ""
-    """The operation that it is where it reduces all axes to one number, if a loss may end in that ("aten.mean")."""
-    passes: Literal["derivatives", "zeros", "nothing"] = "derivatives"
-    """What torch lets through to the inputs: "zeros" where the result is flat everywhere (round), "nothing" where it
-    counts as a constant (detach), so that parameters above have no gradient at all."""
     without_samples: Callable[[Op], bool] = lambda op: False
     """Whether, at this use, `jac_t` and `params` also serve a result without sample axis, whose columns are
     [N, K, *out] all the same: a function of parameters and constants alone (the embedding of positions)."""

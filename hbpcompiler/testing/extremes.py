@@ -13,7 +13,8 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
     """Derivatives at +-1e4 and near 0 are finite and agree with float64 in float32 and bfloat16."""
     (name,) = rule.jac_t
     values = torch.tensor([-1e4, -80.0, -20.0, -4.0, -0.5, -0.01, 0.01, 0.5, 4.0, 20.0, 80.0, 1e4])
-    values = values[(values > case.domain[0]) & (values < case.domain[1])]
+    if name in case.make and (case.make[name]((1000,)) > 0).all():
+        values = values[values > 0]
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 6e-2)):
         rounded = values.to(dtype)
 

@@ -58,7 +58,7 @@ def test_samples_laid_end_to_end(reduction, end):
                     **{"tensors.0": flat.output, "tensors.1": each.output})
     found = graph([LINEAR, flat, each, row, whole("loss", row.output, reduction)], state=[W], inputs=[X],
                   outputs=[OUTPUT])
-    made = with_joined_endings(found, builtin()).operations
+    made = with_joined_endings(found).operations
     multiple = end[:-1]
     assert [step.short for step in made[3:]] == [reduction, *multiple, reduction, *multiple, "add"]
     shares = [step.attributes["other"] for step in made if step.short == "mul"]

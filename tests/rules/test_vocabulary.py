@@ -12,6 +12,7 @@ from hbpcompiler.compiler.derive.identity import matrix_of
 from hbpcompiler.compiler.routes.rows import rows_of
 from hbpcompiler.elementwise import elementwise, x
 from hbpcompiler.rule import (
+    NO_DERIVATIVE,
     ZERO,
     Case,
     Contraction,
@@ -27,15 +28,58 @@ from hbpcompiler.rule import (
     patches,
 )
 from hbpcompiler.rule.decomposition import Decomposition
-from hbpcompiler.rule.registry import builtin
+from hbpcompiler.rule.registry import builtin, with_rules
 from hbpcompiler.testing import check_rule
 
-NAMES = 63
+NAMES = 58
 
 
 def test_the_vocabulary_stays_small():
     kinds = (Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
     assert sum(len(fields(kind)) for kind in kinds) <= NAMES
+
+
+RULE = """
+from hbpcompiler.rule import ZERO, Rule
+RULE = Rule(["nowhere_at_all.turn"], ZERO, jac_t={"self": lambda op, columns: columns})
+"""
+APART = """
+from hbpcompiler.rule.decomposition import Decomposition
+APART = Decomposition(["nowhere_at_all.turn"], lambda x: x)
+"""
+
+
+def written(folder, **texts):
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    return [folder / f"{name}.py" for name in texts]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_a_decomposition_stands_beside_a_rule(tmp_path, names):
+    found = with_rules(written(tmp_path / "one", **dict(zip(names, (RULE, APART), strict=True))))
+    assert found.find("nowhere_at_all.turn", "") is not None
+    assert found.decomposition("nowhere_at_all.turn", "") is not None
+    assert found.files["nowhere_at_all.turn"].endswith(f"{names[0]}.py")  # the rule's
+
+
+@pytest.mark.parametrize(("first", "second"), [(RULE, APART), (APART, RULE)])
+def test_elsewhere_it_does_not(tmp_path, first, second):
+    files = [*written(tmp_path / "one", a=first), *written(tmp_path / "two", b=second)]
+    with pytest.raises(hbp.errors.RuleError, match=r"(?s)Two rules.*a\.py and .*b\.py"):
+        with_rules(files)
+
+
+def test_two_of_a_kind_are_too_many(tmp_path):
+    for number, text in enumerate((RULE, APART)):
+        with pytest.raises(hbp.errors.RuleError, match=r"(?s)Two rules.*a\.py and .*b\.py"):
+            with_rules(written(tmp_path / str(number), a=text, b=text))
+
+
+def test_that_no_derivative_passes_has_to_be_said():
+    assert builtin().find("aten.detach", "default").jac_t is NO_DERIVATIVE
+    assert Rule(["aten.dropout"], ZERO).jac_t is not NO_DERIVATIVE
 
 
 # -- columns that cross an operation -------------------------------------------------------------------------------

@@ -42,8 +42,10 @@ def with_whole_reductions(graph: Graph, registry: Registry) -> Graph:
     for operation in graph.operations:
         rule = registry.find(operation.target, operation.overload)
         reduces = not operation.output.shape and any(value.of_batch for value in operation.tensors.values())
-        if reduces and operation.name in graph.active and isinstance(rule, Rule) and rule.whole:
-            operation = replace(operation, target=rule.whole, overload="",
+        # Of all axes it is what the loss may end in, if that has a rule of its own: aten.mean.dim is aten.mean then.
+        ends = isinstance(rule, Rule) and isinstance(registry.find(operation.target, ""), LossRule)
+        if reduces and operation.name in graph.active and ends:
+            operation = replace(operation, overload="",
                                 attributes={"dtype": operation.attributes.get("dtype")})
         operations.append(operation)
     return replace(graph, operations=operations)

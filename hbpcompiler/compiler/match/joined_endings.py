@@ -15,8 +15,6 @@ import sympy
 from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.compiler.trace.reader import without_dead
-from hbpcompiler.rule import Rule
-from hbpcompiler.rule.registry import Registry
 from hbpcompiler.rules.shared.written import (
     END_TO_END,
     MEAN,
@@ -33,26 +31,24 @@ Kind: TypeAlias = str
 """SUM or MEAN."""
 
 
-def with_joined_endings(graph: Graph, registry: Registry) -> Graph:
+def with_joined_endings(graph: Graph) -> Graph:
     """The graph in which no whole sum or mean reads samples laid end to end, where their shares are numbers."""
     operations = list[Operation]()
     for operation in graph.operations:
-        operations += _apart(operation, graph, registry)
+        operations += _apart(operation, graph)
     return without_dead(replace(graph, operations=operations)) if len(operations) > len(graph.operations) else graph
 
 
-def kind_of(operation: Operation, registry: Registry) -> Kind | None:
+def kind_of(operation: Operation) -> Kind | None:
     """Whether it sums or takes the mean of all that it reduces, in the dtype that it has."""
-    rule = registry.find(operation.target, operation.overload)
-    name = rule.whole if isinstance(rule, Rule) else operation.target
     if operation.attributes.get("dtype") is not None:
         return None
-    return name if name in (SUM, MEAN) else None
+    return operation.target if operation.target in (SUM, MEAN) else None
 
 
-def _apart(operation: Operation, graph: Graph, registry: Registry) -> Sequence[Operation]:
+def _apart(operation: Operation, graph: Graph) -> Sequence[Operation]:
     """The reduction as a sum of multiples of the parts' own, or itself."""
-    kind, value = kind_of(operation, registry), operation.tensors.get("self")
+    kind, value = kind_of(operation), operation.tensors.get("self")
     ends = operation.source.in_loss and operation.name in graph.active and not operation.output.shape
     if not ends or value is None or kind is None:
         return [operation]

@@ -88,7 +88,7 @@ class _Rewriting:
             (vector,), (factor,) = active, [value for value in operation.tensors.values() if value is not active[0]]
             form, kind = self._times(self._form(vector), vector, written.PRODUCT, factor), written.SUM
         else:
-            form, kind = self._form(active[0]), kind_of(operation, self.registry)
+            form, kind = self._form(active[0]), kind_of(operation)
         if isinstance(form, _Stacked) and (len(form.numbers) == 1 or operation.target == written.ENTRY) \
                 and self._selects(operation):
             self._added([form.numbers[operation.attributes.get("index", 0)]], written.SUM, operation.output)
@@ -141,7 +141,7 @@ class _Rewriting:
 
     def _over_samples(self, operation: Operation) -> _Reduced | None:
         """A sum or mean over the sample axis, and perhaps others before it."""
-        kind, value = kind_of(operation, self.registry), operation.tensors.get("self")
+        kind, value = kind_of(operation), operation.tensors.get("self")
         if kind is None or value is None or not value.batched or not operation.output.shape:
             return None
         axes = {axis % len(value.shape) for axis in operation.attributes.get("dim") or range(len(value.shape))}

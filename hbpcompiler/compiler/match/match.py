@@ -129,7 +129,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     `deriving` makes the rules that the registry has not; None: they are reported missing.
     """
     graph = with_stops(with_promotions(without_idle_operands(with_linear_layers(graph), registry)), registry)
-    graph = with_linear_endings(with_joined_endings(with_sums_of_squares(graph), registry), registry)
+    graph = with_linear_endings(with_joined_endings(with_sums_of_squares(graph)), registry)
     graph = with_whole_reductions(with_sums_of_products(graph), registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)

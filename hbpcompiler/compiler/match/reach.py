@@ -7,7 +7,7 @@ from dataclasses import replace
 from hbpcompiler.compiler.trace.custom_functions import STRAIGHT, custom_function_at
 from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.errors import ModelError, listing
-from hbpcompiler.rule import Rule
+from hbpcompiler.rule import NO_DERIVATIVE, Rule, flat
 from hbpcompiler.rule.registry import Registry
 
 
@@ -67,9 +67,9 @@ def _own(operation: Operation) -> str:
 
 def _stops(operation: Operation, registry: Registry) -> bool:
     rule = registry.find(operation.target, operation.overload)
-    return isinstance(rule, Rule) and rule.passes == "nothing"
+    return isinstance(rule, Rule) and rule.jac_t is NO_DERIVATIVE
 
 
 def _is_flat(operation: Operation, registry: Registry) -> bool:
     rule = registry.find(operation.target, operation.overload)
-    return isinstance(rule, Rule) and rule.passes == "zeros"
+    return isinstance(rule, Rule) and rule.derivative is flat

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +151,13 @@ def _positions(letters: str, columns: Tensor) -> int:
 # -- what the weight's contraction becomes --------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class WithOne(Contraction):
+    """A contraction whose operand has an entry that is one whatever the input is."""
+
+    linear: ClassVar[bool] = False
+
+
 def with_one(contraction: Contraction) -> Contraction:
     """The weight's contraction with a one behind the features of its operand; a bias is one more input feature."""
     _, right, _ = contraction.letters
@@ -159,7 +167,7 @@ def with_one(contraction: Contraction) -> Contraction:
         assert contraction.operand is not None
         return called("with_one", F.pad(contraction.operand(op), (*[0, 0] * behind, 0, 1), value=1.0))
 
-    return Contraction(contraction.equation, contraction.columns, operand, linear=False)
+    return WithOne(contraction.equation, contraction.columns, operand)
 
 
 def site_with_one(site: Site) -> Site:
