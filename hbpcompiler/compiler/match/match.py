@@ -181,21 +181,15 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
         if operation.name in active and _is_complex(operation) and not isinstance(rule, DerivedRule):
-            no_way = (reasons or {}).get(operation.name, "it leads to no real number that torch could differentiate")
-            findings.append(f"{operation.target} in {operation.source}: its result or an input is complex, and rules "
-                            f"are about real numbers; none can be made of torch's derivatives: {no_way}")
+            findings.append(_complex(operation, reasons))
             continue
         if rule is None and (words := registry.refusal(operation.target, operation.overload)) is not None:
             findings.append(f"{operation.target} in {operation.source}: {words}")
         elif rule is None and is_loss and len(operation.tensors) == 1:
             findings.append(f"{operation.target} in {operation.source}: {NO_SHARES}")
         elif rule is None:
-            name = operation.source.whole or operation.target
-            missing.append(name)
-            pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"
-            why = WITHOUT_PYTHON if reasons is None else reasons.get(operation.name)
-            findings.append(f"{name} in {operation.source}: no rule{pieces}"
-                            + (f", and none can be made of torch's derivatives: {why}" if why else ""))
+            missing.append(operation.source.whole or operation.target)
+            findings.append(_no_rule(operation, reasons))
         elif is_loss and not isinstance(rule, LossRule):
             findings.append(f"{operation.target} in {operation.source}: {NO_SHARES}")
         elif not is_loss and isinstance(rule, LossRule):
@@ -208,18 +202,36 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
             findings += _refusals(operation, rule, active)
         rules[operation.name] = rule
     if findings:
-        names = sorted({name.rpartition(".")[2] for name in missing})
-        advice = ""
-        if names:
-            advice = ("Write one rule file for each, for example " + ", ".join(f"rules/{name}.py" for name in names)
-                      + ", and pass its path: hbp.compile(..., rules=[path]). docs/rules.md shows how; "
-                      "`hbp rules` lists what there is.")
-        raise UnsupportedOpError(listing("The model cannot be compiled:", findings, advice))
+        raise UnsupportedOpError(listing("The model cannot be compiled:", findings, _advice(missing)))
     return rules
 
 
 def _is_complex(operation: Operation) -> bool:
     return any(value.dtype.is_complex for value in (*operation.tensors.values(), operation.output))
+
+
+def _complex(operation: Operation, reasons: Mapping[str, str] | None) -> str:
+    no_way = (reasons or {}).get(operation.name, "it leads to no real number that torch could differentiate")
+    return (f"{operation.target} in {operation.source}: its result or an input is complex, and rules are about real "
+            f"numbers; none can be made of torch's derivatives: {no_way}")
+
+
+def _no_rule(operation: Operation, reasons: Mapping[str, str] | None) -> str:
+    name = operation.source.whole or operation.target
+    pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"
+    why = WITHOUT_PYTHON if reasons is None else reasons.get(operation.name)
+    made = f", and none can be made of torch's derivatives: {why}" if why else ""
+    return f"{name} in {operation.source}: no rule{pieces}{made}"
+
+
+def _advice(missing: Sequence[str]) -> str:
+    """What to do about operations without a rule."""
+    if not missing:
+        return ""
+    names = sorted({name.rpartition(".")[2] for name in missing})
+    return ("Write one rule file for each, for example " + ", ".join(f"rules/{name}.py" for name in names)
+            + ", and pass its path: hbp.compile(..., rules=[path]). docs/rules.md shows how; `hbp rules` lists what "
+            "there is.")
 
 
 def _without_samples_in_front(operation: Operation) -> bool:
