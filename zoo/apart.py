@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import signal
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .family import Family
 from .questions import Outcome, as_record, ask
 
 RECORDS = Path("build/zoo")
+ASLEEP = 20
+"""Times the limit that a process may take of the clock's time."""
 MEMORY = 16.0
 """GiB that one family's process may take, the libraries' own addresses included."""
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -31,16 +34,19 @@ def file_of(title: str, question: str) -> Path:
 
 
 def asked_apart(title: str, question: str, limit: float, memory: float = MEMORY) -> Outcome:
-    """What became of it; `limit` is in seconds, `memory` in GiB."""
+    """What became of it; `limit` is in seconds of a processor, so that a busy machine does not make families slow,
+    `memory` in GiB."""
     path = file_of(title, question)
     path.unlink(missing_ok=True)
-    process = PROCESSES.Process(target=_ask_here, args=(title, question, memory))
+    process = PROCESSES.Process(target=_ask_here, args=(title, question, limit, memory))
     process.start()
-    process.join(limit)
-    if process.is_alive():
+    process.join(ASLEEP * limit)
+    is_asleep = process.is_alive()
+    if is_asleep:
         process.kill()
         process.join()
-        outcome = Outcome("slow", limit, f"not done in {limit:.0f} s")
+    if is_asleep or process.exitcode == -signal.SIGXCPU:
+        outcome = Outcome("slow", limit, f"not done in {limit:.0f} s of a processor")
     elif path.exists():
         record = json.loads(path.read_text())
         return Outcome(record["status"], record["seconds"], record["text"])
@@ -51,8 +57,9 @@ def asked_apart(title: str, question: str, limit: float, memory: float = MEMORY)
     return outcome
 
 
-def _ask_here(title: str, question: str, memory: float) -> None:
-    most = int(memory * 2**30)
+def _ask_here(title: str, question: str, limit: float, memory: float) -> None:
+    most, seconds = int(memory * 2**30), int(limit)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     (family,) = [family for family in every_family() if family.title == title]
     file_of(title, question).write_text(json.dumps(as_record(family, question, ask(family, question))))

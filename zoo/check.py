@@ -27,8 +27,14 @@ ENTRIES = 8
 """How many entries of the Hessian's diagonal are compared, each of another parameter."""
 STEP = 1e-4
 """By which a parameter's entry is moved for central differences of its gradient."""
+LONGEST = 150.0
+"""Seconds of a call that is waited for."""
 AGREES = 1e-6
 """Of the largest number: what rounding leaves of central differences."""
+
+
+class TooLongError(Exception):
+    """A call that is predicted to take longer than anybody waits."""
 
 
 @contextmanager
@@ -123,7 +129,11 @@ def share(case: Case, n: int, names: list[str]) -> dict[str, Tensor]:
 def diagonal(case: Case) -> str:
     """Random entries of the Hessian's diagonal, by double backward; where that disagrees, by central differences of the
     gradient, because some of torch's backward kernels have a wrong derivative of their own."""
-    result = compiled(case, ["diag_h"])
+    work = hbp.compile(case.model, case.loss, quantities=["diag_h"], example_inputs=[case.inputs, case.target])
+    seconds = work.predicted_seconds(SAMPLES)
+    if seconds > LONGEST:
+        raise TooLongError(f"predicted to take {seconds / 60:.0f} minutes")
+    result = work(case.inputs, case.target)
     draw = random.Random(0)
     places, pairs = [], []
     with sdpa_kernel(SDPBackend.MATH):

@@ -13,7 +13,7 @@ import torch
 
 import hbpcompiler as hbp
 
-from .check import diagonal, double_precision, first_order
+from .check import TooLongError, diagonal, double_precision, first_order
 from .factors import factors
 from .family import Case, Family
 
@@ -23,13 +23,14 @@ class Outcome:
     """What became of one question to one family."""
 
     status: str
-    """"holds", "refused", "wrong" or "crashes"."""
+    """"holds", "slow", "refused", "wrong" or "crashes"."""
     seconds: float
     text: str = ""
 
 
+DIAGONAL = "diag_h"
 QUESTIONS: dict[str, Callable[[Case], str]] = {
-    "gradient, norms": first_order, "diag_h": diagonal, "kflr, kfac": factors,
+    "gradient, norms": first_order, DIAGONAL: diagonal, "kflr, kfac": factors,
 }
 """Each returns a remark, or nothing."""
 
@@ -43,7 +44,7 @@ def ask(family: Family, question: str) -> Outcome:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        case = family.case()
+        case = family.case(small=question == DIAGONAL)
         try:
             with double_precision():
                 remark = QUESTIONS[question](case)
@@ -53,6 +54,8 @@ def ask(family: Family, question: str) -> Outcome:
             return outcome("crashes", str(error))
         except hbp.HbpError as error:
             return outcome("refused", str(error))
+        except TooLongError as error:
+            return outcome("slow", str(error))
         except Exception as error:  # whatever is no HbpError is a fault of ours
             return outcome("crashes", f"{type(error).__name__}: {error}")
     return outcome("holds", remark)

@@ -18,7 +18,8 @@ writes this page:
 
 - **gradient, norms**: the gradient and the norm of each sample's share of it, of every parameter, against autograd;
 - **diag_h**: random entries of the exact Hessian's diagonal, against double backward, and against central differences
-  of the gradient where double backward disagrees;
+  of the gradient where double backward disagrees; of images with as few pixels as a family takes. It is slow where the
+  call is predicted to take more than two minutes and a half;
 - **kflr, kfac**: both Kronecker factors of some linear layers whose weights are tied to no other, against the Jacobian
   of the model's output there; of kfac, whose second factor is drawn, its average trace.
 

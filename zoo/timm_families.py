@@ -40,7 +40,9 @@ def classification(name: str, pixels: int, **options: Any) -> Case:
 
 
 def families() -> list[Family]:
-    found = [Family("timm", name, partial(classification, name, 64)) for name in ANY_SIZE.split()]
-    found += [Family("timm", name, partial(classification, name, 64, img_size=64)) for name in RESIZED.split()]
+    found = [Family("timm", name, partial(classification, name, 64), partial(classification, name, 32))
+             for name in ANY_SIZE.split()]
+    found += [Family("timm", name, partial(classification, name, 64, img_size=64),
+                     partial(classification, name, 32, img_size=32)) for name in RESIZED.split()]
     found += [Family("timm", name, partial(classification, name, pixels)) for name, pixels in OWN_SIZE.items()]
     return found

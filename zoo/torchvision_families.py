@@ -51,9 +51,10 @@ def segmentation(name: str) -> Case:
 
 
 def families() -> list[Family]:
-    found = [Family("torchvision", name, partial(classification, name, pixels)) for name, pixels in PIXELS.items()]
-    small_vit = partial(classification, "vit_b_16", 64, image_size=64)
-    found.append(Family("torchvision", "vit_b_16", small_vit))
+    found = [Family("torchvision", name, partial(classification, name, pixels), partial(classification, name, 32))
+             for name, pixels in PIXELS.items()]
+    small_vits = [partial(classification, "vit_b_16", pixels, image_size=pixels) for pixels in (64, 32)]
+    found.append(Family("torchvision", "vit_b_16", *small_vits))
     found += [Family("torchvision", name, partial(video, name)) for name in VIDEO]
     found += [Family("torchvision", name, partial(segmentation, name)) for name in SEGMENTATION]
     return found

@@ -26,16 +26,9 @@ from torch.nn.modules import module as every_module
 from hbpcompiler.guards import library
 from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part
 from hbpcompiler.guards.iterators import is_iterator
+from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
 from hbpcompiler.guards.watched import Watched
 
-_CONTENTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-             "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
-_ASIDE = frozenset({*_CONTENTS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
-                    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
-                    "_load_state_dict_post_hooks", "_is_full_backward_hook"})
-"""Entries of a module's __dict__ that are no attributes of the user's."""
-_OF_ALL = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
-           "_global_backward_pre_hooks")
 _NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
                       "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__format__"})
 MOST = 20_000
@@ -58,7 +51,7 @@ class Walk:
         self._methods: dict[str, list[Any]] = {}
         self._classes: set[type] = set()
         self._later: deque[Callable[[], None]] = deque()
-        for name in _OF_ALL:
+        for name in HOOKS_OF_ALL_MODULES:
             self._visit_all(getattr(every_module, name))
         self._visit(model)
         self._visit(loss)
@@ -137,12 +130,11 @@ class Walk:
     def _module(self, module: nn.Module) -> None:
         self.watched.kind(module)
         own = module.__dict__
-        self.watched.mapping(own, with_keys=False)
         self._atoms.append((Same(type(module)), len(own)))
-        for name in _CONTENTS:
-            if name in own:
-                self._visit_all(own[name])
-        for name in sorted(own.keys() - _ASIDE):
+        for name in hooks_read_by_calls(own):
+            self._visit_all(own[name])
+        self.watched.entries(own, read_by_calls(own))
+        for name in sorted(own.keys() - KEPT_BY_TORCH):
             self._atoms.append(name)
             self._visit(own[name])
         for name in ("_parameters", "_buffers", "_modules"):

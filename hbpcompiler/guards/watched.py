@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from itertools import chain
-from operator import attrgetter, is_
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import chain, repeat
+from operator import attrgetter, call, is_, itemgetter
 from types import CellType, FunctionType
 from typing import Any
 
@@ -31,6 +31,10 @@ class Watched:
         self._views: list[Iterable[Any]] = []
         self._found: list[Any] = []
         self._empty: list[Any] = []
+        self._attributes: list[dict[str, Any]] = []
+        self._sizes: list[int] = []
+        self._getters: list[Callable[[Any], tuple[Any, ...]]] = []
+        self._got: list[Any] = []
         self._functions: list[FunctionType] = []
         self._codes: list[Any] = []
         self._cells: list[CellType] = []
@@ -47,6 +51,7 @@ class Watched:
         self._own_names: list[tuple[MutableMapping[str, Any], list[str]]] = []
         self._readers: list[Callable[[], Any]] = []
         self._read: list[Any] = []
+        self._checks: list[Callable[[], bool]] | None = None
 
     # -- filled by the walk -------------------------------------------------------------------------------------------
 
@@ -60,6 +65,14 @@ class Watched:
         for view in (held.keys(), held.values()) if with_keys else (held.values(),):
             self._views.append(view)
             self._found += view
+
+    def entries(self, held: dict[str, Any], names: Sequence[str]) -> None:
+        """Two entries of a dict or more, and how many it has in all."""
+        self._copies.append((held, dict(held)))
+        self._attributes.append(held)
+        self._sizes.append(len(held))
+        self._getters.append(itemgetter(*names))
+        self._got += [held[name] for name in names]
 
     def keys(self, held: MutableMapping[str, Any]) -> None:
         """Which attributes an object has, whatever they are."""
@@ -125,20 +138,40 @@ class Watched:
 
     def unchanged(self) -> bool:
         """Whether everything is what it was; False too where that cannot be said."""
+        if self._checks is None:
+            self._checks = list(self._needed())
         try:
-            return (not any(self._empty)
-                    and all(map(is_, chain.from_iterable((*self._views, _END)), (*self._found, *_END)))
-                    and [*map(type, self._objects)] == self._kinds
-                    and [*map(_FACTS, self._tensors)] == self._facts
-                    and [*map(_CODE, self._functions)] == self._codes
-                    and all(map(is_, map(_CONTENT, self._cells), self._contents))
-                    and all(held.get(name, MISSING) is value for held, name, value in self._names)
-                    and all(getattr(item, name, MISSING) is value for item, name, value in self._slots)
-                    and all(reader() is value for reader, value in zip(self._readers, self._read, strict=True))
-                    and [*map(content, self._arrays)] == self._numbers)
-        except (RuntimeError, ValueError, AttributeError, ReferenceError):
-            # Changed while it was read, an emptied cell, an attribute or an object that is gone.
+            return all(check() for check in self._checks)
+        except (RuntimeError, ValueError, KeyError, AttributeError, ReferenceError):
+            # Changed while it was read, an emptied cell, an entry, an attribute or an object that is gone.
             return False
+
+    def _needed(self) -> Iterator[Callable[[], bool]]:
+        """One check for each kind of place that there is: a call runs through them, so they are loops without Python's
+        own steps."""
+        views, found = (*self._views, _END), (*self._found, *_END)
+        yield lambda: not any(self._empty) and all(map(is_, chain.from_iterable(views), found))
+        if self._attributes:
+            yield lambda: [*map(len, self._attributes)] == self._sizes and all(
+                map(is_, chain.from_iterable(map(call, self._getters, self._attributes)), self._got))
+        if self._objects:
+            yield lambda: all(map(is_, map(type, self._objects), self._kinds))
+        if self._tensors:
+            yield lambda: [*map(_FACTS, self._tensors)] == self._facts
+        if self._functions:
+            yield lambda: [*map(_CODE, self._functions)] == self._codes
+        if self._cells:
+            yield lambda: all(map(is_, map(_CONTENT, self._cells), self._contents))
+        if self._names:
+            held, names, values = zip(*self._names, strict=True)
+            yield lambda: all(map(is_, map(_entry, held, names), values))
+        if self._slots:
+            items, attributes, values_of = zip(*self._slots, strict=True)
+            yield lambda: all(map(is_, map(getattr, items, attributes, repeat(MISSING)), values_of))
+        if self._readers:
+            yield lambda: all(reader() is value for reader, value in zip(self._readers, self._read, strict=True))
+        if self._arrays:
+            yield lambda: [*map(content, self._arrays)] == self._numbers
 
     def put_back(self) -> None:
         """Undo what running the model has done to its Python state: counters, kept activations."""
@@ -166,4 +199,9 @@ class Watched:
                 held[name] = value
 
 
+def _entry(held: MutableMapping[str, Any], name: str) -> Any:
+    return held.get(name, MISSING)
+
+
 _END = (object(),)
+"""Shows whether as many were met as were found."""
