@@ -146,6 +146,35 @@ class InReverse(torch.autograd.Function):
         return x.grad, None
 
 
+class Kept(torch.autograd.Function):
+    """Keeps a graph of its own for its backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.y = ctx.x * torch.sigmoid(ctx.x)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return torch.autograd.grad(ctx.y, ctx.x, slope)[0]
+
+
+class Activation(nn.Module):
+    def forward(self, x):
+        return Kept.apply(x)
+
+
+def test_detached_within_a_custom_function():
+    model, (X, y) = chain(Activation()).double(), batch()
+    result = compiled_and_proven(model, X.double(), y, quantities=["grad", "diag_h"])(X.double(), y)
+    own = nn.Sequential(model[0], nn.SiLU(), model[2])
+    expected = hbp.compile(own, quantities=["diag_h"])(X.double(), y)
+    for name, value in expected.diag_h.items():
+        torch.testing.assert_close(result.diag_h[name], value)
+
+
 kept_apply = InReverse.apply
 
 

@@ -17,7 +17,7 @@ from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.elsewhere import TIMES
 from hbpcompiler.compiler.prove.prove import FEW, check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
-from hbpcompiler.compiler.trace import equivalents
+from hbpcompiler.compiler.trace import detached
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.rule import Diagonal
@@ -252,8 +252,8 @@ def test_inference_mode_that_the_trace_does_not_see_is_refused_by_the_proof(monk
     untouched = Inference(lambda model, x: 2 * x[:, :3])
     result = hbp.compile(untouched, quantities=["grad"])(X, y)  # nothing trained comes in, so it changes nothing
     assert result.grad["layer.weight"].abs().max() > 0
-    monkeypatch.setattr(equivalents, "_enter_without_gradients", lambda block: None)
-    monkeypatch.setattr(equivalents, "_leave_without_gradients", lambda block, *error: None)
+    monkeypatch.setattr(detached, "_enter_without_gradients", lambda block: None)
+    monkeypatch.setattr(detached, "_leave_without_gradients", lambda block, *error: None)
     text = refusal(Inference(lambda model, x: model.layer(x)))
     assert "torch.inference_mode(), used in" in text
     assert f"{__file__}:" in text

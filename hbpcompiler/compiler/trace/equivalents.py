@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import linecache
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MethodType
@@ -18,7 +15,8 @@ from torch.nn.modules import adaptive, transformer
 from torch.nn.modules import module as every_module
 from torch.utils import checkpoint
 
-from hbpcompiler.compiler.trace.source import is_library
+from hbpcompiler.compiler.trace.detached import seen_by_a_trace
+from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
@@ -147,70 +145,6 @@ def _losses_of_plain_targets() -> Iterator[None]:
         yield
 
 
-def _enter_without_gradients(block: Any) -> None:
-    """In place of `with torch.inference_mode():`, which a trace does not see: it sees gradients turned off."""
-    block.before = torch.is_grad_enabled()
-    torch.set_grad_enabled(block.before and not block.mode)
-
-
-def _leave_without_gradients(block: Any, *error: Any) -> None:
-    torch.set_grad_enabled(block.before)
-
-
-@contextmanager
-def _without_blocks_in_functions() -> Iterator[None]:
-    """Meanwhile no block in an autograd.Function's forward turns gradients off or on: they are off there anyway, and
-    the trace would take the end of such a block for gradients off in all that follows. It is what Function.apply calls
-    that changes, because people keep `swish = Swish.apply` from before."""
-    base: Any = torch.autograd.function._SingleLevelFunction
-    before = vars(base).get("apply")
-    own, thread = before or vars(torch._C._FunctionBase)["apply"], threading.get_ident()
-
-    def apply(called: Any, *arguments: Any, **named: Any) -> Any:
-        bound = own.__get__(None, called)
-        if threading.get_ident() != thread:
-            return bound(*arguments, **named)
-        with replaced(torch._C, "_set_grad_enabled", lambda mode: None):
-            return bound(*arguments, **named)
-
-    base.apply = classmethod(apply)  # not by `replaced`: it is bound to the class that is called
-    try:
-        yield
-    finally:
-        if before is None:
-            del base.apply
-        else:
-            base.apply = before
-
-
-@contextmanager
-def _data_detached() -> Iterator[None]:
-    """Meanwhile `x.data` in the user's code is `x.detach()`, which a trace sees; ModelError where it is assigned to."""
-    own: Any = vars(torch._C.TensorBase)["data"]
-    thread = threading.get_ident()
-
-    def users() -> bool:
-        return threading.get_ident() == thread and not is_library(sys._getframe(2).f_code.co_filename)
-
-    def read(tensor: Tensor) -> Tensor:
-        return tensor.detach() if users() else own.__get__(tensor)
-
-    def write(tensor: Tensor, value: Tensor) -> None:
-        if users():
-            file, number = sys._getframe(1).f_code.co_filename, sys._getframe(1).f_lineno
-            raise ModelError(f"{file}:{number}: {linecache.getline(file, number).strip()}: other numbers are put into "
-                             "a tensor by .data = ..., which a program never does; change parameters outside the "
-                             "model, or compute another tensor, as in w = w.clamp(0)")
-        own.__set__(tensor, value)
-
-    tensors: Any = Tensor
-    tensors.data = property(read, write)
-    try:
-        yield
-    finally:
-        del tensors.data
-
-
 @contextmanager
 def plain_ways() -> Iterator[None]:
     """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors;
@@ -226,9 +160,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
-                replaced(torch.inference_mode, "__enter__", _enter_without_gradients), \
-                replaced(torch.inference_mode, "__exit__", _leave_without_gradients), \
-                _without_blocks_in_functions(), _data_detached():
+                seen_by_a_trace():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -237,32 +169,6 @@ def plain_ways() -> Iterator[None]:
 def unchecked_distributions() -> AbstractContextManager[None]:
     """Meanwhile distributions do not look at the values of their arguments."""
     return replaced(torch.distributions.Distribution, "_validate_args", False)
-
-
-@contextmanager
-def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
-    """Meanwhile an attribute of a module or class is another: a function in this thread alone, as others may train."""
-    inherited = name not in vars(owner)
-    own = getattr(owner, name)
-    is_function = callable(own) and not isinstance(own, type)
-    setattr(owner, name, _in_this_thread(instead, own) if is_function else instead)
-    try:
-        yield
-    finally:
-        if inherited:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-
-def _in_this_thread(instead: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
-    thread = threading.get_ident()
-
-    @functools.wraps(own)
-    def chosen(*arguments: Any, **named: Any) -> Any:
-        return (instead if threading.get_ident() == thread else own)(*arguments, **named)
-
-    return chosen
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from hbpcompiler.compiler.trace.equivalents import replaced
+from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.compiler.trace.source import OUTERMOST, LossModule, is_library
 from hbpcompiler.errors import ModelError
 
