@@ -113,7 +113,7 @@ def widen(backward: Backward, step: Widen) -> None:
         columns = over(root, value) * rows
     else:
         size = math.prod(step.operation.output.sample_shape)
-        unit = backward.writer.call(torch.eye, size, dtype=root.dtype, device=root.device)
+        unit = otherwise_named(backward.writer.call(torch.eye, size, dtype=root.dtype, device=root.device), "unit")
         columns = born(backward, step, root, unit)
     backward.arrive(value, step.into, columns)
 
@@ -121,7 +121,7 @@ def widen(backward: Backward, step: Widen) -> None:
 def root_of(backward: Backward, step: Widen) -> Any:
     """sqrt|r| as [N, K], and the signs of r."""
     size = math.prod(step.operation.output.sample_shape)
-    diagonal = backward.columns[step.operation.name, step.piece.name].reshape(-1, size)
+    diagonal = otherwise_named(backward.columns[step.operation.name, step.piece.name].reshape(-1, size), "_entries")
     value = step.operation.output
     if not step.piece.signed:
         return backward.rounded(diagonal.sqrt(), value, step.into)
@@ -141,8 +141,8 @@ def born(backward: Backward, step: Widen, root: Any, unit: Any) -> Any:
     """Columns [N, K, *in] from roots [N, K] and unit vectors [K, out flattened]."""
     outer, jac_t = step.operation.output.sample_shape, backward.jac_t(step.operation, step.slot)
     if _same_for_all(backward, step.operation, step.slot):
-        # The Jacobian's rows, once for all samples.
-        rows = jac_t(unit.unsqueeze(0).reshape(1, -1, *outer))
+        # Once for all samples.
+        rows = otherwise_named(jac_t(unit.unsqueeze(0).reshape(1, -1, *outer)), "jacobian_rows")
         return over(root, step.operation.tensors[step.slot]) * rows
     scaled = root.unsqueeze(-1) * unit
     return jac_t(scaled.reshape(scaled.shape[0], -1, *outer))

@@ -27,7 +27,8 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over positions."""
     roots, widens = root_of(backward, step.widen), [own for own in step.steps if isinstance(own, Widen)]
     rest = [own for own in step.steps if not isinstance(own, Widen)]
-    unit = backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device)
+    unit = otherwise_named(
+        backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device), "unit")
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
