@@ -141,9 +141,8 @@ def _sketch(run: Run, outline: Outline, types: Mapping[str, str]) -> tuple[Any, 
     seen, statements = [], 0
     for segment in run.segments:
         call = outline.calls.get(segment.nodes[-1])
-        lists = sum(len(item) for node in segment.nodes for item in node.args if isinstance(item, list | tuple))
         seen.append((under(segment.block.title, run.path), None if call is None else id(call.function),
-                     len(segment.nodes), lists))  # a concatenation of more tensors is not alike
+                     len(segment.nodes)))
         statements += 1 if call is not None else sum("shape" in node.meta for node in segment.nodes)
     return (run.part, types.get(run.path), tuple(seen)), statements
 

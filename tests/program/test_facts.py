@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hbpcompiler.compiler.program.kernels import PRODUCTS
-from hbpcompiler.compiler.program.nodes import facts, is_pure, shows_its_input, writes_in_place
+from hbpcompiler.compiler.program.nodes import facts, is_pointwise, is_pure, shows_its_input, writes_in_place
 from hbpcompiler.compiler.program.products import onednn_linear
 from tests.optimise.small import loop, program, total_of
 
@@ -102,3 +102,12 @@ def test_buffers_loops_and_placeholders():
 
 def test_products_are_calls_that_programs_make():
     assert all(map(callable, PRODUCTS))
+
+
+def test_what_is_made_number_by_number():
+    pointwise = [method("add_", 2), method("square"), method("addcmul_", 2, 3), function(torch.mul, 2),
+                 function(torch.sigmoid), function(torch.ops.aten.div, 2)]
+    assert all(map(is_pointwise, pointwise))
+    others = [method("sum", 0), method("matmul", 2), method("addmm_", 2, 3), function(operator.matmul, 2),
+              function(onednn_linear, 2), method("index_add", 0, 1, 2)]
+    assert not any(map(is_pointwise, others))

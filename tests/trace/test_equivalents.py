@@ -111,3 +111,37 @@ def test_batch_norms_shapes_are_those_that_torch_finds(x):
     with right_shapes():
         assert normalised(x) == expected
     assert torch._decomp.decomposition_table == table
+
+
+def found_for(function, *tensors):
+    """Shape, strides and dtype of what torch says that a call makes of a batch of any size, without values."""
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        made = function(*[mode.from_tensor(tensor) for tensor in tensors])
+        return tuple(map(int, made.shape)), tuple(map(int, made.stride())), made.dtype
+
+
+def image(*shape, dtype=torch.float32):
+    return torch.ones(7, *shape, dtype=dtype)
+
+
+def by_pixels(*shape):
+    return image(*shape).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("function", "tensors"), [
+    (torch.relu, [image(3)]), (torch.relu, [by_pixels(3, 4, 5)]), (torch.relu, [image(4, 3).transpose(1, 2)]),
+    (torch.relu, [image(6, 4)[:, ::2]]), (torch.relu, [image(1, 4).expand(7, 5, 4)]),
+    (torch.relu, [image(3, dtype=torch.bfloat16)]), (torch.relu, [image(3, dtype=torch.int64)]),
+    (lambda *x: torch.cat(x, 1), [image(3, 4, 5), image(2, 4, 5), image(1, 4, 5)]),
+    (lambda *x: torch.cat(x, -1), [image(3, 4, 5), image(3, 4, 2)]), (lambda *x: torch.cat(x), [image(3), image(3)]),
+    (lambda *x: torch.cat(x, 1), [by_pixels(3, 4, 5), by_pixels(2, 4, 5)]),
+    (lambda *x: torch.cat(x, 1), [by_pixels(3, 4, 5), image(2, 4, 5)]),
+    (lambda *x: torch.cat(x, 2), [image(3, 4).transpose(1, 2), image(4, 2)]),
+    (lambda *x: torch.cat(x, 1), [image(3), image(3, dtype=torch.float64)]),
+    (lambda *x: torch.cat(x, 1), [image(3, 4), torch.ones(0), image(2, 4)]),
+    (lambda *x: torch.cat(x, 1), [image(3, 1, 1), image(2, 1, 1)]),
+])  # fmt: skip
+def test_shapes_of_relu_and_cat_are_those_that_torch_finds(function, tensors):
+    expected = found_for(function, *tensors)
+    with right_shapes():
+        assert found_for(function, *tensors) == expected
