@@ -48,7 +48,8 @@ def second_moment(closed: Closed) -> Any:
 
 
 def variance(closed: Closed) -> Any:
-    return second_moment(closed) - closed.mean(closed.get(GRADIENT, SUM)).square()
+    # Rounding alone would make the small one negative that stands beside a large mean, and its root not a number.
+    return (second_moment(closed) - closed.mean(closed.get(GRADIENT, SUM)).square()).clamp(min=0)
 
 
 def batch_l2(closed: Closed) -> Any:

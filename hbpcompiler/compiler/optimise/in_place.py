@@ -1,4 +1,4 @@
-"""The last pass: elementwise products and squares write over a tensor that nobody reads again.
+"""The last pass: elementwise products, squares and bounds write over a tensor that nobody reads again.
 
 There is no autograd inside a program, so a fresh tensor whose last reader is an elementwise operation may take its
 result. What matters is memory: columns are the largest tensors there are, and a new one for each activation is paid
@@ -21,7 +21,8 @@ from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
 
-REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_"}
+REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_",
+            "clamp": "clamp_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
                      *COLUMNS, by_places, "scatter_add", "square", "clamp", "new_zeros"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
