@@ -10,6 +10,7 @@ they come: a program reads them live.
 
 from __future__ import annotations
 
+import builtins
 import enum
 import functools
 import os
@@ -17,14 +18,14 @@ import random
 import sys
 import types
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from hbpcompiler.guards import library
-from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part
+from hbpcompiler.guards.atoms import Same, atom, is_own, names_in, of_library, plain_part, slots_of
 from hbpcompiler.guards.iterators import is_iterator
 from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
 from hbpcompiler.guards.watched import Watched
@@ -215,8 +216,23 @@ class Walk:
                 self._atoms.append(Same(value))
                 if not of_library(value.__name__) and is_own(getattr(value, "__file__", None) or ""):
                     self._globals(value.__dict__, names)
+                else:
+                    self._module_of_library(value, names, set())
             else:
                 self._visit(value)
+        for name in sorted((names & vars(builtins).keys()) - held.keys()):
+            self.watched.name(held, name)  # one of Python's own, until a global of that name is made
+
+    def _module_of_library(self, module: types.ModuleType, names: set[str], met: set[int]) -> None:
+        """What code may read of it, such as F.relu or torch.nn.functional.relu: until another takes its place."""
+        met.add(id(module))
+        held = vars(module)
+        for name in sorted(names & held.keys()):
+            if not isinstance(held[name], types.ModuleType):
+                self._atoms.append((name, Same(held[name])))
+                self.watched.name(held, name)
+            elif id(held[name]) not in met:
+                self._module_of_library(held[name], names, met)
 
     def _other(self, value: Any, direct: bool) -> None:
         """An object of some class."""
@@ -246,7 +262,7 @@ class Walk:
             self._atoms.append(Same(value))
         else:
             self._atoms.append(plain_part(value))
-        bare = not hasattr(value, "__dict__") and not _slots(kind)
+        bare = not hasattr(value, "__dict__") and not slots_of(kind)
         if bare or (of_library(kind.__module__) and not library.is_whole(kind)) or len(self._atoms) > MOST:
             self._atoms.append(Same(value))
             return
@@ -261,7 +277,7 @@ class Walk:
     def _attributes(self, value: Any, direct: bool) -> None:
         own, whole = getattr(value, "__dict__", {}), library.is_whole(type(value))
         self.watched.keys(own)
-        slots = _slots(type(value))
+        slots = slots_of(type(value))
         for name in slots:
             self.watched.slot(value, name)
         named = {name: getattr(value, name) for name in slots if hasattr(value, name)} | own
@@ -275,18 +291,3 @@ class Walk:
 
 def _is_plain(value: Any) -> bool:
     return atom(value) is not None or isinstance(value, enum.Enum | Tensor)
-
-
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """All names that code, and functions written in it, may read, and its texts, which getattr may read by."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, str):
-            yield constant
-        elif isinstance(constant, types.CodeType):
-            yield from names_in(constant)
-
-
-def _slots(kind: type) -> list[str]:
-    found = [getattr(base, "__slots__", ()) for base in kind.__mro__]
-    return [name for names in found for name in ((names,) if isinstance(names, str) else names) if name != "__dict__"]
