@@ -16,6 +16,7 @@ from torch.nn.modules import module as every_module
 from torch.utils import checkpoint
 
 from hbpcompiler.compiler.trace.detached import seen_by_a_trace
+from hbpcompiler.compiler.trace.einsums import einsum_with_layers
 from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
@@ -156,6 +157,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(checkpoint.CheckpointFunction, "apply", _without_checkpoint), \
                 replaced(torch, "take_along_dim", _take_along_dim), \
                 replaced(Tensor, "take_along_dim", _take_along_dim), \
+                replaced(torch, "einsum", einsum_with_layers(torch.einsum)), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
