@@ -24,6 +24,7 @@ from hbpcompiler.rule.rule import LossRule, ModuleRule, Rule
 
 AnyRule = Rule | LossRule
 ENTRY_POINTS = "hbpcompiler.rules"
+_OURS = Path(hbpcompiler.rules.__path__[0])
 
 
 def rules_in(module: ModuleType) -> list[AnyRule | ModuleRule | Decomposition]:
@@ -49,7 +50,7 @@ class Registry:
 
     def add(self, module: ModuleType) -> None:
         """Take a module's rules; two files for one operation are an error that names both. A rule and a decomposition
-        of one operation, its second way, may be two, of one folder."""
+        of one operation, its second way, may be two, of one folder; a rule may come to a decomposition of ours."""
         file = str(module.__file__)
         self.refusals.update(getattr(module, "REFUSED", {}))
         clashes = []
@@ -60,7 +61,8 @@ class Registry:
             for operation in rule.operations:
                 kind: dict[str, Any] = self.decompositions if isinstance(rule, Decomposition) else self.rules
                 known, before = kind.get(operation), self.files.get(operation, file)
-                if (known is not None and known is not rule) or Path(before).parent != Path(file).parent:
+                places = {Path(file).parent} if isinstance(rule, Decomposition) else {Path(file).parent, _OURS}
+                if (known is not None and known is not rule) or Path(before).parent not in places:
                     clashes.append(f"{operation}: {before} and {file}")
                 kind[operation] = rule
                 if not isinstance(rule, Decomposition) or operation not in self.rules:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hbpcompiler.rule import Case, Factor, LossRule, Op, Pieces, Rule, Structure
+from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
 from hbpcompiler.rule.registry import strange_arguments
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
@@ -64,6 +64,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     columns = torch.randn(SAMPLES, COLUMNS, *op.shape("output"), dtype=torch.float64)
     for name, i in setting.inputs(setting.active()):
         _check_input(rule, setting, op, name, i, columns, where)
+    if rule.jac_t is NO_DERIVATIVE:
+        _check_constant(setting, columns, where)
     for name in rule.params(op):
         if name in case.shapes:
             check_parameter(rule, setting, op, name, columns, where)
@@ -88,6 +90,14 @@ def _check_input(rule: Rule, setting: Setting, op: Op, name: str, i: int | None,
     change = moved(setting, name, i, direction)
     spread = direction.unsqueeze(1) if setting.batched(name, i) else direction
     close(flat(result * spread).sum(-1), flat(columns * change.unsqueeze(1)).sum(-1), f"{where}: adjointness of {name}")
+
+
+def _check_constant(setting: Setting, columns: Tensor, where: str) -> None:
+    """No input has a derivative in torch either."""
+    for name, i in setting.inputs(list(setting.case.shapes)):
+        if setting.tensor(name, i).is_floating_point():
+            found = pull_back(setting, name, columns, i)
+            close(torch.zeros_like(found), found, f"{where}: a derivative with respect to {name}, where there is none")
 
 
 def _check_increasing(rule: Rule, setting: Setting, columns: Tensor, where: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.cost.answers import Answers, storage_of, tensors_in
+from hbpcompiler.compiler.cost.meter import Meter
 
 aten = torch.ops.aten
 
@@ -63,3 +64,11 @@ def test_tensors_with_memory_are_computed() -> None:
     for number in (1.0, 2.0):
         x = torch.full((2,), number)
         torch.testing.assert_close(answers.of(aten.exp.default, (x,), {}, [x]), x.exp())
+
+
+def test_calls_without_tensors_are_not_compared() -> None:
+    """torch's profiler hands over objects that cannot be."""
+    with Meter():
+        for _ in range(2):
+            with torch.profiler.record_function("a part"):
+                tensor(2).add(1)

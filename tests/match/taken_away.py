@@ -9,7 +9,7 @@ from hbpcompiler.compiler.match.complex_regions import Region
 from hbpcompiler.compiler.match.derived import Deriving
 from hbpcompiler.compiler.match.examples import Examples
 from hbpcompiler.compiler.trace.graph import N, Operation, Source, Value
-from hbpcompiler.rule import Case, Rule
+from hbpcompiler.rule import NO_DERIVATIVE, Case, Rule
 from hbpcompiler.rule.registry import Registry, builtin
 from hbpcompiler.testing.setting import Setting
 
@@ -42,7 +42,8 @@ def derived_rule_of(rule: Rule, name: str, case: Case) -> Rule:
         if several:
             attributes[key] = slots
     params = [slot for slot in rule.params(op) if slot in case.shapes]
-    moving = setting.inputs(list(dict.fromkeys([*setting.active(), *params])))
+    sent = list(case.shapes) if rule.jac_t is NO_DERIVATIVE else setting.active()
+    moving = setting.inputs(list(dict.fromkeys([*sent, *params])))
     active = {f"v_{key}" if i is None else f"v_{key}.{i}" for key, i in moving}
     active = {slot for slot in active if tensors[slot].is_floating_point()}
     result = setting.reference()

@@ -71,6 +71,14 @@ def test_elsewhere_it_does_not(tmp_path, first, second):
         with_rules(files)
 
 
+def test_a_rule_comes_before_a_decomposition_of_ours(tmp_path):
+    text = RULE.replace("nowhere_at_all.turn", "aten.soft_margin_loss")
+    found = with_rules(written(tmp_path / "one", a=text))
+    assert found.files["aten.soft_margin_loss"].endswith("a.py")
+    with pytest.raises(hbp.errors.RuleError, match=r"(?s)Two rules.*a\.py"):
+        with_rules(written(tmp_path / "other", a=RULE.replace("nowhere_at_all.turn", "aten.tanh")))
+
+
 def test_two_of_a_kind_are_too_many(tmp_path):
     for number, text in enumerate((RULE, APART)):
         with pytest.raises(hbp.errors.RuleError, match=r"(?s)Two rules.*a\.py and .*b\.py"):
@@ -91,6 +99,13 @@ def test_an_elementwise_rule_needs_no_jac_t():
     assert name == "input"
     mask, columns = torch.randn(2, 3), torch.randn(2, 4, 3)
     assert torch.equal(rule.jac_t[name](Op({"mask": mask}, {}, {}), columns), columns * mask[:, None])
+
+
+def test_a_derivative_that_is_there_is_no_constant():
+    rule = Rule(["aten.tanh"], ZERO, jac_t=NO_DERIVATIVE, forward=lambda op: op.self.tanh(),
+                structure=Structure.SELECTION, cases=[Case({"self": (2, 3)})])
+    with pytest.raises(AssertionError, match="a derivative with respect to self, where there is none"):
+        check_rule(rule)
 
 
 def test_of_an_unknown_operation_it_does():

@@ -37,7 +37,7 @@ class Answers:
         """What `func(*args, **kwargs)` gives; `given` are the tensors among the arguments."""
         if func not in self._makes_new:
             self._makes_new[func] = _makes_new_tensors(func)
-        if not self._makes_new[func] or not all(tensor.is_meta for tensor in given):
+        if not given or not self._makes_new[func] or not all(tensor.is_meta for tensor in given):
             return func(*args, **kwargs)
         key = (func, _key(args), _key(kwargs))
         if key in self._known:
