@@ -51,7 +51,9 @@ def _without_blocks_in_functions() -> Iterator[None]:
     """Meanwhile no block in an autograd.Function's forward turns gradients off or on: they are off there anyway, and
     the trace would take the end of such a block for gradients off in all that follows. It is what Function.apply calls
     that changes, because people keep `swish = Swish.apply` from before."""
-    base: Any = torch.autograd.function._SingleLevelFunction
+    function: Any = torch.autograd.Function
+    in_python = isinstance(vars(function)["apply"], classmethod)  # up to 2.13; in 2.14 it is the C function itself
+    base: Any = torch.autograd.function._SingleLevelFunction if in_python else function
     before = vars(base).get("apply")
     own, thread = before or vars(torch._C._FunctionBase)["apply"], threading.get_ident()
 
