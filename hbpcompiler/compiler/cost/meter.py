@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hbpcompiler.compiler.cost.answers import Answers, storage_of, tensors_in
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
+from hbpcompiler.compiler.program.alike_calls import AlikeCalls, storage_of, tensors_in
 from hbpcompiler.compiler.program.kernels import MANY_PRODUCTS, ONEDNN_LINEAR, RELAYOUTS
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
@@ -65,7 +65,7 @@ class Meter(TorchDispatchMode):
         self.peak = 0
         """The most that were held at once."""
         self._holders: dict[int, int] = {}  # storage -> live tensors that show it
-        self._answers = Answers()
+        self._alike = AlikeCalls()
         self._formulas: dict[Any, Any] = {}
         self._whole: set[Any] = set()
         """Operations that are no composition of others."""
@@ -81,12 +81,14 @@ class Meter(TorchDispatchMode):
             if pieces is not NotImplemented:
                 return pieces
             self._whole.add(func)
-        given = list(tensors_in((args, kwargs)))
-        result = self._answers.of(func, args, kwargs, given)
+        given = tensors_in((args, [*kwargs.values()]))
+        is_without_memory = bool(given) and all(tensor.is_meta for tensor in given)
+        result = self._alike.result(func, args, kwargs, lambda: func(*args, **kwargs)) if is_without_memory else (
+            func(*args, **kwargs))
         is_kernel, by_pixels = func._overloadpacket in RELAYOUTS, any(map(_is_channels_last, given))
         if is_kernel and by_pixels:
             result = torch.utils._pytree.tree_map_only(Tensor, _channels_last, result)
-        made = list(tensors_in(result))
+        made = tensors_in(result)
         known = {storage_of(tensor) for tensor in given}
         fresh = [tensor for tensor in made if storage_of(tensor) not in known]
         if fresh or func._schema.is_mutable:
@@ -160,4 +162,3 @@ class _Identity:
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self.ids
-
