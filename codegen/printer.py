@@ -59,6 +59,9 @@ def function_name(target: Any) -> str:
     if target in FALLBACKS or isinstance(target, Composite):
         return str(target.__name__)
     name = _public_names().get(id(target))
+    if name is None:  # somebody may have had another in its place when the names were read
+        _public_names.cache_clear()
+        name = _public_names().get(id(target))
     if name is None:
         raise TypeError(f"a rule calls {target!r}, which has no public name in torch or torch.nn.functional")
     return name

@@ -181,6 +181,7 @@ class Walk:
 
     def _function(self, function: types.FunctionType) -> None:
         self.watched.function(function)
+        modules: list[types.ModuleType] = []
         for value in (function.__defaults__, function.__kwdefaults__, function.__dict__):
             if value:
                 self._visit_all(value)
@@ -189,7 +190,10 @@ class Walk:
                 self.watched.cell(cell)
             except ValueError:  # nothing in it yet
                 continue
-            self._visit(cell.cell_contents)
+            if isinstance(cell.cell_contents, types.ModuleType):
+                modules.append(cell.cell_contents)
+            else:
+                self._visit(cell.cell_contents)
         code = function.__code__
         if of_library(function.__module__ or "") and not is_own(code.co_filename):
             return
@@ -197,6 +201,8 @@ class Walk:
         self._learn(names)
         if is_own(code.co_filename):
             self._globals(function.__globals__, names)
+            for module in modules:
+                self._module_read(module, names)
 
     def _learn(self, names: set[str]) -> None:
         """Names that code met on the way may read attributes or call methods by."""
@@ -205,34 +211,44 @@ class Walk:
             for function in self._methods.pop(name, ()):
                 self._visit(function)
 
-    def _globals(self, held: dict[str, Any], names: set[str]) -> None:
+    def _globals(self, held: dict[str, Any], names: set[str], met: frozenset[int] = frozenset()) -> None:
+        """What code may read of a file's globals, and of the modules among them; `met` are those that it is one of."""
         if library.reads_switches(names):
             self._visit(os.environ)
+        met |= {id(held)}
         for name in sorted(names & held.keys()):
             value = held[name]
             self._atoms.append(name)
             self.watched.name(held, name)
             if isinstance(value, types.ModuleType):
-                self._atoms.append(Same(value))
-                if not of_library(value.__name__) and is_own(getattr(value, "__file__", None) or ""):
-                    self._globals(value.__dict__, names)
-                else:
-                    self._module_of_library(value, names, set())
+                self._module_read(value, names, met)
             else:
                 self._visit(value)
         for name in sorted((names & vars(builtins).keys()) - held.keys()):
             self.watched.name(held, name)  # one of Python's own, until a global of that name is made
 
+    def _module_read(self, module: types.ModuleType, names: set[str], met: frozenset[int] = frozenset()) -> None:
+        self._atoms.append(Same(module))
+        if id(vars(module)) in met:  # modules that import each other
+            return
+        if not of_library(module.__name__) and is_own(getattr(module, "__file__", None) or ""):
+            self._globals(vars(module), names, met)
+        else:
+            self._module_of_library(module, names, set())
+
     def _module_of_library(self, module: types.ModuleType, names: set[str], met: set[int]) -> None:
-        """What code may read of it, such as F.relu or torch.nn.functional.relu: until another takes its place."""
+        """What code may read of it, such as F.relu or torch.nn.functional.relu: until another takes its place. Not
+        objects that are replaced as a matter of course (sys.stderr), nor modules that fill themselves (torch.ops)."""
         met.add(id(module))
         held = vars(module)
-        for name in sorted(names & held.keys()):
-            if not isinstance(held[name], types.ModuleType):
-                self._atoms.append((name, Same(held[name])))
-                self.watched.name(held, name)
-            elif id(held[name]) not in met:
-                self._module_of_library(held[name], names, met)
+        for name in sorted(names & held.keys()) if type(module) is types.ModuleType else ():
+            value = held[name]
+            if isinstance(value, types.ModuleType):
+                if id(value) not in met:
+                    self._module_of_library(value, names, met)
+            elif callable(value) or atom(value) is not None:
+                self._atoms.append((name, Same(value)))
+                self.watched.name_of_library(held, name)
 
     def _other(self, value: Any, direct: bool) -> None:
         """An object of some class."""

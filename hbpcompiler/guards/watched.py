@@ -40,6 +40,7 @@ class Watched:
         self._cells: list[CellType] = []
         self._contents: list[Any] = []
         self._names: list[tuple[MutableMapping[str, Any], str, Any]] = []
+        self._names_of_libraries: list[tuple[MutableMapping[str, Any], str, Any]] = []
         self._slots: list[tuple[Any, str, Any]] = []
         self._objects: list[Any] = []
         self._kinds: list[type] = []
@@ -105,6 +106,10 @@ class Watched:
         """One entry of a dict, which may be missing."""
         self._names.append((held, name, held.get(name, MISSING)))
 
+    def name_of_library(self, held: MutableMapping[str, Any], name: str) -> None:
+        """The same, of what is never put back: who replaces it does so for all, perhaps in another thread."""
+        self._names_of_libraries.append((held, name, held.get(name, MISSING)))
+
     def slot(self, item: Any, name: str) -> None:
         """An attribute that lies in no dict, which may be missing."""
         self._slots.append((item, name, getattr(item, name, MISSING)))
@@ -162,8 +167,8 @@ class Watched:
             yield lambda: [*map(_CODE, self._functions)] == self._codes
         if self._cells:
             yield lambda: all(map(is_, map(_CONTENT, self._cells), self._contents))
-        if self._names:
-            held, names, values = zip(*self._names, strict=True)
+        if self._names or self._names_of_libraries:
+            held, names, values = zip(*self._names, *self._names_of_libraries, strict=True)
             yield lambda: all(map(is_, map(_entry, held, names), values))
         if self._slots:
             items, attributes, values_of = zip(*self._slots, strict=True)

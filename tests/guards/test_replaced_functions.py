@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
+from hbpcompiler.guards.walk import Walk
 
 
 class Short(nn.Module):
@@ -58,4 +64,46 @@ def test_shadowed(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = hbp.compile(model, nn.MSELoss(), quantities=["grad"])
     assert agrees(compiled, model)
     monkeypatch.setitem(globals(), "abs", lambda number: 5.0)
+    assert agrees(compiled, model)
+
+
+class Printing(Short):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            print("odd", file=sys.stderr)
+        return self.layer(x)
+
+
+def test_what_is_replaced_as_a_matter_of_course_is_not_watched() -> None:
+    model = Printing()
+    compiled = hbp.compile(model, nn.MSELoss(), quantities=["grad"])
+    for _ in range(3):
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert agrees(compiled, model)
+    assert len(compiled._guards) == 1
+
+
+def test_nothing_of_a_library_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(Short(), nn.MSELoss())
+    monkeypatch.setattr(F, "relu", torch.tanh)
+    walk.watched.put_back()
+    assert F.relu is torch.tanh
+
+
+def test_modules_that_import_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mutual"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("SCALE = 2.0\nfrom . import layers\n")
+    (folder / "layers.py").write_text("import mutual\n\ndef scaled(x):\n    return mutual.SCALE * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mutual = importlib.import_module("mutual")
+
+    class Mutual(Short):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(mutual.layers.scaled(x))
+
+    model = Mutual()
+    compiled = hbp.compile(model, nn.MSELoss(), quantities=["grad"])
+    assert agrees(compiled, model)
+    mutual.SCALE = 3.0
     assert agrees(compiled, model)

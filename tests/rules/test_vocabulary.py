@@ -108,6 +108,15 @@ def test_a_derivative_that_is_there_is_no_constant():
         check_rule(rule)
 
 
+def test_of_an_operation_without_a_formula_there_is_none():
+    @torch.library.custom_op("hbp_tests::in_quarters", mutates_args=())
+    def in_quarters(x: torch.Tensor) -> torch.Tensor:
+        return (x * 4).round() / 4
+
+    check_rule(Rule(["hbp_tests.in_quarters"], ZERO, jac_t=NO_DERIVATIVE, structure=Structure.SELECTION,
+                    forward=lambda op: (op.x * 4).round() / 4, cases=[Case({"x": (4,)})]))
+
+
 def test_of_an_unknown_operation_it_does():
     with pytest.raises(TypeError, match="jac_t"):
         Rule(["nowhere.dropout"], ZERO, structure=Structure.ELEMENTWISE, derivative=lambda op: op.mask)

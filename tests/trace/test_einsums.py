@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace import einsums
 from hbpcompiler.compiler.trace.einsums import einsum_with_layers
 from hbpcompiler.reference import reference
 
@@ -61,19 +64,25 @@ def test_others_are_torchs_own(equation: str) -> None:
     x, weight = (torch.randn([sizes[letter] for letter in letters]) for letters in (given, parameters))
     if equation == "btt,ot->bto":
         x = torch.randn(5, 6, 6)
-    calls: list[str] = []
-
-    def own(equation: str, *operands: Tensor) -> Tensor:
-        calls.append(equation)
-        return torch.einsum(equation, *operands)
-
-    torch.testing.assert_close(einsum_with_layers(own)(equation, x, nn.Parameter(weight)),
+    assert einsums._as_linear(equation, x, nn.Parameter(weight)) is None
+    torch.testing.assert_close(einsum_with_layers(torch.einsum)(equation, x, nn.Parameter(weight)),
                                torch.einsum(equation, x, weight))
-    assert calls == [equation]
+
+
+@pytest.mark.parametrize(("equation", "weight", "values"), [
+    ("ni,oi->no", (2, 1), (4, 3)), ("ni,oi->no", (3, 4), (5, 1)), ("...i,io->...o", (1, 3), (5, 6, 4))])
+def test_one_of_the_two_is_repeated(equation: str, weight: tuple[int, int], values: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Parameter(torch.randn(weight)), torch.randn(values)
+    torch.testing.assert_close(einsum_with_layers(torch.einsum)(equation, x, layer), torch.einsum(equation, x, layer))
+
+
+def test_a_function_in_its_place_is_left_alone() -> None:
+    def other(*arguments: Any) -> Tensor:
+        return torch.zeros(())
+
+    assert einsum_with_layers(other) is other
 
 
 def test_without_parameters_it_is_torchs_own() -> None:
-    calls: list[str] = []
-    einsum_with_layers(lambda equation, *operands: calls.append(equation) or torch.zeros(()))(
-        "bi,oi->bo", torch.randn(2, 3), torch.randn(4, 3))
-    assert calls == ["bi,oi->bo"]
+    assert einsums._as_linear("bi,oi->bo", torch.randn(2, 3), torch.randn(4, 3)) is None

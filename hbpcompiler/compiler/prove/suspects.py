@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.draws import Draws, drawing
@@ -28,6 +29,7 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")
 _NOT_THE_USERS = (*LIBRARY, str(Path(__file__).parent))
 _FUNCTIONS = inspect.getsourcefile(BackwardCFunction)
+_WRITES = frozenset({"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "floordiv"))})
 TIMES = ("; for one that multiplies the derivative by c (to reverse it, c = -1) c * x - ((c - 1) * x).detach(); for "
          "others write what they do as operations")
 IN_OPERATIONS = "write what it does to the derivative as operations: for a factor c, c * h - ((c - 1) * h).detach()"
@@ -119,14 +121,16 @@ def _line_of(own: type) -> str:
 
 
 class _Watcher(TorchFunctionMode):
-    """Sees hooks of tensors as they are registered, blocks that turn gradients off for what is trained, and where in
-    the model each line of the user's runs."""
+    """Sees hooks of tensors as they are registered, blocks that turn gradients off for what is trained, writes into it
+    that its derivative does not know of, and where in the model each line of the user's runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.found: list[str] = []
         self.modules: dict[tuple[str, int], str] = {}
+        self.trained: dict[int, Tensor] = {}
+        """Values with a derivative, by their memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         place, in_function = self._place(sys._getframe(1))
@@ -135,7 +139,13 @@ class _Watcher(TorchFunctionMode):
         elif not (torch.is_grad_enabled() or in_function) and any(map(_is_trained, args)):
             block = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
             self._note(f"{block}, used in {place}: write x.detach() for what has no derivative")
-        return func(*args, **(kwargs or {}))
+        elif any(_memory(item) in self.trained for item in _written(func, args, kwargs or {})):
+            self._note("a value with a derivative is changed in place through .detach() or .data, whose derivative "
+                       f"stays that of what it was, in {place}: write h = h + (changed - h).detach() for this, or "
+                       "h = changed for the derivative of what h becomes")
+        result = func(*args, **(kwargs or {}))
+        self.trained |= {_memory(item): item for item in pytree.tree_leaves(result) if _is_trained(item)}
+        return result
 
     def _note(self, text: str) -> None:
         if text not in self.found:
@@ -159,6 +169,19 @@ class _Watcher(TorchFunctionMode):
         module = module or "the loss"
         self.modules.update((line, module) for line in lines if line not in self.modules)
         return module + (f", {lines[0][0]}:{lines[0][1]}" if lines else ""), in_function
+
+
+def _written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors without gradient that a function of torch's writes into, as far as its name or `out=` tells."""
+    name = getattr(func, "__name__", "")
+    in_place = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+    items = pytree.tree_leaves((args[:1] if in_place else (), kwargs.get("out")))
+    return [item for item in items if isinstance(item, Tensor) and not item.requires_grad]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Equal for tensors that show the same."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _is_trained(item: Any) -> bool:

@@ -13,12 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_TORCHS = torch.einsum
 _ELLIPSIS = 0xE000
 """Characters from here on, which no equation holds, stand for the axes of an ellipsis."""
 
 
 def einsum_with_layers(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """In place of torch's own."""
+    """In place of torch's own; another that somebody has put in its place is left as it is."""
+    if own is not _TORCHS:
+        return own
+
     def run(*arguments: Any, **named: Any) -> Tensor:
         found = _as_linear(*arguments) if len(arguments) == 3 and not named else None
         return own(*arguments, **named) if found is None else found
@@ -53,6 +57,10 @@ def _layer(x: Tensor, weight: Tensor, read: str, letters: str, made: str) -> Ten
     kept = [letter for letter in letters if letter in made and letter not in read]
     if len(contracted) != 1 or len(kept) != 1 or read.replace(contracted[0], "") != made.replace(kept[0], ""):
         return None
+    if x.shape[read.index(contracted[0])] != weight.shape[letters.index(contracted[0])]:
+        return None  # one of the two is repeated
+    if read[-1] == contracted[0] and made[-1] == kept[0]:
+        return F.linear(x, weight) if letters[1] == contracted[0] else torch.matmul(x, weight)
     last = x.movedim(read.index(contracted[0]), -1)
     product = F.linear(last, weight) if letters[1] == contracted[0] else torch.matmul(last, weight)
     return product.movedim(-1, made.index(kept[0]))

@@ -21,7 +21,6 @@ from hbpcompiler.callers import has_stderr
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import advice
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
-from hbpcompiler.compiler.trace.detached_writes import check_detached_writes
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,
     plain_ways,
@@ -148,7 +147,6 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     whole.training = model.training  # not train(): that would reach into the user's modules
     program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
     without_their_derivatives(program)
-    check_detached_writes(program)
     functional = program.run_decompositions({})
     _check_parameters_stay(functional)
     _check_any_size(program)

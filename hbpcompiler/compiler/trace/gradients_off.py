@@ -28,7 +28,7 @@ def without_their_derivatives(program: Any) -> None:
     """
     nested = [module for module in program.graph_module.modules() if isinstance(module, GraphModule)]
     for module in reversed(nested):
-        known = trained_nodes(program) if module is program.graph_module else None
+        known = _trained(program) if module is program.graph_module else None
         for call in list(module.graph.nodes):
             block = _block_of(module, call)
             if block is not None and any(_is_trained(item, known) for item in call.args[2:]):
@@ -110,7 +110,7 @@ def _is_real_or_complex(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def trained_nodes(program: Any) -> set[Node]:
+def _trained(program: Any) -> set[Node]:
     """What depends on a trainable parameter by way of real or complex tensors, outside blocks without gradients."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     found: set[Node] = set()
