@@ -134,12 +134,13 @@ class Programs:
         That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
         the outputs do not show the samples apart: then the proof is of a run without them.
         """
-        draws, weighs = Draws.now(batch.tensors[0].device), can_weigh(built.matched, beside.get(SAMPLE_WEIGHTS))
-        plain = beside if weighs else without_weights(beside)
+        draws, weights = Draws.now(batch.tensors[0].device), beside.get(SAMPLE_WEIGHTS)
+        as_called = weights is None or can_weigh(built.matched, weights)
+        plain = beside if as_called else without_weights(beside)
         with built.seconds.first(FIRST_RUN):
             raw = self._run(state, built, batch, beside)
         candidate, full = self._candidate(state, built, plain), self.options.verify == FULL
-        proven = raw if len(plain) == len(beside) else None
+        proven = raw if as_called else None
         try:
             with TRACING, built.seconds.first(PROVE):
                 check(prove(candidate, batch, draws, proven, full), candidate, batch, draws)

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.prove.own_step import Noise, own_step
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.stages import PROVE
 from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.programs import Programs
 from tests import networks
 from tests.graph_models import FEW_MODELS, made
 
@@ -90,19 +91,27 @@ def test_nothing_of_the_users_changes():
     assert all(torch.equal(value, numbers[name]) for name, value in model.state_dict().items())
 
 
-def test_the_first_calls_run_is_the_proofs():
-    """And draws what it would have drawn without a proof."""
+def test_the_first_calls_draws_are_those_without_a_proof():
     model, data = chain(nn.Dropout(0.5)), batch()
-    results = []
+    losses = []
     for verify in (True, False):
         compiled = hbp.compile(model, quantities=["grad"], verify=verify)
         torch.manual_seed(5)
-        results.append(compiled(*data).loss)
-        runs = []
-        compiled._current().run = lambda *given, own=compiled.program, runs=runs: runs.append(1) or own(*given)
-        compiled(*data)
-        assert len(runs) == 1
-    assert results[0] == results[1]
+        losses.append(compiled(*data).loss)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("way", ["examples", "call", "weighted call"])
+def test_the_first_run_is_the_proofs(monkeypatch, way):
+    runs, own = [], Programs._run
+    monkeypatch.setattr(Programs, "_run", lambda *given, **named: runs.append(1) or own(*given, **named))
+    model, data = chain(nn.Tanh()), batch()
+    if way == "examples":
+        compiled_and_proven(model, *data, quantities=["grad", "diag_h"])
+    else:
+        weights = {"sample_weights": torch.rand(6)} if way == "weighted call" else {}
+        hbp.compile(model, quantities=["grad", "diag_h"])(*data, **weights)
+    assert len(runs) == 1
 
 
 def test_a_model_without_gradients_where_it_is_called():
