@@ -24,7 +24,7 @@ class State:
     """A state of Python as one call found it, until something moves."""
 
     def __init__(self, walk: Walk, surroundings: Ambient, programs: dict[Any, Any]) -> None:
-        self._walk = walk
+        self._walk, self._watched = walk, walk.watched
         self.surroundings = surroundings
         self.programs = programs
         """Those traced under states equal to this one."""
@@ -47,11 +47,11 @@ class State:
         return tuple(self._walk.tensors)
 
     def unchanged(self, surroundings: Ambient) -> bool:
-        return surroundings == self.surroundings and self._walk.watched.unchanged()
+        return surroundings == self.surroundings and self._watched.unchanged()
 
     def put_back(self) -> None:
         """Undo what running the model has done to this state."""
-        self._walk.watched.put_back()
+        self._watched.put_back()
 
     def places(self, constants: Mapping[str, Tensor]) -> dict[str, int]:
         """Where in Python's state tensors lie that a trace found outside the model's parameters and buffers."""

@@ -37,8 +37,8 @@ class Elements:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._array.flat)
 
-    def __bool__(self) -> bool:
-        return bool(self._array.size)
+    def __len__(self) -> int:
+        return int(self._array.size)
 
 
 def is_whole(kind: type) -> bool:

@@ -33,4 +33,6 @@ def hooks_read_by_calls(own: Mapping[str, Any]) -> list[str]:
 def read_by_calls(own: Mapping[str, Any]) -> list[str]:
     """Entries whose values decide what a call does, the user's attributes among them."""
     unread = _NOT_IN_CALLS.union(*_HOOKS.values()).difference(hooks_read_by_calls(own))
+    if not own.get("_backward_hooks"):
+        unread |= {"_is_full_backward_hook"}  # of which kind these are
     return [name for name in own if name not in unread]

@@ -132,14 +132,17 @@ class Walk:
         self.watched.kind(module)
         own = module.__dict__
         self._atoms.append((Same(type(module)), len(own)))
-        for name in hooks_read_by_calls(own):
-            self._visit_all(own[name])
-        self.watched.entries(own, read_by_calls(own))
+        containers = [*hooks_read_by_calls(own), "_parameters", "_buffers", "_modules"]
+        empty = [name for name in containers if not own[name]]
+        self.watched.entries(own, [name for name in read_by_calls(own) if name not in empty])
+        for name in empty:
+            self.watched.empty_entry(own, name)
         for name in sorted(own.keys() - KEPT_BY_TORCH):
             self._atoms.append(name)
             self._visit(own[name])
-        for name in ("_parameters", "_buffers", "_modules"):
-            self._visit_all(own[name])
+        for name in containers:
+            if name not in empty:
+                self._visit_all(own[name])
         self._class(type(module))
 
     def _class(self, kind: type) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from itertools import chain, repeat
-from operator import attrgetter, call, is_, itemgetter
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_FACTS = attrgetter("shape", "dtype", "requires_grad", "device", "_backward_hooks")
-_CODE = attrgetter("__code__", "__defaults__", "__kwdefaults__")
-_CONTENT = attrgetter("cell_contents")
+from hbpcompiler.guards.conditions import Conditions
+
 MISSING = object()
+LONG = 50
+"""Entries of a dict from which on they are compared by a loop and not one by one."""
 
 
 def content(array: Any) -> bytes:
@@ -24,35 +24,22 @@ def content(array: Any) -> bytes:
     return bytes(array.tobytes()) if hasattr(array, "tobytes") else bytes(array)
 
 
+def same(held: Collection[Any], found: list[Any]) -> bool:
+    """Whether it has these elements, themselves and in their order."""
+    return len(held) == len(found) and all(one is other for one, other in zip(held, found, strict=True))
+
+
 class Watched:
     """Containers with what they held when a walk came by."""
 
     def __init__(self) -> None:
-        self._views: list[Iterable[Any]] = []
-        self._found: list[Any] = []
-        self._empty: list[Any] = []
-        self._attributes: list[dict[str, Any]] = []
-        self._sizes: list[int] = []
-        self._getters: list[Callable[[Any], tuple[Any, ...]]] = []
-        self._got: list[Any] = []
-        self._functions: list[FunctionType] = []
-        self._codes: list[Any] = []
-        self._cells: list[CellType] = []
-        self._contents: list[Any] = []
-        self._names: list[tuple[MutableMapping[str, Any], str, Any]] = []
-        self._names_of_libraries: list[tuple[MutableMapping[str, Any], str, Any]] = []
-        self._slots: list[tuple[Any, str, Any]] = []
-        self._objects: list[Any] = []
-        self._kinds: list[type] = []
-        self._tensors: list[Tensor] = []
-        self._facts: list[Any] = []
-        self._arrays: list[Any] = []
-        self._numbers: list[bytes] = []
+        self._moved = Conditions()
+        self._when, self._name = self._moved.when, self._moved.named
+        self._checks: list[Callable[[], bool]] | None = None
         self._copies: list[tuple[Any, Any]] = []
         self._own_names: list[tuple[MutableMapping[str, Any], list[str]]] = []
-        self._readers: list[Callable[[], Any]] = []
-        self._read: list[Any] = []
-        self._checks: list[Callable[[], bool]] | None = None
+        self._contents: list[tuple[CellType, Any]] = []
+        self._names: list[tuple[MutableMapping[str, Any], str, Any]] = []
 
     # -- filled by the walk -------------------------------------------------------------------------------------------
 
@@ -60,129 +47,133 @@ class Watched:
         """A dict, or a class's: which values it has, in their order, and under which keys."""
         if isinstance(held, MutableMapping):
             self._copies.append((held, dict(held)))
-        if not held:
-            self._empty.append(held)
-            return
-        for view in (held.keys(), held.values()) if with_keys else (held.values(),):
-            self._views.append(view)
-            self._found += view
+        if not with_keys:
+            self._elements(held.values())
+        elif _short(held):
+            self._keys(held)
+            self._entries(held, list(held))
+        else:
+            self._elements(held.keys())
+            self._elements(held.values())
 
     def entries(self, held: dict[str, Any], names: Sequence[str]) -> None:
-        """Two entries of a dict or more, and how many it has in all."""
+        """Some entries of a dict, and how many it has in all."""
         self._copies.append((held, dict(held)))
-        self._attributes.append(held)
-        self._sizes.append(len(held))
-        self._getters.append(itemgetter(*names))
-        self._got += [held[name] for name in names]
+        self._when(f"len({self._name(held)}) != {self._name(len(held))}")
+        self._entries(held, names)
+
+    def empty_entry(self, held: dict[str, Any], name: str) -> None:
+        """An entry that is an empty container, and may be another as long as that is empty."""
+        self._copies.append((held[name], {}))
+        self._when(f"{self._name(held)}[{name!r}]")
 
     def keys(self, held: MutableMapping[str, Any]) -> None:
         """Which attributes an object has, whatever they are."""
         self._own_names.append((held, list(held)))
-        if not held:
-            self._empty.append(held)
-            return
-        self._views.append(held.keys())
-        self._found += held.keys()
+        if _short(held):
+            self._keys(held)
+        else:
+            self._elements(held.keys())
 
     def elements(self, held: Any) -> None:
         """A list, a set, an array of objects."""
         if isinstance(held, list):
             self._copies.append((held, list(held)))
-        if not held:
-            self._empty.append(held)
-            return
-        self._views.append(held)
-        self._found += held
+        self._elements(held)
 
     def function(self, function: FunctionType) -> None:
-        self._functions.append(function)
-        self._codes.append(_CODE(function))
+        self._attributes(function, ("__code__", "__defaults__", "__kwdefaults__"))
 
     def cell(self, cell: CellType) -> None:
-        self._cells.append(cell)
-        self._contents.append(_CONTENT(cell))
+        """ValueError where nothing is in it yet."""
+        self._contents.append((cell, cell.cell_contents))
+        self._attributes(cell, ("cell_contents",))
 
     def name(self, held: MutableMapping[str, Any], name: str) -> None:
         """One entry of a dict, which may be missing."""
         self._names.append((held, name, held.get(name, MISSING)))
+        self.name_of_library(held, name)
 
     def name_of_library(self, held: MutableMapping[str, Any], name: str) -> None:
         """The same, of what is never put back: who replaces it does so for all, perhaps in another thread."""
-        self._names_of_libraries.append((held, name, held.get(name, MISSING)))
+        if name in held:
+            self._entries(held, [name])
+        else:
+            self._when(f"{name!r} in {self._name(held)}")
 
     def slot(self, item: Any, name: str) -> None:
         """An attribute that lies in no dict, which may be missing."""
-        self._slots.append((item, name, getattr(item, name, MISSING)))
+        value = getattr(item, name, MISSING)
+        self._when(f"getattr({self._name(item)}, {name!r}, {self._name(MISSING)}) is not {self._name(value)}")
 
     def kind(self, item: Any) -> None:
         """The class of an object."""
-        self._objects.append(item)
-        self._kinds.append(type(item))
+        self._when(f"type({self._name(item)}) is not {self._name(type(item))}")
 
     def tensor(self, tensor: Tensor) -> None:
         """Its shape, dtype, device and requires_grad, not its numbers."""
-        self._tensors.append(tensor)
-        self._facts.append(_FACTS(tensor))
+        self._attributes(tensor, ("dtype", "requires_grad", "_backward_hooks"))
+        for made_anew in ("shape", "device"):
+            value = self._name(getattr(tensor, made_anew))
+            self._when(f"{self._name(tensor)}.{made_anew} != {value}")
         if tensor._backward_hooks is not None:
             self.mapping(tensor._backward_hooks)
 
     def numbers(self, array: Any) -> bytes:
         """The numbers of a tensor or array, where a trace has read them."""
-        self._arrays.append(array)
-        self._numbers.append(content(array))
-        return self._numbers[-1]
+        found = content(array)
+        self._when(f"{self._name(content)}({self._name(array)}) != {self._name(found)}")
+        return found
 
     def read(self, reader: Callable[[], Any], weakly: bool) -> Any:
         """What a reader gives, now and at each call; weakly: it is not kept, which would keep it alive."""
         found = reader()
-        self._readers.append((lambda: reader() is not None) if weakly else reader)
-        self._read.append(found is not None if weakly else found)
+        what = f"{self._name(reader)}()"
+        self._when(f"({what} is None) is {found is not None}" if weakly else f"{what} is not {self._name(found)}")
         return found
+
+    def _elements(self, held: Collection[Any]) -> None:
+        if len(held):
+            self._when(f"not {self._name(same)}({self._name(held)}, {self._name(list(held))})")
+        else:
+            self._when(f"len({self._name(held)})")
+
+    def _keys(self, held: Mapping[str, Any]) -> None:
+        if held:
+            self._when(f"[*{self._name(held)}] != {self._name(list(held))}")
+        else:
+            self._when(self._name(held))
+
+    def _entries(self, held: Mapping[str, Any], names: Sequence[str]) -> None:
+        where = self._name(held)
+        for name in names:
+            self._when(f"{where}[{name!r}] is not {self._name(held[name])}")
+
+    def _attributes(self, item: Any, names: Sequence[str]) -> None:
+        where = self._name(item)
+        for name in names:
+            self._when(f"{where}.{name} is not {self._name(getattr(item, name))}")
 
     # -- asked by calls -----------------------------------------------------------------------------------------------
 
     def unchanged(self) -> bool:
         """Whether everything is what it was; False too where that cannot be said."""
         if self._checks is None:
-            self._checks = list(self._needed())
+            self._checks = self._moved.written()
         try:
-            return all(check() for check in self._checks)
+            for moved in self._checks:  # noqa: SIM110  # a generator takes longer
+                if moved():
+                    return False
+            return True
         except (RuntimeError, ValueError, KeyError, AttributeError, ReferenceError):
             # Changed while it was read, an emptied cell, an entry, an attribute or an object that is gone.
             return False
-
-    def _needed(self) -> Iterator[Callable[[], bool]]:
-        """One check for each kind of place that there is: a call runs through them, so they are loops without Python's
-        own steps."""
-        views, found = (*self._views, _END), (*self._found, *_END)
-        yield lambda: not any(self._empty) and all(map(is_, chain.from_iterable(views), found))
-        if self._attributes:
-            yield lambda: [*map(len, self._attributes)] == self._sizes and all(
-                map(is_, chain.from_iterable(map(call, self._getters, self._attributes)), self._got))
-        if self._objects:
-            yield lambda: all(map(is_, map(type, self._objects), self._kinds))
-        if self._tensors:
-            yield lambda: [*map(_FACTS, self._tensors)] == self._facts
-        if self._functions:
-            yield lambda: [*map(_CODE, self._functions)] == self._codes
-        if self._cells:
-            yield lambda: all(map(is_, map(_CONTENT, self._cells), self._contents))
-        if self._names or self._names_of_libraries:
-            held, names, values = zip(*self._names, *self._names_of_libraries, strict=True)
-            yield lambda: all(map(is_, map(_entry, held, names), values))
-        if self._slots:
-            items, attributes, values_of = zip(*self._slots, strict=True)
-            yield lambda: all(map(is_, map(getattr, items, attributes, repeat(MISSING)), values_of))
-        if self._readers:
-            yield lambda: all(reader() is value for reader, value in zip(self._readers, self._read, strict=True))
-        if self._arrays:
-            yield lambda: [*map(content, self._arrays)] == self._numbers
 
     def put_back(self) -> None:
         """Undo what running the model has done to its Python state: counters, kept activations."""
         for held, copy in self._copies:
             if isinstance(held, list):
-                if len(held) != len(copy) or not all(map(is_, held, copy)):
+                if not same(held, copy):
                     held[:] = copy
                 continue
             for key in [key for key in held if key not in copy]:
@@ -193,7 +184,7 @@ class Watched:
         for own, names in self._own_names:
             for name in own.keys() - names:
                 del own[name]
-        for cell, value in zip(self._cells, self._contents, strict=True):
+        for cell, value in self._contents:
             cell.cell_contents = value
         for held, name, value in self._names:
             if held.get(name, MISSING) is value:
@@ -204,9 +195,6 @@ class Watched:
                 held[name] = value
 
 
-def _entry(held: MutableMapping[str, Any], name: str) -> Any:
-    return held.get(name, MISSING)
-
-
-_END = (object(),)
-"""Shows whether as many were met as were found."""
+def _short(held: Mapping[Any, Any]) -> bool:
+    """Whether its entries can be written out one by one."""
+    return type(held) in (dict, OrderedDict) and len(held) < LONG and all(type(key) is str for key in held)
