@@ -15,6 +15,7 @@ from benchmarks import (
     clipping,
     compare,
     data_sets,
+    guards,
     laplace_backends,
     large,
     large_networks,
@@ -221,6 +222,16 @@ def test_a_small_run_of_optimizers(tmp_path):
                                                 "0", "--threads", threads, "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert set(json.loads(file.read_text())["logreg:4"]) == {"Adam", "gradient alone", "update", "inverse"}
+
+
+def test_a_small_run_of_the_guards():
+    threads = str(torch.get_num_threads())
+    done = CliRunner().invoke(guards.main, ["--batch", "2", "--rounds", "1", "--threads", threads, "--quantities",
+                                            "grad;grad,variance"])
+    assert done.exit_code == 0, done.output
+    shares = done.output.splitlines()
+    assert [line.partition(": ")[0] for line in shares] == ["logreg:2, grad", "logreg:2, grad,variance"]
+    assert all("guards" in line and line.endswith("%") for line in shares)
 
 
 def test_a_small_run_of_the_monitor(tmp_path):
