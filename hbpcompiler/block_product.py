@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.plan.steps import Close, Plan, Tied
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Tied
 from hbpcompiler.compiler.routes import Site
 from hbpcompiler.compiler.trace.checks import shown
 from hbpcompiler.errors import InputError, InputTypeError

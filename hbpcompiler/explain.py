@@ -21,12 +21,12 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import exact, second_phase
 from hbpcompiler.compiler.plan.decided import limits_met
 from hbpcompiler.compiler.plan.phases import AGAIN, KEPT
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.precision import notes
 from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
     Gather,
-    Plan,
     Pull,
     SampleChunks,
     Seed,

@@ -24,7 +24,7 @@ from hbpcompiler.block_product import block_diagonal, meetings
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.pipeline import first_program
-from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing

@@ -7,7 +7,7 @@ from hbpcompiler.codegen.naming import value_names
 from hbpcompiler.compiler.match.match import match, taken_apart
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.plan import plan
-from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.options import Options, check_options

@@ -32,7 +32,7 @@ from hbpcompiler.compiler.lengths.write import write
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import loss_checks
 from hbpcompiler.compiler.pipeline import Drafting, Places, closings_for, matched_for, traced_for
-from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.program.by_sample import copy_of
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.kernels import on_meta

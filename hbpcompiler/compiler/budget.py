@@ -18,7 +18,7 @@ from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
 from hbpcompiler.compiler.cost.free_memory import free_bytes
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
-from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.errors import HbpError, InputError, OptionError
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 

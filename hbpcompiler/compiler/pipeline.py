@@ -44,7 +44,7 @@ from hbpcompiler.compiler.plan import precision, second_phase
 from hbpcompiler.compiler.plan.check import check_plan
 from hbpcompiler.compiler.plan.pixels import image_weights
 from hbpcompiler.compiler.plan.plan import plan, unraced
-from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
 from hbpcompiler.compiler.program.check import BrokenProgramError
 from hbpcompiler.compiler.program.kernels import has_onednn, on_meta

@@ -10,8 +10,9 @@ from typing import Any
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.formulas import SECOND, formulas
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.precision import Precision
-from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Plan, Step, Total, title
+from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Step, Total, title
 from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX

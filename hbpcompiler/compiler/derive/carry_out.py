@@ -18,6 +18,7 @@ from hbpcompiler.compiler.derive.sample_pairs import walk_sample_pairs
 from hbpcompiler.compiler.derive.second_phase import sum_each, weigh, weigh_samples
 from hbpcompiler.compiler.derive.tail_loop import walk_tail
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.steps import (
     AddUp,
     Average,
@@ -25,7 +26,6 @@ from hbpcompiler.compiler.plan.steps import (
     Close,
     Gather,
     LocalTail,
-    Plan,
     Pull,
     Sample,
     SampleChunks,

@@ -18,7 +18,8 @@ from hbpcompiler.compiler.match.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.closings import bases_of
 from hbpcompiler.compiler.plan.formulas import is_second
-from hbpcompiler.compiler.plan.steps import AddUp, Plan, place_of, title
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import AddUp, place_of, title
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.meta import Role

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.arrivals import makes, reads
-from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, SampleChunks, Step, SumEach, Tail, Tied
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Pull, SampleChunks, Step, SumEach, Tail, Tied
 from hbpcompiler.quantities import FIRST_ORDER, GGN, GGN_MC, KFRA, NEGATIVE, OUTPUT, SUM, Closing, closings_of
 
 EVERYWHERE = FIRST_ORDER | {GGN, GGN_MC, KFRA, OUTPUT}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hbpcompiler.compiler.plan.phases import AGAIN
-from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, Plan, SampleChunks, SamplePairs, Step, Tail, Tied
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, SampleChunks, SamplePairs, Step, Tail, Tied
 
 CHUNKS = {
     "vector_bytes": ("vector_bytes", "vector_chunk_bytes"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hbpcompiler.compiler.plan.steps import Birth, Gather, Piece, Plan, Pull, Seed, Widen
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Birth, Gather, Piece, Pull, Seed, Widen
 from hbpcompiler.quantities import QUANTITIES, SAMPLED
 
 MANY = 100

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from hbpcompiler.compiler.plan.steps import Close, Piece, Plan
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Piece
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.rule import Layout, Rule

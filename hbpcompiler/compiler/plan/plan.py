@@ -15,10 +15,10 @@ from hbpcompiler.compiler.plan.arrivals import live
 from hbpcompiler.compiler.plan.large_factors import check_factors
 from hbpcompiler.compiler.plan.local import Local, without_local
 from hbpcompiler.compiler.plan.pixels import is_pixel_by_pixel
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.pooled import with_pooled_columns
 from hbpcompiler.compiler.plan.sample_chunks import with_sample_chunks
 from hbpcompiler.compiler.plan.second_phase import totals_of, with_second_phase
-from hbpcompiler.compiler.plan.steps import Plan
 from hbpcompiler.compiler.plan.tails import with_tails
 from hbpcompiler.compiler.plan.tied import join_uses
 from hbpcompiler.compiler.plan.walk import Walk

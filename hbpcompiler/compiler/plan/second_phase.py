@@ -21,7 +21,8 @@ from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.phases import AGAIN, KEPT, SecondPhase, SumEach, Total, Weigh, Weights
 from hbpcompiler.compiler.plan.pieces import Piece
-from hbpcompiler.compiler.plan.steps import Close, Plan, Pull, Seed, Step, Tied
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Pull, Seed, Step, Tied
 from hbpcompiler.compiler.routes import Site, choose, seconds
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.options import Options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hbpcompiler.compiler.plan.steps import Plan
+from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.routes import Site
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.values import INPUTS_FIRST, OUTPUTS_FIRST, Stored

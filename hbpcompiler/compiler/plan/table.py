@@ -8,13 +8,8 @@ from typing import Any
 import sympy
 
 from hbpcompiler.compiler.cost.figures import DEFAULTS, Machine
-from hbpcompiler.compiler.plan.steps import (
-    Close,
-    Piece,
-    Plan,
-    SumEach,
-    Tied,
-)
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Piece, SumEach, Tied
 from hbpcompiler.compiler.trace.graph import Graph, N, T
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import SUM

@@ -23,13 +23,8 @@ from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision
 from hbpcompiler.compiler.plan.arrivals import ended
-from hbpcompiler.compiler.plan.steps import (
-    Close,
-    Piece,
-    Plan,
-    Step,
-    Tied,
-)
+from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Close, Piece, Step, Tied
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import (
     COLUMNS,
