@@ -40,6 +40,7 @@ from hbpcompiler.codegen.printer import Text, quote
 from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import shown
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import QUANTITIES
 
@@ -107,7 +108,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         loss=look(loss)[0],
         outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
-    return laid_out(meta.shown(text))
+    return laid_out(shown(text))
 
 
 def _given(graph: fx.Graph, inputs: Mapping[str, str], names: Names) -> dict[fx.Node, str]:

@@ -19,6 +19,7 @@ from hbpcompiler.codegen.places import PARAMETERS, SAVED, Listed, Places, entry_
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.codegen.segments import is_text, readers, times_read, under
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import Shape
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -53,7 +54,7 @@ class Functions:
     places: Places = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
     listed: Listed = field(default_factory=Listed)
-    lengths: Mapping[str, meta.Shape] = field(default_factory=dict)
+    lengths: Mapping[str, Shape] = field(default_factory=dict)
     """Of the parameters' axes."""
     texts: dict[str, str] = field(default_factory=dict)
     """Name -> definition, in the order of first calls; a function stands behind those that it calls."""

@@ -15,6 +15,7 @@ from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.places import PARAMETERS, entry_text
 from hbpcompiler.codegen.printer import Text, quote
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import length_at
 from hbpcompiler.compiler.program.writer import Loop
 
 TOTAL = "total"
@@ -94,7 +95,7 @@ def _bytes(node: fx.Node, chunk: int) -> int:
     shape, dtype = meta.shape(node), meta.dtype(node)
     if shape is None or dtype is None or any(OTHER_LETTER.search(length) for length in shape):
         return 0
-    return dtype.itemsize * math.prod(meta.length_at(length, chunk) for length in shape)
+    return dtype.itemsize * math.prod(length_at(length, chunk) for length in shape)
 
 
 def with_shape(line: str, node: fx.Node) -> str:

@@ -19,6 +19,7 @@ from hbpcompiler.codegen.places import SAVED, SHARED, Place, Places
 from hbpcompiler.codegen.segments import Segment, is_long, is_whole, readers, rows, under
 from hbpcompiler.codegen.sharing import arguments, in_code, share
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import Shape
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -212,7 +213,7 @@ def _named(run: Run) -> dict[str, fx.Node]:
 def _may_be_saved(node: fx.Node, way: set[fx.Node], others: Sequence[fx.Node], order: Mapping[fx.Node, int]) -> bool:
     """Whether the way back reads it, after all others."""
     own, shape = [order[reader] for reader in readers(node) if reader in way], meta.shape(node)
-    return (bool(own) and bool(shape) and cast("meta.Shape", shape)[0] == "N"
+    return (bool(own) and bool(shape) and cast("Shape", shape)[0] == "N"
             and max((order[reader] for reader in others), default=-1) < min(own))
 
 

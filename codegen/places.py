@@ -16,6 +16,7 @@ from torch import fx
 from hbpcompiler.arguments import ARGUMENTS, INTO
 from hbpcompiler.codegen.printer import quote
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import Shape
 from hbpcompiler.compiler.program.writer import INPUTS, Loop
 from hbpcompiler.limits import Limits
 
@@ -90,7 +91,7 @@ class Listed:
         return f"[{', '.join(map(quote, keys))}]"
 
 
-def lengths(graph: fx.Graph, found: Places) -> dict[str, meta.Shape]:
+def lengths(graph: fx.Graph, found: Places) -> dict[str, Shape]:
     """Of each parameter and buffer that the program reads, the lengths of its axes."""
     return {found[node].key: node.meta["shape"] for node in reversed(list(graph.nodes))
             if node in found and found[node].table == PARAMETERS and "shape" in node.meta}

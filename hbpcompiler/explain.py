@@ -42,6 +42,7 @@ from hbpcompiler.compiler.plan.steps import (
 )
 from hbpcompiler.compiler.plan.table import _form, _of_batch, _of_each, _polynomial, _short, _stream
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import shown
 from hbpcompiler.compiler.program.writer import INPUTS
 from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.stages import Seconds
@@ -228,5 +229,5 @@ def saved(graph: fx.Graph) -> list[tuple[str, tuple[str, ...]]]:
         made = block is not None and block.part == "forward" and block.title != INPUTS
         later = [user for user in node.users if (own := meta.block(user)) is not None and own.part == "backward"]
         if made and later and shape is not None:
-            found.append((meta.hint(node) or node.name, tuple(map(meta.shown, shape))))
+            found.append((meta.hint(node) or node.name, tuple(map(shown, shape))))
     return found

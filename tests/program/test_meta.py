@@ -1,6 +1,5 @@
 """What nodes say of themselves, and loops taken apart by name."""
 
-import pytest
 import torch
 
 from hbpcompiler.compiler.program import meta
@@ -51,19 +50,6 @@ def test_places_copies_and_moves():
     assert meta.hint(absolute) == ""
     meta.move(sin, exp)
     assert (meta.hint(sin), meta.hint(exp), meta.step(sin)) == ("e", "", 7)
-
-
-@pytest.mark.parametrize(("length", "expected"), [("9", 9), ("N", 64), ("2*N", 128), ("3*N + 2", 194), ("N + -1", 63),
-                                                  ("k", 64), ("n", 64), ("3*n*k", 192), ("outer n*k", 64),
-                                                  ("outer n", 1), ("2*n + k + 5", 71)])
-def test_lengths(length, expected):
-    assert meta.length_at(length, 64) == expected
-
-
-def test_numbers_of_one_sample():
-    assert meta.numbers(("N", "3", "4")) == 12
-    assert meta.numbers(("2*N", "3")) == 3
-    assert meta.numbers(()) == 1
 
 
 def filled():

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from hbpcompiler.arguments import SAMPLE_WEIGHTS, Brought
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.program import meta as node_meta
+from hbpcompiler.compiler.program.lengths import length_at
 from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import Graph, meta
@@ -42,7 +43,7 @@ def together(program: fx.Graph, batch: int) -> int:
             total += together(node.target.body, min(node.target.chunk, _cut_length(node, batch)))
         lengths, dtype = node_meta.shape(node), node_meta.dtype(node)
         if lengths is not None and dtype is not None and node.op != "placeholder":
-            total += dtype.itemsize * math.prod(node_meta.length_at(length, batch) for length in lengths)
+            total += dtype.itemsize * math.prod(length_at(length, batch) for length in lengths)
     return total
 
 
@@ -51,7 +52,7 @@ def _cut_length(loop: fx.Node, batch: int) -> int:
     arguments: Any = loop.args
     target: Any = loop.target
     lengths = node_meta.shape(arguments[1][0])
-    return target.chunk if lengths is None else node_meta.length_at(lengths[target.axis], batch)
+    return target.chunk if lengths is None else length_at(lengths[target.axis], batch)
 
 
 class MemoryModel:

@@ -12,6 +12,7 @@ from torch import fx
 from hbpcompiler.compiler.lengths.numbers import Polynomial, Power, text
 from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Walk
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import with_formula
 from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
@@ -95,7 +96,7 @@ class _Writing:
         return item
 
     def _length(self, lengths: tuple[list[str], list[Any]]) -> str:
-        """An axis's length as a text, in which a number that T makes has both (see `meta.with_formula`)."""
+        """An axis's length as a text, in which a number that T makes has both (see `program.lengths`)."""
         texts, numbers = lengths
         found = texts[0]
         for number, behind in zip(numbers, texts[1:], strict=True):
@@ -104,7 +105,7 @@ class _Writing:
                 continue
             formula = text(number)
             alone = texts == ["", ""]
-            found += meta.with_formula(int(number.at(self.first)), formula if alone else f"({formula})") + behind
+            found += with_formula(int(number.at(self.first)), formula if alone else f"({formula})") + behind
         return found
 
     # -- functions of the file's own ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import fx
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import is_of_results
+from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 
@@ -41,4 +42,4 @@ def _steps(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_large(node: fx.Node, large: int) -> bool:
-    return decided("finish early", lambda: meta.numbers(meta.shape(node) or ()) >= large)
+    return decided("finish early", lambda: numbers(meta.shape(node) or ()) >= large)

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import by_places
 from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS
+from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
@@ -63,7 +64,7 @@ def _add_product(graph: fx.Graph, node: fx.Node) -> None:
 def _is_large(node: fx.Node, large: int) -> bool:
     """Columns, or products of columns: at least [N, K, z]. Or what a large weight's closings are made of."""
     shape = meta.shape(node) or ()
-    return len(shape) >= 3 or decided("in place", lambda: meta.numbers(shape) >= large)
+    return len(shape) >= 3 or decided("in place", lambda: numbers(shape) >= large)
 
 
 def _root(node: fx.Node) -> fx.Node | None:

@@ -20,6 +20,7 @@ from hbpcompiler.compiler.cost.figures import Machine
 from hbpcompiler.compiler.optimise.matrix_products import transposed
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import OF_ONEDNN
+from hbpcompiler.compiler.program.lengths import length_at
 from hbpcompiler.compiler.program.nodes import writes_in_place
 from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_linear
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
@@ -53,8 +54,8 @@ def _replace(graph: fx.Graph, node: fx.Node, limits: Limits, chunk: int, machine
     shapes = meta.shape(x) or (), meta.shape(right) or ()
     if len(shapes[0]) < 2 or len(shapes[1]) != 2:
         return
-    made = meta.length_at(shapes[1][0 if node.target is F.linear else 1], chunk)
-    lengths = [meta.length_at(each, chunk) for each in shapes[0]]
+    made = length_at(shapes[1][0 if node.target is F.linear else 1], chunk)
+    lengths = [length_at(each, chunk) for each in shapes[0]]
     if decided("not oneDNN", lambda: math.prod(lengths) * made < limits.onednn_multiply_adds
                or min(math.prod(lengths[:-1]), made) < limits.onednn_rows or (
             _is_turned(x) and not _is_worth_a_copy(lengths, made, machine))):
@@ -90,7 +91,7 @@ def _replace_gram(node: fx.Node, limits: Limits, chunk: int) -> None:
     axis, samples = node.kwargs.get("axis", 0), node.kwargs.get("chunk", chunk)
     assert isinstance(axis, int)
     assert isinstance(samples, int)
-    lengths = [meta.length_at(each, samples) for each in meta.shape(x) or ()]
+    lengths = [length_at(each, samples) for each in meta.shape(x) or ()]
     floats = meta.dtype(x) is meta.dtype(node) is torch.float32
     if floats and lengths and decided("oneDNN", lambda: lengths[axis] >= limits.onednn_rows
                                       and math.prod(lengths) * lengths[axis] >= limits.onednn_multiply_adds):

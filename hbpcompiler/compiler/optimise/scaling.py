@@ -10,6 +10,7 @@ from torch import fx
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.writer import Loop
@@ -97,4 +98,4 @@ def _operands(product: fx.Node) -> list[fx.Node]:
 
 def _size(node: fx.Node) -> int:
     """Numbers in one sample's part."""
-    return meta.numbers(meta.shape(node) or ())
+    return numbers(meta.shape(node) or ())

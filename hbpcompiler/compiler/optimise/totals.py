@@ -24,6 +24,7 @@ from hbpcompiler.compiler.program.grams import (
     pixel_gram_to_,
 )
 from hbpcompiler.compiler.program.kernels import GROWING, MADE_SCALED
+from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.pages import large_empty
@@ -124,14 +125,14 @@ def _written_by(addition: fx.Node, begun: Mapping[fx.Node, fx.Node], large: int)
 
 
 def _are_many(node: fx.Node, large: int) -> bool:
-    return decided("write first", lambda: meta.numbers(meta.shape(node) or ()) >= large)
+    return decided("write first", lambda: numbers(meta.shape(node) or ()) >= large)
 
 
 def _takes(node: fx.Node, pages: int) -> bool:
     """Whether it has so many bytes."""
     dtype = meta.dtype(node)
     size = 0 if dtype is None else dtype.itemsize
-    return decided("huge pages", lambda: meta.numbers(meta.shape(node) or ()) * size >= pages)
+    return decided("huge pages", lambda: numbers(meta.shape(node) or ()) * size >= pages)
 
 
 def _in_huge_pages(graph: fx.Graph, begun: fx.Node) -> None:

@@ -24,6 +24,7 @@ from hbpcompiler.compiler.program.draws import (
     steps_of_samples,
     uniform_of_samples,
 )
+from hbpcompiler.compiler.program.lengths import Shape
 from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import called, facts
 from hbpcompiler.compiler.program.writer import Loop
@@ -87,7 +88,7 @@ def _rewrite(graph: fx.Graph, keys: fx.Node, numbers: Iterator[int], left: list[
             graph.erase_node(node)
 
 
-def _axis(shape: meta.Shape) -> int | None:
+def _axis(shape: Shape) -> int | None:
     """That of the samples, or of the samples and what lies within them."""
     for axis, length in enumerate(shape):
         if {"N", "n"} & set(length.split("*")):
