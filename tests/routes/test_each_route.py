@@ -12,6 +12,7 @@ from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.bases import TurnedAfter, TurnedBefore
+from hbpcompiler.compiler.routes.building_blocks import product_of
 from hbpcompiler.compiler.routes.by_index import InnerByIndex, RowsByIndex
 from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct
@@ -24,7 +25,7 @@ from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.compiler.routes.kept import Kept
 from hbpcompiler.compiler.routes.pairs import SquaresByPairs
 from hbpcompiler.compiler.routes.products import ClosedForm, OneProduct, WholeProduct
-from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use, product_of
+from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Site, Use
 from hbpcompiler.limits import Limits
 from hbpcompiler.rule import Contraction, Op
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler import reference
-from hbpcompiler.compiler.routes.site import squared_norms
+from hbpcompiler.compiler.routes.building_blocks import squared_norms
 
 X, Y = torch.randn(3, 8, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 1])
 

@@ -17,13 +17,7 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.writer import otherwise_named
-from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    DIAGONAL_FORM,
-    Route,
-    Site,
-    Use,
+from hbpcompiler.compiler.routes.building_blocks import (
     columns_of,
     einsum,
     square_sums,
@@ -31,6 +25,8 @@ from hbpcompiler.compiler.routes.site import (
     traffic_of,
     unit_columns,
 )
+from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
+from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, IN_BASES
 from hbpcompiler.rule import Contraction, Op, Tensor

@@ -7,7 +7,8 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.grams import add_products_by_index_
-from hbpcompiler.compiler.routes.site import COLUMNS, INNER, SQUARES, Route, Site, Use, columns_of, weights_of
+from hbpcompiler.compiler.routes.building_blocks import columns_of, weights_of
+from hbpcompiler.compiler.routes.site import COLUMNS, INNER, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import CROSS, NORM
 from hbpcompiler.rule.idioms import squares_by_index, sums_of_equal

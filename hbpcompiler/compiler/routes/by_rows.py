@@ -9,17 +9,8 @@ from typing import Any
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.products import add_products_
 from hbpcompiler.compiler.program.writer import Part
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    NEVER,
-    Route,
-    Site,
-    Use,
-    columns_of,
-    is_plain,
-    operand_of,
-    traffic_of,
-)
+from hbpcompiler.compiler.routes.building_blocks import columns_of, is_plain, operand_of, traffic_of
+from hbpcompiler.compiler.routes.site import COLUMNS, NEVER, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, SUM
 

@@ -10,13 +10,7 @@ from typing import Any
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.writer import Part
-from hbpcompiler.compiler.routes.histograms import add_histograms
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    SQUARES,
-    Route,
-    Site,
-    Use,
+from hbpcompiler.compiler.routes.building_blocks import (
     columns_of,
     is_plain,
     operand_of,
@@ -26,6 +20,8 @@ from hbpcompiler.compiler.routes.site import (
     square_sums,
     squared_norms,
 )
+from hbpcompiler.compiler.routes.histograms import add_histograms
+from hbpcompiler.compiler.routes.site import COLUMNS, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, EACH, HISTOGRAMS, NORM, POSITIVE, SUM
 from hbpcompiler.rule import Op

@@ -9,13 +9,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost
-from hbpcompiler.compiler.routes.site import (
-    DIAGONAL_FORM,
-    MATRIX,
-    SQUARES,
-    Route,
-    Site,
-    Use,
+from hbpcompiler.compiler.routes.building_blocks import (
     columns_of,
     diagonal_of,
     einsum,
@@ -24,6 +18,7 @@ from hbpcompiler.compiler.routes.site import (
     traffic_of,
     unit_columns,
 )
+from hbpcompiler.compiler.routes.site import DIAGONAL_FORM, MATRIX, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import BATCH_DIAGONAL, DIAGONAL, FACTOR, NEGATIVE, POSITIVE, REDUCED_FACTOR, VECTORS
 

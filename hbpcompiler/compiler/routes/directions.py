@@ -8,18 +8,8 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.writer import Part, otherwise_named
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    Route,
-    Site,
-    Use,
-    columns_of,
-    einsum,
-    operand_of,
-    product_of,
-    sum_out,
-    traffic_of,
-)
+from hbpcompiler.compiler.routes.building_blocks import columns_of, einsum, operand_of, product_of, sum_out, traffic_of
+from hbpcompiler.compiler.routes.site import COLUMNS, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import ALONG, COLUMN_SUM, PROJECT
 from hbpcompiler.rule import Op

@@ -10,12 +10,7 @@ from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import add_gram_, gram, half_gram, mirror_
 from hbpcompiler.compiler.program.writer import Part
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    NOTHING,
-    Route,
-    Site,
-    Use,
+from hbpcompiler.compiler.routes.building_blocks import (
     columns_of,
     einsum,
     operand_of,
@@ -23,6 +18,7 @@ from hbpcompiler.compiler.routes.site import (
     sum_out,
     traffic_of,
 )
+from hbpcompiler.compiler.routes.site import COLUMNS, NOTHING, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import FACTOR, INPUT_FACTOR, REDUCED_FACTOR, REDUCED_INPUT_FACTOR
 from hbpcompiler.rule import Op

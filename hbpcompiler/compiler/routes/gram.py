@@ -7,12 +7,7 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.writer import Part
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    SQUARES,
-    Route,
-    Site,
-    Use,
+from hbpcompiler.compiler.routes.building_blocks import (
     columns_of,
     einsum,
     operand_of,
@@ -20,6 +15,7 @@ from hbpcompiler.compiler.routes.site import (
     traffic_of,
     weights_of,
 )
+from hbpcompiler.compiler.routes.site import COLUMNS, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import NORM
 

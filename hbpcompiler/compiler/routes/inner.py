@@ -15,17 +15,8 @@ from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.grams import add_gram_, add_products_of_pairs_
 from hbpcompiler.compiler.program.writer import Part, Writer
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    INNER,
-    Route,
-    Site,
-    Use,
-    columns_of,
-    einsum,
-    operand_of,
-    traffic_of,
-)
+from hbpcompiler.compiler.routes.building_blocks import columns_of, einsum, operand_of, traffic_of
+from hbpcompiler.compiler.routes.site import COLUMNS, INNER, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import CROSS
 from hbpcompiler.rule import Op

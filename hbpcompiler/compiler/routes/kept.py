@@ -9,17 +9,8 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    DIAGONAL_FORM,
-    Route,
-    Site,
-    Use,
-    columns_of,
-    diagonal_of,
-    operand_of,
-    unit_columns,
-)
+from hbpcompiler.compiler.routes.building_blocks import columns_of, diagonal_of, operand_of, unit_columns
+from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import BLOCK, BlockPart
 from hbpcompiler.rule import Contraction, Op

@@ -8,18 +8,8 @@ from typing import Any
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.writer import Part
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    SQUARES,
-    Route,
-    Site,
-    Use,
-    columns_of,
-    einsum,
-    is_plain,
-    operand_of,
-    weights_of,
-)
+from hbpcompiler.compiler.routes.building_blocks import columns_of, einsum, is_plain, operand_of, weights_of
+from hbpcompiler.compiler.routes.site import COLUMNS, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.idioms import products_of_pairs
 

@@ -6,17 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
-from hbpcompiler.compiler.routes.histograms import add_histograms
-from hbpcompiler.compiler.routes.inner import added_gram, cost_of_gram
-from hbpcompiler.compiler.routes.site import (
-    COLUMNS,
-    INNER,
+from hbpcompiler.compiler.routes.building_blocks import (
     LONG_ROW,
-    NEVER,
-    SQUARES,
-    Route,
-    Site,
-    Use,
     columns_of,
     einsum,
     operand_of,
@@ -27,6 +18,9 @@ from hbpcompiler.compiler.routes.site import (
     sum_out,
     traffic_of,
 )
+from hbpcompiler.compiler.routes.histograms import add_histograms
+from hbpcompiler.compiler.routes.inner import added_gram, cost_of_gram
+from hbpcompiler.compiler.routes.site import COLUMNS, INNER, NEVER, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import (
     BATCH_DIAGONAL,
