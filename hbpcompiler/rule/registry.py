@@ -88,6 +88,12 @@ class Registry:
         """Why this overload has no rule and what to use instead, where a rule file says so (`REFUSED`)."""
         return self.refusals.get(f"{operation}.{overload or 'default'}") or self.refusals.get(operation)
 
+    def file_of_others(self, operation: str, overload: str) -> str | None:
+        """The file of the rule for this overload, if it is none of ours."""
+        whole = f"{operation}.{overload or 'default'}"
+        file = self.files.get(whole if whole in self.rules else operation)
+        return None if file is None or Path(file).parent == _OURS else file
+
     def __iter__(self) -> Iterator[tuple[str, AnyRule]]:
         return iter(sorted(self.rules.items()))
 

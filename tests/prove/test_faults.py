@@ -22,6 +22,7 @@ from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.rule import Diagonal
 from hbpcompiler.rule.registry import Registry
+from tests.custom_op import swirl
 from tests.prove.test_agreement import batch
 from tests.user_code import Cubed
 
@@ -154,6 +155,19 @@ def registry_with(operation, changed):
         return changed(rule) if rule is not None and target == operation else rule
 
     return found
+
+
+def test_a_wrong_rule_of_the_users_is_named(tmp_path):
+    file = tmp_path / "swirls.py"
+    file.write_text('''
+from hbpcompiler.rule import ZERO, Rule
+
+SWIRL = Rule(operations=["hbptests.swirl"], residual=ZERO, jac_t={"self": lambda op, columns: 2 * columns})
+''')
+    text = refusal(Around(swirl), rules=[file])
+    assert f"the rule for hbptests.swirl in {file}, used in the model's forward" in text
+    assert "hbpcompiler.testing.check_rule compares it with autograd" in text
+    assert "own fault" not in text
 
 
 def test_a_wrong_contraction_of_a_parameter(monkeypatch):

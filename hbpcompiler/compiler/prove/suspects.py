@@ -24,6 +24,7 @@ from hbpcompiler.compiler.prove.own_step import Loss, copied_buffers, forward, o
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.custom_functions import STRAIGHT
 from hbpcompiler.compiler.trace.source import FRAME, LIBRARY
+from hbpcompiler.rule.registry import Registry
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")
@@ -35,9 +36,10 @@ TIMES = ("; for one that multiplies the derivative by c (to reverse it, c = -1) 
 IN_OPERATIONS = "write what it does to the derivative as operations: for a factor c, c * h - ((c - 1) * h).detach()"
 
 
-def suspects(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, matched: Matched) -> list[str]:
+def suspects(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, matched: Matched,
+             registry: Registry) -> list[str]:
     """A sentence for each, with its place and what to write instead. Runs the model's forward once more."""
-    found = [*hooks(model, loss), *_ended(matched)]
+    found = [*hooks(model, loss), *_ended(matched), *_rules_of_others(matched, registry)]
     watcher = _Watcher(model)
     with warnings.catch_warnings(), unchanged(model, loss), drawing(draws), ordinary_mode():
         warnings.simplefilter("ignore")
@@ -92,6 +94,17 @@ def _ended(matched: Matched) -> list[str]:
             found.append(f"{operation.target} in {operation.source}: the derivative ends here, at numbers of "
                          f"{operation.output.dtype}; if it should not, keep them real and floating-point")
     return found
+
+
+def _rules_of_others(matched: Matched, registry: Registry) -> list[str]:
+    """Rules of the user's, or of a package's, that take part."""
+    found: dict[str, str] = {}
+    for operation in matched.graph.operations:
+        file = registry.file_of_others(operation.target, operation.overload)
+        if file is not None:
+            found.setdefault(operation.target, f"the rule for {operation.target} in {file}, used in {operation.source}: "
+                             "hbpcompiler.testing.check_rule compares it with autograd")
+    return [*found.values()]
 
 
 def _custom_functions(value: Tensor, modules: Mapping[tuple[str, int], str]) -> Iterator[str]:
