@@ -9,15 +9,8 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.compiler.any_length import (
-    At,
-    ModelAt,
-    Program,
-    beyond,
-    for_any_length,
-    model_at,
-    stages_at,
-)
+from hbpcompiler.compiler.any_length import Program, beyond, for_any_length
+from hbpcompiler.compiler.at_length import At, ModelAt, model_at, stages_at
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.lengths.axes import Axes, between, declared

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler import any_length
+from hbpcompiler.compiler import any_length, at_length
 from hbpcompiler.compiler.cost.decisions import OtherDecisionsError, apart, decided, followed, written_down
 from hbpcompiler.compiler.lengths import axes, fits, matched_at, numbers, walk, write
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.errors import LengthsWarning, OptionError, OptionTypeError
 from hbpcompiler.reference import reference
+from tests.stages import matched
 
 WORDS, WIDTH, CLASSES, LONGEST = 7, 4, 3, 40
 
@@ -429,6 +430,27 @@ def test_axes_of_two_batches():
         "several lengths vary, each by itself")
     assert axes.between(long.form, long.form) is None
     assert any_length.candidates(6, 9)[:2] == [9, 10]
+
+
+class OneByOne(nn.Module):
+    """A loop over positions, which a trace writes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = nn.Linear(2, 3)
+
+    def forward(self, x):
+        total = self.step(x[:, 0])
+        for position in range(1, x.shape[1]):
+            total = total + self.step(x[:, position])
+        return total
+
+
+def test_operations_at_two_lengths_are_compared_place_by_place():
+    first, other = (matched(OneByOne(), torch.randn(2, length, 2), torch.tensor([0, 2])) for length in (3, 4))
+    at_length.check_operations(first, first, 3)
+    with pytest.raises(walk.LengthsDifferError, match="at a length of 4: a loop over positions"):
+        at_length.check_operations(first, other, 4)
 
 
 def test_decisions_are_followed_in_their_order():

@@ -8,19 +8,18 @@ two lie as far apart as the lengths that are served: what changes at some length
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import sympy
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
-from hbpcompiler.arguments import Brought
+from hbpcompiler.compiler.at_length import At, ModelAt
 from hbpcompiler.compiler.built import Built, loaded
-from hbpcompiler.compiler.cost.decisions import OtherDecisionsError, followed
+from hbpcompiler.compiler.cost.decisions import followed
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.lengths.axes import Axes
@@ -31,19 +30,12 @@ from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Walk
 from hbpcompiler.compiler.lengths.write import write
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import loss_checks
-from hbpcompiler.compiler.pipeline import Drafting, Places, closings_for, matched_for, traced_for
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.program.by_sample import copy_of
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.kernels import on_meta
-from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.exports import Shelf
-from hbpcompiler.compiler.trace.graph import N, Operation, T
-from hbpcompiler.compiler.trace.trace import Traced
-from hbpcompiler.compiler.trace.values import Answers
-from hbpcompiler.errors import HbpError
-from hbpcompiler.options import Options
+from hbpcompiler.compiler.trace.graph import N, T
 
 KEPT = 256
 """Lengths of which shapes and predictions are kept."""
@@ -55,79 +47,6 @@ SAMPLES = (*range(1, 70), 100, 128, 200, 256, 512, 1000, 1024)
 """Batch sizes, of which traces at several lengths must serve the same ones."""
 FEW, MORE = 3, 4
 """So many lengths tell straight lines, and parabolas."""
-
-
-@dataclass(frozen=True)
-class ModelAt:
-    """What the model does at one length, as far as it is compared."""
-
-    length: int
-    matched: Matched
-    traced: Traced
-    places: Mapping[str, int]
-    """Where in Python's state constants lie."""
-
-
-@dataclass(frozen=True)
-class At(ModelAt):
-    """What the stages make of the model at one length, as far as it is compared."""
-
-    graph: fx.Graph
-    planned: Callable[[Matched], Plan]
-    """The plan for a graph, by the decisions that are followed."""
-
-
-def stages_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-              places: Places, shelf: Shelf | None, first: Built, length: int) -> At:
-    """The stages for a batch of another length, by what was decided at the first. Raises LengthsDifferError."""
-    seconds, resources = Seconds(), first.draft.resources
-    try:
-        traced, matched = _matched(model, loss, batch, options, answers, shelf, first, length)
-        drafting = Drafting(model, matched, closings_for(options), first.fields, options, batch, seconds, Brought())
-        with followed(first.draft.decisions):
-            program, _ = drafting.program(resources)
-    except (HbpError, OtherDecisionsError) as error:
-        raise LengthsDifferError(f"at a length of {length}: {str(error).splitlines()[0]}") from error
-    return At(length, matched, traced, places(traced.constants), program.graph,
-              lambda matched: replace(drafting, matched=matched).planned(resources))
-
-
-def model_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-             places: Places, shelf: Shelf | None, first: Built, length: int) -> ModelAt:
-    """The first two stages alone. Raises LengthsDifferError."""
-    try:
-        traced, matched = _matched(model, loss, batch, options, answers, shelf, first, length)
-    except HbpError as error:
-        raise LengthsDifferError(f"at a length of {length}: {str(error).splitlines()[0]}") from error
-    return ModelAt(length, matched, traced, places(traced.constants))
-
-
-def _matched(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, answers: Answers,
-             shelf: Shelf | None, first: Built, length: int) -> tuple[Traced, Matched]:
-    traced = traced_for(model, loss, batch, options, Seconds(), answers, shelf)
-    matched = matched_for(traced, options, first.as_values, first.draft.resources.limits)
-    _check_operations(first.matched, matched, length)
-    return traced, matched
-
-
-def _check_operations(first: Matched, other: Matched, length: int) -> None:
-    """That the model does the same things. Raises LengthsDifferError, naming where it does more or less."""
-    here, there = ([operation.target for operation in matched.graph.operations] for matched in (first, other))
-    if here == there:
-        return
-    counts, others = (Counter(_place(operation) for operation in matched.graph.operations)
-                      for matched in (first, other))
-    for place in [*counts, *others]:
-        if counts[place] != others[place]:
-            raise LengthsDifferError(f"{place} is {counts[place]} operations at the first length and {others[place]} "
-                                     f"at a length of {length}: a loop over positions, written out step by step, or a "
-                                     "choice that Python makes by the length")
-    raise LengthsDifferError(f"at a length of {length} the model goes another way")
-
-
-def _place(operation: Operation) -> str:
-    source = operation.source
-    return "the loss" if source.in_loss else f"module {source.module!r}" if source.module else "the model's forward"
 
 
 @dataclass
@@ -306,5 +225,3 @@ def beyond(program: Program, length: int) -> list[int]:
     wide = max(length, 2 * program.highest) if length > program.highest else max(
         LEAST, min(length, program.lowest // 2))
     return list(dict.fromkeys([wide, length]))
-
-
