@@ -8,7 +8,7 @@ import torch
 
 from hbpcompiler.accumulate.counts import check_counted, counts_among
 from hbpcompiler.accumulate.pieces import merge_spread
-from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, is_divided
+from hbpcompiler.accumulate.sums import DIVIDED, MEANS, Key, Sums, check_together
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 
@@ -57,6 +57,14 @@ def _join(whole: Sums, part: Sums) -> None:
 def is_spread(key: Key) -> bool:
     """Whether it is merged about a mean, or such a mean."""
     return key.quantity == MEANS or (key.quantity in QUANTITIES and QUANTITIES[key.quantity].adds == (SPREAD,))
+
+
+def is_divided(key: Key) -> bool:
+    """Whether this tensor was divided by numbers of positions, batch by batch."""
+    quantity = QUANTITIES.get(key.quantity)
+    if quantity is None or not quantity.fields:
+        return False
+    return dict(zip(quantity.fields, quantity.adds, strict=True)).get(key.field) in DIVIDED
 
 
 def _rescaled(whole: Sums, part: Sums, key: Key) -> float:

@@ -18,10 +18,11 @@ from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import check_resumes, fingerprint, header_of, modes_of, read, write
+from hbpcompiler.accumulate.checks import check_adds, check_has_average, check_reached
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.sums import Sums, check_adds, check_has_average, check_reached
+from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.buckets import all_reduce
 from hbpcompiler.accumulate.checkpoint import Header
-from hbpcompiler.accumulate.combine import is_spread
+from hbpcompiler.accumulate.combine import is_divided, is_spread
 from hbpcompiler.accumulate.counts import check_counted, counts_among
-from hbpcompiler.accumulate.sums import (
-    MEANS,
-    Key,
-    Sums,
-    check_together,
-    dtype_of,
-    is_divided,
-)
+from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, dtype_of
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.errors import InputError, RankError, listing
 from hbpcompiler.group import place_in, waiting
