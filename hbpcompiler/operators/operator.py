@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
-from hbpcompiler.errors import InputError, OptionError, OptionTypeError, listing
+from hbpcompiler.errors import InputError
 from hbpcompiler.guards import TRACING
 from hbpcompiler.operators import estimates, exact, krylov
 from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
@@ -21,6 +20,15 @@ from hbpcompiler.operators.blocks import AUTO, Blocks, blocks_of
 from hbpcompiler.operators.data import Data
 from hbpcompiler.operators.estimates import Density, Estimate
 from hbpcompiler.operators.krylov import Eigenpairs
+from hbpcompiler.operators.options import (
+    EMPIRICAL,
+    GGN,
+    SAMPLED,
+    check_kind,
+    check_positive,
+    check_seed,
+    chosen_parameters,
+)
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Curvature, Products
 from hbpcompiler.operators.sample_axes import SampleAxes
@@ -28,14 +36,11 @@ from hbpcompiler.operators.scales import Scales, scales_of
 from hbpcompiler.operators.tried import try_products
 from hbpcompiler.operators.vectors import Columns, Space
 from hbpcompiler.options import check_model
-from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-GGN, HESSIAN, EMPIRICAL, SAMPLED = "ggn", "hessian", "fisher_empirical", "fisher_sampled"
-KINDS = (GGN, HESSIAN, EMPIRICAL, SAMPLED)
 DENSE = 10_000
 """Rows of a matrix that `to_dense` makes without being told to: 800 MB in double precision."""
 
@@ -73,17 +78,12 @@ def operator(
     InputError for what makes no sense, UnsupportedOpError for what torch cannot differentiate twice and where kinds or
     loaders need samples that do not mix, ProofError if `verify` finds no symmetric matrix.
     """
-    if not isinstance(kind, str) or kind not in KINDS:
-        given = repr(kind) if isinstance(kind, str) else f"a {type(kind).__name__}"
-        hint = "" if isinstance(kind, str) else "; a batch is one argument, (X, y)"
-        raise OptionError(f"kind {given} is unknown; choose one of {', '.join(KINDS)}{hint}")
-    for name, number in (("mc_samples", mc_samples), ("chunk", chunk)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise OptionError(f"{name} must be a positive integer, not {number!r}")
+    check_kind(kind)
+    check_positive({"mc_samples": mc_samples, "chunk": chunk})
     model = unwrapped(model)
     check_model(model, loss)
-    chosen = _chosen(model, parameters)
-    passes = Passes(model, loss, tuple(chosen), _seed(seed))
+    chosen = chosen_parameters(model, parameters)
+    passes = Passes(model, loss, tuple(chosen), check_seed(seed))
     made = Operator(passes, Space.of(chosen), data, kind, mc_samples, chunk, count, blocks)
     if verify:
         made.verify()
@@ -279,26 +279,3 @@ class Operator:
     def __repr__(self) -> str:
         return (f"Operator({type(self._passes.model).__name__}, kind={self.kind!r}, shape={list(self.shape)}, "
                 f"samples={self.samples})")
-
-
-def _seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionTypeError(f"seed must be an integer, not {seed!r}")
-    return seed
-
-
-def _chosen(model: nn.Module, patterns: Any) -> dict[str, Tensor]:
-    """The trainable parameters that some pattern matches."""
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(listed, list | tuple) or not all(isinstance(pattern, str) for pattern in listed):
-        raise OptionTypeError("parameters must be a pattern of names or a list of some, such as ['layer1.*', "
-                              f"'head.weight'], not {patterns!r}")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if tied := tied_elsewhere(model, listed):
-        raise OptionError(listing(OTHER_NAME, tied, f"There are {', '.join(trainable)}."))
-    unmatched = [repr(pattern) for pattern in listed if not fnmatch.filter(trainable, pattern)]
-    if unmatched or not listed:
-        raise OptionError(listing("these patterns match no trainable parameter:", unmatched or ["(none was given)"],
-                                  f"There are {', '.join(trainable)}."))
-    return {name: parameter for name, parameter in trainable.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)}
