@@ -109,15 +109,6 @@ class Compiled(Calls):
         given = self._checked(batch)
         return self._called(given, self._beside(arguments, given), generator, into=kept(into, decay, weight))
 
-    def _checked(self, batch: Sequence[Any]) -> Batch:
-        """The batch, checked. A trace in another thread puts tensors of its own, which may lie elsewhere, in the
-        parameters' places meanwhile: what does not fit is asked again when it is over."""
-        try:
-            return check_batch(self.model, batch)
-        except InputError:
-            with TRACING:
-                return check_batch(self.model, batch)
-
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
         """The block of parameter `name` times one vector, [*theta], or many, [*batch, *theta].
 

@@ -13,8 +13,7 @@ import torch.distributed
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import cache
-from hbpcompiler import compiled as compiled_module
+from hbpcompiler import cache, calls
 from tests.test_quantities import close
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -86,7 +85,7 @@ def test_several_threads_compile_and_call():
 
 def test_a_batch_is_checked_again_where_another_thread_traces(monkeypatch):
     """Its trace has the parameters elsewhere for a moment."""
-    own, seen = compiled_module.check_batch, []
+    own, seen = calls.check_batch, []
 
     def on_meta_at_first(model, batch):
         seen.append(batch)
@@ -94,7 +93,7 @@ def test_a_batch_is_checked_again_where_another_thread_traces(monkeypatch):
             raise hbp.InputError("X is on device cpu, the model's parameters on meta")
         return own(model, batch)
 
-    monkeypatch.setattr(compiled_module, "check_batch", on_meta_at_first)
+    monkeypatch.setattr(calls, "check_batch", on_meta_at_first)
     model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
     result = hbp.compile(model, quantities=["grad"])(X, y)
     nn.functional.cross_entropy(model(X), y).backward()
