@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +66,6 @@ def of_library(module: str) -> bool:
 def is_own(file: str) -> bool:
     """Whether a file is the user's own code, not an installed package."""
     return not file.startswith(_LIBRARIES)
-
-
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """All names that code, and functions written in it, may read, and its texts, which getattr may read by."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, str):
-            yield constant
-        elif isinstance(constant, types.CodeType):
-            yield from names_in(constant)
 
 
 def slots_of(kind: type) -> list[str]:

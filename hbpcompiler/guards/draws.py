@@ -40,6 +40,13 @@ class Draws:
             self._generators, self._before, self._states(), strict=True) if before != now]
 
 
+def is_generator(value: Any) -> bool:
+    """Whether an object is one of Python's or numpy's generators of random numbers, or an iterator of Python's own."""
+    numpy = sys.modules.get("numpy")
+    of_numpy = numpy is not None and isinstance(value, numpy.random.Generator | numpy.random.RandomState)
+    return of_numpy or isinstance(value, random.Random) or is_iterator(value)
+
+
 def refuse_draws(generators: Sequence[Any], run: Callable[[], Result]) -> Result:
     """`run` a model and its loss; ModelError, with the line, if that draws from generators other than torch's."""
     draws = Draws(generators)

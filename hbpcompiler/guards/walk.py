@@ -14,8 +14,6 @@ import builtins
 import enum
 import functools
 import os
-import random
-import sys
 import types
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -25,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from hbpcompiler.guards import library
-from hbpcompiler.guards.atoms import Same, atom, is_own, names_in, of_library, plain_part, slots_of
-from hbpcompiler.guards.iterators import is_iterator
+from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part, slots_of
+from hbpcompiler.guards.draws import is_generator
 from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
+from hbpcompiler.guards.read_by_code import function_behind, names_in, read_of_library
 from hbpcompiler.guards.watched import Watched
 
 _NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
@@ -170,9 +169,7 @@ class Walk:
     def _attribute_of_class(self, name: str, value: Any) -> None:
         if name in _NOT_RUN:
             return
-        function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-        if isinstance(value, functools.cached_property):
-            function = value.func
+        function = function_behind(value)
         if isinstance(function, types.FunctionType):
             if name in self._names or name.startswith("__"):
                 self._visit(function)
@@ -237,27 +234,14 @@ class Walk:
         if not of_library(module.__name__) and is_own(getattr(module, "__file__", None) or ""):
             self._globals(vars(module), names, met)
         else:
-            self._module_of_library(module, names, set())
-
-    def _module_of_library(self, module: types.ModuleType, names: set[str], met: set[int]) -> None:
-        """What code may read of it, such as F.relu or torch.nn.functional.relu: until another takes its place. Not
-        objects that are replaced as a matter of course (sys.stderr), nor modules that fill themselves (torch.ops)."""
-        met.add(id(module))
-        held = vars(module)
-        for name in sorted(names & held.keys()) if type(module) is types.ModuleType else ():
-            value = held[name]
-            if isinstance(value, types.ModuleType):
-                if id(value) not in met:
-                    self._module_of_library(value, names, met)
-            elif callable(value) or atom(value) is not None:
+            for held, name, value in read_of_library(module, names):
                 self._atoms.append((name, Same(value)))
                 self.watched.name_of_library(held, name)
 
     def _other(self, value: Any, direct: bool) -> None:
         """An object of some class."""
-        kind, numpy = type(value), sys.modules.get("numpy")
-        if isinstance(value, random.Random) or (numpy is not None and isinstance(
-                value, numpy.random.Generator | numpy.random.RandomState)) or is_iterator(value):
+        kind = type(value)
+        if is_generator(value):
             self.generators.append(value)
         described = library.buffer(value)
         if described is not None:
