@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hbpcompiler.compiler.cost.decisions import decided
@@ -80,63 +80,89 @@ class ChunkedProduct(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         samples, columns = self.chunks(site)
-        theta = site.theta
         across = use.by_pixels and self.turns(site, kinds)
         totals: dict[str, Any] = dict.fromkeys(sorted(kinds - PER_SAMPLE), site.shape[::-1] if across else site.shape)
-
         totals.update({kind: use.totals[kind] for kind in kinds & HISTOGRAMS})
-
-        def add(part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
-            if single and not site.signed:
-                # One sample, one column: square and add in a single pass over the cache.
-                one = product if across else product.flatten(0, 1).squeeze(0)
-                if SUM in kinds:
-                    into[SUM].add_(one)
-                for kind in sorted(kinds & {DIAGONAL, POSITIVE}):
-                    into[kind].addcmul_(one, one)
-                return
-            if SUM in kinds:
-                into[SUM].add_(product.sum((0, 1)))
-            if kinds & SQUARES:
-                sums = square_sums(site, product.square(), "nk" + theta, part["signs"], kinds & SQUARES, theta)
-                for kind, value in sums.items():
-                    into[kind].add_(value)
-
-        def each(part: Part, product: Any) -> Any:
-            sums = square_sums(site, product.square(), "nk" + theta, part["signs"], {DIAGONAL}, "n" + theta)
-            return sums[DIAGONAL]
-
-        def body(part: Part) -> None:
-            assert part.op is not None
-            if columns == site.columns:
-                product = self.product(site, use, part.op, part["columns"])
-                add(part, product, part.totals, samples == 1 and site.columns == 1)
-                add_histograms(use, product, part.totals, kinds & HISTOGRAMS, part.outer)
-                if EACH in kinds:
-                    part.rows[EACH].copy_(product.squeeze(1))
-                if NORM in kinds:
-                    part.rows[NORM].copy_(squared_norms(site, product, alone=kinds == frozenset({NORM})))
-                if BATCH_DIAGONAL in kinds:
-                    part.rows[BATCH_DIAGONAL].copy_(each(part, product))
-                return
-            if BATCH_DIAGONAL in kinds:
-                part.rows[BATCH_DIAGONAL].zero_()
-
-            def inner(piece: Part) -> None:
-                assert part.op is not None
-                op = part.op.bound_again(lambda tensor, _: piece.outer(tensor))
-                product = (self.turned if across else self.product)(site, use, op, piece["columns"])
-                add(piece, product, {kind: piece.outer(total) for kind, total in part.totals.items()}, columns == 1)
-                if BATCH_DIAGONAL in kinds:
-                    piece.outer(part.rows[BATCH_DIAGONAL]).add_(each(piece, product))
-
-            part.writer.loop(inner, op=None, sliced={"columns": part["columns"], "signs": part["signs"]},
-                             chunk=columns, totals={}, axis=1)
-
         rows = {kind: () if kind == NORM else site.shape for kind in sorted(kinds & PER_SAMPLE)}
-        found = use.writer.loop(body, op=use.op, sliced={"columns": use.stream, "signs": use.signs}, chunk=samples,
-                                totals=totals, rows=rows)
+        body = _Body(self, site, use, kinds, samples, columns, across)
+        found = use.writer.loop(body.of_samples, op=use.op, sliced={"columns": use.stream, "signs": use.signs},
+                                chunk=samples, totals=totals, rows=rows)
         return {kind: total.t().contiguous() for kind, total in found.items()} if across else found
+
+
+@dataclass(frozen=True)
+class _Body:
+    """What a turn does: of the loop over samples, and of that over columns within it."""
+
+    route: ChunkedProduct
+    site: Site
+    use: Use
+    kinds: frozenset[str]
+    samples: int
+    columns: int
+    across: bool
+    """Whether products are [in, out], see `turns`."""
+
+    def of_samples(self, part: Part) -> None:
+        """With all columns at once, or in a loop over them."""
+        if self.columns == self.site.columns:
+            self._at_once(part)
+        else:
+            self._over_columns(part)
+
+    def _at_once(self, part: Part) -> None:
+        assert part.op is not None
+        kinds = self.kinds
+        product = self.route.product(self.site, self.use, part.op, part["columns"])
+        self._add(part, product, part.totals, self.samples == 1 and self.site.columns == 1)
+        add_histograms(self.use, product, part.totals, kinds & HISTOGRAMS, part.outer)
+        if EACH in kinds:
+            part.rows[EACH].copy_(product.squeeze(1))
+        if NORM in kinds:
+            part.rows[NORM].copy_(squared_norms(self.site, product, alone=kinds == frozenset({NORM})))
+        if BATCH_DIAGONAL in kinds:
+            part.rows[BATCH_DIAGONAL].copy_(self._squares(part, product))
+
+    def _over_columns(self, part: Part) -> None:
+        if BATCH_DIAGONAL in self.kinds:
+            part.rows[BATCH_DIAGONAL].zero_()
+
+        def inner(piece: Part) -> None:
+            assert part.op is not None
+            op = part.op.bound_again(lambda tensor, _: piece.outer(tensor))
+            form = self.route.turned if self.across else self.route.product
+            product = form(self.site, self.use, op, piece["columns"])
+            totals = {kind: piece.outer(total) for kind, total in part.totals.items()}
+            self._add(piece, product, totals, self.columns == 1)
+            if BATCH_DIAGONAL in self.kinds:
+                piece.outer(part.rows[BATCH_DIAGONAL]).add_(self._squares(piece, product))
+
+        part.writer.loop(inner, op=None, sliced={"columns": part["columns"], "signs": part["signs"]},
+                         chunk=self.columns, totals={}, axis=1)
+
+    def _add(self, part: Part, product: Any, into: Mapping[str, Any], single: bool) -> None:
+        """A chunk's products to the totals; `single`: there is but one, of one column of one sample."""
+        site, kinds, theta = self.site, self.kinds, self.site.theta
+        if single and not site.signed:
+            # One sample, one column: square and add in a single pass over the cache.
+            one = product if self.across else product.flatten(0, 1).squeeze(0)
+            if SUM in kinds:
+                into[SUM].add_(one)
+            for kind in sorted(kinds & {DIAGONAL, POSITIVE}):
+                into[kind].addcmul_(one, one)
+            return
+        if SUM in kinds:
+            into[SUM].add_(product.sum((0, 1)))
+        if kinds & SQUARES:
+            sums = square_sums(site, product.square(), "nk" + theta, part["signs"], kinds & SQUARES, theta)
+            for kind, value in sums.items():
+                into[kind].add_(value)
+
+    def _squares(self, part: Part, product: Any) -> Any:
+        """[n, *theta]: each sample's own."""
+        theta = self.site.theta
+        sums = square_sums(self.site, product.square(), "nk" + theta, part["signs"], {DIAGONAL}, "n" + theta)
+        return sums[DIAGONAL]
 
 
 class NativeProduct(ChunkedProduct):
