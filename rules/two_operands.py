@@ -51,6 +51,75 @@ class Values(dict[Any, Any]):
         return self[symbol]
 
 
+@dataclass(frozen=True)
+class TwoOperands:
+    """What the rule of an operation on operands of these names says, from its slopes and curvatures."""
+
+    slopes: tuple[Any, Any]
+    curvatures: Curvatures | None
+    names: tuple[str, str]
+
+    def value(self, op: Op, expression: Expr) -> Any:
+        return evaluate(expression, Values(lambda name: getattr(op, name), self.names))
+
+    def pull(self, op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+        slope = sympy.sympify(self.slopes[self.names.index(name)])
+        if slope == 0:
+            return torch.zeros_like(cotangents)
+        return cotangents if slope == 1 else cotangents * evaluate(slope, Values(look, self.names))
+
+    # -- where one operand varies ---------------------------------------------------------------------------------
+
+    def diagonal(self, op: Op, gradient: Tensor) -> Tensor:
+        assert self.curvatures is not None
+        (name,) = varying(op, self.names)
+        curvature = gradient * self.value(op, self.curvatures.aa if name == self.names[0] else self.curvatures.bb)
+        return unbroadcast(op, name, curvature.unsqueeze(1)).squeeze(1)
+
+    # -- where both do --------------------------------------------------------------------------------------------
+
+    def bends(self, op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each element's symmetric matrix [[p, q], [q, r]]: its eigenvalues, the larger one first, and the angle of the
+        first eigenvector, which is half of that of (p - r, 2 q)."""
+        assert self.curvatures is not None
+        entries = (self.curvatures.aa, self.curvatures.ab, self.curvatures.bb)
+        p, q, r = (gradient * self.value(op, entry) for entry in entries)
+        mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
+        spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
+        return mean + spread, mean - spread, angle
+
+    def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        first, second, angle = self.bends(op, gradient)
+        upper, upper_signs = columns_per_element(op, first)
+        lower, lower_signs = columns_per_element(op, second)
+        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        one, other = self.names
+        columns = {
+            one: unbroadcast(op, one, torch.cat([upper * cosine, lower * -sine], 1)),
+            other: unbroadcast(op, other, torch.cat([upper * sine, lower * cosine], 1)),
+        }
+        return columns, torch.cat([upper_signs, lower_signs], 1)
+
+    def drawn(self, op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Random sums of these columns."""
+        first, second, angle = self.bends(op, gradient)
+        sums = []
+        for eigenvalue in (first, second):
+            signs = noise(*op.shape("output"))
+            parts = (eigenvalue.clamp(min=0), (-eigenvalue).clamp(min=0))
+            sums.append(torch.cat([signs * part.sqrt().unsqueeze(1) for part in parts], 1))
+        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        one, other = self.names
+        return {one: unbroadcast(op, one, sums[0] * cosine - sums[1] * sine),
+                other: unbroadcast(op, other, sums[0] * sine + sums[1] * cosine)}
+
+    def residual(self, op: Op) -> Residual:
+        if self.curvatures is None:
+            return ZERO
+        both = len(varying(op, self.names)) == 2
+        return Factor(count, self.factor, drawn=self.drawn) if both else Diagonal(self.diagonal)
+
+
 def two_operands(
     operation: str | Sequence[str],
     forward: Callable[[Op], Any],
@@ -60,60 +129,8 @@ def two_operands(
     names: tuple[str, str] = ("self", "other"),
 ) -> Rule:
     """The rule of an operation on operands of these names; without curvatures it is piecewise linear."""
-
-    def value(op: Op, expression: Expr) -> Any:
-        return evaluate(expression, Values(lambda name: getattr(op, name), names))
-
-    def pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
-        slope = sympy.sympify(slopes[names.index(name)])
-        if slope == 0:
-            return torch.zeros_like(cotangents)
-        return cotangents if slope == 1 else cotangents * evaluate(slope, Values(look, names))
-
-    def diagonal(op: Op, gradient: Tensor) -> Tensor:
-        assert curvatures is not None
-        (name,) = varying(op, names)
-        curvature = gradient * value(op, curvatures.aa if name == names[0] else curvatures.bb)
-        return unbroadcast(op, name, curvature.unsqueeze(1)).squeeze(1)
-
-    def bends(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each element's symmetric matrix [[p, q], [q, r]]: its eigenvalues, the larger one first, and the angle of the
-        first eigenvector, which is half of that of (p - r, 2 q)."""
-        assert curvatures is not None
-        p, q, r = (gradient * value(op, entry) for entry in (curvatures.aa, curvatures.ab, curvatures.bb))
-        mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
-        spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
-        return mean + spread, mean - spread, angle
-
-    def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        first, second, angle = bends(op, gradient)
-        upper, upper_signs = columns_per_element(op, first)
-        lower, lower_signs = columns_per_element(op, second)
-        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
-        columns = {
-            names[0]: unbroadcast(op, names[0], torch.cat([upper * cosine, lower * -sine], 1)),
-            names[1]: unbroadcast(op, names[1], torch.cat([upper * sine, lower * cosine], 1)),
-        }
-        return columns, torch.cat([upper_signs, lower_signs], 1)
-
-    def drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Random sums of these columns."""
-        first, second, angle = bends(op, gradient)
-        sums = []
-        for eigenvalue in (first, second):
-            signs = noise(*op.shape("output"))
-            parts = (eigenvalue.clamp(min=0), (-eigenvalue).clamp(min=0))
-            sums.append(torch.cat([signs * part.sqrt().unsqueeze(1) for part in parts], 1))
-        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
-        return {names[0]: unbroadcast(op, names[0], sums[0] * cosine - sums[1] * sine),
-                names[1]: unbroadcast(op, names[1], sums[0] * sine + sums[1] * cosine)}
-
-    def residual(op: Op) -> Residual:
-        if curvatures is None:
-            return ZERO
-        return Factor(count, factor, drawn=drawn) if len(varying(op, names)) == 2 else Diagonal(diagonal)
-
-    return binary(operation, forward, pull, residual, cases, names=names)
+    of = TwoOperands(slopes, curvatures, names)
+    return binary(operation, forward, of.pull, of.residual, cases, names=names)
 
 
 # -- smooth ----------------------------------------------------------------------------------------------------------
