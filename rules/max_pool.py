@@ -31,6 +31,23 @@ def structure(axes: int) -> Callable[[Op], Structure | Selection]:
     return lambda op: places if len(op.shape("self")) > axes else Structure.SELECTION
 
 
+def cases(axes: int) -> list[Case]:
+    """Windows side by side, overlapping, over the edge, dilated, of one position, and without channels."""
+
+    def case(*shape: int, **attributes: Any) -> Case:
+        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
+        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
+
+    return [
+        case(2, 4, 5, 2, kernel_size=[2]),
+        case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
+        case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 1, 2], padding=[1, 1, 0], ceil_mode=True),
+        case(1, 5, 5, 4, kernel_size=[2], stride=[2, 1, 1], dilation=[2, 3, 1]),
+        case(2, 3, 2, 2, kernel_size=[3, 2, 2]),  # one position
+        Case({"self": (4, 3, 3)[:axes]}, {"kernel_size": [2], "stride": [1]}),  # no channels
+    ]
+
+
 def max_pool(axes: int) -> Rule:
     """Max-pooling over so many axes."""
 
@@ -62,10 +79,6 @@ def max_pool(axes: int) -> Rule:
         return Window(kernel, per_axis(op.stride, axes) or kernel, per_axis(op.dilation, axes),
                       per_axis(op.padding, axes), {"padding": [0] * axes, "ceil_mode": False}, float("-inf"))
 
-    def case(*shape: int, **attributes: Any) -> Case:
-        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
-
     return Rule(
         operations=[f"aten.max_pool{axes}d", f"aten.max_pool{axes}d_with_indices"],
         forward=forward,
@@ -75,14 +88,7 @@ def max_pool(axes: int) -> Rule:
         structure=structure(axes),
         layout=Layout.CHANNELS,
         window=window,
-        cases=[
-            case(2, 4, 5, 2, kernel_size=[2]),
-            case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
-            case(1, 4, 5, 3, kernel_size=[2, 3, 2], stride=[2, 1, 2], padding=[1, 1, 0], ceil_mode=True),
-            case(1, 5, 5, 4, kernel_size=[2], stride=[2, 1, 1], dilation=[2, 3, 1]),
-            case(2, 3, 2, 2, kernel_size=[3, 2, 2]),  # one position
-            Case({"self": (4, 3, 3)[:axes]}, {"kernel_size": [2], "stride": [1]}),  # no channels
-        ],
+        cases=cases(axes),
     )
 
 
