@@ -213,28 +213,7 @@ class Printer:
 
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
-        lines: list[str] = []
-        entries: dict[tuple[str, str], list[fx.Node]] = {}
-        results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
-        totals: list[str] = []
-        for position, accumulator in enumerate(accumulators):
-            result = results.get(position)
-            if accumulator in self.texts:  # a total that goes on
-                totals.append(self.texts[accumulator][0])
-                if result is not None:
-                    self._goes_on(result, totals[-1])
-                continue
-            text, _ = expression(accumulator, self.look)
-            name = self.names.fresh(TOTAL) if result is None else self._named(
-                result, TOTAL if self.functions.short else total_name(result), node)
-            self.texts[accumulator] = (name, ATOM)
-            totals.append(name)
-            if result is not None and result in self.functions.places:
-                text, shape = self.totals.by_its_parameter(accumulator, result) or (text, shape_text(accumulator))
-                entries.setdefault((text, shape), []).append(result)
-            else:
-                lines.append(with_shape(f"{name} = {text}", accumulator))
-        lines += self.totals.zeros(entries)
+        totals, lines = self._totals_of_loop(node, accumulators)
         start = self.names.fresh("first")
         length = length_text(self.look(cut[0])[0], loop.axis)
         length = f"max(1, {length})" if loop.begins else length  # the first turn writes its totals, over nothing too
@@ -262,3 +241,28 @@ class Printer:
                 lines += ["", f"    # {section.heading}"]
             lines += [f"    {line}" if line else line for line in section.lines]
         return lines
+
+    def _totals_of_loop(self, node: fx.Node, accumulators: Sequence[fx.Node]) -> tuple[list[str], list[str]]:
+        """What a loop adds to or fills, by name, and the lines that make what is not there yet."""
+        lines: list[str] = []
+        entries: dict[tuple[str, str], list[fx.Node]] = {}
+        results = {cast("int", user.args[1]): user for user in node.users}  # getitem's index
+        totals: list[str] = []
+        for position, accumulator in enumerate(accumulators):
+            result = results.get(position)
+            if accumulator in self.texts:  # a total that goes on
+                totals.append(self.texts[accumulator][0])
+                if result is not None:
+                    self._goes_on(result, totals[-1])
+                continue
+            text, _ = expression(accumulator, self.look)
+            name = self.names.fresh(TOTAL) if result is None else self._named(
+                result, TOTAL if self.functions.short else total_name(result), node)
+            self.texts[accumulator] = (name, ATOM)
+            totals.append(name)
+            if result is not None and result in self.functions.places:
+                text, shape = self.totals.by_its_parameter(accumulator, result) or (text, shape_text(accumulator))
+                entries.setdefault((text, shape), []).append(result)
+            else:
+                lines.append(with_shape(f"{name} = {text}", accumulator))
+        return totals, lines + self.totals.zeros(entries)
