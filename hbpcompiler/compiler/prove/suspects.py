@@ -102,8 +102,8 @@ def _rules_of_others(matched: Matched, registry: Registry) -> list[str]:
     for operation in matched.graph.operations:
         file = registry.file_of_others(operation.target, operation.overload)
         if file is not None:
-            found.setdefault(operation.target, f"the rule for {operation.target} in {file}, used in {operation.source}: "
-                             "hbpcompiler.testing.check_rule compares it with autograd")
+            place = f"the rule for {operation.target} in {file}, used in {operation.source}"
+            found.setdefault(operation.target, f"{place}: hbpcompiler.testing.check_rule compares it with autograd")
     return [*found.values()]
 
 
