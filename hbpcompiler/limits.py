@@ -32,7 +32,7 @@ class Limits:
     huge_page_bytes: int = limit(
         2**62, "bytes", "totals from this size on (2**22, say) lie in huge pages, where the system has some: fewer "
         "page faults; by default none, for a virtual machine may have to get such memory first, which takes longer")
-    allowance: float = limit(1.05, "times", "peak memory beside what tensors hold; measured peaks are 0.88 to 1.12", 1)
+    allowance: float = limit(1.05, "times", "peak memory beside what tensors hold; measured peaks are 0.9 to 1.18", 1)
     budget_shares: tuple[int, ...] = limit(
         (4, 16, 64), "parts", "under a budget a chunk gets such a part of what is left: several are alive at once", 1)
 

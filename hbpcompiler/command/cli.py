@@ -97,7 +97,7 @@ def job(command: Callable[..., None]) -> Callable[..., None]:
                      help="Type that model and inputs are converted to."),
         click.option("--train/--eval", "training", default=None, help="Set the mode. Default: as the factory left it."),
         click.option("--mc-samples", type=int, default=1, show_default=True, metavar="M",
-                     help="Samples per datum for diag_ggn_mc and kfac."),
+                     help="Samples per datum for the sampled quantities."),
         click.option("--curvature", type=click.Choice(list(SCHEMES)), default=HESSIAN, show_default=True,
                      help="What diag_h and its kin mean by curvature: how activations' residuals enter."),
         click.option("--curvature-dtype", type=click.Choice(list(DTYPES)), default=None,
