@@ -14,6 +14,8 @@ from hbpcompiler.compiler.optimise.simplify import (
     drop_neutral,
     read_shapes_at_the_source,
 )
+from hbpcompiler.compiler.program.check import Level, check_program
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from tests.optimise.small import calls, lines, loop, program, run, shaped, total_of
 
 
@@ -96,6 +98,37 @@ def test_totals_of_a_loop_are_read_outside():
                                                   sliced={"x": x}, chunk=2, totals={"t": (3,)}) and x, "x")
     drop_dead(graph)
     assert lines(graph) == []  # nobody reads its total
+
+
+def test_loops_are_not_passed_what_they_do_not_read():
+    def write(writer, x, y, v, w):
+        def outer(part):
+            def inner(piece):
+                piece.outer(part.totals["t"]).add_(piece["x"].sum(0) * piece.outer(part.outer(w)))
+                piece.outer(part.outer(v)).square()
+
+            part["y"].exp()
+            part.writer.loop(inner, op=None, sliced={"x": part["x"]}, chunk=1, totals={})
+
+        return writer.loop(outer, op=None, sliced={"y": y, "x": x}, chunk=2, totals={"t": (3,)})["t"]
+
+    graph = program(write, "x", "y", "v", "w")
+    outer = loop(graph).target.body
+    inner = loop(outer)
+    for each in (inner.target.body, outer, graph):
+        drop_dead(each)
+    assert [node.name for node in loop(graph).all_input_nodes if node.op == "placeholder"] == ["x", "w"]
+    assert len(LoopCall.of(inner).whole) == 2  # the total and w
+    check_program(graph, Level.DERIVED)
+    given = torch.randn(5, 3), torch.randn(5, 3), torch.randn(3), torch.randn(3)
+    torch.testing.assert_close(run(graph, *given), given[0].sum(0) * given[3])
+
+
+def test_turns_are_counted_by_a_tensor_that_is_not_read():
+    graph = program(lambda writer, x: writer.loop(lambda part: part.totals["t"].add_(1), op=None, sliced={"x": x},
+                                                  chunk=2, totals={"t": (3,)})["t"], "x")
+    drop_dead(graph)
+    assert torch.equal(run(graph, torch.randn(5, 3)), torch.full((3,), 3.0))
 
 
 def test_idle_reshapes_are_dropped_and_two_are_one():

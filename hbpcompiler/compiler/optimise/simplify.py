@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
@@ -90,8 +91,10 @@ def drop_neutral(graph: fx.Graph) -> None:
 
 
 def drop_dead(graph: fx.Graph) -> None:
-    """What nothing reads is not computed."""
+    """What nothing reads is not computed, and not passed to loops."""
     for node in reversed(list(graph.nodes)):
+        if isinstance(node.target, Loop):
+            LoopCall.of(node).drop_unread()
         if node.op in ("placeholder", "output") or node.users:
             continue
         if writes_in_place(node) and _outlives(node):

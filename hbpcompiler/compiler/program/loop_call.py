@@ -67,6 +67,17 @@ class LoopCall:
         self.loop.cut += 1
         return inner
 
+    def drop_unread(self) -> None:
+        """Pass no longer what the body does not read. One tensor that is cut stays: the turns are counted by it."""
+        accumulators, _, _ = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
+        cut = [passed for passed in self.cut if passed.inner.users] or list(self.cut[:1])
+        whole = [passed for passed in self.whole if passed.inner.users]
+        for passed in (*self.cut, *self.whole):
+            if passed not in cut and passed not in whole:
+                self.loop.body.erase_node(passed.inner)
+        self.node.args = (accumulators, tuple(passed.outer for passed in cut), tuple(passed.outer for passed in whole))
+        self.loop.cut = len(cut)
+
     def begin(self) -> fx.Node:
         """Tell the body which turn is the first (see `Loop.begins`); the placeholder that says so."""
         holders = [holder for holder in self.loop.body.nodes if holder.op == "placeholder"]
