@@ -60,7 +60,9 @@ class Forward:
         with torch.enable_grad():
             for i, part in zip(kept, leaf.split([row.shape[1] for row in rows], 1), strict=True):
                 items[i] = part.reshape(items[i].shape)
-            slope = derivative(loss(pytree.tree_unflatten(items, structure), target), leaf, keep=True)
+            value = loss(pytree.tree_unflatten(items, structure), target)
+            slope = derivative(value, leaf, keep=True)
+        self.beside = _reached(value, self.parameters)
         self.slope = slope.detach()
         # [outputs, outputs]: the Hessian of L in the model's output.
         self.curvature = jacobian(slope, leaf)
@@ -70,6 +72,7 @@ class Forward:
 
     def batch_grad(self, name: str) -> Tensor:
         """[N, *theta]: what flows back from each sample's slice of the output."""
+        self._check_output_alone(name)
         shares = []
         for n in range(self.batch):
             only = torch.zeros_like(self.slope)
@@ -88,10 +91,16 @@ class Forward:
         return self.second_moment(name) - self.sample_gradients(name).mean(0).square()
 
     def ggn(self, name: str) -> Tensor:
+        self._check_output_alone(name)
         if name not in self._jacobians:
             self._jacobians[name] = jacobian(self.output, self.parameters[name])
         rows = self._jacobians[name]
         return rows.T @ self.curvature @ rows
+
+    def _check_output_alone(self, name: str) -> None:
+        if name in self.beside:
+            raise ValueError(f"the loss depends on {name} beside the model's output, as a penalty of weights does: "
+                             "no sample has a share of that, and it is in no GGN; leave it out, or ask for grad and diag_h")
 
     def hessian(self, name: str) -> Tensor:
         parameter = self.parameters[name]
@@ -103,6 +112,14 @@ class Forward:
         slope = derivative(self.loss, parameter, keep=True).flatten()
         entries = [derivative(slope[i], parameter).flatten()[i] for i in range(slope.numel())]
         return torch.stack(entries).view_as(parameter)
+
+
+def _reached(value: Tensor, parameters: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that a number depends on."""
+    if not value.requires_grad or not parameters:
+        return []
+    found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
+    return [name for name, slope in zip(parameters, found, strict=True) if slope is not None]
 
 
 def derivative(value: Tensor, at: Tensor, *, keep: bool = False) -> Tensor:

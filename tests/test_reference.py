@@ -1,0 +1,35 @@
+"""What the definitions by brute force are not for."""
+
+import pytest
+import torch
+from torch import nn
+
+from hbpcompiler.reference import ggn_block, reference
+
+MODEL = nn.Linear(3, 2).double()
+X, Y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+
+
+def penalised(output, target):
+    return nn.functional.mse_loss(output, target) + MODEL.weight.square().sum()
+
+
+def test_a_loss_of_parameters_has_a_gradient_and_a_hessian():
+    plain = reference(MODEL, nn.MSELoss(), (X,), Y, "grad")
+    found = reference(MODEL, penalised, (X,), Y, "grad")
+    torch.testing.assert_close(found["weight"], plain["weight"] + 2 * MODEL.weight.detach())
+    curvature = reference(MODEL, penalised, (X,), Y, "diag_h")["weight"]
+    torch.testing.assert_close(curvature, reference(MODEL, nn.MSELoss(), (X,), Y, "diag_h")["weight"] + 2)
+
+
+@pytest.mark.parametrize("quantity", ["batch_grad", "batch_l2", "variance", "diag_ggn", "trace_ggn"])
+def test_and_no_shares_of_samples(quantity):
+    with pytest.raises(ValueError, match="the loss depends on weight beside the model's output"):
+        reference(MODEL, penalised, (X,), Y, quantity)
+
+
+def test_and_no_ggn_of_these_parameters():
+    with pytest.raises(ValueError, match="depends on weight"):
+        ggn_block(MODEL, penalised, (X,), Y, "weight")
+    plain = ggn_block(MODEL, nn.MSELoss(), (X,), Y, "bias")
+    torch.testing.assert_close(ggn_block(MODEL, penalised, (X,), Y, "bias"), plain)
