@@ -99,8 +99,8 @@ class Forward:
 
     def _check_output_alone(self, name: str) -> None:
         if name in self.beside:
-            raise ValueError(f"the loss depends on {name} beside the model's output, as a penalty of weights does: "
-                             "no sample has a share of that, and it is in no GGN; leave it out, or ask for grad and diag_h")
+            raise ValueError(f"the loss depends on {name} beside the model's output, as a penalty of weights does: no "
+                             "sample has a share of that, and no GGN has it; leave it out, or ask for grad and diag_h")
 
     def hessian(self, name: str) -> Tensor:
         parameter = self.parameters[name]

@@ -16,8 +16,8 @@ def reference(
 ) -> dict[str, Tensor]:
     """One quantity for every trainable parameter, by name: grad, batch_grad, batch_l2, batch_inner, second_moment,
     variance, diag_ggn, diag_h, trace_ggn or trace_h; ValueError for any other, and for all but grad and diag_h where
-    the loss depends on a parameter beside the model's output. `seed` fixes the random draws (dropout) of the one forward
-    pass. A loss that is `Weighted` weighs the samples, here and below."""
+    the loss depends on a parameter beside the model's output. `seed` fixes the random draws (dropout) of the one
+    forward pass. A loss that is `Weighted` weighs the samples, here and below."""
     run = Forward(model, loss, inputs, target, seed)
     functions: dict[str, Callable[[str], Tensor]] = {
         "grad": run.grad,
