@@ -51,7 +51,7 @@ from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
-from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities import GGN, QUANTITIES
 
 
 class Programs:
@@ -241,7 +241,8 @@ def _warn_of_hooks(compiled: Programs) -> None:
 
 def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
     """Tell the caller of `compile`, or of what it returned, about quantities of a GGN that may be indefinite."""
-    names = [name for name in planned.quantities if schemes.is_ggn(planned.curvature, QUANTITIES[name])]
+    names = [name for name in planned.quantities
+             if schemes.is_ggn(planned.curvature, QUANTITIES[name]) or GGN in QUANTITIES[name].fields]
     if planned.indefinite and names:
         title = getattr(loss, "__name__", type(loss).__name__)
         warnings.warn(

@@ -455,3 +455,13 @@ def test_an_operation_with_side_effects_is_named():
 
     with pytest.raises(hbp.CompileError, match=r"torch.ops.hbptests.count\(self.calls.*side effects"):
         hbp.compile(Counting(), quantities=["grad"])(torch.randn(3, 4), torch.tensor([0, 1, 1]))
+
+
+def test_ctc_loss_says_what_to_write():
+    def loss(output, target):
+        lengths = torch.full((len(target),), 6), torch.full((len(target),), 2)
+        return torch.nn.functional.ctc_loss(output.log_softmax(-1).transpose(0, 1), target, *lengths)
+
+    compiled = hbp.compile(nn.Linear(3, 4), loss, ["grad"])
+    with pytest.raises(hbp.UnsupportedOpError, match="ctc_loss has no rule.* a loop over frames"):
+        compiled(torch.randn(2, 6, 3), torch.tensor([[1, 2], [2, 3]]))

@@ -93,6 +93,11 @@ MEANS = {
     "tensordot": lambda o, t: torch.tensordot(o, o - t["z"], 2) / number(o),
     "inner": lambda o, t: torch.inner(o.flatten(), (o - t["z"]).flatten()) / number(o),
     "shown as a number": lambda o, t: squares(o, t).mean().view(()).reshape(()).squeeze().clone(),
+    "of one number": lambda o, t: (F.cross_entropy(o, t["y"]).mean() + squares(o, t).mean().sum()
+                                   + squares(o, t).mean().mean(dim=()).sum(dtype=o.dtype)),
+    "hinges": lambda o, t: (
+        F.hinge_embedding_loss(o, torch.where(t["m"], 1, -1)) + F.hinge_embedding_loss(
+            o, torch.where(t["m"], 1, -1), margin=0.3, reduction="none").mean()),
     "einsum without an arrow": lambda o, t: torch.einsum("nc, nc", o, o) / number(o),
     "einsum with weights": lambda o, t: torch.einsum("n,nc->c", t["w"] / t["w"].sum(), squares(o, t)).sum(),
     "ones @ losses": lambda o, t: torch.ones(number(o), dtype=o.dtype) @ squares(o, t).sum(1) / number(o),
@@ -104,6 +109,8 @@ SUMS = {
     "stacked": lambda o, t: (
         torch.stack([each.sum() for each in squares(o, t).unbind(1)]) @ CLASSES + squares(o, t).sum(0).mean()),
     "end to end": lambda o, t: torch.cat([F.cross_entropy(o, t["y"], reduction="none"), squares(o, t).flatten()]).sum(),
+    "of one number": lambda o, t: squares(o, t).sum().sum() + summed(o, t).mean(),
+    "hinges": lambda o, t: F.hinge_embedding_loss(o, torch.where(t["m"], 1.0, -1.0), margin=0.5, reduction="sum"),
     "sum + mean * N": lambda o, t: summed(o, t) + squares(o, t).mean() * number(o),
     "einsum of everything": lambda o, t: torch.einsum("nc,nc->", squares(o, t), t["m"].double()),
     "square of a norm": lambda o, t: torch.linalg.vector_norm(o - t["z"], dim=(0, 1)).square(),

@@ -75,10 +75,19 @@ def test_a_logistic_loss_is_known_to_be_convex(loss):
             close(result[quantity][name], value, f"{quantity} of {name}")
 
 
-def test_a_sum_of_logistic_functions_is_not():
-    with pytest.warns(hbp.IndefiniteCurvatureWarning):
+@pytest.mark.parametrize("quantity", ["diag_ggn", "diag_h_split", "kflr"])
+def test_a_sum_of_logistic_functions_is_not(quantity):
+    with pytest.warns(hbp.IndefiniteCurvatureWarning, match=quantity):
         hbp.compile(nn.Linear(4, 3).double(), lambda output, target: torch.sigmoid(-target * output).mean(),
-                    ["diag_ggn"])(X, SIGNS)
+                    [quantity])(X, SIGNS)
+
+
+@pytest.mark.parametrize("quantity", ["diag_h", "grad"])
+def test_which_says_nothing_of_the_hessian(quantity):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
+        hbp.compile(nn.Linear(4, 3).double(), lambda output, target: torch.sigmoid(-target * output).mean(),
+                    [quantity])(X, SIGNS)
 
 
 class Clustered(nn.Module):

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from hbpcompiler.guards.atoms import atom
+
+_ANSWERING: tuple[Callable[[], Any], ...] = (
+    torch.are_deterministic_algorithms_enabled, torch.is_deterministic_algorithms_warn_only_enabled,
+    torch.get_deterministic_debug_mode, torch.get_float32_matmul_precision, torch.get_num_threads,
+    torch.get_num_interop_threads,
+)
+"""Functions that say how a switch stands."""
 
 
 def names_in(code: types.CodeType) -> Iterator[str]:
@@ -27,18 +36,55 @@ def function_behind(attribute: Any) -> Any:
     return getattr(attribute, "__func__", None) or getattr(attribute, "fget", None) or attribute
 
 
-def read_of_library(module: types.ModuleType, names: set[str],
-                    met: set[int] | None = None) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """(module's dict, name, value) of what code with these names may read of an installed module, such as F.relu or
-    torch.nn.functional.relu: until another takes its place. Not objects that are replaced as a matter of course
-    (sys.stderr), nor modules that fill themselves (torch.ops)."""
+def modules_read(module: types.ModuleType, names: set[str], met: set[int] | None = None) -> Iterator[types.ModuleType]:
+    """This module and those that code with these names may read in it, as torch.nn.functional of torch. Not modules
+    that fill themselves (torch.ops)."""
     met = set() if met is None else met
     met.add(id(module))
-    held = vars(module)
-    for name in sorted(names & held.keys()) if type(module) is types.ModuleType else ():
-        value = held[name]
-        if isinstance(value, types.ModuleType):
-            if id(value) not in met:
-                yield from read_of_library(value, names, met)
-        elif callable(value) or atom(value) is not None:
-            yield held, name, value
+    yield module
+    for name in sorted(names & vars(module).keys()):
+        value = vars(module)[name]
+        if type(value) is types.ModuleType and id(value) not in met:
+            yield from modules_read(value, names, met)
+
+
+def read_of_library(module: types.ModuleType, names: set[str]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(module's dict, name, value) of what code with these names may read of an installed module, such as F.relu:
+    until another takes its place. Not objects that are replaced as a matter of course (sys.stderr)."""
+    for own in modules_read(module, names):
+        held = vars(own)
+        for name in sorted(names & held.keys()):
+            if callable(held[name]) or atom(held[name]) is not None:
+                yield held, name, held[name]
+
+
+def switches_of_library(module: types.ModuleType, names: set[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, what reads it) of torch's own switches that code with these names may read: torch.get_num_threads(),
+    torch.backends.cudnn.benchmark."""
+    for own in modules_read(module, names):
+        if _holds_switches(own):
+            yield from _switches(own, names, set())
+        for name in sorted(names & vars(own).keys()):
+            value = vars(own)[name]
+            if any(value is answering for answering in _ANSWERING):
+                yield name, value
+            elif _holds_switches(value):
+                yield from _switches(value, names, set())
+
+
+def _switches(holder: Any, names: set[str], met: set[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    met.add(id(holder))
+    for name in sorted(names):
+        if not hasattr(holder, name):
+            continue
+        value = getattr(holder, name)
+        if atom(value) is not None:
+            yield name, functools.partial(getattr, holder, name)
+        elif _holds_switches(value) and id(value) not in met:
+            yield from _switches(value, names, met)
+
+
+def _holds_switches(value: Any) -> bool:
+    """Whether it is torch.backends, or one of its parts: modules of classes of their own, and objects."""
+    name = value.__name__ if isinstance(value, types.ModuleType) else type(value).__module__
+    return name.startswith("torch.backends")

@@ -26,7 +26,7 @@ from hbpcompiler.guards import library
 from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part, slots_of
 from hbpcompiler.guards.draws import is_generator
 from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
-from hbpcompiler.guards.read_by_code import function_behind, names_in, read_of_library
+from hbpcompiler.guards.read_by_code import function_behind, names_in, read_of_library, switches_of_library
 from hbpcompiler.guards.watched import Watched
 
 _NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
@@ -237,6 +237,8 @@ class Walk:
             for held, name, value in read_of_library(module, names):
                 self._atoms.append((name, Same(value)))
                 self.watched.name_of_library(held, name)
+            for name, reader in switches_of_library(module, names):
+                self._atoms.append((name, self.watched.answer(reader)))
 
     def _other(self, value: Any, direct: bool) -> None:
         """An object of some class."""

@@ -132,6 +132,12 @@ class Watched:
         self._when(f"({what} is None) is {found is not None}" if weakly else f"{what} is not {self._name(found)}")
         return found
 
+    def answer(self, reader: Callable[[], Any]) -> Any:
+        """What a reader gives, now and at each call: a number or a text, or what is made anew each time."""
+        found = reader()
+        self._when(f"{self._name(reader)}() != {self._name(found)}")
+        return found
+
     def _elements(self, held: Collection[Any]) -> None:
         if len(held):
             self._when(f"not {self._name(same)}({self._name(held)}, {self._name(list(held))})")

@@ -1,4 +1,4 @@
-"""Functions of torch whose second derivative is wrong where the kernel of their first has one of its own."""
+"""Functions of torch whose second derivative is wrong, or fails, where the kernel of their first has one of its own."""
 
 from __future__ import annotations
 
@@ -26,10 +26,17 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | 
     return torch.layer_norm(input, normalized_shape, None, None, eps, *others, **names) + bias
 
 
+def group_norm(input: Tensor, num_groups: int, *others: Any, **names: Any) -> Tensor:
+    """Of images that lie channels-last, double backward by its bias alone kills the process (2.13)."""
+    return torch.group_norm(input.contiguous(), num_groups, *others, **names)
+
+
 IN_OTHERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: weight_norm,
     torch.layer_norm: layer_norm,
     F.layer_norm: layer_norm,
+    torch.group_norm: group_norm,
+    F.group_norm: group_norm,
 }
 """By torch's function, whoever calls it: the same in what is differentiated right. A Python function of torch's that
 calls another one here needs an entry of its own: inside it nothing is replaced."""

@@ -58,6 +58,7 @@ def multiple(kind: str, factor: float | None = None) -> Written:
 
 LINEAR = Written("aten.linear")
 """x W^T + b, of "input", "weight" and perhaps "bias"."""
+MATRIX_PRODUCT = Written("aten.matmul")
 MATRIX_PRODUCTS = {"aten.matmul": ("self", "other"), "aten.mm": ("self", "mat2"), "aten.addmm": ("mat1", "mat2")}
 """The two that are multiplied; addmm adds beta times a third to alpha times their product."""
 TRANSPOSES = ("aten.t", "aten.transpose", "aten.permute")
@@ -93,6 +94,10 @@ def with_axis(axis: int) -> Written:
 def without_axis(axis: int) -> Written:
     """An axis of length one is gone."""
     return Written("aten.squeeze", "dim", {"dim": axis})
+
+
+WITHOUT_ONES = Written("aten.squeeze")
+"""All axes of length one are gone: a number as it is."""
 
 
 def expanded(size: Sequence[Any]) -> Written:

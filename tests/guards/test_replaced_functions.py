@@ -8,6 +8,7 @@ import io
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,51 @@ def agrees(compiled: hbp.Compiled, model: nn.Module) -> bool:
     wanted = torch.autograd.grad(loss, list(model.parameters()))
     found = compiled(X, y).grad.values()
     return all(torch.allclose(each, other) for each, other in zip(found, wanted, strict=True))
+
+
+class Threads(Short):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * torch.get_num_threads()
+
+
+class Precise(Short):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if torch.get_float32_matmul_precision() == "high" else 3)
+
+
+class Deterministic(Short):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if torch.are_deterministic_algorithms_enabled() else 3)
+
+
+class Searched(Short):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if torch.backends.cudnn.benchmark else 3)
+
+
+def use_algorithms(deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def search(benchmark: bool) -> None:
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.mark.parametrize(("kind", "turn", "on", "off"), [
+    (Threads, torch.set_num_threads, torch.get_num_threads() + 1, torch.get_num_threads()),
+    (Precise, torch.set_float32_matmul_precision, "high", "highest"),
+    (Deterministic, use_algorithms, True, False), (Searched, search, True, False)])
+def test_switches_of_torchs_that_the_code_names(kind: type[Short], turn: Any, on: Any, off: Any) -> None:
+    model = kind()
+    compiled = hbp.compile(model, nn.MSELoss(), quantities=["grad"])
+    assert agrees(compiled, model)
+    try:
+        turn(on)
+        assert agrees(compiled, model)
+    finally:
+        turn(off)
+    assert agrees(compiled, model)
+    assert len(compiled._guards) == 2
 
 
 @pytest.mark.parametrize(("kind", "holder", "name", "other"), [

@@ -2,7 +2,7 @@
 
 import torch
 
-from hbpcompiler.compiler.trace.graph import N, Source, meta
+from hbpcompiler.compiler.trace.graph import SHOWN_CODE, N, Source, meta
 from tests.hand_made import mlp, operation, parameter, value
 
 
@@ -74,3 +74,5 @@ def test_a_source_reads_as_a_place():
     assert str(Source(in_loss=True)) == "the loss"
     place = Source("0.conv", "torch.nn.modules.conv.Conv2d", "net.py", 7, "return self.conv(x)")
     assert str(place) == "module '0.conv' (Conv2d), net.py:7: return self.conv(x)"
+    long = Source(file="net.py", line=7, code="x" * (SHOWN_CODE + 1))
+    assert str(long) == f"the model's forward, net.py:7: {'x' * SHOWN_CODE} ..."

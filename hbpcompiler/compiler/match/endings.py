@@ -51,6 +51,18 @@ def with_whole_reductions(graph: Graph, registry: Registry) -> Graph:
     return replace(graph, operations=operations)
 
 
+def without_reductions_of_numbers(graph: Graph) -> Graph:
+    """The graph in which the sum or mean of one number is that number: loss.mean() of a loss that is one already."""
+    operations = []
+    for operation in graph.operations:
+        value, dtype = operation.tensors.get("self"), operation.attributes.get("dtype")
+        if operation.target in (written.SUM, written.MEAN) and value is not None and not value.shape and (
+                dtype in (None, value.dtype)):
+            operation = write(written.WITHOUT_ONES, {"self": value}, operation.output, operation.source)
+        operations.append(operation)
+    return replace(graph, operations=operations)
+
+
 def with_sums_of_products(graph: Graph) -> Graph:
     """The graph in which an inner product of two vectors of samples is a sum over them, ones(N) @ l or l @ weights."""
     operations: list[Operation] = []

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.match.aten import (
     overload_of,
 )
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
+from hbpcompiler.compiler.match.batched_weights import with_axes_for_weights
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.cross_terms import with_cross_terms
 from hbpcompiler.compiler.match.derived import Deriving
@@ -24,6 +25,7 @@ from hbpcompiler.compiler.match.endings import (
     with_sums_of_products,
     with_sums_of_squares,
     with_whole_reductions,
+    without_reductions_of_numbers,
 )
 from hbpcompiler.compiler.match.examples import Examples
 from hbpcompiler.compiler.match.fuse import fuse
@@ -128,7 +130,8 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
 
     `deriving` makes the rules that the registry has not; None: they are reported missing.
     """
-    graph = with_stops(with_promotions(without_idle_operands(with_linear_layers(graph), registry)), registry)
+    graph = with_axes_for_weights(with_linear_layers(without_reductions_of_numbers(graph)))
+    graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
     graph = with_linear_endings(with_joined_endings(with_sums_of_squares(graph)), registry)
     graph = with_whole_reductions(with_sums_of_products(graph), registry)
     refuse_unreached(graph, registry)

@@ -16,7 +16,7 @@ from hbpcompiler.compiler.trace.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals import classes_given, lines_of, place_of_error
 from hbpcompiler.compiler.trace.values import Answers, recorded
 from hbpcompiler.dense import not_dense
-from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError
+from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError, UnsupportedOpError
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""
@@ -111,7 +111,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
             output = torch.func.functional_call(model, state, arguments, keywords)
-        except ModelError:
+        except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
@@ -127,7 +127,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
                              f"{type(output).__name__}{missing}")
         try:
             loss(output, wanted)
-        except ModelError:
+        except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
             made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)

@@ -115,6 +115,19 @@ def _margin_ranking_loss(x1: Tensor, x2: Tensor, target: Tensor, margin: float =
     return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
 
 
+def _hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: int = 1) -> Tensor:
+    """The same."""
+    each = torch.where(target != 1, torch.relu(margin - input), 0) + torch.where(target != -1, input, 0)
+    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
+def _no_ctc_loss(*given: Any, **named: Any) -> Tensor:
+    """In place of torch's, of which a trace does not know the shape of what it keeps."""
+    raise UnsupportedOpError("The model cannot be compiled: ctc_loss has no rule, and torch cannot trace it, because "
+                             "what it keeps depends on the values of its lengths. Its forward algorithm written as "
+                             "operations, a loop over frames with torch.logsumexp, can be compiled")
+
+
 def _adaptive_log_softmax(module: Any, input_: Tensor, target_: Tensor) -> Any:
     """In place of the forward of nn.AdaptiveLogSoftmaxWithLoss, which picks the samples of each cluster: here each
     sample meets all clusters, and what its class gets is read from them."""
@@ -160,6 +173,8 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch, "einsum", einsum_with_layers(torch.einsum)), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
+                replaced(torch, "hinge_embedding_loss", _hinge_embedding_loss), \
+                replaced(torch, "ctc_loss", _no_ctc_loss), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
                 seen_by_a_trace():

@@ -17,6 +17,8 @@ N = sympy.Symbol("N", integer=True, positive=True)
 T = sympy.Symbol("T", integer=True, positive=True)
 """The length of axes that may have any (see `any_length`), in costs and comments; in a graph it is a number."""
 
+SHOWN_CODE = 120
+"""Signs of a line of the user's that an error shows."""
 Shape = tuple[Any, ...]
 """Numbers, and expressions in N where a length depends on the batch."""
 
@@ -84,7 +86,8 @@ class Source:
     def __str__(self) -> str:
         place = "the loss" if self.in_loss else f"module {self.module!r}" if self.module else "the model's forward"
         kind = f" ({self.module_type.rsplit('.', 1)[-1]})" if self.module_type else ""
-        line = f", {self.file}:{self.line}: {self.code}" if self.file else ""
+        code = self.code if len(self.code) <= SHOWN_CODE else f"{self.code[:SHOWN_CODE]} ..."
+        line = f", {self.file}:{self.line}: {code}" if self.file else ""
         return f"{place}{kind}{line}"
 
 
