@@ -463,5 +463,5 @@ def test_ctc_loss_says_what_to_write():
         return torch.nn.functional.ctc_loss(output.log_softmax(-1).transpose(0, 1), target, *lengths)
 
     compiled = hbp.compile(nn.Linear(3, 4), loss, ["grad"])
-    with pytest.raises(hbp.UnsupportedOpError, match="ctc_loss has no rule.* a loop over frames"):
+    with pytest.raises(hbp.UnsupportedOpError, match=r"ctc_loss has no rule.* a loop over frames"):
         compiled(torch.randn(2, 6, 3), torch.tensor([[1, 2], [2, 3]]))
