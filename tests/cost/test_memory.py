@@ -165,6 +165,32 @@ def test_the_smallest_chunks_are_exact():
         close(least(X, y).diag_h[name], value, name)
 
 
+class Branching(nn.Module):
+    """Residual columns of all blocks meet where branches join."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12), nn.Sigmoid()) for _ in range(4))
+        self.double()
+
+    def forward(self, x):
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h).mean(1)
+
+
+def test_columns_of_several_branches_are_not_laid_side_by_side_where_memory_is_short():
+    model, X, y = Branching(), torch.randn(2, 5, 6, dtype=torch.float64), torch.tensor([0, 2])
+    whole = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).predicted_memory(2)
+    tight = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y), memory_budget=whole // 8)
+    assert tight.predicted_memory(2) <= whole // 8
+    for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h").items():
+        close(tight(X, y).diag_h[name], value, name)
+
+
 def test_a_budget_that_cannot_be_met_is_refused_at_compile_time():
     X, y = batch(64)
     with pytest.raises(hbp.CompileError, match=r"memory_budget=1000 .*batch of 64 needs about [\d.]+ KiB") as error:

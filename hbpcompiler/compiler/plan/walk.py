@@ -254,7 +254,8 @@ class Walk(Outputs):
         """Whether the columns, laid side by side, would be so many that they had better travel one by one."""
         columns = sum(piece.columns for piece in pieces if piece.form == COLUMNS)
         size, vectors_only = self.largest[value.name]
-        most = most_bytes(vectors_only, self.resources.limits)
+        most, allowed = most_bytes(vectors_only, self.resources.limits), self.resources.temporaries
+        most = most if allowed is None else min(most, allowed)
         return decided("many columns", lambda: columns * size * self.itemsize > most)
 
     def _is_sampled_at_once(self, piece: Piece, values: Iterable[Value]) -> bool:
