@@ -19,7 +19,7 @@ writes this page:
 - **gradient, norms**: the gradient and the norm of each sample's share of it, of every parameter, against autograd;
 - **diag_h**: random entries of the exact Hessian's diagonal, against double backward, and against central differences
   of the gradient where double backward disagrees; of images with as few pixels as a family takes. It is slow where the
-  call is predicted to take more than 40 s (two threads, single precision), or all takes more than the limit;
+  call is predicted to take more than 25 s (two threads, single precision), or all takes more than the limit;
 - **kflr, kfac**: both Kronecker factors of some linear layers whose weights are tied to no other, against the Jacobian
   of the model's output there; of kfac, whose second factor is drawn, its average trace.
 
