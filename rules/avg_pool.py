@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window, merge, split
 
+from .shared.image_cases import case_of_images
 from .shared.spatial import brief, options, per_axis
 
 AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -84,11 +85,7 @@ def avg_pool(axes: int) -> Rule:
 
 def cases(axes: int) -> list[Case]:
     """Every option, on images with channels and without."""
-
-    def case(*shape: int, **attributes: Any) -> Case:
-        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
-
+    case = partial(case_of_images, axes)
     return [
         case(2, 4, 5, 2, kernel_size=[2]),
         case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
+from .shared.image_cases import case_of_images
 from .shared.selecting import with_places
 from .shared.spatial import brief, options, per_axis, scatter
 
@@ -33,11 +35,7 @@ def structure(axes: int) -> Callable[[Op], Structure | Selection]:
 
 def cases(axes: int) -> list[Case]:
     """Windows side by side, overlapping, over the edge, dilated, of one position, and without channels."""
-
-    def case(*shape: int, **attributes: Any) -> Case:
-        short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-        return Case({"self": (shape[0], *shape[1 : axes + 1])}, short)
-
+    case = partial(case_of_images, axes)
     return [
         case(2, 4, 5, 2, kernel_size=[2]),
         case(2, 5, 4, 3, kernel_size=[3, 2, 2], stride=[1, 2, 1]),  # windows overlap
