@@ -28,6 +28,7 @@ from hbpcompiler.compiler.trace.equivalents import (
     unchecked_distributions,
     without_backward_hooks_of_all,
 )
+from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.refusals import (
@@ -147,10 +148,10 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     whole.training = model.training  # not train(): that would reach into the user's modules
     program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
     without_their_derivatives(program)
-    functional = program.run_decompositions({})
-    _check_parameters_stay(functional)
+    whole = functional(program)
+    _check_parameters_stay(whole)
     _check_any_size(program)
-    return functional, returned[-1]
+    return whole, returned[-1]
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""What an export changes in place is written as operations that change nothing, composites by their parts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.export.graph_signature import InputKind
+
+from hbpcompiler.compiler.trace import functional
+
+
+def views_before(h):
+    flat = h.flatten(1)
+    h.relu_()
+    return flat * h.flatten(1)
+
+
+def views_after(h):
+    g = h.relu_()
+    return (g.view(-1, 6) + h.reshape(-1, 6)).unflatten(1, (2, 3)).flatten(1)
+
+
+def two_names(h):
+    same = F.dropout(h, 0.5, training=False)
+    same.mul_(2)
+    return h + same
+
+
+def again(h):
+    h.mul_(2).add_(1)
+    h -= 0.5
+    h.relu_()
+    return h * h
+
+
+def no_copy(h):
+    same = h.to(h.dtype).contiguous()
+    same.tanh_()
+    return same + h
+
+
+def items(h):
+    h.select(1, 0).mul_(3)
+    return torch.cat([h.flatten(1), h[:, 1]], 1)
+
+
+def items_alone(h):
+    first, second = h.unbind(1)
+    return torch.cat([first * 2, second], 1)
+
+
+def own_items(h):
+    value, place = h.max(1)
+    value.mul_(2)
+    return value + place
+
+
+def part_of_zeros(h):
+    made = torch.zeros_like(h)
+    made[:, 0] = h[:, 1]
+    return made.flatten(1) * h.flatten(1)
+
+
+def another_dtype(h):
+    made = h.float()
+    made += h
+    return made.double()
+
+
+def constant(h):
+    return h * torch.tensor([1.0, 2.0, 3.0], dtype=h.dtype)
+
+
+def turned(h):
+    return h.mT.contiguous().reshape(h.shape[0], -1).chunk(2, 1)[1]
+
+
+def unused_change(h):
+    other = h * 2
+    other.zero_()
+    return h
+
+
+def clamped(h):
+    h.clamp_(min=-0.2, max=0.3)
+    return h.squeeze().narrow(1, 0, 1)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, dtype=torch.float64)
+        self.norm.running_mean.copy_(torch.tensor([0.1, 0.2]))
+
+    def forward(self, h):
+        h = self.norm(h)
+        h += 1
+        return h
+
+
+HERE = [views_after, two_names, again, no_copy, items_alone, own_items, constant, turned, unused_change, clamped]
+TORCHS = [views_before, items, part_of_zeros, another_dtype]
+
+
+class Model(nn.Module):
+    def __init__(self, does):
+        super().__init__()
+        self.linear = nn.Linear(3, 3, dtype=torch.float64)
+        self.does = does
+
+    def forward(self, x):
+        return self.does(self.linear(x)).double().square().sum()
+
+
+def exported(model, x):
+    return torch.export.export(model, (x,), dynamic_shapes=(({0: torch.export.Dim.DYNAMIC},)), strict=False)
+
+
+def run(program, model, x):
+    """The functional graph's value."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers()), **program.constants}
+    given = [x if spec.kind is InputKind.USER_INPUT else state[spec.target]
+             for spec in program.graph_signature.input_specs]
+    return torch.fx.Interpreter(torch.fx.GraphModule({}, program.graph)).run(*given)[-1]
+
+
+@pytest.mark.parametrize(("does", "torchs"), [(each, False) for each in HERE] + [(each, True) for each in TORCHS])
+def test_values_and_gradients_are_kept(does, torchs, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Model(does), torch.randn(4, 2, 3, dtype=torch.float64)
+    program = exported(model, x)
+    asked = []
+    own = type(program).run_decompositions
+    monkeypatch.setattr(type(program), "run_decompositions", lambda self, table: asked.append(1) or own(self, table))
+    written = functional.functional(program)
+    assert bool(asked) is torchs
+    assert not any(functional._changes(node.target) for node in written.graph.nodes)
+    written.graph.lint()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    value, expected = run(written, model, x), model(x)
+    torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    if torchs:  # of whose copies torch knows no derivative
+        return
+    parameters = list(model.parameters())
+    torch.testing.assert_close(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_normalisation_by_fixed_statistics_is_written_here_and_by_the_batchs_by_torch(train, monkeypatch):
+    model, x = Model(Normed()).train(train), torch.randn(4, 2, 3, dtype=torch.float64)
+    program = exported(model, x)
+    asked = []
+    own = type(program).run_decompositions
+    monkeypatch.setattr(type(program), "run_decompositions", lambda self, table: asked.append(1) or own(self, table))
+    written = functional.functional(program)
+    assert bool(asked) is train
+    assert not any(functional._changes(node.target) for node in written.graph.nodes)
+    torch.testing.assert_close(run(written, model, x), model(x))
+
+
+def test_an_input_that_is_changed_goes_torchs_way_and_stays_for_the_graph():
+    model = Model(lambda h: h)
+    model.forward = lambda x: (model.linear(x.mul_(2)) * x).sum()
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    written = functional.functional(exported(model, x))
+    assert not any(functional._changes(node.target) for node in written.graph.nodes)
+    expected = model(x.clone())
+    torch.testing.assert_close(run(written, model, x), expected)
+
+
+def test_autocast_casts_by_torchs_way():
+    model, x = Model(torch.tanh).float(), torch.randn(4, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        written = functional.functional(exported(model, x))
+        expected = model(x)
+    assert {torch.bfloat16} < {node.meta["val"].dtype for node in written.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._to_copy.default)}
+    torch.testing.assert_close(run(written, model, x), expected)
+
+
+def test_outputs_and_names_are_those_of_the_signature():
+    model, x = Model(again), torch.randn(4, 2, 3, dtype=torch.float64)
+    written = functional.functional(exported(model, x))
+    outputs = [node.name for node in written.graph.output_node().args[0]]
+    assert outputs == [spec.arg.name for spec in written.graph_signature.output_specs]
+    again_apart = written.run_decompositions({torch.ops.aten.square.default: lambda x: x * x})
+    torch.testing.assert_close(run(again_apart, model, x), model(x))
+
+
+def test_calls_that_are_alike_are_traced_once(monkeypatch):
+    traces = []
+    own = functional.make_fx
+    monkeypatch.setattr(functional, "make_fx", lambda run: traces.append(1) or own(run))
+    model = Model(lambda h: h.flatten(1) + (h * 2).flatten(1) + h.flatten(1, 2))
+    functional.functional(exported(model, torch.randn(4, 2, 3, dtype=torch.float64)))
+    assert len(traces) == 3  # flatten(1), flatten(1, 2), double()
