@@ -14,6 +14,7 @@ import warnings
 from hypothesis import HealthCheck, Phase, settings
 
 from hbpcompiler.compiler.trace import trace as exporting
+from tests import selection
 from tests.kept_overrides import keep_overrides
 from tests.other_device import heal, made_by_tests
 from tests.shared_exports import SharedExports
@@ -37,6 +38,7 @@ exporting.export = EXPORTS
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(selection)
     device = config.getoption("--device")
     if device is not None:
         made_by_tests(device)

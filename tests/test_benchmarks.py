@@ -8,6 +8,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from tests.selection import slow
+
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
 from benchmarks import (
@@ -183,6 +185,7 @@ def test_rounds_that_alternate_begin_with_the_last(monkeypatch):
     assert "".join(calls) == "aaabbb" + "ab" + "ba" + "ab" + "ba"  # the warm-ups first
 
 
+@slow("a script that no user's program calls")
 def test_memory_in_a_process_of_its_own_says_why_it_failed():
     assert memory.in_subprocess("ours", "no such network", 2, ["grad"], 1, 60).failure.startswith("exit code 1: ")
     assert memory.in_subprocess("ours", "logreg", 2, ["grad"], 1, 0.01).failure == ">0.01 s"
@@ -193,6 +196,7 @@ def test_memory_in_a_process_of_its_own_says_why_it_failed():
     (prediction, ["--networks", "logreg", "--quantities", "batch_l2", "--batch", "2", "--within", "1"]),
     (compare, ["--networks", "logreg", "--quantities", "batch_l2", "--batch", "2", "--no-peers"]),
 ])  # fmt: skip
+@slow("a script that no user's program calls")
 def test_a_small_run(module, arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "limit_memory", lambda: None)  # not for the process of all tests
     file = tmp_path / "found.json"
@@ -338,6 +342,7 @@ def test_the_floor_of_real_networks_is_that_of_their_products():
     assert floor(given, "grad+batch_l2+variance+diag_ggn_mc") == 5 / 3
 
 
+@slow("5 s of a script that no user's program calls")
 def test_a_small_run_over_data_sets():
     done = CliRunner().invoke(data_sets.main, [
         "--networks", "logreg", "--batch", "4", "--count", "2", "--rounds", "1", "--batches", "20", "--ranks", "",
@@ -416,6 +421,7 @@ def test_programs_of_two_versions(tmp_path):
     assert "in one folder only: logreg-2-batch_l2" in raced.output
 
 
+@slow("a script that no user's program calls")
 def test_peak_memory_of_a_saved_program(tmp_path):
     given = problem("logreg", 2)
     compiled = programs.hbp.compile(given.model, given.loss, ["grad"], example_inputs=(given.inputs, given.target))

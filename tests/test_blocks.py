@@ -11,7 +11,7 @@ from hbpcompiler.reference import ggn_block, hessian_block
 from tests.graph_models import FEW_MODELS, made
 from tests.match.test_tied import MODELS as TIED
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases, slow
+from tests.selection import cases, few, slow
 from tests.test_quantities import close
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
@@ -47,6 +47,7 @@ def test_random_chains(setting, curvature):
     agree(*setting, curvature)
 
 
+@few(2, "other graphs")
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs(name):
     model, x, y = made(name)

@@ -16,7 +16,7 @@ from hbpcompiler.reference import clipped_grad
 from tests.clipped import AGAIN_LIMITS, FORMED_LIMITS, KEPT_LIMITS, WAYS, check_clipped
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.test_random_graphs import graphs
 from tests.uses import USES, used
 
@@ -100,6 +100,7 @@ def test_a_loss_of_tokens_by_a_transformer(way):
     check_clipped(model, token_loss, [X], y, WAYS[way])
 
 
+@few(1, "another network")
 @pytest.mark.parametrize("style", ["flat", "per_parameter"])
 def test_layers_that_are_alike_are_written_once(style):
     """Second phases of many layers are calls of one function too, and the numbers those of brute force."""

@@ -10,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.command.cli import main
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import slow
+from tests.selection import few, slow
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "batch_dot"]
 CURVATURE = ["diag_ggn", "diag_h", "diag_h_split", "batch_diag_ggn", "batch_diag_h", "trace_h", "sqrt_ggn", "block",
@@ -86,6 +86,7 @@ EVERY_PAIR = [*PAIRS, *[(name, *pair) for name in NETWORKS for pair in [
     (torch.float32, torch.float64, SINGLE)] if (name, *pair) not in PAIRS]]
 
 
+@few(2, "other networks")
 @pytest.mark.parametrize(("name", "model_dtype", "dtype", "bound"), [
     pytest.param(*pair, marks=[] if pair in PAIRS else slow("each network and each dtype is in another pair"))
     for pair in EVERY_PAIR], ids=str)

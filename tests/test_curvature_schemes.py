@@ -12,7 +12,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import derivative, jacobian, reference
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.test_quantities import close
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
@@ -115,6 +115,7 @@ def test_operations_whose_factor_has_the_eigenvectors(name, curvature):
     agree(model, nn.CrossEntropyLoss(), X, y, curvature)
 
 
+@few(2, "other networks")
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_positive_schemes_bound_the_hessian(name):
     """On any graph: the GGN <= clip <= abs, the Hessian <= clip, and abs + Hessian = 2 clip (less the GGN)."""

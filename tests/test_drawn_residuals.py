@@ -9,6 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.plan.steps import Birth, Sample
 from hbpcompiler.reference import reference
+from tests.selection import few
 from tests.test_quantities import close
 
 
@@ -114,6 +115,7 @@ def test_random_signs_are_drawn_at_each_call_and_their_mean_is_the_diagonal():
         assert 0.7 * first - 1e-12 <= second <= 1.4 * first + 1e-12, name
 
 
+@few(1, "the other scheme")
 @pytest.mark.parametrize("curvature", ["pch_abs", "pch_clip"])
 def test_what_is_drawn_of_positive_curvature(curvature, monkeypatch):
     model, X, y = problem(Gates, 2, 1, 3, 3)

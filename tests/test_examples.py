@@ -29,6 +29,7 @@ def run_example(name, folder):
     return done.stdout
 
 
+@slow("`make demo` runs it")
 def test_digits(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -44,6 +45,7 @@ def test_digits(tmp_path):
         assert name in text
 
 
+@slow("16 s; spectra have tests of their own")
 def test_eigenspace(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -58,6 +60,7 @@ def test_eigenspace(tmp_path):
     assert (tmp_path / "out" / "eigenspace.png").stat().st_size > 1000
 
 
+@slow("20 s; what it uses has tests of its own")
 def test_pruning_and_quantisation(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -77,6 +80,7 @@ def test_pruning_and_quantisation(tmp_path):
     assert chosen < same
 
 
+@slow("16 s; clipped gradients have tests of their own")
 def test_dp_sgd(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -87,6 +91,7 @@ def test_dp_sgd(tmp_path):
     assert (tmp_path / "out" / "dp_sgd.png").stat().st_size > 1000
 
 
+@slow("10 s; influence has tests of its own")
 def test_mislabelled(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -188,6 +193,7 @@ def test_kronecker_factors_of_the_last_layer_are_its_block():
                                ggn_block(model, loss, [X], y, "weight"))
 
 
+@slow("10 s; optimizers have tests of their own")
 def test_kfac(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -198,6 +204,7 @@ def test_kfac(tmp_path):
     assert (tmp_path / "out" / "kfac.png").stat().st_size > 1000
 
 
+@slow("10 s; optimizers have tests of their own")
 def test_block_newton(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")

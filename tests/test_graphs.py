@@ -8,6 +8,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import kflr, reference
 from tests.graph_models import MODELS, Attention, image, made, resnet, tokens
+from tests.selection import few
 
 QUANTITIES = ("grad", "batch_grad", "batch_l2", "batch_inner", "second_moment", "variance", "diag_ggn", "diag_h")
 
@@ -102,6 +103,7 @@ FUNCTIONS = {
 }
 
 
+@few(5, "other pairs of operations")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_stands_between_agrees_with_brute_force(name):
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import few
 
 QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")
 INDICES = torch.tensor([[0, 2, 2, 1], [4, 1, 0, 1], [1, 1, 1, 1]])
@@ -158,6 +159,7 @@ NEIGHBOURS = {
 }
 
 
+@few(5, "other functions")
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_functions_beside_others_on_the_same_value(name):
     class Around(nn.Sequential):

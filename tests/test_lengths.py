@@ -19,6 +19,7 @@ from hbpcompiler.compiler.lengths import axes, fits, matched_at, numbers, walk, 
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.errors import LengthsWarning, OptionError, OptionTypeError
 from hbpcompiler.reference import reference
+from tests.selection import slow
 from tests.stages import matched
 
 WORDS, WIDTH, CLASSES, LONGEST = 7, 4, 3, 40
@@ -301,6 +302,7 @@ def test_several_lengths_that_vary_each_by_itself():
     assert "several lengths vary, each by itself" in compiled.explain()
 
 
+@slow("7 s; sums over data, scripts and pickles have tests of their own")
 def test_sums_over_data_in_torchscript_and_pickles():
     model, quantities = Transformer(False, True, True).double(), ["grad", "variance", "diag_ggn_mc"]
     batches = [(words(n, t), classes(n)) for n, t in ((3, 5), (2, 8), (1, 6), (4, 7))]
@@ -313,6 +315,7 @@ def test_sums_over_data_in_torchscript_and_pickles():
     assert repr(pickle.loads(pickle.dumps(compiled))).endswith("programs=0)")
 
 
+@slow("6 s; one program, other arguments of the call")
 def test_weights_clipping_into_and_full_proofs_at_lengths_in_between():
     model, quantities = Transformer(True, True, False).double(), ["grad", "clipped_grad", "kfac"]
     compiled = hbp.compile(model, of_tokens, quantities, dynamic={"x": [1], "y": [1]}, verify="full")
@@ -334,6 +337,7 @@ def test_weights_clipping_into_and_full_proofs_at_lengths_in_between():
     assert repr(compiled).endswith("programs=1)")
 
 
+@slow("5 s; tests/cost has budgets")
 def test_budgets_hold_at_every_length():
     model, quantities = Transformer(True, True, False).double(), ["batch_grad"]
     longest = (words(4, 24), words(4, 24))

@@ -13,6 +13,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.reference import reference
+from tests.selection import few
 from tests.test_outputs import Summed
 from tests.test_quantities import close
 
@@ -119,6 +120,7 @@ SUMS = {
 }
 
 
+@few(8, "the same comparison of two losses")
 @pytest.mark.parametrize(("name", "kind"), [*[(name, "mean") for name in MEANS], *[(name, "sum") for name in SUMS]])
 def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name, kind):
     check(MEANS[name] if kind == "mean" else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])

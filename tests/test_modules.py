@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import few
 from tests.test_quantities import close
 
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn"]
@@ -68,6 +69,7 @@ RECURRENT = {
 }
 
 
+@few(3, "tests/rules/test_recurrent.py has every layer")
 @pytest.mark.parametrize("name", list(RECURRENT))
 def test_recurrent(name):
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.quantities import BATCH, WITHOUT_VECTORS
 from hbpcompiler.reference import ggn_block, hessian_block, reference
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import few
 from tests.test_quantities import close
 
 RANDOM = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
@@ -195,6 +196,7 @@ def pieces(value):
     return [value]
 
 
+@few(1, "another network")
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(reduction="sum")])
 def test_all_quantities_in_one_program_are_those_of_one_each(loss):
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, reference
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.test_modules import draw
 from tests.test_quantities import close
 
@@ -366,6 +366,7 @@ SUMS = {
 }
 
 
+@few(3, "other sums")
 @pytest.mark.parametrize("name", list(SUMS))
 def test_sums_of_losses(name):
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)).double()

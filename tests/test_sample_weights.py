@@ -18,7 +18,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import Weighted, kflr, reference
 from tests.graph_models import made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.test_quantities import close
 from tests.test_ways import network
 from tests.ways import WAYS
@@ -116,6 +116,7 @@ def test_graphs(name):
 WAY = ["all columns, some samples", "tails of one column", "chunks in chunks in chunks", "pooled"]
 
 
+@few(2, "other ways")
 @pytest.mark.parametrize("way", cases([way for way in WAYS if not way.startswith("route")], WAY,
                                       "weights are multiplied with before any way begins"))
 def test_ways(way):
@@ -185,6 +186,7 @@ LOSSES = {
 }
 
 
+@few(4, "other losses")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name):
     loss, y = LOSSES[name]

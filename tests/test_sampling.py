@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Forward, jacobian, reference
+from tests.selection import few
 from tests.test_quantities import close
 
 LOSSES = {
@@ -112,6 +113,7 @@ def test_very_many_samples_at_two_outputs():
         assert (sampled[key] - value).abs().max() < 0.03 * value.abs().max(), key
 
 
+@few(4, "other quantities")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_can_be_drawn_from_outputs_that_are_not_finite(loss, bad):

@@ -7,6 +7,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from tests.selection import slow
+
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
 
 from benchmarks import second_order, second_order_entries
@@ -44,6 +46,7 @@ def test_the_networks_have_their_sizes():
         assert problem.loss(model(problem.inputs), problem.target).isfinite()
 
 
+@slow("8 s of a script that no user's program calls")
 def test_a_small_run(monkeypatch: pytest.MonkeyPatch):
     """What is predicted to take longer than the limit is not run."""
     monkeypatch.setattr(second_order, "given", small)

@@ -7,7 +7,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.test_quantities import close
 
 FLAT = {
@@ -59,6 +59,7 @@ def eights(table):
     return [names[start : start + 8] for start in range(0, len(names), 8)]
 
 
+@few(4, "other losses")
 @pytest.mark.parametrize("names", [*eights(FLAT), *eights(IMAGE)], ids=", ".join)
 def test_spellings(names):
     torch.manual_seed(0)

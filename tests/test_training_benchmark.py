@@ -305,6 +305,7 @@ def test_unknown_names_are_refused():
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
+@slow("10 s of a script that no user's program calls")
 def test_a_small_run_of_the_whole(tmp_path, monkeypatch):
     where = ["--tasks", TASK, "--optimizers", "adam,diag_ggn_mc", "--seeds", "2", "--epochs", "1", "--coarse",
              "--rounds", "1", "--results", str(tmp_path), "--page", str(tmp_path / "docs" / "page.md"),

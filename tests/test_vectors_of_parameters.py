@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hbpcompiler as hbp
 from tests.graph_models import made
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import few
 from tests.test_quantities import close
 from tests.test_random_graphs import graphs
 from tests.uses import USES, used
@@ -120,6 +121,7 @@ def test_random_graphs(setting, reduction, weighted):
         assume(False)
 
 
+@few(2, "other pairs of uses")
 @pytest.mark.parametrize("name", USES)
 def test_uses_of_a_parameter(name):
     model, X, y = used(name)

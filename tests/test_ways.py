@@ -16,7 +16,7 @@ from hbpcompiler.compiler.routes.gram import GramDiagonal
 from hbpcompiler.reference import kflr, reference
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases, slow
+from tests.selection import cases, few, slow
 from tests.test_quantities import check_exact, close
 from tests.uses import USES, used
 from tests.ways import WAYS
@@ -142,6 +142,7 @@ def test_random_chains_as_large_networks(setting, way):
     check_exact(*setting, ["batch_l2", "diag_ggn", "diag_h"], limits=WAYS[way])
 
 
+@few(5, "the same functions of other graphs")
 @pytest.mark.parametrize("name", MODELS)
 def test_graphs_as_large_networks(name):
     model, X, y = made(name)

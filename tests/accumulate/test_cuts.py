@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import sums
 from hbpcompiler.quantities import QUANTITIES
+from tests.selection import few
 
 EXACT = [name for name, quantity in QUANTITIES.items()
          if quantity.adds and not quantity.arguments and not any(stream.endswith("_mc") for stream in quantity.streams)]
@@ -107,6 +108,7 @@ def padded(batches, length):
     return torch.cat(tokens), torch.cat(labels)
 
 
+@few(2, "further losses and quantities")
 @pytest.mark.parametrize(("counted", "in_place"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in_place, monkeypatch):

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import sums
+from tests.selection import few
 
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr"]
 LENGTHS = (2, 5, 3, 6, 4)
@@ -55,6 +56,7 @@ def check(total, right):
         torch.testing.assert_close(total.variance[name], rows.var(0, unbiased=False))
 
 
+@few(1, "in place the sums are the same")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_gradients_are_zero_where_a_parameter_is_not_reached(tmp_path, monkeypatch, in_place):
     """Of any order, resumed and merged. Factors of the layer are those of the samples that reach it, times the share
@@ -102,6 +104,7 @@ def test_parameters_are_in_the_models_order():
     torch.testing.assert_close(hbp.curvature(merged.kflr) @ v, hbp.curvature(total.kflr) @ v)
 
 
+@few(1, "in place the sums are the same")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_quantities_chosen_for_what_some_batches_do_not_reach(tmp_path, monkeypatch, in_place):
     """A batch may reach no parameter of a quantity, or of any."""

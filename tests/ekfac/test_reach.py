@@ -7,6 +7,7 @@ import hbpcompiler as hbp
 from hbpcompiler.curvature import Diagonal, EigenKronecker
 from tests.accumulate.test_reach import setting
 from tests.ekfac.test_passes import columns_of
+from tests.selection import few, slow
 from tests.test_quantities import close
 
 pytestmark = pytest.mark.filterwarnings("ignore::hbpcompiler.errors.UnusedParametersWarning",
@@ -28,6 +29,7 @@ def columns(model, batches, name, kind):
     return torch.cat(found)
 
 
+@few(1, "other orders of the batches")
 @pytest.mark.parametrize(("kind", "reduction"), [("exact", "mean"), ("empirical", "sum")])
 @pytest.mark.parametrize("order", ORDERS)
 def test_samples_have_zeros_for_what_they_do_not_reach(kind, reduction, order):
@@ -54,6 +56,7 @@ def test_samples_have_zeros_for_what_they_do_not_reach(kind, reduction, order):
     close(H.solve(v, damping=0.1), torch.linalg.solve(H.to_dense() + 0.1 * torch.eye(len(v)).double(), v), "solve")
 
 
+@slow("6 s; the same sums as its neighbour's")
 def test_a_diagonal_of_what_some_batches_do_not_reach():
     model, batches = setting()
     for order in ORDERS:
@@ -69,6 +72,7 @@ def test_a_diagonal_of_what_some_batches_do_not_reach():
         close(own.values.squeeze(0), (own.B.T @ T @ own.A).square().sum((0, 1)) / 10, "alone")
 
 
+@slow("4 s; accumulate/test_draws.py has the draws")
 def test_draws_of_samples_in_any_order():
     model, batches = setting()
     numbers = torch.arange(10).split([len(y) for _, y in batches])

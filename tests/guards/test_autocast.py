@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 
 ROUNDING = 4 * torch.finfo(torch.bfloat16).eps
 """Two orders of the same sums, in bfloat16, differ by so much at most."""
@@ -21,6 +22,7 @@ MODELS = {
 }
 
 
+@few(2, "the other order of the states")
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_each_state_has_its_program(name, first):

@@ -9,6 +9,7 @@ from hbpcompiler.compiler.match.batched_weights import with_axes_for_weights
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.reference import reference
 from tests.hand_made import graph, operation, value
+from tests.selection import few
 from tests.test_quantities import close
 
 QUANTITIES = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h"]
@@ -31,6 +32,7 @@ class Ensemble(nn.Module):
         return h.flatten(0, self.several - 1).mean(0)
 
 
+@few(4, "further orders of the same axes")
 @pytest.mark.parametrize("several", [(5,), (1,), (4,), (2, 3)])
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_against_brute_force(product, several):

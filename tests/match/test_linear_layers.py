@@ -8,6 +8,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.match.linear_layers import with_linear_layers
 from hbpcompiler.compiler.trace.graph import N
 from tests.hand_made import graph, operation, value
+from tests.selection import few
 
 WRITTEN = {
     "x @ W.T": lambda x, W, b: x @ W.T,
@@ -45,6 +46,7 @@ def results(product, shape):
     return hbp.compile(Layers(product), quantities=QUANTITIES)(X, y)
 
 
+@few(6, "other orders of the same axes")
 @pytest.mark.filterwarnings("ignore:.*bias")  # where it does not reach the loss
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", WRITTEN)

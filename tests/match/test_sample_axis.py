@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import few
 from tests.test_quantities import close
 
 
@@ -103,6 +104,7 @@ MODELS = {
 }
 
 
+@few(4, "further places of the same axis")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_against_brute_force(name):
     torch.manual_seed(0)

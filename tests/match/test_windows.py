@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 from tests.test_modules import check, draw
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
@@ -100,6 +101,7 @@ MODELS = {
 }
 
 
+@few(3, "other windows")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_against_brute_force(name):
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.runs import Run, read
 from tests.monitor.networks import batch, chain
+from tests.selection import slow
 
 MANY = 30
 """Steps that the run is let alone for, at least."""
@@ -55,6 +56,7 @@ def last_step(log: Path) -> int:
         return -1
 
 
+@slow("7 s: two processes; runs that are read and resumed have tests of their own")
 def test_a_killed_run_is_read_and_resumed(tmp_path: Path) -> None:
     log, saved = tmp_path / "run.jsonl", tmp_path / "state.pt"
     code = f"import pathlib, sys; from {__name__} import train; train(*map(pathlib.Path, sys.argv[1:]), None)"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
 from tests.monitor.networks import batch, chain
+from tests.selection import few
 
 TRACK = ["economy", "tic_diag", "mean_gsnr", "hess_max_ev"]
 Look = Callable[..., object]
@@ -115,6 +116,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Callable[..., Any]]] = {
     "names": (lambda: TwoInputs().double(), two_losses, by_name)}
 
 
+@few(2, "other loops")
 @pytest.mark.parametrize("name", list(CASES))
 def test_beside_other_loops(name: str) -> None:
     make, loss, train = CASES[name]

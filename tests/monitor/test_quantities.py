@@ -14,6 +14,7 @@ from hbpcompiler.monitor.histograms import magnitude_edges
 from hbpcompiler.monitor.seen import TINY
 from hbpcompiler.reference import reference
 from tests.monitor.networks import NETWORKS, alpha_by_hand, batch, chain, flat, hessian, per_sample
+from tests.selection import few
 
 N = 6
 CASES = [(name, reduction) for name in NETWORKS for reduction in ("mean", "sum")]
@@ -42,6 +43,7 @@ def close(found: float, expected: float, tolerance: float = 1e-8) -> None:
     assert found == pytest.approx(float(expected), rel=tolerance, abs=1e-12)
 
 
+@few(4, "other optimizers")
 @pytest.mark.parametrize(("name", "reduction"), CASES)
 def test_every_quantity_is_what_a_loop_gives(name: str, reduction: str) -> None:
     model, loss = made(name), nn.CrossEntropyLoss(reduction=reduction)

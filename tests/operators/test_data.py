@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hbpcompiler as hbp
 from hbpcompiler.reference import Forward
 from tests.operators.dense import dense, double, same
+from tests.selection import few
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
 
@@ -32,6 +33,7 @@ LOSSES = {
 }
 
 
+@few(2, "other kinds of matrices")
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_unequal_batches_are_one(name):
     X, y, loss = double(7, 3), torch.tensor([0, 1, 2, 2, 0, 1, 2]), LOSSES[name]
@@ -61,6 +63,7 @@ def test_a_mask_among_the_targets_and_outputs_without_slope():
         same(hbp.operator(MODEL, loss, parts).to_dense(), expected)
 
 
+@few(4, "other kinds of matrices")
 @pytest.mark.parametrize("without", [0, 1, 2])
 @pytest.mark.parametrize("name", ["mean", "sum", "ignored targets", "smoothed"])
 def test_a_batch_whose_targets_are_all_ignored_weighs_nothing(name, without):

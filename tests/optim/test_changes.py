@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.optim.models import chain, close, gradient, mean_loss, tokens, values
+from tests.selection import few
 
 KFAC_LIKE = [lambda *given: hbp.optim.KFLR(*given, lr=0.1, momentum=0.0, damping=0.3, split="exact", update_every=2,
                                            invert_every=4),
@@ -22,6 +23,7 @@ def moved(model, before):
     return {name for name, value in values(model).items() if not torch.equal(value, before[name])}
 
 
+@few(2, "one base class for all")
 @pytest.mark.parametrize("make", EVERY)
 def test_a_parameter_moves_while_it_is_trainable(make):
     """A bias apart from its weight, a weight from its bias, a whole layer: frozen and thawed again."""
@@ -60,6 +62,7 @@ def test_a_gradient_of_one_part_of_a_block_is_kept():
     assert model[0].bias.grad is None
 
 
+@few(2, "one base class for all")
 @pytest.mark.parametrize("make", EVERY)
 def test_copies_and_pickles_go_on_alike(make):
     model, X, y = chain()

@@ -8,6 +8,7 @@ import hbpcompiler as hbp
 from hbpcompiler.optim.kinds import KINDS
 from tests.optim.models import chain, close, flat, gradient, mean_loss, values
 from tests.optim.test_changes import moved
+from tests.selection import few
 
 DAMPINGS = {"*": 0.3, "0.*": 0.1}
 
@@ -136,6 +137,7 @@ SCALED = [lambda model, loss, c: hbp.optim.EKFAC(model, loss, damping=0.3 * c, c
           lambda model, loss, c: hbp.optim.Newton(model, loss, damping=0.3 * c)]
 
 
+@few(3, "the damping is one function")
 @pytest.mark.parametrize("make", SCALED)
 def test_a_loss_times_c_with_a_damping_times_c_makes_the_same_steps(make):
     steps = []

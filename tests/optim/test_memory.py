@@ -13,6 +13,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.meter import Meter
+from tests.selection import few, slow
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -51,6 +52,7 @@ print(growth(5), program.predicted_memory(64), growth(1))
 """
 
 
+@slow("a process of its own; by counts it is tested beside this")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux' counters of memory")
 def test_steps_take_the_memory_of_one_program():
     """Averages and momenta are updated in place. An inverse takes, for a while, one block's matrices in float64."""
@@ -125,6 +127,7 @@ CASES = [(name, narrow) for name in MAKES] + [(name, wide) for name in BY_MODEL]
     (BY_MODEL[0], shallow), (BY_MODEL[0], normed)]
 
 
+@few(8, "other optimizers and networks")
 @pytest.mark.parametrize(("name", "network"), CASES)
 def test_no_step_takes_more_than_one_program(name, network):
     """The most that tensors hold in a step beyond what they held before it: on steps that find the inverse or bring the

@@ -11,6 +11,7 @@ import torch
 import hbpcompiler as hbp
 from tests.optim.models import chain
 from tests.optim.ranks_script import CASES, SIZES
+from tests.selection import slow
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("ranks_script.py")
@@ -34,6 +35,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@slow("three processes; accumulate/test_ranks.py has them for what ranks share")
 def test_all_ranks_make_the_steps_of_one(written):
     """To rounding, whatever the parts are; and bit for bit the same on all ranks of a group."""
     found = [torch.load(written / f"rank{rank}.pt") for rank in range(3)]

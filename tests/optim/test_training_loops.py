@@ -10,6 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from tests.optim.models import chain, close, gradient, mean_loss, values
 from tests.optim.test_changes import EVERY, moved
+from tests.selection import few
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -187,6 +188,7 @@ def test_every_optimizer_is_resumed_bit_equal(make):
         assert torch.equal(value, values(again)[name]), name
 
 
+@few(3, "one state_dict for all")
 @pytest.mark.parametrize("make", EVERY)
 @pytest.mark.parametrize("before", [torch.float32, torch.float64])
 def test_a_state_of_another_dtype_and_a_model_that_is_cast(make, before):

@@ -14,7 +14,7 @@ from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.compiler.plan.steps import LocalTail, SampleChunks, Widen, flat
 from hbpcompiler.reference import reference
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.stages import closings, matched, options
 from tests.test_quantities import close
 
@@ -219,6 +219,7 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
                                  *ending(128)), marks=[] if kernel == 3 else slow("a window of one position"))
       for meet in (torch.add, torch.sub, torch.mul, quotient) for kernel in (1, 3)],
 ], ids=["behind a pool", "of a convolution", "averages", *[f"{name} {kernel}" for name in ("add", "sub", "mul", "div")
+@few(3, "other windows")
                                                           for kernel in (1, 3)]])  # fmt: skip
 def test_all_pieces_by_neighbourhoods(model):
     """Zeros outside the image behind padded linear layers; ways that meet again; norms' parameters; pads and means."""

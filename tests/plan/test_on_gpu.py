@@ -12,6 +12,7 @@ from hbpcompiler.compiler.cost.figures import GPU
 from hbpcompiler.compiler.tune import measured
 from hbpcompiler.limits import DEFAULT_LIMITS, ON_GPU, default_limits
 from hbpcompiler.reference import reference
+from tests.selection import slow
 
 QUANTITIES = ["batch_l2", "variance", "diag_ggn", "diag_h", "kflr"]
 CHUNKED = ["variance", "diag_ggn", "diag_h"]
@@ -53,6 +54,7 @@ def calls(quantity):
     return found.number, compiled
 
 
+@slow("3 s; calls are counted, no number is compared")
 def test_few_calls(request):
     before = [calls(quantity)[0] for quantity in CHUNKED]
     request.getfixturevalue("_on_gpu")

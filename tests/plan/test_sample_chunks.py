@@ -11,7 +11,7 @@ from hbpcompiler.compiler.plan.steps import SampleChunks
 from hbpcompiler.reference import reference
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.test_quantities import check_exact, close
 
 
@@ -23,6 +23,7 @@ def loops(compiled):
     return [step for step in compiled._current().draft.plan.steps if isinstance(step, SampleChunks)]
 
 
+@few(2, "other graphs")
 @pytest.mark.parametrize("size", [1, pytest.param(20_000, marks=slow("test_random_networks takes several samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs_agree_with_brute_force(name, size):

@@ -11,6 +11,7 @@ from hbpcompiler.compiler import pipeline
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.plan.steps import SampleChunks, SamplePairs
 from hbpcompiler.compiler.program.pairs import pairs_of_blocks, put_pairs_
+from tests.selection import few
 from tests.test_inner_products import BruteForce
 from tests.test_quantities import close
 from tests.uses import USES, used
@@ -53,6 +54,7 @@ def test_any_two_samples_meet(count, block):
     assert torch.equal(found, rows)
 
 
+@few(1, "another network")
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_a_budget_sends_pairs_of_blocks_back(backend):
     model, X, y = wide()
@@ -94,6 +96,7 @@ def test_beside_what_adds_up(temporaries, size):
         close(result.kflr[key].B, factors.B, f"B of {key}")
 
 
+@few(2, "other pairs of uses")
 @pytest.mark.parametrize("name", USES)
 def test_uses_of_a_parameter_in_groups(temporaries, name):
     """Tied weights, convolutions of all kinds, attention, a recurrent layer; parameters in two groups, one in none."""

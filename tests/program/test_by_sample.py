@@ -12,6 +12,7 @@ from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.limits import Limits
+from tests.selection import few
 
 SAMPLES = 6
 
@@ -89,6 +90,7 @@ def setting(name):
 NAMES = ["grad", "diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "kfac"]
 
 
+@few(3, "other networks")
 @pytest.mark.parametrize("name", ["labels", "normal", "counts", "bits", "signs", "loops", "sequences",
                                   "shapes"])
 def test_parts_of_a_batch_add_up_to_the_whole(name):

@@ -19,6 +19,7 @@ from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.programs import Programs
 from tests import networks
 from tests.graph_models import FEW_MODELS, made
+from tests.selection import few
 
 CPU = torch.device("cpu")
 
@@ -47,6 +48,7 @@ def test_random_chains_in_both_dtypes(setting):
         compiled_and_proven(model.to(dtype), *data, loss=loss.to(dtype), quantities=["batch_grad", "diag_h"])
 
 
+@few(2, "other graphs")
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs_in_small_dtypes(name):
     model, x, y = made(name)

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.prove.prove import _Proof
 from hbpcompiler.compiler.prove.twin import GRAD
 from hbpcompiler.reference import reference
 from hbpcompiler.rules.shared import twice
+from tests.selection import few
 from tests.test_quantities import close
 
 X = torch.randn(3, 4, dtype=torch.float64)
@@ -45,6 +46,7 @@ def by_differences(model, name):
                         for entry in range(parameter.numel())]).view_as(parameter)
 
 
+@few(1, "another form")
 @pytest.mark.parametrize("old", [False, True])
 def test_weight_norm(old, monkeypatch):
     """Its kernel's double backward is wrong; ours, brute force, products with the Hessian and the proof are not."""

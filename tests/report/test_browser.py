@@ -13,6 +13,7 @@ import pytest
 import hbpcompiler as hbp
 from tests.report import made_up
 from tests.report.browser import LAPTOP, PHONE, Browser, is_there
+from tests.selection import few, slow
 
 PICTURES = Path(__file__).parents[2] / "build" / "screenshots"
 MARKS = """
@@ -70,6 +71,7 @@ def fits(browser):
     return browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+@few(1, "other runs")
 @pytest.mark.parametrize("name", ["three", "broken", "single", "large"])
 def test_every_instrument_is_drawn(browser, pages, name):
     browser.window(LAPTOP)
@@ -105,6 +107,7 @@ def test_values_are_shown_under_the_pointer_and_by_keys(browser, pages):
     assert first
 
 
+@slow("4 s of a browser")
 def test_runs_go_and_come_back(browser, pages):
     browser.window(LAPTOP)
     browser.open(pages["three"])
@@ -158,6 +161,7 @@ def test_a_layer_leads_to_its_curve_by_pointer_and_keys(browser, pages):
     assert all(value > 0 for value in values)
 
 
+@slow("3 s of a browser")
 def test_curves_against_the_time(browser, pages):
     """Steps of the made up runs take a tenth of a second."""
     browser.window(LAPTOP)
@@ -174,6 +178,7 @@ def test_curves_against_the_time(browser, pages):
     assert browser.run(last) == 159
 
 
+@slow("3 s of a browser")
 def test_names_of_lines_do_not_cover_each_other(browser, pages):
     """Norm and orthogonal test are often about the same."""
     for size in (LAPTOP, PHONE):
@@ -186,6 +191,7 @@ def test_names_of_lines_do_not_cover_each_other(browser, pages):
             assert one[1] <= other[0] or other[1] <= one[0] or one[3] <= other[2] or other[3] <= one[2]
 
 
+@slow("3 s of a browser")
 def test_dark_and_light_by_system_and_button(browser, pages):
     paper = "return getComputedStyle(document.body).backgroundColor"
     browser.window(LAPTOP, dark=True)
@@ -225,6 +231,7 @@ def test_contrast(browser, pages, dark):
     assert min(browser.run(CONTRAST, [[f"run{run}", "card"] for run in range(8)] + [["broken", "card"]])) >= 3
 
 
+@slow("2 s of a browser")
 def test_a_phone(browser, pages):
     browser.window(PHONE)
     browser.open(pages["three"])

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.program.histograms import MAGNITUDES, PARAMETER_MAGNIT
 from hbpcompiler.compiler.routes.histograms import bins_of
 from hbpcompiler.reference import reference
 from tests.routes.test_native_kernel import only_native
+from tests.selection import few
 
 ASKED = ["grad", "batch_inner", "grad_histogram", "grad_histogram_2d"]
 
@@ -47,6 +48,7 @@ def counted(cells: list[int], bins: int) -> list[int]:
     return torch.bincount(torch.tensor(cells), minlength=bins).tolist()
 
 
+@few(3, "other networks")
 @pytest.mark.parametrize(("options", "asked"), [({}, ASKED), ({"backend": "torchscript"}, ASKED),
                                                 ({}, [*ASKED, "trace_h"])])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

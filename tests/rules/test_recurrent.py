@@ -12,6 +12,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.errors import LengthsWarning
 from hbpcompiler.reference import reference, relative_error
+from tests.selection import few
 from tests.ways import WAYS
 
 FIRST = ["grad", "batch_grad", "batch_l2", "variance", "diag_ggn"]
@@ -121,6 +122,7 @@ def test_the_factors_are_those_of_steps_by_hand():
             assert (mine is other is None) or relative_error(mine, other) < 1e-9, name
 
 
+@few(2, "other gates")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_loop_each_way_whatever_the_length(kind):
     torch.manual_seed(0)
@@ -134,6 +136,7 @@ def test_a_loop_each_way_whatever_the_length(kind):
     assert lines[0] == lines[1]
 
 
+@few(1, "other gates")
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_one_program_for_any_length(kind):
     torch.manual_seed(0)
@@ -188,6 +191,7 @@ def test_a_frozen_layer_below():
     assert loops(assert_right(model, *batch(3, 4, 2), FIRST).code) == {"lstm_steps": 1}
 
 
+@few(1, "the same loop, other gates")
 @pytest.mark.parametrize("kind", ["lstm", "gru", "tanh"])
 def test_curvature_inside_is_that_of_the_steps_written_out(kind):
     torch.manual_seed(0)

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export.graph_signature import InputKind
 
+from hbpcompiler.compiler.match.aten import decomposition
 from hbpcompiler.compiler.trace import functional
+from hbpcompiler.rule.registry import builtin
 
 
 def views_before(h):
@@ -24,6 +26,17 @@ def two_names(h):
     same = F.dropout(h, 0.5, training=False)
     same.mul_(2)
     return h + same
+
+
+def two_names_in_place(h):
+    same = F.dropout(h, 0.5, training=False, inplace=True)
+    return h + same.mul_(2)
+
+
+def unchanged_view(h):
+    flat = h.flatten(1)
+    F.dropout(flat, 0.5, training=False, inplace=True)
+    return flat * h.flatten(1)
 
 
 def again(h):
@@ -67,6 +80,15 @@ def another_dtype(h):
     return made.double()
 
 
+def twice_the_same(h):
+    g = h * 2
+    return torch.cat(torch.broadcast_tensors(h, h), 1) + torch.cat(torch.broadcast_tensors(h, g), 1)
+
+
+def alike_views(h):
+    return torch.cat(torch.broadcast_tensors(h.flatten(1), (h * 2).flatten(1)), 1)
+
+
 def constant(h):
     return h * torch.tensor([1.0, 2.0, 3.0], dtype=h.dtype)
 
@@ -98,7 +120,8 @@ class Normed(nn.Module):
         return h
 
 
-HERE = [views_after, two_names, again, no_copy, items_alone, own_items, constant, turned, unused_change, clamped]
+HERE = [views_after, two_names, two_names_in_place, unchanged_view, again, no_copy, items_alone, own_items, constant,
+        turned, twice_the_same, alike_views, unused_change, clamped]
 TORCHS = [views_before, items, part_of_zeros, another_dtype]
 
 
@@ -110,6 +133,10 @@ class Model(nn.Module):
 
     def forward(self, x):
         return self.does(self.linear(x)).double().square().sum()
+
+
+def changes(node):
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def exported(model, x):
@@ -134,7 +161,7 @@ def test_values_and_gradients_are_kept(does, torchs, monkeypatch):
     monkeypatch.setattr(type(program), "run_decompositions", lambda self, table: asked.append(1) or own(self, table))
     written = functional.functional(program)
     assert bool(asked) is torchs
-    assert not any(functional._changes(node.target) for node in written.graph.nodes)
+    assert not any(changes(node) for node in written.graph.nodes)
     written.graph.lint()
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     value, expected = run(written, model, x), model(x)
@@ -154,7 +181,7 @@ def test_normalisation_by_fixed_statistics_is_written_here_and_by_the_batchs_by_
     monkeypatch.setattr(type(program), "run_decompositions", lambda self, table: asked.append(1) or own(self, table))
     written = functional.functional(program)
     assert bool(asked) is train
-    assert not any(functional._changes(node.target) for node in written.graph.nodes)
+    assert not any(changes(node) for node in written.graph.nodes)
     torch.testing.assert_close(run(written, model, x), model(x))
 
 
@@ -163,7 +190,7 @@ def test_an_input_that_is_changed_goes_torchs_way_and_stays_for_the_graph():
     model.forward = lambda x: (model.linear(x.mul_(2)) * x).sum()
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     written = functional.functional(exported(model, x))
-    assert not any(functional._changes(node.target) for node in written.graph.nodes)
+    assert not any(changes(node) for node in written.graph.nodes)
     expected = model(x.clone())
     torch.testing.assert_close(run(written, model, x), expected)
 
@@ -187,10 +214,29 @@ def test_outputs_and_names_are_those_of_the_signature():
     torch.testing.assert_close(run(again_apart, model, x), model(x))
 
 
+@pytest.mark.parametrize(("does", "operation"), [
+    (lambda h: h.roll((1, 1), (1, 2)), "roll.default"), (lambda h: F.logsigmoid(h), "log_sigmoid.default"),
+    (lambda h: F.glu(h[..., :2]), "glu.default"), (lambda h: h.diff(dim=1), "diff.default")])
+def test_operations_are_taken_apart_one_by_one(does, operation, monkeypatch):
+    """By a table of torch's, which traces the whole graph otherwise; composites in the pieces stay whole."""
+    model, x = Model(does), torch.randn(4, 2, 3, dtype=torch.float64)
+    overload = getattr(getattr(torch.ops.aten, operation.split(".")[0]), operation.split(".")[1])
+    table = {overload: decomposition(overload, builtin())}
+    whole = functional.functional(exported(model, x))
+    torchs = whole.run_decompositions(dict(table))
+    monkeypatch.setattr(type(whole), "run_decompositions", None)
+    written = functional.taken_apart(whole, table)
+    names = [str(node.target) for node in written.graph.nodes if node.op == "call_function" and node.users]
+    assert sorted(names) == sorted(str(node.target) for node in torchs.graph.nodes
+                                   if node.op == "call_function" and node.users)
+    assert str(overload) not in names
+    torch.testing.assert_close(run(written, model, x), model(x))
+
+
 def test_calls_that_are_alike_are_traced_once(monkeypatch):
     traces = []
     own = functional.make_fx
-    monkeypatch.setattr(functional, "make_fx", lambda run: traces.append(1) or own(run))
+    monkeypatch.setattr(functional, "make_fx", lambda *given, **named: traces.append(1) or own(*given, **named))
     model = Model(lambda h: h.flatten(1) + (h * 2).flatten(1) + h.flatten(1, 2))
     functional.functional(exported(model, torch.randn(4, 2, 3, dtype=torch.float64)))
     assert len(traces) == 3  # flatten(1), flatten(1, 2), double()

@@ -9,16 +9,20 @@ goes torch's way.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
 from torch.export.graph_signature import TensorArgument
-from torch.fx import Graph, Node, map_arg
+from torch.fx import Graph, GraphModule, Node, map_arg
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -31,20 +35,33 @@ class _NeedsAllError(Exception):
 
 
 def functional(program: Any) -> Any:
-    """The ExportedProgram by operations that change nothing, composites kept whole where torch keeps them.
-
-    It may be the program itself, changed.
-    """
-    writer = _Writer()
+    """An ExportedProgram by operations that change nothing, composites kept whole where torch keeps them."""
     try:
-        _check_no_autocast(program.graph)
-        outputs = writer.write(program.graph)
+        return _written(program, {})
     except _NeedsAllError:
         return program.run_decompositions({})
-    specs = program.graph_signature.output_specs
-    specs[:] = [replace(spec, arg=TensorArgument(name=node.name)) for spec, node in zip(specs, outputs, strict=True)]
-    program.graph_module.graph = writer.graph
-    return program
+
+
+def taken_apart(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
+    """A functional ExportedProgram with the operations of the table, by overload, in pieces."""
+    try:
+        return _written(program, table)
+    except _NeedsAllError:
+        return program.run_decompositions(dict(table))
+
+
+def _written(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
+    """The same program of another graph."""
+    _check_no_autocast(program.graph)
+    writer = _Writer(table)
+    outputs = writer.write(program.graph)
+    signature = copy(program.graph_signature)
+    signature.output_specs = [replace(spec, arg=TensorArgument(name=node.name))
+                              for spec, node in zip(signature.output_specs, outputs, strict=True)]
+    found = copy(program)
+    found._graph_module = GraphModule(program.graph_module, writer.graph)
+    found._graph_signature = signature
+    return found
 
 
 def _check_no_autocast(graph: Graph) -> None:
@@ -58,7 +75,8 @@ def _check_no_autocast(graph: Graph) -> None:
 class _Writer:
     """Copies a graph node by node."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: Mapping[Any, Callable[..., Any]]) -> None:
+        self.table = table
         self.graph = Graph()
         self.values: dict[Node, Any] = {}
         """Node before -> what stands for it at this place of the copy: a node, or several."""
@@ -89,24 +107,24 @@ class _Writer:
             self._is(node, self._copy(node, self.values))
         elif called._schema.is_mutable:
             self._is(node, self._without_change(node, called))
-        elif _is_written_out(called):
+        elif called in self.table or _is_written_out(called):
             self._is(node, self._written_out(node, called))
         else:
-            copy = self._copy(node, self.values)
-            copy.target = COPIES.get(called, called)
-            self._is(node, copy)
+            made = self._copy(node, self.values)
+            made.target = COPIES.get(called, called)
+            self._is(node, made)
 
     def _copy(self, node: Node, values: Mapping[Node, Any]) -> Node:
         """A node in the copy, of what stands for its arguments."""
-        copy = self.graph.node_copy(node, values.__getitem__)
-        shared = {self.memory[read] for read in _shared(copy)}
+        made = self.graph.node_copy(node, values.__getitem__)
+        shared = {self.memory[read] for read in _shared(made)}
         if not shared:
             shared.add(len(self.inside))
             self.inside.append(set())
         if len(shared) > 1:
             raise _NeedsAllError
-        self.memory[copy] = shared.pop()
-        return copy
+        self.memory[made] = shared.pop()
+        return made
 
     def _is(self, node: Node, value: Any) -> None:
         """What stands for a node before from here on."""
@@ -114,53 +132,88 @@ class _Writer:
         for part in value if isinstance(value, Sequence) else [value]:
             self.inside[self.memory[part]].add(node)
 
-    def _without_change(self, node: Node, called: Any) -> Node:
+    def _without_change(self, node: Node, called: Any) -> Any:
         """The functional form of an operation that changes its first argument, of which there is no view."""
         target, form = node.args[0], _functional_form(called)
-        if form is None or not isinstance(target, Node) or not _alike(node):
+        if form is None or not isinstance(target, Node) or target.op == "placeholder" or not _alike(node):
             raise _NeedsAllError
         before = self.values[target]
+        made = self._written_out(node, form) if _is_written_out(form) else self._copy(node, self.values)
+        if made is before:  # dropout in eval mode
+            return before
         same = self.inside[self.memory[before]]
         if any(other.op == "placeholder" or self.values[other] is not before for other in same):
             raise _NeedsAllError
-        copy = self.graph.node_copy(node, self.values.__getitem__)
-        copy.target = form
-        self.memory[copy] = self.memory[before]
+        made.target = form if made.target is called else made.target
+        self.memory[made] = self.memory[before]
         for other in same:
-            self.values[other] = copy
-        return copy
+            self.values[other] = made
+        return made
 
     def _written_out(self, node: Node, called: Any) -> Any:
-        """A composite operation by its parts."""
+        """A composite operation, or one of the table, by its parts."""
         traced, given = self._traced(node, called)
-        values: dict[Node, Any] = dict(zip(traced.find_nodes(op="placeholder"), [self.values[read] for read in given],
-                                           strict=True))
-        for part in traced.nodes:
-            if _is_copy_of_input(part) and _may_alias(called):
-                values[part] = values[part.args[0]]  # dropout in eval mode is its input; torch's trace copies it
-            elif part.op == "call_function" and not _changes(part.target):
-                values[part] = copy = self._copy(part, values)
-                copy.meta = {**node.meta, "val": part.meta["val"]}
-            elif part.op not in ("placeholder", "output"):
+        for place, read in zip(traced.find_nodes(op="placeholder"), given, strict=True):
+            self.values[place] = self.values[read]
+        parts = [part for part in traced.nodes if part.op not in ("placeholder", "output")]
+        for part in parts:
+            if part.op != "call_function" or "val" not in part.meta:
                 raise _NeedsAllError
-        return map_arg(traced.output_node().args[0], values.__getitem__)
+            part.meta = {**node.meta, "val": part.meta["val"], "from_node": _origin(node)}
+            if _is_copy_of_input(part) and _may_alias(called):
+                self.values[part] = self.values[part.args[0]]  # dropout in eval mode; torch's trace copies its input
+            else:
+                self._call(part, part.target)
+        result = map_arg(traced.output_node().args[0], self.values.__getitem__)
+        for lying in self.inside:
+            lying.difference_update(parts)
+        return result
 
     def _traced(self, node: Node, called: Any) -> tuple[Graph, list[Node]]:
-        """A call by itself: its graph, and the nodes that it reads; once for calls of tensors that are alike."""
+        """A call by itself: its graph, and the nodes that it reads; once for calls of tensors that are alike.
+
+        In what the table has a function for composites stay whole, as in a model.
+        """
+        run_it = self.table.get(called, called)
         leaves, form = pytree.tree_flatten((node.args, node.kwargs))
-        given = [leaf for leaf in leaves if isinstance(leaf, Node)]
+        given = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Node)))
 
         def run(*values: Any) -> Any:
-            known = iter(values)
-            filled = [next(known) if isinstance(leaf, Node) else leaf for leaf in leaves]
+            known = dict(zip(given, values, strict=True))
+            filled = [known[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves]
             arguments, named = pytree.tree_unflatten(filled, form)
-            return called(*arguments, **named)
+            result = run_it(*arguments, **named)
+            return tuple(result) if isinstance(result, tuple) else result  # torch's may have names of its own
 
-        key = (called, form, *map(_like, leaves))
+        examples = _apart([read.meta["val"] for read in given])
+        places = [given.index(leaf) for leaf in leaves if isinstance(leaf, Node)]
+        key = (called, form, *places, *map(_like, leaves))
         if key not in self.traced:
-            with enable_python_dispatcher():
-                self.traced[key] = make_fx(run)(*(read.meta["val"] for read in given)).graph
+            traced = _trace(run, examples, whole=True) if called in self.table else None
+            if traced is None or [part.target for part in traced.nodes if part.op == "call_function"] == [called]:
+                traced = _trace(run, examples, whole=False)
+            self.traced[key] = traced
         return self.traced[key], given
+
+
+def _apart(values: Sequence[Any]) -> list[Any]:
+    """The same examples, none of them twice: a trace tells its inputs apart by them."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor) and any(value is other for other in found):
+            if value.is_conj() or value.is_neg():
+                raise _NeedsAllError
+            with detect_fake_mode([value]) or nullcontext():
+                value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device,
+                                            requires_grad=value.requires_grad)
+        found.append(value)
+    return found
+
+
+def _trace(run: Callable[..., Any], examples: Sequence[Any], whole: bool) -> Graph:
+    """What runs, with composites whole or in pieces."""
+    with detect_fake_mode(examples) or nullcontext(), nullcontext() if whole else enable_python_dispatcher():
+        return make_fx(run, pre_dispatch=whole)(*examples).graph
 
 
 def _like(leaf: Any) -> Any:
@@ -177,6 +230,11 @@ def _is_copy_of_input(part: Node) -> bool:
     return part.target is aten.clone.default and part.all_input_nodes[0].op == "placeholder"
 
 
+def _origin(node: Node) -> list[NodeSource]:
+    """What a part comes from (see `source.source_of`)."""
+    return node.meta.get("from_node") or [NodeSource(node, "functional", NodeSourceAction.CREATE)]
+
+
 def _shared(node: Node) -> list[Node]:
     """The arguments that a node may be a view of."""
     called: Any = node.target
@@ -188,10 +246,6 @@ def _shared(node: Node) -> list[Node]:
     given = {argument.name: item for argument, item in zip(arguments, node.args, strict=False)} | dict(node.kwargs)
     return [leaf for argument in arguments if argument.alias_info
             for leaf in pytree.tree_leaves(given.get(argument.name)) if isinstance(leaf, Node)]
-
-
-def _changes(called: Any) -> bool:
-    return isinstance(called, torch._ops.OpOverload) and called._schema.is_mutable
 
 
 def _is_written_out(called: Any) -> bool:
@@ -215,10 +269,15 @@ def _functional_form(called: Any) -> Any:
     if not name.endswith("_") or changed != [schema.arguments[0].name] or called.namespace != "aten":
         return None
     form = getattr(getattr(aten, name[:-1], None), overload, None)
-    if form is None or [(a.name, str(a.type)) for a in form._schema.arguments] != [
-            (a.name, str(a.type)) for a in schema.arguments]:
+    if form is None or _parameters(form) != _parameters(called):
         return None
     return form
+
+
+def _parameters(called: Any) -> list[tuple[str, str]]:
+    """Types of an operation's arguments, and names of all but the first, which is self or input."""
+    arguments = called._schema.arguments
+    return [(argument.name if place else "", str(argument.type)) for place, argument in enumerate(arguments)]
 
 
 def _alike(node: Node) -> bool:

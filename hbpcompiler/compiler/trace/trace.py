@@ -15,6 +15,7 @@ from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.ends import AT_LOSS, Ends, with_ends
 from hbpcompiler.compiler.trace.equivalents import right_shapes
 from hbpcompiler.compiler.trace.export import export, quoted_names
+from hbpcompiler.compiler.trace.functional import taken_apart
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
 from hbpcompiler.compiler.trace.values import Answers
@@ -64,7 +65,7 @@ class Traced:
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""
         with right_shapes(), quoted_names():
-            return replace(self, exported=self.exported.run_decompositions(dict(table)))
+            return replace(self, exported=taken_apart(self.exported, table))
 
 
 def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
