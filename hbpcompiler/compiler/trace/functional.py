@@ -156,6 +156,8 @@ class _Writer:
         for place, read in zip(traced.find_nodes(op="placeholder"), given, strict=True):
             self.values[place] = self.values[read]
         parts = [part for part in traced.nodes if part.op not in ("placeholder", "output")]
+        if [part.target for part in parts if part.target is not operator.getitem] == [called]:
+            raise _NeedsAllError  # a composite, whose own way is that of torch's second trace
         for part in parts:
             if part.op != "call_function" or "val" not in part.meta:
                 raise _NeedsAllError
@@ -189,10 +191,7 @@ class _Writer:
         places = [given.index(leaf) for leaf in leaves if isinstance(leaf, Node)]
         key = (called, form, *places, *map(_like, leaves))
         if key not in self.traced:
-            traced = _trace(run, examples, whole=True) if called in self.table else None
-            if traced is None or [part.target for part in traced.nodes if part.op == "call_function"] == [called]:
-                traced = _trace(run, examples, whole=False)
-            self.traced[key] = traced
+            self.traced[key] = _trace(run, examples, whole=called in self.table)
         return self.traced[key], given
 
 
