@@ -213,13 +213,13 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
                          *ending(40))
 
 
+@few(3, "other windows")
 @pytest.mark.parametrize("model", [
     BEHIND_A_POOL, OF_A_CONVOLUTION, AVERAGES,
     *[pytest.param(nn.Sequential(conv(1, 2), nn.Sigmoid(), Residual(2, meet, kernel), Residual(2, dilation=2),
                                  *ending(128)), marks=[] if kernel == 3 else slow("a window of one position"))
       for meet in (torch.add, torch.sub, torch.mul, quotient) for kernel in (1, 3)],
 ], ids=["behind a pool", "of a convolution", "averages", *[f"{name} {kernel}" for name in ("add", "sub", "mul", "div")
-@few(3, "other windows")
                                                           for kernel in (1, 3)]])  # fmt: skip
 def test_all_pieces_by_neighbourhoods(model):
     """Zeros outside the image behind padded linear layers; ways that meet again; norms' parameters; pads and means."""
