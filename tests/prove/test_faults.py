@@ -61,6 +61,36 @@ class Straight(torch.autograd.Function):
         return g
 
 
+class OfALayer(torch.autograd.Function):
+    """Its layer's parameters are none of what it is given."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        return x @ layer.weight.T
+
+    @staticmethod
+    def backward(ctx, g):
+        return None, None
+
+
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(OfALayer.apply(x, self.layer))
+
+
+@pytest.mark.filterwarnings("ignore::hbpcompiler.errors.UnusedParametersWarning")
+def test_a_custom_function_that_reads_parameters_by_itself():
+    text = refusal(Hidden(), ["grad"])
+    assert "reads something trained that apply() was not given" in text
+    assert "in Hidden's forward" in text
+    assert f"{__file__}:" in text
+    assert "hbpcompiler's own fault" not in text
+
+
 @pytest.mark.parametrize("quantities", [["grad"], ["diag_h"]])
 def test_a_custom_backward(quantities):
     text = refusal(Around(Straight.apply), quantities)

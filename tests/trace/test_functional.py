@@ -233,6 +233,12 @@ def test_operations_are_taken_apart_one_by_one(does, operation, monkeypatch):
     torch.testing.assert_close(run(written, model, x), model(x))
 
 
+def test_what_fails_here_goes_torchs_way(monkeypatch):
+    monkeypatch.setattr(functional, "make_fx", None)
+    model, x = Model(turned), torch.randn(4, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(run(functional.functional(exported(model, x)), model, x), model(x))
+
+
 def test_composites_are_taken_apart_by_torchs_way():
     model, x = Model(F.logsigmoid), torch.randn(4, 2, 3, dtype=torch.float64)
     overload = torch.ops.aten.log_sigmoid.default

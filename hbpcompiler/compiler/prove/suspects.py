@@ -146,10 +146,14 @@ class _Watcher(TorchFunctionMode):
         """Values with a derivative, by their memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        place, in_function = self._place(sys._getframe(1))
+        place, given = self._place(sys._getframe(1))
         if func is Tensor.register_hook:
             self._note(f"{_described(args[1])}, a hook of a tensor, registered in {place}: {IN_OPERATIONS}")
-        elif not (torch.is_grad_enabled() or in_function) and any(map(_is_trained, args)):
+        elif given is not None and any(_memory(item) not in given for item in pytree.tree_leaves(args)
+                                       if _is_trained(item)):
+            self._note("a custom autograd.Function reads something trained that apply() was not given, to which no "
+                       f"derivative goes, in {place}: pass it to apply(), or write .detach() behind it")
+        elif not (torch.is_grad_enabled() or given is not None) and any(map(_is_trained, args)):
             block = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
             self._note(f"{block}, used in {place}: write x.detach() for what has no derivative")
         elif any(_memory(item) in self.trained for item in _written(func, args, kwargs or {})):
@@ -164,13 +168,17 @@ class _Watcher(TorchFunctionMode):
         if text not in self.found:
             self.found.append(text)
 
-    def _place(self, frame: FrameType | None) -> tuple[str, bool]:
-        """The innermost module and the innermost line of the user's own; and whether it is a custom function's."""
+    def _place(self, frame: FrameType | None) -> tuple[str, set[int] | None]:
+        """The innermost module and the innermost line of the user's own; inside a custom function the memory of the
+        tensors that it was given, else None."""
         lines: list[tuple[str, int]] = []
-        module, in_function = "", False
+        module = ""
+        given: set[int] | None = None
         while frame is not None and frame.f_code is not forward.__code__:
             code = frame.f_code
-            in_function |= code.co_name == "apply" and code.co_filename == _FUNCTIONS
+            if code.co_name == "apply" and code.co_filename == _FUNCTIONS:
+                leaves = pytree.tree_leaves(frame.f_locals.get("args", ()))
+                given = {_memory(item) for item in leaves if isinstance(item, Tensor)}
             if not code.co_filename.startswith(_NOT_THE_USERS):
                 lines.append((code.co_filename, frame.f_lineno))
             owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
@@ -181,7 +189,7 @@ class _Watcher(TorchFunctionMode):
             frame = frame.f_back
         module = module or "the loss"
         self.modules.update((line, module) for line in lines if line not in self.modules)
-        return module + (f", {lines[0][0]}:{lines[0][1]}" if lines else ""), in_function
+        return module + (f", {lines[0][0]}:{lines[0][1]}" if lines else ""), given
 
 
 def _written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:

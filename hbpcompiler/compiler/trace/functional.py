@@ -36,17 +36,14 @@ class _NeedsAllError(Exception):
 
 def functional(program: Any) -> Any:
     """An ExportedProgram by operations that change nothing, composites kept whole where torch keeps them."""
-    try:
-        return _written(program, {})
-    except _NeedsAllError:
-        return program.run_decompositions({})
+    return taken_apart(program, {})
 
 
 def taken_apart(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
-    """A functional ExportedProgram with the operations of the table, by overload, in pieces."""
+    """The same, with the operations of the table, by overload, in pieces."""
     try:
         return _written(program, table)
-    except _NeedsAllError:
+    except Exception:  # _NeedsAllError; whatever else goes wrong, torch says in its own way
         return program.run_decompositions(dict(table))
 
 
