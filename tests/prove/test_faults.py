@@ -76,7 +76,7 @@ class OfALayer(torch.autograd.Function):
 class Hidden(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x):
         return self.head(OfALayer.apply(x, self.layer))
