@@ -89,6 +89,19 @@ def alike_views(h):
     return torch.cat(torch.broadcast_tensors(h.flatten(1), (h * 2).flatten(1)), 1)
 
 
+def numbers_of_comparisons(h):
+    above = h.clone()
+    above.gt_(0.1)
+    return h * (above + above)
+
+
+def small_integers(h):
+    whole = (h.detach() * 9).to(torch.int8)
+    whole.cumsum_(1)
+    whole.mul_(20)
+    return h * whole / 100
+
+
 def constant(h):
     return h * torch.tensor([1.0, 2.0, 3.0], dtype=h.dtype)
 
@@ -122,7 +135,7 @@ class Normed(nn.Module):
 
 HERE = [views_after, two_names, two_names_in_place, unchanged_view, again, no_copy, items_alone, own_items, constant,
         turned, twice_the_same, alike_views, unused_change, clamped]
-TORCHS = [views_before, items, part_of_zeros, another_dtype]
+TORCHS = [views_before, items, part_of_zeros, another_dtype, numbers_of_comparisons, small_integers]
 
 
 class Model(nn.Module):

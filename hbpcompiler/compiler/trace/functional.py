@@ -132,7 +132,7 @@ class _Writer:
     def _without_change(self, node: Node, called: Any) -> Any:
         """The functional form of an operation that changes its first argument, of which there is no view."""
         target, form = node.args[0], _functional_form(called)
-        if form is None or not isinstance(target, Node) or target.op == "placeholder" or not _alike(node):
+        if form is None or not isinstance(target, Node) or target.op == "placeholder" or not _keeps_dtype(node, form):
             raise _NeedsAllError
         before = self.values[target]
         made = self._written_out(node, form) if _is_written_out(form) else self._copy(node, self.values)
@@ -276,7 +276,11 @@ def _parameters(called: Any) -> list[tuple[str, str]]:
     return [(argument.name if place else "", str(argument.type)) for place, argument in enumerate(arguments)]
 
 
-def _alike(node: Node) -> bool:
-    """Whether all tensors have the dtype of the changed one, which keeps its own."""
-    values = [read.meta.get("val") for read in node.all_input_nodes]
-    return len({value.dtype for value in values if isinstance(value, Tensor)}) == 1
+def _keeps_dtype(node: Node, form: Any) -> bool:
+    """Whether the functional form's result has the dtype of the changed tensor, which in place it keeps: h.gt_(0) are
+    numbers, h.gt(0) is not."""
+    given: Any = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
+    arguments, named = given
+    with detect_fake_mode(pytree.tree_leaves((arguments, named))) or nullcontext():
+        result = form(*arguments, **named)
+    return isinstance(result, Tensor) and result.dtype == node.meta["val"].dtype == arguments[0].dtype
