@@ -237,6 +237,35 @@ def test_all_pieces_by_neighbourhoods(model):
     assert not widened
 
 
+class Positioned(nn.Module):
+    """An embedding of positions between the convolutions."""
+
+    def __init__(self, shape, trained):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 2, stride=2)
+        self.head = nn.Linear(18, 3)
+        numbers = 1 + 0.3 * torch.randn(shape)
+        if trained:
+            self.positions = nn.Parameter(numbers)
+        else:
+            self.register_buffer("positions", numbers)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x)) * self.positions
+        return self.head(torch.tanh(self.second(torch.sigmoid(h))).flatten(1))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("shape", [(1, 2, 6, 6), (6,), (1, 1, 6, 1), (2, 1, 1)])
+def test_what_has_numbers_of_its_own_at_each_position(shape, trained):
+    torch.manual_seed(0)
+    model = Positioned(shape, trained).double()
+    X, y = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.randint(3, (2,))
+    limits = hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0)
+    compiled = exact(model, nn.CrossEntropyLoss(), X, y, limits)
+    assert len(local_tails(compiled)) == (shape == (2, 1, 1) or not trained)
+
+
 def test_whole_images_elsewhere():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.LayerNorm(6), nn.Sigmoid(), nn.Conv2d(2, 2, 3),

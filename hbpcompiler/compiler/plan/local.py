@@ -111,7 +111,7 @@ class Local:
             return place.read_through(window)
         same = all(operation.tensors[slot].sample_shape == operation.output.sample_shape
                    for slot in _batched(operation))
-        return place if same and self._is_elementwise(operation) else None
+        return place if same and self._is_elementwise(operation) and not _varies_over_positions(operation) else None
 
     def _smaller(self, own: Sequence[Own], places: Mapping[str, Neighbourhood]) -> dict[str, Operation]:
         """The operations on pieces of their tensors."""
@@ -165,6 +165,14 @@ class Local:
 
 def _batched(operation: Operation) -> list[str]:
     return [slot for slot, value in operation.tensors.items() if value.batched]
+
+
+def _varies_over_positions(operation: Operation) -> bool:
+    """Whether a trained tensor, as an embedding of positions, has numbers of its own at each position: all of them are
+    closed at once. What is not trained is in the local derivatives, which are cut."""
+    sizes = operation.output.sample_shape[1:]
+    return any(length == size != 1 for value in operation.tensors.values() if value.trainable
+               for length, size in zip(reversed(value.shape), reversed(sizes), strict=False))
 
 
 def _piece_of(value: Value, place: Neighbourhood) -> Value:
