@@ -394,6 +394,20 @@ def test_pairs_roots_means_and_what_has_no_formula():
         numbers.expression(lengths[:3], [t * t for t in lengths[:3]])
 
 
+def test_polynomials_of_degree_three():
+    lengths = [23, 4, 5, 3, 8]
+    cubic = [2 * t**3 + 27 * t**2 for t in lengths]
+    with pytest.raises(numbers.NeedsMoreError):
+        numbers.expression(lengths[:4], cubic[:4])
+    found_one = numbers.expression(lengths, cubic)
+    assert numbers.text(found_one) == "2*(T*T*T) + 27*(T*T)"
+    assert found_one.at(100) == 2 * 100**3 + 27 * 100**2
+    half = numbers.expression(lengths, [t * t * (t + 1) // 2 for t in lengths])
+    assert eval(numbers.text(half), {"T": 7}) == half.at(7) == 7 * 7 * 8 // 2
+    assert numbers.expression(lengths, [*cubic[:-1], cubic[-1] + 1]) is None
+    assert numbers.expression(lengths, [t**4 for t in lengths]) is None
+
+
 def graph_of(length, factor=2.0):
     graph = fx.Graph()
     x = graph.placeholder("x")

@@ -25,8 +25,8 @@ TOLERANCE = 1e-7
 """Of the largest number that is compared, in float64."""
 ENTRIES = 8
 """How many entries of the Hessian's diagonal are compared, each of another parameter."""
-STEP = 1e-4
-"""By which a parameter's entry is moved for central differences of its gradient."""
+STEP = 1e-5
+"""By which a parameter's entry is moved for central differences of its gradient: ReLUs have kinks within larger ones."""
 LONGEST = 25.0
 """Seconds of a call that is waited for, by the planner's prediction: for two threads and single precision."""
 AGREES = 1e-6

@@ -45,8 +45,8 @@ NOTHING = 1e-6
 """Parts of a cost that are rounding."""
 SAMPLES = (*range(1, 70), 100, 128, 200, 256, 512, 1000, 1024)
 """Batch sizes, of which traces at several lengths must serve the same ones."""
-FEW, MORE = 3, 4
-"""So many lengths tell straight lines, and parabolas."""
+FEW, MORE = 3, 5
+"""So many lengths tell straight lines, and cubic polynomials; four are enough for parabolas."""
 
 
 @dataclass
@@ -214,7 +214,8 @@ def _check_alike(first: Built, other: ModelAt) -> None:
 def candidates(first: int, served: int) -> list[int]:
     """Lengths to find a program from, the one to be served in front: neighbours of theirs, then some further away."""
     high, low = max(first, served), min(first, served)
-    order = [served, high + 1, high - 1, 2 * high, low - 1, 2 * high + 1, low + 1, (low + high) // 2]
+    order = [served, high + 1, high - 1, 2 * high, low - 1, 2 * high + 1, low + 1, (low + high) // 2, low // 2,
+             high + 2, low // 2 + 1]
     return list(dict.fromkeys(length for length in order if length >= LEAST and length != first))
 
 

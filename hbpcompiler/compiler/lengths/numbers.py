@@ -1,8 +1,8 @@
 """Numbers of a program as expressions in a length T: read off at a few lengths, checked at all of them.
 
-Whole numbers are polynomials: a T + b, or of degree two where a fourth length checks them. Other numbers are those that
-means and roots make: c (T + b)^p, p one of -2, -1, -1/2, 1/2, 1, 2. What is none of these, as a rounded half, has no
-expression.
+Whole numbers are polynomials: a T + b, or of degree two or three where a further length checks them. Other numbers are
+those that means and roots make: c (T + b)^p, p one of -2, -1, -1/2, 1/2, 1, 2. What is none of these, as a rounded
+half, has no expression.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 ROUNDING = 1e-13
 """Relative; numbers of Python are made of a few operations."""
 POWERS = (1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
+HIGHEST = 3
+"""Degree of a polynomial."""
 SHIFTS = (0, -1, 1, -2, 2, -3, 3, -4, 4)
 """b, as far as it is looked for beside a power."""
 
@@ -25,21 +28,24 @@ Apply = Callable[[Callable[..., Any], Any, Any], Any]
 
 @dataclass(frozen=True)
 class Polynomial:
-    """(c_0 + c_1 T + c_2 T^2) / divisor, a whole number for every T."""
+    """(c_0 + c_1 T + c_2 T^2 + c_3 T^3) / divisor, a whole number for every T."""
 
     coefficients: tuple[int, ...]
     divisor: int = 1
 
     def at(self, length: int) -> int:
-        return sum(c * length**power for power, c in enumerate(self.coefficients)) // self.divisor
+        total: int = sum(c * length**power for power, c in enumerate(self.coefficients))
+        return total // self.divisor
 
     def written(self, length: Any, apply: Apply) -> Any:
         """By falling powers, in whole numbers alone, as TorchScript has no power of these."""
-        constant, slope, bend = (*self.coefficients, 0, 0)[:3]
+        constant, *factors = self.coefficients
         total: Any = None
-        for power, factor in ((2, bend), (1, slope)):
+        for power, factor in reversed([*enumerate(factors, 1)]):
             if factor:
-                term = apply(operator.mul, length, length) if power == 2 else length
+                term = length
+                for _ in range(power - 1):
+                    term = apply(operator.mul, term, length)
                 part = _times(term, abs(factor), apply)
                 if total is None:
                     total = part if factor > 0 else apply(operator.mul, part, -1)
@@ -96,25 +102,33 @@ def expression(lengths: Sequence[int], numbers: Sequence[Any]) -> Expression | N
 
 
 def _polynomial(lengths: Sequence[int], numbers: Sequence[int]) -> Polynomial | None:
-    slope, rest = divmod(numbers[1] - numbers[0], lengths[1] - lengths[0])
-    affine = Polynomial((numbers[0] - slope * lengths[0], slope))
-    if not rest and _holds(affine, lengths, numbers):
-        return affine
-    a, b, c = lengths[:3]
-    below = (a - b) * (a - c) * (b - c)
-    second = numbers[0] * (b - c) - numbers[1] * (a - c) + numbers[2] * (a - b)
-    for divisor in (1, 2):
-        bend, left = divmod(divisor * second, below)
-        above = divisor * (numbers[0] - numbers[1]) - bend * (a * a - b * b)
-        slope, also = divmod(above, a - b)
-        if left or also or (divisor == 2 and (bend + slope) % 2):
+    for degree in range(1, min(HIGHEST, len(lengths) - 1) + 1):
+        found = _through(lengths[: degree + 1], numbers[: degree + 1])
+        if found is None or not _holds(found, lengths, numbers):
             continue
-        found = Polynomial((divisor * numbers[0] - bend * a * a - slope * a, slope, bend), divisor)
-        if (divisor == 1 or found.coefficients[0] % 2 == 0) and _holds(found, lengths, numbers):
-            if len(lengths) == 3:
-                raise NeedsMoreError
-            return found
+        if len(lengths) == degree + 1:
+            raise NeedsMoreError
+        return found
     return None
+
+
+def _through(lengths: Sequence[int], numbers: Sequence[int]) -> Polynomial | None:
+    """The polynomial through all of these points, by Newton's divided differences; None where it is no whole number
+    somewhere."""
+    differences = [Fraction(number) for number in numbers]
+    for order in range(1, len(lengths)):
+        for place in range(len(lengths) - 1, order - 1, -1):
+            gap = lengths[place] - lengths[place - order]
+            differences[place] = (differences[place] - differences[place - 1]) / gap
+    coefficients = [Fraction(0)] * len(lengths)
+    for length, difference in zip(reversed(lengths), reversed(differences), strict=True):
+        shifted = [Fraction(0), *coefficients[:-1]]  # times T
+        coefficients = [up - length * own for up, own in zip(shifted, coefficients, strict=True)]
+        coefficients[0] += difference
+    divisor = math.lcm(*(each.denominator for each in coefficients))
+    whole = tuple(int(each * divisor) for each in coefficients)
+    even = sum(whole) % 2 == 0 and whole[0] % 2 == 0  # at T = 0 and 1, and so everywhere
+    return Polynomial(whole, divisor) if divisor == 1 or (divisor == 2 and even) else None
 
 
 def _power(lengths: Sequence[int], numbers: Sequence[float]) -> Power | None:
