@@ -26,7 +26,7 @@ TOLERANCE = 1e-7
 ENTRIES = 8
 """How many entries of the Hessian's diagonal are compared, each of another parameter."""
 STEP = 1e-5
-"""By which a parameter's entry is moved for central differences of its gradient; within larger steps there are kinks."""
+"""By which a parameter's entry is moved for central differences of its gradient; larger steps meet kinks."""
 LONGEST = 25.0
 """Seconds of a call that is waited for, by the planner's prediction: for two threads and single precision."""
 AGREES = 1e-6
