@@ -37,15 +37,15 @@ def main(folder):
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model, data, queries = setting()
     everyone = torch.distributed.group.WORLD
-    wrapped = DistributedDataParallel(model)
     loader = DataLoader(hbp.shard(data, rank, world), batch_size=2)
-    values = found(wrapped, queries, loader, group=everyone, checkpoint=folder / "scores")
+    values = found(DistributedDataParallel(model), queries, loader, group=everyone, checkpoint=folder / "scores")
     try:
         found(model, queries, [] if rank == 0 else [(torch.ones(1), 0)], group=everyone)
         text = "nothing"
     except hbp.HbpError as error:
         text = f"{type(error).__name__}: {error}"
     torch.save((values, text), folder / f"rank{rank}.pt")
+    torch.distributed.barrier()  # nobody leaves while another still reads what it sent
     torch.distributed.destroy_process_group()
 
 
