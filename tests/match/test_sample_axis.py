@@ -92,6 +92,26 @@ class Merged(nn.Module):
         return self.outer(torch.cat([h, h[:, :, :1]], 2).view(x.shape[0], 3, 4).amax(1))
 
 
+class WrittenTo(nn.Module):
+    """Places, ranges and diagonals changed in place while positions are in front."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.inner, self.outer, self.change = nn.Linear(4, 3), nn.Linear(3, 2), change
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        return self.outer(self.change(torch.stack([h, h.sin(), h.exp()])).sum(0))
+
+
+def written(statement):
+    """A function that carries this out on w [3, N, 3] and returns w."""
+    def change(w):
+        exec(statement, {"w": w})
+        return w
+    return change
+
+
 MODELS = {
     "rnn": lambda: (Recurrent(nn.RNN), (3, 2)),
     "gru": lambda: (Recurrent(nn.GRU), (2, 2)),
@@ -112,6 +132,22 @@ def test_against_brute_force(name):
     model = model.double()
     X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
     result = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"])(X, y)
+    close(result.output, model(X).detach(), "output")
+    for quantity in result:
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
+
+
+@few(3, "other ways to write the same")
+@pytest.mark.parametrize("statement", [
+    "w[0].mul_(2)", "w[1, :, 1:] += 2 * w[0, :, :2]", "w[-1, :, 2] = 2 * w[0, :, 0]",
+    "w[::2] = w[1].exp()", "w[1:].mul_(w[:2].clone())", "w[:, :, -1].square_()", "w.diagonal(0, 0, 2).mul_(3)",
+])
+def test_written_to(statement):
+    torch.manual_seed(0)
+    model = WrittenTo(written(statement)).double()
+    X, y = torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
+    result = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"], verify=False)(X, y)
     close(result.output, model(X).detach(), "output")
     for quantity in result:
         for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():

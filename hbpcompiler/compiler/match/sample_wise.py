@@ -20,6 +20,7 @@ from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.rule.registry import Registry
 
+SCATTER = torch.ops.aten.scatter.src
 BATCHES = (7, 11)
 """Two batch sizes, to tell from each other what is a batch size and what is a length of the model."""
 
@@ -209,9 +210,28 @@ def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any],
         with without_fallback():
             traced: torch.fx.GraphModule = make_fx(function, decomposition_table=dict(table),
                                                    tracing_mode="fake")(*values)
+        if all(value.floating for value in operation.tensors.values()):  # else places may be the user's
+            _Scatters(traced).run(*values)
     except (RuntimeError, ValueError, IndexError) as error:
         raise NotSampleWiseError from error
     return traced
+
+
+class _Scatters(torch.fx.Interpreter):
+    """Runs what torch.vmap wrote. Raises NotSampleWiseError where it puts several values into one place, as of
+    select_scatter: they are equal, so that the result is right, but a derivative counts each of them."""
+
+    def run(self, *values: Any, **options: Any) -> Any:
+        if self.module.graph.find_nodes(op="call_function", target=SCATTER):
+            return super().run(*values, **options)
+        return None
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        if target is SCATTER:
+            _, dim, index, _ = args
+            if bool((index.sort(dim).values.diff(dim=dim) == 0).any()):
+                raise NotSampleWiseError
+        return super().call_function(target, args, kwargs)
 
 
 def _symbolic(few: tuple[list[Operation], Value], many: tuple[list[Operation], Value],
