@@ -210,7 +210,8 @@ def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any],
         with without_fallback():
             traced: torch.fx.GraphModule = make_fx(function, decomposition_table=dict(table),
                                                    tracing_mode="fake")(*values)
-        if all(value.floating for value in operation.tensors.values()):  # else places may be the user's
+        scatters = traced.graph.find_nodes(op="call_function", target=SCATTER)
+        if scatters and all(value.floating for value in operation.tensors.values()):  # else places may be the user's
             _Scatters(traced).run(*values)
     except (RuntimeError, ValueError, IndexError) as error:
         raise NotSampleWiseError from error
@@ -220,11 +221,6 @@ def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any],
 class _Scatters(torch.fx.Interpreter):
     """Runs what torch.vmap wrote. Raises NotSampleWiseError where it puts several values into one place, as of
     select_scatter: they are equal, so that the result is right, but a derivative counts each of them."""
-
-    def run(self, *values: Any, **options: Any) -> Any:
-        if self.module.graph.find_nodes(op="call_function", target=SCATTER):
-            return super().run(*values, **options)
-        return None
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         if target is SCATTER:

@@ -25,6 +25,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.written_views import Anew, memory_of
+
 aten = torch.ops.aten
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 COPIES = {aten.lift_fresh_copy.default: aten.clone.default}
@@ -82,16 +84,21 @@ class _Writer:
         self.inside: list[set[Node]] = []
         """By this number: the nodes before that lie in it."""
         self.traced: dict[Any, Graph] = {}
+        self.place, self.last_read = 0, dict[Node, int]()
+        """Where in the graph before the copy has come to, and where its nodes are read last."""
 
     def write(self, before: Graph) -> Any:
         """Copy all, and return what the copy puts out."""
-        for node in before.nodes:
+        places = {node: place for place, node in enumerate(before.nodes)}
+        self.last_read = {node: max(map(places.__getitem__, node.users), default=-1) for node in places}
+        for node, self.place in places.items():
             if node.op == "call_function":
                 self._call(node, node.target)
             elif node.op in ("placeholder", "output"):
                 self._is(node, self._copy(node, self.values))
             else:
                 raise _NeedsAllError
+        self.graph.eliminate_dead_code()  # views made anew that a later write makes anew again
         return self.graph.output_node().args[0]
 
     def _call(self, node: Node, called: Any) -> None:
@@ -114,7 +121,7 @@ class _Writer:
     def _copy(self, node: Node, values: Mapping[Node, Any]) -> Node:
         """A node in the copy, of what stands for its arguments."""
         made = self.graph.node_copy(node, values.__getitem__)
-        shared = {self.memory[read] for read in _shared(made)}
+        shared = {self.memory[read] for read in memory_of(made)}
         if not shared:
             shared.add(len(self.inside))
             self.inside.append(set())
@@ -130,7 +137,7 @@ class _Writer:
             self.inside[self.memory[part]].add(node)
 
     def _without_change(self, node: Node, called: Any) -> Any:
-        """The functional form of an operation that changes its first argument, of which there is no view."""
+        """The functional form of an operation that changes its first argument; what lies in its memory is made anew."""
         target, form = node.args[0], _functional_form(called)
         if form is None or not isinstance(target, Node) or target.op == "placeholder" or not _keeps_dtype(node, form):
             raise _NeedsAllError
@@ -138,14 +145,19 @@ class _Writer:
         made = self._written_out(node, form) if _is_written_out(form) else self._copy(node, self.values)
         if made is before:  # dropout in eval mode
             return before
-        same = self.inside[self.memory[before]]
-        if any(other.op == "placeholder" or self.values[other] is not before for other in same):
-            raise _NeedsAllError
         made.target = form if made.target is called else made.target
-        self.memory[made] = self.memory[before]
-        for other in same:
-            self.values[other] = made
-        return made
+        memory = self.memory[before]
+        lying = [other for other in self.inside[memory] if self.last_read.get(other, self.place) >= self.place]
+        shown = [self.values[other] for other in lying]
+        is_given = any(other.op == "placeholder" for other in self.inside[memory])
+        turns = torch.Tag.inplace_view in called.tags and any(view is not before for view in shown)
+        if is_given or turns or any(isinstance(view, Sequence) for view in shown):
+            raise _NeedsAllError
+        anew = Anew(self.graph, before, made)
+        self.values.update(zip(lying, map(anew.__getitem__, shown), strict=True))
+        self.inside[memory] = set(lying)
+        self.memory.update(dict.fromkeys(anew.known.values(), memory))
+        return anew[before]
 
     def _written_out(self, node: Node, called: Any) -> Any:
         """A composite operation, or one of the table, by its parts."""
@@ -229,19 +241,6 @@ def _is_copy_of_input(part: Node) -> bool:
 def _origin(node: Node) -> list[NodeSource]:
     """What a part comes from (see `source.source_of`)."""
     return node.meta.get("from_node") or [NodeSource(node, "functional", NodeSourceAction.CREATE)]
-
-
-def _shared(node: Node) -> list[Node]:
-    """The arguments that a node may be a view of."""
-    called: Any = node.target
-    if called is operator.getitem:
-        return [read for read in node.all_input_nodes if _shared(read)]
-    if not isinstance(called, torch._ops.OpOverload):
-        return []
-    arguments = called._schema.arguments
-    given = {argument.name: item for argument, item in zip(arguments, node.args, strict=False)} | dict(node.kwargs)
-    return [leaf for argument in arguments if argument.alias_info
-            for leaf in pytree.tree_leaves(given.get(argument.name)) if isinstance(leaf, Node)]
 
 
 def _is_written_out(called: Any) -> bool:
