@@ -1,7 +1,10 @@
 """What stands for torch's own code meanwhile, and is gone afterwards."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -12,9 +15,9 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,
     plain_ways,
-    right_shapes,
     unchecked_distributions,
 )
+from hbpcompiler.compiler.trace.shapes import right_shapes
 from hbpcompiler.rule import ModuleRule
 from tests.test_outputs import check
 
@@ -120,6 +123,9 @@ def found_for(function, *tensors):
         return tuple(map(int, made.shape)), tuple(map(int, made.stride())), made.dtype
 
 
+LABELS = torch.zeros(7, dtype=torch.int64)
+
+
 def image(*shape, dtype=torch.float32):
     return torch.ones(7, *shape, dtype=dtype)
 
@@ -140,8 +146,19 @@ def by_pixels(*shape):
     (lambda *x: torch.cat(x, 1), [image(3), image(3, dtype=torch.float64)]),
     (lambda *x: torch.cat(x, 1), [image(3, 4), torch.ones(0), image(2, 4)]),
     (lambda *x: torch.cat(x, 1), [image(3, 1, 1), image(2, 1, 1)]),
+    (lambda x: torch.log_softmax(x, 1), [image(3)]), (lambda x: torch.softmax(x, -1), [image(4, 3).transpose(1, 2)]),
+    (lambda x: torch.log_softmax(x, 1, torch.float64), [image(3)]), (lambda x: x.softmax(1), [by_pixels(3, 4, 5)]),
+    (F.nll_loss, [image(3), LABELS]), (F.nll_loss, [image(3, 4, 5), image(4, 5, dtype=torch.int64)]),
+    (partial(F.nll_loss, reduction="none"), [image(3), LABELS]),
+    (partial(F.nll_loss, reduction="none"), [image(3, 4, 5), image(4, 5, dtype=torch.int64)]),
+    (lambda x, y, w: F.nll_loss(x, y, w), [image(3, dtype=torch.float64), LABELS, torch.ones(3, dtype=torch.float64)]),
+    (partial(F.cross_entropy, reduction="sum"), [image(3, 4), image(4, dtype=torch.int64)]),
+    (torch.addmm, [torch.ones(2), image(3), torch.ones(3, 2)]), (torch.addmm, [image(2), image(3), torch.ones(3, 2)]),
+    (torch.addmm, [torch.ones(1, 2), image(3), torch.ones(2, 3).t()]), (F.linear, [image(3), torch.ones(2, 3)]),
+    (torch.addmm, [torch.ones(()), torch.ones(2, 7), image(3)]),
+    (torch.addmm, [torch.ones(1), image(3), torch.ones(3, 2)]),
 ])  # fmt: skip
-def test_shapes_of_relu_and_cat_are_those_that_torch_finds(function, tensors):
+def test_shapes_are_those_that_torch_finds(function, tensors):
     expected = found_for(function, *tensors)
     with right_shapes():
         assert found_for(function, *tensors) == expected

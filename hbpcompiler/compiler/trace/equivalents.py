@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MethodType
 from typing import Any
@@ -186,60 +185,3 @@ def plain_ways() -> Iterator[None]:
 def unchecked_distributions() -> AbstractContextManager[None]:
     """Meanwhile distributions do not look at the values of their arguments."""
     return replaced(torch.distributions.Distribution, "_validate_args", False)
-
-
-@contextmanager
-def right_shapes() -> Iterator[None]:
-    """Meanwhile torch infers some shapes otherwise than by its table of decompositions.
-
-    That of nll_loss, and so of cross_entropy, from what it does: the table reads the number for reduction="none" as
-    another argument's, and takes the result for one number. Those of batch normalisation with fixed statistics and of
-    relu are their inputs', that of cat is a sum: the table goes through a dozen operations for each, which takes a
-    third of the time that DenseNet's export does.
-    """
-    table, aten = torch._decomp.decomposition_table, torch.ops.aten
-    loss = aten.nll_loss.default
-    quick = {aten._native_batch_norm_legit_no_training.default: _shaped_like_its_input, aten.relu.default: _of_relu,
-             aten.cat.default: _of_cat}
-    known: dict[Any, Any] = {overload: table.pop(overload) for overload in (loss, *quick) if overload in table}
-    table.update({overload: shaped(known[overload]) for overload, shaped in quick.items() if overload in known})
-    try:
-        yield
-    finally:
-        table.update(known)
-
-
-def _of_relu(known: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(known)
-    def shaped(input: Tensor) -> Any:
-        return known(input) if input.dtype == torch.bool else torch.empty_like(input)
-
-    return shaped
-
-
-def _of_cat(known: Callable[..., Any]) -> Callable[..., Any]:
-    """Of tensors that lie row by row and differ along that axis alone."""
-    @functools.wraps(known)
-    def shaped(tensors: Sequence[Tensor], dim: int = 0) -> Any:
-        first = tensors[0]
-        axis = dim % max(1, first.dim())
-        around = (*first.shape[:axis], *first.shape[axis + 1:])
-        for each in tensors:
-            if each.dim() != first.dim() or each.dtype != first.dtype or not each.is_contiguous() or (
-                    (*each.shape[:axis], *each.shape[axis + 1:]) != around):
-                return known(tensors, dim)
-        along = sum(each.shape[axis] for each in tensors)
-        return first.new_empty((*first.shape[:axis], along, *first.shape[axis + 1:]))
-
-    return shaped
-
-
-def _shaped_like_its_input(known: Callable[..., Any]) -> Callable[..., Any]:
-    """Batch normalisation as far as shapes go; processors alone leave its statistics out."""
-    @functools.wraps(known)
-    def shaped(input: Tensor, *rest: Any, **options: Any) -> Any:
-        if input.device.type != "cpu":
-            return known(input, *rest, **options)
-        return torch.empty_like(input), input.new_empty(0), input.new_empty(0)
-
-    return shaped

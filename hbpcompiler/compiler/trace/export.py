@@ -24,7 +24,6 @@ from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,
     plain_ways,
-    right_shapes,
     unchecked_distributions,
     without_backward_hooks_of_all,
 )
@@ -39,6 +38,7 @@ from hbpcompiler.compiler.trace.refusals import (
     place_of_error,
     refusals,
 )
+from hbpcompiler.compiler.trace.shapes import right_shapes
 from hbpcompiler.compiler.trace.sizes import sizes_of
 from hbpcompiler.compiler.trace.source import (
     OUTERMOST,

@@ -84,6 +84,7 @@ class _Writer:
         self.inside: list[set[Node]] = []
         """By this number: the nodes before that lie in it."""
         self.traced: dict[Any, Graph] = {}
+        self.kept: dict[Any, bool] = {}
         self.place, self.last_read = 0, dict[Node, int]()
         """Where in the graph before the copy has come to, and where its nodes are read last."""
 
@@ -139,7 +140,12 @@ class _Writer:
     def _without_change(self, node: Node, called: Any) -> Any:
         """The functional form of an operation that changes its first argument; what lies in its memory is made anew."""
         target, form = node.args[0], _functional_form(called)
-        if form is None or not isinstance(target, Node) or target.op == "placeholder" or not _keeps_dtype(node, form):
+        if form is None or not isinstance(target, Node) or target.op == "placeholder":
+            raise _NeedsAllError
+        key = (form, *map(_like, pytree.tree_leaves((node.args, node.kwargs))))
+        if key not in self.kept:
+            self.kept[key] = _keeps_dtype(node, form)
+        if not self.kept[key]:
             raise _NeedsAllError
         before = self.values[target]
         made = self._written_out(node, form) if _is_written_out(form) else self._copy(node, self.values)
