@@ -1,6 +1,7 @@
 """A loss is what it does: spellings of one mean or sum give one result; losses inside losses; targets that the model
 makes. In float64 against brute force."""
 
+import re
 import warnings
 
 import pytest
@@ -165,8 +166,16 @@ def test_neither_a_mean_nor_a_sum():
         return summed(output, target) / number(output) ** 0.5
 
     check(loss, plain(), TARGET, ["grad", "batch_grad", "diag_h"], scaled=False)
-    with pytest.raises(hbp.UnsupportedOpError, match=r"neither a mean .* no scale for variance:(.|\n)*aten.div in"):
+    words = r"neither a mean .* no scale for variance:(.|\n)*aten.div in"
+    with pytest.raises(hbp.UnsupportedOpError, match=words) as found:
         hbp.compile(plain(), loss, ["grad", "variance"])(X, TARGET)
+    *_, advice = str(found.value).splitlines()
+    needing = re.search(r"that need the scale are (.*); the others do not depend on it\.$", advice)
+    assert needing is not None
+    names = needing[1].split(", ")
+    assert {"batch_loss", "second_moment", "variance", "norms", "kfac_emp"} <= set(names)
+    hbp.compile(plain(), loss, [name for name in QUANTITIES if name not in names and name != "kfra"
+                                and not QUANTITIES[name].arguments])
 
 
 FAMILIES = {

@@ -120,11 +120,13 @@ def refuse_scale(ending: Ending, quantities: Sequence[str]) -> None:
     """Raise UnsupportedOpError for quantities that need the scale of l_n, if the loss is neither a mean nor a sum."""
     names = [name for name in quantities if QUANTITIES[name].of_each_loss]
     if names and not ending.definite:
+        needing = [name for name, quantity in QUANTITIES.items() if quantity.of_each_loss]
         places = [f"{operation.target} in {operation.source}" for operation in (*ending.reductions, *ending.tail)]
         raise UnsupportedOpError(listing(
             f"The loss is neither a mean over the samples nor a sum, so that l_n has no scale for {', '.join(names)}: "
             "laid twice, a batch has neither the same loss nor twice the loss.", places,
-            "Divide by the number of samples, or by none; the other quantities do not depend on it."))
+            "Divide by the number of samples, or by none. Quantities that need the scale are "
+            f"{', '.join(needing)}; the others do not depend on it."))
 
 
 def _overall(grown: Mapping[str, float | None], spelled: Sequence[str]) -> tuple[str, bool]:
