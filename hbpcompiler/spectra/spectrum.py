@@ -48,7 +48,11 @@ class Spectrum:
 
     @property
     def dropped(self) -> Any:
-        """How many eigenvalues were left out as zero to rounding, of the min(NK, D) for NK columns, D parameters."""
+        """How many eigenvalues were left out as zero to rounding: the order of the decomposed matrix less k.
+
+        The order is D, the number of parameters, where that is smaller than N times the numbers that the model returns
+        for a sample (with sampled columns, N times mc_samples); elsewhere it is NK, the number of columns.
+        """
         return self._lone({group: eigen.dropped for group, eigen in self._eigen.items()})
 
     @property
