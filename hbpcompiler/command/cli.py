@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from hbpcompiler.arguments import arguments_for
 from hbpcompiler.command.accumulate import accumulate_command
 from hbpcompiler.command.coverage import Verdict, core_coverage
 from hbpcompiler.command.imported import Failure, clean_errors, made, reason
@@ -222,9 +223,21 @@ def _compiled(
         compiled = hbp_compile(model, kind(reduction=reduction), quantities, mc_samples=mc_samples,
                                curvature=curvature, memory_budget=memory_budget, autotune=autotune, rules=rule_files,
                                curvature_dtype=DTYPES[curvature_dtype] if curvature_dtype else None)
+        _check_arguments(compiled.quantities)
         xs = [torch.randn(batch, *shape, dtype=DTYPES[dtype], device="cpu") for shape in inputs]
         compiled(*xs, draw(_output(model, xs)))
     return compiled
+
+
+def _check_arguments(quantities: Sequence[str]) -> None:
+    """Failure for quantities that need an argument of the call."""
+    missing = [argument.name for argument in arguments_for(quantities) if argument.default is None]
+    if missing:
+        users = [name for name in quantities if set(missing) & set(QUANTITIES[name].arguments)]
+        given = ", ".join(f"{name}=..." for name in missing)
+        raise Failure(f"{', '.join(users)} needs {', '.join(missing)}, which a call gives and the command line cannot. "
+                      f"Write it in Python: compiled = hbp.compile(model, loss, {list(quantities)}); "
+                      f"compiled(X, y, {given}); compiled.save(path)")
 
 
 def _output(model: nn.Module, xs: Sequence[Tensor]) -> Tensor:
@@ -234,7 +247,9 @@ def _output(model: nn.Module, xs: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
             output = model(*xs)
     except Exception as error:
-        raise Failure(f"the model fails on an input of shape {shapes}: {reason(error)}") from error
+        raise Failure(f"the model fails on an input of shape {shapes}: {reason(error)}. Inputs are random numbers of "
+                      f"{xs[0].dtype} here; for others, such as whole numbers, write it in Python: compiled = "
+                      "hbp.compile(model, loss, quantities); compiled(X, y); compiled.save(path)") from error
     if not isinstance(output, Tensor) or output.dim() < 2:
         what = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise Failure(f"the model must return one tensor [N, ...], but returned {what}")

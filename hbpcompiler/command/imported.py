@@ -24,7 +24,7 @@ def clean_errors() -> Iterator[None]:
     try:
         yield
     except HbpError as error:
-        raise Failure(str(error)) from error
+        raise Failure(str(error).replace("call model.eval()", "pass --eval (in Python: model.eval())")) from error
 
 
 def imported(place: str) -> Any:

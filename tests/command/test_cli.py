@@ -32,6 +32,7 @@ class Sum(nn.Module):
 
 ready = Mlp()
 norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+words = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(16, 3))
 number = 3
 
 def broken():
@@ -104,6 +105,7 @@ def test_mode(folder):
     done = hbp_command("compile", "hbpnets:norm", "-q", "grad", "-i", "4", "--train")
     assert done.exit_code == 2
     assert "train mode" in done.output
+    assert "pass --eval (in Python: model.eval()), or eval() on that module" in done.output
 
 
 def test_explain(folder):
@@ -152,6 +154,12 @@ def test_version_and_help():
         ("hbpnets:number", [], ["neither", "int"]),
         ("hbpnets:make", ["-q", "hessian"], ["'hessian'", "diag_h"]),
         ("hbpnets:make", ["-i", "5"], ["[64, 5]", "fails"]),
+        ("hbpnets:words", ["-i", "4"], ["Inputs are random numbers of torch.float32 here", "compiled.save(path)"]),
+        ("hbpnets:ready", ["-i", "4", "-q", "clipped_grad,grad"], [
+            "clipped_grad needs max_norm",
+            "Write it in Python: compiled = hbp.compile(model, loss, ['grad', 'clipped_grad', 'norms'])",
+            "compiled(X, y, max_norm=...); compiled.save(path)"]),
+        ("hbpnets:ready", ["-i", "4", "-q", "eigenvalues"], ["eigenvalues needs bases"]),
         ("hbpnets:make", ["-i", "3,x"], ["'3,x'", "3,32,32"]),
         ("hbpnets:make", ["-i", "0,4"], ["'0,4'"]),
         ("hbpnets:make", ["-l", "hinge"], ["hinge", "cross_entropy"]),
