@@ -15,7 +15,8 @@ from hbpcompiler.rule import ModuleRule, Tensor
 
 def refuse(module: nn.MultiheadAttention) -> str | None:
     if module.dropout and module.training:
-        return "dropout inside the attention is not supported in train mode; use dropout=0.0"
+        return ("dropout inside the attention is not supported in train mode; use dropout=0.0, or call eval() on that "
+                "module")
     return None
 
 

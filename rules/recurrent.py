@@ -92,7 +92,7 @@ def rnn_layer(module: Any, given: Tensor, weight: Tensor, bias: Tensor | None, s
 
 def refuse(module: nn.RNNBase) -> str | None:
     if module.dropout and module.training and module.num_layers > 1:
-        return "dropout between layers is not supported in train mode; use dropout=0.0"
+        return "dropout between layers is not supported in train mode; use dropout=0.0, or call eval() on that module"
     return None
 
 

@@ -73,6 +73,30 @@ def test_dropout_inside_attention_is_refused():
     assert "set its dropout to 0" in refusal(Attention(attend), torch.randn(2, 3, 3).double())
 
 
+class Outputs(nn.Module):
+    """What a recurrent layer returns, without its last state."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def test_dropout_inside_modules_is_refused_and_eval_of_the_module_helps():
+    x, advice = torch.randn(3, 5, 4), "in train mode; use dropout=0.0, or call eval() on that module"
+    encoder = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    recurrent = [Outputs(kind(4, 4, num_layers=2, dropout=0.5, batch_first=True)) for kind in (nn.LSTM, nn.GRU)]
+    for model, inner in [(encoder, encoder[0].self_attn), *((model, model.layer) for model in recurrent)]:
+        compiled = hbp.compile(model, nn.MSELoss(), quantities=["grad"])
+        with pytest.raises(hbp.UnsupportedOpError) as caught:
+            compiled(x, x)
+        assert advice in str(caught.value)
+        inner.eval()
+        assert set(compiled(x, x).grad) == {name for name, _ in model.named_parameters()}
+
+
 def test_batch_norm_in_train_mode_is_refused():
     assert "mixes the samples" in refusal(resnet(nn.Tanh).train(), image().double())
 
