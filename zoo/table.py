@@ -23,7 +23,9 @@ writes this page:
 - **kflr, kfac**: both Kronecker factors of some linear layers whose weights are tied to no other, against the Jacobian
   of the model's output there; of kfac, whose second factor is drawn, its average trace.
 
-Rows are kept from run to run: one may be older than its neighbours, and - was not asked. `make zoo` asks all anew.
+Rows are kept from run to run: one may be older than its neighbours, and - was not asked. `make zoo` asks all anew. The
+row "torch" says with which version: versions below 2.13 are older than what the library asks for; it says so
+at import, and works.
 
 """
 
