@@ -5,6 +5,7 @@ import operator
 import pytest
 import torch
 
+from hbpcompiler.compiler.program import alike_calls
 from hbpcompiler.compiler.program.alike_calls import AlikeCalls, storage_of, tensors_in
 
 
@@ -81,3 +82,16 @@ def test_tables_of_tensors_and_what_is_no_tensor_are_run():
     counted = Counted(operator.getitem)
     assert counted(state, "weight") is counted(state, "weight") is state["weight"]
     assert Counted(getattr)(meta(2, 3), "shape") == (2, 3)
+
+
+def test_what_is_made_depends_on_the_default_dtype_and_old_calls_are_forgotten(monkeypatch):
+    counted = Counted(lambda x: torch.ones(2, device="meta") + x)
+    assert counted(1).dtype == counted(1).dtype == torch.float32
+    monkeypatch.setattr(alike_calls, "MOST", 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert counted(1).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert counted.runs == 2
+    assert len(counted.alike.known) == 1

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
-from hbpcompiler.compiler.program.alike_calls import AlikeCalls, storage_of, tensors_in
+from hbpcompiler.compiler.program.alike_calls import EVERYWHERE, AlikeCalls, storage_of, tensors_in
 from hbpcompiler.compiler.program.kernels import MANY_PRODUCTS, ONEDNN_LINEAR, RELAYOUTS
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
@@ -65,7 +65,7 @@ class Meter(TorchDispatchMode):
         self.peak = 0
         """The most that were held at once."""
         self._holders: dict[int, int] = {}  # storage -> live tensors that show it
-        self._alike = AlikeCalls()
+        self._alike = AlikeCalls(EVERYWHERE)
         self._formulas: dict[Any, Any] = {}
         self._whole: set[Any] = set()
         """Operations that are no composition of others."""

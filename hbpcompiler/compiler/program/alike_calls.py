@@ -15,13 +15,18 @@ from torch import Tensor
 
 Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
 """A tensor in memory of its own."""
+Known = dict[Hashable, Made | tuple[Made, ...]]
+EVERYWHERE: Known = {}
+"""What calls made in any program of this process: it depends on nothing but what is asked."""
+MOST = 100_000
+"""Calls that are remembered at once."""
 
 
 @dataclass(frozen=True)
 class AlikeCalls:
     """What calls have made so far, as far as they made tensors in new memory; all others are made again."""
 
-    known: dict[Hashable, Made | tuple[Made, ...]] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
 
     def result(self, name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         """What `call` makes, which is `name` called with meta tensors among these arguments."""
@@ -34,13 +39,15 @@ class AlikeCalls:
         result = call()
         made = made_of(result, (*args, *kwargs.values()))
         if made is not None:
+            if len(self.known) >= MOST:
+                self.known.clear()
             self.known[kind] = made
         return result
 
 
 def kind_of_call(name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable | None:
     """Equal for calls that are alike; None for one that may be like no other."""
-    kind = name, _kind(args), _kind(tuple(kwargs.items()))
+    kind = name, torch.get_default_dtype(), _kind(args), _kind(tuple(kwargs.items()))
     try:
         hash(kind)
     except TypeError:  # an argument that has no hash, such as the dict of all parameters

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from hbpcompiler.arguments import ARGUMENTS, Sizes
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.alike_calls import AlikeCalls, storage_of, tensors_in
+from hbpcompiler.compiler.program.alike_calls import EVERYWHERE, AlikeCalls, storage_of, tensors_in
 from hbpcompiler.compiler.program.nodes import writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
@@ -34,7 +34,7 @@ def annotate(graph: fx.Graph, arguments: Callable[..., Sequence[Any]]) -> None:
     if any(meta.sizes(node) for node in graph.nodes if node.op == "placeholder"):
         given.append(arguments(few, many))
         symbols.append("F")
-    _annotate(graph, given, symbols, AlikeCalls())
+    _annotate(graph, given, symbols, AlikeCalls(EVERYWHERE))
 
 
 def arguments(graph: fx.Graph, inputs: Mapping[str, Value], state: Sequence[Value],
