@@ -13,6 +13,7 @@ from torch import fx
 
 from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.calls import Outline
+from hbpcompiler.codegen.conditions import conditions
 from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.layout import laid_out
@@ -41,6 +42,7 @@ from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import shown
+from hbpcompiler.compiler.trace.sizes import EVERY, Sizes
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import QUANTITIES
 
@@ -65,6 +67,8 @@ class Header:
     notes: Sequence[str] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
     """The types of the model's modules, by their paths."""
+    sizes: Sizes = EVERY
+    """The batch sizes that the program serves."""
 
 
 def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Sequence[str] = ("output",),
@@ -98,6 +102,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     tables = sorted({place.table for place in entries.values() if ends_at_parameters(place.table)})
     if large:
         _open_with_tables(parts, parameter_table(relaid(graph, entries), listed, _axes(functions)), functions, tables)
+    if written_for := conditions(given, header.sizes):
+        parts["forward"][0].lines[:0] = written_for
 
     text = _template().render(
         **_of_the_head(header, parts, functions, definitions(graph), tables),

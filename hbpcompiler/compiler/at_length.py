@@ -51,7 +51,8 @@ def stages_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, optio
     seconds, resources = Seconds(), first.draft.resources
     try:
         traced, matched = _matched(model, loss, batch, options, answers, shelf, first, length)
-        drafting = Drafting(model, matched, closings_for(options), first.fields, options, batch, seconds, Brought())
+        drafting = Drafting(model, matched, closings_for(options), first.fields, options, batch, seconds, Brought(),
+                            traced.sizes)
         with followed(first.draft.decisions):
             program, _ = drafting.program(resources)
     except (HbpError, OtherDecisionsError) as error:

@@ -55,6 +55,7 @@ from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.exports import Shelf
+from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
@@ -148,7 +149,7 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         refuse_losses(matched.ending, matched.rules, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
-        drafting = Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought)
+        drafting = Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought, traced.sizes)
         try:
             draft = within_budget(drafting.draft, resources, options.memory_budget, batch.samples, device)
             return matched, losses, draft, as_values
@@ -198,6 +199,7 @@ class Drafting:
     batch: Batch
     seconds: Seconds
     brought: Brought
+    sizes: Sizes
 
     def draft(self, resources: Resources) -> Draft:
         with written_down() as decisions:
@@ -259,6 +261,7 @@ class Drafting:
                    *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers),
                    *written_out.notes(graph)],
             modules={path: type(module).__name__ for path, module in self.model.named_modules()},
+            sizes=self.sizes,
         )
         inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
 
