@@ -28,9 +28,7 @@ from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.errors import (
-    InputError,
-)
+from hbpcompiler.errors import InputError
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, State
 from hbpcompiler.into import kept
@@ -38,7 +36,7 @@ from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN
-from hbpcompiler.wrappers import unwrapped
+from hbpcompiler.wrappers import left_alone, unwrapped
 
 
 class Compiled(Calls):
@@ -89,6 +87,7 @@ class Compiled(Calls):
         """The quantities, in the table's order."""
         return self.options.quantities
 
+    @left_alone
     def __call__(self, *batch: Any, generator: torch.Generator | None = None, into: Any = None,
                  decay: float | None = None, weight: float | None = None, **arguments: Any) -> Result:
         """Run the program on (X, y); on (X1, X2, ..., y) or ((X1, X2), y) for a model of several inputs, or on

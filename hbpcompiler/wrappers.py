@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import nn
 
 from hbpcompiler.errors import ModelError, OptionError
@@ -13,6 +16,25 @@ INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "Optimi
           "GradSampleModuleNoOp": "_module", "GradSampleModuleFastGradientClipping": "_module"}
 """By the class's name, where the model is; nothing is imported that nobody has used."""
 LIBRARIES = ("torch.", "opacus.")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def left_alone(call: Callable[P, R]) -> Callable[P, R]:
+    """Of a call in a function that torch.compile compiles: it is run, not traced, and the function goes on behind it.
+
+    torch imports its compiler for that, which takes a second, and here does so at the first call.
+    """
+    known: list[Callable[P, R]] = []
+
+    @functools.wraps(call)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        if not known:
+            known.append(torch.compiler.disable(call))
+        return known[0](*arguments, **named)
+
+    return run
 
 
 def unwrapped(model: Any) -> Any:

@@ -279,3 +279,27 @@ def test_parameters_of_two_dtypes(given):
     nn.CrossEntropyLoss()(model(X), y).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found.grad[name], parameter.grad)
+
+
+def test_a_call_in_a_compiled_function_is_left_alone():
+    """At the first batch, and later."""
+    model = mlp()
+    compiled = hbp.compile(model, quantities=["grad"])
+
+    @torch.compile(backend="eager")
+    def doubled(x, y):
+        return 2 * compiled(x, y).loss, compiled(x, y)
+
+    for x, y in ((X, Y), (2 * X, 1 - Y)):
+        loss, result = doubled(x, y)
+        close(loss, 2 * nn.functional.cross_entropy(model(x), y).detach(), "loss")
+        agrees(result, model, x, y)
+
+
+def test_no_warning_comes_from_within_torch():
+    """Where warnings are errors, as in many projects' tests."""
+    code = ("import torch, hbpcompiler as hbp\n"
+            "model, X, y = torch.nn.Linear(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0])\n"
+            "hbp.operator(model, torch.nn.CrossEntropyLoss(), (X, y)) @ torch.randn(15)\n"
+            "hbp.optim.KFAC(model).step(X, y)\n")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)

@@ -8,6 +8,7 @@ vectors share a forward pass; they are batched (vmap) in chunks, or go through o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -195,7 +196,10 @@ class Products:
             structures.append(structure)
             return tuple(tensors)
 
-        carried: Any = torch.func.jvp(outputs, (variables,), (vector,))
+        with warnings.catch_warnings():  # torch scripts a few functions where it does this first, and warns of that
+            warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+            carried: Any = torch.func.jvp(outputs, (variables,), (vector,))
         return carried[0], carried[1], structures[0]
 
     def _tangents(self, number: int, batch: Batch, variables: dict[str, Tensor], part: Columns, varying: Sequence[int],

@@ -74,10 +74,10 @@ class Newton(CurvatureOptimizer):
         try:
             found = self._program()(*whole, generator=self._draws("columns"))
         except (HbpError, RuntimeError):  # of eigenvalues, or targets, of what is not finite
-            loss = compile_model(self.model, self.loss, ["grad"])(*whole, generator=self._draws("columns")).loss
-            if loss.isfinite():
+            first = compile_model(self.model, self.loss, ["grad"])(*whole, generator=self._draws("columns"))
+            if all_finite([first.loss, *first.grad.values()]):
                 raise
-            return loss, None
+            return first.loss, None
         gradient = dict(found.grad)
         if not all_finite([found.loss, *gradient.values()]):
             return found.loss, None

@@ -39,6 +39,18 @@ def test_a_batch_that_is_not_finite_is_left_out(make):
 
 
 @pytest.mark.parametrize("make", EVERY)
+@pytest.mark.filterwarnings("ignore::hbpcompiler.NotFiniteWarning")
+def test_a_batch_whose_gradient_alone_is_not_finite_is_left_out(make):
+    """Of tanh of infinity the loss is finite."""
+    model, X, y = chain()
+    X[0, 0] = float("inf")
+    optimizer, before = make(model, None), values(model)
+    assert optimizer.step(X, y).isfinite()
+    assert optimizer.skipped == 1
+    assert not moved(model, before)
+
+
+@pytest.mark.parametrize("make", EVERY)
 def test_gradients_of_a_closure_that_are_not_finite_are_left_out(make):
     model, X, y = chain()
     optimizer = make(model, None)
