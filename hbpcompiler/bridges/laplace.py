@@ -16,8 +16,6 @@ from glob import escape
 from typing import Any
 
 import torch
-from laplace.curvature import CurvatureInterface, EFInterface, GGNInterface
-from laplace.utils import Kron
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
@@ -26,6 +24,15 @@ from hbpcompiler.bridges.laplace_factors import factors_of
 from hbpcompiler.bridges.laplace_modules import LastLayer, Mapped, PerPosition, selected, total
 from hbpcompiler.errors import InputTypeError
 from hbpcompiler.wrappers import unwrapped
+
+try:
+    from laplace.curvature import CurvatureInterface, EFInterface, GGNInterface
+    from laplace.utils import Kron
+except ModuleNotFoundError as error:
+    if not str(error.name).startswith("laplace"):
+        raise
+    raise ModuleNotFoundError("hbpcompiler.bridges.laplace needs laplace-torch, which is not installed: "
+                              "pip install laplace-torch==0.3 (docs/laplace.md)", name="laplace") from error
 
 Inputs = Tensor | MutableMapping[str, Any]
 """Of a batch: what the model takes as its one argument."""
