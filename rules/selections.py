@@ -11,6 +11,7 @@ import torch
 from hbpcompiler.rule import Case, Contraction, Op, Rule, Tensor
 
 from . import indexing
+from .shared.moving import refusal
 from .shared.selecting import across_samples, axis, is_everything, is_whole_batch, range_of, selection, zeros
 
 # -- one place, or a range -------------------------------------------------------------------------------------------
@@ -166,6 +167,8 @@ def index_select_params(op: Op) -> Mapping[str, Contraction]:
 def index_select_refused(op: Op) -> str | None:
     if not op.has_samples("index"):
         return across_samples(op)
+    if op.has_samples("self") and axis(op) == -1:  # torch takes roll apart into this
+        return refusal("moves values along")
     return "its index depends on the sample" if op.has_samples("self") or axis(op) else None
 
 

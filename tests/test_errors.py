@@ -278,6 +278,23 @@ def test_every_missing_operation_is_named_at_once():
         hbp.compile(model, quantities=["grad"], example_inputs=(X, y))
 
 
+@pytest.mark.parametrize(("function", "words"), [
+    (lambda x: x / x.abs().max(), ["aten.max in", "mixes the samples", "reduce over the axes after the sample axis"]),
+    (lambda x: x.roll(1, 0), ["it moves values along the sample axis", "change only the axes after it"]),
+    (lambda x: x.flip(0), ["it reverses the sample axis", "change only the axes after it"]),
+])  # fmt: skip
+def test_what_mixes_samples_is_to_be_written_otherwise(function, words):
+    class Between(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    model, (X, y) = nn.Sequential(nn.Linear(4, 3), Between()), batch()
+    with pytest.raises(hbp.UnsupportedOpError) as caught:
+        hbp.compile(model, quantities=["grad"])(X, y)
+    assert all(word in str(caught.value) for word in words)
+    assert "rule" not in str(caught.value)
+
+
 def test_a_missing_operation_has_the_name_that_the_user_knows():
     class Zeta(nn.Module):
         def forward(self, x):

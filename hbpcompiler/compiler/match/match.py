@@ -36,6 +36,7 @@ from hbpcompiler.compiler.match.linear_layers import with_linear_layers
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.merged_positions import positions, split_merged
 from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
+from hbpcompiler.compiler.match.probe import WITHOUT_SAMPLES
 from hbpcompiler.compiler.match.promotions import with_promotions
 from hbpcompiler.compiler.match.reach import refuse_unreached, with_stops
 from hbpcompiler.compiler.match.sample_numbers import with_sample_numbers
@@ -191,8 +192,9 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
         elif rule is None and is_loss and len(operation.tensors) == 1:
             findings.append(f"{operation.target} in {operation.source}: {NO_SHARES}")
         elif rule is None:
-            missing.append(operation.source.whole or operation.target)
             findings.append(_no_rule(operation, reasons))
+            if WITHOUT_SAMPLES not in findings[-1]:  # no rule file would help
+                missing.append(operation.source.whole or operation.target)
         elif is_loss and not isinstance(rule, LossRule):
             findings.append(f"{operation.target} in {operation.source}: {NO_SHARES}")
         elif not is_loss and isinstance(rule, LossRule):
@@ -223,6 +225,8 @@ def _no_rule(operation: Operation, reasons: Mapping[str, str] | None) -> str:
     name = operation.source.whole or operation.target
     pieces = "" if name == operation.target else f" (torch takes it apart into {operation.target})"
     why = WITHOUT_PYTHON if reasons is None else reasons.get(operation.name)
+    if why == WITHOUT_SAMPLES:
+        return f"{name} in {operation.source}: {why}"
     made = f", and none can be made of torch's derivatives: {why}" if why else ""
     return f"{name} in {operation.source}: no rule{pieces}{made}"
 

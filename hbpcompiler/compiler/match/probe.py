@@ -17,6 +17,7 @@ from hbpcompiler.rule.derivatives import pulled_back, slope_in_all, vjp
 COLUMNS = 2
 NUDGE = 1e-3
 """How far samples that are one are moved apart, so that it shows if they mix."""
+WITHOUT_SAMPLES = "it mixes the samples: its result has no sample axis; reduce over the axes after the sample axis"
 
 
 class NotDerivableError(Exception):
@@ -100,7 +101,7 @@ def _check_value(function: Composite, given: Sequence[Tensor], expected: Tensor)
         raise NotDerivableError("its result differs from one call to the next")
     if not function.of_samples:
         if any(function.batched):
-            raise NotDerivableError("it mixes the samples: its result has no sample axis")
+            raise NotDerivableError(WITHOUT_SAMPLES)
         return
     for n in range(len(expected)):
         alone = function(*[tensor[n : n + 1] if own else tensor
