@@ -127,6 +127,12 @@ class Programs:
                         f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
                         f"for {batch.samples} samples: leave out batches of this size, or bound the number, as in "
                         "max(x.shape[0] - 1, 1)") from error
+                except RuntimeError as error:  # torch's LinAlgError, of which TorchScript makes a plain one
+                    if "linalg.eigh" not in str(error):
+                        raise
+                    raise InputError("torch.linalg.eigh finds no eigenvectors of a matrix in this program, for ekfac a "
+                                     "Kronecker factor: it has entries that are NaN or infinite, or of too different "
+                                     "sizes; look at the inputs and the loss") from error
 
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.

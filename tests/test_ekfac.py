@@ -158,3 +158,17 @@ def test_torchscript():
              for backend in ("python", "torchscript")]
     for name, eigen in found[0].ekfac.items():
         close(found[1].ekfac[name].eigenvalues, eigen.eigenvalues, name)
+
+
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+def test_entries_that_are_not_finite(backend):
+    """Of the batch that the program is made for, and of a later one."""
+    model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    wrong = torch.where(torch.arange(4).unsqueeze(1) == 1, torch.nan, X)
+    words = "torch.linalg.eigh finds no eigenvectors of .* Kronecker factor: .* NaN or infinite.*; look at the inputs"
+    for before in ([], [X]):
+        compiled = hbp.compile(model, quantities=["ekfac"], backend=backend)
+        for x in before:
+            compiled(x, y)
+        with pytest.raises(hbp.InputError, match=words):
+            compiled(wrong, y)

@@ -134,6 +134,8 @@ def _cholesky(matrix: Tensor, shift: Tensor) -> Tensor | None:
 def _eigh(matrix: Tensor, label: str) -> Eigen:
     """In float64; where that fails, of the matrix with a little more on its diagonal, which is taken off again."""
     double = matrix.double()
+    if not bool(double.isfinite().all()):
+        raise InputError(f"{label} has entries that are NaN or infinite; look at the inputs and the loss")
     scale = double.diagonal(dim1=-2, dim2=-1).abs().mean().item() * torch.finfo(torch.float64).eps
     for jitter in (0.0, *JITTERS):
         shift = jitter * scale

@@ -229,3 +229,10 @@ def test_structure_says_what_each_parameter_gets():
     found = structure_of(met, list(dict(model.named_parameters())), ["*"], ["conv.*"], 4)
     assert found.factors == ("norm.weight", "norm.bias", "head.weight", "head.bias")
     assert found.diagonal == ("words.weight", "conv.weight", "conv.bias")
+
+
+def test_entries_that_are_not_finite():
+    words = "factor A of 'weight' has entries that are NaN or infinite; look at the inputs"
+    batches = [(torch.tensor([[1.0, torch.nan], [0.5, 2.0]]), torch.tensor([0, 1]))]
+    with pytest.raises(hbp.InputError, match=words):
+        hbp.ekfac(nn.Linear(2, 3), nn.CrossEntropyLoss(), batches)
