@@ -201,8 +201,11 @@ def check_quantities(quantities: Any) -> tuple[str, ...]:
 
 
 def _with_the_closest(unknown: str) -> str:
-    """The name as it was given, and the quantity that was meant, if one is close."""
-    closest = difflib.get_close_matches(unknown.lower(), QUANTITIES, 1)
+    """The name as it was given, and the quantity that was meant, if one is very close, begins it, or is close."""
+    name = unknown.lower()
+    begins = sorted((known for known in QUANTITIES if name.startswith(known)), key=len, reverse=True)
+    closest = [*difflib.get_close_matches(name, QUANTITIES, 1, 0.9), *begins,
+               *difflib.get_close_matches(name, QUANTITIES, 1)]
     return repr(unknown) + (f" (is it {closest[0]}?)" if closest else "")
 
 

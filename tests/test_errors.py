@@ -62,6 +62,8 @@ def refused(kind, standard, *words, model=None, tensors=()):
         ({"quantities": ["grad", "hessian"]}, ValueError, ["'hessian'", "diag_h"]),
         ({"quantities": ["b", "a"]}, ValueError, ["'a', 'b'"]),
         ({"quantities": ["variances", "KFAC"]}, ValueError, ["'KFAC' (is it kfac?), 'variances' (is it variance?)"]),
+        ({"quantities": ["diag_hessian", "diag_h_splt"]}, ValueError,
+         ["'diag_h_splt' (is it diag_h_split?), 'diag_hessian' (is it diag_h?)"]),
         ({"loss": ["grad"]}, TypeError, ["loss", "list", "quantities=['grad']"]),
         ({"loss": "cross_entropy"}, TypeError, ["loss", "str", "nn.CrossEntropyLoss()"]),
         ({"quantities": []}, ValueError, ["empty", "grad"]),
