@@ -333,7 +333,8 @@ def test_bad_weights_are_refused_before_anything_runs():
         with pytest.raises(hbp.InputError, match=words):
             compiled(X4, Y4, sample_weights=weights)
     assert len(compiled._guards) == 0
-    with pytest.raises(hbp.InputError, match="weights: there is none of this name; a call takes generator, sample_w"):
+    with pytest.raises(hbp.InputError, match="weights: there is none of this name; a call takes generator, "
+                                             "sample_weights, into, decay, weight"):
         compiled(X4, Y4, weights=torch.ones(4))
     with pytest.raises(hbp.InputError, match=r"shape \[3\](.|\n)*it is on meta"):
         compiled(X4, Y4, sample_weights=torch.ones(3, device="meta"))

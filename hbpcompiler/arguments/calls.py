@@ -25,7 +25,8 @@ def check_arguments(given: Mapping[str, Any], call: Call) -> dict[str, Any]:
             needed = [quantity for quantity in QUANTITIES.values() if name in quantity.arguments]
             asked = "which was not asked for" if len(needed) == 1 else "none of which was asked for"
             why = f"it is for {', '.join(own.name for own in needed)}, {asked}" if needed else (
-                f"there is none of this name; a call takes {', '.join(['generator', *names])}")
+                "there is none of this name; a call takes "
+                f"{', '.join(['generator', *names, 'into', 'decay', 'weight'])}")
             findings.append(f"{name}: {why}")
     missing = [name for name, argument in wanted.items() if argument.default is None and name not in given]
     for name in missing:
