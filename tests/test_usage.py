@@ -260,6 +260,8 @@ def test_a_batch_in_one_argument():
     with pytest.raises(hbp.InputError, match=r"1 argument was given, a dict of input, labels: the target goes apart, "
                                              r"compiled\(inputs, y\)"):
         compiled({"input": batch[0], "labels": batch[1]})
+    with pytest.raises(hbp.InputError, match=r"a batch is \(X, y\): inputs and target, but no arguments were given"):
+        compiled()
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.float64])

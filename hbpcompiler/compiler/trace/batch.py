@@ -75,7 +75,7 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     passed on as they are. Raises InputTypeError for anything else that is no tensor.
     """
     if len(arguments) < 2:
-        told = f"{len(arguments)} argument was given"
+        told = "1 argument was given" if arguments else "no arguments were given"
         if arguments and isinstance(arguments[0], tuple | list) and len(arguments[0]) > 1:
             raise InputTypeError(f"a batch is two arguments or more, (X, y), but {told}, a "
                                  f"{type(arguments[0]).__name__} of {len(arguments[0])}: with a star before it, "
