@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, TotalWarning
@@ -17,6 +18,16 @@ OF_SCORES = "pass prepare=lambda batch: (batch[0], batch[1])"
 """What to do, where a function takes no indices."""
 OF_TOTALS = f"{OF_SCORES}, and indices=lambda batch: batch[2] for the samples' indices"
 OF_OPERATORS = "hand over a loader of (X, y)"
+
+
+def not_cut(loader: Any) -> str:
+    """What to say of an error where the loader seems to be none."""
+    if isinstance(loader, Dataset):
+        return (". The loader is a data set by itself: if that gives single samples, pass DataLoader(dataset, "
+                "batch_size=64)")
+    if isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader):
+        return ". The loader is a tuple of tensors: if that is one batch, pass a list of it, [(X, y)]"
+    return ""
 
 
 def advice_for(error: InputError, item: Any, prepare: Callable[[Any], Any] | None, way: str = OF_TOTALS) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
@@ -27,7 +26,7 @@ from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
-from hbpcompiler.entries import advice_for, warn_of_optional
+from hbpcompiler.entries import advice_for, not_cut, warn_of_optional
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
@@ -111,16 +110,6 @@ def _check(compiled: Any, loader: Any, dtype: Any, checkpoint_every: Any, max_ba
         raise InputError(f"max_batches must be a positive integer, not {max_batches!r}")
 
 
-def _not_cut(loader: Any) -> str:
-    """What to say of an error where the loader seems to be none."""
-    if isinstance(loader, Dataset):
-        return (". The loader is a data set by itself: if that gives single samples, pass DataLoader(dataset, "
-                "batch_size=64)")
-    if isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader):
-        return ". The loader is a tuple of tensors: if that is one batch, pass a list of it, [(X, y)]"
-    return ""
-
-
 class _Run:
     """One rank's way through its batches."""
 
@@ -179,7 +168,7 @@ class _Run:
                             self._check_model()
                             self._add(one, number)
                     except InputError as error:
-                        advice = _not_cut(loader) + advice_for(error, item.batch, self.said.prepare)
+                        advice = not_cut(loader) + advice_for(error, item.batch, self.said.prepare)
                         raise type(error)(f"batch {number} of the loader: {error}{advice}") from error
                     if number < done:
                         self._check_repeats(one, number)

@@ -20,7 +20,7 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
 from hbpcompiler.ekfac.structure import Met, Structure, fits, joined, met_by, structure_of
-from hbpcompiler.entries import advice_for
+from hbpcompiler.entries import advice_for, not_cut
 from hbpcompiler.errors import HbpError, InputError, NoTermsError, OptionError, listing
 from hbpcompiler.values import Values
 from hbpcompiler.wrappers import unwrapped
@@ -162,7 +162,7 @@ class _Run:
                 with contextlib.suppress(NoTermsError):
                     forms[batch.form] = met_by(gradient, batch)
             except InputError as error:
-                advice = advice_for(error, item, prepare)
+                advice = not_cut(self.loader) + advice_for(error, item, prepare)
                 raise type(error)(f"batch {number} of the loader: {error}{advice}") from error
             if wanted <= joined(forms.values()).keys():
                 break

@@ -266,5 +266,8 @@ def test_what_does_not_fit_is_listed(setting):
         scores({}, setting.query, [], setting.train, [])
     with pytest.raises(hbp.InputError, match="no samples"):
         scores(setting.H, setting.query, [], setting.train, [], progress=False)
+    for given in (((setting.Q, setting.t), []), ([(setting.Q, setting.t)], (setting.X, setting.y))):
+        with pytest.raises(hbp.InputError, match=r"batch 0 of .*, pass a list of it, \[\(X, y\)\]"):
+            scores(setting.H, setting.query, given[0], setting.train, given[1], progress=False)
     with pytest.raises(hbp.InputError, match="batch 0 of the queries"):
         scores(setting.H, setting.query, [(setting.Q.float(), setting.t)], setting.train, [], progress=False)

@@ -209,6 +209,8 @@ def test_refusals():
         hbp.ekfac(model, None, [(X, y)], diagonal=["q*"], parameters=["x"])
     with pytest.raises(hbp.InputError, match="the loader gave no samples"):
         hbp.ekfac(model, None, [])
+    with pytest.raises(hbp.InputError, match=r"batch 0 of the loader: .*, pass a list of it, \[\(X, y\)\]"):
+        hbp.ekfac(model, None, (X, y))
     with pytest.raises(hbp.InputError, match="9 samples, and 4 when it was read again"):
         hbp.ekfac(model, None, Shrinking([(X, y), (X[:4], y[:4])]), parameters=["head.*"], progress=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.entries import OF_SCORES, advice_for, warn_of_optional
+from hbpcompiler.entries import OF_SCORES, advice_for, not_cut, warn_of_optional
 from hbpcompiler.errors import InputError
 from hbpcompiler.result import Result
 
@@ -58,9 +58,9 @@ class Item:
 class Samples:
     """The batches of one loader, and one program for them."""
 
-    def __init__(self, program: Compiled, prepare: Callable[[Any], Any] | None, count: Callable[[Any], Any] | None,
-                 title: str) -> None:
-        self.program, self.title = program, title
+    def __init__(self, program: Compiled, loader: Iterable[Any], prepare: Callable[[Any], Any] | None,
+                 count: Callable[[Any], Any] | None, title: str) -> None:
+        self.program, self.loader, self.title = program, loader, title
         self.device = next(program.model.parameters()).device
         self._prepare, self._count = prepare, count
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
@@ -106,5 +106,5 @@ class Samples:
         try:
             yield
         except InputError as error:
-            advice = advice_for(error, given, self._prepare, OF_SCORES)
+            advice = not_cut(self.loader) + advice_for(error, given, self._prepare, OF_SCORES)
             raise type(error)(f"batch {number} of the {self.title}: {error}{advice}") from error

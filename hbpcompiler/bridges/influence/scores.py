@@ -87,10 +87,11 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     names = tuple(curvature.names)
     inverse = _inverse(curvature, damping, split)
     left_out = _left_out(curvature, train)
-    measured = Samples(query.instead({"batch_grad": [escaped(name) for name in names]}), prepare, count, "queries")
+    measured = Samples(query.instead({"batch_grad": [escaped(name) for name in names]}), queries, prepare, count,
+                       "queries")
     groups = {f"group{number}": name for number, name in enumerate(names)} if per_parameter else {"all": WHOLE}
     members = {key: [escaped(name)] if name else [escaped(each) for each in names] for key, name in groups.items()}
-    trained = Samples(train.instead(["project"], members), prepare, count, "training data")
+    trained = Samples(train.instead(["project"], members), data, prepare, count, "training data")
     header = header_of(inverse, {"query": query, "train": train}, group, {"rank": str(rank),
                                                                          "per_parameter": str(per_parameter)})
     folder = Folder(None if checkpoint is None else Path(checkpoint), header, _suffix(group))
@@ -129,8 +130,8 @@ def self_scores(curvature: Curvature, train: Compiled, data: Iterable[Any], *, d
     """
     check(curvature, {"train": train}, {"data": data}, None, None, order, checkpoint_every)
     inverse, left_out = _inverse(curvature, damping, split), _left_out(curvature, train)
-    trained = Samples(train.instead({"batch_grad": [escaped(name) for name in curvature.names]}), prepare, count,
-                      "training data")
+    trained = Samples(train.instead({"batch_grad": [escaped(name) for name in curvature.names]}), data, prepare,
+                      count, "training data")
     header = header_of(inverse, {"train": train}, group, {"per_parameter": str(per_parameter)})
     folder = Folder(None if checkpoint is None else Path(checkpoint), header, _suffix(group))
 
