@@ -53,8 +53,11 @@ def arguments_of(item: Any, prepare: Callable[[Any], Any] | None, device: torch.
         target = held.pop(found[0])
         item = (held, target)
     if not isinstance(item, tuple | list) or len(item) < 2:
-        raise InputTypeError(f"a batch of the loader's is a {type(item).__name__}, not (X, y); pass prepare=, a "
-                             "function that makes (X, y) of it")
+        kind = type(item).__name__
+        if isinstance(item, tuple | list):
+            kind += f" of {len(item)} {'entry' if len(item) == 1 else 'entries'}"
+        raise InputTypeError(f"a batch of the loader's is a {kind}, not (X, y); pass prepare=, a function that makes "
+                             "(X, y) of it")
     return tuple([_moved(part, device) for part in item])
 
 

@@ -267,6 +267,8 @@ def test_dicts_and_what_prepare_makes():
         hbp.accumulate(compiled, [{"input": X, "class": y}], progress=False)
     with pytest.raises(hbp.InputError, match="not \\(X, y\\)"):
         hbp.accumulate(compiled, [X], progress=False)
+    with pytest.raises(hbp.InputError, match=r"is a list of 1 entry, not \(X, y\)"):
+        hbp.accumulate(compiled, [[X]], progress=False)
     for loader, text in ((TensorDataset(X, y), r"a data set by itself.* DataLoader\(dataset"),
                          ((X, y), r"pass a list of it, \[\(X, y\)\]"), (5, "the loader is a int")):
         with pytest.raises(hbp.InputError, match=text):
