@@ -3,6 +3,7 @@
 import functools
 import inspect
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -246,8 +247,38 @@ def test_model_returns_two_tensors():
             return x, super().forward(x)
 
     model, (X, y) = Two(4, 3), batch()
-    with refused(hbp.CompileError, ValueError, "y does not fit the loss", "tuple of [N, 4]", model=model):
+    with refused(hbp.CompileError, ValueError, "y does not fit the loss", "tuple of [N, 4]", "loss(output[0], y)",
+                 model=model):
         hbp.compile(model, quantities=["grad"])(X, y)
+
+
+@dataclass
+class Found:
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass
+class Scored:
+    mean: torch.Tensor
+    name: str
+
+
+@pytest.mark.parametrize(("returned", "part"), [
+    (lambda z: Found(z * 2, z), "output.logits"), (lambda z: Scored(z, "mean"), "output.mean"),
+    (lambda z: {"score": z}, "output['score']"), (lambda z: {"loss": z.sum(), "logits": z}, "output['logits']"),
+    (lambda z: (z, z), "output[0]"),
+])  # fmt: skip
+def test_the_loss_is_told_how_to_read_an_output(returned, part):
+    class Several(nn.Linear):
+        def forward(self, x):
+            return returned(super().forward(x))
+
+    model, (X, y) = Several(4, 3), batch()
+    with pytest.raises(hbp.InputError) as caught:
+        hbp.compile(model, quantities=["grad"])(X, y)
+    assert f"pass lambda output, y: loss({part}, y), say" in str(caught.value)
+    hbp.compile(model, lambda output, y: F.cross_entropy(eval(part), y), quantities=["grad"])(X, y)
 
 
 @pytest.mark.parametrize("pick", [torch.max, torch.median])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
         except Exception as error:
             made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
             made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
-            complaint = _complaint(error, batch, made)
+            complaint = _complaint(error, batch, made, "" if structure.is_one_tensor else _one_of(output))
             complaint.__cause__ = error
             zeros = [torch.zeros_like(row) for row in rows]
             if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
@@ -141,22 +142,36 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
     return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // SAMPLES)
 
 
-def _complaint(error: Exception, batch: Batch, made: str) -> BatchDoesNotFitError:
-    """What the loss says of an output, described by `made`, and these targets, and what to do about it."""
+def _one_of(output: Any) -> str:
+    """How a loss reads one tensor of what a model returns."""
+    held: Mapping[Any, Any] = {}
+    if isinstance(output, Mapping):
+        held = output
+    elif dataclasses.is_dataclass(output):
+        held = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    names = [name for name, value in held.items() if isinstance(value, Tensor)] or list(held)
+    if not names:
+        return "output[0]"
+    name = "logits" if "logits" in names else names[0]
+    return f"output[{name!r}]" if isinstance(output, Mapping) else f"output.{name}"
+
+
+def _complaint(error: Exception, batch: Batch, made: str, part: str) -> BatchDoesNotFitError:
+    """What the loss says of an output, described by `made`, and these targets, and what to do about it; `part` is one
+    tensor of several."""
     head = "y does not fit the loss"
     if isinstance(error, TypeError) and "positional argument" in str(error):
         head = "the loss cannot be called with (output, target)"
     given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
     return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {TRIED} {reason(error)}"
-                                f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made)}")
+                                f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made, part)}")
 
 
-def advice(text: str, batch: Batch, made: str = "") -> str:
+def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     """What to write instead, for what torch says most often."""
     whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
                                                       strict=True) if not target.is_floating_point()]
-    if "must be Tensor, not" in text and made.startswith("a "):
-        part = "output['logits']" if "dict" in made or "Output" in made else "output[0]"
+    if "must be Tensor, not" in text and part:
         return f"; the loss gets all that the model returns: pass lambda output, y: loss({part}, y), say"
     if made and "float" not in made:
         return ("; the model returns whole numbers, of which there is no derivative (argmax, round, a comparison): "
