@@ -18,7 +18,7 @@ from hbpcompiler.limits import Limits
 from hbpcompiler.options import check_example, check_memory, check_model
 from hbpcompiler.spectra.decompose import Products, decompose, nothing
 from hbpcompiler.spectra.groups import Groups, groups_of
-from hbpcompiler.spectra.phases import EXACT, SAMPLED, First, Phases
+from hbpcompiler.spectra.phases import EXACT, SAMPLED, First, Phases, naming_the_spectrum
 from hbpcompiler.spectra.repeat import Call
 from hbpcompiler.spectra.room import check_room, decomposition_bytes
 from hbpcompiler.spectra.spectrum import Spectrum
@@ -84,7 +84,8 @@ class CompiledSpectrum:
 
     def prepare(self, batch: Batch) -> None:
         """Compile the first phase's program for batches like this one, and prove it."""
-        self._phases.first_program(self._small(batch))._prepare(batch)
+        with naming_the_spectrum():
+            self._phases.first_program(self._small(batch))._prepare(batch)
 
     def _small(self, batch: Batch) -> frozenset[str]:
         """Groups with fewer parameters than there are columns."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiled import Compiled, compile
+from hbpcompiler.compiler.plan.closings import SIGNED
+from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.result import Result
 from hbpcompiler.spectra.decompose import Columns, Products
 from hbpcompiler.spectra.groups import Groups
@@ -67,7 +70,8 @@ class Phases:
         Groups that are named in `small` give the columns themselves instead.
         """
         compiled = self.first_program(small)
-        result = compiled(*batch, **call)
+        with naming_the_spectrum():
+            result = compiled(*batch, **call)
         found: dict[str, Products | Columns] = {}
         for group, key in self.keys.items():
             present = [name for name in self.groups[group] if name in result.grad]
@@ -107,6 +111,18 @@ class Phases:
         named = {self.keys[group]: [escaped(name) for name in names] for group, names in self.groups.items()
                  if group in groups}
         return compile(self.model, self.loss, quantities, groups=named, **self.options)
+
+
+@contextlib.contextmanager
+def naming_the_spectrum() -> Iterator[None]:
+    """A loss that is refused is refused for a spectrum, not for the quantities that this is made of."""
+    try:
+        yield
+    except UnsupportedOpError as error:
+        _, found, rest = str(error).partition(SIGNED)
+        if not found:
+            raise
+        raise UnsupportedOpError(f"a spectrum{found}{rest}") from error
 
 
 def escaped(name: str) -> str:

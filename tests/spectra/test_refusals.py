@@ -81,8 +81,11 @@ def test_losses_that_may_not_be_convex():
     def strange(output, target):
         return (output.cos() * output.square()).sum(1).mean()
 
-    with pytest.raises(hbp.UnsupportedOpError, match="not known to be positive"):
-        hbp.spectrum(model, strange)(X, y)
+    for groups in ("all", "parameter"):  # of inner products, and of columns
+        for call in (lambda groups: hbp.spectrum(model, strange, groups)(X, y),
+                     lambda groups: hbp.spectrum(model, strange, groups, example_inputs=(X, y))):
+            with pytest.raises(hbp.UnsupportedOpError, match=r"^a spectrum: the curvature .* not known to be "):
+                call(groups)
 
 
 def test_curvature_that_is_not_finite():

@@ -46,6 +46,8 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.rule import Contraction, Op, Rule, Window
 
+SIGNED = ": the curvature of this loss is not known to be positive"
+"""In the error of columns that are asked for and may have no real square root; what asks for them is before it."""
 WHOLE_BLOCKS = frozenset({EIGEN, FACTOR, IN_BASES, REDUCED_FACTOR})
 """Closings that have the full block of a parameter without input features, or its eigenvectors."""
 NONE, ALL_CHOSEN = Joint(), Chosen()
@@ -158,8 +160,7 @@ def _quantities_of(closing: Closing) -> list[str]:
 
 def signed_columns(names: Sequence[str]) -> str:
     """Why what needs real columns cannot be had of signed ones."""
-    return (f"{', '.join(names)}: the curvature of this loss is not known to be positive, so it may have no real "
-            "square root; use a loss function that has a rule")
+    return f"{', '.join(names)}{SIGNED}, so it may have no real square root; use a loss function that has a rule"
 
 
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:
