@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +24,9 @@ class Result:
                  stored: Mapping[str, Stored] | None = None, reduction: str = "") -> None:
         self.stored: Mapping[str, Stored] = dict(stored or {})
         """The parameters as `hbp.curvature` has to know them, by name; every quantity's dict has them too."""
-        self._values: dict[str, Any] = self._described({name: getattr(raw, name) for name in quantities})
+        values = {name: getattr(raw, name) for name in quantities}
+        self._values = {name: Values(held, name, self.stored) if isinstance(held, Mapping) else held
+                        for name, held in values.items()}
         self._model = model
         self.meetings = meetings or {}
         """For `block_product`: the plan's closing at which the kept pieces meet each parameter."""
@@ -43,18 +43,9 @@ class Result:
         """Whether this is a result of that model."""
         return self._model is model
 
-    def _described(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: Values(held, name, self.stored) if isinstance(held, Mapping) else held
-                for name, held in values.items()}
-
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to the program that made it: classes of named tuples, and what `block_product` reads."""
-        values = {name: _each(held, _plain) for name, held in self._values.items()}
-        return {**self.__dict__, "_values": values, "meetings": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._values = self._described({name: _each(held, _record) for name, held in state["_values"].items()})
+        """Without what belongs to the program that made it, which `block_product` reads."""
+        return {**self.__dict__, "meetings": {}}
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -91,24 +82,3 @@ class Result:
         for quantity, values in self._values.items():
             for name, value in values.items() if QUANTITIES[quantity].per == PARAMETER else ():
                 setattr(parameters[name], quantity, value)
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A named tuple without its class."""
-
-    name: str
-    fields: dict[str, Any]
-
-
-def _each(held: Any, changed: Callable[[Any], Any]) -> Any:
-    """A dict with each value changed; what is no dict as it is."""
-    return {key: changed(value) for key, value in held.items()} if isinstance(held, Mapping) else held
-
-
-def _plain(value: Any) -> Any:
-    return _Fields(type(value).__name__, value._asdict()) if hasattr(value, "_asdict") else value
-
-
-def _record(value: Any) -> Any:
-    return namedtuple(value.name, value.fields)(**value.fields) if isinstance(value, _Fields) else value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,4 +41,27 @@ class Values(dict[str, Any]):
         return Values(values, self.quantity, self.stored)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Values, (dict(self), self.quantity, dict(self.stored))
+        """Without classes of named tuples, which belong to the program that made them."""
+        values = {name: _plain(value) for name, value in self.items()}
+        return _again, (values, self.quantity, dict(self.stored))
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A named tuple without its class."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+def _plain(value: Any) -> Any:
+    return _Fields(type(value).__name__, value._asdict()) if hasattr(value, "_asdict") else value
+
+
+def _record(value: Any) -> Any:
+    return namedtuple(value.name, value.fields)(**value.fields) if isinstance(value, _Fields) else value
+
+
+def _again(values: Mapping[str, Any], quantity: str, stored: Mapping[str, Stored]) -> Values:
+    """What was pickled."""
+    return Values({name: _record(value) for name, value in values.items()}, quantity, stored)

@@ -55,6 +55,16 @@ def test_results_can_be_sent_elsewhere():
         again.to_parameters()
 
 
+def test_one_quantity_is_read_in_another_process(tmp_path):
+    """Where the module of the program that made it is not known."""
+    result = hbp.compile(mlp(), quantities=["kflr"])(X, Y)
+    torch.save((result.kflr, result.kflr.like({"all": result.kflr["0.weight"]})), tmp_path / "kflr.pt")
+    code = (f"import torch; kflr, like = torch.load({str(tmp_path / 'kflr.pt')!r}, weights_only=False)\n"
+            "print(kflr.quantity, like['all'].A.shape == kflr['0.weight'].A.shape, *kflr)")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["kflr", "True", *result.kflr]
+
+
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
