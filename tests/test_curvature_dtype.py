@@ -232,6 +232,7 @@ def test_torchscript():
     assert error(found.kflr, expected.kflr) < HALF
 
 
+@slow("other options with it; each has tests of its own")
 def test_autotune_and_memory_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("HBP_CACHE_DIR", str(tmp_path))
     model, X, y = problem("cnn", torch.float32)

@@ -8,6 +8,7 @@ import pytest
 
 import hbpcompiler as hbp
 from tests.pages import Run, blocks, excerpt, needs
+from tests.selection import few
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -27,6 +28,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@few(12, "other pages")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page_runs_and_shows_what_comes_out(path, folder, request):
     for package in needs(path.read_text(encoding="utf-8")):

@@ -12,6 +12,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, kfac_emp, kflr
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import slow
 from tests.test_empirical_factors import OF_FACTORS
 from tests.test_quantities import close
 from tests.ways import WAYS
@@ -61,6 +62,7 @@ def test_a_transposed_convolution_of_single_pixels_is_a_convolution(groups):
         close(found.kflr[name].B, factors.B, f"B of {name}")
 
 
+@slow("random networks; fixed ones are beside it")
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())), st.sampled_from(OF_FACTORS))
 def test_random_chains_in_every_way(setting, way):
     model, loss, X, y = setting

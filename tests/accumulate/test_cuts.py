@@ -108,7 +108,7 @@ def padded(batches, length):
     return torch.cat(tokens), torch.cat(labels)
 
 
-@few(2, "further losses and quantities")
+@few(1, "further losses and quantities")
 @pytest.mark.parametrize(("counted", "in_place"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in_place, monkeypatch):

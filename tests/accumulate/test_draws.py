@@ -14,6 +14,7 @@ import hbpcompiler as hbp
 from hbpcompiler.accumulate.batches import batches_from
 from hbpcompiler.accumulate.keys import keys_of
 from tests.accumulate.test_cuts import compare
+from tests.selection import few
 
 NAMES = ["grad", "variance", "diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "kfac"]
 SAMPLES = 9
@@ -144,6 +145,7 @@ KEPT = {
 }
 
 
+@few(4, "other ways to move them")
 @pytest.mark.parametrize("way", [*MOVED, *KEPT])
 def test_draws_that_do_not_stay_with_their_samples_are_told(way):
     """And those that do are not: their totals do not depend on the cutting."""

@@ -221,6 +221,7 @@ sys.stdout.buffer.write(compiled.code.encode())
 '''
 
 
+@slow("two processes; that numbers and order change nothing is tested in one")
 def test_two_processes_write_the_same_bytes(tmp_path):
     texts = []
     for seed in ("1", "2"):

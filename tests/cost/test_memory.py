@@ -182,6 +182,7 @@ class Branching(nn.Module):
         return self.last(h).mean(1)
 
 
+@slow("a large program in small chunks")
 def test_columns_of_several_branches_are_not_laid_side_by_side_where_memory_is_short():
     model, X, y = Branching(), torch.randn(2, 5, 6, dtype=torch.float64), torch.tensor([0, 2])
     whole = hbp.compile(model, quantities=["diag_h"], example_inputs=(X, y)).predicted_memory(2)

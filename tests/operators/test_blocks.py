@@ -15,6 +15,7 @@ from hbpcompiler.operators.blocks import PASSES, PROGRAMS, Trial
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import dense, double, forward, same
 from tests.operators.test_matrices import Custom, Tied, two_losses
+from tests.selection import slow
 from tests.test_random_graphs import graphs
 from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
@@ -32,6 +33,7 @@ def check(model, loss, inputs, y, names="*", chunk=7):
     same(operator @ many[:, 0], expected @ many[:, 0])
 
 
+@slow("random networks; fixed ones are beside it")
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_random_chains(setting):
     """Of all losses, both reductions, frozen parameters, one sample or several, with dropout in training mode."""

@@ -49,6 +49,7 @@ def test_all_ranks_make_the_steps_of_one(written):
                 assert torch.equal(found[rank][name, size], found[0][name, size]), (name, size, rank)
 
 
+@slow("three processes; accumulate/test_ranks.py has them for what ranks share")
 def test_eigenvectors_are_shared_out(written):
     """Two layers with joint blocks, two factors each, at two steps: each rank finds some."""
     found = [torch.load(written / f"rank{rank}.pt") for rank in range(3)]

@@ -17,7 +17,7 @@ from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
-from tests.selection import few, slow
+from tests.selection import slow
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
 PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac", "nko,nik->oi",
@@ -69,8 +69,8 @@ def convolutions():
     return model, torch.randn(3, 3, 10, 8), torch.randint(4, (3,))
 
 
-@few(1, "other layers")
-@pytest.mark.parametrize("make", [convolutions, pytest.param(wide, marks=slow("linear layers alone"))])
+@slow("large layers by brute force")
+@pytest.mark.parametrize("make", [convolutions, wide])
 def test_programs_with_onednn_agree_with_brute_force(make):
     model, X, y = make()
     compiled = hbp.compile(model, quantities=QUANTITIES, example_inputs=(X, y), limits=hbp.Limits(onednn_rows=1))

@@ -9,6 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.derive.compression import compressed
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import slow
 from tests.test_quantities import EXACT, check_exact, close
 
 
@@ -70,6 +71,7 @@ def test_half_precision_is_left_alone():
     assert "linalg" not in code
 
 
+@slow("random networks; fixed ones are beside it")
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_random_networks_compressed_everywhere(setting):
     always = hbp.Limits(compressed_columns=1, compressed_growth=0)

@@ -33,6 +33,7 @@ HOVERED = "return [...document.querySelectorAll('.hoverlayer .hovertext')].map(e
 if not is_there() and os.environ.get("HBP_BROWSER") != "1":
     pytest.skip("there is no browser: apt-get install chromium chromium-driver", allow_module_level=True)
 pytest.importorskip("selenium")
+pytestmark = slow("what is in a page is tested without a browser")
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def counted(cells: list[int], bins: int) -> list[int]:
     return torch.bincount(torch.tensor(cells), minlength=bins).tolist()
 
 
-@few(3, "other networks")
+@few(1, "other networks")
 @pytest.mark.parametrize(("options", "asked"), [({}, ASKED), ({"backend": "torchscript"}, ASKED),
                                                 ({}, [*ASKED, "trace_h"])])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

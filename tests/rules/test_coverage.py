@@ -10,7 +10,7 @@ from hbpcompiler.command.coverage import core_coverage, core_operations, name_of
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.rules.refused import DECOMPOSED, REFUSED
 from hbpcompiler.testing.layer import CaseLayer
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.test_random_graphs import FEATURES, Graph, batch, check
 
 # Of copy, torch differentiates x[:] = y only.
@@ -45,6 +45,7 @@ def test_what_is_decomposed_has_no_rule():
         assert builtin().find(f"aten.{target}", overload) is None
 
 
+@few(6, "other decompositions")
 @pytest.mark.parametrize("name", cases([*OWN, *TORCHS], lambda name: not name.endswith(" -1"), "a second use"))
 def test_what_is_decomposed_agrees_with_brute_force(name):
     operation, case = {**OWN, **TORCHS}[name]
