@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.config as fake_tensors
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -111,7 +112,7 @@ def normalised(x):
 def test_batch_norms_shapes_are_those_that_torch_finds(x):
     expected = normalised(x)
     table = dict(torch._decomp.decomposition_table)
-    with right_shapes():
+    with right_shapes(nn.Linear(1, 1)):
         assert normalised(x) == expected
     assert torch._decomp.decomposition_table == table
 
@@ -160,5 +161,13 @@ def by_pixels(*shape):
 ])  # fmt: skip
 def test_shapes_are_those_that_torch_finds(function, tensors):
     expected = found_for(function, *tensors)
-    with right_shapes():
+    with right_shapes(nn.Linear(1, 1)):
         assert found_for(function, *tensors) == expected
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(3, False), (9, True)])
+def test_what_calls_make_is_kept_where_layers_are_alike(layers, kept):
+    before = fake_tensors.fake_tensor_cache_enabled
+    with right_shapes(nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])):
+        assert FakeTensorMode().cache_enabled is (kept and before)
+    assert fake_tensors.fake_tensor_cache_enabled is before

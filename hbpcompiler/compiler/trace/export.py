@@ -118,7 +118,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
-    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(), \
+    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), \
             sizes_by_users_lines(), module_equivalents(model, modules or {}), without_backward_hooks_of_all():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []

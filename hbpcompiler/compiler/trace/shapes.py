@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch._dynamo.config as fake_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 Known = Callable[..., Any]
 """How torch's table of decompositions has it."""
 
 
+OFTEN = 8
+"""So many parameters of one shape, on average, make a model of layers that are alike."""
+
+
 @contextmanager
-def right_shapes() -> Iterator[None]:
+def right_shapes(model: nn.Module) -> Iterator[None]:
     """Meanwhile torch infers some shapes otherwise than by its table of decompositions.
 
     That of nll_loss, and so of cross_entropy, from what it does: the table reads the number for reduction="none" as
     another argument's, and takes the result for one number. Those that QUICK has from their arguments': the table's way
-    takes a third of the time that the export of a small network or of a DenseNet does. No result is kept for calls that
-    are alike, as few are in one model: to keep them takes another third.
+    takes a third of the time that the export of a small network or of a DenseNet does. What calls make is kept, for
+    others that are alike, only in models that have many (BERT's twelve layers): to keep it takes another third.
     """
     table = torch._decomp.decomposition_table
     loss = torch.ops.aten.nll_loss.default
     known: dict[Any, Any] = {overload: table.pop(overload) for overload in (loss, *QUICK) if overload in table}
     table.update({overload: shaped(known[overload]) for overload, shaped in QUICK.items() if overload in known})
     try:
-        with fake_tensors.patch(fake_tensor_cache_enabled=False):
+        with nullcontext() if _has_alike_layers(model) else fake_tensors.patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         table.update(known)
+
+
+def _has_alike_layers(model: nn.Module) -> bool:
+    shapes = [parameter.shape for parameter in model.parameters()]
+    return len(shapes) >= OFTEN * max(1, len(set(shapes)))
 
 
 def _of_softmax(known: Known) -> Known:

@@ -64,7 +64,7 @@ class Traced:
 
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""
-        with right_shapes(), quoted_names():
+        with right_shapes(self.model), quoted_names():
             return replace(self, exported=taken_apart(self.exported, table))
 
 
