@@ -64,3 +64,18 @@ def test_what_has_no_axes_beside_the_samples_is_not_asked_for_any():
     meta.set_tensor(y, ("N",), torch.int64)
     assert conditions({x: "images", y: "y", w: "state"}, EVERY) == [
         'assert list(images.shape[1:]) == [3, 4], "images is not [N, 3, 4], for which this file was written"']
+
+
+def test_a_length_that_another_makes_is_asked_for():
+    """Two axes of any length have programs for those that keep a distance."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"], dynamic={"x": [2, 3]})
+    y = torch.randn(4, 2)
+    compiled(torch.randn(4, 1, 8, 9), y)
+    program, state = compiled.program, dict(compiled.state)
+    message = '"x is not [N, 1, T, T + 1], for which this file was written"'
+    assert asserted(compiled.code)[:2] == [f"assert x.shape[1] == 1, {message}",
+                                           f"assert x.shape[3] == x.shape[2] + 1, {message}"]
+    program(state, torch.randn(4, 1, 11, 12), y)
+    with pytest.raises(AssertionError, match="x is not"):
+        program(state, torch.randn(4, 1, 11, 14), y)

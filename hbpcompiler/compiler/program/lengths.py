@@ -29,6 +29,11 @@ def with_formula(number: int, formula: str) -> str:
     return f"{number}⟨{formula}⟩"
 
 
+def is_formula(length: str) -> bool:
+    """Whether it is that and nothing else."""
+    return FORMULA.fullmatch(length) is not None
+
+
 def shown(text: str) -> str:
     """A text with formulas in the place of the numbers that they made at the first T."""
     return FORMULA.sub(r"\2", text) if "⟨" in text else text
