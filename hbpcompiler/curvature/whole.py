@@ -188,10 +188,14 @@ class Curvature:
 
     # -- elsewhere -----------------------------------------------------------------------------------------------------
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Curvature:
-        """On another device, in another dtype. Eigenvectors go along unless the dtype changes."""
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Curvature:
+        """On another device, in another dtype, or both. Eigenvectors go along unless the dtype changes."""
+        if isinstance(device, torch.dtype) and dtype is None:
+            device, dtype = None, device
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputTypeError(f"dtype must be a floating-point dtype, not {dtype!r}")
+        if isinstance(device, torch.dtype):
+            raise InputTypeError(f"one dtype, not both {device} and {dtype}")
         place = None if device is None else torch.device(device)
         dtypes = self.dtypes if dtype is None else dict.fromkeys(self.names, dtype)
         return Curvature([block.to(place, dtype) for block in self.blocks], self.names, dtypes)

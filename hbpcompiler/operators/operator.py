@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
-from hbpcompiler.errors import InputError
 from hbpcompiler.guards import TRACING
-from hbpcompiler.operators import estimates, exact, krylov
+from hbpcompiler.operators import exact
 from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
 from hbpcompiler.operators.blocks import AUTO, Blocks, blocks_of
 from hbpcompiler.operators.data import Data
-from hbpcompiler.operators.estimates import Density, Estimate
-from hbpcompiler.operators.krylov import Eigenpairs
 from hbpcompiler.operators.options import (
     EMPIRICAL,
     GGN,
@@ -33,21 +30,16 @@ from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Curvature, Products
 from hbpcompiler.operators.sample_axes import SampleAxes
 from hbpcompiler.operators.scales import Scales, scales_of
+from hbpcompiler.operators.symmetric import SymmetricOperator
 from hbpcompiler.operators.tried import try_products
 from hbpcompiler.operators.vectors import Columns, Space
 from hbpcompiler.options import check_model
 from hbpcompiler.wrappers import unwrapped
 
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
-
-DENSE = 10_000
-"""Rows of a matrix that `to_dense` makes without being told to: 800 MB in double precision."""
-
 
 def operator(
     model: nn.Module,
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor] | None,
     data: Any,
     kind: str = GGN,
     *,
@@ -61,6 +53,7 @@ def operator(
 ) -> Operator:
     """A symmetric D x D matrix of curvature, of which only products are computed; D numbers in the chosen parameters.
 
+    - `loss`: as for `hbp.compile`; None: CrossEntropyLoss().
     - `data`: one batch as a tuple, (X, y), (X1, X2, y) or ({"name": X, ...}, y), or a loader of such batches that gives
       the same ones each time. All batches count as one: of a mean loss, each weighs by its part of what is divided by.
     - `kind`: "ggn", J^T (Hessian of L in the model's outputs) J; "hessian", of L; "fisher_empirical",
@@ -80,7 +73,7 @@ def operator(
     """
     check_kind(kind)
     check_positive({"mc_samples": mc_samples, "chunk": chunk})
-    model = unwrapped(model)
+    model, loss = unwrapped(model), nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
     chosen = chosen_parameters(model, parameters)
     passes = Passes(model, loss, tuple(chosen), check_seed(seed))
@@ -90,19 +83,17 @@ def operator(
     return made
 
 
-class Operator:
-    """A symmetric matrix of shape [D, D] that is known by its products; made by `hbp.operator`.
+class Operator(SymmetricOperator):
+    """A curvature matrix of shape [D, D] that is known by its products; made by `hbp.operator`.
 
-    `A @ v` takes a dict {name: [*theta]}, a list of tensors in the parameters' order, a vector [D], or several vectors
-    at once, a matrix [D, F] or a dict or list of [F, *theta], in the parameters' dtype and on their device. It returns
-    what it was given. Trainable parameters that do not reach the loss have rows and columns of zeros.
+    Trainable parameters that do not reach the loss have rows and columns of zeros.
     """
 
     def __init__(self, passes: Passes, space: Space, data: Any, kind: str, mc_samples: int, chunk: int,
                  count: Callable[[Any], Any] | None, blocks: str) -> None:
+        super().__init__(space)
         self.kind = kind
-        self._passes, self._space = passes, space
-        self._starts: dict[str, Tensor] = {}
+        self._passes = passes
         with self._own_draws():
             self._data = Data(passes.model, data)
             check_runs(passes.model, passes.loss, self._data.first())
@@ -120,82 +111,10 @@ class Operator:
             return Scales(True, (1.0,))
         return scales_of(self._passes, self._data, self._axes, counts)
 
-    # -- the matrix --------------------------------------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._space.size, self._space.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._space.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._space.device
-
-    @property
-    def parameters(self) -> Mapping[str, torch.Size]:
-        """The shapes of the parameters that it is about, by name, in the order of flat vectors."""
-        return dict(self._space.shapes)
-
     @property
     def samples(self) -> int:
         """N, of all batches together."""
         return self._data.samples
-
-    @property
-    def T(self) -> Operator:  # noqa: N802  # as tensors and arrays call it
-        """The transpose: itself."""
-        return self
-
-    def adjoint(self) -> Operator:
-        """Itself."""
-        return self
-
-    def __matmul__(self, vectors: Any) -> Any:
-        """The product with one vector or several, in the form that they have. Raises InputError if they do not fit."""
-        given = self._space.vectors(vectors)
-        return given.back(self._times(given.columns))
-
-    def to_flat(self, vectors: Any) -> Tensor:
-        """[D] of a dict or list of one vector, [D, F] of several."""
-        given = self._space.vectors(vectors)
-        flat = self._space.joined(given.columns)
-        return flat.squeeze(1) if given.single else flat
-
-    def to_dict(self, vectors: Tensor) -> dict[str, Tensor]:
-        """{name: [*theta]} of a vector [D], {name: [F, *theta]} of a matrix [D, F]."""
-        given = self._space.vectors(vectors)
-        return self._space.named([column.squeeze(0) for column in given.columns] if given.single else given.columns)
-
-    def to_dense(self, most: int = DENSE) -> Tensor:
-        """[D, D], by D products. Raises InputError if D is larger than `most`."""
-        size = self._space.size
-        if size > most:
-            raise InputError(f"the matrix has {size} rows, which is more than {most}; to_dense(most={size}) makes it "
-                             "nevertheless")
-        return self @ torch.eye(size, dtype=self.dtype, device=self.device)
-
-    def to_scipy(self) -> LinearOperator:
-        """For SciPy's solvers: takes and gives float64 arrays, and computes in the parameters' dtype. Needs SciPy."""
-        return krylov.to_scipy(self)
-
-    # -- eigenvalues, trace, diagonal --------------------------------------------------------------------------------
-
-    def top(self, k: int = 1, which: str = "largest", *, tolerance: float | None = None,
-            most_products: int | None = None) -> Eigenpairs:
-        """The k largest eigenvalues and their vectors by Lanczos' method with restarts (ARPACK through SciPy).
-
-        - `which`: "largest" and "smallest" go by the value with its sign, "magnitude" by the absolute value.
-        - `tolerance`: of eigenvalues, relative; 1e-9 in double precision, 1e-5 in single precision by default.
-        - `most_products`: gives up then; 20 D, and 2000 at least, by default.
-
-        Values [k], in that order; vectors {name: [k, *theta]} of length one, whose signs mean nothing. The next call
-        begins with the last one's vectors, which saves products while parameters move little. Raises InputError for k
-        outside 1..D, NotConvergedError after `most_products`.
-        """
-        return krylov.top(self, k, which, tolerance, most_products, self._starts)
 
     def trace(self) -> Tensor:
         """The exact trace, by a compiled program: not for "fisher_sampled", nor for what `hbp.compile` refuses."""
@@ -206,22 +125,6 @@ class Operator:
         """The exact diagonal {name: [*theta]}, where `trace` is to be had too."""
         with self._own_draws():
             return exact.diagonal(self._exact())
-
-    def estimate_trace(self, products: int = 60) -> Estimate:
-        """Trace and standard error from so many products, by XTrace; for what has no exact `trace`."""
-        return estimates.trace(self, products, self.generator("trace"))
-
-    def estimate_diagonal(self, products: int = 60) -> Estimate:
-        """Diagonal [D] and standard errors [D] from so many products with random signs; the errors fall slowly."""
-        return estimates.diagonal(self, products, self.generator("diagonal"))
-
-    def density(self, points: int = 200, *, steps: int = 40, vectors: int = 5, width: float | None = None) -> Density:
-        """The density of eigenvalues by stochastic Lanczos quadrature: `vectors` runs of `steps` products each.
-
-        `width`: standard deviation of the bell curve that stands for an eigenvalue; by default a hundredth of their
-        range.
-        """
-        return estimates.density(self, points, steps, vectors, width, self.generator("density"))
 
     # -- beneath ---------------------------------------------------------------------------------------------------
 
