@@ -33,6 +33,12 @@ def _seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
 def seed_global(number: int, device: torch.device) -> None:
     """Of torch's global generators; on the CPU without what torch.manual_seed does for every device there may be."""
     if device.type == "cpu":
-        torch.default_generator.manual_seed(number)
+        seed_cpu(number)
     else:
         torch.manual_seed(number)
+
+
+def seed_cpu(number: int) -> None:
+    """Of the CPU's generator alone. Where torch has not met a GPU yet, torch.manual_seed writes down for each kind of
+    them what the stack looks like, for when it will: a millisecond, and memory for as long as the process lasts."""
+    torch.default_generator.manual_seed(number)

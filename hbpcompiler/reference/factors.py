@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.seeded import seed_global
+
 from .forward import Forward, Inputs, Loss, derivative, jacobian
 
 Seen = dict[str, tuple[nn.Module, Tensor, Tensor]]
@@ -74,7 +76,7 @@ def kfra(
     run = Forward(model, loss, inputs, target, seed)
     seen, values = {}, [inputs[0]]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+        seed_global(seed, inputs[0].device)
         for path, module in leaves:
             given = values[-1].detach().requires_grad_()
             output = module(given.clone())

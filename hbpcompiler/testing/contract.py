@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
 from hbpcompiler.rule.registry import strange_arguments
+from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
@@ -49,7 +50,7 @@ def check_rule(rule: Rule | LossRule) -> None:
 
 def _forward(rule: Rule | LossRule, operation: str, case: Case) -> tuple[Setting, Op, str]:
     """One case's arguments, its operation with the value compared, and what it is called in a failure."""
-    torch.manual_seed(0)
+    seed_cpu(0)
     setting = Setting(rule, operation, case)
     op = setting.op()
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import Case, Diagonal, Rule
+from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.setting import Setting
 
 
@@ -19,7 +20,7 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
         rounded = values.to(dtype)
 
         def results(dtype: torch.dtype, rounded: Tensor = rounded) -> list[Tensor]:
-            torch.manual_seed(0)
+            seed_cpu(0)
             draw = {**case.make, name: lambda shape: rounded.double().expand(1, *shape[1:])}
             channels = case.shapes[name][:1] if len(case.shapes) > 1 else ()
             shaped = Case({**case.shapes, name: (*channels, len(rounded))}, case.attributes, case.batched,

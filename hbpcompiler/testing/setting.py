@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import Case, LossRule, Op, Rule, computed
+from hbpcompiler.seeded import seed_cpu
 
 SAMPLES = 3
 
@@ -118,5 +119,5 @@ def _normal(shape: Sequence[int]) -> Tensor:
 def _same_noise() -> Iterator[None]:
     """Operations that draw random numbers draw the same ones every time; other draws go on undisturbed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        seed_cpu(1)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,14 +90,22 @@ def decomposition(overload: Any, registry: Registry, curved: bool = False) -> Ca
 
     `curved`: second derivatives of the pieces have to be those of the operation too.
     """
-    from torch._decomp import core_aten_decompositions, decomposition_table
+    from torch._decomp import decomposition_table
 
     own = registry.decomposition(overload._schema.name.replace("::", "."), overload._overloadname)
     if own is not None:
         return own.curved if curved and own.curved is not None else own.function
-    core = core_aten_decompositions()  # its get() finds less than its [] does
+    core = _core_decompositions()  # its get() finds less than its [] does
     found: Callable[..., Any] | None = core[overload] if overload in core else decomposition_table.get(overload)
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
     if found is None and overload.has_kernel_for_dispatch_key(composite):
         found = overload.decompose
     return found
+
+
+@cache
+def _core_decompositions() -> Any:
+    """Torch's own table. It goes through all operations that there are each time that it is made."""
+    from torch._decomp import core_aten_decompositions
+
+    return core_aten_decompositions()

@@ -13,6 +13,7 @@ from torch import Tensor
 from hbpcompiler.compiler.match.sample_wise import without_fallback
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.derivatives import pulled_back, slope_in_all, vjp
+from hbpcompiler.seeded import seed_global
 
 COLUMNS = 2
 NUDGE = 1e-3
@@ -40,7 +41,7 @@ def probe(function: Composite, tensors: Sequence[Tensor], active: Sequence[int],
     """Raises NotDerivableError, in words, where torch has no first derivative or samples meet."""
     shared = [at for at in active if not function.batched[at]]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # as a program runs: torch's ways are others then
-        torch.manual_seed(0)
+        seed_global(0, expected.device)
         try:
             return _probe(function, tensors, active, shared, expected)
         except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError) as error:

@@ -12,6 +12,7 @@ import torch
 
 from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.seeded import seed_global
 
 RUNS = 64
 STANDARD_ERRORS = 6.0
@@ -23,7 +24,7 @@ def in_expectation(found: Callable[[Draws], Numbers], expected: Callable[[Draws]
     own, right = _Average(), _Average()
     with drawing(draws):
         for run in range(RUNS):
-            torch.manual_seed(run)
+            seed_global(run, draws.device)
             now = Draws.now(draws.device)
             own.add(found(now))
             right.add(expected(now))
