@@ -207,6 +207,7 @@ def test_a_small_run(module, arguments, tmp_path, monkeypatch):
     assert json.loads(file.read_text())
 
 
+@slow("a script that no user's program calls")
 def test_products_of_operators_are_the_same_in_every_way(tmp_path):
     file = tmp_path / "found.json"
     threads = str(torch.get_num_threads())
@@ -219,6 +220,7 @@ def test_products_of_operators_are_the_same_in_every_way(tmp_path):
     assert all(row["difference"] < operators.NEAR for row in rows)
 
 
+@slow("a script that no user's program calls")
 def test_a_small_run_of_optimizers(tmp_path):
     file = tmp_path / "found.json"
     threads = str(torch.get_num_threads())
@@ -238,6 +240,7 @@ def test_a_small_run_of_the_guards():
     assert all("guards" in line and line.endswith("%") for line in shares)
 
 
+@slow("a script that no user's program calls")
 def test_a_small_run_of_the_monitor(tmp_path):
     file = tmp_path / "found.json"
     threads = str(torch.get_num_threads())
@@ -248,6 +251,7 @@ def test_a_small_run_of_the_monitor(tmp_path):
     assert found["every 1"] > found["every 16"] > found["every 64"] > 1
 
 
+@slow("a script that no user's program calls")
 def test_a_small_run_of_clipping(tmp_path):
     """Beside torch.func, with which it must agree in float64."""
     file = tmp_path / "found.json"
@@ -259,6 +263,7 @@ def test_a_small_run_of_clipping(tmp_path):
     assert {"gradient", "ours", "ours, again", "torch.func"} <= json.loads(file.read_text())["logreg:2"].keys()
 
 
+@slow("a script that no user's program calls")
 def test_a_small_run_of_spectra(tmp_path):
     """All tasks, as without options."""
     file = tmp_path / "found.json"

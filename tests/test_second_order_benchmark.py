@@ -23,6 +23,7 @@ def small(name: str, batch: int) -> Problem:
     return Problem(model, nn.CrossEntropyLoss(), torch.randn(batch, 2, 2), torch.arange(batch) % 2)
 
 
+@slow("a script that no user's program calls")
 def test_entries_by_double_backward():
     problem = small("", 3)
     entries = second_order_entries.drawn(problem, 100)

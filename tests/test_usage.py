@@ -14,6 +14,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler import cache, calls
+from tests.selection import slow
 from tests.test_quantities import close
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -253,6 +254,7 @@ def test_a_full_disk_and_a_missing_home(monkeypatch, tmp_path):
     assert cache.cache_folder() == path.parent
 
 
+@slow("a process for one line")
 def test_the_temporary_folder_goes_with_the_process():
     code = ("from hbpcompiler import cache; import warnings; warnings.simplefilter('ignore');"
             "print(cache.temporary_folder('why'))")

@@ -22,6 +22,7 @@ from hbpcompiler.accumulate import checkpoint as files
 from hbpcompiler.accumulate import sums
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.sums import Sums
+from tests.selection import cases, slow
 
 NAMES = ["grad", "variance", "diag_ggn_mc", "kfac"]
 LENGTHS = [3, 2, 4, 1, 3]
@@ -288,13 +289,14 @@ def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path, content):
     assert path.read_bytes() == before
 
 
-def test_a_bit_that_is_another_is_noticed_wherever_it_is(tmp_path):
+@pytest.mark.parametrize("step", cases([7, 41], [41], "more places of the same file"))
+def test_a_bit_that_is_another_is_noticed_wherever_it_is(tmp_path, step):
     """In a number, a name, a count, or in how the file is laid out: an error, or nothing that is read is another."""
     path, dice, refused = tmp_path / "total.pt", random.Random(0), 0
     run(checkpoint=path, max_batches=2)
     whole, (held, header) = path.read_bytes(), files.read(path)
     pickled = whole.index(b"data.pkl"), whole.index(b"data/0")
-    places = [*range(*pickled, 7), *dice.sample(range(len(whole)), 60)]
+    places = [*range(*pickled, step), *dice.sample(range(len(whole)), 400 // step)]
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << dice.randrange(8))]) + whole[place + 1:])
         try:
@@ -358,6 +360,7 @@ def test_a_disk_that_is_full(full_disk):
     assert files.read(path)[1].batches == 2
 
 
+@slow("a process of its own; a full disk, too, must leave the file as it was")
 def test_a_process_that_is_killed_while_it_writes_loses_nothing(tmp_path):
     path = tmp_path / "total.pt"
     script = textwrap.dedent("""

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 from hbpcompiler.bridges.influence import scores, self_scores
+from tests.selection import slow
 
 
 class Masked(nn.Module):
@@ -70,6 +71,7 @@ def test_what_is_meant_can_be_said():
     quiet(lambda: hbp.accumulate(compiled_for(Unsigned()), PAIRS, progress=False))
 
 
+@slow("accumulate says the same by the same function")
 def test_ekfac_scores_and_operators_say_so_too():
     model = Masked().double()
     with pytest.warns(hbp.TotalWarning, match=TAKEN):

@@ -14,6 +14,7 @@ from hbpcompiler.codegen.outline import outlined
 from hbpcompiler.codegen.places import PARAMETERS, SAVED, SHARED, Place
 from hbpcompiler.compiler.program.writer import Block
 from tests.codegen.test_outline import assert_same, both, residual, run
+from tests.selection import cases
 
 
 def chain(modules):
@@ -114,7 +115,8 @@ class Encoder(nn.Module):
         return self.head(h[:, 0])
 
 
-@pytest.mark.parametrize("quantities", [["grad", "batch_l2"], ["kfac", "diag_ggn_mc"]])
+@pytest.mark.parametrize("quantities", cases([["grad", "batch_l2"], ["kfac", "diag_ggn_mc"]], [["grad", "batch_l2"]],
+                                             "the same functions"))
 def test_layers_of_a_transformer_share_functions(quantities, monkeypatch):
     shared, plain = both(Encoder(4).eval(), quantities, monkeypatch)
     assert len(re.findall(r"transformer_encoder_layer\w*\(\"layers\.\d", shared.code)) >= 6

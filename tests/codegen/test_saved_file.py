@@ -104,6 +104,7 @@ def test_saved_file_works_alone(tmp_path, training):
     assert str(tmp_path) in run_alone(tmp_path, compiled, X, y)
 
 
+@slow("a process for one more file")
 def test_saved_file_of_a_regression_in_single_precision(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2))
@@ -155,6 +156,7 @@ def test_hostile_module_names_are_data(tmp_path):
         assert parameter.grad is None
 
 
+@slow("a process for one more file; what such names could do is tested below without one")
 def test_a_file_with_hostile_names_works_alone(tmp_path):
     model = build([name for name in HOSTILE[:24] if name != "a\rb"])  # torch.jit.load cannot read \r back
     X, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(3, (4,))

@@ -59,6 +59,7 @@ def test_eigenvectors_are_shared_out(written):
         assert min(each) >= 2
 
 
+@slow("three processes; accumulate/test_ranks.py has them for what ranks share")
 def test_a_bad_batch_on_one_rank_stops_all_and_changes_nothing(written):
     for rank in range(3):
         found = torch.load(written / f"rank{rank}.pt")
@@ -68,6 +69,7 @@ def test_a_bad_batch_on_one_rank_stops_all_and_changes_nothing(written):
             assert text.startswith("InputError: X has" if rank == 1 else "RankError: the step failed on other ranks")
 
 
+@slow("three processes; accumulate/test_ranks.py has them for what ranks share")
 def test_where_a_rank_is_gone_the_others_say_so(written):
     for rank in (0, 2):
         assert "waited for the others in vain" in (written / f"error{rank}").read_text()
