@@ -12,32 +12,37 @@ from torch.utils._sympy.printers import PythonPrinter
 from hbpcompiler.codegen.naming import comment
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import is_formula, shown
-from hbpcompiler.compiler.trace.sizes import Sizes
+from hbpcompiler.compiler.trace.sizes import Sizes, is_always_fulfilled
 
-LENGTH = "T"
-SIZES = range(1, 257)
-"""Batches of which each is asked whether the file is for it."""
+SAMPLES, LENGTH = "N", "T"
 
 
 def conditions(given: Mapping[fx.Node, str], sizes: Sizes) -> list[str]:
-    """A line for each input and target whose samples have axes, and for each condition on their number."""
+    """A line for each input and target that has axes, and for each condition on the number of samples."""
     batch = {name: shape for node, name in given.items() if not meta.argument(node) and (shape := meta.shape(node))}
     length = next((f"{name}.shape[{axis}]" for name, shape in batch.items() for axis, text in enumerate(shape)
                    if is_formula(text) and shown(text) == LENGTH), LENGTH)
-    found = [line for name, shape in batch.items() for line in _of_shape(name, shape, length)]
+    first = next((name for name, shape in batch.items() if shape[0] == SAMPLES), "")
+    found = [line for name, shape in batch.items() for line in _of_shape(name, shape, length, first)]
     return found + [line for name in list(batch)[:1] for line in _of_sizes(name, sizes)]
 
 
-def _of_shape(name: str, shape: Sequence[str], length: str) -> list[str]:
-    """All axes after the sample axis at once; where some may have any length, one by one: those that have not, and
-    those whose length another's makes. `length` is where T is read."""
-    own = shape[1:]
-    if own and all(text.isdigit() for text in own):
-        asked = [f"list({name}.shape[1:]) == [{', '.join(own)}]"]
-    else:
-        lengths = [(f"{name}.shape[{axis}]", re.sub(rf"\b{LENGTH}\b", length, shown(text)))
-                   for axis, text in enumerate(own, 1) if text.isdigit() or is_formula(text)]
-        asked = [f"{axis} == {found}" for axis, found in lengths if axis != found]
+def _of_shape(name: str, shape: Sequence[str], length: str, first: str) -> list[str]:
+    """All axes at once; where some may have any length, one by one: those that have not, and those whose length
+    another's makes. `first` has as many samples as there are, `length` is where T is read."""
+    known = [re.sub(rf"\b{LENGTH}\b", length, shown(text)) if is_formula(text) else text for text in shape]
+    if shape[0] == SAMPLES:
+        known[0] = f"{first}.shape[0]"
+    fixed = [axis for axis, text in enumerate(shape) if text.isdigit() or text == SAMPLES or is_formula(text)]
+    asked = []
+    if len(fixed) < len(shape) or any(is_formula(text) for text in shape):
+        places = [f"{name}.shape[{axis}]" for axis in range(len(shape))]
+        asked = [f"{name}.dim() == {len(shape)}"]
+        asked += [f"{places[axis]} == {known[axis]}" for axis in fixed if known[axis] != places[axis]]
+    elif name != first:
+        asked = [f"list({name}.shape) == [{', '.join(known)}]"]
+    elif len(shape) > 1:
+        asked = [f"list({name}.shape[1:]) == [{', '.join(known[1:])}]"]
     return [f'assert {condition}, "{name} is not [{", ".join(shape)}], for which this file was written"'
             for condition in asked]
 
@@ -47,7 +52,7 @@ def _of_sizes(name: str, sizes: Sizes) -> list[str]:
     found: list[str] = []
     samples = sympy.Symbol("N", integer=True, positive=True)
     for guard in sizes.conditions:
-        if all(Sizes((guard,)).include(size) for size in SIZES):
+        if is_always_fulfilled(guard):
             continue
         (symbol,) = guard.expr.free_symbols
         condition = PythonPrinter().doprint(guard.expr.subs(symbol, samples))

@@ -33,6 +33,12 @@ REFUSED: Mapping[str, str] = {
 """Core operations that cannot be differentiated here, and why, which an error says where a model has one of them; those
 with an overload mean that one alone."""
 
+WRONG_DERIVATIVES: Mapping[str, str] = {
+    "aten.as_strided_scatter": "torch's own derivative of it is wrong (2.13, 2.14): it goes to the places that are "
+                               "written, not to the others; write through slices, select, diagonal or reshape",
+}
+"""Operations of which no rule is derived, as torch differentiates them wrongly."""
+
 COMPLEX = ("aten._fft_c2r", "aten._fft_r2c")
 """Core operations to and from complex numbers: what lies between real values has one rule, made of torch's
 derivatives."""

@@ -47,12 +47,14 @@ class Registry:
         self.modules: dict[type[nn.Module], ModuleRule] = {}
         self.decompositions: dict[str, Decomposition] = {}
         self.refusals: dict[str, str] = {}
+        self.wrong_derivatives: dict[str, str] = {}
 
     def add(self, module: ModuleType) -> None:
         """Take a module's rules; two files for one operation are an error that names both. A rule and a decomposition
         of one operation, its second way, may be two, of one folder; a rule may come to a decomposition of ours."""
         file = str(module.__file__)
         self.refusals.update(getattr(module, "REFUSED", {}))
+        self.wrong_derivatives.update(getattr(module, "WRONG_DERIVATIVES", {}))
         clashes = []
         for rule in rules_in(module):
             if isinstance(rule, ModuleRule):
@@ -74,6 +76,7 @@ class Registry:
         other = Registry()
         other.rules, other.files, other.modules = dict(self.rules), dict(self.files), dict(self.modules)
         other.decompositions, other.refusals = dict(self.decompositions), dict(self.refusals)
+        other.wrong_derivatives = dict(self.wrong_derivatives)
         return other
 
     def find(self, operation: str, overload: str) -> AnyRule | None:

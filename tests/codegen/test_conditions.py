@@ -50,20 +50,65 @@ def test_a_file_refuses_other_lengths_and_batches_that_go_another_way():
 def test_a_file_for_any_length_asks_for_what_it_needs():
     compiled = hbp.compile(Covariance(), quantities=["grad"], dynamic={"x": [1]})
     compiled(*batch(4, 8))
-    first, second = asserted(compiled.code)
-    assert first == 'assert x.shape[2] == 2, "x is not [N, T, 2], for which this file was written"'
-    assert "N <= 4" in second
+    message = '"x is not [N, T, 2], for which this file was written"'
+    axes, features, targets, size = asserted(compiled.code)
+    assert axes == f"assert x.dim() == 3, {message}"
+    assert features == f"assert x.shape[2] == 2, {message}"
+    assert targets == 'assert list(y.shape) == [x.shape[0]], "y is not [N], for which this file was written"'
+    assert "N <= 4" in size
     for length in (5, 8, 12):
         compiled.program(dict(compiled.state), *batch(4, length))
 
 
-def test_what_has_no_axes_beside_the_samples_is_not_asked_for_any():
+def test_targets_have_as_many_samples_as_the_inputs_and_no_further_axes():
     graph = torch.fx.Graph()
     x, y, w = map(graph.placeholder, "xyw")
     meta.set_tensor(x, ("N", "3", "4"), torch.float32)
     meta.set_tensor(y, ("N",), torch.int64)
     assert conditions({x: "images", y: "y", w: "state"}, EVERY) == [
-        'assert list(images.shape[1:]) == [3, 4], "images is not [N, 3, 4], for which this file was written"']
+        'assert list(images.shape[1:]) == [3, 4], "images is not [N, 3, 4], for which this file was written"',
+        'assert list(y.shape) == [images.shape[0]], "y is not [N], for which this file was written"']
+
+
+@pytest.mark.parametrize("target", [torch.zeros(1), torch.zeros(()), torch.zeros(6, 1), torch.zeros(3)])
+@pytest.mark.parametrize("script", [False, True])
+def test_targets_that_would_be_broadcast_are_refused(target, script):
+    compiled = hbp.compile(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), nn.MSELoss(), ["grad"])
+    X = torch.randn(6, 4)
+    compiled(X, torch.randn(6))
+    program = torch.jit.script(compiled.program) if script else compiled.program
+    with pytest.raises(torch.jit.Error if script else AssertionError, match=r"y is not \[N\]"):
+        program(dict(compiled.state), X, target)
+
+
+class Threshold(nn.Module):
+    def __init__(self, condition):
+        super().__init__()
+        self.condition, self.layer = condition, nn.Linear(2, 3)
+
+    def forward(self, x):
+        found = self.layer(x)
+        return 2 * found if self.condition(len(x)) else found
+
+
+@pytest.mark.parametrize(("condition", "size"), [
+    (lambda n: n > 1000, 1001), (lambda n: 3 * n >= 1000, 334), (lambda n: n * n > 10**6, 1001),
+    (lambda n: n < 300, 300),
+])
+def test_conditions_that_turn_at_large_batches(condition, size):
+    """The file refuses batches of the other kind, and the compiled model has a program for them."""
+    model = Threshold(condition).double()
+    compiled = hbp.compile(model, quantities=["grad"], example_inputs=(torch.randn(6, 2).double(), torch.arange(6) % 3))
+    program, state = compiled.program, dict(compiled.state)
+    for samples in (size - 1, size):
+        X, y = torch.randn(samples, 2, dtype=torch.float64), torch.arange(samples) % 3
+        expected = torch.autograd.grad(nn.CrossEntropyLoss()(model(X), y), [*model.parameters()])
+        torch.testing.assert_close([*compiled(X, y).grad.values()], [*expected])
+        if condition(samples) == condition(6):
+            torch.testing.assert_close([*program(state, X, y).grad.values()], [*expected])
+        else:
+            with pytest.raises(AssertionError, match="this file is for batches"):
+                program(state, X, y)
 
 
 def test_a_length_that_another_makes_is_asked_for():
@@ -74,7 +119,7 @@ def test_a_length_that_another_makes_is_asked_for():
     compiled(torch.randn(4, 1, 8, 9), y)
     program, state = compiled.program, dict(compiled.state)
     message = '"x is not [N, 1, T, T + 1], for which this file was written"'
-    assert asserted(compiled.code)[:2] == [f"assert x.shape[1] == 1, {message}",
+    assert asserted(compiled.code)[:3] == [f"assert x.dim() == 4, {message}", f"assert x.shape[1] == 1, {message}",
                                            f"assert x.shape[3] == x.shape[2] + 1, {message}"]
     program(state, torch.randn(4, 1, 11, 12), y)
     with pytest.raises(AssertionError, match="x is not"):

@@ -170,7 +170,12 @@ class _Derivation:
         return proxy.expand(self.batch, *[-1] * len(value.sample_shape))
 
     def _aten(self, operation: Operation) -> Any:
-        """The ATen operation itself, for what no rule writes."""
+        """The ATen operation itself, for what no rule writes; parts of a sample are samples to it, if it takes any."""
+
+        def tensor(slot: str) -> Any:
+            value = operation.tensors[slot]
+            given = self.proxies[value.name]
+            return given.flatten(0, 1) if operation.parts and (value.shared or value.batched) else given
 
         def other(item: Any) -> Any:
             if isinstance(item, torch.device):
@@ -180,7 +185,10 @@ class _Derivation:
         def run(*positional: Any, **keywords: Any) -> Any:
             return self.writer.call(packet_of(operation), *positional, **keywords)
 
-        return call(operation, run, lambda slot: self.proxies[operation.tensors[slot].name], other)
+        result = call(operation, run, tensor, other)
+        if not operation.parts:
+            return result
+        return result.unflatten(0, (1 if operation.output.shared else self.batch, -1))
 
     def _number(self, name: str, expression: Any) -> Any:
         """An attribute that depends on the batch's size as arithmetic on it."""

@@ -70,6 +70,8 @@ class Deriving:
 
     def derived(self, region: Region, values: Mapping[str, Tensor], active: AbstractSet[str]) -> Operation:
         for inner in region.operations:
+            if (wrong := self.registry.wrong_derivatives.get(inner.target)) is not None:
+                raise NotDerivableError(wrong)
             _check_schema(inner)
         operation, inputs = region.operations[-1], region.inputs
         slots = list(inputs)

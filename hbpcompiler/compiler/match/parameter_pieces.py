@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.sample_wise import NotSampleWiseError, lacks_rule, rows_stay_apart, without_fallback
+from hbpcompiler.compiler.match.sample_wise import lacks_rule, rows_stay_apart
+from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.errors import UnsupportedOpError
@@ -45,6 +46,8 @@ def shared_pieces(operation: Operation, tensors: Mapping[str, Value],
         return _pieces(call, operation, tensors, registry, required=False)
     except NotSampleWiseError:
         pass
+    if (wrong := registry.wrong_derivatives.get(operation.target)) is not None:
+        raise UnsupportedOpError(f"{operation.target} in {operation.source}: {wrong}")
     raise UnsupportedOpError(f"{operation.target} in {operation.source}: it computes with parameters, but not in a way "
                              "that torch.vmap can do sample by sample; write it in another way")
 
@@ -78,15 +81,8 @@ def _marked(pieces: list[Operation], result: Value, shared: set[str]) -> tuple[l
 
 def _vmapped(call: Call, tensors: Mapping[str, Value], table: Mapping[Any, Any],
              batch: int) -> torch.fx.GraphModule:
-    axes = tuple(0 if value.shared else None for value in tensors.values())
-    try:
-        with without_fallback():
-            traced: torch.fx.GraphModule = make_fx(
-                torch.vmap(call, in_dims=axes), decomposition_table=dict(table), tracing_mode="fake",
-            )(*_zeros(tensors, batch))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise NotSampleWiseError from error
-    return traced
+    axes = [0 if value.shared else None for value in tensors.values()]
+    return written(call, axes, _zeros(tensors, batch), table)
 
 
 def _zeros(tensors: Mapping[str, Value], batch: int | None) -> list[Tensor]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,18 +14,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions
+from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
 from hbpcompiler.compiler.trace.graph import N, Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.rule.registry import Registry
 
-SCATTER = torch.ops.aten.scatter.src
 BATCHES = (7, 11)
 """Two batch sizes, to tell from each other what is a batch size and what is a length of the model."""
-
-
-class NotSampleWiseError(Exception):
-    """The operation cannot be carried out sample by sample."""
 
 
 def depends(length: Any) -> bool:
@@ -188,46 +183,12 @@ def _with_batch(value: Value, batch: int) -> Value:
     return replace(value, shape=_shape_of(value, batch))
 
 
-@contextmanager
-def without_fallback() -> Iterator[None]:
-    """No loops over samples in place of what torch.vmap cannot write."""
-    functorch: Any = torch._C._functorch
-    before = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        functorch._set_vmap_fallback_enabled(before)
-
-
 def _vmapped(operation: Operation, batch: int, table: Mapping[Any, Any],
              run: Callable[..., Any] | None) -> torch.fx.GraphModule:
     axes = tuple(0 if any(map(depends, value.shape)) else None for value in operation.tensors.values())
     values = [torch.zeros((batch, *of_one(value)) if axis == 0 else of_one(value), dtype=value.dtype, device="cpu")
               for value, axis in zip(operation.tensors.values(), axes, strict=True)]
-    function = torch.vmap(lambda *given: _called(operation, given, 1, run), in_dims=axes)
-    try:
-        with without_fallback():
-            traced: torch.fx.GraphModule = make_fx(function, decomposition_table=dict(table),
-                                                   tracing_mode="fake")(*values)
-        scatters = traced.graph.find_nodes(op="call_function", target=SCATTER)
-        if scatters and all(value.floating for value in operation.tensors.values()):  # else places may be the user's
-            _Scatters(traced).run(*values)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise NotSampleWiseError from error
-    return traced
-
-
-class _Scatters(torch.fx.Interpreter):
-    """Runs what torch.vmap wrote. Raises NotSampleWiseError where it puts several values into one place, as of
-    select_scatter: they are equal, so that the result is right, but a derivative counts each of them."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        if target is SCATTER:
-            _, dim, index, _ = args
-            if bool((index.sort(dim).values.diff(dim=dim) == 0).any()):
-                raise NotSampleWiseError
-        return super().call_function(target, args, kwargs)
+    return written(lambda *given: _called(operation, given, 1, run), axes, values, table)
 
 
 def _symbolic(few: tuple[list[Operation], Value], many: tuple[list[Operation], Value],

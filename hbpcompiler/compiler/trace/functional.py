@@ -25,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.functional_forms import functional_form, keeps_dtype
 from hbpcompiler.compiler.trace.written_views import Anew, memory_of
 
 aten = torch.ops.aten
@@ -139,12 +140,12 @@ class _Writer:
 
     def _without_change(self, node: Node, called: Any) -> Any:
         """The functional form of an operation that changes its first argument; what lies in its memory is made anew."""
-        target, form = node.args[0], _functional_form(called)
+        target, form = node.args[0], functional_form(called)
         if form is None or not isinstance(target, Node) or target.op == "placeholder":
             raise _NeedsAllError
         key = (form, *map(_like, pytree.tree_leaves((node.args, node.kwargs))))
         if key not in self.kept:
-            self.kept[key] = _keeps_dtype(node, form)
+            self.kept[key] = keeps_dtype(node, form)
         if not self.kept[key]:
             raise _NeedsAllError
         before = self.values[target]
@@ -251,6 +252,8 @@ def _origin(node: Node) -> list[NodeSource]:
 
 def _is_written_out(called: Any) -> bool:
     """Whether torch takes an operation apart: a composite one that may be a view, or change a buffer."""
+    if not isinstance(called, torch._ops.OpOverload):
+        return True  # a functional form of ours
     if called is aten.native_batch_norm.default:
         return True
     composite = called.has_kernel_for_dispatch_key(COMPOSITE) or COMPOSITE in called.py_kernels
@@ -259,33 +262,4 @@ def _is_written_out(called: Any) -> bool:
 
 def _may_alias(called: Any) -> bool:
     """Whether the schema does not say that the operation may return its input, or change a buffer."""
-    return torch.Tag.maybe_aliasing_or_mutating in called.tags
-
-
-def _functional_form(called: Any) -> Any:
-    """relu of relu_, with the same arguments; None if there is none, or if more than the first is changed."""
-    schema = called._schema
-    name, overload = schema.name.removeprefix("aten::"), schema.overload_name or "default"
-    changed = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
-    if not name.endswith("_") or changed != [schema.arguments[0].name] or called.namespace != "aten":
-        return None
-    form = getattr(getattr(aten, name[:-1], None), overload, None)
-    if form is None or _parameters(form) != _parameters(called):
-        return None
-    return form
-
-
-def _parameters(called: Any) -> list[tuple[str, str]]:
-    """Types of an operation's arguments, and names of all but the first, which is self or input."""
-    arguments = called._schema.arguments
-    return [(argument.name if place else "", str(argument.type)) for place, argument in enumerate(arguments)]
-
-
-def _keeps_dtype(node: Node, form: Any) -> bool:
-    """Whether the functional form's result has the dtype of the changed tensor, which in place it keeps: h.gt_(0) are
-    numbers, h.gt(0) is not."""
-    given: Any = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
-    arguments, named = given
-    with detect_fake_mode(pytree.tree_leaves((arguments, named))) or nullcontext():
-        result = form(*arguments, **named)
-    return isinstance(result, Tensor) and result.dtype == node.meta["val"].dtype == arguments[0].dtype
+    return torch.Tag.maybe_aliasing_or_mutating in getattr(called, "tags", ())

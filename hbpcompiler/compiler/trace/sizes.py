@@ -6,6 +6,7 @@ notes the condition.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ import sympy
 
 from hbpcompiler.compiler.trace.source import OUTERMOST
 
-OTHERS = (2, 3, 5, 11, 32, 100)
-"""Sizes beside the one that is traced: a condition that holds for none of them fixes the size."""
+SMALL, LARGEST = range(1, 257), 2**40
+"""Batches of which each is asked whether a condition holds for it, beside those around the condition's own numbers."""
 
 TORCHS = "code of torch's own that no line of yours called"
 
@@ -31,8 +32,8 @@ class Sizes:
         return all(_holds(guard, max(samples, 1)) for guard in self.conditions)
 
     def fixing(self) -> list[str]:
-        """The user's lines of code that fix the size."""
-        found = {_line(guard) for guard in self.conditions if not any(_holds(guard, size) for size in OTHERS)}
+        """The user's lines of code that fix the size: no two sizes fulfil the condition."""
+        found = {_line(guard) for guard in self.conditions if not _hold_for_two(guard)}
         return sorted(found - {TORCHS} or found)
 
     def excluding(self, samples: int) -> list[str]:
@@ -49,6 +50,25 @@ def sizes_of(program: Any) -> Sizes:
     modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
     environment = modes[0].shape_env if modes else None
     return Sizes(tuple(guard for guard in getattr(environment, "guards", ()) if len(guard.expr.free_symbols) == 1))
+
+
+def is_always_fulfilled(guard: Any) -> bool:
+    """Whether a condition holds for batches of every size."""
+    return all(_holds(guard, size) for size in _tried(guard))
+
+
+def _hold_for_two(guard: Any) -> bool:
+    holding = (size for size in _tried(guard) if _holds(guard, size))
+    return len(list(itertools.islice(holding, 2))) == 2
+
+
+def _tried(guard: Any) -> list[int]:
+    """Sizes among which there is one on each side of the condition: `3 * N > 1000` turns at 334."""
+    numbers = {abs(int(number)) for number in guard.expr.atoms(sympy.Integer)} - {0}
+    turns = numbers | {large // small for large in numbers for small in numbers}
+    near = {turn + beside for turn in turns for beside in (-1, 0, 1)}
+    far = {2**power for power in range(9, 41)}
+    return [*SMALL, *sorted(size for size in near | far if SMALL[-1] < size <= LARGEST)]
 
 
 def _holds(guard: Any, size: int) -> bool:
