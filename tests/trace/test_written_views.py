@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.fx import Graph, GraphModule
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.written_views import Anew, NotAPartError, memory_of
 
 aten = torch.ops.aten
@@ -36,3 +38,20 @@ def test_a_view_in_another_order_is_no_part():
     turned = graph.call_function(aten.t.default, (graph.placeholder("x"),))
     with pytest.raises(NotAPartError):
         Anew(graph, turned, graph.call_function(aten.relu.default, (turned,)))
+
+
+class Windows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 6), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        h = self.layer(x).sin()
+        h.unfold(1, 2, 2)[:, :, 0].mul_(self.scale)
+        return h
+
+
+def test_a_write_that_torch_puts_back_for_one_size_alone_is_named():
+    X, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 5])
+    with pytest.raises(hbp.ModelError, match=r"(?s)in place to a view.*make a new tensor.*unfold\(1, 2, 2\)"):
+        hbp.compile(Windows(), quantities=["grad"])(X, y)

@@ -19,7 +19,6 @@ import sympy
 from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
 from hbpcompiler.compiler.match.sample_wise import (
-    NotSampleWiseError,
     depends,
     misplaced,
     number_for,
@@ -29,6 +28,7 @@ from hbpcompiler.compiler.match.sample_wise import (
     sample_by_sample,
     signature,
 )
+from hbpcompiler.compiler.match.vmapped import NotSampleWiseError
 from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,

@@ -44,9 +44,11 @@ from hbpcompiler.compiler.trace.source import (
     OUTERMOST,
     LossModule,
     sizes_by_users_lines,
+    source_of,
     whole_stacks,
 )
 from hbpcompiler.compiler.trace.values import Answers, told_again
+from hbpcompiler.compiler.trace.written_views import written_elsewhere
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
@@ -148,9 +150,10 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     whole.training = model.training  # not train(): that would reach into the user's modules
     program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
     without_their_derivatives(program)
+    _check_any_size(program)
     whole = functional(program)
     _check_parameters_stay(whole)
-    _check_any_size(program)
+    _check_writes_any_size(program)
     return whole, returned[-1]
 
 
@@ -179,6 +182,16 @@ def _check_any_size(program: Any) -> None:
             "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it "
             "for any:", found, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it "
             "can multiply, divide or bound a tensor."))
+
+
+def _check_writes_any_size(program: Any) -> None:
+    """Torch may write what goes to a view that is no part (of unfold, say) for TRACED_BATCH alone."""
+    if not (found := sizes_of(program).fixing()):
+        return
+    writes = list(dict.fromkeys(str(source_of(node)) for node in written_elsewhere(program.graph)))
+    raise ModelError(listing(
+        "The model cannot be traced: what it writes in place to a view is written for one batch size alone; write to "
+        "slices, select or diagonal, or make a new tensor (torch.where, torch.cat):", writes or found))
 
 
 @contextmanager

@@ -52,6 +52,20 @@ class Anew:
         return self.known[view]
 
 
+def written_elsewhere(graph: Graph) -> list[Node]:
+    """What changes a view that is no part of its tensor."""
+    found = []
+    for node in graph.nodes:
+        called = node.target
+        if isinstance(called, torch._ops.OpOverload) and called._schema.is_mutable:
+            view = node.args[0]
+            while memory_of(view) and (view.target in PUT_BACK or view.target._schema.is_mutable):
+                (view,) = memory_of(view)
+            if memory_of(view):
+                found.append(node)
+    return found
+
+
 def memory_of(node: Node) -> list[Node]:
     """The arguments that a node may be a view of."""
     called: Any = node.target
