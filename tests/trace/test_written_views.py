@@ -7,6 +7,7 @@ from torch.fx import Graph, GraphModule
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.written_views import Anew, NotAPartError, memory_of
+from hbpcompiler.errors import ModelError
 
 aten = torch.ops.aten
 
@@ -53,5 +54,5 @@ class Windows(nn.Module):
 
 def test_a_write_that_torch_puts_back_for_one_size_alone_is_named():
     X, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 5])
-    with pytest.raises(hbp.ModelError, match=r"(?s)in place to a view.*make a new tensor.*unfold\(1, 2, 2\)"):
+    with pytest.raises(ModelError, match=r"(?s)in place to a view.*make a new tensor.*unfold\(1, 2, 2\)"):
         hbp.compile(Windows(), quantities=["grad"])(X, y)
