@@ -16,7 +16,8 @@ from .shared.moving import axis, given, moving, refusal
 
 
 def reshape(op: Op) -> Tensor:
-    result: Tensor = op.self.reshape(*([-1] if op.has_samples("self") else []), *op.shape("output"))
+    sizes = [*([-1] if op.has_samples("self") else []), *op.shape("output")]
+    result: Tensor = op.self.reshape(*sizes) if sizes else op.self.squeeze()  # one number without axes
     return result
 
 

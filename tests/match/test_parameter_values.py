@@ -197,3 +197,26 @@ def test_torchscript_and_other_batch_sizes():
         for key in ("left", "weight"):
             block = hessian_block(model, nn.CrossEntropyLoss(), [X], y, key)
             close(compiled(X, y).diag_h[key].flatten(), block.diagonal(), key)
+
+
+class WithoutAxes(nn.Module):
+    """Numbers made of parameters, and of none, that lose their last axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.scales, self.layer = nn.Parameter(torch.randn(4)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        scale = self.scales.exp().sum().reshape(()) * self.scales[:1].sin().view([])
+        return self.layer(x) * scale * torch.arange(2, 3).reshape([])
+
+
+def test_one_number_without_axes():
+    torch.manual_seed(0)
+    model = WithoutAxes().double()
+    X, y = batch((3,))
+    compiled = hbp.compile(model, quantities=["grad", "diag_h"], backend="torchscript")
+    result = compiled(X, y)
+    for quantity in result:
+        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
+            close(result[quantity][key], value, f"{quantity} of {key}")
