@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,7 @@ import sympy
 from torch import fx
 from torch.utils._sympy.printers import PythonPrinter
 
+from hbpcompiler.arguments import SAMPLE_WEIGHTS
 from hbpcompiler.codegen.naming import comment
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import is_formula, shown
@@ -24,6 +26,8 @@ def conditions(given: Mapping[fx.Node, str], sizes: Sizes) -> list[str]:
                    if is_formula(text) and shown(text) == LENGTH), LENGTH)
     first = next((name for name, shape in batch.items() if shape[0] == SAMPLES), "")
     found = [line for name, shape in batch.items() for line in _of_shape(name, shape, length, first)]
+    found += [f'assert {name} is None or list({name}.shape) == [{first}.shape[0]], "{name} is not [N]"'
+              for node, name in given.items() if first and meta.argument(node) == SAMPLE_WEIGHTS]
     return found + [line for name in list(batch)[:1] for line in _of_sizes(name, sizes)]
 
 
@@ -60,3 +64,16 @@ def _of_sizes(name: str, sizes: Sizes) -> list[str]:
         written = PythonPrinter().doprint(guard.expr.subs(symbol, sympy.Symbol(f"max(1, {name}.shape[0])")))
         found.append(f'assert {written}, "{message}"')
     return list(dict.fromkeys(found))
+
+
+def between_lengths(code: str, tensor: int, axis: int, lowest: int, highest: int) -> str:
+    """A file for any length that refuses those outside of these, with one more of its first lines; that axis of the
+    batch's tensor of this number has the length."""
+    program = next(each for each in ast.parse(code).body if isinstance(each, ast.ClassDef) and each.name == "Program")
+    forward = next(each for each in program.body if isinstance(each, ast.FunctionDef) and each.name == "forward")
+    length = f"{forward.args.args[2 + tensor].arg}.shape[{axis}]"  # behind self and state
+    message = f"tried at lengths from {lowest} to {highest}: call the model at others, then save again"
+    others, lines = next(each for each in forward.body if not isinstance(each, ast.Assert)), code.splitlines(True)
+    indent = " " * others.col_offset
+    lines.insert(others.lineno - 1, f'{indent}assert {lowest} <= {length} <= {highest}, "{message}"\n')
+    return "".join(lines)

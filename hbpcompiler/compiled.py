@@ -187,9 +187,10 @@ class Compiled(Calls):
         return self._tensors(state, built)
 
     def save(self, path: str | Path) -> Path:
-        """Write the generated file; it needs only torch."""
-        target = Path(path)
-        target.write_text(self.code, encoding="utf-8")
+        """Write the generated file; it needs only torch. One for any length refuses lengths outside of those that the
+        program has been tried at, which its calls so far and `dynamic` say."""
+        target, (state, built) = Path(path), self._program_used()
+        target.write_text(self._lengths.told(state, built), encoding="utf-8")
         return target
 
     def explain(self, batch_size: int = 64) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
+from hbpcompiler.codegen.conditions import between_lengths
 from hbpcompiler.compiler.any_length import Program, beyond, for_any_length
 from hbpcompiler.compiler.at_length import At, ModelAt, model_at, stages_at
 from hbpcompiler.compiler.budget import check_fits
@@ -112,14 +113,26 @@ class Lengths:
         found = None if program is None else self._proven(state, program, batch, length)
         return built if found is None else found
 
+    def told(self, state: State, built: Built) -> str:
+        """The program's text, with the lengths that it serves where these are several."""
+        program = self._of(state, built)
+        if program is None:
+            return built.draft.code
+        length = program.axes.of[0]
+        return between_lengths(built.draft.code, length.tensor, length.axis, program.lowest, program.highest)
+
+    def _of(self, state: State, built: Built) -> Program | None:
+        """The program for any length that this is, at one of them."""
+        made = [program for several in list(state.programs.values()) for program in several]
+        return next((program for program in made if isinstance(program, Program)
+                     and any(own is built for own in program.by_length.values())), None)
+
     def in_words(self, state: State, built: Built) -> list[str]:
         """What `explain` says of lengths."""
-        for made in list(state.programs.values()):
-            for program in made:
-                if isinstance(program, Program) and any(own is built for own in program.by_length.values()):
-                    adds, traffic = map(_polynomial, program.costs())
-                    return [f"One program for every length: {program.in_words()}.",
-                            f"A call makes {adds} multiply-adds and moves {traffic} bytes."]
+        if (program := self._of(state, built)) is not None:
+            adds, traffic = map(_polynomial, program.costs())
+            return [f"One program for every length: {program.in_words()}.",
+                    f"A call makes {adds} multiply-adds and moves {traffic} bytes."]
         return [f"There is no program for every length: {reason}." for reason in dict.fromkeys(self.reasons.values())]
 
     # -- trying ------------------------------------------------------------------------------------------------------

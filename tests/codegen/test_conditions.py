@@ -1,5 +1,7 @@
 """What a saved file refuses, because it was written for other arguments."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
@@ -51,13 +53,60 @@ def test_a_file_for_any_length_asks_for_what_it_needs():
     compiled = hbp.compile(Covariance(), quantities=["grad"], dynamic={"x": [1]})
     compiled(*batch(4, 8))
     message = '"x is not [N, T, 2], for which this file was written"'
-    axes, features, targets, size = asserted(compiled.code)
+    axes, features, targets, weights, size = asserted(compiled.code)
     assert axes == f"assert x.dim() == 3, {message}"
     assert features == f"assert x.shape[2] == 2, {message}"
     assert targets == 'assert list(y.shape) == [x.shape[0]], "y is not [N], for which this file was written"'
+    assert weights == ('assert sample_weights is None or list(sample_weights.shape) == [x.shape[0]], '
+                       '"sample_weights is not [N]"')
     assert "N <= 4" in size
     for length in (5, 8, 12):
         compiled.program(dict(compiled.state), *batch(4, length))
+
+
+class Cut(nn.Module):
+    """Another function of sequences longer than eight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x[:, :8])).mean(1)
+
+
+def test_a_saved_file_refuses_lengths_that_nobody_looked_at(tmp_path):
+    model = Cut().double()
+    compiled = hbp.compile(model, quantities=["grad"], dynamic={"x": [1]})
+    X, y = torch.randn(4, 40, 2, dtype=torch.float64), torch.arange(4) % 3
+    compiled(X[:, :5], y)
+    assert "tried at" not in compiled.code
+    state, expected = dict(compiled.state), torch.autograd.grad(nn.CrossEntropyLoss()(model(X[:, :6]), y),
+                                                                [*model.parameters()])
+    program = load(compiled.save(tmp_path / "short.py"))
+    for each in (program, torch.jit.script(program)):
+        torch.testing.assert_close([*each(state, X[:, :6], y).grad.values()], [*expected])
+        with pytest.raises((AssertionError, torch.jit.Error), match="tried at lengths from 4 to 6: call the model at"):
+            each(state, X, y)
+
+
+def test_a_saved_file_is_for_the_lengths_between_those_of_the_calls(tmp_path):
+    model = Covariance().double()
+    compiled = hbp.compile(model, quantities=["grad"], dynamic={"x": [1]})
+    X, y = torch.randn(4, 40, 2, dtype=torch.float64), torch.arange(4) % 3
+    compiled(X[:, :5], y)
+    compiled(X, y)
+    program, state = load(compiled.save(tmp_path / "long.py")), dict(compiled.state)
+    for length in (6, 29, 40):
+        expected = torch.autograd.grad(nn.CrossEntropyLoss()(model(X[:, :length]), y), [*model.parameters()])
+        torch.testing.assert_close([*program(state, X[:, :length], y).grad.values()], [*expected])
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Program()
 
 
 def test_targets_have_as_many_samples_as_the_inputs_and_no_further_axes():
@@ -79,6 +128,18 @@ def test_targets_that_would_be_broadcast_are_refused(target, script):
     program = torch.jit.script(compiled.program) if script else compiled.program
     with pytest.raises(torch.jit.Error if script else AssertionError, match=r"y is not \[N\]"):
         program(dict(compiled.state), X, target)
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (1,), (), (2,)])
+def test_weights_that_would_be_broadcast_are_refused(shape):
+    compiled = hbp.compile(nn.Linear(4, 3), quantities=["grad"])
+    X, y = torch.randn(6, 4), torch.arange(6) % 3
+    compiled(X, y)
+    state = dict(compiled.state)
+    for program in (compiled.program, torch.jit.script(compiled.program)):
+        program(state, X, y, torch.ones(6))
+        with pytest.raises((AssertionError, torch.jit.Error), match=r"sample_weights is not \[N\]"):
+            program(state, X, y, torch.ones(shape))
 
 
 class Threshold(nn.Module):
