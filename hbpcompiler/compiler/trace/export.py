@@ -30,6 +30,7 @@ from hbpcompiler.compiler.trace.equivalents import (
 from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
+from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
 from hbpcompiler.compiler.trace.refusals import (
     CONTROL,
     CannotFollowError,
@@ -120,8 +121,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
-    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), \
-            sizes_by_users_lines(), module_equivalents(model, modules or {}), without_backward_hooks_of_all():
+    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), sizes_by_users_lines(), \
+            ways_of_one_noted(), module_equivalents(model, modules or {}), without_backward_hooks_of_all():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         try:

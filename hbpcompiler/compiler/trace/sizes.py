@@ -12,6 +12,7 @@ from typing import Any
 
 import sympy
 
+from hbpcompiler.compiler.trace.one_sample import WayOfOne, ways_of_one
 from hbpcompiler.compiler.trace.source import OUTERMOST
 
 SMALL, LARGEST = range(1, 257), 2**40
@@ -25,7 +26,7 @@ class Sizes:
     """All batch sizes that fulfil these conditions."""
 
     conditions: tuple[Any, ...] = ()
-    """torch's guards, each on one symbolic size."""
+    """torch's guards, each on one symbolic size, and ways of a batch of one (see `one_sample`)."""
 
     def include(self, samples: int) -> bool:
         """Whether the trace holds for so many samples; an empty batch goes the way of a batch of one."""
@@ -45,11 +46,13 @@ EVERY = Sizes()
 
 
 def sizes_of(program: Any) -> Sizes:
-    """Those for which an ExportedProgram holds. That torch takes no batch of one for a trace is no condition."""
+    """Those for which an ExportedProgram holds. That torch takes no batch of one for a trace is no condition, unless
+    the user's code compares with one."""
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
     environment = modes[0].shape_env if modes else None
-    return Sizes(tuple(guard for guard in getattr(environment, "guards", ()) if len(guard.expr.free_symbols) == 1))
+    guards = [guard for guard in getattr(environment, "guards", ()) if len(guard.expr.free_symbols) == 1]
+    return Sizes((*guards, *ways_of_one(environment)))
 
 
 def is_always_fulfilled(guard: Any) -> bool:
@@ -77,6 +80,8 @@ def _holds(guard: Any, size: int) -> bool:
 
 
 def _line(guard: Any) -> str:
+    if isinstance(guard, WayOfOne):
+        return guard.line
     frame = guard.sloc.maybe_user_loc or guard.sloc.framework_loc
     if getattr(frame, "filename", "") == OUTERMOST:
         return TORCHS
