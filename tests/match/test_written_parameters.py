@@ -38,6 +38,9 @@ class Written(nn.Module):
     "w = torch.select_scatter(matrix, own, 1, 2)",
     "w.diagonal().mul_(3); zeros.diagonal().copy_(own)", "zeros[0, :2] = own[1:]; w[1:].mul_(w[:2].clone())",
     "w[0].softmax(0)[1].mul_(2); w = torch.index_copy(matrix, 1, torch.tensor([2, 0]), w[:, :2])",
+    "w[torch.tensor([True, False, True])] = 0.; v[torch.tensor([True, False, True])] = own.sum()",
+    "w[:, torch.tensor([True, False, True])] = own[1]; zeros[torch.tensor([False, True, True])] = own",
+    "w[matrix.detach() > 0] = own[0]; w[0, torch.tensor([True, False, True])] = 2.; zeros[[True, False, True]] = own",
     "w = w.softmax(0).cumsum(1); w[1] = w.softmax(1)[:, 2]; zeros[0] = w.sum(1)",
 ])
 def test_against_brute_force(statements):

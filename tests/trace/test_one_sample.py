@@ -29,7 +29,7 @@ def is_right(compiled, model, X, y):
 
 
 @pytest.mark.parametrize("condition", [
-    lambda x: len(x) == 1, lambda x: x.shape[0] != 1, lambda x: x.size(0) > 1, lambda x: 2 > x.size(0),
+    lambda x: len(x) == 1, lambda x: x.shape[0] != 1, lambda x: x.size(0) > 1, lambda x: x.size(0) < 2,
     lambda x: 3 * len(x) <= 5,
 ])
 def test_a_way_of_one_sample(condition):

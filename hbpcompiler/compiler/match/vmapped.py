@@ -44,6 +44,9 @@ def written(function: Callable[..., Any], axes: Sequence[int | None], values: Se
             _Scatters(traced).run(*values)  # of whole numbers, places may be the user's
     except (RuntimeError, ValueError, IndexError) as error:
         raise NotSampleWiseError from error
+    if any(isinstance(length, torch.SymInt) for node in traced.graph.nodes
+           for length in getattr(node.meta.get("val"), "shape", ())):
+        raise NotSampleWiseError  # as many elements as a mask picks
     _inline_numbers(traced.graph)
     return traced
 
