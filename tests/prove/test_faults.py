@@ -3,6 +3,7 @@
 Some are made on purpose, in a rule or in a stage; others are the user's to have.
 """
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.elsewhere import TIMES
 from hbpcompiler.compiler.prove.prove import FEW, check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
-from hbpcompiler.compiler.trace import detached
+from hbpcompiler.compiler.trace import detached, export
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.rule import Diagonal
@@ -304,8 +305,10 @@ def test_inference_mode_that_the_trace_does_not_see_is_refused_by_the_proof(monk
     assert "x.detach()" in text
 
 
-def test_code_that_goes_another_way_for_one_sample():
-    """torch.export leaves no trace of such a branch, and the program for several samples stays."""
+def test_code_that_goes_another_way_for_one_sample(monkeypatch):
+    """torch.export leaves no trace of such a branch (trace/one_sample.py does), and the program for several samples
+    stays."""
+    monkeypatch.setattr(export, "ways_of_one_noted", contextlib.nullcontext)
     model = Around(lambda h: h.square() if h.shape[0] == 1 else h.sin()).double()
     compiled = hbp.compile(model, quantities=["grad"])
     X, y = batch()
