@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.match.targets import check_targets, loss_checks
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import N
@@ -53,3 +55,16 @@ def test_a_part_of_a_target_is_not_checked():
                      self=value("y", N, 2, role="target", dtype=torch.long))
     found = classes(part)
     assert loss_checks(matched(found)) == []
+
+
+@pytest.mark.parametrize("target", [torch.tensor([False, True, True]), torch.tensor([0, 1, 1], dtype=torch.uint8)])
+def test_flags_that_the_loss_makes_numbers_of(target):
+    """t.double() inside the loss is what it takes; flags themselves it would not."""
+    def loss(output, t):
+        return nn.functional.binary_cross_entropy_with_logits(output, t.double())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)).double()
+    X = torch.randn(3, 2, dtype=torch.float64)
+    expected = torch.autograd.grad(loss(model(X), target), [*model.parameters()])
+    torch.testing.assert_close([*hbp.compile(model, loss, ["grad"])(X, target).grad.values()], [*expected])

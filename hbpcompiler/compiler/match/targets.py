@@ -53,7 +53,8 @@ def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: Ab
         (above,) = maker.tensors.values()
         rule = rules.get(maker.name)
         moves = isinstance(rule, Rule) and rule.structure_of(static_op(maker, active)) is Structure.SELECTION
-        same = above.dtype == value.dtype or above.dtype in (torch.uint8, torch.bool)
+        flags = above.dtype in (torch.uint8, torch.bool) and not value.floating  # labels, not numbers, are made of them
+        same = above.dtype == value.dtype or flags
         if not moves or not same or math.prod(above.shape) != math.prod(value.shape):
             break
         value = above
