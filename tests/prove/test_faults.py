@@ -329,19 +329,3 @@ def test_an_infinite_slope_that_meets_a_zero_one():
     text = refusal(nn.Sequential(nn.Linear(4, 5), nn.Hardtanh(0.0, 9.0), Root(), nn.Linear(5, 3)))
     assert "off by inf" in text
     assert "An infinite slope (sqrt" in text
-
-
-class InAList(nn.Module):
-    """Its weight twice: as the layer's own, and out of a plain list."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3, bias=False)
-        self.again = [self.layer.weight]
-
-    def forward(self, x):
-        return self.layer(x).sin() + nn.functional.linear(x, self.again[0])
-
-
-def test_a_parameter_in_a_plain_list_is_named():
-    assert "parameter 'layer.weight', which list 'again' of module '' (InAList) holds as well" in refusal(InAList())

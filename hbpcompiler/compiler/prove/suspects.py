@@ -39,7 +39,7 @@ IN_OPERATIONS = "write what it does to the derivative as operations: for a facto
 def suspects(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, matched: Matched,
              registry: Registry) -> list[str]:
     """A sentence for each, with its place and what to write instead. Runs the model's forward once more."""
-    found = [*hooks(model, loss), *_listed(model), *_ended(matched), *_rules_of_others(matched, registry)]
+    found = [*hooks(model, loss), *_ended(matched), *_rules_of_others(matched, registry)]
     watcher = _Watcher(model)
     with warnings.catch_warnings(), unchanged(model, loss), drawing(draws), ordinary_mode():
         warnings.simplefilter("ignore")
@@ -66,19 +66,6 @@ def hooks(model: nn.Module, loss: Any = None) -> list[str]:
         own: Mapping[int, Callable[..., Any]] = parameter._backward_hooks or {}
         found += [f"{_described(hook)}, a hook of parameter {name!r}: remove it, and change the result's gradient "
                   "instead" for hook in own.values()]
-    return found
-
-
-def _listed(model: nn.Module) -> list[str]:
-    """Parameters that a module also keeps in a plain container: read from there they are constants to a trace."""
-    names, found = {id(parameter): name for name, parameter in model.named_parameters()}, []
-    for path, module in model.named_modules():
-        for attribute, kept in vars(module).items():
-            if not attribute.startswith("_") and isinstance(kept, list | tuple | dict):
-                listed = [names[id(item)] for item in pytree.tree_leaves(kept) if id(item) in names]
-                found += [f"parameter {name!r}, which {type(kept).__name__} {attribute!r} of module {path!r} "
-                          f"({type(module).__name__}) holds as well: read from there it is a constant; read it as the "
-                          "attribute that it is, or keep it in an nn.ParameterList" for name in listed]
     return found
 
 

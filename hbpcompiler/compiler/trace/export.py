@@ -30,6 +30,7 @@ from hbpcompiler.compiler.trace.equivalents import (
 from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
+from hbpcompiler.compiler.trace.listed import refuse_listed
 from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
 from hbpcompiler.compiler.trace.refusals import (
     CONTROL,
@@ -155,6 +156,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     whole = functional(program)
     _check_parameters_stay(whole)
     _check_writes_any_size(program)
+    refuse_listed(model, program.constants)
     return whole, returned[-1]
 
 
