@@ -142,7 +142,7 @@ def test_every_length_and_batch_size_against_a_fresh_program(kind, quantities, l
         batch = batch_of_length(samples, length)
         fresh = hbp.compile(model, loss, quantities, dynamic=False, verify=False)
         agree(found(compiled, batch, quantities), found(fresh, batch, quantities))
-    alone = kind == "next" and 3 in lengths[:2]  # a length beside it has targets of one position, another program perhaps
+    alone = kind == "next" and 3 in lengths[:2]  # beside it, targets have one position: another program perhaps
     assert repr(compiled).endswith(("programs=1)", "programs=2)") if alone else "programs=1)")
     assert "One program for every length: T is axis" in compiled.explain(2)
     assert " N T" in compiled.explain(2).replace("^2", "")
