@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hbpcompiler.guards import memory
 from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, device_types
 from hbpcompiler.guards.draws import refuse_draws
 from hbpcompiler.guards.lock import TRACING
@@ -56,8 +56,8 @@ class State:
     def places(self, constants: Mapping[str, Tensor]) -> dict[str, int]:
         """Where in Python's state tensors lie that a trace found outside the model's parameters and buffers."""
         numbers = {id(tensor): number for number, tensor in enumerate(self._walk.tensors)}
-        stored = {_storage(tensor): number for number, tensor in enumerate(self._walk.tensors)}
-        found = {name: numbers.get(id(tensor), stored.get(_storage(tensor))) for name, tensor in constants.items()}
+        stored = {memory.place(tensor): number for number, tensor in enumerate(self._walk.tensors)}
+        found = {name: numbers.get(id(tensor), stored.get(memory.place(tensor))) for name, tensor in constants.items()}
         return {name: number for name, number in found.items() if number is not None}
 
     def tensor(self, place: int) -> Tensor:
@@ -148,14 +148,3 @@ class _Reads(TorchFunctionMode):
         if getattr(function, "__name__", "") in _READERS:
             self.ids |= {id(argument) for argument in args if isinstance(argument, Tensor)}
         return function(*args, **(kwargs or {}))
-
-
-def _storage(tensor: Tensor) -> Any:
-    """Equal for tensors that show the same numbers of the same memory."""
-    if tensor.layout is not torch.strided or not tensor.numel():
-        return id(tensor)
-    try:
-        address = tensor.data_ptr()
-    except RuntimeError:  # what torch.func has left behind in a module: a tensor of a transformation that is over
-        return id(tensor)
-    return address, tensor.dtype, tuple(tensor.shape), tensor.stride()

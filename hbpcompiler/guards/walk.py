@@ -58,6 +58,7 @@ class Walk:
         while self._later:
             self._later.popleft()()
         self._alive.clear()
+        self._atoms.extend(self.watched.memory(self.tensors))
         self.key = tuple(self._atoms)
 
     def _visit(self, value: Any, direct: bool = True) -> None:

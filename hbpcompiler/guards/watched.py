@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.guards.conditions import Conditions
+from hbpcompiler.guards.memory import shared
 
 MISSING = object()
 LONG = 50
@@ -124,6 +125,13 @@ class Watched:
         found = content(array)
         self._when(f"{self._name(content)}({self._name(array)}) != {self._name(found)}")
         return found
+
+    def memory(self, tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        """Which of the tensors lie in one place, and that they still lie there: from one moved, others differ."""
+        groups = shared(tensors)
+        for number in [number for group in groups for number in group]:
+            self._when(f"{self._name(tensors[number])}.data_ptr() != {tensors[number].data_ptr()}")
+        return [tuple(group) for group in groups]
 
     def read(self, reader: Callable[[], Any], weakly: bool) -> Any:
         """What a reader gives, now and at each call; weakly: it is not kept, which would keep it alive."""

@@ -95,7 +95,7 @@ def decomposition(overload: Any, registry: Registry, curved: bool = False) -> Ca
     own = registry.decomposition(overload._schema.name.replace("::", "."), overload._overloadname)
     if own is not None:
         return own.curved if curved and own.curved is not None else own.function
-    core = _core_decompositions()  # its get() finds less than its [] does
+    core = core_decompositions()  # its get() finds less than its [] does
     found: Callable[..., Any] | None = core[overload] if overload in core else decomposition_table.get(overload)
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
     if found is None and overload.has_kernel_for_dispatch_key(composite):
@@ -104,7 +104,7 @@ def decomposition(overload: Any, registry: Registry, curved: bool = False) -> Ca
 
 
 @cache
-def _core_decompositions() -> Any:
+def core_decompositions() -> Any:
     """Torch's own table. It goes through all operations that there are each time that it is made."""
     from torch._decomp import core_aten_decompositions
 

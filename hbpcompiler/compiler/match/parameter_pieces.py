@@ -114,16 +114,13 @@ def _as_call(operation: Operation, tensors: Mapping[str, Value], run: Call) -> C
 def _taken_apart(operation: Operation, tensors: Mapping[str, Value], registry: Registry) -> Iterator[Call]:
     """The operation in pieces, before torch.vmap meets it: as the rule files or torch's own table have it, and then all
     that is in it too."""
-    from torch._decomp import core_aten_decompositions
-
     overload = aten.overload_of(operation)
     made = aten.decomposition(overload, registry)
     call = _as_call(operation, tensors, overload if made is None else made)
     if made is not None:
         yield call
-    core: Any = core_aten_decompositions()
     try:
-        yield make_fx(call, decomposition_table=core, tracing_mode="fake")(*_zeros(tensors, None))
+        yield make_fx(call, decomposition_table=aten.core_decompositions(), tracing_mode="fake")(*_zeros(tensors, None))
     except (RuntimeError, ValueError, IndexError):
         return
 
