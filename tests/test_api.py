@@ -9,8 +9,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.selection import slow
-from tests.test_quantities import close
 
 
 def network():
@@ -174,9 +174,7 @@ def test_a_loss_of_ones_own(name):
     X, y = torch.randn(3, 3, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64)
     names = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h"]
     result = hbp.compile(model, Own(), [*names, "kfra", "kflr", "diag_ggn_mc"], mc_samples=2)(X, y)
-    for quantity in names:
-        for key, value in reference(model, Own(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, Own(), [X], y, names)
     assert result.kflr["0.weight"].A.shape == (3, 3)
 
 

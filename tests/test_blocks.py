@@ -8,11 +8,11 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, hessian_block
+from tests.agreement import close
 from tests.graph_models import FEW_MODELS, made
 from tests.match.test_tied import MODELS as TIED
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases, few, slow
-from tests.test_quantities import close
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
 BLOCKS = {"hessian": hessian_block, "ggn": ggn_block}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from tests.test_quantities import close
+from tests.agreement import close
 
 
 class Positions(nn.Module):

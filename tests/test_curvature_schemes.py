@@ -10,10 +10,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import derivative, jacobian, reference
+from tests.agreement import close
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import few, slow
-from tests.test_quantities import close
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
 EIGENVALUES = {

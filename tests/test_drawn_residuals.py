@@ -9,8 +9,8 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.plan.steps import Birth, Sample
 from hbpcompiler.reference import reference
+from tests.agreement import close
 from tests.selection import few
-from tests.test_quantities import close
 
 
 class Mixed(nn.Module):

@@ -8,9 +8,9 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Forward, ggn_block, jacobian
+from tests.agreement import close
 from tests.match.test_tied import MODELS as TIED
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.test_quantities import close
 from tests.test_sampling import columns_drawn, small
 
 CHAINS = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))

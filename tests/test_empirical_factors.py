@@ -9,8 +9,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import kfac_emp
+from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.test_quantities import close
 from tests.ways import WAYS
 
 NAMES = ["kfac_emp", "kfac_emp_reduce"]

@@ -14,11 +14,11 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Forward, jacobian
+from tests.agreement import close
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import few
 from tests.test_indices import PLACES, Tables
-from tests.test_quantities import close
 from tests.uses import USES, used
 from tests.ways import WAYS
 

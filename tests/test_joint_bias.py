@@ -11,10 +11,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, kfac_emp, kflr
+from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import slow
 from tests.test_empirical_factors import OF_FACTORS
-from tests.test_quantities import close
 from tests.ways import WAYS
 
 EXACT = {"kflr": (kflr, False), "kflr_reduce": (kflr, True), "kfac_emp": (kfac_emp, False),

@@ -14,9 +14,9 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.reference import reference
+from tests.agreement import close
 from tests.selection import few
 from tests.test_outputs import Summed
-from tests.test_quantities import close
 
 torch.manual_seed(0)
 SCALES = ["grad", "batch_grad", "second_moment", "variance", "diag_ggn"]

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.reference import reference
-from tests.test_quantities import close
+from tests.agreement import agree
 
 X = torch.randn(3, 4, dtype=torch.float64)
 SIGNS = torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0], [1.0, 1.0, -1.0]], dtype=torch.float64)
@@ -37,9 +36,7 @@ def test_margins(reduction):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
         result = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn", "diag_h"], verify="full")(X, SIGNS)
-    for quantity in result:
-        for name, value in reference(model, loss, [X], SIGNS, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, loss, [X], SIGNS)
 
 
 class Angles(nn.Module):
@@ -57,9 +54,7 @@ def test_norms_below_eps_are_differentiated_as_torch_does(eps):
     torch.manual_seed(0)
     model, loss = Angles(eps).double(), nn.MSELoss()
     result = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn", "diag_h"], verify="full")(X, SIGNS)
-    for quantity in result:
-        for name, value in reference(model, loss, [X], SIGNS, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, loss, [X], SIGNS)
 
 
 @pytest.mark.parametrize("loss", [nn.SoftMarginLoss(), nn.SoftMarginLoss(reduction="sum"),
@@ -70,9 +65,7 @@ def test_a_logistic_loss_is_known_to_be_convex(loss):
     with warnings.catch_warnings():
         warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
         result = hbp.compile(model, loss, ["batch_grad", "diag_ggn", "diag_h"], verify="full")(X, SIGNS)
-    for quantity in result:
-        for name, value in reference(model, loss, [X], SIGNS, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, loss, [X], SIGNS)
 
 
 @pytest.mark.parametrize("quantity", ["diag_ggn", "diag_h_split", "kflr"])
@@ -122,6 +115,4 @@ def test_an_adaptive_softmax():
 
     result = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn", "diag_h"])(X, labels, labels)
     torch.testing.assert_close(result.output, model(X, labels))
-    for quantity in result:
-        for name, value in reference(AllClasses(model), loss, [X, labels], labels, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, AllClasses(model), loss, [X, labels], labels)

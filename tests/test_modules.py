@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.reference import reference
+from tests.agreement import agree
 from tests.selection import few
-from tests.test_quantities import close
 
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn"]
 
@@ -15,9 +14,7 @@ EXACT = ["grad", "batch_grad", "variance", "diag_ggn"]
 def check(model, inputs, y, quantities, loss=None):
     loss = loss or nn.CrossEntropyLoss()
     result = hbp.compile(model, loss, quantities)(*inputs, y)
-    for quantity in quantities:
-        for name, value in reference(model, loss, inputs, y, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, loss, inputs, y, quantities)
 
 
 def draw(*shape):

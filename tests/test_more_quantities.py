@@ -9,9 +9,9 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.quantities import BATCH, WITHOUT_VECTORS
 from hbpcompiler.reference import ggn_block, hessian_block, reference
+from tests.agreement import agree, close
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import few
-from tests.test_quantities import close
 
 RANDOM = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
 
@@ -48,9 +48,7 @@ def test_references_of_traces_and_of_what_there_is_none_of():
     model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double()
     X, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     result = hbp.compile(model, quantities=["trace_ggn", "trace_h"])(X, y)
-    for quantity in result:
-        for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y)
     with pytest.raises(ValueError, match="no reference for 'kfra'; there is one for grad, batch_grad"):
         reference(model, nn.CrossEntropyLoss(), [X], y, "kfra")
 

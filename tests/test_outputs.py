@@ -12,9 +12,9 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, reference
+from tests.agreement import close
 from tests.selection import cases, few
 from tests.test_modules import draw
-from tests.test_quantities import close
 
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h"]
 

@@ -11,8 +11,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler import pipeline
 from hbpcompiler.compiler.built import KEPT_ADDING
 from hbpcompiler.compiler.stages import ALLOCATIONS, FIRST_RUN, PROVE, STAGES, Seconds, rare_collections
-from hbpcompiler.reference import reference
-from tests.test_quantities import close
+from tests.agreement import agree, close
 
 
 def test_uses_that_cannot_be_joined_are_matched_again_without_another_export(monkeypatch):
@@ -33,9 +32,7 @@ def test_uses_that_cannot_be_joined_are_matched_again_without_another_export(mon
     assert "0.weight" in {value.key for value in compiled._current().matched.graph.state}
     assert "parameter.each_sample" in {made.target for made in compiled._current().matched.graph.operations}
     assert len(traces) == 1
-    for quantity in ("grad", "diag_ggn"):
-        for key, value in reference(model, nn.MSELoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.MSELoss(), [X], y, ("grad", "diag_ggn"))
 
 
 def test_explain_says_how_long_each_stage_took():

@@ -8,18 +8,11 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, kflr, kfra, reference
+from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
 
 EXACT = ["grad", "batch_grad", "batch_l2", "batch_inner", "second_moment", "variance", "diag_ggn", "diag_h"]
 THOROUGH = settings(max_examples=2 * settings().max_examples)
-
-
-def close(found, expected, what, scale=None):
-    assert found.shape == expected.shape, f"{what}: {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    assert found.dtype == expected.dtype
-    scale = 1e-6 + (expected if scale is None else scale).abs().max()
-    error = ((found - expected).abs().max() / scale).item()
-    assert error < 1e-8, f"{what}: relative error {error:.1e}"
 
 
 def check_exact(model, loss, X, y, quantities, **options):

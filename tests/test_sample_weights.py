@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Weighted, kflr, reference
+from tests.agreement import agree, close
 from tests.graph_models import made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases, few
-from tests.test_quantities import close
 from tests.test_ways import network
 from tests.ways import WAYS
 
@@ -124,9 +124,7 @@ def test_ways(way):
     quantities = ["grad", "batch_l2", "variance", "diag_ggn", "diag_h", "kflr"]
     result = hbp.compile(model, quantities=quantities, limits=WAYS[way])(X, y, sample_weights=WEIGHTS[:3])
     held = Weighted(nn.CrossEntropyLoss(), WEIGHTS[:3])
-    for quantity in quantities[:-1]:
-        for name, value in reference(model, held, [X], y, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, held, [X], y, quantities[:-1])
     for name, (left, factor) in kflr(model, held, [X], y).items():
         close(result.kflr[name].B, factor, f"B of {name}")
         if left is not None:
@@ -347,9 +345,7 @@ def test_negative_weights_of_the_gradient():
     compiled = hbp.compile(linear().double(), quantities=names)
     result = compiled(X4.double(), Y4, sample_weights=weights)
     held = Weighted(nn.CrossEntropyLoss(), weights)
-    for quantity in EXACT[:5]:
-        for name, value in reference(compiled.model, held, [X4.double()], Y4, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, compiled.model, held, [X4.double()], Y4, EXACT[:5])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, DOUBLE])

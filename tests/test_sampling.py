@@ -6,8 +6,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Forward, jacobian, reference
+from tests.agreement import close
 from tests.selection import few
-from tests.test_quantities import close
 
 LOSSES = {
     "cross entropy": (nn.CrossEntropyLoss(), lambda n, c: torch.randint(0, c, (n,))),

@@ -7,8 +7,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.selection import few, slow
-from tests.test_quantities import close
 
 FLAT = {
     "torch.relu": torch.relu, "F.relu": F.relu, "x.relu()": lambda x: x.relu(), "x.relu_()": lambda x: x.relu_(),
@@ -100,9 +100,7 @@ def test_a_parameter_that_is_subtracted(name, shape):
     model = Shifted(SHIFTS[name], shape).double()
     X, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
     result = hbp.compile(model, quantities=["grad", "variance", "diag_h"])(X, y)
-    for quantity in result:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y)
 
 
 def test_a_weight_and_a_bias_that_are_scaled_by_addmm():
@@ -142,6 +140,4 @@ def test_functional_layers():
     model = Own().double()
     X, y = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1])
     result = hbp.compile(model, quantities=["grad", "variance", "diag_h"])(X, y)
-    for quantity in ("grad", "diag_h"):
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, ("grad", "diag_h"))

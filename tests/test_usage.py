@@ -14,8 +14,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler import cache, calls
+from tests.agreement import close
 from tests.selection import slow
-from tests.test_quantities import close
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
 

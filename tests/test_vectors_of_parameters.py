@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hbpcompiler as hbp
+from tests.agreement import close
 from tests.graph_models import made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import few
-from tests.test_quantities import close
 from tests.test_random_graphs import graphs
 from tests.uses import USES, used
 from tests.ways import WAYS

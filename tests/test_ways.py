@@ -14,10 +14,11 @@ from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.routes.chunks import NativeProduct
 from hbpcompiler.compiler.routes.gram import GramDiagonal
 from hbpcompiler.reference import kflr, reference
+from tests.agreement import close
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases, few, slow
-from tests.test_quantities import check_exact, close
+from tests.test_quantities import check_exact
 from tests.uses import USES, used
 from tests.ways import WAYS
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.quantities import QUANTITIES
+from tests.agreement import close
 from tests.test_more_quantities import pieces
-from tests.test_quantities import close
 
 DOUBLE = torch.float64
 SAMPLES, CLASSES, COLUMNS = 4, 3, 2

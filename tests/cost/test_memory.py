@@ -8,8 +8,8 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler import budget
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.reference import reference
+from tests.agreement import close
 from tests.selection import slow
-from tests.test_quantities import close
 
 MIB = 2**20
 

@@ -14,8 +14,8 @@ from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.curvature import Dense, Diagonal, EigenKronecker, Kronecker
 from hbpcompiler.reference import ggn_block
 from hbpcompiler.values import INPUTS_FIRST, OUTPUTS_FIRST
+from tests.agreement import close
 from tests.selection import cases
-from tests.test_quantities import close
 
 
 class AsInConv1D(nn.Module):

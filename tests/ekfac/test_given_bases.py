@@ -10,9 +10,9 @@ import hbpcompiler as hbp
 from hbpcompiler import Limits
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
 from hbpcompiler.values import INPUTS_FIRST
+from tests.agreement import close
 from tests.match.test_tied import MODELS as TIED
 from tests.selection import cases
-from tests.test_quantities import close
 
 Bases = namedtuple("Bases", "A B")
 NAMES = ["eigenvalues", "eigenvalues_mc", "eigenvalues_emp"]

@@ -10,8 +10,8 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Dense, Diagonal, EigenKronecker
 from hbpcompiler.ekfac.structure import met_by, structure_of
 from hbpcompiler.reference import ggn_block
+from tests.agreement import close
 from tests.selection import cases
-from tests.test_quantities import close
 
 SAMPLES, CLASSES = 9, 3
 

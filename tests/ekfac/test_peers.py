@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
+from tests.agreement import close
 from tests.bridges.test_kronfluence import fitted
-from tests.test_quantities import close
 
 SAMPLES = 60
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -6,9 +6,9 @@ import torch
 import hbpcompiler as hbp
 from hbpcompiler.curvature import Diagonal, EigenKronecker
 from tests.accumulate.test_reach import setting
+from tests.agreement import close
 from tests.ekfac.test_passes import columns_of
 from tests.selection import few, slow
-from tests.test_quantities import close
 
 pytestmark = pytest.mark.filterwarnings("ignore::hbpcompiler.errors.UnusedParametersWarning",
                                         "ignore::hbpcompiler.errors.LengthsWarning")

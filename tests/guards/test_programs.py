@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from tests.test_quantities import close
+from tests.agreement import close
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
 FACTOR = torch.tensor(2.0, dtype=torch.float64)

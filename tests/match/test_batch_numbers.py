@@ -11,10 +11,9 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.compiler.trace.numbers import arithmetic, plain, unknown
-from hbpcompiler.reference import reference
 from hbpcompiler.rule.registry import builtin
+from tests.agreement import agree, close
 from tests.hand_made import operation, value
-from tests.test_quantities import close
 
 TAKEN = {
     "x * N": lambda x, n: x * n, "x / N": lambda x, n: x / n, "N / x": lambda x, n: n / (x + 3),
@@ -52,9 +51,7 @@ def test_numbers_of_the_batch_size():
     for samples in (4, 3):
         X, y = torch.randn(samples, 3, dtype=torch.float64), torch.arange(samples) % 2
         result = compiled(X, y)
-        for quantity in result:
-            for key, expected in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-                close(result[quantity][key], expected, f"{quantity} of {key}")
+        agree(result, model, nn.CrossEntropyLoss(), [X], y)
 
 
 def test_what_rules_cannot_take_is_refused_by_name():

@@ -7,10 +7,9 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.batched_weights import with_axes_for_weights
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.reference import reference
+from tests.agreement import agree
 from tests.hand_made import graph, operation, value
 from tests.selection import few
-from tests.test_quantities import close
 
 QUANTITIES = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h"]
 PRODUCTS = {
@@ -38,9 +37,7 @@ class Ensemble(nn.Module):
 def test_against_brute_force(product, several):
     model, X, y = Ensemble(PRODUCTS[product], *several), torch.randn(4, 2).double(), torch.tensor([0, 1, 1, 0])
     result = hbp.compile(model, nn.CrossEntropyLoss(), QUANTITIES)(X, y)
-    for quantity in QUANTITIES:
-        for name, expected in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][name], expected, f"{quantity} of {name}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, QUANTITIES)
 
 
 @pytest.mark.parametrize(("x", "weights", "axes"), [

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import derivative, ggn_block, hessian_block, reference
-from tests.test_quantities import close
+from tests.agreement import agree, close
 
 QUANTITIES = ["grad", "batch_grad", "batch_l2", "variance", "diag_ggn", "diag_h"]
 
@@ -107,9 +107,7 @@ def test_against_brute_force(name):
     model = model.double()
     X, y = batch(shape)
     result = hbp.compile(model, quantities=QUANTITIES)(X, y)
-    for quantity in QUANTITIES:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, QUANTITIES)
 
 
 @given(seed=st.integers(0, 2**31), width=st.integers(3, 5), depth=st.integers(1, 2),
@@ -217,6 +215,4 @@ def test_one_number_without_axes():
     X, y = batch((3,))
     compiled = hbp.compile(model, quantities=["grad", "diag_h"], backend="torchscript")
     result = compiled(X, y)
-    for quantity in result:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y)

@@ -10,8 +10,8 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.reach import with_stops
 from hbpcompiler.rule.registry import builtin
+from tests.agreement import close
 from tests.stages import traced
-from tests.test_quantities import close
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
 

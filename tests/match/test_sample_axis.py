@@ -6,8 +6,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.selection import few
-from tests.test_quantities import close
 
 
 class Recurrent(nn.Module):
@@ -133,9 +133,7 @@ def test_against_brute_force(name):
     X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
     result = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"])(X, y)
     close(result.output, model(X).detach(), "output")
-    for quantity in result:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y)
 
 
 @few(3, "other ways to write the same")
@@ -149,9 +147,7 @@ def test_written_to(statement):
     X, y = torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
     result = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"], verify=False)(X, y)
     close(result.output, model(X).detach(), "output")
-    for quantity in result:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y)
 
 
 def test_any_batch_size():

@@ -6,7 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, reference
-from tests.test_quantities import close
+from tests.agreement import agree, close
 
 
 def reused_linear():
@@ -46,9 +46,7 @@ def test_uses_are_joined(name):
     X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
     names = ["grad", "batch_grad", "batch_l2", "second_moment", "diag_ggn"]
     result = hbp.compile(model, quantities=[*names, "kflr"])(X, y)
-    for quantity in names:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, names)
     for key, factors in result.kflr.items():
         if key.endswith("bias"):
             close(factors.B, ggn_block(model, nn.CrossEntropyLoss(), [X], y, key), f"block of {key}")
@@ -64,9 +62,7 @@ def test_the_exact_diagonal_has_the_cross_terms_between_uses(name):
     X, y = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 1])
     names = ["grad", "batch_grad", "diag_ggn", "diag_h"]
     result = hbp.compile(model, quantities=names)(X, y)
-    for quantity in names:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, names)
 
 
 def test_curvature_that_is_no_columns_is_joined_at_the_parameter():

@@ -8,9 +8,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
 from hbpcompiler.compiler.trace.functional_forms import filled_diagonal
-from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.selection import few
-from tests.test_quantities import close
 
 aten = torch.ops.aten
 
@@ -49,9 +48,7 @@ def test_against_brute_force(statements):
     X, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
     result = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"], verify=False)(X, y)
     close(result.output, model(X).detach(), "output")
-    for quantity in result:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y)
 
 
 def test_what_vmap_writes_with_wrong_derivatives_is_not_taken():

@@ -8,9 +8,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.derive.compression import compressed
+from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import slow
-from tests.test_quantities import EXACT, check_exact, close
+from tests.test_quantities import EXACT, check_exact
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 5), st.booleans(), st.booleans())

@@ -14,9 +14,9 @@ from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.compiler.plan.steps import LocalTail, SampleChunks, Widen, flat
 from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.selection import few, slow
 from tests.stages import closings, matched, options
-from tests.test_quantities import close
 
 QUANTITIES = ["diag_h", "diag_ggn", "diag_h_split"]
 
@@ -98,9 +98,7 @@ def test_random_networks(network, chunk, always):
     limits = hbp.Limits(neighbourhood_work=math.inf if always else 1, recycled_bytes=2**24 if chunk is None else
                         chunk * 1000)
     result = hbp.compile(model, loss, QUANTITIES, example_inputs=(X, y), limits=limits)(X, y)
-    for quantity in ("diag_h", "diag_ggn"):
-        for key, value in reference(model, loss, [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, loss, [X], y, ("diag_h", "diag_ggn"))
     for key, parts in result.diag_h_split.items():
         close(parts.ggn + parts.positive - parts.negative, result.diag_h[key], f"split of {key}")
         assert (parts.positive >= 0).all()

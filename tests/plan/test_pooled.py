@@ -8,15 +8,13 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
-from tests.test_quantities import close
+from tests.agreement import agree, close
 
 
 def check(model, X, y, quantities=("diag_ggn", "diag_h")):
     compiled = hbp.compile(model, quantities=list(quantities))
     result = compiled(X, y)
-    for quantity in quantities:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, quantities)
     return compiled.code
 
 

@@ -8,11 +8,11 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.plan.steps import SampleChunks
-from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import few, slow
-from tests.test_quantities import check_exact, close
+from tests.test_quantities import check_exact
 
 
 def in_chunks(size, **others):
@@ -34,9 +34,7 @@ def test_graphs_agree_with_brute_force(name, size):
                            limits=in_chunks(size))
     result = compiled(x, y)
     assert len(loops(compiled)) == 1
-    for quantity in ("grad", "variance", "diag_ggn", "diag_h"):
-        for key, value in reference(model, nn.CrossEntropyLoss(), [x], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [x], y, ("grad", "variance", "diag_ggn", "diag_h"))
     for key, factors in expected.kflr.items():
         close(result.kflr[key].B, factors.B, f"B of {key}")
         if factors.A is not None:

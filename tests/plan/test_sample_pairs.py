@@ -11,9 +11,9 @@ from hbpcompiler.compiler import pipeline
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.plan.steps import SampleChunks, SamplePairs
 from hbpcompiler.compiler.program.pairs import pairs_of_blocks, put_pairs_
+from tests.agreement import close
 from tests.selection import few
 from tests.test_inner_products import BruteForce
-from tests.test_quantities import close
 from tests.uses import USES, used
 
 DOUBLE = torch.float64

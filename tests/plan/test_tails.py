@@ -8,10 +8,11 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.agreement import close
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import slow
-from tests.test_quantities import check_exact, close
+from tests.test_quantities import check_exact
 
 
 def in_chunks(size):

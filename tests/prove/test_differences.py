@@ -15,8 +15,8 @@ from hbpcompiler.compiler.prove.prove import _Proof
 from hbpcompiler.compiler.prove.twin import GRAD
 from hbpcompiler.reference import reference
 from hbpcompiler.rules.shared import twice
+from tests.agreement import close
 from tests.selection import few
-from tests.test_quantities import close
 
 X = torch.randn(3, 4, dtype=torch.float64)
 Y = torch.randn(3, 2, dtype=torch.float64)

@@ -10,8 +10,8 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.routes.factors import HalfInputFactor
 from hbpcompiler.reference import kflr
+from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.test_quantities import close
 
 NAME = HalfInputFactor.name
 

@@ -8,8 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.routes.chunks import NativeProduct
-from hbpcompiler.reference import reference
-from tests.test_quantities import close
+from tests.agreement import agree, close
 
 QUANTITIES = ["grad", "batch_grad", "batch_l2", "second_moment", "diag_ggn", "diag_h"]
 
@@ -33,9 +32,7 @@ def test_random_convolutions(seed, axes, stride, padding, dilation, samples, col
                            limits=only_native(convolution.weight, columns))
     result = compiled(X, y)
     assert "convolution_backward(" in compiled.code
-    for quantity in QUANTITIES:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, QUANTITIES)
     for key, value in result.batch_diag_ggn.items():
         close(value.sum(0), result.diag_ggn[key], f"batch_diag_ggn of {key}")
 

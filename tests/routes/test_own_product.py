@@ -7,7 +7,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
-from tests.test_quantities import close
+from tests.agreement import agree, close
 
 QUANTITIES = ["grad", "batch_grad", "batch_l2", "second_moment", "diag_ggn", "diag_h"]
 
@@ -23,9 +23,7 @@ def test_random_convolutions_of_single_channels(seed, axes, outputs, stride, pad
     model = nn.Sequential(*front, nn.Linear(front(X).shape[1], 3)).double()
     compiled = hbp.compile(model, quantities=[*QUANTITIES, "batch_diag_ggn"], limits=hbp.Limits(**chunks))
     result = compiled(X, y)
-    for quantity in QUANTITIES:
-        for key, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, QUANTITIES)
     for key, value in result.batch_diag_ggn.items():
         close(value.sum(0), result.diag_ggn[key], f"batch_diag_ggn of {key}")
 

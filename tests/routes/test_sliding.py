@@ -12,7 +12,7 @@ from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.factors import InputFactor
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
-from tests.test_quantities import close
+from tests.agreement import close
 
 NAME = SlidingInputFactor.name
 

@@ -17,8 +17,8 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.trace import exports
 from hbpcompiler.compiler.trace import trace as exporting
 from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.selection import few
-from tests.test_quantities import close
 
 
 @pytest.fixture
@@ -101,23 +101,21 @@ def made(seed=0):
     return Scaled().double(), torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
 
 
-def right(result, model, loss, X, y, *quantities):
-    for quantity in quantities:
-        for key, value in reference(model, loss, [X], y, quantity).items():
-            close(result[quantity][key], value, f"{quantity} of {key}")
-
-
 def test_one_export_serves_whatever_is_asked(counted):
     model, X, y = made()
     loss = nn.CrossEntropyLoss()
     first = hbp.compile(model, quantities=["grad"])
-    right(first(X, y), model, loss, X, y, "grad")
+    agree(first(X, y), model, loss, [X], y, ["grad"])
     others = [first.instead(["variance", "batch_l2"]), first.also("diag_h"),
               hbp.compile(model, nn.CrossEntropyLoss(), ["diag_ggn"], joint_bias=True, backend="torchscript",
                           rules=[]),
               hbp.compile(model, loss, {"second_moment": ["inner.*"]}, curvature="ggn", memory_budget="1GiB")]
-    for compiled, names in zip(others, (["variance", "batch_l2"], ["grad", "diag_h"], ["diag_ggn"], []), strict=True):
-        right(compiled(X, y), model, loss, X, y, *names)
+    for compiled in others[:-1]:
+        agree(compiled(X, y), model, loss, [X], y)
+    expected = reference(model, loss, [X], y, "second_moment")
+    assert len(of_inner := others[-1](X, y).second_moment) == 2
+    for name, value in of_inner.items():
+        close(value, expected[name], name)
     jacobian = hbp.compile(model, quantities=["jacobian"])(X, y).jacobian["last.bias"]
     assert torch.equal(jacobian, torch.eye(2, dtype=torch.float64).expand(5, 2, 2))
     assert len(counted) == 1
@@ -160,7 +158,7 @@ def test_a_change_between_two_compiles_is_met(counted, change, verify, monkeypat
     kept(X, y)
     change(model)
     compiled = hbp.compile(model, quantities=["grad", "variance"], verify=verify)
-    right(compiled(X, y), model, nn.CrossEntropyLoss(), X, y, "grad", "variance")
+    agree(compiled(X, y), model, nn.CrossEntropyLoss(), [X], y, ["grad", "variance"])
     assert len(counted) == 2
 
 
@@ -174,7 +172,7 @@ def test_losses_that_differ_in_tensors_alone_are_told_apart(counted):
     kept = []
     for loss in [make(weight) for make in (nn.CrossEntropyLoss, weighted) for weight in weights]:
         kept.append(hbp.compile(model, loss, ["grad", "batch_l2"]))
-        right(kept[-1](X, y), model, loss, X, y, "grad", "batch_l2")
+        agree(kept[-1](X, y), model, loss, [X], y, ["grad", "batch_l2"])
     assert len(counted) == 4
 
 
@@ -208,8 +206,8 @@ def test_it_goes_with_the_last_compiled_and_keeps_no_replaced_parameter(counted)
     old = weakref.ref(model.last.weight)
     model.last.weight = nn.Parameter(model.last.weight.detach() + 1)
     other = hbp.compile(model, quantities=["batch_l2"])
-    right(other(X, y), model, nn.CrossEntropyLoss(), X, y, "batch_l2")
-    right(compiled(X, y), model, nn.CrossEntropyLoss(), X, y, "grad")
+    agree(other(X, y), model, nn.CrossEntropyLoss(), [X], y, ["batch_l2"])
+    agree(compiled(X, y), model, nn.CrossEntropyLoss(), [X], y, ["grad"])
     gc.collect()
     assert old() is None
     found = weakref.ref(model), id(model), weakref.ref(exports.exports_of(model))
@@ -233,10 +231,10 @@ def test_copies_export_anew_and_threads_share(counted):
     for thread in threads:
         thread.join()
     for (quantity,), result in results.items():
-        right(result, model, nn.CrossEntropyLoss(), X, y, quantity)
+        agree(result, model, nn.CrossEntropyLoss(), [X], y, [quantity])
     assert len(counted) == 1
     for copied in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
-        right(copied(X, y), copied.model, nn.CrossEntropyLoss(), X, y, "grad")
+        agree(copied(X, y), copied.model, nn.CrossEntropyLoss(), [X], y, ["grad"])
     assert len(counted) == 3
 
 
@@ -248,7 +246,7 @@ def test_verify_and_draws_by_sample_meet_an_outdated_trace_too(counted, monkeypa
     monkeypatch.setenv("HBP_TEST_FACTOR", "3")
     verified = hbp.compile(model, quantities=["grad", "batch_l2"])
     assert verified.verify(X, y).agrees
-    right(verified(X, y), model, nn.CrossEntropyLoss(), X, y, "grad", "batch_l2")
+    agree(verified(X, y), model, nn.CrossEntropyLoss(), [X], y, ["grad", "batch_l2"])
     assert len(counted) == 2
     monkeypatch.setenv("HBP_TEST_RATE", "0.5")
     drawn = hbp.compile(model, quantities=["grad"])
@@ -285,7 +283,7 @@ def test_the_memory_of_a_tensor_of_the_loss_is_exchanged(backend):
                 assert not result.grad["last.bias"].requires_grad
                 assert not result.loss.requires_grad
                 tensor.data = tensor.data * 1.5
-                right(compiled(X, y), model, loss, X, y, "grad", name)
+                agree(compiled(X, y), model, loss, [X], y, ["grad", name])
 
 
 def test_a_forward_of_torchs_is_replaced(monkeypatch):
@@ -296,8 +294,8 @@ def test_a_forward_of_torchs_is_replaced(monkeypatch):
     for forward in (nn.Tanh.forward, lambda module, x: torch.sigmoid(x), nn.Tanh.forward):
         monkeypatch.setattr(nn.Tanh, "forward", forward)
         other = hbp.compile(model, quantities=["grad", "batch_l2"])
-        right(other(X, y), model, nn.CrossEntropyLoss(), X, y, "grad", "batch_l2")
-        right(kept(X, y), model, nn.CrossEntropyLoss(), X, y, "grad")
+        agree(other(X, y), model, nn.CrossEntropyLoss(), [X], y, ["grad", "batch_l2"])
+        agree(kept(X, y), model, nn.CrossEntropyLoss(), [X], y, ["grad"])
 
 
 def test_records_of_other_classes_with_the_same_fields_are_told_apart():

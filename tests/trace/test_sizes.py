@@ -7,7 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
 from hbpcompiler.reference import reference
-from tests.test_quantities import close
+from tests.agreement import close
 
 D = torch.float64
 

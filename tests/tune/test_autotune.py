@@ -13,8 +13,8 @@ from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune import race as autotune
 from hbpcompiler.compiler.tune.race import Race, near_ties
 from hbpcompiler.reference import reference
+from tests.agreement import agree, close
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.test_quantities import close
 
 QUANTITIES = ["variance", "batch_l2", "diag_ggn", "kflr"]
 
@@ -49,9 +49,7 @@ def problem(samples=5):
 
 def check(raced, plain, model, X, y):
     result, other = raced(X, y), plain(X, y)
-    for quantity in ("variance", "batch_l2", "diag_ggn"):
-        for name, value in reference(model, nn.CrossEntropyLoss(), [X], y, quantity).items():
-            close(result[quantity][name], value, f"{quantity} of {name}")
+    agree(result, model, nn.CrossEntropyLoss(), [X], y, ("variance", "batch_l2", "diag_ggn"))
     for name, factors in other.kflr.items():
         close(result.kflr[name].B, factors.B, f"B of {name}")
 
