@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
-from hbpcompiler.compiler.trace.functional_forms import filled_diagonal
+from hbpcompiler.rules.shared.filled_diagonal import filled_diagonal
 from tests.agreement import agree, close
 from tests.selection import few
 

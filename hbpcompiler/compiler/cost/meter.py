@@ -14,8 +14,9 @@ from torch.utils.flop_counter import flop_registry
 
 from hbpcompiler.compiler.cost.figures import DEFAULT, Cost, Machine
 from hbpcompiler.compiler.program.alike_calls import EVERYWHERE, AlikeCalls, storage_of, tensors_in
-from hbpcompiler.compiler.program.kernels import MANY_PRODUCTS, ONEDNN_LINEAR, RELAYOUTS
+from hbpcompiler.compiler.program.kernels import ONEDNN_LINEAR
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+from hbpcompiler.rules.shared.torch_operations import MANY_PRODUCTS, RELAYOUTS
 
 
 @dataclass

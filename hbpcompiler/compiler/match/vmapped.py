@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-SCATTER, CAST = torch.ops.aten.scatter.src, torch.ops.aten._to_copy.default
+from hbpcompiler.rules.shared.torch_operations import CAST, SCATTER
 
 
 class NotSampleWiseError(Exception):

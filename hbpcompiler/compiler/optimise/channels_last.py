@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.program.kernels import LAID_AS_GIVEN
+from hbpcompiler.rules.shared.torch_operations import LAID_AS_GIVEN
 
 
 def use_channels_last(graph: fx.Graph, images: Collection[str]) -> None:

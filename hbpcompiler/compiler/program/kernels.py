@@ -31,6 +31,7 @@ from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule import derivatives, idioms, recurrences
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import IDIOMS, covariance_root, patches, scatter_to
+from hbpcompiler.rules.shared.torch_operations import CONVOLUTION_BACKWARD
 
 GRAMS = (gram, onednn_gram, pixel_gram)
 MADE_SCALED = frozenset({*GRAMS, half_gram, onednn_half_gram})
@@ -54,18 +55,12 @@ FALLBACKS: dict[Callable[..., Any], str] = {
 
 PRODUCTS: frozenset[Any] = frozenset({
     operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
-    F.conv_transpose2d, F.conv_transpose3d, *MADE_SCALED, torch.ops.aten.convolution_backward})
+    F.conv_transpose2d, F.conv_transpose3d, *MADE_SCALED, CONVOLUTION_BACKWARD})
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LINEAR: frozenset[Any] = frozenset({patches})
 """Helpers whose result is a linear function of their first argument, sample by sample."""
 COLUMNS = (scatter_to, covariance_root)
 """Helpers that make columns, which others may be written over."""
-LAID_AS_GIVEN: dict[Any, int] = {torch.ops.aten.convolution_backward: 1}
-"""Kernel of torch -> which of its results lies in memory as the parameter does that it is the gradient of."""
-RELAYOUTS = frozenset({torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward})
-"""Kernels of torch that work on copies of what lies channel by channel, in a layout of their own."""
-MANY_PRODUCTS = frozenset({torch.ops.aten.bmm})
-"""Kernels of torch that multiply many small matrices."""
 ONEDNN_LINEAR = "mkldnn._linear_pointwise"
 """The kernel in `onednn_linear`: not in every build of torch, so by its name."""
 

@@ -24,10 +24,9 @@ from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import Chosen, Closings
 from hbpcompiler.rule.composite import graph_module
+from hbpcompiler.rules.shared.torch_operations import RESHAPE, VIEWS
 
 GRAD = "grad"
-VIEWS = (torch.ops.aten.view, torch.ops.aten._unsafe_view)
-"""The graph leaves out copies that only move memory, so that these copy where it lies otherwise, as in the file."""
 Results = Mapping[str, Mapping[str, Any]]
 """Quantity -> parameter -> tensor, or tensors by field."""
 
@@ -43,8 +42,8 @@ def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...]
     closings = Closings(quantities, chosen, partial(schemes.kept, options.curvature))
     program = derive(matched, plan(matched, closings, asked))
     for node in program.graph.nodes:
-        if node.target in VIEWS:
-            node.target = torch.ops.aten.reshape
+        if node.target in VIEWS:  # the graph leaves out copies that only move memory
+            node.target = RESHAPE
     module = graph_module(program.graph)
 
     def run(state: Mapping[str, Tensor], *batch: Tensor, **given: Any) -> Results:

@@ -27,10 +27,9 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.functional_forms import functional_form, keeps_dtype
 from hbpcompiler.compiler.trace.written_views import Anew, memory_of
+from hbpcompiler.rules.shared.torch_operations import CLONE, COPIES, WRITTEN_OUT
 
-aten = torch.ops.aten
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-COPIES = {aten.lift_fresh_copy.default: aten.clone.default}
 
 
 class _NeedsAllError(Exception):
@@ -242,7 +241,7 @@ def _like(leaf: Any) -> Any:
 
 
 def _is_copy_of_input(part: Node) -> bool:
-    return part.target is aten.clone.default and part.all_input_nodes[0].op == "placeholder"
+    return part.target is CLONE and part.all_input_nodes[0].op == "placeholder"
 
 
 def _origin(node: Node) -> list[NodeSource]:
@@ -254,7 +253,7 @@ def _is_written_out(called: Any) -> bool:
     """Whether torch takes an operation apart: a composite one that may be a view, or change a buffer."""
     if not isinstance(called, torch._ops.OpOverload):
         return True  # a functional form of ours
-    if called is aten.native_batch_norm.default:
+    if called in WRITTEN_OUT:
         return True
     composite = called.has_kernel_for_dispatch_key(COMPOSITE) or COMPOSITE in called.py_kernels
     return composite and (_may_alias(called) or any(argument.alias_info for argument in called._schema.arguments))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from math import prod
 from typing import Any
 
 import torch
@@ -13,23 +11,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
-aten = torch.ops.aten
-
-
-def filled_diagonal(x: Tensor, value: float, wrap: bool = False) -> Tensor:
-    """x.fill_diagonal_(value), which torch writes by places in memory: those from corner to corner, with `wrap` those
-    of a tall matrix that come after them in the same steps."""
-    if x.dim() == 2 and not wrap:
-        return aten.diagonal_scatter.default(x, aten.full_like.default(aten.diagonal.default(x), value))
-    step = sum(prod(x.shape[axis + 1 :]) for axis in range(x.dim()))
-    end = x.numel() if wrap or x.dim() > 2 else x.shape[1] ** 2
-    flat = aten.reshape.default(x, [-1])
-    filled = aten.full_like.default(aten.slice.Tensor(flat, 0, 0, end, step), value)
-    return aten.reshape.default(aten.slice_scatter.default(flat, filled, 0, 0, end, step), list(x.shape))
-
-
-OWN: dict[Any, Callable[..., Any]] = {aten.fill_diagonal_.default: filled_diagonal}
-"""The functional forms of what has none in torch."""
+from hbpcompiler.rules.shared.filled_diagonal import OWN
 
 
 def functional_form(called: Any) -> Any:
@@ -41,7 +23,7 @@ def functional_form(called: Any) -> Any:
     changed = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
     if not name.endswith("_") or changed != [schema.arguments[0].name] or called.namespace != "aten":
         return None
-    form = getattr(getattr(aten, name[:-1], None), overload, None)
+    form = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
     if form is None or _parameters(form) != _parameters(called):
         return None
     return form

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from hbpcompiler.compiler.trace.source import source_of
 from hbpcompiler.errors import ModelError, listing
+from hbpcompiler.rules.shared.torch_operations import DETACH
 
 
 def without_their_derivatives(program: Any) -> None:
@@ -57,7 +58,7 @@ def _put_in(module: GraphModule, call: Any, block: GraphModule, known: set[Node]
             if node.op == "placeholder":
                 values[node] = item = next(given)
                 if _is_trained(item, known):
-                    values[node] = graph.call_function(torch.ops.aten.detach.default, (item,))
+                    values[node] = graph.call_function(DETACH, (item,))
                     values[node].meta = dict(call.meta, val=item.meta["val"])
             elif node.op == "get_attr":
                 name = f"{call.name}_{node.target}"
@@ -121,7 +122,7 @@ def _trained(program: Any) -> set[Node]:
         else:
             value = node.meta.get("val")
             exact = isinstance(value, Tensor) and not _is_real_or_complex(value)
-            ends = node.target is torch.ops.aten.detach.default or _block_of(program.graph_module, node) is not None
+            ends = node.target is DETACH or _block_of(program.graph_module, node) is not None
             trained = not exact and not ends and _any(found, node.all_input_nodes)
         if trained:
             found.add(node)

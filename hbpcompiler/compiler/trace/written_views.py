@@ -9,13 +9,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-aten = torch.ops.aten
-PUT_BACK: dict[Any, Any] = {
-    aten.select.int: aten.select_scatter.default,
-    aten.slice.Tensor: aten.slice_scatter.default,
-    aten.diagonal.default: aten.diagonal_scatter.default,
-}
-"""View -> the operation that puts the view's new value into what it was taken from."""
+from hbpcompiler.rules.shared.torch_operations import PUT_BACK
 
 
 class NotAPartError(Exception):
