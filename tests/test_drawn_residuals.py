@@ -60,22 +60,23 @@ def mean_over_signs(compiled, X, y, monkeypatch):
     which one of these stands alone, times the root of their number."""
     asked, start = [], 0
 
-    def counted(low, high, size, **given):
-        asked.append(math.prod(size[1:]))
-        return torch.ones(size, **given)
+    def counted(keys, number, shape, like):
+        asked.append(math.prod(shape))
+        return like.new_ones([len(keys), *shape])
 
-    def alone(low, high, size, **given):
+    def alone(keys, number, shape, like):
         nonlocal start
-        own = torch.zeros(len(X), total, math.prod(size[1:]), dtype=torch.float64)
+        own = like.new_zeros(len(X), total, math.prod(shape))
         own[:, range(start, start + own.shape[2]), range(own.shape[2])] = total**0.5
         start += own.shape[2]
-        return (own.reshape(size) + 1) / 2
+        return own.reshape([len(keys), *shape])
 
+    names = type(compiled.program).forward.__globals__
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "randint", counted)
+        patch.setitem(names, "signs_of_samples", counted)
         compiled(X, y)
         total = sum(asked)
-        patch.setattr(torch, "randint", alone)
+        patch.setitem(names, "signs_of_samples", alone)
         found = compiled(X.repeat_interleave(total, 0), y.repeat_interleave(total, 0)).diag_h_mc
     assert start == total
     return found
@@ -148,3 +149,22 @@ def test_residuals_without_drawn_sums_have_their_columns_combined_unless_these_a
     assert found == {2**28: {8}, 0: set()}
     for name, value in compiled(X, y).diag_h_mc.items():
         close(value, exact[name], name)
+
+
+@pytest.mark.parametrize("quantity", ["diag_h_mc", "diag_h_mc_all"])
+@pytest.mark.parametrize(("build", "shape"), [(Mixed, (3, 4, 3)), (Gates, (2, 1, 3, 3))])
+def test_with_one_seed_the_draws_are_those_of_any_budget(build, shape, quantity):
+    """Signs are drawn in loops over samples, of as many turns as memory says."""
+    model, X, y = problem(build, *shape)
+    options = {"quantities": [quantity], "mc_samples": 4, "example_inputs": (X, y), "verify": False}
+    needed = hbp.compile(model, **options).predicted_memory(len(X))
+    ways = [{}, {"memory_budget": int(needed * 0.9)}, {"limits": hbp.Limits(recycled_bytes=500, cache_bytes=500)}]
+    found = {}
+    for way in ways:
+        compiled = hbp.compile(model, **options, **way)
+        found[compiled.code] = compiled(X, y, generator=torch.Generator().manual_seed(1))[quantity]
+    first, *others = found.values()
+    assert others
+    for drawn in others:
+        for name, value in first.items():
+            close(drawn[name], value, name)

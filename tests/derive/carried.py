@@ -51,6 +51,7 @@ def carried_out(step, columns=(), signs=(), made=None):
     state = backward_pass(MATCHED, made or planned("grad"), writer, ops, SAMPLES,
                           columns={key: proxies[f"c{i}"] for i, key in enumerate(dict(columns))},
                           signs={key: proxies[f"s{i}"] for i, key in enumerate(dict(signs))})
+    state.parameters = {value.key: proxies[value.name] for value in GRAPH.state}
     state.carry_out(step)
     closed = {(key, closing.kind): made for key, closings in state.closed.items() for closing, made in closings.items()}
     results = (state.columns, state.signs, closed)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.arguments import DRAW_KEYS
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.check import Level, check_program
+from hbpcompiler.compiler.program.draws import signs_of_samples
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.limits import Limits
@@ -119,16 +119,16 @@ def test_parts_of_a_batch_add_up_to_the_whole(name):
     assert not torch.equal(next(iter(again.values())).B, next(iter(whole.kfac.values())).B)
 
 
-def test_draws_in_loops_over_samples_take_the_keys_of_their_chunk():
+def test_random_signs_in_loops_take_the_keys_of_their_chunk():
     model, loss, X, y, options = setting("loops")
     compiled = hbp.compile(model.double(), loss, ["diag_h_mc"], example_inputs=(X, y), **options)
-    graph = compiled._current().draft.graph
-    inside = [node for node in graph.nodes if isinstance(node.target, Loop) and draws_of(node.target.body)]
+    graph = by_sample(compiled._current().draft.graph)[0]
+    loops = [node for node in graph.nodes if isinstance(node.target, Loop)]
+    inside = [own for node in loops for own in node.target.body.nodes if own.target is signs_of_samples]
     assert inside
-    assert max(node.target.chunk for node in inside) > 1
-    held = [[holder for holder in node.target.body.nodes if str(holder.target) == DRAW_KEYS]
-            for node in by_sample(graph)[0].nodes if isinstance(node.target, Loop)]
-    assert [meta.shape(holder) for holders in held for holder in holders] == [("n",)] * len(inside)
+    assert max(node.target.chunk for node in loops) > 1
+    assert {meta.shape(own.args[0]) for own in inside} == {("n",)}
+    assert not draws_of(graph)
 
 
 def test_what_belongs_to_no_sample_is_left_as_it_is():

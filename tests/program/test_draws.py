@@ -67,3 +67,13 @@ def test_the_others():
     assert whole.dtype == torch.int64
     assert whole.flatten().unique().tolist() == [-1, 0, 1]
     assert abs(whole.double().mean()) < 0.03
+
+
+def test_signs():
+    signs = draws.signs_of_samples(KEYS, 2, [3, 50], torch.empty(0, dtype=torch.float64))
+    assert set(signs.unique().tolist()) == {-1, 1}
+    assert signs.mean().abs() < 5 / signs.numel() ** 0.5
+    together = torch.cat([signs.flatten(1), draws.signs_of_samples(KEYS, 3, [150], signs)], 1)
+    alike = together.T @ together / len(KEYS) - torch.eye(300)
+    assert alike.abs().max() < 6 / len(KEYS) ** 0.5
+    assert torch.equal(draws.signs_of_samples(KEYS[7:9], 2, [3, 50], signs), signs[7:9])

@@ -5,8 +5,12 @@ The steps themselves are functions of this state, a file for each kind; `carry_o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
+
+import torch
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.formulas import SECOND, formulas
@@ -42,7 +46,7 @@ class Backward:
                  handlers: Mapping[type, Callable[[Backward, Any], None]], *,
                  columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
                  slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged,
-                 known_formulas: Mapping[str, str] | None = None) -> None:
+                 known_formulas: Mapping[str, str] | None = None, keys: Callable[[], Any] | None = None) -> None:
         self.matched, self.plan, self.writer, self.ops, self.batch = matched, plan, writer, ops, batch
         self.precision = Precision(plan.curvature_dtype)
         self.columns = dict(columns or {})
@@ -78,20 +82,24 @@ class Backward:
         self._slopes = slopes or {}
         self._handlers = handlers
         self._formulas = known_formulas
+        self._keys, self._drawn = keys, Counter[int]()
 
     def inside(self, writer: Writer, ops: Mapping[str, Op], whole: Callable[[Any], Any], *,
                columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
-               slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged, batch: Any = None) -> Backward:
+               slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged, batch: Any = None,
+               keys: Callable[[Any], Any] | None = None) -> Backward:
         """The same backward pass inside a loop: its own graph, the operations bound to this chunk's tensors.
 
         `whole` takes a tensor into that graph as it is.
 
         It starts with what it is given: `columns` and `signs` that are in this chunk, `slopes`, the local derivatives
-        that are known already, and `batch`, how many samples it has; None: those of the pass around it.
+        that are known already, and `batch`, how many samples it has; None: those of the pass around it. `keys` takes
+        the samples' keys into the loop, which those need that draw in it.
         """
         made = Backward(self.matched, self.plan, writer, ops, self.batch if batch is None else batch, self._handlers,
                         columns=columns, signs=signs, slopes=slopes, leaving=leaving,
-                        known_formulas=self._formulas)
+                        known_formulas=self._formulas,
+                        keys=None if keys is None else cache(lambda: keys(self.draw_keys())))
         made._in_loop = True
         made.bases_of, made._outside = self.bases_of, lambda proxy: whole(self._outside(proxy))
         return made
@@ -100,6 +108,23 @@ class Backward:
         """The bases that a call gives for a parameter, in this graph."""
         inner, outer = self.bases_of[parameter]
         return None if inner is None else self._outside(inner), self._outside(outer)
+
+    def draw_keys(self) -> Any:
+        """[N] whole numbers that random signs follow from, drawn once for the program: they do not depend on how
+        it is cut into loops."""
+        if self._keys is None:
+            assert not self._in_loop, "a loop that draws takes the samples' keys"
+            device = next(iter(self.parameters.values())).device
+            drawn = named(self.writer.call(torch.randint, 0, 2**62, (self.batch,), device=device), "keys")
+            self._keys = lambda: drawn
+        return self._keys()
+
+    def number_of_draw(self, place: str, born: bool) -> int:
+        """Another one for each draw, the same in every plan: by the operation where a residual is `born`, or where
+        columns arrive."""
+        number = 64 * list(self.matched.graph.makers).index(place) + (32 if born else 0)
+        self._drawn[number] += 1
+        return number + self._drawn[number] - 1
 
     def heading(self, operation: Operation, second: bool = False) -> tuple[str, str, str]:
         """Of an operation's block in the backward part, or in its second phase: its title, the part, its formula."""

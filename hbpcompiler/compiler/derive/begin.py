@@ -120,7 +120,7 @@ def _drawn(backward: Backward, step: Birth, residual: Factor, gradient: Any) -> 
     share = draws**-0.5
 
     def noise(*shape: int) -> Any:
-        signs = random_signs(backward, gradient, (draws, *shape))
+        signs = random_signs(backward, gradient, step.operation.name, (draws, *shape), born=True)
         return signs if draws == 1 else signs * share
 
     found = residual.drawn(backward.ops[step.operation.name], gradient, noise)

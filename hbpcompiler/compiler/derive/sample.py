@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.plan.steps import Sample
+from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Sample
+from hbpcompiler.compiler.program.draws import signs_of_samples
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import COLUMNS
 
@@ -17,6 +18,7 @@ def sample(backward: Backward, step: Sample) -> None:
     """Columns s with E[s s^T] the Hessian: random-sign sums of its columns, of each sign apart."""
     count, shape = backward.plan.mc_samples, step.value.sample_shape
     wanted = (1.0, -1.0) if step.into.signed else (1.0,)
+    births = {own.piece.name: own.operation.name for own in backward.plan.flat() if isinstance(own, Birth)}
     drawn = []
     for sign in wanted:
         total: Any = None
@@ -28,14 +30,16 @@ def sample(backward: Backward, step: Sample) -> None:
                     keep = backward.signs[piece.name] == sign if piece.signed else None
                     flat = flat * (keep.to(flat.dtype).unsqueeze(2) if keep is not None else (sign > 0))
                 if piece.name not in backward.noise:
-                    backward.noise[piece.name] = random_signs(backward, arrived, (count, piece.columns))
+                    place = births.get(piece.name)
+                    backward.noise[piece.name] = random_signs(backward, arrived, place or step.value.name,
+                                                              (count, piece.columns), born=place is not None)
                 noise = backward.noise[piece.name]
                 part = (noise @ flat / math.sqrt(count)).reshape(-1, count, *shape)
             else:
                 root = (arrived * sign).clamp(min=0).sqrt().unsqueeze(1)
-                part = random_signs(backward, arrived, (count, *shape)) * root / math.sqrt(count)
+                part = random_signs(backward, arrived, step.value.name, (count, *shape)) * root / math.sqrt(count)
             total = part if total is None else total + part
-        drawn.append(total)
+        drawn.append(named(total, f"{PREFIX[step.into.stream]}_{backward.matched.names[step.value.name]}_drawn"))
     columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
     if step.into.signed:
         half = drawn[0].new_ones(drawn[0].shape[:2])
@@ -44,7 +48,7 @@ def sample(backward: Backward, step: Sample) -> None:
     backward.arrive(step.value, step.into, columns)
 
 
-def random_signs(backward: Backward, like: Any, shape: tuple[int, ...]) -> Any:
-    """[N, *shape] of -1 and 1, in the dtype of `like`."""
-    bits = backward.writer.call(torch.randint, 0, 2, (backward.batch, *shape), device=like.device)
-    return bits.to(like.dtype) * 2 - 1
+def random_signs(backward: Backward, like: Any, place: str, shape: tuple[int, ...], born: bool = False) -> Any:
+    """[N, *shape] of -1 and 1, in the dtype of `like`; of the residual born at a place, or of what arrives there."""
+    number, names = backward.number_of_draw(place, born), backward.matched.names
+    return named(signs_of_samples(backward.draw_keys(), number, list(shape), like), f"noise_{names[place]}")

@@ -35,7 +35,8 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
         columns = {place: part[f"columns {place}"] for place in starts}
         own_signs = {name: part[f"signs {name}"] for name in signs}
         inside = backward.inside(part.writer, ops, part.outer, columns=columns, signs=own_signs,
-                                 batch=next(iter(columns.values())).shape[0])
+                                 batch=next(iter(columns.values())).shape[0],
+                                 keys=lambda whole: part.read(whole, True))
         for own in step.steps:
             place = place_of(own, backward.matched.graph)
             with part.writer.block(*backward.heading(place)):

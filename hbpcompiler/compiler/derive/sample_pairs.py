@@ -41,7 +41,8 @@ def walk_sample_pairs(backward: Backward, step: SamplePairs) -> None:
 
         ops = {name: op.bound_again(of_pair) for name, op in backward.ops.items()}
         columns = {place: of_pair(whole) for place, whole in starts.items()}
-        inside = backward.inside(part.writer, ops, part.outer, columns=columns, batch=samples.shape[0])
+        inside = backward.inside(part.writer, ops, part.outer, columns=columns, batch=samples.shape[0],
+                                 keys=of_pair)
         for own in step.steps:
             with part.writer.block(*backward.heading(place_of(own, backward.matched.graph))):
                 inside.carry_out(own)

@@ -97,7 +97,8 @@ def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part,
         gradient = part[GRADIENT] if whole else part.outer(outer[GRADIENT])
         start = {(bearer.operation.name, bearer.gradient.name): gradient}
     into = part.outer if whole else lambda tensor: part.outer(outer.outer(tensor))
-    sub = backward.inside(part.writer, ops, into, columns=start, signs={step.piece.name: part[SIGNS]})
+    sub = backward.inside(part.writer, ops, into, columns=start, signs={step.piece.name: part[SIGNS]},
+                          keys=lambda every: part.read(every, True) if whole else part.outer(outer.read(every, True)))
     steps = [own for own in step.steps if not isinstance(own, Birth | Widen)]
     if isinstance(bearer, Birth):
         with part.writer.block(*backward.heading(bearer.operation)):

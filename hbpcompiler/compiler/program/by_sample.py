@@ -25,7 +25,6 @@ from hbpcompiler.compiler.program.draws import (
     uniform_of_samples,
 )
 from hbpcompiler.compiler.program.lengths import Shape
-from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import called, facts
 from hbpcompiler.compiler.program.writer import Loop
 
@@ -68,12 +67,7 @@ def by_sample(graph: fx.Graph) -> tuple[fx.Graph, list[str]]:
 def _rewrite(graph: fx.Graph, keys: fx.Node, numbers: Iterator[int], left: list[str]) -> None:
     for node in list(graph.nodes):
         if isinstance(node.target, Loop):
-            inside = draws_of(node.target.body)
-            own = _passed(LoopCall.of(node), keys) if inside else None
-            if own is not None:
-                _rewrite(node.target.body, own, numbers, left)
-            else:
-                left += map(called, inside)
+            left += map(called, draws_of(node.target.body))
         elif facts(node).random:
             number, axis, helper = next(numbers), _axis(meta.shape(node) or ()), _helper(node)
             if axis is None or helper is None:
@@ -155,14 +149,6 @@ def _cast(graph: fx.Graph, drawn: fx.Node, dtype: torch.dtype | None) -> fx.Node
 
 def _lengths(shape: Any) -> list[Any]:
     return list(shape)
-
-
-def _passed(call: LoopCall, keys: fx.Node) -> fx.Node | None:
-    """The keys in a loop's body: those of a chunk's samples, or all; None where the chunks are of something else."""
-    if call.loop.axis:
-        return call.pass_whole(keys, DRAW_KEYS)
-    lead = (meta.shape(call.cut[0].outer) or ("",))[0]
-    return call.pass_cut(keys, DRAW_KEYS) if lead in ("N", "n") else None
 
 
 def copy_of(graph: fx.Graph) -> fx.Graph:

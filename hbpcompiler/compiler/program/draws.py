@@ -1,7 +1,8 @@
-"""Random numbers that belong to samples: what a generated file draws by instead of torch's generator.
+"""Random numbers that belong to samples: what a generated file draws by where torch's generator would not do.
 
 Where a data set is cut into batches, or spread over machines, torch's generator gives a sample other numbers with each
 cutting. Here they follow from the sample's own key, the number of the draw in the program, and the place in the sample.
+Random signs, which are drawn inside loops over samples, always do, so that they do not depend on the loops' turns.
 """
 
 from __future__ import annotations
@@ -15,8 +16,32 @@ from hbpcompiler.rule.idioms import idiom
 
 
 @idiom
+def bits_of_samples(keys: Tensor, number: int, count: int) -> Tensor:
+    """[N, count], 64 random bits each: SplitMix64 (Steele, Lea, Flood 2014) from keys [N] and the draw's number."""
+    counter = torch.arange(1, count + 1, device=keys.device) + number * 4294967296
+    z = keys.unsqueeze(1) + counter * -7046029254386353131
+    z = (z ^ ((z >> 30) & 17179869183)) * -4658895280553007687
+    z = (z ^ ((z >> 27) & 137438953471)) * -7723592293110705685
+    return z ^ ((z >> 31) & 8589934591)
+
+
+@idiom
+def signs_of_samples(keys: Tensor, number: int, shape: list[int], like: Tensor) -> Tensor:
+    """[N, *shape] of -1 and 1 in the dtype of `like`, from keys [N]: the same for a sample whatever loop it is in."""
+    lengths, count = [keys.shape[0]], 1
+    for length in shape:
+        lengths.append(length)
+        count *= length
+    places = torch.arange(8, device=keys.device)
+    eights = (bits_of_samples(keys, number, (count + 63) // 64).unsqueeze(2) >> 8 * places) & 255
+    ones = (eights.to(torch.uint8).unsqueeze(3) >> places.to(torch.uint8)) & 1
+    signs = ones.flatten(1)[:, :count].to(like.dtype).mul_(2).sub_(1)
+    return signs.reshape(lengths)
+
+
+@idiom
 def uniform_of_samples(keys: Tensor, number: int, axis: int, shape: list[int]) -> Tensor:
-    """Numbers between 0 and 1, neither of them, in float64: SplitMix64 (Steele, Lea, Flood 2014) from keys [N].
+    """Numbers between 0 and 1, neither of them, in float64, from keys [N].
 
     `axis` of the shape is as long as the samples, or as the samples times their parts.
     """
@@ -24,11 +49,7 @@ def uniform_of_samples(keys: Tensor, number: int, axis: int, shape: list[int]) -
     for place, length in enumerate(shape):
         lengths.append(length // samples if place == axis else length)
         each *= lengths[-1]
-    counter = torch.arange(1, each + 1, device=keys.device) + number * 4294967296
-    z = keys.unsqueeze(1) + counter * -7046029254386353131
-    z = (z ^ ((z >> 30) & 17179869183)) * -4658895280553007687
-    z = (z ^ ((z >> 27) & 137438953471)) * -7723592293110705685
-    z = z ^ ((z >> 31) & 8589934591)
+    z = bits_of_samples(keys, number, each)
     uniform = (((z >> 12) & 4503599627370495).double() + 0.5) / 4503599627370496.0
     return uniform.reshape(lengths).movedim(0, axis).reshape(shape)
 

@@ -58,15 +58,6 @@ class LoopCall:
         self.node.args = (accumulators, cut, (*whole, outer))
         return inner
 
-    def pass_cut(self, outer: fx.Node, name: str) -> fx.Node:
-        """Pass one more tensor [N, ...] to the body, in chunks; the placeholder that stands for one there."""
-        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
-        inner = self._held(outer, name, Role.CUT, len(accumulators) + len(cut))
-        meta.set_tensor(inner, (self.loop.letter, *(meta.shape(outer) or ("",))[1:]), meta.dtype(outer))
-        self.node.args = (accumulators, (*cut, outer), whole)
-        self.loop.cut += 1
-        return inner
-
     def drop_unread(self) -> None:
         """Pass no longer what the body does not read. One tensor that is cut stays: the turns are counted by it."""
         accumulators, _, _ = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
