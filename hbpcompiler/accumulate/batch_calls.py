@@ -14,7 +14,7 @@ from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One
 from hbpcompiler.accumulate.draws import Cut, own_draws, warn_of_draws, warn_of_moves
 from hbpcompiler.accumulate.keys import keys_of
-from hbpcompiler.accumulate.weigh import Weigher, Weight
+from hbpcompiler.accumulate.weigh import Weigher, Weight, not_ignored
 from hbpcompiler.arguments import SAMPLE_WEIGHTS, arguments_for, brought_by
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
@@ -55,7 +55,7 @@ class BatchCalls:
             return self.ran(one, number, behind, adding)
         except NoTermsError:
             # It counts for nothing but in averages over inputs, whatever its labels are, if some are not ignored.
-            return self._ran(compiled, _not_ignored(one), number, behind, adding)
+            return self._ran(compiled, one._replace(batch=not_ignored(one.batch)), number, behind, adding)
 
     def _ran(self, compiled: Compiled, one: One, number: int, behind: int, adding: Adding | None) -> tuple[Built, Any]:
         """Draws are the samples', so that they do not depend on how the data are cut, and a run that was interrupted
@@ -105,15 +105,6 @@ class BatchCalls:
 
     def _weigh_rows(self, batch: Batch, built: Built) -> Weight:
         return self.weight(One(batch, None, None, lambda: None, own_data=False), built)
-
-
-def _not_ignored(one: One) -> One:
-    """With zeros for labels, or with ones where zeros are what is ignored."""
-    batch, changed = one.batch, []
-    for target in batch.targets:
-        label = 1 if bool((target == 0).all()) else 0
-        changed.append(target if target.is_floating_point() else torch.full_like(target, label))
-    return one._replace(batch=Batch((*batch.inputs, *changed), batch.layout))
 
 
 def _without(compiled: Compiled, quantities: tuple[str, ...]) -> Compiled:

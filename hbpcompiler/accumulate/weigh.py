@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import sympy
+import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.built import Built
@@ -150,6 +151,16 @@ class _Part:
             if whole and self._terms(self._op, tensor) != tensor.numel():
                 return None
         return batch.samples * math.prod(self._op.shape("target"))
+
+
+def not_ignored(batch: Batch) -> Batch:
+    """The same inputs with zeros for labels, or with ones where zeros are what is ignored: for what labels do not
+    matter to, in a batch that is ignored whole."""
+    changed = []
+    for target in batch.targets:
+        label = 1 if bool((target == 0).all()) else 0
+        changed.append(target if target.is_floating_point() else torch.full_like(target, label))
+    return Batch((*batch.inputs, *changed), batch.layout)
 
 
 def check_alike(first: Weight, other: Weight) -> None:

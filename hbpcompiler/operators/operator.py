@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs
 from hbpcompiler.guards import TRACING
 from hbpcompiler.operators import exact
@@ -29,12 +28,14 @@ from hbpcompiler.operators.options import (
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Curvature, Products
 from hbpcompiler.operators.sample_axes import SampleAxes
-from hbpcompiler.operators.scales import Scales, scales_of
+from hbpcompiler.operators.shares import Shares, Weighted
 from hbpcompiler.operators.symmetric import SymmetricOperator
 from hbpcompiler.operators.tried import try_products
 from hbpcompiler.operators.vectors import Columns, Space
 from hbpcompiler.options import check_model
 from hbpcompiler.wrappers import unwrapped
+
+Found = TypeVar("Found")
 
 
 def operator(
@@ -97,19 +98,13 @@ class Operator(SymmetricOperator):
         with self._own_draws():
             self._data = Data(passes.model, data)
             check_runs(passes.model, passes.loss, self._data.first())
-            self._axes = SampleAxes(passes)
-            counts = None if count is None else self._data.counts(count)
-            self._scales = self._scaled(counts)
-        curvatures: dict[str, Curvature] = {GGN: LossHessian(), EMPIRICAL: Empirical(self._axes),
-                                            SAMPLED: Sampled(self._axes, mc_samples, passes.loss)}
+            axes = SampleAxes(passes)
+            self._shares = Shares(passes, self._data, axes, kind, count)
+        curvatures: dict[str, Curvature] = {GGN: LossHessian(), EMPIRICAL: Empirical(axes),
+                                            SAMPLED: Sampled(axes, mc_samples, passes.loss)}
         self._products = Products(passes, curvatures.get(kind), chunk)
         self.blocks: Blocks = blocks_of(self._products, passes, blocks, kind == GGN)
         """How products with several vectors are computed, and what was measured; in words as text."""
-
-    def _scaled(self, counts: Sequence[float] | None) -> Scales:
-        if len(self._data) == 1 and self.kind != EMPIRICAL:
-            return Scales(True, (1.0,))
-        return scales_of(self._passes, self._data, self._axes, counts)
 
     @property
     def samples(self) -> int:
@@ -118,13 +113,11 @@ class Operator(SymmetricOperator):
 
     def trace(self) -> Tensor:
         """The exact trace, by a compiled program: not for "fisher_sampled", nor for what `hbp.compile` refuses."""
-        with self._own_draws():
-            return exact.trace(self._exact())
+        return self._exactly(exact.trace)
 
     def diagonal(self) -> dict[str, Tensor]:
         """The exact diagonal {name: [*theta]}, where `trace` is to be had too."""
-        with self._own_draws():
-            return exact.diagonal(self._exact())
+        return self._exactly(exact.diagonal)
 
     # -- beneath ---------------------------------------------------------------------------------------------------
 
@@ -138,35 +131,33 @@ class Operator(SymmetricOperator):
         generator = self.generator("verify")
         drawn = torch.randn(2, self._space.size, 1, generator=generator, device="cpu").to(self.device, self.dtype)
         u, v = (self._space.split(each) for each in drawn)
-        with self._own_draws():
-            for number, batch, _ in self._weighted():
+
+        def run(batches: Weighted) -> None:
+            for number, batch, _ in batches:
                 try_products(self._products, self.blocks, number, batch, u, v)
+
+        with self._own_draws():
+            self._shares.over(run)
 
     def _times(self, columns: Columns) -> Columns:
         """[F, *theta] each."""
-        total = [torch.zeros_like(column) for column in columns]
-        if not len(columns[0]):
-            return total
-        with self._own_draws():
-            for number, batch, factor in self._weighted():
+        def run(batches: Weighted) -> Columns:
+            total = [torch.zeros_like(column) for column in columns]
+            for number, batch, factor in batches:
                 product = self.blocks.times(number, batch, columns)
                 total = [sum_.add_(part, alpha=factor) for sum_, part in zip(total, product, strict=True)]
-        return total
+            return total
 
-    def _weighted(self) -> Iterator[tuple[int, Batch, float]]:
-        """Number, batch, and by what its matrix is multiplied in that of all batches; none that weighs nothing."""
-        mean = self._scales.mean
-        for number, batch in enumerate(self._data):
-            share = self._scales.shares[number]
-            if not share:
-                continue
-            if self.kind == EMPIRICAL:
-                yield number, batch, share**2 * (self.samples if mean else 1)
-            else:
-                yield number, batch, share
+        if not len(columns[0]):
+            return [torch.zeros_like(column) for column in columns]
+        with self._own_draws():
+            return self._shares.over(run)
 
-    def _exact(self) -> exact.Exact:
-        return exact.Exact(self._passes, self.kind, self._space, self._scales.mean, self._weighted())
+    def _exactly(self, found: Callable[[exact.Exact], Found]) -> Found:
+        """Of compiled quantities."""
+        with self._own_draws():
+            return self._shares.over(lambda batches: found(
+                exact.Exact(self._passes, self.kind, self._space, self._shares.mean, batches)))
 
     def generator(self, what: str) -> torch.Generator:
         """Of the operator's own draws."""

@@ -75,6 +75,10 @@ class SampleAxes:
             self._found[batch.form] = sample_axes(self.passes, batch)
         return self._found[batch.form]
 
+    def forget(self) -> None:
+        """The model may be another one now."""
+        self._found.clear()
+
 
 def refuse_batch_norm(model: nn.Module) -> None:
     names = [name for name, module in model.named_modules()

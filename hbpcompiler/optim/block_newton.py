@@ -18,7 +18,7 @@ from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
 from hbpcompiler.optim.programs import GRADIENT, Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
-from hbpcompiler.optim.together import Part, Parts, all_finite, with_samples
+from hbpcompiler.optim.together import Part, Parts, all_finite
 from hbpcompiler.quantities import OF_LOSS
 from hbpcompiler.result import Result
 from hbpcompiler.schemes import HESSIAN, SCHEMES
@@ -85,17 +85,18 @@ class BlockNewton(CurvatureOptimizer):
     def _parts(self, batch: tuple[Any, ...]) -> Parts:
         """This rank's; the result is kept for the products."""
         own = random.Random(f"{self.seed}, step {self.steps}, rank {self._together.ranks.rank}").getrandbits(62)
-        batch = with_samples(self.model, batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IndefiniteCurvatureWarning)  # an error, but with the Hessian itself
-            self._result = self._compiled._drawn_by_sample(self._together.keys(self.seed, self.steps), batch, {},
-                                                           generator=torch.Generator().manual_seed(own))
+            result = self._result = self._together.on_samples(
+                self.model, batch, lambda given: self._compiled._drawn_by_sample(
+                    self._together.keys(self.seed, self.steps), given, {},
+                    generator=torch.Generator().manual_seed(own)))
         if self.curvature_name != HESSIAN and self._compiled._current().draft.plan.indefinite:
             raise UnsupportedOpError("the loss is not known to be convex in the model's output, so that "
                                      f"{self.curvature_name!r} may be indefinite. Train with curvature='hessian', "
                                      "whose blocks may be so: conjugate gradients stop where they notice")
-        return {(LOSS, ""): Part(OF_LOSS, self._result.loss, ""),
-                **{(GRADIENT, name): Part(OF_LOSS, part, name) for name, part in self._result.grad.items()}}
+        return {(LOSS, ""): Part(OF_LOSS, result.loss, ""),
+                **{(GRADIENT, name): Part(OF_LOSS, part, name) for name, part in result.grad.items()}}
 
     def _move(self, batch: tuple[Any, ...], loss: Tensor, gradient: Gradient) -> None:
         result, self._result = self._result, None

@@ -17,7 +17,7 @@ from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.errors import IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
-from hbpcompiler.optim.together import Part, Together, with_samples
+from hbpcompiler.optim.together import Part, Together
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
 from hbpcompiler.result import Result
 from hbpcompiler.values import Stored
@@ -95,13 +95,12 @@ class Programs:
         sample's its own, so that several ranks draw as one. UnsupportedOpError for a curvature that may be indefinite,
         so that nothing can be divided by it."""
         seed = self.settings.seed
-        batch = with_samples(self.model, batch)
         own = random.Random(f"{seed}, step {step}, rank {self.together.ranks.rank}").getrandbits(62)
         with warnings.catch_warnings():
             warnings.simplefilter("error", IndefiniteCurvatureWarning)
             try:
-                return program._drawn_by_sample(self.together.keys(seed, step), batch, arguments,
-                                                generator=torch.Generator().manual_seed(own))
+                return self.together.on_samples(self.model, batch, lambda given: program._drawn_by_sample(
+                    self.together.keys(seed, step), given, arguments, generator=torch.Generator().manual_seed(own)))
             except IndefiniteCurvatureWarning as warning:
                 self._with_curvature.clear()
                 raise UnsupportedOpError(f"{warning}. Train with curvature='second_moment', 'kfac_emp', 'diag_h_abs' "

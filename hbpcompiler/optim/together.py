@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,18 @@ from hbpcompiler.accumulate.buckets import all_reduce
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.accumulate.sums import Sums
-from hbpcompiler.accumulate.weigh import Weigher, Weight
+from hbpcompiler.accumulate.weigh import Weigher, Weight, not_ignored
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.digest import digest_of
 from hbpcompiler.ekfac.bases import agreed
-from hbpcompiler.errors import HbpError, InputError, RankError
+from hbpcompiler.errors import HbpError, InputError, NoTermsError, RankError
 from hbpcompiler.group import waiting
 from hbpcompiler.quantities import OF_LOSS
 
+Found = TypeVar("Found")
 NOT_HERE = "the step failed"
 
 
@@ -79,6 +80,8 @@ class Together:
         if not self.several:
             check()
             self.samples = check_batch(model, batch).samples
+            if not self.samples:
+                raise InputError("this batch has no samples, so that there is no step to make: leave it out")
             return
         failure: HbpError | None = None
         samples, digest = 0, ""
@@ -133,6 +136,8 @@ class Together:
         for own in told:
             if own.weight is not None and own.weight.samples:
                 whole.count(own.weight)
+        if weight.mean and not any(own.weight.terms for own in told if own.weight is not None):
+            raise NoTermsError("all labels of this batch are ignored, on all ranks, so that the mean loss is nan")
         self.share = whole.share(OF_LOSS, "", weight)
         found = {}
         for key in list(parts):  # each is given up as its scaled copy is there
@@ -156,6 +161,18 @@ class Together:
         if failures := [f"rank {rank}: {each.failure}" for rank, each in enumerate(told) if each.failure]:
             raise RankError(f"{NOT_HERE} on other ranks: {'; '.join(failures)}")
         return told
+
+    def on_samples(self, model: nn.Module, batch: tuple[Any, ...], run: Callable[[tuple[Any, ...]], Found]) -> Found:
+        """`run` on this rank's part of the batch. In the place of one without samples: on a sample of zeros, whose
+        values have the right shapes, and no share. Of one whose labels are all ignored, which has no share in the loss
+        either: on its inputs, which averages over inputs count."""
+        if not self.several:
+            return run(batch)
+        given = check_batch(model, batch)
+        try:
+            return run(batch if given.samples else _as_given(Batch(given.rows(1), given.layout)))
+        except NoTermsError:
+            return run(_as_given(not_ignored(given)))
 
     def total(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
         """What `compute` gives of this rank's part of the batch, on the scale of L, as that of the whole: of the shape
@@ -218,13 +235,8 @@ class Together:
         return self._weighers[id(built)][1].weight(batch, None)
 
 
-def with_samples(model: nn.Module, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The batch; in the place of one without samples a sample of zeros, whose values have the right shapes, and no
-    share."""
-    given = check_batch(model, batch)
-    if given.samples:
-        return batch
-    by_position, by_name, target = given.layout.build(given.rows(1))
+def _as_given(batch: Batch) -> tuple[Any, ...]:
+    by_position, by_name, target = batch.layout.build(batch.tensors)
     return (by_name, target) if by_name else (*by_position, target)
 
 

@@ -42,8 +42,7 @@ def counted(op: Op) -> tuple[Tensor, Tensor]:
 
 
 def terms(op: Op, target: Tensor) -> int | None:
-    """How many labels are not ignored; class weights would be needed to weigh them."""
-    if op.has("weight"):
-        return None
+    """How many labels are not ignored; if there are some, class weights would be needed to weigh them."""
     low, high = bounds(target)
-    return int((target.long() != op.ignore_index).sum()) if low <= op.ignore_index <= high else target.numel()
+    found = int((target.long() != op.ignore_index).sum()) if low <= op.ignore_index <= high else target.numel()
+    return None if found and op.has("weight") else found

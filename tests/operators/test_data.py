@@ -1,5 +1,8 @@
 """Loaders: their batches count as one, whatever the loss divides by, or it is said what is wrong."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -172,3 +175,78 @@ def test_samples_that_mix():
     with pytest.raises(hbp.UnsupportedOpError, match="neither a mean nor a sum over samples"):
         hbp.operator(MODEL, lambda output, y: cross_entropy(output, y, reduction="sum") / len(y) ** 0.5, (X, y),
                      "fisher_empirical")
+
+
+
+
+CHANGES = {
+    "class weights in place": lambda model, loss, batches: loss.weight.copy_(torch.tensor([1.0, 9.0, 1.0])),
+    "other class weights": lambda model, loss, batches: setattr(loss, "weight", WEIGHTS),
+    "ignored labels": lambda model, loss, batches: batches[0][1][:2].fill_(-100),
+    "another batch": lambda model, loss, batches: batches.__setitem__(
+        1, (double(4, 3), torch.tensor([2, -100, -100, 1]))),
+    "another loss": lambda model, loss, batches: setattr(loss, "ignore_index", 1),
+    "a sum": lambda model, loss, batches: setattr(loss, "reduction", "sum"),
+    "inputs": lambda model, loss, batches: batches[0][0].mul_(2),
+    "parameters": lambda model, loss, batches: model[0].weight.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_changed_since_the_operator_was_made(kind, change):
+    """Shares of batches are measured, by what the loss and its targets are now."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    loss = nn.CrossEntropyLoss(torch.ones(3, dtype=torch.float64))
+    X, y = double(7, 3), torch.tensor([0, 1, 2, 2, 0, 1, 2])
+    batches = [(X[:3].clone(), y[:3].clone()), (X[3:], y[3:])]
+    operator, v = hbp.operator(model, loss, batches, kind), double(31)
+    assert operator @ v is not None
+    CHANGES[change](model, loss, batches)
+    inputs, labels = torch.cat([inputs for inputs, _ in batches]), torch.cat([labels for _, labels in batches])
+    expected = dense(Forward(model, loss, [inputs], labels), kind)
+    same(operator @ v, expected @ v)
+    same(operator.trace(), expected.trace())
+    same(hbp.operator(model, loss, batches, kind) @ v, expected @ v)
+
+
+def test_a_mode_in_which_samples_mix_is_seen_later_too():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double().eval()
+    batches = [(double(4, 3), torch.tensor([0, 1, 2, 0])), (double(3, 3), torch.tensor([0, 1, 2]))]
+    operator = hbp.operator(model, None, batches)
+    model.train()
+    with pytest.raises(hbp.UnsupportedOpError, match="mixes samples"):
+        operator @ double(operator.shape[0])
+
+
+def test_a_loader_that_begins_to_shuffle():
+    X, y = double(50, 3), torch.arange(50) % 3
+    data, order = TensorDataset(X, y), list(range(50))
+    operator = hbp.operator(MODEL, None, DataLoader(data, batch_size=10, sampler=order))
+    v = double(operator.shape[0])
+    before = operator @ v
+    order.reverse()  # another order of the same
+    same(operator @ v, before)
+
+    class Shuffled(list):
+        def __iter__(self):
+            return iter(torch.randperm(50).tolist())
+
+    shuffling = hbp.operator(MODEL, None, DataLoader(data, batch_size=10, sampler=order))
+    shuffling._data._given.batch_sampler.sampler = Shuffled(order)
+    with pytest.raises(hbp.InputError, match="other targets each time"):
+        shuffling @ v
+
+
+def test_copies_watch_their_own_model():
+    loss = nn.CrossEntropyLoss(torch.ones(3, dtype=torch.float64))
+    batches = [(double(4, 3), torch.tensor([0, 1, 2, 0])), (double(3, 3), torch.tensor([0, 1, 2]))]
+    operator, v = hbp.operator(MODEL, loss, batches), double(31)
+    copies = copy.deepcopy(operator), pickle.loads(pickle.dumps(operator))
+    before = operator @ v
+    loss.weight.mul_(WEIGHTS)
+    for copied in copies:
+        same(copied @ v, before)
+        copied._passes.loss.weight.mul_(WEIGHTS)
+        same(copied @ v, operator @ v)

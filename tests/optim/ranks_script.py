@@ -43,6 +43,13 @@ def plain(reduction="mean"):
     return Net().double(), loss, torch.randn(SAMPLES, 3).double(), torch.randint(2, (SAMPLES,))
 
 
+def ignored():
+    """The last ranks' labels are all ignored."""
+    model, loss, X, y = plain()
+    y[5:] = -100
+    return model, loss, X, y
+
+
 def preconditioned(curvature, **options):
     """A preconditioner with SGD, as an optimizer."""
     def made(model, loss):
@@ -67,6 +74,11 @@ CASES = {
         *given, lr=0.1, damping=0.3, curvature="second_moment", update_every=1)),
     "whole blocks": (plain, preconditioned("blocks", **EVERY)),
     "block newton": (plain, lambda *given: hbp.optim.BlockNewton(*given, curvature="hessian", progress=0.0)),
+    "factors where all labels are ignored": (ignored, lambda *given: hbp.optim.KFLR(*given, lr=0.1, damping=0.3, **EVERY)),
+    "a diagonal where all labels are ignored": (ignored, lambda *given: hbp.optim.Diagonal(
+        *given, lr=0.1, damping=0.3, curvature="diag_ggn", update_every=1)),
+    "block newton where all labels are ignored": (ignored, lambda *given: hbp.optim.BlockNewton(
+        *given, curvature="hessian", progress=0.0)),
     "newton": (plain, lambda *given: hbp.optim.Newton(*given, damping=0.3, lr=0.5, top=5)),
 }
 

@@ -1,5 +1,6 @@
 """Models, groups and batches that are unlike the usual, each step against dense linear algebra in float64."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -121,3 +122,24 @@ def test_a_gradient_of_zero_with_steps_by_the_model():
     for _ in range(3):
         assert optimizer.step(X, y) == 0
     assert all(not value.any() for value in values(model).values())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("make", [hbp.optim.KFAC, hbp.optim.EKFAC, hbp.optim.KFLR, hbp.optim.KFRA, hbp.optim.Diagonal,
+                                  hbp.optim.BlockNewton, hbp.optim.Newton, hbp.optim.Preconditioner])
+def test_a_batch_without_samples_is_refused_and_changes_nothing(make, reduction):
+    model, X, y = twice()
+    optimizer = make(model, nn.CrossEntropyLoss(reduction=reduction))
+    before = values(model)
+    with pytest.raises(hbp.InputError, match="has no samples"):
+        optimizer.step(X[:0], y[:0])
+    assert optimizer.skipped == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    close(moved(model, before), torch.zeros(len(moved(model, before))).double(), "parameters")
+
+
+def test_a_batch_whose_labels_are_all_ignored_is_refused():
+    model, X, y = twice()
+    optimizer = hbp.optim.KFLR(model, None)
+    with pytest.raises(hbp.InputError, match="ignored"):
+        optimizer.step(X, torch.full_like(y, -100))
