@@ -36,6 +36,8 @@ class Curvature:
     where it has to be, with the names of the blocks and the damping that it would take.
     """
 
+    __array_ufunc__ = None  # numbers of NumPy leave the multiplication to this class
+
     def __init__(self, blocks: Sequence[Block], names: Sequence[str],
                  dtypes: Mapping[str, torch.dtype | None] | None = None) -> None:
         places = {name: block for block in blocks for name in block.names}

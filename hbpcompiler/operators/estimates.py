@@ -91,6 +91,8 @@ def _tridiagonal(operator: Matrix, start: Tensor, steps: int) -> tuple[Tensor, T
     basis, diagonal, beside = [start], [], []
     for _ in range(steps):
         after = _times(operator, basis[-1].unsqueeze(1)).squeeze(1)
+        if not after.isfinite().all():
+            raise InputError("products with this operator are not finite, so that its eigenvalues have no density")
         diagonal.append(after @ basis[-1])
         known = torch.stack(basis)
         for _ in range(2):  # twice is enough to be orthogonal to working precision

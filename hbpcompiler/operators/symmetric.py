@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from numbers import Real
@@ -155,6 +156,8 @@ class SymmetricOperator(ABC):
         return self * factor
 
     def __truediv__(self, divisor: float) -> Combination:
+        if not _number(divisor):
+            raise InputError("an operator cannot be divided by zero")
         return self * (1 / _number(divisor))
 
     def __neg__(self) -> Combination:
@@ -170,8 +173,20 @@ class SymmetricOperator(ABC):
                              f"device: one has {self._words()}, the other {other._words()}")
         return Combination(self._space, ((1.0, self), (1.0, other)), 0.0)
 
+    def __radd__(self, other: Any) -> SymmetricOperator:
+        """0 + A, as `sum` begins."""
+        if isinstance(other, int) and other == 0:
+            return self
+        return self + other
+
+    def __pos__(self) -> Self:
+        return self
+
     def __sub__(self, other: SymmetricOperator) -> Combination:
         return self + -other
+
+    def _times_text(self, factor: float) -> str:
+        return repr(self) if factor == 1 else f"{factor:g} * {self!r}"
 
     def _words(self) -> str:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.parameters.items())
@@ -211,14 +226,23 @@ class Combination(SymmetricOperator):
         return total
 
     def __repr__(self) -> str:
-        terms = [f"{factor:g} * {term!r}" for factor, term in self._terms]
+        terms = [term._times_text(factor) for factor, term in self._terms]
         return " + ".join([*terms, *([f"{self._damping:g} * identity"] if self._damping else [])])
+
+    def _times_text(self, factor: float) -> str:
+        return f"({self!r})" if factor == 1 else f"{factor:g} * ({self!r})"
 
 
 def _number(given: Any) -> float:
-    if isinstance(given, Tensor) and given.dim() == 0:
-        return float(given)
-    if isinstance(given, bool) or not isinstance(given, Real):
+    """Raises InputTypeError for what is no number, InputError for one that is not finite."""
+    scalar = isinstance(given, Tensor) and given.dim() == 0
+    if isinstance(given, bool) or not (scalar or isinstance(given, Real)):
         raise InputTypeError(f"an operator is multiplied with, damped and divided by a number, not {given!r}; products "
                              "with vectors are written operator @ vectors")
-    return float(given)
+    try:
+        found = float(given)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise InputError(f"an operator is multiplied with, damped and divided by a finite number, not {given!r}")
+    return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.errors import InputError, NotFiniteWarning
+from hbpcompiler.errors import InputError, NotFiniteWarning, listing
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
 from hbpcompiler.optim.together import Together, all_finite
@@ -71,8 +71,15 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             checked.number(name, numbers[name], **limits)
 
     def _check_step(self) -> None:
-        """OptionError for what has been set since the last step, by schedulers or by hand."""
+        """OptionError for what has been set since the last step, by schedulers or by hand, and for parameters that are
+        the model's no longer, as they would stay where they are without a word."""
         checked = Checked("this step")
+        own = {id(parameter) for parameter in self.model.parameters()}
+        groups = [parameter for group in self.param_groups for parameter in group["params"]]
+        if strangers := sum(id(parameter) not in own for parameter in groups):
+            checked.findings.append(f"{strangers} of its {len(groups)} parameters are the model's no longer, which has "
+                                    "others in their places (by load_state_dict(assign=True), or a new layer): make a "
+                                    "new optimizer")
         for group in self.param_groups:
             self._check_numbers(checked, group)
         checked.done()
@@ -187,15 +194,28 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                                               **self._own_state()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Raises InputError for the state of another optimizer; nothing is changed then."""
-        own = state_dict.get(OWN)
+        """Raises InputError for the state of another optimizer, or of a model of other shapes; nothing is changed
+        then."""
+        own = state_dict.get(OWN) if isinstance(state_dict, Mapping) else None
         if not isinstance(own, Mapping) or own.get("optimizer") != type(self).__name__:
             found = own.get("optimizer") if isinstance(own, Mapping) else "torch's own"
             raise InputError(f"this is not the state of {type(self).__name__} but of {found}")
+        self._check_shapes(state_dict)
         self._check_own_state(own)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != OWN})
         self.steps = own["steps"]
         self._load_own_state(own)
+
+    def _check_shapes(self, state_dict: Mapping[str, Any]) -> None:
+        """InputError for tensors of other shapes than the parameters that they are about."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = zip(self.param_groups, state_dict["param_groups"], strict=False)
+        pairs = [pair for own, other in groups for pair in zip(own["params"], other["params"], strict=False)]
+        wrong = [f"{names.get(id(parameter), 'a parameter')} is {list(parameter.shape)} here and {list(value.shape)} there"
+                 for parameter, number in pairs for value in state_dict["state"].get(number, {}).values()
+                 if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape]
+        if wrong:
+            raise InputError(listing("this is the state of a model of other shapes:", wrong))
 
 
 def warn_of_skipped() -> None:

@@ -63,7 +63,7 @@ class KFAC(CurvatureOptimizer):
 
     default_curvature = "kfac"
     numbers: Mapping[str, dict[str, Any]] = {
-        "lr": {"optional": True}, "momentum": {"optional": True}, "damping": {"above": True}, "l2": {},
+        "lr": {"optional": True}, "momentum": {"optional": True, "most": 1.0}, "damping": {"above": True}, "l2": {},
         "weight_decay": {},
     }
 

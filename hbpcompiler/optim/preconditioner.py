@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hbpcompiler.errors import InputError, OptionError
@@ -166,7 +167,7 @@ class Preconditioner:
 
     def _set(self, gradient: Gradient) -> None:
         for name, parameter in self._trainable().items():
-            parameter.grad = gradient.get(name)
+            parameter.grad = None if name not in gradient else _laid_as(parameter, gradient[name])
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -208,6 +209,13 @@ class Preconditioner:
     def __repr__(self) -> str:
         return (f"Preconditioner({type(self.model).__name__}, curvature={self.curvature_name!r}, "
                 f"damping={self.damping!r}, steps={self.steps})")
+
+
+def _laid_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in memory of its own, and not as a part of one with the bias's: casts of a model exchange it."""
+    if not gradient._is_view() and gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
 def shortening(direction: Gradient, gradient: Gradient, bound: float, rates: Mapping[str, float]) -> float:

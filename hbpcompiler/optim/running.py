@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Block, Curvature, curvature
 from hbpcompiler.curvature.spread import decompose
-from hbpcompiler.errors import InputError
+from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.averages import Averages
 from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED
@@ -56,7 +56,7 @@ class RunningCurvature:
         The gradient is None where loss or gradient is not finite; then nothing else has changed.
         """
         trainable = trainable_in(self.model)
-        new = trainable != self._trainable
+        new = trainable != self._trainable or bool(self._of_other_shapes(self._inverted.values()))
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
         if new:
@@ -198,9 +198,19 @@ class RunningCurvature:
                 "inverse": None if inverse is None else inverse.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises InputError for a state of parameters of other shapes; nothing is changed then."""
         device = next(self.model.parameters()).device
-        self.averages.load(state["averages"], device)
-        self._trainable = frozenset(state["trainable"])
         inverse = state["inverse"]
         blocks = () if inverse is None else Curvature.from_state_dict(inverse).to(device).blocks
+        if wrong := self._of_other_shapes(blocks):
+            raise InputError(listing("this is the state of a model of other shapes:", wrong))
+        self.averages.load(state["averages"], device)
+        self._trainable = frozenset(state["trainable"])
         self._inverted = {block.names: block for block in blocks}
+
+    def _of_other_shapes(self, blocks: Iterable[Block]) -> list[str]:
+        """What is said of the parameters that have other shapes in these blocks than in the model."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        pairs = [pair for block in blocks for pair in zip(block.names, block.place.shapes, strict=True)]
+        return [f"{name} is {list(shapes[name])} here and {list(shape)} there" for name, shape in pairs
+                if name in shapes and shapes[name] != tuple(shape)]

@@ -62,6 +62,8 @@ def watch(path: str | Path, *, console: Console | None = None, every: float = EV
         InputError: the file is there and is no log.
     """
     console = console or Console()
+    if not _begun(Path(path)):
+        console.out(f"waiting for {path}", highlight=False)
     looks = _looks(Path(path), every, stop)
     try:
         if console.is_terminal:

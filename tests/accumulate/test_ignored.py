@@ -72,3 +72,15 @@ def test_ekfac_of_such_batches():
     cut = [cut[1], cut[0], *cut[2:]]
     whole = hbp.ekfac(model, None, [(X, y)], "exact", progress=False)
     torch.testing.assert_close(hbp.ekfac(model, None, cut, "exact", progress=False).to_dense(), whole.to_dense())
+
+
+def test_with_class_weights_and_a_count():
+    model, X, y = setting(-100)
+    weight = torch.tensor([1.0, 4.0, 0.5, 2.0], dtype=torch.float64)
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(weight), NAMES)
+    whole = compiled(X, y)
+    batches = list(zip(X.split(LENGTHS), y.split(LENGTHS), strict=True))
+    total = hbp.accumulate(compiled, batches, count=lambda batch: weight[batch[1][batch[1] >= 0]].sum(), progress=False)
+    for name in ("grad", "diag_ggn"):
+        for parameter, value in whole[name].items():
+            torch.testing.assert_close(total[name][parameter], value)

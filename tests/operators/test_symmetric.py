@@ -48,7 +48,13 @@ def test_damped(matrices):
     assert not failed
     torch.testing.assert_close(torch.from_numpy(step), torch.linalg.solve(expected, right))
     torch.testing.assert_close(damped.estimate_trace(1000).value, expected.trace())
-    assert "0.1 * identity" in repr(damped)
+    assert repr(0.5 * damped) == f"0.5 * ({A!r} + 0.1 * identity)"
+
+
+def test_sums_of_many(matrices):
+    A, B, dense, other = matrices
+    torch.testing.assert_close(sum([A, B, A]).to_dense(), 2 * dense + other)
+    assert +A is A
 
 
 def test_what_cannot_be_combined(matrices):
@@ -61,3 +67,16 @@ def test_what_cannot_be_combined(matrices):
         A + 0.1
     with pytest.raises(hbp.InputError, match="operator @ vectors"):
         A * double(43)
+    for make in (lambda: float("nan") * A, lambda: 10**400 * A, lambda: A.damped(float("inf")), lambda: A / 0):
+        with pytest.raises(hbp.InputError, match="finite number|divided by zero"):
+            make()
+    with pytest.raises(hbp.InputError, match="not to int"):
+        1 + A
+
+
+def test_a_density_of_what_is_not_finite():
+    model = nn.Linear(4, 3).double()
+    A = hbp.operator(model, None, (double(6, 4), torch.tensor([0, 2, 1, 1, 0, 2])), verify=False)
+    model.weight.data[0, 0] = float("nan")
+    with pytest.raises(hbp.InputError, match="not finite"):
+        A.density(steps=3)

@@ -74,7 +74,8 @@ CASES = {
         *given, lr=0.1, damping=0.3, curvature="second_moment", update_every=1)),
     "whole blocks": (plain, preconditioned("blocks", **EVERY)),
     "block newton": (plain, lambda *given: hbp.optim.BlockNewton(*given, curvature="hessian", progress=0.0)),
-    "factors where all labels are ignored": (ignored, lambda *given: hbp.optim.KFLR(*given, lr=0.1, damping=0.3, **EVERY)),
+    "factors where all labels are ignored": (ignored, lambda *given: hbp.optim.KFLR(
+        *given, lr=0.1, damping=0.3, **EVERY)),
     "a diagonal where all labels are ignored": (ignored, lambda *given: hbp.optim.Diagonal(
         *given, lr=0.1, damping=0.3, curvature="diag_ggn", update_every=1)),
     "block newton where all labels are ignored": (ignored, lambda *given: hbp.optim.BlockNewton(

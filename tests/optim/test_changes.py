@@ -187,3 +187,58 @@ def test_what_the_quadratic_model_finds_cannot_be_scheduled():
     with pytest.raises(hbp.CompileError, match=r"momentum has been set to 0\.9"):
         cycle.step(X, y)
     assert not moved(model, before)
+
+
+def wide(width):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3)).double()
+
+
+BATCH = torch.randn(8, 3, dtype=torch.float64), torch.arange(8) % 3
+
+
+@pytest.mark.parametrize("make", [hbp.optim.Preconditioner, hbp.optim.KFAC, hbp.optim.Diagonal, hbp.optim.EKFAC])
+def test_a_state_of_other_shapes_is_refused(make):
+    known, other = make(wide(4)), make(wide(5))
+    known.step(*BATCH)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(hbp.InputError, match=r"0.weight is \[5, 3\] here and \[4, 3\] there"):
+        other.load_state_dict(known.state_dict())
+    assert str(other.state_dict()) == str(before)
+    with pytest.raises(hbp.InputError, match="is not the state of"):
+        other.load_state_dict(None)
+
+
+@pytest.mark.parametrize("curvature", ["kflr", "diag_ggn"])
+def test_a_layer_of_another_shape_begins_anew(curvature):
+    model = wide(4)
+    options = {"curvature": curvature, "damping": 0.1, "split": "exact"} if curvature == "kflr" else {
+        "curvature": curvature, "damping": 0.1}
+    running = hbp.optim.Preconditioner(model, invert_every=10, **options)
+    running.step(*BATCH)
+    model[2] = nn.Linear(4, 5).double()
+    running.step(*BATCH)
+    new = hbp.optim.Preconditioner(model, ema=0.0, **options)
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    new.step(*BATCH)
+    for name in ("2.weight", "2.bias"):
+        torch.testing.assert_close(model.get_parameter(name).grad, expected[name])
+
+
+def test_parameters_that_are_the_models_no_longer():
+    model = wide(4)
+    optimizer = hbp.optim.KFAC(model)
+    optimizer.step(*BATCH)
+    model.load_state_dict(wide(4).state_dict(), assign=True)
+    with pytest.raises(hbp.CompileError, match="4 of its 4 parameters are the model's no longer"):
+        optimizer.step(*BATCH)
+
+
+def test_gradients_lie_as_parameters_do():
+    model = wide(4)
+    hbp.optim.Preconditioner(model).step(*BATCH)
+    for parameter in model.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+        assert not parameter.grad._is_view()
+    model.float()
+    assert hbp.compile(model, None, ["grad"])(BATCH[0].float(), BATCH[1]).loss.isfinite()
