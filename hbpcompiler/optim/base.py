@@ -211,11 +211,14 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         groups = zip(self.param_groups, state_dict["param_groups"], strict=False)
         pairs = [pair for own, other in groups for pair in zip(own["params"], other["params"], strict=False)]
-        wrong = [f"{names.get(id(parameter), 'a parameter')} is {list(parameter.shape)} here and {list(value.shape)} there"
-                 for parameter, number in pairs for value in state_dict["state"].get(number, {}).values()
-                 if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape]
+        wrong = {}
+        for parameter, number in pairs:
+            name = names.get(id(parameter), "a parameter")
+            for value in state_dict["state"].get(number, {}).values():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    wrong[name] = f"{name} is {list(parameter.shape)} here and {list(value.shape)} there"
         if wrong:
-            raise InputError(listing("this is the state of a model of other shapes:", wrong))
+            raise InputError(listing("this is the state of a model of other shapes:", list(wrong.values())))
 
 
 def warn_of_skipped() -> None:

@@ -68,7 +68,7 @@ def test_what_cannot_be_combined(matrices):
     with pytest.raises(hbp.InputError, match="operator @ vectors"):
         A * double(43)
     for make in (lambda: float("nan") * A, lambda: 10**400 * A, lambda: A.damped(float("inf")), lambda: A / 0):
-        with pytest.raises(hbp.InputError, match="finite number|divided by zero"):
+        with pytest.raises(hbp.InputError, match=r"finite number|divided by zero"):
             make()
     with pytest.raises(hbp.InputError, match="not to int"):
         1 + A

@@ -10,6 +10,7 @@ import torch
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.match.parameter_values import EACH_SAMPLE
 from hbpcompiler.compiler.plan.joint import OF_OPERAND, Joint, site_with_one, with_one
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (
@@ -147,10 +148,18 @@ def _check(operation: Operation, parameter: Value, contraction: Contraction, pie
     size = math.prod(parameter.sample_shape)
     if contraction.operand is None and size > full_block_rows and WHOLE_BLOCKS & kinds:
         raise UnsupportedOpError(
-            f"parameter '{parameter.key}' in {operation.source} meets no input features: its Kronecker factor would be "
-            f"its full block of {size} x {size} numbers; choose other parameters, as in "
+            f"parameter '{parameter.key}' in {operation.source} {without_features(operation)}: its Kronecker factor "
+            f"would be its full block of {size} x {size} numbers; choose other parameters, as in "
             "quantities={'kfac': ['layer1.*', 'head.weight'], 'grad': '*'}, freeze it (requires_grad=False) or ask for "
             "other quantities")
+
+
+def without_features(operation: Operation) -> str:
+    """Why a parameter there has no factor A."""
+    if operation.target in EACH_SAMPLE.operations:
+        return ("is computed with before a layer meets it (weight norm, a low-rank update, a cast: torch.autocast "
+                "casts weights, so call outside of it)")
+    return "meets no input features"
 
 
 def _quantities_of(closing: Closing) -> list[str]:

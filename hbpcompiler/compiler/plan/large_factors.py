@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan.closings import WHOLE_BLOCKS
+from hbpcompiler.compiler.plan.closings import WHOLE_BLOCKS, without_features
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.quantities import INPUT_FACTOR, QUANTITIES, REDUCED_INPUT_FACTOR, Closing
@@ -52,8 +52,8 @@ def _large(matched: Matched, operation: Operation, wanted: frozenset[Closing],
         kinds = frozenset(closing.kind for closing in closings_of(wanted, parameter.key))
         size, where = math.prod(parameter.sample_shape), f"parameter '{parameter.key}' in {operation.source}"
         if params[slot].operand is None and size > rows and kinds & WHOLE_BLOCKS:
-            yield parameter.key, (f"{where} meets no input features: its Kronecker factor would be its full block of "
-                                  f"{size} x {size} numbers"), WHOLE_BLOCKS
+            yield parameter.key, (f"{where} {without_features(operation)}: its Kronecker factor would be its full "
+                                  f"block of {size} x {size} numbers"), WHOLE_BLOCKS
         elif params[slot].index is not None and (length := parameter.sample_shape[0]) > rows and kinds & OF_INPUTS:
             yield parameter.key, (f"{where} has a row for each index: its factor A would have {length} x {length} "
                                   "numbers"), OF_INPUTS

@@ -54,14 +54,14 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     first = next(iter(places.values()))[0]
     where = _places([closes[0].operation for closes in places.values()])
     what = f"parameter '{key}' is used {len(places)} times ({where})"
+    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings_of(closings, key)):
+        return [f"{what}: the reduced factors of several uses are not defined; ask for kfac, kflr or kfac_emp"]
     pieces = [{close.piece.name for close in closes if close.piece is not None} for closes in places.values()]
     if any(names != pieces[0] for names in pieces):
         return [f"{what}: its curvature arrives in different forms at the uses, which cannot be joined yet"]
     squared = [close for closes in places.values() for close in closes if _squaring(close)]
     if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
-    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings_of(closings, key)):
-        return [f"{what}: the reduced factors of several uses are not defined; ask for kfac or kflr"]
     if any(layout_of(close.site) != layout_of(first.site) for close in squared):
         return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined"]
     return []
