@@ -1,7 +1,7 @@
 """Names of what nobody named: after the tensor that it was made of, and what was done to it.
 
-S_linear_6.flatten(0, 1) is called S_linear_6_rows, its square S_linear_6_rows_squared; an einsum that ends at a
-parameter makes the products of columns and operand, T_S_weight_6.
+S_linear_6.flatten(0, 1) is called S_linear_6_rows, its square S_linear_6_squared; an einsum that ends at a parameter
+makes the products of columns and operand, T_S_weight_6.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ SUFFIX: Mapping[str, str] = {
     "onednn_linear": "product", "product_over_pixels": "product", "mul": "scaled", "truediv": "scaled",
     "div": "scaled", "pow": "power", "add": "plus", "sub": "less", "neg": "negative", "cat": "joined",
     "stack": "stacked", "new_ones": "ones", "new_zeros": "zeros", "diag_embed": "diagonal", "one_hot": "onehot",
-    "batch_norm": "normalised", "randn_like": "noise", "randint": "bits",
+    "batch_norm": "normalised", "clamp": "clamped", "scatter_to": "scattered", "randn_like": "noise", "randint": "bits",
 }
 """Method or function -> how what it makes of a value is called after it; others are called as they are."""
 
+LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows"})
+"""Suffixes that say how a tensor lies and not what it is: the next one takes their place."""
 UPDATES = {"mul_", "div_", "add_", "sub_"}
 """Methods whose result keeps the name of the tensor that they write to."""
 BACKWARD = re.compile(r"_backward(_data)?$")
@@ -53,6 +55,7 @@ class Temporaries:
     def __init__(self, texts: Mapping[fx.Node, Text]) -> None:
         self.texts = texts
         self._origins: dict[str, tuple[str, int]] = {}  # name -> the named tensor behind it, suffixes since then
+        self._relaid: dict[str, str] = {}  # name with a suffix of layout -> what was laid otherwise
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
@@ -63,6 +66,9 @@ class Temporaries:
         base, suffix = self._base(node), _suffix(node)
         if not base:
             return suffix
+        base = self._relaid.get(base, base)
+        if base.endswith(f"_{suffix}"):
+            return base  # with the next number
         origin, depth = self._origins.get(base, (base, 0))
         if depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
             base, depth = origin, 0
@@ -94,6 +100,8 @@ class Temporaries:
         if base:
             origin, depth = self._origins.get(base, (base, 0))
             self._origins[name] = (origin, depth + 1 if name.startswith(base) else 1)
+            if _suffix(node) in LAYOUT and not self.wished(node):
+                self._relaid[name] = self._relaid.get(base, base)
 
     def _base(self, node: fx.Node) -> str:
         """The name of the first tensor that the node reads, through what is written into its line."""
@@ -126,6 +134,8 @@ def _suffix(node: fx.Node) -> str:
         return "negative_part" if _is_negated(node.args[0]) else "positive_part"
     if method == "getitem" and isinstance(node.args[1], str):
         return identifier(node.args[1]).strip("_")
+    if method == "sub" and node.args[0] == 1:
+        return "complement"
     return SUFFIX.get(method, identifier(method).strip("_"))
 
 

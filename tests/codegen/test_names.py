@@ -3,6 +3,7 @@
 import operator
 import re
 
+import pytest
 import torch
 from torch import nn
 
@@ -22,8 +23,13 @@ def test_long_paths_are_shortened_from_the_left():
     assert len(paths.shortened("features.denseblock1.conv1.weight")) <= LONGEST
 
 
-def test_temporaries_are_called_after_their_tensors():
-    graph = program(lambda writer, x: x.flatten(0, 1).square().sum(0).sqrt(), "S_linear")
+@pytest.mark.parametrize(("run", "expected"), [
+    (lambda writer, x: x.flatten(0, 1).square().sum(0).sqrt(), ["rows", "squared", "squared_sum", "root"]),
+    (lambda writer, x: x.unfold(0, 1, 1).unfold(1, 1, 1).sqrt().unsqueeze(1), ["windows", "windows", "root", "root_col"]),
+    (lambda writer, x: (1 - x.t()) - 2, ["turned", "complement", "complement_less"]),
+])
+def test_temporaries_are_called_after_their_tensors_and_how_these_lie_is_said_last(run, expected):
+    graph = program(run, "S_linear")
     texts, found = {}, []
     names = Temporaries(texts)
     for node in graph.nodes:
@@ -32,7 +38,7 @@ def test_temporaries_are_called_after_their_tensors():
             texts[node] = (name, ATOM)
             names.gave(node, name)
             found.append(name)
-    assert found == ["S_linear", "S_linear_rows", "S_linear_rows_squared", "S_linear_sum", "S_linear_sum_root"]
+    assert found == ["S_linear", *(f"S_linear_{word}" for word in expected)]
 
 
 def test_a_gradient_in_front_of_a_pool_is_called_after_its_value_and_signs_after_where_they_are_born():
@@ -70,7 +76,7 @@ def test_parts_of_a_sign_and_entries_are_called_so():
         texts = {node: (str(node.target), ATOM) for node in graph.nodes if node.op == "placeholder"}
         node = next(node for node in graph.nodes if node.target == "clamp" or node.target is operator.getitem)
         found.append(Temporaries(texts).wish(node))
-    assert found == ["R_linear_positive_part", "R_linear_negative_part", "R_linear_clamp", "R_linear_all"]
+    assert found == ["R_linear_positive_part", "R_linear_negative_part", "R_linear_clamped", "R_linear_all"]
 
 
 def test_windows_of_neighbourhoods_say_of_what():
