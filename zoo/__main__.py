@@ -3,19 +3,21 @@
     python -m zoo                          all families (an hour or two on 2 cores)
     python -m zoo timm:xcit transformers:  those whose title contains one of these texts
     python -m zoo --missing                goes on where it was stopped
-    python -m zoo --table                  only writes the table anew from what build/zoo holds
+    python -m zoo --table                  only writes the table anew
+
+What became of each question is kept in zoo/records.jsonl, so that a run of a few families changes their rows alone.
 """
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from .apart import MEMORY, RECORDS, asked_apart, every_family, file_of
+from .apart import MEMORY, asked_apart, every_family, file_of
+from .kept import keep, restore
 from .questions import QUESTIONS
 from .table import page
 
@@ -29,18 +31,18 @@ PAGE = Path("docs/zoo.md")
 @click.option("--memory", default=MEMORY, help="GiB of addresses that its process may take")
 @click.option("--processes", default=2)
 @click.option("--table", "only_table", is_flag=True, help="only write the page from the records that there are")
-@click.option("--missing", is_flag=True, help="only what build/zoo has no record of")
+@click.option("--missing", is_flag=True, help="only what there is no record of")
 def main(wanted: tuple[str, ...], questions: tuple[str, ...], limit: float, memory: float, processes: int,
          only_table: bool, missing: bool) -> None:
     """Families of torchvision, timm and transformers against autograd."""
-    RECORDS.mkdir(parents=True, exist_ok=True)
     families = every_family()
+    restore()
     if not only_table:
         chosen = [family for family in families if not wanted or any(text in family.title for text in wanted)]
         jobs = [(family.title, question) for family in chosen for question in questions or QUESTIONS
                 if not (missing and file_of(family.title, question).exists())]
         _ask_all(jobs, limit, memory, processes)
-    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    records = keep()
     PAGE.write_text(page(records, [family.title for family in families]), encoding="utf-8")
 
 

@@ -25,7 +25,8 @@ def test_long_paths_are_shortened_from_the_left():
 
 @pytest.mark.parametrize(("run", "expected"), [
     (lambda writer, x: x.flatten(0, 1).square().sum(0).sqrt(), ["rows", "squared", "squared_sum", "root"]),
-    (lambda writer, x: x.unfold(0, 1, 1).unfold(1, 1, 1).sqrt().unsqueeze(1), ["windows", "windows", "root", "root_col"]),
+    (lambda writer, x: x.unfold(0, 1, 1).unfold(1, 1, 1).sqrt().unsqueeze(1),
+     ["windows", "windows", "root", "root_col"]),
     (lambda writer, x: (1 - x.t()) - 2, ["turned", "complement", "complement_less"]),
 ])
 def test_temporaries_are_called_after_their_tensors_and_how_these_lie_is_said_last(run, expected):
