@@ -160,6 +160,7 @@ LOG_SOFTMAX = Rule(
     forward=lambda op: torch.log_softmax(op.self, op.dim, **dtype_of(op)),
     jac_t={"self": log_softmax_jac_t},
     residual=curved(Factor(covariance_count, log_softmax_factor, drawn=log_softmax_drawn)),
+    order=("concave",),
     refuse=over_samples,
     cases=SOFTMAX.cases,
 )

@@ -6,6 +6,8 @@ rules are those of Boyd and Vandenberghe 2004, section 3.2.4. What is not known 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sympy
 
 from hbpcompiler.rule.helpers import operand_symbol
@@ -15,11 +17,16 @@ from hbpcompiler.rule.structure import Structure
 from hbpcompiler.rule.symbolic import sigmoid
 
 
-def slope_sign(rule: Rule, op: Op, slot: str) -> int | None:
-    """1 if no result falls when this input rises, -1 if none rises, None if that is unknown."""
+def slope_sign(rule: Rule, op: Op, slot: str, never_negative: Collection[str] = ()) -> int | None:
+    """1 if no result falls when this input rises, -1 if none rises, None if that is unknown; `never_negative` are other
+    inputs that are known to be so."""
     if "increasing" in rule.order or rule.structure_of(op) is Structure.SELECTION:
         return 1
-    return _sign(_derivative(rule, op, slot, 1))
+    derivative = _derivative(rule, op, slot, 1)
+    if derivative is not None:
+        known = {operand_symbol(name): sympy.Symbol(f"known_{name}", nonnegative=True) for name in never_negative}
+        derivative = derivative.subs(known)
+    return _sign(derivative)
 
 
 def curvature_sign(rule: Rule, op: Op) -> int | None:
@@ -27,6 +34,8 @@ def curvature_sign(rule: Rule, op: Op) -> int | None:
     varying = op.varying() or frozenset()
     if "convex" in rule.order:
         return 1
+    if "concave" in rule.order:
+        return -1
     if len(varying) != 1:
         return None
     return _sign(_derivative(rule, op, next(iter(varying)), 2))

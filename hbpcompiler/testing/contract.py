@@ -113,7 +113,8 @@ def _check_increasing(rule: Rule, setting: Setting, columns: Tensor, where: str)
 
 
 def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, where: str) -> None:
-    """The residual against double backward; of a convex operation it is positive where the gradient is."""
+    """The residual against double backward; of a convex operation it is positive where the gradient is, of a
+    concave one where that is negative."""
     active = setting.active()
     if not active or isinstance(rule.residual_of(op), Pieces):
         return
@@ -126,9 +127,10 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
         close(found, expected, f"{where}: residual, some columns at a time")
     if isinstance(residual, Factor) and residual.drawn is not None:
         close(drawn_matrix(residual, op, active, gradient, where), expected, f"{where}: residual, drawn")
-    if "convex" in rule.order:
-        positive = residual_matrix(rule.residual_of(op), op, active, gradient.abs(), expected.shape[-1])
-        assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not convex"
+    for order, sign in (("convex", 1), ("concave", -1)):
+        if order in rule.order:
+            positive = residual_matrix(rule.residual_of(op), op, active, sign * gradient.abs(), expected.shape[-1])
+            assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not {order}"
 
 
 def _check_losses(rule: LossRule, setting: Setting, where: str) -> None:

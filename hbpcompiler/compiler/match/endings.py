@@ -18,6 +18,7 @@ import sympy
 from hbpcompiler.compiler.match.bind import bind, is_curved, static_op
 from hbpcompiler.compiler.match.growth import NEAR, growths
 from hbpcompiler.compiler.match.matched import Ending
+from hbpcompiler.compiler.match.signs import never_negative
 from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
@@ -34,6 +35,8 @@ from hbpcompiler.rules.shared import written
 
 UNKNOWN = sympy.Symbol("unknown", real=True)
 """A number that is known when the program runs."""
+NOT_NEGATIVE = sympy.Symbol("unknown_not_negative", positive=True)
+"""One that is not negative; and not zero, if something is divided by it."""
 
 
 def with_whole_reductions(graph: Graph, registry: Registry) -> Graph:
@@ -111,7 +114,8 @@ def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
     reductions, tail = graph.ending
     grown = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of))
     kind, definite = _overall(grown, [_reduction(operation, rules, graph) for operation in reductions])
-    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active), N, kind)
+    signs = never_negative(graph)
+    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active, signs), N, kind)
     plain = {name: _as_number(multiple) for name, multiple in found.items()}
     return Ending(tuple(reductions), tuple(tail), kind, definite, plain)
 
@@ -220,8 +224,9 @@ def refuse_losses(ending: Ending, rules: Mapping[str, AnyRule], quantities: Sequ
                                          places, "Give the LossRule `each`, op -> l_n [N]."))
 
 
-def _of_unknowns(operation: Operation, active: AbstractSet[str]) -> Op:
-    return bind(operation, {**dict.fromkeys(operation.tensors, UNKNOWN), "output": UNKNOWN}.__getitem__, active)
+def _of_unknowns(operation: Operation, active: AbstractSet[str], signs: AbstractSet[str] = frozenset()) -> Op:
+    held = {slot: NOT_NEGATIVE if value.name in signs else UNKNOWN for slot, value in operation.tensors.items()}
+    return bind(operation, {**held, "output": UNKNOWN}.__getitem__, active)
 
 
 def is_positive(multiple: Any) -> bool:

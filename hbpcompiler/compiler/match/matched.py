@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.signs import never_negative
 from hbpcompiler.compiler.match.stand_ins import StandIns, meta_number
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import Op
@@ -48,6 +49,11 @@ class Matched:
     def mixed(self) -> bool:
         """Whether the values that derivatives reach have several dtypes."""
         return len({value.dtype for value in self.graph.values() if value.name in self.active}) > 1
+
+    @cached_property
+    def never_negative(self) -> frozenset[str]:
+        """Names of values that are known to be so (see `signs`)."""
+        return never_negative(self.graph)
 
     @cached_property
     def parameters_above(self) -> Mapping[str, frozenset[str]]:

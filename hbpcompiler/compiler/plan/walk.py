@@ -198,8 +198,9 @@ class Walk(Outputs):
         self._births(operation, rule, op, gradient)
         if operation.source.in_loss:
             slope = self.slopes.get(value.name)
+            known = [slot for slot, value in operation.tensors.items() if value.name in self.matched.never_negative]
             for slot in slots:
-                own = slope_sign(rule, static_op(operation, self.active), slot)
+                own = slope_sign(rule, static_op(operation, self.active), slot, known)
                 self._slope(operation.tensors[slot], slope * own if slope and own else None)
         for piece in pieces:
             if piece.form == MATRIX and (len(slots) > 1 or parameters_met(rule, op) or any(piece.name in self.at.get(
