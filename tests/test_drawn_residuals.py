@@ -10,7 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.plan.steps import Birth, Sample
 from hbpcompiler.reference import reference
 from tests.agreement import close
-from tests.selection import few
+from tests.selection import few, slow
 
 
 class Mixed(nn.Module):
@@ -152,7 +152,8 @@ def test_residuals_without_drawn_sums_have_their_columns_combined_unless_these_a
 
 
 @pytest.mark.parametrize("quantity", ["diag_h_mc", "diag_h_mc_all"])
-@pytest.mark.parametrize(("build", "shape"), [(Mixed, (3, 4, 3)), (Gates, (2, 1, 3, 3))])
+@pytest.mark.parametrize(("build", "shape"), [
+    (Mixed, (3, 4, 3)), pytest.param(Gates, (2, 1, 3, 3), marks=slow("the same loops, of more residuals"))])
 def test_with_one_seed_the_draws_are_those_of_any_budget(build, shape, quantity):
     """Signs are drawn in loops over samples, of as many turns as memory says."""
     model, X, y = problem(build, *shape)

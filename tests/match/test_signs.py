@@ -10,6 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.signs import never_negative
 from tests.agreement import agree
+from tests.selection import few
 from tests.stages import matched
 
 
@@ -48,6 +49,7 @@ def setting():
     return model, torch.randn(4, 2, 3).double(), (torch.randint(3, (4, 2)), mask, torch.randn(4, 2).double())
 
 
+@few(5, "other masks")
 @pytest.mark.parametrize("name", CONVEX)
 def test_a_loss_times_what_is_not_negative(name):
     model, X, y = setting()
