@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.accumulate.partial import Partials
+from hbpcompiler.accumulate.settings import settings_of
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.digest import bytes_of, digest_of, digest_of_tree
@@ -22,7 +23,7 @@ from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 6"
+FORMAT = "hbpcompiler total 7"
 HASH = "hash"
 """Under which a file has one of everything else in it."""
 SHOWN = 5
@@ -45,6 +46,8 @@ class Header:
     """Of its modules, see `modes_of`."""
     options: str
     """Those of `compile` that change numbers."""
+    settings: dict[str, str]
+    """What computes in each module, and in the loss (see `settings`)."""
     dtype: str
     compensated: bool
     sample_weights: bool
@@ -66,7 +69,9 @@ class Header:
 
     def differences(self, other: Header, of_run: bool = True) -> list[str]:
         """In words, each with both values; `of_run`: seed, ranks and versions too."""
-        found = [f"parameters: {text}" for text in _changed(self.parameters, other.parameters)]
+        found = [f"parameters: {text}" for text in changed(self.parameters, other.parameters)]
+        if not found:
+            found = [f"what computes: {text}" for text in changed(self.settings, other.settings)]
         if not found and self.digest != other.digest:
             found.append("the parameters' or buffers' numbers are others")
         names = ["quantities", "patterns", "loss", "modes", "options", "dtype", "compensated", "sample_weights",
@@ -88,7 +93,8 @@ def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[s
     """Of a run that is about to begin."""
     parameters, digest = fingerprint(model)
     return Header(quantities=quantities, patterns=patterns, loss=loss_text(loss), parameters=parameters, digest=digest,
-                  modes=modes_of(model), options=options, library=__version__, torch=str(torch.__version__), **run)
+                  modes=modes_of(model), options=options, settings=settings_of(model, loss), library=__version__,
+                  torch=str(torch.__version__), **run)
 
 
 def fingerprint(model: nn.Module) -> tuple[dict[str, str], str]:
@@ -235,7 +241,7 @@ def _restored(state: Mapping[str, Any]) -> Sums:
     return sums
 
 
-def _changed(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+def changed(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     found = [f"{name!r} is {here.get(name, 'absent')} here, {there.get(name, 'absent')} there"
              for name in names[:SHOWN]]

@@ -16,18 +16,27 @@ from torch import Tensor
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
 from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
-from hbpcompiler.accumulate.checkpoint import check_resumes, fingerprint, header_of, modes_of, read, write
+from hbpcompiler.accumulate.checkpoint import (
+    changed,
+    check_resumes,
+    fingerprint,
+    header_of,
+    modes_of,
+    read,
+    write,
+)
 from hbpcompiler.accumulate.checks import check_adds, check_has_average, check_reached
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
+from hbpcompiler.accumulate.settings import settings_of
 from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.entries import advice_for, not_cut, warn_of_optional
-from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 DTYPES = (torch.float64, torch.float32)
@@ -251,6 +260,9 @@ class _Run:
     def _save(self, complete: bool = False) -> None:
         """Into the header what is in, and into the file, if there is one. A loader that fills the same memory again may
         have begun to do so: then nobody knows the last batch any more."""
+        if self.header.settings != (now := settings_of(self.compiled.model, self.compiled.loss)):
+            raise InputError(listing("The model or the loss computes otherwise than for the batches before:",
+                                     changed(now, self.header.settings), "A total is of one model: change it before."))
         known = self.path is not None and self.batches and self.written == _versions(self.last)
         last = digest_of(self.last) if known else ""
         self.header = replace(self.header, batches=self.batches, last_batch=last, complete=complete)
