@@ -52,6 +52,10 @@ def _text(value: Any) -> str:
         return repr(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{_named({str(key): item for key, item in value.items()})}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_text, value)))}}}"
     if isinstance(value, Tensor):
         return digest_of((value,))
     if isinstance(value, functools.partial):

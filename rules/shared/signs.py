@@ -18,8 +18,8 @@ WITHOUT_NEGATIVE = frozenset({
     "aten.reciprocal", "aten.masked_fill", "aten.full_like", "aten.full", "aten.scalar_tensor", "aten.pow",
 })
 """They give none if no tensor, and no number among these arguments, is negative."""
-NUMBERS = frozenset({"other", "value", "alpha", "fill_value", "s"})
-"""Arguments that enter the result; `dim` does not."""
+NUMBERS = frozenset({"self", "other", "value", "alpha", "fill_value", "s"})
+"""Arguments that enter the result, if they are numbers; `dim` does not."""
 AT_LEAST = {"aten.clamp": "min", "aten.clamp_min": "min"}
 """Operation -> the argument that no result is below."""
 EVEN = {"aten.pow": "exponent"}

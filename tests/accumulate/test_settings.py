@@ -83,4 +83,5 @@ def test_an_attribute_that_is_set_while_batches_are_read():
 
 def test_the_same_settings_are_the_same_words():
     assert settings_of(model(), times(2.0)) == settings_of(model(), times(2.0))
+    assert settings_of(Scaled({"a": 1, "b": {2, 3}}), Own(1)) != settings_of(Scaled({"a": 1, "b": {2, 4}}), Own(1))
     assert settings_of(model(), Own(2.0)).keys() == {"the model", "0", "1", "2", "3", "4", "the loss"}

@@ -38,6 +38,9 @@ UNKNOWN = {
     "a negative multiple": lambda o, y: (squares(o) * y[1] * -2).mean(),
     "concave": lambda o, y: (-squares(o) * y[1]).mean(),
     "an odd power": lambda o, y: (squares(o) * y[2] ** 3).mean(),
+    "a number in the place of what is masked": lambda o, y: (squares(o) * torch.where(y[1], -1.0, y[2].abs())).mean(),
+    "the other number": lambda o, y: (squares(o) * torch.where(y[1], y[2].abs(), -1.0)).mean(),
+    "filled with a number": lambda o, y: (squares(o) * y[2].abs().masked_fill(y[1], -1.0)).mean(),
     "from below": lambda o, y: (squares(o) * y[2].clamp(min=-1)).mean(),
 }
 
