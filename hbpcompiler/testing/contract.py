@@ -149,8 +149,25 @@ def _check_losses(rule: LossRule, setting: Setting, where: str) -> None:
         close(found, expected, f"{where}: gradient of l_{n}")
 
 
+def _check_terms(rule: LossRule, setting: Setting, op: Op, where: str) -> None:
+    """How many terms the mean goes over: a batch's loss is that of its parts, each by its terms."""
+    total, counted = 0.0, 0.0
+    for rows in (slice(0, 1), slice(1, SAMPLES)):
+        part = {name: setting.arguments[name][rows] for name in setting.case.shapes if setting.batched(name)}
+        if rule.terms is None:
+            terms = rows.stop - rows.start
+        elif "target" in part and (found := rule.terms(op, part["target"])) is not None:
+            terms = found
+        else:
+            return  # it depends on values that a target does not say: of class weights
+        counted += terms
+        total += terms * float(setting.reference(part)) if terms else 0.0
+    if counted:
+        close(torch.tensor(total / counted, dtype=torch.float64), setting.reference(), f"{where}: terms")
+
+
 def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
-    """One case of a loss: value, per-sample gradient, Hessian and the sampled Hessian's expectation."""
+    """One case of a loss: value, per-sample gradient, terms, Hessian and the sampled Hessian's expectation."""
     setting, op, where = _forward(rule, operation, case)
     if "target" in case.shapes:
         assert rule.check(op, setting.arguments["target"]) is None, f"{where}: the rule rejects its own case's target"
@@ -160,6 +177,8 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     close(rule.gradient(op), scale * expected, f"{where}: gradient")
     if rule.each is not None:
         _check_losses(rule, setting, where)
+    if rule.reduction(op) == "mean":
+        _check_terms(rule, setting, op, where)
     assert "increasing" not in rule.order or (expected >= 0).all(), f"{where}: not increasing"
     expected_hessian = hessian(setting, [rule.input], lambda output, n: scale * output)
     found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1])

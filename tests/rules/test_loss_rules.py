@@ -1,6 +1,7 @@
 """What losses say about bad targets, and the cross-entropy's factor at extreme logits."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.idioms import covariance_root
 from hbpcompiler.rule.registry import builtin
+from hbpcompiler.testing import check_rule
 
 NAN = float("nan")
 FLOAT = {"reduction": 1}
@@ -85,3 +87,11 @@ def test_covariance_root_at_extreme_logits(dtype, tolerance):
     p = p.double() / p.double().sum(1, keepdim=True)
     expected = torch.diag_embed(p) - p.unsqueeze(1) * p.unsqueeze(2)
     assert (found - expected).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("terms", [None, lambda op, target: 7, lambda op, target: target.numel()])
+def test_terms_that_a_mean_does_not_go_over_are_noticed(terms):
+    """By which batches would be weighed where they are added up; of targets of which some are ignored."""
+    rule = builtin().find("aten.cross_entropy_loss", "")
+    with pytest.raises(AssertionError, match="terms: off by"):
+        check_rule(replace(rule, terms=terms))
