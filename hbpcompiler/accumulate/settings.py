@@ -90,7 +90,7 @@ def _code(code: CodeType) -> str:
 
 def _is_empty(cell: Any) -> bool:
     try:
-        cell.cell_contents  # noqa: B018
+        cell.cell_contents  # noqa: B018  # it raises where nothing is in it
     except ValueError:
         return True
     return False

@@ -34,7 +34,8 @@ def _is_known(operation: Operation, found: set[str]) -> bool:
 
 
 def _enters(value: Value) -> bool:
-    """Whether its numbers enter the result: a condition's do not, and are known anyway; indices' neither."""
+    """Whether its numbers enter the result. A condition's do not; indices count as if they did, which errs on the safe
+    side."""
     return value.dtype != torch.bool
 
 
