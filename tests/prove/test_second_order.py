@@ -1,7 +1,9 @@
 """What `compiled.verify` says of quantities beyond the gradient."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
@@ -136,3 +138,33 @@ def test_rounding_beside_exact_zeros_is_no_fault():
     assert all(value.abs().max() < 1e-16 for value in result.diag_h.values())
     wrong = compared({("diag_h", "w"): torch.tensor(1e-9)}, {("diag_h", "w"): torch.tensor(0.0)}, 1e-16, of_zero=1e-16)
     assert not wrong[0].agrees
+
+
+SOME_LOSSES = {
+    "mean": nn.CrossEntropyLoss(),
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "class weights": nn.CrossEntropyLoss(torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", SOME_LOSSES)
+def test_losses_of_other_samples_are_noticed(name):
+    """One by one, where single samples make up the loss; otherwise by their mean, and the table says so."""
+    model, X, y = chain()
+    compiled = hbp.compile(model, SOME_LOSSES[name], ["batch_loss"], example_inputs=(X, y))
+    candidate = compiled._candidate(*compiled._program_used())
+
+    def lines_of(of_losses):
+        def run(batch, **arguments):
+            result = candidate.run(batch, **arguments)
+            return SimpleNamespace(loss=result.loss, batch_loss=of_losses(result.batch_loss))
+
+        found = second_order(replace(candidate, run=run), batch_of((X[:2], y[:2])), Draws.now(X.device), 1e-16, False)
+        (line,) = found
+        return line
+
+    right = lines_of(lambda losses: losses)
+    assert right.agrees
+    assert right.how == ("two samples" if name != "class weights" else "their mean is the loss")
+    assert lines_of(lambda losses: losses.flip(0)).agrees == (name == "class weights")
+    assert not lines_of(lambda losses: losses * 1.001).agrees

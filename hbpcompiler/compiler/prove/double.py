@@ -22,7 +22,7 @@ from hbpcompiler.compiler.prove.own_step import (
     trained,
     unchanged,
 )
-from hbpcompiler.compiler.prove.weights import SampleWeights
+from hbpcompiler.compiler.prove.weights import SampleWeights, losses_alone
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.rules.shared.twice import right_second_derivatives
@@ -70,10 +70,18 @@ class Double(AtOutputs):
                  weights: SampleWeights | None = None) -> None:
         super().__init__(run.outputs, run.structure, run.target, loss)
         self.loss, self.parameters, self.weights = run.loss, parameters, weights
-        self.value = run.loss.detach() if weights is None else weights.loss(run, loss)
-        """The loss; None where it is not known with these weights."""
+        self.run, self.own = run, loss
         if weights is not None:
             self.slopes = weights.times(self.slopes, self.varying)
+
+    def losses(self, axes: Sequence[int | None], kind: str) -> Tensor | None:
+        """[N]: each sample's, times its weight; the loss itself where single samples do not make it up; None where it
+        is not known with these weights."""
+        if self.weights is not None:
+            return self.weights.losses(self.run, self.own)
+        own = [axis for axis in axes if axis is not None]
+        alone = losses_alone(self.run, self.own, own, kind) if len(own) == len(axes) else None
+        return self.loss.detach() if alone is None else alone
 
     def shares(self, axes: Sequence[int], samples: int) -> Mapping[str, Tensor]:
         """[N, *theta]: what flows back from each sample's slices of the outputs; `axes`, where their samples are."""

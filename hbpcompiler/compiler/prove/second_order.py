@@ -28,6 +28,7 @@ from hbpcompiler.compiler.prove.groups import group_lines
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN
 from hbpcompiler.compiler.prove.own_step import Noise
 from hbpcompiler.compiler.prove.twin import GRAD, twin_program
+from hbpcompiler.compiler.prove.weights import losses_together
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import HbpError
 from hbpcompiler.quantities import BATCH, QUANTITIES
@@ -80,6 +81,7 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
                            clipped.clipped_of(raw, candidate))
     try:
         right = reference()
+        reference.like(right)
         loss = float(raw.loss.detach().abs())
         last_digit = eps * loss if math.isfinite(loss) else 0.0
         lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)), of_zero=last_digit)
@@ -131,8 +133,7 @@ class _Reference:
         self.entries = _drawn(values, list(self.readers), candidate)
         self.found: dict[Key, Tensor] = {}
         if losses is not None:
-            is_mean = candidate.matched.ending.kind == "mean"
-            self.found[LOSSES, ""] = losses.mean() if is_mean else losses.sum()
+            self.found[LOSSES, ""] = losses
         if weighed and None in self.axes:
             self.refused |= dict.fromkeys(clipped.NAMES, MERGED)
         elif weighed:
@@ -168,6 +169,16 @@ class _Reference:
             elif quantity not in _TRACES or len(at) == self._size(name):
                 self.found[quantity, name] = self.readers[quantity][1](value, at)
 
+    def like(self, right: Numbers) -> None:
+        """Losses are compared by their mean or sum where they are not known one by one."""
+        key = LOSSES, ""
+        if key in right and not right[key].dim():
+            self.found[key] = losses_together(self.found[key], self._kind)
+
+    @property
+    def _kind(self) -> str:
+        return self.candidate.matched.ending.kind
+
     def _size(self, name: str) -> int:
         return self.candidate.model.get_parameter(name).numel()
 
@@ -176,7 +187,7 @@ class _Reference:
         if line.quantity in (*_PER_SAMPLE, *clipped.NAMES):
             return "two samples"
         if line.quantity == LOSSES:
-            return f"their {self.candidate.matched.ending.kind} is the loss"
+            return "two samples" if self.found[line.key].dim() else f"their {self._kind} is the loss"
         count, size = len(self.entries[line.parameter]), self._size(line.parameter)
         return "two samples" if count == size else f"two samples, {count} of {size} entries"
 
@@ -209,8 +220,9 @@ class _Reference:
             if quantity in clipped.NAMES:
                 continue
             if quantity == LOSSES:
-                if own.value is not None:
-                    right[quantity, name] = own.value
+                losses = own.losses(self.axes, self._kind)
+                if losses is not None:
+                    right[quantity, name] = losses
                 continue
             if quantity in _PER_SAMPLE:
                 right[quantity, name] = _of_shares(quantity, shares[name], self.candidate.matched.ending.kind)

@@ -55,24 +55,43 @@ class SampleWeights:
 
     def loss(self, run: Pass, own: Callable[..., Tensor]) -> Tensor | None:
         """The weighted loss of the losses of single samples; None where these do not make up the loss."""
-        if len(self.numbers) > MOST_ALONE:
-            return None
-        with torch.no_grad():
-            try:
-                alone = torch.stack([self._alone(run, own, n) for n in range(len(self.numbers))])
-            except Exception:  # a loss need not take a batch of one
-                return None
-        together = alone.mean() if self.kind == "mean" else alone.sum()
-        allowed = torch.finfo(alone.dtype).eps ** EXPONENT * alone.abs().max()
-        if not abs(together - run.loss.detach()) <= allowed * (1 if self.kind == "mean" else len(alone)):
-            return None
-        weighted = self.numbers.to(alone.dtype) * alone
-        return weighted.mean() if self.kind == "mean" else weighted.sum()
+        alone = self.losses(run, own)
+        return None if alone is None else losses_together(alone, self.kind)
 
-    def _alone(self, run: Pass, own: Callable[..., Tensor], n: int) -> Tensor:
-        outputs = [output.narrow(axis, n, 1) for output, axis in zip(run.outputs, self.axes, strict=True)]
-        target: Any = pytree.tree_map(lambda part: part[n : n + 1] if isinstance(part, Tensor) else part, run.target)
-        return own(run.structure.build(outputs), target)
+    def losses(self, run: Pass, own: Callable[..., Tensor]) -> Tensor | None:
+        """[N]: w_n l_n; None where the l_n do not make up the loss."""
+        alone = losses_alone(run, own, self.axes, self.kind)
+        return None if alone is None else self.numbers.to(alone.dtype) * alone
+
+
+def losses_alone(run: Pass, own: Callable[..., Tensor], axes: Sequence[int], kind: str) -> Tensor | None:
+    """[N]: the loss of each sample alone; None where these do not make up the loss: with class weights, say, or where
+    positions are left out of a mean."""
+    lengths = {output.shape[axis] for output, axis in zip(run.outputs, axes, strict=True)}
+    samples = next(iter(lengths), 0)
+    if len(lengths) != 1 or not 0 < samples <= MOST_ALONE:
+        return None
+    with torch.no_grad():
+        try:
+            alone = torch.stack([_loss_of(run, own, axes, n) for n in range(samples)])
+        except Exception:  # a loss need not take a batch of one
+            return None
+    allowed = torch.finfo(alone.dtype).eps ** EXPONENT * alone.abs().max()
+    together = losses_together(alone, kind)
+    if not abs(together - run.loss.detach()) <= allowed * (1 if kind == "mean" else samples):
+        return None
+    return alone
+
+
+def losses_together(losses: Tensor, kind: str) -> Tensor:
+    """The loss of the samples' own."""
+    return losses.mean() if kind == "mean" else losses.sum()
+
+
+def _loss_of(run: Pass, own: Callable[..., Tensor], axes: Sequence[int], n: int) -> Tensor:
+    outputs = [output.narrow(axis, n, 1) for output, axis in zip(run.outputs, axes, strict=True)]
+    target: Any = pytree.tree_map(lambda part: part[n : n + 1] if isinstance(part, Tensor) else part, run.target)
+    return own(run.structure.build(outputs), target)
 
 
 def sample_axis(shape: Sequence[Any]) -> int | None:
