@@ -5,6 +5,7 @@ Of users' operations they know what rules and torch's schemas say.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -45,3 +46,30 @@ RELAYOUTS = frozenset({aten.convolution, aten._convolution, CONVOLUTION_BACKWARD
 """Kernels that work on copies of what lies channel by channel, in a layout of their own."""
 MANY_PRODUCTS = frozenset({aten.bmm})
 """Kernels that multiply many small matrices."""
+
+# -- what a mask picks ------------------------------------------------------------------------------------------------
+
+PICKS = frozenset({aten.index.Tensor, aten.masked_select.default, aten.index_select.default})
+"""(values, mask or places of its true elements) -> rows, of which only values say how many."""
+TRUE_PLACES = frozenset({aten.nonzero.default, aten.argwhere.default, aten.nonzero_numpy.default, aten.where.default})
+"""mask -> the places of its true elements: a table with a column for each of the mask's axes, or a list of these."""
+PUTS: dict[Any, bool] = {aten.index_put.default: False, aten.masked_scatter.default: False,
+                         aten.index_copy.default: False, aten.index_add.default: True}
+"""(values, mask or places, rows) -> the values with these rows in place -> whether they are added."""
+SUMS: dict[Any, bool] = {aten.sum.default: False, aten.sum.dim_IntList: False, aten.mean.default: True,
+                         aten.mean.dim: True}
+"""Sum -> whether it is a mean."""
+OF_LABELS = frozenset({aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default})
+"""Losses of (rows, labels), of which one label counts for nothing."""
+LAST_AXES = frozenset({aten.linear.default, aten.matmul.default, aten.layer_norm.default, aten.embedding.default})
+"""What they do along the last axes is the same however many are in front."""
+FLATTENS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_ints})
+ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.add.Tensor,
+                              operator.sub: aten.sub.Tensor, operator.truediv: aten.div.Tensor,
+                              torch.sym_max: aten.clamp.default}
+"""Of numbers -> of tensors."""
+SIZE, COLUMN, WHERE, WHERE_OR_NUMBER, SUM, SUM_ALONG, PRODUCT, RATIO, TOTAL = (
+    aten.sym_size.int, aten.select.int, aten.where.self, aten.where.ScalarOther, aten.sum.default, aten.sum.dim_IntList,
+    aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
+LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS = (
+    aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int)

@@ -32,6 +32,7 @@ from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.listed import refuse_listed
 from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
+from hbpcompiler.compiler.trace.picked import whole_rows
 from hbpcompiler.compiler.trace.refusals import (
     CONTROL,
     CannotFollowError,
@@ -153,7 +154,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
     without_their_derivatives(program)
     _check_any_size(program)
-    whole = functional(program)
+    whole = whole_rows(functional(program))
     _check_parameters_stay(whole)
     _check_writes_any_size(program)
     refuse_listed(model, program.constants)

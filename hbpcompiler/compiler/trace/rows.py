@@ -1,0 +1,187 @@
+"""Rows that a mask picks, as all rows and the mask, and how they are written into a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import detect_fake_mode
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+from hbpcompiler.rules.shared.torch_operations import (
+    EXPAND,
+    FLATTEN,
+    LONGER,
+    PRODUCT,
+    RATIO,
+    SIZE,
+    SUM,
+    SUM_ALONG,
+    VIEW,
+    WHERE_OR_NUMBER,
+)
+
+HARMLESS = 0.5
+"""Stands where nothing is picked: roots, logarithms and quotients of it are finite, as are their derivatives."""
+
+
+class NotWholeError(Exception):
+    """What only the number of picked rows could say."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """[u, *z] = whole[mask], where `whole` is [*m, *z] and the mask [*m]."""
+
+    whole: Node
+    mask: Node
+    picked_by: Node
+    """The mask as the user's code has it; `mask` may be that with its axes as one, or one of elements."""
+    given: Node | None = None
+    """What they were picked from, if nothing has happened to them since."""
+
+    @property
+    def lead(self) -> int:
+        """How many axes the mask has."""
+        return len(shape_of(self.mask))
+
+    @property
+    def beside(self) -> tuple[Any, ...]:
+        """The shape of a row."""
+        return shape_of(self.whole)[self.lead :]
+
+
+def shape_of(node: Node) -> tuple[Any, ...]:
+    """Of a node's value."""
+    return tuple(node.meta["val"].shape)
+
+
+def are_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether shapes are the same but for the batch's size, which inputs and targets share under different symbols."""
+    return len(one) == len(other) and all(
+        length == own for length, own in zip(one, other, strict=True)
+        if isinstance(length, int) or isinstance(own, int))
+
+
+class Writer:
+    """Writes operations into a graph, with their shapes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.meta: dict[str, Any] = {}
+        """Of the operation that is being written anew."""
+        self.written: dict[tuple[Any, ...], Node] = {}
+        self.numbers: dict[Any, int] = {}
+
+    def call(self, called: Any, *arguments: Any, **named: Any) -> Node:
+        """An operation on nodes of the graph. Raises NotWholeError where torch cannot say its shape."""
+        value = self._value(called, arguments, named)
+        node = self.graph.call_function(called, arguments, named)
+        node.meta = {**self.meta, "val": value}
+        return node
+
+    def once(self, called: Any, *arguments: Any) -> Node:
+        """The same, written once."""
+        key = called, *map(str, arguments)
+        if key not in self.written:
+            self.written[key] = self.call(called, *arguments)
+        return self.written[key]
+
+    def _value(self, called: Any, arguments: Any, named: Any) -> Any:
+        given, options = pytree.tree_map_only(Node, lambda node: node.meta["val"], (arguments, named))
+        mode = detect_fake_mode(pytree.tree_leaves((given, options)))
+        environment = getattr(mode, "shape_env", None)
+        try:
+            with mode or nullcontext(), nullcontext() if environment is None else environment.suppress_guards():
+                return called(*given, **options)
+        except Exception as error:  # whatever torch says of shapes that do not fit
+            raise NotWholeError from error
+
+    # -- masks -----------------------------------------------------------------------------------------------------
+
+    def number_of(self, node: Node) -> int:
+        """The same for nodes that compute the same: a mask may be written twice."""
+        called: Any = node.target
+        drawn = torch.Tag.nondeterministic_seeded in getattr(called, "tags", ())
+        key: Any = node
+        if node.op == "call_function" and not drawn:
+            named = sorted(node.kwargs.items())
+            key = str((called, pytree.tree_map_only(Node, self.number_of, (list(node.args), named))))
+        return self.numbers.setdefault(key, len(self.numbers))
+
+    def count(self, mask: Node) -> Node:
+        """How many rows the mask picks."""
+        return self.once(SUM, mask)
+
+    def beside(self, rows: Rows) -> Node:
+        """The mask with axes of length one for what is in a row."""
+        mask = rows.mask
+        for _ in rows.beside:
+            mask = self.once(LONGER, mask, -1)
+        return mask
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def picked(self, values: Node, mask: Node) -> Rows:
+        """values[mask], with harmless numbers where nothing is picked."""
+        if not are_alike(shape_of(values)[: len(shape_of(mask))], shape_of(mask)):
+            raise NotWholeError
+        rows = Rows(values, mask, mask, values)
+        dtype = values.meta["val"].dtype
+        fill = HARMLESS if dtype.is_floating_point or dtype.is_complex else 0
+        return Rows(self.put_elsewhere(rows, fill, once=True), mask, mask, values)
+
+    def put_elsewhere(self, rows: Rows, number: float, once: bool = False) -> Node:
+        """All rows, with this number where nothing is picked."""
+        write = self.once if once else self.call
+        return write(WHERE_OR_NUMBER, self.beside(rows), rows.whole, number)
+
+    def flattened(self, rows: Rows) -> Rows:
+        """The same with one axis for the mask's."""
+        last = rows.lead - 1
+        if not last:
+            return rows
+        given = None if rows.given is None else self.once(FLATTEN, rows.given, 0, last)
+        return Rows(self.once(FLATTEN, rows.whole, 0, last), self.once(FLATTEN, rows.mask, 0, last), rows.picked_by,
+                    given)
+
+    def elements(self, rows: Rows) -> Rows:
+        """[u * z]: the rows' elements."""
+        mask = rows.mask
+        if rows.beside:
+            sizes = [self.once(SIZE, rows.whole, axis) for axis in range(rows.lead)]
+            mask = self.once(EXPAND, self.beside(rows), [*sizes, *rows.beside])
+        return Rows(rows.whole, mask, mask)
+
+    def as_picked(self, rows: Rows) -> Node:
+        """All rows with the axes of the mask by which they were picked."""
+        if rows.lead == len(shape_of(rows.picked_by)):
+            return rows.whole
+        sizes = [self.once(SIZE, rows.picked_by, axis) for axis in range(len(shape_of(rows.picked_by)))]
+        return self.call(VIEW, rows.whole, [*sizes, *rows.beside])
+
+    def total(self, rows: Rows, mean: bool, along: Sequence[int] | None = None, keep: bool = False) -> Node:
+        """The sum or the mean of all elements, or `along` these axes of the rows, the first among them."""
+        if along is None:
+            total = self.call(SUM, self.put_elsewhere(rows, 0))
+            summed = rows.beside
+        else:
+            rows = self.flattened(rows)
+            total = self.call(SUM_ALONG, self.put_elsewhere(rows, 0), list(along), keep)
+            summed = tuple(rows.beside[axis - 1] for axis in along if axis)
+        if not mean:
+            return total
+        number, others = self.count(rows.mask), prod(summed)
+        return self.call(RATIO, total, number if others == 1 else self.call(PRODUCT, number, others))
+
+
+def is_real(rows: Rows) -> bool:
+    """Whether their numbers are floating-point ones."""
+    value = rows.whole.meta["val"]
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
