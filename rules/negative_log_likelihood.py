@@ -61,6 +61,7 @@ def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
         reduction=reduction,
         check=check,
         terms=terms,
+        order=("decreasing",),
         positions=2,
         cases=cases,
     )

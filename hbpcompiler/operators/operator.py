@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.trace.checks import check_runs
+from hbpcompiler.compiler.trace.checks import check_runs, refuse_nan
 from hbpcompiler.guards import TRACING
 from hbpcompiler.operators import exact
 from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
@@ -98,6 +98,7 @@ class Operator(SymmetricOperator):
         with self._own_draws():
             self._data = Data(passes.model, data)
             check_runs(passes.model, passes.loss, self._data.first())
+            self._refuse_nan()
             axes = SampleAxes(passes)
             self._shares = Shares(passes, self._data, axes, kind, count)
         curvatures: dict[str, Curvature] = {GGN: LossHessian(), EMPIRICAL: Empirical(axes),
@@ -105,6 +106,14 @@ class Operator(SymmetricOperator):
         self._products = Products(passes, curvatures.get(kind), chunk)
         self.blocks: Blocks = blocks_of(self._products, passes, blocks, kind == GGN)
         """How products with several vectors are computed, and what was measured; in words as text."""
+
+    def _refuse_nan(self) -> None:
+        """Raise InputError for NaN in targets that comes through to the loss."""
+        passes = self._passes
+        for number, batch in enumerate(self._data):
+            with torch.no_grad(), passes.careful(), passes.drawn(number, batch):
+                refuse_nan(batch, lambda place, batch=batch: not bool(  # type: ignore[misc]
+                    passes.run(batch, {}, lambda run: run.loss.isnan())))
 
     @property
     def samples(self) -> int:

@@ -12,24 +12,25 @@ import sympy
 
 from hbpcompiler.rule.helpers import operand_symbol
 from hbpcompiler.rule.op import Op
-from hbpcompiler.rule.rule import Rule
+from hbpcompiler.rule.rule import LossRule, Rule
 from hbpcompiler.rule.structure import Structure
 from hbpcompiler.rule.symbolic import sigmoid
 
 
 def slope_sign(rule: Rule, op: Op, slot: str, never_negative: Collection[str] = ()) -> int | None:
-    """1 if no result falls when this input rises, -1 if none rises, None if that is unknown; `never_negative` are other
+    """1 if no result falls when this input rises, -1 if none rises, None if that is unknown; `never_negative` are
     inputs that are known to be so."""
-    if "increasing" in rule.order or rule.structure_of(op) is Structure.SELECTION:
+    if rule.structure_of(op) is Structure.SELECTION:
         return 1
-    derivative = _derivative(rule, op, slot, 1)
-    if derivative is not None:
-        known = {operand_symbol(name): sympy.Symbol(f"known_{name}", nonnegative=True) for name in never_negative}
-        derivative = derivative.subs(known)
-    return _sign(derivative)
+    return order_sign(rule) or _sign(_derivative(rule, op, slot, 1, never_negative))
 
 
-def curvature_sign(rule: Rule, op: Op) -> int | None:
+def order_sign(rule: Rule | LossRule) -> int | None:
+    """What the rule says of its slopes by itself."""
+    return 1 if "increasing" in rule.order else -1 if "decreasing" in rule.order else None
+
+
+def curvature_sign(rule: Rule, op: Op, never_negative: Collection[str] = ()) -> int | None:
     """1 if all results are convex in the inputs that carry derivatives, -1 if concave, None if that is unknown."""
     varying = op.varying() or frozenset()
     if "convex" in rule.order:
@@ -38,12 +39,15 @@ def curvature_sign(rule: Rule, op: Op) -> int | None:
         return -1
     if len(varying) != 1:
         return None
-    return _sign(_derivative(rule, op, next(iter(varying)), 2))
+    return _sign(_derivative(rule, op, next(iter(varying)), 2, never_negative))
 
 
-def _derivative(rule: Rule, op: Op, slot: str, order: int) -> sympy.Expr | None:
+def _derivative(rule: Rule, op: Op, slot: str, order: int, never_negative: Collection[str]) -> sympy.Expr | None:
     expression = None if rule.expression is None else rule.expression(op)
-    return None if expression is None else sympy.diff(expression, operand_symbol(slot), order)
+    if expression is None:
+        return None
+    known = {operand_symbol(name): sympy.Symbol(f"known_{name}", nonnegative=True) for name in never_negative}
+    return sympy.diff(expression, operand_symbol(slot), order).subs(known)
 
 
 def _sign(derivative: sympy.Expr | None) -> int | None:

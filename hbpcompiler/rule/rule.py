@@ -25,7 +25,7 @@ JacT = Callable[..., Tensor]
 """(op, columns [N, K, *out]) -> columns [N, K, *in]; one of a list of tensors gets its index as a third argument."""
 Backward = Callable[[Op, Tensor], Tensor]
 """(op, cotangent [N, *out]) -> cotangent [N, *in]."""
-Order = Literal["increasing", "convex", "concave"]
+Order = Literal["increasing", "decreasing", "convex", "concave"]
 NO_DERIVATIVE: Mapping[str, JacT] = MappingProxyType({})
 """The `jac_t` of what counts as a constant (detach): parameters above have no gradient at all."""
 
@@ -67,8 +67,8 @@ class Rule:
     that it must be true to the value and, derived by sympy, to both derivatives: `check_rule` compares them."""
     order: tuple[Order, ...] = ()
     """By which a loss may be known as convex: "increasing", if no result falls when an input that carries derivatives
-    rises (sums, maxima), "convex" or "concave", if all results are so in these inputs. An `expression` says it by
-    itself."""
+    rises (sums, maxima), "decreasing", if none rises, "convex" or "concave", if all results are so in these inputs. An
+    `expression` says it by itself."""
     refuse: Callable[[Op], str | None] = lambda op: None
     """why this very use cannot be differentiated, and what to do about it; None if it can."""
     merged: bool = False
@@ -155,7 +155,7 @@ class LossRule:
     """(op, target) -> over how many terms a mean goes, where the target decides that; None if more than it decides. A
     rule without it means over all elements. The target is as for `check`."""
     order: tuple[Order, ...] = ()
-    """"increasing", if `gradient` is never negative (sums, means)."""
+    """"increasing", if `gradient` is never negative (sums, means), "decreasing", if it is never positive."""
     refuse: Callable[[Op], str | None] = lambda op: None
     positions: int | None = None
     """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of

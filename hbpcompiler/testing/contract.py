@@ -24,6 +24,7 @@ from hbpcompiler.testing.setting import SAMPLES, Setting
 from hbpcompiler.testing.structure import check_structure, check_window
 
 COLUMNS = 2
+SLOPES = {"increasing": 1, "decreasing": -1}
 
 
 def check_rule(rule: Rule | LossRule) -> None:
@@ -73,7 +74,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     check_structure(rule, setting, op, where)
     check_window(rule, setting, op, where)
     check_expression(rule, setting, op, where)
-    _check_increasing(rule, setting, columns, where)
+    _check_order(rule, setting, columns, where)
     _check_residual(rule, setting, op, columns[:, 0], where)
 
 
@@ -106,10 +107,11 @@ def _check_constant(setting: Setting, columns: Tensor, where: str) -> None:
             close(torch.zeros_like(found), found, f"{where}: a derivative with respect to {name}, where there is none")
 
 
-def _check_increasing(rule: Rule, setting: Setting, columns: Tensor, where: str) -> None:
-    if "increasing" in rule.order:
-        for name, i in setting.inputs(setting.active()):
-            assert (pull_back(setting, name, columns.abs(), i) >= 0).all(), f"{where}: not increasing in {name}"
+def _check_order(rule: Rule, setting: Setting, columns: Tensor, where: str) -> None:
+    for order, sign in SLOPES.items():
+        if order in rule.order:
+            for name, i in setting.inputs(setting.active()):
+                assert (sign * pull_back(setting, name, columns.abs(), i) >= 0).all(), f"{where}: not {order} in {name}"
 
 
 def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, where: str) -> None:
@@ -179,7 +181,8 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
         _check_losses(rule, setting, where)
     if rule.reduction(op) == "mean":
         _check_terms(rule, setting, op, where)
-    assert "increasing" not in rule.order or (expected >= 0).all(), f"{where}: not increasing"
+    for order, sign in SLOPES.items():
+        assert order not in rule.order or (sign * expected >= 0).all(), f"{where}: not {order}"
     expected_hessian = hessian(setting, [rule.input], lambda output, n: scale * output)
     found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1])
     close(found, expected_hessian, f"{where}: Hessian")

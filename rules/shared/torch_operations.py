@@ -61,7 +61,8 @@ SUMS: dict[Any, bool] = {aten.sum.default: False, aten.sum.dim_IntList: False, a
 """Sum -> whether it is a mean."""
 OF_LABELS = frozenset({aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default})
 """Losses of (rows, labels), of which one label counts for nothing."""
-LAST_AXES = frozenset({aten.linear.default, aten.matmul.default, aten.layer_norm.default, aten.embedding.default})
+LAST_AXES = frozenset({aten.linear.default, aten.matmul.default, aten.layer_norm.default, aten.embedding.default,
+                       aten.broadcast_tensors.default})
 """What they do along the last axes is the same however many are in front."""
 FLATTENS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_ints})
 ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.add.Tensor,
@@ -73,3 +74,9 @@ SIZE, COLUMN, WHERE, WHERE_OR_NUMBER, SUM, SUM_ALONG, PRODUCT, RATIO, TOTAL = (
     aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
 LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int)
+
+# -- what asks for NaN ------------------------------------------------------------------------------------------------
+
+ASKS_FOR_NAN = frozenset({aten.isnan, aten.isfinite, aten.nan_to_num})
+COMPARES = frozenset({aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le})
+"""Of NaN nothing but `ne` is true."""

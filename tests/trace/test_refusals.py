@@ -75,7 +75,7 @@ def literal(model, x):
 
 
 def picked(model, x):
-    return head(model, x)[x[:, 0] > 0].mean() + head(model, x)
+    return head(model, x)[x[:, 0] > 0].median() + head(model, x)
 
 
 def shifted(model, x):

@@ -169,7 +169,7 @@ def sample_by_sample(operation: Operation, tensors: Mapping[str, Value], registr
     for _ in range(aten.DECOMPOSITION_ROUNDS):
         few, many = (PieceReader(operation, [_with_batch(value, batch) for value in tensors.values()])
                      .pieces(_vmapped(operation, batch, table, run)) for batch in BATCHES)
-        missing = [piece for piece in few[0] if registry.find(piece.target, piece.overload) is None]
+        missing = [piece for piece in few[0] if lacks_rule(piece, registry) or aten.is_own(piece)]
         more = aten.decompositions(missing, registry)
         if set(more) <= set(table):
             break

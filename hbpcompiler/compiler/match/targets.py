@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import networkx as nx
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.match import aten
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import refuse_nan
 from hbpcompiler.compiler.trace.graph import Graph, Value
 from hbpcompiler.errors import InputError, InputTypeError, NoTermsError
 from hbpcompiler.rule import LossRule, Op, Rule, Structure
 from hbpcompiler.rule.registry import AnyRule
+from hbpcompiler.rules.shared.torch_operations import ASKS_FOR_NAN, COMPARES
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,28 @@ def check_target_dtypes(graph: Graph, batch: Batch) -> None:
 
 
 def check_targets(losses: Sequence[LossCheck], graph: Graph, batch: Batch) -> None:
-    """The targets' shapes, dtypes and values against the rules of the losses that read them."""
+    """The targets' shapes, dtypes and values against the rules of the losses that read them; NaN where no loss asks for
+    it."""
     if not batch.samples:
         return
     check_target_dtypes(graph, batch)
+    refuse_nan(batch, lambda place: _asks_for_nan(graph, graph.targets[place]))
     labels = batch.layout.labels[batch.layout.inputs :]
     for check in losses:
         name, target = labels[check.place], batch.targets[check.place]
         if (complaint := check.rule.check(check.op, target)) is not None:
             text = f"{name} {complaint}" if complaint.startswith("has ") else f"{name}: {complaint}"
             raise (NoTermsError if _has_no_terms(check, target) else InputError)(text)
+
+
+def _asks_for_nan(graph: Graph, target: Value) -> bool:
+    """Whether the loss tells NaN in these targets from numbers: by ~y.isnan(), or as y >= 0 does."""
+    made = nx.descendants(graph.network(), target.name) | {target.name}
+    for operation in graph.operations:
+        called = aten.packet_of(operation) if aten.is_torchs(operation) else None
+        if called in ASKS_FOR_NAN | COMPARES and any(value.name in made for value in operation.tensors.values()):
+            return True
+    return False
 
 
 def _has_no_terms(check: LossCheck, target: Tensor) -> bool:

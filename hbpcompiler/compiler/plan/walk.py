@@ -60,7 +60,7 @@ from hbpcompiler.rule.bilinear import (
     inputs_met,
     parameters_met,
 )
-from hbpcompiler.rule.convexity import curvature_sign, slope_sign
+from hbpcompiler.rule.convexity import curvature_sign, order_sign, slope_sign
 
 
 class Walk(Outputs):
@@ -109,7 +109,7 @@ class Walk(Outputs):
         self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
         signed = not is_positive(self.matched.ending.multiples[operation.name])
-        self._slope(value, 1 if "increasing" in rule.order and not signed else None)
+        self._slope(value, None if signed else order_sign(rule))
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
                 piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)
@@ -146,6 +146,10 @@ class Walk(Outputs):
                     "freeze it or ask for other quantities")
             self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient)
 
+    def _never_negative(self, operation: Operation) -> list[str]:
+        """Arguments that are known to be so."""
+        return [slot for slot, value in operation.tensors.items() if value.name in self.matched.never_negative]
+
     def _parameters_above(self, operation: Operation, slots: Iterable[str]) -> set[str]:
         """Names of the trainable parameters that these arguments depend on."""
         return set().union(*[self.matched.parameters_above[operation.tensors[slot].name] for slot in slots])
@@ -162,7 +166,8 @@ class Walk(Outputs):
             rule = self.rules[operation.name]
             assert isinstance(rule, Rule)
             slope = self.slopes.get(operation.name)
-            signed = slope is None or slope != curvature_sign(rule, static_op(operation, self.active))
+            own = static_op(operation, self.active)
+            signed = slope is None or slope != curvature_sign(rule, own, self._never_negative(operation))
         for stream in sorted(self.streams & set(streams)):
             draws = 0
             if isinstance(residual, Diagonal):
@@ -198,9 +203,8 @@ class Walk(Outputs):
         self._births(operation, rule, op, gradient)
         if operation.source.in_loss:
             slope = self.slopes.get(value.name)
-            known = [slot for slot, value in operation.tensors.items() if value.name in self.matched.never_negative]
             for slot in slots:
-                own = slope_sign(rule, static_op(operation, self.active), slot, known)
+                own = slope_sign(rule, static_op(operation, self.active), slot, self._never_negative(operation))
                 self._slope(operation.tensors[slot], slope * own if slope and own else None)
         for piece in pieces:
             if piece.form == MATRIX and (len(slots) > 1 or parameters_met(rule, op) or any(piece.name in self.at.get(

@@ -33,7 +33,7 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
     """The batch, if it can be one of this model at all.
 
     Raises InputTypeError for what is no dense tensor or has a dtype other than the parameters', InputError for another
-    device, different lengths, NaN in the target, or within a transform of torch.func.
+    device, different lengths, or within a transform of torch.func.
     """
     if torch._C._are_functorch_transforms_active():
         raise InputError("a compiled model is called within torch.func (grad, vmap, jacrev, ...), which a program does "
@@ -63,11 +63,16 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         if item.is_complex() and item.dtype.to_real() != parameter.dtype:
             raise InputTypeError(f"{name} has dtype {item.dtype}, the model's parameters have {parameter.dtype}; "
                                  f"convert one of them, e.g. {name}.to({parameter.dtype.to_complex()})")
-    for name, item in named[batch.layout.inputs :]:
-        if item.is_floating_point() and bool(torch.isnan(item).any()):
+    return batch
+
+
+def refuse_nan(batch: Batch, allowed: Callable[[int], bool] = lambda place: False) -> None:
+    """Raise InputError for NaN in a target, unless that is allowed in the target of this number."""
+    labels = batch.layout.labels[batch.layout.inputs :]
+    for place, (name, item) in enumerate(zip(labels, batch.targets, strict=True)):
+        if item.is_floating_point() and bool(torch.isnan(item).any()) and not allowed(place):
             position = torch.isnan(item).nonzero()[0].tolist()
             raise InputError(f"{name} contains NaN, first at index {position}")
-    return batch
 
 
 def _dtypes(model: nn.Module) -> set[torch.dtype]:

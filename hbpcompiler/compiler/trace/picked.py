@@ -12,9 +12,9 @@ A graph in which rows come to something else stays as it is, and is refused late
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, names_of
+from hbpcompiler.compiler.trace.places import Count, Places, column_of, mask_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.rules.shared.torch_operations import (
     ARITHMETIC,
-    COLUMN,
     FLATTENS,
     LAST_AXES,
     MOVE_AXIS,
@@ -39,24 +40,7 @@ from hbpcompiler.rules.shared.torch_operations import (
     TOTAL,
     TRUE_PLACES,
     WHERE,
-    WHERE_OR_NUMBER,
 )
-
-
-@dataclass(frozen=True)
-class Places:
-    """The places where a mask is true: the table of them, or one of its columns."""
-
-    mask: Node
-    column: int | None = None
-
-
-@dataclass(frozen=True)
-class Count:
-    """How many rows there are, or a number made of that: a tensor in the copy."""
-
-    number: Node
-    is_length: bool = False
 
 
 def whole_rows(program: Any) -> Any:
@@ -90,8 +74,8 @@ class _Walk:
         self.graph = Graph()
         self.writer = Writer(self.graph)
         self.values: dict[Node, Any] = {}
-        """Node before -> what stands for it: a node of the copy, Rows, Places, a Count; None: a condition on lengths,
-        or a number that is no Count."""
+        """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
+        condition on lengths, or a number that is no Count."""
 
     def write(self, before: Graph) -> Sequence[Node]:
         """Copy all, and return what the copy puts out."""
@@ -99,11 +83,11 @@ class _Walk:
             self.writer.meta = node.meta
             self.values[node] = self._call(node) if node.op == "call_function" else self._copy(node)
         self.graph.eliminate_dead_code()
-        outputs: Sequence[Node] = self.graph.output_node().args[0]  # type: ignore[assignment]
-        return outputs
+        (outputs,) = self.graph.output_node().args
+        return outputs  # type: ignore[return-value]
 
     def _copy(self, node: Node) -> Node:
-        return self.graph.node_copy(node, self._plain)
+        return self.writer.entered(self.graph.node_copy(node, self._plain))
 
     def _plain(self, read: Any) -> Node:
         """What stands for a node that has nothing to do with a mask's rows."""
@@ -114,71 +98,53 @@ class _Walk:
 
     def _call(self, node: Node) -> Any:
         called: Any = node.target
+        arguments: Any = node.args
         reads = [self.values[read] for read in node.all_input_nodes]
         if _makes_unknown_length(node):
-            return Places(self._plain(node.args[0])) if called in TRUE_PLACES else self._picked(_given(node))
+            return Places(self._plain(arguments[0])) if called in TRUE_PLACES else self._picked(given_to(node))
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
-        if not isinstance(node.meta.get("val"), Tensor):
-            return self._no_tensor(node, reads)
+        if called is operator.getitem and isinstance(reads[0], list):
+            return reads[0][arguments[1]]
+        if not isinstance(node.meta.get("val"), Tensor | list | tuple):
+            return self._number_of(node, reads)
         if isinstance(reads[0], Places) and len(reads) == 1:
-            return self._column(node, reads[0])
+            return column_of(reads[0], node)
         if called in PUTS:
-            return self._put(called, _given(node))
+            return self._put(called, given_to(node))
         if not isinstance(called, torch._ops.OpOverload) or any(read is None for read in reads):
             raise NotWholeError
         rows = [read for read in reads if isinstance(read, Rows)]
-        if len({self.writer.number_of(each.picked_by) for each in rows}) > 1:
+        if len({self.writer.numbers[each.picked_by] for each in rows}) > 1:
             raise NotWholeError
-        return self._of_rows(node, called, rows) if rows else self._of_counts(node, called)
+        return self._of_rows(node, called) if rows else self._of_counts(node, called)
 
     # -- where rows come from, and how many there are ----------------------------------------------------------------
-
-    def _column(self, node: Node, table: Places) -> Places:
-        """A column of the table, or the column of a table of one in any other form."""
-        axes = len(shape_of(table.mask))
-        if table.column is not None:
-            raise NotWholeError
-        if node.target is operator.getitem:
-            return replace(table, column=node.args[1])
-        if node.target is COLUMN and node.args[1] in (1, -1):
-            return replace(table, column=int(node.args[2]) % axes)  # type: ignore[call-overload]
-        if axes != 1 or len(shape_of(node)) != 1:
-            raise NotWholeError
-        return replace(table, column=0)
 
     def _mask(self, chosen: Any) -> Node:
         """The mask by which an index, or a list of one for each axis, chooses."""
         parts = [*chosen] if isinstance(chosen, list | tuple) else [chosen]
         found = [self.values.get(part) if isinstance(part, Node) else None for part in parts]
-        mask = found[0].mask if isinstance(found[0], Places) else found[0]
-        if not isinstance(mask, Node) or mask.meta["val"].dtype is not torch.bool:
-            raise NotWholeError
-        by_places = [Places(mask, column) for column in range(len(shape_of(mask)))]
-        numbered = [(self.writer.number_of(part.mask), part.column) if isinstance(part, Places) else part
-                    for part in found]
-        if numbered not in ([mask], [(self.writer.number_of(mask), part.column) for part in by_places]):
-            raise NotWholeError
-        return mask
+        return mask_of(found, self.writer.numbers)
 
     def _picked(self, given: Mapping[str, Any]) -> Rows:
         if given.get("dim", 0) != 0:
             raise NotWholeError
-        return self.writer.picked(self._plain(given["self"]), self._mask(_chosen(given)))
+        return self.writer.picked(self._plain(given["self"]), self._mask(chosen_by(given)))
 
-    def _no_tensor(self, node: Node, reads: Sequence[Any]) -> Any:
-        """A length, a number made of lengths, a condition on them, or several tensors."""
+    def _number_of(self, node: Node, reads: Sequence[Any]) -> Count | None:
+        """A length, or a number made of lengths; None: a condition on them."""
         called: Any = node.target
-        first: Any = node.args[0] if node.args else None
         if called is SIZE and isinstance(reads[0], Rows | Places) and node.args[1] == 0:
             mask = reads[0].picked_by if isinstance(reads[0], Rows) else reads[0].mask
             return Count(self.writer.count(mask), is_length=True)
         if called in ARITHMETIC and not any(read is None for read in reads):
             parts = [self._number(part) for part in node.args]
-            parts = parts if isinstance(parts[0], Node) else parts[::-1]
-            swapped = not isinstance(self._number(first), Node)
-            if not (swapped and called in (operator.sub, operator.truediv)):
-                return Count(self.writer.call(ARITHMETIC[called], *parts))
+            if not isinstance(parts[0], Node):
+                if called in (operator.sub, operator.truediv):
+                    return None
+                parts.reverse()
+            return Count(self.writer.call(ARITHMETIC[called], *parts))
         return None
 
     def _number(self, part: Any) -> Any:
@@ -194,58 +160,56 @@ class _Walk:
 
     # -- what becomes of them ----------------------------------------------------------------------------------------
 
-    def _of_rows(self, node: Node, called: Any, rows: Sequence[Rows]) -> Rows | Node:
-        given = _given(node)
+    def _of_rows(self, node: Node, called: Any) -> Rows | list[Rows] | Node:
+        given = given_to(node)
         whole = self.values[given["self"]] if isinstance(given.get("self"), Node) else None
         if called in SUMS and isinstance(whole, Rows) and given.get("dtype") is None:
-            along = _axes(given.get("dim"), 1 + len(whole.beside))
+            along = axes_of(given.get("dim"), 1 + len(whole.beside))
             if 0 in along:
                 everything = len(along) == 1 + len(whole.beside) and not given.get("keepdim")
-                return self.writer.total(whole, SUMS[called], None if everything else along, given.get("keepdim", False))
+                keep = given.get("keepdim", False)
+                return self.writer.total(whole, SUMS[called], None if everything else along, keep)
         if called in FLATTENS and isinstance(whole, Rows) and len(shape_of(node)) == 1:
             return self.writer.elements(whole)
         if called in OF_LABELS:
             labels = self.values.get(given["target"])
             if isinstance(labels, Rows) and not is_real(labels):
                 return self._of_labels(node, called, given, labels)
-        if given.get("reduction", 0) or "reduction" not in given and "reduction" in _names(called):
-            each = self._row_by_row(node, called, {**given, "reduction": 0}, None)
+        if given.get("reduction", 0) or ("reduction" not in given and "reduction" in names_of(called)):
+            (each,) = self._row_by_row(node, called, {**given, "reduction": 0})
             return self.writer.total(each, mean=given.get("reduction", 1) == 1)
-        return self._row_by_row(node, called, given, shape_of(node)[1:])
+        found = self._row_by_row(node, called, given)
+        results = pytree.tree_leaves(node.meta["val"])
+        for each, result in zip(found, results, strict=True):
+            if not are_alike(each.beside, result.shape[1:]):
+                raise NotWholeError
+        return found[0] if isinstance(node.meta["val"], Tensor) else found
 
-    def _row_by_row(self, node: Node, called: Any, given: Mapping[str, Any], beside: tuple[Any, ...] | None) -> Rows:
-        """The operation of all rows. Raises NotWholeError unless these are in front of its result, too."""
+    def _row_by_row(self, node: Node, called: Any, given: Mapping[str, Any]) -> list[Rows]:
+        """The operation of all rows. Raises NotWholeError unless these are in front of its results, too."""
+        rows = [found for read in node.all_input_nodes if isinstance(found := self.values[read], Rows)]
+        behind = len(pytree.tree_leaves(node.meta["val"])[0].shape) - 1
+        rank = 1 + max(behind, *(len(each.beside) for each in rows))
         drawn = torch.Tag.nondeterministic_seeded in called.tags and given.get("train") is not False
-        if drawn or any(name.startswith("dim") and 0 in _axes(axes, len(shape_of(node)))
-                        for name, axes in given.items() if axes is not None):
+        if drawn or any(name.startswith("dim") and axes is not None and 0 in axes_of(axes, rank)
+                        for name, axes in given.items()):
             raise NotWholeError
         found = {read: self.values[read] for read in node.all_input_nodes}
-        rows = [each for each in found.values() if isinstance(each, Rows)]
         together = {each.lead for each in rows} == {rows[0].lead} and (
-            called in LAST_AXES or torch.Tag.pointwise in called.tags
-            and {len(each.beside) for each in rows} == {len(shape_of(node)) - 1})
+            called in LAST_AXES
+            or (torch.Tag.pointwise in called.tags and {len(each.beside) for each in rows} == {behind}))
         if not together:
             found = {read: self.writer.flattened(each) if isinstance(each, Rows) else each
                      for read, each in found.items()}
             rows = [each for each in found.values() if isinstance(each, Rows)]
-        filled = {name: self._argument(item, found, rows[0]) for name, item in given.items()}
-        whole = self._called(called, filled)
-        result = replace(rows[0], whole=whole, given=None)
-        front = shape_of(rows[0].whole)[: result.lead]
-        if not are_alike(shape_of(whole)[: result.lead], front) or not (
-                beside is None or are_alike(result.beside, beside)):
+        whole = self.writer.called(called, {name: self._argument(item, found, rows[0]) for name, item in given.items()})
+        values = whole.meta["val"]
+        wholes = [whole] if isinstance(values, Tensor) else [
+            self.writer.call(operator.getitem, whole, number) for number in range(len(values))]
+        front = shape_of(rows[0].whole)[: rows[0].lead]
+        if not all(are_alike(shape_of(each)[: len(front)], front) for each in wholes):
             raise NotWholeError
-        return result
-
-    def _called(self, called: Any, given: Mapping[str, Any]) -> Node:
-        """An operation with arguments by name; those without a name get their defaults."""
-        schema = called._schema.arguments
-        by_place = [argument for argument in schema if not argument.kwarg_only]
-        last = max(number for number, argument in enumerate(by_place) if argument.name in given)
-        values = [given.get(argument.name, argument.default_value) for argument in by_place[: last + 1]]
-        named = {argument.name: given[argument.name] for argument in schema
-                 if argument.kwarg_only and argument.name in given}
-        return self.writer.call(called, *values, **named)
+        return [replace(rows[0], whole=each, given=None) for each in wholes]
 
     def _argument(self, item: Any, found: Mapping[Node, Any], rows: Rows) -> Any:
         """An argument of the operation on all rows: a length of the rows in a list is that of all."""
@@ -280,7 +244,7 @@ class _Walk:
         ignored = self.writer.put_elsewhere(labels, given.get("ignore_index", -100))
         filled = {name: self._plain(item) if isinstance(item, Node) and name not in ("self", "target") else item
                   for name, item in given.items()}
-        found = self._called(called, {**filled, "self": all_scores, "target": ignored})
+        found = self.writer.called(called, {**filled, "self": all_scores, "target": ignored})
         if given.get("reduction", 1):
             return found
         return replace(labels, whole=found, given=None)
@@ -289,34 +253,14 @@ class _Walk:
         """Rows back in their places."""
         source = given.get("values", given.get("source"))
         rows = self.values.get(source) if isinstance(source, Node) else None
-        base, mask = self._plain(given["self"]), self._mask(_chosen(given))
+        base, mask = self._plain(given["self"]), self._mask(chosen_by(given))
         if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1:
             raise NotWholeError
         whole = self.writer.as_picked(rows)
-        if self.writer.number_of(mask) != self.writer.number_of(rows.picked_by) or not (
+        if self.writer.numbers[mask] != self.writer.numbers[rows.picked_by] or not (
                 are_alike(shape_of(whole), shape_of(base))):
             raise NotWholeError
         rows = Rows(whole, mask, mask)
         if PUTS[called] or given.get("accumulate"):
             return self.writer.call(TOTAL, base, self.writer.put_elsewhere(rows, 0))
         return self.writer.call(WHERE, self.writer.beside(rows), whole, base)
-
-
-def _given(node: Node) -> dict[str, Any]:
-    """The arguments by name."""
-    return {**dict(zip(_names(node.target), node.args, strict=False)), **node.kwargs}
-
-
-def _names(called: Any) -> list[str]:
-    return [argument.name for argument in called._schema.arguments]
-
-
-def _chosen(given: Mapping[str, Any]) -> Any:
-    return given.get("indices", given.get("mask", given.get("index")))
-
-
-def _axes(given: Any, rank: int) -> tuple[int, ...]:
-    """Axes, counted from the front; all of them where none is named."""
-    if given is None or given == []:
-        return tuple(range(rank))
-    return tuple(axis % max(rank, 1) for axis in (given if isinstance(given, list | tuple) else [given]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +14,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.by_name import in_order
 from hbpcompiler.rules.shared.torch_operations import (
     EXPAND,
     FLATTEN,
@@ -77,14 +78,21 @@ class Writer:
         self.meta: dict[str, Any] = {}
         """Of the operation that is being written anew."""
         self.written: dict[tuple[Any, ...], Node] = {}
-        self.numbers: dict[Any, int] = {}
+        self.numbers: dict[Node, int] = {}
+        """The same for nodes that compute the same: a mask may be written twice."""
+        self._numbered: dict[Any, int] = {}
 
     def call(self, called: Any, *arguments: Any, **named: Any) -> Node:
         """An operation on nodes of the graph. Raises NotWholeError where torch cannot say its shape."""
         value = self._value(called, arguments, named)
         node = self.graph.call_function(called, arguments, named)
         node.meta = {**self.meta, "val": value}
-        return node
+        return self.entered(node)
+
+    def called(self, called: Any, given: Mapping[str, Any]) -> Node:
+        """The same with arguments by name."""
+        values, named = in_order(called, given)
+        return self.call(called, *values, **named)
 
     def once(self, called: Any, *arguments: Any) -> Node:
         """The same, written once."""
@@ -105,15 +113,15 @@ class Writer:
 
     # -- masks -----------------------------------------------------------------------------------------------------
 
-    def number_of(self, node: Node) -> int:
-        """The same for nodes that compute the same: a mask may be written twice."""
-        called: Any = node.target
-        drawn = torch.Tag.nondeterministic_seeded in getattr(called, "tags", ())
+    def entered(self, node: Node) -> Node:
+        """A node of the graph gets its number: that of the node before which computes the same, if there is one."""
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         key: Any = node
         if node.op == "call_function" and not drawn:
-            named = sorted(node.kwargs.items())
-            key = str((called, pytree.tree_map_only(Node, self.number_of, (list(node.args), named))))
-        return self.numbers.setdefault(key, len(self.numbers))
+            given = (list(node.args), sorted(node.kwargs.items()))
+            key = str((node.target, pytree.tree_map_only(Node, lambda read: ("node", self.numbers[read]), given)))
+        self.numbers[node] = self._numbered.setdefault(key, len(self._numbered))
+        return node
 
     def count(self, mask: Node) -> Node:
         """How many rows the mask picks."""

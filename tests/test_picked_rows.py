@@ -1,0 +1,250 @@
+"""Losses and models that pick by a mask: o[mask], masked_select, nonzero, h[mask] = f(x[mask])."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hbpcompiler as hbp
+from tests.agreement import agree, close
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+SECOND = ["grad", "batch_grad", "batch_l2", "variance", "diag_ggn", "diag_h"]
+
+
+def tokens():
+    """[N, 4, 3] logits, and labels of which some are none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    y = torch.tensor([[0, 1, -100, 2], [-100, 2, 1, -100], [1, 1, 0, -100], [0, -100, 2, 2], [2, 2, 0, 1]])
+    return model, double(5, 4, 2), y
+
+
+def numbers():
+    """[N, 3] numbers, and targets of which some are missing."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    y = double(5, 3)
+    y[0, 1] = y[3, 0] = y[3, 2] = torch.nan
+    return model, double(5, 2), y
+
+
+def picked(o, y):
+    return F.cross_entropy(o[y != -100], y[y != -100])
+
+
+def flattened(o, y):
+    o, y = o.reshape(-1, 3), y.view(-1)
+    kept = y >= 0
+    return F.cross_entropy(o[kept], y[kept], reduction="sum")
+
+
+def by_places(o, y):
+    index = (y.flatten() != -100).nonzero().squeeze(1)
+    return F.cross_entropy(o.flatten(0, 1)[index], y.flatten()[index], label_smoothing=0.1)
+
+
+def by_two_columns(o, y):
+    rows, columns = torch.where(y >= 0)
+    return F.cross_entropy(o[rows, columns], y[rows, columns])
+
+
+def with_class_weights(o, y):
+    kept = y != -100
+    return F.cross_entropy(o[kept], y[kept], torch.tensor([1.0, 2.0, 0.5], dtype=o.dtype))
+
+
+def log_likelihood(o, y):
+    kept = y != -100
+    return F.nll_loss(F.log_softmax(o[kept], -1), y[kept])
+
+
+def of_each_then_picked(o, y):
+    losses = F.cross_entropy(o.mT, y.clamp(min=0), reduction="none")
+    return losses[y >= 0].mean()
+
+
+def focal(o, y):
+    kept = y != -100
+    losses = F.cross_entropy(o[kept], y[kept], reduction="none")
+    return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
+
+
+def two_kinds(o, y):
+    low, high = y == 0, y > 0
+    return F.cross_entropy(o[low], y[low], reduction="sum") + 2 * F.cross_entropy(o[high], y[high], reduction="sum")
+
+
+OF_TOKENS = [picked, flattened, by_places, by_two_columns, with_class_weights, log_likelihood, of_each_then_picked,
+             focal, two_kinds]
+
+
+flattened.reduction = two_kinds.reduction = "sum"  # for the reference
+
+
+def squared(o, y):
+    kept = ~torch.isnan(y)
+    return F.mse_loss(o[kept], y[kept])
+
+
+def written_out(o, y):
+    return ((o - y)[torch.isfinite(y)] ** 2).mean()
+
+
+def selected(o, y):
+    kept = y == y
+    return (torch.masked_select(o, kept) - torch.masked_select(y, kept)).abs().pow(3).sum() / kept.sum()
+
+
+def by_the_number(o, y):
+    kept = ~y.isnan().any(1)
+    return F.huber_loss(o[kept], y[kept], reduction="sum") / max(len(o[kept]), 1)
+
+
+def rows_of_three(o, y):
+    kept = ~y.isnan().any(1)
+    return (o[kept] - y[kept]).view(-1).pow(2).mean()
+
+
+def of_logarithms(o, y):
+    """Numbers outside the mask have no logarithm."""
+    kept = y > 0
+    return ((o[kept].square() + 0.1).log() - y[kept].log()).square().mean()
+
+
+def probabilities(o, y):
+    kept = ~y.isnan().any(-1)
+    return F.kl_div(o[kept].log_softmax(-1), y[kept].softmax(-1), reduction="batchmean")
+
+
+OF_NUMBERS = [squared, written_out, selected, by_the_number, rows_of_three, of_logarithms, probabilities]
+
+
+@pytest.mark.parametrize("loss", OF_TOKENS + OF_NUMBERS)
+def test_losses(loss):
+    model, X, y = tokens() if loss in OF_TOKENS else numbers()
+    result = hbp.compile(model, loss, SECOND, verify="full")(X, y)
+    agree(result, model, loss, [X], y)
+    close(result.loss, loss(model(X), y), "loss")
+
+
+@pytest.mark.parametrize("backend", ["python", "torchscript"])
+@given(data=st.data())
+def test_other_masks_of_one_program(backend, data):
+    """A program knows no number of rows: it serves masks of all kinds, none picked too, and batches of other sizes."""
+    model, _, _ = tokens()
+    compiled = hbp.compile(model, flattened, ["grad", "batch_grad"], backend=backend, verify=False,
+                           example_inputs=tokens()[1:])
+    samples = data.draw(st.integers(1, 4))
+    labels = st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=4 * samples, max_size=4 * samples)
+    X, y = double(samples, 4, 2), torch.tensor(data.draw(labels)).view(samples, 4)
+    agree(compiled(X, y), model, flattened, [X], y)
+
+
+class Experts(nn.Module):
+    """Rows go to one of two networks each."""
+
+    def __init__(self, split):
+        super().__init__()
+        self.first, self.second, self.split = nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 4), nn.GELU(),
+                                                                             nn.Linear(4, 3)), split
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, x):
+        return self.split(self, torch.tanh(x))
+
+
+def put(self, x):
+    out = x.new_zeros(*x.shape[:-1], 3)
+    positive = x[..., 0] > 0
+    out[positive] = self.norm(self.first(x[positive]))
+    out[~positive] = self.second(x[~positive])
+    return out
+
+
+def put_by_places(self, x):
+    out = self.norm(self.first(x))
+    chosen = (x.sum(-1) > 0).nonzero().squeeze(1)
+    out.index_add_(0, chosen, self.second(x[chosen]))
+    return out
+
+
+def scattered(self, x):
+    out = self.first(x)
+    chosen = out > 0
+    return out.masked_scatter(chosen, self.norm(self.second(x))[chosen] ** 2)
+
+
+def gated(self, x):
+    out = torch.zeros_like(self.first(x))
+    chosen = x[:, 1] < 0.1
+    left, right = self.second(x[chosen]).softmax(-1).split([1, 2], -1)
+    out[chosen] = left * self.norm(self.first(x))[chosen] + right.sum(1, keepdim=True)
+    return out
+
+
+@pytest.mark.parametrize(("split", "shape"), [(put, (6, 2)), (put, (4, 3, 2)), (put_by_places, (6, 2)),
+                                              (scattered, (6, 2)), (gated, (6, 2))])
+def test_experts(split, shape):
+    torch.manual_seed(2)
+    model, X = Experts(split).double(), double(*shape)
+    y = torch.randint(3, shape[:-1])
+
+    def loss(o, y):
+        return F.cross_entropy(o.flatten(0, -2), y.flatten())
+
+    quantities = [name for name in SECOND if name != "diag_ggn"]
+    result = hbp.compile(model, loss, [*quantities, "diag_ggn"], verify="full")(X, y)
+    agree(result, model, loss, [X], y)
+
+
+def sorted_rows(o, y):
+    return o[y > 0].sort(0).values[:, 0].cumsum(0).mean()
+
+
+def median(o, y):
+    return o[y > 0].median()
+
+
+def of_two_masks(o, y):
+    return torch.cat([o[y > 0], o[y == 0]]).pow(2).mean()
+
+
+def turned(o, y):
+    return (o[y > 0].flip(0) * o[y > 0]).sum()
+
+
+@pytest.mark.parametrize("loss", [sorted_rows, median, of_two_masks, turned])
+def test_what_needs_the_number_of_rows_is_refused(loss):
+    model, X = nn.Linear(2, 3).double(), double(5, 2)
+    with pytest.raises(hbp.HbpError, match="depends on values"):
+        hbp.compile(model, loss, ["grad"])(X, torch.tensor([0, 1, 2, 1, 1]))
+
+
+def test_what_a_model_returns_must_have_all_samples():
+    class Some(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.linear(x)[x[:, 0] > 0]
+
+    X = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [3.0, 1.0]])
+    with pytest.raises(hbp.HbpError, match="depends on values|reduces the batch"):
+        hbp.compile(Some(), lambda o, y: o.sum(), ["grad"])(X, torch.zeros(3))
+
+
+def test_missing_targets_that_the_loss_does_not_ask_for():
+    model, X, y = numbers()
+    compiled = hbp.compile(model, lambda o, y: ((o - y) ** 2).mean(), ["grad"])
+    with pytest.raises(hbp.InputError, match=r"y contains NaN, first at index \[0, 1\]"):
+        compiled(X, y)
+    with pytest.raises(hbp.InputError, match="y contains NaN"):
+        hbp.operator(model, nn.MSELoss(), (X, y))
+    assert hbp.operator(model, squared, (X, y)).shape[0] == 21

@@ -1,0 +1,129 @@
+"""Graphs in which a mask picks rows, with all rows kept."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, in_order
+from hbpcompiler.compiler.trace.functional import functional
+from hbpcompiler.compiler.trace.picked import whole_rows
+from hbpcompiler.compiler.trace.places import Places, column_of, mask_of
+from hbpcompiler.compiler.trace.rows import NotWholeError, are_alike
+
+aten = torch.ops.aten
+
+
+class Loss(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, o, y):
+        return self.function(o, y)
+
+
+def exported(function, o, y):
+    any_size = {0: torch.export.Dim.DYNAMIC}
+    return functional(torch.export.export(Loss(function), (o, y), dynamic_shapes=(any_size, any_size), strict=False))
+
+
+def targets(program):
+    return [node.target for node in program.graph.nodes if node.op == "call_function"]
+
+
+def run(program, o, y):
+    return torch.fx.Interpreter(program.graph_module).run(o, y)[0]
+
+
+LOSSES = {
+    "labels": lambda o, y: F.cross_entropy(o[y > 0], y[y > 0]),
+    "no reduction": lambda o, y: F.cross_entropy(o[y > 0], y[y > 0], reduction="none").square().sum(),
+    "sum along axes": lambda o, y: (o[y > 0].sum(0) ** 2).sum() + o[y > 0].mean((0, 1)) + o[y > 0].sum(-1).mean(),
+    "number": lambda o, y: 2 * o[y > 0].sum() / (1 + 3 * o[y > 0].shape[0]),
+    "put": lambda o, y: torch.zeros_like(o).index_put((y > 0,), o[y > 0].exp()).sum(),
+    "places": lambda o, y: o.index_select(0, (y > 0).nonzero(as_tuple=True)[0]).prod(1).sum(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_graph_is_of_all_rows_and_makes_the_same(name):
+    o, y = torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 1])
+    program = whole_rows(exported(LOSSES[name], o, y))
+    assert not {aten.index.Tensor, aten.nonzero.default, aten.index_select.default} & set(targets(program))
+    for other in (y, torch.zeros_like(y).index_fill(0, torch.tensor([3]), 1)):
+        torch.testing.assert_close(run(program, o, other), LOSSES[name](o, other))
+
+
+UNCHANGED = {
+    "another order": lambda o, y: (o[y > 0].flip(0) * o[y > 0]).sum(),
+    "two masks": lambda o, y: torch.cat([o[y > 0], o[y == 0]]).square().sum(),
+    "running sum": lambda o, y: o[y > 0].cumsum(0).square().sum(),
+    "drawn": lambda o, y: F.dropout(o[y > 0]).sum(),
+    "as an argument": lambda o, y: torch.arange(o[y > 0].shape[0]).sum() * o.sum(),
+    "product of all with all": lambda o, y: (o[y > 0] @ o[y > 0].T).sum(),
+    "no mask": lambda o, y: o.square().sum() * y.sum(),
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_what_needs_the_number_of_rows_stays(name):
+    program = exported(UNCHANGED[name], torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 1]))
+    assert whole_rows(program) is program
+
+
+def test_masks_that_are_drawn_are_not_the_same():
+    def drawn(o, y):
+        return o[torch.rand_like(y) > 0.5].sum() + 2 * o[torch.rand_like(y) > 0.5].sum()
+
+    program = whole_rows(exported(drawn, torch.ones(7, 3), torch.zeros(7)))
+    torch.manual_seed(0)
+    expected = drawn(torch.ones(70, 3), torch.zeros(70))
+    torch.manual_seed(0)
+    torch.testing.assert_close(run(program, torch.ones(70, 3), torch.zeros(70)), expected)
+
+
+def graph_of(*masks):
+    graph = torch.fx.Graph()
+    nodes = []
+    for number, mask in enumerate(masks):
+        nodes.append(graph.placeholder(f"mask_{number}"))
+        nodes[-1].meta["val"] = mask
+    return graph, nodes
+
+
+def test_places_are_a_masks_where_all_columns_are_there_in_order():
+    _, (mask, numbers) = graph_of(torch.ones(4, 3, dtype=torch.bool), torch.ones(4))
+    same = {mask: 0, numbers: 1}
+    assert mask_of([mask], same) is mask
+    assert mask_of([Places(mask, 0), Places(mask, 1)], same) is mask
+    for chosen in ([Places(mask, 1), Places(mask, 0)], [Places(mask, 0)], [numbers], [mask, mask], [None],
+                   [Places(mask, None), Places(mask, 1)]):
+        with pytest.raises(NotWholeError):
+            mask_of(chosen, same)
+
+
+def test_columns_of_the_table():
+    graph, (mask,) = graph_of(torch.ones(4, 3, dtype=torch.bool))
+    node = graph.call_function(aten.select.int, (mask, -1, -1))
+    assert column_of(Places(mask), node) == Places(mask, 1)
+    with pytest.raises(NotWholeError):
+        column_of(Places(mask, 1), node)
+
+
+def test_arguments_by_name():
+    graph, (x,) = graph_of(torch.ones(2))
+    node = graph.call_function(aten.add.Tensor, (x, 2), {"alpha": 3})
+    given = given_to(node)
+    assert given == {"self": x, "other": 2, "alpha": 3}
+    assert in_order(aten.add.Tensor, given) == ([x, 2], {"alpha": 3})
+    assert in_order(aten.sum.dim_IntList, {"self": x, "keepdim": True, "dim": None}) == ([x, None, True], {})
+    assert chosen_by({"self": 1, "mask": x}) is x
+    assert axes_of([-1, 0], 3) == (2, 0)
+    assert axes_of(None, 2) == (0, 1)
+
+
+def test_shapes_are_alike_but_for_the_batch():
+    assert are_alike((3, 2), (3, 2))
+    assert not are_alike((3, 2), (3, 4))
+    assert not are_alike((3,), (3, 1))
