@@ -41,8 +41,10 @@ class _Reader:
         self.state: list[Value] = []
         self.operations: list[Operation] = []
         self.parameters = dict(model.named_parameters())
-        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
-        self.twins = dict(model.named_parameters(remove_duplicate=False))
+        self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *self.parameters.items()]}
+        """By the tensor: the first of its names, under which programs ask for it."""
+        self.twins = {**dict(model.named_buffers(remove_duplicate=False)),
+                      **dict(model.named_parameters(remove_duplicate=False))}
 
     def read(self) -> Graph:
         placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
@@ -104,7 +106,7 @@ class _Reader:
         path = str(spec.target)
         owner, _, name = path.partition(".")
         if owner == "model" and role != "constant":
-            key = self.names[id(self.twins[name])] if role == "parameter" else name
+            key = self.names[id(self.twins[name])] if name in self.twins else name
             trainable = role == "parameter" and self.parameters[key].requires_grad
         else:
             # The loss's own tensors (class weights) and constants: names that no module path can have.
@@ -228,4 +230,5 @@ def loss_tensors(loss: Callable[..., Tensor]) -> Mapping[str, Tensor]:
     """The loss's own parameters and buffers (class weights), by state name."""
     if not isinstance(loss, nn.Module):
         return {}
-    return {f"loss:{name}": tensor for name, tensor in [*loss.named_parameters(), *loss.named_buffers()]}
+    held = [*loss.named_parameters(remove_duplicate=False), *loss.named_buffers(remove_duplicate=False)]
+    return {f"loss:{name}": tensor for name, tensor in held}
