@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,7 @@ def compile(  # the public name is the design's
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
              "limits": limits, "verify": verify, "joint_bias": joint_bias,
              "groups": groups, "clipping": clipping, "dynamic": dynamic}
+    options = replace(options, chosen=options.chosen.of(dict(model.named_parameters(remove_duplicate=False))))
     check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)
     if example_inputs is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from hbpcompiler.clipping import FLAT, STYLES
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
+from hbpcompiler.patterns import fits, fitting
 from hbpcompiler.quantities import QUANTITIES, Chosen
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
@@ -160,14 +160,14 @@ def check_patterns(model: nn.Module, chosen: Chosen) -> None:
     every = [key for key, _ in model.named_parameters(remove_duplicate=False)]
     unmatched, tied = [], []
     for name, patterns in [*chosen.patterns, *((f"group {name!r}", patterns) for name, patterns in chosen.groups)]:
-        unmatched += [f"{name}: {pattern!r}" for pattern in patterns if not fnmatch.filter(every, pattern)]
+        unmatched += [f"{name}: {pattern!r}" for pattern in patterns if not fitting(every, pattern)]
         tied += [f"{name}: {finding}" for finding in tied_elsewhere(model, patterns)]
     if unmatched or tied:
         shown = ", ".join(keys[:MOST_NAMES]) + (", ..." if len(keys) > MOST_NAMES else "")
         title = "these patterns match no parameter:" if unmatched else OTHER_NAME
         raise OptionError(listing(title, [*unmatched, *tied], f"Parameters are {shown}."))
     several = {key: [repr(name) for name, patterns in chosen.groups
-                     if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)] for key in keys}
+                     if fits(key, patterns)] for key in keys}
     findings = [f"{key}: {', '.join(names)}" for key, names in several.items() if len(names) > 1]
     if findings:
         raise OptionError(listing("these parameters are in several groups, and columns of one parameter add to one "

@@ -22,16 +22,17 @@ RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(), "dense": set(), "version": set(), "quantities": {"errors", "clipping"}, "values": set(),
+    "errors": set(), "dense": set(), "version": set(), "patterns": set(), "values": set(),
+    "quantities": {"errors", "clipping", "patterns"},
     "result": {"errors", "quantities", "values"}, "group": {"errors"},
-    "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest"},
+    "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest", "patterns"},
     "arguments": {"errors", "quantities", "clipping"},
-    "callers": set(), "tied_names": set(), "runs": {"errors", "callers"},
+    "callers": set(), "tied_names": {"patterns"}, "runs": {"errors", "callers"},
     "report.verdicts": {"report"}, "report.instruments": {"report", "report.verdicts"},
     "report": {"errors", "version", "runs", "report.instruments", "report.verdicts"},
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
-    "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping", "tied_names"},
+    "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping", "tied_names", "patterns"},
     "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise", "seeded"},
     "compiler.trace": RULES | {"rules.shared", "dense", "callers"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codegen": {"rule", "quantities", "arguments", "cache", "limits", "compiler.trace", "compiler.program"},
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler.prove": TERMS | {"rules.shared", "arguments", "options", "reference", "values", "seeded",
-                               "compiler.match", "compiler.plan", "compiler.derive"},
+                               "patterns", "compiler.match", "compiler.plan", "compiler.derive"},
     "compiler": TERMS | {"arguments", "options", "values", "version", "codegen",
                          *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from hbpcompiler.curvature import files, scipy_operator, vectors
 from hbpcompiler.curvature.block import EXACT, SPLITS, Block
 from hbpcompiler.curvature.place import Shape
 from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.patterns import fitting
 
 Damping = float | Mapping[str, float]
 
@@ -269,9 +269,9 @@ class Curvature:
         given: dict[str, Any] = {}
         findings = []
         for pattern, value in damping.items():
-            fitting = [pattern] if pattern in self._of else fnmatch.filter(self.names, str(pattern))
-            given |= dict.fromkeys(fitting, value)
-            if not fitting:
+            found = fitting(self.names, str(pattern))
+            given |= dict.fromkeys(found, value)
+            if not found:
                 findings.append(f"{pattern!r} is no parameter of this curvature, nor a pattern of some")
         return given, findings
 

@@ -19,9 +19,10 @@ from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
-from hbpcompiler.ekfac.structure import Met, Structure, fits, joined, met_by, structure_of
+from hbpcompiler.ekfac.structure import Met, Structure, joined, met_by, structure_of
 from hbpcompiler.entries import advice_for, not_cut
 from hbpcompiler.errors import HbpError, InputError, NoTermsError, OptionError, listing
+from hbpcompiler.patterns import fits
 from hbpcompiler.values import Values
 from hbpcompiler.wrappers import unwrapped
 
@@ -140,7 +141,7 @@ class _Run:
         found: dict[str, Met] = {}
         failure: HbpError | None = None
         try:
-            found = self._met({name for name in trainable if fits(name, parameters)})
+            found = self._met({name for name in trainable if fits(name, parameters, trainable)})
         except HbpError as error:
             failure = error
         whole = joined(agreed(self._ranks, "a batch failed", failure, found))

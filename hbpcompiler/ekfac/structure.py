@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from hbpcompiler.compiler.plan.tied import layout_of
 from hbpcompiler.compiler.routes import Site
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import OptionError, listing
+from hbpcompiler.patterns import fits, fitting
 
 
 class Met(NamedTuple):
@@ -59,8 +59,8 @@ def structure_of(met: Mapping[str, Met], names: Sequence[str], parameters: Seque
     """
     reached = [name for name in names if name in met]
     _check(parameters, diagonal, reached)
-    chosen = [name for name in reached if fits(name, parameters)]
-    rest = [name for name in chosen if fits(name, diagonal) or met[name].rows > largest_factor
+    chosen = [name for name in reached if fits(name, parameters, names)]
+    rest = [name for name in chosen if fits(name, diagonal, names) or met[name].rows > largest_factor
             or len(met[name].layouts) > 1]
     return Structure(tuple(name for name in chosen if name not in rest), tuple(rest))
 
@@ -73,14 +73,9 @@ def largest(sites: Sequence[Site]) -> int:
     return max(found)
 
 
-def fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of these names or shell patterns is for it."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def _check(parameters: Sequence[str], diagonal: Sequence[str], names: Sequence[str]) -> None:
     idle = [f"{label}: {pattern!r}" for label, patterns in (("parameters", parameters), ("diagonal", diagonal))
-            for pattern in patterns if not any(fits(name, [pattern]) for name in names)]
+            for pattern in patterns if not fitting(names, pattern)]
     if idle:
         raise OptionError(listing("these fit no trainable parameter that reaches the loss:", idle,
                                   f"There are {', '.join(names)}."))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from hbpcompiler.errors import OptionError, OptionTypeError, listing
+from hbpcompiler.patterns import fits, fitting
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 
 GGN, HESSIAN, EMPIRICAL, SAMPLED = "ggn", "hessian", "fisher_empirical", "fisher_sampled"
@@ -45,9 +45,9 @@ def chosen_parameters(model: nn.Module, patterns: Any) -> dict[str, Tensor]:
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if tied := tied_elsewhere(model, listed):
         raise OptionError(listing(OTHER_NAME, tied, f"There are {', '.join(trainable)}."))
-    unmatched = [repr(pattern) for pattern in listed if not fnmatch.filter(trainable, pattern)]
+    unmatched = [repr(pattern) for pattern in listed if not fitting(trainable, pattern)]
     if unmatched or not listed:
         raise OptionError(listing("these patterns match no trainable parameter:", unmatched or ["(none was given)"],
                                   f"There are {', '.join(trainable)}."))
     return {name: parameter for name, parameter in trainable.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)}
+            if fits(name, listed, trainable)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from hbpcompiler.optim.programs import Gradient, Settings
 from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
+from hbpcompiler.patterns import fitting
 from hbpcompiler.tied_names import tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
 
@@ -179,7 +179,7 @@ class Preconditioner:
             return dict.fromkeys(names, float(self.damping))
         found: dict[str, float] = {}
         for pattern, value in self.damping.items():
-            matching = fnmatch.filter(names, pattern)
+            matching = fitting(names, pattern)
             if not matching:
                 raise OptionError(f"damping: {pattern!r} matches no parameter; there are {', '.join(names)}")
             if tied := tied_elsewhere(self.model, [pattern]):

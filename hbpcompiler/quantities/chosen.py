@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from hbpcompiler.patterns import exact, fits
 from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
 from hbpcompiler.quantities.vocabulary import BASES, COLUMN_WEIGHTS, DIRECTIONS, Closing
 
@@ -29,19 +29,22 @@ class Chosen:
         found = dict(self.patterns).get(quantity)
         if QUANTITIES[quantity].of_groups and self.group_of(parameter) is None:
             return False
-        return found is None or _fits(parameter, found)
+        return found is None or fits(parameter, found)
 
     def group_of(self, parameter: str) -> str | None:
         """The group that a parameter is in, if it is in one."""
-        return next((name for name, patterns in self.groups if _fits(parameter, patterns)), None)
+        return next((name for name, patterns in self.groups if fits(parameter, patterns)), None)
+
+    def of(self, names: Collection[str]) -> Chosen:
+        """The same of a model whose parameters have these names: one among the patterns means that parameter alone."""
+        def exactly(given: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+            return tuple((name, exact(patterns, names)) for name, patterns in given)
+
+        return Chosen(exactly(self.patterns), exactly(self.groups))
 
     def notes(self) -> list[str]:
         """What the head of the file, and `explain`, say about it."""
         return [f"{name} is for parameters {', '.join(patterns)}." for name, patterns in self.patterns]
-
-
-def _fits(parameter: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns)
 
 
 class Closings(frozenset[Closing]):

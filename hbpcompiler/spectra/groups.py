@@ -5,13 +5,13 @@ Parameters of one group meet in one matrix; different groups are blocks of it, a
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from hbpcompiler.errors import OptionError, OptionTypeError, listing
+from hbpcompiler.patterns import fitting
 from hbpcompiler.tied_names import tied_elsewhere
 
 ALL, LAYER, PARAMETER = "all", "layer", "parameter"
@@ -71,7 +71,7 @@ def _listed(model: nn.Module, trainable: Sequence[str], lists: Mapping[str, Sequ
         if not patterns:
             findings.append(f"{group} has no parameters")
         for pattern in patterns:
-            names = [pattern] if pattern in trainable else fnmatch.filter(trainable, pattern)
+            names = fitting(trainable, pattern)
             if not names:
                 findings.append(f"{group}: {_why_not(model, pattern)}")
             for name in names:
@@ -79,7 +79,7 @@ def _listed(model: nn.Module, trainable: Sequence[str], lists: Mapping[str, Sequ
                 if home != group:
                     findings.append(f"{name!r} is in {home} and in {group}")
         findings += [f"{group}: {finding}" for finding in tied_elsewhere(
-            model, [pattern for pattern in patterns if fnmatch.filter(trainable, pattern)])]
+            model, [pattern for pattern in patterns if fitting(trainable, pattern)])]
     if findings:
         raise OptionError(listing("groups cannot be made:", list(dict.fromkeys(findings)),
                                   f"Trainable parameters are {', '.join(trainable)}."))

@@ -14,9 +14,9 @@ def refuse_unknown_lengths(graph: Graph) -> None:
     places = dict.fromkeys(f"{operation.short} in {operation.source}{_of_samples(operation)}" for operation in found)
     raise ModelError(listing(
         "The model cannot be compiled: how many elements are picked depends on values (a mask, nonzero):", list(places),
-        "What a mask picks may be worked on row by row, added up, averaged, given to a loss function or put back by the "
-        "same mask, out[mask] = f(h[mask]). For anything else keep all elements, as in torch.where(mask, h, 0); or pick "
-        "by whole numbers, h[:, index] with index = mask.nonzero()[:, 0] made outside and kept in a buffer."))
+        "What a mask picks may be worked on row by row, added up, averaged, given to a loss function, or put back by "
+        "the same mask, out[mask] = f(h[mask]). For anything else keep all elements, as in torch.where(mask, h, 0); or "
+        "pick by whole numbers, h[:, index] with index = mask.nonzero()[:, 0] made outside and kept in a buffer."))
 
 
 def _is_unknown(length: object) -> bool:

@@ -22,6 +22,7 @@ from hbpcompiler.compiler.derive.forward import derive
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.options import Options
+from hbpcompiler.patterns import exact
 from hbpcompiler.quantities import Chosen, Closings
 from hbpcompiler.rule.composite import graph_module
 from hbpcompiler.rules.shared.torch_operations import RESHAPE, VIEWS
@@ -32,12 +33,12 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def twin_program(matched: Matched, options: Options, quantities: tuple[str, ...],
-                 patterns: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Callable[..., Results]:
+                 names: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Callable[..., Results]:
     """(state, *batch, **call arguments) -> these quantities. Raises what planning raises.
 
-    Of all parameters, in the same groups; `patterns` says otherwise, by quantity.
+    Of all parameters, in the same groups; `names` says of which ones, by quantity.
     """
-    chosen = Chosen(tuple((name, tuple(own)) for name, own in patterns.items()), options.chosen.groups)
+    chosen = Chosen(tuple((name, exact(own, own)) for name, own in names.items()), options.chosen.groups)
     asked = replace(options, quantities=quantities, curvature_dtype=None, chosen=chosen)
     closings = Closings(quantities, chosen, partial(schemes.kept, options.curvature))
     program = derive(matched, plan(matched, closings, asked))
