@@ -34,6 +34,9 @@ def block_product(result: Result, name: str, vectors: Tensor) -> Tensor:
                          f"hbp.compile(..., quantities=['block', ...]); this program computes {', '.join(result)}")
     if name not in result.block:
         raise InputError(f"{name!r} is no trainable parameter of this program; it has {', '.join(result.block)}")
+    if name in result.changed_blocks():
+        raise InputError(f"the batch, or a value that the block of {name!r} keeps of it, was changed in place after "
+                         "the call, so that a product would be of neither batch: ask for products before, or call anew")
     meeting = result.meetings[name]
     shape, dtype = meeting.parameter.sample_shape, meeting.parameter.dtype
     if not isinstance(vectors, Tensor) or vectors.dtype != dtype:

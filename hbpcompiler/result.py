@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hbpcompiler.changes import Snapshot
 from hbpcompiler.quantities import PARAMETER, QUANTITIES
 from hbpcompiler.values import Stored, Values
 
@@ -36,8 +37,18 @@ class Result:
         of its own."""
         self.reduction = reduction
         """Of the loss: "mean", L = (1/N) sum_n l_n; "sum", L = sum_n l_n; "" if it is neither: l_n has no scale."""
+        self._operands = Snapshot(self._of_blocks())
         self.loss: Tensor = raw.loss
         self.output = output
+
+    def _of_blocks(self) -> dict[str, Tensor]:
+        """What `block_product` reads that may be the batch's own memory."""
+        return {name: kept.operand for name, kept in self._values.get("block", {}).items()
+                if isinstance(kept.operand, Tensor)}
+
+    def changed_blocks(self) -> list[str]:
+        """The parameters whose block reads numbers that have changed since the call."""
+        return self._operands.changed(self._of_blocks())
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether this is a result of that model."""

@@ -156,3 +156,20 @@ def test_a_result_of_another_model_is_refused():
     _, other = computed(["block"])
     with pytest.raises(hbp.InputError, match="a result that this compiled model returned"):
         compiled.block_product(other, "weight", torch.zeros(2, 3))
+
+
+def test_a_batch_that_is_changed_in_place_has_no_products():
+    """Of the first layer, whose operand is the batch; the others keep values of their own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
+    compiled = hbp.compile(model, quantities=["block"])
+    result = compiled(X, y)
+    own, later = torch.randn(4, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    before = compiled.block_product(result, "2.weight", later)
+    compiled.block_product(result, "0.weight", own)
+    X.mul_(2)
+    with pytest.raises(hbp.InputError, match=r"'0\.weight' keeps of it, was changed in place"):
+        compiled.block_product(result, "0.weight", own)
+    torch.testing.assert_close(compiled.block_product(result, "2.weight", later), before)
+    compiled.block_product(compiled(X, y), "0.weight", own)

@@ -24,7 +24,7 @@ TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "dense": set(), "version": set(), "patterns": set(), "values": set(),
     "quantities": {"errors", "clipping", "patterns"},
-    "result": {"errors", "quantities", "values"}, "group": {"errors"},
+    "changes": {"errors"}, "result": {"errors", "quantities", "values", "changes"}, "group": {"errors"},
     "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest", "patterns"},
     "arguments": {"errors", "quantities", "clipping"},
     "callers": set(), "tied_names": {"patterns"}, "runs": {"errors", "callers"},

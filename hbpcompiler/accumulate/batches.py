@@ -110,7 +110,7 @@ class Said:
         """Raises InputError for what is no batch of this model's, and indices that are not one for each sample."""
         batch = check_batch(model, arguments_of(item.batch, self.prepare, device))
         samples = batch.samples
-        count = None if self.count is None else _number(self.count(item.batch))
+        count = None if self.count is None else number_of_terms(self.count(item.batch))
         weights = None if self.sample_weights is None else _moved(self.sample_weights(item.batch), device)
         if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (samples,)):
             raise InputError(f"sample_weights gave {_shown(weights)} for a batch of {samples} samples; it must be a "
@@ -124,11 +124,17 @@ class Said:
         return One(batch, count, weights, lambda: indices, own_data=False)
 
 
-def _number(given: Any) -> float:
+def number_of_terms(given: Any) -> float:
+    """What `count` gave for a batch. Raises InputError for what is no number."""
     try:
         return float(given)
     except (TypeError, ValueError) as error:
         raise InputError(f"count gave {_shown(given)} for a batch; it must be a number of terms") from error
+
+
+def is_loader(given: Any) -> bool:
+    """Whether batches can be read of it."""
+    return isinstance(given, Iterable) or hasattr(given, "__getitem__")
 
 
 def _shown(value: Any) -> str:

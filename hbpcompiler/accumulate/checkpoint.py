@@ -23,7 +23,7 @@ from hbpcompiler.errors import InputError, listing
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
-FORMAT = "hbpcompiler total 7"
+FORMAT = "hbpcompiler total 8"
 HASH = "hash"
 """Under which a file has one of everything else in it."""
 SHOWN = 5
@@ -44,7 +44,7 @@ class Header:
     """A hash of their numbers."""
     modes: str
     """Of its modules, see `modes_of`."""
-    options: str
+    options: dict[str, str]
     """Those of `compile` that change numbers."""
     settings: dict[str, str]
     """What computes in each module, and in the loss (see `settings`)."""
@@ -74,7 +74,8 @@ class Header:
             found = [f"what computes: {text}" for text in changed(self.settings, other.settings)]
         if not found and self.digest != other.digest:
             found.append("the parameters' or buffers' numbers are others")
-        names = ["quantities", "patterns", "loss", "modes", "options", "dtype", "compensated", "sample_weights",
+        found += [f"options: {text}" for text in changed(self.options, other.options)]
+        names = ["quantities", "patterns", "loss", "modes", "dtype", "compensated", "sample_weights",
                  "counted", "arguments"]
         names += ["seed", "world", "rank", "library", "torch"] if of_run else []
         for name in names:
@@ -88,7 +89,8 @@ class Header:
         return replace(self, parameters=fingerprint(model)[0]).differences(self, of_run=False)
 
 
-def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[str, ...], patterns: str, options: str,
+def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[str, ...], patterns: str,
+              options: dict[str, str],
               **run: Any) -> Header:
     """Of a run that is about to begin."""
     parameters, digest = fingerprint(model)

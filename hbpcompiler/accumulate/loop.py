@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
-from hbpcompiler.accumulate.batches import One, Said, batches_from, length_of, shuffles_anew
+from hbpcompiler.accumulate.batches import One, Said, batches_from, is_loader, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import (
     changed,
     check_resumes,
@@ -40,6 +40,8 @@ from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 DTYPES = (torch.float64, torch.float32)
+MEANING = ("curvature", "mc_samples", "curvature_dtype", "joint_bias", "clipping")
+"""Options that change what totals are, or which parameters they are of."""
 
 
 def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype = torch.float64,
@@ -105,7 +107,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
 
 
 def _check(compiled: Any, loader: Any, dtype: Any, checkpoint_every: Any, max_batches: Any) -> None:
-    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+    if not is_loader(loader):
         raise InputTypeError(f"the loader is a {type(loader).__name__}, not an iterable of batches (X, y)")
     if not isinstance(compiled, Compiled):
         raise InputTypeError(f"accumulate takes what hbp.compile returned, not {type(compiled).__name__}")
@@ -131,8 +133,8 @@ class _Run:
         self.ranks, self.said = ranks, said
         self.path = ranks.own(Path(checkpoint)) if checkpoint is not None else None
         options = compiled.options
-        meaning = (f"curvature={options.curvature}, mc_samples={options.mc_samples}, "
-                   f"curvature_dtype={options.curvature_dtype}")
+        meaning = {name: str(getattr(options, name)) for name in MEANING}
+        meaning |= {f"group {name!r}": ", ".join(patterns) for name, patterns in options.chosen.groups}
         self.header = header_of(
             compiled.model, compiled.loss, asked, "; ".join(options.chosen.notes()), meaning, dtype=str(dtype),
             compensated=compensated, sample_weights=said.sample_weights is not None, counted=said.count is not None,

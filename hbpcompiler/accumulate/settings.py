@@ -18,6 +18,7 @@ from hbpcompiler.guards.atoms import of_library
 SHOWN = 60
 """Signs of a module's description that a difference shows, before a hash of all of it."""
 LOSS = "the loss"
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def settings_of(model: nn.Module, loss: Callable[..., Tensor]) -> dict[str, str]:
@@ -25,7 +26,7 @@ def settings_of(model: nn.Module, loss: Callable[..., Tensor]) -> dict[str, str]
     found = {name or "the model": _short(_module(module)) for name, module in model.named_modules()}
     if isinstance(loss, nn.Module):
         return found | {f"{LOSS} {name}".rstrip(): _short(_module(own)) for name, own in loss.named_modules()}
-    return found | {LOSS: _short(_text(loss))}
+    return found | {LOSS: _short(in_words(loss))}
 
 
 def _short(text: str) -> str:
@@ -36,32 +37,33 @@ def _short(text: str) -> str:
 def _module(module: nn.Module) -> str:
     attributes = {name: value for name, value in vars(module).items()
                   if not name.startswith("_") and name != "training"}
+    attributes |= {name: list(vars(module)[name].values()) for name in HOOKS if vars(module).get(name)}
     forward = type(module).forward
-    own = "" if of_library(type(module).__module__) else f", forward={_text(forward)}"
+    own = "" if of_library(type(module).__module__) else f", forward={in_words(forward)}"
     return f"{type(module).__qualname__}({_named(attributes)}{own})"
 
 
 def _named(values: Mapping[str, Any]) -> str:
-    texts = {name: _text(value) for name, value in sorted(values.items())}
+    texts = {name: in_words(value) for name, value in sorted(values.items())}
     return ", ".join(f"{name}={text}" for name, text in texts.items() if text)
 
 
-def _text(value: Any) -> str:
+def in_words(value: Any) -> str:
     """"" for what has no words that another process has: objects of other kinds."""
     if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype):
         return repr(value)
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(in_words, value))}]"
     if isinstance(value, Mapping):
         return f"{{{_named({str(key): item for key, item in value.items()})}}}"
     if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(_text, value)))}}}"
+        return f"{{{', '.join(sorted(map(in_words, value)))}}}"
     if isinstance(value, Tensor):
         return digest_of((value,))
     if isinstance(value, functools.partial):
-        return f"partial({_text(value.func)}, {_text(value.args)}, {_named(value.keywords)})"
+        return f"partial({in_words(value.func)}, {in_words(value.args)}, {_named(value.keywords)})"
     if isinstance(value, MethodType):
-        return f"{type(value.__self__).__qualname__}.{_text(value.__func__)}"
+        return f"{type(value.__self__).__qualname__}.{in_words(value.__func__)}"
     if isinstance(value, FunctionType):
         return _function(value)
     if isinstance(value, type) or callable(value):
@@ -80,11 +82,11 @@ def _function(function: FunctionType) -> str:
     everywhere = {name: function.__globals__[name] for name in function.__code__.co_names
                   if isinstance(function.__globals__.get(name), bool | int | float | str)}
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
-    return f"{function.__qualname__}({_code(function.__code__)}, {_text(defaults)}, {_named(everywhere | plain)})"
+    return f"{function.__qualname__}({_code(function.__code__)}, {in_words(defaults)}, {_named(everywhere | plain)})"
 
 
 def _code(code: CodeType) -> str:
-    inner = [_code(part) if isinstance(part, CodeType) else _text(part) for part in code.co_consts]
+    inner = [_code(part) if isinstance(part, CodeType) else in_words(part) for part in code.co_consts]
     return f"{' '.join(code.co_names)}: {' '.join(inner)}"
 
 

@@ -15,7 +15,7 @@ from hbpcompiler.accumulate.checkpoint import Header, fingerprint, read, write
 from hbpcompiler.accumulate.combine import combined
 from hbpcompiler.accumulate.sums import Sums, dtype_of
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.errors import InputError, TotalWarning, listing
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.values import Stored
 
@@ -107,7 +107,9 @@ class Total:
 
         Raises InputError naming every difference between them. The parts stay as they are.
         """
-        for other in others:
+        for other in (first, *others):
+            if not isinstance(other, Total):
+                raise InputTypeError(f"totals are merged with totals, not with {type(other).__name__}")
             if differences := first._header.differences(other._header, of_run=False):
                 raise InputError(listing("These totals do not belong together:", differences))
         return cls(combined([first._sums, *(other._sums for other in others)]), first._header, first._model)

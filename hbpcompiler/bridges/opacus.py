@@ -91,11 +91,22 @@ def clip(compiled: Compiled, *batch: Any, max_norm: Any, **arguments: Any) -> Cl
         result = compiled(*batch, max_norm=max_norm, **arguments)
         sums, told = result.clipped_grad, Clipped(result.loss, result.norms)
     else:
-        sums, told = {}, _of_none(compiled, asked)
+        kept, decay = arguments.pop("into", None), arguments.pop("decay", 1.0)
+        compiled._beside({"max_norm": max_norm, **arguments}, compiled._checked(batch))
+        sums, told = _decayed(kept, decay), _of_none(compiled, asked)
     for name, parameter in _trainable(compiled.model):
         found = sums.get(name)
         parameter.grad = torch.zeros_like(parameter) if found is None else found
     return told
+
+
+def _decayed(kept: Any, decay: Any) -> Mapping[str, Tensor]:
+    """The sums that a call would add nothing to."""
+    sums: Mapping[str, Tensor] = {} if kept is None else kept[CLIPPED]
+    with torch.no_grad():
+        for tensor in sums.values():
+            tensor.mul_(decay)
+    return sums
 
 
 def _of_none(compiled: Compiled, names: Iterable[str]) -> Clipped:

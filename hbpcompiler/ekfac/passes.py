@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from hbpcompiler.accumulate import Total, accumulate
-from hbpcompiler.accumulate.batches import arguments_of
+from hbpcompiler.accumulate.batches import arguments_of, is_loader
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.trace.checks import check_batch
@@ -21,7 +21,7 @@ from hbpcompiler.curvature import Curvature, curvature
 from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
 from hbpcompiler.ekfac.structure import Met, Structure, joined, met_by, structure_of
 from hbpcompiler.entries import advice_for, not_cut
-from hbpcompiler.errors import HbpError, InputError, NoTermsError, OptionError, listing
+from hbpcompiler.errors import HbpError, InputError, InputTypeError, NoTermsError, OptionError, listing
 from hbpcompiler.patterns import fits
 from hbpcompiler.values import Values
 from hbpcompiler.wrappers import unwrapped
@@ -95,6 +95,7 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
         InputError: as `hbp.accumulate`; for a loader that can be read only once, or that gives another number of
             samples the second time.
     """
+    _check_given(model, loader, {"parameters": parameters, "diagonal": diagonal})
     _check(columns, positions, largest_factor, loader, options)
     names = COLUMNS[columns]
     names = names if positions == EXPAND else names._replace(factors=f"{names.factors}_reduce")
@@ -122,6 +123,17 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
         for name, (inner, outer) in bases.items():
             values[name] = Decomposed(inner, outer, second[names.eigenvalues][name])
     return curvature(Values({name: values[name] for name in stored if name in values}, "ekfac", stored))
+
+
+def _check_given(model: Any, loader: Any, patterns: Mapping[str, Any]) -> None:
+    findings = [] if isinstance(model, nn.Module) else [f"the model is a {type(model).__name__}, no nn.Module"]
+    if not is_loader(loader):
+        findings.append(f"the loader is a {type(loader).__name__}, no iterable of batches (X, y)")
+    for name, given in patterns.items():
+        if not isinstance(given, list | tuple) or not all(isinstance(pattern, str) for pattern in given):
+            findings.append(f"{name} is a list of names or shell patterns of parameters, not {given!r}")
+    if findings:
+        raise InputTypeError(listing("these arguments are wrong:", findings))
 
 
 class _Run:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.changes import Snapshot, refuse_changed
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.errors import InputError
-from hbpcompiler.spectra.changes import Snapshot, refuse_changed
 
 NEAR = 0.55
 """Two programs of one model return the same output to this power of the dtype's rounding."""

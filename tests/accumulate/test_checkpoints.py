@@ -247,7 +247,7 @@ def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     with pytest.raises(hbp.InputError) as raised:
         run(compiled=other, checkpoint=path, seed=3, dtype=torch.float32)
     for part in ("'0.weight' is [5, 3] torch.float32 here, [4, 3] torch.float32 there", "quantities: ",
-                 "reduction='sum') here, ", "mc_samples=2", "dtype: torch.float32 here, torch.float64 there",
+                 "reduction='sum') here, ", "'mc_samples' is 2 here, 1 there", "dtype: torch.float32 here, torch.float64 there",
                  "seed: 3 here, 0 there", "remove the file"):
         assert part in str(raised.value)
     with pytest.raises(hbp.InputError, match="numbers are others"):

@@ -65,6 +65,27 @@ def test_another_model_or_loss_is_refused(tmp_path, name):
     torch.testing.assert_close(whole.loss, loss(model()(X), Y).detach())
 
 
+@pytest.mark.parametrize(("first", "second"), [({"joint_bias": True}, {}), ({}, {"joint_bias": True}),
+                                               ({"mc_samples": 2}, {})])
+def test_other_options_are_refused(tmp_path, first, second):
+    path, quantities = tmp_path / "total.pt", ["kflr", "kfac"]
+    one, other = (hbp.compile(model(), quantities=quantities, **options) for options in (first, second))
+    (name,) = {*first, *second}
+    total = hbp.accumulate(one, BATCHES, checkpoint=path, progress=False)
+    with pytest.raises(hbp.InputError, match=f"options: '{name}' is .* here, .* there"):
+        hbp.accumulate(other, BATCHES, checkpoint=path, progress=False)
+    with pytest.raises(hbp.InputError, match=f"options: '{name}' is"):
+        hbp.Total.merge(total, hbp.accumulate(other, BATCHES, progress=False))
+    with pytest.raises(TypeError, match="not with NoneType"):
+        hbp.Total.merge(total, None)
+
+
+def test_hooks_are_settings():
+    hooked = model()
+    hooked[1].register_forward_hook(lambda module, given, output: 2 * output)
+    assert settings_of(hooked, None) != settings_of(model(), None)
+
+
 def test_an_attribute_that_is_set_while_batches_are_read():
     own = model()
 

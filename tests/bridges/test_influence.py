@@ -192,7 +192,34 @@ def test_a_folder_is_gone_on_from(setting, tmp_path, monkeypatch):
         setting.scores(data=data, at_once=2, checkpoint=tmp_path)
     own = tmp_path / "self"
     one = self_scores(setting.H, setting.train, data, progress=False, checkpoint=own)
-    assert torch.equal(self_scores(setting.H, setting.train, [], progress=False, checkpoint=own).values, one.values)
+    assert torch.equal(self_scores(setting.H, setting.train, data, progress=False, checkpoint=own).values, one.values)
+    for other, message in (([], "no more than 2"), (data[:-1], "no more than 2"), ([*data, data[0]], "gives more"),
+                           ([*data[:-1], (data[2][0] + 1, data[2][1])], "batch 2 of the training data is not the one")):
+        with pytest.raises(hbp.InputError, match=message):
+            self_scores(setting.H, setting.train, other, progress=False, checkpoint=own)
+
+
+def a_hook(module, given, output):
+    return 2 * output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", [
+    lambda model: model.eval(), lambda model: setattr(model.norm, "eps", 0.1),
+    lambda model: model.first.register_forward_hook(a_hook),
+], ids=["mode", "attribute", "hook"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_another_model_is_refused(tmp_path, change, finished):
+    setting = Setting()
+    data = cut(setting.X, setting.y, 2, 2, 3)
+    if finished:
+        self_scores(setting.H, setting.train, data, progress=False, checkpoint=tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            self_scores(setting.H, setting.train, Interrupted(data), progress=False, checkpoint=tmp_path)
+    change(setting.model)
+    with pytest.raises(hbp.InputError, match="scores of another run"):
+        self_scores(setting.H, setting.train, data, progress=False, checkpoint=tmp_path)
 
 
 @slow("two processes; how their columns are put together is tested beside this")

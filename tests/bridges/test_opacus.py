@@ -92,6 +92,15 @@ def test_a_clipped_sum():
     assert told.loss.isnan()
     assert told.norms.shape == (0,)
     assert not any(parameter.grad.any() for parameter in trainable(model).values())
+    kept = {name: torch.ones_like(parameter) for name, parameter in trainable(model).items()}
+    clip(compiled, X[:0], y[:0], max_norm=1.0, into={"clipped_grad": kept}, decay=0.5)
+    for name, parameter in trainable(model).items():
+        assert parameter.grad is kept[name]
+        assert (parameter.grad == 0.5).all()
+    for targets, options, message in ((y, {}, "X has 0 samples"), (y[:0], {"max_norm": -1.0}, "max_norm"),
+                                      (y[:0], {"foo": 3}, "foo")):
+        with pytest.raises(hbp.InputError, match=message):
+            clip(compiled, X[:0], targets, **{"max_norm": 1.0, **options})
 
 
 def test_what_is_missing_is_named():

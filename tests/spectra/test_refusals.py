@@ -114,9 +114,12 @@ def test_a_model_that_has_changed_has_no_vectors():
     def batch():
         X.mul_(2)
 
+    def frozen():
+        model[0].weight.requires_grad_(False)
+
     for change, message in ((step, r"(?s)changed since.*parameter '0\.weight'"), (behind, "returns something else"),
                             (replaced, r"parameter '0\.weight'"), (batch, "tensor 1 of the batch"),
-                            (model.train, "returns something else")):
+                            (frozen, r"parameter '0\.weight'"), (model.train, "returns something else")):
         spectrum = compiled(X, y)
         spectrum.vectors(top=1)
         change()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import RandomSampler
 
-from hbpcompiler.accumulate.checkpoint import fingerprint, loss_text
+from hbpcompiler.accumulate.batches import is_loader
+from hbpcompiler.accumulate.checkpoint import fingerprint, loss_text, modes_of
+from hbpcompiler.accumulate.settings import in_words, settings_of
 from hbpcompiler.bridges.influence.queries import Inverse
 from hbpcompiler.bridges.influence.shards import ORDERS
 from hbpcompiler.compiled import Compiled
@@ -19,12 +23,16 @@ from hbpcompiler.version import __version__
 
 
 def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any], rank: Any, at_once: Any, order: Any,
-          every: Any) -> None:
+          checkpoint: Any, every: Any) -> None:
     """InputError that lists all that does not fit."""
     findings = [] if isinstance(curvature, Curvature) else [
         f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"]
     findings += [f"{name} is what hbp.compile returned, not {type(given).__name__}" for name, given in programs.items()
                  if not isinstance(given, Compiled)]
+    findings += [f"{name} is a {type(loader).__name__}, no iterable of batches (X, y)"
+                 for name, loader in loaders.items() if not is_loader(loader)]
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        findings.append(f"checkpoint is the path of a folder, not {checkpoint!r}")
     if findings:
         raise InputTypeError(listing("these arguments are wrong:", findings))
     model = programs["train"].model
@@ -51,10 +59,13 @@ def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any
         raise InputError(listing("these arguments are wrong:", findings))
 
 
-def header_of(inverse: Inverse, programs: Mapping[str, Compiled], group: Any, more: Mapping[str, str],
+def header_of(inverse: Inverse, programs: Mapping[str, Compiled], group: Any, count: Any, **more: Any,
               ) -> dict[str, str]:
     """What scores follow from."""
     model = programs["train"].model
+    settings = {f"what computes in {name}": text for name, text in settings_of(model, programs["train"].loss).items()}
+    settings |= {f"what computes in {name} of {title}": text for title, given in programs.items() if title != "train"
+                 for name, text in settings_of(nn.Module(), given.loss).items()}
     shapes, digest = fingerprint(model)
     tensors = tuple(tensor for block in inverse.curvature.blocks for tensor in block.tensors.values())
     world = (0, 1) if group is None else (torch.distributed.get_rank(group), torch.distributed.get_world_size(group))
@@ -62,6 +73,8 @@ def header_of(inverse: Inverse, programs: Mapping[str, Compiled], group: Any, mo
         "parameters": f"{len(shapes)} tensors", "their numbers": digest,
         "curvature": f"{len(inverse.curvature.blocks)} blocks, {digest_of(tensors)}",
         "damping": repr(dict(inverse.damping)), "split": inverse.split,
-        **{f"loss of {name}": loss_text(given.loss) for name, given in programs.items()}, **more,
+        **{f"loss of {name}": loss_text(given.loss) for name, given in programs.items()},
+        **settings, "modes": modes_of(model), "count": in_words(count),
+        **{name: str(own) for name, own in more.items()},
         "ranks": f"{world[0]} of {world[1]}", "library": __version__, "torch": str(torch.__version__),
     }

@@ -40,9 +40,7 @@ def through(own: Pass, samples: Samples, loader: Iterable[Any], one: One, folder
 
     InputError where the loader gives other batches than in the pass before, or than files are of.
     """
-    parts = folder.saved(own.key, own.beside)
-    if not (parts and parts[-1].complete):
-        parts = _go(own, parts, samples, loader, one, folder, every, progress, before)
+    parts = _go(own, folder.saved(own.key, own.beside), samples, loader, one, folder, every, progress, before)
     counted, values, batches = Counted(), dict[str, list[Tensor]](), list[str]()
     for part in parts:
         counted += part.counted
@@ -56,7 +54,7 @@ def through(own: Pass, samples: Samples, loader: Iterable[Any], one: One, folder
 
 def _go(own: Pass, parts: list[Part], samples: Samples, loader: Iterable[Any],
         one: One, folder: Folder, every: float, progress: bool, before: Rows | None) -> list[Part]:
-    done = parts[-1].end if parts else 0
+    done, complete = (parts[-1].end, parts[-1].complete) if parts else (0, False)
     part, saved = Part(done, done), time.monotonic()
     # The last batch that is in is read once more, to see that the loader gives what it gave before.
     number = max(done - 1, 0)
@@ -76,6 +74,9 @@ def _go(own: Pass, parts: list[Part], samples: Samples, loader: Iterable[Any],
                                      + REPEAT)
                 if before is not None and before.batches[number : number + 1] != (digest,):
                     raise InputError(f"batch {number} of the training data is not the one of the pass before. {REPEAT}")
+                if complete and number >= done:
+                    raise InputError(f"{folder.path} has all {done} batches of the training data in, but the loader "
+                                     "gives more: it is not the loader of that run")
                 if number >= done:
                     part.add(*(one(item) if item.batch.samples else ({}, Counted())), digest)
                     bar.update()
@@ -90,6 +91,7 @@ def _go(own: Pass, parts: list[Part], samples: Samples, loader: Iterable[Any],
     if number < done:
         raise InputError(f"{folder.path} has {done} batches in, but the loader gives no more than {number}: it is not "
                          "the loader of that run")
-    part.complete = True
-    write()
+    if not complete:
+        part.complete = True
+        write()
     return parts

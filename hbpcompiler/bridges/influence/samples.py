@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.accumulate.batches import arguments_of
+from hbpcompiler.accumulate.batches import arguments_of, number_of_terms
 from hbpcompiler.accumulate.weigh import Weigher, Weight
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
@@ -39,6 +39,9 @@ class Counted:
     @property
     def scale(self) -> float:
         """What makes l_n of a sum of its terms, N over all terms; 1 for a loss that is a sum."""
+        if self.over_terms and not self.terms and self.samples:
+            raise InputError("the batches hold no terms of the mean by what count says, or all their targets are "
+                             "ignored, so that it has no value")
         return self.samples / self.terms if self.over_terms and self.terms else 1.0
 
 
@@ -74,7 +77,7 @@ class Samples:
             warn_of_optional(self.program.model, given, self._prepare, OF_SCORES)
         with self.naming(number):
             arguments = arguments_of(given, self._prepare, self.device)
-            counted = None if self._count is None else float(self._count(given))
+            counted = None if self._count is None else number_of_terms(self._count(given))
             return Item(number, given, arguments, batch_of(arguments), counted)
 
     def result(self, item: Item, **beside: Any) -> tuple[Result, Weight]:

@@ -83,7 +83,7 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     that do not repeat themselves; RankError for another rank that failed.
     """
     check(curvature, {"query": query, "train": train}, {"queries": queries, "data": data}, rank, at_once, order,
-          checkpoint_every)
+          checkpoint, checkpoint_every)
     names = tuple(curvature.names)
     inverse = _inverse(curvature, damping, split)
     left_out = _left_out(curvature, train)
@@ -92,8 +92,8 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     groups = {f"group{number}": name for number, name in enumerate(names)} if per_parameter else {"all": WHOLE}
     members = {key: [escaped(name)] if name else [escaped(each) for each in names] for key, name in groups.items()}
     trained = Samples(train.instead(["project"], members), data, prepare, count, "training data")
-    header = header_of(inverse, {"query": query, "train": train}, group, {"rank": str(rank),
-                                                                         "per_parameter": str(per_parameter)})
+    header = header_of(inverse, {"query": query, "train": train}, group, count, rank=rank,
+                       per_parameter=per_parameter)
     folder = Folder(None if checkpoint is None else Path(checkpoint), header, _suffix(group))
     numbers = sum(stored(block, rank) for block in curvature.blocks)
     each = numbers * torch.finfo(next(train.model.parameters()).dtype).bits // 8
@@ -128,11 +128,12 @@ def self_scores(curvature: Curvature, train: Compiled, data: Iterable[Any], *, d
 
     Per-sample gradients are formed, a batch's at a time. Arguments and errors are those of `scores`.
     """
-    check(curvature, {"train": train}, {"data": data}, None, None, order, checkpoint_every)
+    check(curvature, {"train": train}, {"data": data}, None, None, order, checkpoint,
+          checkpoint_every)
     inverse, left_out = _inverse(curvature, damping, split), _left_out(curvature, train)
     trained = Samples(train.instead({"batch_grad": [escaped(name) for name in curvature.names]}), data, prepare,
                       count, "training data")
-    header = header_of(inverse, {"train": train}, group, {"per_parameter": str(per_parameter)})
+    header = header_of(inverse, {"train": train}, group, count, per_parameter=per_parameter)
     folder = Folder(None if checkpoint is None else Path(checkpoint), header, _suffix(group))
 
     def one(item: Item) -> tuple[dict[str, Tensor], Counted]:

@@ -1,4 +1,5 @@
-"""Whether tensors are still what they were: eigenvectors are made by running the model again, on the same numbers."""
+"""Whether tensors are still what they were: eigenvectors are made by running the model again, on the same numbers, and
+products with a block of what the call kept of its batch."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ MOST_NAMES = 10
 
 
 class Snapshot:
-    """The versions of some tensors by name, without their numbers.
+    """The versions of some tensors by name, without their numbers, and whether they are trained.
 
     torch counts the in-place changes of each tensor. What goes behind its back, as through `.data`, is not seen here.
     """
@@ -39,5 +40,5 @@ def refuse_changed(changed: Sequence[str], what: str) -> None:
 
 
 def _version(tensor: Tensor) -> Any:
-    """Another one after a change in place, and for another tensor."""
-    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
+    """Another one after a change in place, for another tensor, and for one that is trained no longer."""
+    return tensor.data_ptr(), tensor.requires_grad, None if tensor.is_inference() else tensor._version
