@@ -247,8 +247,8 @@ def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     with pytest.raises(hbp.InputError) as raised:
         run(compiled=other, checkpoint=path, seed=3, dtype=torch.float32)
     for part in ("'0.weight' is [5, 3] torch.float32 here, [4, 3] torch.float32 there", "quantities: ",
-                 "reduction='sum') here, ", "'mc_samples' is 2 here, 1 there", "dtype: torch.float32 here, torch.float64 there",
-                 "seed: 3 here, 0 there", "remove the file"):
+                 "reduction='sum') here, ", "'mc_samples' is 2 here, 1 there",
+                 "dtype: torch.float32 here, torch.float64 there", "seed: 3 here, 0 there", "remove the file"):
         assert part in str(raised.value)
     with pytest.raises(hbp.InputError, match="numbers are others"):
         run(compiled=hbp.compile(network(seed=7), None, NAMES), checkpoint=path)
@@ -259,12 +259,13 @@ def test_every_difference_to_the_run_of_a_file_is_named(tmp_path):
     assert path.read_bytes() == before
     held, header = files.read(path)
     others = {"library": "0.0", "torch": "1.13", "world": 4, "rank": 2, "compensated": True, "sample_weights": True,
-              "patterns": "grad: 0.*", "options": "mc_samples=7"}
-    files.write(path, held, replace(header, **others))
+              "patterns": "grad: 0.*"}
+    files.write(path, held, replace(header, **others, options={**header.options, "mc_samples": "7"}))
     with pytest.raises(hbp.InputError) as raised:
         run(checkpoint=path)
     for name, value in others.items():
         assert re.search(rf"{name}: .* here, {re.escape(str(value))} there", str(raised.value))
+    assert "options: 'mc_samples' is 1 here, 7 there" in str(raised.value)
 
 
 @pytest.mark.parametrize("content", ["", "text", "half", "foreign", "bare", "flipped"])
