@@ -1,6 +1,8 @@
 """Every way of the planner, forced at small size by the limits handed in: the numbers are those of brute force."""
 
+import contextlib
 import functools
+import warnings
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hbpcompiler.compiler.plan.steps import Close, Gather, LocalTail, SampleChun
 from hbpcompiler.compiler.routes import NEVER, alternatives
 from hbpcompiler.compiler.routes.chunks import NativeProduct
 from hbpcompiler.compiler.routes.gram import GramDiagonal
+from hbpcompiler.errors import OptionError
 from hbpcompiler.reference import kflr, reference
 from tests.agreement import close
 from tests.graph_models import MODELS, made
@@ -189,3 +192,51 @@ def test_every_use_of_a_parameter_in_every_way_of_columns(name):
     for way in WAYS:
         if not way.startswith(left_out if name == "images" else (*left_out, *of_images)):
             check_uses(name, way)
+
+
+OWN_LOSSES = {
+    "product": lambda output, y: (output.exp() * output.sin()).sum(1).mean(),
+    "focal": lambda output, y: focal(nn.functional.cross_entropy(output, y, reduction="none")).mean(),
+}
+
+
+def focal(losses):
+    return (1 - torch.exp(-losses)) ** 2 * losses
+
+
+def chain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4)).double()
+    return model, torch.randn(60, 2, dtype=torch.float64), torch.arange(60) % 4
+
+
+@functools.cache
+def expected_of_own(loss):
+    model, X, y = chain()
+    return {quantity: reference(model, OWN_LOSSES[loss], [X], y, quantity) for quantity in ("diag_ggn", "diag_h")}
+
+
+def check_own(loss, **options):
+    model, X, y = chain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hbp.IndefiniteCurvatureWarning)
+        result = hbp.compile(model, OWN_LOSSES[loss], ["diag_ggn", "diag_h"], verify=False, **options)(X, y)
+    for quantity, numbers in expected_of_own(loss).items():
+        for name, value in numbers.items():
+            close(result[quantity][name], value, f"{quantity} of {name}")
+
+
+@given(st.sampled_from(list(OWN_LOSSES)), st.sampled_from(list(WAYS)))
+def test_losses_with_curvature_of_their_own(loss, way):
+    """Several pieces end at a parameter, of which some have gone their way before the loop over samples."""
+    check_own(loss, limits=WAYS[way])
+
+
+@pytest.mark.parametrize("loss", OWN_LOSSES)
+def test_losses_with_curvature_of_their_own_within_budgets(loss):
+    kept = 0
+    for budget in range(36_000, 70_000, 4_000):
+        with contextlib.suppress(OptionError):
+            check_own(loss, memory_budget=budget)
+            kept += 1
+    assert kept > 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.close import put
 from hbpcompiler.compiler.plan.arrivals import reads
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.sample_chunks import BY_ROWS
@@ -52,8 +53,12 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
     rows = {name: shapes[place] for name, place in keys.items() if place[1].kind in BY_ROWS}
     totals = {name: shapes[place] for name, place in keys.items() if name not in rows}
     found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals, rows=rows)
+    parameters = {own.parameter.key: own.parameter for own in closes}
     for name, (key, closing) in keys.items():
-        backward.closed.setdefault(key, {})[closing] = found[name]
+        if closing in backward.closed.get(key, {}):  # what tails inside the loss have closed before
+            put(backward, parameters[key], closing, found[name])
+        else:
+            backward.closed.setdefault(key, {})[closing] = found[name]
 
 
 def _shape(close: Close | Tied, kind: str, starts: Mapping[tuple[str, str], Any]) -> tuple[Any, ...]:
