@@ -1,11 +1,15 @@
 """How a loss ends: sums, means and multiples of them."""
 
 import pytest
+import torch
+from torch import nn
 
-from hbpcompiler.compiler.match.endings import UNKNOWN, ending_of, is_positive, refuse_endings, tail_refusals
+import hbpcompiler as hbp
+from hbpcompiler.compiler.match.endings import ending_of, is_positive, refuse_endings, tail_refusals, unknown
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.rule.registry import builtin
+from tests.agreement import agree
 from tests.hand_made import graph, operation, parameter, rules_of, value
 
 X, W, Y = value("x", N, 3, role="input"), parameter("w", 2, 3), value("y", N, 2, role="target")
@@ -51,7 +55,7 @@ def test_a_number_that_is_known_later():
     left = reduced("left", MEAN)
     found = ending(left, number("mul", "loss", self=left.output, other=scale), state=(W, scale))
     multiple = ending_of(found, rules_of(found)).multiples["left"]
-    assert multiple == 1.0 * UNKNOWN
+    assert multiple == 1.0 * unknown("scale")
     assert not is_positive(multiple)
     assert is_positive(2.0 * N)
 
@@ -77,3 +81,30 @@ def test_a_model_that_makes_the_number_is_refused():
     inside = operation("sum", value("total"), {"dtype": None}, self=OUTPUT)
     with pytest.raises(UnsupportedOpError, match="The model itself reduces the batch to one number"):
         refuse_endings(ending(inside))
+
+
+def balanced(output, y):
+    """Factors that are equal in the first batch, and not in others."""
+    losses = nn.functional.cross_entropy(output, y, reduction="none")
+    positive, negative = y == 1, y == 0
+    return (losses * positive).sum() / positive.sum() * negative.sum() / len(y) + (losses * negative).sum() / len(y)
+
+
+def test_two_numbers_of_the_batch_do_not_cancel():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    X, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([1, 0, 1, 0, 1, 0])
+    compiled = hbp.compile(model, balanced, ["grad", "batch_grad"], verify=False)
+    for targets in (y, torch.tensor([1, 0, 0, 0, 0, 1]), torch.tensor([1, 1, 1, 0, 1, 1])):
+        agree(compiled(X, targets), model, balanced, [X], targets)
+
+
+def test_a_number_that_is_multiplied_and_divided_by():
+    model, X = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    y = torch.tensor([1, 0, 1, 1, 0])
+
+    def loss(output, y):
+        kept = y == 1
+        return (output.square().sum(1) * kept).sum() / (kept.sum() * 3) * kept.sum()
+
+    agree(hbp.compile(model, loss, ["grad"], verify=False)(X, y), model, loss, [X], y)

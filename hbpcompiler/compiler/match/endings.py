@@ -33,10 +33,13 @@ from hbpcompiler.rule import LossRule, Op, Rule
 from hbpcompiler.rule.registry import AnyRule, Registry
 from hbpcompiler.rules.shared import written
 
-UNKNOWN = sympy.Symbol("unknown", real=True)
-"""A number that is known when the program runs."""
-NOT_NEGATIVE = sympy.Symbol("unknown_not_negative", positive=True)
-"""One that is not negative; and not zero, if something is divided by it."""
+
+def unknown(name: str, signs: AbstractSet[str] = frozenset()) -> sympy.Symbol:
+    """A number that is known when the program runs, the value of this name: of two of them nothing is known together.
+
+    Those among `signs` are not negative; and not zero, if something is divided by them.
+    """
+    return sympy.Symbol(f"value of {name}", **({"positive": True} if name in signs else {"real": True}))
 
 
 def with_whole_reductions(graph: Graph, registry: Registry) -> Graph:
@@ -110,7 +113,7 @@ def with_sums_of_squares(graph: Graph) -> Graph:
 
 
 def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
-    """How this graph's loss ends, its multiples as numbers or as expressions in N and in UNKNOWN."""
+    """How this graph's loss ends, its multiples as numbers or as expressions in N and in unknown numbers."""
     reductions, tail = graph.ending
     grown = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of))
     kind, definite = _overall(grown, [_reduction(operation, rules, graph) for operation in reductions])
@@ -186,7 +189,8 @@ def adds_nothing(graph: Graph, rules: Mapping[str, AnyRule]) -> bool:
     values: dict[str, Any] = {operation.name: sympy.S.Zero for operation in reductions}
     for operation in tail:
         rule = rules[operation.name]
-        held = {**dict.fromkeys(operation.tensors, UNKNOWN), "output": UNKNOWN}
+        held = {slot: unknown(value.name) for slot, value in operation.tensors.items()}
+        held["output"] = unknown(operation.name)
         held |= {slot: values[value.name] for slot, value in operation.tensors.items() if value.name in values}
         try:
             assert isinstance(rule, Rule)
@@ -225,8 +229,8 @@ def refuse_losses(ending: Ending, rules: Mapping[str, AnyRule], quantities: Sequ
 
 
 def _of_unknowns(operation: Operation, active: AbstractSet[str], signs: AbstractSet[str] = frozenset()) -> Op:
-    held = {slot: NOT_NEGATIVE if value.name in signs else UNKNOWN for slot, value in operation.tensors.items()}
-    return bind(operation, {**held, "output": UNKNOWN}.__getitem__, active)
+    held = {slot: unknown(value.name, signs) for slot, value in operation.tensors.items()}
+    return bind(operation, {**held, "output": unknown(operation.name, signs)}.__getitem__, active)
 
 
 def is_positive(multiple: Any) -> bool:

@@ -29,7 +29,7 @@ class Ending:
     """Whether each part of the loss is one of the two; if not, the scale of l_n is a matter of taste."""
     multiples: Mapping[str, Any]
     """By the name of each reduction, what its l_n is multiplied by in the loss's: a number, or an expression in N and
-    UNKNOWN."""
+    unknown numbers."""
 
 
 @dataclass(frozen=True)
