@@ -81,7 +81,48 @@ def two_kinds(o, y):
     return F.cross_entropy(o[low], y[low], reduction="sum") + 2 * F.cross_entropy(o[high], y[high], reduction="sum")
 
 
-OF_TOKENS = [picked, flattened, by_places, by_two_columns, with_class_weights, log_likelihood, of_each_then_picked,
+def by_class(o, y):
+    kept = y >= 0
+    return -o.log_softmax(-1)[kept, y[kept]].mean()
+
+
+def by_class_in_order(o, y):
+    kept = y >= 0
+    scores = o[kept].log_softmax(-1)
+    return -scores[torch.arange(len(scores)), y[kept]].sum() / len(scores)
+
+
+def of_classes_from_one(o, y):
+    """Outside the mask, labels less one are no classes."""
+    kept = y > 0
+    return -o[kept].log_softmax(-1).gather(1, y[kept].unsqueeze(1) - 1).mean()
+
+
+def divided(o, y):
+    """Outside the mask, labels may be zero."""
+    kept = y[:, 0] > 0
+    return (o[kept].square().sum((1, 2)) / (6 // y[kept][:, 0])).mean()
+
+
+def weighed_by_class(o, y):
+    kept = y >= 0
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=o.dtype)
+    return (weights[y[kept]] * F.cross_entropy(o[kept], y[kept], reduction="none")).mean()
+
+
+def hard_ones(o, y):
+    kept = y >= 0
+    losses = F.cross_entropy(o[kept], y[kept], reduction="none")
+    return losses[losses > 0.5].mean() + o[kept][y[kept] > 1].square().sum(1).mean()
+
+
+def of_sequences(o, y):
+    kept = (y >= 0).all(1) | (y[:, 1] > 0)
+    return F.cross_entropy(o[kept].reshape(-1, 3), y[kept].view(-1))
+
+
+OF_TOKENS = [by_class, by_class_in_order, of_classes_from_one, divided, weighed_by_class, hard_ones, of_sequences,
+             picked, flattened, by_places, by_two_columns, with_class_weights, log_likelihood, of_each_then_picked,
              focal, two_kinds]
 
 
@@ -123,7 +164,21 @@ def probabilities(o, y):
     return F.kl_div(o[kept].log_softmax(-1), y[kept].softmax(-1), reduction="batchmean")
 
 
-OF_NUMBERS = [squared, written_out, selected, by_the_number, rows_of_three, of_logarithms, probabilities]
+def in_a_column(o, y):
+    kept = ~y[:, 1].isnan()
+    return F.mse_loss(o[:, 1:2][kept].view(-1), y[:, 1][kept])
+
+
+def flags(o, y):
+    """Of truth values, whole numbers and numbers of the rows that are picked."""
+    kept, above = ~y.isnan().any(1), y[:, 0] > 0
+    both = above[kept] | ~above[kept]
+    losses = (o[kept] ** 2).sum(1) * (~above[kept]) + o[kept].sum(1).masked_fill(above[kept], 0) ** 2
+    return (losses * both).sum() / (len(o[kept]) / 3)
+
+
+OF_NUMBERS = [in_a_column, flags, squared, written_out, selected, by_the_number, rows_of_three, of_logarithms,
+              probabilities]
 
 
 @pytest.mark.parametrize("loss", OF_TOKENS + OF_NUMBERS)
@@ -145,6 +200,34 @@ def test_other_masks_of_one_program(backend, data):
     labels = st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=4 * samples, max_size=4 * samples)
     X, y = double(samples, 4, 2), torch.tensor(data.draw(labels)).view(samples, 4)
     agree(compiled(X, y), model, flattened, [X], y)
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
+def test_no_row_is_picked(weight):
+    """The loss is NaN, the gradient is zero, as torch's are."""
+    model, X, y = tokens()
+    weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+
+    def loss(o, y):
+        return F.cross_entropy(o[y >= 0], y[y >= 0], weight)
+
+    none = torch.full_like(y, -100)
+    for compiled in (hbp.compile(model, loss, ["grad", "batch_grad"], example_inputs=(X, y)),
+                     hbp.compile(model, loss, ["grad", "batch_grad"], example_inputs=(X, none))):
+        result = compiled(X, none)
+        assert result.loss.isnan()
+        assert not any(part.any() for held in (result.grad, result.batch_grad) for part in held.values())
+        agree(compiled(X, y), model, loss, [X], y)
+
+
+def test_a_data_set_in_which_a_batch_has_no_row():
+    model, X, y = tokens()
+    y[2:4] = -100
+    compiled = hbp.compile(model, picked, ["grad"])
+    batches = [(X[n : n + 2], y[n : n + 2]) for n in (0, 2, 4)]
+    total = hbp.accumulate(compiled, batches, count=lambda batch: (batch[1] >= 0).sum(), progress=False)
+    for name, slope in compiled(X, y).grad.items():
+        close(total.grad[name], slope, name)
 
 
 class Experts(nn.Module):

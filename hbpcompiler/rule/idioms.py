@@ -136,7 +136,7 @@ def counted_labels(y: Tensor, like: Tensor, ignore_index: int = -100, mean: bool
     """
     kept = y != ignore_index
     counted, label = kept.type_as(like).unsqueeze(1), torch.where(kept, y, 0).unsqueeze(1)
-    return counted * (like.shape[0] / counted.sum()) if mean else counted, label
+    return counted * (like.shape[0] / counted.sum().clamp(min=1)) if mean else counted, label
 
 
 @idiom

@@ -37,7 +37,8 @@ def counted(op: Op) -> tuple[Tensor, Tensor]:
     weighted = plain * torch.take(op.weight, labels(op))
     if reduction(op) != "mean":
         return plain, weighted
-    scale = op.self.shape[0] / weighted.sum()
+    total = weighted.sum()
+    scale = op.self.shape[0] / (total + (total == 0))  # where nothing counts, all shares are zero
     return called("share", plain * scale), called("share_weighted", weighted * scale)
 
 

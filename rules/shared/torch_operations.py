@@ -72,6 +72,10 @@ ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.
 SIZE, COLUMN, WHERE, WHERE_OR_NUMBER, SUM, SUM_ALONG, PRODUCT, RATIO, TOTAL = (
     aten.sym_size.int, aten.select.int, aten.where.self, aten.where.ScalarOther, aten.sum.default, aten.sum.dim_IntList,
     aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
+MOST, AT_LEAST, BOTH, CLASS = (
+    aten.amax.default, aten.clamp.default, aten.logical_and.default, aten.gather.default)
+IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step})
+"""0, 1, 2, ... up to a number."""
 LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int)
 

@@ -26,6 +26,8 @@ from hbpcompiler.rule.registry import AnyRule
 SAMPLES, FEW, MANY_NUMBERS = 64, 4, 1_000_000
 """Of the stand-in batch; FEW where a value has so many numbers. 1e-8 added to a mask's sum, or a limit of 1 below it,
 does not count beside so many samples."""
+LABELS = (2, 3, 5)
+"""How many labels the stand-ins have, as few as possible: no loss need take more."""
 NEAR = 0.1
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError)
 
@@ -41,11 +43,21 @@ def growths(graph: Graph, rules: Mapping[str, AnyRule], slopes: Slopes) -> dict[
     own = {operation.name: 1.0 if _summed(operation, rules, graph) else 0.0 for operation in reductions}
     if not dependent & {operation.name for operation in (*reductions, *tail)}:
         return dict(own)
+    found: dict[str, float | None] = dict.fromkeys(own)
+    for labels in LABELS:  # of so many a mask may pick none
+        if None in found.values():
+            found = _measured(graph, slopes, own, dependent, labels) or found
+    return found
+
+
+def _measured(graph: Graph, slopes: Slopes, own: Mapping[str, float], dependent: AbstractSet[str], labels: int,
+              ) -> dict[str, float | None] | None:
+    """On stand-ins with so many labels; None where the loss's operations do not take them."""
     found: dict[str, float | None] = {}
     try:
-        once, twice = (_Laid(graph, times).parts(slopes) for times in (1, 2))
+        once, twice = (_Laid(graph, times, labels).parts(slopes) for times in (1, 2))
     except FAILURES:
-        return dict.fromkeys(own)
+        return None
     for name, (multiple, value) in once.items():
         growth = _power(multiple, twice[name][0])
         known = name not in dependent or float(value) == 0  # stand-ins that make no loss at all say nothing
@@ -99,6 +111,7 @@ class _Laid:
 
     graph: Graph
     times: int
+    labels: int = 2
 
     def __post_init__(self) -> None:
         largest = max(math.prod(map(int, self._shape(value, 1))) for value in self.graph.values())
@@ -140,11 +153,11 @@ class _Laid:
         return result.reshape(self._shape(operation.output, self.batch))
 
     def _stand_in(self, value: Value) -> Tensor:
-        """Numbers between 0 and 1, labels 0 and 1: the same for each value at each number of times."""
+        """Numbers between 0 and 1, or labels: the same for each value at each number of times."""
         generator = torch.Generator().manual_seed(len(value.name) + sum(map(ord, value.name)))
         shape = self._shape(value, self.samples)
         drawn = torch.rand(shape, generator=generator, device="cpu") * 0.6 + 0.2 if value.floating else \
-            torch.randint(2, shape, generator=generator, device="cpu")
+            torch.randint(self.labels, shape, generator=generator, device="cpu")
         for axis, length in enumerate(value.shape):
             if N in getattr(length, "free_symbols", ()):
                 return torch.cat([drawn] * self.times, axis).to(value.dtype)

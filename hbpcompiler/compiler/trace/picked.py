@@ -25,11 +25,13 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, names_of
-from hbpcompiler.compiler.trace.places import Count, Places, column_of, mask_of
+from hbpcompiler.compiler.trace.places import Count, InOrder, Places, column_of, mask_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.rules.shared.torch_operations import (
     ARITHMETIC,
+    CAST,
     FLATTENS,
+    IN_ORDER,
     LAST_AXES,
     MOVE_AXIS,
     OF_LABELS,
@@ -100,8 +102,10 @@ class _Walk:
         called: Any = node.target
         arguments: Any = node.args
         reads = [self.values[read] for read in node.all_input_nodes]
-        if _makes_unknown_length(node):
-            return Places(self._plain(arguments[0])) if called in TRUE_PLACES else self._picked(given_to(node))
+        if _makes_unknown_length(node) and called in TRUE_PLACES:
+            return Places(self._plain(arguments[0]))
+        if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
+            return picked
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
@@ -115,22 +119,38 @@ class _Walk:
         if not isinstance(called, torch._ops.OpOverload) or any(read is None for read in reads):
             raise NotWholeError
         rows = [read for read in reads if isinstance(read, Rows)]
-        if len({self.writer.numbers[each.picked_by] for each in rows}) > 1:
-            raise NotWholeError
+        self._check_one_mask(rows)
         return self._of_rows(node, called) if rows else self._of_counts(node, called)
 
     # -- where rows come from, and how many there are ----------------------------------------------------------------
 
-    def _mask(self, chosen: Any) -> Node:
-        """The mask by which an index, or a list of one for each axis, chooses."""
+    def _parts(self, chosen: Any) -> list[Any]:
+        """What stands for an index, or for each of a list of some."""
         parts = [*chosen] if isinstance(chosen, list | tuple) else [chosen]
-        found = [self.values.get(part) if isinstance(part, Node) else None for part in parts]
-        return mask_of(found, self.writer.numbers)
+        return [self.values.get(part) if isinstance(part, Node) else None for part in parts]
 
-    def _picked(self, given: Mapping[str, Any]) -> Rows:
+    def _picked(self, given: Mapping[str, Any]) -> Rows | None:
+        """values[mask], rows[truth], values[mask, classes], rows[in order, classes]; None: each row picks by itself."""
+        found, values = self._parts(chosen_by(given)), self.values.get(given["self"])
         if given.get("dim", 0) != 0:
             raise NotWholeError
-        return self.writer.picked(self._plain(given["self"]), self._mask(chosen_by(given)))
+        if not isinstance(found[-1], Rows):
+            return self.writer.picked(self._plain(given["self"]), mask_of(found, self.writer.numbers))
+        if len(found) == 1 and not isinstance(values, Rows):
+            return None
+        if len(found) == 1 and isinstance(values, Rows) and found[0].is_truth:
+            self._check_one_mask([values, found[0]])
+            return self.writer.picked_again(values, found[0])
+        rows = values if isinstance(values, Rows) else self.writer.picked(
+            self._plain(given["self"]), mask_of(found[:-1], self.writer.numbers))
+        if isinstance(values, Rows) and (len(found) != 2 or not isinstance(found[0], InOrder)):
+            raise NotWholeError
+        self._check_one_mask([rows, found[-1]])
+        return self.writer.of_classes(rows, found[-1])
+
+    def _check_one_mask(self, rows: Sequence[Rows]) -> None:
+        if len({self.writer.numbers[each.picked_by] for each in rows}) > 1:
+            raise NotWholeError
 
     def _number_of(self, node: Node, reads: Sequence[Any]) -> Count | None:
         """A length, or a number made of lengths; None: a condition on them."""
@@ -144,6 +164,8 @@ class _Walk:
                 if called in (operator.sub, operator.truediv):
                     return None
                 parts.reverse()
+            if called is operator.truediv:  # as Python's floats have it
+                parts[0] = self.writer.call(CAST, parts[0], dtype=torch.float64)
             return Count(self.writer.call(ARITHMETIC[called], *parts))
         return None
 
@@ -151,8 +173,13 @@ class _Walk:
         found = self.values[part] if isinstance(part, Node) else part
         return found.number if isinstance(found, Count) else found
 
-    def _of_counts(self, node: Node, called: Any) -> Node:
+    def _of_counts(self, node: Node, called: Any) -> Node | InOrder:
         """Of tensors and of how many rows there are."""
+        if called in IN_ORDER:
+            lengths = [self.values[part] for part in node.args if isinstance(part, Node)]
+            others = [part for part in node.args if not isinstance(part, Node)]
+            if len(lengths) == 1 and lengths[0].is_length and others in ([], [0], [0, 1]):
+                return InOrder()
         if torch.Tag.pointwise not in called.tags:
             raise NotWholeError
         arguments, named = pytree.tree_map_only(Node, self._number, (node.args, dict(node.kwargs)))
@@ -169,8 +196,13 @@ class _Walk:
                 everything = len(along) == 1 + len(whole.beside) and not given.get("keepdim")
                 keep = given.get("keepdim", False)
                 return self.writer.total(whole, SUMS[called], None if everything else along, keep)
-        if called in FLATTENS and isinstance(whole, Rows) and len(shape_of(node)) == 1:
-            return self.writer.elements(whole)
+        if called in FLATTENS and isinstance(whole, Rows):
+            before, after = shape_of(given["self"]), shape_of(node)
+            if str(before) == str(after):
+                return whole
+            axes = len(before) - len(after)
+            if str(before[0]) != str(after[0]) and axes > 0 and after[1:] == before[1 + axes:]:
+                return self.writer.joined(whole, axes)
         if called in OF_LABELS:
             labels = self.values.get(given["target"])
             if isinstance(labels, Rows) and not is_real(labels):
@@ -225,7 +257,7 @@ class _Walk:
         value = found[item]
         if isinstance(value, Rows):
             return value.whole
-        if isinstance(value, Places):
+        if isinstance(value, Places | InOrder):
             raise NotWholeError
         return value.number if isinstance(value, Count) else value
 
@@ -253,7 +285,7 @@ class _Walk:
         """Rows back in their places."""
         source = given.get("values", given.get("source"))
         rows = self.values.get(source) if isinstance(source, Node) else None
-        base, mask = self._plain(given["self"]), self._mask(chosen_by(given))
+        base, mask = self._plain(given["self"]), mask_of(self._parts(chosen_by(given)), self.writer.numbers)
         if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1:
             raise NotWholeError
         whole = self.writer.as_picked(rows)

@@ -30,6 +30,11 @@ class Count:
     is_length: bool = False
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """0, 1, 2, ..., as many as there are rows."""
+
+
 def column_of(table: Places, node: Node) -> Places:
     """What an operation on the table is: one of its columns, or the only one in any form. Raises NotWholeError."""
     axes = len(shape_of(table.mask))

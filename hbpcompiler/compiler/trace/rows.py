@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,15 +16,21 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.by_name import in_order
 from hbpcompiler.rules.shared.torch_operations import (
+    AT_LEAST,
+    BOTH,
+    CLASS,
+    COLUMN,
     EXPAND,
     FLATTEN,
     LONGER,
+    MOST,
     PRODUCT,
     RATIO,
     SIZE,
     SUM,
     SUM_ALONG,
     VIEW,
+    WHERE,
     WHERE_OR_NUMBER,
 )
 
@@ -51,6 +57,11 @@ class Rows:
     def lead(self) -> int:
         """How many axes the mask has."""
         return len(shape_of(self.mask))
+
+    @property
+    def is_truth(self) -> bool:
+        """Whether each row is one truth value."""
+        return self.whole.meta["val"].dtype is torch.bool and not self.beside
 
     @property
     def beside(self) -> tuple[Any, ...]:
@@ -141,9 +152,17 @@ class Writer:
         if not are_alike(shape_of(values)[: len(shape_of(mask))], shape_of(mask)):
             raise NotWholeError
         rows = Rows(values, mask, mask, values)
-        dtype = values.meta["val"].dtype
-        fill = HARMLESS if dtype.is_floating_point or dtype.is_complex else 0
-        return Rows(self.put_elsewhere(rows, fill, once=True), mask, mask, values)
+        return Rows(self._harmless(rows), mask, mask, values)
+
+    def _harmless(self, rows: Rows) -> Node:
+        """Of whole numbers the largest one that is picked, or one: they may be indices, or what somebody divides by."""
+        dtype = rows.whole.meta["val"].dtype
+        if dtype is torch.bool:
+            return self.put_elsewhere(rows, False, once=True)
+        if is_real(rows):
+            return self.put_elsewhere(rows, HARMLESS, once=True)
+        most = self.once(AT_LEAST, self.once(MOST, self.put_elsewhere(rows, 0, once=True)), 1)
+        return self.once(WHERE, self.beside(rows), rows.whole, most)
 
     def put_elsewhere(self, rows: Rows, number: float, once: bool = False) -> Node:
         """All rows, with this number where nothing is picked."""
@@ -159,13 +178,33 @@ class Writer:
         return Rows(self.once(FLATTEN, rows.whole, 0, last), self.once(FLATTEN, rows.mask, 0, last), rows.picked_by,
                     given)
 
-    def elements(self, rows: Rows) -> Rows:
-        """[u * z]: the rows' elements."""
-        mask = rows.mask
-        if rows.beside:
-            sizes = [self.once(SIZE, rows.whole, axis) for axis in range(rows.lead)]
-            mask = self.once(EXPAND, self.beside(rows), [*sizes, *rows.beside])
-        return Rows(rows.whole, mask, mask)
+    def joined(self, rows: Rows, axes: int) -> Rows:
+        """[u * a, *z] of rows [u, *a, *z]: so many axes of a row are rows of their own."""
+        lengths, whole, mask = rows.beside[:axes], rows.whole, rows.mask
+        if set(lengths) <= {1}:
+            for _ in lengths:
+                whole = self.call(COLUMN, whole, rows.lead, 0)
+            return replace(rows, whole=whole, given=None)
+        sizes = [self.once(SIZE, mask, axis) for axis in range(rows.lead)]
+        for _ in lengths:
+            mask = self.once(LONGER, mask, -1)
+        mask = self.once(EXPAND, mask, [*sizes, *lengths])
+        return Rows(whole, mask, mask, rows.given)
+
+    def picked_again(self, rows: Rows, chosen: Rows) -> Rows:
+        """rows[chosen], of truth values for the same rows."""
+        if rows.lead != chosen.lead:
+            rows, chosen = self.flattened(rows), self.flattened(chosen)
+        return self.picked(rows.whole, self.once(BOTH, rows.mask, chosen.whole))
+
+    def of_classes(self, rows: Rows, classes: Rows) -> Rows:
+        """[u]: of each row [C] the number of its class."""
+        if rows.lead != classes.lead:
+            rows, classes = self.flattened(rows), self.flattened(classes)
+        if len(rows.beside) != 1 or classes.beside:
+            raise NotWholeError
+        found = self.call(CLASS, rows.whole, rows.lead, self.call(LONGER, classes.whole, -1))
+        return replace(rows, whole=self.call(COLUMN, found, -1, 0), given=None)
 
     def as_picked(self, rows: Rows) -> Node:
         """All rows with the axes of the mask by which they were picked."""
