@@ -13,7 +13,7 @@ from hbpcompiler.rule.structure import Selection
 
 Wrap = Callable[[Callable[..., Any], str], Callable[..., Any]]
 """(a function, what it is called: "jac_t of 'self'") -> the one that stands for it."""
-R = TypeVar("R", Rule, LossRule)
+R = TypeVar("R", bound=Rule | LossRule)
 PARTS: Mapping[type, tuple[str, ...]] = {
     Diagonal: ("diagonal",),
     Factor: ("count", "factor", "some", "drawn"),
@@ -45,7 +45,8 @@ def _wrapped(value: Any, name: str, wrap: Wrap) -> Any:
     if type(value) in PARTS:
         own = {part: getattr(value, part) for part in PARTS[type(value)]}
         return replace(value, **{part: _wrapped(function, f"{part} of {name}", wrap)
-                                 for part, function in own.items() if function is not None})
+                                 for part, function in own.items()
+                                 if function is not None and function is not getattr(type(value), part, None)})
     if not callable(value) or isinstance(value, type):
         return value
     outer = wrap(value, name)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
 from hbpcompiler.rule.functions import R
-from hbpcompiler.rule.registry import strange_arguments
+from hbpcompiler.rule.rule_files import strange_arguments
+from hbpcompiler.rule.unchanged import changing_nothing
 from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
@@ -23,7 +24,6 @@ from hbpcompiler.testing.extremes import check_extremes
 from hbpcompiler.testing.parameters import check_parameter
 from hbpcompiler.testing.setting import SAMPLES, Setting
 from hbpcompiler.testing.structure import check_structure, check_window
-from hbpcompiler.testing.unchanged import changing_nothing
 
 COLUMNS = 2
 SLOPES = {"increasing": 1, "decreasing": -1}
@@ -55,7 +55,7 @@ def _forward(given: R, operation: str, case: Case) -> tuple[R, Setting, Op, str]
     """The rule, watched; one case's arguments, its operation with the value compared, its name in a failure."""
     seed_cpu(0)
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
-    rule = changing_nothing(given, where)
+    rule = changing_nothing(given, where, AssertionError)
     setting = Setting(rule, operation, case)
     op = setting.op()
     assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from hbpcompiler.rule import Op
 from hbpcompiler.rule.functions import R, with_functions
+from hbpcompiler.rule.op import Op
 
 
-def changing_nothing(rule: R, where: str) -> R:
-    """The same rule; AssertionError where one of its functions changes one of its arguments in place."""
+def changing_nothing(rule: R, where: str, failure: type[Exception]) -> R:
+    """The same rule; a failure where one of its functions changes one of its arguments in place."""
 
     def wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @wraps(function)
@@ -30,9 +30,9 @@ def changing_nothing(rule: R, where: str) -> R:
             result = function(*(item.telling(lambda slot, value: note(f"op.{slot}", value))
                                 if isinstance(item, Op) else item for item in given), **named)
             changed = next((slot for slot, tensor, version in seen if tensor._version != version), None)
-            assert changed is None, (
-                f"{where}: {name} changes {changed} in place, which others read too; make a new tensor, as "
-                "columns * 2 does where columns.mul_(2) changes them")
+            if changed is not None:
+                raise failure(f"{where}: {name} changes {changed} in place, which others read too; make a new tensor, "
+                              "as columns * 2 does where columns.mul_(2) changes them")
             return result
 
         return watched
