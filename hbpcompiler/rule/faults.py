@@ -32,7 +32,8 @@ MADE = ("make tensors of those that are given: op.self.new_ones(...), op.self.ne
 ADVICE: Mapping[str, str] = {
     "symbolically traced": TRACED, "Proxy object cannot be": TRACED, "symbolic tracing": TRACED,
     "item assignment": "write torch.where, torch.cat or torch.nn.functional.pad in place of r[...] = c",
-    "device meta": MADE, "same device": MADE, "must be tuple of ints": MADE, "positional argument but": MADE,
+    "device meta": MADE, "same device": MADE, "must be tuple of ints": MADE,
+    **{f"{name}() takes": MADE for name in ("ones", "zeros", "empty", "full", "arange", "eye", "linspace")},
     "has no constants of several numbers": MADE,
     "meta tensors": f"no number can be read off a tensor: {TRACED}",
 }
