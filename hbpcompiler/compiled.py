@@ -289,7 +289,8 @@ def compile(  # the public name is the design's
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
                             curvature_dtype, limits, verify, joint_bias, groups, clipping, dynamic)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
-             "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune, "rules": rules,
+             "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune,
+             "rules": None if rules is None else [Path(path).resolve() for path in rules],
              "limits": limits, "verify": verify, "joint_bias": joint_bias,
              "groups": groups, "clipping": clipping, "dynamic": dynamic}
     options = replace(options, chosen=options.chosen.of(dict(model.named_parameters(remove_duplicate=False))))

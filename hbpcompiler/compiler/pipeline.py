@@ -64,6 +64,7 @@ from hbpcompiler.errors import HbpError, InputError, NothingChosenError, OptionE
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, RESIDUAL, RESIDUAL_MC, Closing, Closings
+from hbpcompiler.rule.faults import rules_named
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.version import __version__
 
@@ -107,6 +108,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
                  proven={True, False} if options.verify is False else set(), reused=traced.reused)
 
 
+@rules_named()
 def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: Options, seconds: Seconds,
                answers: Answers | None, shelf: Shelf | None) -> Traced:
     """The model's trace for a batch, in pieces that there are rules for; from the shelf, if it lies there."""
@@ -131,6 +133,7 @@ def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, opti
     return traced
 
 
+@rules_named()
 def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options,
              seconds: Seconds, brought: Brought) -> tuple[Matched, list[LossCheck], Draft, frozenset[str]]:
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
@@ -164,6 +167,7 @@ def closings_for(options: Options) -> frozenset[Closing]:
     return Closings(options.quantities, options.chosen, partial(schemes.kept, options.curvature))
 
 
+@rules_named()
 def matched_for(traced: Traced, options: Options, as_values: frozenset[str], limits: Limits) -> Matched:
     """A traced model, matched."""
     matched = match(traced, options.registry, closings_for(options), as_values, naming.value_names, limits,
@@ -207,6 +211,7 @@ class Drafting:
         with self.seconds.stage("emit"):
             return self._emitted(program, planned, resources, decisions)
 
+    @rules_named()
     def program(self, resources: Resources) -> tuple[Program, Plan]:
         """Planned, derived and optimised."""
         planned = self.planned(resources)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from hbpcompiler.rule.fields import check_functions, what_is_wrong
 from hbpcompiler.rule.op import Op
 
 
@@ -49,6 +50,13 @@ class Contraction:
     linear: ClassVar[bool] = True
     """Whether the operand is a linear function of the operation's one input, if its structure is CONSTANT; else it is
     none: so the compiler makes some of its own (see `joint`), and no rule does."""
+
+    def __post_init__(self) -> None:
+        wrong = what_is_wrong(self.equation, self.operand is not None)
+        if wrong is not None:
+            raise ValueError(wrong)
+        kind = f"Contraction(\"{self.equation}\")"
+        check_functions(kind, self, ["columns"], ["operand", "kernel", "product", "index"])
 
     @property
     def letters(self) -> tuple[str, str, str]:

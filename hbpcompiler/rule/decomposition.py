@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hbpcompiler.rule.case import Case
+from hbpcompiler.rule.fields import check_cases, check_functions, check_operations
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,9 @@ class Decomposition:
     curved: Callable[..., Any] | None = None
     """What stands for `function` where that has the right first derivatives alone: where curvature inside the model is
     asked for, or the operation is part of a loss."""
+
+    def __post_init__(self) -> None:
+        check_operations("Decomposition", self.operations)
+        kind = f"decomposition of {', '.join(self.operations)}"
+        check_functions(kind, self, ["function"], ["curved"])
+        check_cases(kind, self.cases, Case)

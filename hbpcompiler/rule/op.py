@@ -112,6 +112,16 @@ class Op:
             shapes = {**shapes, name: ()}
         return self._again(lambda other: tensor if other == name else self._tensors(other), shapes, batched)
 
+    def telling(self, note: Callable[[str, Any], None]) -> Op:
+        """The same operation; `note(name, tensor or list of tensors)` learns what is read."""
+
+        def tensors(name: str) -> Any:
+            found = self._tensors(name)
+            note(name, found)
+            return found
+
+        return self._again(tensors, self._shapes, self._batched)
+
     def bound_again(self, read: Callable[[Any, bool], Any]) -> Op:
         """The same operation, its tensors passed through `read(tensor, has a sample axis)` when they are first used.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hbpcompiler.rule.fields import check_functions
 from hbpcompiler.rule.op import Op
 
 
@@ -29,6 +30,9 @@ class Diagonal:
     """
 
     diagonal: Callable[..., Tensor]
+
+    def __post_init__(self) -> None:
+        check_functions("Diagonal", self, ["diagonal"])
 
 
 Noise = Callable[..., Tensor]
@@ -54,6 +58,9 @@ class Factor:
     columns: M sums of those with sigma = +1, each times a random sign, and then M sums of those with sigma = -1. Both
     are linear in the noise, so that their second moments are those columns' own; the columns themselves are not made,
     and may be others than `factor`'s. One of +1 may share its sign with one of -1: only sums of a kind are squared."""
+
+    def __post_init__(self) -> None:
+        check_functions("Factor", self, ["count", "factor"], ["some", "drawn"])
 
 
 Residual = Zero | Diagonal | Factor

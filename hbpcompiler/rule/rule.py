@@ -12,6 +12,14 @@ from torch import Tensor
 
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.fields import (
+    check_by_argument,
+    check_cases,
+    check_functions,
+    check_kind,
+    check_module,
+    check_operations,
+)
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, first_tensor
 from hbpcompiler.rule.residual import Diagonal, Factor, Residual, Zero
@@ -82,11 +90,17 @@ class Rule:
     cases: Sequence[Case] = ()
 
     def __post_init__(self) -> None:
-        if not (callable(self.residual) or isinstance(self.residual, Zero | Diagonal | Factor)):
-            raise TypeError(f"rule for {self.operations}: residual must be ZERO, Diagonal(...) or Factor(...)")
+        kind = _check_common("Rule", self)
+        check_by_argument(kind, self, ["jac_t", "backward"])
+        check_functions(kind, self, ["params", "window", "without_samples"], ["derivative", "expression"])
+        if not callable(self.structure):
+            check_kind(kind, "structure", self.structure, Structure | Selection,
+                       "one of Structure, a Selection, or a function of op")
+        check_kind(kind, "layout", self.layout, Layout | None, "one of Layout, or None")
+        check_kind(kind, "idle_if_empty", self.idle_if_empty, tuple, "a tuple of names")
+        check_kind(kind, "merged", self.merged, bool, "True or False")
         if not callable(self.structure) and (self.structure is Structure.ELEMENTWISE) != (self.derivative is not None):
             raise TypeError(f"rule for {self.operations}: structure ELEMENTWISE and `derivative` go together")
-        _check_order(self.operations, self.order)
         if not self.jac_t and self.derivative is not None:
             name = first_tensor(self.operations[0])
             if name is None:
@@ -123,6 +137,19 @@ def elementwise_jac_t(derivative: Callable[[Op], Tensor]) -> JacT:
         return columns * derivative(op).unsqueeze(1)
 
     return jac_t
+
+
+def _check_common(kind: str, rule: Any) -> str:
+    """The fields that rules and rules of losses have; how the rule is called in errors."""
+    check_operations(kind, rule.operations)
+    kind = f"rule for {', '.join(rule.operations)}"
+    if not callable(rule.residual):
+        check_kind(kind, "residual", rule.residual, Zero | Diagonal | Factor,
+                   "ZERO, PIECES, Diagonal(...) or Factor(...), or a function of op that returns one")
+    check_functions(kind, rule, ["refuse"], ["forward"])
+    check_cases(kind, rule.cases, Case)
+    _check_order(rule.operations, rule.order)
+    return kind
 
 
 def _check_order(operations: Sequence[str], order: tuple[str, ...]) -> None:
@@ -163,7 +190,12 @@ class LossRule:
     cases: Sequence[Case] = ()
 
     def __post_init__(self) -> None:
-        _check_order(self.operations, self.order)
+        kind = _check_common("LossRule", self)
+        if isinstance(self.reduction, str):
+            raise TypeError(f"{kind}: reduction must be a function of op, lambda op: {self.reduction!r}")
+        check_functions(kind, self, ["gradient", "reduction", "check"], ["each", "sample", "terms"])
+        if self.positions not in (None, 1, 2):
+            raise TypeError(f"{kind}: positions must be 1, 2 or None, not {self.positions!r}")
 
     @property
     def input(self) -> str:
@@ -188,3 +220,7 @@ class ModuleRule:
     these arguments."""
     refuse: Callable[[Any], str | None] = lambda module: None
     """why this very module cannot be, and what to do about it; None if it can."""
+
+    def __post_init__(self) -> None:
+        check_module(self.module)
+        check_functions(f"ModuleRule of {self.module.__name__}", self, ["forward", "refuse"])

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
-from hbpcompiler.rule.registry import strange_arguments
+from hbpcompiler.rule.functions import R
+from hbpcompiler.rule.rule_files import strange_arguments
+from hbpcompiler.rule.unchanged import changing_nothing
 from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
@@ -49,20 +51,21 @@ def check_rule(rule: Rule | LossRule) -> None:
                     check_extremes(rule, operation, case)
 
 
-def _forward(rule: Rule | LossRule, operation: str, case: Case) -> tuple[Setting, Op, str]:
-    """One case's arguments, its operation with the value compared, and what it is called in a failure."""
+def _forward(given: R, operation: str, case: Case) -> tuple[R, Setting, Op, str]:
+    """The rule, watched; one case's arguments, its operation with the value compared, its name in a failure."""
     seed_cpu(0)
+    where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
+    rule = changing_nothing(given, where, AssertionError)
     setting = Setting(rule, operation, case)
     op = setting.op()
-    where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
     assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
     close(op.output, setting.reference(), f"{where}: forward")
-    return setting, op, where
+    return rule, setting, op, where
 
 
 def check_case(rule: Rule, operation: str, case: Case) -> None:
     """One case of an operation's rule."""
-    setting, op, where = _forward(rule, operation, case)
+    rule, setting, op, where = _forward(rule, operation, case)
     columns = torch.randn(SAMPLES, COLUMNS, *op.shape("output"), dtype=torch.float64)
     for name, i in setting.inputs(setting.active()):
         _check_input(rule, setting, op, name, i, columns, where)
@@ -170,7 +173,7 @@ def _check_terms(rule: LossRule, setting: Setting, op: Op, where: str) -> None:
 
 def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     """One case of a loss: value, per-sample gradient, terms, Hessian and the sampled Hessian's expectation."""
-    setting, op, where = _forward(rule, operation, case)
+    rule, setting, op, where = _forward(rule, operation, case)
     if "target" in case.shapes:
         assert rule.check(op, setting.arguments["target"]) is None, f"{where}: the rule rejects its own case's target"
     scale = SAMPLES if rule.reduction(op) == "mean" else 1

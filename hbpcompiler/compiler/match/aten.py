@@ -77,7 +77,8 @@ def decompositions(missing: Sequence[Operation], registry: Registry, curved: boo
     """How these operations are taken apart, by overload."""
     table = {}
     for operation in missing:
-        if not (operation.target.startswith("aten.") or is_own(operation)):
+        known = registry.decomposition(operation.target, operation.overload) is not None
+        if not (operation.target.startswith("aten.") or is_own(operation) or known):
             continue
         overload = overload_of(operation)
         if (made := decomposition(overload, registry, curved)) is not None:

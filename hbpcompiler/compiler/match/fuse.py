@@ -47,7 +47,7 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule],
         name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
         whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
         inner = [operation for operation in operations if operation in region]
-        joined = elementwise("fused", expression, forward=_forward(inner, source, rules, active))
+        joined = elementwise("hbpcompiler.fused", expression, forward=_forward(inner, source, rules, active))
         if _loses_edge(expression, joined, whole, active):
             continue
         fused = {name: rule for name, rule in fused.items() if name not in {own.name for own in region}}

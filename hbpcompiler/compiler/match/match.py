@@ -44,6 +44,7 @@ from hbpcompiler.compiler.match.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples_first import samples_first
 from hbpcompiler.compiler.match.shown_end import with_shown_end
 from hbpcompiler.compiler.match.tied_values import uses_as_values
+from hbpcompiler.compiler.match.tried_out import refuse_misfits
 from hbpcompiler.compiler.match.unknown_lengths import refuse_unknown_lengths
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
@@ -52,6 +53,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import Closing
 from hbpcompiler.rule import LossRule, Pieces
 from hbpcompiler.rule.derived import DerivedRule
+from hbpcompiler.rule.faults import is_noted
 from hbpcompiler.rule.registry import AnyRule, Registry
 
 WITHOUT_PYTHON = "TorchScript cannot run torch.func; the backend 'python' can"
@@ -105,7 +107,9 @@ def _decomposed(traced: Traced, table: Mapping[Any, Any]) -> Traced | None:
     try:
         found = traced.decomposed(table)
         _ = found.graph
-    except (ModelError, RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError, IndexError):
+    except (ModelError, RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+        if is_noted(error):
+            raise
         return None
     return found
 
@@ -121,6 +125,7 @@ def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_v
     """
     deriving = Deriving(registry, Examples(traced.batch, traced.state), limits.derived_columns) if derive else None
     graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings), deriving)
+    refuse_misfits(graph, rules, registry, closings)
     graph, rules = fuse(graph, rules, limits.fused_operations)
     return Matched(graph, rules, graph.active, ending_of(graph, rules), names(graph))
 

@@ -13,7 +13,8 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from hbpcompiler.arguments import Sizes
 from hbpcompiler.compiler.program import meta
@@ -37,6 +38,14 @@ class _Tracer(fx.proxy.TracerBase):
         node.meta["block"], node.meta["step"] = self.block, self.step
         meta.set_subject(node, self.subject)
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        """A tensor that a rule made of numbers is written as a number; one of several is not ours to place."""
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        if a.dim():
+            raise TypeError(f"generated code has no constants of several numbers, such as one of shape {list(a.shape)}")
+        return self.create_node("call_function", torch.tensor, (a.item(),), {"dtype": a.dtype})
 
 
 class Writer:

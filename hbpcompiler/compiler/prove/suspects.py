@@ -39,7 +39,8 @@ IN_OPERATIONS = "write what it does to the derivative as operations: for a facto
 def suspects(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, matched: Matched,
              registry: Registry) -> list[str]:
     """A sentence for each, with its place and what to write instead. Runs the model's forward once more."""
-    found = [*hooks(model, loss), *_ended(matched), *_rules_of_others(matched, registry)]
+    found = [*hooks(model, loss), *_ended(matched), *_rules_of_others(matched, registry),
+             *_module_rules_of_others(model, registry)]
     watcher = _Watcher(model)
     with warnings.catch_warnings(), unchanged(model, loss), drawing(draws), ordinary_mode():
         warnings.simplefilter("ignore")
@@ -104,6 +105,23 @@ def _rules_of_others(matched: Matched, registry: Registry) -> list[str]:
         if file is not None:
             place = f"the rule for {operation.target} in {file}, used in {operation.source}"
             found.setdefault(operation.target, f"{place}: hbpcompiler.testing.check_rule compares it with autograd")
+        whole = operation.source.whole
+        file = registry.file_of_others(whole, "") if registry.decomposition(whole, "") is not None else None
+        if file is not None:
+            found.setdefault(whole, f"the decomposition of {whole} in {file}, used in {operation.source}: compare what "
+                                    "its function returns with the operation")
+    return [*found.values()]
+
+
+def _module_rules_of_others(model: nn.Module, registry: Registry) -> list[str]:
+    """Modules that were traced through a rule of the user's."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        file = registry.file_of_module(type(module))
+        if file is not None and "forward" not in module.__dict__:
+            found.setdefault(file + type(module).__name__, (
+                f"the rule for {type(module).__name__} in {file}, through whose forward module {path!r} was traced: "
+                "compare it with the module's own forward"))
     return [*found.values()]
 
 

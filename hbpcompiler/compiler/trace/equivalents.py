@@ -23,23 +23,21 @@ from hbpcompiler.rule import ModuleRule
 
 @contextmanager
 def module_equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleRule]) -> Iterator[None]:
-    """Meanwhile the modules that have a rule run the rule's forward; all that are refused are named at once."""
-    found = [(path, module) for path, module in model.named_modules() if type(module) in rules]
+    """Meanwhile the modules that have a rule run the rule's forward; all that are refused are named at once. A module
+    with a forward of its own, which somebody assigned to it, runs that."""
+    found = [(path, module) for path, module in model.named_modules()
+             if type(module) in rules and "forward" not in module.__dict__]
     findings = [f"module {path!r} ({type(module).__name__}): {reason}" for path, module in found
                 if (reason := rules[type(module)].refuse(module)) is not None]
     if findings:
         raise UnsupportedOpError(listing("The model cannot be compiled:", findings))
-    before = [module.__dict__.get("forward") for _, module in found]
     try:
         for _, module in found:
             module.__dict__["forward"] = MethodType(rules[type(module)].forward, module)
         yield
     finally:
-        for (_, module), own in zip(found, before, strict=True):
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
+        for _, module in found:
+            module.__dict__.pop("forward", None)
 
 
 @contextmanager

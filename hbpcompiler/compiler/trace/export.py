@@ -54,6 +54,7 @@ from hbpcompiler.compiler.trace.values import Answers, told_again
 from hbpcompiler.compiler.trace.written_views import written_elsewhere
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
+from hbpcompiler.rule.faults import is_noted
 
 TRACED_BATCH = 7
 """torch.export specialises a batch of one, and a prime is unlikely to equal another length of the model."""
@@ -132,6 +133,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
+            if is_noted(error):
+                raise
             spaces = [place.space for place in fixing if place.line]
             if spaces and _fixes_size(error):
                 try:
