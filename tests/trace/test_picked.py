@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, in_order
 from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.picked import whole_rows
 from hbpcompiler.compiler.trace.places import Places, column_of, mask_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, are_alike
+from hbpcompiler.compiler.trace.same_masks import SameMasks
 
 aten = torch.ops.aten
 
@@ -127,3 +129,32 @@ def test_shapes_are_alike_but_for_the_batch():
     assert are_alike((3, 2), (3, 2))
     assert not are_alike((3, 2), (3, 4))
     assert not are_alike((3,), (3, 1))
+
+
+def test_nodes_that_compute_the_same():
+    graph, (x, y) = graph_of(torch.ones(3), torch.ones(3))
+    made = [graph.call_function(aten.gt.Scalar, (x, 0)), graph.call_function(aten.gt.Scalar, (x, 0)),
+            graph.call_function(aten.gt.Scalar, (y, 0)), graph.call_function(aten.gt.Scalar, (x, 1)),
+            graph.call_function(aten.rand_like.default, (x,)), graph.call_function(aten.rand_like.default, (x,)),
+            graph.call_function(aten.add_.Tensor, (x, 1)), graph.call_function(aten.gt.Scalar, (x, 0))]
+    alike = AlikeNodes()
+    numbers = [alike.numbers[alike.enter(node)] for node in (x, y, *made)]
+    assert numbers[2] == numbers[3]
+    assert len(set(numbers)) == len(numbers) - 1  # what is drawn, or comes after a write, is like nothing before
+
+
+@pytest.mark.parametrize("between", [lambda o: None, lambda o: o.add_(1)])
+def test_masks_that_are_the_same_pick_as_many(between):
+    def loss(o, y):
+        with SameMasks():
+            z = o * 1
+            first = z[z > 0]
+            between(z)
+            return (first - z[z > 0]).square().sum() + y.sum()
+
+    program = exported(loss, torch.randn(7, 3), torch.zeros(7))
+    whole = whole_rows(program)
+    if between(torch.ones(1)) is None:
+        torch.testing.assert_close(run(whole, torch.randn(7, 3), torch.ones(7)), torch.tensor(7.0))
+    else:
+        assert whole is program

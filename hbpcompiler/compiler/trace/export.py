@@ -41,6 +41,7 @@ from hbpcompiler.compiler.trace.refusals import (
     place_of_error,
     refusals,
 )
+from hbpcompiler.compiler.trace.same_masks import SameMasks
 from hbpcompiler.compiler.trace.shapes import right_shapes
 from hbpcompiler.compiler.trace.sizes import sizes_of
 from hbpcompiler.compiler.trace.source import (
@@ -168,7 +169,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
 def _surroundings(answers: Answers, fixing: list[Fixing]) -> Iterator[None]:
     """What the user's code meets while it is traced."""
     with (told_again(answers, OUTERMOST), symbolic_lengths(), plain_ways(), unchecked_distributions(),
-          refusals(fixing), classes_given(), whole_stacks()):
+          refusals(fixing), classes_given(), whole_stacks(), SameMasks()):
         yield
 
 

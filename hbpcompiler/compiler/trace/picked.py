@@ -89,7 +89,7 @@ class _Walk:
         return outputs  # type: ignore[return-value]
 
     def _copy(self, node: Node) -> Node:
-        return self.writer.entered(self.graph.node_copy(node, self._plain))
+        return self.writer.alike.enter(self.graph.node_copy(node, self._plain))
 
     def _plain(self, read: Any) -> Node:
         """What stands for a node that has nothing to do with a mask's rows."""

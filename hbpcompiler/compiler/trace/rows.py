@@ -14,6 +14,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.by_name import in_order
 from hbpcompiler.rules.shared.torch_operations import (
     AT_LEAST,
@@ -89,16 +90,19 @@ class Writer:
         self.meta: dict[str, Any] = {}
         """Of the operation that is being written anew."""
         self.written: dict[tuple[Any, ...], Node] = {}
-        self.numbers: dict[Node, int] = {}
-        """The same for nodes that compute the same: a mask may be written twice."""
-        self._numbered: dict[Any, int] = {}
+        self.alike = AlikeNodes()
+
+    @property
+    def numbers(self) -> Mapping[Node, int]:
+        """The same for nodes that compute the same."""
+        return self.alike.numbers
 
     def call(self, called: Any, *arguments: Any, **named: Any) -> Node:
         """An operation on nodes of the graph. Raises NotWholeError where torch cannot say its shape."""
         value = self._value(called, arguments, named)
         node = self.graph.call_function(called, arguments, named)
         node.meta = {**self.meta, "val": value}
-        return self.entered(node)
+        return self.alike.enter(node)
 
     def called(self, called: Any, given: Mapping[str, Any]) -> Node:
         """The same with arguments by name."""
@@ -123,16 +127,6 @@ class Writer:
             raise NotWholeError from error
 
     # -- masks -----------------------------------------------------------------------------------------------------
-
-    def entered(self, node: Node) -> Node:
-        """A node of the graph gets its number: that of the node before which computes the same, if there is one."""
-        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        key: Any = node
-        if node.op == "call_function" and not drawn:
-            given = (list(node.args), sorted(node.kwargs.items()))
-            key = str((node.target, pytree.tree_map_only(Node, lambda read: ("node", self.numbers[read]), given)))
-        self.numbers[node] = self._numbered.setdefault(key, len(self._numbered))
-        return node
 
     def count(self, mask: Node) -> Node:
         """How many rows the mask picks."""

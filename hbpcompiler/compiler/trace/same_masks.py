@@ -1,0 +1,58 @@
+"""`o[~y.isnan()] - y[~y.isnan()]`: torch's trace gives the rows of each mask a length of their own, though both masks
+are the same, and then asks whether the lengths are equal. So a mask that has been computed before is that one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.overrides import TorchFunctionMode
+
+from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
+from hbpcompiler.compiler.trace.rows import are_alike
+
+PICK = Tensor.__getitem__
+SELECTS = (Tensor.masked_select, torch.masked_select)
+"""They know no length from before, unlike an index."""
+
+
+class SameMasks(TorchFunctionMode):
+    """Around the user's code while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alike = AlikeNodes()
+        self._entered: Any = None
+        """The graph's last node that has a number."""
+        self._masks: dict[int, Tensor] = {}
+
+    def __torch_function__(self, function: Callable[..., Any], types: Sequence[type], arguments: Any = (),
+                           named: Any = None) -> Any:
+        if function in (PICK, *SELECTS) and len(arguments) == 2 and _is_mask(arguments[1]):
+            values, mask = arguments
+            arguments = (values, self._first(mask))
+            if function in SELECTS and values.dim() == mask.dim() and are_alike(values.shape, mask.shape):
+                function = PICK
+        return function(*arguments, **(named or {}))
+
+    def _first(self, mask: Tensor) -> Tensor:
+        """The first mask that computes the same."""
+        mode = get_proxy_mode()
+        tracer: Any = None if mode is None else mode.tracer
+        slot: Any = None if tracer is None else get_proxy_slot(mask, tracer, None)
+        if slot is None:
+            return mask
+        node = slot.proxy.node
+        after = next(iter(node.graph.nodes)) if self._entered is None else self._entered.next
+        while after.op != "root":
+            self._entered = self._alike.enter(after)
+            after = after.next
+        number = self._alike.numbers.get(node)
+        return mask if number is None else self._masks.setdefault(number, mask)
+
+
+def _is_mask(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.dtype is torch.bool
