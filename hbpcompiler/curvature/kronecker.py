@@ -80,6 +80,15 @@ class Kronecker(Block):
         below_outputs = -self.outputs.eigen.values.min(-1).values.clamp(max=0) * self.pi
         return torch.maximum(below_inputs, below_outputs).square().max().item()
 
+    def obstacle(self, damping: float, split: str, invertible: bool) -> str:
+        if split == EXACT or not 0 < self.needed(split) >= damping:
+            return super().obstacle(damping, split, invertible)
+        factors = {"A": self.inputs.eigen.values, "B": self.outputs.eigen.values}
+        found = [f"{name} has eigenvalues from {values.min().item():.3g} to {values.max().item():.3g}"
+                 for name, values in factors.items() if values.min() < 0]
+        return (f"{self.title} is indefinite, or its factors, which share the damping, are: {' and '.join(found)}; "
+                f"a damping above {self.needed(split):.3g} would do")
+
     def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
         return times(self.B @ vectors, self.A)
 

@@ -310,3 +310,13 @@ def test_a_network_without_anything_said():
         H.solve(result.grad, 0.1)
     found = H.solve({name: result.grad[name] for name in H}, 0.1)
     assert {name: part.shape for name, part in found.items()} == {name: model.get_parameter(name).shape for name in H}
+
+
+def test_a_factor_that_is_indefinite_is_named_though_the_block_is_zero():
+    """B is zero, as of a layer that is dead; the damping is shared by both factors."""
+    inputs, outputs = torch.tensor([4.0, 1, -1]).double(), torch.zeros(2).double()
+    H = hbp.curvature({"w": Factors(inputs.diag(), outputs.diag())}, {"w": (2, 3)})
+    with pytest.raises(hbp.InputError, match=r"A has eigenvalues from -1 to 4; a damping above 1 would do"):
+        H.inverse(0.5, split="pi")
+    H.inverse(0.5, split="exact")
+    H.inverse(1.1, split="pi")
