@@ -117,10 +117,10 @@ def test_explain(folder):
 
 def test_rules_and_those_of_the_users(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('hbptests.mine', x)\n")
+    path.write_text("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('hbptests.unheard_of', x)\n")
     done = hbp_command("rules", "--rules", str(path))
     assert done.exit_code == 0, done.output
-    assert "hbptests.mine" in done.output
+    assert "hbptests.unheard_of" in done.output
     assert "mine.py" in done.output
     line = next(line for line in done.output.splitlines() if "aten.linear " in line)
     for word in ("input", "weight, bias", "zero", "constant", "linear.py"):
