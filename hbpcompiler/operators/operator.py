@@ -111,9 +111,12 @@ class Operator(SymmetricOperator):
         """Raise InputError for NaN in targets that comes through to the loss."""
         passes = self._passes
         for number, batch in enumerate(self._data):
+            if not any(target.is_floating_point() and bool(target.isnan().any()) for target in batch.targets):
+                continue
             with torch.no_grad(), passes.careful(), passes.drawn(number, batch):
-                refuse_nan(batch, lambda place, batch=batch: not bool(  # type: ignore[misc]
-                    passes.run(batch, {}, lambda run: run.loss.isnan())))
+                is_lost = bool(passes.run(batch, {}, lambda run: run.loss.isnan()))
+            if is_lost:
+                refuse_nan(batch)
 
     @property
     def samples(self) -> int:

@@ -50,15 +50,20 @@ def taken_apart(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
 
 
 def _written(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
-    """The same program of another graph."""
     _check_no_autocast(program.graph)
     writer = _Writer(table)
-    outputs = writer.write(program.graph)
+    writer.write(program.graph)
+    return with_graph(program, writer.graph)
+
+
+def with_graph(program: Any, graph: Graph) -> Any:
+    """The same ExportedProgram of another graph, which puts out the same."""
+    outputs: Any = graph.output_node().args[0]
     signature = copy(program.graph_signature)
     signature.output_specs = [replace(spec, arg=TensorArgument(name=node.name))
                               for spec, node in zip(signature.output_specs, outputs, strict=True)]
     found = copy(program)
-    found._graph_module = GraphModule(program.graph_module, writer.graph)
+    found._graph_module = GraphModule(program.graph_module, graph)
     found._graph_signature = signature
     return found
 
@@ -88,8 +93,8 @@ class _Writer:
         self.place, self.last_read = 0, dict[Node, int]()
         """Where in the graph before the copy has come to, and where its nodes are read last."""
 
-    def write(self, before: Graph) -> Any:
-        """Copy all, and return what the copy puts out."""
+    def write(self, before: Graph) -> None:
+        """Copy all."""
         places = {node: place for place, node in enumerate(before.nodes)}
         self.last_read = {node: max(map(places.__getitem__, node.users), default=-1) for node in places}
         for node, self.place in places.items():
@@ -100,7 +105,6 @@ class _Writer:
             else:
                 raise _NeedsAllError
         self.graph.eliminate_dead_code()  # views made anew that a later write makes anew again
-        return self.graph.output_node().args[0]
 
     def _call(self, node: Node, called: Any) -> None:
         if isinstance(called, torch._ops.HigherOrderOperator):

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export.graph_signature import TensorArgument
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, names_of
+from hbpcompiler.compiler.trace.functional import with_graph
 from hbpcompiler.compiler.trace.places import Count, InOrder, Places, column_of, mask_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.rules.shared.torch_operations import (
@@ -51,16 +50,10 @@ def whole_rows(program: Any) -> Any:
         return program
     walk = _Walk()
     try:
-        outputs = walk.write(program.graph)
+        walk.write(program.graph)
     except NotWholeError:
         return program
-    signature = copy(program.graph_signature)
-    signature.output_specs = [replace(spec, arg=TensorArgument(name=node.name))
-                              for spec, node in zip(signature.output_specs, outputs, strict=True)]
-    found = copy(program)
-    found._graph_module = GraphModule(program.graph_module, walk.graph)
-    found._graph_signature = signature
-    return found
+    return with_graph(program, walk.graph)
 
 
 def _makes_unknown_length(node: Node) -> bool:
@@ -79,14 +72,12 @@ class _Walk:
         """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
         condition on lengths, or a number that is no Count."""
 
-    def write(self, before: Graph) -> Sequence[Node]:
-        """Copy all, and return what the copy puts out."""
+    def write(self, before: Graph) -> None:
+        """Copy all."""
         for node in before.nodes:
             self.writer.meta = node.meta
             self.values[node] = self._call(node) if node.op == "call_function" else self._copy(node)
         self.graph.eliminate_dead_code()
-        (outputs,) = self.graph.output_node().args
-        return outputs  # type: ignore[return-value]
 
     def _copy(self, node: Node) -> Node:
         return self.writer.alike.enter(self.graph.node_copy(node, self._plain))
