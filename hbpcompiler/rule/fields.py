@@ -32,7 +32,9 @@ def check_operations(kind: str, operations: Any) -> None:
 def _spelled(name: Any) -> str:
     """How the name may have been meant."""
     text = str(name).replace("::", ".").removeprefix("torch.ops.")
-    return text if re.fullmatch(r"\w+(\.\w+){1,2}", text) else f"mylib.{text}" if text.isidentifier() else "mylib.squash"
+    if re.fullmatch(r"\w+(\.\w+){1,2}", text):
+        return text
+    return f"mylib.{text}" if text.isidentifier() else "mylib.squash"
 
 
 def check_functions(kind: str, owner: Any, required: Sequence[str], optional: Sequence[str] = ()) -> None:
