@@ -79,7 +79,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     check_expression(rule, setting, op, where)
     _check_order(rule, setting, columns, where)
     _check_residual(rule, setting, op, columns[:, 0], where)
-    if case is rule.cases[0]:
+    if rule.cases and case is rule.cases[0]:
         check_larger(rule, operation, case, where)
 
 
