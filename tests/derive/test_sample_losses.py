@@ -78,7 +78,7 @@ def test_an_operand_that_is_not_linear_is_multiplied_where_it_is_made():
     state = backward_pass(MATCHED, planned("kflr"), writer, {}, SAMPLES)
     state.weights = weights
     op = Op({"x": x}, {}, {"x": (4,)})
-    contraction = Contraction("no,ni->noi", operand=lambda op: op.x.square())
+    contraction = Contraction("nko,ni->nkoi", operand=lambda op: op.x.square())
     twice = replace(LINEAR, tensors={"one": LINEAR.tensors["input"], "two": LINEAR.tensors["input"]})
     own, its, _ = stream_of_inputs(state, twice, op.with_tensor("one", x), contraction)
     writer.graph.output(its.operand(own).node)
