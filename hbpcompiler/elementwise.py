@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import sympy
 import torch
@@ -21,32 +21,9 @@ from torch import Tensor
 
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, flat, operand_symbol
+from hbpcompiler.rule.formula import Written, attribute, bound, dy, x, y
 from hbpcompiler.rule.rule import Backward
-from hbpcompiler.rule.symbolic import (
-    Attribute,
-    evaluate,
-    exactly,
-    expm1,
-    normal_cdf,
-    normal_pdf,
-    sigmoid,
-    softplus,
-)
-
-x = Symbol("x", real=True)
-"""The operation's input."""
-y = Symbol("y", real=True)
-"""Its saved output, for derivatives that are written by hand."""
-dy = Symbol("dy", real=True)
-"""Its first derivative, for second derivatives that are written by hand."""
-
-Written: TypeAlias = "Expr | Callable[[Op], Expr | None] | None"
-"""An expression, or a function of op where an attribute chooses between expressions; None: sympy's own."""
-
-
-def attribute(name: str) -> Symbol:
-    """An attribute of the operation (`negative_slope`), replaced by its number at each use."""
-    return Attribute(name, real=True)
+from hbpcompiler.rule.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
 
 
 def elementwise(
@@ -65,11 +42,19 @@ def elementwise(
     defaults to the ATen operation; `backward` is torch's kernel for one cotangent, if it has one that is faster.
     """
 
+    if expression is None and (first is None or second is None):
+        raise TypeError(f"elementwise({operation!r}, None): without a formula both derivatives have to be stated, "
+                        "first= and second=")
+
     def pair(op: Op) -> tuple[Expr, Expr]:
         """(y', y'') of this use."""
         first_written, second_written = bound(op, first), bound(op, second)
         if first_written is None or second_written is None:
-            derived = derivatives(bound(op, expression))
+            formula = bound(op, expression)
+            if formula is None:
+                raise RuleError("at this use there is no formula, so both derivatives have to be stated, first= and "
+                                "second=")
+            derived = derivatives(formula)
             first_written = derived[0] if first_written is None else first_written
             second_written = derived[1] if second_written is None else second_written
         return first_written, second_written
@@ -111,22 +96,6 @@ def settings(*attributes: Mapping[str, Any]) -> list[Case]:
     wide = {"self": lambda shape: 2 * torch.randn(*shape, dtype=torch.float64)}
     shapes = ((4, 3), (2, 2, 3))
     return [Case({"self": shapes[i % 2]}, given, make=wide) for i, given in enumerate(attributes)]
-
-
-def bound(op: Op, written: Written) -> Any:
-    """The expression of this use, attributes replaced by numbers: exactly, as fractions, so that they still cancel.
-
-    One that is known only when the program runs, as the batch's size is, stays a symbol.
-    """
-    if callable(written) and not isinstance(written, sympy.Basic):
-        written = written(op)
-    if written is None:
-        return None
-    expression = sympy.sympify(written)
-    symbols = [symbol for symbol in expression.free_symbols if symbol not in (x, y, dy)]
-    numbers = {symbol: getattr(op, symbol.name) for symbol in symbols}
-    return expression.subs({symbol: exactly(number) for symbol, number in numbers.items()
-                            if isinstance(number, int | float)})
 
 
 @lru_cache(maxsize=512)
@@ -238,7 +207,7 @@ def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
             if symbol in shared and symbol not in values:
                 values[symbol] = value_of(shared[symbol])
             elif symbol not in values:
-                values[symbol] = readers[symbol]() if symbol in readers else getattr(op, symbol.name)
+                values[symbol] = readers[symbol]() if symbol in readers else op.argument(symbol.name)
         return evaluate(expression, values)
 
     return value_of(reduced[which])

@@ -38,7 +38,8 @@ def interpolation(mode: str, axes: int) -> Rule:
 
     def case(size: list[int] | None, factors: list[float] | None, corners: bool = False) -> Case:
         wanted = {"output_size": size and size[:axes], "scale_factors": factors and factors[:axes]}
-        return Case({"input": (2, 3, 2, 4)[: axes + 1]}, {**wanted, "align_corners": corners}, ("input",), "vec")
+        given = {**wanted, "align_corners": corners} if mode == "linear" else wanted
+        return Case({"input": (2, 3, 2, 4)[: axes + 1]}, given, ("input",), "vec")
 
     cases = [case([5, 2, 3], None), case(None, [2.0, 1.5, 0.5])]
     return Rule(

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from sympy import Expr, Piecewise, Symbol
 
+from hbpcompiler.errors import RuleError
+
 
 class Attribute(Symbol):  # type: ignore[misc]  # sympy is untyped; sympy's functions below are lower-case classes
     """Stands for an attribute of an operation, a number: its value is no tensor."""
@@ -76,6 +78,13 @@ def _normal_pdf(value: Any) -> Any:
     return (2 * torch.pi) ** -0.5 * torch.exp(-0.5 * value.square())
 
 
+def _heaviside(value: Any, middle: Any = 0.5) -> Any:
+    """0 below 0, 1 above; `middle` at 0."""
+    if middle in (0, 1):
+        return (value > 0 if middle == 0 else value >= 0).type_as(value)
+    return (value > 0).type_as(value) + middle * (value == 0).type_as(value)
+
+
 TORCH: dict[type, Callable[..., Any]] = {
     sigmoid: torch.sigmoid,
     softplus: _softplus,
@@ -88,6 +97,7 @@ TORCH: dict[type, Callable[..., Any]] = {
     sympy.log: torch.log,
     sympy.Abs: torch.abs,
     sympy.sign: torch.sign,
+    sympy.Heaviside: _heaviside,
     sympy.floor: torch.floor,
     sympy.ceiling: torch.ceil,
     sympy.sin: torch.sin,
@@ -150,7 +160,10 @@ def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
         return reduce(OPERATORS[type(expression)], arguments)
     if type(expression) in TORCH:
         return TORCH[type(expression)](*arguments)
-    raise TypeError(f"no torch function for {type(expression).__name__} in {expression}: add one to symbolic.TORCH")
+    name = type(expression).__name__
+    raise RuleError(f"no torch function is known for {name} in {expression}: state the derivatives in functions that "
+                    "torch has, first= and second=, or write a Rule; where torch has it, say so in the rule file: "
+                    f"hbpcompiler.rule.symbolic.TORCH[sympy.{name}] = torch.special....")
 
 
 def _sum(expression: Expr, values: Mapping[Symbol, Any]) -> Any:

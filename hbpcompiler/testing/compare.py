@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from hbpcompiler.rule import Diagonal, Factor, Op, Residual, Zero
 from hbpcompiler.testing.setting import SAMPLES
 
 
-def close(found: Tensor, expected: Tensor, where: str) -> None:
+def close(found: Any, expected: Tensor, where: str) -> None:
+    assert isinstance(found, Tensor), f"{where}: {found!r}, which is no tensor"
     assert found.shape == expected.shape, f"{where}: shape {tuple(found.shape)}, not {tuple(expected.shape)}"
     assert found.dtype == expected.dtype, f"{where}: dtype {found.dtype}, not {expected.dtype}"
     error = (found - expected).abs().max().item() if found.numel() else 0.0
@@ -44,10 +47,16 @@ def residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tens
         return torch.zeros(SAMPLES, size, size, dtype=torch.float64)
     if isinstance(residual, Diagonal):
         diagonal = residual.diagonal(op, *given)
-        assert diagonal.shape[1:] == torch.Size(op.shape(names[0])), "the diagonal must have its input's shape"
+        wanted = (SAMPLES, *op.shape(names[0]))
+        assert getattr(diagonal, "shape", None) == wanted, (
+            f"{names[0]}: the residual's diagonal must be a tensor of its input's shape, {list(wanted)}")
         return torch.diag_embed(diagonal.reshape(SAMPLES, -1))
-    assert isinstance(residual, Factor)
-    columns, signs = residual.factor(op, *given)
+    assert isinstance(residual, Factor), f"the residual must be ZERO, Diagonal(...) or Factor(...), not {residual!r}"
+    made: Any = residual.factor(op, *given)
+    assert isinstance(made, tuple), "factor must return ({argument: columns}, signs or None)"
+    columns, signs = made
+    missing = [name for name in names if name not in columns]
+    assert not missing, f"factor gives no columns at {', '.join(missing)}; it has {', '.join(columns)}"
     joined = torch.cat([flat(columns[name]) for name in names], dim=-1)
     assert joined.shape[1] == residual.count(op), f"{joined.shape[1]} columns, {residual.count(op)} announced"
     weight = torch.ones(joined.shape[:2], dtype=joined.dtype) if signs is None else signs

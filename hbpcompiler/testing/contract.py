@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
 from hbpcompiler.rule.functions import R
-from hbpcompiler.rule.rule_files import strange_arguments
 from hbpcompiler.rule.unchanged import changing_nothing
 from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
@@ -21,7 +20,9 @@ from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
 from hbpcompiler.testing.expression import check_expression
 from hbpcompiler.testing.extremes import check_extremes
+from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
+from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
 from hbpcompiler.testing.setting import SAMPLES, Setting
 from hbpcompiler.testing.structure import check_structure, check_window
 
@@ -36,9 +37,7 @@ def check_rule(rule: Rule | LossRule) -> None:
     declared structure and window, the order, the expression by which operations are joined, and, for elementwise
     operations, finite and accurate derivatives at +-1e4 and in bfloat16.
     """
-    assert rule.cases, f"rule for {rule.operations} has no cases"
-    strangers = list(strange_arguments(rule)) if isinstance(rule, Rule) else []
-    assert not strangers, "; ".join(strangers)
+    check_preconditions(rule)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
         for operation in rule.operations:
             for case in rule.cases:
@@ -55,7 +54,7 @@ def _forward(given: R, operation: str, case: Case) -> tuple[R, Setting, Op, str]
     """The rule, watched; one case's arguments, its operation with the value compared, its name in a failure."""
     seed_cpu(0)
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
-    rule = changing_nothing(given, where, AssertionError)
+    rule = changing_nothing(saying_where(given, where), where, AssertionError)
     setting = Setting(rule, operation, case)
     op = setting.op()
     assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
@@ -66,6 +65,7 @@ def _forward(given: R, operation: str, case: Case) -> tuple[R, Setting, Op, str]
 def check_case(rule: Rule, operation: str, case: Case) -> None:
     """One case of an operation's rule."""
     rule, setting, op, where = _forward(rule, operation, case)
+    check_way_back(rule, op, where)
     columns = torch.randn(SAMPLES, COLUMNS, *op.shape("output"), dtype=torch.float64)
     for name, i in setting.inputs(setting.active()):
         _check_input(rule, setting, op, name, i, columns, where)
@@ -79,6 +79,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     check_expression(rule, setting, op, where)
     _check_order(rule, setting, columns, where)
     _check_residual(rule, setting, op, columns[:, 0], where)
+    if rule.cases and case is rule.cases[0]:
+        check_larger(rule, operation, case, where)
 
 
 def _check_input(rule: Rule, setting: Setting, op: Op, name: str, i: int | None, columns: Tensor, where: str) -> None:
@@ -120,10 +122,11 @@ def _check_order(rule: Rule, setting: Setting, columns: Tensor, where: str) -> N
 def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, where: str) -> None:
     """The residual against double backward; of a convex operation it is positive where the gradient is, of a
     concave one where that is negative."""
-    active = setting.active()
-    if not active or isinstance(rule.residual_of(op), Pieces):
+    names = setting.active()
+    if not names or isinstance(rule.residual_of(op), Pieces):
         return
-    expected = hessian(setting, active, lambda output, n: (output[n] * gradient[n]).sum())
+    active = [name if i is None else f"{name}.{i}" for name, i in setting.inputs(names)]
+    expected = hessian(setting, names, lambda output, n: (output[n] * gradient[n]).sum())
     found = residual_matrix(rule.residual_of(op), op, active, gradient, expected.shape[-1])
     close(found, expected, f"{where}: residual")
     residual = rule.residual_of(op)

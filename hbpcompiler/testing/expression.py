@@ -69,8 +69,9 @@ def compare(expression: Any, value: Tensor, operation: Callable[[Tensor], Tensor
         gap = ((found - wanted).abs() / (1 + wanted.abs()))[finite]
         what = "value" if order == 0 else f"derivative {order}"
         assert (gap <= rounding).all(), (
-            f"{where}: the expression's {what} is off by {gap.max():.1e}; state it as it is, or none: it counts when "
-            f"operations are joined")
+            f"{where}: the expression's {what} is off by {gap.max():.1e} at {value[finite][gap.argmax()]:.4g}; state "
+            "it as it is, at kinks too (at 0 the slope of sympy.Max(x, 0) is 1/2, of x * sympy.Heaviside(x, 0) 0), "
+            "or none: it counts when operations are joined")
     return int(finite.sum())
 
 

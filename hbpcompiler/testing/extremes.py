@@ -34,6 +34,11 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
                 found.append(residual.diagonal(op, torch.ones_like(op.output)))
             return found
 
+        def around(order: int, rounded: Tensor = rounded, step: float = torch.finfo(dtype).eps / 4) -> Tensor:
+            """What rounding the input alone changes."""
+            near = torch.stack([results(torch.float64, rounded.double() * (1 + i * step))[order] for i in range(-4, 5)])
+            return near.amax(0) - near.amin(0)
+
         for order, (low, high) in enumerate(zip(results(dtype), results(torch.float64), strict=True)):
             where = f"{operation}: derivative {order} in {dtype}"
             assert low.dtype == dtype, f"{where}: became {low.dtype}"
@@ -41,5 +46,7 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
             low, high = torch.where(meant, low, 0), torch.where(meant, high, 0)
             assert torch.isfinite(low).all(), f"{where}: not finite at {rounded.expand_as(low)[~torch.isfinite(low)]}"
             error = (low.double() - high).abs() / (1 + high.abs())
+            if error.max() >= tolerance:  # nothing is said of a rule where the input's rounding does it, at sin(1000.)
+                error = torch.where(2 * around(order) > tolerance * (1 + high.abs()), 0, error)
             place = rounded.expand_as(error).flatten()[error.argmax()]
             assert error.max() < tolerance, f"{where}: off by {error.max():.1e} at {place}"

@@ -19,11 +19,11 @@ class Setting:
     """One case made concrete: random tensors, the reference operation, and the Op that the rule, if any, sees."""
 
     def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, dtype: torch.dtype = torch.float64,
-                 scale: float = 1.0) -> None:
+                 scale: float = 1.0, samples: int = SAMPLES) -> None:
         namespace, name, overload = (*operation.split("."), "")[:3]
         packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
-        self.case, self.rule = case, rule
+        self.case, self.rule, self.samples = case, rule, samples
         self.forward_mode = namespace == "aten"
         """Whether torch may know forward derivatives of it."""
         self.arguments: dict[str, Any] = {}
@@ -42,9 +42,9 @@ class Setting:
                 self.arguments[argument.name] = None
 
     def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
-        lead = (SAMPLES,) if self.batched(name, index) else ()
+        lead = (self.samples,) if self.batched(name, index) else ()
         if f"{name}.{index}" in self.case.numbering:
-            return torch.arange(SAMPLES).view(-1, *[1] * len(shape)).expand(*lead, *shape)
+            return torch.arange(self.samples).view(-1, *[1] * len(shape)).expand(*lead, *shape)
         draw = self.case.make.get(name, _normal)
         value = draw((*lead, *shape))
         return (value * scale).to(dtype) if value.is_floating_point() else value

@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
-from hbpcompiler.rule import Case, Diagonal, Factor, LossRule, Rule, torch
+from hbpcompiler.elementwise import attribute, elementwise, sympy, x
+from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, LossRule, ModuleRule, Op, Rule
+from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_rule
 
@@ -49,3 +53,132 @@ def test_a_loss_that_changes_what_it_is_given():
 
     with pytest.raises(AssertionError, match=r"gradient changes op.target in place"):
         check_rule(replace(rule, gradient=gradient))
+
+
+# -- what is no rule, and cases that do not fit ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "words"), [
+    (ModuleRule(nn.Linear, lambda module, x: x), "check_rule takes a Rule or a LossRule, not ModuleRule"),
+    (Decomposition(["aten.square"], lambda self: self), "check_rule takes a Rule or a LossRule, not Decomposition"),
+    (replace(SQUARE, cases=[]), "has no cases"),
+    (replace(SQUARE, operations=["aten.sqare"]), "torch has no operation aten.sqare"),
+    (replace(SQUARE, cases=[Case({"slf": (4,)})]), "the case speaks of 'slf', and the operation has self"),
+    (replace(SQUARE, cases=[Case({"self": (4,)}, {"alpha": 1.0})]), "the case speaks of 'alpha'"),
+    (Rule(["aten.add.Tensor"], ZERO, jac_t={"self": lambda op, c: c}, cases=[Case({"self": (4,)})]),
+     "the case says nothing of 'other', which has no default"),
+    (replace(SQUARE, jac_t={}, backward={}), "the rule says no way back"),
+    (replace(SQUARE, jac_t={"self": lambda op, c: 0.5}), "jac_t of self: 0.5, which is no tensor"),
+    (replace(SQUARE, jac_t={"self": lambda op, c: c * op.other}), "jac_t of 'self' fails: AttributeError"),
+    (replace(SQUARE, residual=Diagonal(lambda op, g: None)), "diagonal must be a tensor of its input's shape"),
+])
+def test_what_is_wrong_is_said(rule, words):
+    with pytest.raises(AssertionError, match=words):
+        check_rule(rule)
+
+
+@pytest.mark.parametrize(("axis", "words"), [(0, "of 5 samples"), (1, "of 4 columns")])
+def test_a_rule_that_is_wrong_for_more(axis, words):
+    def jac_t(op, columns):
+        right = columns * (2 * op.self).unsqueeze(1)
+        return right if columns.shape[axis] <= (3, 2)[axis] else 2 * right
+
+    with pytest.raises(AssertionError, match=words):
+        check_rule(replace(SQUARE, jac_t={"self": jac_t}, backward={}))
+
+
+# -- formulas --------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("hbptests::bent", mutates_args=())
+def bent(self: torch.Tensor, index: float, single: float) -> torch.Tensor:
+    return index * self + single * self.square()
+
+
+@torch.library.custom_op("hbptests::slow_sine", mutates_args=())
+def slow_sine(self: torch.Tensor) -> torch.Tensor:
+    return (self * 0.1).sin()
+
+
+@torch.library.custom_op("hbptests::above", mutates_args=())
+def above(self: torch.Tensor) -> torch.Tensor:
+    return self.clamp(min=0)
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0])
+    ctx.given = inputs[1:]
+
+
+bent.register_autograd(lambda ctx, g: (g * (ctx.given[0] + 2 * ctx.given[1] * ctx.saved_tensors[0]), None, None),
+                       setup_context=_keep)
+slow_sine.register_autograd(lambda ctx, g: g * 0.1 * (ctx.saved_tensors[0] * 0.1).cos(), setup_context=_keep)
+above.register_autograd(lambda ctx, g: g * (ctx.saved_tensors[0] > 0), setup_context=_keep)
+
+
+@pytest.mark.parametrize("rule", [
+    elementwise("hbptests.bent", attribute("index") * x + attribute("single") * x**2,
+                cases=[Case({"self": (4,)}, {"index": 0.3, "single": 0.7})]),
+    elementwise("hbptests.slow_sine", sympy.sin(x / 10)),
+    elementwise("hbptests.slow_sine", "sin(x / 10)"),
+    elementwise("hbptests.slow_sine", sympy.sin(sympy.Symbol("x") / 10)),
+    elementwise("hbptests.above", x * sympy.Heaviside(x, 0)),
+    elementwise("aten.sigmoid", "sigmoid(x)"),
+], ids=["names that Op has", "rounding", "a text", "another x", "a step", "a function in a text"])
+def test_formulas(rule):
+    check_rule(rule)
+
+
+def test_the_maximum_of_two():
+    values = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    for formula, slope in ((sympy.Max(x, 0), [0, 0.5, 1]), (sympy.Min(x, 0), [1, 0.5, 0])):
+        rule = elementwise("hbptests.above", formula)
+        found = rule.derivative(Op({"self": values}, {}, {"self": ()}))
+        assert torch.equal(found, torch.tensor(slope, dtype=torch.float64))
+        assert rule.residual_of(Op({"self": values}, {}, {"self": ()})) is ZERO
+
+
+@pytest.mark.parametrize(("formula", "words"), [
+    (sympy.besselj(0, x), "no torch function is known for besselj in .*first= and second="),
+    (attribute("alpha") * x, "the formula reads 'alpha', and this operation has no argument 'alpha'"),
+    ("x +", "is no formula that sympy can read"),
+    (x > 0, "is no formula but a StrictGreaterThan"),
+])
+def test_no_formulas(formula, words):
+    with pytest.raises(AssertionError, match=words):
+        check_rule(elementwise("hbptests.slow_sine", formula))
+
+
+def test_no_formula_and_one_derivative():
+    with pytest.raises(TypeError, match="without a formula both derivatives have to be stated"):
+        elementwise("hbptests.slow_sine", None, first=x)
+
+
+# -- lists of tensors ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("hbptests::squares", mutates_args=())
+def squares(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return sum(tensor * tensor for tensor in tensors)
+
+
+squares.register_autograd(lambda ctx, g: [2 * g * tensor for tensor in ctx.saved_tensors],
+                          setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[0]))
+
+
+def of_squares(op, gradient):
+    own = torch.diag_embed((2 * gradient.abs()).sqrt())
+    signs = torch.where(gradient < 0, -1.0, 1.0).type_as(gradient)
+    several = len(op.shape("tensors"))
+    return {f"tensors.{i}": torch.cat([own if i == j else own * 0 for j in range(several)], 1)
+            for i in range(several)}, torch.cat([signs] * several, 1)
+
+
+def test_a_factor_of_a_list():
+    rule = Rule(["hbptests.squares"], Factor(lambda op: sum(shape[0] for shape in op.shape("tensors")), of_squares),
+                jac_t={"tensors": lambda op, c, i: c * 2 * op.tensors[i].unsqueeze(1)},
+                forward=lambda op: sum(tensor * tensor for tensor in op.tensors),
+                cases=[Case({"tensors": [(4,), (4,)]}, batched=("tensors",))])
+    check_rule(rule)
+    with pytest.raises(AssertionError, match="residual: off by"):
+        check_rule(replace(rule, residual=ZERO))

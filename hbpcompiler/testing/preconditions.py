@@ -1,0 +1,82 @@
+"""What has to be so before a rule can be compared with anything: the operation exists, and cases fit its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+from hbpcompiler.errors import HbpError
+from hbpcompiler.rule import NO_DERIVATIVE, Case, LossRule, Op, Rule
+from hbpcompiler.rule.functions import R, with_functions
+from hbpcompiler.rule.rule_files import strange_arguments
+
+
+def check_preconditions(rule: Any) -> None:
+    """AssertionError for what is no rule, has no cases, or has such as its operations do not take."""
+    assert isinstance(rule, Rule | LossRule), (
+        f"check_rule takes a Rule or a LossRule, not {rule!r}: what a ModuleRule or a Decomposition makes is compared "
+        "with the model itself when it is compiled, hbp.compile(..., verify=\"full\")")
+    assert rule.cases, f"rule for {rule.operations} has no cases"
+    strangers = list(strange_arguments(rule)) if isinstance(rule, Rule) else []
+    assert not strangers, "; ".join(strangers)
+    for case in rule.cases:
+        known = {name for operation in rule.operations for overload in _packet(operation).overloads()
+                 for name in _arguments(getattr(_packet(operation), overload))}
+        for operation in rule.operations:
+            _check_case(operation, case, known)
+
+
+def _packet(operation: str) -> Any:
+    namespace, name = operation.split(".")[:2]
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    assert packet is not None, f"torch has no operation {operation}; import the module that defines it"
+    return packet
+
+
+def _arguments(overload: Any) -> dict[str, Any]:
+    return {argument.name: argument for argument in overload._schema.arguments}
+
+
+def _check_case(operation: str, case: Case, known: set[str]) -> None:
+    """`known`: arguments of all operations that share the case, with any overload."""
+    packet, overload = _packet(operation), case.overload or (*operation.split("."), "", "")[2] or "default"
+    arguments = _arguments(getattr(packet, overload, None) or getattr(packet, packet.overloads()[0]))
+    own = {*case.shapes, *case.attributes, *(slot.split(".")[0] for slot in (
+        *case.constant, *case.numbering))}
+    where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
+    strange = sorted(own - known)
+    assert not strange, (f"{where}: the case speaks of {', '.join(map(repr, strange))}, and the operation has "
+                         f"{', '.join(arguments)}")
+    missing = [argument.name for argument in arguments.values() if argument.name not in own
+               and not argument.has_default_value() and not str(argument.type).startswith("Optional")]
+    assert not missing, (f"{where}: the case says nothing of {', '.join(map(repr, missing))}, which has no default: "
+                         "give a tensor's shape in Case({...}), a number behind it, Case({...}, {name: number})")
+
+
+def saying_where(rule: R, where: str) -> R:
+    """The same rule; what its functions raise is an AssertionError that names function and case."""
+
+    def wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(function)
+        def said(*given: Any, **named: Any) -> Any:
+            try:
+                return function(*given, **named)
+            except (AssertionError, NotImplementedError):
+                raise
+            except Exception as error:
+                kind = "" if isinstance(error, HbpError) else f"{type(error).__name__}: "
+                raise AssertionError(f"{where}: {name} fails: {kind}{error}") from error
+
+        return said
+
+    return with_functions(rule, wrap)
+
+
+def check_way_back(rule: Rule, op: Op, where: str) -> None:
+    """It has to say something of derivatives, if only that there are none."""
+    silent = not rule.jac_t and rule.jac_t is not NO_DERIVATIVE and not rule.params(op)
+    assert not silent, (f"{where}: the rule says no way back: give jac_t={{argument: function}}, derivative= for what "
+                        "is elementwise, or jac_t=NO_DERIVATIVE")
