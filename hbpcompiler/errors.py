@@ -120,6 +120,10 @@ class LengthsWarning(UserWarning):
     """There is no program for all lengths of an axis: each length is traced and planned anew."""
 
 
+class RuleWarning(UserWarning):
+    """A rule of the user's is for an operation that torch does not have yet, and one of a like name exists."""
+
+
 class UnusedParametersWarning(UserWarning):
     """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
 

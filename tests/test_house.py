@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": {"errors"}, "guards": {"errors"}, "seeded": {"errors"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
     "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping", "tied_names", "patterns"},
-    "rule": {"errors"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
+    "rule": {"errors", "callers"}, "elementwise": RULES, "rules": RULES | {"elementwise", "rules.shared"}, "rules.shared": RULES,
     "testing": RULES | {"elementwise", "seeded"},
     "compiler.trace": RULES | {"rules.shared", "dense", "callers"},
     "compiler.match": TERMS | {"elementwise", "rules.shared", "seeded"},

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +15,14 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.errors import OptionError, RuleError, listing
+from hbpcompiler.callers import level_of_caller
+from hbpcompiler.errors import OptionError, RuleError, RuleWarning, listing
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.rule import LossRule, ModuleRule, Rule
 
 ENTRY_POINTS = "hbpcompiler.rules"
+TORCHS_OWN = ("aten", "prims")
+"""Namespaces in which nobody else registers operations."""
 
 
 def rules_in(module: ModuleType) -> list[Rule | LossRule | ModuleRule | Decomposition]:
@@ -85,8 +89,8 @@ def _said(error: BaseException) -> str:
 def _check(module: ModuleType, where: str) -> None:
     """RuleError for rules of operations or arguments that torch does not have."""
     rules = rules_in(module)
-    unknown = [finding for rule in rules if not isinstance(rule, ModuleRule)
-               for finding in unknown_operations(rule.operations)]
+    operations = [operation for rule in rules if not isinstance(rule, ModuleRule) for operation in rule.operations]
+    unknown = list(unknown_operations(operations))
     if unknown:
         raise RuleError(listing(f"{where} has rules for operations that torch does not have:", unknown,
                                 "A rule's name is that of torch.ops: torch.ops.aten.relu is 'aten.relu'."))
@@ -98,17 +102,26 @@ def _check(module: ModuleType, where: str) -> None:
 
 
 def unknown_operations(operations: Sequence[str]) -> Iterator[str]:
-    """Those that are misspelt, as it seems. A name like no other passes: its library may register it later."""
+    """Those of torch's own that it does not have, and overloads that an operation does not have.
+
+    A library may register its operations later: of its names one that is like another is worth a warning, no more.
+    """
     overloads = {name.replace("::", ".") for name in torch._C._dispatch_get_all_op_names()}
     known = sorted({".".join(name.split(".")[:2]) for name in overloads})
     for operation in operations:
-        bare = ".".join(operation.split(".")[:2])
-        if bare not in known:
-            closest = difflib.get_close_matches(bare, known, 1, 0.8)
-            if closest or bare.startswith("aten."):
-                yield operation + (f" (is it {closest[0]}?)" if closest else "")
-        elif operation.removesuffix(".default") not in overloads | {bare}:
-            yield f"{operation}: {bare} has no such overload"
+        namespace, bare = operation.split(".")[0], ".".join(operation.split(".")[:2])
+        if bare in known:
+            if operation.removesuffix(".default") not in overloads | {bare}:
+                yield f"{operation}: {bare} has no such overload"
+            continue
+        names = [name.removeprefix(f"{namespace}.") for name in known if name.startswith(f"{namespace}.")]
+        closest = difflib.get_close_matches(bare.removeprefix(f"{namespace}."), names, 1, 0.8)
+        like = f" (is it {namespace}.{closest[0]}?)" if closest else ""
+        if namespace in TORCHS_OWN:
+            yield operation + like
+        elif closest:
+            warnings.warn(f"a rule is for {operation}, which torch does not have (yet): unless its library registers it, "
+                          f"the rule will never be used{like}", RuleWarning, stacklevel=level_of_caller())
 
 
 def strange_arguments(rule: Rule) -> Iterator[str]:

@@ -202,13 +202,23 @@ def identity(name, argument="self"):
     (SystemExit(1), r"failed to import: it calls sys.exit\(1\)"),
     (identity("hbptests.swirl"), "is no module but a Rule; announce the module that has the rules"),
     (module(), "defines no Rule or LossRule"),
-    (module(RULE=identity("hbptests.swirll")), r"operations that torch does not have.*is it hbptests.swirl\?"),
+    (module(RULE=identity("aten.sigmoidd")), r"operations that torch does not have.*is it aten.sigmoid\?"),
     (module(RULE=identity("hbptests.swirl", "input")), "arguments that its operations do not have.*'input'"),
 ])
 def test_a_package_with_a_mistake_is_named(monkeypatch, found, words):
     monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry("mylib", found)])
     with pytest.raises(hbp.errors.RuleError, match=rf"(?s)the package mylib 1.0 announces mylib.hbp_rules .*{words}"):
         list(announced())
+
+
+def test_an_operation_may_be_registered_later(monkeypatch):
+    rules = module(LATER=identity("hbptests.swirll"), OTHER=identity("hbptests.quite_another"))
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry("mylib", rules)])
+    with pytest.warns(hbp.RuleWarning) as warned:
+        assert list(announced()) == [rules]
+    assert [str(entry.message) for entry in warned] == [
+        "a rule is for hbptests.swirll, which torch does not have (yet): unless its library registers it, the rule will "
+        "never be used (is it hbptests.swirl?)"]
 
 
 def test_a_package(monkeypatch):
