@@ -10,10 +10,10 @@ from torch import Tensor
 from hbpcompiler.errors import InputError
 
 ROUNDING = 10.0
-"""Times eps and the matrix's Frobenius norm: by so much rounding may move an eigenvalue."""
+"""Times eps, the root of the matrix's size and its Frobenius norm: by so much rounding may move an eigenvalue."""
 JITTERS = (1e2, 1e5, 1e8)
 """Times float64's eps and the mean of the diagonal's absolute values: added to the diagonal where eigh fails."""
-BEYOND_ROUNDING = 100.0
+BEYOND_ROUNDING = 10.0
 """Times rounding: a shift of that size is hardly changed by whether eigenvalues below zero are taken for zero."""
 TRACE, TRACE_OF_FLOATS = 1e-20, 1e-14
 """Times the root of the product of two diagonal entries: no entry of theirs is so small but by rounding; and what is
@@ -45,7 +45,7 @@ class Symmetric:
         """Eigenvalues in ascending order, with what rounding put below zero at zero; computed at the first use."""
         if self._eigen is None:
             found = _eigh(self.matrix, self.label)
-            below = (found.values < 0) & (found.values >= -self._rounding(found.values))
+            below = (found.values < 0) & (found.values >= -self._rounding_of(found.values))
             self._eigen = Eigen(found.values.masked_fill(below, 0.0), found.vectors)
         return self._eigen
 
@@ -61,7 +61,7 @@ class Symmetric:
     def is_singular(self) -> bool:
         """Whether an eigenvalue cannot be told from zero."""
         values = self.eigen.values
-        return bool((values.abs() <= self._rounding(values)).any())
+        return bool((values.abs() <= self._rounding_of(values)).any())
 
     def with_eigenvalues(self, values: Tensor, label: str) -> Symmetric:
         """The matrix with the same eigenvectors and these eigenvalues."""
@@ -82,7 +82,7 @@ class Symmetric:
         or rounding is not far below the shift.
         """
         double = self.matrix.to(torch.float64, copy=True)
-        rounding = ROUNDING * self.eps * torch.linalg.matrix_norm(double)
+        rounding = self._rounding(torch.linalg.matrix_norm(double))
         if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double.clone(), rounding) is None:
             return None
         factor = _cholesky(double, shift)
@@ -108,8 +108,13 @@ class Symmetric:
         own = symmetrised(matrix).to(dtype).contiguous()  # as from a file: products are bit-equal
         return Symmetric(_without_traces(own, trace), label, torch.finfo(dtype).eps)
 
-    def _rounding(self, values: Tensor) -> Tensor:
-        return ROUNDING * self.eps * values.norm(dim=-1, keepdim=True)
+    def _rounding_of(self, values: Tensor) -> Tensor:
+        """Of eigenvalues [..., d]: [..., 1]."""
+        return self._rounding(values.norm(dim=-1, keepdim=True))
+
+    def _rounding(self, norm: Tensor) -> Tensor:
+        size: int = self.matrix.shape[-1]
+        return ROUNDING * self.eps * size**0.5 * norm
 
 
 def symmetrised(matrix: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ def unknown_operations(operations: Sequence[str]) -> Iterator[str]:
         if namespace in TORCHS_OWN:
             yield operation + like
         elif closest:
-            warnings.warn(f"a rule is for {operation}, which torch does not have (yet): unless its library registers it, "
-                          f"the rule will never be used{like}", RuleWarning, stacklevel=level_of_caller())
+            warnings.warn(f"a rule is for {operation}, which torch does not have (yet): unless its library registers "
+                          f"it, the rule will never be used{like}", RuleWarning, stacklevel=level_of_caller())
 
 
 def strange_arguments(rule: Rule) -> Iterator[str]:

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -199,6 +200,18 @@ def test_eigenvalues_that_rounding_made_negative_are_zero():
         H.power(0.5)
     H = hbp.curvature({"d": torch.tensor([1.0, -1e-17, 1, 1]).double()}, SHAPES)
     assert H["d"].eigenvalues.tolist() == [1, 0, 1, 1]
+
+
+def test_rounding_grows_with_the_matrix():
+    """Sums of float32 rows, nearly all alike, were seen to have an eigenvalue of -24 eps at a size of 145."""
+    basis, eps = orthogonal(145), torch.finfo(torch.float32).eps
+    for below, message in ((24 * eps, ""), (240 * eps, "is indefinite")):
+        values = torch.zeros(145).double()
+        values[0], values[1] = 1.0, -below
+        A = (basis @ values.diag() @ basis.T).float()
+        H = hbp.curvature({"w": Factors(A, torch.eye(2))}, {"w": torch.zeros(2, 145)})
+        with pytest.raises(hbp.InputError, match=message) if message else nullcontext():
+            H.inverse(1e-12, split="pi")
 
 
 def test_eigh_is_tried_again_with_jitter(monkeypatch):

@@ -217,8 +217,8 @@ def test_an_operation_may_be_registered_later(monkeypatch):
     with pytest.warns(hbp.RuleWarning) as warned:
         assert list(announced()) == [rules]
     assert [str(entry.message) for entry in warned] == [
-        "a rule is for hbptests.swirll, which torch does not have (yet): unless its library registers it, the rule will "
-        "never be used (is it hbptests.swirl?)"]
+        "a rule is for hbptests.swirll, which torch does not have (yet): unless its library registers it, the rule "
+        "will never be used (is it hbptests.swirl?)"]
 
 
 def test_a_package(monkeypatch):
