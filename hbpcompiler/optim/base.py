@@ -154,6 +154,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """Raises InputError for one that does not fit."""
         return
 
+    def _kept(self, state: Mapping[str, Any]) -> list[str]:
+        """The groups' numbers that a state does not bring."""
+        return []
+
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         return
 
@@ -202,7 +206,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             raise InputError(f"this is not the state of {type(self).__name__} but of {found}")
         self._check_shapes(state_dict)
         self._check_own_state(own)
+        kept = [{name: group[name] for name in self._kept(own)} for group in self.param_groups]
         super().load_state_dict({key: value for key, value in state_dict.items() if key != OWN})
+        for group, numbers in zip(self.param_groups, kept, strict=True):
+            group.update(numbers)
         self.steps = own["steps"]
         self._load_own_state(own)
 

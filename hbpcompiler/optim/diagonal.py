@@ -121,6 +121,7 @@ class Diagonal(CurvatureOptimizer):
         if (state["curvature"], state["rule"]) != (self.curvature_name, self.rule):
             raise InputError(f"this is the state of an optimizer with curvature={state['curvature']!r}, "
                              f"rule={state['rule']!r}, not {self.curvature_name!r}, {self.rule!r}")
+        self._running.check_state(state["running"])
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         self._running.load_state_dict(state["running"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.ekfac.bases import Bases, Decomposed, eigenbases
@@ -45,7 +46,7 @@ class RunningEigenbases(RunningCurvature):
         """Bases are the model's dtype, which may have changed, or be another than that of a state that was loaded."""
         if self.settings.options.get("curvature_dtype") is None:
             parameters = dict(self.model.named_parameters())
-            self.bases = {name: Bases(*(side.to(parameters[name].dtype) for side in sides))
+            self.bases = {name: Bases(*(_in_dtype(side, parameters[name].dtype) for side in sides))
                           for name, sides in self.bases.items()}
 
     def _arguments(self, program: Compiled) -> dict[str, Any]:
@@ -88,6 +89,13 @@ class RunningEigenbases(RunningCurvature):
         device = next(self.model.parameters()).device
         self.asked = list(state["asked"])
         self.bases = {name: Bases(*(side.to(device) for side in sides)) for name, sides in state["bases"].items()}
+
+
+def _in_dtype(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Orthonormal columns, in a wider dtype to its own rounding; their signs do not matter."""
+    if torch.finfo(dtype).eps >= torch.finfo(vectors.dtype).eps:
+        return vectors.to(dtype)
+    return torch.linalg.qr(vectors.to(dtype)).Q
 
 
 def running_curvature(model: nn.Module, loss: Any, settings: Settings, together: Together) -> RunningCurvature:

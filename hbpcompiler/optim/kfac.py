@@ -50,10 +50,11 @@ class KFAC(CurvatureOptimizer):
         weight_decay: decoupled from all of them (Loshchilov & Hutter 2019).
         norm_constraint: a bound on lr^2 <grad, C^-1 grad>, to which longer steps are cut (Ba et al. 2017).
         adapt_damping: change the damping of all groups every `adapt_every` steps by the reduction ratio
-            rho = (L(theta + v) - L(theta)) / q(v) on the batch: times 0.95^adapt_every above 3/4, divided by it below
-            1/4 (Levenberg-Marquardt), within [least_damping, most_damping]. None: where lr is None. On a small batch
-            the ratio is that of the very samples the step was made for, and falls for ever: with a least damping of
-            1e-8 small networks diverge after a few hundred steps of 64 to 128 samples.
+            rho = (L(theta + v) - L(theta)) / q(v) on the batch, q here without the damping, as kfac-jax has it: times
+            0.95^adapt_every above 3/4, divided by it below 1/4 (Levenberg-Marquardt), within [least_damping,
+            most_damping]. None: where lr is None. On a small batch the ratio is that of the very samples the step was
+            made for, and falls for ever: with a least damping of 1e-8 small networks diverge after a few hundred steps
+            of 64 to 128 samples.
         least_damping: None: 1e-3, or a group's own damping where that is lower. No group may begin below it.
         most_damping: no group may begin above it.
         reject: take a step back that has raised the batch's loss; costs a forward pass and a copy of the parameters.
@@ -181,7 +182,7 @@ class KFAC(CurvatureOptimizer):
             return 0.0
         ways, factors = self._ways(direction)
         dampings, l2 = ({name: groups[name][number] for name in direction} for number in ("damping", "l2"))
-        quadratic = self._model.along(batch, ways, gradient, dampings, l2).times(factors)
+        quadratic = self._model.along(batch, ways, gradient, dampings, l2, self.steps).times(factors)
         found = quadratic.minimum([None if self.free["lr"] else 1.0, None if self.free["momentum"] else 1.0])
         for key, value in zip(("lr", "momentum"), found.tolist(), strict=True):
             if self.free[key]:
@@ -257,12 +258,17 @@ class KFAC(CurvatureOptimizer):
         return self._running.average()
 
     def _own_state(self) -> dict[str, Any]:
-        return {"curvature": self.curvature_name, "running": self._running.state_dict()}
+        return {"curvature": self.curvature_name, "free": self.free, "running": self._running.state_dict()}
 
     def _check_own_state(self, state: Mapping[str, Any]) -> None:
         if state["curvature"] != self.curvature_name:
             raise InputError(f"this is the state of an optimizer with curvature={state['curvature']!r}, not "
                              f"{self.curvature_name!r}")
+        self._running.check_state(state["running"])
+
+    def _kept(self, state: Mapping[str, Any]) -> list[str]:
+        """What the quadratic model found there, and is given here."""
+        return [name for name, free in state.get("free", self.free).items() if free and not self.free[name]]
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         self._running.load_state_dict(state["running"])

@@ -58,7 +58,7 @@ class Preconditioner:
             None: "pi", and "exact" for ekfac's.
         kl_clip: if given, the gradient is multiplied by min(1, sqrt(kl_clip / (lr^2 <grad, preconditioned grad>))),
             with `lr` the optimizer's own rate: a bound on the step's length in the norm of C.
-        lr: for kl_clip; it may be changed from step to step.
+        lr: for kl_clip; it may be changed from step to step, and be 0 where a schedule ends there.
         mc_samples: for the sampled curvatures.
         seed: of the draws, which depend on it and on the step's number alone; torch's generators stay untouched.
         largest_factor: see above.
@@ -137,7 +137,7 @@ class Preconditioner:
     def _check_numbers(self, checked: Checked) -> None:
         """Those that may be changed from step to step."""
         checked.number("kl_clip", self.kl_clip, above=True, optional=True)
-        checked.number("lr", self.lr, above=True)
+        checked.number("lr", self.lr)
         for pattern, value in self.damping.items() if isinstance(self.damping, Mapping) else [("", self.damping)]:
             checked.number(f"damping of {pattern!r}" if pattern else "damping", value, above=True)
 
@@ -203,6 +203,7 @@ class Preconditioner:
         if state["curvature"] != self.curvature_name:
             raise InputError(f"this is the state of a preconditioner with curvature={state['curvature']!r}, not "
                              f"{self.curvature_name!r}")
+        self._running.check_state(state["running"])
         self._running.load_state_dict(state["running"])
         self.steps = state["steps"]
 

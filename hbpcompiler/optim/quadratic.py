@@ -66,11 +66,15 @@ class QuadraticModel:
         self._products: dict[tuple[str, ...], Products] = {}
 
     def along(self, batch: tuple[Any, ...], directions: Sequence[Mapping[str, Tensor]], gradient: Gradient,
-              damping: Mapping[str, float], l2: Mapping[str, float]) -> Quadratic:
-        """q along k directions, {name: [*theta]} each; damping and l2 by parameter."""
+              damping: Mapping[str, float], l2: Mapping[str, float], step: int) -> Quadratic:
+        """q along k directions, {name: [*theta]} each; damping and l2 by parameter.
+
+        A model with dropout draws masks of its own for it in each step: its GGN is that of another sub-network than
+        the gradient's, and the same in expectation.
+        """
         names, size = tuple(directions[0]), len(directions)
         start = torch.zeros(size, size, dtype=torch.float64, device=directions[0][names[0]].device)
-        curvature = self.together.total(lambda: self._curvature(batch, names, directions), start)
+        curvature = self.together.total(lambda: self._curvature(batch, names, directions, step), start)
         damped, slope = torch.zeros_like(start), torch.zeros_like(start[0])
         for name in names:
             products = gram([*(direction[name] for direction in directions), gradient[name]])
@@ -81,10 +85,10 @@ class QuadraticModel:
         return Quadratic((curvature + curvature.t()).cpu() / 2, damped.cpu(), slope.cpu())
 
     def _curvature(self, batch: tuple[Any, ...], names: tuple[str, ...],
-                   directions: Sequence[Mapping[str, Tensor]]) -> Tensor:
+                   directions: Sequence[Mapping[str, Tensor]], step: int) -> Tensor:
         """V^T C V of this rank's part of the batch, [k, k]."""
         vectors = [[direction[name] for name in names] for direction in directions]
-        return self._of(names).inner(0, check_batch(self.model, batch), vectors)
+        return self._of(names).inner(step, check_batch(self.model, batch), vectors)
 
     def _of(self, names: tuple[str, ...]) -> Products:
         if names not in self._products:

@@ -119,7 +119,9 @@ class RunningCurvature:
         """The mean as it is now, of the parameters that the last update was about. InputError before the first one."""
         if not self._stored:
             raise InputError("there is no curvature yet: it comes with the next step that updates it")
-        return curvature(Values(self._average_values(), "", self._stored))
+        rounded = {name: own._replace(dtype=self.averages.narrowest_of(name, own.dtype))
+                   for name, own in self._stored.items()}
+        return curvature(Values(self._average_values(), "", rounded))
 
     def _average_values(self) -> dict[str, Any]:
         """As a result has them, of the averages."""
@@ -197,16 +199,22 @@ class RunningCurvature:
         return {"averages": self.averages.state_dict(), "trainable": sorted(self._trainable),
                 "inverse": None if inverse is None else inverse.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises InputError for a state of parameters of other shapes; nothing is changed then."""
-        device = next(self.model.parameters()).device
-        inverse = state["inverse"]
-        blocks = () if inverse is None else Curvature.from_state_dict(inverse).to(device).blocks
-        if wrong := self._of_other_shapes(blocks):
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """InputError for a state of parameters of other shapes."""
+        if wrong := self._of_other_shapes(self._blocks_of(state)):
             raise InputError(listing("this is the state of a model of other shapes:", wrong))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """One that has been checked."""
+        device, blocks = next(self.model.parameters()).device, self._blocks_of(state)
         self.averages.load(state["averages"], device)
         self._trainable = frozenset(state["trainable"])
         self._inverted = {block.names: block for block in blocks}
+
+    def _blocks_of(self, state: Mapping[str, Any]) -> Iterable[Block]:
+        """The inverse's, on the model's device."""
+        device, inverse = next(self.model.parameters()).device, state["inverse"]
+        return () if inverse is None else Curvature.from_state_dict(inverse).to(device).blocks
 
     def _of_other_shapes(self, blocks: Iterable[Block]) -> list[str]:
         """What is said of the parameters that have other shapes in these blocks than in the model."""

@@ -209,6 +209,17 @@ def test_a_state_of_other_shapes_is_refused(make):
         other.load_state_dict(None)
 
 
+def test_a_refused_state_of_some_layers_changes_nothing():
+    """What does not fit is a layer that is in no group."""
+    known, other = (hbp.optim.KFAC(model, None, model[0].parameters(), lr=lr, momentum=0.9) for model, lr in (
+        (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double(), 0.1),
+        (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)).double(), 0.5)))
+    known.step(*BATCH)
+    with pytest.raises(hbp.InputError, match=r"2.weight is \[5, 4\] here and \[3, 4\] there"):
+        other.load_state_dict(known.state_dict())
+    assert (other.steps, other.param_groups[0]["lr"], dict(other.state)) == (0, 0.5, {})
+
+
 @pytest.mark.parametrize("curvature", ["kflr", "diag_ggn"])
 def test_a_layer_of_another_shape_begins_anew(curvature):
     model = wide(4)

@@ -118,9 +118,9 @@ def test_the_quadratic_model_is_the_exact_ggn_along_its_directions():
     own = gradient(model, mean_loss, X, y)
     some = dict.fromkeys(named, 0.3)
     quadratic = QuadraticModel(model, mean_loss, 0, Together(None))
-    found = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
+    found = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1), 0)
     quadratic._of(tuple(named))._without_forward = True  # as where torch has no forward mode
-    again = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1))
+    again = quadratic.along((X, y), directions, own, some, dict.fromkeys(named, 0.1), 0)
     close(again.curvature, found.curvature, "products")
     V = torch.stack([flat(direction) for direction in directions], 1)
     close(found.curvature, V.T @ whole_ggn(model, mean_loss, X, y) @ V + 0.1 * V.T @ V, "curvature")
@@ -240,6 +240,51 @@ def test_resumption_in_the_middle_of_an_interval_is_bit_equal(curvature):
     run(optimizer, scheduler, 4, X, y)
     for name, value in values(once).items():
         assert torch.equal(value, values(again)[name]), name
+
+
+def test_what_the_quadratic_model_found_is_no_given_number():
+    model, X, y = chain()
+    free, given = hbp.optim.KFAC(model, None), hbp.optim.KFAC(model, None, lr=0.1, momentum=0.9)
+    half = hbp.optim.KFAC(model, None, lr=0.2)
+    for _ in range(3):
+        free.step(X, y)
+    found = {name: free.param_groups[0][name] for name in ("lr", "momentum")}
+    given.load_state_dict(free.state_dict())
+    half.load_state_dict(free.state_dict())
+    numbers = [(optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) for optimizer in (given, half)]
+    assert numbers == [(0.1, 0.9), (0.2, found["momentum"])]
+    given.step(X, y)
+    free.load_state_dict(given.state_dict())
+    free.step(X, y)
+    assert free.param_groups[0]["lr"] != 0.1
+
+
+def test_the_quadratic_model_of_a_model_that_draws():
+    """Masks of its own in each step, the same in a step that is made again, and right in the mean."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    X, y = torch.randn(8, 3).double(), torch.arange(8) % 3
+    quadratic = QuadraticModel(model, nn.CrossEntropyLoss(), 0, Together(None))
+    direction = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    zeros = dict.fromkeys(direction, 0.0)
+
+    def curvature(step):
+        return quadratic.along((X, y), [direction], direction, zeros, zeros, step).curvature.item()
+
+    found = torch.tensor([curvature(step) for step in range(400)])
+    assert curvature(7) == found[7]
+    assert len(set(found[:20].tolist())) == 20
+    expected = torch.zeros(())
+    for mask in torch.cartesian_prod(*[torch.tensor([0.0, 2.0]).double()] * 4):  # one unit's mask for all samples
+        def output(parameters, mask=mask):
+            hidden = nn.functional.linear(X, parameters["0.weight"], parameters["0.bias"]) * mask
+            return nn.functional.linear(hidden, parameters["2.weight"], parameters["2.bias"])
+
+        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        logits, tangent = torch.func.jvp(output, (own,), (direction,))
+        p = logits.softmax(1)
+        expected = expected + ((p * tangent.square()).sum(1) - (p * tangent).sum(1).square()).mean() / 16
+    assert (found.mean() - expected).abs() < 4 * found.std() / 20
 
 
 def test_layers_are_frozen_unfrozen_and_added():

@@ -145,6 +145,8 @@ def test_kl_clip_bounds_the_step_in_the_norm_of_curvature():
     close(flat(grads(model)), 0.5 * free, "half as long")
     hbp.optim.Preconditioner(model, None, "kflr", damping=0.3, kl_clip=10 * bound, lr=0.1).step(X, y)
     close(flat(grads(model)), free, "short enough")
+    hbp.optim.Preconditioner(model, None, "kflr", damping=0.3, kl_clip=bound, lr=0.0).step(X, y)  # where schedules end
+    close(flat(grads(model)), free, "no step is short")
 
 
 def test_a_run_that_is_resumed_is_bit_equal_and_draws_are_its_own():
