@@ -10,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
 from tests.agreement import agree, close
-from tests.selection import slow
+from tests.selection import few, slow
 
 
 def network():
@@ -161,6 +161,7 @@ OWN_LOSSES = {
 }
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("name", list(OWN_LOSSES))
 def test_a_loss_of_ones_own(name):
     class Own(nn.Module):

@@ -16,7 +16,7 @@ from hbpcompiler.reference import clipped_grad
 from tests.clipped import AGAIN_LIMITS, FORMED_LIMITS, KEPT_LIMITS, WAYS, check_clipped
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases, few
+from tests.selection import cases, few, slow
 from tests.test_random_graphs import graphs
 from tests.uses import USES, used
 
@@ -92,6 +92,7 @@ def transformer(depth, **options):
     return Layers(depth, **options).double(), torch.randint(7, (3, 5))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loss_of_tokens_by_a_transformer(way):
     """Whatever the loss divides by, l_n is N times the sample's share of L."""
@@ -100,7 +101,7 @@ def test_a_loss_of_tokens_by_a_transformer(way):
     check_clipped(model, token_loss, [X], y, WAYS[way])
 
 
-@few(1, "another network")
+@slow("alike layers have tests in tests/codegen")
 @pytest.mark.parametrize("style", ["flat", "per_parameter"])
 def test_layers_that_are_alike_are_written_once(style):
     """Second phases of many layers are calls of one function too, and the numbers those of brute force."""
@@ -144,6 +145,7 @@ class Sequence(nn.Module):
         return self.head(self.steps(x)[0][:, -1])
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_single_precision_and_torchscript(way, backend):

@@ -86,7 +86,7 @@ EVERY_PAIR = [*PAIRS, *[(name, *pair) for name in NETWORKS for pair in [
     (torch.float32, torch.float64, SINGLE)] if (name, *pair) not in PAIRS]]
 
 
-@few(2, "other networks")
+@few(1, "other networks")
 @pytest.mark.parametrize(("name", "model_dtype", "dtype", "bound"), [
     pytest.param(*pair, marks=[] if pair in PAIRS else slow("each network and each dtype is in another pair"))
     for pair in EVERY_PAIR], ids=str)

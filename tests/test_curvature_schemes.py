@@ -102,6 +102,7 @@ FUNCTIONS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("curvature", ["pch_clip", pytest.param("pch_abs", marks=slow("the same columns, all kept"))])
 @pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_operations_whose_factor_has_the_eigenvectors(name, curvature):
@@ -115,7 +116,7 @@ def test_operations_whose_factor_has_the_eigenvectors(name, curvature):
     agree(model, nn.CrossEntropyLoss(), X, y, curvature)
 
 
-@few(2, "other networks")
+@few(1, "other networks")
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_positive_schemes_bound_the_hessian(name):
     """On any graph: the GGN <= clip <= abs, the Hessian <= clip, and abs + Hessian = 2 clip (less the GGN)."""

@@ -151,6 +151,7 @@ def test_residuals_without_drawn_sums_have_their_columns_combined_unless_these_a
         close(value, exact[name], name)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantity", ["diag_h_mc", "diag_h_mc_all"])
 @pytest.mark.parametrize(("build", "shape"), [
     (Mixed, (3, 4, 3)), pytest.param(Gates, (2, 1, 3, 3), marks=slow("the same loops, of more residuals"))])

@@ -122,6 +122,7 @@ def test_importance_sampling(tmp_path):
     assert (tmp_path / "out" / "importance_sampling.png").stat().st_size > 1000
 
 
+@slow("a process of its own; what it uses has tests")
 def test_own_rule(tmp_path):
     text = run_example("own_rule.py", tmp_path)
     assert "mylib.squash" in text

@@ -86,7 +86,7 @@ def test_uses_of_a_parameter_in_groups(name):
         BruteForce(model, loss, [X], y, own).check(result.gram[group], result.cross[group], f"{group} of {name}")
 
 
-@few(4, "other layers")
+@few(2, "other layers")
 @pytest.mark.parametrize("way", OF_INNER_PRODUCTS)
 def test_tables_by_index(way):
     """Rows of parameters that are picked by tensors of indices, index_select and an embedding, equal ones among them;

@@ -15,6 +15,7 @@ from hbpcompiler.reference import Forward, jacobian
 from tests.agreement import close
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import few
 from tests.uses import USES, used
 from tests.ways import WAYS
 
@@ -96,6 +97,7 @@ LOSSES = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_needs_no_rule_for_the_loss(name):
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ class Counts(nn.Module):
         return self.head(torch.tanh(hot.sum(1) @ self.bag.weight / count))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("padding", [None, 1])
 def test_bags(mode, padding):

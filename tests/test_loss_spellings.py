@@ -121,7 +121,7 @@ SUMS = {
 }
 
 
-@few(8, "the same comparison of two losses")
+@few(4, "the same comparison of two losses")
 @pytest.mark.parametrize(("name", "kind"), [*[(name, "mean") for name in MEANS], *[(name, "sum") for name in SUMS]])
 def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name, kind):
     check(MEANS[name] if kind == "mean" else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])
@@ -246,6 +246,7 @@ INSIDE = {
 }
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", INSIDE)
 def test_loss_functions_inside_a_loss(name):
     check(INSIDE[name], plain(), TARGET, [*SCALES, "diag_h"])
@@ -350,6 +351,7 @@ TRAINED = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", TRAINED)
 def test_losses_of_two_trained_values(name):
     check(lambda output, target: TRAINED[name](*output), Two(), TARGET, [*SCALES, "diag_h"])

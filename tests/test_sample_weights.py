@@ -184,7 +184,7 @@ LOSSES = {
 }
 
 
-@few(4, "other losses")
+@few(2, "other losses")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name):
     loss, y = LOSSES[name]
@@ -348,6 +348,7 @@ def test_negative_weights_of_the_gradient():
     agree(result, compiled.model, held, [X4.double()], Y4, EXACT[:5])
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, DOUBLE])
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_weights_of_other_dtypes_and_scripts(dtype, backend):

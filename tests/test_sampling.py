@@ -45,6 +45,7 @@ def columns_drawn(compiled, X, y, seed):
     return rule.sample(real, compiled.options.mc_samples)
 
 
+@few(4, "further cases of one kind")
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "huber"])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_known_samples(loss, samples):
@@ -67,6 +68,7 @@ def test_known_samples(loss, samples):
             close(result.kfac[weight].B, block, f"kfac of {weight}: without positions the bias's block is B")
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_expectation(loss):
     model, function, X, y = small(loss=loss)

@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.agreement import agree
+from tests.selection import few
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
 
@@ -66,6 +67,7 @@ MODELS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_is_the_same_buffer(name):
     torch.manual_seed(0)

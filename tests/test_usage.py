@@ -56,6 +56,7 @@ def test_results_can_be_sent_elsewhere():
         again.to_parameters()
 
 
+@slow("a process of its own")
 def test_one_quantity_is_read_in_another_process(tmp_path):
     """Where the module of the program that made it is not known."""
     result = hbp.compile(mlp(), quantities=["kflr"])(X, Y)

@@ -28,6 +28,7 @@ def environment():
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
+@slow("three processes of their own, half a minute")
 @pytest.mark.filterwarnings("ignore::hbpcompiler.errors.UnusedParametersWarning",
                             "ignore::hbpcompiler.errors.LengthsWarning")
 def test_ranks_with_unequal_shards_give_what_one_process_gives(tmp_path):

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate.settings import settings_of
+from tests.selection import few
 
 
 class Scaled(nn.Module):
@@ -49,6 +50,7 @@ OTHERS = {
 FIRST = {"loss's attribute": Own(1.0), "what a loss holds": times(1.0)}
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_model_or_loss_is_refused(tmp_path, name):
     path = tmp_path / "total.pt"

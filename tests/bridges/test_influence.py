@@ -16,7 +16,7 @@ from hbpcompiler.bridges.influence.queries import truncated
 from hbpcompiler.bridges.influence.samples import Counted
 from hbpcompiler.bridges.influence.shards import Rows, joined, together
 from tests.bridges import torchrun_script
-from tests.selection import slow
+from tests.selection import few, slow
 
 SAMPLES, TOKENS = 7, 5
 ROOT = Path(__file__).parents[2]
@@ -203,6 +203,7 @@ def a_hook(module, given, output):
     return 2 * output
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("change", [
     lambda model: model.eval(), lambda model: setattr(model.norm, "eps", 0.1),

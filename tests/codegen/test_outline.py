@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import hbpcompiler as hbp
 from hbpcompiler.codegen import emit
+from tests.selection import few
 
 X, Y = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
 
@@ -65,6 +66,7 @@ def assert_same(found, expected):
         assert found == expected
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantities", [["grad", "batch_l2", "kfac"], ["variance", "diag_h"]])
 def test_alike_blocks_are_written_once(quantities, monkeypatch):
     shared, plain = both(residual([4, 4, 4, 6]), quantities, monkeypatch)

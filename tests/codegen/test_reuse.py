@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 
 
 class Attention(nn.Module):
@@ -62,6 +63,7 @@ class Model(nn.Module):
         return self.last(self.transformer(x))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("order", [(1, 2, 0), (0, 1, 2), (2, 0, 1)])
 def test_what_is_split_first_and_shaped_afterwards_and_sums_of_three(order):
     torch.manual_seed(0)

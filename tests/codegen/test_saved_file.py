@@ -11,7 +11,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.quantities import WITHOUT_VECTORS
-from tests.selection import slow
+from tests.selection import few, slow
 
 ALONE = '''
 import sys
@@ -164,6 +164,7 @@ def test_a_file_with_hostile_names_works_alone(tmp_path):
     run_alone(tmp_path, compiled, X, y)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(
     "name",
     [

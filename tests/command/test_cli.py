@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import hbpcompiler as hbp
 from hbpcompiler.command.cli import main
+from tests.selection import slow
 
 NETWORK = '''
 import torch
@@ -179,6 +180,7 @@ def test_errors_are_one_clean_message(folder, factory, arguments, words):
         assert word in done.output
 
 
+@slow("a process of its own; the command is tried within this one")
 def test_the_installed_command(folder):
     command = Path(sys.executable).with_name("hbp")
     done = subprocess.run([command, "compile", "hbpnets:make", "-q", "grad", "-i", "1,4,4", "-o", "out.py"], cwd=folder,

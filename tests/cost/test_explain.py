@@ -18,6 +18,7 @@ from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
 from hbpcompiler.compiler.plan.steps import Close, Pull
 from hbpcompiler.compiler.routes import alternatives
 from hbpcompiler.compiler.trace.graph import N
+from tests.selection import few
 
 
 def network():
@@ -124,6 +125,7 @@ def test_a_machine_turns_costs_into_seconds():
     assert DEFAULT.batched_per_second == DEFAULT.multiply_adds_per_second
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("share", [0.4, 0.55, 0.7, 0.85])
 def test_any_budget_is_explained(share):
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import torch
 
 from hbpcompiler.compiler.cost import free_memory
 from hbpcompiler.compiler.cost.free_memory import free_bytes
+from tests.selection import slow
 
 GIB = 2**30
 
@@ -80,6 +81,7 @@ except hbp.InputError as error:
 """
 
 
+@slow("processes of their own")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_limit_of_a_process_counts_and_is_named_before_the_call():
     """`ulimit -v`, which torch's allocator would meet with a RuntimeError: a factor of 1.6 GB."""

@@ -9,7 +9,7 @@ from hbpcompiler.compiler import budget
 from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.reference import reference
 from tests.agreement import close
-from tests.selection import slow
+from tests.selection import few, slow
 
 MIB = 2**20
 
@@ -125,6 +125,7 @@ def test_per_sample_gradients_need_the_memory_of_their_result():
     assert 32 * 4_000_000 <= compiled.predicted_memory(32) <= 1.3 * 32 * 4_000_000
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantities", [["diag_h"], ["diag_h_split", "kflr"], pytest.param(
     ["diag_ggn", "variance"], marks=slow("the same chunks"))])
 def test_a_budget_is_kept_and_changes_no_number(quantities):

@@ -15,7 +15,7 @@ from hbpcompiler.curvature import Dense, Diagonal, EigenKronecker, Kronecker
 from hbpcompiler.reference import ggn_block
 from hbpcompiler.values import INPUTS_FIRST, OUTPUTS_FIRST
 from tests.agreement import close
-from tests.selection import cases
+from tests.selection import cases, few
 
 
 class AsInConv1D(nn.Module):
@@ -82,6 +82,7 @@ def by_group(matrix, groups):
                               for first in range(0, len(matrix), size)])
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(LAYERS, QUICK, "the same layouts"))
 def test_every_layer_has_its_exact_block_for_one_sample(name):
     model, X, y = setting(name)

@@ -12,7 +12,7 @@ from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, Tu
 from hbpcompiler.values import INPUTS_FIRST
 from tests.agreement import close
 from tests.match.test_tied import MODELS as TIED
-from tests.selection import cases
+from tests.selection import cases, few
 
 Bases = namedtuple("Bases", "A B")
 NAMES = ["eigenvalues", "eigenvalues_mc", "eigenvalues_emp"]
@@ -90,6 +90,7 @@ def whole(request):
     return model, loss, X, y, result, bases_like(result.ekfac)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("way", cases(WAYS, ["turned after, tiny chunks", "tails"], "each also in plan/ and routes/"))
 def test_every_layer_every_way(whole, way):
     model, loss, X, y, result, bases = whole

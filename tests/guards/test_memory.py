@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.guards.memory import place, shared
+from tests.selection import few
 
 
 class Hidden(nn.Module):
@@ -37,6 +38,7 @@ MOVES = {
 }
 
 
+@few(4, "further cases of one kind")
 @pytest.mark.parametrize("first", MOVES)
 @pytest.mark.parametrize("second", ["other memory", "other memory of the hidden"])
 def test_what_lay_in_one_memory(first, second):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hbpcompiler.rules.apart import CONVOLUTIONS, NORMS
+from tests.selection import few
 from tests.test_modules import check, draw
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
@@ -63,6 +64,7 @@ MODELS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_against_brute_force(name):
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from hbpcompiler.compiler.match.derived import notes
 from hbpcompiler.compiler.match.probe import close
 from tests.custom_op import Swirl
 from tests.match.test_complex import Between, X, Y, check
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.stages import traced
 
 
@@ -46,6 +46,7 @@ FUNCTIONS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(FUNCTIONS, {"solve", "eigh", "trained grid", "trained limits"}, "as those"))
 def test_functions_without_a_rule(name):
     torch.manual_seed(0)

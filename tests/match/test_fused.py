@@ -18,7 +18,7 @@ from hbpcompiler.compiler.trace.graph import (
 from hbpcompiler.rule import Diagonal, computed
 from hbpcompiler.testing.expression import by_double_backward
 from tests.elementwise_uses import affine, uses
-from tests.selection import cases
+from tests.selection import cases, few
 
 POINTS = torch.cat([torch.linspace(-3, 2.75, 24), torch.linspace(0.03, 0.97, 12)]).double()
 POINTS = POINTS[POINTS != 0]
@@ -116,6 +116,7 @@ def test_a_flat_piece_beside_an_infinite_slope_has_no_slope():
     assert met >= 3
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("operation", cases(USES, list(USES)[::10], "as the second of a pair it is met anyway"))
 def test_every_pair_joined_agrees_with_autograd(operation):
     for inner, outer in pairs(operation):

@@ -46,7 +46,7 @@ def results(product, shape):
     return hbp.compile(Layers(product), quantities=QUANTITIES)(X, y)
 
 
-@few(6, "other orders of the same axes")
+@few(2, "other orders of the same axes")
 @pytest.mark.filterwarnings("ignore:.*bias")  # where it does not reach the loss
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", WRITTEN)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 import hbpcompiler as hbp
 from hbpcompiler.reference import derivative, ggn_block, hessian_block, reference
 from tests.agreement import agree, close
+from tests.selection import few
 
 QUANTITIES = ["grad", "batch_grad", "batch_l2", "variance", "diag_ggn", "diag_h"]
 
@@ -100,6 +101,7 @@ def batch(shape, samples=4):
     return X, torch.randint(0, 2, (samples,))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_against_brute_force(name):
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.match.reach import with_stops
 from hbpcompiler.rule.registry import builtin
 from tests.agreement import close
+from tests.selection import few
 from tests.stages import traced
 
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -80,6 +81,7 @@ UNUSED = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", UNUSED)
 def test_unused_parameters_are_left_out_as_torch_leaves_them(name):
     model = Heads(UNUSED[name])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 from tests.test_outputs import check
 
 X, LABELS = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -30,6 +31,7 @@ def test_the_whole_batch_is_no_part():
     check(Sliced(), loss, (X,), LABELS)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("part", [
     lambda o: o[1:] - o[:-1], lambda o: o[1:], lambda o: o[:-1], lambda o: o[::2], lambda o: o[: o.shape[0] // 2],
     lambda o: o.diff(dim=0),

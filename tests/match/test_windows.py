@@ -101,7 +101,7 @@ MODELS = {
 }
 
 
-@few(3, "other windows")
+@few(1, "other windows")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_against_brute_force(name):
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from hbpcompiler.report.contents import contents
 from hbpcompiler.report.tracks import tracks_of
 from hbpcompiler.runs import read
 from tests.monitor.networks import batch, chain
+from tests.selection import few
 
 
 def noisy() -> nn.Module:
@@ -355,6 +356,7 @@ def test_gradients_that_are_not_finite_are_counted_in_the_outermost_bins(tmp_pat
     assert "no value is finite" in said["grad_norm"]
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_no_gradients_of_single_samples_are_kept(optimizer: type[torch.optim.Optimizer]) -> None:
     """Not within a step, where N x D numbers would be by far the most, and not between steps: the batch, 3 D."""

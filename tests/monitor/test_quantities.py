@@ -43,7 +43,7 @@ def close(found: float, expected: float, tolerance: float = 1e-8) -> None:
     assert found == pytest.approx(float(expected), rel=tolerance, abs=1e-12)
 
 
-@few(4, "other optimizers")
+@few(2, "other optimizers")
 @pytest.mark.parametrize(("name", "reduction"), CASES)
 def test_every_quantity_is_what_a_loop_gives(name: str, reduction: str) -> None:
     model, loss = made(name), nn.CrossEntropyLoss(reduction=reduction)

@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.operators.dense import same
+from tests.selection import few
 
 
 @pytest.fixture(scope="module", params=["ggn", "hessian"])
@@ -125,6 +126,7 @@ def test_estimates_where_nothing_is_exact():
     assert 0.3 * values.std() < errors.square().mean().sqrt() < 3 * values.std()
 
 
+@few(1, "further cases of one kind")
 def test_density(operator):
     values = torch.linalg.eigvalsh(operator.to_dense())
     grid, density = operator.density(2000, steps=40, vectors=20, width=0.05)

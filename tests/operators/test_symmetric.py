@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.operators.dense import double
+from tests.selection import few
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,7 @@ def matrices():
     return *found, *(operator.to_dense() for operator in found)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("combine", [
     lambda A, H: 2 * A, lambda A, H: A * numpy.float64(0.3), lambda A, H: -A / 3, lambda A, H: A - H,
     lambda A, H: numpy.float64(2) * A, lambda A, H: A * torch.tensor(2.0), lambda A, H: 0.5 * (A + 3 * H) - 2 * A,

@@ -56,6 +56,7 @@ def dense_of(block):
     return block.to_dense()
 
 
+@few(4, "further cases of one kind")
 @pytest.mark.parametrize(("name", "split"), [
     ("kfac", "pi"), ("kfac_reduce", "exact"), ("kflr_reduce", "pi"), ("kfac_emp", "exact"),
     ("ekfac", "exact"), ("ekfac_emp", "exact"), ("diag_ggn_mc", "exact"), ("blocks", "exact"), ("blocks_mc", "pi")])

@@ -13,6 +13,7 @@ from tests.optim.test_changes import EVERY, moved
 from tests.selection import few
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_a_batch_that_is_not_finite_is_left_out(make):
     """At first, and later: parameters, averages and the number of steps stay; it is said once."""
@@ -161,6 +162,7 @@ def test_under_autocast(dtype):
     assert 0 < (steps[3] - steps[1]).norm() < 0.03 * steps[1].norm()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_schedulers_set_the_rate_and_groups_may_come_later(make):
     model, X, y = chain()
@@ -180,6 +182,7 @@ def test_schedulers_set_the_rate_and_groups_may_come_later(make):
     assert moved(model, before) == before.keys()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_every_optimizer_is_resumed_bit_equal(make):
     """In the middle of the intervals: after step 3 of updates every 2, inverses every 4."""

@@ -211,7 +211,7 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
                          *ending(40))
 
 
-@few(3, "other windows")
+@few(1, "other windows")
 @pytest.mark.parametrize("model", [
     BEHIND_A_POOL, OF_A_CONVOLUTION, AVERAGES,
     *[pytest.param(nn.Sequential(conv(1, 2), nn.Sigmoid(), Residual(2, meet, kernel), Residual(2, dilation=2),
@@ -253,6 +253,7 @@ class Positioned(nn.Module):
         return self.head(torch.tanh(self.second(torch.sigmoid(h))).flatten(1))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("shape", [(1, 2, 6, 6), (6,), (1, 1, 6, 1), (2, 1, 1)])
 def test_what_has_numbers_of_its_own_at_each_position(shape, trained):

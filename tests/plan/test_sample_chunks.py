@@ -23,7 +23,7 @@ def loops(compiled):
     return [step for step in compiled._current().draft.plan.steps if isinstance(step, SampleChunks)]
 
 
-@few(2, "other graphs")
+@few(1, "other graphs")
 @pytest.mark.parametrize("size", [1, pytest.param(20_000, marks=slow("test_random_networks takes several samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs_agree_with_brute_force(name, size):

@@ -11,7 +11,7 @@ from hbpcompiler.reference import reference
 from tests.agreement import close
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.test_quantities import check_exact
 
 
@@ -25,6 +25,7 @@ def network():
                          nn.Flatten(), nn.Linear(48, 4), nn.Sigmoid(), nn.Linear(4, 3)).double()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("chunk", [1, 700, 4000])
 def test_chunks_change_nothing(chunk):
     """Chunks of one sample and one column, of some columns, and of some samples."""
@@ -48,6 +49,7 @@ def test_chunks_on_random_networks(setting):
     check_exact(*setting, ["diag_h"], limits=in_chunks(900))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("chunk", [1, pytest.param(300, marks=slow("the batch has two samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk):

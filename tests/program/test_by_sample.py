@@ -90,7 +90,7 @@ def setting(name):
 NAMES = ["grad", "diag_ggn_mc", "diag_h_mc", "diag_h_mc_all", "kfac"]
 
 
-@few(3, "other networks")
+@few(1, "other networks")
 @pytest.mark.parametrize("name", ["labels", "normal", "counts", "bits", "signs", "loops", "sequences",
                                   "shapes"])
 def test_parts_of_a_batch_add_up_to_the_whole(name):

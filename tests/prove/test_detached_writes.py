@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 
 
 class Net(nn.Module):
@@ -74,6 +75,7 @@ def straight_through(h: Tensor) -> Tensor:
     return h + (changed - h).detach()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("way", [halved, bounded, a_piece, written_out, behind, set_at])
 def test_the_line_is_named(way: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(hbp.ProofError, match=r"in place through .detach\(\) or .data, (.*)test_detached_writes"):

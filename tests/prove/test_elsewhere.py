@@ -8,6 +8,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes
 from tests.prove.test_agreement import batch
 from tests.prove.test_faults import Around, refusal
+from tests.selection import few
 
 
 class Clamp(torch.autograd.Function):
@@ -63,6 +64,7 @@ def with_parameter_hook():
     return model
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", [
     lambda: Around(Clamp.apply), lambda: Around(Clipped.apply), lambda: Around(hooked(lambda g: g.clamp(-5, 5))),
     lambda: Around(hooked(lambda g: g / max(1.0, float(g.norm())))), with_module_hook, with_parameter_hook,

@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.routes.by_index import InnerByIndex
 from hbpcompiler.compiler.routes.inner import PairsOfPositions, PartsOfProduct
 from hbpcompiler.quantities import GGN
+from tests.selection import few
 
 SAMPLES, CLASSES = 64, 10
 INNER = ["gram", "cross", "batch_dot"]
@@ -48,6 +49,7 @@ def routes_of(compiled, parameter, stream):
             if step.parameter.key == parameter and step.piece.stream == stream for choice in step.choices}
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", MODELS)
 def test_columns_are_not_formed(name):
     """Of this parameter they would be several times what the whole call takes."""

@@ -153,6 +153,7 @@ def test_one_program_for_any_length(kind):
     assert repr(compiled).endswith("programs=1)")
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_torchscript(kind):
     torch.manual_seed(0)
@@ -160,6 +161,7 @@ def test_torchscript(kind):
     assert loops(assert_right(model, *batch(2, 4, 2), ["grad", "diag_ggn"], backend="torchscript").code)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("way", ["tails of one column", "as on a GPU", "all columns, sample by sample",
                                  "chunks in chunks in chunks"])
 def test_in_chunks(way):

@@ -15,6 +15,7 @@ from hbpcompiler.rule.registry import with_rules
 from hbpcompiler.rule.rule_files import announced
 from tests.agreement import agree
 from tests.custom_op import SWIRL_RULE, Swirl
+from tests.selection import few
 
 APART = """
 import torch
@@ -132,6 +133,7 @@ class Attending(nn.Module):
         return self.last(self.inner(rows, rows, rows)[0][:, 0])
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("kind", [Recurrent, Attending])
 def test_a_forward_that_somebody_assigned_is_what_runs(kind, verify):

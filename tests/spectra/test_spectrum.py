@@ -11,7 +11,7 @@ from hbpcompiler.reference import jacobian
 from tests.graph_models import MODELS
 from tests.match.test_tied import MODELS as TIED
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.spectra.whole import Whole, by_group, check, flat, near
 from tests.test_random_graphs import graphs
 from tests.test_sampling import columns_drawn
@@ -28,6 +28,7 @@ def one(step):
     return flat({name: value[None] for name, value in step.items()}, step)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("groups", ["all", "layer", "parameter", [["0.weight", "2.bias"], ["2.w*"]],
                                     {"biases": ["*.bias"]}], ids=str)
 def test_groups(groups):
@@ -79,6 +80,7 @@ NETWORKS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(NETWORKS, ["transformer", "LSTM", "tied recurrent", "tied convolution"],
                                        "joined as the others are"))
 def test_networks_that_are_no_chains(name):

@@ -12,6 +12,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.trace import einsums
 from hbpcompiler.compiler.trace.einsums import einsum_with_layers
 from hbpcompiler.reference import reference
+from tests.selection import few
 
 LAYERS = ["bti,oi->bto", "bti,io->bto", "oi,bti->bto", "...i,oi->...o", "... i, io -> ... o", "bit,oi->bot",
           "bit,io->bto"]
@@ -34,6 +35,7 @@ def shapes(equation: str) -> tuple[tuple[int, int], tuple[int, ...]]:
     return weight, ((5, 4, 6) if "bit" in equation else (5, 6, 4))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("equation", LAYERS)
 def test_numbers(equation: str) -> None:
     torch.manual_seed(0)

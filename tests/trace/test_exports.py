@@ -147,7 +147,7 @@ def of_environment(model):
     os.environ["HBP_TEST_FACTOR"] = "3"
 
 
-@few(5, "the same comparison of what was traced")
+@few(2, "the same comparison of what was traced")
 @pytest.mark.parametrize("change", [changed_number, changed_class, frozen, hooked, other_layer, of_environment])
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_change_between_two_compiles_is_met(counted, change, verify, monkeypatch):

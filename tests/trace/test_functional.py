@@ -9,6 +9,7 @@ from torch.export.graph_signature import InputKind
 from hbpcompiler.compiler.match.aten import decomposition
 from hbpcompiler.compiler.trace import functional
 from hbpcompiler.rule.registry import builtin
+from tests.selection import few
 
 
 def views_before(h):
@@ -219,6 +220,7 @@ class Running(torch.fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
+@few(8, "further cases of one kind")
 @pytest.mark.parametrize(("does", "torchs"), [(each, False) for each in HERE] + [(each, True) for each in TORCHS])
 def test_values_and_gradients_are_kept(does, torchs, monkeypatch):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.reference import reference
+from tests.selection import few
 
 EXACT = ["grad", "batch_grad", "diag_ggn", "diag_h"]
 
@@ -80,6 +81,7 @@ def own_parameter(model, h):
     return (h @ weight @ weight.T).tanh()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("inside", [scaled, in_a_mode, by_decorator, turned_on_again, several_results, moving_average,
                                     own_parameter])
 def test_what_a_block_makes_is_a_constant(inside):

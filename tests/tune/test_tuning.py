@@ -13,6 +13,7 @@ from hbpcompiler.command.cli import main
 from hbpcompiler.compiler.cost.figures import DEFAULT, ONEDNN, Machine
 from hbpcompiler.compiler.tune import calibrate
 from hbpcompiler.compiler.tune import measured as tuning
+from tests.selection import slow
 
 CPU = torch.device("cpu")
 OTHER = Machine(4e9, 1e9, 8e9, 2e-5)
@@ -49,6 +50,7 @@ def test_calibration_loses_patience_with_a_slow_machine():
     assert len(measured) == 7 * calibrate.FEWEST
 
 
+@slow("it measures")
 def test_calibration_measures_for_real():
     for dtype, onednn in ((torch.float32, True), (torch.float64, False)):
         figures = asdict(calibrate.calibrate(CPU, dtype))
