@@ -43,12 +43,15 @@ class Adding:
                 continue  # this batch's is what its variances are merged by
             if total is None or not how or list(total.shape) != [*map(_length, meta.shape(node) or ())]:
                 continue
+            factor = self.sums.factor(how, slot.parameter, weight)
+            if not factor:
+                continue  # what counts for nothing may be NaN
             symmetric = total.dim() == 2 and slot.field in QUANTITIES[slot.quantity].symmetric
             if symmetric and total.device.type == "cpu":
                 triangles.add(slot)
                 total = self.sums.partials.of(Key(*slot), total, meta.dtype(node))
             given[slot] = total
-            shares[slot] = self.sums.factor(how, slot.parameter, weight)
+            shares[slot] = factor
         self.added = [Key(*slot) for slot in given]
         return Into(given, 1.0, shares, {}, frozenset(triangles))
 

@@ -173,8 +173,7 @@ class Sums:
         return weight.of_loss * (weight.of_sample if how in GRADIENTS_TWICE else 1.0)
 
     def _add(self, key: Key, value: Tensor, factor: float) -> None:
-        if value.requires_grad:
-            value = value.detach()
+        value = _counting(value.detach(), factor)
         total = self.totals.get(key)
         if total is None:
             total = torch.zeros_like(value, dtype=dtype_of(key, self.dtype), memory_format=torch.contiguous_format)
@@ -215,7 +214,8 @@ class Sums:
         if key not in self.totals:
             for new in (key, of_mean):
                 self.totals[new] = torch.zeros_like(variance, dtype=self.dtype, memory_format=torch.contiguous_format)
-        merge_spread(self.totals[key], self.totals[of_mean], self.samples, variance.detach(), gradient.detach(), count,
+        variance, gradient = (_counting(value.detach(), scale) for value in (variance, gradient))
+        merge_spread(self.totals[key], self.totals[of_mean], self.samples, variance, gradient, count,
                      count * scale**2, scale if weight.mean else scale / count)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -278,6 +278,11 @@ class Sums:
         if how in DIVIDED and parameter in self.shared_positions:
             whole *= self.shared_positions[parameter] / self.samples_with[parameter]
         return whole
+
+
+def _counting(value: Tensor, factor: float) -> Tensor:
+    """Zeros where a batch counts for nothing: a mean over no terms is NaN."""
+    return value if factor else value.new_zeros(()).expand(value.shape)
 
 
 def dtype_of(key: Key, dtype: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch import Tensor
 
+from hbpcompiler.accumulate.made_targets import made_of
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
@@ -123,7 +124,8 @@ class _Part:
         self._place = f"{operation.target} in {operation.source}"
         if not multiple.is_number:
             raise InputError(f"{self._place} is divided by a number that depends on the batch; {COUNT}")
-        self._op, self._terms = static_op(operation, matched.active), rule.terms
+        self._op, self._terms, self._input = static_op(operation, matched.active), rule.terms, rule.input
+        self._matched, self._made = matched, operation.tensors.get("target", operation.output)
         self._target = next((check.place for check in losses if check.operation == operation.name), None)
         if rule.reduction(self._op) != MEAN_LOSS:
             self._of_sample = 1 / float(multiple)  # a sum over terms, divided by as many
@@ -136,19 +138,22 @@ class _Part:
         if self._terms is None:
             return batch.samples * self._of_sample
         if self._target is None:
-            terms = self._none_ignored(batch)
+            terms = self._of_made(batch)
         else:
             terms = self._terms(self._op, batch.targets[self._target])
         if terms is None:
             raise InputError(f"{self._place} is a mean over weights or labels that depend on the batch; {COUNT}")
         return float(terms)
 
-    def _none_ignored(self, batch: Batch) -> int | None:
-        """The terms of targets that the loss makes of the batch's, if none of those is one that it ignores."""
+    def _of_made(self, batch: Batch) -> float | None:
+        """The terms of targets that the loss makes: of labels of the batch, or of whatever it can ignore none of."""
         assert self._terms is not None
-        for tensor in batch.tensors:
-            whole = not tensor.is_floating_point() and not tensor.is_complex()
-            if whole and self._terms(self._op, tensor) != tensor.numel():
+        if not self._made.floating:
+            target = made_of(self._matched, self._made, batch)
+            if target is not None:
+                return self._terms(self._op, target)
+            labels = torch.arange(self._op.shape(self._input)[0], device="cpu")
+            if self._made.name not in self._matched.never_negative or self._terms(self._op, labels) != labels.numel():
                 return None
         return batch.samples * math.prod(self._op.shape("target"))
 

@@ -84,3 +84,58 @@ def test_with_class_weights_and_a_count():
     for name in ("grad", "diag_ggn"):
         for parameter, value in whole[name].items():
             torch.testing.assert_close(total[name][parameter], value)
+
+
+MADE = {
+    "a mask": lambda o, y: cross_entropy(o[y > 0], y[y > 0]),
+    "a second mask": lambda o, y: cross_entropy(o[y != 1], y[y != 1], ignore_index=2),
+    "where": lambda o, y: cross_entropy(o, torch.where(y == 2, -100, y)),
+    "arithmetic": lambda o, y: cross_entropy(o, (y + 1) % 4, ignore_index=1),
+    "nll_loss": lambda o, y: nn.functional.nll_loss(o.log_softmax(1), y.masked_fill(y > 2, -100)),
+    "of outputs": lambda o, y: cross_entropy(o, (o + y.unsqueeze(1)).argmax(1)),
+    "classes": lambda o, y: cross_entropy(o, nn.functional.one_hot(y, 4).to(o.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_labels_that_the_loss_makes_are_counted(name):
+    """None of the batch's own is one that is ignored. The first batch has no label that the masks pick."""
+    torch.manual_seed(0)
+    model, X, y = nn.Linear(3, 4).double(), torch.randn(17, 3).double(), torch.randint(4, (17,))
+    y[:2] = 0
+    compiled = hbp.compile(model, MADE[name], ["grad", "variance", "diag_ggn"])
+    whole, batches = compiled(X, y), list(zip(X.split((2, 8, 7)), y.split((2, 8, 7)), strict=True))
+    right = MADE[name](model(X), y)
+    for cut in (batches, batches[::-1]):
+        total = hbp.accumulate(compiled, cut, progress=False)
+        torch.testing.assert_close(total.loss, right)
+        for quantity in ("grad", "variance", "diag_ggn"):
+            for parameter, value in whole[quantity].items():
+                torch.testing.assert_close(total[quantity][parameter], value)
+
+
+@pytest.mark.parametrize("loss", [
+    lambda o, y: cross_entropy(o, y.masked_fill(o.argmax(1) == y, -100)),
+    lambda o, y: cross_entropy(o, y.clamp(min=0), weight=torch.tensor([1.0, 2, 3, 4], dtype=o.dtype)),
+])
+def test_labels_that_nothing_but_the_loss_can_count_are_asked_for(loss):
+    model, X, y = nn.Linear(3, 4).double(), torch.randn(8, 3).double(), torch.arange(8) % 4
+    with pytest.raises(hbp.InputError, match="is a mean over weights or labels that depend on the batch; pass count="):
+        hbp.accumulate(hbp.compile(model, loss, ["grad"]), [(X, y)], progress=False)
+
+
+def test_a_batch_that_counts_nothing_may_be_nan():
+    """By `count`, or as a mask picks none of it."""
+    model, X, y = nn.Linear(3, 4).double(), torch.randn(8, 3).double(), torch.arange(8) % 4
+    y[4:] = -100
+
+    def loss(o, y):
+        return cross_entropy(o, y, reduction="sum") / (y != -100).sum()
+
+    compiled = hbp.compile(model, loss, ["grad", "variance", "second_moment"])
+    for cut in (((X[:4], y[:4]), (X[4:], y[4:])), ((X[4:], y[4:]), (X[:4], y[:4]))):
+        total = hbp.accumulate(compiled, cut, count=lambda batch: (batch[1] != -100).sum(), progress=False)
+        whole = compiled(X, y)
+        torch.testing.assert_close(total.loss, whole.loss)
+        for quantity in ("grad", "variance", "second_moment"):
+            torch.testing.assert_close(total[quantity]["weight"], whole[quantity]["weight"])
