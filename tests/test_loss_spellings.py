@@ -161,6 +161,15 @@ def test_targets_of_whole_numbers():
     check(nn.SoftMarginLoss(), plain(), 2 * signs.long() - 1, ["variance", "diag_h"])
 
 
+def test_a_mask_by_a_label_that_is_no_class():
+    """As self-training has it: unlabelled samples are marked, and have a loss of their own."""
+    def loss(output, target):
+        known = target["marked"] != -100
+        return F.cross_entropy(output[known], target["marked"][known]) + 0.5 * output[~known].square().mean()
+
+    check(loss, plain(), {**TARGET, "marked": torch.tensor([2, -100, 1, -100])}, SCALES[2:4])
+
+
 def test_neither_a_mean_nor_a_sum():
     def loss(output, target):
         return summed(output, target) / number(output) ** 0.5

@@ -8,7 +8,7 @@ for a batch and for the same batch twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.rule.registry import AnyRule
+from hbpcompiler.rules.shared.torch_operations import COMPARES
 
 SAMPLES, FEW, MANY_NUMBERS = 64, 4, 1_000_000
 """Of the stand-in batch; FEW where a value has so many numbers. 1e-8 added to a mask's sum, or a limit of 1 below it,
@@ -44,15 +45,27 @@ def growths(graph: Graph, rules: Mapping[str, AnyRule], slopes: Slopes) -> dict[
     if not dependent & {operation.name for operation in (*reductions, *tail)}:
         return dict(own)
     found: dict[str, float | None] = dict.fromkeys(own)
-    for labels in LABELS:  # of so many a mask may pick none
-        if None in found.values():
-            found = _measured(graph, slopes, own, dependent, labels) or found
+    for compared in (frozenset[int](), _compared(graph)):
+        for labels in LABELS:  # of so many a mask may pick none
+            if None in found.values():
+                found = _measured(graph, slopes, own, dependent, (*range(labels), *compared)) or found
     return found
 
 
-def _measured(graph: Graph, slopes: Slopes, own: Mapping[str, float], dependent: AbstractSet[str], labels: int,
-              ) -> dict[str, float | None] | None:
-    """On stand-ins with so many labels; None where the loss's operations do not take them."""
+def _compared(graph: Graph) -> frozenset[int]:
+    """Whole numbers that the loss compares its labels with, as -100, which a mask may pick by."""
+    found = set()
+    for operation in graph.operations:
+        compares = aten.is_torchs(operation) and aten.packet_of(operation) in COMPARES
+        number = operation.attributes.get("other") if compares and operation.source.in_loss else None
+        if isinstance(number, int | float) and int(number) == number:
+            found.add(int(number))
+    return frozenset(found)
+
+
+def _measured(graph: Graph, slopes: Slopes, own: Mapping[str, float], dependent: AbstractSet[str],
+              labels: Sequence[int]) -> dict[str, float | None] | None:
+    """On stand-ins with these labels; None where the loss's operations do not take them."""
     found: dict[str, float | None] = {}
     try:
         once, twice = (_Laid(graph, times, labels).parts(slopes) for times in (1, 2))
@@ -111,7 +124,7 @@ class _Laid:
 
     graph: Graph
     times: int
-    labels: int = 2
+    labels: Sequence[int] = (0, 1)
 
     def __post_init__(self) -> None:
         largest = max(math.prod(map(int, self._shape(value, 1))) for value in self.graph.values())
@@ -157,7 +170,8 @@ class _Laid:
         generator = torch.Generator().manual_seed(len(value.name) + sum(map(ord, value.name)))
         shape = self._shape(value, self.samples)
         drawn = torch.rand(shape, generator=generator, device="cpu") * 0.6 + 0.2 if value.floating else \
-            torch.randint(self.labels, shape, generator=generator, device="cpu")
+            torch.tensor(self.labels, device="cpu")[
+                torch.randint(len(self.labels), shape, generator=generator, device="cpu")]
         for axis, length in enumerate(value.shape):
             if N in getattr(length, "free_symbols", ()):
                 return torch.cat([drawn] * self.times, axis).to(value.dtype)
