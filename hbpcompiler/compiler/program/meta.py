@@ -155,6 +155,11 @@ def is_known(node: fx.Node) -> bool:
     return ("shape" in node.meta and "dtype" in node.meta) or "results" in node.meta or "no tensor" in node.meta
 
 
+def is_no_tensor(node: fx.Node) -> bool:
+    """Whether it is said that the node makes a number, a shape or the like."""
+    return "no tensor" in node.meta
+
+
 def is_placed(node: fx.Node) -> bool:
     """Whether it is said where the node stands."""
     return "block" in node.meta and "step" in node.meta
