@@ -1,9 +1,9 @@
 """The finished text with no line over 120 signs: statements are broken inside brackets, where Python allows it.
 
-A statement that fits with its shape is left alone. What does not fit is broken at its operators, at the longest pair of
-brackets, or in front of a method, in this order of preference; the parts are laid out likewise, and the shape stands
-behind the last of them. A function's head is broken at its parameters. Everything is read as tokens, so nothing inside a
-string is touched.
+A statement that fits with its shape is left alone. What does not fit is broken at its operators, at the longest pair
+of brackets, or in front of a method, in this order of preference; the parts are laid out likewise, and the shape
+stands behind the last of them. A function's head is broken at its parameters. Everything is read as tokens, so nothing
+inside a string is touched.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ LONG = [
     "flatten(0, 1) * -2",
     f"({', '.join(f'g_{place}' for place in range(40))}) = cat_back(column, weight)  # [N, 3]",
     f"({', '.join(f'g_{place}' for place in range(40))}) = column + weight",
-    f"({', '.join(f'g_{place}' for place in range(15))}) = scaled_dot_product_attention_back({', '.join(['column'] * 9)})",
+    f"({', '.join(f'g_{place}' for place in range(15))}) = dot_product_attention_back({', '.join(['column'] * 9)})",
     f"[{', '.join(f'g_{place}' for place in range(40))}] = cat_back({', '.join(['column'] * 20)})",
 ]
 
