@@ -21,8 +21,10 @@ STEP = 4
 OPERATORS = (("==", "!=", "<", "<=", ">", ">="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))
 """By rising strength: a line is broken in front of the weakest."""
 OPENING, CLOSING = "([{", ")]}"
-FORMULA = re.compile(r"\b(?:\w+ = |sum_|T\[)[^,;:]{1,60}")
-"""One of a heading's formulas, such as B = sum S S^T / P: it is not broken."""
+HEADING = re.compile(r"^ *# \S.*?    (?=\S)")
+"""In front of what is computed under it."""
+FORMULA = re.compile(r"(?:[^,;]{1,60}likewise, )?[^,;]{1,80}[,;]?(?: +|$)")
+"""One of a heading's formulas, such as B = sum S S^T / P, with the parameter that it is of: it is not broken."""
 SHAPE, BETWEEN_SHAPES = "# [", "], ["
 """How a comment on shapes begins, and what stands between two."""
 HELD = "\N{NO-BREAK SPACE}"
@@ -103,14 +105,18 @@ def _wrapped_text(line: str, mark: str) -> list[str]:
     if len(line) <= WIDTH:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
-    lines = textwrap.wrap(FORMULA.sub(_held, line), WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
+    heading = HEADING.match(line)
+    if heading is not None:
+        line = line[: heading.end()] + FORMULA.sub(_held, line[heading.end() :])
+    lines = textwrap.wrap(line, WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
                           break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
     return [wrapped.replace(HELD, " ") for wrapped in lines]
 
 
 def _held(formula: re.Match[str]) -> str:
-    """Words that stay in one line."""
-    return formula.group().replace(" ", HELD)
+    """Words that stay in one line, and the space behind them."""
+    words = formula.group().rstrip()
+    return words.replace(" ", HELD) + formula.group()[len(words) :]
 
 
 def _deletes(start: str, names: Sequence[str], indent: int) -> list[str]:

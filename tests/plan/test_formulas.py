@@ -1,5 +1,7 @@
 """The formula of a block says what its steps do, and nothing that they do not."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,19 @@ def test_shared_positions_are_summed():
     formula = headings(model, ["kfac", "grad"], torch.randn(2, 1, 4, 4), Y)["0: conv2d"]
     assert "T = sum_p S[nkop] U[nip]" in formula
     assert "/ P" in formula
+
+
+def test_what_is_made_of_another_parameters_cotangents_too_is_said_once():
+    formula = headings(mlp(), ["grad", "diag_ggn", "kfac"], X, Y)["2: linear"]
+    weight, bias = re.split(r"; +", formula)
+    assert weight == "weight: T = S[nko] U[ni], sum_n T, sum_{nk} T^2, B = sum S S^T, A = sum U U^T"
+    assert bias == "bias: likewise, T = S[nko], B = sum T T^T"
+
+
+def test_where_some_columns_are_pooled_the_cotangents_are_those_at_all_positions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, stride=2, bias=False),
+        nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(), nn.Linear(72, 5))
+    images, quantities = torch.randn(2, 3, 14, 14), ["grad", "diag_h", "kflr", "batch_grad", "variance"]
+    assert "pooled_R_" in hbp.compile(model, None, quantities, example_inputs=(images, Y)).code
+    assert "weight: T = sum_p S[nkop] U[nip]" in headings(model, quantities, images, Y)["0: conv2d"]
