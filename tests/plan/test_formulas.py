@@ -75,10 +75,15 @@ def test_what_is_made_of_another_parameters_cotangents_too_is_said_once():
     assert bias == "bias: likewise, T = S[nko], B = sum T T^T"
 
 
-def test_where_some_columns_are_pooled_the_cotangents_are_those_at_all_positions():
+def test_a_heading_says_what_is_done_under_it_in_loops_and_outside():
+    """Pooled columns end in a loop here, and all others at all positions."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, stride=2, bias=False),
         nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(), nn.Linear(72, 5))
     images, quantities = torch.randn(2, 3, 14, 14), ["grad", "diag_h", "kflr", "batch_grad", "variance"]
-    assert "pooled_R_" in hbp.compile(model, None, quantities, example_inputs=(images, Y)).code
+    code = hbp.compile(model, None, quantities, example_inputs=(images, Y)).code
+    assert "pooled_R_" in code
+    in_loop = code.partition("class Program")[0]
+    assert "# 0: conv2d    weight: T = sum_p S[nkop] U[nopi], sum_{nk} T^2;  bias: likewise" in in_loop
+    assert "# 1: silu    d = y'(x),  columns back: d S\n" in in_loop
     assert "weight: T = sum_p S[nkop] U[nip]" in headings(model, quantities, images, Y)["0: conv2d"]

@@ -13,9 +13,11 @@ from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
     Pull,
+    SampleChunks,
     Seed,
     Step,
     SumEach,
+    Tail,
     Tied,
     Weigh,
     Weights,
@@ -63,18 +65,30 @@ LOSS = "g = grad l_n"
 ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
 
 
-def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, str]:
-    """The formula of each operation that has one, by its name."""
-    own: dict[str, list[Step]] = {}
+@dataclass(frozen=True)
+class Formulas:
+    """What is computed under an operation's heading."""
+
+    outside: str = ""
+    """Of loops through several operations; where all is done in these, the whole."""
+    in_loops: str = ""
+
+
+def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, Formulas]:
+    """The formulas of each operation that has some, by its name."""
+    outside: dict[str, list[Step]] = {}
+    in_loops: dict[str, list[Step]] = {}
     for step in steps:
+        own = in_loops if isinstance(step, Tail | SampleChunks) else outside
         for part in flat(step):
-            if is_second(part):
-                continue
             operation = getattr(part, "operation", None)
-            if operation is not None:
+            if operation is not None and not is_second(part):
                 own.setdefault(operation.name, []).append(part)
-    found = {name: _formula(parts, rules.get(name)) for name, parts in own.items()}
-    return {name: text for name, text in found.items() if text}
+    found = {}
+    for name in [*outside, *in_loops]:
+        inner = _formula(in_loops.get(name, ()), rules.get(name))
+        found[name] = Formulas(_formula(outside.get(name, ()), rules.get(name)) or inner, inner)
+    return {name: texts for name, texts in found.items() if texts != Formulas()}
 
 
 def is_second(step: Step) -> bool:

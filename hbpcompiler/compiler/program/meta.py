@@ -26,6 +26,8 @@ class Block:
     """"forward", "backward" or "results"."""
     formula: str = ""
     """What is computed under it."""
+    in_loops: str = ""
+    """What is computed under it in loops that go through several blocks."""
 
 
 class Role(IntEnum):
