@@ -18,6 +18,8 @@ from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule.composite import Composite, EachSample
 
+SLICE = re.compile(r"(?<=\w) : (?=\w+( \+ \w+)?[\],])")
+"""The colon of x[first : first + 8], which programs write without spaces."""
 WITHOUT_ONEDNN = """\
 WITHOUT_ONEDNN = not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_tile", False)
 # On processors with AMX, Intel's since 2023, BLAS is as fast or faster."""
@@ -124,7 +126,8 @@ def _each(function: EachSample) -> str:
 def _source(helper: Any) -> str:
     """Its definition, without what concerns this package alone."""
     text = re.sub(r"^@idiom.*\n", "", inspect.getsource(helper))
-    return re.sub(r"  # (noqa|type): .*", "", text).rstrip()
+    text = re.sub(r"  # (noqa|type): .*", "", text).rstrip()
+    return SLICE.sub(":", text)
 
 
 def _needs(helper: Any) -> Iterator[Any]:

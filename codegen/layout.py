@@ -1,13 +1,15 @@
 """The finished text with no line over 120 signs: statements are broken inside brackets, where Python allows it.
 
-A statement that fits is left alone; its shape stands above it where the two do not fit one line. What does not fit is
-broken at its operators, at the longest pair of brackets, or in front of a method, in this order of preference; the
-parts are laid out likewise. Everything is read as tokens, so nothing inside a string is touched.
+A statement that fits with its shape is left alone. What does not fit is broken at its operators, at the longest pair
+of brackets, or in front of a method, in this order of preference; the parts are laid out likewise, and the shape
+stands behind the last of them. A function's head is broken at its parameters. Everything is read as tokens, so nothing
+inside a string is touched.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -19,8 +21,12 @@ STEP = 4
 OPERATORS = (("==", "!=", "<", "<=", ">", ">="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))
 """By rising strength: a line is broken in front of the weakest."""
 OPENING, CLOSING = "([{", ")]}"
-FORMULA = re.compile(r"\b(?:\w+ = |sum_|T\[)[^,;:]{1,60}")
-"""One of a heading's formulas, such as B = sum S S^T / P: it is not broken."""
+HEADING = re.compile(r"^ *# \S.*?    (?=\S)")
+"""In front of what is computed under it."""
+FORMULA = re.compile(r"(?:[^,;]{1,60}likewise, )?[^,;]{1,80}[,;]?(?: +|$)")
+"""One of a heading's formulas, such as B = sum S S^T / P, with the parameter that it is of: it is not broken."""
+SHAPE, BETWEEN_SHAPES = "# [", "], ["
+"""How a comment on shapes begins, and what stands between two."""
 HELD = "\N{NO-BREAK SPACE}"
 
 
@@ -48,10 +54,9 @@ def wrapped(line: str) -> list[str]:
         return _wrapped_text(line, "# ")
     if code.startswith("del "):
         return _deletes("del ", code[4:].split(", "), indent)
-    guard, colon, deleted = code.partition(": del ")
-    if colon:
-        return _deletes(f"{guard}: del ", deleted.split(", "), indent)
     lines = [" " * indent + code] if indent + len(code) <= WIDTH else _statement(code, indent)
+    if comment.startswith(SHAPE):
+        return _with_shapes(code, lines, comment, indent)
     if not comment:
         return lines
     last = f"{lines[-1]}  {comment}"
@@ -60,19 +65,58 @@ def wrapped(line: str) -> list[str]:
     return [*_wrapped_text(" " * indent + comment, "# "), *lines]
 
 
+def _with_shapes(code: str, lines: list[str], comment: str, indent: int) -> list[str]:
+    """A statement with the shapes of what it makes behind it; those that do not fit its last line follow below."""
+    roomy = _statement_with_room(code, indent) if len(lines) == 1 else []
+    for form in (lines, roomy):
+        if form and len(f"{form[-1]}  {comment}") <= WIDTH:
+            return [*form[:-1], f"{form[-1]}  {comment}"]
+    first, *others = comment.removeprefix("# ").replace(BETWEEN_SHAPES, f"],{HELD}[").split(HELD)
+    rows = [*lines, " " * indent + "#  "]
+    if len(f"{lines[-1]}  # {first}") <= WIDTH:
+        rows = [*lines[:-1], f"{lines[-1]}  #"]
+    for shape in (first, *others):
+        if len(f"{rows[-1]} {shape}") > WIDTH:
+            rows.append(" " * indent + "#  ")
+        rows[-1] += f" {shape}"
+    return rows
+
+
+def _statement_with_room(code: str, indent: int) -> list[str]:
+    """A statement that fits a line, broken so that its last line is short: in brackets of its own if it has no long
+    pair."""
+    start, value = _apart_at_equals(code)
+    if not start and code.startswith("return "):
+        start, value = "return ", code.removeprefix("return ")
+    opened, closed = _longest(value)
+    if start and (_cuts(value) or closed - opened < len(value) / 3) and not start.startswith(tuple(OPENING)):
+        return [" " * indent + start + "(", *_item(value, indent + STEP), " " * indent + ")"]
+    return _in_brackets(code, indent) or [" " * indent + code]
+
+
+def _apart_at_equals(code: str) -> tuple[str, str]:
+    """An assignment's targets with the sign behind them, and its value."""
+    equals = next((token.at for token in _tokens(code) if token.text == "=" and token.depth == 0), None)
+    return ("", code) if equals is None else (code[: equals + 2], code[equals + 2 :])
+
+
 def _wrapped_text(line: str, mark: str) -> list[str]:
     """Prose, or a row of a table: what goes on stands two signs further in."""
     if len(line) <= WIDTH:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
-    lines = textwrap.wrap(FORMULA.sub(_held, line), WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
+    heading = HEADING.match(line)
+    if heading is not None:
+        line = line[: heading.end()] + FORMULA.sub(_held, line[heading.end() :])
+    lines = textwrap.wrap(line, WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
                           break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
     return [wrapped.replace(HELD, " ") for wrapped in lines]
 
 
 def _held(formula: re.Match[str]) -> str:
-    """Words that stay in one line."""
-    return formula.group().replace(" ", HELD)
+    """Words that stay in one line, and the space behind them."""
+    words = formula.group().rstrip()
+    return words.replace(" ", HELD) + formula.group()[len(words) :]
 
 
 def _deletes(start: str, names: Sequence[str], indent: int) -> list[str]:
@@ -120,13 +164,12 @@ def _apart(body: str) -> tuple[str, str]:
 
 def _statement(code: str, indent: int) -> list[str]:
     """A statement too long for a line: what is outside of brackets is put inside a pair if it must be broken."""
-    equals = next((token.at for token in _tokens(code) if token.text == "=" and token.depth == 0), None)
-    start, value = ("", code) if equals is None else (code[: equals + 2], code[equals + 2 :])
-    if equals is not None and indent + len(start) > WIDTH and start.startswith(tuple(OPENING)):
+    start, value = _apart_at_equals(code)
+    if start and indent + len(start) > WIDTH and start.startswith(tuple(OPENING)):
         *targets, closing = _in_brackets(start[:-2].rstrip(), indent)
         return [*targets, *_behind(f"{closing.strip()} = {value}", indent)]
     bare = _cuts(value)
-    if equals is not None and bare:
+    if start and bare:
         return [" " * indent + start + "(", *_joined(_parts(value, bare), indent + STEP), " " * indent + ")"]
     return _in_brackets(code, indent) or _after_key(code, indent)
 
@@ -187,22 +230,26 @@ def _item(code: str, indent: int) -> list[str]:
     return _in_brackets(code, indent) or [" " * indent + code]
 
 
-def _longest(code: str) -> tuple[int, int]:
-    """The longest pair of brackets that is inside no other; a later one that is hardly shorter is preferred."""
-    best, opened = (0, 0), 0
-    for token in _tokens(code):
-        if token.depth:
-            continue
-        if token.text in OPENING:
-            opened = token.at
-        elif token.text in CLOSING and 3 * (token.at - opened) > 2 * (best[1] - best[0]):
-            best = opened, token.at
+def _longest(code: str, width: int = sys.maxsize) -> tuple[int, int]:
+    """The longest pair of brackets that is inside no other and opens within the width; a later one that is hardly
+    shorter is preferred."""
+    best = (0, 0)
+    for opened, closed in _outermost(code):
+        if opened < width and 3 * (closed - opened) > 2 * (best[1] - best[0]):
+            best = opened, closed
     return best
 
 
+def _outermost(code: str) -> list[tuple[int, int]]:
+    """The pairs of brackets that are inside no other."""
+    brackets = [token for token in _tokens(code) if token.depth == 0 and token.text in OPENING + CLOSING]
+    return [(opened.at, closed.at) for opened, closed in zip(brackets[::2], brackets[1::2], strict=False)]
+
+
 def _in_brackets(code: str, indent: int) -> list[str]:
-    """Broken behind its longest bracket, what is inside further in; empty where that is no help."""
-    first, last = _longest(code)
+    """Broken behind its longest bracket, a head's at its parameters, what is inside further in; empty where that is no
+    help."""
+    first, last = _outermost(code)[0] if code.startswith("def ") else _longest(code, WIDTH - indent)
     if last - first < 2:
         return []
     inside = list(_items(code[first + 1 : last]))

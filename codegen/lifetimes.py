@@ -41,25 +41,33 @@ class Section:
 
 
 def tell_once(sections: Sequence[Section], functions: dict[str, str]) -> None:
-    """What is computed under a heading is said where it stands first, in the program if it stands there."""
+    """What is computed under a heading is said where it stands first, in the program if it stands there.
+
+    Functions stand in front of the program: what is said there is no more said in them, and not "above" either.
+    """
     said: set[str] = set()
     for section in sections:
         if section.formula and section.heading in said:
             section.formula = AS_ABOVE
         said.add(section.heading)
         section.lines = [_untold(line, said) for line in section.lines]
+    above: set[str] = set()
     for name, text in functions.items():
-        functions[name] = "\n".join(_untold(line, said) for line in text.split("\n"))
+        functions[name] = "\n".join(_untold(line, above, said) for line in text.split("\n"))
 
 
-def _untold(line: str, said: set[str]) -> str:
-    """A line; if it is a heading that has been said, without what is computed under it."""
+def _untold(line: str, above: set[str], below: Collection[str] = ()) -> str:
+    """A line; if it is a heading that is said above or below, without what is computed under it."""
     match = HEADING.match(line)
     if match is None:
         return line
-    known = match["heading"] in said
-    said.add(match["heading"])
-    return f"{match['indent']}# {match['title']}    {AS_ABOVE}" if known else line
+    title, heading = f"{match['indent']}# {match['title']}", match["heading"]
+    if heading in below:
+        return title
+    if heading in above:
+        return f"{title}    {AS_ABOVE}"
+    above.add(heading)
+    return line
 
 
 def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (),

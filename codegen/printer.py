@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import types
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._jit_internal import boolean_dispatched
 
+from hbpcompiler.codegen.torch_calls import written
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.rule.composite import Composite
 
@@ -44,10 +48,10 @@ def _public_names() -> Mapping[int, str]:
                   if callable(function) and not name.startswith("_") and id(function) not in names}
     names |= {id(function): f"F.{name}" for name, function in vars(F).items()
               if callable(function) and not name.startswith("_") and id(function) not in names}
-    preferred = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool1d",
-                 "prelu", "celu", "selu", "pixel_shuffle", "pixel_unshuffle", "adaptive_avg_pool1d", "logsigmoid")
-    names |= {id(getattr(F, name)): f"F.{name}" for name in preferred if hasattr(F, name)}
-    return names
+    # What both modules have is documented under the second name: F.conv2d.
+    names |= {id(function): f"F.{name}" for name, function in vars(F).items()
+              if isinstance(function, types.BuiltinFunctionType) and not name.startswith("_")}
+    return names | {id(halves["if_true"]): f"F.{function.__name__}" for function, halves in boolean_dispatched.items()}
 
 
 def function_name(target: Any) -> str:
@@ -87,11 +91,14 @@ def expression(node: fx.Node, look: Look) -> Text:
             return item.name
         return quote(item) if isinstance(item, str) else repr(item)
 
-    target, args = node.target, node.args
+    call = written(node)
+    target, args = call.target, call.args
     if target == "reshape" and (spelled := _view(node)):
         return f"{show(args[0], ATOM)}.{spelled}", ATOM
-    if node.op == "call_method":
-        return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], node.kwargs, show)})", ATOM
+    if call.op == "call_method":
+        return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], call.kwargs, show)})", ATOM
+    if target is operator.add and args[0] == 0 and meta.is_no_tensor(node):
+        return look(args[1])  # a sum's first term; a tensor of booleans would become integers
     if target in INFIX:
         sign, strength = INFIX[target]
         # Comparisons would chain, powers group from the right, all others from the left.
@@ -108,7 +115,7 @@ def expression(node: fx.Node, look: Look) -> Text:
         # TorchScript takes the operands as one list.
         return f"torch.einsum({quote(str(args[0]))}, [{', '.join(show(item) for item in args[1:])}])", ATOM
     defaults = _defaults(target)
-    told = {name: item for name, item in node.kwargs.items() if not (name in defaults and _same(item, defaults[name]))}
+    told = {name: item for name, item in call.kwargs.items() if not (name in defaults and _same(item, defaults[name]))}
     return f"{function_name(target)}({_arguments(args, told, show)})", ATOM
 
 

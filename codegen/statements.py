@@ -158,7 +158,7 @@ class Printer:
         values = [self._named(node, otherwise) for node in call.values]
         if not values:
             return [text]
-        return [f"{several(values)} = {text}  # {' '.join(shape_text(node) for node in call.values)}"]
+        return [f"{several(values)} = {text}  # {', '.join(shape_text(node) for node in call.values)}"]
 
     def _row(self, nodes: Sequence[fx.Node]) -> list[str]:
         """Calls that differ by their paths alone."""
@@ -208,7 +208,7 @@ class Printer:
             self.texts[user] = (names[position], ATOM)
             if "shape" in user.meta:
                 shapes[position] = f"[{', '.join(user.meta['shape'])}]"
-        of_each = ", ".join(dict.fromkeys(shape for _, shape in sorted(shapes.items())))
+        of_each = ", ".join(shape for _, shape in sorted(shapes.items()))
         return [f"{', '.join(names)} = {text}" + f"  # {of_each}" * bool(of_each)]
 
     def _loop(self, node: fx.Node, loop: Loop) -> list[str]:

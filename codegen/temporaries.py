@@ -17,26 +17,13 @@ from hbpcompiler.codegen.naming import identifier
 from hbpcompiler.codegen.printer import Text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
+from hbpcompiler.rules.shared.result_names import SUFFIX
 
 LONGEST = 40
 """Signs of a name; where it would be longer, parts of the path in it are left out."""
 DEEPEST = 2
 """Suffixes that a name may have before it starts again from the tensor that has a name of its own."""
 PRODUCTS = "T"
-
-SUFFIX: Mapping[str, str] = {
-    "flatten": "flat", "reshape": "shaped", "view": "shaped", "unflatten": "shaped", "square": "squared",
-    "sqrt": "root", "rsqrt": "root_inverse", "abs": "size", "unsqueeze": "col", "squeeze": "row",
-    "t": "turned", "mT": "turned", "transpose": "turned", "permute": "turned", "movedim": "turned",
-    "gather": "chosen", "embedding": "chosen", "index_select": "chosen", "scatter_add": "scattered",
-    "expand": "spread", "expand_as": "spread", "repeat_interleave": "repeated", "type_as": "cast", "to": "cast",
-    "cumsum": "cumulated", "pad": "padded", "unfold": "windows", "einsum": "contracted", "matmul": "product",
-    "onednn_linear": "product", "product_over_pixels": "product", "mul": "scaled", "truediv": "scaled",
-    "div": "scaled", "pow": "power", "add": "plus", "sub": "less", "neg": "negative", "cat": "joined",
-    "stack": "stacked", "new_ones": "ones", "new_zeros": "zeros", "diag_embed": "diagonal", "one_hot": "onehot",
-    "batch_norm": "normalised", "clamp": "clamped", "scatter_to": "scattered", "randn_like": "noise", "randint": "bits",
-}
-"""Method or function -> how what it makes of a value is called after it; others are called as they are."""
 
 LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows"})
 """Suffixes that say how a tensor lies and not what it is: the next one takes their place."""

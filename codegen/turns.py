@@ -162,7 +162,7 @@ class Turns:
         heading: Block | None = node.meta.get("block")
         for block, lines in printer.statements():
             if block is not None and heading is not None and block.title != heading.title:
-                sections.append(Section(comment(block.title), formula=comment(block.formula)))
+                sections.append(Section(comment(block.title), formula=comment(block.in_loops)))
                 heading = block
             sections[-1].lines += lines
         return sections

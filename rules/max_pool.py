@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
@@ -16,14 +17,14 @@ from .shared.spatial import brief, options, per_axis, scatter
 
 VALUES: dict[int, Callable[..., Tensor]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 WITH_INDICES: dict[int, Callable[..., Any]] = {
-    1: torch.ops.aten.max_pool1d_with_indices,
-    2: torch.ops.aten.max_pool2d_with_indices,
-    3: torch.ops.aten.max_pool3d_with_indices,
+    1: partial(F.max_pool1d, return_indices=True),
+    2: partial(F.max_pool2d, return_indices=True),
+    3: partial(F.max_pool3d, return_indices=True),
 }
 ADAPTIVE: dict[int, Callable[..., Any]] = {
-    1: torch.ops.aten.adaptive_max_pool1d,
-    2: torch.ops.aten.adaptive_max_pool2d,
-    3: torch.ops.aten.adaptive_max_pool3d,
+    1: partial(F.adaptive_max_pool1d, return_indices=True),
+    2: partial(F.adaptive_max_pool2d, return_indices=True),
+    3: partial(F.adaptive_max_pool3d, return_indices=True),
 }
 
 

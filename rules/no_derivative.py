@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from hbpcompiler.rule import NO_DERIVATIVE, ZERO, Case, Rule, Structure
+from collections.abc import Callable
+
+from hbpcompiler.rule import NO_DERIVATIVE, ZERO, Case, Op, Rule, Structure, Tensor
 
 
-def stopping(operation: str, **attributes: float) -> Rule:
+def stopping(operation: str, forward: Callable[[Op], Tensor] | None = None, **attributes: float) -> Rule:
     return Rule(
         operations=[operation],
+        forward=forward,
         jac_t=NO_DERIVATIVE,
         residual=ZERO,
         structure=Structure.SELECTION,
@@ -16,7 +19,7 @@ def stopping(operation: str, **attributes: float) -> Rule:
 
 
 CONSTANTS = [
-    stopping("aten.detach"),
+    stopping("aten.detach", lambda op: op.self),  # a program records nothing that could be detached
     stopping("aten.zeros_like"),
     stopping("aten.ones_like"),
     stopping("aten.full_like", fill_value=1.5),

@@ -79,6 +79,17 @@ IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_
 LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int)
 
+# -- how operations are written ---------------------------------------------------------------------------------------
+
+OPERATORS: dict[Any, Any] = {
+    aten.gt: operator.gt, aten.ge: operator.ge, aten.lt: operator.lt, aten.le: operator.le, aten.eq: operator.eq,
+    aten.ne: operator.ne, aten.add: operator.add, aten.sub: operator.sub, aten.mul: operator.mul,
+    aten.div: operator.truediv, aten.remainder: operator.mod, aten.pow: operator.pow, aten.matmul: operator.matmul,
+    aten.neg: operator.neg, aten.bitwise_not: operator.invert, aten.bitwise_and: operator.and_,
+    aten.bitwise_or: operator.or_,
+}
+"""Operation -> the operator of Python that tensors have for it."""
+
 # -- what asks for NaN ------------------------------------------------------------------------------------------------
 
 ASKS_FOR_NAN = frozenset({aten.isnan, aten.isfinite, aten.nan_to_num})

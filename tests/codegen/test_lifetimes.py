@@ -150,5 +150,5 @@ def test_what_a_heading_computes_is_said_once_and_in_the_program_if_it_stands_th
     tell_once(sections, functions)
     assert [section.heading for section in sections] == ["0: conv2d    T = S U", "1: tanh", "0: conv2d    as above"]
     assert sections[1].lines[1:] == ["    # 0: conv2d    as above", "    b = a  # [n]"]
-    assert functions == {"turn": "def turn():\n    # 0: conv2d    as above\n    # 2: relu    d = y'(x)\n    # [n, 9]",
+    assert functions == {"turn": "def turn():\n    # 0: conv2d\n    # 2: relu    d = y'(x)\n    # [n, 9]",
                          "other": "def other():\n    # 2: relu    as above"}

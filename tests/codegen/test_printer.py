@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.codegen.printer import ATOM, expression, function_name, quote
+from hbpcompiler.codegen.printer import ADD, ATOM, MULTIPLY, expression, function_name, quote
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Writer
 
 
@@ -59,9 +60,21 @@ def test_the_text_computes_what_was_written(make):
     assert torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected
 
 
+def test_a_sum_of_numbers_begins_with_its_first_term():
+    writer = Writer()
+    n = writer.placeholder("n")
+    times = n * 2
+    total = 0 + times
+    look = {n.node: ("N", ATOM), times.node: ("N * 2", MULTIPLY)}.__getitem__
+    assert expression(total.node, look) == ("0 + N * 2", ADD)  # perhaps a tensor, whose dtype may become another
+    meta.set_no_tensor(total.node)
+    assert expression(total.node, look) == ("N * 2", MULTIPLY)
+
+
 def test_public_names():
     assert function_name(torch.tanh) == "torch.tanh"
     assert function_name(F.conv2d) == "F.conv2d"
+    assert function_name(F.max_pool2d_with_indices) == "F.max_pool2d"
     assert function_name(torch.linalg.qr) == "torch.linalg.qr"
     assert function_name(torch.ops.aten.convolution_backward.default) == "torch.ops.aten.convolution_backward"
     with pytest.raises(TypeError, match="has no public name"):

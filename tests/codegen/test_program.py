@@ -69,6 +69,59 @@ class Transformer(nn.Module):
         return self.head((x + self.mlp(x)).mean(1))
 
 
+class ViT(nn.Module):
+    """A large program: two layers over patches and a token, which share functions."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.LayerNorm(8), nn.LayerNorm(8)
+            self.heads, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+            self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+        def forward(self, x):
+            heads = self.heads(self.before(x)).reshape(x.shape[0], x.shape[1], 3, 2, 4).permute(2, 0, 3, 1, 4)
+            x = x + self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+            return x + self.mlp(self.after(x))
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 4, 4)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.layers = nn.Sequential(self.Layer(), self.Layer())
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], 1) + self.places
+        return self.head(self.norm(self.layers(x))[:, 0])
+
+
+class GRU(nn.Module):
+    """Steps of a recurrent network over words."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.gru, self.head = nn.Embedding(11, 4), nn.GRU(4, 5, batch_first=True), nn.Linear(5, 11)
+
+    def forward(self, x):
+        return self.head(self.gru(self.words(x))[0]).transpose(1, 2)
+
+
+@functools.cache
+def vit():
+    torch.manual_seed(0)
+    return hbp.compile(ViT(), quantities=["grad", "kfac", "batch_l2", "diag_h_split"],
+                       example_inputs=(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])))
+
+
+@functools.cache
+def gru():
+    torch.manual_seed(0)
+    words = torch.zeros(2, 4, dtype=torch.long)
+    return hbp.compile(GRU(), quantities=["kflr", "diag_ggn", "batch_grad"], example_inputs=(words, words))
+
+
 def residual():
     torch.manual_seed(0)
     return hbp.compile(Residual().eval(), quantities=["grad", "batch_l2", "kfac"],
@@ -172,8 +225,11 @@ def test_each_line_that_makes_a_tensor_names_its_shape():
         classes = {part.name: part for part in ast.parse(text).body if isinstance(part, ast.ClassDef)}
         for statement in ast.walk(classes["Program"]):
             if isinstance(statement, ast.Assign) and not lines[statement.lineno - 1].strip().startswith("N = "):
-                behind = re.search(r"  # \[.*\]$", lines[statement.end_lineno - 1])
-                assert behind or re.match(r"\s+# \[.*\]$", lines[statement.lineno - 2]), ast.unparse(statement)
+                behind = re.search(r"  # (\[.*\],?)$", lines[statement.end_lineno - 1])
+                assert behind, ast.unparse(statement)
+                targets = statement.targets[0].elts if isinstance(statement.targets[0], ast.Tuple) else [statement]
+                named = [target for target in targets if ast.unparse(target) != "_"]
+                assert behind[1].count("[") == len(named), ast.unparse(statement)
 
 
 def deep(width):
@@ -207,8 +263,29 @@ def test_short_forms_are_explained():
 
 
 def test_no_line_is_too_long():
-    for make in [*SETTINGS.values(), lambda: deep(4)]:
+    for make in [*SETTINGS.values(), lambda: deep(4), lambda: vit().code, lambda: gru().code]:
         assert not [line for line in make().splitlines() if len(line) > 120]
+
+
+def test_shapes_stand_behind_statements_and_are_whole():
+    for text in [*(make() for make in SETTINGS.values()), deep(4), vit().code, gru().code]:
+        lines = text.splitlines()
+        assert not [line for line in lines if re.match(r"\s*# \[", line)]
+        shapes = [line.rpartition("# ")[2].strip() for line in lines if re.search(r"# +\[", line)]
+        assert not [shape for shape in shapes if shape.count("[") != shape.count("]") or shape[-1] not in ",]"]
+        assert not [line for line in lines if re.search(r"\w : \w+( \+ \w+)?[\],]", line)]
+
+
+def test_a_large_program_is_scripted_as_it_is_written():
+    compiled = vit()
+    batch = (torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = compiled.program(compiled.state, *batch)
+        torch.manual_seed(0)
+        found = torch.jit.script(compiled.program)(compiled.state, *batch)
+    for name, value in expected.diag_h_split.items():
+        assert all(map(torch.equal, found.diag_h_split[name], value)), name
 
 
 def test_big_parameters_never_meet_the_batch_axis():

@@ -1,5 +1,7 @@
 """The formula of a block says what its steps do, and nothing that they do not."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,24 @@ def test_shared_positions_are_summed():
     formula = headings(model, ["kfac", "grad"], torch.randn(2, 1, 4, 4), Y)["0: conv2d"]
     assert "T = sum_p S[nkop] U[nip]" in formula
     assert "/ P" in formula
+
+
+def test_what_is_made_of_another_parameters_cotangents_too_is_said_once():
+    formula = headings(mlp(), ["grad", "diag_ggn", "kfac"], X, Y)["2: linear"]
+    weight, bias = re.split(r"; +", formula)
+    assert weight == "weight: T = S[nko] U[ni], sum_n T, sum_{nk} T^2, B = sum S S^T, A = sum U U^T"
+    assert bias == "bias: likewise, T = S[nko], B = sum T T^T"
+
+
+def test_a_heading_says_what_is_done_under_it_in_loops_and_outside():
+    """Pooled columns end in a loop here, and all others at all positions."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, stride=2, bias=False),
+        nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(), nn.Linear(72, 5))
+    images, quantities = torch.randn(2, 3, 14, 14), ["grad", "diag_h", "kflr", "batch_grad", "variance"]
+    code = hbp.compile(model, None, quantities, example_inputs=(images, Y)).code
+    assert "pooled_R_" in code
+    in_loop = code.partition("class Program")[0]
+    assert "# 0: conv2d    weight: T = sum_p S[nkop] U[nopi], sum_{nk} T^2;  bias: likewise" in in_loop
+    assert "# 1: silu    d = y'(x),  columns back: d S\n" in in_loop
+    assert "weight: T = sum_p S[nkop] U[nip]" in headings(model, quantities, images, Y)["0: conv2d"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.plan.formulas import SECOND, formulas
+from hbpcompiler.compiler.plan.formulas import SECOND, Formulas, formulas
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Step, Total, title
@@ -46,7 +46,7 @@ class Backward:
                  handlers: Mapping[type, Callable[[Backward, Any], None]], *,
                  columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
                  slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged,
-                 known_formulas: Mapping[str, str] | None = None, keys: Callable[[], Any] | None = None) -> None:
+                 known_formulas: Mapping[str, Formulas] | None = None, keys: Callable[[], Any] | None = None) -> None:
         self.matched, self.plan, self.writer, self.ops, self.batch = matched, plan, writer, ops, batch
         self.precision = Precision(plan.curvature_dtype)
         self.columns = dict(columns or {})
@@ -126,13 +126,15 @@ class Backward:
         self._drawn[number] += 1
         return number + self._drawn[number] - 1
 
-    def heading(self, operation: Operation, second: bool = False) -> tuple[str, str, str]:
-        """Of an operation's block in the backward part, or in its second phase: its title, the part, its formula."""
+    def heading(self, operation: Operation, second: bool = False) -> tuple[str, str, str, str]:
+        """Of an operation's block in the backward part, or in its second phase: its title, the part, its formula, that
+        in loops."""
         if second:
-            return title(operation), "backward", SECOND
+            return title(operation), "backward", SECOND, SECOND
         if self._formulas is None:
             self._formulas = formulas(self.plan.steps, self.matched.rules)
-        return title(operation), "backward", self._formulas.get(operation.name, "")
+        found = self._formulas.get(operation.name, Formulas())
+        return title(operation), "backward", found.outside, found.in_loops
 
     def carry_out(self, step: Step) -> None:
         """Write one step."""

@@ -7,14 +7,17 @@ U for what the parameter meets, T for the parameter's cotangent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
     Pull,
+    SampleChunks,
     Seed,
     Step,
     SumEach,
+    Tail,
     Tied,
     Weigh,
     Weights,
@@ -55,24 +58,37 @@ CLOSINGS: Mapping[str, str] = {
     IN_BASES: "sum_{nk} (Q_B^T T Q_A)^2",
 }
 """What is made of T; in this order."""
+WHOLE = "B = sum T T^T"
 SECOND = "second phase: sum_n clip[n] T"
 """Of what is weighed once the norms are known."""
 LOSS = "g = grad l_n"
 ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
 
 
-def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, str]:
-    """The formula of each operation that has one, by its name."""
-    own: dict[str, list[Step]] = {}
+@dataclass(frozen=True)
+class Formulas:
+    """What is computed under an operation's heading."""
+
+    outside: str = ""
+    """Of loops through several operations; where all is done in these, the whole."""
+    in_loops: str = ""
+
+
+def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, Formulas]:
+    """The formulas of each operation that has some, by its name."""
+    outside: dict[str, list[Step]] = {}
+    in_loops: dict[str, list[Step]] = {}
     for step in steps:
+        own = in_loops if isinstance(step, Tail | SampleChunks) else outside
         for part in flat(step):
-            if is_second(part):
-                continue
             operation = getattr(part, "operation", None)
-            if operation is not None:
+            if operation is not None and not is_second(part):
                 own.setdefault(operation.name, []).append(part)
-    found = {name: _formula(parts, rules.get(name)) for name, parts in own.items()}
-    return {name: text for name, text in found.items() if text}
+    found = {}
+    for name in [*outside, *in_loops]:
+        inner = _formula(in_loops.get(name, ()), rules.get(name))
+        found[name] = Formulas(_formula(outside.get(name, ()), rules.get(name)) or inner, inner)
+    return {name: texts for name, texts in found.items() if texts != Formulas()}
 
 
 def is_second(step: Step) -> bool:
@@ -98,32 +114,62 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
     for step in steps:
         if isinstance(step, Close | Tied):
             slots.setdefault(step.parameter.key.rpartition(".")[2], []).append(step)
-    said: dict[str, str] = {}
+    said: list[_Ends] = []
     for name, closes in slots.items():
-        made, cotangent = _closings(closes)
-        if made and made in said.values():
-            found.append(f"{name}: likewise, T = {cotangent}")
-        elif made:
-            found.append(f"{name}: {made.replace('T =', f'T = {cotangent}')}")
-        said[name] = made
+        ends = _ends(closes)
+        if ends.formulas:
+            found.append(f"{name}: {ends.text(said)}")
+        said.append(ends)
     return ";  ".join(found)
 
 
-def _closings(closes: Sequence[Close | Tied]) -> tuple[str, str]:
-    """What is made at a parameter, and what its cotangents T are there."""
+@dataclass(frozen=True)
+class _Ends:
+    """What is made at a parameter."""
+
+    cotangent: str
+    """Of the columns and the operand: "S[nko] U[ni]"."""
+    of_cotangent: tuple[str, ...]
+    """Formulas in T alone."""
+    factors: tuple[str, ...]
+
+    @property
+    def formulas(self) -> tuple[str, ...]:
+        """All of them; T stands for itself where it is wanted."""
+        return self.of_cotangent + self.factors
+
+    def text(self, said: Sequence[_Ends]) -> str:
+        """In words, shorter where the same is made of another parameter's T."""
+        whole = f"T = {self.cotangent}"
+        for other in said:
+            if self.of_cotangent and self.of_cotangent == other.of_cotangent and self._has_factor == other._has_factor:
+                own = [factor for factor in self.factors if factor not in other.factors]
+                return ", ".join([f"likewise, {whole}", *own])
+        has_cotangent = bool(self.of_cotangent) or WHOLE in self.factors
+        return ", ".join([whole] * has_cotangent + [text for text in self.formulas if text != "T"])
+
+    @property
+    def _has_factor(self) -> bool:
+        return any(factor.startswith("B =") for factor in self.factors)
+
+
+def _ends(closes: Sequence[Close | Tied]) -> _Ends:
     kinds = {kind for close in closes for kind in close.kinds}
-    site = next((close.site for close in closes if close.piece is not None), closes[0].site)
-    made = [text for kind, text in CLOSINGS.items() if kind in kinds]
-    parts = []
-    whole = FACTOR in kinds and not site.features  # without input features B is the whole block
-    if made or whole:
-        parts.append("T =")
-        parts += [text for text in made if text != "T"]
-    if FACTOR in kinds:
-        parts.append("B = sum T T^T" if whole else "B = sum S S^T" + " / P" * site.has_positions)
+    site = _site(closes)
+    factors = []
+    if FACTOR in kinds:  # without input features B is the whole block
+        factors.append("B = sum S S^T" + " / P" * site.has_positions if site.features else WHOLE)
     if INPUT_FACTOR in kinds:
-        parts.append("A = sum U U^T")
-    return ", ".join(parts), _cotangent(site)
+        factors.append("A = sum U U^T")
+    made = tuple(text for kind, text in CLOSINGS.items() if kind in kinds)
+    return _Ends(_cotangent(site), made, tuple(factors))
+
+
+def _site(closes: Sequence[Close | Tied]) -> Site:
+    """Where columns end: at all positions, if some do, and not at pooled ones."""
+    with_columns = [close for close in closes if close.piece is not None]
+    whole = [close for close in with_columns if isinstance(close, Tied) or not close.pooled]
+    return [*whole, *with_columns, *closes][0].site
 
 
 def _cotangent(site: Site) -> str:

@@ -26,6 +26,8 @@ class Block:
     """"forward", "backward" or "results"."""
     formula: str = ""
     """What is computed under it."""
+    in_loops: str = ""
+    """What is computed under it in loops that go through several blocks."""
 
 
 class Role(IntEnum):
@@ -153,6 +155,11 @@ def argument(node: fx.Node) -> str:
 def is_known(node: fx.Node) -> bool:
     """Whether it is said what the node makes: a tensor of a shape and dtype, several results, or no tensor."""
     return ("shape" in node.meta and "dtype" in node.meta) or "results" in node.meta or "no tensor" in node.meta
+
+
+def is_no_tensor(node: fx.Node) -> bool:
+    """Whether it is said that the node makes a number, a shape or the like."""
+    return "no tensor" in node.meta
 
 
 def is_placed(node: fx.Node) -> bool:

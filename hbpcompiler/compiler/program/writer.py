@@ -75,9 +75,9 @@ class Writer:
         return named(proxy, hint)
 
     @contextmanager
-    def block(self, title: str, part: str, formula: str = "") -> Iterator[None]:
+    def block(self, title: str, part: str, formula: str = "", in_loops: str = "") -> Iterator[None]:
         """Nodes written inside stand under this heading."""
-        before, self.tracer.block = self.tracer.block, Block(title, part, formula)
+        before, self.tracer.block = self.tracer.block, Block(title, part, formula, in_loops)
         try:
             yield
         finally:
