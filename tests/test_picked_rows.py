@@ -317,6 +317,15 @@ def test_what_needs_the_number_of_rows_is_refused(loss):
         hbp.compile(model, loss, ["grad"])(X, torch.tensor([0, 1, 2, 1, 1]))
 
 
+@pytest.mark.parametrize("loss", [
+    lambda o, y: torch.logsumexp(o[y > 0], 1).mean(),
+    lambda o, y: o[y > 0].square().mean() if len(o[y > 0]) else o.mean(),
+])
+def test_who_asks_how_many_rows_there_are_is_told_so(loss):
+    with pytest.raises(hbp.HbpError, match=r"in the loss, .*test_picked_rows.py.*: how many rows a mask picks"):
+        hbp.compile(nn.Linear(2, 3).double(), loss, ["grad"])(double(5, 2), torch.tensor([0, 1, 2, 1, 1]))
+
+
 def test_what_a_model_returns_must_have_all_samples():
     class Some(nn.Module):
         def __init__(self):

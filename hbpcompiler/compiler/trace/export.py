@@ -35,6 +35,7 @@ from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
 from hbpcompiler.compiler.trace.picked import whole_rows
 from hbpcompiler.compiler.trace.refusals import (
     CONTROL,
+    PICKED,
     CannotFollowError,
     Fixing,
     classes_given,
@@ -248,7 +249,8 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     if isinstance(error, CannotFollowError | NotImplementedError):  # the latter by a ModuleRule's forward
         return ModelError(f"the model cannot be traced{place}: {error}")
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        return ModelError(f"the model cannot be traced{place}: {CONTROL}")
+        rows = re.search(r"\bu\d+\b", text)  # a size that values decide
+        return ModelError(f"the model cannot be traced{place}: {PICKED if rows else CONTROL}")
     if _fixes_size(error):
         lines = sorted({line for line in fixing if line})
         return ModelError(listing(

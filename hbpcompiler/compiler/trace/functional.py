@@ -9,6 +9,7 @@ goes torch's way.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -46,7 +47,9 @@ def taken_apart(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
     try:
         return _written(program, table)
     except Exception:  # _NeedsAllError; whatever else goes wrong, torch says in its own way
-        return program.run_decompositions(dict(table))
+        with warnings.catch_warnings():  # of what torch itself will no longer do
+            warnings.simplefilter("ignore", FutureWarning)
+            return program.run_decompositions(dict(table))
 
 
 def _written(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:

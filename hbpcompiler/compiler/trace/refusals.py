@@ -24,6 +24,9 @@ from hbpcompiler.errors import ModelError
 
 CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
            "compute the branch outside the model")
+PICKED = ("how many rows a mask picks is asked for here, by this line or within it, and a trace cannot know it; "
+          "keep all rows and let the others count for nothing, as in (losses * mask).sum() / mask.sum(), or pick whole "
+          "samples or numbers, as in cross_entropy(output[mask], target[mask])")
 NUMBER = ("a number is made of a tensor's values, which a compiled program cannot follow; keep it a tensor, or compute "
           "it outside the model")
 DERIVATIVES = ("a derivative is taken inside (torch.autograd.grad, backward, torch.func), which a compiled program "
