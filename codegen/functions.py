@@ -149,8 +149,9 @@ class Functions:
         return name
 
     def asked(self, node: fx.Node) -> str:
-        """The name that a value asks for, in functions without where it is."""
-        hint = meta.hint(node)
+        """The name that a value asks for, in functions without where it is; what is a result is called so where results
+        stand in no table."""
+        hint = meta.hint(node) if self.short else meta.result(node) or meta.hint(node)
         if not self.bare or not hint:
             return hint
         block = meta.block(node)

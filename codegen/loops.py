@@ -21,7 +21,7 @@ from hbpcompiler.compiler.program.writer import Loop
 
 BY_NAME = "\0name"
 """Where the name of a total's parameter will stand."""
-OTHER_LETTER = re.compile(r"\b(?!outer\b)[a-z](?<![nk])\d*\b")
+OTHER_LETTER = re.compile(r"\b(?!(?:outer|n|k|N)\b)[A-Za-z_]\w*\b")
 """Of a number that is an argument."""
 MEBI = 2**20
 COUNTED = {"n": "samples", "k": "columns"}

@@ -1,4 +1,4 @@
-"""Functions that differ in the names of variables alone are one; what is computed, and what calls give by name, stays."""
+"""Functions that differ in names of variables alone are one; what is computed, and what calls give by name, stays."""
 
 import re
 
