@@ -169,7 +169,8 @@ def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functio
     return {
         "table": [comment(line) for line in header.table],
         "notes": [comment(line) for line in header.notes],
-        "legend": legend(_code(parts, functions), tables),
+        "legend": legend(_code(parts, functions), tables, [section.formula for sections in parts.values()
+                                                           for section in sections], functions.where),
         "tables": tables,
         "ends": ENDS_CLASS,
         "helpers": helpers,
