@@ -67,7 +67,7 @@ class Reused:
             if end <= here:
                 del self.given[name]
                 self.names.taken.discard(name)
-        if not is_moving(wish) and wish != TOTAL:
+        if not is_moving(wish) and not is_moving(meta.hint(node)) and wish != TOTAL:
             return self.names.fresh(wish)
         name = self.names.fresh(role(wish) if STREAM.match(wish) else wish)
         self.given[name] = self._last[node]

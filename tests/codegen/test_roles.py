@@ -1,5 +1,8 @@
 """What names say of where a value is, and what is left of them in a function."""
 
+from hbpcompiler.codegen.calls import Outline
+from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.reuse import Reused
 from hbpcompiler.codegen.roles import Where, is_moving, is_own, role, where_in
 from hbpcompiler.codegen.streams import LETTERS, begins_as_stream
 from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, OPERAND, PREFIX
@@ -50,3 +53,15 @@ def test_where_is_what_operations_make_in_the_forward_pass():
             return named(made * 3, "g_x")
 
     assert where_in(program(two, "S")).outputs == {"fc"}
+
+
+def test_names_that_are_roles_already_are_given_again_in_a_module_s_function():
+    """Otherwise each step back would have a name of its own, and all would live to its end."""
+    def two(writer, x):
+        first = named(x * 2, "g_relu")
+        return named(first * 3, "g_conv")
+
+    graph = program(two, "x")
+    reused = Reused(graph, Names(), Outline())
+    first, second = (node for node in graph.nodes if node.op == "call_function")
+    assert [reused.name(first, "g"), reused.name(second, "g")] == ["g", "g"]
