@@ -10,12 +10,14 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Function
 from hbpcompiler.codegen.forms import NUMBER, entry_of
+from hbpcompiler.codegen.numbers import Called
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.segments import Segment
 from hbpcompiler.compiler.program.writer import Loop
 
 LETTERS = "abcefhijloqrtuvwz"
-"""Of numbers that differ: not n, k and N, which are samples and columns, nor what tensors and tables are called (p)."""
+"""Of lengths that differ and stand in shapes alone: not n, k and N, which are samples and columns, nor what tensors and
+tables are called (p)."""
 
 
 class Letter:
@@ -28,14 +30,18 @@ class Letter:
         return self.name
 
 
-def lettered(rows: Sequence[Sequence[int]], unseen: Sequence[bool]) -> tuple[list[Any], dict[tuple[int, ...], str]]:
-    """The numbers of alike parts as their function writes them: a letter where they differ. And the letters, by what
-    stands there in each part. What is `unseen` gets the last ones."""
+def lettered(rows: Sequence[Sequence[int]], unseen: Sequence[bool],
+             meanings: Sequence[str] = ()) -> tuple[list[Any], dict[tuple[int, ...], str]]:
+    """The numbers of alike parts as their function writes them: a name where they differ, after what they mean, or a
+    letter. And the names, by what stands there in each part. What is `unseen` is named last."""
     columns = list(zip(*rows, strict=True))
+    meant: dict[tuple[int, ...], str] = {}
+    for column, meaning in zip(columns, meanings, strict=False):
+        meant[column] = meant.get(column) or meaning
     differing = [(hidden, column) for hidden, column in zip(unseen, columns, strict=True) if len(set(column)) > 1]
     seen_first = [column for _, column in sorted(differing, key=lambda pair: pair[0])]
-    letters = {column: LETTERS[number] if number < len(LETTERS) else f"a{number}"
-               for number, column in enumerate(dict.fromkeys(seen_first))}
+    called = Called(LETTERS)
+    letters = {column: called.name(meant.get(column, "")) for column in dict.fromkeys(seen_first)}
     return [Letter(letters[column]) if column in letters else column[0] for column in columns], letters
 
 

@@ -38,6 +38,7 @@ from hbpcompiler.codegen.places import (
     relaid,
 )
 from hbpcompiler.codegen.printer import Text, quote
+from hbpcompiler.codegen.roles import where_in
 from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
@@ -86,7 +87,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     if large:
         entries, shared = _in_tables(graph, results, header.modules, limits if outline else None)
     listed = _listed(results, header.quantities, names) if large else Listed()
-    functions = Functions(names, shared, entries, limits, listed=listed, lengths=lengths(graph, entries))
+    functions = Functions(names, shared, entries, limits, listed=listed, lengths=lengths(graph, entries),
+                          where=where_in(graph))
     printer = Printer(graph, names, given, functions, functions.texts_of_places(graph))
     look = printer.look
 
@@ -167,7 +169,8 @@ def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functio
     return {
         "table": [comment(line) for line in header.table],
         "notes": [comment(line) for line in header.notes],
-        "legend": legend(_code(parts, functions), tables),
+        "legend": legend(_code(parts, functions), tables, [section.formula for sections in parts.values()
+                                                           for section in sections], functions.where),
         "tables": tables,
         "ends": ENDS_CLASS,
         "helpers": helpers,

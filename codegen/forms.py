@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
 from torch import fx
 
+from hbpcompiler.codegen.numbers import CHUNK, LENGTH, argument_names, part_of
 from hbpcompiler.codegen.places import Places
 from hbpcompiler.codegen.segments import Segment, is_text
 from hbpcompiler.compiler.program.writer import Loop
@@ -22,12 +23,14 @@ class Form:
     """A block without its names and numbers (`key`), and these: what makes two blocks alike, and what differs."""
 
     def __init__(self, segment: Segment, entries: Places, returned: Collection[fx.Node] = ()) -> None:
-        self.path, self.entries = segment.path, entries
+        self.path, self.entries, self.meant = segment.path, entries, ""
         self.places: dict[fx.Node, tuple[Any, ...]] = {
             node: ("own", position) for position, node in enumerate(segment.nodes)}
         self.inputs: list[fx.Node] = []
         self.numbers: list[tuple[str, int]] = []
         """(where it stands, the number)."""
+        self.meanings: list[str] = []
+        """What each number is (see `numbers`); "" for those of shapes."""
         self.owners: list[fx.Node] = []
         """The node of the block that each number belongs to."""
         self.statements = sum(not is_text(node) and "results" not in node.meta for node in segment.nodes)
@@ -47,11 +50,25 @@ class Form:
 
     def _node(self, node: fx.Node) -> Any:
         target = self._loop(node.target) if isinstance(node.target, Loop) else node.target
-        return (node.op, target, self._item(node.args), self._item(node.kwargs), self._shape(node),
+        return (node.op, target, *self._arguments(node), self._shape(node),
                 node.meta.get("dtype"), node.meta.get("results"))
 
+    def _arguments(self, node: fx.Node) -> Any:
+        args, kwargs = [], []
+        for name, item in zip(argument_names(node), node.args, strict=False):
+            self.meant = name
+            args.append(self._item(item))
+        for name, item in node.kwargs.items():
+            self.meant = name
+            kwargs.append((name, self._item(item)))
+        return tuple(args), tuple(kwargs)
+
+    def _number(self, where: str, number: int, meaning: str = "") -> None:
+        self.numbers.append((where, number))
+        self.meanings.append(meaning)
+
     def _loop(self, loop: Loop) -> Any:
-        self.numbers.append((CODE, loop.chunk))
+        self._number(CODE, loop.chunk, CHUNK)
         for number, node in enumerate(loop.body.nodes):
             self.places[node] = ("body", number)
         rows = [self._shape(node) if node.op == "placeholder" else self._node(node)
@@ -63,7 +80,8 @@ class Form:
         if shape is None:
             return None
         texts, numbers = _numbers_apart(shape)
-        self.numbers += [(where, number) for number in numbers]
+        for number in numbers:
+            self._number(where, number)
         return texts
 
     def _item(self, item: Any) -> Any:
@@ -72,18 +90,27 @@ class Form:
         if isinstance(item, dict):
             return tuple((name, self._item(part)) for name, part in item.items())
         if isinstance(item, list | tuple):
-            return (type(item) is list or type(item).__name__ == "list", *[self._item(part) for part in item])
+            return (type(item) is list or type(item).__name__ == "list", *self._parts(item))
         if isinstance(item, slice):
             return ("slice", self._item(item.start), self._item(item.stop), self._item(item.step))
         if isinstance(item, int) and not isinstance(item, bool):
-            self.numbers.append((CODE, item))
+            self._number(CODE, item, self.meant or LENGTH)
             return "#"
         return (type(item).__name__, str(item))
+
+    def _parts(self, item: Sequence[Any]) -> list[Any]:
+        meant, found = self.meant, []
+        for position, part in enumerate(item):
+            self.meant = part_of(meant, position, len(item))
+            found.append(self._item(part))
+        self.meant = meant
+        return found
 
     def _value(self, node: fx.Node) -> Any:
         if node in self.places:
             return self.places[node]
         if is_text(node):
+            self.meant = LENGTH
             return (node.op, node.target, self._item(node.args), self._item(node.kwargs))
         entry = self.entry(node)
         self.places[node] = entry or ("input", len(self.inputs))

@@ -7,16 +7,17 @@ tensors that it made, so that a loop which calls it needs no `del`.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from hbpcompiler.codegen.bodies import PLACES, Body, lengths_of, without_names
 from hbpcompiler.codegen.calls import Call, Function, Outline
-from hbpcompiler.codegen.naming import Names, comment, identifier
+from hbpcompiler.codegen.naming import Names, brief, comment, identifier
 from hbpcompiler.codegen.places import PARAMETERS, SAVED, Listed, Places, entry_text, kind_of_table
 from hbpcompiler.codegen.printer import quote
+from hbpcompiler.codegen.roles import INPUT, OUTPUT, Where, is_moving
 from hbpcompiler.codegen.segments import is_text, readers, times_read, under
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import Shape
@@ -27,22 +28,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 Print = Callable[[Function, Names, Mapping[fx.Node, str], Mapping[fx.Node, str], Sequence[str]],
                  tuple[list[str], list[str]]]
 """(function, names, texts of its placeholders, of entries of tables, its first lines) -> all lines, and its values."""
-STREAM = re.compile(r"^(?:pooled_)?(?P<prefix>[a-zA-Z]|sign|index)_")
-"""Of a name such as S_layer1_0_conv1: what it is, in front of where it is."""
-RUNNING = re.compile(r"^total_")
-"""Of a name of what goes on through many blocks, each of which adds to it."""
-
 BATCH_SIZE = "N"
-LONG = 50
-DOCSTRING = 106
-
-
-def role(name: str) -> str:
-    """What a value is, without where it is: S_layer1_0_conv1 is S, what blocks add to is a total, all else x."""
-    if RUNNING.match(name):
-        return "total"
-    match = STREAM.match(name)
-    return match["prefix"] if match is not None else "x"
 
 
 @dataclass
@@ -59,13 +45,21 @@ class Functions:
     texts: dict[str, str] = field(default_factory=dict)
     """Name -> definition, in the order of first calls; a function stands behind those that it calls."""
     known: dict[int, str] = field(default_factory=dict)
-    bodies: dict[tuple[str, ...], str] = field(default_factory=dict)
+    inside: dict[int, list[str]] = field(default_factory=dict)
+    """What functions call the values that they return."""
+    bodies: dict[tuple[str, str], Body] = field(default_factory=dict)
+    """By the name that is asked for, and by what is computed."""
     told: set[tuple[str, str]] = field(default_factory=set)
     """Titles with formulas that stand in a docstring already."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """What letters stand for in the function that is being printed (see `Function.sizes`)."""
     in_module: bool = False
     """Whether a module's function is being printed."""
+    where: Where = field(default_factory=Where)
+    bare: bool = False
+    """Whether names say nothing of where: in a function."""
+    leaves: Collection[str] = ()
+    """The parameters that the function being printed finds by its path, by the last words of theirs."""
 
     @property
     def short(self) -> bool:
@@ -113,7 +107,7 @@ class Functions:
             entry = function.entries.get(holder)
             if entry is None:
                 module = function.block if function.of_module else None
-                given[holder] = meta.argument(holder) or names.fresh(_argument_name(holder, module))
+                given[holder] = meta.argument(holder) or names.fresh(self.argument(holder, module))
                 parameters.append(f"{given[holder]}: {meta.annotation(holder)}")
             elif (text := _read_in_place(function, holder, entry)) is not None:
                 given[holder] = text
@@ -124,16 +118,17 @@ class Functions:
                 head.append(f"{given[holder]} = {text}" + (shape_of(holder) if table == SAVED else ""))
         parameters += [f"{table}: {kind_of_table(table)}" for table in function.tables]
         parameters += [f"{letter}: int" for letter in function.letters]
-        _without_path(function)
         placed = {node: _entry(entry) for node, entry in function.entries.items() if node.op != "placeholder"}
         lines, values = print_graph(function, names, given, placed, head)
+        self.inside[id(function)] = values
         title = comment(function.block.title.rpartition(": ")[2])
-        return self.define(_wish(function, title), parameters, self._about(function, title), lines, values)
+        return self.define(_wish(function, title), parameters, self._about(function, title), lines, values,
+                           function.members)
 
     def _about(self, function: Function, title: str) -> str:
         """What a function does; what it computes where that is said for the first time."""
         way = "back" if function.block.part == "backward" else "forward"
-        about = f"{title}, {way}, at {function.members} places."
+        about = f"{title}, {way}, at {PLACES}."
         formula = comment(function.block.formula)
         if "T =" in formula and len(function.tables) <= (PARAMETERS in function.tables):
             return about  # of a part before it
@@ -143,36 +138,52 @@ class Functions:
         return f"{about} {formula}"
 
     def define(self, wish: str, parameters: Sequence[str], about: str, lines: Sequence[str],
-               values: Sequence[str] = ()) -> str:
+               values: Sequence[str] = (), members: int = 1) -> str:
         """The name of a function with this body, written if none is alike."""
-        result = "None" if not values else "Tensor" if len(values) == 1 else (
-            f"Tuple[{', '.join(['Tensor'] * len(values))}]")
-        body = (", ".join(parameters), result, *lines, ", ".join(values))
-        if body not in self.bodies:
-            name = self.names.fresh(wish)
-            inside = [*_docstring(about), *returning(lines, values)]
-            head = f"def {name}({', '.join(parameters)}) -> {result}:"
-            self.texts[name] = "\n".join([head, *(f"    {line}" if line else "" for line in inside)])
-            self.bodies[body] = name
-        return self.bodies[body]
+        alike = wish, without_names(parameters, lines, values)
+        known = self.bodies.get(alike)
+        name = self.names.fresh(wish) if known is None else known.name
+        body = Body(name, tuple(parameters), about, tuple(lines), tuple(values), (lengths_of(lines),), members)
+        self.bodies[alike] = body if known is None else known.with_member(body)
+        self.texts[name] = self.bodies[alike].text()
+        return name
 
+    def asked(self, node: fx.Node) -> str:
+        """The name that a value asks for, in functions without where it is; what is a result is called so where results
+        stand in no table."""
+        hint = meta.hint(node) if self.short else meta.result(node) or meta.hint(node)
+        if not self.bare or not hint:
+            return hint
+        block = meta.block(node)
+        if self.in_module and block is not None and not is_moving(hint):
+            return f"{_by_place(block.title)}{self.where.suffix(hint)}"
+        found = self.where.bare(hint, self.leaves)
+        return OUTPUT if found == INPUT else found.removeprefix(f"{INPUT}_")
 
-def _argument_name(holder: fx.Node, module: Block | None) -> str:
-    """What a value from outside is called: a stream's columns by their letter, what the `module` itself makes after
-    where it does."""
-    hint, block = meta.hint(holder) or holder.name, meta.block(holder)
-    if hint == BATCH_SIZE or meta.annotation(holder) == "int":  # the body of a loop does not say that it is called so
-        return BATCH_SIZE
-    if module is not None and block is not None and not STREAM.match(hint):
-        inside, outside = under(block.title, module.title.rpartition(": ")[0]), block.title
-        return _by_place(inside) if inside != outside else "x"
-    return role(hint)
+    def subject(self, node: fx.Node) -> str:
+        """What a value is a part of, likewise."""
+        return self.where.without(meta.subject(node), self.leaves) if self.bare else meta.subject(node)
+
+    def wished(self, node: fx.Node) -> str:
+        """What a value is called if it gets a line of its own, likewise."""
+        return self.where.without(meta.wish(node), self.leaves) if self.bare else meta.wish(node)
+
+    def argument(self, holder: fx.Node, module: Block | None) -> str:
+        """What a function calls a value from outside: a stream's columns by their letter, what the `module` itself
+        makes after where it does."""
+        hint, block = meta.hint(holder), meta.block(holder)
+        if hint == BATCH_SIZE or meta.annotation(holder) == "int":  # a loop's body does not say that it is called so
+            return BATCH_SIZE
+        if module is not None and block is not None and not is_moving(hint):
+            inside = under(block.title, module.title.rpartition(": ")[0])
+            return f"{_by_place(inside)}{self.where.suffix(hint)}" if inside != block.title else INPUT
+        return self.where.bare(hint) if hint else INPUT
 
 
 def _by_place(title: str) -> str:
     """A name after a heading: after the module inside, or after what is done."""
     path, _, operation = title.rpartition(": ")
-    return identifier(path or operation)
+    return identifier(path or brief(operation))
 
 
 def _read_in_place(function: Function, holder: fx.Node, entry: tuple[str, str]) -> str | None:
@@ -202,82 +213,10 @@ def _wish(function: Function, title: str) -> str:
     return identifier(name) + "_back" * (function.block.part == "backward")
 
 
-def _without_path(function: Function) -> None:
-    """The names that a block's values ask for, without where they are."""
-    if function.of_module:
-        _inside_module(function)
-        return
-    leaves = {leaf for _, leaf in function.entries.values()}
-    hints = [str(node.meta.get("hint") or "") for node in function.graph.nodes]
-    places = places_in(hints, leaves)
-    for node in function.graph.nodes:
-        hint = str(node.meta.get("hint") or "")
-        where = next((place for place in places if f"_{place}" in hint), "")
-        if STREAM.match(hint) or RUNNING.match(hint):
-            node.meta["hint"] = role(hint)
-        elif where:
-            node.meta["hint"] = hint.replace(f"_{where}", "_")
-        elif node in function.values:
-            node.meta["hint"] = "y"
-        if meta.wish(node):
-            node.meta["wish"] = role(meta.wish(node)) if STREAM.match(meta.wish(node)) else meta.wish(node)
-        subject = str(node.meta.get("subject") or "")
-        for leaf in leaves:
-            if f"_{leaf}_" in f"{subject}_":
-                node.meta["subject"] = f"{subject.split('_')[0]}_{leaf}"
-
-
-def places_in(hints: Collection[str], leaves: Collection[str]) -> list[str]:
-    """What names of results say of where they are, the shortest first: of squares_0_weight and mean_inputs_0_weight it
-    is "0_", so that the latter keeps its second word. A parameter's own name says nothing else."""
-    stems = {hint.removesuffix(leaf) for hint in hints for leaf in leaves
-             if hint.endswith(f"_{leaf}") and not STREAM.match(hint)}
-    found = set()
-    for stem in stems:
-        is_all_place = any(other.endswith(f"_{stem}") for other in stems)
-        found.add(stem if is_all_place else stem.partition("_")[2])
-    return sorted(found - {""}, key=lambda place: (len(place), place))
-
-
-def _inside_module(function: Function) -> None:
-    """Names of what a module makes, after the module inside that makes it, or after what is done."""
-    for node in function.graph.nodes:
-        hint, block = meta.hint(node), meta.block(node)
-        if node.op == "placeholder" or not hint or block is None:
-            continue
-        if not STREAM.match(hint) and not RUNNING.match(hint):
-            meta.rename(node, _by_place(block.title))
-
-
 def shape_of(node: fx.Node) -> str:
     """The comment behind the line that makes a value."""
     shape = meta.shape(node)
     return "" if shape is None else f"  # [{', '.join(shape)}]"
-
-
-def several(names: Sequence[str]) -> str:
-    """Names of a call's values; in brackets where they may not fit a line."""
-    text = ", ".join(names)
-    return f"({text})" if len(text) > LONG else text
-
-
-def returning(lines: Sequence[str], values: Sequence[str]) -> list[str]:
-    """A function's lines with their `return`: of what the last line makes, if that is all."""
-    if not values:
-        return [*lines]
-    last = lines[-1] if lines else ""
-    if len(values) == 1:
-        if values[0].isidentifier() and last.startswith(f"{values[0]} = "):
-            return [*lines[:-1], f"return {last.partition(' = ')[2]}"]
-        if re.match(rf"{re.escape(values[0])}\.[a-z_]+_\(", last):
-            return [*lines[:-1], f"return {last}"]
-    return [*lines, f"return {several(values)}"]
-
-
-def _docstring(text: str) -> list[str]:
-    """On one line, or with the closing quotes on one of their own."""
-    lines = textwrap.wrap(text, DOCSTRING, break_on_hyphens=False)
-    return [f'"""{text}"""'] if len(lines) == 1 else [f'"""{lines[0]}', *lines[1:], '"""']
 
 
 def _entry(entry: tuple[str, str]) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from hbpcompiler.codegen.roles import Where
+
+EVERYWHERE = Where()
 LEGEND: Mapping[str, str] = {
     "g": "gradient",
     "C": "weighted gradient",
@@ -22,13 +25,31 @@ LEGEND: Mapping[str, str] = {
     "pooled": "columns where a pool took its values",
     "index": "where it took them",
     "T": "a parameter's cotangents, by sample and column",
+    "noise": "random signs or normal draws",
     "sum": "sum_n T",
+    "each": "T of each sample, summed over columns",
     "norm": "sum of T^2 by sample",
     "squares": "sum_{nk} T^2",
     "factor": "sums of outer products of columns",
     "inputs": "sums of outer products of inputs",
     "basis": "what cotangents are seen in, as columns",
     "turned": "sum_{nk} (Q_B^T T Q_A)^2",
+    "positive": "sum_{nk} T^2 of columns with sign +",
+    "negative": "sum_{nk} T^2 of columns with sign -",
+    "reduced": "the same of columns that are summed over positions",
+    "vectors": "T by sample and column, for products with vectors",
+    "dot": "inner products of the samples' T",
+    "gram": "inner products of the T of all samples and columns",
+    "cross": "inner products of each T with the samples' gradients",
+    "direction": "the directions that a call gives",
+    "projected": "inner products of T with directions",
+    "along": "inner products of each T with sum_n T",
+    "sums": "T summed as a call's weights say",
+    "histogram": "counts of the entries of T between edges",
+    "eigenvalues": "those of a factor",
+    "moments": "mean squares of T in the factors' eigenvectors",
+    "total": "what several places or parameters add to",
+    "all": "of all samples and columns",
     "mean": "such a sum, divided by N",
     "A": "Kronecker factor of the inputs",
     "B": "Kronecker factor of the columns",
@@ -43,17 +64,60 @@ LOOP = re.compile(r"^ *for \w+ in range\(0, .+, \d+\):  # \d+ \w+ a turn\b", re.
 TARGETS = re.compile(r"^ *\(?([A-Za-z_][\w, \[\]]*?)\)?(?:\[.*?\])?(?:: [^=]*)? = ", re.M)
 """What a statement assigns to."""
 NAME = re.compile(r"[A-Za-z_]\w*")
+SUFFIXES: Mapping[str, str] = {
+    "rows": "leading axes as one",
+    "col": "with an axis of length 1 more",
+    "row": "with one less",
+    "flat": "with axes joined",
+    "shaped": "in another shape",
+    "turned": "with axes in another order",
+    "cast": "in another dtype",
+    "weighted": "times samples' weights or their roots",
+}
+"""What was done to a tensor, in the name of what it made."""
+IN_FORMULAS: Mapping[str, tuple[str, str]] = {
+    "S": (r"\bS\b", "any columns (g, M, R and others alike)"),
+    "U": (r"\bU\b", "the operand or its patches"),
+    "P": (r"/ P\b", "the number of positions"),
+    "theta": (r"\btheta\b", "the parameter's entries"),
+    "Q_A, Q_B": (r"\bQ_[AB]\b", "the bases of inputs and columns"),
+}
+"""How a formula's letter is found, and what it is."""
+INDICES: Mapping[str, str] = {"n": "samples", "k": "columns", "p": "positions", "o": "outputs", "i": "inputs",
+                              "c": "channels", "d": "features", "v": "rows that an index chooses"}
+"""What the indices of formulas count."""
+INDEXED = re.compile(r"\b[SU]\[(\w+)\]|\bsum_\{?([nkp]+)\}?")
+FORMULA = re.compile(r"(?m)^ *# \S.* = .*|\"\"\".* back, at (?s:.*?)\"\"\"")
+"""In a function: in headings and docstrings."""
+LETTER = re.compile(r"  # .*\[(?:[^\]]*, )?[a-jl-mo-z]\d*\b")
+"""In a shape: a length that differs between calls."""
 
 
-def legend(code: str, tables: Collection[str] = ()) -> str:
-    """One sentence on the names that occur in the code, and in those of its tables."""
-    made = {prefix for table in tables for prefix in _prefixes(table)}
-    for targets in TARGETS.findall(code):
-        made |= {prefix for name in NAME.findall(targets) for prefix in _prefixes(name)}
-    found = [f"{prefix}_ {meaning}" for prefix, meaning in LEGEND.items() if prefix in made]
+def legend(code: str, tables: Collection[str] = (), formulas: Collection[str] = (), where: Where = EVERYWHERE) -> str:
+    """On the names that occur in the code and in those of its tables, and on the letters of formulas. What begins with
+    `where` a value is, a module called norm, says nothing else."""
+    made = {name for targets in TARGETS.findall(code) for name in NAME.findall(targets)}
+    prefixes = {prefix for name in [*tables, *made] if not where.says(name) for prefix in _prefixes(name)}
+    found = [f"{prefix}_ {meaning}" for prefix, meaning in LEGEND.items() if prefix in prefixes]
     what = f"Names: {', '.join(found)}. " if found else ""
+    suffixes = {re.sub(r"_\d+$", "", name).rpartition("_")[2] for name in made if "_" in name and
+                name not in where.outputs}
+    behind = [f"_{suffix} {meaning}" for suffix, meaning in SUFFIXES.items() if suffix in suffixes]
+    how = f"At their ends: {', '.join(behind)}. " if behind else ""
     chunks = f" {CHUNKS}" if LOOP.search(code) else ""
-    return f"{what}Shapes stand behind each line: N samples; columns are [N, K, ...].{chunks}"
+    letters = " Other letters in shapes are lengths that differ between calls." if LETTER.search(code) else ""
+    return (f"{what}{how}{_of_formulas(' '.join([*formulas, *FORMULA.findall(code)]))}"
+            f"Shapes stand behind each line: N samples; columns are [N, K, ...].{letters}{chunks}")
+
+
+def _of_formulas(text: str) -> str:
+    """What letters of formulas are."""
+    found = [f"{letter} {meaning}" for letter, (pattern, meaning) in IN_FORMULAS.items() if re.search(pattern, text)]
+    used = {letter for groups in INDEXED.findall(text) for group in groups for letter in group}
+    counted = [f"{letter} {meaning}" for letter, meaning in INDICES.items() if letter in used]
+    if counted:
+        found.append(f"indices count {', '.join(counted)}")
+    return f"In formulas: {'; '.join(found)}. " if found else ""
 
 
 def _prefixes(name: str) -> list[str]:

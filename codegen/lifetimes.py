@@ -22,7 +22,7 @@ AS_ABOVE = "as above"
 """What stands behind a heading instead of what is computed, where that has been said."""
 HEADING = re.compile(r"^(?P<indent> *)# (?P<heading>(?P<title>\S.*?)    \S.*)$")
 """Inside of a loop or a function, with what is computed under it."""
-WORD = re.compile(r"[a-z]\d*")
+WORD = re.compile(r"[A-Za-z_]\w*")
 LENGTH = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<letter>[Nnk])\b|(?P<number>\d+)")
 
 

@@ -14,15 +14,14 @@ from hbpcompiler.codegen.copying import letters_in
 from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.places import PARAMETERS, entry_text
 from hbpcompiler.codegen.printer import Text, quote
+from hbpcompiler.codegen.roles import TOTAL
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import length_at
 from hbpcompiler.compiler.program.writer import Loop
 
-TOTAL = "total"
-"""What a loop's total is called where it needs no longer name."""
 BY_NAME = "\0name"
 """Where the name of a total's parameter will stand."""
-OTHER_LETTER = re.compile(r"\b(?!outer\b)[a-z](?<![nk])\d*\b")
+OTHER_LETTER = re.compile(r"\b(?!(?:outer|n|k|N)\b)[A-Za-z_]\w*\b")
 """Of a number that is an argument."""
 MEBI = 2**20
 COUNTED = {"n": "samples", "k": "columns"}

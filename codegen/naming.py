@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.paths import LONGEST, Paths
+from hbpcompiler.codegen.streams import begins_as_stream
 from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.program.weighted_loss import LOSSES, WEIGHTED
 from hbpcompiler.compiler.trace.containers import Structure
@@ -98,15 +99,15 @@ def _named(graph: Graph) -> tuple[Mapping[str, str], Mapping[str, str]]:
 
 def _key_name(key: str, paths: Paths) -> str:
     path, _, leaf = paths.shortened(key.replace(":", ".")).rpartition(".")
-    return f"{leaf}_{path}" if path[:1].isdigit() else f"{path}_{leaf}"
+    return f"{leaf}_{path}" if _goes_behind(path) else f"{path}_{leaf}"
 
 
 def _operation_name(operation: Operation, alone: bool, paths: Paths, found: Mapping[str, str]) -> str:
-    short = _brief(operation.short)
+    short = brief(operation.short)
     if not operation.source.module and not operation.source.in_loss:
         return _in_forward(operation, short, found)
     place = "loss" if operation.source.in_loss else operation.source.module
-    if place[:1].isdigit():
+    if _goes_behind(place):
         return paths.shortened(f"{short}.{place}")
     return paths.shortened(place if alone else f"{place}.{short}")
 
@@ -118,7 +119,12 @@ def _in_forward(operation: Operation, short: str, found: Mapping[str, str]) -> s
     return f"{before}_{short}" if before and len(f"{before}_{short}") <= LONGEST else short
 
 
-def _brief(short: str) -> str:
+def _goes_behind(path: str) -> bool:
+    """Whether a path stands behind what is there: one that begins with a digit, or as names of columns do."""
+    return path[:1].isdigit() or begins_as_stream(path)
+
+
+def brief(short: str) -> str:
     """A long operation's name with the first letters of all but its last word."""
     *words, last = short.split("_")
     return short if len(short) <= BRIEF else "".join(word[0] for word in words) + f"_{last}"

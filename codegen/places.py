@@ -104,7 +104,7 @@ def is_large(results: Mapping[str, Any], limits: Limits) -> bool:
 
 def places(graph: fx.Graph, results: Mapping[str, Any]) -> dict[fx.Node, Place]:
     """The place of every parameter, and of every value that the results are made of; inside loops too."""
-    found = {**dict(_parameters(graph)), **dict(_numbers(graph))}
+    found = {**dict(of_parameters(graph)), **dict(_numbers(graph))}
     called = {place.key: str(node.meta["hint"]) for node, place in found.items()
               if node.meta.get("hint") and place.table == PARAMETERS}
     found |= _closings(results, called)
@@ -124,9 +124,10 @@ def in_inputs(node: fx.Node) -> bool:
     return block is not None and block.title == INPUTS
 
 
-def _parameters(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
-    state = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "state")
-    for entry in state.users:
+def of_parameters(graph: fx.Graph) -> Iterator[tuple[fx.Node, Place]]:
+    """What stands for parameters and buffers in a program, each cast and copy too."""
+    state = [node for node in graph.nodes if node.op == "placeholder" and node.target == "state"]
+    for entry in state[0].users if state else []:
         chain = [entry]
         for node in chain:
             chain += [user for user in node.users if in_inputs(user)]

@@ -11,10 +11,10 @@ from functools import cached_property
 from torch import fx
 
 from hbpcompiler.codegen.calls import Outline
-from hbpcompiler.codegen.functions import RUNNING, STREAM, role
-from hbpcompiler.codegen.loops import TOTAL
 from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.roles import TOTAL, is_moving, role
 from hbpcompiler.codegen.segments import is_text
+from hbpcompiler.codegen.streams import STREAM
 from hbpcompiler.compiler.program import meta
 
 
@@ -67,7 +67,7 @@ class Reused:
             if end <= here:
                 del self.given[name]
                 self.names.taken.discard(name)
-        if STREAM.match(wish) is None and RUNNING.match(wish) is None and wish != TOTAL:
+        if not is_moving(wish) and not is_moving(meta.hint(node)) and wish != TOTAL:
             return self.names.fresh(wish)
         name = self.names.fresh(role(wish) if STREAM.match(wish) else wish)
         self.given[name] = self._last[node]

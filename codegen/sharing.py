@@ -43,7 +43,7 @@ def share(members: Members, block: Block, inner: Outline, places: Places, found:
     """
     first, form = members[0]
     written, letters = lettered([[number for _, number in own.numbers] for _, own in members],
-                                [where == INPUT for where, _ in form.numbers])
+                                [where == INPUT for where, _ in form.numbers], form.meanings)
     differing = arguments(members, inner)
     if not letters.keys() >= set(differing):
         return None  # a number of a call that stands nowhere in the nodes

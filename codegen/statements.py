@@ -9,11 +9,12 @@ from typing import cast
 
 from torch import fx
 
+from hbpcompiler.codegen.bodies import several
 from hbpcompiler.codegen.calls import Call, Function
-from hbpcompiler.codegen.functions import Functions, several
+from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.inline import Inlining, all_pure
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
-from hbpcompiler.codegen.loops import TOTAL, Totals, counted, shape_text, total_name, why, with_shape
+from hbpcompiler.codegen.loops import Totals, counted, shape_text, total_name, why, with_shape
 from hbpcompiler.codegen.made_once import rows_of_calls
 from hbpcompiler.codegen.modules import turn_table
 from hbpcompiler.codegen.naming import Names, comment, identifier
@@ -21,9 +22,10 @@ from hbpcompiler.codegen.outline import IN_CHUNKS
 from hbpcompiler.codegen.places import SAVED, in_inputs, is_of_results
 from hbpcompiler.codegen.printer import ATOM, Text, expression, quote
 from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.roles import TOTAL
 from hbpcompiler.codegen.segments import is_long, is_text
 from hbpcompiler.codegen.tables import merged
-from hbpcompiler.codegen.temporaries import Temporaries
+from hbpcompiler.codegen.temporaries import NAME, Temporaries, fitting
 from hbpcompiler.codegen.turns import VARIABLE, Turns, cut_again, length_text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
@@ -47,7 +49,7 @@ class Printer:
         self.rows = rows_of_calls(graph, functions.outline)
         self.in_rows = {node for nodes in self.rows.values() for node in nodes}
         self.inlining = Inlining(graph, functions, placed)
-        self.temporaries = Temporaries(self.texts)
+        self.temporaries = Temporaries(self.texts, functions.subject, functions.wished)
         self.totals = Totals(functions, self.look)
         self.turns = Turns(self)
 
@@ -118,7 +120,7 @@ class Printer:
 
     def _variable(self, node: fx.Node, otherwise: str, before: fx.Node | None) -> str:
         """The name that was asked for, or one after what the node is made of."""
-        hint = str(node.meta.get("hint") or "")
+        hint = self.functions.asked(node)
         if not hint and not otherwise and (kept := self.temporaries.kept(node)):
             if self.reused is not None:
                 self.reused.keeps(node, kept)
@@ -150,15 +152,21 @@ class Printer:
     def _call(self, call: Call) -> list[str]:
         """A block as a call of the function that it shares with others."""
         text = self.functions.call(call, [self.look(node)[0] for node in call.inputs], self._printed)
-        otherwise = f"{identifier(call.path)}_part" if call.path != quote("") else ""
-        otherwise = TOTAL if call.function.block.title.endswith(IN_CHUNKS) else otherwise
         if len(call.values) == 1 and self.inlining.in_next_line(call.values[0], text) and all_pure(call.function.graph):
             self.texts[call.values[0]] = (text, ATOM)
             return []
-        values = [self._named(node, otherwise) for node in call.values]
+        values = [self._named(node, self._wish_of_call(call, inside))
+                  for node, inside in zip(call.values, self.functions.inside[id(call.function)], strict=True)]
         if not values:
             return [text]
         return [f"{several(values)} = {text}  # {', '.join(shape_text(node) for node in call.values)}"]
+
+    def _wish_of_call(self, call: Call, inside: str) -> str:
+        """What a value that no name was asked for is called: where it is, and what the function calls it."""
+        if call.function.block.title.endswith(IN_CHUNKS):
+            return TOTAL
+        where = "" if call.path == quote("") or self.functions.bare else call.path
+        return fitting(identifier(f"{where}_{inside}" if NAME.fullmatch(inside) else where))
 
     def _row(self, nodes: Sequence[fx.Node]) -> list[str]:
         """Calls that differ by their paths alone."""
@@ -170,7 +178,8 @@ class Printer:
                  head: Sequence[str]) -> tuple[list[str], list[str]]:
         """A function's graph as lines, and its values."""
         functions = replace(self.functions, outline=function.outline, places={}, in_module=function.of_module,
-                            sizes=function.sizes)
+                            sizes=function.sizes, bare=True,
+                            leaves={leaf for _, leaf in function.entries.values()})
         printer = Printer(function.graph, names, given, functions, placed)
         sections = [Section("", [*head])]
         for block, lines in printer.statements():

@@ -7,7 +7,7 @@ makes the products of columns and operand, T_S_weight_6.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,8 +39,9 @@ SLICE = re.compile(r"(?P<name>[A-Za-z_]\w*)\[[\w:, +]+\]")
 class Temporaries:
     """Remembers which names it gave, and after which tensors."""
 
-    def __init__(self, texts: Mapping[fx.Node, Text]) -> None:
-        self.texts = texts
+    def __init__(self, texts: Mapping[fx.Node, Text], subject: Callable[[fx.Node], str] = meta.subject,
+                 asked: Callable[[fx.Node], str] = meta.wish) -> None:
+        self.texts, self.subject, self.asked = texts, subject, asked
         self._origins: dict[str, tuple[str, int]] = {}  # name -> the named tensor behind it, suffixes since then
         self._relaid: dict[str, str] = {}  # name with a suffix of layout -> what was laid otherwise
 
@@ -49,7 +50,7 @@ class Temporaries:
         if own := self.wished(node):
             return own
         if _is_product(node):
-            return f"{PRODUCTS}_{meta.subject(node)}"
+            return f"{PRODUCTS}_{self.subject(node)}"
         base, suffix = self._base(node), _suffix(node)
         if not base:
             return suffix
@@ -59,15 +60,15 @@ class Temporaries:
         origin, depth = self._origins.get(base, (base, 0))
         if depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
             base, depth = origin, 0
-        return _fitting(f"{base}_{suffix}")
+        return fitting(f"{base}_{suffix}")
 
     def wished(self, node: fx.Node) -> str:
         """What was wished for, with what it is of: a wish that ends in _ is of the node's subject, one that begins
         with _ of what it is made of."""
-        wish = meta.wish(node)
+        wish = self.asked(node)
         if wish.startswith("_"):
-            return _fitting(f"{self._base(node)}{wish}")
-        return f"{wish}{meta.subject(node)}" if wish.endswith("_") else wish
+            return fitting(f"{self._base(node)}{wish}")
+        return f"{wish}{self.subject(node)}" if wish.endswith("_") else wish
 
     def kept(self, node: fx.Node) -> str:
         """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else."""
@@ -98,7 +99,7 @@ class Temporaries:
                 return text
             if (cut := SLICE.fullmatch(text)) is not None:
                 return cut["name"]
-            found = self.wished(read) or (f"{PRODUCTS}_{meta.subject(read)}" if _is_product(read) else self._base(read))
+            found = self.wished(read) or (f"{PRODUCTS}_{self.subject(read)}" if _is_product(read) else self._base(read))
             if found:
                 return found
         return ""
@@ -130,7 +131,7 @@ def _is_negated(item: Any) -> bool:
     return isinstance(item, fx.Node) and called(item) == "neg"
 
 
-def _fitting(name: str) -> str:
+def fitting(name: str) -> str:
     """The name without as many words behind its first as it takes."""
     first, *words = name.split("_")
     while len("_".join([first, *words])) > LONGEST and len(words) > 1:

@@ -11,12 +11,13 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.copying import letters_in
-from hbpcompiler.codegen.functions import Functions, role
+from hbpcompiler.codegen.functions import Functions
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
-from hbpcompiler.codegen.loops import TOTAL, with_shape
+from hbpcompiler.codegen.loops import with_shape
 from hbpcompiler.codegen.naming import Names, comment, identifier
 from hbpcompiler.codegen.places import ENDS, PARAMETERS
-from hbpcompiler.codegen.segments import times_read
+from hbpcompiler.codegen.roles import TOTAL
+from hbpcompiler.codegen.segments import is_long, times_read
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block, Role
@@ -110,19 +111,21 @@ class Turns:
     def _turn_call(self, node: fx.Node, loop: Loop, texts: Sequence[str]) -> str:
         """A loop's body as the call of a function, whose frame ends what a turn has made."""
         names = Names()
-        letters = letters_in(loop.body)
+        letters, bare = letters_in(loop.body), self.functions.bare or self.functions.short or not is_long(loop)
         names.taken.update(letters)
         given: list[str] = []
         parameters, arguments = [], []
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"]
+        alone = sum(meta.role(holder) in (Role.TOTAL, Role.ROWS) for holder in holders) == 1
         for holder, text in zip(holders, texts, strict=True):
-            given.append(names.fresh(self._inside(holder, text)) if holder.users else "")
+            given.append(names.fresh(self._inside(holder, text, alone, bare)) if holder.users else "")
             if holder.users:
                 parameters.append(f"{given[-1]}: {meta.annotation(holder)}")
                 arguments.append(text)
         parameters += [f"{letter}: int" for letter in letters]
         arguments += letters
-        inner = self.printer.inside(fx.Graph(), names, {}, replace(self.functions, outline=Outline(), places={}), {})
+        functions = replace(self.functions, outline=Outline(), places={}, bare=bare)
+        inner = self.printer.inside(fx.Graph(), names, {}, functions, {})
         sections = inner.turns.turn(node, loop, given)
         free_at_last_use(sections, (), self.functions.limits, self.functions.sizes)
         lines: list[str] = []
@@ -134,23 +137,25 @@ class Turns:
                                      f"{title}: one turn of a loop, which adds to its totals.", lines)
         return f"{name}({', '.join(arguments)})"
 
-    def _inside(self, holder: fx.Node, text: str) -> str:
-        """What a turn's function calls what it is given: in a large program by its role, without where it is."""
+    def _inside(self, holder: fx.Node, text: str, alone: bool, bare: bool) -> str:
+        """What a turn's function calls what it is given: if `bare` its role, without where it is; an `alone` total
+        so."""
         match = VARIABLE.match(text)
         if meta.role(holder) is Role.KEPT or match is None:
             return "kept" if meta.role(holder) is Role.KEPT else TOTAL
         name = match["name"]
-        if not self.functions.short:
+        if not bare:
             return name
         entry = ENTRY.match(text)
-        if entry is not None:
-            return entry["leaf"] if name == PARAMETERS else name
+        if entry is not None and name == PARAMETERS:
+            return entry["leaf"]
         if meta.role(holder) in (Role.TOTAL, Role.ROWS):
-            return TOTAL if OF_TOTAL.search(name) else name
+            return TOTAL if alone or OF_TOTAL.search(name) else self.functions.where.without(name)
         if meta.annotation(holder) != "Tensor":
             return name
         origin = self.printer.temporaries.origin(name)
-        return f"{role(origin) if '_' in origin else origin}{name.removeprefix(origin)}"
+        found = self.functions.where.bare(origin)
+        return f"{found}{name.removeprefix(origin)}" if name.startswith(origin) else found
 
     def turn(self, node: fx.Node, loop: Loop, given: Sequence[str]) -> list[Section]:
         """A loop's body, `given` the texts of its placeholders."""

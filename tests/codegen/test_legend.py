@@ -1,6 +1,11 @@
 """The head of a file explains the names that occur in it, and no others."""
 
-from hbpcompiler.codegen.legend import LEGEND, legend
+import pytest
+
+from hbpcompiler.codegen.legend import LEGEND, SUFFIXES, legend
+from hbpcompiler.codegen.roles import Where
+from hbpcompiler.compiler.derive.close import PART
+from hbpcompiler.compiler.plan.pieces import PREFIX
 
 
 def test_what_occurs_is_explained():
@@ -18,3 +23,33 @@ def test_names_in_a_table_and_of_calls_with_several_values():
 
 def test_what_is_only_read_is_not_explained():
     assert "gradient" not in legend("    y = f(g_fc)")
+
+
+@pytest.mark.parametrize("prefix", sorted({*PART.values(), *PREFIX.values()}))
+def test_all_kinds_of_names_are_explained(prefix):
+    assert f"{LEGEND[prefix.partition('_')[0]]}" in legend(f"    {prefix}_weight = x")
+
+
+def test_ends_of_names_are_explained():
+    text = legend("    S_fc_rows_2 = S_fc.flatten(0, 1)")
+    assert SUFFIXES["rows"] in text
+    assert SUFFIXES["col"] not in text
+
+
+def test_letters_of_formulas_are_explained():
+    text = legend("    S_fc = x", formulas=["weight: T = sum_p S[nkpo] U[npi], B = sum S S^T / P"])
+    for meaning in ("S any columns", "U the operand", "P the number", "p positions", "o outputs", "i inputs"):
+        assert meaning in text
+    assert "channels" not in text
+    assert "In formulas" not in legend("    S_fc = x")
+
+
+def test_a_module_that_is_called_as_a_kind_of_result_explains_nothing():
+    where = Where(frozenset({"norm"}), {"fc_weight": "weight"})
+    assert LEGEND["norm"] not in legend("    norm_mean = f(x)", where=where)
+    assert LEGEND["norm"] in legend("    norm_gradient_fc_weight = f(x)", where=where)
+
+
+def test_letters_in_shapes_are_explained_where_there_are_some():
+    assert "differ between calls" in legend("    T = f(x)  # [n, 1, a, 5]")
+    assert "differ between calls" not in legend("    T = f(x)  # [n, 1, 4, 5*N]")

@@ -3,15 +3,16 @@
 import torch
 from torch import fx
 
+from hbpcompiler.codegen.bodies import several
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.copying import LETTERS, Letter
 from hbpcompiler.codegen.forms import Form
-from hbpcompiler.codegen.functions import places_in, role, several
 from hbpcompiler.codegen.lifetimes import Section
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.outline import outlined
 from hbpcompiler.codegen.places import PARAMETERS, Listed, Place
 from hbpcompiler.codegen.reuse import Reused
+from hbpcompiler.codegen.roles import role
 from hbpcompiler.codegen.segments import is_text, segments
 from hbpcompiler.codegen.tables import merged, parameter_table
 from hbpcompiler.compiler.program.writer import Block
@@ -35,16 +36,6 @@ def chain(length):
 
 def test_role():
     assert [role(name) for name in ("g_fc", "S_layer1_conv", "pooled_R_relu", "layer1_conv")] == ["g", "S", "R", "x"]
-
-
-def test_where_results_are_is_the_same_whatever_the_order_of_sets():
-    names = ["mean_inputs_0_weight", "squares_0_weight", "g_0_weight", "sum_bias", "total"]
-    assert places_in(names, ["bias", "weight"]) == places_in(names[::-1], ["weight", "bias"]) == ["0_", "inputs_0_"]
-
-
-def test_a_parameter_s_own_name_is_all_place():
-    names = ["sum_gradient_layer4_0_weight", "layer4_0_weight"]
-    assert places_in(names, ["weight"]) == ["layer4_0_", "gradient_layer4_0_"]
 
 
 def test_several_names_are_in_brackets_where_they_are_long():

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.codegen.bodies import returning
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.forms import Form
-from hbpcompiler.codegen.functions import returning
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use
 from hbpcompiler.codegen.segments import segments
 from hbpcompiler.codegen.sharing import arguments, share

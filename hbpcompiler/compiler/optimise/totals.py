@@ -80,6 +80,7 @@ def scale_as_totals_grow(graph: fx.Graph) -> None:
             continue
         if meta.hint(item) and isinstance(divisor, fx.Node):
             meta.rename(item, f"mean_{meta.hint(item)}")  # the quotient's name may be a result's, which is a table
+            meta.set_result(item, meta.hint(node))
         else:
             meta.ask_for(item, meta.hint(node))
         node.replace_all_uses_with(item)

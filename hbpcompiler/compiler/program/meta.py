@@ -87,6 +87,11 @@ def wish(node: fx.Node) -> str:
     return node.meta.get("wish") or ""
 
 
+def result(node: fx.Node) -> str:
+    """The name of the result that it is, beside its own; or nothing."""
+    return node.meta.get("result") or ""
+
+
 def subject(node: fx.Node) -> str:
     """What it is a part of: "S_weight_0" where columns S end at that parameter; or nothing."""
     return node.meta.get("subject") or ""
@@ -183,7 +188,7 @@ def place(made: fx.Node, like: fx.Node) -> fx.Node:
 
 def copy(made: fx.Node, node: fx.Node) -> fx.Node:
     """`made` says all that `node` says, but asks for no name."""
-    made.meta = {key: value for key, value in node.meta.items() if key != "hint"}
+    made.meta = {key: value for key, value in node.meta.items() if key not in ("hint", "result")}
     return made
 
 
@@ -191,6 +196,7 @@ def move(made: fx.Node, node: fx.Node) -> fx.Node:
     """`made` says all that `node` says, and takes its name; the node asks for none from here on."""
     made.meta = dict(node.meta)
     node.meta.pop("hint", None)
+    node.meta.pop("result", None)
     return made
 
 
@@ -208,6 +214,12 @@ def set_wish(node: fx.Node, name: str) -> None:
 def rename(node: fx.Node, name: str) -> None:
     """Ask for this name whatever was asked for before."""
     node.meta["hint"] = name
+
+
+def set_result(node: fx.Node, name: str) -> None:
+    """Say which result it is."""
+    if name:
+        node.meta["result"] = name
 
 
 def set_subject(node: fx.Node, name: str) -> None:

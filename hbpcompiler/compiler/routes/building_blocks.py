@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.program.writer import otherwise_named
 from hbpcompiler.compiler.routes.site import Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, NEGATIVE, POSITIVE
@@ -26,7 +27,9 @@ def weights_of(site: Site, signs: Any, kind: str) -> Any:
         return 0 if kind == NEGATIVE else None
     if kind == DIAGONAL:
         return signs
-    return (signs > 0).to(signs.dtype) if kind == POSITIVE else (signs < 0).to(signs.dtype)
+    if kind == POSITIVE:
+        return otherwise_named((signs > 0).to(signs.dtype), "positive")
+    return otherwise_named((signs < 0).to(signs.dtype), "negative")
 
 
 def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Iterable[str], keep: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class OntoSum(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         own = replace(use, directions=use.total.reshape(1, *site.shape),
-                      totals={PROJECT: otherwise_named(use.stream.new_zeros((use.batch, 1, 1)), "along_sum_")})
+                      totals={PROJECT: otherwise_named(use.stream.new_zeros((use.batch, 1, 1)), "along_")})
         return {ALONG: self.inner.write(_of_one_direction(site), own, self.inner.kinds)[PROJECT].flatten()}
 
 

@@ -53,7 +53,7 @@ class Eigenbasis(Route):
             return {EIGEN: EigenPart(None, outer, eigenvalues)}
         _, inner = _eigh(site, self._closed(_inputs(site), use.alone or use, INPUT_FACTOR))
         squares = self._closed(site, replace(use, bases=(inner, outer)), IN_BASES)
-        return {EIGEN: EigenPart(inner, outer, otherwise_named(squares, "eigenvalues_"))}
+        return {EIGEN: EigenPart(inner, outer, otherwise_named(squares, "moments_"))}
 
     def _closed(self, site: Site, use: Use, kind: str) -> Any:
         (choice,) = self.choose(site, frozenset({kind}))
