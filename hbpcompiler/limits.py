@@ -44,6 +44,10 @@ class Limits:
     announced_seconds: float = limit(
         60, "seconds", "a call that is predicted to take longer says so before it starts, and shows how far it is")
 
+    remade_seconds: float = limit(
+        10, "seconds", "a program that took no longer to make is made again, for what a long call is compared with; "
+        "one that took longer, only where the call itself takes ten times as long")
+
     kept_programs: int = limit(
         64, "programs", "of one compiled model, for forms of a batch and states of Python; those used last are kept", 1)
 
@@ -106,6 +110,17 @@ class Limits:
 
     route_times: tuple[tuple[str, float], ...] = limit(
         (), "times", "(name, t): a route is taken to last t times as long as it is predicted to; 0 forces it")
+
+    # -- whole data sets ---------------------------------------------------------------------------------------------
+    grown_bytes: int = limit(
+        2**20, "bytes", "totals that hold so much together are added to by programs while they run; smaller ones when "
+        "a program is done, in the plainest way")
+    partial_bytes: int = limit(
+        2**26, "bytes", "sums of a few batches in a program's own dtype, beside totals in float64; what does not fit "
+        "is added to its total at once")
+    message_bytes: int = limit(
+        2**25, "bytes", "small tensors go together to other ranks, so many at a time; a larger one goes by itself")
+    direction_bytes: int = limit(2**28, "bytes", "of the directions that one call is given, for influence scores")
 
     # -- the program's text ------------------------------------------------------------------------------------------
     fused_operations: int = limit(60, "operations", "longer expressions of elementwise operations stay in pieces")

@@ -171,6 +171,48 @@ def _operations_named(tree: ast.AST) -> list[str]:
     return found
 
 
+def test_no_test_patches_a_constant() -> None:
+    """What a test needs at another size it hands in: an argument, or a field of `Limits`. Tables that take entries, as
+    that of sympy's functions does, may get some."""
+    found = [f"{path.relative_to(ROOT)}: {name}" for path in sorted((ROOT / "tests").rglob("*.py"))
+             for name in _constants_patched(ast.parse(path.read_text(encoding="utf-8")))]
+    assert not found, found
+    patches = """
+from benchmarks import timing
+monkeypatch.setattr(cache, "SOME_BYTES", 0)
+monkeypatch.setattr("hbpcompiler.cache.MOST", 0)
+with mock.patch.object(cache, "LEAST", 0): timing.SHORTEST = 0.0
+timing.LONGEST += 1
+own.SCALE = 1
+monkeypatch.setattr(torch.distributed, "get_rank", None)
+"""
+    assert len(_constants_patched(ast.parse(patches))) == 5
+
+
+def _constants_patched(tree: ast.AST) -> list[str]:
+    """Names in capitals that are given another value: by pytest's or mock's patches, or plainly, where a name is
+    imported."""
+    imported = {name.rpartition(".")[2] for name in _imported(tree, [])}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in PATCHES:
+            found += [ast.unparse(given) for given in node.args[:2] if _is_constant(given)]
+        elif isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [ast.unparse(target) for target in targets if isinstance(target, ast.Attribute)
+                      and _is_constant(target) and ast.unparse(target.value) in imported]
+    return found
+
+
+PATCHES = {"setattr", "delattr", "patch", "object"}
+
+
+def _is_constant(node: ast.AST) -> bool:
+    """A module's NAME, or the text "NAME" or "module.NAME"."""
+    text = node.value if isinstance(node, ast.Constant) else ast.unparse(node)
+    return isinstance(text, str) and re.fullmatch(r"(?:\w+[.])*_?[A-Z][A-Z0-9_]+", text) is not None
+
+
 FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
              "randperm", "scalar_tensor", "tensor", "zeros"}
 """Of tensors, on torch's default device where nothing is said: a user's choice, which must not decide over ours."""
