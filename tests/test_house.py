@@ -69,6 +69,18 @@ def test_the_table_names_packages_that_exist() -> None:
     assert set(MAY_IMPORT) <= {_package(name) for name in _files()}
 
 
+def test_contributors_read_the_same_table() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found: dict[str, set[str]] = {}
+    for packages, allowed in re.findall(r"^\| (.+) \| (.+) \|$", text.split("Imports go one way")[1], re.MULTILINE):
+        names = {name for name in allowed.split(", ") if name not in ("nothing", "*terms*")}
+        for package in packages.split(", "):
+            found[package] = names | (TERMS if "*terms*" in allowed else set())
+    assert found.pop("*terms*") == TERMS
+    assert found.pop("package") == {"may import"}
+    assert found == MAY_IMPORT
+
+
 def test_no_import_leads_in_a_circle() -> None:
     assert [sorted(circle) for circle in nx.strongly_connected_components(_imports()) if len(circle) > 1] == []
 
