@@ -103,6 +103,8 @@ class Limits:
     native_kernel_length: int = limit(3, "places", "it takes those of longer kernels there as well")
     gram_passes: float = limit(3, "passes", "over inner products between positions, where their memory is recycled")
     gram_fresh_passes: float = limit(10, "passes", "over these where it is not, but paid for in page faults")
+    pair_positions: int = limit(
+        16, "positions", "with more of them, products of every two cost more than one product for each sample does")
     half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")
     half_blocks: int = limit(
         4, "blocks", "a quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it", 1)
