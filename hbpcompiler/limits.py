@@ -103,6 +103,12 @@ class Limits:
     native_kernel_length: int = limit(3, "places", "it takes those of longer kernels there as well")
     gram_passes: float = limit(3, "passes", "over inner products between positions, where their memory is recycled")
     gram_fresh_passes: float = limit(10, "passes", "over these where it is not, but paid for in page faults")
+    rearranged_passes: float = limit(
+        10, "passes", "over a parameter, from the order that oneDNN sums in to its own: 2 to 3 ns a number, on 3 x 3 "
+        "kernels")
+    taps_per_byte: float = limit(
+        8, "places", "of a window are as much as a byte to move, for each multiply-add of torch's kernel of single "
+        "channels", 1)
     pair_positions: int = limit(
         16, "positions", "with more of them, products of every two cost more than one product for each sample does")
     half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")
