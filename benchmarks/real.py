@@ -89,13 +89,13 @@ def told(facts: Mapping[str, Any]) -> str:
             f"{held}")
 
 
-def checked(cell: str, problem: Problem) -> dict[str, float]:
+def checked(cell: str, problem: Problem, *, tolerance: float = TOLERANCE) -> dict[str, float]:
     """Errors of our numbers beside autograd's. Raises ClickException if one is too large."""
     found = errors(problem)
     print(f"{cell}, largest errors: {', '.join(f'{name} {error:.0e}' for name, error in found.items())}", flush=True)
-    wrong = {name: error for name, error in found.items() if not error < TOLERANCE}
+    wrong = {name: error for name, error in found.items() if not error < tolerance}
     if wrong:
-        raise click.ClickException(f"{cell}: {', '.join(wrong)} differ from autograd's by more than {TOLERANCE:g}")
+        raise click.ClickException(f"{cell}: {', '.join(wrong)} differ from autograd's by more than {tolerance:g}")
     return found
 
 

@@ -150,11 +150,13 @@ def undisturbed(run: Run, repeats: int, neighbours: Neighbours, attempts: int = 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: float,
                 lone: float = math.inf, budget: float = BUDGET,
-                clock: Clock = time.perf_counter, alternating: bool = False) -> dict[str, Measured]:
+                clock: Clock = time.perf_counter, alternating: bool = False,
+                shortest: float = SHORTEST) -> dict[str, Measured]:
     """Warm everyone up, then measure in rounds. A warm-up beyond `limit` seconds ends a contestant's part.
 
     Alternating: every other round goes backwards, so that coming first or last is no advantage.
     A warm-up of more than `lone` seconds is the contestant's only measurement: beside it, being cold costs nothing.
+    What takes less than `shortest` seconds is repeated within a measurement.
     """
     measured: dict[str, Measured] = {name: Measured() for name in runs}
     neighbours = Neighbours(patience)
@@ -176,7 +178,7 @@ def interleaved(runs: Mapping[str, Run], rounds: int, limit: float, patience: fl
         except Exception as error:
             measured[name].failure = f"{type(error).__name__}: {str(error)[:80]}"
             continue
-        plan[name] = max(1, min(rounds, int(budget / warm))), max(1, int(SHORTEST / warm))
+        plan[name] = max(1, min(rounds, int(budget / warm))), max(1, int(shortest / warm))
     gc.collect()
     for number in range(rounds):
         order = reversed(plan.items()) if alternating and number % 2 else plan.items()

@@ -290,9 +290,8 @@ def compile(  # the public name is the design's
                             curvature_dtype, limits, verify, joint_bias, groups, clipping, dynamic)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune,
-             "rules": None if rules is None else [Path(path).resolve() for path in rules],
-             "limits": limits, "verify": verify, "joint_bias": joint_bias,
-             "groups": groups, "clipping": clipping, "dynamic": dynamic}
+             "limits": limits, "verify": verify, "joint_bias": joint_bias, "groups": groups, "clipping": clipping,
+             "dynamic": dynamic, "rules": None if rules is None else [Path(path).resolve() for path in rules]}
     options = replace(options, chosen=options.chosen.of(dict(model.named_parameters(remove_duplicate=False))))
     check_patterns(model, options.chosen)
     compiled = Compiled(model, loss, options, given)

@@ -44,6 +44,10 @@ class Limits:
     announced_seconds: float = limit(
         60, "seconds", "a call that is predicted to take longer says so before it starts, and shows how far it is")
 
+    remade_seconds: float = limit(
+        10, "seconds", "a program that took no longer to make is made again, for what a long call is compared with; "
+        "one that took longer, only where the call itself takes ten times as long")
+
     kept_programs: int = limit(
         64, "programs", "of one compiled model, for forms of a batch and states of Python; those used last are kept", 1)
 
@@ -99,6 +103,14 @@ class Limits:
     native_kernel_length: int = limit(3, "places", "it takes those of longer kernels there as well")
     gram_passes: float = limit(3, "passes", "over inner products between positions, where their memory is recycled")
     gram_fresh_passes: float = limit(10, "passes", "over these where it is not, but paid for in page faults")
+    rearranged_passes: float = limit(
+        10, "passes", "over a parameter, from the order that oneDNN sums in to its own: 2 to 3 ns a number, on 3 x 3 "
+        "kernels")
+    taps_per_byte: float = limit(
+        8, "places", "of a window are as much as a byte to move, for each multiply-add of torch's kernel of single "
+        "channels", 1)
+    pair_positions: int = limit(
+        16, "positions", "with more of them, products of every two cost more than one product for each sample does")
     half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")
     half_blocks: int = limit(
         4, "blocks", "a quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it", 1)
@@ -106,6 +118,17 @@ class Limits:
 
     route_times: tuple[tuple[str, float], ...] = limit(
         (), "times", "(name, t): a route is taken to last t times as long as it is predicted to; 0 forces it")
+
+    # -- whole data sets ---------------------------------------------------------------------------------------------
+    grown_bytes: int = limit(
+        2**20, "bytes", "totals that hold so much together are added to by programs while they run; smaller ones when "
+        "a program is done, in the plainest way")
+    partial_bytes: int = limit(
+        2**26, "bytes", "sums of a few batches in a program's own dtype, beside totals in float64; what does not fit "
+        "is added to its total at once")
+    message_bytes: int = limit(
+        2**25, "bytes", "small tensors go together to other ranks, so many at a time; a larger one goes by itself")
+    direction_bytes: int = limit(2**28, "bytes", "of the directions that one call is given, for influence scores")
 
     # -- the program's text ------------------------------------------------------------------------------------------
     fused_operations: int = limit(60, "operations", "longer expressions of elementwise operations stay in pieces")

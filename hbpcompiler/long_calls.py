@@ -24,10 +24,9 @@ IMAGE_AXES = 4
 """Of a batch of images, the last two of which are height and width."""
 BAR = "{l_bar}{bar}| {elapsed}<{remaining}"
 
-SOON = 10.0
-"""Seconds: a program that took no longer to make may be made again, for what a call is compared with; one that took
-longer only where the call itself takes many times as long."""
 TIMES = 10
+"""A program that took long to make is made again, for what a call is compared with, where the call itself takes so many
+times as long."""
 
 Other = Callable[[Sequence[str], Batch], float]
 """The predicted seconds of a call of the same model for these quantities, with another batch."""
@@ -46,7 +45,7 @@ def announce(built: Built, batch: Batch, model: str, other: Other) -> None:
             f"{', '.join(quantities)} of {model}, N={batch.samples}, by {figures}. Predicted beside it:")
     findings = _fewer(built, batch)
     made = sum(built.seconds.of[stage] for stage in STAGES if stage in built.seconds.of)
-    if made <= max(SOON, seconds / TIMES):
+    if made <= max(cost.limits.remade_seconds, seconds / TIMES):
         findings += [*_sampled(quantities, batch, other), *_smaller(quantities, batch, other)]
     warnings.warn(listing(head, findings or ["nothing that takes less"], "compiled.explain() says where the time goes; "
                           "hbp.Limits(announced_seconds=...) from where on this is said"),

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler import pipeline
+from hbpcompiler.compiler import drafting, pipeline
 from hbpcompiler.compiler.built import KEPT_ADDING
 from hbpcompiler.compiler.stages import ALLOCATIONS, FIRST_RUN, PROVE, STAGES, Seconds, rare_collections
+from hbpcompiler.errors import InternalError
 from tests.agreement import agree, close
 
 
@@ -33,6 +34,21 @@ def test_uses_that_cannot_be_joined_are_matched_again_without_another_export(mon
     assert "parameter.each_sample" in {made.target for made in compiled._current().matched.graph.operations}
     assert len(traces) == 1
     agree(result, model, nn.MSELoss(), [X], y, ("grad", "diag_ggn"))
+
+
+def test_a_program_that_derive_has_broken_is_noticed_behind_derive(monkeypatch):
+    def broken(*given):
+        program = derive(*given)
+        (last,) = [node for node in program.graph.nodes if node.op == "output"]
+        with program.graph.inserting_before(next(iter(program.graph.nodes))):
+            program.graph.call_function(torch.neg, (last.all_input_nodes[0],))  # before it is made
+        return program
+
+    derive = drafting.derive
+    monkeypatch.setattr(drafting, "derive", broken)
+    compiled = hbp.compile(nn.Linear(2, 2), quantities=["grad"])
+    with pytest.raises(InternalError, match="behind derive"):
+        compiled(torch.randn(3, 2), torch.tensor([0, 1, 1]))
 
 
 def test_explain_says_how_long_each_stage_took():

@@ -157,7 +157,6 @@ def test_a_run_begins_anew_and_goes_on_where_it_stopped(method, tmp_path, monkey
     train(run_of(method, seed=2, **point), tmp_path / "others")
     used = train(asked, tmp_path / "used")
 
-    monkeypatch.setattr(runs, "CHECKPOINT_EVERY", -1.0)
     fresh = Contestant(TASK, method)
     monkeypatch.setattr(runs, "contestant", lambda *_: fresh)
     whole_epoch = Contestant.epoch
@@ -169,7 +168,7 @@ def test_a_run_begins_anew_and_goes_on_where_it_stopped(method, tmp_path, monkey
 
     monkeypatch.setattr(Contestant, "epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(asked, tmp_path / "fresh")
+        train(asked, tmp_path / "fresh", every=-1.0)
     assert saved(asked, tmp_path / "fresh") is None
     fresh.begin(asked.point, seed=5)
     trained = []
@@ -235,11 +234,12 @@ def test_what_is_not_here_is_left_out_with_words(monkeypatch):
 def test_the_papers_sets_are_read_from_the_folder(tmp_path, monkeypatch):
     """Files of torchvision's own formats with pixels of any kind: the data of all four, their networks, and a run."""
     torchvision = pytest.importorskip("torchvision")
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / data.FOLDER
     for name in ("MNIST", "FashionMNIST"):
-        fake_sets.write_idx(tmp_path / name / "raw", 300, 100)
+        fake_sets.write_idx(folder / name / "raw", 300, 100)
     for name in ("CIFAR10", "CIFAR100"):
-        fake_sets.write_cifar(tmp_path, getattr(torchvision.datasets, name), 60, 20, monkeypatch)
+        fake_sets.write_cifar(folder, getattr(torchvision.datasets, name), 60, 20, monkeypatch)
     try:
         for task, shape, classes in (("mnist_logreg", (1, 28, 28), 10), ("fmnist_2c2d", (1, 28, 28), 10),
                                      ("cifar10_3c3d", (3, 32, 32), 10), ("cifar100_allcnnc", (3, 32, 32), 100)):
@@ -265,7 +265,7 @@ def test_the_papers_sets_are_read_from_the_folder(tmp_path, monkeypatch):
 
 def test_without_its_files_a_set_is_left_out_with_words(tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(data.MissingDataError, match=r"no FashionMNIST in the folder .*download=True\) fetches it"):
         data.torchvision_set("FashionMNIST")()
 

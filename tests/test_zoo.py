@@ -23,9 +23,8 @@ def test_the_page_is_that_of_the_records():
 
 
 def test_records_are_kept_beside_new_ones(tmp_path, monkeypatch):
-    folder, file = tmp_path / "build", tmp_path / "records.jsonl"
-    for module in (apart, kept):
-        monkeypatch.setattr(module, "RECORDS", folder)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "records.jsonl"
     old = [{"family": f"timm:{name}", "question": "diag_h", "status": "holds", "text": ""} for name in "ab"]
     file.write_text("".join(f"{json.dumps(record)}\n" for record in old))
     kept.restore(file)

@@ -181,7 +181,7 @@ def contestant(task: str, method: str) -> Contestant:
     return Contestant(task, method)
 
 
-def train(run: Run, folder: Path) -> Record:
+def train(run: Run, folder: Path, *, every: float = CHECKPOINT_EVERY) -> Record:
     """The run's record: from its file, or trained, from the last checkpoint if there is one."""
     done = saved(run, folder)
     if done is not None:
@@ -197,7 +197,7 @@ def train(run: Run, folder: Path) -> Record:
         if not (finite and one.look(record)):
             record.diverged = True
             break
-        if time.monotonic() - last > CHECKPOINT_EVERY:
+        if time.monotonic() - last > every:
             write(path, _bytes({"run": header(run), "record": asdict(record), "model": one.model.state_dict(),
                                 "optimizer": one.optimizer.state_dict()}))
             last = time.monotonic()

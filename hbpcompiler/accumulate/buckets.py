@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BUCKET_BYTES = 2**25
-"""A bucket, and so the memory that it takes; a larger tensor goes by itself, where it lies."""
+from hbpcompiler.limits import DEFAULT_LIMITS
 
 
-def all_reduce(tensors: Sequence[Tensor], group: Any) -> None:
+def all_reduce(tensors: Sequence[Tensor], group: Any, *, most: int = DEFAULT_LIMITS.message_bytes) -> None:
     """Sum each over the ranks, in place: tensors of the same shapes and in the same order on each.
 
-    Beside the tensors there is never more than one bucket.
+    Beside the tensors there is never more than one bucket, of so many bytes; a larger tensor goes by itself, where it
+    lies.
     """
-    for bucket in buckets(tensors, BUCKET_BYTES):
+    for bucket in buckets(tensors, most):
         if len(bucket) == 1 and bucket[0].is_contiguous():
             torch.distributed.all_reduce(bucket[0], group=group)
             continue

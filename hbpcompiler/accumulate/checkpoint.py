@@ -20,6 +20,7 @@ from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.digest import bytes_of, digest_of, digest_of_tree
 from hbpcompiler.errors import InputError, listing
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 
@@ -196,13 +197,13 @@ def _is_as_written(held: dict[str, Any]) -> bool:
         return False
 
 
-def read(path: Path) -> tuple[Sums, Header]:
+def read(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> tuple[Sums, Header]:
     """What `write` wrote. Raises InputError for anything else; the file is only read."""
     held = read_file(path, FORMAT)
     try:
         known = {field.name for field in fields(Header)}
         header = Header(**{name: value for name, value in held["header"].items() if name in known})
-        return _restored(held["sums"]), replace(header, quantities=tuple(header.quantities))
+        return _restored(held["sums"], limits), replace(header, quantities=tuple(header.quantities))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); it is left as it is") from error
 
@@ -229,11 +230,12 @@ def _state(sums: Sums) -> dict[str, Any]:
     }
 
 
-def _restored(state: Mapping[str, Any]) -> Sums:
-    sums = Sums(tuple(state["quantities"]), state["dtype"], state["compensated"])
+def _restored(state: Mapping[str, Any], limits: Limits) -> Sums:
+    sums = Sums(tuple(state["quantities"]), state["dtype"], state["compensated"], limits=limits)
     sums.totals = {Key(*key): tensor for key, tensor in state["totals"]}
     sums.lost = {Key(*key): tensor for key, tensor in state["lost"]}
-    sums.partials = Partials({Key(*key): tensor for key, tensor in state["partials"]}, state["batches_in_partials"])
+    sums.partials = Partials({Key(*key): tensor for key, tensor in state["partials"]}, state["batches_in_partials"],
+                             most=limits.partial_bytes)
     sums.samples, sums.terms, sums.of_average = state["samples"], state["terms"], state["of_average"]
     sums.positions, sums.shared_positions = state["positions"], state["shared_positions"]
     sums.samples_with = state["samples_with"]

@@ -37,6 +37,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.entries import advice_for, not_cut, warn_of_optional
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
+from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 DTYPES = (torch.float64, torch.float32)
@@ -90,7 +91,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
     whose second entry is an argument that the forward has a default for.
     """
     _check(compiled, loader, dtype, checkpoint_every, max_batches)
-    ranks = Ranks(group)
+    ranks = Ranks(group, limits=compiled.options.limits or DEFAULT_LIMITS)
     said = Said(prepare, count, sample_weights, indices)
     run = _Run(compiled, dtype, compensated, seed, ranks, checkpoint, said, dict(arguments or {}))
     failure: BaseException | None = None
@@ -129,7 +130,7 @@ class _Run:
         asked = compiled.quantities
         spread = any(QUANTITIES[name].adds == (SPREAD,) for name in asked)
         self.compiled = compiled.also("grad") if spread and "grad" not in asked else compiled
-        self.sums = Sums(asked, dtype, compensated)
+        self.sums = Sums(asked, dtype, compensated, limits=ranks.limits)
         self.ranks, self.said = ranks, said
         self.path = ranks.own(Path(checkpoint)) if checkpoint is not None else None
         options = compiled.options
@@ -244,7 +245,7 @@ class _Run:
         """How many batches are in already."""
         if self.path is None or not self.path.exists():
             return 0
-        sums, held = read(self.path)
+        sums, held = read(self.path, limits=self.ranks.limits)
         check_resumes(self.path, held, self.header)
         for tensors in (sums.totals, sums.lost, sums.partials.sums):
             for key, tensor in tensors.items():

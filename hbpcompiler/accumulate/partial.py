@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.program.sums import added_
+from hbpcompiler.limits import DEFAULT_LIMITS
 
 BATCHES = 8
-BYTES = 2**26
-"""All of them take no more memory than this; what does not fit is added to its total at once."""
 
 
 class Partials:
     """By what they are sums of, as the totals that they belong to."""
 
-    def __init__(self, sums: Mapping[Any, Tensor] | None = None, batches: int = 0) -> None:
+    def __init__(self, sums: Mapping[Any, Tensor] | None = None, batches: int = 0, *,
+                 most: int = DEFAULT_LIMITS.partial_bytes) -> None:
         self.sums: dict[Any, Tensor] = dict(sums or {})
+        self.most = most
+        """Bytes that all of them may take; what does not fit is added to its total at once."""
         self.batches = batches
         """How many are in since the totals had them last."""
 
@@ -35,7 +37,7 @@ class Partials:
             return self.sums[key]
         held = sum(partial.nbytes for partial in self.sums.values())
         single = dtype == torch.float32 and total.dtype == torch.float64
-        if not single or held + total.nbytes // 2 > BYTES:
+        if not single or held + total.nbytes // 2 > self.most:
             return total
         self.sums[key] = torch.zeros_like(total, dtype=dtype)
         return self.sums[key]

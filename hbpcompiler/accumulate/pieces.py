@@ -17,9 +17,9 @@ SMALL = 2**15
 """Up to so many, torch's own conversions are no matter: what counts is the number of calls."""
 
 
-def add_compensated(total: Tensor, lost: Tensor, value: Tensor, factor: float) -> None:
+def add_compensated(total: Tensor, lost: Tensor, value: Tensor, factor: float, *, piece: int = PIECE) -> None:
     """The same, where what an addition rounds off enters with the next one (Kahan 1965)."""
-    for own, rest, part in _pieces(total, lost, value):
+    for own, rest, part in _pieces(piece, total, lost, value):
         rest.add_(part, alpha=factor)
         before = own.clone()
         own.add_(rest)
@@ -32,7 +32,7 @@ def mirrored(matrix: Tensor) -> Tensor:
 
 
 def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor, new_mean: Tensor, new: int,
-                 of_squares: float = 1.0, of_mean: float = 1.0) -> None:
+                 of_squares: float = 1.0, of_mean: float = 1.0, *, piece: int = PIECE, small: int = SMALL) -> None:
     """Sums of squares about their mean, and that mean, of `count` and `new` samples together, in place of the first.
 
     Chan, Golub and LeVeque (1983), which cancels nothing. The second group's enter times `of_squares` and `of_mean`.
@@ -43,13 +43,13 @@ def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor,
         mean.copy_(new_mean).mul_(of_mean)
         return
     share = new / (count + new)
-    if squares.numel() <= SMALL:
+    if squares.numel() <= small:
         back = torch.sub(mean, new_mean, alpha=of_mean)
         squares.addcmul_(back, back, value=count * share).add_(new_squares, alpha=of_squares)
         mean.sub_(back, alpha=share)
         return
     memory: Tensor | None = None
-    for own_squares, own_mean, part_squares, part_mean in _pieces(squares, mean, new_squares, new_mean):
+    for own_squares, own_mean, part_squares, part_mean in _pieces(piece, squares, mean, new_squares, new_mean):
         if memory is None or memory.shape != own_mean.shape:  # the last piece's
             memory = torch.empty_like(own_mean)
         away = memory.copy_(part_mean)
@@ -61,9 +61,9 @@ def merge_spread(squares: Tensor, mean: Tensor, count: int, new_squares: Tensor,
         own_squares.add_(memory.copy_(part_squares), alpha=of_squares)
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same pieces of each."""
-    size = PIECE * torch.get_num_threads()
+def _pieces(piece: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same pieces of each, of so many numbers for each thread."""
+    size = piece * torch.get_num_threads()
     cut = tensors[0].numel() > size and all(tensor.device.type == "cpu" and tensor.is_contiguous()
                                             for tensor in tensors)
     if not cut:

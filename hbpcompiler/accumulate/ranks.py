@@ -19,6 +19,7 @@ from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, dtype_
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.errors import InputError, RankError, listing
 from hbpcompiler.group import place_in, waiting
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.values import Stored
 
 
@@ -43,8 +44,8 @@ class _Own:
 class Ranks:
     """This process's place in a torch.distributed group; None: it is alone."""
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
+    def __init__(self, group: Any, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.group, self.limits = group, limits
         self.rank, self.world = place_in(group) if group is not None else (0, 1)
 
     @property
@@ -135,14 +136,14 @@ class Ranks:
                 if key in sums.lost:
                     own.add_(sums.lost.pop(key))
                 whole.totals[key] = own.mul_(_of_positions(key, sums, whole))
-        all_reduce(list(whole.totals.values()), self.group)
+        all_reduce(list(whole.totals.values()), self.group, most=self.limits.message_bytes)
         spread = [key for key in shapes if is_spread(key) and key.quantity != MEANS]
         for key in spread:
             of_mean = Key(MEANS, key.parameter, "")
             away = _own_tensor(of_mean, shapes[of_mean], sums, device).sub_(whole.totals[of_mean])
             squares = _own_tensor(key, shapes[key], sums, device)
             whole.totals[key] = squares.addcmul_(away, away, value=sums.samples)
-        all_reduce([whole.totals[key] for key in spread], self.group)
+        all_reduce([whole.totals[key] for key in spread], self.group, most=self.limits.message_bytes)
 
 
 def _own_tensor(key: Key, shape: tuple[int, ...], sums: Sums, device: torch.device) -> Tensor:

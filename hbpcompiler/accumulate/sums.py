@@ -19,6 +19,7 @@ from hbpcompiler.accumulate.pieces import SMALL, add_compensated, merge_spread, 
 from hbpcompiler.accumulate.weigh import Weight, check_alike, check_scale
 from hbpcompiler.compiler.program.sums import added_
 from hbpcompiler.errors import InputError
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import (
     COUNTS,
     MEAN,
@@ -35,8 +36,6 @@ from hbpcompiler.values import Stored
 
 GRADIENTS_TWICE = (PRODUCTS, PRODUCTS_OVER_POSITIONS)
 DIVIDED = (OVER_POSITIONS, PRODUCTS_OVER_POSITIONS)
-IN_PLACE_BYTES = 2**20
-"""Below it, and below SMALL numbers of one of them, totals are added to in the plainest way."""
 LOSS = "loss"
 MEANS = "gradients of the variance"
 """Where the mean gradients are kept that variances are merged with."""
@@ -68,13 +67,15 @@ def fields_of(quantity: Quantity) -> tuple[Field, ...]:
 class Sums:
     """Totals of some quantities so far."""
 
-    def __init__(self, quantities: tuple[str, ...], dtype: torch.dtype, compensated: bool) -> None:
+    def __init__(self, quantities: tuple[str, ...], dtype: torch.dtype, compensated: bool, *,
+                 limits: Limits = DEFAULT_LIMITS) -> None:
         self.quantities, self.dtype, self.compensated = quantities, dtype, compensated
         self.totals: dict[Key, Tensor] = {}
         self.lost: dict[Key, Tensor] = {}
         """What additions have rounded off, where totals are compensated."""
-        self.partials = Partials()
+        self.partials = Partials(most=limits.partial_bytes)
         """What is not in the totals yet, see `finish`."""
+        self.limits = limits
         self.samples = 0
         self.terms = 0.0
         self.of_average = 0.0
@@ -96,7 +97,7 @@ class Sums:
     def grow_in_place(self) -> bool:
         """Whether a program is to add to them while it runs: not to a few numbers, where that takes longer."""
         size = sum(total.numel() * total.element_size() for total in self.totals.values())
-        return not self.compensated and size >= IN_PLACE_BYTES
+        return not self.compensated and size >= self.limits.grown_bytes
 
     # -- adding ------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from hbpcompiler.arguments import Brought
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.cost.decisions import OtherDecisionsError, followed
+from hbpcompiler.compiler.drafting import Drafting
 from hbpcompiler.compiler.lengths.walk import LengthsDifferError
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.pipeline import Drafting, Places, closings_for, matched_for, traced_for
+from hbpcompiler.compiler.pipeline import Places, closings_for, matched_for, traced_for
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.batch import Batch
@@ -54,7 +55,8 @@ def stages_at(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, optio
         drafting = Drafting(model, matched, closings_for(options), first.fields, options, batch, seconds, Brought(),
                             traced.sizes)
         with followed(first.draft.decisions):
-            program, _ = drafting.program(resources)
+            planned = drafting.planned(resources)
+            program = drafting.optimised(drafting.derived(planned), planned, resources)
     except (HbpError, OtherDecisionsError) as error:
         raise LengthsDifferError(f"at a length of {length}: {str(error).splitlines()[0]}") from error
     return At(length, matched, traced, places(traced.constants), program.graph,

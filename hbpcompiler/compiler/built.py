@@ -33,7 +33,11 @@ KEPT_ADDING = 4
 
 @dataclass
 class Built:
-    """One program and what it was made from."""
+    """One program and what it was made from.
+
+    What a stage returned does not change; what calls have learnt does: `used`, `proven`, `announced` and the programs
+    that add to tensors (`that_adds`).
+    """
 
     matched: Matched
     draft: Draft

@@ -8,65 +8,48 @@
     emit      the text of the file, and what it will cost                         Draft
     load      the file is imported
 
-What a stage returns does not change afterwards. Behind each its promise is checked (`check_*`, linear in its size), so
-that a fault is found where it was made. Two loops go back: uses of a tied parameter that cannot be joined are matched
-again as uses of a value, and a memory budget drafts plans until one keeps to it.
+`drafted` is the middle of it, line by line. What a stage returns does not change afterwards. Behind trace, match, plan,
+derive and the last pass its promise is checked (`check_*`, linear in its size), so that a fault is found where it was
+made; of a program that a pass has broken, behind each pass. What emit has written is looked at by load, which has
+Python read it, and what is loaded by `prove`, which runs it. Two loops go back: uses of a tied parameter that cannot be
+joined are matched again as uses of a value, and a memory budget drafts plans until one keeps to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from hbpcompiler import schemes
 from hbpcompiler.arguments import Brought
-from hbpcompiler.codegen import emit, naming
+from hbpcompiler.codegen import naming
 from hbpcompiler.compiler.budget import Draft, within_budget
 from hbpcompiler.compiler.built import Built, loaded
-from hbpcompiler.compiler.cost.decisions import Decisions, written_down
+from hbpcompiler.compiler.cost.decisions import written_down
 from hbpcompiler.compiler.cost.figures import Resources
-from hbpcompiler.compiler.cost.memory import MemoryModel
-from hbpcompiler.compiler.cost.program_cost import ProgramCost
-from hbpcompiler.compiler.derive.forward import derive
-from hbpcompiler.compiler.match import derived, written_out
+from hbpcompiler.compiler.drafting import Drafting
 from hbpcompiler.compiler.match.check import check_matched
 from hbpcompiler.compiler.match.endings import refuse_losses, refuse_scale
 from hbpcompiler.compiler.match.match import match, taken_apart
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.targets import LossCheck, check_target_dtypes, check_targets, loss_checks
-from hbpcompiler.compiler.optimise.passes import optimise
-from hbpcompiler.compiler.optimise.settings import Settings
-from hbpcompiler.compiler.plan import precision, second_phase
-from hbpcompiler.compiler.plan.check import check_plan
-from hbpcompiler.compiler.plan.pixels import image_weights
-from hbpcompiler.compiler.plan.plan import plan, unraced
-from hbpcompiler.compiler.plan.planned import Plan
-from hbpcompiler.compiler.plan.table import header_table, limits_notes, machine_notes
-from hbpcompiler.compiler.program.check import BrokenProgramError
-from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
-from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
 from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.exports import Shelf
-from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
-from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.errors import HbpError, InputError, NothingChosenError, OptionError, UsesNotJoinedError
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, RESIDUAL, RESIDUAL_MC, Closing, Closings
 from hbpcompiler.rule.faults import rules_named
-from hbpcompiler.schemes import HESSIAN, SCHEMES
-from hbpcompiler.version import __version__
 
 Places = Callable[[Mapping[str, Tensor]], Mapping[str, int]]
 """Where in Python's state tensors lie that a trace has found there."""
@@ -99,13 +82,22 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
     seconds = Seconds()
     traced = traced_for(model, loss, batch, options, seconds, answers, shelf)
     fields = naming.output_fields(traced.returned)
-    matched, losses, draft, as_values = _drafted(traced, fields, batch, options, seconds, brought)
+    matched, losses, draft, as_values = _matched_and_drafted(traced, fields, batch, options, seconds, brought)
     with seconds.stage("load"):
         program, path = loaded(draft.code, options.backend)
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, program,
                  seconds, traced.sizes, options.backend, as_values,
                  proven={True, False} if options.verify is False else set(), reused=traced.reused)
+
+
+def drafted(stages: Drafting, resources: Resources) -> Draft:
+    """What is matched, from the plan to the file's text."""
+    with written_down() as decisions:
+        planned = stages.planned(resources)
+        derived = stages.derived(planned)
+        program = stages.optimised(derived, planned, resources)
+    return stages.emitted(program, planned, resources, decisions)
 
 
 @rules_named()
@@ -134,8 +126,8 @@ def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, opti
 
 
 @rules_named()
-def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options,
-             seconds: Seconds, brought: Brought) -> tuple[Matched, list[LossCheck], Draft, frozenset[str]]:
+def _matched_and_drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Options, seconds: Seconds,
+                         brought: Brought) -> tuple[Matched, list[LossCheck], Draft, frozenset[str]]:
     """Match and what follows; once more with those tied parameters as values whose uses the plan could not join."""
     closings = closings_for(options)
     device, dtype = batch.tensors[0].device, traced.graph.dtype
@@ -152,9 +144,9 @@ def _drafted(traced: Traced, fields: Sequence[str], batch: Batch, options: Optio
         refuse_losses(matched.ending, matched.rules, options.quantities)
         losses = loss_checks(matched)
         check_targets(losses, matched.graph, batch)
-        drafting = Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought, traced.sizes)
+        stages = Drafting(traced.model, matched, closings, fields, options, batch, seconds, brought, traced.sizes)
         try:
-            draft = within_budget(drafting.draft, resources, options.memory_budget, batch.samples, device)
+            draft = within_budget(partial(drafted, stages), resources, options.memory_budget, batch.samples, device)
             return matched, losses, draft, as_values
         except UsesNotJoinedError as error:
             if error.parameters <= as_values:
@@ -189,94 +181,3 @@ def _check_chosen(matched: Matched, options: Options) -> None:
     if empty:
         raise NothingChosenError("no trainable parameter that reaches the loss is chosen for "
                                  f"{', '.join(empty)}; there are {', '.join(keys)}", empty)
-
-
-@dataclass(frozen=True)
-class Drafting:
-    """The stages from the plan to the file's text."""
-
-    model: nn.Module
-    matched: Matched
-    closings: frozenset[Closing]
-    fields: Sequence[str]
-    options: Options
-    batch: Batch
-    seconds: Seconds
-    brought: Brought
-    sizes: Sizes
-
-    def draft(self, resources: Resources) -> Draft:
-        with written_down() as decisions:
-            program, planned = self.program(resources)
-        with self.seconds.stage("emit"):
-            return self._emitted(program, planned, resources, decisions)
-
-    @rules_named()
-    def program(self, resources: Resources) -> tuple[Program, Plan]:
-        """Planned, derived and optimised."""
-        planned = self.planned(resources)
-        with self.seconds.stage("derive"):
-            program = derive(self.matched, planned)
-        with self.seconds.stage("optimise"):
-            try:
-                self._optimise(program, planned, resources, each=False)
-            except Exception:  # a broken program may stop a pass in any way
-                self._optimise(derive(self.matched, planned), planned, resources, each=True)
-                raise
-        return program, planned
-
-    def planned(self, resources: Resources) -> Plan:
-        """The plan."""
-        with self.seconds.stage("plan"):
-            found = plan(self.matched, self.closings, self.options, resources, self._has_onednn,
-                         self._race if self.options.autotune else unraced)
-            check_promise("plan", check_plan(found, self.matched, self.closings))
-        return found
-
-    @property
-    def _has_onednn(self) -> bool:
-        return has_onednn(self.batch.tensors[0].device, self.matched.graph.dtype)
-
-    def _race(self, planned: Plan) -> Plan:
-        return autotuned(self.matched, planned, self.batch.samples, self.batch.tensors[0].device)
-
-    def _optimise(self, program: Program, planned: Plan, resources: Resources, each: bool) -> None:
-        """Looked at behind each pass, or behind the last: that takes a third of the time, but does not say which."""
-        graph = self.matched.graph
-        settings = Settings(
-            arguments=program.stand_ins, machine=resources.machine, limits=resources.limits, dtype=graph.dtype,
-            curvature_dtype=planned.curvature_dtype, by_pixels=planned.by_pixels,
-            images=image_weights(graph, self.matched.rules), chunk=resources.limits.typical_batch)
-        try:
-            optimise(program.graph, settings, each=each)
-        except BrokenProgramError as error:
-            check_promise("optimise", [str(error)])
-
-    def _emitted(self, program: Program, planned: Plan, resources: Resources, decisions: Decisions) -> Draft:
-        graph, options, fields = self.matched.graph, self.options, self.fields
-        scheme = [f"Curvature {options.curvature}: {SCHEMES[options.curvature]}."]
-        header = emit.Header(
-            model=naming.identifier(type(self.model).__name__),
-            quantities=options.quantities,
-            versions=f"hbpcompiler {__version__} with torch {torch.__version__.split('+')[0]}",
-            table=header_table(graph, planned, resources.limits),
-            notes=[*(scheme if options.curvature != HESSIAN else []), *options.chosen.notes(), *planned.joint.notes(),
-                   *second_phase.notes(planned), *precision.notes(planned.curvature_dtype),
-                   *machine_notes(resources.machine, options.autotune), *limits_notes(resources.limits),
-                   *naming.short_form_notes(graph), *derived.notes(self.matched.rules, graph.makers),
-                   *written_out.notes(graph)],
-            modules={path: type(module).__name__ for path, module in self.model.named_modules()},
-            sizes=self.sizes,
-        )
-        inputs = {value.name: self.matched.names[value.name] for value in graph.batch}
-
-        def written(graph: fx.Graph, *more: str) -> str:
-            head = replace(header, notes=[*header.notes, *more])
-            return emit.emit(graph, head, inputs, fields, limits=resources.limits)  # not self: that holds the batch
-
-        code = written(program.graph)
-        memory = MemoryModel(code, graph, resources.limits.allowance, program.graph, on_meta(program.graph),
-                             self.brought)
-        return Draft(planned, program.graph, code, memory,
-                     ProgramCost(program.graph, graph, resources.machine, resources.limits), written, decisions,
-                     resources)

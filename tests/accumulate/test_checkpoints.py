@@ -19,7 +19,6 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate import checkpoint as files
-from hbpcompiler.accumulate import sums
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.sums import Sums
 from tests.selection import cases, slow
@@ -115,21 +114,23 @@ def test_ctrl_c_while_a_batch_is_added_counts_behind_it(tmp_path, monkeypatch, a
 @pytest.mark.usefixtures("_heard")
 def test_ctrl_c_while_a_program_adds_counts_behind_the_batch(tmp_path, monkeypatch):
     """And a run goes on to the same bits with a program that has to be proven first, of one sample too."""
-    monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
     path, fitting = tmp_path / "total.pt", Adding.fitting
 
     def interrupted(*given):
         signal.raise_signal(signal.SIGINT)
         return fitting(*given)
 
-    whole = run(compiled=hbp.compile(network(), None, NAMES))
+    def compiled():
+        return hbp.compile(network(), None, NAMES, limits=hbp.Limits(grown_bytes=0))
+
+    whole = run(compiled=compiled())
     monkeypatch.setattr(Adding, "fitting", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint=path)
+        run(compiled=compiled(), checkpoint=path)
     monkeypatch.setattr(Adding, "fitting", fitting)
     assert files.read(path)[1].batches == 2
     for more in (3, len(LENGTHS)):
-        total = run(compiled=hbp.compile(network(), None, NAMES), checkpoint=path, max_batches=more)
+        total = run(compiled=compiled(), checkpoint=path, max_batches=more)
     assert_same(total, whole)
 
 

@@ -5,7 +5,6 @@ import sys
 import tempfile
 from collections import UserDict
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
-from hbpcompiler.accumulate import sums
 from hbpcompiler.quantities import QUANTITIES
 from tests.selection import few
 
@@ -24,14 +22,18 @@ EXACT = [name for name, quantity in QUANTITIES.items()
 SAMPLES = 9
 
 
-def small(reduction):
+LIMITS = {False: None, True: hbp.Limits(grown_bytes=0)}
+"""By whether programs add to totals while they run, as to large ones."""
+
+
+def small(reduction, in_place):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double()
     data = torch.randn(SAMPLES, 2, 6, dtype=torch.float64), torch.randint(0, 3, (SAMPLES,))
-    return hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), EXACT), data
+    return hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), EXACT, limits=LIMITS[in_place]), data
 
 
-COMPILED = {reduction: small(reduction) for reduction in ("mean", "sum")}
+COMPILED = {(reduction, in_place): small(reduction, in_place) for reduction in ("mean", "sum") for in_place in LIMITS}
 
 
 def tensors(value):
@@ -62,12 +64,7 @@ def cut_into(data, lengths):
          weights=[1.5, 0.0, 2.0, 1.0, *[0.0] * 4, 0.5], in_place=True)
 def test_any_cutting_gives_the_whole(lengths, order, reduction, compensated, weights, in_place):
     """In place: the program adds to the totals while it runs, as to large ones."""
-    with mock.patch.object(sums, "IN_PLACE_BYTES", 0 if in_place else sums.IN_PLACE_BYTES):
-        check_cutting(lengths, order, reduction, compensated, weights)
-
-
-def check_cutting(lengths, order, reduction, compensated, weights):
-    compiled, (X, y) = COMPILED[reduction]
+    compiled, (X, y) = COMPILED[reduction, in_place]
     cut, left = [], SAMPLES
     for length in lengths:
         cut.append(min(length, left))
@@ -111,10 +108,8 @@ def padded(batches, length):
 @few(1, "further losses and quantities")
 @pytest.mark.parametrize(("counted", "in_place"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in_place, monkeypatch):
+def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in_place):
     """The mean is over labels that count: as of one padded batch."""
-    if in_place:
-        monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
     torch.manual_seed(0)
     model = Tagger().double()
     batches = []
@@ -124,7 +119,7 @@ def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in
         batches.append((torch.randint(0, 7, (samples, length)), labels))
     names = ["grad", "second_moment", "variance", "diag_ggn", "kfac_emp", "kflr"]
     count = (lambda batch: (batch[1] != -100).sum()) if counted else None
-    compiled = hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), names)
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(reduction=reduction), names, limits=LIMITS[in_place])
     total = hbp.accumulate(compiled, batches, count=count, progress=False)
     of_mean = reduction == "mean" or counted
     whole = hbp.compile(model, nn.CrossEntropyLoss(reduction="mean" if of_mean else "sum"), names)(*padded(batches, 6))
@@ -142,8 +137,9 @@ def test_sequences_of_several_lengths_with_ignored_labels(reduction, counted, in
 
 
 TAGGER = Tagger().double()
-TAGGERS = {reduction: hbp.compile(TAGGER, nn.CrossEntropyLoss(reduction=reduction), ["grad", "second_moment", "kflr"])
-           for reduction in ("mean", "sum")}
+TAGGERS = {(reduction, in_place): hbp.compile(TAGGER, nn.CrossEntropyLoss(reduction=reduction),
+                                              ["grad", "second_moment", "kflr"], limits=LIMITS[in_place])
+           for reduction in ("mean", "sum") for in_place in LIMITS}
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -152,12 +148,7 @@ TAGGERS = {reduction: hbp.compile(TAGGER, nn.CrossEntropyLoss(reduction=reductio
 def test_any_number_of_tokens_and_any_point_of_resumption(data, lengths, reduction, in_place):
     """Labels are ignored at random; the run is stopped behind some batch, and goes on to the same bits. Programs add
     to large totals themselves."""
-    with mock.patch.object(sums, "IN_PLACE_BYTES", 0 if in_place else sums.IN_PLACE_BYTES):
-        check_tokens(data, lengths, reduction)
-
-
-def check_tokens(data, lengths, reduction):
-    compiled, batches = TAGGERS[reduction], []
+    compiled, batches = TAGGERS[reduction, in_place], []
     for length in lengths:
         shape = (data.draw(st.integers(1, 3)), length)
         labels = torch.tensor(data.draw(st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=shape[0] * length,
@@ -182,7 +173,7 @@ def check_tokens(data, lengths, reduction):
 
 def test_one_program_and_one_copy_of_the_result():
     """The last, smaller batch uses the program of the others; totals are one tensor for each of the result's."""
-    compiled, data = COMPILED["mean"]
+    compiled, data = COMPILED["mean", False]
     programs, sizes = [], []
     whole = compiled(*data)
 
@@ -212,7 +203,7 @@ def test_the_bar_shows_loss_and_rate(monkeypatch):
             return len(text)
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    compiled, data = COMPILED["sum"]
+    compiled, data = COMPILED["sum", False]
     total = hbp.accumulate(compiled, cut_into(data, [4, 4, 1]))
     assert f"loss {float(total.loss):.5g}" in "".join(shown)
     assert "3/3" in "".join(shown)
@@ -310,7 +301,7 @@ def test_what_does_not_add_up_is_refused_with_what_to_do():
 
 
 def test_weights_that_do_not_fit():
-    compiled, data = COMPILED["mean"]
+    compiled, data = COMPILED["mean", False]
     for weights, text in ((lambda batch: torch.ones(2), "float32 of shape \\[2\\] for a batch of 9 samples"),
                           (lambda batch: [1.0] * 9, "sample_weights gave list"),
                           (lambda batch: -torch.ones(9), "weights are not negative for"),

@@ -1,23 +1,18 @@
 """Symmetric matrices of float32 programs: a few batches' sums in float32, and those in float64 totals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.accumulate import partial, sums
 from hbpcompiler.accumulate.partial import BATCHES, Partials
 
 U = 2.0**-24
 """What a float32 operation rounds off."""
 LENGTHS = [*[5] * 18, 3, 5, 1]
-
-
-@pytest.fixture(autouse=True)
-def _in_place(monkeypatch):
-    monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
 
 
 def network():
@@ -35,7 +30,8 @@ def batches():
 
 
 NAMES = ["kflr", "kfac_emp", "grad"]
-COMPILED = hbp.compile(network(), None, NAMES)
+IN_PLACE = hbp.Limits(grown_bytes=0)
+COMPILED = hbp.compile(network(), None, NAMES, limits=IN_PLACE)
 
 
 def tensors(total):
@@ -43,18 +39,18 @@ def tensors(total):
             for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
 
 
-def run(**options):
-    return hbp.accumulate(COMPILED, batches(), progress=False, **options)
+def run(compiled=COMPILED, **options):
+    return hbp.accumulate(compiled, batches(), progress=False, **options)
 
 
-@pytest.mark.parametrize("held", [partial.BYTES, 0])
-def test_totals_are_those_of_double_precision(held, monkeypatch):
-    monkeypatch.setattr(partial, "BYTES", held)
+@pytest.mark.parametrize("held", [IN_PLACE.partial_bytes, 0])
+def test_totals_are_those_of_double_precision(held):
+    compiled = hbp.compile(network(), None, NAMES, limits=replace(IN_PLACE, partial_bytes=held))
     X, y = data()
     right = tensors(hbp.compile(network().double(), None, NAMES)(X.double(), y))
-    total = run()
+    total = run(compiled)
     assert bool(total._sums.partials.sums) == (held > 0)
-    parts = [hbp.accumulate(COMPILED, some, progress=False) for some in (batches()[:12], batches()[12:])]
+    parts = [hbp.accumulate(compiled, some, progress=False) for some in (batches()[:12], batches()[12:])]
     for found in (total, hbp.Total.merge(*parts), total.to(dtype=torch.float64)):
         for own, whole in zip(tensors(found), right, strict=True):
             assert own.dtype == torch.float64
@@ -65,7 +61,7 @@ def test_what_is_small_beside_the_sum_is_not_lost():
     """A of one input: 1, and 400 times what float32 would round off beside it."""
     small = 4e-8
     model = nn.Linear(1, 1)
-    compiled = hbp.compile(model, lambda output, target: ((output - target) ** 2).sum() / 2, ["kflr"])
+    compiled = hbp.compile(model, lambda output, target: ((output - target) ** 2).sum() / 2, ["kflr"], limits=IN_PLACE)
     inputs = [math.sqrt(small), 1.0, *[math.sqrt(small)] * 399]
     total = hbp.accumulate(compiled, [(torch.full((1, 1), x), torch.zeros(1, 1)) for x in inputs], progress=False)
     exact = sum(torch.full((), x).double().item() ** 2 for x in inputs)
@@ -89,15 +85,14 @@ def test_a_run_goes_on_in_the_middle_to_the_same_bits(tmp_path, stop):
         assert torch.equal(own, whole)
 
 
-def test_which_totals_have_a_sum_beside_them(monkeypatch):
-    wide, partials = torch.zeros(4, 4, dtype=torch.float64), Partials()
+def test_which_totals_have_a_sum_beside_them():
+    wide, partials = torch.zeros(4, 4, dtype=torch.float64), Partials(most=64 + 63)
     held = partials.of("float32", wide, torch.float32)
     assert held.dtype == torch.float32
     assert partials.of("float32", wide, torch.float32) is held
     for dtype in (torch.float64, torch.bfloat16, None):
         assert partials.of(dtype, wide, dtype) is wide
     assert partials.of("single", wide.float(), torch.float32).dtype == torch.float32
-    monkeypatch.setattr(partial, "BYTES", 64 + 63)
     assert partials.of("no more memory", wide, torch.float32) is wide
     assert list(partials.sums) == ["float32"]
 

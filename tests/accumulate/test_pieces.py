@@ -10,9 +10,7 @@ SHAPES = [(), (0,), (7,), (5, 3), (4, 1, 6)]
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 4)
-    monkeypatch.setattr(pieces, "SMALL", 6)
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,7 +28,7 @@ def test_pieces_add_up_as_the_whole(shape):
     added_(total, value, 1.0, 2.5)
     torch.testing.assert_close(total, right)
     single, lost = total.to(torch.float32), torch.zeros(shape)
-    pieces.add_compensated(single, lost, value, 2.5)
+    pieces.add_compensated(single, lost, value, 2.5, piece=4)
     torch.testing.assert_close(single.double() + lost, right + 2.5 * value.double(), rtol=1e-6, atol=1e-6)
 
 
@@ -73,10 +71,10 @@ def test_sums_of_squares_of_two_groups(shape):
     rows, others = drawn(5, *shape), drawn(2, *shape)
     squares, mean = ((rows - rows.mean(0)) ** 2).sum(0), rows.mean(0)
     new = ((others - others.mean(0)) ** 2).sum(0).float(), others.mean(0).float()
-    pieces.merge_spread(squares, mean, 5, new[0] / 8, new[1] / 4, 2, 8.0, 4.0)
+    pieces.merge_spread(squares, mean, 5, new[0] / 8, new[1] / 4, 2, 8.0, 4.0, piece=4, small=6)
     whole = torch.cat([rows, others])
     torch.testing.assert_close(mean, whole.mean(0), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(squares, ((whole - whole.mean(0)) ** 2).sum(0), rtol=1e-6, atol=1e-6)
     first = torch.full_like(squares, torch.nan), torch.full_like(mean, torch.nan)
-    pieces.merge_spread(*first, 0, new[0] / 8, new[1] / 4, 2, 8.0, 4.0)
+    pieces.merge_spread(*first, 0, new[0] / 8, new[1] / 4, 2, 8.0, 4.0, piece=4, small=6)
     torch.testing.assert_close(first, (new[0].double(), new[1].double()))

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import hbpcompiler as hbp
-from hbpcompiler.accumulate import sums
 from tests.selection import few
 
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr"]
@@ -58,14 +57,13 @@ def check(total, right):
 
 @few(1, "in place the sums are the same")
 @pytest.mark.parametrize("in_place", [False, True])
-def test_gradients_are_zero_where_a_parameter_is_not_reached(tmp_path, monkeypatch, in_place):
+def test_gradients_are_zero_where_a_parameter_is_not_reached(tmp_path, in_place):
     """Of any order, resumed and merged. Factors of the layer are those of the samples that reach it, times the share
     that these have."""
-    if in_place:
-        monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
     model, batches = setting()
     right = gradients(model, batches)
-    compiled = hbp.compile(model, None, NAMES)
+    limits = hbp.Limits(grown_bytes=0) if in_place else None
+    compiled = hbp.compile(model, None, NAMES, limits=limits)
     long = [batch for batch in batches if batch[0].shape[1] > 3]
     reached = hbp.accumulate(compiled, long, progress=False)
     found = []
@@ -106,15 +104,14 @@ def test_parameters_are_in_the_models_order():
 
 @few(1, "in place the sums are the same")
 @pytest.mark.parametrize("in_place", [False, True])
-def test_quantities_chosen_for_what_some_batches_do_not_reach(tmp_path, monkeypatch, in_place):
+def test_quantities_chosen_for_what_some_batches_do_not_reach(tmp_path, in_place):
     """A batch may reach no parameter of a quantity, or of any."""
-    if in_place:
-        monkeypatch.setattr(sums, "IN_PLACE_BYTES", 0)
     model, batches = setting()
     right = gradients(model, batches)["long.weight"]
-    whole = hbp.accumulate(hbp.compile(model, None, NAMES), batches, progress=False)
+    limits = hbp.Limits(grown_bytes=0) if in_place else None
+    whole = hbp.accumulate(hbp.compile(model, None, NAMES, limits=limits), batches, progress=False)
     for names in ({name: ["long.*"] for name in NAMES}, {"variance": ["long.*"], "diag_ggn": "*", "kflr": "long.*"}):
-        compiled = hbp.compile(model, None, names)
+        compiled = hbp.compile(model, None, names, limits=limits)
         for order in ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (2, 0, 1, 4, 3)):
             cut, path = [batches[number] for number in order], tmp_path / f"{len(names)}{order}.pt"
             hbp.accumulate(compiled, cut, progress=False, checkpoint=path, max_batches=2) if order[0] != 2 else None

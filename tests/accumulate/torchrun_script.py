@@ -14,13 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
-from hbpcompiler.accumulate import buckets
 from hbpcompiler.curvature import symmetric
 from tests.accumulate import test_reach
 
 EXAMPLES = 1 + int(os.environ.get("HBP_EXAMPLES", "1"))
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr", "kfac", "diag_h_mc", "grad_histogram",
          "grad_histogram_2d"]
+SOME_TOGETHER = hbp.Limits(message_bytes=1000)
+"""Some tensors go together, and some alone."""
 
 
 def setting(samples=11):
@@ -46,7 +47,7 @@ def flat(total):
 
 @cache
 def compiled(model):
-    return hbp.compile(model, None, NAMES)
+    return hbp.compile(model, None, NAMES, limits=SOME_TOGETHER)
 
 
 def over(group, rank, world, model, data, **options):
@@ -146,7 +147,6 @@ def main(how, folder):
         except hbp.HbpError as error:
             (folder / f"error{rank}").write_text(f"{type(error).__name__}: {error}")
         os._exit(0)  # the group is broken
-    buckets.BUCKET_BYTES = 1000  # so that some tensors go together, and some alone
     wrapped = DistributedDataParallel(model)
     totals = {3: over(everyone, rank, world, wrapped, data, checkpoint=folder / "total.pt")}
     totals["cut"] = any_cutting(everyone, rank, world, model, data, 2)

@@ -81,8 +81,9 @@ class Setting:
         return torch.linalg.solve(self.H.to_dense() + numbers.diag(), self.measured.T).T
 
     def scores(self, **options):
-        return scores(self.H, self.query, cut(self.Q, self.t, 3, 1), self.train, options.pop("data", cut(
-            self.X, self.y, 1, 4, 2)), progress=False, **options)
+        data = options.pop("data", cut(self.X, self.y, 1, 4, 2))
+        return scores(self.H, self.query, cut(self.Q, self.t, 3, 1), options.pop("train", self.train), data,
+                      progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,10 @@ def test_scores_of_pairs_and_of_samples_themselves(setting):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_low_rank_and_cuts(setting, monkeypatch):
+def test_low_rank_and_cuts(setting):
     """Matrices are cut to a rank as they lie over outputs and inputs; how the work is cut changes nothing."""
-    monkeypatch.setattr("hbpcompiler.bridges.influence.queries.CALL_BYTES", 1500)  # a query or two for each call
+    limits = hbp.Limits(direction_bytes=1500)  # a query or two for each call
+    train = hbp.compile(setting.model, token_loss, ["kflr"], limits=limits)
     vectors = setting.solved(setting.scores().damping)
     pieces = dict(zip(setting.H.names, vectors.split([torch.Size(shape).numel() for shape in setting.H.shapes.values()],
                                                      1), strict=True))
@@ -127,10 +129,10 @@ def test_low_rank_and_cuts(setting, monkeypatch):
         left, values, right = torch.linalg.svd(own)
         pieces[name] = (left[:, :, 0] * values[:, :1]).unsqueeze(2).mul(right[:, None, 0]).flatten(1)
     right = torch.cat(list(pieces.values()), 1) @ setting.losses.T
-    found = setting.scores(rank=1)
+    found = setting.scores(rank=1, train=train)
     torch.testing.assert_close(found.values, right, rtol=1e-9, atol=1e-11)
     assert (found.values - vectors @ setting.losses.T).abs().max() > 1e-3
-    torch.testing.assert_close(setting.scores(rank=4, data=cut(setting.X, setting.y, 7)).values,
+    torch.testing.assert_close(setting.scores(rank=4, train=train, data=cut(setting.X, setting.y, 7)).values,
                                vectors @ setting.losses.T, rtol=1e-9, atol=1e-11)
     matrices = torch.randn(2, 3, 4, 5).double()
     left, right = truncated(matrices, 4)

@@ -37,7 +37,7 @@ def planned(*quantities, curvature=schemes.HESSIAN, mc_samples=1):
 
 
 def carried_out(step, columns=(), signs=(), made=None):
-    """(columns by (value, piece), signs by piece, closings by (parameter, kind)) after this step.
+    """(columns by (value, piece), signs by piece, closings by (parameter or group, kind)) after this step.
 
     `columns` {(value, piece): tensor} and `signs` {piece: tensor} are there before; `made` is the plan.
     """
@@ -53,7 +53,8 @@ def carried_out(step, columns=(), signs=(), made=None):
                           signs={key: proxies[f"s{i}"] for i, key in enumerate(dict(signs))})
     state.parameters = {value.key: proxies[value.name] for value in GRAPH.state}
     state.carry_out(step)
-    closed = {(key, closing.kind): made for key, closings in state.closed.items() for closing, made in closings.items()}
+    closed = {(key, closing.kind): made for found in (state.closed, state.totals) for key, closings in found.items()
+              for closing, made in closings.items()}
     results = (state.columns, state.signs, closed)
     writer.graph.output(fx.node.map_aggregate(results, lambda item: item.node if isinstance(item, fx.Proxy) else item))
     return fx.GraphModule(torch.nn.Module(), writer.graph)(*inputs.values())

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.plan.pooled import with_pooled_columns
+from hbpcompiler.compiler.plan.steps import Close
+from hbpcompiler.compiler.plan.walk import Walk
 from hbpcompiler.reference import reference
+from tests import stages
 from tests.agreement import agree, close
 
 
@@ -115,3 +120,29 @@ def test_columns_in_chunks():
     expected = torch.stack([torch.autograd.grad(slope[i], weight, retain_graph=True)[0].flatten()[i]
                             for i in range(len(slope))])
     close(found.flatten(), expected, "diag_h")
+
+
+def pooled_steps(between, **limits):
+    """The walk's steps for a convolution in front of a max-pool, after the rewrite, and the pools."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), *between, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    found = stages.matched(model, torch.randn(2, 1, 6, 6), torch.tensor([0, 1]), quantities=("diag_ggn",))
+    resources = Resources(limits=hbp.Limits(**limits))
+    steps = Walk(found, stages.closings("diag_ggn"), stages.options("diag_ggn"), resources).run()
+    return with_pooled_columns(steps, found.rules, found.static)
+
+
+@pytest.mark.parametrize("between", [(), (nn.ReLU(),), (nn.Tanh(), nn.ReLU())])
+def test_where_it_costs_less_the_closing_takes_the_pools_columns(between):
+    steps, pools = pooled_steps(between, pooled_time=10**6)
+    (pooled, *_) = [step for step in steps if isinstance(step, Close) and step.pooled]
+    assert pooled.parameter.key == "0.weight"
+    assert pooled.site.size("p") == 4  # of 16 positions
+    assert len(pools) == 1 + len(between)  # the values on the way
+    assert {operation.source.module for operation in pools.values()} == {str(1 + len(between))}
+
+
+def test_elsewhere_the_steps_stay_as_they_are():
+    steps, pools = pooled_steps((nn.ReLU(),), pooled_time=0)
+    assert not pools
+    assert not any(isinstance(step, Close) and step.pooled for step in steps)

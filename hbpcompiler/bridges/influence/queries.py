@@ -11,11 +11,10 @@ from torch import Tensor
 
 from hbpcompiler.curvature import Block, Curvature
 from hbpcompiler.curvature.place import Matrix
+from hbpcompiler.limits import DEFAULT_LIMITS
 
 HEURISTIC = 0.1
 """Times the mean eigenvalue of a block: the damping where none is given (Grosse et al. 2023, section 3.2)."""
-CALL_BYTES = 2**28
-"""Of the directions that one call of a program is given."""
 
 Gradients = Mapping[str, Tensor]
 """By parameter, [F, *theta]."""
@@ -28,11 +27,13 @@ class Inverse:
     curvature: Curvature
     damping: Mapping[str, float]
     split: str
+    direction_bytes: int = DEFAULT_LIMITS.direction_bytes
+    """Of the vectors that are met at once."""
 
     def times(self, gradients: Gradients) -> dict[str, Tensor]:
         """In the gradients' dtype, some of them at a time: eigenvectors are met in float64."""
         found: dict[str, list[Tensor]] = {name: [] for name in gradients}
-        for rows in slices(gradients, 3 * 8):
+        for rows in slices(gradients, 3 * 8, self.direction_bytes):
             own = {name: part[rows] for name, part in gradients.items()}
             solved: dict[str, Tensor] = self.curvature.solve(own, dict(self.damping), self.split)
             for name, part in solved.items():
@@ -64,11 +65,11 @@ class Directions:
             else:
                 self._whole |= {name: gradients[name] for name in block.names}
 
-    def parts(self) -> Iterator[dict[str, Tensor]]:
-        """Some of them at a time, {name: [F, *theta]}, in order."""
+    def parts(self, most: int) -> Iterator[dict[str, Tensor]]:
+        """As many as have so many bytes at a time, {name: [F, *theta]}, in order."""
         each = sum(sum(block.place.numels) * left.element_size() for block, left, _ in self._factors)
         each += sum(part[0].numel() * part.element_size() for part in self._whole.values())
-        at_once = max(1, CALL_BYTES // max(each, 1))
+        at_once = max(1, most // max(each, 1))
         for first in range(0, self.count, at_once):
             rows = slice(first, first + at_once)
             found = {name: part[rows] for name, part in self._whole.items()}
@@ -103,10 +104,10 @@ def truncated(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left.to(matrices.dtype), right[..., :rank, :].to(matrices.dtype)
 
 
-def slices(gradients: Gradients, bytes_each: int) -> Iterator[slice]:
-    """Samples at a time, so that so many bytes for each number stay within CALL_BYTES."""
+def slices(gradients: Gradients, bytes_each: int, most: int) -> Iterator[slice]:
+    """Samples at a time, so that so many bytes for each number stay within `most`."""
     numbers = sum(math.prod(part.shape[1:]) for part in gradients.values())
     count = len(next(iter(gradients.values())))
-    at_once = max(1, CALL_BYTES // max(1, bytes_each * numbers))
+    at_once = max(1, most // max(1, bytes_each * numbers))
     for first in range(0, count, at_once):
         yield slice(first, first + at_once)

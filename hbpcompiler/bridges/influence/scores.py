@@ -22,6 +22,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, listing
+from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import DIRECTIONS
 from hbpcompiler.spectra.phases import escaped
 
@@ -85,7 +86,7 @@ def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train:
     check(curvature, {"query": query, "train": train}, {"queries": queries, "data": data}, rank, at_once, order,
           checkpoint, checkpoint_every)
     names = tuple(curvature.names)
-    inverse = _inverse(curvature, damping, split)
+    inverse = _inverse(curvature, damping, split, train)
     left_out = _left_out(curvature, train)
     measured = Samples(query.instead({"batch_grad": [escaped(name) for name in names]}), queries, prepare, count,
                        "queries")
@@ -130,7 +131,7 @@ def self_scores(curvature: Curvature, train: Compiled, data: Iterable[Any], *, d
     """
     check(curvature, {"train": train}, {"data": data}, None, None, order, checkpoint,
           checkpoint_every)
-    inverse, left_out = _inverse(curvature, damping, split), _left_out(curvature, train)
+    inverse, left_out = _inverse(curvature, damping, split, train), _left_out(curvature, train)
     trained = Samples(train.instead({"batch_grad": [escaped(name) for name in curvature.names]}), data, prepare,
                       count, "training data")
     header = header_of(inverse, {"train": train}, group, count, per_parameter=per_parameter)
@@ -166,7 +167,7 @@ class _Directions:
                 gradients, _ = self.measured.gradients(item, curvature.shapes)
                 several.append(Directions(curvature, self.inverse.times(gradients), self.rank))
             self._made = Directions.joined(several)
-        return self._made.parts()
+        return self._made.parts(self.inverse.direction_bytes)
 
 
 def _along(trained: Samples, directions: _Directions, groups: Mapping[str, str], item: Item,
@@ -186,7 +187,7 @@ def _along(trained: Samples, directions: _Directions, groups: Mapping[str, str],
 def _quadratic(inverse: Inverse, gradients: Gradients, per_parameter: bool) -> dict[str, Tensor]:
     """{name: [1, n]}: g^T (H + damping)^-1 g of each sample."""
     found: dict[str, list[Tensor]] = {}
-    for rows in slices(gradients, 4 * 8):
+    for rows in slices(gradients, 4 * 8, inverse.direction_bytes):
         own = {name: part[rows] for name, part in gradients.items()}
         each = {name: (part * own[name]).flatten(1).sum(1) for name, part in inverse.times(own).items()}
         if not per_parameter:
@@ -217,12 +218,12 @@ def _stacked(passes: list[Rows]) -> Rows:
                 passes[0].counted)
 
 
-def _inverse(curvature: Curvature, damping: Damping | None, split: str) -> Inverse:
+def _inverse(curvature: Curvature, damping: Damping | None, split: str, train: Compiled) -> Inverse:
     if damping is None:
-        return Inverse(curvature, dampings(curvature), split)
-    if not isinstance(damping, Mapping):
-        return Inverse(curvature, dict.fromkeys(curvature.names, damping), split)
-    return Inverse(curvature, dict(damping), split)
+        own = dampings(curvature)
+    else:
+        own = dict(damping) if isinstance(damping, Mapping) else dict.fromkeys(curvature.names, damping)
+    return Inverse(curvature, own, split, (train.options.limits or DEFAULT_LIMITS).direction_bytes)
 
 
 def _left_out(curvature: Curvature, train: Compiled) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,17 +130,20 @@ class _Pieces:
         return op
 
     def _cut(self, tensor: Any, value: Value, place: Neighbourhood, fill: float = 0.0) -> Any:
-        """[samples, channels, *sizes] -> [samples * positions, channels, *length]."""
-        sizes = value.sample_shape[1:]
-        axes = len(sizes)
-        # Of the last one, how far it reaches beyond the image; less than none is cut off.
-        ends = [(count - 1) * step + first + length - size for count, step, first, length, size in
-                zip(self.step.positions, place.step, place.first, place.length, sizes, strict=True)]
-        amounts = [amount for first, end in zip(reversed(place.first), reversed(ends), strict=True)
-                   for amount in (-first, end)]
-        if any(amounts):
-            tensor = F.pad(tensor, amounts, value=fill)
-        for axis, (length, step) in enumerate(zip(place.length, place.step, strict=True)):
-            tensor = tensor.unfold(2 + axis, length, step)
-        order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-        return otherwise_named(tensor.permute(order).flatten(0, axes), "_windows")
+        return otherwise_named(cut(tensor, value.sample_shape[1:], self.step.positions, place, fill), "_windows")
+
+
+def cut(tensor: Any, sizes: Sequence[int], positions: Sequence[int], place: Neighbourhood, fill: float = 0.0) -> Any:
+    """[samples, channels, *sizes] -> [samples * positions, channels, *length]; outside the image it is `fill`."""
+    axes = len(sizes)
+    # Of the last one, how far it reaches beyond the image; less than none is cut off.
+    ends = [(count - 1) * step + first + length - size for count, step, first, length, size in
+            zip(positions, place.step, place.first, place.length, sizes, strict=True)]
+    amounts = [amount for first, end in zip(reversed(place.first), reversed(ends), strict=True)
+               for amount in (-first, end)]
+    if any(amounts):
+        tensor = F.pad(tensor, amounts, value=fill)
+    for axis, (length, step) in enumerate(zip(place.length, place.step, strict=True)):
+        tensor = tensor.unfold(2 + axis, length, step)
+    order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+    return tensor.permute(order).flatten(0, axes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hbpcompiler.compiler.derive.backward import Backward
@@ -20,6 +20,9 @@ from hbpcompiler.compiler.plan.steps import (
 from hbpcompiler.compiler.program.writer import Part
 from hbpcompiler.quantities import COLUMN_SUM, VECTORS, Closing
 
+Place = tuple[str, Closing]
+"""A parameter, and what is closed there."""
+
 
 def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
     """Carry out the steps in a loop over samples and add up what they close."""
@@ -27,8 +30,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
     starts = {place: columns for place, columns in backward.columns.items() if place in needed}
     signs = {name: sign for name, sign in backward.signs.items() if any(piece == name for _, piece in starts)}
     closes = [own for outer in step.steps for own in flat(outer) if isinstance(own, Close | Tied)]
-    shapes = {(own.parameter.key, Closing(own.piece.stream, kind)): _shape(own, kind, starts)
-              for own in closes if own.piece is not None for kind in sorted(own.kinds)}
+    shapes = _shapes(closes, starts)
     keys = {f"{closing.kind} {closing.stream} {key}": (key, closing) for key, closing in shapes}
 
     def body(part: Part) -> None:
@@ -39,26 +41,45 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
                                  batch=next(iter(columns.values())).shape[0],
                                  keys=lambda whole: part.read(whole, True))
         for own in step.steps:
-            place = place_of(own, backward.matched.graph)
-            with part.writer.block(*backward.heading(place)):
+            with part.writer.block(*backward.heading(place_of(own, backward.matched.graph))):
                 inside.carry_out(own)
-        for name, (key, closing) in keys.items():
-            if closing.kind in BY_ROWS:
-                part.rows[name].copy_(inside.closed[key][closing])
-            else:
-                part.totals[name].add_(inside.closed[key][closing])
+        _put_into(part, inside, keys)
 
     sliced = {f"columns {place}": columns for place, columns in starts.items()}
     sliced |= {f"signs {name}": sign for name, sign in signs.items()}
     rows = {name: shapes[place] for name, place in keys.items() if place[1].kind in BY_ROWS}
     totals = {name: shapes[place] for name, place in keys.items() if name not in rows}
     found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals, rows=rows)
-    parameters = {own.parameter.key: own.parameter for own in closes}
+    _collect(backward, closes, {place: found[name] for name, place in keys.items()})
+
+
+def _shapes(closes: Sequence[Close | Tied], starts: Mapping[tuple[str, str], Any]) -> dict[Place, tuple[Any, ...]]:
+    """Of what the loop's steps close."""
+    found = dict[Place, tuple[Any, ...]]()
+    for own in closes:
+        if own.piece is not None:
+            for kind in sorted(own.kinds):
+                found[own.parameter.key, Closing(own.piece.stream, kind)] = _shape(own, kind, starts)
+    return found
+
+
+def _put_into(part: Part, inside: Backward, keys: Mapping[str, Place]) -> None:
+    """What a chunk has closed: its own rows, and what is added up."""
     for name, (key, closing) in keys.items():
-        if closing in backward.closed.get(key, {}):  # what tails inside the loss have closed before
-            put(backward, parameters[key], closing, found[name])
+        if closing.kind in BY_ROWS:
+            part.rows[name].copy_(inside.closed[key][closing])
         else:
-            backward.closed.setdefault(key, {})[closing] = found[name]
+            part.totals[name].add_(inside.closed[key][closing])
+
+
+def _collect(backward: Backward, closes: Sequence[Close | Tied], found: Mapping[Place, Any]) -> None:
+    """The loop's totals, to the other closings of their parameters."""
+    parameters = {own.parameter.key: own.parameter for own in closes}
+    for (key, closing), total in found.items():
+        if closing in backward.closed.get(key, {}):  # what tails inside the loss have closed before
+            put(backward, parameters[key], closing, total)
+        else:
+            backward.closed.setdefault(key, {})[closing] = total
 
 
 def _shape(close: Close | Tied, kind: str, starts: Mapping[tuple[str, str], Any]) -> tuple[Any, ...]:

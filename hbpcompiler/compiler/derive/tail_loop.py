@@ -62,8 +62,10 @@ def walk_tail(backward: Backward, step: Tail) -> None:
 
 def totals_of(step: Tail) -> dict[str, tuple[int, ...]]:
     """The name and shape of all that a tail's steps add to."""
-    shapes = {f"{kind} {close.parameter.key}": shape_of_total(close, kind)
-              for close in step.steps if isinstance(close, Close) for choice in close.choices for kind in choice.kinds}
+    shapes = dict[str, tuple[int, ...]]()
+    for own in step.steps:
+        if isinstance(own, Close):
+            shapes |= {f"{kind} {own.parameter.key}": shape_of_total(own, kind) for kind in own.kinds}
     return dict(sorted(shapes.items()))
 
 

@@ -6,7 +6,7 @@ Values that operations connect are split together, where every rule among them c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -45,19 +45,30 @@ def split_merged(graph: Graph, registry: Registry) -> Graph:
             continue
         found = {name: _split(merged[name]) for name in region if name in merged}
         own = [operation for operation in graph.operations if ("operation", operation.name) in region]
-        if any(_samples_elsewhere(value) for operation in own for value in _values(operation)):
-            continue  # an order of its own: see `samples_first`
-        rewritten = [taken_apart(operation, found, registry) for operation in own]
-        if None in rewritten:
+        rewritten = _rewritten(own, found, registry)
+        if rewritten is None:
             continue
-        for operation, new in zip(own, rewritten, strict=True):
-            operations[operation.name] = new or []
+        operations |= rewritten
         for index, output in enumerate(graph.outputs):
             if output.name in found:  # the model's output has the shape that the user's code gave it
                 joined, outputs[index] = _joined(graph.makers[output.name], output, found[output.name])
                 operations[output.name] = [*operations[output.name], joined]
     flat = [operation for group in operations.values() for operation in group]
     return replace(graph, operations=flat, outputs=outputs)
+
+
+def _rewritten(own: Sequence[Operation], found: Mapping[str, Value],
+               registry: Registry) -> dict[str, list[Operation]] | None:
+    """By name, the operations of a region on split values; None if one of them cannot take them."""
+    if any(_samples_elsewhere(value) for operation in own for value in _values(operation)):
+        return None  # an order of its own: see `samples_first`
+    made = dict[str, list[Operation]]()
+    for operation in own:
+        apart = taken_apart(operation, found, registry)
+        if apart is None:
+            return None
+        made[operation.name] = apart
+    return made
 
 
 def _values(operation: Operation) -> list[Value]:

@@ -27,6 +27,7 @@ from hbpcompiler.compiler.plan.steps import (
     Pull,
     Step,
     Widen,
+    kinds,
 )
 from hbpcompiler.compiler.routes import choose
 from hbpcompiler.compiler.routes.site import SQUARES
@@ -49,8 +50,7 @@ class Local:
     def tail(self, piece: Piece, own: Sequence[Own]) -> LocalTail | None:
         """The piece's way position by position, where it can go so and has less to do than with whole images."""
         first = own[0]
-        kinds = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
-        if not isinstance(first, Widen) or not kinds <= SQUARES:
+        if not isinstance(first, Widen) or not kinds(own) <= SQUARES:
             return None
         found = self._by_positions(piece, own)
         if found is None:

@@ -7,6 +7,7 @@ where their columns must have one number at all parameters, and unit columns of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
@@ -76,25 +77,16 @@ class Outputs:
         if KFRA in self.streams and len(self.boundary) > 1:
             raise UnsupportedOpError("kfra: the loss takes several outputs of the model, and the batch-averaged "
                                      "recursion is defined for chains only; use kflr")
-        found = {value.name: list(self.at.get(value.name, {}).values()) for value in self.boundary}
-        every = {piece.name: piece for pieces in found.values() for piece in pieces}.values()
-        self.indefinite = any(piece.signed for piece in every)
-        exact = {piece.name: piece for piece in every if piece.stream == GGN_MC and piece.name not in self.sampled}
-        signed = any(piece.signed for piece in exact.values())
-        drawn = self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed) if exact else None
+        every = {name: piece for value in self.boundary for name, piece in self.at.get(value.name, {}).items()}
+        self.indefinite = any(piece.signed for piece in every.values())
+        exact = [piece for piece in every.values() if piece.stream == GGN_MC and piece.name not in self.sampled]
+        drawn = self._sums_of(exact)
         whole = self._whole_streams()
-        reached = {piece.stream for piece in every}
+        reached = {piece.stream for piece in every.values()}
         for value in self.boundary:
-            pieces = found[value.name]
-            for stream in sorted(self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}):
-                if stream in whole & reached:
-                    continue  # its columns are zero at this output
-                # A piecewise linear loss: its GGN is zero, which is not absence.
-                into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
-                self.steps.append(Gather(value, (), into))
-                pieces.append(into)
+            pieces = self._with_absent(value, whole & reached)
             averaged = tuple(piece for piece in pieces if piece.stream == KFRA)
-            sampled = tuple(piece for piece in pieces if piece.name in exact)
+            sampled = tuple(piece for piece in pieces if piece in exact)
             result = [piece for piece in pieces if piece not in averaged and piece not in sampled]
             if averaged:
                 into = self._piece("G", KFRA, MATRIX, 0, False)
@@ -109,6 +101,24 @@ class Outputs:
         for stream in sorted(self.streams & WEIGHED.keys()):
             self._add_up(stream)
         self._seed_output()
+
+    def _sums_of(self, exact: Sequence[Piece]) -> Piece | None:
+        """The piece of random sums that takes the place of exact ones, a set for each sign that they have."""
+        if not exact:
+            return None
+        signed = any(piece.signed for piece in exact)
+        return self._piece("M", GGN_MC, COLUMNS, self.mc_samples * (2 if signed else 1), signed)
+
+    def _with_absent(self, value: Value, elsewhere: AbstractSet[str]) -> list[Piece]:
+        """What has arrived at an output, and a zero diagonal of each stream that has not: a piecewise linear loss's GGN
+        is zero, which is not absence. Columns of streams that are `elsewhere` are zero here by themselves."""
+        pieces = list(self.at.get(value.name, {}).values())
+        absent = self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}
+        for stream in sorted(absent - elsewhere):
+            into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+            self.steps.append(Gather(value, (), into))
+            pieces.append(into)
+        return pieces
 
     def _whole_streams(self) -> set[str]:
         """Those of which columns of several parameters meet: a column must have one number at all of them."""

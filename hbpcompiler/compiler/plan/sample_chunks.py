@@ -25,6 +25,7 @@ from hbpcompiler.compiler.plan.steps import (
     Tail,
     Tied,
     flat,
+    kinds,
 )
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX, choose
 from hbpcompiler.quantities import (
@@ -55,7 +56,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     first = next((index for index, step in enumerate(steps) if _in_model(step)), len(steps))
     inside = [step for step in steps[first:] if _travels(step)]
     limits, allowed = resources.limits, resources.temporaries
-    kept = UNDIVIDED & {kind for step in steps for own in flat(step) for kind in _kinds(own)}
+    kept = UNDIVIDED & kinds(own for step in steps for own in flat(step) if _of_curvature(own))
     if not inside or kept - (frozenset() if allowed is None else UNDER_A_BUDGET):
         return list(steps)  # what keeps samples or columns apart is as large as they are
     each = itemsize * _held(inside)
@@ -68,7 +69,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     outside = [step for step in steps[first:] if not _travels(step)]
     if not kept & PAIRED:
         return [*steps[:first], *outside, _chunked(inside, samples, limit)]
-    added, paired = (_only(inside, which) for which in (lambda kinds: kinds - PAIRED, lambda kinds: kinds & PAIRED))
+    added, paired = (_only(inside, which) for which in (lambda every: every - PAIRED, lambda every: every & PAIRED))
     block = decided("chunk", lambda: max(1, (allowed or 0) // (2 * each)))
     pairs = SamplePairs(tuple(_of_chunk(step, 2 * block) for step in paired), 2 * block)
     return [*steps[:first], *outside, *([_chunked(added, samples, limit)] if added else []), pairs]
@@ -78,11 +79,9 @@ def _chunked(steps: Sequence[Step], samples: int, limit: str) -> SampleChunks:
     return SampleChunks(tuple(_of_chunk(step, samples) for step in steps), samples, limit=limit)
 
 
-def _kinds(step: Step) -> frozenset[str]:
-    """The closings of curvature that a step gives."""
-    if not isinstance(step, Close | Tied) or step.piece is None or step.piece.stream == GRADIENT:
-        return frozenset()
-    return step.kinds
+def _of_curvature(step: Step) -> bool:
+    """Whether the step closes a piece of curvature."""
+    return isinstance(step, Close | Tied) and step.piece is not None and step.piece.stream != GRADIENT
 
 
 def _only(steps: Sequence[Step], which: Callable[[frozenset[str]], frozenset[str]]) -> list[Step]:
@@ -90,12 +89,12 @@ def _only(steps: Sequence[Step], which: Callable[[frozenset[str]], frozenset[str
     found: list[Step] = []
     for step in steps:
         if isinstance(step, Tail):
-            if any(which(_kinds(own)) for own in step.steps):
+            if which(kinds(own for own in step.steps if _of_curvature(own))):
                 found.append(step)
         elif not isinstance(step, Close | Tied):
             found.append(step)
-        elif kinds := which(step.kinds):
-            found.append(replace(step, choices=choose(step.site, kinds)))
+        elif chosen := which(step.kinds):
+            found.append(replace(step, choices=choose(step.site, chosen)))
     return live(found)
 
 

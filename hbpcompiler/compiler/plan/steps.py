@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hbpcompiler.compiler.cost.figures import Cost
@@ -240,6 +240,15 @@ class SamplePairs(SampleChunks):
 
 Step = (Seed | SeedOutput | Birth | Pull | Widen | Gather | Average | Sample | Close | Tied | Tail | SampleChunks
         | Weights | Weigh | SumEach)
+
+
+def kinds(steps: Iterable[Step]) -> frozenset[str]:
+    """All closings that some steps give."""
+    found = frozenset[str]()
+    for step in steps:
+        if isinstance(step, Close | Tied):
+            found |= step.kinds
+    return found
 
 
 def flat(step: Step) -> Iterator[Step]:

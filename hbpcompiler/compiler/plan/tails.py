@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
@@ -22,6 +22,7 @@ from hbpcompiler.compiler.plan.steps import (
     Tail,
     Tied,
     Widen,
+    kinds,
 )
 from hbpcompiler.compiler.routes import COLUMNS, choose
 from hbpcompiler.compiler.trace.graph import Value
@@ -71,42 +72,85 @@ def _pieces(steps: Sequence[Step]) -> list[Piece]:
 def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resources,
           pools: Container[Place], local: Local | None) -> tuple[Tail, Sequence[Step]] | None:
     """The piece's tail and the steps that it replaces; None if it is small or goes on into another piece."""
-    if any(piece in step.pieces for step in steps if isinstance(step, Gather | Average | Sample)):
-        return None
-    if any(step.piece == piece for step in steps if isinstance(step, Tied)):
-        return None
     own = [step for step in steps if (isinstance(step, Widen) and step.into == piece)
            or (isinstance(step, Pull | Close) and step.piece == piece)]
-    kept = {kind for step in own if isinstance(step, Close) for choice in step.choices for kind in choice.kinds}
-    if kept & UNDIVIDED:
-        return None  # what keeps samples or columns apart is as large as they are
     starts = _starts(piece, steps, own)
-    if not starts or not own:
+    if not own or not starts or not _may_be_cut(piece, steps, own):
         return None
     birth = _birth(piece, steps, itemsize)
     if local is not None and (found := local.tail(piece, own)) is not None:
         return found, own
-    values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
-    read_whole = {step.operation.name for step in own if not (isinstance(step, Close) and step.pooled) and not (
-        isinstance(step, Pull) and (step.operation.tensors[step.slot].name, piece.name) in pools)}
-    values = [value for value in values if (value.name, piece.name) not in pools or value.name in read_whole]
-    each = max(math.prod(value.sample_shape) for value in values) * itemsize
-    vectors_only = all(len(value.sample_shape) <= 1 for value in values)
-    limits, allowed = resources.limits, resources.temporaries
-    fits = decided("fits", lambda: allowed is None or each * piece.columns * resources.batch <= allowed)
-    is_small = decided("small", lambda: each * piece.columns <= most_bytes(vectors_only, limits))
+    values = _whole_values(piece, starts, own, pools)
+    size = _Size(max(math.prod(value.sample_shape) for value in values) * itemsize,
+                 all(len(value.sample_shape) <= 1 for value in values), piece.columns, resources)
+    fits, is_small = size.fits(), size.is_small()  # each decided once: decisions may be followed in this order
     if is_small and fits:
         return _late_tail(piece, starts, own, itemsize, resources, pools)
-    chunk = limits.vector_chunk_bytes if vectors_only else limits.recycled_bytes
-    limit = chunk if allowed is None else min(chunk, allowed)
-    samples = decided("chunk", lambda: max(1, limit // (each * piece.columns)))
-    chunks = decided("chunks", lambda: 1 if samples > 1 else math.ceil(piece.columns / max(1, limit // each)))
-    columns = math.ceil(piece.columns / chunks)
-    limit_met = "" if is_small else "vector_bytes" if vectors_only else "spatial_bytes"
+    samples, columns = size.chunk()
+    limit_met = "" if is_small else size.limit
+    inside = _in_chunks(own, samples, columns)
     if birth is not None:
-        inside = (birth, *_in_chunks(own, samples, columns))
-        return Tail(piece, (), inside, samples, columns, limit=limit_met), [birth, *own]
-    return Tail(piece, tuple(starts), _in_chunks(own, samples, columns), samples, columns, limit=limit_met), own
+        return Tail(piece, (), (birth, *inside), samples, columns, limit=limit_met), [birth, *own]
+    return Tail(piece, tuple(starts), inside, samples, columns, limit=limit_met), own
+
+
+def _may_be_cut(piece: Piece, steps: Sequence[Step], own: Sequence[Own]) -> bool:
+    """Whether nothing reads all of the piece's columns at once: no other piece that it goes on into, no joined uses,
+    and no closing that keeps samples or columns apart, which is as large as they are."""
+    for step in steps:
+        if isinstance(step, Gather | Average | Sample) and piece in step.pieces:
+            return False
+        if isinstance(step, Tied) and step.piece == piece:
+            return False
+    return not kinds(own) & UNDIVIDED
+
+
+def _whole_values(piece: Piece, starts: Sequence[Value], own: Sequence[Own], pools: Container[Place]) -> list[Value]:
+    """The values that the piece's columns are as large as: not those behind a pool that are only read pooled."""
+    read_whole = set[str]()
+    for step in own:
+        pooled = step.pooled if isinstance(step, Close) else (
+            isinstance(step, Pull) and (step.operation.tensors[step.slot].name, piece.name) in pools)
+        if not pooled:
+            read_whole.add(step.operation.name)
+    values = [*starts, *(step.operation.tensors[step.slot] for step in own if isinstance(step, Pull | Widen))]
+    return [value for value in values if (value.name, piece.name) not in pools or value.name in read_whole]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How large a piece is at its largest value."""
+
+    each: int
+    """bytes of one column of one sample."""
+    vectors_only: bool
+    columns: int
+    resources: Resources
+
+    @property
+    def limit(self) -> str:
+        """The threshold of chunks, in `Limits`."""
+        return "vector_bytes" if self.vectors_only else "spatial_bytes"
+
+    def is_small(self) -> bool:
+        """Whether a sample's columns are below that threshold."""
+        most = most_bytes(self.vectors_only, self.resources.limits)
+        return decided("small", lambda: self.each * self.columns <= most)
+
+    def fits(self) -> bool:
+        """Whether the batch's columns are within the memory that is allowed."""
+        allowed, batch = self.resources.temporaries, self.resources.batch
+        return decided("fits", lambda: allowed is None or self.each * self.columns * batch <= allowed)
+
+    def chunk(self) -> tuple[int, int]:
+        """Samples and columns at a time: several samples with all columns, or one sample with some."""
+        limits, allowed = self.resources.limits, self.resources.temporaries
+        chunk = limits.vector_chunk_bytes if self.vectors_only else limits.recycled_bytes
+        limit = chunk if allowed is None else min(chunk, allowed)
+        samples = decided("chunk", lambda: max(1, limit // (self.each * self.columns)))
+        chunks = decided("chunks", lambda: 1 if samples > 1 else math.ceil(
+            self.columns / max(1, limit // self.each)))
+        return samples, math.ceil(self.columns / chunks)
 
 
 def _birth(piece: Piece, steps: Sequence[Step], itemsize: int) -> Birth | None:
@@ -124,8 +168,7 @@ def _in_chunks(steps: Sequence[Own], samples: int, columns: int) -> tuple[Own, .
     for step in steps:
         if isinstance(step, Close):
             site = replace(step.site, columns=columns, samples=samples)
-            kinds = step.kinds
-            step = replace(step, site=site, choices=choose(site, kinds))
+            step = replace(step, site=site, choices=choose(site, step.kinds))
         chosen.append(step)
     return tuple(chosen)
 

@@ -27,6 +27,7 @@ class AlikeCalls:
     """What calls have made so far, as far as they made tensors in new memory; all others are made again."""
 
     known: Known = field(default_factory=dict)
+    most: int = MOST
 
     def result(self, name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         """What `call` makes, which is `name` called with meta tensors among these arguments."""
@@ -39,7 +40,7 @@ class AlikeCalls:
         result = call()
         made = made_of(result, (*args, *kwargs.values()))
         if made is not None:
-            if len(self.known) >= MOST:
+            if len(self.known) >= self.most:
                 self.known.clear()
             self.known[kind] = made
         return result

@@ -24,9 +24,6 @@ from hbpcompiler.rule import Op
 TILES = 3
 """Passes over a tile of the matrix for each pair of positions: its products are written, read, and added."""
 
-MOST_POSITIONS = 16
-"""Few enough for a matrix product of every two of them."""
-
 
 def flat(product: Any) -> Any:
     """T[n, k, theta] as rows [n k, theta]."""
@@ -64,7 +61,7 @@ class PairsOfPositions(Route):
     limits: tuple[str, ...] = ("cache_bytes",)
 
     def applies(self, site: Site) -> bool:
-        few = not site.has_positions or site.size("p") <= MOST_POSITIONS
+        few = not site.has_positions or site.size("p") <= site.resources.limits.pair_positions
         return self.serves(site) and few and not site.indexed  # the operand's rows would be as long as a vocabulary
 
     def serves(self, site: Site) -> bool:

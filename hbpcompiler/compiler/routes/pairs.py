@@ -13,9 +13,6 @@ from hbpcompiler.compiler.routes.site import COLUMNS, SQUARES, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.idioms import products_of_pairs
 
-MOST = 16
-"""Positions: of more, the pairs' products cost more than one product for each sample does, on any machine."""
-
 
 class SquaresByPairs(Route):
     """(sum_p a_p u_p)^2 = sum_{p <= q} (2 - [p = q]) a_p a_q u_p u_q: no sample's product is formed.
@@ -28,7 +25,7 @@ class SquaresByPairs(Route):
     limits: tuple[str, ...] = ("recycled_bytes",)
 
     def applies(self, site: Site) -> bool:
-        return self.serves(site) and site.size("p") <= MOST
+        return self.serves(site) and site.size("p") <= site.resources.limits.pair_positions
 
     def serves(self, site: Site) -> bool:
         return site.form == COLUMNS and site.has_operand and is_plain(site) and site.size("p") > 1

@@ -34,13 +34,6 @@ from hbpcompiler.quantities import (
     VECTORS,
 )
 
-REARRANGED = 10
-"""Passes over the parameter, from the order that oneDNN sums in to its own: 2 to 3 ns a number, on 3 x 3 kernels."""
-
-
-TAPS_PER_BYTE = 8
-"""torch's kernel for one channel by one: its multiply-adds are the slower the more places its window has."""
-
 
 class NativeSum(Route):
     """torch's own kernel for the summed gradient, where the rule names one."""
@@ -52,11 +45,12 @@ class NativeSum(Route):
         return site.form == COLUMNS and site.native_sum and site.columns == 1
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
+        limits = site.resources.limits
         read, written = site.size(site.letters[0]), site.size(site.theta)
-        adds, rearranged = N * site.product, REARRANGED * written if site.formed else 0
+        adds, rearranged = N * site.product, limits.rearranged_passes * written if site.formed else 0
         traffic = (N * read + rearranged) * site.itemsize
         if site.own_product:
-            traffic += adds * site.size(site.features) / TAPS_PER_BYTE
+            traffic += adds * site.size(site.features) / limits.taps_per_byte
         return Cost(adds, traffic, written * site.itemsize, kernel=adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:

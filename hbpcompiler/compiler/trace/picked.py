@@ -214,8 +214,7 @@ class _Walk:
         behind = len(pytree.tree_leaves(node.meta["val"])[0].shape) - 1
         rank = 1 + max(behind, *(len(each.beside) for each in rows))
         drawn = torch.Tag.nondeterministic_seeded in called.tags and given.get("train") is not False
-        if drawn or any(name.startswith("dim") and axes is not None and 0 in axes_of(axes, rank)
-                        for name, axes in given.items()):
+        if drawn or _works_along_rows(given, rank):
             raise NotWholeError
         found = {read: self.values[read] for read in node.all_input_nodes}
         together = {each.lead for each in rows} == {rows[0].lead} and (
@@ -226,13 +225,18 @@ class _Walk:
                      for read, each in found.items()}
             rows = [each for each in found.values() if isinstance(each, Rows)]
         whole = self.writer.called(called, {name: self._argument(item, found, rows[0]) for name, item in given.items()})
-        values = whole.meta["val"]
-        wholes = [whole] if isinstance(values, Tensor) else [
-            self.writer.call(operator.getitem, whole, number) for number in range(len(values))]
+        wholes = self._results(whole)
         front = shape_of(rows[0].whole)[: rows[0].lead]
         if not all(are_alike(shape_of(each)[: len(front)], front) for each in wholes):
             raise NotWholeError
         return [replace(rows[0], whole=each, given=None) for each in wholes]
+
+    def _results(self, whole: Node) -> list[Node]:
+        """Each tensor that an operation gives."""
+        values = whole.meta["val"]
+        if isinstance(values, Tensor):
+            return [whole]
+        return [self.writer.call(operator.getitem, whole, number) for number in range(len(values))]
 
     def _argument(self, item: Any, found: Mapping[Node, Any], rows: Rows) -> Any:
         """An argument of the operation on all rows: a length of the rows in a list is that of all."""
@@ -287,3 +291,8 @@ class _Walk:
         if PUTS[called] or given.get("accumulate"):
             return self.writer.call(TOTAL, base, self.writer.put_elsewhere(rows, 0))
         return self.writer.call(WHERE, self.writer.beside(rows), whole, base)
+
+
+def _works_along_rows(given: Mapping[str, Any], rank: int) -> bool:
+    """Whether one of an operation's axes is that of the rows."""
+    return any(name.startswith("dim") and axes is not None and 0 in axes_of(axes, rank) for name, axes in given.items())

@@ -1,7 +1,9 @@
 """Near ties are run against each other: routes whose predicted costs are close are timed on random tensors.
 
-A race at a parameter runs what the program would run there, on tensors of the example's batch size. The winner is
-remembered in the cache folder (see `tuning`), so that the same compilation gives the same file again.
+A race at a parameter runs what the program would run there, on tensors of the example's batch size: the step by itself
+as a torch.fx module, after the same passes as the program, but not its text, and no values that the program has from
+other steps. The winner is remembered in the cache folder (see `tuning`), so that the same compilation gives the same
+file again.
 """
 
 from __future__ import annotations
