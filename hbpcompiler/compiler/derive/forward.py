@@ -205,7 +205,8 @@ class _Derivation:
             whole = WeightedLoss(losses.function, self.matched.ending.kind, loss.dtype)
             plain = self.proxies[loss.name]
             meta.rename(plain.node, "")
-            self.proxies[loss.name] = named(whole(plain, self.arguments[SAMPLE_WEIGHTS], *losses.tensors), self.names[loss.name])
+            weights = self.arguments[SAMPLE_WEIGHTS]
+            self.proxies[loss.name] = named(whole(plain, weights, *losses.tensors), self.names[loss.name])
             if any(Closing(LOSS, EACH) in QUANTITIES[name].needs for name in self.plan.quantities):
                 backward.closed_of_batch[Closing(LOSS, EACH)] = backward.weighted(losses.function(*losses.tensors))
 
