@@ -43,8 +43,8 @@ class Weights:
     @classmethod
     def of(cls, given: Any) -> Weights:
         averaged = mean_weights(given)
-        averaged_roots = _once(root_weights(averaged), "mean_weights_root")
-        return cls(given, _once(root_weights(given), "weights_root"), averaged, averaged_roots)
+        roots = _once(root_weights(given), "weights_root")
+        return cls(given, roots, averaged, _once(root_weights(averaged), "mean_weights_root"))
 
     def factors(self, root: bool, average: bool) -> Any:
         """What a sample's tensors are multiplied by."""
