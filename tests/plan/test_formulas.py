@@ -107,7 +107,8 @@ def test_shared_positions_are_summed():
 
 def test_what_is_made_of_another_parameters_cotangents_too_is_said_once():
     formula = headings(mlp(), ["grad", "diag_ggn", "kfac"], X, Y)["2: linear"]
-    weight, bias = re.split(r"; +", formula)
+    back, weight, bias = re.split(r"; +", formula)
+    assert back == "columns back: S W"
     assert weight == "weight: T = S[nko] U[ni], sum_n T, sum_{nk} T^2, B = sum S S^T, A = sum U U^T"
     assert bias == "bias: likewise, T = S[nko], B = sum T T^T"
 
@@ -122,5 +123,5 @@ def test_a_heading_says_what_is_done_under_it_in_loops_and_outside():
     assert "pooled_R_" in code
     in_loop = code.partition("class Program")[0]
     assert "# 0: conv2d    weight: T = sum_p S[nkop] U[nopi], sum_{nk} T^2;  bias: likewise" in in_loop
-    assert "# 1: silu    d = y'(x),  columns back: d S\n" in in_loop
+    assert "# 1: silu    columns back: d S,  d = y'(x)\n" in in_loop
     assert "weight: T = sum_p S[nkop] U[nip]" in headings(model, quantities, images, Y)["0: conv2d"]
