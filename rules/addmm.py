@@ -32,6 +32,7 @@ ADDMM = Rule(
     },
     params=addmm_params,
     residual=ZERO,
+    formula="beta S to what is added, alpha S W^T to the factor",
     structure=Structure.CONSTANT,
     refuse=addmm_refused,
     merged=True,

@@ -45,6 +45,7 @@ ADD = binary(
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "self" else op.alpha),
     written=lambda op, a, b: a + exactly(op.alpha) * b,
+    formula="S to each of a + b",
 )
 SUB = binary(
     "aten.sub",
@@ -54,6 +55,7 @@ SUB = binary(
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "self" else -op.alpha),
     written=lambda op, a, b: a - exactly(op.alpha) * b,
+    formula="S to a, -S to b of a - b",
 )
 RSUB = binary(
     "aten.rsub",
@@ -63,6 +65,7 @@ RSUB = binary(
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
     lambda op, name: added(op, name, 1 if name == "other" else -op.alpha),
     written=lambda op, a, b: b - exactly(op.alpha) * a,
+    formula="-S to a, S to b of b - a",
 )
 
 
@@ -118,6 +121,7 @@ MUL = binary(
     [*operands(), *NUMBER],
     product_parameter,
     written=lambda op, a, b: a * b,
+    formula="S b to a, S a to b of a b;  residual: g between a and b",
 )
 
 # -- quotients -------------------------------------------------------------------------------------------------------
@@ -212,4 +216,5 @@ DIV = binary(
     [*operands(), *NUMBER, *operands("Tensor_mode", rounding_mode="floor")[:6], *ROUNDED],
     quotient_parameter,
     written=lambda op, a, b: None if rounding(op) else a / b,
+    formula="S / b to a, -S y / b to b of y = a / b;  residual: -g / b^2 between a and b, 2 g y / b^2 at b",
 )

@@ -82,6 +82,11 @@ def masked_weights(op: Op, options: dict[str, Any]) -> Tensor:
     return F.scaled_dot_product_attention(op.query, op.key, units, **options)
 
 
+FORMULA = (
+    "A^T S to V, scale Z K to Q, scale Z^T Q to K,  Z = A * (S V^T - rowsum(A * S V^T)),  A = softmax(scale Q K^T);  "
+    "residual: of both products and of the softmax, each back to Q, K and V"
+)
+
 # -- backward --------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +278,7 @@ ATTENTION = Rule(
         "attn_mask": lambda op, gradient: scores_to_mask(op, one_to_scores(op, gradient)).squeeze(1),
     },
     residual=residual,
+    formula=FORMULA,
     refuse=refuse,
     cases=CASES,
 )

@@ -77,6 +77,7 @@ def avg_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": jac_t},
         residual=ZERO,
+        formula="S / size of the window, at each of its places",
         structure=Structure.CONSTANT,
         window=window,
         cases=cases(axes),
@@ -125,6 +126,7 @@ def adaptive_avg_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": jac_t},
         residual=ZERO,
+        formula="S / size of the window, at each of its places",
         structure=Structure.CONSTANT,
         cases=[
             case(2, 4, 2, 3, size=[2, 1, 3]),

@@ -80,6 +80,7 @@ RULE = Rule(
     jac_t={"input": lambda op, columns: columns * scale(op)},
     params=params,
     residual=ZERO,
+    formula="S weight / sqrt(var + eps)",
     structure=Structure.ELEMENTWISE,
     derivative=lambda op: scale(op).expand_as(op.input),
     refuse=refuse,

@@ -99,6 +99,7 @@ BILINEAR = Rule(
     jac_t={"input1": first_jac_t, "input2": second_jac_t},
     params=params,
     residual=residual,
+    formula="sum_o S_o W_o z to x, sum_o S_o W_o^T x to z;  residual: C = sum_o g_o W_o between x and z",
     structure=Structure.GENERAL,
     refuse=lambda op: None if op.has_samples("input1") and op.has_samples("input2") else "an input has no samples",
     cases=[

@@ -19,6 +19,7 @@ CAST = Rule(
     forward=forward,
     jac_t={"self": lambda op, columns: columns.type_as(op.self)},
     residual=ZERO,
+    formula="S in the dtype of x",
     structure=Structure.SELECTION,
     cases=[Case({"self": (2, 3)}, {"dtype": torch.float64}), Case({"self": ()}, {"dtype": torch.float64})],
 )

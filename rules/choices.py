@@ -101,6 +101,7 @@ def _clamp_to(operation: str, name: str) -> Rule:
         forward=lambda op: op.self.clamp(**{name: getattr(op, name)}),
         jac_t={"self": elementwise_jac_t(within)},
         residual=ZERO,
+        formula="S within the limit, 0 beyond",
         structure=Structure.SELECTION,
         refuse=refuse,
         cases=[
@@ -131,6 +132,7 @@ MAXIMUM = binary(
     maximum_pull,
     ZERO,
     operands(""),
+    formula="S to the larger one, half to each of equals",
 )
 MINIMUM = binary(
     ["aten.minimum", "aten.min.other"],
@@ -138,6 +140,7 @@ MINIMUM = binary(
     minimum_pull,
     ZERO,
     operands(""),
+    formula="S to the smaller one, half to each of equals",
 )
 
 # -- by a mask -------------------------------------------------------------------------------------------------------
@@ -174,6 +177,7 @@ WHERE = Rule(
     forward=lambda op: torch.where(op.condition, op.self, op.other),
     jac_t={"self": where_self, "other": where_other},
     residual=ZERO,
+    formula="S where it was chosen, 0 elsewhere",
     structure=Structure.SELECTION,
     refuse=lambda op: misaligned(op, ("condition", "self", "other")),
     cases=where_cases(),
@@ -191,6 +195,7 @@ MASKED_FILL = Rule(
     forward=lambda op: op.self.masked_fill(op.mask, op.value),
     jac_t={"self": lambda op, columns: columns.masked_fill(lifted(op, "mask"), 0)},
     residual=ZERO,
+    formula="S where nothing was filled in, 0 elsewhere",
     structure=Structure.SELECTION,
     refuse=masked_fill_refused,
     cases=[
@@ -211,6 +216,7 @@ def _triangle(name: str) -> Rule:
         forward=lambda op: op.self.tril(op.diagonal) if name == "tril" else op.self.triu(op.diagonal),
         jac_t={"self": pulled},
         residual=ZERO,
+        formula="S in the triangle, 0 elsewhere",
         structure=Structure.SELECTION,
         refuse=lambda op: "its matrix has the sample axis as one of its two" if len(op.shape("self")) < 2 else None,
         cases=[Case({"self": (3, 4)}), Case({"self": (2, 3, 3)}, {"diagonal": -1})],

@@ -111,6 +111,7 @@ def cases(axes: int) -> list[Case]:
 
 
 CONV_TRANSPOSES = [
-    convolution_rule("conv_transpose", axes, weight, cases(axes), forward=forward, jac_t={"input": jac_t})
+    convolution_rule("conv_transpose", axes, weight, cases(axes), "S by the convolution with W", forward=forward,
+                     jac_t={"input": jac_t})
     for axes in (1, 2, 3)
 ]

@@ -193,6 +193,7 @@ def cases(axes: int) -> list[Case]:
 
 
 CONVOLUTIONS = [
-    convolution_rule("conv", axes, weight, cases(axes), forward=forward, jac_t={"input": jac_t}, window=window)
+    convolution_rule("conv", axes, weight, cases(axes), "S by the transposed convolution with W", forward=forward,
+                     jac_t={"input": jac_t}, window=window)
     for axes in (1, 2, 3)
 ]

@@ -170,6 +170,7 @@ RULE = LossRule(
     each=each,
     gradient=gradient,
     residual=residual,
+    formula="-sum_c q_c log p_c,  p = softmax(x),  q = target, smoothed and weighted",
     reduction=reduction,
     sample=sample,
     check=check,

@@ -37,6 +37,7 @@ RULE = Rule(
     operations=["aten.native_dropout", "aten.dropout"],
     forward=forward,
     residual=ZERO,
+    formula="S * mask,  mask = 0 or 1 / (1 - p)",
     structure=Structure.ELEMENTWISE,
     derivative=derivative,
     merged=True,

@@ -63,4 +63,5 @@ RULE = selection(
     ],
     refuse,
     params=params,
+    formula="S summed over what was repeated",
 )

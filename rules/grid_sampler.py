@@ -47,6 +47,7 @@ def sampler(axes: int, modes: tuple[int, ...]) -> Rule:
         forward=lambda op: F.grid_sample(op.input, op.grid, **options(op)),
         jac_t={"input": jac_t},
         residual=ZERO,
+        formula="S shared out to the pixels by the weights of the interpolation",
         refuse=refuse,
         cases=[
             Case({"input": shape, "grid": (*place, axes)},

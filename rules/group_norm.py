@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hbpcompiler.rule import ZERO, Case, Contraction, Layout, Op, Residual, Rule, Shape, Structure, Tensor
 
 from . import batch_norm
-from .shared.standardised import Standardised
+from .shared.standardised import CENTRED, Standardised
 
 
 def groups(op: Op) -> int:
@@ -99,6 +99,7 @@ GROUP_NORM = Rule(
     backward={"input": back},
     params=params,
     residual=NORM.residual,
+    formula=CENTRED,
     layout=Layout.GROUPS,
     cases=[
         case((4,), 2),
@@ -160,6 +161,7 @@ INSTANCE_NORM = Rule(
     backward={"input": lambda op, gradient: gradient * batch_norm.scale(op) if fixed(op) else back(op, gradient)},
     params=lambda op: batch_norm.params(op) if fixed(op) else params(op),
     residual=residual,
+    formula=CENTRED,
     layout=Layout.GROUPS,
     structure=lambda op: Structure.ELEMENTWISE if fixed(op) else Structure.GENERAL,
     derivative=lambda op: batch_norm.scale(op).expand_as(op.input),

@@ -77,10 +77,12 @@ SCATTER_VALUE = selection(
     [Case({"self": case.shapes["self"], "index": case.shapes["index"]}, {**case.attributes, "value": 0.7},
           ("self", "index"), "value", make={"index": _anywhere}) for case in scatter_cases("value", _places)],
     scatter_refused,
+    formula="S, 0 where the value was put",
 )
 SCATTER_ADD = putting(
     "aten.scatter_add", "src", scatter_take, lambda op, columns: columns, scatter_cases("", _anywhere),
     scatter_refused, lambda op: op.self.scatter_add(op.dim, op.argument("index"), op.src), Structure.GENERAL,
+    formula="S to both; to what was added, from where it was",
 )
 
 # -- by a tensor of indices, the same for all samples ----------------------------------------------------------------
@@ -126,6 +128,7 @@ INDEX_ADD = putting(
     index_refused,
     index_add,
     Structure.CONSTANT,
+    formula="S to both; to what was added, from where it was",
 )
 
 

@@ -47,6 +47,7 @@ def interpolation(mode: str, axes: int) -> Rule:
         forward=lambda op: F.interpolate(op.input, mode=name, **options(op, list(range(axes)))),
         jac_t={"input": jac_t},
         residual=ZERO,
+        formula="S shared out by the weights of the interpolation",
         structure=Structure.CONSTANT,
         cases=[*cases, case([5, 2, 3], None, True)] if mode == "linear" else cases,
     )
@@ -92,6 +93,7 @@ def of_images(operation: str, mode: str, antialias: bool) -> Rule:
         forward=lambda op: resized(op.input, op, [True, True]),
         jac_t={"input": jac_t},
         residual=ZERO,
+        formula="S shared out by the weights of the interpolation",
         structure=Structure.CONSTANT,
         cases=[case([5, 2], None), case(None, [2.0, 0.5]), case([2, 3], None, True)],
     )

@@ -38,6 +38,7 @@ CAT = selection(
     ],
     lambda op: refused(op, 0),
     idle_if_empty=("tensors",),
+    formula="to each tensor its own part of S",
 )
 STACK = selection(
     "aten.stack",
@@ -49,4 +50,5 @@ STACK = selection(
         Case({"tensors": [(), ()]}, {"dim": 1}, ("tensors",)),
     ],
     lambda op: refused(op, 1),
+    formula="to each tensor its own part of S",
 )

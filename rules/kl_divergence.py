@@ -27,6 +27,7 @@ RULE = LossRule(
     each=lambda op: of_samples(op, torch.kl_div(op.self, op.target, NONE, log_target=op.log_target)),
     gradient=gradient,
     residual=ZERO,
+    formula="y (log y - x)",
     reduction=reduction,
     check=check,
     positions=1,

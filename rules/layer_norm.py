@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import Case, Contraction, Op, Rule, Shape, Tensor
 
-from .shared.standardised import Standardised
+from .shared.standardised import CENTRED, UNCENTRED, Standardised
 
 
 def layout(op: Op) -> tuple[Shape, Shape]:
@@ -109,6 +109,7 @@ LAYER_NORM = Rule(
     backward={"input": layer_norm_back},
     params=lambda op: params(op, LAYER),
     residual=LAYER.residual,
+    formula=CENTRED,
     refuse=refuse,
     cases=[*cases("weight", "bias", eps=1e-5), *cases("weight", eps=0.3), *cases(eps=0.3)],
 )
@@ -118,5 +119,6 @@ RMS_NORM = Rule(
     jac_t={"input": RMS.jac_t},
     params=lambda op: {name: found for name, found in params(op, RMS).items() if name == "weight"},
     residual=RMS.residual,
+    formula=UNCENTRED,
     cases=[*cases("weight", eps=0.3), *cases("weight", eps=None), *cases(eps=1e-5)],
 )

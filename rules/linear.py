@@ -41,6 +41,7 @@ RULE = Rule(
     jac_t={"input": jac_t},
     params=params,
     residual=ZERO,
+    formula="S W",
     structure=Structure.CONSTANT,
     merged=True,
     cases=[

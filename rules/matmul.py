@@ -240,6 +240,7 @@ def product(operation: str, second: str, cases: list[Case]) -> Rule:
         jac_t={"self": of.self_jac_t, second: of.second_jac_t},
         params=of.params,
         residual=of.residual,
+        formula="S B^T to A, A^T S to B;  residual: g between A and B",
         structure=of.structure,
         refuse=of.refuse,
         merged=True,

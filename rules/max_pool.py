@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
 from .shared.image_cases import case_of_images
-from .shared.selecting import with_places
+from .shared.selecting import SELECTED, with_places
 from .shared.spatial import brief, options, per_axis, scatter
 
 VALUES: dict[int, Callable[..., Tensor]] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
@@ -84,6 +84,7 @@ def max_pool(axes: int) -> Rule:
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         backward={"self": back} if axes == 2 else {},
         residual=ZERO,
+        formula=SELECTED,
         structure=structure(axes),
         layout=Layout.CHANNELS,
         window=window,
@@ -105,6 +106,7 @@ def adaptive_max_pool(axes: int) -> Rule:
         forward=forward,
         jac_t={"self": lambda op, columns: scatter(columns, op.indices, op.shape("self"), axes)},
         residual=ZERO,
+        formula=SELECTED,
         structure=structure(axes),
         layout=Layout.CHANNELS,
         cases=[

@@ -58,6 +58,7 @@ def _rule(operations: Sequence[str], *axes: tuple[int, ...]) -> LossRule:
         each=lambda op: of_samples(op, loss(op, "none")),
         gradient=gradient,
         residual=ZERO,
+        formula="-w x[y]",
         reduction=reduction,
         check=check,
         terms=terms,

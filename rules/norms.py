@@ -135,6 +135,7 @@ NORM = Rule(
     ),
     jac_t={"self": norm_jac_t},
     residual=norm_residual,
+    formula="S d,  d = sign(x) |x / y|^(p - 1);  residual: g (p - 1) / y D (I - u u^T) D,  D^2 = |x / y|^(p - 2)",
     order=("convex",),
     refuse=norm_refused,
     cases=[Case({"self": shape}, {**given, "ord": order}) for shape, given in SETTINGS for order in ORDERS],
@@ -180,6 +181,7 @@ VARIANCE = Rule(
     forward=lambda op: op.self.var(op.dim, correction=op.correction, keepdim=op.keepdim),
     jac_t={"self": variance_jac_t},
     residual=OF_VARIANCE,
+    formula="S 2 (x - mean(x)) / (n - c);  residual: 2 g / (n - c) (I - 1 1^T / n)",
     refuse=variance_refused,
     cases=[
         Case({"self": shape}, {**given, "correction": correction}, overload="correction")
@@ -198,6 +200,7 @@ VARIANCE_AND_MEAN = Rule(
     ),
     jac_t={"self": lambda op, columns: mean_jac_t(op, columns) if op.index else variance_jac_t(op, columns)},
     residual=lambda op: ZERO if op.index else OF_VARIANCE,
+    formula="S 2 (x - mean(x)) / (n - c), S / n of the mean;  residual: 2 g / (n - c) (I - 1 1^T / n)",
     refuse=variance_refused,
     cases=[replace(case, index=index) for case in VARIANCE.cases for index in (0, 1)],
 )

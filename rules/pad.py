@@ -78,6 +78,7 @@ PAD = selection(
     ],
     refuse,
     window=window,
+    formula="S without the padding; what the padding copied is added where it came from",
 )
 CONSTANT_PAD = selection(
     "aten.constant_pad_nd",
@@ -86,4 +87,5 @@ CONSTANT_PAD = selection(
     CONSTANT,
     refuse,
     window=window,
+    formula="S without the padding",
 )

@@ -50,6 +50,7 @@ RULE = LossRule(
     each=lambda op: of_samples(op, loss(op, "none"), "input"),
     gradient=gradient,
     residual=Diagonal(diagonal),
+    formula="e^x - y x (of a rate: x - y log x)",
     reduction=reduction,
     sample=sample,
     check=check,

@@ -46,6 +46,7 @@ OF_NUMBER = Rule(
     operations=["aten.pow.Scalar"],
     forward=lambda op: torch.pow(op.self, op.exponent),
     residual=Diagonal(of_number_diagonal),
+    formula="d S,  d = y log(base);  residual: R = g y log(base)^2",
     structure=Structure.ELEMENTWISE,
     derivative=of_number_derivative,
     refuse=lambda op: None if op.self > 0 else f"{op.self} ** x has no derivative for a base that is not positive",

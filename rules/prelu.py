@@ -53,6 +53,7 @@ RULE = Rule(
     forward=lambda op: F.prelu(op.self, op.weight),
     params=params,
     residual=ZERO,
+    formula="d S,  d = 1 where x > 0, else the slope",
     structure=Structure.ELEMENTWISE,
     derivative=derivative,
     cases=[

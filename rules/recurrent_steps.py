@@ -175,11 +175,13 @@ def cases(gates: int, *more: str, **attributes: bool) -> list[Case]:
     return found
 
 
+FORMULA = "from the last step to the first: S at h_t to the gates of step t, and by weight on to h_{t-1}"
 LSTM_STEPS = Rule(
     operations=["hbpcompiler.lstm_steps"],
     forward=lstm_forward,
     jac_t={name: sent_to(lstm_back, place) for place, name in enumerate(("given", "through", "hidden", "memory"))},
     residual=PIECES,
+    formula=FORMULA,
     refuse=refuse,
     cases=cases(4, "memory"),
 )
@@ -188,6 +190,7 @@ GRU_STEPS = Rule(
     forward=gru_forward,
     jac_t={name: sent_to(gru_back, place) for place, name in enumerate(("given", "through", "hidden"))},
     residual=PIECES,
+    formula=FORMULA,
     refuse=refuse,
     cases=cases(3),
 )
@@ -196,6 +199,7 @@ RNN_STEPS = Rule(
     forward=rnn_forward,
     jac_t={name: sent_to(rnn_back, place) for place, name in enumerate(("given", "through", "hidden"))},
     residual=PIECES,
+    formula=FORMULA,
     refuse=refuse,
     cases=[case for relu in (False, True) for case in cases(1, relu=relu)],
 )

@@ -63,4 +63,5 @@ REPEAT = selection(
     ],
     refuse,
     params=params,
+    formula="S summed over the copies",
 )

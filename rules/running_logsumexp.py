@@ -45,6 +45,7 @@ RULE = Rule(
     forward=lambda op: torch.logcumsumexp(op.self, op.dim),
     jac_t={"self": jac_t},
     residual=curved(Factor(count, factor)),
+    formula="sum_i S_i p_i,  p_i = softmax(x_1 .. x_i);  residual: sum_i g_i (diag(p_i) - p_i p_i^T)",
     refuse=over_samples,
     cases=[
         Case({"self": shape}, {"dim": dim})

@@ -48,6 +48,7 @@ VIEW = moving(
     [given(2, 6, size=[-1, 12]), given(6, size=[-1, 2, 3]), given(1, size=[-1]), given(size=[-1, 1, 1])],
     refuse_reshape,
     merged=True,
+    formula="S in the shape of x",
 )
 RESHAPE = moving(
     "aten.reshape",
@@ -56,6 +57,7 @@ RESHAPE = moving(
     [given(2, 6, shape=[-1, 3, 4]), given(1, shape=[-1])],
     refuse_reshape,
     merged=True,
+    formula="S in the shape of x",
 )
 FLATTEN = moving(
     "aten.flatten",
@@ -68,6 +70,7 @@ FLATTEN = moving(
         else None
     ),
     merged=True,
+    formula="S in the shape of x",
 )
 UNFLATTEN = moving(
     "aten.unflatten",
@@ -75,6 +78,7 @@ UNFLATTEN = moving(
     reshape_back,
     [given(6, 2, dim=1, sizes=[2, 3]), given(6, dim=-1, sizes=[-1, 1, 3])],
     lambda op: refusal("splits") if axis(op, op.dim) == 0 else None,
+    formula="S in the shape of x",
 )
 # A batch of one is squeezed no more than any other, so not by torch's squeeze().
 SQUEEZE = moving(
@@ -82,6 +86,7 @@ SQUEEZE = moving(
     reshape,
     reshape_back,
     [given(1, 3, 1), given(1), *[given(1, 3, 1, dim=dim) for dim in (0, 1, 2, -1)]],
+    formula="S in the shape of x",
 )
 UNSQUEEZE = moving(
     "aten.unsqueeze",
@@ -89,6 +94,7 @@ UNSQUEEZE = moving(
     lambda op, columns: columns.squeeze(axis(op, op.dim, 1) + 1),
     [given(2, 3, dim=1), given(2, 3, dim=-1), given(2, 3, dim=-3), given(dim=1)],
     lambda op: refusal("puts an axis before") if axis(op, op.dim, 1) == 0 else None,
+    formula="S in the shape of x",
 )
 IDENTITY = moving(
     ["aten.clone", "aten.contiguous", "aten.alias"],
@@ -96,6 +102,7 @@ IDENTITY = moving(
     lambda op, columns: columns,
     [given(2, 3)],
     merged=True,
+    formula="S",
 )
 
 
@@ -129,6 +136,7 @@ PERMUTE = moving(
     lambda op, columns: reorder_back(order_of_permute(op), columns),
     [given(2, 3, 4, dims=[0, 2, 3, 1]), given(2, 3, 4, dims=[0, -1, 1, -2]), given(2, dims=[0, 1])],
     lambda op: refusal("moves") if order_of_permute(op)[0] != 0 else None,
+    formula="S with its axes turned back",
 )
 MOVEDIM = moving(
     "aten.movedim",
@@ -140,6 +148,7 @@ MOVEDIM = moving(
         Case({"self": (2, 3, 4)}, {"source": [1, 2], "destination": [-1, 1]}, overload="intlist"),
     ],
     lambda op: refusal("moves") if order_of_movedim(op)[0] != 0 else None,
+    formula="S with its axes turned back",
 )
 TRANSPOSE = moving(
     "aten.transpose",
@@ -147,6 +156,7 @@ TRANSPOSE = moving(
     lambda op, columns: columns.transpose(axis(op, op.dim0) + 1, axis(op, op.dim1) + 1),
     [given(2, 3, 4, dim0=1, dim1=3), given(2, 3, dim0=-1, dim1=1), given(2, 3, dim0=2, dim1=2)],
     lambda op: refusal("moves") if 0 in (a := {axis(op, op.dim0), axis(op, op.dim1)}) and len(a) == 2 else None,
+    formula="S with its axes turned back",
 )
 # Of a matrix, t() moves the sample axis; of a vector it does nothing.
 T = moving(
@@ -155,6 +165,7 @@ T = moving(
     lambda op, columns: columns,
     [given()],
     lambda op: refusal("moves") if op.shape("self") else None,
+    formula="S",
 )
 FLIP = moving(
     "aten.flip",
@@ -162,4 +173,5 @@ FLIP = moving(
     lambda op, columns: columns.flip([axis(op, dim) + 1 for dim in op.dims]),
     [given(2, 3, dims=[1]), given(2, 3, dims=[-1, 1]), given(2, dims=[])],
     lambda op: refusal("reverses") if 0 in [axis(op, dim) for dim in op.dims] else None,
+    formula="S flipped back",
 )

@@ -143,6 +143,8 @@ SOFTMAX = Rule(
     jac_t={"self": softmax_jac_t},
     backward={"self": softmax_back},
     residual=curved(Factor(softmax_count, softmax_factor, softmax_some, softmax_drawn)),
+    formula="p * (S - <S, p>),  p = softmax(x);  "
+            "residual: (I - p 1^T) diag(u) (I - 1 p^T),  u = p * (g - <g, p>)",
     refuse=over_samples,
     cases=[replace(case, attributes={**case.attributes, "half_to_float": False}) for case in CASES],
 )
@@ -160,6 +162,7 @@ LOG_SOFTMAX = Rule(
     forward=lambda op: torch.log_softmax(op.self, op.dim, **dtype_of(op)),
     jac_t={"self": log_softmax_jac_t},
     residual=curved(Factor(covariance_count, log_softmax_factor, drawn=log_softmax_drawn)),
+    formula="S - p sum(S),  p = softmax(x);  residual: -sum(g) (diag(p) - p p^T)",
     order=("concave",),
     refuse=over_samples,
     cases=SOFTMAX.cases,
@@ -169,6 +172,7 @@ LOGSUMEXP = Rule(
     forward=lambda op: torch.logsumexp(op.self, op.dim, op.keepdim),
     jac_t={"self": logsumexp_jac_t},
     residual=curved(Factor(covariance_count, logsumexp_factor, drawn=logsumexp_drawn)),
+    formula="S * p,  p = softmax(x);  residual: g (diag(p) - p p^T)",
     order=("increasing", "convex"),
     refuse=logsumexp_refused,
     cases=[

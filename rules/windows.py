@@ -29,6 +29,7 @@ TENSOR_UNFOLD = moving(
     [given(5, dimension=1, size=3, step=1), given(2, 6, dimension=-1, size=2, step=3),
      given(5, 2, dimension=1, size=2, step=2), given(3, dimension=1, size=3, step=1)],
     lambda op: refusal("cuts windows out of") if axis(op, op.dimension) == 0 else None,
+    formula="S added up where windows overlap",
 )
 
 # -- over an image ---------------------------------------------------------------------------------------------------
@@ -64,6 +65,7 @@ IM2COL = Rule(
     forward=lambda op: F.unfold(op.self, op.kernel_size, **spatial(op)),
     jac_t={"self": im2col_back},
     residual=ZERO,
+    formula="S added up where windows overlap",
     structure=Structure.SELECTION,
     refuse=lambda op: unbatched(op, 3),
     cases=[
@@ -77,6 +79,7 @@ COL2IM = Rule(
     forward=lambda op: F.fold(op.self, op.output_size, op.kernel_size, **spatial(op)),
     jac_t={"self": col2im_back},
     residual=ZERO,
+    formula="S in each window",
     structure=Structure.CONSTANT,
     refuse=lambda op: unbatched(op, 2),
     cases=[

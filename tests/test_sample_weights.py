@@ -469,7 +469,9 @@ def test_weights_that_are_absent_cost_no_call_of_torch(monkeypatch):
     handed = {id(argument) for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
               and node.func.id in without for argument in node.args}
     checked = {id(inner) for node in nodes if isinstance(node, ast.Assert) for inner in ast.walk(node)}
-    mentions = [node for node in nodes if isinstance(node, ast.Name) and node.id == "sample_weights"
-                and id(node) not in checked]
+    roots = {node.targets[0].id for node in nodes if isinstance(node, ast.Assign)
+             and ast.unparse(node.value).startswith("root_weights(")}
+    mentions = [node for node in nodes if isinstance(node, ast.Name) and node.id in {"sample_weights", *roots}
+                and isinstance(node.ctx, ast.Load) and id(node) not in checked]
     assert len(mentions) > 5
     assert all(id(node) in handed for node in mentions)

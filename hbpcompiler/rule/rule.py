@@ -82,6 +82,10 @@ class Rule:
     merged: bool = False
     """Whether `forward` and all else count no axis from the front, so that [p*N, *z], a sample axis with positions
     merged into it, may come as [N, p, *z]."""
+    formula: str = ""
+    """What columns S become at the inputs, in a line that stands above the operation's part of a backward pass, "S W";
+    and what is born where it is curved: "p * (S - <S, p>);  residual: diag(p) - p p^T". Of x, S, g and y. Where
+    `derivative` says all, it may be left out."""
     idle_if_empty: tuple[str, ...] = ()
     """Lists of tensors in which one without elements changes nothing, so that it is left out."""
     without_samples: Callable[[Op], bool] = lambda op: False
@@ -173,6 +177,8 @@ class LossRule:
     each: Callable[[Op], Tensor] | None = None
     """l_n, [N]; for batch_loss, and for calls with sample_weights. None: neither is possible."""
     forward: Forward | None = None
+    formula: str = ""
+    """l_n of an output x and a target y, in a line that stands above it: "(x - y)^2"."""
     sample: Callable[[Op, int], Tensor] | None = None
     """(op, M) -> [N, M, *in] columns s with E[sum_m s s^T] = Hessian of l_n."""
     check: Callable[[Op, Tensor], str | None] = lambda op, target: None

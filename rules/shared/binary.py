@@ -74,6 +74,7 @@ def binary(
     refuse: Callable[[Op], str | None] | None = None,
     names: tuple[str, str] = ("self", "other"),
     written: Callable[[Op, Any, Any], Any] | None = None,
+    formula: str = "S dy/da to a, S dy/db to b",
 ) -> Rule:
     """A rule for an operation on two operands of these names; `params(op, operand)` for an operand that may be a
     parameter, and `written(op, first, second)` for the operation in sympy, None at a use that
@@ -86,6 +87,7 @@ def binary(
         jac_t={name: of.jac_t(name) for name in names},
         params=of.params,
         residual=residual,
+        formula=formula,
         structure=of.structure,
         derivative=of.derivative,
         expression=None if written is None else of.expression,

@@ -15,6 +15,8 @@ def moving(
     cases: Sequence[Case],
     refuse: Callable[[Op], str | None] = lambda op: None,
     merged: bool = False,
+    *,
+    formula: str,
 ) -> Rule:
     """A selection from `self` that may do anything to a tensor without samples, and `refuse`s what moves samples."""
     return selection(
@@ -24,6 +26,7 @@ def moving(
         cases,
         lambda op: refuse(op) if op.has_samples("self") else None,
         merged=merged,
+        formula=formula,
     )
 
 

@@ -34,6 +34,7 @@ def putting(
     *,
     alone: bool = False,
     params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {},
+    formula: str = "to what was put S where it was put, to the rest S elsewhere",
 ) -> Rule:
     """A rule for an operation that puts the tensor `source` into `self`; `alone`: one without samples too."""
 
@@ -50,6 +51,7 @@ def putting(
         jac_t={"self": clear, source: take},
         params=params,
         residual=ZERO,
+        formula=formula,
         structure=structure,
         refuse=refused,
         cases=cases,

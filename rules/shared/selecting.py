@@ -5,6 +5,8 @@ from typing import Any
 
 from hbpcompiler.rule import ZERO, Case, Contraction, JacT, Op, Rule, Structure, Tensor, Window
 
+SELECTED = "S at the places it was taken from, 0 elsewhere"
+
 
 def selection(
     operations: str | Sequence[str],
@@ -17,6 +19,7 @@ def selection(
     window: Callable[[Op], Window | None] = lambda op: None,
     merged: bool = False,
     idle_if_empty: tuple[str, ...] = (),
+    formula: str = SELECTED,
 ) -> Rule:
     """The rule of an operation that copies elements of `self`, or of the inputs that `jac_t` names."""
     return Rule(
@@ -25,6 +28,7 @@ def selection(
         jac_t=jac_t if isinstance(jac_t, Mapping) else {"self": jac_t},
         params=params,
         residual=ZERO,
+        formula=formula,
         structure=Structure.SELECTION,
         window=window,
         refuse=refuse,

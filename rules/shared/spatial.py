@@ -96,6 +96,7 @@ def convolution_rule(
     axes: int,
     weight: Callable[[Op], Contraction],
     cases: Sequence[Case],
+    formula: str,
     **parts: Any,
 ) -> Rule:
     """The rule of a linear map with one weight for all positions; its `parts` are those of a Rule."""
@@ -108,6 +109,7 @@ def convolution_rule(
         operations=[f"aten.{name}{axes}d"],
         params=params,
         residual=ZERO,
+        formula=formula,
         structure=Structure.CONSTANT,
         layout=Layout.PIXELS if axes == 2 else None,
         refuse=lambda op: refuse_unbatched(op, axes),

@@ -224,12 +224,22 @@ def test_each_line_that_makes_a_tensor_names_its_shape():
         lines = text.splitlines()
         classes = {part.name: part for part in ast.parse(text).body if isinstance(part, ast.ClassDef)}
         for statement in ast.walk(classes["Program"]):
-            if isinstance(statement, ast.Assign) and not lines[statement.lineno - 1].strip().startswith("N = "):
+            if not isinstance(statement, ast.Assign):
+                continue
+            first = lines[statement.lineno - 1].strip()
+            if not (first.startswith("N = ") or " = root_weights(" in first):  # those may be None
                 behind = re.search(r"  # (\[.*\],?)$", lines[statement.end_lineno - 1])
                 assert behind, ast.unparse(statement)
                 targets = statement.targets[0].elts if isinstance(statement.targets[0], ast.Tuple) else [statement]
                 named = [target for target in targets if ast.unparse(target) != "_"]
                 assert behind[1].count("[") == len(named), ast.unparse(statement)
+
+
+def test_roots_of_weights_are_taken_once():
+    for make in SETTINGS.values():
+        program = make().partition("class Program")[2]
+        assert program.count("root_weights(sample_weights)") <= 1
+        assert program.count("root_weights(mean_weights(sample_weights))") <= 1
 
 
 def deep(width):

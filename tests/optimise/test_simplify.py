@@ -4,9 +4,9 @@ import operator
 
 import torch
 
+from hbpcompiler.compiler.optimise.constants import drop_constant_factors
 from hbpcompiler.compiler.optimise.simplify import (
     cancel_inverses,
-    drop_constant_factors,
     drop_dead,
     drop_idle_axes,
     drop_idle_casts,

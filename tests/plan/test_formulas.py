@@ -4,11 +4,14 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan.formulas import CLOSINGS, formulas
+from hbpcompiler.compiler.plan.formulas import BORN, CLOSINGS, formulas
 from hbpcompiler.quantities import SUM
+from hbpcompiler.rule import NO_DERIVATIVE, Rule
+from hbpcompiler.rule.registry import builtin
 
 
 def headings(model, quantities, X, y, loss=None):
@@ -49,9 +52,43 @@ def test_closings(quantity, expected, absent):
 
 def test_elementwise_and_loss():
     found = headings(mlp(), ["diag_h"], X, Y)
-    assert found["1: tanh"] == "d = y'(x),  columns back: d S;  residual: R = g y''(x)"
-    assert found["loss: cross_entropy_loss"].startswith("g = grad l_n;  sum_k S S^T")
+    assert found["1: tanh"] == "columns back: d S,  d = y'(x);  residual: R = g y''(x)"
+    assert found["loss: cross_entropy_loss"].startswith("l_n: -sum_c q_c log p_c,  p = softmax(x)")
+    assert "g = grad l_n;  sum_k S S^T" in found["loss: cross_entropy_loss"]
     assert "residual" not in headings(mlp(), ["diag_ggn"], X, Y)["1: tanh"]
+
+
+@pytest.mark.parametrize(("operation", "rule"), list(builtin()))
+def test_every_rule_says_what_its_block_computes(operation, rule):
+    constant = isinstance(rule, Rule) and rule.jac_t is NO_DERIVATIVE  # opens no block of the backward pass
+    assert constant or rule.formula or getattr(rule, "derivative", None) is not None, operation
+    assert "\n" not in rule.formula
+    assert rule.formula.count("residual:") <= 1
+    assert BORN in rule.formula or "residual:" not in rule.formula
+
+
+class Attended(nn.Module):
+    """What is no layer, between layers: attention, pooling, a mean, parts and new shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(2, 3)
+
+    def forward(self, x):
+        h = self.first(x).view(-1, 6, 2, 4).transpose(1, 2)
+        h = F.scaled_dot_product_attention(h, h, h)
+        return self.last(F.max_pool2d(h, 2).amax(-1).mean(1)[:, :2])
+
+
+@pytest.mark.parametrize("quantity", ["grad", "diag_ggn", "diag_h_split"])
+def test_each_block_of_the_backward_pass_opens_with_its_formula(quantity):
+    model, X = Attended(), torch.randn(2, 6, 4)
+    code = hbp.compile(model, None, [quantity], example_inputs=(X, Y)).code
+    backward = code.partition("# ---- backward ----")[2].partition("# ---- results ----")[0]
+    opened = re.findall(r"^        # (?!\[)(\S.*)$", backward, re.MULTILINE)
+    titles = [line for line in opened if not line.startswith("  ")]
+    assert len(titles) > 6
+    assert [line for line in titles if "    " not in line] == []
 
 
 def test_a_scale_has_its_whole_block_and_no_input_factor():
@@ -70,7 +107,8 @@ def test_shared_positions_are_summed():
 
 def test_what_is_made_of_another_parameters_cotangents_too_is_said_once():
     formula = headings(mlp(), ["grad", "diag_ggn", "kfac"], X, Y)["2: linear"]
-    weight, bias = re.split(r"; +", formula)
+    back, weight, bias = re.split(r"; +", formula)
+    assert back == "columns back: S W"
     assert weight == "weight: T = S[nko] U[ni], sum_n T, sum_{nk} T^2, B = sum S S^T, A = sum U U^T"
     assert bias == "bias: likewise, T = S[nko], B = sum T T^T"
 
@@ -85,5 +123,5 @@ def test_a_heading_says_what_is_done_under_it_in_loops_and_outside():
     assert "pooled_R_" in code
     in_loop = code.partition("class Program")[0]
     assert "# 0: conv2d    weight: T = sum_p S[nkop] U[nopi], sum_{nk} T^2;  bias: likewise" in in_loop
-    assert "# 1: silu    d = y'(x),  columns back: d S\n" in in_loop
+    assert "# 1: silu    columns back: d S,  d = y'(x)\n" in in_loop
     assert "weight: T = sum_p S[nkop] U[nip]" in headings(model, quantities, images, Y)["0: conv2d"]

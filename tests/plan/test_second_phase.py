@@ -125,3 +125,11 @@ def test_the_file_and_explain_say_which_way(limits, said):
         assert ("again │ chosen" in table) == (plan.second.way == AGAIN)
         assert ("kept │ chosen" in table) == (plan.second.way == KEPT)
     assert compiled.code.count(f"  {SUM}  ") == 6
+
+
+def test_a_second_phase_stands_behind_the_block_that_completes_the_norms():
+    plan, _ = planned(KEPT_LIMITS, "diag_ggn", "kflr")
+    start = next(number for number, step in enumerate(plan.steps) if isinstance(step, Weights))
+    before, behind = plan.steps[start - 1], [step for step in plan.steps[start:] if isinstance(step, Close)]
+    assert isinstance(before, Close)
+    assert {step.piece.stream for step in behind} == {WEIGHTED}

@@ -19,6 +19,8 @@ def node(make):
     (lambda x: torch.tanh(x), "tanh", False, True),
     (lambda x: x.flatten(1), "flatten", False, True),
     (lambda x: x + 1, "add", False, True),
+    (lambda x: (x > 1) & (x < 2), "and_", False, True),
+    (lambda x: (x > 1) | (x < 2), "or_", False, True),
     (lambda x: x.add_(1), "add_", True, False),
     (lambda x: x.__matmul__(x), "matmul", False, True),
     (lambda x: x.new_zeros(3), "new_zeros", False, False),

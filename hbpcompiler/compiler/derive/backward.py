@@ -17,7 +17,7 @@ from hbpcompiler.compiler.plan.formulas import SECOND, Formulas, formulas
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Step, Total, title
-from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
+from hbpcompiler.compiler.program.weights import Weights, weighted
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX
 from hbpcompiler.compiler.trace.graph import Operation, Value
@@ -65,8 +65,8 @@ class Backward:
         """By reduction, what its part of the loss is multiplied by."""
         self.noise: dict[str, Any] = {}
         """The random signs of a piece's columns, the same at every value that it has reached."""
-        self.weights: Any = None
-        """The call argument `sample_weights`; None where there is none."""
+        self.weights: Weights | None = None
+        """What is made of the call argument `sample_weights`; None where there is none."""
         self.bounds: Mapping[str, Any] = {}
         """By total, what its norms are clipped to."""
         self.arguments: Mapping[str, Any] = {}
@@ -159,8 +159,7 @@ class Backward:
         assert not self._in_loop, "a chunk of samples has no weights: they are multiplied with before it is cut"
         if self.weights is None:
             return tensor
-        weights = mean_weights(self.weights) if average else self.weights
-        return weighted(tensor, root_weights(weights) if root else weights)
+        return weighted(tensor, self.weights.factors(root, average))
 
     def set_signs(self, piece: Piece, signs: Any, columns: Any, place: str) -> None:
         """The signs of a piece, born at the value of this name, that may have some; None: all +, for these columns."""

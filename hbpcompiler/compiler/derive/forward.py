@@ -25,6 +25,7 @@ from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
+from hbpcompiler.compiler.program.weights import Weights
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
@@ -71,12 +72,13 @@ class _Derivation:
             first = self.proxies[self.source.inputs[0].name]
             self.batch = named(first.shape[0], "N")
             meta.play(self.batch.node, Role.BATCH_SIZE)
+            weights = Weights.of(self.arguments[SAMPLE_WEIGHTS])
         crossed = self.plan.crossed()
         for operation in self.source.operations:
             with self.writer.block(title(operation), "forward"):
                 self._forward(operation, operation.name in crossed)
         backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
-        backward.weights, backward.arguments = self.arguments[SAMPLE_WEIGHTS], self.arguments
+        backward.weights, backward.arguments = weights, self.arguments
         backward.parameters = {value.key: self.proxies[value.name] for value in self.source.state}
         backward.bounds, backward.bases_of = bounds, bases
         self._losses(backward)
@@ -203,7 +205,8 @@ class _Derivation:
             whole = WeightedLoss(losses.function, self.matched.ending.kind, loss.dtype)
             plain = self.proxies[loss.name]
             meta.rename(plain.node, "")
-            self.proxies[loss.name] = named(whole(plain, backward.weights, *losses.tensors), self.names[loss.name])
+            weights = self.arguments[SAMPLE_WEIGHTS]
+            self.proxies[loss.name] = named(whole(plain, weights, *losses.tensors), self.names[loss.name])
             if any(Closing(LOSS, EACH) in QUANTITIES[name].needs for name in self.plan.quantities):
                 backward.closed_of_batch[Closing(LOSS, EACH)] = backward.weighted(losses.function(*losses.tensors))
 

@@ -23,12 +23,14 @@ def sample(backward: Backward, step: Sample) -> None:
     for sign in wanted:
         total: Any = None
         for piece in step.pieces:
+            if piece.form == COLUMNS and sign < 0 and not piece.signed:
+                continue  # its columns have no negative part
             arrived = backward.columns[step.value.name, piece.name]
             if piece.form == COLUMNS:
                 flat = arrived.reshape(-1, piece.columns, math.prod(shape))
-                if step.into.signed:
-                    keep = backward.signs[piece.name] == sign if piece.signed else None
-                    flat = flat * (keep.to(flat.dtype).unsqueeze(2) if keep is not None else (sign > 0))
+                if step.into.signed and piece.signed:
+                    keep = backward.signs[piece.name] == sign
+                    flat = flat * keep.to(flat.dtype).unsqueeze(2)
                 if piece.name not in backward.noise:
                     place = births.get(piece.name)
                     backward.noise[piece.name] = random_signs(backward, arrived, place or step.value.name,
@@ -36,7 +38,7 @@ def sample(backward: Backward, step: Sample) -> None:
                 noise = backward.noise[piece.name]
                 part = (noise @ flat / math.sqrt(count)).reshape(-1, count, *shape)
             else:
-                root = (arrived * sign).clamp(min=0).sqrt().unsqueeze(1)
+                root = (arrived if sign > 0 else -arrived).clamp(min=0).sqrt().unsqueeze(1)
                 part = random_signs(backward, arrived, step.value.name, (count, *shape)) * root / math.sqrt(count)
             total = part if total is None else total + part
         drawn.append(named(total, f"{PREFIX[step.into.stream]}_{backward.matched.names[step.value.name]}_drawn"))

@@ -37,6 +37,10 @@ def _of_pixels(letters: str, axis: Any) -> bool:
 def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
     operands: Any = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
     terms, _, result = str(node.args[0]).partition("->")
+    alone = len(operands) == 1 and len(set(terms)) == len(terms)
+    if alone and result == "".join(letter for letter in terms if letter in result):
+        _sum_out(graph, node, operands[0], terms, result)
+        return
     if len(operands) != 2:
         return
     left, right = terms.split(",")
@@ -58,6 +62,18 @@ def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
             product = graph.call_function(operator.matmul, (first, transposed(graph, node, second)))
     meta.move(product, node)
     node.replace_all_uses_with(product)
+    graph.erase_node(node)
+
+
+def _sum_out(graph: fx.Graph, node: fx.Node, operand: fx.Node, letters: str, kept: str) -> None:
+    """einsum("nko->n", x) is x.sum((1, 2))."""
+    axes = tuple(axis for axis, letter in enumerate(letters) if letter not in kept)
+    if not axes:
+        return
+    with graph.inserting_before(node):
+        total = _method(graph, node, "sum", operand, axes if len(axes) > 1 else axes[0])
+    meta.move(total, node)
+    node.replace_all_uses_with(total)
     graph.erase_node(node)
 
 

@@ -13,6 +13,7 @@ from enum import Enum
 from torch import fx
 
 from hbpcompiler.compiler.optimise.channels_last import use_channels_last
+from hbpcompiler.compiler.optimise.constants import drop_constant_factors, drop_ones
 from hbpcompiler.compiler.optimise.early import finish_early
 from hbpcompiler.compiler.optimise.hoist import hoist_from_loops
 from hbpcompiler.compiler.optimise.in_place import write_in_place
@@ -25,7 +26,6 @@ from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.optimise.share import share_common_subexpressions
 from hbpcompiler.compiler.optimise.simplify import (
     cancel_inverses,
-    drop_constant_factors,
     drop_dead,
     drop_idle_axes,
     drop_idle_casts,
@@ -100,6 +100,7 @@ PASSES: tuple[Pass, ...] = (
     _simple(drop_idle_axes, SHAPES),
     _simple(drop_idle_reshapes, SHAPES),
     _simple(drop_constant_factors, SHAPES),
+    _simple(drop_ones, SHAPES),
     _simple(share_common_subexpressions, SHAPES),
     _simple(drop_dead),
     _simple(drop_idle_casts, SHAPES),

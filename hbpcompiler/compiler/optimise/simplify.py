@@ -133,31 +133,6 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
                 node.args = (before.args[0], *node.args[1:])
 
 
-def drop_constant_factors(graph: fx.Graph) -> None:
-    """With shapes known: a factor that is one number throughout is that number; if all are ones, it is nothing."""
-    for node in list(graph.nodes):
-        if node.target is not operator.mul or not isinstance(node.args[0], fx.Node):
-            continue
-        value, factor = node.args
-        number = _constant(factor)
-        if number is None or not meta.alike(value, node):
-            continue
-        if number == 1:
-            replace_by(graph, node, value)
-        else:
-            node.args = (value, number)
-
-
-def _constant(factor: object) -> float | None:
-    """The number that all entries are, whatever axes were put in."""
-    while isinstance(factor, fx.Node) and factor.op == "call_method" and factor.target == "unsqueeze":
-        factor = factor.args[0]
-    if not isinstance(factor, fx.Node) or factor.target not in (torch.ones_like, torch.full_like):
-        return None
-    number = factor.args[1] if factor.target is torch.full_like else 1
-    return number if isinstance(number, int | float) else None
-
-
 def drop_idle_casts(graph: fx.Graph) -> None:
     """With dtypes known: a mask that only meets floating-point factors need not be made floating-point first."""
     for node in graph.nodes:

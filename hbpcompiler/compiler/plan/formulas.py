@@ -6,7 +6,7 @@ U for what the parameter meets, T for the parameter's cotangent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hbpcompiler.compiler.plan.steps import (
@@ -47,7 +47,7 @@ from hbpcompiler.quantities import (
     SUM,
     WEIGHTED,
 )
-from hbpcompiler.rule import Rule
+from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.rule.registry import AnyRule
 
 CLOSINGS: Mapping[str, str] = {
@@ -62,6 +62,10 @@ WHOLE = "B = sum T T^T"
 SECOND = "second phase: sum_n clip[n] T"
 """Of what is weighed once the norms are known."""
 LOSS = "g = grad l_n"
+BORN = ";  residual: "
+"""Divides a rule's formula."""
+ELEMENTWISE = f"d S,  d = y'(x){BORN}R = g y''(x)"
+"""That of a rule with a local derivative."""
 ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
 
 
@@ -100,16 +104,10 @@ def is_second(step: Step) -> bool:
 def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
     seeds = [step for step in steps if isinstance(step, Seed)]
     if seeds:
-        parts = [LOSS] * any(step.piece.stream == GRADIENT for step in seeds)
+        parts = [f"l_n: {rule.formula}"] if isinstance(rule, LossRule) and rule.formula else []
+        parts += [LOSS] * any(step.piece.stream == GRADIENT for step in seeds)
         return ";  ".join(parts + [ROOT] * any(step.piece.stream != GRADIENT for step in seeds))
-    found = []
-    pulled = [step for step in steps if isinstance(step, Pull | Widen)]
-    if isinstance(rule, Rule) and rule.derivative is not None and pulled:
-        found.append("d = y'(x),  columns back: d S")
-        if any(step.piece.form == DIAGONAL_FORM for step in pulled if isinstance(step, Pull)):
-            found.append("diagonals back: d^2 R")
-        if any(isinstance(step, Birth) for step in steps):
-            found.append("residual: R = g y''(x)")
+    found = list(_crossing(steps, rule)) if isinstance(rule, Rule) else []
     slots: dict[str, list[Close | Tied]] = {}
     for step in steps:
         if isinstance(step, Close | Tied):
@@ -121,6 +119,19 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
             found.append(f"{name}: {ends.text(said)}")
         said.append(ends)
     return ";  ".join(found)
+
+
+def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:
+    """What columns become at the operation's inputs, and what is born there."""
+    pulled = [step for step in steps if isinstance(step, Pull | Widen)]
+    written = rule.formula or (ELEMENTWISE if rule.derivative is not None else "")
+    back, _, born = written.partition(BORN)
+    if pulled and back:
+        yield f"columns back: {back}"
+        if any(step.piece.form == DIAGONAL_FORM for step in pulled if isinstance(step, Pull)):
+            yield "diagonals back: d^2 R" if written == ELEMENTWISE else "diagonals back: likewise, factors squared"
+    if born and any(isinstance(step, Birth) for step in steps):
+        yield f"residual: {born}"
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,24 @@ def with_second_phase(steps: Sequence[Step], totals: Sequence[Total], closings: 
         piece = _weighted(next(iter(uses.values()))[0], number)
         second = _Second(matched, result, total, piece)
         index, place = _completed(result, total)
+        index = index if at_once else _behind_block(result, index)
         added = [Weights(total, place), *second.of_formed(formed, uses),
                  *second.ends(own, operations if way == KEPT else seeded)]
         result = [*result[: index + 1], *added, *result[index + 1 :]]
     repeated = _Second(matched, result, totals[0], piece).pulled(left, seeded)
     numbers = tuple(number for number, step in enumerate(result) if any(step is own for own in repeated))
     return Planned(result, SecondPhase(way, kept_bytes, tuple(sorted(formed)), numbers, at_once))
+
+
+def _behind_block(steps: Sequence[Step], index: int) -> int:
+    """The last of the closings in a row of one operation, whose block a second phase shall not cut in half."""
+    own = steps[index]
+    while isinstance(own, Close) and index + 1 < len(steps):
+        behind = steps[index + 1]
+        if not isinstance(behind, Close) or behind.operation is not own.operation:
+            break
+        index += 1
+    return index
 
 
 def _uses(steps: Iterable[Step], wanted: Collection[str]) -> dict[str, list[Close]]:

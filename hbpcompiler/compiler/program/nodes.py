@@ -124,6 +124,8 @@ def _of_function(target: Callable[..., Any]) -> Facts:
     name = str(getattr(target, "__name__", target))
     if isinstance(target, torch._ops.OpOverloadPacket | torch._ops.OpOverload):
         return _facts(name.partition(".")[0], target)
+    if getattr(operator, name, None) is target:
+        name = name.rstrip("_")  # and_ has it for Python's sake, and writes nothing
     is_torchs = (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", operator.__name__)
     return _facts(name, getattr(torch.ops.aten, name, None) if is_torchs else None)
 

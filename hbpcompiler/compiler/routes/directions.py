@@ -45,11 +45,10 @@ class OperandFirst(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, result = site.letters
-        total = use.totals[PROJECT]
         f = next(letter for letter in "fqwxyzabc" if letter not in left + right)
         if not site.has_operand:
             columns = sum_out(columns_of(use), left, result)
-            return {PROJECT: total.add_(einsum(f"{result},{f}{site.theta}->nk{f}", columns, use.directions))}
+            return {PROJECT: _added(use, einsum(f"{result},{f}{site.theta}->nk{f}", columns, use.directions))}
         met = f"n{f}{left[2:]}"
 
         def projected(columns: Any, op: Op | None, directions: Any) -> Any:
@@ -61,14 +60,19 @@ class OperandFirst(Route):
             return einsum(f"{left},{met}->nk{f}", columns, first)
 
         if not site.has_positions:
-            return {PROJECT: total.add_(projected(columns_of(use), None, use.directions))}
+            return {PROJECT: _added(use, projected(columns_of(use), None, use.directions))}
 
         def body(part: Part) -> None:
             columns = columns_of(use, part.op, part["columns"])
             part.rows[PROJECT].add_(projected(columns, part.op, part.outer(use.directions)))
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
-                               rows={PROJECT: total})
+                               rows={PROJECT: use.totals[PROJECT]})
+
+
+def _added(use: Use, made: Any) -> Any:
+    """To the total of several pieces, if there is one."""
+    return use.totals[PROJECT].add_(made) if PROJECT in use.totals else made
 
 
 def _operand_numbers(site: Site) -> int:
@@ -126,8 +130,9 @@ class OntoSum(Route):
         return self.inner.cost(_of_one_direction(site), self.inner.kinds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        own = replace(use, directions=use.total.reshape(1, *site.shape),
-                      totals={PROJECT: otherwise_named(use.stream.new_zeros((use.batch, 1, 1)), "along_")})
+        in_turns = site.has_operand and site.has_positions  # each turn adds to its samples' part
+        totals = {PROJECT: otherwise_named(use.stream.new_zeros((use.batch, 1, 1)), "along_")} if in_turns else {}
+        own = replace(use, directions=use.total.reshape(1, *site.shape), totals=totals)
         return {ALONG: self.inner.write(_of_one_direction(site), own, self.inner.kinds)[PROJECT].flatten()}
 
 
