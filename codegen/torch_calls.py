@@ -41,7 +41,9 @@ def written(node: fx.Node) -> Written:
     if (sign := _operator(packet, args, kwargs)) is not None:
         return Written("call_function", sign, args, {})
     name = packet.__name__
-    if not packet._qualified_op_name.startswith("aten::") or name.startswith("_"):
+    lists = [item for item in (*args, *kwargs.values()) if isinstance(item, list | tuple)]
+    gaps = any(item is None for given in lists for item in given)  # whole axes beside indices: Python takes none there
+    if not packet._qualified_op_name.startswith("aten::") or name.startswith("_") or gaps:
         return Written("call_function", packet, args, kwargs)
     if _is_method(packet, args):
         return Written("call_method", name, args, kwargs)

@@ -10,6 +10,7 @@ from hbpcompiler.compiler.derive.inputs import stream_of_inputs
 from hbpcompiler.compiler.derive.sample_losses import SampleLosses
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
+from hbpcompiler.compiler.program.weights import Weights
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.rule import Contraction, Op
 from tests.derive.carried import GRAPH, LINEAR, MATCHED, SAMPLES, planned, values
@@ -76,7 +77,7 @@ def test_an_operand_that_is_not_linear_is_multiplied_where_it_is_made():
     writer = Writer()
     x, weights = writer.placeholder("x"), writer.placeholder("w")
     state = backward_pass(MATCHED, planned("kflr"), writer, {}, SAMPLES)
-    state.weights = weights
+    state.weights = Weights.of(weights)
     op = Op({"x": x}, {}, {"x": (4,)})
     contraction = Contraction("nko,ni->nkoi", operand=lambda op: op.x.square())
     twice = replace(LINEAR, tensors={"one": LINEAR.tensors["input"], "two": LINEAR.tensors["input"]})
