@@ -19,6 +19,9 @@ from hbpcompiler.rules.shared.torch_operations import OPERATORS
 
 IDLE = {"pin_memory": False}
 """Arguments that say nothing though torch's schemas have another default."""
+SAID = ("reduction",)
+"""Arguments that torch's own functions have another default of than the schemas say: without it, in Python,
+torch.binary_cross_entropy_with_logits does not reduce."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def _is_default(item: Any, arguments: list[Any]) -> bool:
     plain = item is None or isinstance(item, bool | int | float | str | list | tuple)
     if not arguments or not plain or _has_nodes(item):
         return False
-    return all(argument.has_default_value() and _same(argument, item) for argument in arguments)
+    return all(argument.has_default_value() and argument.name not in SAID and _same(argument, item)
+               for argument in arguments)
 
 
 def _same(argument: Any, item: Any) -> bool:

@@ -277,6 +277,7 @@ def test_a_small_run_of_spectra(tmp_path):
     assert all(row["seconds"] > 0 for row in rows)
 
 
+@slow("no user's program calls it")
 def test_a_small_run_of_real_networks(tmp_path, monkeypatch):
     """On a network of ours, and beside torch.func; what is not installed is said."""
     def small(cell):
@@ -324,6 +325,7 @@ def test_the_plain_file_comes_first():
     assert "unknown backends: jax" in CliRunner().invoke(backends.main, ["--backends", "python,jax"]).output
 
 
+@slow("no user's program calls it")
 def test_numbers_of_real_networks_are_compared_with_autograd(monkeypatch):
     """On a network of ours; a wrong one is no success."""
     monkeypatch.setattr(real, "given", lambda cell: problem(cell, 3))
@@ -399,6 +401,7 @@ def test_a_programs_name_tells_its_network():
     assert network_of(title("3c3d-one-sigmoid", 16, "diag_h+kflr")) == "3c3d-one-sigmoid"
 
 
+@slow("no user's program calls it")
 def test_programs_of_two_versions(tmp_path):
     """Saved twice they are the same; another number is found; nothing but the files is needed."""
     threads = ["--threads", str(torch.get_num_threads())]

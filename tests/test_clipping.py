@@ -164,6 +164,7 @@ def images():
     return nn.Sequential(*layers), torch.randn(5, 3, 6, 6), torch.tensor([0, 1, 2, 3, 0])
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("way", WAYS)
 def test_images_pixel_by_pixel_and_kept_columns_that_nothing_overwrites(way):
     model, X, y = images()

@@ -82,6 +82,7 @@ def mean_over_signs(compiled, X, y, monkeypatch):
     return found
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize(("build", "shape", "drawn"), [
     (Mixed, (3, 4, 3), {"layer_norm", "scaled_dot_product_attention", "mul"}),
     (Gates, (2, 1, 3, 3), {"group_norm", "mul", "div", "softmax", "log_softmax", "matmul", "native_layer_norm",

@@ -16,7 +16,7 @@ from hbpcompiler.reference import ggn_block, kflr, kfra, reference, relative_err
 from hbpcompiler.rule.registry import with_rules
 from hbpcompiler.testing import check_rule
 from tests.custom_op import SWIRL_RULE, Swirl
-from tests.selection import slow
+from tests.selection import few, slow
 
 ROOT = Path(__file__).parent.parent
 BRUTE_FORCE = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
@@ -144,6 +144,7 @@ def swirling(reduction):
     return model.double(), nn.CrossEntropyLoss(reduction=reduction), X, y
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_quantity_works_with_a_rule_file(rule, reduction):
     model, loss, X, y = swirling(reduction)

@@ -75,6 +75,7 @@ class Encoder(nn.Module):
         return made.reshape(-1, 3) if self.merged else made
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize(("batch_first", "merged"), [(True, False), (False, False), (True, True)])
 def test_outputs_with_positions(batch_first, merged):
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ import hbpcompiler as hbp
 from hbpcompiler.quantities import BATCH, QUANTITIES
 from hbpcompiler.reference import reference
 from tests.agreement import close
-from tests.selection import few
+from tests.selection import few, slow
 from tests.test_outputs import Summed
 
 torch.manual_seed(0)
@@ -131,6 +131,7 @@ WHOLE = {"y": LABELS.to(torch.uint8), "ignored": torch.tensor([0, 255, 1, 2], dt
          "counts": torch.tensor([[0, 1, 7], [2, 0, 1], [3, 1, 4], [1, 2, 0]], dtype=torch.int16)}
 
 
+@slow("many losses in one")
 def test_targets_of_whole_numbers():
     """As torch takes them: bytes for classes (masks of images, 255 where nothing counts), numbers for numbers."""
     def loss(output, target):

@@ -75,6 +75,7 @@ def test_recurrent(name):
     assert "forward" not in vars(model.recurrent), "the module has its own forward again"
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("options", [{}, {"activation": "gelu", "norm_first": True}])
 def test_transformer_encoder_layer(options):
     torch.manual_seed(0)

@@ -106,6 +106,7 @@ def test_random_networks(setting, data):
 WEIGHTS = torch.tensor([0.5, 0.0, 3.0, 1.5], dtype=DOUBLE)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(["transformer", "resnet, smooth", "tokens", "attention", "u-net", "group norm"],
                                        ["transformer", "resnet, smooth"], "no other ways to a parameter"))
 def test_graphs(name):

@@ -9,8 +9,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import slow
 
 
+@slow("random data")
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), spread=st.sampled_from([0.0, 1e-6, 1e-3]))
 def test_no_variance_is_below_zero(seed: int, spread: float) -> None:

@@ -149,6 +149,7 @@ def test_the_page_says_what_its_figures_come_from():
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
+@slow("no user's program calls it")
 @pytest.mark.parametrize("method", ["kfac_free", "adam"])
 def test_a_run_begins_anew_and_goes_on_where_it_stopped(method, tmp_path, monkeypatch):
     """In the contestant that other runs have used, in a fresh one, and after an interruption: the same numbers."""

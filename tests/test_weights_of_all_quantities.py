@@ -7,6 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.quantities import QUANTITIES
 from tests.agreement import close
+from tests.selection import few
 from tests.test_more_quantities import pieces
 
 DOUBLE = torch.float64
@@ -67,6 +68,7 @@ def everything(reduction):
     return compiled, X, y, arguments(model, bases, X, y)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_ones_change_no_bit(reduction):
     compiled, X, y, given = everything(reduction)

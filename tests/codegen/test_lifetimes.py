@@ -11,7 +11,7 @@ import hbpcompiler as hbp
 from hbpcompiler.codegen.lifetimes import Section, free_at_last_use, tell_once
 from hbpcompiler.codegen.turns import cut_again, length_text
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
-from tests.selection import slow
+from tests.selection import few, slow
 
 LARGE, LARGE_ITEM = DEFAULT_LIMITS.large_numbers, DEFAULT_LIMITS.large_item_numbers
 
@@ -125,6 +125,7 @@ def alive_at_the_end(compiled, X, y):
     return found
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize(("quantities", "smooth"), [
     (["kflr"], False), (["diag_h"], True), (["variance", "diag_ggn", "kfac"], False),
     *[pytest.param(quantities, smooth, marks=slow("the same loops")) for quantities, smooth in (

@@ -14,7 +14,7 @@ from hbpcompiler.codegen.outline import outlined
 from hbpcompiler.codegen.places import PARAMETERS, SAVED, SHARED, Place
 from hbpcompiler.compiler.program.writer import Block
 from tests.codegen.test_outline import assert_same, both, residual, run
-from tests.selection import cases
+from tests.selection import cases, slow
 
 
 def chain(modules):
@@ -160,6 +160,7 @@ def test_modules_that_are_called_twice_keep_each_call_apart(monkeypatch):
     assert_same(run(shared, shared.program), run(plain, plain.program))
 
 
+@slow("torch.compile takes its time")
 def test_torch_compile_reads_the_tables(monkeypatch):
     shared, plain = both(residual([4, 4, 4]), ["grad", "batch_l2"], monkeypatch)
     traced = torch.compile(shared.program, backend="eager", fullgraph=True)

@@ -142,6 +142,7 @@ def build(names):
     return model.double()
 
 
+@slow("a process of its own")
 def test_hostile_module_names_are_data(tmp_path):
     model = build(HOSTILE)
     X, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(3, (4,))

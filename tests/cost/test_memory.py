@@ -150,6 +150,7 @@ def test_a_budget_is_kept_and_changes_no_number(quantities):
                     close(number, same, f"{name} {key}")
 
 
+@slow("tests/plan has each kind of chunk")
 def test_the_smallest_chunks_are_exact():
     X, y = batch(3)
     model = network()

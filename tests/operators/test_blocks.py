@@ -204,6 +204,7 @@ class OtherInPrograms(nn.Module):
         return x * mask[1 if torch.compiler.is_exporting() else 0].clamp(min=0.1)
 
 
+@slow("several programs for one sentence")
 def test_programs_that_draw_otherwise_than_passes():
     """They are left out; and refused at once where they are asked for."""
     model = nn.Sequential(nn.Linear(3, 4), OtherInPrograms(), nn.Tanh(), nn.Linear(4, 3)).double()

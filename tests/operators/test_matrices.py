@@ -13,12 +13,14 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 import hbpcompiler as hbp
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import check, dense, double, forward, same
+from tests.selection import slow
 from tests.test_random_graphs import graphs
 from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
 
 
+@slow("random networks")
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
 def test_random_chains(setting):
     """Of all losses, both reductions, frozen parameters, one sample or several, with dropout in training mode."""
@@ -90,6 +92,7 @@ def per_step(output, y):
 per_step.reduction = "sum"
 
 
+@slow("the axis is found by what tests/match has")
 def test_samples_behind_positions():
     """The samples' axis is found: [T, N, features], and [N T, features] with the samples in front or behind."""
     model, X, y = Recurrent().double(), double(3, 2, 2), double(3, 2, 2)

@@ -11,6 +11,7 @@ import hbpcompiler as hbp
 from hbpcompiler.optim.quadratic import Quadratic, QuadraticModel
 from hbpcompiler.optim.together import Together
 from tests.optim.models import chain, close, flat, gradient, mean_loss, tokens, values, whole_ggn
+from tests.selection import few
 
 NO_DRAWS = {"curvature": "kflr", "split": "exact", "update_every": 1, "invert_every": 1, "ema": 0.0}
 
@@ -211,6 +212,7 @@ def test_a_closure_gives_the_gradient():
     close(moved(model, before), -0.2 * torch.linalg.solve(C, own), "step")
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
 def test_resumption_in_the_middle_of_an_interval_is_bit_equal(curvature):
     options = {"lr": 0.05, "curvature": curvature, "damping": 0.1, "update_every": 2, "invert_every": 4,

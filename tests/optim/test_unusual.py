@@ -17,6 +17,7 @@ from tests.optim.models import (
     whole_ggn,
     whole_hessian,
 )
+from tests.selection import slow
 
 NOW = {"momentum": 0.0, "split": "exact", "update_every": 1, "invert_every": 1, "ema": 0.0}
 """This batch's curvature alone, and no draws."""
@@ -93,6 +94,7 @@ def test_a_norm_constraint_over_groups_with_rates_of_their_own():
     close(moved(model, before), -rates * direction / 2, "half as long", 1e-7)
 
 
+@slow("other programs of the same steps")
 def test_batches_of_other_sizes_and_lengths():
     """One sample, two words, seven: factors and diagonals are each batch's."""
     model, _, _ = tokens()

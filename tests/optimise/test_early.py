@@ -14,6 +14,7 @@ from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.products import add_products_
 from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.reference import reference
+from tests.selection import few
 
 QUANTITIES = ["grad", "variance"]
 BY_ROWS = ((SquaresByRows.name, 0),)
@@ -31,6 +32,7 @@ def network():
     return model, torch.randn(5, 3, 6, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 2])
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantities", [["variance"], QUANTITIES])
 def test_they_are_the_same(quantities):
     model, X, y = network()

@@ -10,7 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.derive.compression import compressed
 from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.test_quantities import EXACT, check_exact
 
 
@@ -40,6 +40,7 @@ def autoencoder(activation=nn.Sigmoid):
     return model, torch.randn(3, 40, dtype=torch.float64), torch.randn(3, 40, dtype=torch.float64)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
 def test_an_autoencoder_is_compressed_at_its_code(activation):
     model, X, y = autoencoder(activation)

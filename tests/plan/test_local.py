@@ -136,6 +136,7 @@ def test_memory_does_not_grow_with_the_columns():
     assert compiled.predicted_memory(1) < whole_columns / 2
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("options", [{"backend": "torchscript"}, {"memory_budget": "3MiB"}, {"autotune": True}],
                          ids=str)
 def test_with_other_options(options, tmp_path, monkeypatch):

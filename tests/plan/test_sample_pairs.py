@@ -78,6 +78,7 @@ def test_a_budget_sends_pairs_of_blocks_back(backend):
         close(sum(result.batch_dot.values()), expected.gradients @ expected.gradients.T, "batch_dot")
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("size", [1, 60_000])
 def test_beside_what_adds_up(temporaries, size):
     """What is summed over samples goes in chunks, inner products in pairs; the numbers are those of whole batches."""

@@ -15,6 +15,7 @@ from hbpcompiler.quantities import EACH, GRADIENT, NORM, SUM, WEIGHTED
 from tests import stages
 from tests.clipped import AGAIN_LIMITS, FORMED_LIMITS, KEPT_LIMITS
 from tests.derive.carried import planned as by_hand
+from tests.selection import slow
 
 X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
 
@@ -72,6 +73,7 @@ def test_parameters_clipped_by_themselves_keep_nothing():
     assert [total.group for total in plan.sums] == ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
 
 
+@slow("one budget of many")
 def test_a_memory_budget_sends_seeds_back_again():
     """Images, whose gradients at the convolutions would be most of the memory."""
     torch.manual_seed(0)

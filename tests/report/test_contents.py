@@ -24,6 +24,7 @@ from hbpcompiler.report.layers import packed
 from hbpcompiler.report.tracks import Histogram, Layers, Series, Track, tracks_of
 from hbpcompiler.runs import read
 from tests.report import made_up
+from tests.selection import slow
 
 
 def series(values, first=0):
@@ -163,6 +164,7 @@ def test_the_density_of_alpha_has_the_area_of_what_it_covers():
     assert torch.trapezoid(density(values, grid), grid).item() == pytest.approx(0.9, abs=0.01)
 
 
+@slow("each instrument has its test")
 def test_every_instrument_is_drawn_or_named_as_missing(tmp_path):
     keys = {heading: {instrument.key for instrument in instruments} for heading, instruments in COLUMNS.items()}
     assert keys == {  # Cockpit's 14; its gauge of the tests is two

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.routes.factors import HalfInputFactor
 from hbpcompiler.reference import kflr
 from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import few
 
 NAME = HalfInputFactor.name
 
@@ -54,6 +55,7 @@ def test_signs_of_an_indefinite_curvature():
         close(found[name].A, expected[name].A, name)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_it_leaves_out_three_eighths(backend):
     model, X, y = wide(64)

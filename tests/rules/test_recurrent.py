@@ -12,7 +12,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.errors import LengthsWarning
 from hbpcompiler.reference import reference, relative_error
-from tests.selection import few
+from tests.selection import few, slow
 from tests.ways import WAYS
 
 FIRST = ["grad", "batch_grad", "batch_l2", "variance", "diag_ggn"]
@@ -75,6 +75,7 @@ def loops(code):
             if f"{name}(" in body}
 
 
+@slow("random layers; fixed ones are beside it")
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(kind=st.sampled_from(list(KINDS)), sizes=st.tuples(*[st.integers(1, 4)] * 4), layers=st.integers(1, 2),
        options=st.fixed_dictionaries({name: st.booleans() for name in ("bidirectional", "bias", "batch_first")}),

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune import thresholds
 from hbpcompiler.compiler.tune.thresholds import first_faster, last_cached, last_recycled, measure_limits
 from hbpcompiler.limits import MEASURED, ON_GPU
+from tests.selection import slow
 
 CPU = torch.device("cpu")
 
@@ -49,6 +50,7 @@ def test_thresholds_of_lists():
     assert first_faster({1: 0.5, 2: 1.0}) is None
 
 
+@slow("it measures")
 def test_it_measures_for_real(monkeypatch):
     found = measure_limits(CPU)
     assert 2**19 <= found.recycled_bytes <= 2**27
