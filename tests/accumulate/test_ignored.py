@@ -112,6 +112,33 @@ def test_labels_that_the_loss_makes_are_counted(name):
                 torch.testing.assert_close(total[quantity][parameter], value)
 
 
+OF_LENGTHS = {
+    "a mask": (lambda o, y: cross_entropy(o[y > 0], y[y > 0]), lambda y: y > 0),
+    "the next word": (lambda o, y: cross_entropy(
+        o[:, :-1].reshape(-1, 4), torch.where(y[:, 1:] == 2, -100, y[:, 1:]).reshape(-1)), lambda y: y[:, 1:] != 2),
+    "positions first": (lambda o, y: cross_entropy(
+        o.transpose(0, 1).reshape(-1, 4), y.t().masked_fill(y.t() == 0, -100).reshape(-1)), lambda y: y != 0),
+    "up to a label": (lambda o, y: cross_entropy(o.mT, torch.where((y == 3).cumsum(1) > 0, -100, y)),
+                      lambda y: (y == 3).cumsum(1) == 0),
+}
+
+
+@pytest.mark.parametrize("name", OF_LENGTHS)
+def test_labels_that_the_loss_makes_of_sequences_of_several_lengths(name):
+    """Also where there are as many samples as positions."""
+    torch.manual_seed(0)
+    loss, counts = OF_LENGTHS[name]
+    model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 4)).double()
+    batches = [(torch.randint(7, shape), torch.randint(4, shape)) for shape in ((3, 4), (5, 6), (4, 4), (6, 6))]
+    terms = [counts(y).sum() for _, y in batches]
+    right = sum(loss(model(X), y) * own for (X, y), own in zip(batches, terms, strict=True)) / sum(terms)
+    gradient = torch.autograd.grad(right, model[1].weight)[0]
+    total = hbp.accumulate(hbp.compile(model, loss, ["grad"]), batches, progress=False)
+    torch.testing.assert_close(total.loss, right)
+    torch.testing.assert_close(total.grad["1.weight"], gradient)
+    assert total.terms == sum(terms)
+
+
 @pytest.mark.parametrize("loss", [
     lambda o, y: cross_entropy(o, y.masked_fill(o.argmax(1) == y, -100)),
     lambda o, y: cross_entropy(o, y.clamp(min=0), weight=torch.tensor([1.0, 2, 3, 4], dtype=o.dtype)),
