@@ -34,4 +34,4 @@ def einsum(equation: str, tensors: Sequence[Tensor], path: Sequence[int] | None 
 
 
 EINSUM = Decomposition(["aten.einsum"], einsum)
-"""Without cases, which have samples in their results: tests/test_loss_spellings.py has losses that end in it."""
+"""Without cases, which have samples in their results: tests/models/test_loss_spellings.py has losses that end in it."""

@@ -55,8 +55,8 @@ def run_part(seed, part, models):
     """Draws and compares `models` of them, here."""
     import hypothesis
 
-    from tests import test_fuzzing
     from tests.kept_overrides import keep_overrides
+    from tests.models import test_fuzzing
 
     keep_overrides()
     warnings.simplefilter("ignore")

@@ -11,7 +11,8 @@ Blocks of one page run in order, in one namespace and in one empty folder:
 
     <!-- needs: a, b -->        names packages without which the page is skipped
 
-Outputs without `...` and all that is generated can be written anew: `pytest tests/test_docs.py --refresh-golden`.
+Outputs without `...` and all that is generated can be written anew:
+`pytest tests/project/test_docs.py --refresh-golden`.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from hbpcompiler.compiler.plan.steps import Tied
 from hbpcompiler.reference import clipped_grad
 from tests.clipped import AGAIN_LIMITS, FORMED_LIMITS, KEPT_LIMITS, WAYS, check_clipped
 from tests.graph_models import MODELS, made
+from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases, few, slow
-from tests.test_random_graphs import graphs
 from tests.uses import USES, used
 
 BY_POSITIONS = hbp.Limits(formed_time=0, route_times=(("Gram over positions", 0),))

@@ -12,8 +12,8 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.program.adding import adding, slots_of
 from hbpcompiler.compiler.program.check import Level, check_program
+from tests.models.test_ways import network
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.test_ways import network
 from tests.ways import WAYS
 
 QUANTITIES = ["grad", "batch_l2", "second_moment", "variance", "diag_h", "kflr"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_modules import draw
+from tests.models.test_modules import draw
 
 try:
     import transformers

@@ -12,7 +12,7 @@ from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.codegen.printer import ATOM
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program.writer import otherwise_named
-from tests.optimise.small import program
+from tests.compiler.optimise.small import program
 
 
 def test_long_paths_are_shortened_from_the_left():

@@ -7,7 +7,7 @@ from hbpcompiler.codegen.roles import Where, is_moving, is_own, role, where_in
 from hbpcompiler.codegen.streams import LETTERS, begins_as_stream
 from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, OPERAND, PREFIX
 from hbpcompiler.compiler.program.writer import named
-from tests.optimise.small import program
+from tests.compiler.optimise.small import program
 
 WHERE = Where(frozenset({"b_0_n1", "norm"}), {"b_0_q_weight": "weight", "weight_2": "weight"})
 

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import hbpcompiler as hbp
 from hbpcompiler.errors import OptionError
 from hbpcompiler.operators.blocks import PASSES, PROGRAMS, Trial
+from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import dense, double, forward, same
 from tests.operators.test_matrices import Custom, Tied, two_losses
 from tests.selection import slow
-from tests.test_random_graphs import graphs
 from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()

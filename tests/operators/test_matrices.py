@@ -11,10 +11,10 @@ from torch import nn
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 import hbpcompiler as hbp
+from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import check, dense, double, forward, same
 from tests.selection import slow
-from tests.test_random_graphs import graphs
 from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
 KINDS = ("ggn", "hessian", "fisher_empirical")
@@ -92,7 +92,7 @@ def per_step(output, y):
 per_step.reduction = "sum"
 
 
-@slow("the axis is found by what tests/match has")
+@slow("the axis is found by what tests/compiler/match has")
 def test_samples_behind_positions():
     """The samples' axis is found: [T, N, features], and [N T, features] with the samples in front or behind."""
     model, X, y = Recurrent().double(), double(3, 2, 2), double(3, 2, 2)

@@ -10,8 +10,8 @@ from hbpcompiler.command.coverage import core_coverage, core_operations, name_of
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.rules.refused import DECOMPOSED, REFUSED
 from hbpcompiler.testing.layer import CaseLayer
+from tests.models.test_random_graphs import FEATURES, Graph, batch, check
 from tests.selection import cases, few
-from tests.test_random_graphs import FEATURES, Graph, batch, check
 
 # Of copy, torch differentiates x[:] = y only.
 OWN = {f"{operation} {i}": (operation, made.cases[i]) for operation, made in builtin().decompositions.items()

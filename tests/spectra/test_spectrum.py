@@ -8,13 +8,13 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import jacobian
+from tests.compiler.match.test_tied import MODELS as TIED
 from tests.graph_models import MODELS
-from tests.match.test_tied import MODELS as TIED
+from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.quantities.test_sampling import columns_drawn
 from tests.selection import cases, few
 from tests.spectra.whole import Whole, by_group, check, flat, near
-from tests.test_random_graphs import graphs
-from tests.test_sampling import columns_drawn
 
 
 def mlp(samples=3, seed=0):

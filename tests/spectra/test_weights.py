@@ -8,10 +8,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import Weighted
+from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.spectra.test_spectrum import NETWORKS, mlp
 from tests.spectra.whole import Whole, check
-from tests.test_random_graphs import graphs
 
 WEIGHTS = torch.tensor([0.5, 2, 0, 1, 3, 0.1], dtype=torch.float64)
 """The first two are positive: by them a program is proven."""
