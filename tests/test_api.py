@@ -71,6 +71,7 @@ def test_backends_agree(backend):
     assert other.kflr["0.bias"].A is None
 
 
+@slow("inductor")
 def test_inductor_is_handed_the_program():
     """What it makes of it is tested above; here its code runs as it is."""
     model, (X, y) = network(), batch()
@@ -83,6 +84,7 @@ def test_inductor_is_handed_the_program():
         assert torch.equal(found[key], value)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     model, (X, y) = network(), batch()

@@ -57,6 +57,7 @@ def test_graphs(name, way):
     check_clipped(model, nn.CrossEntropyLoss(), [X], y, WAYS[way], OTHERS)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", cases(USES, ["tokens"], "test_graphs draws others"))
 def test_every_use_of_a_parameter(name, way):
@@ -92,7 +93,7 @@ def transformer(depth, **options):
     return Layers(depth, **options).double(), torch.randint(7, (3, 5))
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loss_of_tokens_by_a_transformer(way):
     """Whatever the loss divides by, l_n is N times the sample's share of L."""
@@ -145,7 +146,7 @@ class Sequence(nn.Module):
         return self.head(self.steps(x)[0][:, -1])
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_single_precision_and_torchscript(way, backend):

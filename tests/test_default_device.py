@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from tests.selection import few
+from tests.selection import few, slow
 
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h", "kflr", "clipped_grad", "batch_dot"]
 SAMPLED = ["diag_ggn_mc", "kfac", "diag_h_mc", "diag_h_mc_all"]
@@ -44,7 +44,7 @@ def flat(result):
     return [tensor for tensor in found if tensor is not None]
 
 
-@few(2, "quantities and losses have tests of their own")
+@few(1, "quantities and losses have tests of their own")
 @pytest.mark.parametrize("quantities", [EXACT, SAMPLED], ids=["exact", "sampled"])
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), masked], ids=["plain", "masked"])
 def test_programs(quantities, loss, request):
@@ -61,6 +61,7 @@ def test_programs(quantities, loss, request):
         assert torch.equal(own, theirs)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @pytest.mark.usefixtures("_elsewhere")
 def test_what_stands_on_them(tmp_path):
     model, X, y = setting()

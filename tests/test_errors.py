@@ -12,6 +12,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.custom_op import Centred, Knot
+from tests.selection import few
 
 
 def mlp():
@@ -281,6 +282,7 @@ def test_the_loss_is_told_how_to_read_an_output(returned, part):
     hbp.compile(model, lambda output, y: F.cross_entropy(eval(part), y), quantities=["grad"])(X, y)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("pick", [torch.max, torch.median])
 def test_a_loss_that_picks_a_sample(pick):
     def hardest(output, target):
@@ -403,6 +405,7 @@ def test_first_batch(change, standard, words):
         compiled(*wrong)
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize(("change", "standard", "words"), CROSS_ENTROPY)
 def test_later_batch(change, standard, words):
     model, compiled = compiled_before(nn.CrossEntropyLoss)

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.program.adding import adding, slots_of
 from hbpcompiler.compiler.program.check import Level, check_program
 from tests.models.test_ways import network
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import slow
 from tests.ways import WAYS
 
 QUANTITIES = ["grad", "batch_l2", "second_moment", "variance", "diag_h", "kflr"]
@@ -76,6 +77,7 @@ def stack(layers, loss="mean"):
     return model, nn.CrossEntropyLoss(reduction=loss), torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 0])
 
 
+@slow("a large network")
 def test_a_large_program_writes_it_once_for_many_modules():
     model, loss, X, y = stack(12, "sum")
     compiled = hbp.compile(model, loss, QUANTITIES)

@@ -16,6 +16,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.quick import seconds_at_most
 from hbpcompiler.compiler.cost.rounds import rounds_of
 from hbpcompiler.long_calls import in_words, reporting
+from tests.selection import slow
 
 EVERY = hbp.Limits(announced_seconds=0.0, spatial_bytes=2**12, recycled_bytes=2**12, vector_bytes=2**10)
 """Every call is long, and goes in chunks."""
@@ -134,6 +135,7 @@ def test_a_process_without_stderr(monkeypatch: pytest.MonkeyPatch, stderr: Any) 
     assert torch.allclose(total.grad["bias"], gradient.double())
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_short_calls_say_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = hbp.compile(network(), quantities=["diag_h", "kflr"], verify=False)
     monkeypatch.setattr("sys.stderr", Terminal())

@@ -311,6 +311,7 @@ def test_a_call_in_a_compiled_function_is_left_alone():
         agrees(result, model, x, y)
 
 
+@slow("several models whole; warnings of each are looked at in its own test")
 def test_no_warning_comes_from_within_torch():
     """Where warnings are errors, as in many projects' tests."""
     code = ("import torch, hbpcompiler as hbp\n"

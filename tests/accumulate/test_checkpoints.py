@@ -111,6 +111,7 @@ def test_ctrl_c_while_a_batch_is_added_counts_behind_it(tmp_path, monkeypatch, a
     assert_same(run(checkpoint=path), run())
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @pytest.mark.usefixtures("_heard")
 def test_ctrl_c_while_a_program_adds_counts_behind_the_batch(tmp_path, monkeypatch):
     """And a run goes on to the same bits with a program that has to be proven first, of one sample too."""

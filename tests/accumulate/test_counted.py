@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 
 TORCH_LOSS = nn.CrossEntropyLoss()
 WEIGHTED = nn.CrossEntropyLoss(torch.tensor([1.0, 3.0, 0.5]).double())
@@ -34,6 +35,7 @@ def squares(batch):
     return len(batch[1]) ** 2
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("loss", "first", "then"), [
     (SUMMED, samples, None), (SUMMED, None, samples), (SUMMED, samples, squares), (WEIGHTED, weight_of, squares)])
 def test_a_run_goes_on_with_the_count_that_it_began_with(tmp_path, loss, first, then):

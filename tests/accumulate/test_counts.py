@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import few
 
 NAMES = ["grad_histogram", "grad_histogram_2d", "grad"]
 EDGES = {"gradient_edges": torch.linspace(-1, 1, 12, dtype=torch.float64),
@@ -23,6 +24,7 @@ def cut(data, *lengths):
     return list(zip(*(tensor.split(lengths) for tensor in data), strict=True))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("arguments", [{}, EDGES], ids=["octaves", "edges"])
 def test_counts_of_batches_are_those_of_the_whole(reduction, arguments, tmp_path):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 from hbpcompiler.quantities import QUANTITIES
-from tests.selection import few
+from tests.selection import few, slow
 
 EXACT = [name for name, quantity in QUANTITIES.items()
          if quantity.adds and not quantity.arguments and not any(stream.endswith("_mc") for stream in quantity.streams)]
@@ -105,6 +105,7 @@ def padded(batches, length):
     return torch.cat(tokens), torch.cat(labels)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "further losses and quantities")
 @pytest.mark.parametrize(("counted", "in_place"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -142,6 +143,7 @@ TAGGERS = {(reduction, in_place): hbp.compile(TAGGER, nn.CrossEntropyLoss(reduct
            for reduction in ("mean", "sum") for in_place in LIMITS}
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("in_place", [False, True])
 @given(data=st.data(), lengths=st.lists(st.sampled_from([2, 4]), min_size=2, max_size=4),
        reduction=st.sampled_from(["mean", "sum"]))

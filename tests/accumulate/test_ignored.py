@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import hbpcompiler as hbp
+from tests.selection import few, slow
 
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr"]
 LENGTHS = (2, 3, 1, 2)
@@ -31,6 +32,7 @@ def setting(ignored):
     return model, X, y
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("ignored", [-100, 0])
 def test_a_batch_without_terms_counts_its_samples(tmp_path, ignored, in_place):
@@ -64,6 +66,7 @@ def test_a_data_set_without_terms_is_refused():
         compiled(X[2:5], y[2:5])
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_ekfac_of_such_batches():
     model, X, y = setting(-100)
     cut = list(zip(X.split(LENGTHS), y.split(LENGTHS), strict=True))
@@ -95,6 +98,7 @@ MADE = {
 }
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("name", MADE)
 def test_labels_that_the_loss_makes_are_counted(name):
     """None of the batch's own is one that is ignored. The first batch has no label that the masks pick."""
@@ -123,6 +127,7 @@ OF_LENGTHS = {
 }
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", OF_LENGTHS)
 def test_labels_that_the_loss_makes_of_sequences_of_several_lengths(name):
     """Also where there are as many samples as positions."""

@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.accumulate.partial import BATCHES, Partials
+from tests.selection import few
 
 U = 2.0**-24
 """What a float32 operation rounds off."""
@@ -43,6 +44,7 @@ def run(compiled=COMPILED, **options):
     return hbp.accumulate(compiled, batches(), progress=False, **options)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("held", [IN_PLACE.partial_bytes, 0])
 def test_totals_are_those_of_double_precision(held):
     compiled = hbp.compile(network(), None, NAMES, limits=replace(IN_PLACE, partial_bytes=held))
@@ -73,6 +75,7 @@ def test_what_is_small_beside_the_sum_is_not_lost():
     assert abs(single.item() - exact) > 20 * BATCHES * U, "float32 alone would lose it"
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("stop", [1, 2, BATCHES - 1, BATCHES, BATCHES + 1, BATCHES + 4, 2 * BATCHES + 1])
 def test_a_run_goes_on_in_the_middle_to_the_same_bits(tmp_path, stop):
     path = tmp_path / "total.pt"

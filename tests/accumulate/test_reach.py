@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import hbpcompiler as hbp
-from tests.selection import few
+from tests.selection import few, slow
 
 NAMES = ["grad", "variance", "second_moment", "diag_ggn", "kflr"]
 LENGTHS = (2, 5, 3, 6, 4)
@@ -55,6 +55,7 @@ def check(total, right):
         torch.testing.assert_close(total.variance[name], rows.var(0, unbiased=False))
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "in place the sums are the same")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_gradients_are_zero_where_a_parameter_is_not_reached(tmp_path, in_place):
@@ -88,6 +89,7 @@ def test_gradients_are_zero_where_a_parameter_is_not_reached(tmp_path, in_place)
 ORDER = ["all.weight", "all.bias", "long.weight", "long.bias", "head.weight", "head.bias"]
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_parameters_are_in_the_models_order():
     """Whichever a batch reached first: a vector of a curvature has theirs one behind the other."""
     model, batches = setting()
@@ -102,6 +104,7 @@ def test_parameters_are_in_the_models_order():
     torch.testing.assert_close(hbp.curvature(merged.kflr) @ v, hbp.curvature(total.kflr) @ v)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "in place the sums are the same")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_quantities_chosen_for_what_some_batches_do_not_reach(tmp_path, in_place):
@@ -125,6 +128,7 @@ def test_quantities_chosen_for_what_some_batches_do_not_reach(tmp_path, in_place
         hbp.accumulate(compiled, [batches[0], batches[2]], progress=False)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_counts_of_what_some_batches_do_not_reach_are_refused():
     model, batches = setting()
     refused = pytest.raises(hbp.InputError, match=r"grad_histogram cannot be added up.* long\.bias, long\.weight")

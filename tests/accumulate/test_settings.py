@@ -50,7 +50,7 @@ OTHERS = {
 FIRST = {"loss's attribute": Own(1.0), "what a loss holds": times(1.0)}
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_model_or_loss_is_refused(tmp_path, name):
     path = tmp_path / "total.pt"
@@ -67,6 +67,7 @@ def test_another_model_or_loss_is_refused(tmp_path, name):
     torch.testing.assert_close(whole.loss, loss(model()(X), Y).detach())
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("first", "second"), [({"joint_bias": True}, {}), ({}, {"joint_bias": True}),
                                                ({"mc_samples": 2}, {})])
 def test_other_options_are_refused(tmp_path, first, second):

@@ -117,7 +117,7 @@ def test_graphs(name):
 WAY = ["all columns, some samples", "tails of one column", "chunks in chunks in chunks", "pooled"]
 
 
-@few(2, "other ways")
+@few(1, "other ways")
 @pytest.mark.parametrize("way", cases([way for way in WAYS if not way.startswith("route")], WAY,
                                       "weights are multiplied with before any way begins"))
 def test_ways(way):
@@ -185,7 +185,7 @@ LOSSES = {
 }
 
 
-@few(2, "other losses")
+@few(4, "other losses")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name):
     loss, y = LOSSES[name]
@@ -259,6 +259,7 @@ def convolutions():
 FACTORS = ["kflr", "kflr_reduce", "ekfac"]
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("kind", ["chain", "words"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_whole_weights_repeat_samples(kind, reduction):
@@ -279,6 +280,7 @@ def test_whole_weights_repeat_samples(kind, reduction):
     check_ones(compiled, X, y)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("joint_bias", [False, True])
 def test_eigenvectors_and_joint_blocks(joint_bias):
     """A of what is sampled; its columns are those without weights times the weight's root."""

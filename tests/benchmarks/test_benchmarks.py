@@ -359,6 +359,7 @@ def test_a_small_run_over_data_sets():
     assert "after 19 batches" in done.output
 
 
+@slow("a benchmark")
 def test_backends_of_laplace():
     """The exact methods agree; a table of whatever was measured."""
     pytest.importorskip("laplace")
@@ -446,6 +447,7 @@ def test_large_networks_are_those_of_the_papers(name, last):
     assert given.model(given.inputs).shape == (1, 1000)
 
 
+@slow("a benchmark")
 def test_a_small_large_network(tmp_path, monkeypatch):
     monkeypatch.setitem(LARGE, "densenet", Large("DenseNet", None, lambda: DenseNet([1], 4), ("grad",)))
     monkeypatch.setattr(large, "in_subprocess", large.measure)  # where it is known

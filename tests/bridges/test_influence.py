@@ -91,6 +91,7 @@ def setting():
     return Setting()
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @pytest.mark.filterwarnings("ignore")
 def test_scores_of_pairs_and_of_samples_themselves(setting):
     with pytest.warns(UserWarning, match="'unused'"):

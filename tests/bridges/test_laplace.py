@@ -22,6 +22,7 @@ from laplace.utils import FeatureExtractor
 
 from hbpcompiler.bridges.kept import kept
 from hbpcompiler.bridges.laplace import HbpEF, HbpGGN
+from tests.selection import few
 
 LIKELIHOODS = ["classification", "regression"]
 
@@ -59,6 +60,7 @@ def hessians(likelihood, output):
     return torch.eye(output.shape[-1]).expand(len(output), -1, -1)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_ggn(likelihood):
     """Jacobians, matrix, diagonal; of a subnetwork too, whose other layers no program computes."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 from hbpcompiler.bridges.opacus import clip, fill_grad_sample
+from tests.selection import few
 
 BOUND = 0.4
 
@@ -50,6 +51,7 @@ def sample_gradients(model, X, y):
     return dict(zip(own, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_gradients_of_samples(reduction):
     """Whatever the loss divides by; what comes before the optimizer's step is kept; unused parameters have zeros."""

@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.codegen.conditions import conditions
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.trace.sizes import EVERY
+from tests.selection import few, slow
 
 
 class Covariance(nn.Module):
@@ -49,6 +50,7 @@ def test_a_file_refuses_other_lengths_and_batches_that_go_another_way():
     assert "this file is for batches of N samples with N > 4" in compiled.code
 
 
+@slow("files for one length are tested")
 def test_a_file_for_any_length_asks_for_what_it_needs():
     compiled = hbp.compile(Covariance(), quantities=["grad"], dynamic={"x": [1]})
     compiled(*batch(4, 8))
@@ -90,6 +92,7 @@ def test_a_saved_file_refuses_lengths_that_nobody_looked_at(tmp_path):
             each(state, X, y)
 
 
+@slow("a saved file")
 def test_a_saved_file_is_for_the_lengths_between_those_of_the_calls(tmp_path):
     model = Covariance().double()
     compiled = hbp.compile(model, quantities=["grad"], dynamic={"x": [1]})
@@ -119,6 +122,7 @@ def test_targets_have_as_many_samples_as_the_inputs_and_no_further_axes():
         'assert list(y.shape) == [images.shape[0]], "y is not [N], for which this file was written"']
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("target", [torch.zeros(1), torch.zeros(()), torch.zeros(6, 1), torch.zeros(3)])
 @pytest.mark.parametrize("script", [False, True])
 def test_targets_that_would_be_broadcast_are_refused(target, script):
@@ -152,6 +156,7 @@ class Threshold(nn.Module):
         return 2 * found if self.condition(len(x)) else found
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("condition", "size"), [
     (lambda n: n > 1000, 1001), (lambda n: 3 * n >= 1000, 334), (lambda n: n * n > 10**6, 1001),
     (lambda n: n < 300, 300),

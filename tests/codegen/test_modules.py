@@ -83,6 +83,7 @@ def test_a_residual_block_is_a_call_forward_and_a_call_back(monkeypatch):
     assert shared.predicted_memory(64) <= 1.001 * plain.predicted_memory(64)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_what_a_module_keeps_leaves_its_table_on_the_way_back(monkeypatch):
     shared, _ = both(residual([4, 4, 4]), ["variance", "diag_h"], monkeypatch)
     kept = re.findall(r'^    saved\[path \+ "\.([\w.]+)"\] = ', shared.code, re.M)
@@ -91,6 +92,7 @@ def test_what_a_module_keeps_leaves_its_table_on_the_way_back(monkeypatch):
     assert sorted(kept) == sorted(taken)
 
 
+@slow("alike blocks are tested")
 def test_blocks_of_other_widths_are_one_function_where_few_numbers_differ(monkeypatch):
     shared, plain = both(residual([4, 4, 6, 6]), ["grad", "batch_l2"], monkeypatch)
     assert len(re.findall(r"^def block\w*\(.*-> Tensor", shared.code, re.M)) <= 3
@@ -115,6 +117,7 @@ class Encoder(nn.Module):
         return self.head(h[:, 0])
 
 
+@slow("a transformer; residual blocks are tested")
 @pytest.mark.parametrize("quantities", cases([["grad", "batch_l2"], ["kfac", "diag_ggn_mc"]], [["grad", "batch_l2"]],
                                              "the same functions"))
 def test_layers_of_a_transformer_share_functions(quantities, monkeypatch):
@@ -125,6 +128,7 @@ def test_layers_of_a_transformer_share_functions(quantities, monkeypatch):
     assert shared.predicted_memory(64) <= 1.02 * plain.predicted_memory(64)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_turns_of_samples_read_their_part_of_what_is_kept(monkeypatch):
     options = {"limits": hbp.Limits(cache_bytes=1 << 14)}
     model = residual([4, 4, 4, 4])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import hbpcompiler as hbp
 from hbpcompiler.codegen import emit
-from tests.selection import few
+from tests.selection import few, slow
 
 X, Y = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
 
@@ -79,6 +79,7 @@ def test_alike_blocks_are_written_once(quantities, monkeypatch):
     assert sizes[0] <= 1.02 * sizes[1]
 
 
+@slow("alike blocks are tested")
 def test_numbers_that_differ_are_arguments(monkeypatch):
     shared, plain = both(residual([4, 4, 4, 6, 6, 6]), ["grad", "diag_ggn"], monkeypatch)
     (head,) = re.findall(r"^def batch_norm_back\([^)]*\)", shared.code, re.M)
@@ -100,6 +101,7 @@ class Grouped(nn.Sequential):
         self.eval()
 
 
+@slow("alike blocks are tested")
 def test_numbers_that_differ_reach_the_turns_of_loops(monkeypatch):
     limits = hbp.Limits(cache_bytes=1, one_by_one_bytes=0, large_item_numbers=1, route_times=(("chunked product", 0),))
     shared, plain = both(Grouped(), ["grad", "batch_l2"], monkeypatch, limits=limits)
@@ -118,6 +120,7 @@ class Views(nn.Module):
         return self.linear(x).view(len(x), *self.axes).tanh().view(len(x), 6, 8)
 
 
+@slow("alike blocks are tested")
 def test_a_view_is_spelled_by_the_shape_that_it_has_in_every_place(monkeypatch):
     """[1, 6, 8] and [6, 2, 4] become [6, 8]: the same call of reshape, but flatten(2, 3) and flatten(3, 4)."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.selection import slow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -272,6 +273,7 @@ def test_short_forms_are_explained():
     assert "In names: " not in code(mlp(), ["grad"])
 
 
+@slow("large programs; the goldens are looked at in test_golden")
 def test_no_line_is_too_long():
     for make in [*SETTINGS.values(), lambda: deep(4), lambda: vit().code, lambda: gru().code]:
         assert not [line for line in make().splitlines() if len(line) > 120]
@@ -286,6 +288,7 @@ def test_shapes_stand_behind_statements_and_are_whole():
         assert not [line for line in lines if re.search(r"\w : \w+( \+ \w+)?[\],]", line)]
 
 
+@slow("a large program")
 def test_a_large_program_is_scripted_as_it_is_written():
     compiled = vit()
     batch = (torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2]))

@@ -63,7 +63,7 @@ class Model(nn.Module):
         return self.last(self.transformer(x))
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("order", [(1, 2, 0), (0, 1, 2), (2, 0, 1)])
 def test_what_is_split_first_and_shaped_afterwards_and_sums_of_three(order):
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from hbpcompiler.codegen.segments import segments
 from hbpcompiler.codegen.sharing import arguments, share
 from tests.codegen.test_outline import assert_same, both, run
 from tests.codegen.test_outline_parts import chain
-from tests.selection import few
+from tests.selection import few, slow
 
 CHUNKS = hbp.Limits(cache_bytes=1, one_by_one_bytes=0, large_item_numbers=2**9,
                     route_times=(("chunked product", 0),))
@@ -34,6 +34,7 @@ class Mixed(nn.Sequential):
         self.eval()
 
 
+@slow("alike blocks are tested")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantities", [["grad", "batch_l2"], ["variance", "kfac"]])
 def test_alike_loops_share_a_function(quantities, monkeypatch):

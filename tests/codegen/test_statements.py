@@ -16,6 +16,7 @@ from hbpcompiler.codegen.turns import VARIABLE
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import Limits
+from tests.selection import few
 
 
 def printed(graph, given):
@@ -64,6 +65,7 @@ def small():
                          nn.Linear(8 * 36, 3))
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantity", ["variance", "diag_h"])
 def test_a_turn_that_makes_large_tensors_is_a_function(quantity):
     X, y = torch.randn(6, 2, 8, 8), torch.arange(6) % 3

@@ -116,6 +116,7 @@ def test_explain(folder):
     assert "3.weight" in done.output
 
 
+@slow("rules of users are tested")
 def test_rules_and_those_of_the_users(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from hbpcompiler.elementwise import elementwise, x\nR = elementwise('hbptests.unheard_of', x)\n")

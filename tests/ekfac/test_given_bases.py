@@ -90,7 +90,7 @@ def whole(request):
     return model, loss, X, y, result, bases_like(result.ekfac)
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("way", cases(WAYS, ["turned after, tiny chunks", "tails"], "each also in plan/ and routes/"))
 def test_every_layer_every_way(whole, way):
     model, loss, X, y, result, bases = whole
@@ -113,6 +113,7 @@ def test_uses_of_a_tied_parameter_are_one(name):
     check(found, result, bases, None, "tied")
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("options", [{"joint_bias": True}, {"backend": "torchscript"},
                                      {"verify": "full", "curvature_dtype": torch.bfloat16}])
 def test_ekfac_is_these_in_its_own_eigenvectors(options):

@@ -11,7 +11,7 @@ from hbpcompiler.curvature import Dense, Diagonal, EigenKronecker
 from hbpcompiler.ekfac.structure import met_by, structure_of
 from hbpcompiler.reference import ggn_block
 from tests.agreement import close
-from tests.selection import cases
+from tests.selection import cases, few, slow
 
 SAMPLES, CLASSES = 9, 3
 
@@ -69,6 +69,7 @@ def by_group(block, groups):
     return torch.block_diag(*[block[n : n + size, n : n + size] for n in range(0, len(block), size)])
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize(("columns", "reduction"), [("exact", "mean"), ("empirical", "sum")])
 def test_squares_by_hand_and_the_best_eigenvalues(columns, reduction):
     model, X, y = setting()
@@ -152,6 +153,7 @@ READS = 1
 """Before the two passes: the first batch is looked at."""
 
 
+@slow("two passes over a data set")
 @pytest.mark.parametrize("passes", cases([READS + 1, READS], [READS + 1], "accumulate's own tests interrupt one pass"))
 def test_an_interrupted_run_goes_on_in_either_pass(tmp_path, passes):
     model, X, y = setting()

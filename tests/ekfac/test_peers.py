@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hbpcompiler as hbp
 from tests.agreement import close
 from tests.bridges.test_kronfluence import fitted
+from tests.selection import few
 
 SAMPLES = 60
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -21,6 +22,7 @@ def setting():
     return model, TensorDataset(torch.randn(SAMPLES, 1, 6, 6).double(), torch.randint(4, (SAMPLES,)))
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_products_are_curvlinops(reduction):
     """Weights with their biases, of exact columns and of gradients; batches of several sizes."""

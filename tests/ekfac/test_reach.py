@@ -29,6 +29,7 @@ def columns(model, batches, name, kind):
     return torch.cat(found)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "other orders of the batches")
 @pytest.mark.parametrize(("kind", "reduction"), [("exact", "mean"), ("empirical", "sum")])
 @pytest.mark.parametrize("order", ORDERS)
@@ -82,6 +83,7 @@ def test_draws_of_samples_in_any_order():
     close(found[1].to_dense(), found[0].to_dense(), "another order")
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_patterns_of_what_no_batch_reaches():
     model, batches = setting()
     short = [batches[0], batches[2]]

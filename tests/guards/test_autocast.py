@@ -22,7 +22,7 @@ MODELS = {
 }
 
 
-@few(2, "the other order of the states")
+@few(1, "the other order of the states")
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_each_state_has_its_program(name, first):

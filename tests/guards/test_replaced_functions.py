@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import hbpcompiler as hbp
 from hbpcompiler.guards.walk import Walk
+from tests.selection import few
 
 
 class Short(nn.Module):
@@ -74,6 +75,7 @@ def search(benchmark: bool) -> None:
     torch.backends.cudnn.benchmark = benchmark
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("kind", "turn", "on", "off"), [
     (Threads, torch.set_num_threads, torch.get_num_threads() + 1, torch.get_num_threads()),
     (Precise, torch.set_float32_matmul_precision, "high", "highest"),
@@ -91,6 +93,7 @@ def test_switches_of_torchs_that_the_code_names(kind: type[Short], turn: Any, on
     assert len(compiled._guards) == 2
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("kind", "holder", "name", "other"), [
     (Short, F, "relu", torch.tanh), (Long, F, "relu", torch.tanh), (Whole, torch, "tanh", torch.sigmoid),
     (Short, math, "pi", 3.0)])

@@ -22,6 +22,7 @@ from torch import nn
 
 from hbpcompiler.guards.ambient import ambient
 from hbpcompiler.guards.walk import Walk
+from tests.selection import few
 
 GLOBAL, TABLE = 2.0, {"scale": 1.0}
 
@@ -348,6 +349,7 @@ CHANGES = {
 }
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen_and_going_back_finds_the_old_state(name):
     model, loss, change = CHANGES[name]()

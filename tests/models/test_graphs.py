@@ -13,7 +13,7 @@ from tests.selection import few
 QUANTITIES = ("grad", "batch_grad", "batch_l2", "batch_inner", "second_moment", "variance", "diag_ggn", "diag_h")
 
 
-@few(8, "further cases of one kind")
+@few(5, "further cases of one kind")
 @pytest.mark.parametrize("name", MODELS)
 def test_agrees_with_brute_force(name):
     check(*made(name))
@@ -39,7 +39,7 @@ def near(found, expected, what):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11, msg=lambda text: f"{what}: {text}")
 
 
-@few(6, "further cases of one kind")
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", MODELS)
 def test_kronecker_factors(name):
     """Of linear layers and convolutions against the definition; of all parameters, their sizes."""

@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.models.test_modules import check, draw
+from tests.selection import few
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
 PLACES = torch.tensor([[0, 3, -1], [2, 2, 1]])
@@ -74,6 +75,7 @@ MODELS = {
 }
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_against_brute_force(name):
     torch.manual_seed(0)

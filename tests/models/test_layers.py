@@ -6,7 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
-from tests.selection import few
+from tests.selection import few, slow
 
 QUANTITIES = ("grad", "batch_grad", "diag_ggn", "diag_h")
 INDICES = torch.tensor([[0, 2, 2, 1], [4, 1, 0, 1], [1, 1, 1, 1]])
@@ -131,6 +131,7 @@ def test_random_slopes_are_refused_in_train_mode_and_their_mean_is_not():
     check(model.eval(), [x])
 
 
+@slow("derived rules have tests")
 def test_a_trained_grid_has_a_derived_rule():
     class Warp(nn.Module):
         def __init__(self):
@@ -160,7 +161,7 @@ NEIGHBOURS = {
 }
 
 
-@few(5, "other functions")
+@few(2, "other functions")
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_functions_beside_others_on_the_same_value(name):
     class Around(nn.Sequential):

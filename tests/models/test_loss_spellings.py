@@ -121,7 +121,7 @@ SUMS = {
 }
 
 
-@few(4, "the same comparison of two losses")
+@few(2, "the same comparison of two losses")
 @pytest.mark.parametrize(("name", "kind"), [*[(name, "mean") for name in MEANS], *[(name, "sum") for name in SUMS]])
 def test_what_stays_is_a_mean_and_what_doubles_is_a_sum(name, kind):
     check(MEANS[name] if kind == "mean" else Summed(SUMS[name]), plain(), TARGET, SCALES[2:4])
@@ -256,6 +256,7 @@ INSIDE = {
 }
 
 
+@slow("spellings")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", INSIDE)
 def test_loss_functions_inside_a_loss(name):
@@ -272,6 +273,7 @@ class Tagger(nn.Module):
         return torch.tanh(self.layer(x)).view(x.shape[0], 2, 3)
 
 
+@slow("spellings")
 def test_flat_token_losses_inside_a_loss():
     tags = {"y": torch.tensor([[0, 2], [-100, 1], [1, 1], [2, -100]])}
 
@@ -291,6 +293,7 @@ TOKEN_MEANS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", TOKEN_MEANS)
 def test_flat_token_losses_over_a_number_are_means(name):
     tags = {"y": torch.tensor([[0, 2], [-100, 1], [1, 1], [2, -100]])}
@@ -361,7 +364,7 @@ TRAINED = {
 }
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", TRAINED)
 def test_losses_of_two_trained_values(name):
     check(lambda output, target: TRAINED[name](*output), Two(), TARGET, [*SCALES, "diag_h"])

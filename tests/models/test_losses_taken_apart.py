@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.agreement import agree
+from tests.selection import few
 
 X = torch.randn(3, 4, dtype=torch.float64)
 SIGNS = torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0], [1.0, 1.0, -1.0]], dtype=torch.float64)
@@ -49,6 +50,7 @@ class Angles(nn.Module):
         return F.cosine_similarity(first[:, None], second[:, :, None].tanh(), 2, self.eps)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("eps", [1e-8, 1.2])
 def test_norms_below_eps_are_differentiated_as_torch_does(eps):
     torch.manual_seed(0)

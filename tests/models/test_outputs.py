@@ -14,7 +14,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, reference
 from tests.agreement import close
 from tests.models.test_modules import draw
-from tests.selection import cases, few
+from tests.selection import cases, few, slow
 
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h"]
 
@@ -85,6 +85,7 @@ TOKEN_LOSSES = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(TOKEN_LOSSES, ("view", "class weights", "log-likelihood", "shifted"), SPELLED))
 def test_flat_token_losses(name):
     check(Tagger(), TOKEN_LOSSES[name], (draw(2, 3, 2),), TAGS.clamp(min=0) if name == "ignored" else TAGS)
@@ -185,6 +186,7 @@ FORMS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(FORMS, ("tuple", "nested", "hidden used too"),
                                        "forms are taken apart in tests/compiler/trace"))
 def test_several_outputs(name):
@@ -208,6 +210,7 @@ def test_columns_of_several_outputs():
         close(factors[name].B, ggn_block(model, loss, (x,), y, name), name)
 
 
+@slow("3 s; one output is compared")
 def test_sampled_columns_of_several_outputs():
     returned, loss = FORMS["tuple"]
     model, x, y = Several(returned), draw(2, 2), draw(2, 2)
@@ -388,6 +391,7 @@ def test_tasks():
     assert not result.kflr["scale.weight"].B.any()
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("loss", [
     lambda out, y: F.cross_entropy(out, y) + 2 * F.cross_entropy(3 * out, y, reduction="sum"),
     lambda out, y: F.cross_entropy(out, y) - (out**3).mean(),
@@ -431,6 +435,7 @@ def bump(output, target):
     return (1 - (-((output - target) ** 2)).exp()).mean()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("quantity", ["diag_ggn", "diag_ggn_mc", "kflr", "kfac", "kfra"])
 def test_an_indefinite_ggn_is_warned_of_once(quantity):
     compiled = hbp.compile(nn.Linear(2, 3).double(), bump, [quantity])
@@ -443,6 +448,7 @@ def test_an_indefinite_ggn_is_warned_of_once(quantity):
         compiled(draw(3, 2), draw(3, 3))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("loss", "quantity"), [
     (bump, "grad"), (bump, "diag_h"), (nn.MSELoss(), "diag_ggn"), (nn.MSELoss(reduction="sum"), "kflr"),
     (lambda out, y: 0.5 * F.mse_loss(out, y), "kfac"), (lambda out, y: F.mse_loss(out, y) / out.shape[0], "diag_ggn")])

@@ -186,7 +186,7 @@ OF_NUMBERS = [by_a_mask_written_twice, in_a_column, flags, squared, written_out,
               rows_of_three, of_logarithms, probabilities]
 
 
-@few(8, "further cases of one kind")
+@few(4, "further cases of one kind")
 @pytest.mark.parametrize("loss", OF_TOKENS + OF_NUMBERS)
 def test_losses(loss):
     model, X, y = tokens() if loss in OF_TOKENS else numbers()
@@ -278,7 +278,7 @@ def gated(self, x):
     return out
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize(("split", "shape"), [(put, (6, 2)), (put, (4, 3, 2)), (put_by_places, (6, 2)),
                                               (scattered, (6, 2)), (gated, (6, 2))])
 def test_experts(split, shape):

@@ -5,6 +5,7 @@ import torch
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import few
 from tests.transformers_models import bert, cross_entropy, deberta, gpt2, llama, needed, resnet, swin, tied_gpt2, vit
 
 pytestmark = needed
@@ -29,6 +30,7 @@ def check(make, quantities, tolerance=1e-8):
             assert error < tolerance, f"{quantity} of {name}: relative error {error:.1e}"
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("make", [swin, deberta])
 def test_samples_merged_with_windows_and_heads(make):
     """Of first order: `match/test_windows.py` has the Hessians of smaller models."""

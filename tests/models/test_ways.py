@@ -146,7 +146,7 @@ def test_random_chains_as_large_networks(setting, way):
     check_exact(*setting, ["batch_l2", "diag_ggn", "diag_h"], limits=WAYS[way])
 
 
-@few(2, "the same functions of other graphs")
+@few(1, "the same functions of other graphs")
 @pytest.mark.parametrize("name", MODELS)
 def test_graphs_as_large_networks(name):
     model, X, y = made(name)
@@ -232,6 +232,7 @@ def test_losses_with_curvature_of_their_own(loss, way):
     check_own(loss, limits=WAYS[way])
 
 
+@slow("5 s; each way, and each such loss, has tests")
 @pytest.mark.parametrize("loss", cases(OWN_LOSSES, ["product"], "the same budgets"))
 def test_losses_with_curvature_of_their_own_within_budgets(loss):
     kept = 0

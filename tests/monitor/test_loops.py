@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Callable[..., Any]]] = {
     "names": (lambda: TwoInputs().double(), two_losses, by_name)}
 
 
-@few(2, "other loops")
+@few(1, "other loops")
 @pytest.mark.parametrize("name", list(CASES))
 def test_beside_other_loops(name: str) -> None:
     make, loss, train = CASES[name]

@@ -20,7 +20,7 @@ from hbpcompiler.report.contents import contents
 from hbpcompiler.report.tracks import tracks_of
 from hbpcompiler.runs import read
 from tests.monitor.networks import batch, chain
-from tests.selection import few
+from tests.selection import few, slow
 
 
 def noisy() -> nn.Module:
@@ -238,6 +238,7 @@ def test_a_step_that_is_not_due_runs_nothing(monkeypatch: pytest.MonkeyPatch) ->
         monitor.observe(*batch(5, 0))
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_parameters_that_are_thawed_and_copies_of_a_monitor() -> None:
     model, loss = chain().double(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -356,6 +357,7 @@ def test_gradients_that_are_not_finite_are_counted_in_the_outermost_bins(tmp_pat
     assert "no value is finite" in said["grad_norm"]
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_no_gradients_of_single_samples_are_kept(optimizer: type[torch.optim.Optimizer]) -> None:

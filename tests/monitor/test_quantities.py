@@ -14,7 +14,7 @@ from hbpcompiler.monitor.histograms import magnitude_edges
 from hbpcompiler.monitor.seen import TINY
 from hbpcompiler.reference import reference
 from tests.monitor.networks import NETWORKS, alpha_by_hand, batch, chain, flat, hessian, per_sample
-from tests.selection import few
+from tests.selection import few, slow
 
 N = 6
 CASES = [(name, reduction) for name in NETWORKS for reduction in ("mean", "sum")]
@@ -43,7 +43,7 @@ def close(found: float, expected: float, tolerance: float = 1e-8) -> None:
     assert found == pytest.approx(float(expected), rel=tolerance, abs=1e-12)
 
 
-@few(2, "other optimizers")
+@few(1, "other optimizers")
 @pytest.mark.parametrize(("name", "reduction"), CASES)
 def test_every_quantity_is_what_a_loop_gives(name: str, reduction: str) -> None:
     model, loss = made(name), nn.CrossEntropyLoss(reduction=reduction)
@@ -169,6 +169,7 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
             "groups": torch.optim.SGD([{"params": own[:1], "lr": 0.5}, {"params": own[1:], "lr": 0.1}])}
 
 
+@slow("optimizers whole")
 def test_alpha_of_any_optimizer_is_that_of_saved_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("adam", "momentum", "groups"):
         model, loss = made("chain"), nn.CrossEntropyLoss()
@@ -187,6 +188,7 @@ def test_alpha_of_any_optimizer_is_that_of_saved_gradients(monkeypatch: pytest.M
     assert monitor.run.by_step[0].values["lr"] == {"group 0": 0.5, "group 1": 0.1}
 
 
+@slow("many steps")
 def test_alpha_is_exact_on_a_quadratic_by_both_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     (x, _), generator = batch(N, 0), torch.Generator().manual_seed(5)
     target = torch.randn(N, 3, dtype=torch.float64, generator=generator)

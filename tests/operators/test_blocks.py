@@ -16,7 +16,7 @@ from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import dense, double, forward, same
 from tests.operators.test_matrices import Custom, Tied, two_losses
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.transformers_models import cross_entropy, needed, tied_gpt2
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
@@ -54,6 +54,7 @@ def test_tied_and_unused_parameters_and_several_outputs():
     check(model, two_losses, inputs, y, ["idle", "scale"])
 
 
+@slow("a transformer")
 @needed
 def test_a_tied_transformer_with_inputs_by_name():
     """GPT-2's tokens, some of which are ignored."""
@@ -61,6 +62,7 @@ def test_a_tied_transformer_with_inputs_by_name():
     check(model.double().eval(), cross_entropy, x, y, ["transformer.wte.weight", "transformer.ln_f.weight"])
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_one_sample_and_unequal_batches_of_a_loader(reduction):
     """Class weights; the last batch has one sample."""
@@ -185,6 +187,7 @@ def test_a_parameter_that_is_frozen_later():
     same(operators[PROGRAMS].to_dense(), exact[PROGRAMS])
 
 
+@slow("threads")
 def test_threads_wait_for_each_other():
     """Passes put values in the place of the model's parameters, which another thread's program found."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.4), nn.Linear(4, 3)).double()

@@ -8,7 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.operators.dense import same
-from tests.selection import few
+from tests.selection import few, slow
 
 
 @pytest.fixture(scope="module", params=["ggn", "hessian"])
@@ -35,6 +35,7 @@ def test_scipy_takes_it(operator):
     numpy.testing.assert_allclose(numpy.sort(values), torch.cat([exact[:2], exact[-2:]]).numpy(), atol=1e-10)
 
 
+@few(1, "further cases of one kind")
 def test_outer_eigenvalues(operator):
     matrix = operator.to_dense()
     values = torch.linalg.eigvalsh(matrix)
@@ -63,6 +64,7 @@ def test_the_last_vectors_are_the_next_start(operator, monkeypatch):
     same(second.values, first.values, 1e-8)
 
 
+@few(1, "further cases of one kind")
 def test_draws_are_the_operator_s_own(operator):
     """No global generator moves, and the same seed draws the same."""
     def drawn(seed):
@@ -97,6 +99,7 @@ def _give_up(operator):
         operator.top(20, "smallest", tolerance=1e-14, most_products=1)
 
 
+@few(1, "further cases of one kind")
 def test_exact_trace_and_diagonal_and_their_estimates(operator):
     matrix = operator.to_dense()
     same(operator.trace(), matrix.trace())
@@ -109,6 +112,7 @@ def test_exact_trace_and_diagonal_and_their_estimates(operator):
     assert (value - matrix.diagonal()).norm() < 0.3 * matrix.diagonal().norm()
 
 
+@slow("many draws")
 def test_estimates_where_nothing_is_exact():
     """XTrace is unbiased, and exact for a matrix of low rank."""
     model = nn.Linear(4, 3).double()
@@ -126,6 +130,7 @@ def test_estimates_where_nothing_is_exact():
     assert 0.3 * values.std() < errors.square().mean().sqrt() < 3 * values.std()
 
 
+@slow("many draws")
 @few(1, "further cases of one kind")
 def test_density(operator):
     values = torch.linalg.eigvalsh(operator.to_dense())

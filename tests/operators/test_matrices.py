@@ -112,6 +112,7 @@ def test_samples_behind_positions():
         same(found.to_dense(), operators["fisher_empirical"].to_dense())
 
 
+@slow("a transformer")
 @needed
 def test_a_tied_transformer_with_inputs_by_name():
     """GPT-2's tokens, some of which are ignored; a few products, as the matrix is large."""
@@ -175,6 +176,7 @@ def test_a_loss_that_is_not_convex():
         hbp.operator(model, loss, (X, y), "fisher_sampled")
 
 
+@slow("many draws")
 def test_sampled_fishers_have_the_ggn_as_their_mean():
     model, X = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Dropout(0.2), nn.Linear(3, 3)).double(), double(4, 2)
     for loss, y in ((nn.CrossEntropyLoss(), torch.tensor([0, 2, 1, 2])), (nn.MSELoss(reduction="sum"), double(4, 3))):

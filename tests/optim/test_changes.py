@@ -23,7 +23,7 @@ def moved(model, before):
     return {name for name, value in values(model).items() if not torch.equal(value, before[name])}
 
 
-@few(2, "one base class for all")
+@few(1, "one base class for all")
 @pytest.mark.parametrize("make", EVERY)
 def test_a_parameter_moves_while_it_is_trainable(make):
     """A bias apart from its weight, a weight from its bias, a whole layer: frozen and thawed again."""
@@ -62,7 +62,7 @@ def test_a_gradient_of_one_part_of_a_block_is_kept():
     assert model[0].bias.grad is None
 
 
-@few(2, "one base class for all")
+@few(1, "one base class for all")
 @pytest.mark.parametrize("make", EVERY)
 def test_copies_and_pickles_go_on_alike(make):
     model, X, y = chain()
@@ -133,6 +133,7 @@ def test_named_parameters_are_taken_as_torch_takes_them():
     assert moved(model, before) == before.keys()
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_a_number_that_no_step_can_be_made_with_is_refused_whenever_it_is_set(make):
     """By hand, or by a scheduler, after steps that were right; what is right again goes on."""
@@ -220,6 +221,7 @@ def test_a_refused_state_of_some_layers_changes_nothing():
     assert (other.steps, other.param_groups[0]["lr"], dict(other.state)) == (0, 0.5, {})
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("curvature", ["kflr", "diag_ggn"])
 def test_a_layer_of_another_shape_begins_anew(curvature):
     model = wide(4)

@@ -56,7 +56,7 @@ def dense_of(block):
     return block.to_dense()
 
 
-@few(4, "further cases of one kind")
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("name", "split"), [
     ("kfac", "pi"), ("kfac_reduce", "exact"), ("kflr_reduce", "pi"), ("kfac_emp", "exact"),
     ("ekfac", "exact"), ("ekfac_emp", "exact"), ("diag_ggn_mc", "exact"), ("blocks", "exact"), ("blocks_mc", "pi")])
@@ -138,7 +138,7 @@ SCALED = [lambda model, loss, c: hbp.optim.EKFAC(model, loss, damping=0.3 * c, c
           lambda model, loss, c: hbp.optim.Newton(model, loss, damping=0.3 * c)]
 
 
-@few(3, "the damping is one function")
+@few(2, "the damping is one function")
 @pytest.mark.parametrize("make", SCALED)
 def test_a_loss_times_c_with_a_damping_times_c_makes_the_same_steps(make):
     steps = []

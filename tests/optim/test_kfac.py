@@ -11,7 +11,7 @@ import hbpcompiler as hbp
 from hbpcompiler.optim.quadratic import Quadratic, QuadraticModel
 from hbpcompiler.optim.together import Together
 from tests.optim.models import chain, close, flat, gradient, mean_loss, tokens, values, whole_ggn
-from tests.selection import few
+from tests.selection import few, slow
 
 NO_DRAWS = {"curvature": "kflr", "split": "exact", "update_every": 1, "invert_every": 1, "ema": 0.0}
 
@@ -144,6 +144,7 @@ def test_damping_follows_the_reduction_ratio():
     assert optimizer.last_ratio == pytest.approx(1.0, rel=1e-6)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("damping", "then"), [(1.0, 0.95), (1.01e-3, 1e-3), (1e-3, 1e-3), (1e-5, 1e-5)])
 def test_damping_does_not_fall_for_ever(damping, then):
     """Where the ratio is always 1; one that was given below the least damping stays."""
@@ -261,6 +262,7 @@ def test_what_the_quadratic_model_found_is_no_given_number():
     assert free.param_groups[0]["lr"] != 0.1
 
 
+@slow("many steps")
 def test_the_quadratic_model_of_a_model_that_draws():
     """Masks of its own in each step, the same in a step that is made again, and right in the mean."""
     torch.manual_seed(0)
@@ -335,6 +337,7 @@ def test_ekfac_is_the_second_moments_in_the_bases_of_the_averaged_factors():
         close(model[0].bias.detach() - before["0.bias"], expected[:, -1], f"step {step}, bias", 1e-7)
 
 
+@slow("many steps")
 def test_kfra_and_sampled_factors_go_down():
     for optimizer_of in (hbp.optim.KFRA, hbp.optim.KFAC, hbp.optim.EKFAC):
         model, X, _ = chain(samples=32)

@@ -127,7 +127,7 @@ CASES = [(name, narrow) for name in MAKES] + [(name, wide) for name in BY_MODEL]
     (BY_MODEL[0], shallow), (BY_MODEL[0], normed)]
 
 
-@few(2, "other optimizers and networks")
+@few(1, "other optimizers and networks")
 @pytest.mark.parametrize(("name", "network"), CASES)
 def test_no_step_takes_more_than_one_program(name, network):
     """The most that tensors hold in a step beyond what they held before it: on steps that find the inverse or bring the

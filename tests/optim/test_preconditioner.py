@@ -13,6 +13,7 @@ from hbpcompiler.optim.averages import Averages
 from hbpcompiler.optim.kinds import KINDS, with_factors
 from hbpcompiler.values import Stored
 from tests.optim.models import blocks, chain, close, flat, gradient, mean_loss, tokens, values, whole_ggn
+from tests.selection import few, slow
 
 
 def grads(model):
@@ -26,6 +27,7 @@ def signed(name, value):
 DIAGONALS = ["diag_ggn", "diag_h_abs", "diag_h_clip", "second_moment"]
 
 
+@slow("optimizers whole")
 def test_diagonals_of_two_batches():
     """Averages are weighted without bias: after two batches (1 - d) / (1 - d^2) of the newest."""
     for name in DIAGONALS:
@@ -44,6 +46,7 @@ def test_diagonals_of_two_batches():
         close(loss, mean_loss(model(X), y).detach(), "loss")
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", ["kflr", "kfac_emp_reduce"])
 def test_kronecker_factors_with_shared_damping_are_equations_28_and_29(name):
     model, X, y = tokens()
@@ -89,6 +92,7 @@ def test_whole_blocks_with_a_damping_for_each():
         close(found.flatten(), torch.linalg.solve(dense, own[name].flatten()), name)
 
 
+@slow("many steps")
 def test_sums_have_the_fisher_matrix_of_sums():
     """A sum's curvature is N times that of the mean: with N times the damping the step is the same."""
     for name in ("second_moment", "kfac_emp", "kflr", "diag_ggn"):
@@ -149,6 +153,7 @@ def test_kl_clip_bounds_the_step_in_the_norm_of_curvature():
     close(flat(grads(model)), free, "no step is short")
 
 
+@slow("many steps")
 def test_a_run_that_is_resumed_is_bit_equal_and_draws_are_its_own():
     def run(pre, optimizer, steps, X, y):
         for _ in range(steps):

@@ -13,7 +13,7 @@ from tests.optim.test_changes import EVERY, moved
 from tests.selection import few
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_a_batch_that_is_not_finite_is_left_out(make):
     """At first, and later: parameters, averages and the number of steps stay; it is said once."""
@@ -39,6 +39,7 @@ def test_a_batch_that_is_not_finite_is_left_out(make):
         assert torch.equal(value, before[name]), name
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 @pytest.mark.filterwarnings("ignore::hbpcompiler.NotFiniteWarning")
 def test_a_batch_whose_gradient_alone_is_not_finite_is_left_out(make):
@@ -51,6 +52,7 @@ def test_a_batch_whose_gradient_alone_is_not_finite_is_left_out(make):
     assert not moved(model, before)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_gradients_of_a_closure_that_are_not_finite_are_left_out(make):
     model, X, y = chain()
@@ -139,6 +141,7 @@ def test_clipping_between_gradient_and_curvature_and_behind_it():
     assert max(float(parameter.grad.abs().max()) for parameter in model.parameters()) <= 1e-3
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast(dtype):
     """Gradients in half precision, parameters, averages and inverses in single; steps that find factors in single,
@@ -182,7 +185,7 @@ def test_schedulers_set_the_rate_and_groups_may_come_later(make):
     assert moved(model, before) == before.keys()
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("make", EVERY)
 def test_every_optimizer_is_resumed_bit_equal(make):
     """In the middle of the intervals: after step 3 of updates every 2, inverses every 4."""
@@ -203,7 +206,7 @@ def test_every_optimizer_is_resumed_bit_equal(make):
         assert torch.equal(value, values(again)[name]), name
 
 
-@few(3, "one state_dict for all")
+@few(1, "one state_dict for all")
 @pytest.mark.parametrize("make", EVERY)
 @pytest.mark.parametrize("before", [torch.float32, torch.float64])
 def test_a_state_of_another_dtype_and_a_model_that_is_cast(make, before):

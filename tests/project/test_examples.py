@@ -144,6 +144,7 @@ def swirling(reduction):
     return model.double(), nn.CrossEntropyLoss(reduction=reduction), X, y
 
 
+@slow("rules of users are tested")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_quantity_works_with_a_rule_file(rule, reduction):

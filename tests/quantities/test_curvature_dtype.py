@@ -141,6 +141,7 @@ def test_random_networks(setting):
         assert error(found[quantity], expected[quantity]) < 10 * SINGLE, quantity
 
 
+@slow("chunks and dtypes each have tests")
 @pytest.mark.parametrize("chunk", [700, pytest.param(1, marks=slow("the same loops, shorter"))])
 def test_in_chunks(chunk):
     model, X, y = problem("cnn", torch.float64)
@@ -252,6 +253,7 @@ def test_columns_take_half_the_memory():
     assert rounded.predicted_memory(256) < 0.7 * plain.predicted_memory(256)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_without_the_option_nothing_is_cast(dtype):
     model, X, y = problem("cnn", torch.float32)

@@ -116,6 +116,7 @@ def test_operations_whose_factor_has_the_eigenvectors(name, curvature):
     agree(model, nn.CrossEntropyLoss(), X, y, curvature)
 
 
+@slow("schemes are compared with brute force")
 @few(1, "other networks")
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_positive_schemes_bound_the_hessian(name):

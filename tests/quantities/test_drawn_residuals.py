@@ -97,6 +97,7 @@ def test_what_is_drawn_has_the_exact_diagonal_for_its_mean(build, shape, drawn, 
         close(found[name], value, name)
 
 
+@slow("many calls; known signs are compared")
 def test_random_signs_are_drawn_at_each_call_and_their_mean_is_the_diagonal():
     """The mean of many calls, to a few of its own deviations; and how far one with many draws is."""
     model, X, y = problem(Mixed, 3, 4, 3)
@@ -117,6 +118,7 @@ def test_random_signs_are_drawn_at_each_call_and_their_mean_is_the_diagonal():
         assert 0.7 * first - 1e-12 <= second <= 1.4 * first + 1e-12, name
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "the other scheme")
 @pytest.mark.parametrize("curvature", ["pch_abs", "pch_clip"])
 def test_what_is_drawn_of_positive_curvature(curvature, monkeypatch):
@@ -152,6 +154,7 @@ def test_residuals_without_drawn_sums_have_their_columns_combined_unless_these_a
         close(value, exact[name], name)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantity", ["diag_h_mc", "diag_h_mc_all"])
 @pytest.mark.parametrize(("build", "shape"), [

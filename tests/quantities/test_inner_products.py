@@ -72,7 +72,7 @@ def test_graphs(name, way):
     BruteForce(model, loss, [X], y).check(result.gram["all"], result.cross["all"], f"{name} by {way}")
 
 
-@few(2, "other pairs of uses")
+@few(1, "other pairs of uses")
 @pytest.mark.parametrize("name", USES)
 def test_uses_of_a_parameter_in_groups(name):
     """Tied weights, embeddings, norms, convolutions of all kinds, attention, a recurrent layer; a group for each half
@@ -86,7 +86,7 @@ def test_uses_of_a_parameter_in_groups(name):
         BruteForce(model, loss, [X], y, own).check(result.gram[group], result.cross[group], f"{group} of {name}")
 
 
-@few(2, "other layers")
+@few(1, "other layers")
 @pytest.mark.parametrize("way", OF_INNER_PRODUCTS)
 def test_tables_by_index(way):
     """Rows of parameters that are picked by tensors of indices, index_select and an embedding, equal ones among them;

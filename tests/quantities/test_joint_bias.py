@@ -14,7 +14,7 @@ from hbpcompiler.reference import ggn_block, kfac_emp, kflr
 from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.quantities.test_empirical_factors import OF_FACTORS
-from tests.selection import slow
+from tests.selection import few, slow
 from tests.ways import WAYS
 
 EXACT = {"kflr": (kflr, False), "kflr_reduce": (kflr, True), "kfac_emp": (kfac_emp, False),
@@ -91,6 +91,7 @@ class Mixed(nn.Module):
         return self.plain(self.norm(torch.tanh(self.frozen(torch.tanh(self.bare(x) + self.added)))))
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_what_does_not_meet_in_one_operation_stays_apart():
     torch.manual_seed(0)
     model, X, y = Mixed().double(), torch.randn(3, 2, 4, dtype=torch.float64), torch.randint(3, (3, 2))
@@ -184,6 +185,7 @@ def test_factors_of_some_parameters_and_of_weights_stored_as_inputs_times_output
     assert result.kflr["head.weight"].A.shape == (4, 4)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("way", ["nothing fits the cache", "inner products sample by sample"])
 def test_sampled_factors_and_eigenvalues_are_those_of_their_own_columns(way):
     """The draws are the same in all quantities of a program, so that the columns say what the others must be."""

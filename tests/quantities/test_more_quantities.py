@@ -11,7 +11,7 @@ from hbpcompiler.quantities import BATCH, WITHOUT_VECTORS
 from hbpcompiler.reference import ggn_block, hessian_block, reference
 from tests.agreement import agree, close
 from tests.networks import dense_chains, settings_of, spatial_chains
-from tests.selection import few
+from tests.selection import few, slow
 
 RANDOM = st.one_of(settings_of(dense_chains()), settings_of(spatial_chains()))
 
@@ -107,6 +107,7 @@ def test_sampled_hessian_diagonal_in_expectation_and_where_it_is_exact():
         assert 0 < (found[name] - exact[name]).norm() < 0.05 * exact[name].norm()
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_hessian_diagonal_with_a_sampled_ggn(reduction):
     """The same draws as diag_ggn_mc and diag_h_mc in one program; its mean is the exact diagonal."""
@@ -195,6 +196,7 @@ def pieces(value):
     return [value]
 
 
+@slow("4 s; mlp_everything's golden file and random networks")
 @few(1, "another network")
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(reduction="sum")])
 def test_all_quantities_in_one_program_are_those_of_one_each(loss):

@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, kflr, kfra, reference
 from tests.agreement import close
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import few
 
 EXACT = ["grad", "batch_grad", "batch_l2", "batch_inner", "second_moment", "variance", "diag_ggn", "diag_h"]
 THOROUGH = settings(max_examples=2 * settings().max_examples)
@@ -85,6 +86,7 @@ def test_kflr_of_one_sample_is_the_exact_block():
         close(torch.kron(factors[name].B, factors[name].A), block, name)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_ragged_and_single_batches_use_one_program(reduction):
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def test_random_graphs(setting, reduction, weighted):
         assume(False)
 
 
-@few(2, "other pairs of uses")
+@few(1, "other pairs of uses")
 @pytest.mark.parametrize("name", USES)
 def test_uses_of_a_parameter(name):
     model, X, y = used(name)
@@ -130,7 +130,7 @@ def test_uses_of_a_parameter(name):
     check_vectors(model, nn.CrossEntropyLoss(reduction="sum"), [X], y, groups, (3, 1), padding=name == "tokens")
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", ["transformer", "tokens", "recurrent"])
 def test_weights_of_samples(name):
     """Attention, norms, embeddings, tied tables; the gradients are those of w_n l_n."""

@@ -20,6 +20,7 @@ from hbpcompiler.rule import (
 )
 from hbpcompiler.rule.decomposition import Decomposition
 from tests.agreement import agree
+from tests.selection import few
 
 
 def function(*given):
@@ -145,6 +146,7 @@ def test_a_contraction_of_other_axes_leaves_that_use_to_torch(tmp_path):
     assert "derived_affine" in of_affine(tmp_path, AFFINE).code
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("op.input)", "None)", r"speaks of an operand, \"ni\": give it one"),
     ("op.input)", "op.input.unsqueeze(1))", r"says \"ni\" of what is \[2, 1, 6\] here.*a letter for each axis"),

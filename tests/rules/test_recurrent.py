@@ -110,6 +110,7 @@ class ByHand(nn.Module):
         return self.head(torch.stack(outputs, 1)).transpose(1, 2)
 
 
+@slow("recurrent layers are compared")
 def test_the_factors_are_those_of_steps_by_hand():
     torch.manual_seed(0)
     model = Reader(nn.LSTM(2, 3, batch_first=True), "all").double()
@@ -123,7 +124,7 @@ def test_the_factors_are_those_of_steps_by_hand():
             assert (mine is other is None) or relative_error(mine, other) < 1e-9, name
 
 
-@few(2, "other gates")
+@few(1, "other gates")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_loop_each_way_whatever_the_length(kind):
     torch.manual_seed(0)
@@ -137,6 +138,7 @@ def test_a_loop_each_way_whatever_the_length(kind):
     assert lines[0] == lines[1]
 
 
+@slow("recurrent layers at many lengths")
 @few(1, "other gates")
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_one_program_for_any_length(kind):
@@ -154,7 +156,7 @@ def test_one_program_for_any_length(kind):
     assert repr(compiled).endswith("programs=1)")
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_torchscript(kind):
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def test_torchscript(kind):
     assert loops(assert_right(model, *batch(2, 4, 2), ["grad", "diag_ggn"], backend="torchscript").code)
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("way", ["tails of one column", "as on a GPU", "all columns, sample by sample",
                                  "chunks in chunks in chunks"])
 def test_in_chunks(way):
@@ -194,6 +196,7 @@ def test_a_frozen_layer_below():
     assert loops(assert_right(model, *batch(3, 4, 2), FIRST).code) == {"lstm_steps": 1}
 
 
+@slow("4 s; the loops are compared with brute force")
 @few(1, "the same loop, other gates")
 @pytest.mark.parametrize("kind", ["lstm", "gru", "tanh"])
 def test_curvature_inside_is_that_of_the_steps_written_out(kind):
@@ -207,6 +210,7 @@ def test_curvature_inside_is_that_of_the_steps_written_out(kind):
     assert said not in assert_right(model, *batch(2, 3, 2), ["diag_ggn"]).explain()
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_a_layer_inside_the_loss_is_written_out():
     class Judged(nn.Module):
         def __init__(self):
@@ -243,6 +247,7 @@ class Both(nn.Module):
         return self.head(torch.cat([rows, columns], -1).mean((1, 2)))
 
 
+@slow("recurrent layers whole")
 def test_samples_merged_with_other_axes():
     torch.manual_seed(0)
     x, y = torch.randn(2, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 2])
@@ -250,6 +255,7 @@ def test_samples_merged_with_other_axes():
     assert loops(compiled.code) == {"lstm_steps": 4, "lstm_steps_back": 8}
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_where_dtypes_differ_the_steps_are_written_out():
     """Autocast rounds products alone; the first call compares the program with the model's own pass."""
     torch.manual_seed(0)

@@ -133,7 +133,7 @@ class Attending(nn.Module):
         return self.last(self.inner(rows, rows, rows)[0][:, 0])
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("kind", [Recurrent, Attending])
 def test_a_forward_that_somebody_assigned_is_what_runs(kind, verify):

@@ -19,7 +19,7 @@ from hbpcompiler.testing import check_case
 from hbpcompiler.testing.layer import FRAME, CaseLayer
 from hbpcompiler.testing.setting import SAMPLES, Setting
 from tests.compiler.match.taken_away import derived_rule_of, without
-from tests.selection import cases
+from tests.selection import cases, few
 
 SIZE = 40
 """Of these numbers in the tensors of a case, at most: brute force takes a backward pass for each."""
@@ -73,6 +73,7 @@ def check_derived(operation, rule, case):
     check_case(derived, operation, case)
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("use", cases(FIRST, FIRST[::6], "others are differentiated as well"), ids=lambda use: use[0])
 def test_a_derived_rule_keeps_the_contract(use):
     check_derived(*use)

@@ -13,7 +13,7 @@ from tests.graph_models import MODELS
 from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.quantities.test_sampling import columns_drawn
-from tests.selection import cases, few
+from tests.selection import cases, few, slow
 from tests.spectra.whole import Whole, by_group, check, flat, near
 
 
@@ -28,7 +28,7 @@ def one(step):
     return flat({name: value[None] for name, value in step.items()}, step)
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("groups", ["all", "layer", "parameter", [["0.weight", "2.bias"], ["2.w*"]],
                                     {"biases": ["*.bias"]}], ids=str)
 def test_groups(groups):
@@ -51,6 +51,7 @@ def test_chains(setting):
     check(spectrum, Whole(model, loss, [X], y))
 
 
+@slow("chains are compared")
 @given(graphs())
 def test_graphs(setting):
     model, X, y = setting
@@ -80,7 +81,7 @@ NETWORKS = {
 }
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(NETWORKS, ["transformer", "LSTM", "tied recurrent", "tied convolution"],
                                        "joined as the others are"))
 def test_networks_that_are_no_chains(name):
@@ -92,6 +93,7 @@ def test_networks_that_are_no_chains(name):
     check(hbp.spectrum(model)(X, y), Whole(model, nn.CrossEntropyLoss(), [X], y))
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("groups", ["all", "parameter"])
 def test_sampled_columns_are_those_of_the_same_draws(groups):
     """Also in the second pass, with dropout drawn anew; torch's generator moves as by one call."""
@@ -150,6 +152,7 @@ def test_which_eigenvectors():
     assert [bool(step[group].any()) for group, step in steps.items()] == [True, False, False, True]
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_slopes_of_other_samples(reduction):
     """Curvature on some, gradients on others; for a sum the gradient counts as that of the curvature's N samples."""

@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import Weighted
 from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import few
 from tests.spectra.test_spectrum import NETWORKS, mlp
 from tests.spectra.whole import Whole, check
 
@@ -39,6 +40,7 @@ def test_graphs(setting, reduction):
         assume(False)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", ["transformer", "tied recurrent"])
 def test_attention_and_tied_weights(name):
     torch.manual_seed(0)

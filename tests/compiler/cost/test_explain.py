@@ -18,7 +18,7 @@ from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
 from hbpcompiler.compiler.plan.steps import Close, Pull
 from hbpcompiler.compiler.routes import alternatives
 from hbpcompiler.compiler.trace.graph import N
-from tests.selection import few
+from tests.selection import few, slow
 
 
 def network():
@@ -125,7 +125,7 @@ def test_a_machine_turns_costs_into_seconds():
     assert DEFAULT.batched_per_second == DEFAULT.multiply_adds_per_second
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("share", [0.4, 0.55, 0.7, 0.85])
 def test_any_budget_is_explained(share):
     torch.manual_seed(0)
@@ -138,6 +138,7 @@ def test_any_budget_is_explained(share):
     assert chosen == dict(model.named_parameters()).keys()
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_sites_in_chunk_loops_count_all_their_chunks():
     """A budget cuts the columns into chunks; the work stated for them is that of the whole."""
     torch.manual_seed(0)
@@ -156,6 +157,7 @@ def test_sites_in_chunk_loops_count_all_their_chunks():
     assert work[0] == work[1]
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_limits_that_decided_something_are_shown_and_others_that_were_changed():
     title = "Limits that decided something"
     assert title not in hbp.compile(nn.Linear(3, 2), quantities=["grad"], limits=hbp.Limits(), example_inputs=(

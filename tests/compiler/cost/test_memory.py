@@ -25,6 +25,7 @@ def batch(samples):
     return torch.randn(samples, 1, 8, 8, dtype=torch.float64), torch.randint(3, (samples,))
 
 
+@slow("given budgets are tested")
 def test_without_a_budget_calls_keep_to_what_is_free(monkeypatch):
     X, y = batch(24)
     model, limits = network(), hbp.Limits(unchecked_bytes=2**10, free_share=0.5)
@@ -216,6 +217,7 @@ def test_a_batch_beyond_the_budget_is_refused_before_anything_runs():
         compiled(X[: fits + 1], y[: fits + 1])
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_loops_over_axes_and_samples_are_counted_whole():
     """A budget makes the file run on meta tensors: patches of three axes, and what is made sample by sample."""
 

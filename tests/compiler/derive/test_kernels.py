@@ -8,6 +8,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
 from hbpcompiler.rule import fused_attention, fused_attention_back
+from tests.selection import slow
 
 KERNELS = ("gelu_backward", "threshold_backward", "native_layer_norm_backward", "native_group_norm_backward",
            "_softmax_backward_data")
@@ -82,6 +83,7 @@ class Attention(nn.Module):
         return self.out(met.transpose(1, 2).flatten(2)).mean(1)
 
 
+@slow("2 s; a way that is taken for speed")
 def test_attention_is_one_kernel_where_gradients_alone_come_back():
     X, y = torch.randn(3, 5, 4, dtype=torch.float64), torch.tensor([0, 2, 1])
     for causal in (False, True):

@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.selection import few
 
 SHAPES = {"grad": (0, 3), "batch_grad": (5, 0, 3), "diag_h": (0, 3), "variance": (0, 3), "batch_diag_h": (5, 0, 3),
           "sqrt_ggn": (5, 2, 0, 3), "jacobian": (5, 3, 0, 3)}
@@ -25,6 +26,7 @@ def data():
     return WithNothing().double(), torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("name", SHAPES)
 def test_results_have_its_shape(name):
     model, X, y = data()

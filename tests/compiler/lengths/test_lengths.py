@@ -148,6 +148,7 @@ def test_every_length_and_batch_size_against_a_fresh_program(kind, quantities, l
     assert " N T" in compiled.explain(2).replace("^2", "")
 
 
+@slow("a transformer; the numbers at other lengths are compared")
 def test_the_text_has_the_length_in_it_and_nothing_of_the_first_one():
     """11 is no other length of this model."""
     compiled = hbp.compile(Transformer(True, True, False), of_tokens, ["grad", "diag_ggn"])
@@ -163,6 +164,7 @@ def test_the_text_has_the_length_in_it_and_nothing_of_the_first_one():
     assert repr(compiled).endswith("programs=1)")
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_a_loop_over_positions_needs_a_program_for_each_length():
     class Recurrent(nn.Module):
         def __init__(self):
@@ -189,6 +191,7 @@ def test_a_loop_over_positions_needs_a_program_for_each_length():
     assert "There is no program for every length: " in compiled.explain()
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_what_a_stride_rounds_has_no_formula():
     model = conv(2).double()
     compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["grad", "diag_ggn"])
@@ -205,6 +208,7 @@ def test_what_a_stride_rounds_has_no_formula():
     right_at(9)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_a_model_that_changes_its_way_at_some_length():
     """In between those at which it was checked nothing shows that; the proof at the length does."""
     class Odd(nn.Module):
@@ -265,6 +269,7 @@ def right_output(compiled, model, length):
         torch.testing.assert_close(mine, other)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_without_proofs_what_a_model_does_at_each_length_is_still_seen():
     """Between 6, 10 and 11 nothing says that 8 is another way."""
     model = Scaled(lambda self, length: 2.0 if length % 4 == 0 else 1.0).double()
@@ -284,6 +289,7 @@ def test_tensors_that_python_looks_up_by_length():
     right_output(compiled, model, 8)
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_each_state_of_the_model_has_its_program_for_any_length():
     model = Scaled(lambda self, length: self.scale).double()
     compiled = hbp.compile(model, nn.MSELoss(), ["grad"])

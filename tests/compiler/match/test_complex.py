@@ -7,7 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.complex_regions import in_pairs, regions, without_unread
 from hbpcompiler.reference import reference, relative_error
-from tests.selection import cases
+from tests.selection import cases, few
 from tests.stages import traced
 
 QUANTITIES = ("grad", "batch_grad", "variance", "diag_ggn", "diag_h")
@@ -80,6 +80,7 @@ FUNCTIONS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(FUNCTIONS, {"rotary", "abs", "conj", "power"}, "the same regions"))
 def test_functions_by_way_of_complex_numbers(name):
     torch.manual_seed(0)

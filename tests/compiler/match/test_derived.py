@@ -10,7 +10,7 @@ from hbpcompiler.compiler.match.derived import notes
 from hbpcompiler.compiler.match.probe import close
 from tests.compiler.match.test_complex import Between, X, Y, check
 from tests.custom_op import Swirl
-from tests.selection import cases, few
+from tests.selection import cases, few, slow
 from tests.stages import traced
 
 
@@ -46,13 +46,14 @@ FUNCTIONS = {
 }
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("name", cases(FUNCTIONS, {"solve", "eigh", "trained grid", "trained limits"}, "as those"))
 def test_functions_without_a_rule(name):
     torch.manual_seed(0)
     check(Between(FUNCTIONS[name]).double())
 
 
+@slow("2 s; each operation's rule is taken away in test_taken_away")
 def test_parameters():
     """A matrix of trained numbers meets samples; another is made of trained numbers alone."""
     def function(model, h):
@@ -68,6 +69,7 @@ def test_a_users_operation_whose_backward_torch_knows():
     check(nn.Sequential(nn.Linear(4, 3), Swirl(), nn.Linear(3, 2)).double())
 
 
+@slow("derived rules have tests")
 def test_a_function_of_torchs_calls():
     compiled = hbp.compile(Between(FUNCTIONS["inverse"]).double(), quantities=["grad"], example_inputs=(X, Y))
     graph = compiled._current().matched.graph
@@ -95,6 +97,7 @@ def test_the_file_says_what_was_derived_and_where():
     assert compiled.predicted_memory(8) > 0
 
 
+@slow("ways and derived rules each have tests")
 def test_every_way_of_chunks_meets_derived_rules():
     torch.manual_seed(0)
     model = Between(FUNCTIONS["solve"]).double()
@@ -105,6 +108,7 @@ def test_every_way_of_chunks_meets_derived_rules():
         assert all(close(found[name], value) for name, value in expected.items())
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_what_is_refused():
     def refused(function, words, x=X, **options):
         with pytest.raises(hbp.UnsupportedOpError, match=words):

@@ -46,7 +46,7 @@ def results(product, shape):
     return hbp.compile(Layers(product), quantities=QUANTITIES)(X, y)
 
 
-@few(2, "other orders of the same axes")
+@few(1, "other orders of the same axes")
 @pytest.mark.filterwarnings("ignore:.*bias")  # where it does not reach the loss
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", WRITTEN)
@@ -101,6 +101,7 @@ OTHERS = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.filterwarnings("ignore:.*bias")
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_none_keeps_its_numbers(name):

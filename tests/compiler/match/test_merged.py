@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.models.test_modules import EXACT, check, draw
+from tests.selection import few
 
 
 class Merged(nn.Module):
@@ -35,6 +36,7 @@ def test_what_cannot_keep_samples_apart_is_refused():
         hbp.compile(Sorted().double(), quantities=["grad"])(draw(2, 2, 3), torch.tensor([0, 1]))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("shape", [(3,), (1, 3)])
 @pytest.mark.parametrize("padding", [None, 1])
 def test_embedded_positions(shape, padding):

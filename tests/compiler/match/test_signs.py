@@ -10,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.signs import never_negative
 from tests.agreement import agree
-from tests.selection import few
+from tests.selection import few, slow
 from tests.stages import matched
 
 
@@ -52,7 +52,7 @@ def setting():
     return model, torch.randn(4, 2, 3).double(), (torch.randint(3, (4, 2)), mask, torch.randn(4, 2).double())
 
 
-@few(2, "other masks")
+@few(1, "other masks")
 @pytest.mark.parametrize("name", CONVEX)
 def test_a_loss_times_what_is_not_negative(name):
     model, X, y = setting()
@@ -73,6 +73,7 @@ def test_a_loss_times_what_may_be_negative(name):
     agree(result, model, UNKNOWN[name], [X], y)
 
 
+@slow("optimizers whole")
 def test_optimizers_take_a_mean_over_a_mask():
     model, X, y = setting()
     before = CONVEX["a mean over a mask"](model(X), y)

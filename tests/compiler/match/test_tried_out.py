@@ -9,6 +9,7 @@ from hbpcompiler.compiler.match import tried_out
 from hbpcompiler.reference import reference
 from tests.agreement import agree
 from tests.custom_op import Swirl
+from tests.selection import few
 
 SWIRL = """
 from hbpcompiler.rule import *
@@ -184,6 +185,7 @@ def test_a_right_loss(tmp_path):
     assert all(torch.allclose(result.grad[name], value) for name, value in expected.items())
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize(("old", "new", "words"), [
     (".square().mean(1)", ".square().mean(1, keepdim=True)", r"each .* must return .* \[2\], not \[2, 1\]"),
     (".square().mean(1)", ".square().mean()", r"each \(l_n, one number for each sample\) .* not \[\]"),

@@ -14,7 +14,7 @@ from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.products import add_products_
 from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.reference import reference
-from tests.selection import few
+from tests.selection import few, slow
 
 QUANTITIES = ["grad", "variance"]
 BY_ROWS = ((SquaresByRows.name, 0),)
@@ -67,6 +67,7 @@ def test_only_what_has_several_large_parts_is_moved():
     assert not is_of_results(result)
 
 
+@slow("memory of whole programs")
 def test_they_take_less_memory():
     model, X, y = network()
     early, late = (hbp.compile(model, quantities=["variance"], limits=limits, example_inputs=(X, y))

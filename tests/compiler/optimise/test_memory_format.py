@@ -8,7 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference, relative_error
-from tests.selection import cases, slow
+from tests.selection import cases, few, slow
 
 FIRST_ORDER = ["grad", "batch_grad", "batch_l2", "second_moment", "variance"]
 LAYOUT = "contiguous(memory_format=torch.channels_last)"
@@ -23,6 +23,7 @@ def network(transposed=False):
     return nn.Sequential(*front, nn.Linear(front(X).shape[1], 4)), X, y
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_first_order(backend, transposed):
@@ -58,6 +59,7 @@ def without_pools(smooth=False):
     return model, torch.randn(3, 3, 17, 13), torch.randint(5, (3,))
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantities", [["diag_ggn"], ["kflr"], ["grad", "batch_grad", "diag_ggn", "kflr"]])
 @pytest.mark.parametrize("backend", ["python", pytest.param("torchscript", marks=slow("test_first_order scripts"))])
 def test_columns_without_pools(quantities, backend):
@@ -103,6 +105,7 @@ def test_signals_have_no_such_layout(quantity):
     assert "product_over_pixels" not in code
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantities", [["diag_ggn"], ["diag_ggn", "batch_diag_ggn", "variance"]])
 def test_one_column_at_a_time_is_multiplied_as_it_lies(quantities):
     model, X, y = without_pools()

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.pages import in_huge_pages
 from hbpcompiler.compiler.program.writer import named
 from tests.compiler.optimise.small import lines, loop, program, run, shaped
+from tests.selection import few
 
 
 def samples(x):
@@ -151,6 +152,7 @@ def test_a_total_that_more_happens_to_begins_with_zeros():
     assert begun(graph) == ["new_zeros"]
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_factors_whose_first_turn_writes(backend):
     """Patches in chunks, whole products and halves, in single precision, where oneDNN makes them; an empty batch."""

@@ -40,6 +40,7 @@ def autoencoder(activation=nn.Sigmoid):
     return model, torch.randn(3, 40, dtype=torch.float64), torch.randn(3, 40, dtype=torch.float64)
 
 
+@slow("compression has tests")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
 def test_an_autoencoder_is_compressed_at_its_code(activation):

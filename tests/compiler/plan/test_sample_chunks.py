@@ -82,6 +82,7 @@ def test_what_keeps_samples_apart_goes_whole():
     assert not loops(compiled)
 
 
+@slow("a transformer")
 def test_memory_of_a_transformer_does_not_grow_with_its_columns():
     """Predicted, as `memory_budget` uses it: a batch four times as large needs little more."""
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from hbpcompiler.compiler.plan.steps import SampleChunks, SamplePairs
 from hbpcompiler.compiler.program.pairs import pairs_of_blocks, put_pairs_
 from tests.agreement import close
 from tests.quantities.test_inner_products import BruteForce
-from tests.selection import few
+from tests.selection import few, slow
 from tests.uses import USES, used
 
 DOUBLE = torch.float64
@@ -54,6 +54,7 @@ def test_any_two_samples_meet(count, block):
     assert torch.equal(found, rows)
 
 
+@slow("3 s; budgets and pairs each have tests")
 @few(1, "another network")
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_a_budget_sends_pairs_of_blocks_back(backend):
@@ -78,6 +79,7 @@ def test_a_budget_sends_pairs_of_blocks_back(backend):
         close(sum(result.batch_dot.values()), expected.gradients @ expected.gradients.T, "batch_dot")
 
 
+@slow("2 s; pairs have tests")
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("size", [1, 60_000])
 def test_beside_what_adds_up(temporaries, size):
@@ -97,7 +99,7 @@ def test_beside_what_adds_up(temporaries, size):
         close(result.kflr[key].B, factors.B, f"B of {key}")
 
 
-@few(2, "other pairs of uses")
+@few(1, "other pairs of uses")
 @pytest.mark.parametrize("name", USES)
 def test_uses_of_a_parameter_in_groups(temporaries, name):
     """Tied weights, convolutions of all kinds, attention, a recurrent layer; parameters in two groups, one in none."""
@@ -113,6 +115,7 @@ def test_uses_of_a_parameter_in_groups(temporaries, name):
         BruteForce(model, loss, [X], y, own).check(result.gram[group], result.cross[group], f"{group} of {name}")
 
 
+@slow("chunks have tests")
 def test_vectors_and_rows_in_chunks_of_samples(temporaries):
     """What a spectrum's other passes ask for: columns of small groups, sums of columns."""
     model, X, y = wide()
@@ -128,6 +131,7 @@ def test_vectors_and_rows_in_chunks_of_samples(temporaries):
             close(result[name][key], value, f"{name} of {key}")
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_a_spectrum_keeps_to_its_budget():
     model, X, y = wide()
     whole = hbp.spectrum(model)

@@ -25,7 +25,7 @@ def network():
                          nn.Flatten(), nn.Linear(48, 4), nn.Sigmoid(), nn.Linear(4, 3)).double()
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("chunk", [1, 700, 4000])
 def test_chunks_change_nothing(chunk):
     """Chunks of one sample and one column, of some columns, and of some samples."""
@@ -49,7 +49,7 @@ def test_chunks_on_random_networks(setting):
     check_exact(*setting, ["diag_h"], limits=in_chunks(900))
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("chunk", [1, pytest.param(300, marks=slow("the batch has two samples"))])
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk):

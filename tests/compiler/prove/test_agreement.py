@@ -48,7 +48,7 @@ def test_random_chains_in_both_dtypes(setting):
         compiled_and_proven(model.to(dtype), *data, loss=loss.to(dtype), quantities=["batch_grad", "diag_h"])
 
 
-@few(2, "other graphs")
+@few(1, "other graphs")
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_graphs_in_small_dtypes(name):
     model, x, y = made(name)

@@ -16,7 +16,7 @@ from hbpcompiler.compiler.prove.prove import _Proof
 from hbpcompiler.compiler.prove.twin import GRAD
 from hbpcompiler.reference import forward, reference
 from tests.agreement import close
-from tests.selection import few
+from tests.selection import few, slow
 
 X = torch.randn(3, 4, dtype=torch.float64)
 Y = torch.randn(3, 2, dtype=torch.float64)
@@ -46,6 +46,7 @@ def by_differences(model, name):
                         for entry in range(parameter.numel())]).view_as(parameter)
 
 
+@slow("one of several")
 @few(1, "another form")
 @pytest.mark.parametrize("old", [False, True])
 def test_weight_norm(old, monkeypatch):

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.quantities import QUANTITIES
 from hbpcompiler.reference import Weighted, reference
 from tests.compiler.prove.test_second_order import chain
+from tests.selection import few
 
 DOUBLE = torch.float64
 IN_GROUPS = ["gram", "cross_mc", "project", "project_ggn", "column_sum"]
@@ -44,6 +45,7 @@ def test_inner_products_in_groups_with_weights():
     assert {name for name, quantity in QUANTITIES.items() if quantity.of_groups} == set(NAMES)
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_wrong_ones_are_noticed(weights):
     """Each a little wrong in a part."""

@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.prove import prove
 from hbpcompiler.compiler.prove.comparison import Comparison
 from hbpcompiler.compiler.prove.in_double import EXPLAINED, Doubled, explained
+from tests.selection import few
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def network():
 BATCH = torch.randn(10, 1, 6, 6), torch.randint(3, (10,))
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("quantity", ["grad", "batch_l2"])
 def test_what_agrees_in_double_precision_is_proven(doubtful, quantity):
     compiled = hbp.compile(network(), quantities=[quantity])

@@ -13,6 +13,7 @@ from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.factors import InputFactor
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from tests.agreement import close
+from tests.selection import few
 
 NAME = SlidingInputFactor.name
 
@@ -84,6 +85,7 @@ def test_both_routes_agree_in_all_backends():
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4 * float(found[0].abs().max()))
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize(("kernel", "size"), [(2, 9), (3, 7), (3, 16), (5, 16)])
 def test_it_needs_fewer_multiply_adds(kernel, size):
     """By its formula, which is what is counted, and by at least half the window."""
@@ -105,6 +107,7 @@ def test_it_needs_fewer_multiply_adds(kernel, size):
     assert counted[0] - counted[1] == stated[0] - stated[1]
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 2}, {"kernel": 1}, {"kernel": 9, "size": 14}])
 def test_where_windows_do_not_slide_it_is_not_offered(options):
     """Strides skip rows, groups share none, and windows longer than the way they slide have no row in common."""

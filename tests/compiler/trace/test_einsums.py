@@ -48,6 +48,7 @@ def test_numbers(equation: str) -> None:
         torch.testing.assert_close(result[quantity]["weight"], wanted)
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("equation", LAYERS[:-1])
 def test_factors_are_a_layers(equation: str) -> None:
     torch.manual_seed(0)

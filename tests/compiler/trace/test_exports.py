@@ -18,7 +18,7 @@ from hbpcompiler.compiler.trace import exports
 from hbpcompiler.compiler.trace import trace as exporting
 from hbpcompiler.reference import reference
 from tests.agreement import agree, close
-from tests.selection import few
+from tests.selection import few, slow
 
 
 @pytest.fixture
@@ -198,6 +198,7 @@ def test_other_forms_and_modes_have_their_own(counted):
     assert len(counted) == 4
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_it_goes_with_the_last_compiled_and_keeps_no_replaced_parameter(counted):
     gc.collect()
     gc.freeze()  # what other tests have left alive is not looked through each time
@@ -271,6 +272,7 @@ def test_averages_over_draws_prove_no_outdated_trace(counted, monkeypatch):
     assert len(counted) == 3
 
 
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("backend", ["python", "torchscript"])
 def test_the_memory_of_a_tensor_of_the_loss_is_exchanged(backend):
     model, X, y = made()

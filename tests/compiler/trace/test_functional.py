@@ -220,7 +220,7 @@ class Running(torch.fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-@few(8, "further cases of one kind")
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize(("does", "torchs"), [(each, False) for each in HERE] + [(each, True) for each in TORCHS])
 def test_values_and_gradients_are_kept(does, torchs, monkeypatch):
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.reference import reference
-from tests.selection import few
+from tests.selection import few, slow
 
 EXACT = ["grad", "batch_grad", "diag_ggn", "diag_h"]
 
@@ -81,7 +81,7 @@ def own_parameter(model, h):
     return (h @ weight @ weight.T).tanh()
 
 
-@few(2, "further cases of one kind")
+@few(1, "further cases of one kind")
 @pytest.mark.parametrize("inside", [scaled, in_a_mode, by_decorator, turned_on_again, several_results, moving_average,
                                     own_parameter])
 def test_what_a_block_makes_is_a_constant(inside):
@@ -120,6 +120,7 @@ def test_a_block_inside_autocast_which_the_trace_loses_is_refused_by_the_proof()
         hbp.compile(Blocks(under_autocast).double(), quantities=["grad"])(X, y)
 
 
+@slow("blocks of the model are tested")
 def test_a_block_in_the_loss():
     """A focal loss whose factor is no function of the parameters."""
 

@@ -7,6 +7,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.one_sample import ways_of_one, ways_of_one_noted
 from hbpcompiler.errors import ModelError
+from tests.selection import few
 
 
 class Doubling(nn.Module):
@@ -28,6 +29,7 @@ def is_right(compiled, model, X, y):
     torch.testing.assert_close([*compiled(X, y).grad.values()], [*expected])
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("condition", [
     lambda x: len(x) == 1, lambda x: x.shape[0] != 1, lambda x: x.size(0) > 1, lambda x: x.size(0) < 2,
     lambda x: 3 * len(x) <= 5,

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.trace.picked import whole_rows
 from hbpcompiler.compiler.trace.places import Places, column_of, mask_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, are_alike
 from hbpcompiler.compiler.trace.same_masks import SameMasks
+from tests.selection import few
 
 aten = torch.ops.aten
 
@@ -48,6 +49,7 @@ LOSSES = {
 }
 
 
+@few(2, "further cases of one kind")
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_graph_is_of_all_rows_and_makes_the_same(name):
     o, y = torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 1])
@@ -68,6 +70,7 @@ UNCHANGED = {
 }
 
 
+@few(3, "further cases of one kind")
 @pytest.mark.parametrize("name", UNCHANGED)
 def test_what_needs_the_number_of_rows_stays(name):
     program = exported(UNCHANGED[name], torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 1]))

@@ -12,6 +12,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.refusals import CannotFollowError, classes_given, refusals
+from tests.selection import few
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
 
@@ -238,6 +239,7 @@ LOSSES = [
 ]
 
 
+@few(4, "further cases of one kind")
 @pytest.mark.parametrize(("loss", "y", "words"), LOSSES)
 def test_losses(loss, y, words):
     with pytest.raises(hbp.CompileError) as caught:

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.tune.race import Race, near_ties
 from hbpcompiler.reference import reference
 from tests.agreement import agree, close
 from tests.networks import dense_chains, settings_of, spatial_chains
+from tests.selection import slow
 
 QUANTITIES = ["variance", "batch_l2", "diag_ggn", "kflr"]
 
@@ -162,6 +163,7 @@ def test_loops_whose_totals_have_names_of_their_own_are_raced(clock):
             close(raced.kflr[name].A, factors.A, f"A of {name}")
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_inner_products_and_what_calls_bring(clock):
     """Totals of groups, the gradient beside curvature; closings that meet a call's vectors stay as they were."""
     model, X, y = problem()

@@ -32,6 +32,7 @@ def clock(recycled=2**22, cached=2**20, rows=192):
     return timer
 
 
+@slow("a second or more; shorter ones of its kind stay")
 def test_thresholds_of_a_fake_machine_are_found():
     found = measure_limits(CPU, timer=clock())
     assert found == hbp.Limits(recycled_bytes=2**22, cache_bytes=2**20, onednn_multiply_adds=192**3)
@@ -74,6 +75,7 @@ def tails(program):
     return [step for step in program._current().draft.plan.steps if isinstance(step, Tail)]
 
 
+@slow("limits that are handed in are tested")
 def test_the_measured_limit_decides():
     plain = compiled()
     assert not tails(plain)

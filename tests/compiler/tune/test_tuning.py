@@ -86,6 +86,7 @@ def test_a_damaged_file_counts_as_none(damage):
     assert tuning.measured_machine(CPU, torch.float32) == OTHER
 
 
+@slow("it measures")
 def test_code_depends_on_the_machine_only_once_it_is_tuned():
     plain = generate()
     assert "hbp tune" not in plain
