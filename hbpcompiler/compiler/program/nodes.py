@@ -94,6 +94,13 @@ def shows_its_input(node: fx.Node) -> bool:
     return known.view or known.writes
 
 
+def place_of_wanted_results(node: fx.Node) -> int | None:
+    """Where among its arguments stands which of its results a kernel is to make: [True, False, False]. None if it makes
+    all, or is not told by place."""
+    place = _place_of_mask(node.target) if callable(node.target) and not isinstance(node.target, Loop) else None
+    return place if place is not None and place < len(node.args) else None
+
+
 def is_pointwise(node: fx.Node) -> bool:
     """Whether each number of the result is made of one of each argument."""
     return facts(node).pointwise
@@ -105,6 +112,15 @@ def replace_by(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
         meta.ask_for(other, meta.hint(node))
     node.replace_all_uses_with(other)
     graph.erase_node(node)
+
+
+@cache
+def _place_of_mask(target: Any) -> int | None:
+    for schema in _schemas(target):
+        names = [argument.name for argument in schema.arguments]
+        if "output_mask" in names:
+            return names.index("output_mask")
+    return None
 
 
 @cache

@@ -69,3 +69,21 @@ def test_bodies_of_loops_share_too():
     (body,) = [node.target.body for node in graph.nodes if hasattr(node.target, "body")]
     share_common_subexpressions(body)
     assert calls(body).count("square") == 1
+
+
+def test_a_kernel_is_asked_once_for_all_results_that_somebody_needs():
+    def write(writer, gradient, x, mean, root, weight):
+        def asked(*wanted):
+            return writer.call(torch.ops.aten.native_layer_norm_backward, gradient, x, [4], mean, root, weight, None,
+                               list(wanted))
+        return asked(False, True, False)[1], asked(True, False, False)[0], asked(True, False, False)[0]
+
+    graph = program(write, "gradient", "x", "mean", "root", "weight")
+    given = [torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 1), torch.rand(3, 1), torch.randn(4)]
+    before = run(graph, *given)
+    share_common_subexpressions(graph)
+    kernel, *_ = [node for node in graph.nodes if node.op == "call_function"]
+    assert calls(graph) == ["native_layer_norm_backward", "getitem", "getitem"]
+    assert kernel.args[-1] == [True, True, False]
+    for one, other in zip(run(graph, *given), before, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
