@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from hbpcompiler.compiler.prove.prove import check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.checks import check_runs
+from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.reader import loss_tensors
 from hbpcompiler.empty import UNKNOWN, result_of_none
@@ -127,9 +127,9 @@ class Programs:
                         f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
                         f"for {batch.samples} samples: leave out batches of this size, or bound the number, as in "
                         "max(x.shape[0] - 1, 1)") from error
-                except RuntimeError as error:  # torch's LinAlgError, of which TorchScript makes a plain one
+                except (IndexError, RuntimeError) as error:  # LinAlgError, too, of which TorchScript makes a plain one
                     if "linalg.eigh" not in str(error):
-                        raise
+                        self._raise_in_words_of_the_model(error, batch)
                     raise InputError("torch.linalg.eigh finds no eigenvectors of a matrix in this program, for ekfac a "
                                      "Kronecker factor: it has entries that are NaN or infinite, or of too different "
                                      "sizes; look at the inputs and the loss") from error
@@ -210,6 +210,15 @@ class Programs:
             warnings.warn(f"these trainable parameters do not influence the {end}: {', '.join(new)}. They are left out "
                           "of the results, as torch leaves their grad None, and to_parameters() leaves them alone",
                           UnusedParametersWarning, stacklevel=level_of_caller())
+
+    def _raise_in_words_of_the_model(self, error: Exception, batch: Batch) -> NoReturn:
+        """A program stops where the model or the loss does, at a label that is no class, say: then it is these that say
+        what is wrong, and where. Memory that is missing, and faults of the program, are said as they are."""
+        if not isinstance(error, torch.OutOfMemoryError):
+            _, complaint = self._guards.probed(lambda: complaint_of(self.model, self.loss, batch))
+            if complaint is not None:
+                raise complaint from error
+        raise error
 
     def _tensors(self, state: State, built: Built) -> dict[str, Tensor]:
         """All that the program reads but the batch, live."""

@@ -15,7 +15,9 @@ from hbpcompiler.compiler.prove.double import AtOutputs, twice_differentiable
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_step import Loss, Pass, copied_buffers, forward, ordinary_mode, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.checks import complaint_of
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.errors import BatchDoesNotFitError, HbpError
 
 Found = TypeVar("Found")
 
@@ -59,8 +61,19 @@ class Passes:
     @contextmanager
     def drawn(self, number: int, batch: Batch) -> Iterator[None]:
         """Around each pass of batch `number`: its own draws from the beginning, the same each time."""
-        with drawing(Draws.seeded(self.seed_of(number), batch.tensors[0].device)):
+        with self.named(number, batch), drawing(Draws.seeded(self.seed_of(number), batch.tensors[0].device)):
             yield
+
+    @contextmanager
+    def named(self, number: int, batch: Batch) -> Iterator[None]:
+        """Where model or loss stop at this batch, a BatchDoesNotFitError says at which, why and where."""
+        try:
+            yield
+        except (IndexError, RuntimeError) as error:
+            complaint = None if isinstance(error, HbpError) else complaint_of(self.model, self.loss, batch)
+            if complaint is None:
+                raise
+            raise BatchDoesNotFitError(f"batch {number}: {complaint}") from error
 
     def draws(self, number: int, batch: Batch) -> bool:
         """Whether the model draws from torch's generators."""

@@ -41,9 +41,11 @@ def scales_of(passes: Passes, data: Data, axes: SampleAxes, counts: Sequence[flo
     if mean and counts is not None:
         weights = list(counts)
     else:
-        weights = [1.0 if number == chosen.number
-                   else _weight(passes, chosen, _Outputs.of(passes, number, batch, axes), mean)
-                   for number, batch in enumerate(data)]
+        weights = []
+        for number, batch in enumerate(data):
+            with passes.named(number, batch):
+                other = _Outputs.of(passes, number, batch, axes)
+                weights.append(1.0 if number == chosen.number else _weight(passes, chosen, other, mean))
     total = sum(weights) if mean else 1.0
     return Scales(mean, tuple(weight / total for weight in weights))
 

@@ -21,8 +21,6 @@ from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError,
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""
-TRIED = "Tried on two samples:"
-"""Where the sizes in torch's message come from."""
 
 
 def shown(tensor: Tensor) -> str:
@@ -100,12 +98,21 @@ class FirstRun:
     """How many numbers the model returns for each sample; 0 where that was not to be seen."""
 
 
-def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> FirstRun:
-    """Run model and loss once on two of the batch's own rows, for torch's own messages. Raises BatchDoesNotFitError.
+def complaint_of(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> BatchDoesNotFitError | None:
+    """What model and loss themselves say of a batch that a program, or something else, has stopped at; None: nothing.
+    """
+    try:
+        return check_runs(model, loss, batch, batch.samples).complaint
+    except BatchDoesNotFitError as error:
+        return error
+
+
+def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: int = SAMPLES) -> FirstRun:
+    """Run model and loss once on some of the batch's own rows, for torch's own messages. Raises BatchDoesNotFitError.
 
     Parameters and buffers are copied and random numbers drawn aside, so nothing of the user's changes.
     """
-    rows = batch.rows(SAMPLES)
+    rows = batch.rows(samples)
     arguments, keywords, wanted = batch.layout.build(rows)
     state: dict[str, Tensor] = {name: nn.Parameter(value.detach().clone(), value.requires_grad)
                                 for name, value in model.named_parameters()}
@@ -121,7 +128,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
             raise
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
-            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {TRIED} {reason(error)}"
+            raise BatchDoesNotFitError(f"X does not go through the model. {given}. {_tried(samples)} {reason(error)}"
                                        f"{_at(place_of_error(model, error))}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
@@ -136,15 +143,15 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> F
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
-            made = ", ".join(f"{_of_batch(item)} {item.dtype}" for item in outputs)
+            made = ", ".join(f"{_of_batch(item, samples)} {item.dtype}" for item in outputs)
             made = made if structure.is_one_tensor else f"a {type(output).__name__} of {made}"
-            complaint = _complaint(error, batch, made, "" if structure.is_one_tensor else _one_of(output))
+            complaint = _complaint(error, batch, made, "" if structure.is_one_tensor else _one_of(output), samples)
             complaint.__cause__ = error
             zeros = [torch.zeros_like(row) for row in rows]
             if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
                 raise complaint from error
             return FirstRun(answers, complaint)
-    return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // SAMPLES)
+    return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // max(1, samples))
 
 
 def _one_of(output: Any) -> str:
@@ -161,14 +168,14 @@ def _one_of(output: Any) -> str:
     return f"output[{name!r}]" if isinstance(output, Mapping) else f"output.{name}"
 
 
-def _complaint(error: Exception, batch: Batch, made: str, part: str) -> BatchDoesNotFitError:
+def _complaint(error: Exception, batch: Batch, made: str, part: str, samples: int) -> BatchDoesNotFitError:
     """What the loss says of an output, described by `made`, and these targets, and what to do about it; `part` is one
     tensor of several."""
     head = "y does not fit the loss"
     if isinstance(error, TypeError) and "positional argument" in str(error):
         head = "the loss cannot be called with (output, target)"
     given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
-    return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {TRIED} {reason(error)}"
+    return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {_tried(samples)} {reason(error)}"
                                 f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made, part)}")
 
 
@@ -195,6 +202,11 @@ def _at(place: str) -> str:
     return f" ({place.removeprefix(', ').strip()})" if place else ""
 
 
+def _tried(samples: int) -> str:
+    """Where the sizes in torch's message come from."""
+    return "Tried on two samples:" if samples == SAMPLES else f"Tried on {samples} samples:"
+
+
 def _goes_through(loss: Callable[..., Tensor], output: Any, wanted: Any) -> bool:
     try:
         loss(output, wanted)
@@ -207,11 +219,11 @@ def _described(labels: Sequence[str], tensors: Sequence[Tensor]) -> str:
     return " and ".join(f"{name} is {shown(item)} {item.dtype}" for name, item in zip(labels, tensors, strict=False))
 
 
-def _of_batch(output: Tensor) -> str:
-    """The shape of what two samples give, in terms of N."""
-    if not output.dim() or not len(output) or len(output) % SAMPLES:
+def _of_batch(output: Tensor, samples: int) -> str:
+    """The shape of what so many samples give, in terms of N."""
+    if not output.dim() or not len(output) or len(output) % samples:
         return shown(output)
-    first = "N" if len(output) == SAMPLES else f"{len(output) // SAMPLES}N"
+    first = "N" if len(output) == samples else f"{len(output) // samples}N"
     return "[" + ", ".join([first, *map(str, output.shape[1:])]) + "]"
 
 
