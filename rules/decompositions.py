@@ -98,6 +98,41 @@ VARIANCE = Decomposition(
 )
 
 
+def standard_deviation(
+    x: Tensor, dim: list[int] | None = None, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """The norm of what is left without the mean, which has a derivative at 0, as torch's has: the root of the variance
+    has none."""
+    axes = [axis % x.dim() for axis in dim] if dim else list(range(x.dim()))
+    length = 0 if 0 in axes else math.prod(x.shape[axis] for axis in axes)
+    degrees = length - (1 if correction is None else correction)
+    if degrees <= 0:  # over the samples, or of too few numbers: refused where the variance is
+        return x.var(dim, correction=correction, keepdim=keepdim).sqrt()
+    equal = x.var(axes, correction=0, keepdim=True) == 0  # which a mean that is rounded would hide
+    error = torch.where(equal, 0.0, x - x.mean(axes, True))
+    return torch.linalg.vector_norm(error, 2, axes, keepdim) * degrees**-0.5
+
+
+STANDARD_DEVIATION = Decomposition(
+    ["aten.std.correction"],
+    standard_deviation,
+    [
+        Case({"self": shape}, {"dim": dim, "correction": correction, "keepdim": keepdim}, overload="correction")
+        for shape, dim in (((4,), [1]), ((3, 2), [-2]), ((2, 3), [1, 2]))
+        for correction, keepdim in ((None, False), (0, True))
+    ],
+)
+
+
+def standard_deviation_and_mean(
+    x: Tensor, dim: list[int] | None = None, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    return standard_deviation(x, dim, correction, keepdim), x.mean(dim, keepdim)
+
+
+STANDARD_DEVIATION_AND_MEAN = Decomposition(["aten.std_mean.correction"], standard_deviation_and_mean)
+
+
 def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     """A whole tensor assigned, x[:] = y."""
     return src.to(self.dtype).expand_as(self).clone(memory_format=torch.contiguous_format)
@@ -108,6 +143,23 @@ COPY = Decomposition(
     copy,
     [Case({"self": (2, 3), "src": shape}, {}, ("self", "src"), constant=("self",)) for shape in ((1, 3), (2, 3))],
 )
+
+# -- quotients of two zeros ------------------------------------------------------------------------------------------
+
+
+def sinc(x: Tensor) -> Tensor:
+    """sin(pi x) / (pi x), near 0 by its series: its quotient has derivatives of NaN there, and cancels beside it."""
+    t = math.pi * x
+    near = t.abs() < 0.3
+    square = torch.where(near, t * t, 0.0)
+    series = torch.ones_like(square)
+    for number in range(16, 1, -2):  # 1 - t^2 / (2 3) (1 - t^2 / (4 5) (...))
+        series = 1 - series * square / (number * (number + 1))
+    apart = torch.where(near, 1.0, t)
+    return torch.where(near, series, apart.sin() / apart)
+
+
+SINC = Decomposition(["aten.sinc"], sinc, [Case({"self": (4, 3)}, {})])
 
 # -- the way back of pooling: each value goes where its maximum was found, channel by channel -------------------------
 

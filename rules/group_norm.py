@@ -16,7 +16,8 @@ from .shared.standardised import CENTRED, Standardised
 
 def groups(op: Op) -> int:
     """aten.group_norm, aten.native_group_norm and aten.instance_norm (each channel is one) say it differently."""
-    number: int = getattr(op, "num_groups", None) or getattr(op, "group", None) or op.shape("input")[0]
+    channels = op.shape("input")[0 if op.has_samples("input") else 1]
+    number: int = getattr(op, "num_groups", None) or getattr(op, "group", None) or channels
     return number
 
 

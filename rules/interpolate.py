@@ -24,7 +24,7 @@ def interpolation(mode: str, axes: int) -> Rule:
         """Size or scale of these axes, as F.interpolate takes them."""
         given = {"align_corners": True} if mode == "linear" and op.align_corners else {}
         if op.scale_factors is None:
-            return {"size": [op.shape("output")[1 + axis] for axis in which], **given}
+            return {"size": [op.shape("output")[axis - axes] for axis in which], **given}
         return {"scale_factor": [op.scale_factors[axis] for axis in which], **given}
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def of_images(operation: str, mode: str, antialias: bool) -> Rule:
         if antialias:
             given["antialias"] = True
         if op.scale_factors is None:
-            return F.interpolate(x, size=[op.shape("output")[1 + i] if which[i] else 2 for i in (0, 1)], **given)
+            return F.interpolate(x, size=[op.shape("output")[i - 2] if which[i] else 2 for i in (0, 1)], **given)
         return F.interpolate(x, scale_factor=[op.scale_factors[i] if which[i] else 1.0 for i in (0, 1)], **given)
 
     def matrix(op: Op, axis: int, columns: Tensor) -> Tensor:

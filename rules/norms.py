@@ -82,6 +82,14 @@ def share(op: Op, power: float) -> Tensor:
     return relative if power == 1 else relative**power
 
 
+def norm_forward(op: Op) -> Tensor:
+    if op.dim is None:  # of a constant whole: TorchScript has no method for it
+        found: Tensor = torch.linalg.vector_norm(op.self, op.ord, None, op.keepdim, **dtype_of(op))
+        return found
+    norm: Tensor = op.self.norm(op.ord, [op.dim] if isinstance(op.dim, int) else op.dim, op.keepdim, **dtype_of(op))
+    return norm
+
+
 def norm_jac_t(op: Op, columns: Tensor) -> Tensor:
     if op.ord == math.inf:
         equal = (op.self.abs() == kept(op, op.output)).type_as(op.self)  # equals share the gradient
@@ -130,9 +138,7 @@ SETTINGS: list[tuple[Shape, dict[str, Any]]] = [
 ORDERS = (1, 2, 3, 4, 1.5, math.inf)
 NORM = Rule(
     operations=["aten.linalg_vector_norm"],
-    forward=lambda op: op.self.norm(
-        op.ord, [op.dim] if isinstance(op.dim, int) else op.dim, op.keepdim, **dtype_of(op)
-    ),
+    forward=norm_forward,
     jac_t={"self": norm_jac_t},
     residual=norm_residual,
     formula="S d,  d = sign(x) |x / y|^(p - 1);  residual: g (p - 1) / y D (I - u u^T) D,  D^2 = |x / y|^(p - 2)",

@@ -135,12 +135,17 @@ def two_operands(
 
 # -- smooth ----------------------------------------------------------------------------------------------------------
 
+def flat_at(where: Expr, number: int, expression: Expr) -> Expr:
+    """The expression, and 0 where that has a zero times infinity: torch has 0 there."""
+    return Piecewise((0, sympy.Eq(where, number)), (expression, True))
+
+
 _square = a**2 + b**2
 ATAN2 = two_operands(
     "aten.atan2",
     lambda op: torch.atan2(op.self, op.other),
-    (b / _square, -a / _square),
-    Curvatures(-2 * a * b / _square**2, (a**2 - b**2) / _square**2, 2 * a * b / _square**2),
+    (flat_at(_square, 0, b / _square), flat_at(_square, 0, -a / _square)),
+    Curvatures(*(flat_at(_square, 0, curvature / _square**2) for curvature in (-2 * a * b, a**2 - b**2, 2 * a * b))),
     operands(""),
 )
 HYPOT = two_operands(
@@ -192,8 +197,12 @@ _in_exponent = Piecewise((0, sympy.Eq(a, 0)), (y * sympy.log(a), True))  # 0 ** 
 POWER = two_operands(
     "aten.pow.Tensor_Tensor",
     lambda op: op.self**op.exponent,
-    (b * a ** (b - 1), _in_exponent),
-    Curvatures(b * (b - 1) * a ** (b - 2), a ** (b - 1) * (1 + b * sympy.log(a)), _in_exponent * sympy.log(a)),
+    (flat_at(b, 0, b * a ** (b - 1)), _in_exponent),
+    Curvatures(
+        flat_at(b, 0, flat_at(b, 1, b * (b - 1) * a ** (b - 2))),
+        a ** (b - 1) * (1 + b * sympy.log(a)),
+        _in_exponent * sympy.log(a),
+    ),
     power_cases(),
     ("self", "exponent"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,6 +26,7 @@ from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.sizes import Sizes
+from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.values import Stored
 
 KEPT_ADDING = 4
@@ -123,15 +125,27 @@ class Built:
 
 
 def loaded(code: str, backend: str) -> tuple[Any, Path]:
-    """The program of a text, prepared by the backend, and its file."""
+    """The program of a text, prepared by the backend, and its file. UnsupportedOpError where TorchScript has no form of
+    a call in it."""
     program, path = load.program(code)
     if backend == "torchscript":
         with warnings.catch_warnings():  # of its deprecation: the user can do nothing about it
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            program = torch.jit.script(program)
+            try:
+                program = torch.jit.script(program)
+            except RuntimeError as error:
+                raise UnsupportedOpError(_what_torchscript_lacks(str(error), path)) from error
     elif backend == "inductor":
         program = torch.compile(program)
     else:
         use_huge_pages(sys.modules[type(program).__module__])
     return program, path
+
+
+def _what_torchscript_lacks(text: str, path: Path) -> str:
+    """The line of the file that torch points at, and what to do."""
+    place = re.search(rf'File "{re.escape(str(path))}", line (\d+)', text)
+    line = path.read_text(encoding="utf-8").splitlines()[int(place[1]) - 1].strip() if place else ""
+    return (f"TorchScript has no form of a call in the program{f', {line!r} ({path}:{place[1]})' if place else ''}: "
+            "leave out backend='torchscript'; the program in Python gives the same numbers")

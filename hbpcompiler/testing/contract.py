@@ -66,6 +66,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     """One case of an operation's rule."""
     rule, setting, op, where = _forward(rule, operation, case)
     check_way_back(rule, op, where)
+    if rule.forward is not None:
+        close(setting.of_constants(), setting.reference(), f"{where}: forward of constants, without a sample axis")
     columns = torch.randn(SAMPLES, COLUMNS, *op.shape("output"), dtype=torch.float64)
     for name, i in setting.inputs(setting.active()):
         _check_input(rule, setting, op, name, i, columns, where)

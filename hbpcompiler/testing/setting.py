@@ -62,6 +62,14 @@ class Setting:
         """Whether that tensor begins with the sample axis."""
         return name in self.case.batched or f"{name}.{index}" in self.case.batched
 
+    def _all_tensors(self) -> list[tuple[str, int | None]]:
+        """The case's tensors, each of a list by its position."""
+        found: list[tuple[str, int | None]] = []
+        for name in self.case.shapes:
+            value = self.arguments[name]
+            found += [(name, i) for i in range(len(value))] if isinstance(value, list) else [(name, None)]
+        return found
+
     def tensor(self, name: str, index: int | None = None) -> Tensor:
         """The tensor under this name (and position in its list)."""
         value: Tensor = self.arguments[name] if index is None else self.arguments[name][index]
@@ -90,8 +98,7 @@ class Setting:
         tensors = {name: self.arguments[name] for name in names}
         attributes = {name: value for name, value in self.arguments.items() if name not in names}
         expected = self.reference()
-        slots = {name if i is None else f"{name}.{i}": (name, i) for name in names for i in (
-            range(len(self.arguments[name])) if isinstance(self.arguments[name], list) else [None])}
+        slots = {name if i is None else f"{name}.{i}": (name, i) for name, i in self._all_tensors()}
         shapes = {slot: self.case.shapes[name] if i is None else self.case.shapes[name][i]
                   for slot, (name, i) in slots.items()} | {"output": tuple(expected.shape[1:])}
         active = self.inputs(self.active())
@@ -109,6 +116,20 @@ class Setting:
             stated = self.rule is not None and self.rule.forward is not None
             output, saved = computed(self.rule, op) if self.rule is not None and stated else (self.reference(), {})
         return Op({**tensors, **saved, "output": output}, attributes, shapes, **known)
+
+    def of_constants(self) -> Tensor:
+        """What the rule's forward makes where nothing has samples or derivatives: the first axis is one like others."""
+        tensors = {name: self.arguments[name] for name in self.case.shapes}
+        attributes = {name: value for name, value in self.arguments.items() if name not in tensors}
+        slots = {name if i is None else f"{name}.{i}": self.tensor(name, i) for name, i in self._all_tensors()}
+        shapes = {slot: tuple(tensor.shape) for slot, tensor in slots.items()}
+        op = Op(tensors, attributes, shapes | {"output": tuple(self.reference().shape)}, index=self.case.index,
+                differentiated=False, active=frozenset(), batched=frozenset(),
+                masks=frozenset(slot for slot, tensor in slots.items() if tensor.dtype == torch.bool))
+        assert self.rule is not None
+        with _same_noise():
+            output, _ = computed(self.rule, op)
+        return output
 
 
 def _normal(shape: Sequence[int]) -> Tensor:

@@ -174,3 +174,28 @@ def test_with_one_seed_the_draws_are_those_of_any_budget(build, shape, quantity)
     for drawn in others:
         for name, value in first.items():
             close(drawn[name], value, name)
+
+
+def test_outputs_of_which_only_some_have_negative_curvature():
+    """A difference of two lengths, of two outputs."""
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.first(x), self.second(x)
+
+    def loss(output, target):
+        return (output[0].norm(dim=-1) - output[1].norm(dim=-1)).mean()
+
+    torch.manual_seed(0)
+    model, X = Two().double(), torch.randn(4, 3, dtype=torch.float64)
+    y = torch.zeros(4, dtype=torch.float64)
+    exact = hbp.compile(model, loss, quantities=["diag_ggn"])(X, y).diag_ggn
+    sampled = hbp.compile(model, loss, quantities=["diag_ggn_mc", "kfac"], mc_samples=4000)
+    result = sampled(X, y, generator=torch.Generator().manual_seed(0))
+    for name, value in exact.items():
+        assert (result.diag_ggn_mc[name] - value).abs().max() < 0.06 * value.abs().max()
+    assert (exact["first.weight"] >= 0).all()
+    assert (exact["second.weight"] <= 0).all()

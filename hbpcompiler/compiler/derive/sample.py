@@ -19,7 +19,7 @@ def sample(backward: Backward, step: Sample) -> None:
     count, shape = backward.plan.mc_samples, step.value.sample_shape
     wanted = (1.0, -1.0) if step.into.signed else (1.0,)
     births = {own.piece.name: own.operation.name for own in backward.plan.flat() if isinstance(own, Birth)}
-    drawn = []
+    drawn: list[Any] = []
     for sign in wanted:
         total: Any = None
         for piece in step.pieces:
@@ -41,6 +41,8 @@ def sample(backward: Backward, step: Sample) -> None:
                 root = (arrived if sign > 0 else -arrived).clamp(min=0).sqrt().unsqueeze(1)
                 part = random_signs(backward, arrived, step.value.name, (count, *shape)) * root / math.sqrt(count)
             total = part if total is None else total + part
+        if total is None:  # all that arrives here is positive, where other outputs of the loss have both signs
+            total = torch.zeros_like(drawn[0])
         drawn.append(named(total, f"{PREFIX[step.into.stream]}_{backward.matched.names[step.value.name]}_drawn"))
     columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
     if step.into.signed:

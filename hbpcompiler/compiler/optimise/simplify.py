@@ -81,13 +81,20 @@ NEUTRAL = {operator.mul: (1,), operator.truediv: (1,), operator.add: (0,), opera
 
 
 def drop_neutral(graph: fx.Graph) -> None:
-    """x * 1, x / 1, x + 0: x."""
+    """With dtypes known: x * 1, x / 1, x + 0: x. Of truths, and of whole numbers by a float, they make other ones."""
     for node in list(graph.nodes):
         if node.target in NEUTRAL and isinstance(node.args[0], fx.Node) and not isinstance(node.args[1], fx.Node):
             other = node.args[1]
-            if isinstance(other, int | float) and other in NEUTRAL[node.target]:
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
+            neutral = isinstance(other, int | float) and other in NEUTRAL[node.target]
+            if neutral and _is_of_its_kind(node, node.args[0]):
+                replace_by(graph, node, node.args[0])
+
+
+def _is_of_its_kind(node: fx.Node, before: fx.Node) -> bool:
+    """Whether arithmetic with a number leaves a tensor's dtype, or a length a whole number."""
+    if meta.is_no_tensor(before):
+        return isinstance(node.args[1], int) and node.target is not operator.truediv
+    return meta.dtype(node) == meta.dtype(before) is not None
 
 
 def drop_dead(graph: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 import operator
 
+import pytest
 import torch
 
 from hbpcompiler.compiler.optimise.constants import drop_constant_factors
@@ -20,13 +21,35 @@ from tests.compiler.optimise.small import calls, lines, loop, program, run, shap
 
 
 def test_neutral_numbers_are_dropped():
-    graph = program(lambda writer, x: (x * 1, x / 1, x + 0, x - 0, x * 1.0), "x")
+    graph = shaped(program(lambda writer, x: (x * 1, x / 1, x + 0, x - 0, x * 1.0), "x"), (-1, 3))
     drop_neutral(graph)
     assert lines(graph) == []
-    graph = program(lambda writer, x: (x * 0, x + 1, 1 / x, 0 - x, x / x, x ** 1), "x")
+    graph = shaped(program(lambda writer, x: (x * 0, x + 1, 1 / x, 0 - x, x / x, x ** 1), "x"), (-1, 3))
     before = lines(graph)
     drop_neutral(graph)
     assert lines(graph) == before
+
+
+@pytest.mark.parametrize(("dtype", "stay"), [
+    (torch.bool, ["mul(x, 1)", "truediv(x, 1)", "add(x, 0)", "mul(x, 1.0)", "add(x, 0.0)"]),
+    (torch.uint8, ["truediv(x, 1)", "mul(x, 1.0)", "add(x, 0.0)"]),
+    (torch.bfloat16, []),
+])
+def test_what_makes_numbers_of_another_dtype_is_not_neutral(dtype, stay):
+    """True + True is True, 2 of ones; 250 + 10 is 4 of bytes."""
+    graph = shaped(program(lambda writer, x: (x * 1, x / 1, x + 0, x * 1.0, x + 0.0), "x"), (-1, 3), dtype=dtype)
+    drop_neutral(graph)
+    assert lines(graph) == stay
+
+
+def test_neutral_numbers_of_lengths():
+    def write(writer, x):
+        samples = x.shape[0]
+        return x.new_zeros((samples * 1, samples + 0)), x.new_ones((samples * 2,))
+
+    graph = shaped(program(write, "x"), (-1, 3))
+    drop_neutral(graph)
+    assert [line for line in calls(graph) if line in ("mul", "add")] == ["mul"]
 
 
 def test_inverses_cancel():

@@ -1,0 +1,78 @@
+"""At zero, where formulas divide zero by zero: torch's own derivatives there, and no NaN on the way back."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+
+
+class Scaled(nn.Module):
+    """f(x w), where rows of x may be zeros."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x * self.weight)
+
+
+def standardised(z):
+    """As layer norm is written by hand."""
+    return (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-3)
+
+
+FUNCTIONS = {
+    "sinc": torch.sinc,
+    "atan2": lambda z: torch.atan2(z, z.roll(1, 1)),
+    "pow": lambda z: torch.pow(z, torch.tensor([2.0, 1.0, 0.0], dtype=z.dtype)),
+    "std": standardised,
+    "std with correction": lambda z: z * torch.std(z, 1, correction=0, keepdim=True),
+    "std_mean": lambda z: z * torch.std_mean(z, 1, keepdim=True)[0],
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_derivatives_are_torchs(function):
+    torch.manual_seed(0)
+    model, loss = Scaled(function), nn.MSELoss()
+    X, y = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    with_zeros = X.clone()
+    with_zeros[1] = 0
+    compiled = hbp.compile(model, loss, quantities=["grad", "diag_h", "diag_ggn"])
+    for x in (X, with_zeros):
+        result = compiled(x, y)
+        (gradient,) = torch.autograd.grad(loss(model(x), y), model.weight)
+        torch.testing.assert_close(result.grad["weight"], gradient)
+        assert result.diag_h["weight"].isfinite().all()
+        assert result.diag_ggn["weight"].isfinite().all()
+    again = hbp.compile(model, loss, quantities=["grad", "diag_h"])(with_zeros, y)  # is proven there, too
+    torch.testing.assert_close(again.grad["weight"], gradient)
+
+
+def test_rows_of_equal_numbers_have_no_deviation():
+    """Their mean is rounded: what is left of 0.1 must not be taken for a direction."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(2, 3, bias=False), Scaled(standardised)).double(), nn.MSELoss()
+    with torch.no_grad():
+        model[0].weight.fill_(0.1)
+        model[1].weight.fill_(1.0)
+    X, y = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    X[2] = torch.tensor([1.0, 0.0])
+    result = hbp.compile(model, loss, quantities=["grad"])(X, y)
+    (gradient,) = torch.autograd.grad(loss(model(X), y), model[0].weight)
+    torch.testing.assert_close(result.grad["0.weight"], gradient)
+
+
+def test_the_curvature_of_sinc_at_zero():
+    model = Scaled(torch.sinc)
+    with torch.no_grad():
+        model.weight.zero_()
+    X, y = torch.ones(1, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
+    found = hbp.compile(model, nn.MSELoss(reduction="sum"), quantities=["diag_h"])(X, y).diag_h["weight"]
+    expected = torch.full((3,), 2 * -(math.pi**2) / 3, dtype=torch.float64)  # of sinc^2: 2 sinc sinc''
+    torch.testing.assert_close(found, expected)
