@@ -25,6 +25,7 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.pipeline import first_program
 from hbpcompiler.compiler.plan.planned import Plan
+from hbpcompiler.compiler.plan.steps import Birth
 from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing
@@ -201,7 +202,8 @@ class Programs:
                          self._tensors(state, built), built.sizes,
                          built.draft.plan.joint.biases,
                          lambda name, kept, entries: block_diagonal(meetings(built.draft.plan)[name], kept, entries),
-                         beside, built.stored, draws_alike=built.reused and not built.proven)
+                         beside, built.stored, _may_cancel(built.draft.plan),
+                         draws_alike=built.reused and not built.proven)
 
     def _warn_of_unused(self, names: Sequence[str], end: str) -> None:
         new = [name for name in names if name not in self._unused]
@@ -238,6 +240,11 @@ class Programs:
             raise CompileError("there is no program yet: it is made at the first batch. Call compiled(X, y), or pass "
                                "example_inputs=(X, y) to hbp.compile")
         return self._last
+
+
+def _may_cancel(planned: Plan) -> bool:
+    """Whether curvature is born where two values meet: 2 u v is (u + v)^2 - (u - v)^2, divided by 2."""
+    return any(isinstance(step, Birth) and len(step.slots) > 1 for step in planned.flat())
 
 
 def _serving(state: State, batch: Batch) -> Built | None:

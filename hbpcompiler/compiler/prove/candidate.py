@@ -42,6 +42,8 @@ class Candidate:
     """The call's arguments."""
     stored: Mapping[str, Stored] = field(default_factory=dict)
     """How its parameters lie, by key."""
+    may_cancel: bool = False
+    """Whether a Hessian's diagonal is a difference of squares that may be larger than itself: where two values meet."""
     draws_alike: bool = False
     """Whether its random draws must be the model's: averages over many would pass a trace that is a little out of date.
     """

@@ -1,7 +1,7 @@
 """A program beside the model's own training step on one batch: loss, outputs and gradient must be the same to rounding.
 
 A program that gives no gradient is compared in loss and outputs, and a gradient-only program of the same matched graph,
-with the same rules and fused operations, in the gradient.
+with the same rules and fused operations, in the gradient; entries of a Hessian's diagonal where rounding may spoil it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hbpcompiler.compiler.prove.expectation import in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
 from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
-from hbpcompiler.compiler.prove.second_order import second_order
+from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, second_order
 from hbpcompiler.compiler.prove.suspects import hooks, suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
 from hbpcompiler.compiler.prove.verification import Verification
@@ -59,8 +59,9 @@ def prove(candidate: Candidate, batch: Batch, draws: Draws, raw: Any = None, ful
     """
     proof = _Proof(candidate, draws, rounding(candidate.matched, batch.tensors[0].device))
     lines, notes = proof.first_order(batch, raw)
-    if full:
-        lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random)
+    if full or (candidate.may_cancel and EXACT_HESSIANS.intersection(candidate.options.quantities)):
+        lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random,
+                              None if full else EXACT_HESSIANS)
     return Verification(tuple(lines), tuple(notes))
 
 
@@ -81,6 +82,7 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
              *(note for note in verification.notes if note == PYTHON_DRAWS),
              *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1],
              *[NOT_FINITE for line in wrong if line.lost and line.quantity != GRAD][:1],
+             *[CANCELS for line in wrong if line.quantity in EXACT_HESSIANS and candidate.may_cancel][:1],
              *[SQUEEZED for line in wrong if line.shapes and batch.samples == 1][:1]]
     advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
         "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]

@@ -8,7 +8,7 @@ small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -62,15 +62,23 @@ _HESSIAN: Mapping[str, Diagonal] = {
 
 
 _TRACES: Mapping[str, Diagonal] = {"trace_ggn": lambda value, at: value, "trace_h": lambda value, at: value}
+EXACT_HESSIANS = frozenset({*_HESSIAN, "trace_h"})
+"""Exact ones, of which entries are cheap to have otherwise."""
+CANCELS = ("Two values are multiplied whose derivatives differ by orders of magnitude. Of such a product the Hessian "
+           "is a difference of squares, (u + v)^2 - (u - v)^2, of which rounding leaves nothing: bring the values to "
+           "one scale, compute in double precision, or use hbp.operator(..., \"hessian\"), whose products are torch's.")
 SMALL = 16
 """Parameters of so many numbers are compared whole."""
 
 
-def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, random: bool) -> list[Comparison]:
-    """Lines for every quantity that was asked for, but grad; `random`: whether the model draws."""
+def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, random: bool,
+                 only: Collection[str] | None = None) -> list[Comparison]:
+    """Lines for every quantity that was asked for, but grad, or for those in `only`; `random`: whether the model draws.
+    """
     with drawing(draws):
         raw = candidate.run(batch)
     asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
+    asked = [name for name in asked if only is None or name in only]
     apart = (*clipped.NAMES, *groups.NAMES)
     values: dict[str, Mapping[str, Any]] = {
         name: getattr(raw, name) for name in asked if QUANTITIES[name].per != BATCH and name not in apart}
@@ -91,6 +99,8 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
         lines = [left_out(*key, f"autograd itself fails: {reason}") for key in reference.found]
     lines = [replace(line, how=line.how or how.get(line.quantity) or reference.how(line)) if line.compared else line
              for line in lines]
+    if only is not None:
+        return lines
     lines += factor_lines(candidate, batch, values, eps, random)
     lines += eigen_lines(candidate, batch, draws, values, eps)
     lines += group_lines(candidate, batch, draws, eps)
