@@ -1,4 +1,4 @@
-"""The last pass: elementwise products, squares and bounds write over a tensor that nobody reads again.
+"""A pass: elementwise products, squares and bounds write over a tensor that nobody reads again.
 
 There is no autograd inside a program, so a fresh tensor whose last reader is an elementwise operation may take its
 result. What matters is memory: columns are the largest tensors there are, and a new one for each activation is paid
