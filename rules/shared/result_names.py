@@ -5,7 +5,11 @@ Generated files name so what nobody named. Methods, functions and helpers that a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
+"""What torch adds to an operation's name, and no reader needs."""
 
 SUFFIX: Mapping[str, str] = {
     "flatten": "flat", "reshape": "shaped", "view": "shaped", "unflatten": "shaped", "square": "squared",
