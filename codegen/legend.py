@@ -72,7 +72,9 @@ SUFFIXES: Mapping[str, str] = {
     "shaped": "in another shape",
     "turned": "with axes in another order",
     "cast": "in another dtype",
+    "placed": "among zeros",
     "weighted": "times samples' weights or their roots",
+    "turn": "of one turn of a loop",
 }
 """What was done to a tensor, in the name of what it made."""
 IN_FORMULAS: Mapping[str, tuple[str, str]] = {

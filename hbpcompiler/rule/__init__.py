@@ -41,6 +41,8 @@ from hbpcompiler.rule.idioms import (
     fused_attention,
     fused_attention_back,
     scatter_to,
+    spread_select,
+    spread_slice,
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
@@ -119,6 +121,8 @@ __all__ = [
     "shifted",
     "slope_of",
     "split",
+    "spread_select",
+    "spread_slice",
     "torch",
     "vjp",
     "vmap_columns",

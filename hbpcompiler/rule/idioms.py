@@ -209,6 +209,23 @@ def spread_by_index(columns: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 @idiom
+def spread_slice(columns: Tensor, axis: int, length: int, first: Optional[int] = None, last: Optional[int] = None,  # noqa: UP045
+                 step: int = 1) -> Tensor:
+    """columns at first:last:step of an axis of this length, zeros elsewhere."""
+    shape = list(columns.shape)
+    shape[axis] = length
+    return columns.new_zeros(shape).slice_scatter(columns, axis, first, last, step)
+
+
+@idiom
+def spread_select(columns: Tensor, axis: int, length: int, index: int) -> Tensor:
+    """columns at one place of a new axis of this length, zeros elsewhere."""
+    shape = list(columns.shape)
+    shape.insert(axis, length)
+    return columns.new_zeros(shape).select_scatter(columns, axis, index)
+
+
+@idiom
 def rows_of_vectors(vectors: Tensor, index: Tensor) -> Tensor:
     """The rows `index` [N, p] (or [N]) of matrices [F, rows, d]: [N, F, p, d] (or [N, F, d]); zeros where it is
     negative."""

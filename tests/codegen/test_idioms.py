@@ -10,7 +10,7 @@ from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
 from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.derivatives import slope_in_all
-from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, rows_at, scatter_to
+from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, rows_at, scatter_to, spread_select, spread_slice
 
 
 def double(*shape):
@@ -50,6 +50,18 @@ def test_rows_at_takes_each_samples_own():
     x, index = torch.randn(3, 5, 2), torch.randint(5, (3, 4, 6))
     for n in range(3):
         assert torch.equal(rows_at(x, index)[n], x[n][index[n]])
+
+
+@pytest.mark.parametrize(("first", "last", "step"), [(1, 4, 1), (None, -1, 2), (0, 2**63 - 1, 1)])
+def test_spread_slice_and_select_are_transposes_of_taking(first, last, step):
+    x = double(2, 3, 5)
+    taken = x[:, :, first:last:step]
+    spread = spread_slice(taken, 2, 5, first, last, step)
+    assert spread.shape == x.shape
+    assert torch.equal(spread[:, :, first:last:step], taken)
+    assert spread.count_nonzero() == taken.numel()
+    assert torch.equal(spread_select(x[:, :, 3], 2, 5, 3)[:, :, 3], x[:, :, 3])
+    assert spread_select(x[:, :, 3], 2, 5, 3).count_nonzero() == 6
 
 
 def test_scatter_to_is_the_transpose_of_max_pooling():
