@@ -10,7 +10,15 @@ from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
 from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.derivatives import slope_in_all
-from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, rows_at, scatter_to, spread_select, spread_slice
+from hbpcompiler.rule.idioms import (
+    counted_labels,
+    covariance_root,
+    patches,
+    rows_at,
+    scatter_to,
+    spread_select,
+    spread_slice,
+)
 
 
 def double(*shape):
