@@ -39,7 +39,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
         own_signs = {name: part[f"signs {name}"] for name in signs}
         inside = backward.inside(part.writer, ops, part.outer, columns=columns, signs=own_signs,
                                  batch=next(iter(columns.values())).shape[0],
-                                 keys=lambda whole: part.read(whole, True))
+                                 keys=lambda whole: part.read(whole, True), steps=step.steps)
         for own in step.steps:
             with part.writer.block(*backward.heading(place_of(own, backward.matched.graph))):
                 inside.carry_out(own)
