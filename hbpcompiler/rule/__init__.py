@@ -43,6 +43,7 @@ from hbpcompiler.rule.idioms import (
     scatter_to,
     spread_select,
     spread_slice,
+    standardised_back,
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
@@ -123,6 +124,7 @@ __all__ = [
     "split",
     "spread_select",
     "spread_slice",
+    "standardised_back",
     "torch",
     "vjp",
     "vmap_columns",

@@ -226,6 +226,30 @@ def spread_select(columns: Tensor, axis: int, length: int, index: int) -> Tensor
 
 
 @idiom
+def standardised_back(columns: Tensor, xhat: Tensor, inverse: Tensor, centred: bool,
+                      weight: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+    """(h - mean(h) - xhat mean(h * xhat)) * inverse over the last axis, h = columns * weight; if not centred, mean(h)
+    is left out."""
+    h = columns if weight is None else columns * weight
+    along = xhat * (h * xhat).mean(-1, True)
+    if not centred:
+        return (h - along).mul_(inverse)
+    return (h - h.mean(-1, True)).sub_(along).mul_(inverse)
+
+
+@idiom
+def standardised_back_(columns: Tensor, xhat: Tensor, inverse: Tensor, centred: bool,
+                       weight: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+    """(h - mean(h) - xhat mean(h * xhat)) * inverse over the last axis, h = columns * weight, written over columns; if
+    not centred, mean(h) is left out."""
+    h = columns if weight is None else columns.mul_(weight)
+    along = xhat * (h * xhat).mean(-1, True)
+    if centred:
+        h.sub_(h.mean(-1, True))
+    return h.sub_(along).mul_(inverse)
+
+
+@idiom
 def rows_of_vectors(vectors: Tensor, index: Tensor) -> Tensor:
     """The rows `index` [N, p] (or [N]) of matrices [F, rows, d]: [N, F, p, d] (or [N, F, d]); zeros where it is
     negative."""

@@ -22,6 +22,6 @@ SUFFIX: Mapping[str, str] = {
     "div": "scaled", "pow": "power", "add": "plus", "sub": "less", "neg": "negative", "cat": "joined",
     "stack": "stacked", "new_ones": "ones", "new_zeros": "zeros", "diag_embed": "diagonal", "one_hot": "onehot",
     "batch_norm": "normalised", "clamp": "clamped", "scatter_to": "scattered", "spread_slice": "placed",
-    "spread_select": "placed", "randn_like": "noise", "randint": "bits",
+    "spread_select": "placed", "standardised_back": "back", "randn_like": "noise", "randint": "bits",
 }
 """Method or function -> how what it makes of a value is called after it; others are called as they are."""

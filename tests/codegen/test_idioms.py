@@ -18,6 +18,8 @@ from hbpcompiler.rule.idioms import (
     scatter_to,
     spread_select,
     spread_slice,
+    standardised_back,
+    standardised_back_,
 )
 
 
@@ -119,3 +121,24 @@ def test_each_is_documented_and_scriptable(tmp_path):
         assert helper.__doc__
         if helper not in of_functions:
             torch.jit.script(space[helper.__name__])
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("has_weight", [True, False])
+def test_standardised_back_is_the_transposed_jacobian(centred, has_weight):
+    x, columns, weight = double(3, 5), double(3, 1, 5), double(5) if has_weight else None
+
+    def norm(x):
+        error = x - x.mean(-1, True) if centred else x
+        standardised = error / error.square().mean(-1, True).sqrt()
+        return standardised if weight is None else standardised * weight
+
+    error = x - x.mean(-1, True) if centred else x
+    inverse = error.square().mean(-1, True).rsqrt()
+    (wanted,) = torch.autograd.grad(norm(x.requires_grad_()), x, columns[:, 0])
+    given = columns.clone(), (error * inverse).unsqueeze(1).detach(), inverse.unsqueeze(1).detach(), centred, weight
+    torch.testing.assert_close(standardised_back(*given)[:, 0], wanted)
+    assert torch.equal(given[0], columns)
+    written = standardised_back_(*given)
+    torch.testing.assert_close(written[:, 0], wanted)
+    assert written.data_ptr() == given[0].data_ptr()

@@ -92,16 +92,19 @@ def _pull_pooled(backward: Backward, step: Pull) -> Any:
     return backward.jac_t(pool, "self")(columns.unflatten(3, pool.output.sample_shape[1:]))
 
 
-def _pull_matrix(backward: Backward, step: Pull, matrix: Any) -> Any:
+def _pull_matrix(backward: Backward, step: Pull, average: Any) -> Any:
     """KFRA's step, the average over n of J_n^T G J_n (BackPACK paper, eq. 24a)."""
     operation, op = step.operation, backward.ops[step.operation.name]
     if backward.rule_of(operation).elementwise_in(op):
         derivative = backward.derivative(operation).reshape(-1, math.prod(op.shape("output")))
-        return matrix * (backward.weighted(derivative, average=True).t() @ derivative / backward.batch)
+        return average * (backward.weighted(derivative, average=True).t() @ derivative / backward.batch)
+    jacobian = matrix(backward, operation, step.slot, op)
+    if jacobian is not None:
+        return jacobian.t() @ average @ jacobian
     jac_t = backward.jac_t(operation, step.slot)
     outer, inner = op.shape("output"), operation.tensors[step.slot].sample_shape
     size, inner_size = math.prod(outer), math.prod(inner)
-    half = matrix.reshape(1, size, *outer)
+    half = average.reshape(1, size, *outer)
     if _same_for_all(backward, operation, step.slot):
         half = jac_t(half).reshape(size, inner_size).t()
         return jac_t(half.reshape(1, inner_size, *outer)).reshape(inner_size, inner_size)

@@ -8,6 +8,7 @@ for in page faults.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -21,11 +22,14 @@ from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
+from hbpcompiler.rule.idioms import standardised_back, standardised_back_
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_",
             "clamp": "clamp_"}
+WRITTEN_OVER: dict[Any, Any] = {standardised_back: standardised_back_}
+"""A helper -> the one that writes its result over its first argument."""
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     *COLUMNS, by_places, "scatter_add", "square", "clamp", "new_zeros"}
+                     *COLUMNS, *WRITTEN_OVER, by_places, "scatter_add", "square", "clamp", "new_zeros"}
 """Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
 torch's kernels that rules call by their own names."""
 
@@ -39,13 +43,14 @@ def write_in_place(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -
     for node in list(graph.nodes):
         if node.target == "add_":
             _add_product(graph, node)
-        if node.target not in REWRITES or not isinstance(node.args[0], fx.Node):
+        if node.target not in REWRITES.keys() | WRITTEN_OVER or not isinstance(node.args[0], fx.Node):
             continue
         target = node.args[0]
         if _is_large(node, large) and meta.alike(target, node) and _is_dead_after(target, node, order):
-            others = node.args[1:]
-            node.op, node.target = "call_method", REWRITES[node.target]
-            node.args = (target, *others)
+            if node.target in WRITTEN_OVER:
+                node.target = WRITTEN_OVER[node.target]
+            else:
+                node.op, node.target = "call_method", REWRITES[node.target]
             meta.play(node, Role.OVERWRITES)
 
 

@@ -140,12 +140,20 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
                 node.args = (before.args[0], *node.args[1:])
 
 
+SURE = frozenset({torch.float32, torch.float64})
+"""Dtypes that kernels compute in: what they save in others differs between devices."""
+
+
 def drop_idle_casts(graph: fx.Graph) -> None:
-    """With dtypes known: a mask that only meets floating-point factors need not be made floating-point first."""
-    for node in graph.nodes:
+    """With dtypes known: a cast to the dtype that is there is nothing; a mask that only meets floating-point factors
+    need not be made floating-point first."""
+    for node in list(graph.nodes):
         if node.op != "call_method" or node.target != "type_as":
             continue
         mask = node.args[0]
+        if meta.dtype(mask) is meta.dtype(node) and meta.dtype(node) in SURE:
+            replace_by(graph, node, mask)
+            continue
         views = [user for user in node.users if user.target == "unsqueeze"]
         readers = [user for read in (node, *views) for user in read.users if user not in views]
         if meta.dtype(mask) is torch.bool and views and all(
