@@ -8,7 +8,6 @@ for in page faults.
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
@@ -16,20 +15,17 @@ from torch import fx
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import by_places
-from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS
+from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS, WRITTEN_OVER
 from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.compiler.program.meta import Role
-from hbpcompiler.compiler.program.nodes import facts, shows_its_input
+from hbpcompiler.compiler.program.nodes import MADE_DENSE, facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
-from hbpcompiler.rule.idioms import standardised_back, standardised_back_
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_",
             "clamp": "clamp_"}
-WRITTEN_OVER: dict[Any, Any] = {standardised_back: standardised_back_}
-"""A helper -> the one that writes its result over its first argument."""
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     *COLUMNS, *WRITTEN_OVER, by_places, "scatter_add", "square", "clamp", "new_zeros"}
+                     *COLUMNS, *WRITTEN_OVER, by_places} | MADE_DENSE
 """Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
 torch's kernels that rules call by their own names."""
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.loop_call import LoopCall
-from hbpcompiler.compiler.program.nodes import replace_by, writes_in_place
+from hbpcompiler.compiler.program.nodes import RESHAPES, replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
 INVERSE = {"flatten": ("unflatten", (0, 1)), "squeeze": ("unsqueeze", (1,))}
@@ -117,9 +117,6 @@ def _outlives(node: fx.Node) -> bool:
     while isinstance(target, fx.Node) and target.target is operator.getitem and len(target.users) == 1:
         target = target.args[0]
     return isinstance(target, fx.Node) and (target.op == "placeholder" or len(target.users) > 1)
-
-
-RESHAPES = {"reshape", "flatten", "unflatten", "view"}
 
 
 def drop_idle_reshapes(graph: fx.Graph) -> None:
