@@ -140,6 +140,14 @@ def counted_labels(y: Tensor, like: Tensor, ignore_index: int = -100, mean: bool
 
 
 @idiom
+def sampled_columns(p: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Of labels [N, M, *d] that were drawn from p [N, C, *d], sqrt(weight / M) (p - e_label): [N, M, C, *d]."""
+    place, root = label.unsqueeze(2), (weight.unsqueeze(1) / label.shape[1]).sqrt()
+    columns = (p.unsqueeze(1) * root).expand([-1, label.shape[1]] + [-1] * (p.dim() - 1))  # TorchScript has no *
+    return columns.scatter_add(2, place, -root.expand_as(place))
+
+
+@idiom
 def rows_in_order(x: Tensor) -> Tensor:
     """x, its last axis without gaps in memory, as some kernels want it."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -15,6 +15,7 @@ from hbpcompiler.rule.idioms import (
     covariance_root,
     patches,
     rows_at,
+    sampled_columns,
     scatter_to,
     spread_select,
     spread_slice,
@@ -142,3 +143,11 @@ def test_standardised_back_is_the_transposed_jacobian(centred, has_weight):
     written = standardised_back_(*given)
     torch.testing.assert_close(written[:, 0], wanted)
     assert written.data_ptr() == given[0].data_ptr()
+
+
+def test_sampled_columns_are_what_drawn_labels_leave():
+    p, weight = double(2, 3, 4).softmax(1), double(2, 1, 4).square()
+    label = torch.tensor([[[0, 1, 2, 0]], [[2, 2, 1, 0]]])
+    wanted = weight.sqrt() * (p - F.one_hot(label[:, 0], 3).movedim(-1, 1))
+    torch.testing.assert_close(sampled_columns(p, label, weight)[:, 0], wanted)
+    assert sampled_columns(p, label.expand(-1, 5, -1), weight).shape == (2, 5, 3, 4)

@@ -34,6 +34,7 @@ from hbpcompiler.rule.idioms import (
     IDIOMS,
     covariance_root,
     patches,
+    sampled_columns,
     scatter_to,
     standardised_back,
     standardised_back_,
@@ -66,7 +67,7 @@ PRODUCTS: frozenset[Any] = frozenset({
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LINEAR: frozenset[Any] = frozenset({patches})
 """Helpers whose result is a linear function of their first argument, sample by sample."""
-COLUMNS = (scatter_to, covariance_root)
+COLUMNS = (scatter_to, covariance_root, sampled_columns)
 """Helpers that make columns, which others may be written over."""
 WRITTEN_OVER: dict[Any, Callable[..., Any]] = {standardised_back: standardised_back_}
 """A helper -> the one that writes its result over its first argument."""
