@@ -44,7 +44,7 @@ LEGEND: Mapping[str, str] = {
     "direction": "the directions that a call gives",
     "projected": "inner products of T with directions",
     "along": "inner products of each T with sum_n T",
-    "sums": "T summed as a call's weights say",
+    "weighted": "T summed as a call's weights say",
     "histogram": "counts of the entries of T between edges",
     "eigenvalues": "those of a factor",
     "moments": "mean squares of T in the factors' eigenvectors",

@@ -55,7 +55,7 @@ from hbpcompiler.rule import Contraction, Op
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
-        PROJECT: "projected", COLUMN_SUM: "sums", IN_BASES: "turned",
+        PROJECT: "projected", COLUMN_SUM: "weighted", IN_BASES: "turned",
         ALONG: "along", HISTOGRAM: "histogram", HISTOGRAM_2D: "histogram_2d"}
 """How a closing is named in generated code."""
 
