@@ -73,6 +73,8 @@ SUFFIXES: Mapping[str, str] = {
     "turned": "with axes in another order",
     "cast": "in another dtype",
     "placed": "among zeros",
+    "positive": "of columns with sign +",
+    "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
     "turn": "of one turn of a loop",
 }
