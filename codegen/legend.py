@@ -44,7 +44,7 @@ LEGEND: Mapping[str, str] = {
     "direction": "the directions that a call gives",
     "projected": "inner products of T with directions",
     "along": "inner products of each T with sum_n T",
-    "sums": "T summed as a call's weights say",
+    "weighted": "T summed as a call's weights say",
     "histogram": "counts of the entries of T between edges",
     "eigenvalues": "those of a factor",
     "moments": "mean squares of T in the factors' eigenvectors",
@@ -72,7 +72,11 @@ SUFFIXES: Mapping[str, str] = {
     "shaped": "in another shape",
     "turned": "with axes in another order",
     "cast": "in another dtype",
+    "placed": "among zeros",
+    "positive": "of columns with sign +",
+    "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
+    "turn": "of one turn of a loop",
 }
 """What was done to a tensor, in the name of what it made."""
 IN_FORMULAS: Mapping[str, tuple[str, str]] = {

@@ -66,7 +66,9 @@ class Totals:
 
 
 def total_name(result: fx.Node) -> str:
-    """What a loop's total is called that no name was asked for: after what is made of it."""
+    """What a loop's total is called that no name was asked for: as was wished, or after what is made of it."""
+    if meta.wish(result):
+        return meta.wish(result)
     readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
     return f"{readers[0]}_{TOTAL}" if readers else TOTAL
 

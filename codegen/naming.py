@@ -103,7 +103,7 @@ def _key_name(key: str, paths: Paths) -> str:
 
 
 def _operation_name(operation: Operation, alone: bool, paths: Paths, found: Mapping[str, str]) -> str:
-    short = brief(operation.short)
+    short = brief(operation.plain)
     if not operation.source.module and not operation.source.in_loss:
         return _in_forward(operation, short, found)
     place = "loss" if operation.source.in_loss else operation.source.module

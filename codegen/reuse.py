@@ -12,6 +12,7 @@ from torch import fx
 
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.places import is_of_results
 from hbpcompiler.codegen.roles import TOTAL, is_moving, role
 from hbpcompiler.codegen.segments import is_text
 from hbpcompiler.codegen.streams import STREAM
@@ -67,7 +68,8 @@ class Reused:
             if end <= here:
                 del self.given[name]
                 self.names.taken.discard(name)
-        if not is_moving(wish) and not is_moving(meta.hint(node)) and wish != TOTAL:
+        stays = not is_moving(wish) and not is_moving(meta.hint(node)) and wish != TOTAL
+        if stays or is_of_results(node):
             return self.names.fresh(wish)
         name = self.names.fresh(role(wish) if STREAM.match(wish) else wish)
         self.given[name] = self._last[node]

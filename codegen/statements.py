@@ -127,10 +127,22 @@ class Printer:
             return kept
         if (hint or otherwise == TOTAL) and self.reused is not None:
             return self.reused.name(node, hint or otherwise, before)
+        if hint and (grown := self._grown(node)):
+            return grown
         name = self.names.fresh(hint or otherwise or self.temporaries.wish(node))
         if not hint and not otherwise:
             self.temporaries.gave(node, name)
         return name
+
+    def _grown(self, node: fx.Node) -> str:
+        """The name of a sum that this node adds one more term to, if both ask for one name and nothing else reads it:
+        columns arrive at a value one by one."""
+        before = node.args[0] if node.target is operator.add else None
+        if not isinstance(before, fx.Node) or before.op == "placeholder" or list(before.users) != [node]:
+            return ""
+        name = self.texts[before][0]
+        known = before not in self.placed and VARIABLE.fullmatch(name) is not None
+        return name if known and meta.hint(before) == meta.hint(node) else ""
 
     def _keeps_its_name(self, node: fx.Node) -> bool:
         """Whether a variable is changed in place and goes on under the name that was asked for: a running total."""

@@ -8,7 +8,7 @@ Where nothing but gradients come back, one kernel does all steps, and another it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -157,15 +157,23 @@ def count(op: Op) -> int:
 
 def at_steps(op: Op, gradient: Tensor) -> dict[str, Tensor]:
     """The gradient [N, *out] at the result of each step."""
-    at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
-    at_scores = softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights)
+    at_weights = called("at_weights", matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1)))
+    at_scores = called("at_scores", softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights))
     return {"output": gradient, "weights": at_weights.squeeze(1), "scores": at_scores.squeeze(1)}
+
+
+def of_step(name: str, made: tuple[Mapping[str, Tensor], Any]) -> tuple[dict[str, Tensor], Any]:
+    """A step's columns and signs by names that say which step's they are."""
+    columns, signs = made
+    named = {slot: called(f"of_{name}_{slot}", part) for slot, part in columns.items()}
+    return named, None if signs is None else called(f"of_{name}_signs", signs)
 
 
 def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Columns of all steps, one after the other, at each of query, key, value and mask."""
     cotangents = at_steps(op, gradient)
-    found = {name: residual.factor(part, cotangents[name]) for name, (part, residual) in curved(op).items()}
+    found = {name: of_step(name, residual.factor(part, cotangents[name]))
+             for name, (part, residual) in curved(op).items()}
     pulled, query, key, columns = [], [], [], {}
     if "output" in found:
         of_output, _ = found["output"]

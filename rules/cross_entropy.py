@@ -11,7 +11,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Factor, LossRule, Op, Residual, Tensor, called, covariance_root
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Factor,
+    LossRule,
+    Op,
+    Residual,
+    Tensor,
+    called,
+    covariance_root,
+    sampled_columns,
+)
 
 from .shared import class_weights
 from .shared.class_weights import counted, labels, of_samples
@@ -107,9 +118,8 @@ def sample(op: Op, draws: int) -> Tensor:
     drawn = called("drawn", torch.multinomial(drawable(rows), draws, replacement=True))  # [N*P, M]
     if positions:
         drawn = drawn.reshape(-1, *positions, draws).movedim(-1, 1)
-    place, root = drawn.unsqueeze(2), (total(op).unsqueeze(1) / draws).sqrt()  # [N, M, 1, *d], [N, 1, 1, *d]
-    columns = (p.unsqueeze(1) * root).expand(-1, draws, -1, *[-1] * len(positions))
-    return columns.scatter_add(2, place, -root.expand_as(place))
+    found: Tensor = sampled_columns(p, drawn, total(op))
+    return found
 
 
 def terms(op: Op, target: Tensor) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.rule import Case, Contraction, Op, Rule, Tensor
+from hbpcompiler.rule import Case, Contraction, Op, Rule, Tensor, spread_select, spread_slice
 
 from . import indexing
 from .shared.moving import refusal
@@ -16,10 +16,17 @@ from .shared.selecting import across_samples, axis, is_everything, is_whole_batc
 
 # -- one place, or a range -------------------------------------------------------------------------------------------
 
+
+def at_place(op: Op, columns: Tensor, index: Any) -> Tensor:
+    """Columns of one place along the operation's axis."""
+    found: Tensor = spread_select(columns, axis(op) + 2, op.shape("self")[axis(op)], index)
+    return found
+
+
 SELECT = selection(
     "aten.select",
     lambda op: op.self.select(op.dim, op.argument("index")),
-    lambda op, columns: zeros(op, columns).select_scatter(columns, axis(op) + 2, op.argument("index")),
+    lambda op, columns: at_place(op, columns, op.argument("index")),
     [
         Case({"self": shape}, {"dim": dim, "index": index}, overload="int")
         for shape, dim, index in (((4,), 1, 2), ((2, 3), 1, -1), ((2, 3), -1, 0))
@@ -34,10 +41,16 @@ def slice_forward(op: Op) -> Tensor:
     return op.self if is_everything(op) else op.self[(*before, range_of(op))]
 
 
+def given(op: Op) -> tuple[Any, ...]:
+    """Where a range begins and ends, and its step where that is not 1."""
+    return (op.start, op.end) if op.step == 1 else (op.start, op.end, op.step)
+
+
 def slice_jac_t(op: Op, columns: Tensor) -> Tensor:
     if is_everything(op):
         return columns
-    return zeros(op, columns).slice_scatter(columns, axis(op) + 2, op.start, op.end, op.step)
+    found: Tensor = spread_slice(columns, axis(op) + 2, op.shape("self")[axis(op)], *given(op))
+    return found
 
 
 SLICE = selection(
@@ -77,7 +90,9 @@ def part(operation: str, sizes: Callable[[Op], Any], cases: Sequence[Case]) -> R
         if is_whole_batch(op):
             return columns
         begin = start(op, sizes(op))
-        return zeros(op, columns).slice_scatter(columns, axis(op) + 2, begin, begin + op.shape("output")[axis(op)])
+        end = begin + op.shape("output")[axis(op)]
+        found: Tensor = spread_slice(columns, axis(op) + 2, op.shape("self")[axis(op)], begin, end)
+        return found
 
     return selection(operation, forward, jac_t, cases, lambda op: None if is_whole_batch(op) else across_samples(op))
 
@@ -105,7 +120,7 @@ PARTS = [
 UNBIND = selection(
     "aten.unbind",
     lambda op: op.self.select(op.dim, op.index),
-    lambda op, columns: zeros(op, columns).select_scatter(columns, axis(op) + 2, op.index),
+    lambda op, columns: at_place(op, columns, op.index),
     [Case({"self": (2, 3)}, {"dim": dim}, overload="int", index=1) for dim in (1, 2)],
     across_samples,
 )

@@ -227,3 +227,14 @@ def test_what_is_wrong_is_said_at_once_and_nothing_has_changed():
         ekfac(X, y, into=other)
     for key, value in tensors(kept, ["grad", "batch_l2", "kflr"]).items():
         assert torch.equal(value, before[key])
+
+
+def test_a_sum_of_outer_products_is_made_in_its_triangle():
+    model, loss, X, y = stack(2)
+    compiled = hbp.compile(model, loss, ["kfac"])
+    compiled(X, y)
+    built = compiled._current()
+    factors = [slot for slot in built.slots if slot.field]
+    program = adding(built.draft.graph, factors, {}, triangles=factors)
+    check_program(program, Level.SHAPED)
+    assert "added_product_triangle_(" in built.draft.written(program)

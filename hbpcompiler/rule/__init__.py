@@ -40,7 +40,11 @@ from hbpcompiler.rule.idioms import (
     covariance_root,
     fused_attention,
     fused_attention_back,
+    sampled_columns,
     scatter_to,
+    spread_select,
+    spread_slice,
+    standardised_back,
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
@@ -115,10 +119,14 @@ __all__ = [
     "residual_columns",
     "rnn_steps",
     "rnn_steps_back",
+    "sampled_columns",
     "scatter_to",
     "shifted",
     "slope_of",
     "split",
+    "spread_select",
+    "spread_slice",
+    "standardised_back",
     "torch",
     "vjp",
     "vmap_columns",

@@ -140,6 +140,14 @@ def counted_labels(y: Tensor, like: Tensor, ignore_index: int = -100, mean: bool
 
 
 @idiom
+def sampled_columns(p: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Of labels [N, M, *d] that were drawn from p [N, C, *d], sqrt(weight / M) (p - e_label): [N, M, C, *d]."""
+    place, root = label.unsqueeze(2), (weight.unsqueeze(1) / label.shape[1]).sqrt()
+    columns = (p.unsqueeze(1) * root).expand([-1, label.shape[1]] + [-1] * (p.dim() - 1))  # TorchScript has no *
+    return columns.scatter_add(2, place, -root.expand_as(place))
+
+
+@idiom
 def rows_in_order(x: Tensor) -> Tensor:
     """x, its last axis without gaps in memory, as some kernels want it."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -206,6 +214,47 @@ def spread_by_index(columns: Tensor, index: Tensor, rows: int) -> Tensor:
     each = each * (at >= 0).unsqueeze(1).unsqueeze(3)
     places = at.clamp(min=0).unsqueeze(1).unsqueeze(3).expand(each.shape)
     return each.new_zeros(each.shape[0], each.shape[1], rows, each.shape[3]).scatter_add(2, places, each)
+
+
+@idiom
+def spread_slice(columns: Tensor, axis: int, length: int, first: Optional[int] = None, last: Optional[int] = None,  # noqa: UP045
+                 step: int = 1) -> Tensor:
+    """columns at first:last:step of an axis of this length, zeros elsewhere."""
+    shape = list(columns.shape)
+    shape[axis] = length
+    return columns.new_zeros(shape).slice_scatter(columns, axis, first, last, step)
+
+
+@idiom
+def spread_select(columns: Tensor, axis: int, length: int, index: int) -> Tensor:
+    """columns at one place of a new axis of this length, zeros elsewhere."""
+    shape = list(columns.shape)
+    shape.insert(axis, length)
+    return columns.new_zeros(shape).select_scatter(columns, axis, index)
+
+
+@idiom
+def standardised_back(columns: Tensor, xhat: Tensor, inverse: Tensor, centred: bool,
+                      weight: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+    """(h - mean(h) - xhat mean(h * xhat)) * inverse over the last axis, h = columns * weight; if not centred, mean(h)
+    is left out."""
+    h = columns if weight is None else columns * weight
+    along = xhat * (h * xhat).mean(-1, True)
+    if not centred:
+        return (h - along).mul_(inverse)
+    return (h - h.mean(-1, True)).sub_(along).mul_(inverse)
+
+
+@idiom
+def standardised_back_(columns: Tensor, xhat: Tensor, inverse: Tensor, centred: bool,
+                       weight: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+    """(h - mean(h) - xhat mean(h * xhat)) * inverse over the last axis, h = columns * weight, written over columns; if
+    not centred, mean(h) is left out."""
+    h = columns if weight is None else columns.mul_(weight)
+    along = xhat * (h * xhat).mean(-1, True)
+    if centred:
+        h.sub_(h.mean(-1, True))
+    return h.sub_(along).mul_(inverse)
 
 
 @idiom

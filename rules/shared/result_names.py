@@ -5,7 +5,11 @@ Generated files name so what nobody named. Methods, functions and helpers that a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
+"""What torch adds to an operation's name, and no reader needs."""
 
 SUFFIX: Mapping[str, str] = {
     "flatten": "flat", "reshape": "shaped", "view": "shaped", "unflatten": "shaped", "square": "squared",
@@ -17,6 +21,7 @@ SUFFIX: Mapping[str, str] = {
     "onednn_linear": "product", "product_over_pixels": "product", "mul": "scaled", "truediv": "scaled",
     "div": "scaled", "pow": "power", "add": "plus", "sub": "less", "neg": "negative", "cat": "joined",
     "stack": "stacked", "new_ones": "ones", "new_zeros": "zeros", "diag_embed": "diagonal", "one_hot": "onehot",
-    "batch_norm": "normalised", "clamp": "clamped", "scatter_to": "scattered", "randn_like": "noise", "randint": "bits",
+    "batch_norm": "normalised", "clamp": "clamped", "scatter_to": "scattered", "spread_slice": "placed",
+    "spread_select": "placed", "standardised_back": "back", "randn_like": "noise", "randint": "bits",
 }
 """Method or function -> how what it makes of a value is called after it; others are called as they are."""

@@ -16,7 +16,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Factor, Noise, Op, Residual, Shape, Tensor, called, covariance_root
+from hbpcompiler.rule import (
+    ZERO,
+    Factor,
+    Noise,
+    Op,
+    Residual,
+    Shape,
+    Tensor,
+    called,
+    covariance_root,
+    standardised_back,
+)
 
 from .simplex import positionwise
 
@@ -43,16 +54,20 @@ class Standardised:
     def elements(self, op: Op) -> int:
         return math.prod(self.layout(op)[1])
 
+    def in_groups(self, op: Op) -> bool:
+        """Whether a sample's shape is that of its groups already."""
+        return (*self.groups(op), self.elements(op)) == op.shape("input")
+
     def grouped(self, op: Op, value: Tensor, lead: int = 1) -> Tensor:
         """[N, *z] -> [N, *groups, E], or with lead=2 [N, K, *z] -> [N, K, *groups, E]."""
-        target = (*self.groups(op), self.elements(op))
-        if target == op.shape("input"):
+        if self.in_groups(op):
             return value
+        target = (*self.groups(op), self.elements(op))
         return value.reshape(*([-1] if lead == 1 else [value.shape[0], -1]), *target)
 
     def ungrouped(self, op: Op, columns: Tensor) -> Tensor:
         """[N, K, *groups, E] -> [N, K, *z]."""
-        if (*self.groups(op), self.elements(op)) == op.shape("input"):
+        if self.in_groups(op):
             return columns
         return columns.reshape(columns.shape[0], -1, *op.shape("input"))
 
@@ -76,10 +91,12 @@ class Standardised:
 
     def jac_t(self, op: Op, columns: Tensor) -> Tensor:
         weight = self.scale(op)
-        h = called("h", self.grouped(op, columns if weight is None else columns * weight, 2))
-        xhat = self.normalised(op).unsqueeze(1)
-        along = xhat * (h * xhat).mean(-1, True)
-        return self.ungrouped(op, (self.centre(h) - along) * self.reciprocal(op).unsqueeze(1))
+        xhat, inverse = self.normalised(op).unsqueeze(1), self.reciprocal(op).unsqueeze(1)
+        if self.in_groups(op):
+            found: Tensor = standardised_back(columns, xhat, inverse, self.centred, weight)
+            return found
+        h = self.grouped(op, columns if weight is None else columns * weight, 2)
+        return self.ungrouped(op, standardised_back(h, xhat, inverse, self.centred))
 
     def parts(self, op: Op, gradient: Tensor) -> "Parts":
         """What the residual's columns are made of, for each group."""

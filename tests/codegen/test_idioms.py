@@ -10,7 +10,18 @@ from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
 from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.derivatives import slope_in_all
-from hbpcompiler.rule.idioms import counted_labels, covariance_root, patches, rows_at, scatter_to
+from hbpcompiler.rule.idioms import (
+    counted_labels,
+    covariance_root,
+    patches,
+    rows_at,
+    sampled_columns,
+    scatter_to,
+    spread_select,
+    spread_slice,
+    standardised_back,
+    standardised_back_,
+)
 
 
 def double(*shape):
@@ -50,6 +61,18 @@ def test_rows_at_takes_each_samples_own():
     x, index = torch.randn(3, 5, 2), torch.randint(5, (3, 4, 6))
     for n in range(3):
         assert torch.equal(rows_at(x, index)[n], x[n][index[n]])
+
+
+@pytest.mark.parametrize(("first", "last", "step"), [(1, 4, 1), (None, -1, 2), (0, 2**63 - 1, 1)])
+def test_spread_slice_and_select_are_transposes_of_taking(first, last, step):
+    x = double(2, 3, 5)
+    taken = x[:, :, first:last:step]
+    spread = spread_slice(taken, 2, 5, first, last, step)
+    assert spread.shape == x.shape
+    assert torch.equal(spread[:, :, first:last:step], taken)
+    assert spread.count_nonzero() == taken.numel()
+    assert torch.equal(spread_select(x[:, :, 3], 2, 5, 3)[:, :, 3], x[:, :, 3])
+    assert spread_select(x[:, :, 3], 2, 5, 3).count_nonzero() == 6
 
 
 def test_scatter_to_is_the_transpose_of_max_pooling():
@@ -99,3 +122,32 @@ def test_each_is_documented_and_scriptable(tmp_path):
         assert helper.__doc__
         if helper not in of_functions:
             torch.jit.script(space[helper.__name__])
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("has_weight", [True, False])
+def test_standardised_back_is_the_transposed_jacobian(centred, has_weight):
+    x, columns, weight = double(3, 5), double(3, 1, 5), double(5) if has_weight else None
+
+    def norm(x):
+        error = x - x.mean(-1, True) if centred else x
+        standardised = error / error.square().mean(-1, True).sqrt()
+        return standardised if weight is None else standardised * weight
+
+    error = x - x.mean(-1, True) if centred else x
+    inverse = error.square().mean(-1, True).rsqrt()
+    (wanted,) = torch.autograd.grad(norm(x.requires_grad_()), x, columns[:, 0])
+    given = columns.clone(), (error * inverse).unsqueeze(1).detach(), inverse.unsqueeze(1).detach(), centred, weight
+    torch.testing.assert_close(standardised_back(*given)[:, 0], wanted)
+    assert torch.equal(given[0], columns)
+    written = standardised_back_(*given)
+    torch.testing.assert_close(written[:, 0], wanted)
+    assert written.data_ptr() == given[0].data_ptr()
+
+
+def test_sampled_columns_are_what_drawn_labels_leave():
+    p, weight = double(2, 3, 4).softmax(1), double(2, 1, 4).square()
+    label = torch.tensor([[[0, 1, 2, 0]], [[2, 2, 1, 0]]])
+    wanted = weight.sqrt() * (p - F.one_hot(label[:, 0], 3).movedim(-1, 1))
+    torch.testing.assert_close(sampled_columns(p, label, weight)[:, 0], wanted)
+    assert sampled_columns(p, label.expand(-1, 5, -1), weight).shape == (2, 5, 3, 4)

@@ -1,5 +1,6 @@
 """Statements of a graph: names, inlined expressions, and loops whose turn is a function."""
 
+import operator
 import re
 
 import pytest
@@ -37,6 +38,19 @@ def test_what_is_read_once_is_written_where_it_is_read():
     meta.ask_for(named, "g_fc")
     lines = printed(graph, {x: "x"})
     assert lines[0] == "g_fc = torch.add(torch.mul(x, 2), 1)  # [N, 3]"
+
+
+@pytest.mark.parametrize(("read_again", "name"), [(False, "S_x"), (True, "S_x_2")])
+def test_a_sum_that_grows_keeps_its_name_unless_what_it_was_is_read(read_again, name):
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    first = graph.call_function(torch.exp, (x,))
+    both = graph.call_function(operator.add, (first, x))
+    graph.output((both, first) if read_again else both)
+    for node in (first, both):
+        meta.set_tensor(node, ("N", "3"), torch.float32)
+        meta.ask_for(node, "S_x")
+    assert printed(graph, {x: "x"}) == ["S_x = torch.exp(x)  # [N, 3]", f"{name} = S_x + x  # [N, 3]"]
 
 
 @pytest.mark.parametrize(("chunk", "length", "said"), [

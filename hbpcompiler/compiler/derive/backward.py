@@ -6,7 +6,7 @@ The steps themselves are functions of this state, a file for each kind; `carry_o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -46,7 +46,10 @@ class Backward:
                  handlers: Mapping[type, Callable[[Backward, Any], None]], *,
                  columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
                  slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged,
-                 known_formulas: Mapping[str, Formulas] | None = None, keys: Callable[[], Any] | None = None) -> None:
+                 known_formulas: Mapping[str, Formulas] | None = None, keys: Callable[[], Any] | None = None,
+                 steps: Sequence[Step] | None = None) -> None:
+        self.steps = plan.steps if steps is None else steps
+        """Those that are carried out in this graph, beside each other."""
         self.matched, self.plan, self.writer, self.ops, self.batch = matched, plan, writer, ops, batch
         self.precision = Precision(plan.curvature_dtype)
         self.columns = dict(columns or {})
@@ -87,7 +90,7 @@ class Backward:
     def inside(self, writer: Writer, ops: Mapping[str, Op], whole: Callable[[Any], Any], *,
                columns: Mapping[tuple[str, str], Any] | None = None, signs: Mapping[str, Any] | None = None,
                slopes: Mapping[str, Any] | None = None, leaving: Leaving = unchanged, batch: Any = None,
-               keys: Callable[[Any], Any] | None = None) -> Backward:
+               keys: Callable[[Any], Any] | None = None, steps: Sequence[Step] = ()) -> Backward:
         """The same backward pass inside a loop: its own graph, the operations bound to this chunk's tensors.
 
         `whole` takes a tensor into that graph as it is.
@@ -98,7 +101,7 @@ class Backward:
         """
         made = Backward(self.matched, self.plan, writer, ops, self.batch if batch is None else batch, self._handlers,
                         columns=columns, signs=signs, slopes=slopes, leaving=leaving,
-                        known_formulas=self._formulas,
+                        known_formulas=self._formulas, steps=steps,
                         keys=None if keys is None else cache(lambda: keys(self.draw_keys())))
         made._in_loop = True
         made.bases_of, made._outside = self.bases_of, lambda proxy: whole(self._outside(proxy))

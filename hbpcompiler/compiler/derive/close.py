@@ -55,7 +55,7 @@ from hbpcompiler.rule import Contraction, Op
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
-        PROJECT: "projected", COLUMN_SUM: "sums", IN_BASES: "turned",
+        PROJECT: "projected", COLUMN_SUM: "weighted", IN_BASES: "turned",
         ALONG: "along", HISTOGRAM: "histogram", HISTOGRAM_2D: "histogram_2d"}
 """How a closing is named in generated code."""
 
@@ -196,7 +196,7 @@ def add(backward: Backward, step: Close | Tied, kind: str, result: Any) -> None:
 
 def put(backward: Backward, parameter: Value, closing: Closing, result: Any) -> None:
     """A parameter's closing, beside those of its other pieces, and in the totals that it is a part of."""
-    closings, (stream, kind) = backward.closed.setdefault(parameter.key, {}), closing
+    closings, kind = backward.closed.setdefault(parameter.key, {}), closing.kind
     if kind in (BLOCK, EIGEN):
         closings[closing] = (*closings.get(closing, ()), result)
         return
@@ -206,13 +206,18 @@ def put(backward: Backward, parameter: Value, closing: Closing, result: Any) -> 
         added = torch.cat([closings[closing], result], 1)
     else:
         added = closings[closing] + result
-    of_what = [PART[kind], *([stream] if stream else []), backward.matched.names[parameter.name]]
-    closings[closing] = named(added, "_".join(of_what))
+    closings[closing] = named(added, name_of(backward, parameter, closing))
     for total in backward.plan.sums:
         if total.closing == closing and parameter.key in total.parameters:
             backward.sums[total] = _added(backward, total, result)
             if total.group == ALL:
                 backward.closed_of_batch[closing] = backward.sums[total]
+
+
+def name_of(backward: Backward, parameter: Value, closing: Closing) -> str:
+    """What a parameter's closing is called, once all its pieces are there."""
+    stream = [closing.stream] if closing.stream else []
+    return "_".join([PART[closing.kind], *stream, backward.matched.names[parameter.name]])
 
 
 def _added(backward: Backward, total: Total, result: Any) -> Any:

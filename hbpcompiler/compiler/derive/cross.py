@@ -36,7 +36,7 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     jac_t = backward.jac_t(step.operation, step.slot)
     # Where values lie pixel by pixel, cotangents may not: a kernel on both is slower than a product in place.
     mixed = backward.plan.by_pixels and rule.elementwise_in(op) and _may_be_image(backward, value)
-    known = backward.knows_slope(step.operation)
+    known = backward.knows_slope(step.operation) or (rule.elementwise_in(op) and _slope_serves_others(backward, step))
     if step.slot in rule.backward and backward.is_single(step.piece) and not mixed and not known:
         row = rule.backward[step.slot](op, arrived.squeeze(1))
         name = backward.matched.names[value.name]
@@ -50,6 +50,12 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     if form == DIAGONAL_FORM:
         return jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
     return _pull_matrix(backward, step, arrived)
+
+
+def _slope_serves_others(backward: Backward, step: Pull) -> bool:
+    """Whether more columns than these meet the local derivative: it is there then, and no kernel makes it again."""
+    return any(isinstance(other, Pull) and other.operation is step.operation and other.slot == step.slot
+               and not backward.is_single(other.piece) for other in backward.steps)
 
 
 IMAGE = 3
@@ -86,16 +92,19 @@ def _pull_pooled(backward: Backward, step: Pull) -> Any:
     return backward.jac_t(pool, "self")(columns.unflatten(3, pool.output.sample_shape[1:]))
 
 
-def _pull_matrix(backward: Backward, step: Pull, matrix: Any) -> Any:
+def _pull_matrix(backward: Backward, step: Pull, average: Any) -> Any:
     """KFRA's step, the average over n of J_n^T G J_n (BackPACK paper, eq. 24a)."""
     operation, op = step.operation, backward.ops[step.operation.name]
     if backward.rule_of(operation).elementwise_in(op):
         derivative = backward.derivative(operation).reshape(-1, math.prod(op.shape("output")))
-        return matrix * (backward.weighted(derivative, average=True).t() @ derivative / backward.batch)
+        return average * (backward.weighted(derivative, average=True).t() @ derivative / backward.batch)
+    jacobian = matrix(backward, operation, step.slot, op)
+    if jacobian is not None:
+        return jacobian.t() @ average @ jacobian
     jac_t = backward.jac_t(operation, step.slot)
     outer, inner = op.shape("output"), operation.tensors[step.slot].sample_shape
     size, inner_size = math.prod(outer), math.prod(inner)
-    half = matrix.reshape(1, size, *outer)
+    half = average.reshape(1, size, *outer)
     if _same_for_all(backward, operation, step.slot):
         half = jac_t(half).reshape(size, inner_size).t()
         return jac_t(half.reshape(1, inner_size, *outer)).reshape(inner_size, inner_size)

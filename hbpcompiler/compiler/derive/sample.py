@@ -10,8 +10,11 @@ import torch
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Sample
 from hbpcompiler.compiler.program.draws import signs_of_samples
-from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS
+
+PART = {1.0: "_positive", -1.0: "_negative"}
+"""Behind names, by sign: of columns, of what is drawn of them, and of signs themselves."""
 
 
 def sample(backward: Backward, step: Sample) -> None:
@@ -29,8 +32,8 @@ def sample(backward: Backward, step: Sample) -> None:
             if piece.form == COLUMNS:
                 flat = arrived.reshape(-1, piece.columns, math.prod(shape))
                 if step.into.signed and piece.signed:
-                    keep = backward.signs[piece.name] == sign
-                    flat = flat * keep.to(flat.dtype).unsqueeze(2)
+                    keep = otherwise_named(backward.signs[piece.name] == sign, PART[sign])
+                    flat = otherwise_named(flat * keep.to(flat.dtype).unsqueeze(2), PART[sign])
                 if piece.name not in backward.noise:
                     place = births.get(piece.name)
                     backward.noise[piece.name] = random_signs(backward, arrived, place or step.value.name,
@@ -43,7 +46,8 @@ def sample(backward: Backward, step: Sample) -> None:
             total = part if total is None else total + part
         if total is None:  # all that arrives here is positive, where other outputs of the loss have both signs
             total = torch.zeros_like(drawn[0])
-        drawn.append(named(total, f"{PREFIX[step.into.stream]}_{backward.matched.names[step.value.name]}_drawn"))
+        what = PART[sign] if step.into.signed else "_drawn"
+        drawn.append(named(total, f"{PREFIX[step.into.stream]}_{backward.matched.names[step.value.name]}{what}"))
     columns = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
     if step.into.signed:
         half = drawn[0].new_ones(drawn[0].shape[:2])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.derive.close import put
+from hbpcompiler.compiler.derive.close import name_of, put
 from hbpcompiler.compiler.plan.arrivals import reads
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.sample_chunks import BY_ROWS
@@ -17,7 +17,7 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
     place_of,
 )
-from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.program.writer import Part, added_to, named
 from hbpcompiler.quantities import COLUMN_SUM, VECTORS, Closing
 
 Place = tuple[str, Closing]
@@ -39,7 +39,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
         own_signs = {name: part[f"signs {name}"] for name in signs}
         inside = backward.inside(part.writer, ops, part.outer, columns=columns, signs=own_signs,
                                  batch=next(iter(columns.values())).shape[0],
-                                 keys=lambda whole: part.read(whole, True))
+                                 keys=lambda whole: part.read(whole, True), steps=step.steps)
         for own in step.steps:
             with part.writer.block(*backward.heading(place_of(own, backward.matched.graph))):
                 inside.carry_out(own)
@@ -69,7 +69,7 @@ def _put_into(part: Part, inside: Backward, keys: Mapping[str, Place]) -> None:
         if closing.kind in BY_ROWS:
             part.rows[name].copy_(inside.closed[key][closing])
         else:
-            part.totals[name].add_(inside.closed[key][closing])
+            added_to(part.totals[name], inside.closed[key][closing])
 
 
 def _collect(backward: Backward, closes: Sequence[Close | Tied], found: Mapping[Place, Any]) -> None:
@@ -79,7 +79,8 @@ def _collect(backward: Backward, closes: Sequence[Close | Tied], found: Mapping[
         if closing in backward.closed.get(key, {}):  # what tails inside the loss have closed before
             put(backward, parameters[key], closing, total)
         else:
-            backward.closed.setdefault(key, {})[closing] = total
+            name = name_of(backward, parameters[key], closing)
+            backward.closed.setdefault(key, {})[closing] = named(total, name)
 
 
 def _shape(close: Close | Tied, kind: str, starts: Mapping[tuple[str, str], Any]) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from hbpcompiler.compiler.plan.steps import (
     Tail,
     Widen,
 )
-from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.program.writer import Part, added_to
 from hbpcompiler.rule import Op
 
 ROOTS, SIGNS, GRADIENT, NUMBERS = "a diagonal's roots", "signs", "the gradient", "numbers"
@@ -119,7 +119,7 @@ def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]
             sub.carry_out(own)
             if isinstance(own, Close):
                 for closing, value in sub.closed.pop(own.parameter.key).items():
-                    total(f"{closing.kind} {own.parameter.key}").add_(value)
+                    added_to(total(f"{closing.kind} {own.parameter.key}"), value)
 
 
 def _chunk_of_columns(backward: Backward, widens: Sequence[Widen], part: Part, whole: bool) -> None:

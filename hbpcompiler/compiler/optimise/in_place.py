@@ -1,4 +1,4 @@
-"""The last pass: elementwise products, squares and bounds write over a tensor that nobody reads again.
+"""A pass: elementwise products, squares and bounds write over a tensor that nobody reads again.
 
 There is no autograd inside a program, so a fresh tensor whose last reader is an elementwise operation may take its
 result. What matters is memory: columns are the largest tensors there are, and a new one for each activation is paid
@@ -15,17 +15,17 @@ from torch import fx
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import by_places
-from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS
+from hbpcompiler.compiler.program.kernels import COLUMNS, PRODUCTS, WRITTEN_OVER
 from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.compiler.program.meta import Role
-from hbpcompiler.compiler.program.nodes import facts, shows_its_input
+from hbpcompiler.compiler.program.nodes import MADE_DENSE, facts, shows_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_",
             "clamp": "clamp_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     *COLUMNS, by_places, "scatter_add", "square", "clamp", "new_zeros"}
+                     *COLUMNS, *WRITTEN_OVER, by_places} | MADE_DENSE
 """Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
 torch's kernels that rules call by their own names."""
 
@@ -39,13 +39,14 @@ def write_in_place(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -
     for node in list(graph.nodes):
         if node.target == "add_":
             _add_product(graph, node)
-        if node.target not in REWRITES or not isinstance(node.args[0], fx.Node):
+        if node.target not in REWRITES.keys() | WRITTEN_OVER or not isinstance(node.args[0], fx.Node):
             continue
         target = node.args[0]
         if _is_large(node, large) and meta.alike(target, node) and _is_dead_after(target, node, order):
-            others = node.args[1:]
-            node.op, node.target = "call_method", REWRITES[node.target]
-            node.args = (target, *others)
+            if node.target in WRITTEN_OVER:
+                node.target = WRITTEN_OVER[node.target]
+            else:
+                node.op, node.target = "call_method", REWRITES[node.target]
             meta.play(node, Role.OVERWRITES)
 
 

@@ -1,4 +1,4 @@
-"""A pass: patches that a block has whole are not made again, some samples at a time, for their Gram matrix.
+"""A pass: patches that a block has whole are not made again, some samples at a time, by its loops.
 
 Each closing at a parameter is costed and written alone. So where one needs a convolution's patches whole, and another
 made them chunk by chunk to need no more memory than a chunk's, there is nothing left to save.
@@ -22,11 +22,34 @@ from hbpcompiler.compiler.program.writer import Loop
 
 
 def form_operands_once(graph: fx.Graph) -> None:
-    """Replace loops that add up `gram` of what a chunk is made of by one call, where the whole is there."""
+    """Where the whole is there: loops that add up `gram` of what a chunk is made of become one call, others cut it."""
     for node in list(graph.nodes):
         if isinstance(node.target, Loop):
             _replace(graph, node, node.target)
+    for node in graph.nodes:
+        if isinstance(node.target, Loop) and node.target.axis == 0:
+            _cut_whole(graph, node, node.target)
     drop_dead(graph)
+
+
+def _cut_whole(graph: fx.Graph, node: fx.Node, loop: Loop) -> None:
+    """The body reads a chunk of what is there whole, in the place of making it of a chunk."""
+    outside = {passed.inner: passed.outer for passed in LoopCall.of(node).cut}
+    for operand in list(loop.body.nodes):
+        if operand.target not in LINEAR or meta.block(operand) != meta.block(node):
+            continue
+        whole = _whole(operand, outside, node)
+        if whole is not None:
+            _put_before(graph, whole, node)
+            operand.replace_all_uses_with(LoopCall.of(node).pass_cut(whole, f"part_{operand.name}"))
+            drop_dead(loop.body)
+
+
+def _put_before(graph: fx.Graph, whole: fx.Node, node: fx.Node) -> None:
+    """It is made where the node can read it: what it is made of is read there as well."""
+    order = list(graph.nodes)
+    if order.index(whole) > order.index(node):
+        node.prepend(whole)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, loop: Loop) -> None:
@@ -42,8 +65,7 @@ def _replace(graph: fx.Graph, node: fx.Node, loop: Loop) -> None:
     if whole is None:
         return
     (result,) = node.users
-    if list(graph.nodes).index(whole) > list(graph.nodes).index(node):
-        node.prepend(whole)
+    _put_before(graph, whole, node)
     with graph.inserting_before(node):
         if weighing is not None:
             whole = graph.call_function(weighted, (whole, *weighing.args[1:]), dict(weighing.kwargs))

@@ -20,6 +20,7 @@ from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.optimise.operands_once import form_operands_once
+from hbpcompiler.compiler.optimise.outer_sums import call_outer_sums
 from hbpcompiler.compiler.optimise.rounding import round_what_columns_meet
 from hbpcompiler.compiler.optimise.scaling import divide_before_products
 from hbpcompiler.compiler.optimise.settings import Settings
@@ -121,6 +122,8 @@ PASSES: tuple[Pass, ...] = (
          needs=frozenset({SHAPES}), in_loops=False),
     Pass("write_in_place", lambda graph, settings: write_in_place(graph, settings.limits.large_numbers),
          needs=frozenset({SHAPES}), makes=frozenset({OVERWRITTEN}), not_after=frozenset()),
+    Pass("call_outer_sums", lambda graph, settings: call_outer_sums(graph),
+         needs=frozenset({SHAPES, PRODUCTS, OVERWRITTEN}), not_after=frozenset()),
 )
 """In the order in which they are run."""
 

@@ -13,9 +13,10 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import numbers
 from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.meta import Role
+from hbpcompiler.compiler.program.nodes import RESHAPES
 from hbpcompiler.compiler.program.writer import Loop
 
-VIEWS = {"squeeze", "reshape", "flatten", "unflatten"}
+VIEWS = RESHAPES | {"squeeze"}
 """Of a product, divided like the product itself."""
 
 

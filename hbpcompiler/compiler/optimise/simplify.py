@@ -9,7 +9,7 @@ from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.loop_call import LoopCall
-from hbpcompiler.compiler.program.nodes import replace_by, writes_in_place
+from hbpcompiler.compiler.program.nodes import RESHAPES, replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
 INVERSE = {"flatten": ("unflatten", (0, 1)), "squeeze": ("unsqueeze", (1,))}
@@ -119,9 +119,6 @@ def _outlives(node: fx.Node) -> bool:
     return isinstance(target, fx.Node) and (target.op == "placeholder" or len(target.users) > 1)
 
 
-RESHAPES = {"reshape", "flatten", "unflatten", "view"}
-
-
 def drop_idle_reshapes(graph: fx.Graph) -> None:
     """With shapes known: a reshape to the same shape is nothing, a reshape of a reshape is one."""
     for node in list(graph.nodes) * 2:  # twice: collapsing two makes new ones idle
@@ -140,12 +137,20 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
                 node.args = (before.args[0], *node.args[1:])
 
 
+SURE = frozenset({torch.float32, torch.float64})
+"""Dtypes that kernels compute in: what they save in others differs between devices."""
+
+
 def drop_idle_casts(graph: fx.Graph) -> None:
-    """With dtypes known: a mask that only meets floating-point factors need not be made floating-point first."""
-    for node in graph.nodes:
+    """With dtypes known: a cast to the dtype that is there is nothing; a mask that only meets floating-point factors
+    need not be made floating-point first."""
+    for node in list(graph.nodes):
         if node.op != "call_method" or node.target != "type_as":
             continue
         mask = node.args[0]
+        if meta.dtype(mask) is meta.dtype(node) and meta.dtype(node) in SURE:
+            replace_by(graph, node, mask)
+            continue
         views = [user for user in node.users if user.target == "unsqueeze"]
         readers = [user for read in (node, *views) for user in read.users if user not in views]
         if meta.dtype(mask) is torch.bool and views and all(

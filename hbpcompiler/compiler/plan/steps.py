@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,9 +14,6 @@ from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import Contraction, Residual
 
 __all__ = ["BEFORE_MEAN", "OPERAND", "PREFIX", "Piece", "SumEach", "Total", "Weigh", "Weights"]
-
-DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
-"""What torch adds to an operation's name, and no reader needs."""
 
 # -- steps, in order of execution ----------------------------------------------------------------------------------
 
@@ -279,5 +275,4 @@ def place_of(step: Step, graph: Graph) -> Operation:
 def title(operation: Operation) -> str:
     """The heading under which an operation's lines stand."""
     place = "loss" if operation.source.in_loss else operation.source.module
-    name = DECORATION.sub("", operation.short)
-    return f"{place}: {name}" if place else name
+    return f"{place}: {operation.plain}" if place else operation.plain

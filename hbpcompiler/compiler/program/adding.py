@@ -17,6 +17,7 @@ from torch import fx
 from hbpcompiler.arguments import ARGUMENTS, DECAY, INTO, SHARES
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.by_sample import copy_of
+from hbpcompiler.compiler.program.grams import sum_outer
 from hbpcompiler.compiler.program.meta import Role
 from hbpcompiler.compiler.program.nodes import shows_its_input
 from hbpcompiler.compiler.program.products import onednn_linear
@@ -163,7 +164,12 @@ def _undivided(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
 
 def _factors(value: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """(x, y), where the value is x @ y.t(), and nothing but a result reads it."""
-    if value.kwargs or len(value.users) != 1 or len(value.args) != 2:
+    if value.kwargs or len(value.users) != 1:
+        return None
+    if value.target is sum_outer:
+        turned = _turned(value)
+        return turned, turned
+    if len(value.args) != 2:
         return None
     x, right = value.args
     if not isinstance(x, fx.Node) or not isinstance(right, fx.Node):
@@ -177,6 +183,16 @@ def _factors(value: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if _is_transpose(right):
         return x, right.all_input_nodes[0]
     return (x, x) if _is_transpose(x) and x.args[0] is right else None
+
+
+def _turned(value: fx.Node) -> fx.Node:
+    """Of a sum of outer products of rows, these as columns, in front of it."""
+    (rows,) = value.all_input_nodes
+    with value.graph.inserting_before(value):
+        turned = value.graph.call_method("t", (rows,))
+    meta.place(turned, value)
+    meta.set_tensor(turned, (meta.shape(rows) or ())[::-1], meta.dtype(rows))
+    return turned
 
 
 def _is_transpose(node: fx.Node) -> bool:

@@ -12,6 +12,12 @@ from hbpcompiler.rule.idioms import idiom
 
 
 @idiom
+def sum_outer(x: Tensor) -> Tensor:
+    """sum over n of x[n] x[n]^T: [n, i] -> [i, i]."""
+    return x.t() @ x
+
+
+@idiom
 def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045  # for TorchScript
              kept: float = 1.0) -> Tensor:
     """total = kept * total + sum of x x^T over all axes but one, `chunk` samples (of axis 0) at a time, / over."""

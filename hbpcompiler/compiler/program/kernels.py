@@ -30,7 +30,15 @@ from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_li
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule import derivatives, idioms, recurrences
 from hbpcompiler.rule.composite import Composite, EachSample
-from hbpcompiler.rule.idioms import IDIOMS, covariance_root, patches, scatter_to
+from hbpcompiler.rule.idioms import (
+    IDIOMS,
+    covariance_root,
+    patches,
+    sampled_columns,
+    scatter_to,
+    standardised_back,
+    standardised_back_,
+)
 from hbpcompiler.rules.shared.torch_operations import CONVOLUTION_BACKWARD
 
 GRAMS = (gram, onednn_gram, pixel_gram)
@@ -59,8 +67,10 @@ PRODUCTS: frozenset[Any] = frozenset({
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LINEAR: frozenset[Any] = frozenset({patches})
 """Helpers whose result is a linear function of their first argument, sample by sample."""
-COLUMNS = (scatter_to, covariance_root)
+COLUMNS = (scatter_to, covariance_root, sampled_columns)
 """Helpers that make columns, which others may be written over."""
+WRITTEN_OVER: dict[Any, Callable[..., Any]] = {standardised_back: standardised_back_}
+"""A helper -> the one that writes its result over its first argument."""
 ONEDNN_LINEAR = "mkldnn._linear_pointwise"
 """The kernel in `onednn_linear`: not in every build of torch, so by its name."""
 

@@ -58,6 +58,17 @@ class LoopCall:
         self.node.args = (accumulators, cut, (*whole, outer))
         return inner
 
+    def pass_cut(self, outer: fx.Node, name: str) -> fx.Node:
+        """Pass the chunk's part of one more tensor, if the body does not have it; what stands for it there."""
+        for passed in LoopCall.of(self.node).cut:
+            if passed.outer is outer:
+                return passed.inner
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
+        inner = self._held(outer, name, Role.CUT, len(accumulators) + len(cut))
+        self.node.args = (accumulators, (*cut, outer), whole)
+        self.loop.cut += 1
+        return inner
+
     def drop_unread(self) -> None:
         """Pass no longer what the body does not read. One tensor that is cut stays: the turns are counted by it."""
         accumulators, _, _ = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)

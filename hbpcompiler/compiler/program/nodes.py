@@ -1,7 +1,9 @@
 """What a node of a program is: one table of facts, asked from torch's own schemas where they know.
 
 torch says which operations draw random numbers (a tag), write to what they are given and return views (their schemas).
-What it does not say stands in the sets below, by the bare name of what is called.
+What it does not say stands in the sets below, by the bare name of what is called; no other module has such sets. A pass
+that writes one call as another (x.square() as x.square_()) has a table of both: that is what the pass does, and says
+nothing of a call by itself.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ CASTS = frozenset({"to", "type_as", "detach", "weighted"})
 COPIES = frozenset({"pad", "patches", "index_select", "gather", "embedding", "rows_at", "repeat_interleave", "cat",
                     "stack", "getattr"})
 """They move numbers, as views do, to memory of their own."""
+
+RESHAPES = frozenset({"reshape", "flatten", "unflatten", "view"})
+"""The same numbers in the same order in another shape."""
+MADE_DENSE = frozenset({"scatter_add", "square", "clamp", "new_zeros"})
+"""Methods whose result lies in memory of its own, one place for each number."""
 
 
 @dataclass(frozen=True)

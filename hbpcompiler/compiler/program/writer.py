@@ -245,5 +245,14 @@ def otherwise_named(proxy: Any, wish: str) -> Any:
     return proxy
 
 
+def added_to(total: Any, share: Any) -> None:
+    """Add a turn's share to a loop's total, where it is made: it needs no name, and else is called after the total."""
+    added = total.add_(share).node
+    if list(share.node.users) == [added]:
+        share.node.append(meta.place(added, share.node))
+        meta.set_wish(share.node, f"{meta.hint(share.node)}_turn")
+        meta.rename(share.node, "")
+
+
 INPUTS = "Inputs and parameters"
 """The heading of the forward pass's first lines."""

@@ -39,10 +39,11 @@ def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Itera
         weights = weights_of(site, signs, kind)
         if isinstance(weights, int):
             continue  # nothing of that sign: the caller's zeros stay
-        if weights is not None:
-            sums[kind] = einsum(f"nk,{letters}->{keep}", weights, squares)
+        if weights is None:
+            found = sum_out(squares, letters, keep)
         else:
-            sums[kind] = sum_out(squares, letters, keep)
+            found = einsum(f"nk,{letters}->{keep}", weights, squares)
+        sums[kind] = found if found is squares else otherwise_named(found, "squares_")
     return sums
 
 
@@ -87,9 +88,19 @@ def operand_of(use: Use, op: Op | None = None) -> Any:
 
 def product_of(site: Site, use: Use, op: Op | None = None, columns: Any = None) -> Any:
     """The einsum itself: [n, k, *theta]."""
+    columns = use.stream if columns is None else columns
+    found = _product(site, use, op, columns)
+    return found if found is columns else otherwise_named(found, PRODUCT)
+
+
+PRODUCT = "T_"
+"""What the columns of a parameter are called, with its name behind it."""
+
+
+def _product(site: Site, use: Use, op: Op | None, columns: Any) -> Any:
     left, right, result = site.letters
     if site.own_product and use.contraction.product is not None:
-        return use.contraction.product(op or use.op, use.stream if columns is None else columns)
+        return use.contraction.product(op or use.op, columns)
     if not site.has_operand:
         return sum_out(columns_of(use, op, columns), left, result)
     if left.replace("k", "") == right:

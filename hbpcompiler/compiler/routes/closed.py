@@ -90,9 +90,12 @@ class MatrixForm(Route):
         lengths = tuple(site.size(letter) for letter in own)
         shape = use.op.shape("output")
         # The columns' view on both sides: first the rows as columns of one sample, then, transposed, the other side.
-        half = columns_of(use, columns=use.stream.reshape(1, math.prod(shape), *shape))
-        half = half.reshape(math.prod(shape), math.prod(lengths)).t().reshape(1, math.prod(lengths), *shape)
-        both = columns_of(use, columns=half).reshape(*lengths, *lengths)
+        rows = use.stream.reshape(1, math.prod(shape), *shape)
+        both = half = columns_of(use, columns=rows)
+        if half is not rows:
+            half = half.reshape(math.prod(shape), math.prod(lengths)).t().reshape(1, math.prod(lengths), *shape)
+            both = columns_of(use, columns=half)
+        both = both.reshape(*lengths, *lengths)
         if site.features:
             second = "".join(letter.upper() if letter in site.outer else letter for letter in own)
             factor = einsum(f"{own}{second}->{site.shared}{site.outer}{site.outer.upper()}", both)

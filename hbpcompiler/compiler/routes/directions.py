@@ -17,6 +17,8 @@ from hbpcompiler.rule.idioms import rows_of_vectors
 
 TANGENT = "_tangent"
 """Of an operand: what a layer's output changes by along a direction."""
+PROJECTED = "projected_"
+"""Of inner products of directions with T, whose name stands behind it."""
 
 
 class OperandFirst(Route):
@@ -48,7 +50,8 @@ class OperandFirst(Route):
         f = next(letter for letter in "fqwxyzabc" if letter not in left + right)
         if not site.has_operand:
             columns = sum_out(columns_of(use), left, result)
-            return {PROJECT: _added(use, einsum(f"{result},{f}{site.theta}->nk{f}", columns, use.directions))}
+            made = einsum(f"{result},{f}{site.theta}->nk{f}", columns, use.directions)
+            return {PROJECT: _added(use, otherwise_named(made, PROJECTED))}
         met = f"n{f}{left[2:]}"
 
         def projected(columns: Any, op: Op | None, directions: Any) -> Any:
@@ -57,7 +60,7 @@ class OperandFirst(Route):
             else:
                 met_by = einsum(f"{right},{f}{site.theta}->{met}", operand_of(use, op), directions)
                 first = otherwise_named(met_by, TANGENT)
-            return einsum(f"{left},{met}->nk{f}", columns, first)
+            return otherwise_named(einsum(f"{left},{met}->nk{f}", columns, first), PROJECTED)
 
         if not site.has_positions:
             return {PROJECT: _added(use, projected(columns_of(use), None, use.directions))}
@@ -107,7 +110,8 @@ class ProductFirst(Route):
         def body(part: Part) -> None:
             product = product_of(site, use, part.op, part["columns"])
             directions = part.outer(use.directions)
-            part.rows[PROJECT].add_(einsum(f"nk{site.theta},{f}{site.theta}->nk{f}", product, directions))
+            made = einsum(f"nk{site.theta},{f}{site.theta}->nk{f}", product, directions)
+            part.rows[PROJECT].add_(otherwise_named(made, PROJECTED))
 
         return use.writer.loop(body, op=use.op, sliced={"columns": use.stream}, chunk=self._chunk(site), totals={},
                                rows={PROJECT: use.totals[PROJECT]})

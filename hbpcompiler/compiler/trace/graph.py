@@ -11,6 +11,8 @@ import networkx as nx
 import sympy
 import torch
 
+from hbpcompiler.rules.shared.result_names import DECORATION
+
 N = sympy.Symbol("N", integer=True, positive=True)
 """The batch size, in every symbolic shape and cost."""
 
@@ -116,6 +118,11 @@ class Operation:
     def short(self) -> str:
         """The operation's bare name: "linear"."""
         return self.target.split(".", 1)[1].strip("_")
+
+    @property
+    def plain(self) -> str:
+        """The bare name as readers know it: "batch_norm" of native_batch_norm_legit_no_training."""
+        return DECORATION.sub("", self.short)
 
 
 @dataclass(frozen=True)

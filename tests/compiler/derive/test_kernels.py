@@ -124,3 +124,14 @@ def test_attention_without_the_kernel():
             found = fused_attention_back(gradient, *given, made, log_sums, causal, 0.3)
         for one, other in zip((made, *found), (output, *expected), strict=True):
             torch.testing.assert_close(one.as_subclass(torch.Tensor), other.detach(), rtol=1e-11, atol=1e-13)
+
+
+def test_one_column_beside_several_meets_their_local_derivative():
+    model, X, y = given(torch.float64)
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["grad", "diag_ggn"])
+    found = compiled(X, y)
+    assert not {"gelu_backward", "threshold_backward"} & {*called(compiled)}
+    assert "native_layer_norm_backward" in called(compiled)
+    for name in ("grad", "diag_ggn"):
+        for key, value in reference(model, nn.CrossEntropyLoss(), (X,), y, name).items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-10, atol=1e-12)

@@ -104,6 +104,15 @@ def test_kfra_averages_over_the_samples():
     assert HANDLERS[Average] is kfra.average
 
 
+def test_kfras_matrix_crosses_a_linear_layer():
+    """Written as W^T G W, of a G that need not be turned."""
+    piece = Piece("G", KFRA, MATRIX, 0, False)
+    given = columns(2, 2)[0]
+    found, _, _ = carried_out(Pull(LAST, "input", piece), {("output", "G"): given + given.mT}, made=planned("kfra"))
+    weight = VALUES["b.weight"]
+    torch.testing.assert_close(found["bent", "G"], weight.mT @ (given + given.mT) @ weight)
+
+
 def test_random_signs_keep_the_sum_of_outer_products_in_expectation():
     into = Piece("M", GGN_MC, COLUMNS, 4000, False)
     given = columns(2, 2)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.program.check import Level, check_program
+from hbpcompiler.rule import standardised_back
 from tests.compiler.optimise.small import calls, loop, program, run, shaped, total_of
 
 COLUMNS = (-1, 2, 3)
@@ -120,3 +121,15 @@ def test_results_of_kernels_for_one_cotangent_are_reused():
 
     found = written(write, (70000, 1, 3), (70000, 3))
     assert [call for call in found if call.startswith("mul")] == ["mul_", "mul_"]
+
+
+def test_a_norms_way_back_is_written_over_dead_columns():
+    def write(writer, x, y, z):
+        return standardised_back(x * y, z, z, True)
+
+    def kept(writer, x, y, z):
+        return standardised_back(x, y, z, True)
+
+    shapes = COLUMNS, COLUMNS, (-1, 1, 3)
+    assert written(write, *shapes) == ["mul", "standardised_back_"]
+    assert written(kept, *shapes) == ["standardised_back"]

@@ -1,4 +1,4 @@
-"""Patches that a block has whole are not made again chunk by chunk for their Gram matrix."""
+"""Patches that a block has whole are not made again chunk by chunk."""
 
 import torch
 
@@ -6,7 +6,7 @@ from hbpcompiler.compiler.optimise.operands_once import form_operands_once
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.grams import gram
 from hbpcompiler.rule.idioms import patches
-from tests.compiler.optimise.small import calls, program, run
+from tests.compiler.optimise.small import calls, loop, program, run
 
 
 def written(kernel):
@@ -36,3 +36,32 @@ def test_other_patches_are_not():
     before = calls(graph)
     form_operands_once(graph)
     assert calls(graph) == before
+
+
+def squared(kernel):
+    """A loop that squares patches, made of its chunk, in a block that has others whole."""
+
+    def write(writer, x):
+        def body(part):
+            part.totals["t"].add_(patches(part["x"], [2, 2]).square().sum(0))
+
+        with writer.block("conv", "backward"):
+            total = writer.loop(body, op=None, sliced={"x": x}, chunk=2, totals={"t": (4, 9)})["t"]
+            return patches(x, kernel).sum(), total
+
+    return program(write, "x")
+
+
+def test_a_loop_cuts_what_is_there_whole_though_it_is_made_later():
+    graph, x = squared([2, 2]), torch.randn(5, 1, 4, 4)
+    form_operands_once(graph)
+    check_program(graph, Level.DERIVED)
+    assert calls(graph).count("patches") == 1
+    assert "patches" not in calls(loop(graph).target.body)
+    torch.testing.assert_close(run(graph, x), run(squared([2, 2]), x))
+
+
+def test_a_loop_makes_patches_that_nobody_has_whole():
+    graph = squared([3, 3])
+    form_operands_once(graph)
+    assert "patches" in calls(loop(graph).target.body)

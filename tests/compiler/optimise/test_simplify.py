@@ -225,3 +225,10 @@ def test_a_mask_that_meets_other_masks_is_cast():
     before = lines(graph)
     drop_idle_casts(graph)
     assert lines(graph) == before
+
+
+def test_a_cast_to_the_dtype_that_is_there_goes_where_kernels_compute_in_it():
+    for dtype, left in ((torch.float32, ["mul"]), (torch.float64, ["mul"]), (torch.bfloat16, ["mul", "type_as"])):
+        graph = shaped(program(lambda writer, x, y: (x * 2).type_as(y), "x", "y"), (-1, 3), (-1, 3), dtype=dtype)
+        drop_idle_casts(graph)
+        assert calls(graph) == left

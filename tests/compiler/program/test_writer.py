@@ -3,7 +3,8 @@
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.program.writer import Block, Loop, Writer, named
+from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.writer import Block, Loop, Writer, added_to, named
 from hbpcompiler.rule import Op
 
 
@@ -29,6 +30,18 @@ def test_nodes_know_their_block_and_step():
     assert inside.node.meta["block"] == Block("0: linear", "forward")
     assert inside.node.meta["step"] == 7
     assert outside.node.meta["block"] is None
+
+
+def test_a_turns_share_is_added_where_it_is_made_and_needs_no_name():
+    writer = Writer()
+    total, x = writer.placeholder("total"), writer.placeholder("x")
+    share = writer.call(torch.exp, x, hint="squares_ggn_weight")
+    writer.call(torch.tanh, x)
+    added_to(total, share)
+    assert [node.name for node in writer.graph.nodes] == ["total", "x", "exp", "add_", "tanh"]
+    assert (meta.hint(share.node), meta.wish(share.node)) == ("", "squares_ggn_weight_turn")
+    added_to(total, share)
+    assert [node.name for node in writer.graph.nodes][-1] == "add__1"
 
 
 def test_the_first_wish_for_a_name_counts():
