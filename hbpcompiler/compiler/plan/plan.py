@@ -47,7 +47,7 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     steps = with_tails(steps, walk.itemsize, resources, pools, local)
     pools = without_local(pools, steps)
     steps = with_sample_chunks(steps, walk.dtype.itemsize, resources)
-    steps = with_seeds_by_position(steps, matched.rules, matched.static)
+    steps = with_seeds_by_position(steps, matched.rules, matched.static, walk.dtype.itemsize, resources)
     totals = totals_of(matched, options)
     whole = with_second_phase(steps, totals, closings, matched, resources)
     planned = race(Plan(options.quantities, options.mc_samples, tuple(whole.steps), pools, options.curvature,

@@ -6,13 +6,16 @@ samples takes them, only what each position has by itself is made for the whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from hbpcompiler.compiler.cost.decisions import decided
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.arrivals import Arrival, makes, reads
 from hbpcompiler.compiler.plan.steps import Pull, SampleChunks, Seed, Step, Tail, flat
 from hbpcompiler.compiler.routes import COLUMNS
-from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.quantities import GGN
 from hbpcompiler.rule import Factor, LossRule, Op, Rule
 
@@ -20,21 +23,31 @@ Place = tuple[str, str]
 
 
 def with_seeds_by_position(steps: Sequence[Step], rules: Mapping[str, Rule | LossRule],
-                           static: Callable[[Operation], Op]) -> list[Step]:
+                           static: Callable[[Operation], Op], itemsize: int, resources: Resources) -> list[Step]:
     """The steps, with seeds by position where one loop alone takes their columns: at once, or behind operations of
     the loss, such as those that flatten positions, which then are steps of the loop."""
     found = list(steps)
     for seed in steps:
-        if isinstance(seed, Seed) and _has_positions(seed, rules, static):
-            found = _by_position(seed, _place(seed, rules), found)
+        if isinstance(seed, Seed) and _has_positions(seed, rules, static) \
+                and _is_large(seed, rules, itemsize, resources):
+            found = _by_position(seed, (_value(seed, rules).name, seed.piece.name), found)
     return found
 
 
-def _place(seed: Seed, rules: Mapping[str, Rule | LossRule]) -> Place:
+def _value(seed: Seed, rules: Mapping[str, Rule | LossRule]) -> Value:
     """Where its columns are."""
     rule = rules[seed.operation.name]
     assert isinstance(rule, LossRule)
-    return seed.operation.tensors[rule.input].name, seed.piece.name
+    return seed.operation.tensors[rule.input]
+
+
+def _is_large(seed: Seed, rules: Mapping[str, Rule | LossRule], itemsize: int, resources: Resources) -> bool:
+    """Whether one sample's columns are more than the cache holds, or memory is limited: smaller ones are made faster
+    for the whole batch."""
+    value = _value(seed, rules)
+    each = itemsize * seed.piece.columns * math.prod(value.sample_shape)
+    limited = resources.temporaries is not None
+    return limited or decided("columns by position", lambda: each > resources.limits.cache_bytes)
 
 
 def _has_positions(step: Seed, rules: Mapping[str, Rule | LossRule], static: Callable[[Operation], Op]) -> bool:

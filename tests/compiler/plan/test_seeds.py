@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.seeds import with_seeds_by_position
 from hbpcompiler.compiler.plan.steps import SampleChunks, Seed, Tail
 from hbpcompiler.quantities import GRADIENT
@@ -50,9 +51,9 @@ WAYS = {
     "weighted sum": (InTheMiddle, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5, 1.0]).double(), reduction="sum")),
 }
 LIMITS = {
-    "columns apart": hbp.Limits(spatial_bytes=0, recycled_bytes=500),
-    "samples apart": hbp.Limits(spatial_bytes=0, recycled_bytes=10_000),
-    "all curvature": hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=1),
+    "columns apart": hbp.Limits(spatial_bytes=0, recycled_bytes=500, cache_bytes=1000),
+    "samples apart": hbp.Limits(spatial_bytes=0, recycled_bytes=10_000, cache_bytes=1000),
+    "all curvature": hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=1, cache_bytes=1000),
 }
 
 
@@ -111,10 +112,20 @@ def test_one_position_and_several_readers_have_all():
     cut(*batch())
     built = cut._current()
     rules, static, steps = built.matched.rules, built.matched.static, built.draft.plan.steps
-    assert with_seeds_by_position(steps, rules, static) == list(steps)
+
+    def again(given, resources):
+        return with_seeds_by_position(given, rules, static, 8, resources)
+
+    limited = Resources(limits=LIMITS["columns apart"])
+    assert again(steps, limited) == list(steps)
     (tail,) = [step for step in steps if isinstance(step, Tail)]
     twice = [Seed(step.operation, step.piece) if isinstance(step, Seed) else step for step in (*steps, tail)]
-    assert not any(step.by_position for step in with_seeds_by_position(twice, rules, static) if isinstance(step, Seed))
+    assert not any(step.by_position for step in again(twice, limited) if isinstance(step, Seed))
+
+    once = [step for step in twice[:-1] if isinstance(step, Seed | Tail)]
+    for resources, expected in ((Resources(), False), (Resources(temporaries=1), True)):
+        made = [step.by_position for step in again(once, resources) if isinstance(step, Seed)]
+        assert any(made) == expected, "columns that fit the cache, unless memory is limited"
 
 
 def test_some_columns_are_those_of_all():
