@@ -14,6 +14,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 WIDTH = 120
@@ -140,7 +141,8 @@ class _Token:
     """Whether an operand stands in front of it."""
 
 
-def _tokens(code: str) -> list[_Token]:
+@lru_cache(maxsize=64)  # where to break a line is asked of the same text in several ways
+def _tokens(code: str) -> Sequence[_Token]:
     found: list[_Token] = []
     depth = 0
     operand = False

@@ -92,13 +92,16 @@ def gradient(op: Op) -> Tensor:
     return pulled.scatter_add(1, labels(op), -weighted)
 
 
-def factor(op: Op) -> tuple[dict[str, Tensor], None]:
+def by_position(op: Op) -> Tensor:
     positions = op.shape("self")[1:]
     p, weight = called("p", torch.softmax(op.self, 1)), total(op)
     if positions:
         p, weight = p.movedim(1, -1), weight.movedim(1, -1)
-    columns = covariance_root(p) * weight.unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
-    return {"self": positionwise(columns, positions)}, None
+    return covariance_root(p) * weight.unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
+
+
+def factor(op: Op) -> tuple[dict[str, Tensor], None]:
+    return {"self": positionwise(by_position(op), op.shape("self")[1:])}, None
 
 
 def count(op: Op) -> int:
@@ -107,7 +110,7 @@ def count(op: Op) -> int:
 
 
 def residual(op: Op) -> Residual:
-    return Factor(count, factor) if count(op) else ZERO
+    return Factor(count, factor, by_position=by_position) if count(op) else ZERO
 
 
 def sample(op: Op, draws: int) -> Tensor:

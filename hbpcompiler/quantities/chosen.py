@@ -53,16 +53,21 @@ class Closings(frozenset[Closing]):
     def __new__(cls, names: tuple[str, ...], chosen: Chosen, kept: Callable[[frozenset[Closing]], frozenset[Closing]],
                 ) -> Closings:
         made = super().__new__(cls, kept(closings_for(names)))
-        made.names, made.chosen, made.kept = names, chosen, kept
+        made.names, made.chosen, made.kept, made.known = names, chosen, kept, {}
         return made
 
     names: tuple[str, ...]
     chosen: Chosen
     kept: Callable[[frozenset[Closing]], frozenset[Closing]]
+    known: dict[str, frozenset[Closing]]
+    """What `of` has found, by parameter: hundreds of patterns may have to be looked at."""
 
     def of(self, parameter: str) -> frozenset[Closing]:
         """Those that the quantities chosen for this parameter need."""
-        return self.kept(closings_for(tuple(name for name in self.names if self.chosen.asks(name, parameter))))
+        if parameter not in self.known:
+            asked = tuple(name for name in self.names if self.chosen.asks(name, parameter))
+            self.known[parameter] = self.kept(closings_for(asked))
+        return self.known[parameter]
 
 
 def closings_of(closings: Collection[Closing], parameter: str) -> Collection[Closing]:

@@ -59,8 +59,13 @@ class Factor:
     are linear in the noise, so that their second moments are those columns' own; the columns themselves are not made,
     and may be others than `factor`'s. One of +1 may share its sign with one of -1: only sums of a kind are squared."""
 
+    by_position: Callable[[Op], Tensor] | None = None
+    """optional, of a loss whose one input, [C, *d], has curvature at each position by itself: `by_position(op) ->
+    [N, *d, k, C]`, the columns of each alone. Column j P + p of `factor` is column j at position p, and 0 elsewhere:
+    where all are too many they are made of these, so many at a time."""
+
     def __post_init__(self) -> None:
-        check_functions("Factor", self, ["count", "factor"], ["some", "drawn"])
+        check_functions("Factor", self, ["count", "factor"], ["some", "drawn", "by_position"])
 
 
 Residual = Zero | Diagonal | Factor

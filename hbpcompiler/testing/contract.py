@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
 from hbpcompiler.rule.functions import R
+from hbpcompiler.rule.position_columns import positionwise, some_positionwise
 from hbpcompiler.rule.unchanged import changing_nothing
 from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
@@ -143,6 +144,19 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
             assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not {order}"
 
 
+def check_by_position(rule: LossRule, op: Op, where: str) -> None:
+    """A loss's columns of each position alone, which make all of its columns, some at a time too."""
+    residual = rule.residual_of(op)
+    if not isinstance(residual, Factor) or residual.by_position is None:
+        return
+    positions, numbers = op.shape(rule.input)[1:], torch.arange(residual.count(op))
+    expected = residual.factor(op)[0][rule.input]
+    close(positionwise(residual.by_position(op), positions), expected, f"{where}: columns by position")
+    if positions:
+        found = some_positionwise(residual.by_position(op), positions, numbers.flip(0))
+        close(found.flip(1), expected, f"{where}: some columns by position")
+
+
 def _check_losses(rule: LossRule, setting: Setting, where: str) -> None:
     """l_n [N]: their mean or sum is the loss, and each one's gradient is that of its sample alone."""
     value = setting.arguments[rule.input].clone().requires_grad_()
@@ -185,6 +199,7 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     value = setting.arguments[rule.input].clone().requires_grad_()
     (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
     close(rule.gradient(op), scale * expected, f"{where}: gradient")
+    check_by_position(rule, op, where)
     if rule.each is not None:
         _check_losses(rule, setting, where)
     if rule.reduction(op) == "mean":

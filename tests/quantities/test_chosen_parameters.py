@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.quantities import Chosen, Closings
 from tests.agreement import close
 
 
@@ -107,3 +108,12 @@ def test_patterns_that_choose_what_is_frozen():
     model[0].requires_grad_(False)
     with pytest.raises(hbp.CompileError, match=r"chosen for kfac; there are 1\.weight, 1\.bias"):
         hbp.compile(model, quantities={"kfac": "0.*", "grad": "*"})(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+def test_what_a_parameter_is_asked_for_is_looked_up_once():
+    asked = []
+    closings = Closings(("grad", "kfac"), Chosen((("kfac", ("a.*",)),)), lambda found: asked.append(found) or found)
+    asked.clear()
+    assert closings.of("a.weight") is closings.of("a.weight")
+    assert closings.of("a.weight") > closings.of("b.weight")
+    assert len(asked) == 2

@@ -122,12 +122,12 @@ def number(expression: Any, batch: int) -> float:
     """A polynomial's value at a batch size."""
     if isinstance(expression, int | float):
         return float(expression)
-    return _number(sympy.sympify(expression), batch)
+    return _number(expression, batch)
 
 
 @lru_cache(maxsize=4096)
 def _number(expression: Any, batch: int) -> float:
-    return float(expression.subs(N, batch))
+    return float(sympy.sympify(expression).xreplace({N: sympy.Integer(batch)}))
 
 
 def chunk_length(bytes_each: int, resources: Resources) -> int:

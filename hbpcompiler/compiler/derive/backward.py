@@ -64,6 +64,8 @@ class Backward:
         """The samples' weights of a second phase, [N], made of a complete total."""
         self.pooled: dict[tuple[str, str], tuple[Any, Any]] = {}
         """The columns behind a pool as they were before it, and the positions that the pool took."""
+        self.positions: dict[tuple[str, str], tuple[int, ...]] = {}
+        """Where columns are those of each position alone, [N, *d, k, C], until a loop takes them: d."""
         self.multiples: dict[str, Any] = {}
         """By reduction, what its part of the loss is multiplied by."""
         self.noise: dict[str, Any] = {}

@@ -16,9 +16,10 @@ from hbpcompiler.compiler.match.endings import multiples
 from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Seed, SeedOutput
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
-from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.quantities import GGN_MC, GRADIENT
-from hbpcompiler.rule import Diagonal, Factor, LossRule
+from hbpcompiler.rule import Diagonal, Factor, LossRule, Op
+from hbpcompiler.rule.position_columns import positionwise
 
 
 def seed(backward: Backward, step: Seed) -> None:
@@ -43,8 +44,7 @@ def seed(backward: Backward, step: Seed) -> None:
         columns = residual.diagonal(op)
     else:
         assert isinstance(residual, Factor)
-        found, _ = residual.factor(op)
-        columns = found[rule.input]
+        columns = _columns(backward, step, residual, op, value)
     if factor is not None:
         factor = columns.new_ones(()) * factor if piece.signed else factor  # a number has no sign()
         columns = columns * (factor.abs().sqrt() if piece.signed else factor**0.5)
@@ -55,6 +55,22 @@ def seed(backward: Backward, step: Seed) -> None:
     if piece.form == COLUMNS:
         columns = named(columns, f"{PREFIX[piece.stream]}_{backward.matched.names[value.name]}_unweighted")
     backward.arrive(value, piece, backward.weighted(columns, root=piece.form == COLUMNS))
+
+
+def _columns(backward: Backward, step: Seed, residual: Factor, op: Op, value: Value) -> Any:
+    """All of a loss's columns; or those of each position alone, of which a loop makes them."""
+    if not step.by_position:
+        (columns,) = residual.factor(op)[0].values()
+        return columns
+    assert residual.by_position is not None
+    backward.positions[value.name, step.piece.name] = value.sample_shape[1:]
+    return residual.by_position(op)
+
+
+def at_all_positions(backward: Backward, place: tuple[str, str], columns: Any) -> Any:
+    """A loop's columns as columns of a sample, where they are those of each position alone so far."""
+    positions = backward.positions.get(place)
+    return columns if positions is None else positionwise(columns, positions)
 
 
 def seed_output(backward: Backward, step: SeedOutput) -> None:

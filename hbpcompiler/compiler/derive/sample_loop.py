@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.begin import at_all_positions
 from hbpcompiler.compiler.derive.close import name_of, put
 from hbpcompiler.compiler.plan.arrivals import reads
 from hbpcompiler.compiler.plan.closings import shape_of_total
@@ -35,7 +36,7 @@ def walk_sample_chunks(backward: Backward, step: SampleChunks) -> None:
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
-        columns = {place: part[f"columns {place}"] for place in starts}
+        columns = {place: at_all_positions(backward, place, part[f"columns {place}"]) for place in starts}
         own_signs = {name: part[f"signs {name}"] for name in signs}
         inside = backward.inside(part.writer, ops, part.outer, columns=columns, signs=own_signs,
                                  batch=next(iter(columns.values())).shape[0],

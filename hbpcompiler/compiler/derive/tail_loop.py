@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.derive.begin import birth
+from hbpcompiler.compiler.derive.begin import at_all_positions, birth
 from hbpcompiler.compiler.derive.close import add
 from hbpcompiler.compiler.derive.cross import born, matrix, over, root_of
 from hbpcompiler.compiler.plan.closings import shape_of_total
@@ -23,6 +23,7 @@ from hbpcompiler.compiler.plan.steps import (
 )
 from hbpcompiler.compiler.program.writer import Part, added_to
 from hbpcompiler.rule import Op
+from hbpcompiler.rule.position_columns import some_positionwise
 
 ROOTS, SIGNS, GRADIENT, NUMBERS = "a diagonal's roots", "signs", "the gradient", "numbers"
 """What the loops cut besides columns, which go by their values' names."""
@@ -37,6 +38,7 @@ def walk_tail(backward: Backward, step: Tail) -> None:
         starts = {ROOTS: root_of(backward, widens[0])}
     else:
         starts = {value.name: backward.columns[value.name, step.piece.name] for value in step.values}
+    by_position = [value for value in step.values if (value.name, step.piece.name) in backward.positions]
     sliced = {**starts, SIGNS: backward.signs.get(step.piece.name)}
 
     def body(part: Part) -> None:
@@ -47,6 +49,9 @@ def walk_tail(backward: Backward, step: Tail) -> None:
         inner_sliced: dict[str, Any] = {name: part[name] for name in sliced}
         if isinstance(bearer, Birth):
             inner_sliced = {NUMBERS: _numbers(part, part[GRADIENT], step.piece.columns), SIGNS: None}
+        elif by_position:
+            (start,) = starts
+            inner_sliced = {NUMBERS: _numbers(part, part[start], step.piece.columns), SIGNS: part[SIGNS]}
         elif widens:
             inner_sliced |= _basis(backward, widens, part, ops[widens[0].operation.name])
 
@@ -94,7 +99,7 @@ def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part,
             ops: Mapping[str, Op]) -> None:
     """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
     bearer, whole = step.steps[0], outer is part
-    start = {(value.name, step.piece.name): part[value.name] for value in step.values if not widens}
+    start = {} if widens else {place: _start(backward, place, part, outer) for place in _places(step)}
     if isinstance(bearer, Birth):
         gradient = part[GRADIENT] if whole else part.outer(outer[GRADIENT])
         start = {(bearer.operation.name, bearer.gradient.name): gradient}
@@ -109,6 +114,21 @@ def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part,
         with part.writer.block(*backward.heading(widens[0].operation)):
             _chunk_of_columns(sub, widens, part, whole)
     take_steps(sub, steps, lambda name: outer.totals[name] if whole else part.outer(outer.totals[name]))
+
+
+def _places(step: Tail) -> list[tuple[str, str]]:
+    """Where its piece is when the chunks are cut."""
+    return [(value.name, step.piece.name) for value in step.values]
+
+
+def _start(backward: Backward, place: tuple[str, str], part: Part, outer: Part) -> Any:
+    """This chunk's columns at one of them."""
+    name, _ = place
+    if outer is part:
+        return at_all_positions(backward, place, part[name])
+    if place not in backward.positions:
+        return part[name]
+    return some_positionwise(part.outer(outer[name]), backward.positions[place], part[NUMBERS].squeeze(0))
 
 
 def take_steps(sub: Backward, steps: Sequence[Step], total: Callable[[str], Any]) -> None:

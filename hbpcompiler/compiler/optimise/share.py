@@ -58,7 +58,7 @@ def _canonical(equation: str) -> str:
 
 
 def _frozen(item: Any) -> Any:
-    if isinstance(item, fx.Node | str):
+    if type(item) is fx.Node or type(item) is str:
         return item
     if isinstance(item, dict):
         return tuple(sorted((key, _frozen(value)) for key, value in item.items()))

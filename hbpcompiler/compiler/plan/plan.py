@@ -19,6 +19,7 @@ from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.pooled import with_pooled_columns
 from hbpcompiler.compiler.plan.sample_chunks import with_sample_chunks
 from hbpcompiler.compiler.plan.second_phase import totals_of, with_second_phase
+from hbpcompiler.compiler.plan.seeds import with_seeds_by_position
 from hbpcompiler.compiler.plan.tails import with_tails
 from hbpcompiler.compiler.plan.tied import join_uses
 from hbpcompiler.compiler.plan.walk import Walk
@@ -46,6 +47,7 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     steps = with_tails(steps, walk.itemsize, resources, pools, local)
     pools = without_local(pools, steps)
     steps = with_sample_chunks(steps, walk.dtype.itemsize, resources)
+    steps = with_seeds_by_position(steps, matched.rules, matched.static, walk.dtype.itemsize, resources)
     totals = totals_of(matched, options)
     whole = with_second_phase(steps, totals, closings, matched, resources)
     planned = race(Plan(options.quantities, options.mc_samples, tuple(whole.steps), pools, options.curvature,

@@ -24,6 +24,8 @@ class Seed:
 
     operation: Operation
     piece: Piece
+    by_position: bool = False
+    """Columns of each position alone, [N, *d, k, C], of which the loop that takes them makes so many at a time."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
 """A tensor in memory of its own."""
-Known = dict[Hashable, Made | tuple[Made, ...]]
+Known = dict[Hashable, Made | tuple[Made, ...] | torch.dtype]
+"""A dtype alone for calls that make one number of one of each argument: their shape is that of what is given."""
 EVERYWHERE: Known = {}
 """What calls made in any program of this process: it depends on nothing but what is asked."""
 MOST = 100_000
@@ -29,16 +31,23 @@ class AlikeCalls:
     known: Known = field(default_factory=dict)
     most: int = MOST
 
-    def result(self, name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
-        """What `call` makes, which is `name` called with meta tensors among these arguments."""
-        kind = kind_of_call(name, args, kwargs)
+    def result(self, name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any],
+               pointwise: bool = False) -> Any:
+        """What `call` makes, which is `name` called with meta tensors among these arguments.
+
+        `pointwise`: each number of the result is made of one of each argument, so that shapes need not be alike.
+        """
+        shape = shape_of_all((*args, *kwargs.values())) if pointwise else None
+        kind = kind_of_call(name, args, kwargs, shape)
         if kind is None:
             return call()
         made = self.known.get(kind)
         if made is not None:
-            return made_again(made)
+            return made_again(made, shape)
         result = call()
         made = made_of(result, (*args, *kwargs.values()))
+        if shape is not None:
+            made = dtype_alone(made, shape)
         if made is not None:
             if len(self.known) >= self.most:
                 self.known.clear()
@@ -46,9 +55,44 @@ class AlikeCalls:
         return result
 
 
-def kind_of_call(name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable | None:
-    """Equal for calls that are alike; None for one that may be like no other."""
-    kind = name, torch.get_default_dtype(), _kind(args), _kind(tuple(kwargs.items()))
+def shape_of_all(given: Sequence[Any]) -> torch.Size | None:
+    """The one shape of all tensors that a call is given, if they lie in memory row by row; None otherwise."""
+    found: torch.Size | None = None
+    for item in given:
+        if isinstance(item, list | tuple | dict):
+            return None
+        if isinstance(item, Tensor):
+            if item.shape != (item.shape if found is None else found) or item.stride() != row_by_row(item.shape):
+                return None
+            found = item.shape
+    return found
+
+
+@lru_cache(maxsize=4096)
+def row_by_row(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a new tensor."""
+    return torch.empty(shape, device="meta").stride()
+
+
+def dtype_alone(made: Any, shape: torch.Size) -> torch.dtype | None:
+    """What has to be known of a result that has the shape of all that was given; None of others."""
+    if made is None or made[:2] != (shape, row_by_row(shape)):
+        return None
+    dtype: torch.dtype = made[2]
+    return dtype
+
+
+def kind_of_call(name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any],
+                 shape: torch.Size | None = None) -> Hashable | None:
+    """Equal for calls that are alike; None for one that may be like no other.
+
+    With `shape`, that of all tensors: whether they have axes, which decides on the result's dtype, and no more.
+    """
+    if shape is not None:
+        with_axes = len(shape) > 0
+        args = [(with_axes, item.dtype) if isinstance(item, Tensor) else item for item in args]
+        kwargs = {key: (with_axes, item.dtype) if isinstance(item, Tensor) else item for key, item in kwargs.items()}
+    kind = name, torch.get_default_dtype(), shape is None, _kind(args), _kind(tuple(kwargs.items()))
     try:
         hash(kind)
     except TypeError:  # an argument that has no hash, such as the dict of all parameters
@@ -79,8 +123,10 @@ def made_of(result: Any, given: Sequence[Any]) -> Made | tuple[Made, ...] | None
     return found if type(result) is tuple else found[0]
 
 
-def made_again(made: Any) -> Any:
-    """Such a result."""
+def made_again(made: Any, shape: torch.Size | None = None) -> Any:
+    """Such a result; `shape` for one of which the dtype alone is known."""
+    if shape is not None:
+        return torch.empty(shape, dtype=made, device="meta")
     if isinstance(made[0], torch.Size):
         shape, strides, dtype = made
         return torch.empty_strided(shape, strides, dtype=dtype, device="meta")

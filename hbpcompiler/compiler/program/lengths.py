@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 
 Shape = tuple[str, ...]
 """A length for each axis: "9", "N", "2*N + 1"; in loops "n" and "k" stand for a chunk's samples and columns.
@@ -44,6 +45,7 @@ def at_first(length: str) -> str:
     return FORMULA.sub(r"\1", length) if "⟨" in length else length
 
 
+@lru_cache(maxsize=4096)  # most axes of a program have one of a few lengths
 def length_at(length: str, size: int) -> int:
     """An axis's length where the batch, or the chunk, is of this size, and each chunk around it of one sample; at the
     first T."""

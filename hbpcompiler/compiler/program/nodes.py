@@ -19,6 +19,7 @@ from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.rule.idioms import IDIOMS
 
 BUFFERS = frozenset({"new_zeros", "zeros", "new_empty", "empty", "zeros_like", "empty_like", "new_full",
                      "large_empty", "empty_histogram", "empty_histogram_2d"})
@@ -34,11 +35,14 @@ CASTS = frozenset({"to", "type_as", "detach", "weighted"})
 COPIES = frozenset({"pad", "patches", "index_select", "gather", "embedding", "rows_at", "repeat_interleave", "cat",
                     "stack", "getattr"})
 """They move numbers, as views do, to memory of their own."""
-
 RESHAPES = frozenset({"reshape", "flatten", "unflatten", "view"})
 """The same numbers in the same order in another shape."""
 MADE_DENSE = frozenset({"scatter_add", "square", "clamp", "new_zeros"})
 """Methods whose result lies in memory of its own, one place for each number."""
+POINTWISE = frozenset({operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
+                       operator.pow, operator.neg, operator.abs, operator.eq, operator.ne, operator.lt, operator.le,
+                       operator.gt, operator.ge, operator.and_, operator.or_, operator.xor, operator.invert})
+"""Python's own, which make each number of one of each argument."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Facts:
     """It changes its first argument."""
     mutable: bool = False
     """It changes some argument."""
+    turns: bool = False
+    """It changes its first argument's shape in place."""
     view: bool = False
     """Its result may share memory with its first argument."""
     spreads: bool = False
@@ -85,6 +91,12 @@ def facts(node: fx.Node) -> Facts:
 def writes_in_place(node: fx.Node) -> bool:
     """Whether the node changes its first argument."""
     return facts(node).writes
+
+
+def returns_its_input(node: fx.Node) -> bool:
+    """Whether the result is the first argument, which lies as before: it was written to."""
+    known = facts(node)
+    return known.writes and not known.turns and (node.op == "call_method" or node.target in IDIOMS)
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -145,6 +157,8 @@ def _of_attribute(name: str) -> Facts:
 @cache
 def _of_function(target: Callable[..., Any]) -> Facts:
     name = str(getattr(target, "__name__", target))
+    if target in POINTWISE:
+        return Facts(pointwise=True)
     if isinstance(target, torch._ops.OpOverloadPacket | torch._ops.OpOverload):
         return _facts(name.partition(".")[0], target)
     if getattr(operator, name, None) is target:
@@ -163,6 +177,7 @@ def _facts(name: str, packet: Any) -> Facts:
         random=name in DRAWS or any(torch.Tag.nondeterministic_seeded in each.tags for each in _overloads(packet)),
         writes=in_place,
         mutable=in_place or any(schema.is_mutable for schema in schemas),
+        turns=any(torch.Tag.inplace_view in each.tags for each in _overloads(packet)),
         view=view,
         spreads=name in SPREAD,
         buffer=name in BUFFERS,

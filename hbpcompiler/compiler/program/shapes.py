@@ -15,10 +15,9 @@ from torch import Tensor, fx
 from hbpcompiler.arguments import ARGUMENTS, Sizes
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.alike_calls import EVERYWHERE, AlikeCalls, storage_of, tensors_in
-from hbpcompiler.compiler.program.nodes import writes_in_place
+from hbpcompiler.compiler.program.nodes import is_pointwise, returns_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
-from hbpcompiler.rule.idioms import IDIOMS
 
 BATCHES = (5, 8)
 
@@ -74,12 +73,12 @@ def _run(graph: fx.Graph, arguments: Sequence[Any], enter: Enter, alike: AlikeCa
 
 
 def _shaped(node: fx.Node, values: Mapping[fx.Node, Any], alike: AlikeCalls) -> Any:
-    """What a node makes, as far as shapes go: a helper that writes into its first argument returns that."""
+    """What a node makes, as far as shapes go: what writes into its first argument returns that."""
     total = node.args[0] if node.args else None
-    if isinstance(total, fx.Node) and writes_in_place(node) and node.target in IDIOMS:
+    if isinstance(total, fx.Node) and returns_its_input(node):
         return values[total]
     args, kwargs = given_to(node, values)
-    return alike.result((node.op, node.target), args, kwargs, lambda: called(node, args, kwargs))
+    return alike.result((node.op, node.target), args, kwargs, lambda: called(node, args, kwargs), is_pointwise(node))
 
 
 def interpret(graph: fx.Graph, arguments: Sequence[Any], enter: Enter,

@@ -15,15 +15,16 @@ def meta(*shape, dtype=torch.float32):
 class Counted:
     """Calls a function twice with tensors of the same kinds; counts how often it is run."""
 
-    def __init__(self, function, most=100):
+    def __init__(self, function, most=100, pointwise=False):
         self.function, self.alike, self.runs = function, AlikeCalls(most=most), 0
+        self.pointwise = pointwise
 
     def __call__(self, *args, **kwargs):
         def call():
             self.runs += 1
             return self.function(*args, **kwargs)
 
-        return self.alike.result(self.function, args, kwargs, call)
+        return self.alike.result(self.function, args, kwargs, call, self.pointwise)
 
 
 def described(result):
@@ -93,3 +94,25 @@ def test_what_is_made_depends_on_the_default_dtype_and_old_calls_are_forgotten()
         torch.set_default_dtype(torch.float32)
     assert counted.runs == 2
     assert len(counted.alike.known) == 1
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: x + x, lambda x: x / 2, lambda x: x > 0, torch.square, torch.relu, torch.nn.functional.gelu, torch.max,
+    lambda x: x.clamp(0.0, 1.0), lambda x: x * x.bool(), lambda x: x**2.0, torch.logical_not,
+])  # fmt: skip
+def test_what_is_made_number_by_number_is_known_for_all_shapes(function):
+    counted = Counted(function, pointwise=True)
+    for shape in [(5, 1), (3, 4), (1, 1, 7), (2, 3, 4, 5), (0, 3), (1,), (), (2,)]:
+        for dtype in (torch.float32, torch.float64):
+            assert described(counted(meta(*shape, dtype=dtype))) == described(function(meta(*shape, dtype=dtype)))
+
+
+def test_only_tensors_of_one_shape_that_lie_row_by_row_are_alike_in_all_shapes():
+    counted = Counted(operator.mul, pointwise=True)
+    counted(meta(3, 4), 2.0)
+    counted(meta(6), 2.0)
+    counted(meta(6), 3.0)
+    assert counted.runs == 2, "(3, 4) and (6) are, 2 and 3 are not"
+    for other in ((meta(3, 4).t(), 2.0), (meta(3, 4), meta(4)), (meta(8)[::2], 2.0), (meta(), 2.0)):
+        assert described(counted(*other)) == described(operator.mul(*other))
+    assert counted.runs == 6

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from hbpcompiler.compiler.program.kernels import PRODUCTS
-from hbpcompiler.compiler.program.nodes import facts, is_pointwise, is_pure, shows_its_input, writes_in_place
+from hbpcompiler.compiler.program.nodes import (
+    facts,
+    is_pointwise,
+    is_pure,
+    returns_its_input,
+    shows_its_input,
+    writes_in_place,
+)
 from hbpcompiler.compiler.program.products import onednn_linear
 from tests.compiler.optimise.small import loop, program, total_of
 
@@ -41,6 +48,11 @@ def test_writing_in_place(name):
     assert writes_in_place(method(name))
     assert shows_its_input(method(name))
     assert not is_pure(method(name))
+
+
+def test_what_is_written_to_is_the_result_unless_its_shape_changes():
+    assert all(returns_its_input(method(name)) for name in ("add_", "clamp_", "addmm_", "copy_"))
+    assert not any(returns_its_input(method(name, 0)) for name in ("squeeze_", "unsqueeze_", "add", "flatten"))
 
 
 @pytest.mark.parametrize("name", ["add", "mul", "sum", "squeeze", "to", "expand", "clamp", "__getitem__"])
@@ -106,8 +118,9 @@ def test_products_are_calls_that_programs_make():
 
 def test_what_is_made_number_by_number():
     pointwise = [method("add_", 2), method("square"), method("addcmul_", 2, 3), function(torch.mul, 2),
-                 function(torch.sigmoid), function(torch.ops.aten.div, 2)]
+                 function(torch.sigmoid), function(torch.ops.aten.div, 2), function(operator.mul, 2),
+                 function(operator.truediv, 2), function(operator.gt, 2)]
     assert all(map(is_pointwise, pointwise))
     others = [method("sum", 0), method("matmul", 2), method("addmm_", 2, 3), function(operator.matmul, 2),
-              function(onednn_linear, 2), method("index_add", 0, 1, 2)]
+              function(operator.getitem, 2), function(onednn_linear, 2), method("index_add", 0, 1, 2)]
     assert not any(map(is_pointwise, others))
