@@ -19,6 +19,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
+from hbpcompiler.compiler.trace.with_state import call_with_state
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")
@@ -155,7 +156,7 @@ def forward(model: nn.Module, loss: Loss, batch: Batch, state: Mapping[str, Tens
             finish: Callable[[Pass], Found]) -> Found:
     """`finish` of a forward pass of copies of the batch; meanwhile `state` is in place of the model's."""
     named = {f"model.{name}": tensor for name, tensor in state.items()}
-    found: Found = torch.func.functional_call(_Training(model, loss), named, (batch, finish))
+    found: Found = call_with_state(_Training(model, loss), named, (batch, finish))
     return found
 
 

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals import classes_given, lines_of, place_of_error
 from hbpcompiler.compiler.trace.values import Answers, recorded
+from hbpcompiler.compiler.trace.with_state import call_with_state
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError, UnsupportedOpError
 
@@ -123,7 +124,7 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
-            output = torch.func.functional_call(model, state, arguments, keywords)
+            output = call_with_state(model, state, arguments, keywords)
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
