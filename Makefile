@@ -1,4 +1,4 @@
-# make demo: sets up .venv and runs the main job. make test: sets it up and runs the tests, five to ten minutes on 2 cores.
+# make demo: sets up .venv and runs the main job. make test: sets it up and runs the tests, five minutes on 2 cores.
 # make test-all: also those that are slow, and more random examples of each test that draws them. make docs: build/site.
 # TORCH chooses the build of torch: make test TORCH=torch==2.13.0
 TORCH ?= torch
