@@ -55,6 +55,14 @@ def gpt2(tied=False):
     return transformers.GPT2LMHeadModel(config), {"input_ids": TOKENS, "use_cache": False}, NEXT_TOKENS
 
 
+def mixtral():
+    """Its rows go to two of three experts each, by default sorted by expert."""
+    config = transformers.MixtralConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=4, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=6)
+    return transformers.MixtralForCausalLM(config), {"input_ids": TOKENS, "use_cache": False}, NEXT_TOKENS
+
+
 def llama():
     config = transformers.LlamaConfig(
         vocab_size=5, hidden_size=8, intermediate_size=5, num_hidden_layers=1, num_attention_heads=2,

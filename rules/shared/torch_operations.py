@@ -76,8 +76,10 @@ MOST, AT_LEAST, BOTH, CLASS = (
     aten.amax.default, aten.clamp.default, aten.logical_and.default, aten.gather.default)
 IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step})
 """0, 1, 2, ... up to a number."""
-LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS = (
-    aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int)
+LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
+    aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int,
+    aten.permute.default)
+RUNNING_SUM, SAME, DIFFERS, ANY = aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims
 
 # -- how operations are written ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import torch
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
 from tests.selection import few
-from tests.transformers_models import bert, cross_entropy, deberta, gpt2, llama, needed, resnet, swin, tied_gpt2, vit
+from tests.transformers_models import bert, cross_entropy, deberta, gpt2, llama, mixtral, needed, resnet, swin, tied_gpt2, vit
 
 pytestmark = needed
 
@@ -45,3 +45,23 @@ def test_exact(make):
 def test_norms_in_single_precision():
     """Llama's norms go through float32, whatever the model's dtype."""
     check(llama, ["grad", "variance", "diag_ggn", "diag_h"], 1e-5)
+
+
+def test_experts():
+    """The model is called with experts one after the other: what it does by default has no double precision."""
+    def one_by_one():
+        model, x, y = mixtral()
+        model.set_experts_implementation("eager")
+        return model, x, y
+
+    check(one_by_one, ["grad", "variance", "diag_ggn", "diag_h"], 1e-5)
+
+
+def test_experts_by_default():
+    torch.manual_seed(0)
+    model, x, y = mixtral()
+    result = hbp.compile(model.eval(), cross_entropy, ["grad"])(x, y)
+    cross_entropy(model(**x), y).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(result.grad[name], parameter.grad)
+    assert model.get_experts_implementation() == {"": "grouped_mm"}

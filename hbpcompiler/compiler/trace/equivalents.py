@@ -40,6 +40,25 @@ def module_equivalents(model: nn.Module, rules: Mapping[type[nn.Module], ModuleR
             module.__dict__.pop("forward", None)
 
 
+EACH_ROW_BY_ITSELF = "batched_mm"
+EXPERTS = ("get_experts_implementation", "set_experts_implementation")
+
+
+@contextmanager
+def rows_keep_their_places(model: nn.Module) -> Iterator[None]:
+    """Meanwhile mixtures of experts that can be asked to, those of transformers, compute each row by itself: their
+    other ways sort the batch's rows by expert, or loop over the experts that some row chose."""
+    asked: list[Any] = [module for module in model.modules() if all(hasattr(module, name) for name in EXPERTS)]
+    before = [module.get_experts_implementation() for module in asked]
+    try:
+        for module in asked:
+            module.set_experts_implementation(EACH_ROW_BY_ITSELF)
+        yield
+    finally:
+        for module, own in zip(asked, before, strict=True):
+            module.set_experts_implementation(own)
+
+
 @contextmanager
 def without_backward_hooks_of_all() -> Iterator[None]:
     """Backward hooks that are registered for all modules would wrap ours too, and no program runs any: the proof

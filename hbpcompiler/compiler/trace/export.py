@@ -24,6 +24,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,
     plain_ways,
+    rows_keep_their_places,
     unchecked_distributions,
     without_backward_hooks_of_all,
 )
@@ -127,7 +128,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
     with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), sizes_by_users_lines(), \
-            ways_of_one_noted(), module_equivalents(model, modules or {}), without_backward_hooks_of_all():
+            ways_of_one_noted(), module_equivalents(model, modules or {}), without_backward_hooks_of_all(), \
+            rows_keep_their_places(model):
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         try:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, names_of
 from hbpcompiler.compiler.trace.functional import with_graph
-from hbpcompiler.compiler.trace.places import Count, InOrder, Places, column_of, mask_of
+from hbpcompiler.compiler.trace.places import Count, InOrder, Places, column_of, placed, places_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.rules.shared.torch_operations import (
     ARITHMETIC,
@@ -38,9 +38,7 @@ from hbpcompiler.rules.shared.torch_operations import (
     PUTS,
     SIZE,
     SUMS,
-    TOTAL,
     TRUE_PLACES,
-    WHERE,
 )
 
 
@@ -94,7 +92,7 @@ class _Walk:
         arguments: Any = node.args
         reads = [self.values[read] for read in node.all_input_nodes]
         if _makes_unknown_length(node) and called in TRUE_PLACES:
-            return Places(self._plain(arguments[0]))
+            return places_of(self._plain(arguments[0]), self.writer)
         if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
             return picked
         if all(isinstance(read, Node) for read in reads):
@@ -126,14 +124,14 @@ class _Walk:
         if given.get("dim", 0) != 0:
             raise NotWholeError
         if not isinstance(found[-1], Rows):
-            return self.writer.picked(self._plain(given["self"]), mask_of(found, self.writer.numbers))
+            return self.writer.picked(self._plain(given["self"]), *placed(found, self.writer.numbers))
         if len(found) == 1 and not isinstance(values, Rows):
             return None
         if len(found) == 1 and isinstance(values, Rows) and found[0].is_truth:
             self._check_one_mask([values, found[0]])
             return self.writer.picked_again(values, found[0])
         rows = values if isinstance(values, Rows) else self.writer.picked(
-            self._plain(given["self"]), mask_of(found[:-1], self.writer.numbers))
+            self._plain(given["self"]), *placed(found[:-1], self.writer.numbers))
         if isinstance(values, Rows) and (len(found) != 2 or not isinstance(found[0], InOrder)):
             raise NotWholeError
         self._check_one_mask([rows, found[-1]])
@@ -280,17 +278,12 @@ class _Walk:
         """Rows back in their places."""
         source = given.get("values", given.get("source"))
         rows = self.values.get(source) if isinstance(source, Node) else None
-        base, mask = self._plain(given["self"]), mask_of(self._parts(chosen_by(given)), self.writer.numbers)
-        if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1:
+        base, (mask, axes) = self._plain(given["self"]), placed(self._parts(chosen_by(given)), self.writer.numbers)
+        if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1 or (
+                self.writer.numbers[mask] != self.writer.numbers[rows.picked_by]):
             raise NotWholeError
-        whole = self.writer.as_picked(rows)
-        if self.writer.numbers[mask] != self.writer.numbers[rows.picked_by] or not (
-                are_alike(shape_of(whole), shape_of(base))):
-            raise NotWholeError
-        rows = Rows(whole, mask, mask)
-        if PUTS[called] or given.get("accumulate"):
-            return self.writer.call(TOTAL, base, self.writer.put_elsewhere(rows, 0))
-        return self.writer.call(WHERE, self.writer.beside(rows), whole, base)
+        adds = PUTS[called] or bool(given.get("accumulate"))
+        return self.writer.put_back(base, Rows(self.writer.as_picked(rows), mask, mask), axes, adds)
 
 
 def _works_along_rows(given: Mapping[str, Any], rank: int) -> bool:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.by_name import in_order
 from hbpcompiler.rules.shared.torch_operations import (
+    ANY,
     AT_LEAST,
     BOTH,
     CLASS,
@@ -25,11 +26,15 @@ from hbpcompiler.rules.shared.torch_operations import (
     FLATTEN,
     LONGER,
     MOST,
+    PERMUTE,
     PRODUCT,
     RATIO,
+    RUNNING_SUM,
+    SAME,
     SIZE,
     SUM,
     SUM_ALONG,
+    TOTAL,
     VIEW,
     WHERE,
     WHERE_OR_NUMBER,
@@ -141,12 +146,25 @@ class Writer:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def picked(self, values: Node, mask: Node) -> Rows:
-        """values[mask], with harmless numbers where nothing is picked."""
-        if not are_alike(shape_of(values)[: len(shape_of(mask))], shape_of(mask)):
+    def picked(self, values: Node, mask: Node, axes: Sequence[int]) -> Rows:
+        """values[places], where these are the mask's along some of its axes; harmless numbers where nothing is picked.
+        """
+        whole = self._beside_mask(values, mask, axes)
+        return Rows(self._harmless(Rows(whole, mask, mask)), mask, mask, whole)
+
+    def _beside_mask(self, values: Node, mask: Node, axes: Sequence[int]) -> Node:
+        """[*m, *z] of values [*(m[axis] for axis in axes), *z]: the same along the other axes of the mask [*m]."""
+        if not are_alike(shape_of(values)[: len(axes)], [shape_of(mask)[axis] for axis in axes]):
             raise NotWholeError
-        rows = Rows(values, mask, mask, values)
-        return Rows(self._harmless(rows), mask, mask, values)
+        lead, behind = len(shape_of(mask)), range(len(axes), len(shape_of(values)))
+        if list(axes) != sorted(axes):
+            values = self.once(PERMUTE, values, [*sorted(range(len(axes)), key=axes.__getitem__), *behind])
+        if len(axes) == lead:
+            return values
+        for axis in sorted({*range(lead)} - {*axes}):
+            values = self.once(LONGER, values, axis)
+        lengths = [self.once(SIZE, mask, axis) for axis in range(lead)]
+        return self.once(EXPAND, values, [*lengths, *(-1 for _ in behind)])
 
     def _harmless(self, rows: Rows) -> Node:
         """Of whole numbers the largest one that is picked, or one: they may be indices, or what somebody divides by."""
@@ -189,7 +207,8 @@ class Writer:
         """rows[chosen], of truth values for the same rows."""
         if rows.lead != chosen.lead:
             rows, chosen = self.flattened(rows), self.flattened(chosen)
-        return self.picked(rows.whole, self.once(BOTH, rows.mask, chosen.whole))
+        mask = self.once(BOTH, rows.mask, chosen.whole)
+        return self.picked(rows.whole, mask, range(rows.lead))
 
     def of_classes(self, rows: Rows, classes: Rows) -> Rows:
         """[u]: of each row [C] the number of its class."""
@@ -206,6 +225,35 @@ class Writer:
             return rows.whole
         sizes = [self.once(SIZE, rows.picked_by, axis) for axis in range(len(shape_of(rows.picked_by)))]
         return self.call(VIEW, rows.whole, [*sizes, *rows.beside])
+
+    def put_back(self, base: Node, rows: Rows, axes: Sequence[int], adds: bool) -> Node:
+        """base[places] = rows or += rows, where the places are the mask's along these of its axes."""
+        others = sorted({*range(rows.lead)} - {*axes})
+        if not others and not adds and are_alike(shape_of(rows.whole), shape_of(base)):
+            return self.call(WHERE, self.beside(rows), rows.whole, base)
+        if others and not adds:
+            rows = replace(rows, mask=self._last_true(rows.mask, others))
+        put = self.put_elsewhere(rows, 0)
+        there = rows.mask
+        if others:
+            put, there = self.call(SUM_ALONG, put, others), self.once(ANY, there, others)
+        if list(axes) != sorted(axes):
+            kept = sorted(axes)
+            order = [kept.index(axis) for axis in axes]
+            put = self.call(PERMUTE, put, [*order, *range(len(axes), len(shape_of(put)))])
+            there = self.once(PERMUTE, there, order)
+        if not are_alike(shape_of(put), shape_of(base)):
+            raise NotWholeError
+        if adds:
+            return self.call(TOTAL, base, put)
+        return self.call(WHERE, self.beside(Rows(put, there, there)), put, base)
+
+    def _last_true(self, mask: Node, along: Sequence[int]) -> Node:
+        """Where a place is named more than once the last row stays."""
+        if len(along) != 1:
+            raise NotWholeError
+        so_far, all_of_them = self.once(RUNNING_SUM, mask, *along), self.once(SUM_ALONG, mask, [*along], True)
+        return self.once(BOTH, mask, self.once(SAME, so_far, all_of_them))
 
     def total(self, rows: Rows, mean: bool, along: Sequence[int] | None = None, keep: bool = False) -> Node:
         """The sum or the mean of all elements, or `along` these axes of the rows, the first among them."""

@@ -16,6 +16,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,
     plain_ways,
+    rows_keep_their_places,
     unchecked_distributions,
 )
 from hbpcompiler.compiler.trace.shapes import right_shapes
@@ -29,6 +30,28 @@ def test_modules_run_their_rules_forward():
     with module_equivalents(model, rules):
         assert model(torch.ones(1, 2)).tolist() == [[2, 2]]
     assert "forward" not in vars(model[0])
+
+
+class Experts(nn.Module):
+    """What transformers' models can be asked."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def get_experts_implementation(self):
+        return {"": self.way}
+
+    def set_experts_implementation(self, way):
+        self.way = way[""] if isinstance(way, dict) else way
+
+
+def test_experts_compute_each_row_by_itself():
+    model = nn.Sequential(Experts("eager"), nn.ReLU(), Experts("grouped_mm"))
+    with pytest.raises(KeyError), rows_keep_their_places(model):
+        assert [model[0].way, model[2].way] == ["batched_mm", "batched_mm"]
+        raise KeyError
+    assert [model[0].way, model[2].way] == ["eager", "grouped_mm"]
 
 
 def test_all_modules_that_are_refused_are_named():

@@ -9,8 +9,8 @@ from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, in_order
 from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.picked import whole_rows
-from hbpcompiler.compiler.trace.places import Places, column_of, mask_of
-from hbpcompiler.compiler.trace.rows import NotWholeError, are_alike
+from hbpcompiler.compiler.trace.places import Places, column_of, placed, places_of
+from hbpcompiler.compiler.trace.rows import NotWholeError, Writer, are_alike
 from hbpcompiler.compiler.trace.same_masks import SameMasks
 from tests.selection import few
 
@@ -97,23 +97,35 @@ def graph_of(*masks):
     return graph, nodes
 
 
-def test_places_are_a_masks_where_all_columns_are_there_in_order():
-    _, (mask, numbers) = graph_of(torch.ones(4, 3, dtype=torch.bool), torch.ones(4))
-    same = {mask: 0, numbers: 1}
-    assert mask_of([mask], same) is mask
-    assert mask_of([Places(mask, 0), Places(mask, 1)], same) is mask
-    for chosen in ([Places(mask, 1), Places(mask, 0)], [Places(mask, 0)], [numbers], [mask, mask], [None],
-                   [Places(mask, None), Places(mask, 1)]):
+def test_an_index_is_a_mask_or_columns_of_its_places():
+    _, (mask, other, numbers) = graph_of(*(torch.ones(4, 3, dtype=torch.bool) for _ in range(2)), torch.ones(4))
+    same = {mask: 0, other: 1, numbers: 2}
+    rows, columns = Places(mask, (0, 1), 0), Places(mask, (0, 1), 1)
+    assert placed([mask], same) == (mask, (0, 1))
+    assert placed([rows, columns], same) == (mask, (0, 1))
+    assert placed([columns, rows], same) == (mask, (1, 0))
+    assert placed([columns], same) == (mask, (1,))
+    for chosen in ([rows, rows], [numbers], [mask, mask], [None], [Places(mask, (0, 1)), columns],
+                   [Places(other, (0, 1), 0), columns]):
         with pytest.raises(NotWholeError):
-            mask_of(chosen, same)
+            placed(chosen, same)
 
 
 def test_columns_of_the_table():
     graph, (mask,) = graph_of(torch.ones(4, 3, dtype=torch.bool))
     node = graph.call_function(aten.select.int, (mask, -1, -1))
-    assert column_of(Places(mask), node) == Places(mask, 1)
+    table = Places(mask, (1, 0))
+    assert column_of(table, node) == Places(mask, (1, 0), 0)
     with pytest.raises(NotWholeError):
-        column_of(Places(mask, 1), node)
+        column_of(Places(mask, (1, 0), 1), node)
+
+
+def test_a_mask_of_numbers_is_one_of_truths():
+    graph, (numbers,) = graph_of(torch.tensor([[0, 2, 1]]))
+    writer = Writer(graph)
+    table = places_of(writer.alike.enter(numbers), writer)
+    assert table.columns == (0, 1)
+    assert torch.equal(table.mask.meta["val"], torch.tensor([[False, True, True]]))
 
 
 def test_arguments_by_name():
