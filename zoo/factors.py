@@ -30,7 +30,7 @@ def factors(case: Case) -> str:
     drawn, A and the average of B's trace."""
     asked = untied(case.model)
     layers = {f"{path}.weight": module for path, module in case.model.named_modules()
-              if isinstance(module, nn.Linear) and f"{path}.weight" in asked}
+              if type(module) is nn.Linear and f"{path}.weight" in asked}
     remark = ""
     try:
         result = _factors_of(case, asked)

@@ -18,7 +18,7 @@ DECODER = {**TEXT, "bos_token_id": 1, "eos_token_id": 2, "num_key_value_heads": 
 EXPERTS = {**DECODER, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
            "num_experts_per_tok": 2, "moe_k": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 12,
            "moe_num_shared_experts": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
-           "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8, "first_k_dense_replace": 1,
+           "qk_nope_head_dim": 4, "qk_rope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1,
            "moe_layer_start_index": 1, "experts_implementation": "eager"}
 """In double precision experts are computed one after the other; each family reads its own names of these."""
 GPT = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 20, "bos_token_id": 1,
@@ -71,7 +71,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "GPTNeoXForCausalLM": TEXT, "FalconForCausalLM": {**TEXT, "bos_token_id": 1, "eos_token_id": 2},
     "OPTForCausalLM": {**TEXT, "ffn_dim": 24, "word_embed_proj_dim": WIDTH},
     **{f"{name}ForCausalLM": EXPERTS for name in
-       ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "Phimoe", "GraniteMoe", "GptOss", "DeepseekV3", "Ernie4_5_Moe")},
+       ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "Phimoe", "GraniteMoe", "GptOss", "Ernie4_5_Moe")},
+    "DeepseekV3ForCausalLM": {**EXPERTS, "num_key_value_heads": 2},
     **{f"{name}ForCausalLM": DECODER for name in
        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi", "StableLm", "Olmo", "Cohere", "Starcoder2",
         "Granite", "SmolLM3", "Phi3")},

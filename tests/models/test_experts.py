@@ -94,6 +94,31 @@ def test_routed(routed, shape):
     agree(compiled(X[:3], y[:3]), model, F.mse_loss, [X[:3]], y[:3])
 
 
+class InGroups(nn.Module):
+    """DeepSeek's gate: experts of the best groups alone are chosen."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.gate, self.groups = nn.Linear(3, 4), groups
+
+    def forward(self, x):
+        scores = self.gate(x.view(-1, 3)).sigmoid()
+        best = scores.view(-1, self.groups, 4 // self.groups).topk(2, dim=-1)[0].sum(-1)
+        chosen = torch.zeros_like(best).scatter_(1, best.topk(1, dim=-1, sorted=False)[1], 1)
+        mask = chosen.unsqueeze(-1).expand(-1, self.groups, 4 // self.groups).reshape(-1, 4)
+        index = scores.masked_fill(~mask.bool(), -torch.inf).topk(2, dim=-1, sorted=False)[1]
+        weights = scores.gather(1, index)
+        return (weights / (weights.sum(-1, keepdim=True) + 1e-20)).view(*x.shape[:-1], 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gates(groups):
+    torch.manual_seed(0)
+    model, X = InGroups(groups).double(), torch.randn(4, 3, 3, dtype=torch.float64)
+    y = torch.randn(4, 3, 2, dtype=torch.float64)
+    agree(hbp.compile(model, F.mse_loss, QUANTITIES)(X, y), model, F.mse_loss, [X], y)
+
+
 class Twice(nn.Module):
     """Both slots of a row may be one expert's: what is put last stays."""
 

@@ -58,9 +58,8 @@ def order_of_result(operation: Operation, minor: AbstractSet[str]) -> bool | Non
     it is on each of them, a batch of one.
     """
     batch = 3
-    whole = _drawn(operation, batch)
     try:
-        together = _called(operation, whole, batch)
+        whole, together = _tried(operation, batch)
         alone = [_called(operation, [_sample(tensor, value, n, batch, value.name in minor) for tensor, value in zip(
             whole, operation.tensors.values(), strict=True)], 1) for n in range(batch)]
     except (RuntimeError, ValueError, IndexError):
@@ -82,12 +81,11 @@ def rows_stay_apart(operation: Operation, sampled: AbstractSet[str], batch: int)
     """Whether each row of the result, along its first axis, depends on that row of these arguments alone."""
     lists = any(isinstance(item, list) and any(slot in operation.tensors for slot in item if isinstance(slot, str))
                 for item in operation.attributes.values())
-    whole = _drawn(operation, batch)
-    given = dict(zip(operation.tensors, whole, strict=True))
-    if lists or not sampled or any(not given[slot].dim() for slot in sampled):
+    if lists or not sampled or any(not operation.tensors[slot].shape for slot in sampled):
         return False
     try:
-        together = _called(operation, whole, batch)
+        whole, together = _tried(operation, batch)
+        given = dict(zip(operation.tensors, whole, strict=True))
         if any(len(given[slot]) != len(together) for slot in sampled):
             return False
         for row in _spread(len(together)):
@@ -114,20 +112,32 @@ def signature(operation: Operation, minor: AbstractSet[str]) -> Hashable:
     return operation.target, operation.overload, operation.index, repr(operation.attributes), values
 
 
-def _drawn(operation: Operation, batch: int) -> list[Tensor]:
-    """Random arguments for a batch of this size."""
+def _tried(operation: Operation, batch: int) -> tuple[list[Tensor], Any]:
+    """Random arguments for a batch of this size, and the operation on them. Whole numbers are 0 and 1, or 0 where the
+    operation takes no other, as indices along an axis of one."""
+    try:
+        drawn = _drawn(operation, batch, 2)
+        return drawn, _called(operation, drawn, batch)
+    except (RuntimeError, ValueError, IndexError):
+        drawn = _drawn(operation, batch, 1)
+        return drawn, _called(operation, drawn, batch)
+
+
+def _drawn(operation: Operation, batch: int, numbers: int) -> list[Tensor]:
+    """Random arguments for a batch of this size, so many whole numbers among them."""
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for value in operation.tensors.values():
         shape = _shape_of(value, batch)
         if value.numbering:
-            numbers = torch.arange(batch, dtype=value.dtype, device="cpu")
-            drawn.append(numbers.view(-1, *[1] * (len(shape) - 1)).expand(shape))
+            counted = torch.arange(batch, dtype=value.dtype, device="cpu")
+            drawn.append(counted.view(-1, *[1] * (len(shape) - 1)).expand(shape))
             continue
         if value.floating:
             tensor = torch.rand(shape, generator=generator, device="cpu")
         else:
-            tensor = torch.randint(2, shape, generator=generator, device="cpu")
+            most = 2 if value.dtype is torch.bool else numbers
+            tensor = torch.randint(most, shape, generator=generator, device="cpu")
         drawn.append(tensor.to(value.dtype))
     return drawn
 

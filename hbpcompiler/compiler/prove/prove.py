@@ -59,9 +59,11 @@ def prove(candidate: Candidate, batch: Batch, draws: Draws, raw: Any = None, ful
     """
     proof = _Proof(candidate, draws, rounding(candidate.matched, batch.tensors[0].device))
     lines, notes = proof.first_order(batch, raw)
-    if full or (candidate.may_cancel and EXACT_HESSIANS.intersection(candidate.options.quantities)):
-        lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random,
-                              None if full else EXACT_HESSIANS)
+    if full:
+        lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random)
+    elif candidate.may_cancel and EXACT_HESSIANS.intersection(candidate.options.quantities):
+        few, known = (batch, raw) if raw is not None and batch.samples <= FEW else (candidate.few(batch, 2), None)
+        lines += second_order(candidate, few, draws, proof.eps, proof.random, EXACT_HESSIANS, known)
     return Verification(tuple(lines), tuple(notes))
 
 

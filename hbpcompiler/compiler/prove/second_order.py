@@ -1,6 +1,5 @@
-"""verify="full": the quantities beyond the gradient, on two samples, against autograd.
-
-Per-sample ones are compared whole, diagonals of curvature at their largest entry and at others drawn at random, by
+"""verify="full": the quantities beyond the gradient against autograd; otherwise exact Hessians, where rounding may spoil
+them. Per-sample ones are compared whole, diagonals of curvature at their largest entry and at others drawn at random, by
 double backward. What is sampled is stood in for by its exact twin, Kronecker factors by brute force where that is
 small.
 """
@@ -59,8 +58,6 @@ _HESSIAN: Mapping[str, Diagonal] = {
     "batch_diag_h": lambda value, at: value.sum(0).flatten()[at],
     "diag_h_split": lambda value, at: (value.ggn + value.positive - value.negative).flatten()[at],
 }
-
-
 _TRACES: Mapping[str, Diagonal] = {"trace_ggn": lambda value, at: value, "trace_h": lambda value, at: value}
 EXACT_HESSIANS = frozenset({*_HESSIAN, "trace_h"})
 """Exact ones, of which entries are cheap to have otherwise."""
@@ -72,11 +69,12 @@ SMALL = 16
 
 
 def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, random: bool,
-                 only: Collection[str] | None = None) -> list[Comparison]:
-    """Lines for every quantity that was asked for, but grad, or for those in `only`; `random`: whether the model draws.
-    """
-    with drawing(draws):
-        raw = candidate.run(batch)
+                 only: Collection[str] | None = None, raw: Any = None) -> list[Comparison]:
+    """Lines for every quantity that was asked for, but grad, or for those in `only`; `random`: whether the model draws;
+    `raw`: what the program returned for the batch with these draws, if it was run."""
+    if raw is None:
+        with drawing(draws):
+            raw = candidate.run(batch)
     asked = [name for name in candidate.options.quantities if name not in (GRAD, JACOBIAN)]  # those are proven always
     asked = [name for name in asked if only is None or name in only]
     apart = (*clipped.NAMES, *groups.NAMES)
@@ -194,12 +192,14 @@ class _Reference:
 
     def how(self, line: Comparison) -> str:
         """What of the parameter was compared."""
+        number = self.batch.samples
+        samples = "one sample" if number == 1 else f"{'two' if number == 2 else number} samples"
         if line.quantity in (*_PER_SAMPLE, *clipped.NAMES):
-            return "two samples"
+            return samples
         if line.quantity == LOSSES:
-            return "two samples" if self.found[line.key].dim() else f"their {self._kind} is the loss"
+            return samples if self.found[line.key].dim() else f"their {self._kind} is the loss"
         count, size = len(self.entries[line.parameter]), self._size(line.parameter)
-        return "two samples" if count == size else f"two samples, {count} of {size} entries"
+        return samples if count == size else f"{samples}, {count} of {size} entries"
 
     def by_differences(self, line: Comparison, right: Tensor) -> Comparison:
         """The line of a diagonal of the Hessian, by differences of the gradient where those can decide."""
@@ -278,8 +278,7 @@ def _drawn(values: Mapping[str, Mapping[str, Any]], diagonals: Sequence[str], ca
     sizes = {name: parameter.numel() for name, parameter in candidate.model.named_parameters()}
     for quantity in diagonals:
         for name, value in values[quantity].items():
-            exact = TWINS.get(quantity, quantity)
-            if exact in ("diag_ggn", "diag_h"):
+            if TWINS.get(quantity, quantity) in ("diag_ggn", "diag_h"):
                 largest[name] = int(value.abs().argmax())
             largest.setdefault(name, 0)
     generator = Random(0)

@@ -27,6 +27,19 @@ def test_which_of_samples_and_positions_is_counted_first():
     assert order_of_result(summed, {"a", "b"}) is True
 
 
+def test_whole_numbers_are_indices_that_the_operation_takes():
+    """Along an axis of one there is none but 0."""
+    rows, places = value("rows", 4 * N, 1), value("places", 4 * N, 1, dtype=torch.int64)
+
+    def gathered(axis):
+        return operation("gather", value("out", 4 * N, 1), {"dim": axis, "sparse_grad": False}, self=rows, index=places)
+
+    assert order_of_result(gathered(1), set()) is False
+    assert parts_stay_apart(gathered(1))
+    assert order_of_result(gathered(0), set()) is None
+    assert not parts_stay_apart(gathered(0))
+
+
 def test_parts_that_an_operation_takes_one_by_one():
     frames, out = value("frames", 2 * N, 3, 5), value("out", 2 * N, 1, 5)
     options = {"bias": None, "stride": [1], "padding": [0], "dilation": [1], "groups": 1}
