@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.agreement import agree
 from tests.models.test_modules import check, draw
 from tests.selection import few
 
@@ -137,3 +138,65 @@ def test_what_picks_samples_is_refused(picking):
 
     with pytest.raises(hbp.UnsupportedOpError, match="it picks samples; keep all of them, in their order"):
         hbp.compile(Picking(), quantities=["grad"])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+
+
+class RowsByNumber(nn.Module):
+    """Choices merged with the samples, [3 N, T]: whose mask is picked by the numbers of all rows, as transformers does.
+    """
+
+    def __init__(self, number):
+        super().__init__()
+        self.inner, self.outer, self.number = nn.Linear(2, 3), nn.Linear(3, 1), number
+
+    def forward(self, x, mask):
+        rows, mask = x.flatten(0, 1), mask.flatten(0, 1)
+        places = torch.arange(mask.shape[1])
+        seen = mask[self.number(rows)[:, None, None], places[None, None, :]]
+        h = torch.tanh(self.inner(rows))
+        weights = (h @ h.mT).masked_fill(~seen, -torch.inf).softmax(-1)
+        return self.outer((weights @ h).mean(1)).view(x.shape[:2])
+
+
+def of_choices():
+    torch.manual_seed(0)
+    mask = torch.rand(4, 3, 5) < 0.7
+    mask[..., 0] = True
+    return torch.randn(4, 3, 5, 2, dtype=torch.float64), mask, torch.tensor([0, 2, 1, 1])
+
+
+def test_rows_of_merged_samples_by_their_numbers():
+    model = RowsByNumber(lambda rows: torch.arange(len(rows))).double()
+    X, mask, y = of_choices()
+    compiled = hbp.compile(model, quantities=QUANTITIES)
+    agree(compiled((X, mask), y), model, nn.CrossEntropyLoss(), [X, mask], y)
+    agree(compiled((X[:2], mask[:2]), y[:2]), model, nn.CrossEntropyLoss(), [X[:2], mask[:2]], y[:2])
+
+
+@pytest.mark.parametrize("number", [
+    lambda rows: torch.arange(len(rows)) // 3,
+    lambda rows: torch.arange(len(rows)).flip(0),
+    lambda rows: torch.arange(len(rows) - 1, -1, -1),
+    lambda rows: (torch.arange(len(rows)) + 1) % len(rows),
+], ids=["first samples", "backwards", "counted down", "turned"])
+def test_rows_of_other_samples_are_refused(number):
+    X, mask, y = of_choices()
+    with pytest.raises(hbp.UnsupportedOpError, match="samples"):
+        hbp.compile(RowsByNumber(number).double(), quantities=["grad"], verify=False)((X, mask), y)
+
+
+class FirstHalf(nn.Module):
+    """The numbers of half of the rows, of all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        rows = torch.tanh(self.inner(x.flatten(0, 1)))
+        return rows[torch.arange(2 * len(x))].view(len(x), 2, 2).sum(1)
+
+
+def test_numbers_of_fewer_rows_are_refused():
+    X, y = torch.randn(3, 4, 2, dtype=torch.float64), torch.tensor([0, 1, 1])
+    with pytest.raises(hbp.UnsupportedOpError, match="samples"):
+        hbp.compile(FirstHalf().double(), quantities=["grad"], verify=False)(X, y)

@@ -6,7 +6,19 @@ import torch
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
 from tests.selection import few
-from tests.transformers_models import bert, cross_entropy, deberta, gpt2, llama, mixtral, needed, resnet, swin, tied_gpt2, vit
+from tests.transformers_models import (
+    bert,
+    cross_entropy,
+    deberta,
+    gpt2,
+    llama,
+    mixtral,
+    needed,
+    resnet,
+    swin,
+    tied_gpt2,
+    vit,
+)
 
 pytestmark = needed
 

@@ -47,7 +47,8 @@ def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSe
     carries = frozenset(slot for slot, value in operation.tensors.items()
                         if value.name in active and value.role != "parameter")
     masks = frozenset(slot for slot, value in operation.tensors.items() if value.dtype == torch.bool)
-    numbering = frozenset(slot for slot, value in operation.tensors.items() if value.numbering)
+    numbering = frozenset(slot for slot, value in operation.tensors.items()
+                          if value.numbering and value.batched)
     return Op(find, attributes, shapes, index=operation.index, differentiated=differentiated, single=single,
               active=carries, batched=frozenset(batched), numbering=numbering, masks=masks)
 

@@ -1,4 +1,5 @@
-"""Values that number the samples: torch.arange(N), in whatever shape. As an index they keep all samples in order."""
+"""Values that number the samples: torch.arange(N), in whatever shape, or torch.arange(p N) where positions are merged
+with them. As an index they keep all samples in order."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match import aten
+from hbpcompiler.compiler.match.merged_positions import positions
 from hbpcompiler.compiler.match.sample_wise import depends, number_for
-from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 
 BATCHES = (3, 5)
 """Two batch sizes at which a value that depends on nothing else is computed."""
@@ -31,7 +33,7 @@ def with_sample_numbers(graph: Graph) -> Graph:
 
 
 def _numbering(graph: Graph) -> set[str]:
-    """Names of the integers [N, ...], made of the batch size alone, that are what they number."""
+    """Names of the integers [p*N, ...], made of the batch size alone, that are what they number."""
     makers: dict[str, Operation] = {}
     found = set()
     for operation in graph.operations:
@@ -41,9 +43,9 @@ def _numbering(graph: Graph) -> set[str]:
         makers[operation.name] = operation
         output = operation.output
         whole = output.dtype in (torch.int64, torch.int32)
-        if not (whole and output.shape and output.shape[0] == N) or any(map(depends, output.shape[1:])):
+        if not whole or not positions(output) or any(map(depends, output.shape[1:])):
             continue
-        if all(_numbers(_computed(operation, makers, batch), batch) for batch in BATCHES):
+        if all(_numbers(_computed(operation, makers, batch), positions(output) * batch) for batch in BATCHES):
             found.add(operation.name)
     return found
 
@@ -55,10 +57,10 @@ def _overload(operation: Operation) -> object:
         return None  # one of the compiler's own
 
 
-def _numbers(tensor: Tensor | None, batch: int) -> bool:
+def _numbers(tensor: Tensor | None, count: int) -> bool:
     if tensor is None:
         return False
-    own = torch.arange(batch, device=tensor.device).view(-1, *[1] * (tensor.dim() - 1))
+    own = torch.arange(count, device=tensor.device).view(-1, *[1] * (tensor.dim() - 1))
     return bool((tensor == own).all())
 
 

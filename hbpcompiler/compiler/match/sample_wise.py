@@ -130,7 +130,7 @@ def _drawn(operation: Operation, batch: int, numbers: int) -> list[Tensor]:
     for value in operation.tensors.values():
         shape = _shape_of(value, batch)
         if value.numbering:
-            counted = torch.arange(batch, dtype=value.dtype, device="cpu")
+            counted = torch.arange(shape[0], dtype=value.dtype, device="cpu")
             drawn.append(counted.view(-1, *[1] * (len(shape) - 1)).expand(shape))
             continue
         if value.floating:
@@ -151,8 +151,8 @@ def _called(operation: Operation, values: Sequence[Tensor], batch: int, run: Cal
 
 def _sample(tensor: Tensor, value: Value, n: int, batch: int, minor: bool) -> Tensor:
     """Sample n's part as a batch of one: of an axis [p*N], samples and positions in the order that the graph has."""
-    if value.numbering:
-        return torch.zeros_like(tensor[:1])
+    if value.numbering:  # of a batch of one, from 0
+        return tensor[: tensor.shape[0] // batch]
     for axis, length in enumerate(value.shape):
         if depends(length):
             each = tensor.shape[axis] // batch

@@ -1,7 +1,7 @@
-"""verify="full": the quantities beyond the gradient against autograd; otherwise exact Hessians, where rounding may spoil
-them. Per-sample ones are compared whole, diagonals of curvature at their largest entry and at others drawn at random, by
-double backward. What is sampled is stood in for by its exact twin, Kronecker factors by brute force where that is
-small.
+"""verify="full": the quantities beyond the gradient against autograd; else exact Hessians that rounding may spoil.
+
+Per-sample ones are compared whole, diagonals of curvature at their largest entry and at others drawn at random, by
+double backward. Exact twins stand in for what is sampled, brute force for Kronecker factors that are small.
 """
 
 from __future__ import annotations
