@@ -351,7 +351,7 @@ CROSS_ENTROPY = [
     (lambda X, y: (X.tolist(), y), TypeError, ["X", "list"]),
     (lambda X, y: (X.numpy(), y), TypeError, ["X", "ndarray"]),
     (lambda X, y: (X, y.tolist()), TypeError, ["y", "list"]),
-    (lambda X, y: (X, None), TypeError, ["y", "NoneType"]),
+    (lambda X, y: (X, None), ValueError, ["y is None", "NoneType"]),
     (lambda X, y: (X,), TypeError, ["(X, y)", "1 argument"]),
     (lambda X, y: (torch.tensor(1.0), y), ValueError, ["X has no axes"]),
     (lambda X, y: (X.double(), y), TypeError, ["X", "torch.float64", "torch.float32"]),

@@ -258,6 +258,17 @@ def test_an_output_that_is_a_number_of_the_batch_is_refused():
         hbp.compile(model, lambda out, y: F.mse_loss(out[0], y), ["grad"])(draw(2, 2), draw(2, 2))
 
 
+@pytest.mark.parametrize("loss", [lambda o, y: (o**2).mean(), lambda o, y: F.cross_entropy(o, o.argmax(1))])
+def test_a_loss_without_target(loss):
+    torch.manual_seed(0)
+    model, X = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double(), draw(4, 3)
+    check(model, loss, (X,), None)
+    compiled = hbp.compile(model, loss, ["diag_ggn"])
+    total = hbp.accumulate(compiled, [(X[:1], None), (X[1:], None)], progress=False)
+    close(total.diag_ggn["0.weight"], compiled(X, None).diag_ggn["0.weight"], "0.weight")
+
+
+
 def test_a_model_that_makes_the_loss_is_refused():
     model = Several(lambda m, s, h: m.square().mean())
     with pytest.raises(hbp.CompileError, match="The model itself reduces the batch to one number"):

@@ -72,7 +72,7 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     """The batch that a call's arguments are: inputs, then the target.
 
     A dict holds forward's arguments by name, a tuple or list those by position. None, numbers and texts among them are
-    passed on as they are. Raises InputTypeError for anything else that is no tensor.
+    passed on as they are, as is a target that is None: the loss needs none. Raises InputTypeError for anything else that is no tensor.
     """
     if len(arguments) < 2:
         told = "1 argument was given" if arguments else "no arguments were given"
@@ -84,7 +84,7 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
             raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}, a dict of "
                                  f"{', '.join(map(str, arguments[0]))}: the target goes apart, compiled(inputs, y), "
                                  "with a dict of forward's arguments alone")
-        raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}")
+        raise InputTypeError(f"a batch is (X, y): inputs and target, or None for a loss that takes none, but {told}")
     if all(isinstance(item, Tensor) for item in arguments):
         return Batch(tuple(arguments), _plain(len(arguments) - 1))
     *given, target = arguments
@@ -106,7 +106,7 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
         raise InputTypeError(f"{label} must be a tensor, not {type(stranger.item).__name__}") from None
     layout = _layout(structure, names)
     for name, item, count in (("X", given[0], layout.inputs), ("y", target, len(tensors) - layout.inputs)):
-        if count == 0:
+        if count == 0 and (name == "X" or target is not None):
             raise InputTypeError(f"{name} must be a tensor, or a tuple or dict of tensors, not {type(item).__name__}")
     return Batch(tuple(tensors), layout)
 

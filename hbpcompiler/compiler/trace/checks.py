@@ -175,7 +175,7 @@ def _complaint(error: Exception, batch: Batch, made: str, part: str, samples: in
     head = "y does not fit the loss"
     if isinstance(error, TypeError) and "positional argument" in str(error):
         head = "the loss cannot be called with (output, target)"
-    given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets)
+    given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets) or "y is None, no target"
     return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {_tried(samples)} {reason(error)}"
                                 f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made, part)}")
 
