@@ -269,8 +269,8 @@ def refuse_endings(graph: Graph) -> None:
         raise UnsupportedOpError(listing(
             "The model itself reduces the batch to one number:", inside,
             "Return what the loss is made of, such as logits, and pass the loss to hbp.compile as a function of "
-            "(output, target). A model of transformers does so without labels among its inputs: give them as the target, "
-            "and compute the loss of output.logits."))
+            "(output, target). A model of transformers does so without labels among its inputs: give them as the "
+            "target, and compute the loss of output.logits."))
     for operation in tail:
         found += [(operation, value) for value in operation.tensors.values()
                   if value.name in active and value.name not in made]

@@ -107,13 +107,23 @@ class Double(AtOutputs):
 
     def ggn(self, name: str, entry: int) -> Tensor:
         """One entry of the diagonal of the GGN of L."""
+        return self._through(self, name, entry)
+
+    def ggn_at_zero(self, name: str, entry: int) -> Tensor:
+        """The same if all outputs were zero: the size of the numbers p and p^2 of which a saturated softmax has the
+        difference p (1 - p) alone, so that nothing but their last digits is left."""
+        zeros = [torch.zeros_like(output).requires_grad_(output.requires_grad) for output in self.tensors]
+        return self._through(AtOutputs(zeros, self.structure, self.target, self.own), name, entry)
+
+    def _through(self, at: AtOutputs, name: str, entry: int) -> Tensor:
+        """v^T H v, where v is the outputs' derivative in this entry and H the Hessian of the loss in outputs."""
         weights, weighted = self._weighted
         directions = derivatives(weighted[name].flatten()[entry], weights)
-        if not any(slope.requires_grad for slope in self.slopes):
+        if not any(slope.requires_grad for slope in at.slopes):
             return torch.zeros_like(self.loss.detach())
         along: Any = sum((slope * direction).sum()
-                         for slope, direction in zip(self.slopes, directions, strict=True))
-        pulled = derivatives(along, self.leaves)
+                         for slope, direction in zip(at.slopes, directions, strict=True))
+        pulled = derivatives(along, at.leaves)
         parts = [(direction * after).sum() for direction, after in zip(directions, pulled, strict=True)]
         return torch.stack(parts).sum().detach()
 

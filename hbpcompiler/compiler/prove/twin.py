@@ -28,6 +28,9 @@ from hbpcompiler.rule.composite import graph_module
 from hbpcompiler.rules.shared.torch_operations import RESHAPE, VIEWS
 
 GRAD = "grad"
+TWINS: Mapping[str, str] = {"diag_ggn_mc": "diag_ggn", "sqrt_ggn_mc": "diag_ggn", "diag_h_mc": "diag_h",
+                            "diag_h_mc_all": "diag_h"}
+"""Sampled quantity -> what it is in expectation."""
 Results = Mapping[str, Mapping[str, Any]]
 """Quantity -> parameter -> tensor, or tensors by field."""
 

@@ -72,7 +72,8 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     """The batch that a call's arguments are: inputs, then the target.
 
     A dict holds forward's arguments by name, a tuple or list those by position. None, numbers and texts among them are
-    passed on as they are, as is a target that is None: the loss needs none. Raises InputTypeError for anything else that is no tensor.
+    passed on as they are, as is a target that is None: the loss needs none. Raises InputTypeError for anything else
+    that is no tensor.
     """
     if len(arguments) < 2:
         told = "1 argument was given" if arguments else "no arguments were given"

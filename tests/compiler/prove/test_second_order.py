@@ -13,8 +13,9 @@ from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import compared
 from hbpcompiler.compiler.prove.double import double
 from hbpcompiler.compiler.prove.draws import Draws
+from hbpcompiler.compiler.prove.entries import SMALL
 from hbpcompiler.compiler.prove.factors import FACTORS
-from hbpcompiler.compiler.prove.second_order import COUNTS, SMALL, second_order
+from hbpcompiler.compiler.prove.second_order import COUNTS, second_order
 from hbpcompiler.compiler.prove.twin import twin_program
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.quantities import QUANTITIES, WITHOUT_VECTORS
@@ -168,3 +169,50 @@ def test_losses_of_other_samples_are_noticed(name):
     assert right.how == ("two samples" if name != "class weights" else "their mean is the loss")
     assert lines_of(lambda losses: losses.flip(0)).agrees == (name == "class weights")
     assert not lines_of(lambda losses: losses * 1.001).agrees
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value, self.gate, self.outer = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.outer(self.value(x) * self.gate(x).sigmoid())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [6.0, 14.0, 28.0, 34.0, 60.0, 300.0])
+def test_a_saturated_loss_is_no_fault(gap, dtype):
+    """Where p rounds to 1 autograd has 0 for p (1 - p), and the program has what the other p is."""
+    torch.manual_seed(0)
+    model, X = Gated().to(dtype), torch.randn(4, 2, dtype=dtype)
+    with torch.no_grad():
+        scale = gap / float(model(X).diff().abs().min())
+        model.outer.weight.mul_(scale)
+        model.outer.bias.mul_(scale)
+    y = model(X).argmax(1)
+    for verify in (True, "full"):
+        result = hbp.compile(model, quantities=["diag_h", "diag_ggn"], verify=verify)(X, y)
+        assert all(value.isfinite().all() for value in result.diag_h.values())
+
+
+class Attention(nn.Module):
+    """Of one feature: softmax(a b^T) a."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.outer = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.outer((torch.softmax(a[:, :, None] * b[:, None, :], -1) @ a[:, :, None])[:, :, 0])
+
+
+def test_eight_digits_are_enough():
+    torch.manual_seed(4)
+    model, X = Attention().double(), 30 * torch.randn(6, 3, dtype=torch.float64)
+    y = torch.randint(2, (6,))
+    result = hbp.compile(model, quantities=["diag_h"])(X, y)
+    expected = reference(model, nn.CrossEntropyLoss(), [X], y, "diag_h")
+    for name, value in expected.items():
+        torch.testing.assert_close(result.diag_h[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
