@@ -19,6 +19,15 @@ def made(output, target):
     return F.cross_entropy(output, torch.where(target == 1, -100, target))
 
 
+def of_losses(output, target):
+    return F.cross_entropy(output, target, reduction="none")[target != 1].sum()
+
+
+def of_classes(output, target):
+    chosen = target != 1
+    return -output.log_softmax(1)[chosen].gather(1, target[chosen].unsqueeze(1)).sum()
+
+
 def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, CLASSES)).double()
@@ -47,6 +56,17 @@ def test_a_label_that_is_no_class(loss, backend):
     with pytest.raises(hbp.InputError, match=r"y does not fit the loss.*Target -2 is out of bounds.*cross_entropy"):
         compiled(X, with_label(y, -2))
     torch.testing.assert_close(compiled(X, y).batch_l2, before.batch_l2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("label", [9, -3])
+@pytest.mark.parametrize("loss", [of_losses, of_classes])
+def test_a_label_behind_a_mask_at_the_first_call_and_later(loss, label):
+    X, y = batch()
+    compiled = hbp.compile(model(), loss, quantities=["grad"])
+    for _ in range(2):
+        with pytest.raises(hbp.InputError, match="out of bounds"):
+            compiled(X, with_label(y, label))
+        compiled(X, y)
 
 
 def test_an_input_that_is_no_row_of_a_table():

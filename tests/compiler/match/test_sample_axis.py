@@ -180,3 +180,11 @@ class OverSamples(nn.Module):
 def test_samples_that_mix_are_refused(mixing):
     with pytest.raises(hbp.UnsupportedOpError, match=r"samples? (axis|are)"):
         hbp.compile(OverSamples(mixing), quantities=["grad"])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+
+
+def test_samples_that_meet_are_named():
+    def contrastive(o, y):
+        return nn.functional.cross_entropy(o @ o.t(), y)
+
+    with pytest.raises(hbp.UnsupportedOpError, match=r"each sample meets all others there.*\[N, N\].*backward\(\)"):
+        hbp.compile(nn.Linear(3, 2), contrastive, ["grad"])(torch.randn(4, 3), torch.arange(4))
