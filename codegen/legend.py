@@ -21,6 +21,7 @@ LEGEND: Mapping[str, str] = {
     "Z": "weighted sums of sampled GGN columns",
     "J": "derivatives of the model's output",
     "d": "local derivative",
+    "dd": "second derivative",
     "sign": "signs of columns",
     "pooled": "columns where a pool took its values",
     "index": "where it took them",
@@ -77,6 +78,7 @@ SUFFIXES: Mapping[str, str] = {
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
     "turn": "of one turn of a loop",
+    "pieces": "windows as samples of their own",
 }
 """What was done to a tensor, in the name of what it made."""
 IN_FORMULAS: Mapping[str, tuple[str, str]] = {

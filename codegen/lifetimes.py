@@ -41,7 +41,8 @@ class Section:
 
 
 def tell_once(sections: Sequence[Section], functions: dict[str, str]) -> None:
-    """What is computed under a heading is said where it stands first, in the program if it stands there.
+    """What is computed under a heading is said where it stands first, in the program if it stands there; what a loop's
+    body says is said in that section alone, where its reader is.
 
     Functions stand in front of the program: what is said there is no more said in them, and not "above" either.
     """
@@ -50,7 +51,8 @@ def tell_once(sections: Sequence[Section], functions: dict[str, str]) -> None:
         if section.formula and section.heading in said:
             section.formula = AS_ABOVE
         said.add(section.heading)
-        section.lines = [_untold(line, said) for line in section.lines]
+        here = set(said)
+        section.lines = [_untold(line, here) for line in section.lines]
     above: set[str] = set()
     for name, text in functions.items():
         functions[name] = "\n".join(_untold(line, above, said) for line in text.split("\n"))

@@ -25,7 +25,8 @@ DEEPEST = 2
 """Suffixes that a name may have before it starts again from the tensor that has a name of its own."""
 PRODUCTS = "T"
 
-LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows"})
+LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows",
+                    "entries"})
 """Suffixes that say how a tensor lies and not what it is: the next one takes their place."""
 UPDATES = {"mul_", "div_", "add_", "sub_"}
 """Methods whose result keeps the name of the tensor that they write to."""
@@ -44,10 +45,11 @@ class Temporaries:
         self.texts, self.subject, self.asked = texts, subject, asked
         self._origins: dict[str, tuple[str, int]] = {}  # name -> the named tensor behind it, suffixes since then
         self._relaid: dict[str, str] = {}  # name with a suffix of layout -> what was laid otherwise
+        self._describing: set[str] = set()  # names whose last word says what the numbers are: x_squared
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
-        if own := self.wished(node):
+        if own := self.wished(node) or _before_unflattened(node):
             return own
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
@@ -67,14 +69,17 @@ class Temporaries:
         with _ of what it is made of."""
         wish = self.asked(node)
         if wish.startswith("_"):
-            return fitting(f"{self._base(node)}{wish}")
+            base = self._base(node)
+            return fitting(f"{self._relaid.get(base, base)}{wish}")
         return f"{wish}{self.subject(node)}" if wish.endswith("_") else wish
 
     def kept(self, node: fx.Node) -> str:
-        """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else."""
+        """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else, and for what
+        its name would not be true of any more."""
         target = node.args[0] if node.op == "call_method" and node.target in UPDATES else None
         text = self.texts[target][0] if isinstance(target, fx.Node) and target in self.texts else ""
-        return text if NAME.fullmatch(text) and not meta.hint(node) else ""
+        keeps = NAME.fullmatch(text) and not meta.hint(node) and text not in self._describing
+        return text if keeps else ""
 
     def origin(self, name: str) -> str:
         """The tensor that has a name of its own behind a name that was given."""
@@ -88,8 +93,11 @@ class Temporaries:
         if base:
             origin, depth = self._origins.get(base, (base, 0))
             self._origins[name] = (origin, depth + 1 if name.startswith(base) else 1)
-            if _suffix(node) in LAYOUT and not self.wished(node):
+            wish = self.asked(node)
+            if wish.removeprefix("_") in LAYOUT or (not wish and _suffix(node) in LAYOUT):
                 self._relaid[name] = self._relaid.get(base, base)
+            elif not wish and name.startswith(base):
+                self._describing.add(name)
 
     def _base(self, node: fx.Node) -> str:
         """The name of the first tensor that the node reads, through what is written into its line."""
@@ -107,6 +115,16 @@ class Temporaries:
 
 def _is_product(node: fx.Node) -> bool:
     return node.target is torch.einsum and bool(meta.subject(node)) and len(node.all_input_nodes) > 1
+
+
+def _before_unflattened(node: fx.Node) -> str:
+    """Where a value with a name of its own is but this one with an axis taken apart."""
+    users = list(node.users)
+    if len(users) != 1 or called(users[0]) not in ("unflatten", "reshape") or not meta.hint(users[0]):
+        return ""
+    before, after = meta.shape(node), meta.shape(users[0])
+    longer = before is not None and after is not None and len(after) > len(before)
+    return f"{meta.hint(users[0])}_flat" if longer else ""
 
 
 def _suffix(node: fx.Node) -> str:

@@ -104,8 +104,8 @@ PRODUCTS_OVER_POSITIONS = "products over positions"
 """as PRODUCTS, divided as OVER_POSITIONS."""
 COUNTS = "counts"
 """numbers of entries of the gradients of l_n, where these have one scale in all batches."""
-ROWS = ("it has a row for each sample: take them batch by batch (with a mean loss, times the batch's share of the "
-        "data), or accumulate what they add up to")
+ROWS = ("it has a row for each sample, on the scale of its own batch: take them batch by batch, or accumulate what "
+        "they add up to")
 DIRECTIONS, COLUMN_WEIGHTS, BASES = "directions", "column_weights", "bases"
 GRADIENT_EDGES, PARAMETER_EDGES = "gradient_edges", "parameter_edges"
 """Names of call arguments (see `arguments`)."""

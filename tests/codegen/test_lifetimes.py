@@ -153,3 +153,11 @@ def test_what_a_heading_computes_is_said_once_and_in_the_program_if_it_stands_th
     assert sections[1].lines[1:] == ["    # 0: conv2d    as above", "    b = a  # [n]"]
     assert functions == {"turn": "def turn():\n    # 0: conv2d\n    # 2: relu    d = y'(x)\n    # [n, 9]",
                          "other": "def other():\n    # 2: relu    as above"}
+
+
+def test_what_a_loop_says_is_said_in_its_section_alone():
+    sections = [Section("3: conv2d", ["for n in x:", "    # 1: tanh    d S", "    # 1: tanh    d S"], "T = S U"),
+                Section("1: tanh", ["a = 1"], "d S")]
+    tell_once(sections, {})
+    assert sections[0].lines[1:] == ["    # 1: tanh    d S", "    # 1: tanh    as above"]
+    assert sections[1].heading == "1: tanh    d S"

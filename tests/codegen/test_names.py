@@ -85,6 +85,31 @@ def test_windows_of_neighbourhoods_say_of_what():
                           nn.Linear(6 * 25, 3))
     batch = torch.randn(2, 1, 14, 14), torch.tensor([0, 2])
     code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
-    assert re.findall(r"^ +(\w+_windows) = ", code, re.M) == ["tanh_1_windows", "d_tanh_1_windows", "x_windows"]
-    assert "pieces" not in code
-    assert "as above" in code
+    assert re.findall(r"^ +(\w+_pieces) = ", code, re.M) == ["tanh_1_pieces", "d_tanh_1_pieces", "x_pieces"]
+    assert "_windows_" not in code
+    assert "_pieces windows as samples of their own" in " ".join(code.split())
+
+
+def test_a_second_derivative_is_called_so():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Mish(), nn.Linear(3, 2))
+    batch = torch.randn(2, 2), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    assert "R_linear_0 = g_mish_1.squeeze(1) * dd_mish_1  # [N, 3]" in code
+    assert "dd_ second derivative" in code
+
+
+def test_what_is_changed_in_place_has_no_name_that_was_true_before():
+    def run(writer, x):
+        kept = 1 - x
+        return x * kept + kept.mul_(2)
+
+    graph = program(run, "S_linear")
+    texts, found = {}, {}
+    names = Temporaries(texts)
+    for node in graph.nodes:
+        if node.op != "output":
+            name = str(node.target) if node.op == "placeholder" else names.wish(node)
+            texts[node] = (name, ATOM)
+            found[str(node.target)] = names.kept(node)
+            names.gave(node, name)
+    assert not any(found.values())

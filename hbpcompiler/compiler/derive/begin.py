@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import fx
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.backward import Backward
@@ -14,7 +15,7 @@ from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
 from hbpcompiler.compiler.derive.sample import random_signs
 from hbpcompiler.compiler.match.endings import multiples
 from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Seed, SeedOutput
-from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.quantities import GGN_MC, GRADIENT
@@ -99,6 +100,14 @@ def _one(backward: Backward) -> Any:
     return backward.ops[tail[-1].name].output.new_ones(()) if others else 1.0
 
 
+def _name_second_derivative(made: Any, gradient: Any, name: str) -> None:
+    """Of a residual g y''(x): what stands beside the gradient."""
+    reads = made.node.all_input_nodes
+    if len(reads) == 2 and gradient.node in reads:
+        (second,) = (read for read in reads if read is not gradient.node)
+        otherwise_named(fx.Proxy(second), f"dd_{name}")
+
+
 def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
     """An operation's own curvature under the gradient that has arrived: its residual, at its inputs.
 
@@ -110,7 +119,9 @@ def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
     scheme = schemes.HESSIAN if step.operation.source.in_loss else backward.plan.curvature
     if isinstance(residual, Diagonal):
         (value,) = carried.values()
-        backward.arrive(value, piece, diagonal_under(scheme, residual.diagonal(op, gradient)))
+        made = residual.diagonal(op, gradient)
+        _name_second_derivative(made, gradient, backward.matched.names[step.operation.name])
+        backward.arrive(value, piece, diagonal_under(scheme, made))
         return
     assert isinstance(residual, Factor)
     if step.draws:

@@ -130,7 +130,7 @@ class _Pieces:
         return op
 
     def _cut(self, tensor: Any, value: Value, place: Neighbourhood, fill: float = 0.0) -> Any:
-        return otherwise_named(cut(tensor, value.sample_shape[1:], self.step.positions, place, fill), "_windows")
+        return otherwise_named(cut(tensor, value.sample_shape[1:], self.step.positions, place, fill), "_pieces")
 
 
 def cut(tensor: Any, sizes: Sequence[int], positions: Sequence[int], place: Neighbourhood, fill: float = 0.0) -> Any:

@@ -61,7 +61,8 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
         if len(lengths) > 1:
             return graph, [f"{where}: each sample meets all others there (its result has shape {shape}), so that none "
                            "has a share of the loss that is its own, which the quantities here are made of; the "
-                           "gradient of such a loss is loss.backward()"]
+                           "gradient of such a loss is loss.backward(), and hbp.operator(..., \"hessian\") multiplies "
+                           "with its Hessian"]
         advice = "keep the samples in front, as in x.reshape(x.shape[0], -1, x.shape[-1])"
         module = operation.source.module_type.rpartition(".")[2]
         if module:

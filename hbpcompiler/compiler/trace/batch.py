@@ -85,7 +85,8 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
             raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}, a dict of "
                                  f"{', '.join(map(str, arguments[0]))}: the target goes apart, compiled(inputs, y), "
                                  "with a dict of forward's arguments alone")
-        raise InputTypeError(f"a batch is (X, y): inputs and target, or None for a loss that takes none, but {told}")
+        raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}; a loss that takes no "
+                             "target is called with None")
     if all(isinstance(item, Tensor) for item in arguments):
         return Batch(tuple(arguments), _plain(len(arguments) - 1))
     *given, target = arguments

@@ -251,7 +251,7 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     if isinstance(error, CannotFollowError | NotImplementedError):  # the latter by a ModuleRule's forward
         return ModelError(f"the model cannot be traced{place}: {error}")
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        rows = re.search(r"\bu\d+\b", text)  # a size that values decide
+        rows = ".item()" not in place and re.search(r"\bu\d+\b", text)  # a size that values decide
         return ModelError(f"the model cannot be traced{place}: {PICKED if rows else CONTROL}")
     if _fixes_size(error):
         lines = sorted({line for line in fixing if line})

@@ -290,3 +290,14 @@ def test_other_threads_go_on_as_ever():
         thread.start()
         thread.join()
     assert found == [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0], (2, 3)]
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        h = super().forward(x)
+        return 2 * h if (h.sum() > 0).item() else h
+
+
+def test_a_branch_on_a_number_is_no_mask():
+    with pytest.raises(hbp.CompileError, match=r"control flow depends on the values of tensors"):
+        hbp.compile(Doubled(4, 3), quantities=["grad"])(torch.randn(2, 4), torch.tensor([0, 2]))
