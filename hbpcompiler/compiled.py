@@ -29,7 +29,6 @@ from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.errors import InputError
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, State
@@ -284,7 +283,7 @@ def compile(  # the public name is the design's
     Raises:
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed.
     """
-    loss = given_loss(loss)
+    loss = nn.CrossEntropyLoss() if loss is None else loss
     model = unwrapped(model)
     check_model(model, loss)
     options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,

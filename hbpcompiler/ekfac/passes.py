@@ -18,7 +18,6 @@ from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.compiled import Compiled, compile
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.curvature import Curvature, curvature
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.ekfac.bases import Decomposed, agreed, eigenbases
 from hbpcompiler.ekfac.structure import Met, Structure, joined, met_by, structure_of
 from hbpcompiler.entries import advice_for, not_cut
@@ -103,7 +102,7 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
     for_programs = {name: value for name, value in options.items() if name in OF_PROGRAMS}
     for_passes = {name: value for name, value in options.items() if name in OF_PASSES}
     ranks = Ranks(group)
-    run = _Run(unwrapped(model), given_loss(loss), loader, for_programs,
+    run = _Run(unwrapped(model), nn.CrossEntropyLoss() if loss is None else loss, loader, for_programs,
                {**for_passes, "group": group}, ranks)
     structure = run.structure(tuple(parameters), tuple(diagonal), largest_factor)
     asked = {names.factors: structure.factors, names.diagonal: structure.diagonal}

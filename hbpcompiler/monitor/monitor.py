@@ -15,7 +15,6 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.errors import MonitorWarning, listing
 from hbpcompiler.monitor.programs import BATCH_NORM, in_short, mixing
 from hbpcompiler.monitor.record import Record
@@ -82,7 +81,7 @@ class Monitor:
                  gradient_edges: Sequence[float] | Tensor | None = None,
                  parameter_edges: Sequence[float] | Tensor | None = None, seed: int = 0) -> None:
         self.model = unwrapped(model)
-        self.loss = given_loss(loss)
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, self.loss)
         check_optimizer(optimizer, self.model)
         self.optimizer = optimizer

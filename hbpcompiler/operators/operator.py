@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.checks import check_runs, refuse_nan
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.guards import TRACING
 from hbpcompiler.operators import exact
 from hbpcompiler.operators.at_outputs import Empirical, LossHessian, Sampled
@@ -75,7 +74,7 @@ def operator(
     """
     check_kind(kind)
     check_positive({"mc_samples": mc_samples, "chunk": chunk})
-    model, loss = unwrapped(model), given_loss(loss)
+    model, loss = unwrapped(model), nn.CrossEntropyLoss() if loss is None else loss
     check_model(model, loss)
     chosen = chosen_parameters(model, parameters)
     passes = Passes(model, loss, tuple(chosen), check_seed(seed))

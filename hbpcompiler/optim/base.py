@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.errors import InputError, NotFiniteWarning, listing
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
@@ -35,7 +34,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None, params: Any,
                  defaults: dict[str, Any], group: Any) -> None:
         self.model = unwrapped(model)
-        self.loss = given_loss(loss)
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, self.loss)
         self.steps = 0
         """How many there have been, without those that were left out."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.errors import InputError, OptionError
 from hbpcompiler.operators.vectors import inner
 from hbpcompiler.optim.base import warn_of_skipped
@@ -88,7 +87,7 @@ class Preconditioner:
         self._check_numbers(checked)
         checked.done()
         self.model = unwrapped(model)
-        loss = given_loss(loss)
+        loss = nn.CrossEntropyLoss() if loss is None else loss
         check_model(self.model, loss)
         self.curvature_name = curvature
         self.steps = 0

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs
-from hbpcompiler.default_loss import given_loss
 from hbpcompiler.errors import CompileError, InputError, InputTypeError, OptionError, OptionTypeError
 from hbpcompiler.guards import Guards
 from hbpcompiler.limits import Limits
@@ -166,7 +165,7 @@ def spectrum(
         CompileError: (OptionError, ModelError, UnsupportedOpError, RuleError) before anything is computed;
             UnsupportedOpError also for a loss that is not known to be convex, at the first batch.
     """
-    loss = given_loss(loss)
+    loss = nn.CrossEntropyLoss() if loss is None else loss
     model = unwrapped(model)
     check_model(model, loss)
     _check_columns(columns, mc_samples, tolerance)
