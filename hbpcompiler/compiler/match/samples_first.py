@@ -58,17 +58,16 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
         if not all(map(_of_whole_batch, lengths)):
             return graph, [f"{where}: it takes some of the samples (its result has shape {shape}), which mixes them or "
                            "leaves some out; keep all samples, in their order"]
+        module = operation.source.module_type.rpartition(".")[2]
+        missing = f"; if {module} has an argument batch_first, it may be missing" if module else ""
         if len(lengths) > 1:
             return graph, [f"{where}: each sample meets all others there (its result has shape {shape}), so that none "
                            "has a share of the loss that is its own, which the quantities here are made of; the "
                            "gradient of such a loss is loss.backward(), and hbp.operator(..., \"hessian\") multiplies "
-                           "with its Hessian"]
-        advice = "keep the samples in front, as in x.reshape(x.shape[0], -1, x.shape[-1])"
-        module = operation.source.module_type.rpartition(".")[2]
-        if module:
-            advice += f"; if {module} has an argument batch_first, it may be missing"
+                           f"with its Hessian{missing if len(shape) > len(lengths) else ''}"]
         return graph, [f"{where}: its samples are not in front (its result has shape {shape}), and it mixes them or "
-                       f"has no form that keeps them apart; {advice}"]
+                       "has no form that keeps them apart; keep the samples in front, as in x.reshape(x.shape[0], -1, "
+                       f"x.shape[-1]){missing}"]
 
 
 def _of_whole_batch(length: Any) -> bool:
