@@ -116,6 +116,10 @@ class MonitorWarning(UserWarning):
     """A monitor leaves something out; training goes on."""
 
 
+class LossWarning(UserWarning):
+    """The loss is hardly the one that is meant: the default one of a model with one output is zero."""
+
+
 class LengthsWarning(UserWarning):
     """There is no program for all lengths of an axis: each length is traced and planned anew."""
 

@@ -139,7 +139,10 @@ def check(op: Op, target: Tensor) -> str | None:
     if (reason := check_floating(op, target)) is not None:
         return reason
     wrong = target < 0
-    return f"{at(target, wrong)}, but class probabilities are not negative" if wrong.any() else None
+    if not wrong.any():
+        return None
+    return (f"{at(target, wrong)}, but class probabilities are not negative (cross-entropy is the default; for a "
+            "regression pass loss=nn.MSELoss())")
 
 
 def _indices(shape: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_step import (
     Found,
     Loss,
-    Noise,
+    Moves,
     Pass,
     forward,
     ordinary_mode,
@@ -29,14 +30,19 @@ from hbpcompiler.rules.shared.twice import right_second_derivatives
 
 
 def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callable[[Double], Found],
-           noise: Noise | None = None, weights: SampleWeights | None = None) -> Found:
+           noise: Moves | None = None, weights: SampleWeights | None = None) -> Found:
     """`use` of the derivatives of one forward pass, of the loss with these weights of its samples."""
     moved = noise.moved if noise is not None else torch.clone
     parameters = {name: moved(value.detach()).requires_grad_() for name, value in trained(model).items()}
     state = {**{name: moved(value.detach()) for name, value in model.named_buffers()}, **parameters}
     given = Batch(tuple(moved(tensor) for tensor in batch.tensors), batch.layout)
     with unchanged(model, loss), drawing(draws), ordinary_mode(), twice_differentiable():
-        return forward(model, loss, given, state, lambda run: use(Double(run, loss, parameters, weights)))
+        def meet(run: Pass) -> Found:
+            if noise is not None:
+                run = replace(run, loss=run.loss + noise.of_slope(run.loss, run.outputs, batch.samples))
+            return use(Double(run, loss, parameters, weights))
+
+        return forward(model, loss, given, state, meet)
 
 
 @contextmanager
@@ -109,11 +115,18 @@ class Double(AtOutputs):
         """One entry of the diagonal of the GGN of L."""
         return self._through(self, name, entry)
 
-    def ggn_at_zero(self, name: str, entry: int) -> Tensor:
+    def unsaturated(self, name: str, entry: int) -> Tensor:
         """The same if all outputs were zero: the size of the numbers p and p^2 of which a saturated softmax has the
-        difference p (1 - p) alone, so that nothing but their last digits is left."""
-        zeros = [torch.zeros_like(output).requires_grad_(output.requires_grad) for output in self.tensors]
-        return self._through(AtOutputs(zeros, self.structure, self.target, self.own), name, entry)
+        difference p (1 - p) alone, so that nothing but their last digits is left. Zero for losses whose curvature
+        grows with the outputs, on either side: exp(o) is no difference of anything."""
+        at_zero, beyond = (self._through(self._elsewhere(times), name, entry) for times in (0.0, -1.0))
+        most = max(output.numel() for output in self.outputs) * at_zero.abs()  # of p (1 - p) against 1/C (1 - 1/C)
+        return at_zero if bool(beyond.abs() <= most) else torch.zeros_like(at_zero)
+
+    def _elsewhere(self, times: float) -> AtOutputs:
+        """The loss where the outputs are so many times as large."""
+        moved = [(times * output.detach()).requires_grad_(output.requires_grad) for output in self.tensors]
+        return AtOutputs(moved, self.structure, self.target, self.own)
 
     def _through(self, at: AtOutputs, name: str, entry: int) -> Tensor:
         """v^T H v, where v is the outputs' derivative in this entry and H the Hessian of the loss in outputs."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.prove.comparison import Comparison
+from hbpcompiler.compiler.prove.own_step import Noise
 from hbpcompiler.compiler.trace.batch import Batch
 
 NEAR = 0.02
@@ -40,6 +41,20 @@ class Doubled:
         """Tensors, and dicts of some."""
         return {name: self.named(value) if isinstance(value, Mapping) else
                 self.moved(value) if isinstance(value, Tensor) else value for name, value in tensors.items()}
+
+
+@dataclass(frozen=True)
+class NoisyInDouble(Doubled):
+    """Numbers moved by the rounding of single precision, in double precision: what rounding does to numbers as such."""
+
+    noise: Noise
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        return self.noise.moved(super().moved(tensor))
+
+    def of_slope(self, loss: Tensor, outputs: Sequence[Tensor], samples: int) -> Tensor:
+        """The slope of a saturated loss is a difference, p - 1, of which single precision has the last digits of 1."""
+        return self.noise.of_slopes_of(1 / max(samples, 1), loss, outputs)
 
 
 def explained(lines: Sequence[Comparison], again: Callable[[Doubled], Sequence[Comparison]]) -> list[Comparison]:

@@ -83,17 +83,20 @@ class Noise:
         Where that slope is zero throughout, its terms have cancelled without a trace (a softmax over one class), and
         are taken to be those of a mean over samples of a loss without units: 1/N.
         """
-        reached = [output for output in outputs if output.requires_grad]
+        largest = _largest_slope(loss, outputs)
+        return self.of_slopes_of(largest or 1 / max(samples, 1), loss, outputs)
+
+    def of_slopes_of(self, largest: float, loss: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """The same of slopes of this size."""
         total = torch.zeros_like(loss)
-        if not reached:
-            return total
-        slopes = torch.autograd.grad(loss, reached, retain_graph=True, allow_unused=True, materialize_grads=True)
-        largest = max((float(slope.abs().max()) for slope in slopes if slope.numel()), default=0.0)
         generator = torch.Generator().manual_seed(self.seed)
-        for output in reached:  # not signs alone, which would cancel in few samples
+        for output in outputs:
+            if not output.requires_grad:
+                continue
             output = torch.view_as_real(output) if output.is_complex() else output
+            # not signs alone, which would cancel in few samples
             moves = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu").to(output)
-            total = total + (output * moves).sum() * (self.size * (largest or 1 / max(samples, 1)))
+            total = total + (output * moves).sum() * (self.size * largest)
         return total
 
     @cached_property
@@ -102,6 +105,15 @@ class Noise:
         generator = torch.Generator().manual_seed(self.seed)
         signs = 2 * torch.randint(0, 2, (8191,), generator=generator, device="cpu") - 1
         return 1 + self.size * signs.double()
+
+
+def _largest_slope(loss: Tensor, outputs: Sequence[Tensor]) -> float:
+    """Of the loss in the model's outputs."""
+    reached = [output for output in outputs if output.requires_grad]
+    if not reached:
+        return 0.0
+    slopes = torch.autograd.grad(loss, reached, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return max((float(slope.abs().max()) for slope in slopes if slope.numel()), default=0.0)
 
 
 class _NeedsBackwardError(Exception):

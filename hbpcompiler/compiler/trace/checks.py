@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
@@ -18,7 +19,14 @@ from hbpcompiler.compiler.trace.refusals import classes_given, lines_of, place_o
 from hbpcompiler.compiler.trace.values import Answers, recorded
 from hbpcompiler.compiler.trace.with_state import call_with_state
 from hbpcompiler.dense import not_dense
-from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError, ModelError, UnsupportedOpError
+from hbpcompiler.errors import (
+    BatchDoesNotFitError,
+    InputError,
+    InputTypeError,
+    LossWarning,
+    ModelError,
+    UnsupportedOpError,
+)
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""
@@ -152,7 +160,23 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
             if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
                 raise complaint from error
             return FirstRun(answers, complaint)
+    if doubt := unlikely(loss, output, wanted):
+        warnings.warn(doubt, LossWarning, stacklevel=level_of_caller())
     return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // max(1, samples))
+
+
+def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
+    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten."""
+    if type(loss) is not nn.CrossEntropyLoss or not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return ""
+    meant = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
+    if output.dim() > 1 and output.shape[1] == 1:
+        return ("CrossEntropyLoss, which is the default, of a model with one output is zero whatever the model says, "
+                f"and so is every derivative; {meant}")
+    if target.is_floating_point() and bool((target < 0).any()):
+        return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
+                f"classes, and these are negative in part; {meant}")
+    return ""
 
 
 def _one_of(output: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import MethodType
 from typing import Any
 
@@ -47,16 +47,20 @@ EXPERTS = ("get_experts_implementation", "set_experts_implementation")
 @contextmanager
 def rows_keep_their_places(model: nn.Module) -> Iterator[None]:
     """Meanwhile mixtures of experts that can be asked to, those of transformers, compute each row by itself: their
-    other ways sort the batch's rows by expert, or loop over the experts that some row chose."""
+    other ways sort the batch's rows by expert, or loop over the experts that some row chose. Those that refuse to
+    change stay as they are, and the trace says what it cannot follow there."""
     asked: list[Any] = [module for module in model.modules() if all(hasattr(module, name) for name in EXPERTS)]
-    before = [module.get_experts_implementation() for module in asked]
+    changed: list[tuple[Any, Any]] = []
     try:
         for module in asked:
-            module.set_experts_implementation(EACH_ROW_BY_ITSELF)
+            with suppress(Exception):  # whatever a library raises whose way cannot be changed
+                before = module.get_experts_implementation()
+                module.set_experts_implementation(EACH_ROW_BY_ITSELF)
+                changed.append((module, before))
         yield
     finally:
-        for module, own in zip(asked, before, strict=True):
-            module.set_experts_implementation(own)
+        for module, before in changed:
+            module.set_experts_implementation(before)
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove import factors
+from hbpcompiler.compiler.prove.by_autograd import COUNTS
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import compared
 from hbpcompiler.compiler.prove.double import double
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.entries import SMALL
 from hbpcompiler.compiler.prove.factors import FACTORS
-from hbpcompiler.compiler.prove.second_order import COUNTS, second_order
+from hbpcompiler.compiler.prove.second_order import second_order
 from hbpcompiler.compiler.prove.twin import twin_program
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.quantities import QUANTITIES, WITHOUT_VECTORS
@@ -180,20 +181,63 @@ class Gated(nn.Module):
         return self.outer(self.value(x) * self.gate(x).sigmoid())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("gap", [6.0, 14.0, 28.0, 34.0, 60.0, 300.0])
-def test_a_saturated_loss_is_no_fault(gap, dtype):
-    """Where p rounds to 1 autograd has 0 for p (1 - p), and the program has what the other p is."""
+def sure(gap, dtype):
+    """A model whose outputs for the true class are so far above the others."""
     torch.manual_seed(0)
     model, X = Gated().to(dtype), torch.randn(4, 2, dtype=dtype)
     with torch.no_grad():
         scale = gap / float(model(X).diff().abs().min())
         model.outer.weight.mul_(scale)
         model.outer.bias.mul_(scale)
-    y = model(X).argmax(1)
+    return model, X, model(X).argmax(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [6.0, 14.0, 28.0, 34.0, 60.0, 300.0])
+def test_a_saturated_loss_is_no_fault(gap, dtype):
+    """Where p rounds to 1 autograd has 0 for p (1 - p), and the program has what the other p is."""
+    model, X, y = sure(gap, dtype)
     for verify in (True, "full"):
         result = hbp.compile(model, quantities=["diag_h", "diag_ggn"], verify=verify)(X, y)
         assert all(value.isfinite().all() for value in result.diag_h.values())
+
+
+def lines_off_by(times, model, loss, X, y):
+    """Of a program whose diagonals are so many times what they should be."""
+    compiled = hbp.compile(model, loss, ["diag_h", "diag_ggn"], example_inputs=(X, y), verify=False)
+    candidate = compiled._candidate(*compiled._program_used())
+
+    def run(batch, **arguments):
+        result = candidate.run(batch, **arguments)
+        return SimpleNamespace(loss=result.loss, **{
+            quantity: {name: times * value for name, value in getattr(result, quantity).items()}
+            for quantity in ("diag_h", "diag_ggn")})
+
+    return second_order(replace(candidate, run=run), batch_of((X, y)), Draws.now(X.device),
+                        torch.finfo(X.dtype).eps, random=False)
+
+
+@pytest.mark.parametrize(("gap", "dtype"), [(6.0, torch.float32), (14.0, torch.float32), (17.0, torch.float32),
+                                            (14.0, torch.float64), (20.0, torch.float64)])
+def test_a_fault_is_seen_where_a_loss_is_saturated(gap, dtype):
+    """In single precision by numbers in double precision; only what these lose is lost."""
+    model, X, y = sure(gap, dtype)
+    loss = nn.CrossEntropyLoss()
+    assert all(line.agrees for line in lines_off_by(1.0, model, loss, X, y))
+    wrong = [line for line in lines_off_by(1.2, model, loss, X, y) if not line.agrees]
+    assert {line.parameter for line in wrong} == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fault_is_seen_where_a_loss_is_flat_and_not_saturated(dtype):
+    """The curvature of a Poisson loss is exp(o), of which small outputs take no digits."""
+    model, X, y = sure(1.0, dtype)
+    with torch.no_grad():
+        model.outer.bias.sub_(17.0)
+    loss, y = nn.PoissonNLLLoss(), torch.zeros(4, 2, dtype=dtype)
+    assert all(line.agrees for line in lines_off_by(1.0, model, loss, X, y))
+    wrong = [line for line in lines_off_by(1.01, model, loss, X, y) if not line.agrees]
+    assert {line.parameter for line in wrong} == {name for name, _ in model.named_parameters()}
 
 
 class Attention(nn.Module):

@@ -53,6 +53,18 @@ def test_experts_compute_each_row_by_itself():
     assert [model[0].way, model[2].way] == ["eager", "grouped_mm"]
 
 
+class Unmovable(Experts):
+    def set_experts_implementation(self, way):
+        raise ValueError("experts of this kind have one way")
+
+
+def test_experts_that_refuse_to_change_stay():
+    model = nn.Sequential(Experts("eager"), Unmovable("kernel"))
+    with rows_keep_their_places(model):
+        assert [model[0].way, model[1].way] == ["batched_mm", "kernel"]
+    assert [model[0].way, model[1].way] == ["eager", "kernel"]
+
+
 def test_all_modules_that_are_refused_are_named():
     rules = {nn.Linear: ModuleRule(nn.Linear, lambda module, x: x, lambda module: "too straight")}
     with pytest.raises(hbp.UnsupportedOpError, match=r"'0' \(Linear\): too straight\n.*'1' \(Linear\)"), \

@@ -1,5 +1,7 @@
 """The run before tracing takes the user's own rows, and nothing of the user's changes in it."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,3 +86,20 @@ def test_a_target_that_only_the_loss_itself_refuses():
     compiled = hbp.compile(nn.Linear(3, 2), picky, quantities=["grad"])
     with pytest.raises(hbp.InputError, match="targets are positive"):
         compiled(torch.randn(2, 3), -torch.ones(2, 2))
+
+
+def test_a_forgotten_loss_is_said():
+    """Where another loss than the default was meant, whatever is asked; classes and probabilities of classes are fine.
+    """
+    x, one, two = torch.randn(4, 3), nn.Linear(3, 1), nn.Linear(3, 2)
+    with pytest.warns(hbp.LossWarning, match=r"one output is zero .*give loss=nn\.MSELoss\(\)"):
+        hbp.compile(one, quantities=["grad"])(x, torch.zeros(4, dtype=torch.long))
+    with pytest.warns(hbp.LossWarning, match="one output"):
+        hbp.compile(one, quantities=["kfac"])(x, torch.ones(4, 1))
+    with pytest.warns(hbp.LossWarning, match="negative in part"):
+        hbp.operator(two, nn.CrossEntropyLoss(), [(x, torch.full((4, 2), -1.0))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.LossWarning)
+        hbp.compile(two, quantities=["grad"])(x, torch.tensor([0, 1, 1, 0]))
+        hbp.compile(two, quantities=["grad"])(x, torch.randn(4, 2).softmax(1))
+        hbp.compile(one, nn.MSELoss(), ["grad"])(x, torch.randn(4, 1))
