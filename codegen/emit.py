@@ -53,6 +53,10 @@ TABLES: Mapping[str, str] = {
 }
 
 
+STATE = "state"
+"""The program's first argument."""
+OF_TORCH = ("aten", "prim", "prims", "mkldnn")
+"""Of the namespaces below torch.ops those that come with it."""
 OF_LARGE = (PARAMETERS, ENDS, ENDS_CLASS, SHARED, SAVED, f"{SAVED}_n", "path", "name", "tensor", "value")
 """What stands in every large program, and is no value's name."""
 
@@ -112,7 +116,9 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
         header=header,
         fields=[_field(name, results[name], as_tables, look) for name in header.quantities],
         parts={part: merged(sections) for part, sections in parts.items()} if large else parts,
-        arguments=[_parameter(node, given[node]) for node in given if node.target != "state"],
+        arguments=[_parameter(node, given[node]) for node in given if node.target != STATE],
+        call=_call(given),
+        state=STATE,
         loss=look(loss)[0],
         outputs=[(name, look(node)[0]) for name, node in zip(outputs, predictions, strict=True)],
     )
@@ -124,7 +130,7 @@ def _given(graph: fx.Graph, inputs: Mapping[str, str], names: Names) -> dict[fx.
     given: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and not meta.argument(node):
-            given[node] = "state" if node.target == "state" else names.fresh(inputs[str(node.target)])
+            given[node] = STATE if node.target == STATE else names.fresh(inputs[str(node.target)])
         elif node.op == "placeholder":
             given[node] = meta.argument(node)
     return given
@@ -165,12 +171,14 @@ def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functio
                  tables: Sequence[str]) -> dict[str, Any]:
     """What stands above the program: docstring, helpers, functions of modules, classes of results."""
     texts = list(functions.texts.values())
+    code = _code(parts, functions)
     records = {record["name"]: record for record in (_record(name) for name in header.quantities) if record}
     return {
         "table": [comment(line) for line in header.table],
         "notes": [comment(line) for line in header.notes],
-        "legend": legend(_code(parts, functions), tables, [section.formula for sections in parts.values()
-                                                           for section in sections], functions.where),
+        "needs": _needs(code),
+        "legend": legend(code, tables, [section.formula for sections in parts.values() for section in sections],
+                         functions.where),
         "tables": tables,
         "ends": ENDS_CLASS,
         "helpers": helpers,
@@ -180,6 +188,15 @@ def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functio
         "records": list(records.values()),
         "lists": any(QUANTITIES[name].lists for name in header.quantities),
     }
+
+
+def _needs(code: str) -> str:
+    """What has to be there for the file to run."""
+    operations = sorted({f"{library}::{name}" for library, name in re.findall(r"torch\.ops\.(\w+)\.(\w+)", code)
+                         if library not in OF_TORCH})
+    if not operations:
+        return "only torch"
+    return f"torch and, imported before it is called, what registers {', '.join(operations)}"
 
 
 def _listed(results: Mapping[str, Any], quantities: Sequence[str], names: Names) -> Listed:
@@ -221,6 +238,13 @@ def _parameter(node: fx.Node, name: str) -> str:
     if argument is None:
         return f"{name}: Tensor"
     return f"{name}: {argument.annotation}" + (f" = {argument.default}" if argument.default is not None else "")
+
+
+def _call(given: Mapping[fx.Node, str]) -> str:
+    """How the program is called at the least."""
+    needed = [name for node, name in given.items()
+              if not meta.argument(node) or ARGUMENTS[meta.argument(node)].default is None]
+    return f"Program()({', '.join(needed)})"
 
 
 def _field(name: str, results: Any, in_variable: bool, look: Callable[[fx.Node], Text]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.quantities import WITHOUT_VECTORS
+from tests.custom_op import SWIRL_RULE, Swirl
 from tests.selection import few, slow
 
 ALONE = '''
@@ -246,3 +247,15 @@ def test_the_text_does_not_depend_on_numbers_order_or_batch_size():
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
         texts.add(hbp.compile(model, quantities=quantities, example_inputs=(X, y)).code)
     assert len(texts) == 1
+
+
+def test_the_head_says_what_the_file_needs_and_how_to_call_it(tmp_path):
+    model, X, y = nn.Sequential(nn.Linear(3, 2), Swirl()), torch.randn(4, 3), torch.ones(4)
+    path = tmp_path / "swirl.py"
+    path.write_text(SWIRL_RULE.replace(", forward=lambda op: op.self + op.self.sin().square()", ""))
+    with_rule = hbp.compile(model, quantities=["clipped_grad"], rules=[path], example_inputs=(X, y.long()))
+    head = " ".join(with_rule.code.partition('"""\n')[0].split())
+    assert "it needs torch and, imported before it is called, what registers hbptests::swirl." in head
+    assert "Call it as Program()(state, x, y, max_norm): state holds" in head
+    without = hbp.compile(model[0], quantities=["grad"], example_inputs=(X, y.long()))
+    assert "it needs only torch.\nCall it as Program()(state, x, y): state holds" in without.code
