@@ -36,6 +36,9 @@ class Values(dict[str, Any]):
         self.stored = stored
         """All parameters of the program, by name, in the model's order."""
 
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"{name}: {self.quantity} was computed for {', '.join(self) or 'no parameter'}")
+
     def like(self, values: Mapping[str, Any]) -> Values:
         """Other values of the same quantity and parameters: a total over batches, say."""
         return Values(values, self.quantity, self.stored)

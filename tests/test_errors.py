@@ -367,9 +367,9 @@ CROSS_ENTROPY = [
     (lambda X, y: (X, y.float()), ValueError, ["y", "torch.float32"]),
     (lambda X, y: (X, y.int()), ValueError, ["y", "torch.int32"]),
     (lambda X, y: (X, y > 0), ValueError, ["y", "torch.bool"]),
-    (lambda X, y: (X, y.unsqueeze(1)), ValueError, ["y", "[6, 1]"]),
+    (lambda X, y: (X, y.unsqueeze(1)), ValueError, ["y", "[6, 1]", "classes are [N]: pass y.squeeze(1)"]),
     (lambda X, y: (X, torch.rand(6, 4)), ValueError, ["y", "[6, 4]"]),
-    (lambda X, y: (X, -torch.ones(6, 3)), ValueError, ["y", "-1"]),
+    (lambda X, y: (X, -torch.ones(6, 3)), ValueError, ["y", "-1", "loss=nn.MSELoss()"]),
     (lambda X, y: (X, torch.full((6, 3), torch.nan)), ValueError, ["y", "NaN", "[0, 0]"]),
     (lambda X, y: (X, torch.rand(6, 3, dtype=torch.float64)), TypeError, ["y", "torch.float64", "torch.float32"]),
 ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
 from hbpcompiler import cache, calls
@@ -273,8 +274,27 @@ def test_a_batch_in_one_argument():
     with pytest.raises(hbp.InputError, match=r"1 argument was given, a dict of input, labels: the target goes apart, "
                                              r"compiled\(inputs, y\)"):
         compiled({"input": batch[0], "labels": batch[1]})
+    for loader in ([batch, batch], DataLoader(TensorDataset(*batch))):
+        with pytest.raises(hbp.InputError, match=r"of batches: give one batch at a time, compiled\(\*batch\), or "
+                                                 r"hbp\.accumulate\(compiled, loader\)"):
+            compiled(loader)
     with pytest.raises(hbp.InputError, match=r"a batch is \(X, y\): inputs and target, but no arguments were given"):
         compiled()
+
+
+def test_no_target_for_a_loss_that_reads_one():
+    compiled = hbp.compile(nn.Linear(2, 3), quantities=["jacobian"])
+    with pytest.raises(hbp.InputError, match=r"must not read its target: pass loss=lambda output, y: output\.sum\(\)"):
+        compiled(torch.ones(4, 2), None)
+    without = hbp.compile(nn.Linear(2, 3), lambda output, y: output.sum(), ["jacobian"])
+    assert without(torch.ones(4, 2), None).jacobian["weight"].shape == (4, 3, 3, 2)
+
+
+def test_a_parameter_that_is_not_there_is_named():
+    result = hbp.compile(nn.Linear(2, 3), quantities=["grad"])(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(KeyError, match=r"0\.weight: grad was computed for weight, bias"):
+        result.grad["0.weight"]
+    assert result.grad.get("0.weight") is None
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.float64])

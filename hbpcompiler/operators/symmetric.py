@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hbpcompiler.errors import InputError, InputTypeError
 from hbpcompiler.operators import estimates, krylov
+from hbpcompiler.operators.conjugate_gradients import solved
 from hbpcompiler.operators.estimates import Density, Estimate
 from hbpcompiler.operators.krylov import Eigenpairs
 from hbpcompiler.operators.vectors import Columns, Space
@@ -109,6 +110,19 @@ class SymmetricOperator(ABC):
     def to_scipy(self) -> LinearOperator:
         """For SciPy's solvers: takes and gives float64 arrays, and computes in the parameters' dtype. Needs SciPy."""
         return krylov.to_scipy(self)
+
+    def solve(self, b: Any, *, tolerance: float | None = None, most_products: int | None = None) -> Any:
+        """A^-1 b, in the form of b, by conjugate gradients (Hestenes & Stiefel 1952): for a positive definite A, such
+        as `operator.damped(1e-2)` of a GGN.
+
+        - `tolerance`: of |A x - b|, relative to |b|; 1e-9 in double precision, 1e-5 in others by default.
+        - `most_products`: gives up then, for each vector; 2 D, and 1000 at least, by default.
+
+        Raises InputError where A is not positive definite, NotConvergedError after `most_products`.
+        """
+        given = self._space.vectors(b)
+        found = solved(self, self._space.joined(given.columns), tolerance, most_products)
+        return given.back(self._space.split(found))
 
     # -- eigenvalues and estimates ---------------------------------------------------------------------------------
 

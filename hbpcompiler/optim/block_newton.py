@@ -14,8 +14,8 @@ from hbpcompiler.accumulate.sums import LOSS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.errors import IndefiniteCurvatureWarning, UnsupportedOpError
+from hbpcompiler.operators.conjugate_gradients import Solution, conjugate_gradients
 from hbpcompiler.optim.base import CurvatureOptimizer
-from hbpcompiler.optim.conjugate_gradients import Solution, conjugate_gradients
 from hbpcompiler.optim.programs import GRADIENT, Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import Part, Parts, all_finite

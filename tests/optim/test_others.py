@@ -107,31 +107,6 @@ def test_block_newton_with_positive_curvature_is_the_dense_solution(curvature):
         close(step.flatten(), -0.5 * torch.linalg.solve(damped, own[name].flatten()), name)
 
 
-def test_conjugate_gradients():
-    torch.manual_seed(0)
-    root = torch.randn(30, 30).double()
-    A, b = root @ root.T, torch.randn(30).double()
-    solve = hbp.optim.conjugate_gradients
-    found = solve(lambda v: A @ v, b, damping=0.1, tolerance=1e-10, progress=0.0, most_iterations=200)
-    close(found.x, torch.linalg.solve(A + 0.1 * torch.eye(30).double(), b), "solution", 1e-8)
-    assert found.converged
-    assert not found.negative
-    martens = solve(lambda v: A @ v, b, damping=0.1)
-    assert martens.converged
-    assert martens.iterations < found.iterations
-    few = solve(lambda v: A @ v, b, most_iterations=3)
-    assert few.iterations == 3
-    assert not few.converged
-    assert solve(lambda v: A @ v, torch.zeros(30).double()).converged
-    D = torch.tensor([3.0, 2.0, -1.0]).double()
-    downhill = solve(lambda v: D * v, torch.tensor([1.0, 1.0, 0.1]).double())
-    assert downhill.negative
-    assert downhill.x @ torch.tensor([1.0, 1.0, 0.1]).double() > 0
-    uphill = solve(lambda v: -v, b)
-    assert uphill.negative
-    assert torch.equal(uphill.x, b)
-
-
 def test_block_newton_reaches_the_minimum():
     """A convex problem, block by block, down to 1e-10."""
     torch.manual_seed(0)

@@ -68,6 +68,13 @@ class Batch:
         return self.tensors[self.layout.inputs :]
 
 
+def _holds_batches(given: Any) -> bool:
+    """Whether it is a loader, or a list of batches."""
+    if isinstance(given, tuple | list):
+        return bool(given) and all(isinstance(item, tuple | list | Mapping) for item in given)
+    return hasattr(given, "__iter__") and not isinstance(given, Tensor | Mapping | str)
+
+
 def batch_of(arguments: Sequence[Any]) -> Batch:
     """The batch that a call's arguments are: inputs, then the target.
 
@@ -77,6 +84,10 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     """
     if len(arguments) < 2:
         told = "1 argument was given" if arguments else "no arguments were given"
+        if arguments and _holds_batches(arguments[0]):
+            raise InputTypeError(f"a batch is (X, y): inputs and target, but {told}, a {type(arguments[0]).__name__} "
+                                 "of batches: give one batch at a time, compiled(*batch), or hbp.accumulate(compiled, "
+                                 "loader) for their total; a spectrum is that of one batch")
         if arguments and isinstance(arguments[0], tuple | list) and len(arguments[0]) > 1:
             raise InputTypeError(f"a batch is two arguments or more, (X, y), but {told}, a "
                                  f"{type(arguments[0]).__name__} of {len(arguments[0])}: with a star before it, "

@@ -208,6 +208,9 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     """What to write instead, for what torch says most often."""
     whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
                                                       strict=True) if not target.is_floating_point()]
+    if not batch.targets and ("'NoneType'" in text or "not NoneType" in text):
+        return ("; with compiled(X, None) the loss must not read its target: pass loss=lambda output, y: output.sum(), "
+                "say, where a quantity of the output alone is asked for (jacobian)")
     if "must be Tensor, not" in text and part:
         return f"; the loss gets all that the model returns: pass lambda output, y: loss({part}, y), say"
     if made and "float" not in made:
@@ -216,6 +219,8 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     if "dtype to be Long" in text and batch.targets:
         return f"; classes are of torch.int64: pass {batch.layout.labels[batch.layout.inputs]}.long()"
     for label, target in whole:
+        if "multi-target not supported" in text and target.dim() == 2 and target.shape[1] == 1:
+            return f"; classes are [N]: pass {label}.squeeze(1)"
         if ("Long" in text or "int64" in text) and "Float" not in text and target.dtype != torch.int64:
             return f"; classes are of torch.int64: pass {label}.long()"
         if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):

@@ -1,4 +1,4 @@
-"""Solving (A + damping) x = b by products with A alone."""
+"""Solving A x = b by products with A alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hbpcompiler.errors import InputError, NotConvergedError
+from hbpcompiler.operators.matrix import Matrix
 from hbpcompiler.operators.vectors import inner
 
 WINDOW = 10
 """Martens 2010, section 4.4: progress is measured over max(10, k/10) iterations."""
+
+
+TOLERANCES = {torch.float64: 1e-9}
+"""Of a residual, relative to b."""
+TOLERANCE = 1e-5
+"""In all other dtypes."""
+LEAST_PRODUCTS = 1000
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,22 @@ def _stalls(values: list[float], progress: float) -> bool:
     if not progress or iterations <= window or values[-1] >= 0:
         return False
     return (values[-1] - values[-1 - window]) / values[-1] < window * progress
+
+
+def solved(operator: Matrix, b: Tensor, tolerance: float | None, most_products: int | None) -> Tensor:
+    """See `SymmetricOperator.solve`; [D, F] for b [D, F]."""
+    tolerance = TOLERANCES.get(operator.dtype, TOLERANCE) if tolerance is None else tolerance
+    most = max(LEAST_PRODUCTS, 2 * operator.shape[0]) if most_products is None else most_products
+    found = []
+    for column in b.unbind(1):
+        solution = conjugate_gradients(lambda v: operator @ v, column, most_iterations=most, tolerance=tolerance,
+                                       progress=0.0)
+        if solution.negative:
+            raise InputError("the matrix is not positive definite, as conjugate gradients need it: along one direction "
+                             "it is zero or negative. Solve with operator.damped(number), and a number above minus its "
+                             "smallest eigenvalue, operator.top(1, \"smallest\")")
+        if not solution.converged:
+            raise NotConvergedError(f"conjugate gradients did not reach a residual of {tolerance:g} |b| in {most} "
+                                    "products: give a larger tolerance=, most_products= or damping")
+        found.append(solution.x)
+    return torch.stack(found, 1)
