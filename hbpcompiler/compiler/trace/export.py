@@ -54,6 +54,7 @@ from hbpcompiler.compiler.trace.source import (
     whole_stacks,
 )
 from hbpcompiler.compiler.trace.values import Answers, told_again
+from hbpcompiler.compiler.trace.ways import Ways, lengths_of_many
 from hbpcompiler.compiler.trace.written_views import written_elsewhere
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
@@ -119,9 +120,9 @@ def _shown(shape: Sequence[Any]) -> str:
 
 def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
            modules: Mapping[type[nn.Module], ModuleRule] | None = None,
-           answers: Answers | None = None, samples: int = TRACED_BATCH) -> tuple[Any, Structure]:
-    """The ExportedProgram of the batch's tensors -> (loss, *outputs), functional, composites kept whole; and how the
-    model's output is built of `outputs`.
+           answers: Answers | None = None, samples: int = TRACED_BATCH) -> tuple[Any, Structure, Ways]:
+    """The ExportedProgram of the batch's tensors -> (loss, *outputs), functional, composites kept whole; how the
+    model's output is built of `outputs`; and the branches that it passed as if rows were there.
 
     `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values in a run;
     `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
@@ -132,8 +133,9 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             rows_keep_their_places(model):
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
+        ways: Ways = []
         try:
-            return _exported(model, loss, batch, answers or {}, samples, fixing)
+            return *_exported(model, loss, batch, answers or {}, samples, fixing, ways), ways
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
@@ -143,20 +145,20 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             if spaces and _fixes_size(error):
                 try:
                     with symbolic_numbers(spaces):
-                        return _exported(model, loss, batch, answers or {}, samples, [])
+                        return *_exported(model, loss, batch, answers or {}, samples, [], ways), ways
                 except Exception:  # it was not int() or float() alone: the first error says what
                     pass
             raise _untraceable(model, batch, error, [place.line for place in fixing]) from error
 
 
 def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answers: Answers, samples: int,
-              fixing: list[Fixing]) -> tuple[Any, Structure]:
+              fixing: list[Fixing], ways: Ways) -> tuple[Any, Structure]:
     few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
     whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
-                   lambda: _surroundings(answers, fixing))
+                   lambda: _surroundings(answers, fixing, ways))
     whole.training = model.training  # not train(): that would reach into the user's modules
     program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
     without_their_derivatives(program)
@@ -169,10 +171,10 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
 
 
 @contextmanager
-def _surroundings(answers: Answers, fixing: list[Fixing]) -> Iterator[None]:
+def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterator[None]:
     """What the user's code meets while it is traced."""
-    with (told_again(answers, OUTERMOST), symbolic_lengths(), plain_ways(), unchecked_distributions(),
-          refusals(fixing), classes_given(), whole_stacks(), SameMasks()):
+    with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
+          unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks()):
         yield
 
 

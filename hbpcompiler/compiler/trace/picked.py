@@ -101,8 +101,8 @@ class _Walk:
             return reads[0][arguments[1]]
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return self._number_of(node, reads)
-        if isinstance(reads[0], Places) and len(reads) == 1:
-            return column_of(reads[0], node)
+        if isinstance(reads[0], Places) and not any(isinstance(read, Node | Rows | Places) for read in reads[1:]):
+            return column_of(reads[0], node)  # the others are lengths
         if called in PUTS:
             return self._put(called, given_to(node))
         if not isinstance(called, torch._ops.OpOverload) or any(read is None for read in reads):

@@ -21,14 +21,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
-from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError
+from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError, line_of
 from hbpcompiler.compiler.trace.statements import Place, only_checks, place_of
+from hbpcompiler.compiler.trace.ways import Way, Ways, truth_with_rows
 
 METHODS = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "is_nonzero", "equal", "allclose")
 """What makes a Python value of a tensor's values."""
 FUNCTIONS = ("is_nonzero", "equal", "allclose")
 """Those that torch also has as functions."""
 
+TRUTHS = ("__bool__", "is_nonzero")
 NUMBERS = ("__int__", "__float__", "__index__", "item")
 
 Key = tuple[str, Place]
@@ -54,8 +56,9 @@ def recorded() -> Iterator[Answers]:
 
 
 @contextmanager
-def told_again(answers: Answers, outermost: str) -> Iterator[None]:
-    """Meanwhile tensors without values answer as they did when `answers` were noted down, where that is harmless.
+def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
+    """Meanwhile tensors without values answer as they did when `answers` were noted down, where that is harmless, and
+    as if rows were there at branches that save work alone, which are added to `ways`.
 
     `outermost` is the file that calls the user's code. Raises CannotFollowError where torch's refusal stands.
     """
@@ -67,6 +70,9 @@ def told_again(answers: Answers, outermost: str) -> Iterator[None]:
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if waiting and fakes and (all(map(_is_constant, fakes)) or only_checks(frame, outermost)):
             return waiting.popleft()
+        if fakes and name in TRUTHS and (branch := truth_with_rows(frame)) is not None:
+            ways.append(Way(branch[0], line_of(frame), True))
+            return branch[1]
         try:
             return original()
         except Exception as error:
