@@ -112,34 +112,3 @@ def test_branches_that_save_work(routed):
     for size in (6, 1, 4):
         x, y = torch.randn(size, 3, dtype=torch.float64), torch.randint(2, (size,))
         agree(compiled(x, y), model, nn.CrossEntropyLoss(), [x], y)
-
-
-def doubled(self, x, weight, choice):
-    if (choice == 0).any():
-        x = x + 1
-    return x
-
-
-def seldom(self, x, weight, choice):
-    if (x > 100).any():
-        x = x.clamp(max=100)
-    return x
-
-
-def of_many(self, x, weight, choice):
-    rows = torch.where(choice == 0)[0]
-    if rows.numel() > 0:
-        x = x * 2
-    return x
-
-
-@pytest.mark.parametrize("verify", [True, False])
-@pytest.mark.parametrize("routed", [doubled, seldom, of_many])
-def test_branches_that_choose(routed, verify):
-    """Also where no sample of the first batch goes the other way, so that nothing is known of it."""
-    torch.manual_seed(1)
-    model = Mixture(routed).double()
-    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randint(2, (6,))
-    with pytest.raises(hbp.CompileError, match=r"control flow depends on the values(.|\n)*test_ways\.py:\d+: if "):
-        hbp.compile(model, quantities=["grad"], verify=verify)(x, y)
-    assert all(parameter.grad is None for parameter in model.parameters())
