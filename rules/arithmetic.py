@@ -112,7 +112,7 @@ def product_parameter(op: Op, name: str) -> Contraction:
     return multiplied(op, name, lambda op: getattr(op, met), is_whole(op, met))
 
 
-PRODUCT = Factor(count_with("self", "other"), product_factor, some_of_product, product_drawn)
+PRODUCT = Factor(count_with("self", "other"), product_factor, some_of_product, product_drawn, between=True)
 MUL = binary(
     "aten.mul",
     lambda op: op.self * op.other,

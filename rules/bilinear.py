@@ -90,7 +90,9 @@ def arranged(op: Op, columns: Tensor) -> Tensor:
 
 def residual(op: Op) -> Residual:
     both = op.varies("input1") and op.varies("input2")
-    return Factor(lambda op: 2 * inner(op) * math.prod(positions(op)), factor, drawn=drawn) if both else ZERO
+    if not both:
+        return ZERO
+    return Factor(lambda op: 2 * inner(op) * math.prod(positions(op)), factor, drawn=drawn, between=True)
 
 
 BILINEAR = Rule(

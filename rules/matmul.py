@@ -208,7 +208,7 @@ class Product:
 
     def residual(self, op: Op) -> Residual:
         both = op.varies("self") and op.varies(self.second)
-        return Factor(lambda op: 2 * self.half(op), self.factor, self.some, self.drawn) if both else ZERO
+        return Factor(lambda op: 2 * self.half(op), self.factor, self.some, self.drawn, between=True) if both else ZERO
 
     # -- what the planner may know --------------------------------------------------------------------------------
 

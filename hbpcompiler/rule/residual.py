@@ -64,6 +64,10 @@ class Factor:
     [N, *d, k, C]`, the columns of each alone. Column j P + p of `factor` is column j at position p, and 0 elsewhere:
     where all are too many they are made of these, so many at a time."""
 
+    between: bool = False
+    """Whether there are blocks between different inputs alone, as of a product: none of one input with itself. Then
+    what only one of the inputs depends on has nothing of it, and is left out."""
+
     def __post_init__(self) -> None:
         check_functions("Factor", self, ["count", "factor"], ["some", "drawn", "by_position"])
 

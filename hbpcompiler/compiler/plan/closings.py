@@ -70,7 +70,8 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
         for piece in pieces:
             kinds = frozenset(closing.kind for closing in asked if closing.stream == piece.stream)
             kinds = joint.own(parameter.key, kinds - (frozenset() if piece.signed else {NEGATIVE}))
-            if not kinds or (piece.group and chosen.group_of(parameter.key) != piece.group):
+            if not kinds or not piece.concerns(parameter) or (
+                    piece.group and chosen.group_of(parameter.key) != piece.group):
                 continue
             _check(operation, parameter, contraction, piece, pieces, kinds, resources.limits.full_block_rows)
             gradient = next((other for other in pieces if other.stream == GRADIENT), None)

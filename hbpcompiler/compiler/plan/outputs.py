@@ -62,9 +62,10 @@ class Outputs:
             graph.makers[graph.end].output]
         self.indefinite = False
 
-    def _piece(self, prefix: str, stream: str, form: str, columns: int, signed: bool) -> Piece:
+    def _piece(self, prefix: str, stream: str, form: str, columns: int, signed: bool,
+               only: frozenset[str] | None = None) -> Piece:
         number = self.counter[prefix] = self.counter.get(prefix, 0) + 1
-        return Piece(prefix if number == 1 else f"{prefix}{number}", stream, form, columns, signed)
+        return Piece(prefix if number == 1 else f"{prefix}{number}", stream, form, columns, signed, only=only)
 
     def _arrive(self, value: Value, piece: Piece) -> None:
         self.at.setdefault(value.name, {})[piece.name] = piece

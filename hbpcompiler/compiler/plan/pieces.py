@@ -41,6 +41,12 @@ class Piece:
     signed: bool
     group: str = ""
     """The one group of parameters that it is for, where it is not for all."""
+    only: frozenset[str] | None = None
+    """The keys of the parameters that have something of it; None: all on its way. For the others its columns add up to
+    zero, but for rounding."""
+
+    def concerns(self, parameter: Value) -> bool:
+        return self.only is None or parameter.key in self.only
 
     def elements(self, value: Value) -> Any:
         """How many numbers it has at a value."""

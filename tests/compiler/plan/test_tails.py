@@ -106,13 +106,15 @@ def test_what_all_chunks_share_is_computed_once():
 
 
 class Gated(nn.Module):
-    """A product of two branches, as in a SwiGLU layer."""
+    """A product of two branches, as in a SwiGLU layer, behind a layer that both depend on."""
 
     def __init__(self, width):
         super().__init__()
+        self.trunk = nn.Linear(3, 3)
         self.gate, self.up, self.head = nn.Linear(3, width), nn.Linear(3, width), nn.Linear(width, 2)
 
     def forward(self, x):
+        x = self.trunk(x)
         return self.head(torch.sigmoid(self.gate(x)) * self.up(x))
 
 

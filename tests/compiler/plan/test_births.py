@@ -1,0 +1,108 @@
+"""What a product's curvature concerns: parameters that both factors depend on, and no others."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.figures import Resources
+from hbpcompiler.compiler.plan.births import Births
+from hbpcompiler.compiler.plan.steps import Birth, Close
+from hbpcompiler.options import check_options
+from hbpcompiler.quantities import RESIDUAL, closings_for
+from hbpcompiler.reference import reference
+from tests.agreement import agree
+from tests.hand_made import matched, mlp
+
+X, Y = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0, 1])
+
+
+class Gate(nn.Module):
+    """Of `trunk`, if there is one, both factors depend."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = nn.Linear(3, 3) if trunk else nn.Identity()
+        self.up, self.gate, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.trunk(x)
+        return self.head(self.up(x) * self.gate(x))
+
+
+class Scores(nn.Module):
+    """A matrix product: of queries and keys, and of weights and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.query, self.key, self.head = nn.Linear(1, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.into(x.unsqueeze(-1)))
+        return self.head((self.query(h) @ self.key(h).transpose(1, 2) @ h).mean(1))
+
+
+def planned(model, **options):
+    torch.manual_seed(0)
+    compiled = hbp.compile(model.double(), quantities=["diag_h", *options.pop("more", [])], **options)
+    agree(compiled(X, Y), model, nn.CrossEntropyLoss(), [X], Y, ["diag_h"])
+    return list(compiled._current().draft.plan.flat())
+
+
+def closed(steps):
+    return {step.parameter.key for step in steps
+            if isinstance(step, Close) and step.piece is not None and step.piece.stream == RESIDUAL}
+
+
+def born(steps):
+    return [step for step in steps if isinstance(step, Birth) and len(step.slots) > 1]
+
+
+def test_parameters_that_two_arguments_depend_on():
+    """hidden's weight and bias are above both of a product's factors, output's weight above one."""
+    found = matched(mlp())
+    asked = check_options(["diag_h"], "python", None, 1, None)
+    births = Births(found, closings_for(asked.quantities), asked, Resources())
+    bent, output = (next(each for each in found.graph.operations if each.name == name) for name in ("bent", "output"))
+    product = replace(output, tensors={"self": bent.output, "other": output.output})
+    assert births._met_twice(product, ["self", "other"]) == found.parameters_above["bent"]
+    assert births._met_twice(product, ["other"]) == frozenset()
+
+
+def test_a_product_of_branches_without_common_parameters_has_no_residual():
+    assert not born(planned(Gate(trunk=False)))
+
+
+def test_a_residual_closes_where_both_branches_come_from():
+    assert closed(planned(Gate(trunk=True))) == {"trunk.weight", "trunk.bias"}
+    assert closed(planned(Scores())) == {"into.weight", "into.bias"}
+
+
+def test_where_positive_and_negative_columns_count_by_themselves_all_stay():
+    assert {"up.weight", "gate.weight", "trunk.weight"} <= closed(planned(Gate(trunk=True), more=["diag_h_split"]))
+
+
+class LowRank(nn.Module):
+    """A frozen layer and an update, whose second factor begins at zero."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.frozen = nn.Linear(3, 2).requires_grad_(False)
+        self.A, self.B = nn.Parameter(torch.randn(2, 3)), nn.Parameter(scale * torch.randn(2, 2))
+
+    def forward(self, x):
+        return self.frozen(x) + F.linear(x, self.B @ self.A)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5, 0.0])
+def test_nothing_cancels_in_a_low_rank_update(scale):
+    torch.manual_seed(0)
+    model = LowRank(scale)
+    expected = reference(copy.deepcopy(model).double(), nn.CrossEntropyLoss(), [X], Y, "diag_h")
+    for name, value in hbp.compile(model, quantities=["diag_h"])(X.float(), Y).diag_h.items():
+        largest = float(expected[name].abs().max())
+        torch.testing.assert_close(value.double(), expected[name], rtol=0, atol=3e-6 * largest)
