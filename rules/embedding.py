@@ -19,7 +19,7 @@ def one_hot(op: Op) -> Tensor:
     indices = op.indices.flatten(1) if len(op.shape("indices")) > 1 else op.indices
     rows = op.shape("weight")[0]
     vectors = F.one_hot(indices, rows).type_as(op.output)
-    return vectors if padding(op) is None else vectors * (indices != padding(op)).unsqueeze(-1)
+    return vectors if padding(op) is None else vectors.masked_fill((indices == padding(op)).unsqueeze(-1), 0)
 
 
 def index(op: Op) -> Tensor:
@@ -29,12 +29,16 @@ def index(op: Op) -> Tensor:
 
 
 def columns_view(op: Op, columns: Tensor) -> Tensor:
+    """[N, K, p, d]; zero where nothing is learnt, whatever came there: a padding row is zero mostly, where the slope of
+    a norm or a logarithm is infinite."""
+    if padding(op) is not None:
+        columns = columns.masked_fill((op.indices == padding(op)).unsqueeze(1).unsqueeze(-1), 0)
     return columns.flatten(2, -2) if len(op.shape("indices")) > 1 else columns
 
 
 def kernel(op: Op, gradient: Tensor) -> Tensor:
     if padding(op) is not None:
-        gradient = gradient * (op.indices != padding(op)).unsqueeze(-1)
+        gradient = gradient.masked_fill((op.indices == padding(op)).unsqueeze(-1), 0)
     rows = gradient.flatten(0, -2) if op.shape("indices") else gradient
     indices = op.indices.flatten() if op.shape("indices") else op.indices
     return gradient.new_zeros(op.shape("weight")).index_add(0, indices, rows)
@@ -44,7 +48,7 @@ def added_up(op: Op, columns: Tensor) -> Tensor:
     """Columns of the weight for indices that no sample has of its own (positions): [N, K, v d]."""
     at, rows = op.indices.flatten(), columns.flatten(2, -2) if op.shape("indices") else columns.unsqueeze(2)
     if padding(op) is not None:
-        rows = rows * (at != padding(op)).unsqueeze(-1)
+        rows = rows.masked_fill((at == padding(op)).unsqueeze(-1), 0)
     total = columns.new_zeros(columns.shape[0], columns.shape[1], *op.shape("weight"))
     return total.index_add(2, at, rows).flatten(2)
 

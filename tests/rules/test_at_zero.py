@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from tests.agreement import agree
 
 
 class Scaled(nn.Module):
@@ -76,3 +77,33 @@ def test_the_curvature_of_sinc_at_zero():
     found = hbp.compile(model, nn.MSELoss(reduction="sum"), quantities=["diag_h"])(X, y).diag_h["weight"]
     expected = torch.full((3,), 2 * -(math.pi**2) / 3, dtype=torch.float64)  # of sinc^2: 2 sinc sinc''
     torch.testing.assert_close(found, expected)
+
+
+class Normed(nn.Module):
+    """Vectors of one length, or 0 where there is padding, whose row is zero and has a norm of infinite slope."""
+
+    def __init__(self, bag):
+        super().__init__()
+        self.table = nn.EmbeddingBag(6, 4, mode="sum", padding_idx=0) if bag else nn.Embedding(6, 4, padding_idx=0)
+        self.bag, self.head = bag, nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        rows = self.table(tokens)
+        there = (tokens != 0).any(1, keepdim=True) if self.bag else (tokens != 0).unsqueeze(-1)
+        rows = torch.where(there, rows / rows.square().sum(-1, keepdim=True).sqrt(), 0.0)
+        return self.head(rows if self.bag else rows.sum(1))
+
+
+@pytest.mark.parametrize("bag", [False, True])
+def test_padding_learns_nothing_whatever_comes_back(bag):
+    """Met behind the first batch, where nothing proves it any more; torch drops what comes back to that row."""
+    torch.manual_seed(0)
+    model = Normed(bag).double()
+    tokens, y = torch.randint(1, 6, (5, 3)), torch.randint(3, (5,))
+    compiled = hbp.compile(model, quantities=["grad", "batch_grad", "variance", "diag_ggn", "diag_h"])
+    compiled(tokens, y)
+    tokens[2] = 0
+    tokens[0, 1] = 0
+    result = compiled(tokens, y)
+    agree(result, model, nn.CrossEntropyLoss(), [tokens], y, ["grad", "batch_grad", "variance", "diag_ggn"])
+    assert not result.diag_h["table.weight"][0].any()
