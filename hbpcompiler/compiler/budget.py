@@ -99,7 +99,9 @@ def within_budget(make: Callable[[Resources], Draft], resources: Resources, budg
     least = make(replace(resources, temporaries=1, batch=batch))
     left = room.plan_bytes(resources.limits) - least.memory.peak(batch)
     if left < 0:
-        least = min(draft, least, key=lambda draft: draft.memory.peak(batch))
+        # Of few samples a plan may take all at once where one for more goes by chunks, which hold less.
+        for_more = make(replace(resources, temporaries=1, batch=4 * batch))
+        least = min(draft, least, for_more, key=lambda draft: draft.memory.peak(batch))
         if least.memory.peak(batch) > room.bytes:
             raise _too_small(least.memory, room, batch)
         return least

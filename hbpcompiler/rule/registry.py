@@ -97,6 +97,11 @@ class Registry:
         file = self.files.get(whole if whole in self.rules else operation)
         return None if file is None or Path(file).parent == _OURS else file
 
+    @property
+    def has_rules_of_others(self) -> bool:
+        """Whether some of them are none of ours."""
+        return bool(self._named)
+
     def file_of_module(self, module: type[nn.Module]) -> str | None:
         """The file of the rule for modules of this very class, if it is none of ours."""
         file = self.module_files.get(module)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hbpcompiler.compiler.prove import clipped
 from hbpcompiler.compiler.prove.candidate import Candidate
-from hbpcompiler.compiler.prove.comparison import TIMES_NOISE, Comparison, Key, Numbers, compared
+from hbpcompiler.compiler.prove.comparison import TIMES_NOISE, Comparison, Key, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.differences import decided, hessian_entries
 from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws
@@ -27,12 +27,13 @@ from hbpcompiler.schemes import GGN_ALONE, HESSIAN
 LOSSES = "batch_loss"
 COUNTS = ("grad_histogram", "grad_histogram_2d")
 ROUNDED = "counts: rounding may take a number over the edge of its bin"
+NO_GRADIENT = "the model's own gradient is infinite or NaN there"
 MERGED = "the output has samples merged with positions"
 
 Diagonal = Callable[[Any, list[int]], Tensor]
 """(a parameter's value, entries) -> the entries of a diagonal that it states."""
 _PER_SAMPLE = ("batch_grad", "batch_l2", "second_moment", "variance", "batch_dot", "batch_inner")
-_GGN: Mapping[str, Diagonal] = {
+GGNS: Mapping[str, Diagonal] = {
     "diag_ggn": lambda value, at: value.flatten()[at],
     "batch_diag_ggn": lambda value, at: value.sum(0).flatten()[at],
     "sqrt_ggn": lambda value, at: value.square().sum((0, 1)).flatten()[at],
@@ -76,8 +77,8 @@ class Reference:
             self.refused[quantity] = MERGED
         elif exact in COUNTS:
             self.refused[quantity] = ROUNDED
-        elif exact in _GGN or exact == "trace_ggn":
-            self.readers[quantity] = "ggn", {**_GGN, **_TRACES}[exact]
+        elif exact in GGNS or exact == "trace_ggn":
+            self.readers[quantity] = "ggn", {**GGNS, **_TRACES}[exact]
         elif exact in HESSIANS or exact in ("trace_h", "block"):
             kind = {HESSIAN: "hessian", GGN_ALONE: "ggn"}.get(curvature)
             if kind is None:
@@ -165,6 +166,20 @@ class Reference:
         last = {key: TIMES_NOISE * eps * float(size.abs().sum()) for key, size in sizes.items()}
         return [replace(line, allowed=max(line.allowed, last[line.key])) if math.isfinite(last.get(line.key, math.nan))
                 else line for line in lines]
+
+    def without_gradient(self, lines: list[Comparison]) -> list[Comparison]:
+        """The lines, of which those that disagree by infinity say nothing where the model's own gradient is NaN, too:
+        autograd's second derivative need not meet the slope that is infinite."""
+        lost = [line for line in lines if line.error == math.inf and not line.shapes and line.quantity in self.readers]
+        if not lost:
+            return lines
+
+        def own_gradients(own: Double) -> Numbers:
+            return {line.key: own.gradients[line.parameter].detach() for line in lost}
+
+        found = double(self.candidate.model, self.candidate.loss, self.batch, self.draws, own_gradients)
+        nothing = {key for key, gradient in found.items() if not bool(gradient.isfinite().all())}
+        return [left_out(*line.key, NO_GRADIENT) if line.key in nothing else line for line in lines]
 
     def _diagonals_off(self, lines: Sequence[Comparison]) -> list[Comparison]:
         return [line for line in lines if not line.agrees and line.quantity in self.readers]

@@ -23,7 +23,7 @@ from hbpcompiler.compiler.prove.expectation import in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
 from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
-from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, second_order
+from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, in_doubt, second_order
 from hbpcompiler.compiler.prove.suspects import hooks, suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
 from hbpcompiler.compiler.prove.verification import Verification
@@ -61,9 +61,9 @@ def prove(candidate: Candidate, batch: Batch, draws: Draws, raw: Any = None, ful
     lines, notes = proof.first_order(batch, raw)
     if full:
         lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random)
-    elif candidate.may_cancel and EXACT_HESSIANS.intersection(candidate.options.quantities):
+    elif only := in_doubt(candidate):
         few, known = (batch, raw) if raw is not None and batch.samples <= FEW else (candidate.few(batch, 2), None)
-        lines += second_order(candidate, few, draws, proof.eps, proof.random, EXACT_HESSIANS, known)
+        lines += second_order(candidate, few, draws, proof.eps, proof.random, only, known)
     return Verification(tuple(lines), tuple(notes))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.prove import clipped, groups
-from hbpcompiler.compiler.prove.by_autograd import HESSIANS, LOSSES, Reference
+from hbpcompiler.compiler.prove.by_autograd import GGNS, HESSIANS, LOSSES, Reference
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
 from hbpcompiler.compiler.prove.draws import Draws, drawing
@@ -33,6 +33,8 @@ SIX_DIGITS = 1e-6
 """What cancels may cost others: six digits are what curvature is used with."""
 EXACT_HESSIANS = frozenset({*HESSIANS, "trace_h"})
 """Exact ones, of which entries are cheap to have otherwise."""
+EXACT_CURVATURE = EXACT_HESSIANS | {*GGNS, "trace_ggn"}
+"""With those of the GGN."""
 CANCELS = ("Two values are multiplied whose derivatives differ by orders of magnitude. Of such a product the Hessian "
            "is a difference of squares, (u + v)^2 - (u - v)^2, of which rounding leaves nothing: bring the values to "
            "one scale, compute in double precision, or use hbp.operator(..., \"hessian\"), whose products are torch's.")
@@ -62,6 +64,7 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
         last_digit = eps * loss if math.isfinite(loss) else 0.0
         lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)), of_zero=last_digit)
         lines = [line if line.agrees else reference.by_differences(line, right[line.key]) for line in lines]
+        lines = reference.without_gradient(lines)
         if eps == SINGLE and not random:
             lines, eps = reference.in_double(lines, eps)
         lines = reference.last_digits_allowed(lines, eps)
@@ -80,6 +83,14 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
     known = {line.quantity.partition(".")[0] for line in lines}
     return [*lines, *(left_out(name, "", how.get(name) or reference.refused.get(name, "nothing to compare it with"))
                       for name in asked if name not in known)]
+
+
+def in_doubt(candidate: Candidate) -> frozenset[str]:
+    """The quantities whose entries are compared in any case: those that may cancel, and, where rules are not ours, all
+    that a wrong second derivative would spoil."""
+    if candidate.options.registry.has_rules_of_others:
+        return EXACT_CURVATURE.intersection(candidate.options.quantities)
+    return EXACT_HESSIANS.intersection(candidate.options.quantities) if candidate.may_cancel else frozenset()
 
 
 def _with_twins(candidate: Candidate, batch: Batch, draws: Draws, values: dict[str, Mapping[str, Any]],
