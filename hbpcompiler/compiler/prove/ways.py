@@ -1,47 +1,54 @@
 """Whether branches that a trace passed as if a mask picked rows there make a difference: tried on single samples.
 
 Of one sample most masks of a mixture of experts are empty, so that its own code goes the other way. Where the program
-is what the model does on such samples, too, the branch only saves work.
+is what the model does on such samples, and on much larger and smaller ones, the branch only saves work.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
 
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.refusals import CONTROL
-from hbpcompiler.compiler.trace.statements import Place
-from hbpcompiler.compiler.trace.values import recorded
-from hbpcompiler.compiler.trace.ways import Way
+from hbpcompiler.compiler.trace.ways import Way, seen
 from hbpcompiler.errors import ModelError, ProofError, listing
 
 SAMPLES = 8
 """So many of a batch are tried, each by itself."""
+TIMES = (1.0, 64.0, 1 / 64)
+"""Real inputs are made so many times as large: what a branch does beside may do nothing to numbers of one size."""
 
 
 def check_ways(candidate: Candidate, batch: Batch, ways: Sequence[Way]) -> None:
-    """Raise ModelError unless single samples go both ways, and the program is right on either."""
-    seen: dict[Place, set[bool]] = defaultdict(set)
-    agrees = True
-    for number in range(min(SAMPLES, batch.samples)):
-        one = Batch(tuple(tensor[number : number + 1] for tensor in batch.tensors), batch.layout)
-        if not candidate.sizes.include(1):
-            agrees = False
-            break
-        with recorded() as answers:
-            try:
-                agrees = agrees and prove(candidate, one, Draws.now(one.tensors[0].device)).agrees
-            except ProofError:  # the model itself fails on one sample
-                agrees = False
-        for (_, place), values in answers.items():
-            seen[place].update(map(bool, values))
-    doubtful = ways if not agrees else [way for way in ways if way.is_told and len(seen[way.place]) < 2]
+    """Raise ModelError unless single samples go both ways at each branch, and the program is right on either."""
+    with seen(ways) as gone:
+        agrees = candidate.sizes.include(1) and all(_agrees(candidate, one) for one in _singles(batch))
+    doubtful = [way for way in ways if not agrees or len(gone[way]) < 2]
     if doubtful:
         raise ModelError(listing(
             f"the model cannot be traced: {CONTROL}. A branch that only saves work where a mask picks nothing is "
-            "followed, if single samples of the first batch show both ways to come to the same:",
+            "followed, if single samples of the first batch go both ways, and these come to the same:",
             sorted({way.line for way in doubtful})))
+
+
+def _agrees(candidate: Candidate, one: Batch) -> bool:
+    try:
+        return prove(candidate, one, Draws.now(one.tensors[0].device)).agrees
+    except ProofError:  # the model itself fails on one sample
+        return False
+
+
+def _singles(batch: Batch) -> Iterator[Batch]:
+    for number in range(min(SAMPLES, batch.samples)):
+        for times in TIMES:
+            yield Batch(tuple(_scaled(tensor[number : number + 1], times if place < batch.layout.inputs else 1.0)
+                              for place, tensor in enumerate(batch.tensors)), batch.layout)
+
+
+def _scaled(tensor: Tensor, times: float) -> Tensor:
+    return tensor * times if tensor.is_floating_point() and times != 1 else tensor

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
-from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError, line_of
+from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError
 from hbpcompiler.compiler.trace.statements import Place, only_checks, place_of
-from hbpcompiler.compiler.trace.ways import Way, Ways, truth_with_rows
+from hbpcompiler.compiler.trace.ways import Ways, way_with_rows
 
 METHODS = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "is_nonzero", "equal", "allclose")
 """What makes a Python value of a tensor's values."""
@@ -70,8 +70,8 @@ def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if waiting and fakes and (all(map(_is_constant, fakes)) or only_checks(frame, outermost)):
             return waiting.popleft()
-        if fakes and name in TRUTHS and (branch := truth_with_rows(frame)) is not None:
-            ways.append(Way(branch[0], line_of(frame), True))
+        if fakes and name in TRUTHS and (branch := way_with_rows(frame)) is not None:
+            ways.append(branch[0])
             return branch[1]
         try:
             return original()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from hbpcompiler.compiler.trace.refusals import line_of
 from hbpcompiler.compiler.trace.replaced import replaced
-from hbpcompiler.compiler.trace.statements import Place, branch_at
+from hbpcompiler.compiler.trace.statements import Place, branch_at, place_of
 
 MANY = 2**20 + 7
 """Rows that a mask picks, as far as a comparison of their number asks."""
@@ -33,27 +33,35 @@ LEAVES = (ast.Return, ast.Break, ast.Raise, ast.Yield, ast.YieldFrom)
 class Way:
     """A branch that a trace has passed as if rows were there."""
 
-    place: Place
+    file: str
+    statement: ast.If
     line: str
     """file:line: code."""
-    is_told: bool
-    """Whether a run of the model shows which way it goes there: it asks a tensor, not a length."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether the branch leaves out what follows it."""
+        return _skips(self.statement)
 
 
 Ways = list[Way]
 
 
-def truth_with_rows(frame: FrameType) -> tuple[Place, bool] | None:
-    """Where the test is that this frame evaluates, and what its atom is where there are rows: what has the branch
+def way_with_rows(frame: FrameType) -> tuple[Way, bool] | None:
+    """The branch whose test this frame evaluates, and what the test's atom is where there are rows: what has the branch
     carried out, or not left out by `continue`. None for all that is no such branch."""
     found = branch_at(frame)
     if found is None:
         return None
     place, statement = found
-    skips = all(isinstance(inside, ast.Continue | ast.Pass) for inside in statement.body)
-    if statement.orelse or (not skips and any(map(_leaves, statement.body))):
+    if statement.orelse or (not _skips(statement) and any(map(_leaves, statement.body))):
         return None
-    return place, _of_atom(statement.test, place, not skips)
+    atom = _of_atom(statement.test, place, not _skips(statement))
+    return None if atom is None else (Way(place.file, statement, line_of(frame)), atom)
+
+
+def _skips(statement: ast.If) -> bool:
+    return all(isinstance(inside, ast.Continue | ast.Pass) for inside in statement.body)
 
 
 def _leaves(statement: ast.stmt) -> bool:
@@ -61,11 +69,15 @@ def _leaves(statement: ast.stmt) -> bool:
     return any(isinstance(node, (*LEAVES, ast.Continue)) for node in ast.walk(statement))
 
 
-def _of_atom(test: ast.expr, place: Place, wanted: bool) -> bool:
-    """What the part of a test at this place must be for the test to be `wanted`."""
-    for node in ast.walk(test):
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) and place.lies_in(node.operand):
-            wanted = not wanted
+def _of_atom(test: ast.expr, place: Place, wanted: bool) -> bool | None:
+    """What the part of a test at this place must be for the test to be `wanted`; None where that is not clear, for
+    Python says of a jump only that it is somewhere in the test."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return _of_atom(test.operand, place, not wanted)
+    if isinstance(test, ast.BoolOp):
+        own = [part for part in test.values if place.lies_in(part)]
+        found = {_of_atom(part, place, wanted) for part in own or test.values}
+        return found.pop() if len(found) == 1 else None
     return wanted
 
 
@@ -77,11 +89,11 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
         def truth(condition: Any) -> bool:
             frame = sys._getframe(2)  # `replaced` is between
             many = _with_many(condition)
-            found = None if many is None else truth_with_rows(frame)
+            found = None if many is None else way_with_rows(frame)
             if found is None or found[1] != many:
                 return own(condition)
-            ways.append(Way(found[0], line_of(frame), False))
-            return found[1]
+            ways.append(found[0])
+            return many
 
         return truth
 
@@ -98,3 +110,46 @@ def _with_many(condition: torch.SymBool | torch.SymInt) -> bool | None:
     if not symbols or symbols != expression.free_symbols:
         return None
     return bool(expression.subs(dict.fromkeys(symbols, MANY)))
+
+
+# -- which way a run of the model goes --------------------------------------------------------------------------------
+
+Gone = dict[Way, set[bool]]
+"""By branch: whether runs went the way that there is with rows (True), the other (False), or both."""
+
+
+@contextmanager
+def seen(ways: Sequence[Way]) -> Iterator[Gone]:
+    """Meanwhile it is noted which way this thread's code goes at these branches, instruction by instruction, because a
+    branch may stand in one line, and ask a length, which is a plain number."""
+    gone: Gone = {way: set() for way in ways}
+    tested: dict[tuple[FrameType, Way], bool] = {}
+
+    def step(frame: FrameType, event: str, _: Any) -> Any:
+        place = place_of(frame) if event == "opcode" else None
+        for way in gone:
+            if place is None or way.file != place.file:
+                continue
+            if place.is_the_test_of(way.statement):
+                tested[frame, way] = True
+            elif tested.pop((frame, way), False):
+                inside = any(place.lies_in(statement) for statement in way.statement.body)
+                gone[way].add(_is_behind(place, way.statement) if way.skips else inside)
+        return step
+
+    def enter(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        return step
+
+    files, before = {way.file for way in ways}, sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield gone
+    finally:
+        sys.settrace(before)
+
+
+def _is_behind(place: Place, statement: ast.If) -> bool:
+    return (place.line, place.column) >= (statement.end_lineno or 0, statement.end_col_offset or 0)
