@@ -17,7 +17,7 @@ from hbpcompiler.compiler.prove.differences import decided, hessian_entries
 from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.entries import drawn_entries
-from hbpcompiler.compiler.prove.in_double import Doubled, NoisyInDouble
+from hbpcompiler.compiler.prove.in_double import Doubled, NoisyInDouble, as_near
 from hbpcompiler.compiler.prove.own_step import Moves, Noise
 from hbpcompiler.compiler.prove.twin import TWINS
 from hbpcompiler.compiler.prove.weights import losses_together
@@ -134,9 +134,10 @@ class Reference:
             values, doubt = values.sum(), doubt * len(entries)
         return decided(line, self.found[line.key].detach().double(), right.double(), values, doubt)
 
-    def in_double(self, lines: list[Comparison], eps: float) -> tuple[list[Comparison], float]:
+    def in_double(self, lines: list[Comparison], single: Numbers, eps: float) -> tuple[list[Comparison], float]:
         """The lines, of which diagonals that disagree meet autograd in double precision instead, of whose own digits a
-        saturated loss takes fewer; and the rounding of what they met."""
+        saturated loss takes fewer; and the rounding of what they met. `single` is autograd's in single precision: a
+        Hessian as near to the truth as that is good enough."""
         wrong = self._diagonals_off(lines)
         if not wrong:
             return lines, eps
@@ -149,6 +150,8 @@ class Reference:
                                                        lambda run: right(NoisyInDouble(Noise(eps, run))))}
         except Exception:  # whatever a model raises on numbers of another dtype
             return lines, eps
+        hessians = [line for line in met.values() if self.readers[line.quantity][0] == "hessian"]
+        met |= {line.key: line for line in as_near(hessians, self.found, single, lambda: right(Doubled()))}
         return [met.get(line.key, line) for line in lines], torch.finfo(torch.float64).eps
 
     def last_digits_allowed(self, lines: list[Comparison], eps: float) -> list[Comparison]:

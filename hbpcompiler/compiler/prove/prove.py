@@ -20,7 +20,7 @@ from hbpcompiler.compiler.prove.differences import SHOWN_FIRST, SMALLEST_FIRST, 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretched
 from hbpcompiler.compiler.prove.expectation import in_expectation
-from hbpcompiler.compiler.prove.in_double import Doubled, explained
+from hbpcompiler.compiler.prove.in_double import Doubled, as_near, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
 from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
 from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, in_doubt, second_order
@@ -32,11 +32,9 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import ProofError, listing
 
 FEW = 8
-"""Samples for a gradient that the program itself does not give, and with a memory budget: the model's own step needs
-the memory of its activations."""
+"""Samples for a gradient that the program does not give, and with a memory budget: the model's own step needs some."""
 LISTED = 8
-PYTHON_DRAWS = ("The model draws from Python's or numpy's random generator, of which a program keeps the draw that was "
-                "traced; draw with torch.")
+PYTHON_DRAWS = "The model draws from Python's or numpy's generator, whose traced draw a program keeps; draw with torch."
 INFINITE_SLOPE = ("An infinite slope (sqrt, log, acosh, a norm, at the edge of its domain) that meets a zero one "
                   "(relu, clamp, hardtanh): torch skips it, a product of both is NaN. Stay away from the edge, as in "
                   "sqrt(h + 1e-12), or do both in one module's forward, where they are one operation.")
@@ -156,6 +154,7 @@ class _Proof:
         hooked = hooks(self.candidate.model, self.candidate.loss)  # they are not at copies of parameters
         if self.eps == SINGLE and not step.random and not hooked:
             lines = explained(lines, lambda doubled: self._in(doubled, batch, few, how))
+            lines = as_near(lines, found, right, lambda: gradients(self._own_step(few, self.draws, Doubled())))
         if self.eps == DOUBLE and not step.random and self.candidate.weights(few) is None:
             lines = [self._decided(line, few, found, right) for line in lines]
         if (step.own_backward or hooked) and self.of_loss and all(line.agrees for line in lines):

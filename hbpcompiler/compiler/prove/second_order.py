@@ -66,7 +66,7 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
         lines = [line if line.agrees else reference.by_differences(line, right[line.key]) for line in lines]
         lines = reference.without_gradient(lines)
         if eps == SINGLE and not random:
-            lines, eps = reference.in_double(lines, eps)
+            lines, eps = reference.in_double(lines, right, eps)
         lines = reference.last_digits_allowed(lines, eps)
         if only is not None:
             lines = [replace(line, allowed=max(line.allowed, SIX_DIGITS * line.largest)) for line in lines]

@@ -8,8 +8,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove import prove
-from hbpcompiler.compiler.prove.comparison import Comparison
-from hbpcompiler.compiler.prove.in_double import EXPLAINED, Doubled, explained
+from hbpcompiler.compiler.prove.comparison import Comparison, compared
+from hbpcompiler.compiler.prove.in_double import EXPLAINED, Doubled, as_near, explained
 from tests.selection import few
 
 
@@ -79,3 +79,23 @@ def test_everything_in_double_precision():
     doubled = Doubled().named({"a": torch.ones(2), "b": torch.ones(2).bfloat16(), "c": {"d": torch.ones(1)}, "e": 3})
     assert (doubled["a"].dtype, doubled["b"].dtype) == (torch.float64, torch.bfloat16)
     assert (doubled["c"]["d"].dtype, doubled["e"]) == (torch.float64, 3)
+
+
+def by_hand(output, y):
+    return (torch.logsumexp(output, 1) - output.gather(1, y[:, None])[:, 0]).mean()
+
+
+@pytest.mark.parametrize("gap", [10.0, 14.0, 18.0])
+def test_a_slope_of_which_single_precision_has_nothing(gap):
+    """p - 1 by hand: the program is no farther from the truth than torch, and a fault of it is."""
+    torch.manual_seed(1)
+    model, X, y = nn.Linear(3, 3), torch.rand(8, 3), torch.zeros(8, dtype=torch.long)
+    with torch.no_grad():
+        model.weight.mul_(0.1)
+        model.bias.copy_(torch.tensor([gap, 0.0, 0.0]))
+    hbp.compile(model, by_hand, ["grad"])(X, y)
+    right, truth = {("grad", "w"): torch.tensor([1.1])}, {("grad", "w"): torch.tensor([1.0])}
+    for error, agrees in ((0.15, True), (0.3, False)):
+        found = {("grad", "w"): torch.tensor([1.0 - error])}
+        (line,) = as_near(compared(found, right, 1e-7), found, right, lambda: truth)
+        assert line.agrees == agrees
