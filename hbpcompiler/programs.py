@@ -95,6 +95,8 @@ class Programs:
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
+            if built.matched.graph.has_loss_streams:
+                run.warn()
             self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
             _warn_if_indefinite(built.draft.plan, self.loss)
             _warn_of_hooks(self)

@@ -79,6 +79,8 @@ def _stalls(values: list[float], progress: float) -> bool:
 
 def solved(operator: Matrix, b: Tensor, tolerance: float | None, most_products: int | None) -> Tensor:
     """See `SymmetricOperator.solve`; [D, F] for b [D, F]."""
+    if not bool(b.isfinite().all()):
+        raise InputError("the right-hand side has entries that are infinite or NaN")
     tolerance = TOLERANCES.get(operator.dtype, TOLERANCE) if tolerance is None else tolerance
     most = max(LEAST_PRODUCTS, 2 * operator.shape[0]) if most_products is None else most_products
     found = []
@@ -93,4 +95,4 @@ def solved(operator: Matrix, b: Tensor, tolerance: float | None, most_products: 
             raise NotConvergedError(f"conjugate gradients did not reach a residual of {tolerance:g} |b| in {most} "
                                     "products: give a larger tolerance=, most_products= or damping")
         found.append(solution.x)
-    return torch.stack(found, 1)
+    return torch.stack(found, 1) if found else b

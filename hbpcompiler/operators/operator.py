@@ -97,7 +97,7 @@ class Operator(SymmetricOperator):
         self._passes = passes
         with self._own_draws():
             self._data = Data(passes.model, data)
-            check_runs(passes.model, passes.loss, self._data.first())
+            check_runs(passes.model, passes.loss, self._data.first()).warn()
             self._refuse_nan()
             axes = SampleAxes(passes)
             self._shares = Shares(passes, self._data, axes, kind, count)

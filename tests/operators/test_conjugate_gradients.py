@@ -59,6 +59,9 @@ def test_what_has_no_solution_by_conjugate_gradients_is_said():
     lowest = hessian.top(1, "smallest")
     with pytest.raises(hbp.InputError, match=r"not positive definite.*operator\.damped"):
         hessian.solve(lowest.vectors | {name: part[0] for name, part in lowest.vectors.items()})
+    with pytest.raises(hbp.InputError, match="infinite or NaN"):
+        operator().damped(1.0).solve(b / 0)
+    assert operator().damped(1.0).solve(torch.zeros(43, 0, dtype=torch.float64)).shape == (43, 0)
     with pytest.raises(hbp.NotConvergedError, match=r"in 3 products: give a larger tolerance="):
         operator().damped(1e-6).solve(b, most_products=3)
     assert (operator().damped(1.0).solve(b, tolerance=0.5, most_products=3) != 0).any()

@@ -105,6 +105,12 @@ class FirstRun:
     """What torch says of these targets, if targets of zeros in their place would have gone through."""
     numbers: int = 0
     """How many numbers the model returns for each sample; 0 where that was not to be seen."""
+    doubt: str = ""
+    """What is said of a loss that hardly is the one that is meant."""
+
+    def warn(self) -> None:
+        if self.doubt:
+            warnings.warn(self.doubt, LossWarning, stacklevel=level_of_caller())
 
 
 def complaint_of(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> BatchDoesNotFitError | None:
@@ -147,6 +153,10 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
             missing = "; is a return missing?" if output is None else ""
             raise ModelError("the model must return a tensor or several, but returned "
                              f"{type(output).__name__}{missing}")
+        scores = isinstance(output, Tensor) and output.is_floating_point()
+        if type(loss) is nn.CrossEntropyLoss and scores and output.dim() == 1:
+            raise BatchDoesNotFitError(
+                f"CrossEntropyLoss, which is the default, takes outputs [N, C], and the model's are [N]; {MEANT}")
         try:
             loss(output, wanted)
         except (ModelError, UnsupportedOpError):
@@ -160,22 +170,23 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
             if not _goes_through(loss, output, batch.layout.build(zeros)[2]):
                 raise complaint from error
             return FirstRun(answers, complaint)
-    if doubt := unlikely(loss, output, wanted):
-        warnings.warn(doubt, LossWarning, stacklevel=level_of_caller())
-    return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // max(1, samples))
+    return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // max(1, samples),
+                    doubt=unlikely(loss, output, wanted))
+
+
+MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
 
 
 def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
     """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten."""
     if type(loss) is not nn.CrossEntropyLoss or not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return ""
-    meant = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
     if output.dim() > 1 and output.shape[1] == 1:
         return ("CrossEntropyLoss, which is the default, of a model with one output is zero whatever the model says, "
-                f"and so is every derivative; {meant}")
+                f"and so is every derivative; {MEANT}")
     if target.is_floating_point() and bool((target < 0).any()):
         return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
-                f"classes, and these are negative in part; {meant}")
+                f"classes, and these are negative in part; {MEANT}")
     return ""
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,11 +23,17 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from hbpcompiler.compiler.trace.refusals import line_of
 from hbpcompiler.compiler.trace.replaced import replaced
+from hbpcompiler.compiler.trace.source import is_library
 from hbpcompiler.compiler.trace.statements import Place, branch_at, place_of
 
+OURS = str(Path(__file__).parents[2])
 MANY = 2**20 + 7
 """Rows that a mask picks, as far as a comparison of their number asks."""
 LEAVES = (ast.Return, ast.Break, ast.Raise, ast.Yield, ast.YieldFrom)
+
+
+Callers = tuple[tuple[str, int], ...]
+"""File and line of each frame of the user's that calls another, the innermost first."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Way:
     statement: ast.If
     line: str
     """file:line: code."""
+    callers: Callers = ()
+    """From where it was come to: a helper's branch may save work at one place and choose at another."""
 
     @property
     def skips(self) -> bool:
@@ -57,7 +66,18 @@ def way_with_rows(frame: FrameType) -> tuple[Way, bool] | None:
     if statement.orelse or (not _skips(statement) and any(map(_leaves, statement.body))):
         return None
     atom = _of_atom(statement.test, place, not _skips(statement))
-    return None if atom is None else (Way(place.file, statement, line_of(frame)), atom)
+    return None if atom is None else (Way(place.file, statement, line_of(frame), callers_of(frame)), atom)
+
+
+def callers_of(frame: FrameType) -> Callers:
+    """Up to where this library calls the user's code."""
+    found: list[tuple[str, int]] = []
+    current = frame.f_back
+    while current is not None and not current.f_code.co_filename.startswith(OURS):
+        if not is_library(current.f_code.co_filename):
+            found.append((current.f_code.co_filename, current.f_lineno))
+        current = current.f_back
+    return tuple(found)
 
 
 def _skips(statement: ast.If) -> bool:
@@ -134,6 +154,8 @@ def seen(ways: Sequence[Way]) -> Iterator[Gone]:
                 tested[frame, way] = True
             elif tested.pop((frame, way), False):
                 inside = any(place.lies_in(statement) for statement in way.statement.body)
+                if callers_of(frame) != way.callers:
+                    continue
                 gone[way].add(_is_behind(place, way.statement) if way.skips else inside)
         return step
 

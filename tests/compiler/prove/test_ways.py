@@ -10,6 +10,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.prove.ways import check_ways
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.ways import Way
+from tests.agreement import agree
 from tests.compiler.trace.test_ways import Mixture
 
 
@@ -63,6 +64,35 @@ def test_what_a_branch_does_beside(length):
     model, x, y = Clamped(length).double(), torch.randn(12, 3, dtype=torch.float64), torch.randint(2, (12,))
     with pytest.raises(hbp.CompileError, match=r"control flow depends on the values(.|\n)*test_ways\.py:\d+: if len"):
         hbp.compile(model, quantities=["grad"])(x, y)
+
+
+def where_any(mask, function, h):
+    if mask.any():
+        h = function(h)
+    return h
+
+
+class Helped(nn.Module):
+    """A helper's branch saves work at one place, and chooses at another."""
+
+    def __init__(self, chooses):
+        super().__init__()
+        self.first, self.expert, self.chooses = nn.Linear(3, 2), nn.Linear(2, 2), chooses
+
+    def forward(self, x):
+        h, mask = self.first(x), x[:, 1] > 0
+        h = where_any(mask, lambda h: torch.where(mask[:, None], self.expert(h), h), h)
+        return where_any(x[:, 0] > 0, lambda h: 2 * h, h) if self.chooses else h
+
+
+def test_a_helper_is_looked_at_for_each_that_calls_it():
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 3, dtype=torch.float64), torch.randint(2, (12,))
+    x[:, 0] = x[:, 0].abs()
+    model = Helped(chooses=False).double()
+    agree(hbp.compile(model, quantities=["grad"])(x, y), model, nn.CrossEntropyLoss(), [x], y)
+    with pytest.raises(hbp.CompileError, match=r"test_ways\.py:\d+: if mask\.any"):
+        hbp.compile(Helped(chooses=True).double(), quantities=["grad"])(x, y)
 
 
 def test_both_ways_have_to_be_gone():

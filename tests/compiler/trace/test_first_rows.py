@@ -103,3 +103,6 @@ def test_a_forgotten_loss_is_said():
         hbp.compile(two, quantities=["grad"])(x, torch.tensor([0, 1, 1, 0]))
         hbp.compile(two, quantities=["grad"])(x, torch.randn(4, 2).softmax(1))
         hbp.compile(one, nn.MSELoss(), ["grad"])(x, torch.randn(4, 1))
+        hbp.compile(one, quantities=["jacobian"])(x, torch.zeros(4, dtype=torch.long))
+    with pytest.raises(hbp.InputError, match=r"outputs \[N, C\], and the model's are \[N\]; give loss=nn\.MSELoss"):
+        hbp.compile(nn.Sequential(one, nn.Flatten(0)), quantities=["grad"])(x, torch.rand(4))
