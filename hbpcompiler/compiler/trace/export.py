@@ -32,6 +32,7 @@ from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.listed import refuse_listed
+from hbpcompiler.compiler.trace.many_rows import shortcuts_not_taken
 from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
 from hbpcompiler.compiler.trace.picked import whole_rows
 from hbpcompiler.compiler.trace.refusals import (
@@ -130,7 +131,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     """
     with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), sizes_by_users_lines(), \
             ways_of_one_noted(), module_equivalents(model, modules or {}), without_backward_hooks_of_all(), \
-            rows_keep_their_places(model):
+            rows_keep_their_places(model), shortcuts_not_taken():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         ways: Ways = []

@@ -33,7 +33,8 @@ class Count:
     """How many rows there are, or a number made of that: a tensor."""
 
     number: Node
-    is_length: bool = False
+    picked_by: Node | None = None
+    """The mask that picks so many rows; None: a number made of lengths."""
 
 
 @dataclass(frozen=True)
