@@ -26,17 +26,20 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, draws, given_to, names_of, works_along_rows
 from hbpcompiler.compiler.trace.functional import with_graph
-from hbpcompiler.compiler.trace.places import Count, InOrder, Places, column_of, placed, places_of
+from hbpcompiler.compiler.trace.places import Count, InOrder, Places, of_numbers, of_places, placed, places_of
 from hbpcompiler.compiler.trace.row_lengths import Lengths
-from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer, are_alike, is_real, shape_of
+from hbpcompiler.compiler.trace.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
+from hbpcompiler.compiler.trace.wide_masks import as_rows, in_places_of, widened
 from hbpcompiler.rules.shared.torch_operations import (
     FLATTENS,
     IN_ORDER,
     LAST_AXES,
+    LONGER,
     MOVE_AXIS,
     OF_LABELS,
     PICKS,
     PUTS,
+    SHOWS,
     SIZE,
     SUMS,
     TRUE_PLACES,
@@ -96,7 +99,7 @@ class _Walk:
         if _makes_unknown_length(node) and called in TRUE_PLACES:
             return self.lengths.noted(node, places_of(self._plain(arguments[0]), self.writer))
         if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
-            return self.lengths.noted(node, picked)
+            return picked if isinstance(picked, OneBefore) else self.lengths.noted(node, picked)
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
@@ -104,7 +107,11 @@ class _Walk:
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return self.lengths.number_of(node, reads)
         if isinstance(reads[0], Places) and not any(isinstance(read, Node | Rows | Places) for read in reads[1:]):
-            return column_of(reads[0], node)  # the others are lengths
+            return of_places(reads[0], node)  # the others are lengths
+        if isinstance(reads[0], OneBefore):
+            if called in SHOWS and str(shape_of(node)) == str(shape_of(node.all_input_nodes[0])[1:]):
+                return reads[0].rows
+            raise NotWholeError
         if called in PUTS:
             return self._put(called, given_to(node))
         if not isinstance(called, torch._ops.OpOverload) or any(read is None for read in reads):
@@ -120,13 +127,20 @@ class _Walk:
         parts = [*chosen] if isinstance(chosen, list | tuple) else [chosen]
         return [self.values.get(part) if isinstance(part, Node) else None for part in parts]
 
-    def _picked(self, given: Mapping[str, Any]) -> Rows | None:
+    def _picked(self, given: Mapping[str, Any]) -> Rows | Places | OneBefore | None:
         """values[mask], rows[truth], values[mask, classes], rows[in order, classes]; None: each row picks by itself."""
         found, values = self._parts(chosen_by(given)), self.values.get(given["self"])
         if isinstance(values, Rows) and (given.get("dim", 0) != 0 or given.get("indices", [0])[0] is None):
             return None
+        if given.get("indices", [0])[0] is None and given["self"].target is LONGER and given["self"].args[1] == 0:
+            picked = self._picked({"self": given["self"].args[0], "indices": given["indices"][1:]})
+            return OneBefore(picked) if isinstance(picked, Rows) else None
         if given.get("dim", 0) != 0:
             raise NotWholeError
+        if (places := of_numbers(given["self"], found)) is not None:
+            return places
+        if "mask" in given and isinstance(found[0], Node):
+            found = [widened(found[0], self._plain(given["self"]), self.writer)]
         if not isinstance(found[-1], Rows):
             return self.writer.picked(self._plain(given["self"]), *placed(found, self.writer.numbers))
         if len(found) == 1 and not isinstance(values, Rows):
@@ -184,6 +198,8 @@ class _Walk:
             before, after = shape_of(given["self"]), shape_of(node)
             if str(before) == str(after):
                 return whole
+            if len(after) == 2 and (several := as_rows(whole, after[1], self.writer)) is not None:
+                return several
             axes = len(before) - len(after)
             if str(before[0]) != str(after[0]) and axes > 0 and after[1:] == before[1 + axes:]:
                 return self.writer.joined(whole, axes)
@@ -275,8 +291,7 @@ class _Walk:
         source = given.get("values", given.get("source"))
         rows = self.values.get(source) if isinstance(source, Node) else None
         base, (mask, axes) = self._plain(given["self"]), placed(self._parts(chosen_by(given)), self.writer.numbers)
-        if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1 or (
-                self.writer.numbers[mask] != self.writer.numbers[rows.picked_by]):
+        if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1:
             raise NotWholeError
         adds = PUTS[called] or bool(given.get("accumulate"))
-        return self.writer.put_back(base, Rows(self.writer.as_picked(rows), mask, mask), axes, adds)
+        return self.writer.put_back(base, *in_places_of(mask, axes, rows, base, self.writer), adds)

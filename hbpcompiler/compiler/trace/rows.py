@@ -77,6 +77,13 @@ class Rows:
         return shape_of(self.whole)[self.lead :]
 
 
+@dataclass(frozen=True)
+class OneBefore:
+    """[1, u, *z]: rows behind an axis of length one."""
+
+    rows: Rows
+
+
 def shape_of(node: Node) -> tuple[Any, ...]:
     """Of a node's value."""
     return tuple(node.meta["val"].shape)
