@@ -160,3 +160,28 @@ def test_rows_of_two_masks_beside_each_other_are_refused(both):
     with pytest.raises(hbp.HbpError):
         hbp.compile(nn.Linear(2, 3).double(), loss, ["grad"], verify=False)(
             torch.randn(4, 2, dtype=torch.float64), torch.tensor([1, 1, -1, -1]))
+
+
+def by_places(r):
+    return r[(r[:, 0] > 0).nonzero(as_tuple=True)[0]].sort(0).values.sum(0) * r
+
+
+def padded_rows(r):
+    return F.pad(r, (1, 0, 1, 0))[1:, :4]
+
+
+def normed(r):
+    return F.batch_norm(r, None, None, training=True)
+
+
+NAMES = [(by_places, "- nonzero in", "numpy"), (padded_rows, "- pad in", "in place"),
+         (normed, "- batch_norm in", "native")]
+
+
+@pytest.mark.parametrize(("function", "names", "not_named"), NAMES)
+def test_refusals_name_what_the_user_wrote(function, names, not_named):
+    with pytest.raises(hbp.HbpError, match="depends on values") as error:
+        hbp.compile(Expert([function]), nn.MSELoss(), ["grad"])(torch.randn(6, 3), torch.randn(6, 2))
+    assert names in str(error.value)
+    assert not_named not in str(error.value)
+    assert "test_rows_by_themselves.py" in str(error.value)

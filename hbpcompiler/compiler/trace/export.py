@@ -192,10 +192,14 @@ def _check_parameters_stay(program: Any) -> None:
 def _check_any_size(program: Any) -> None:
     """torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
     if found := sizes_of(program).fixing():
-        raise ModelError(listing(
-            "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it "
-            "for any:", found, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it "
-            "can multiply, divide or bound a tensor."))
+        raise _fixed(found)
+
+
+def _fixed(lines: Sequence[str]) -> ModelError:
+    return ModelError(listing(
+        "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it for "
+        "any:", lines, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it can "
+        "multiply, divide or bound a tensor."))
 
 
 def _check_writes_any_size(program: Any) -> None:
@@ -203,9 +207,11 @@ def _check_writes_any_size(program: Any) -> None:
     if not (found := sizes_of(program).fixing()):
         return
     writes = list(dict.fromkeys(str(source_of(node)) for node in written_elsewhere(program.graph)))
+    if not writes:
+        raise _fixed(found)
     raise ModelError(listing(
         "The model cannot be traced: what it writes in place to a view is written for one batch size alone; write to "
-        "slices, select or diagonal, or make a new tensor (torch.where, torch.cat):", writes or found))
+        "slices, select or diagonal, or make a new tensor (torch.where, torch.cat):", writes))
 
 
 @contextmanager
