@@ -120,6 +120,11 @@ def test_places(places):
     lambda h, m, e: h.index_add(0, (torch.arange(len(m)) - 1)[m], h[m]),
     lambda h, m, e: h.index_add(0, torch.arange(1, len(m) + 1)[m] - 1, h[m]),
     lambda h, m, e: h.masked_scatter((h[:, :1] > 0), e(h[m])),
+    lambda h, m, e: h.masked_scatter(m[..., None], h[m] * h[:len(h[m])]),
+    lambda h, m, e: h.masked_scatter(m[..., None], h[m] * h.narrow(0, 0, len(h[m]))),
+    lambda h, m, e: h.masked_scatter(m[..., None], h[m] * h[-len(h[m]):]),
+    lambda h, m, e: h.masked_scatter(m[..., None], h[m] * h[:1].expand(len(h[m]), -1)),
+    lambda h, m, e: h.masked_scatter(m[..., None], h[m] + torch.eye(len(h[m]), 4)),
     lambda h, m, e: h + (h[None, torch.where(m)[0]] * 2).sum(1)])
 def test_other_places_than_the_rows_own_are_refused(meet):
     torch.manual_seed(0)

@@ -176,6 +176,9 @@ class _Walk:
     def _made(self, node: Node, called: Any, mask: Node) -> Rows:
         """As many rows as the mask picks, made of what is no row: zeros, a parameter in each row."""
         rows = self.writer.flattened(Rows(mask, mask, mask))
+        alone = [item for item in given_to(node).values() if isinstance(item, Node)]
+        if any(isinstance(self.values[item], Count) for item in alone):  # the first so many rows of something
+            raise NotWholeError
         given = {name: self._argument(item, self.values, rows) for name, item in given_to(node).items()}
         found = replace(rows, whole=self.writer.called(called, given))
         if draws(called, given) or not are_alike(
