@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices")
+DECORATION = re.compile(r"^native_|_legit|_no_training|_with_indices|_numpy$")
 """What torch adds to an operation's name, and no reader needs."""
 
 SUFFIX: Mapping[str, str] = {

@@ -65,6 +65,8 @@ LAST_AXES = frozenset({aten.linear.default, aten.matmul.default, aten.layer_norm
                        aten.broadcast_tensors.default})
 """What they do along the last axes is the same however many are in front."""
 FLATTENS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_ints})
+SHOWS = frozenset({*FLATTENS, aten.select.int, aten.squeeze.dim, aten.squeeze.dims})
+"""[1, *z] -> [*z]."""
 ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.add.Tensor,
                               operator.sub: aten.sub.Tensor, operator.truediv: aten.div.Tensor,
                               torch.sym_max: aten.clamp.default}
@@ -76,6 +78,11 @@ MOST, AT_LEAST, BOTH, CLASS = (
     aten.amax.default, aten.clamp.default, aten.logical_and.default, aten.gather.default)
 IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step})
 """0, 1, 2, ... up to a number."""
+COPYING = frozenset({aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default,
+                     aten.to.dtype, aten._to_copy.default})
+TURNING = frozenset({aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default})
+SLICE, UNBIND = aten.slice.Tensor, aten.unbind.int
+SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int,
     aten.permute.default)

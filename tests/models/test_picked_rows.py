@@ -318,7 +318,7 @@ def test_what_needs_the_number_of_rows_is_refused(loss):
 
 
 @pytest.mark.parametrize("loss", [
-    lambda o, y: torch.logsumexp(o[y > 0], 1).mean(),
+    lambda o, y: sum(row.square().sum() for row in o[y > 0].unbind()),
     lambda o, y: o[y > 0].square().mean() if len(o[y > 0]) else o.mean(),
 ])
 def test_who_asks_how_many_rows_there_are_is_told_so(loss):

@@ -55,7 +55,7 @@ def _breaks(graph: Graph, registry: Registry) -> list[str]:
         else:
             below.add(operation.name)
             continue
-        found.append(f"{operation.short} in {operation.source}: {reason}{_own(operation)}")
+        found.append(f"{operation.plain} in {operation.source}: {reason}{_own(operation)}")
     return found
 
 

@@ -11,7 +11,7 @@ def refuse_unknown_lengths(graph: Graph) -> None:
     found = [operation for operation in graph.operations if any(map(_is_unknown, operation.output.shape))]
     if not found:
         return
-    places = dict.fromkeys(f"{operation.short} in {operation.source}{_of_samples(operation)}" for operation in found)
+    places = dict.fromkeys(f"{operation.plain} in {operation.source}{_of_samples(operation)}" for operation in found)
     raise ModelError(listing(
         "The model cannot be compiled: how many elements are picked depends on values (a mask, nonzero):", list(places),
         "What a mask picks may be worked on row by row, added up, averaged, given to a loss function, or put back by "

@@ -32,6 +32,7 @@ from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.listed import refuse_listed
+from hbpcompiler.compiler.trace.many_rows import shortcuts_not_taken
 from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
 from hbpcompiler.compiler.trace.picked import whole_rows
 from hbpcompiler.compiler.trace.refusals import (
@@ -130,7 +131,7 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     """
     with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), sizes_by_users_lines(), \
             ways_of_one_noted(), module_equivalents(model, modules or {}), without_backward_hooks_of_all(), \
-            rows_keep_their_places(model):
+            rows_keep_their_places(model), shortcuts_not_taken():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         ways: Ways = []
@@ -191,10 +192,14 @@ def _check_parameters_stay(program: Any) -> None:
 def _check_any_size(program: Any) -> None:
     """torch.export may fix a number such as 1 / x.shape[0] to its value at TRACED_BATCH."""
     if found := sizes_of(program).fixing():
-        raise ModelError(listing(
-            "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it "
-            "for any:", found, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it "
-            "can multiply, divide or bound a tensor."))
+        raise _fixed(found)
+
+
+def _fixed(lines: Sequence[str]) -> ModelError:
+    return ModelError(listing(
+        "The model cannot be traced: its code fixes the batch's size, and a program serves others too; write it for "
+        "any:", lines, "What torch takes as a plain number (eps, beta, p) must not depend on x.shape[0]; it can "
+        "multiply, divide or bound a tensor."))
 
 
 def _check_writes_any_size(program: Any) -> None:
@@ -202,9 +207,11 @@ def _check_writes_any_size(program: Any) -> None:
     if not (found := sizes_of(program).fixing()):
         return
     writes = list(dict.fromkeys(str(source_of(node)) for node in written_elsewhere(program.graph)))
+    if not writes:
+        raise _fixed(found)
     raise ModelError(listing(
         "The model cannot be traced: what it writes in place to a view is written for one batch size alone; write to "
-        "slices, select or diagonal, or make a new tensor (torch.where, torch.cat):", writes or found))
+        "slices, select or diagonal, or make a new tensor (torch.where, torch.cat):", writes))
 
 
 @contextmanager

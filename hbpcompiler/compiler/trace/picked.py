@@ -6,6 +6,8 @@ those outside the mask count for nothing where rows are added up or put back:
     cross_entropy(o[mask], y[mask])    cross_entropy(o, torch.where(mask, y, ignore_index))
     out[mask] = f(x[mask])             torch.where(mask, f(all), out)
 
+torch asks how many rows there are where it could take a shortcut: see `many_rows`.
+
 A graph in which rows come to something else stays as it is, and is refused later.
 """
 
@@ -22,20 +24,22 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, names_of
+from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, draws, given_to, names_of, works_along_rows
 from hbpcompiler.compiler.trace.functional import with_graph
-from hbpcompiler.compiler.trace.places import Count, InOrder, Places, column_of, placed, places_of
-from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer, are_alike, is_real, shape_of
+from hbpcompiler.compiler.trace.places import Count, InOrder, Places, of_numbers, of_places, placed, places_of
+from hbpcompiler.compiler.trace.row_lengths import Lengths
+from hbpcompiler.compiler.trace.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
+from hbpcompiler.compiler.trace.wide_masks import as_rows, in_places_of, widened
 from hbpcompiler.rules.shared.torch_operations import (
-    ARITHMETIC,
-    CAST,
     FLATTENS,
     IN_ORDER,
     LAST_AXES,
+    LONGER,
     MOVE_AXIS,
     OF_LABELS,
     PICKS,
     PUTS,
+    SHOWS,
     SIZE,
     SUMS,
     TRUE_PLACES,
@@ -69,6 +73,7 @@ class _Walk:
         self.values: dict[Node, Any] = {}
         """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
         condition on lengths, or a number that is no Count."""
+        self.lengths = Lengths(self.writer, self.values)
 
     def write(self, before: Graph) -> None:
         """Copy all."""
@@ -92,17 +97,21 @@ class _Walk:
         arguments: Any = node.args
         reads = [self.values[read] for read in node.all_input_nodes]
         if _makes_unknown_length(node) and called in TRUE_PLACES:
-            return places_of(self._plain(arguments[0]), self.writer)
+            return self.lengths.noted(node, places_of(self._plain(arguments[0]), self.writer))
         if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
-            return picked
+            return picked if isinstance(picked, OneBefore) else self.lengths.noted(node, picked)
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
             return reads[0][arguments[1]]
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
-            return self._number_of(node, reads)
+            return self.lengths.number_of(node, reads)
         if isinstance(reads[0], Places) and not any(isinstance(read, Node | Rows | Places) for read in reads[1:]):
-            return column_of(reads[0], node)  # the others are lengths
+            return of_places(reads[0], node)  # the others are lengths
+        if isinstance(reads[0], OneBefore):
+            if called in SHOWS and str(shape_of(node)) == str(shape_of(node.all_input_nodes[0])[1:]):
+                return reads[0].rows
+            raise NotWholeError
         if called in PUTS:
             return self._put(called, given_to(node))
         if not isinstance(called, torch._ops.OpOverload) or any(read is None for read in reads):
@@ -118,11 +127,20 @@ class _Walk:
         parts = [*chosen] if isinstance(chosen, list | tuple) else [chosen]
         return [self.values.get(part) if isinstance(part, Node) else None for part in parts]
 
-    def _picked(self, given: Mapping[str, Any]) -> Rows | None:
+    def _picked(self, given: Mapping[str, Any]) -> Rows | Places | OneBefore | None:
         """values[mask], rows[truth], values[mask, classes], rows[in order, classes]; None: each row picks by itself."""
         found, values = self._parts(chosen_by(given)), self.values.get(given["self"])
+        if isinstance(values, Rows) and (given.get("dim", 0) != 0 or given.get("indices", [0])[0] is None):
+            return None
+        if given.get("indices", [0])[0] is None and given["self"].target is LONGER and given["self"].args[1] == 0:
+            picked = self._picked({"self": given["self"].args[0], "indices": given["indices"][1:]})
+            return OneBefore(picked) if isinstance(picked, Rows) else None
         if given.get("dim", 0) != 0:
             raise NotWholeError
+        if (places := of_numbers(given["self"], found)) is not None:
+            return places
+        if "mask" in given and isinstance(found[0], Node):
+            found = [widened(found[0], self._plain(given["self"]), self.writer)]
         if not isinstance(found[-1], Rows):
             return self.writer.picked(self._plain(given["self"]), *placed(found, self.writer.numbers))
         if len(found) == 1 and not isinstance(values, Rows):
@@ -141,38 +159,32 @@ class _Walk:
         if len({self.writer.numbers[each.picked_by] for each in rows}) > 1:
             raise NotWholeError
 
-    def _number_of(self, node: Node, reads: Sequence[Any]) -> Count | None:
-        """A length, or a number made of lengths; None: a condition on them."""
-        called: Any = node.target
-        if called is SIZE and isinstance(reads[0], Rows | Places) and node.args[1] == 0:
-            mask = reads[0].picked_by if isinstance(reads[0], Rows) else reads[0].mask
-            return Count(self.writer.count(mask), is_length=True)
-        if called in ARITHMETIC and not any(read is None for read in reads):
-            parts = [self._number(part) for part in node.args]
-            if not isinstance(parts[0], Node):
-                if called in (operator.sub, operator.truediv):
-                    return None
-                parts.reverse()
-            if called is operator.truediv:  # as Python's floats have it
-                parts[0] = self.writer.call(CAST, parts[0], dtype=torch.float64)
-            return Count(self.writer.call(ARITHMETIC[called], *parts))
-        return None
-
-    def _number(self, part: Any) -> Any:
-        found = self.values[part] if isinstance(part, Node) else part
-        return found.number if isinstance(found, Count) else found
-
-    def _of_counts(self, node: Node, called: Any) -> Node | InOrder:
+    def _of_counts(self, node: Node, called: Any) -> Node | InOrder | Rows:
         """Of tensors and of how many rows there are."""
         if called in IN_ORDER:
             lengths = [self.values[part] for part in node.args if isinstance(part, Node)]
             others = [part for part in node.args if not isinstance(part, Node)]
-            if len(lengths) == 1 and lengths[0].is_length and others in ([], [0], [0, 1]):
+            if len(lengths) == 1 and lengths[0].picked_by and others in ([], [0], [0, 1]):
                 return InOrder()
+        if shape_of(node) and (mask := self.lengths.mask_of(shape_of(node)[0])) is not None:
+            return self._made(node, called, mask)
         if torch.Tag.pointwise not in called.tags:
             raise NotWholeError
-        arguments, named = pytree.tree_map_only(Node, self._number, (node.args, dict(node.kwargs)))
+        arguments, named = pytree.tree_map_only(Node, self.lengths.number, (node.args, dict(node.kwargs)))
         return self.writer.call(called, *arguments, **named)
+
+    def _made(self, node: Node, called: Any, mask: Node) -> Rows:
+        """As many rows as the mask picks, made of what is no row: zeros, a parameter in each row."""
+        rows = self.writer.flattened(Rows(mask, mask, mask))
+        alone = [item for item in given_to(node).values() if isinstance(item, Node)]
+        if any(isinstance(self.values[item], Count) for item in alone):  # the first so many rows of something
+            raise NotWholeError
+        given = {name: self._argument(item, self.values, rows) for name, item in given_to(node).items()}
+        found = replace(rows, whole=self.writer.called(called, given))
+        if draws(called, given) or not are_alike(
+                shape_of(found.whole), [shape_of(rows.mask)[0], *shape_of(node)[1:]]):
+            raise NotWholeError
+        return found
 
     # -- what becomes of them ----------------------------------------------------------------------------------------
 
@@ -189,6 +201,8 @@ class _Walk:
             before, after = shape_of(given["self"]), shape_of(node)
             if str(before) == str(after):
                 return whole
+            if len(after) == 2 and (several := as_rows(whole, after[1], self.writer)) is not None:
+                return several
             axes = len(before) - len(after)
             if str(before[0]) != str(after[0]) and axes > 0 and after[1:] == before[1 + axes:]:
                 return self.writer.joined(whole, axes)
@@ -201,8 +215,10 @@ class _Walk:
             return self.writer.total(each, mean=given.get("reduction", 1) == 1)
         found = self._row_by_row(node, called, given)
         results = pytree.tree_leaves(node.meta["val"])
+        lengths = {str(shape_of(read)[0]) for read in node.all_input_nodes if isinstance(self.values[read], Rows)}
         for each, result in zip(found, results, strict=True):
-            if not are_alike(each.beside, result.shape[1:]):
+            if str(result.shape[0]) not in lengths or free_unbacked_symbols(result.shape[1:]) or not are_alike(
+                    each.beside, result.shape[1:]):
                 raise NotWholeError
         return found[0] if isinstance(node.meta["val"], Tensor) else found
 
@@ -211,8 +227,7 @@ class _Walk:
         rows = [found for read in node.all_input_nodes if isinstance(found := self.values[read], Rows)]
         behind = len(pytree.tree_leaves(node.meta["val"])[0].shape) - 1
         rank = 1 + max(behind, *(len(each.beside) for each in rows))
-        drawn = torch.Tag.nondeterministic_seeded in called.tags and given.get("train") is not False
-        if drawn or _works_along_rows(given, rank):
+        if draws(called, given) or works_along_rows(called, given, rank):
             raise NotWholeError
         found = {read: self.values[read] for read in node.all_input_nodes}
         together = {each.lead for each in rows} == {rows[0].lead} and (
@@ -240,7 +255,7 @@ class _Walk:
         """An argument of the operation on all rows: a length of the rows in a list is that of all."""
         if isinstance(item, list | tuple):
             lengths = [isinstance(part, Node) and isinstance(found[part], Count) for part in item]
-            if any(lengths) and not (lengths[0] and sum(lengths) == 1 and found[item[0]].is_length and rows.lead == 1):
+            if any(lengths) and not (lengths[0] and sum(lengths) == 1 and self.lengths.is_of(found[item[0]], rows)):
                 raise NotWholeError
             if any(lengths):
                 return [self.writer.once(SIZE, rows.whole, 0), *item[1:]]
@@ -279,13 +294,7 @@ class _Walk:
         source = given.get("values", given.get("source"))
         rows = self.values.get(source) if isinstance(source, Node) else None
         base, (mask, axes) = self._plain(given["self"]), placed(self._parts(chosen_by(given)), self.writer.numbers)
-        if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1 or (
-                self.writer.numbers[mask] != self.writer.numbers[rows.picked_by]):
+        if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1:
             raise NotWholeError
         adds = PUTS[called] or bool(given.get("accumulate"))
-        return self.writer.put_back(base, Rows(self.writer.as_picked(rows), mask, mask), axes, adds)
-
-
-def _works_along_rows(given: Mapping[str, Any], rank: int) -> bool:
-    """Whether one of an operation's axes is that of the rows."""
-    return any(name.startswith("dim") and axes is not None and 0 in axes_of(axes, rank) for name, axes in given.items())
+        return self.writer.put_back(base, *in_places_of(mask, axes, rows, base, self.writer), adds)

@@ -11,10 +11,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
+from hbpcompiler.compiler.trace.by_name import given_to
 from hbpcompiler.compiler.trace.rows import NotWholeError, Writer, shape_of
-from hbpcompiler.rules.shared.torch_operations import COLUMN, DIFFERS, PERMUTE
+from hbpcompiler.rules.shared.torch_operations import (
+    COLUMN,
+    COPYING,
+    DIFFERS,
+    IN_ORDER,
+    PERMUTE,
+    SLICE,
+    SPLITS,
+    TURNING,
+    UNBIND,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,8 @@ class Places:
     """Of each of the table's columns the mask's axis."""
     column: int | None = None
     """The axis whose places these are; None: the whole table."""
+    is_turned: bool = False
+    """Whether the table's columns lie along its first axis."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,8 @@ class Count:
     """How many rows there are, or a number made of that: a tensor."""
 
     number: Node
-    is_length: bool = False
+    picked_by: Node | None = None
+    """The mask that picks so many rows; None: a number made of lengths."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +66,49 @@ def places_of(asked: Node, writer: Writer) -> Places:
     return Places(mask, tuple(order.index(axis) for axis in range(len(order))))
 
 
-def column_of(table: Places, node: Node) -> Places:
-    """What an operation on the table is: one of its columns, or the only one in any form. Raises NotWholeError."""
-    axes = len(table.columns)
+def of_places(table: Places, node: Node) -> Places | list[Places]:
+    """What an operation on places gives: the same turned or copied, some of the columns, or one of them. Raises
+    NotWholeError."""
     arguments: Any = node.args
+    called, value, before = node.target, node.meta["val"], node.all_input_nodes[0].meta["val"]
+    across, columns = int(not table.is_turned), table.columns
+    if called is operator.getitem:
+        return replace(table, column=columns[arguments[1]])
+    given = given_to(node)
+    if isinstance(value, Tensor) and value.dtype is not before.dtype:
+        raise NotWholeError
+    if called in COPYING or (table.column is not None and str(value.shape) == str(before.shape)):
+        return table
     if table.column is not None:
         raise NotWholeError
-    if node.target is operator.getitem:
-        return replace(table, column=table.columns[arguments[1]])
-    if node.target is COLUMN and arguments[1] in (1, -1):
-        return replace(table, column=table.columns[arguments[2] % axes])
-    if axes != 1 or len(shape_of(node)) != 1:
+    if called in TURNING and str(value.shape) == str(before.shape[::-1]):
+        return replace(table, is_turned=not table.is_turned)
+    if called in (COLUMN, SLICE, UNBIND, *SPLITS) and given.get("dim", 0) % 2 == across:
+        if called is COLUMN:
+            return replace(table, column=columns[given["index"] % len(columns)])
+        if called is SLICE:
+            return replace(table, columns=columns[given.get("start") : given.get("end") : given.get("step")])
+        if called is UNBIND:
+            return [replace(table, column=column) for column in columns]
+        if len(value) == len(columns):
+            return [replace(table, columns=(column,)) for column in columns]
+    if len(columns) != 1 or len(value.shape) != 1:
         raise NotWholeError
-    return replace(table, column=0)
+    return replace(table, column=columns[0])
+
+
+def of_numbers(numbers: Node, chosen: Sequence[Any]) -> Places | None:
+    """Of 0, 1, 2, ... what a mask or places pick: the places. None of other numbers."""
+    given = [each for each in numbers.args if not isinstance(each, Node)]
+    whole = numbers.meta["val"]
+    if numbers.target not in IN_ORDER or given not in ([], [0], [0, 1]) or whole.is_floating_point() or len(chosen) > 1:
+        return None
+    (first,) = chosen
+    if isinstance(first, Places):
+        return None if first.column is None else first
+    if not isinstance(first, Node) or first.meta["val"].dtype is not torch.bool or len(shape_of(first)) != 1:
+        return None
+    return Places(first, (0,), 0)
 
 
 def placed(chosen: Sequence[Any], numbers: Mapping[Node, int]) -> tuple[Node, tuple[int, ...]]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
@@ -75,6 +77,13 @@ class Rows:
         return shape_of(self.whole)[self.lead :]
 
 
+@dataclass(frozen=True)
+class OneBefore:
+    """[1, u, *z]: rows behind an axis of length one."""
+
+    rows: Rows
+
+
 def shape_of(node: Node) -> tuple[Any, ...]:
     """Of a node's value."""
     return tuple(node.meta["val"].shape)
@@ -83,7 +92,7 @@ def shape_of(node: Node) -> tuple[Any, ...]:
 def are_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether shapes are the same but for the batch's size, which inputs and targets share under different symbols."""
     return len(one) == len(other) and all(
-        length == own for length, own in zip(one, other, strict=True)
+        statically_known_true(length == own) for length, own in zip(one, other, strict=True)
         if isinstance(length, int) or isinstance(own, int))
 
 
@@ -123,10 +132,11 @@ class Writer:
 
     def _value(self, called: Any, arguments: Any, named: Any) -> Any:
         given, options = pytree.tree_map_only(Node, lambda node: node.meta["val"], (arguments, named))
-        mode = detect_fake_mode(pytree.tree_leaves((given, options)))
+        mode = detect_fake_mode(pytree.tree_leaves((given, options, self.meta.get("val"))))
         environment = getattr(mode, "shape_env", None)
         try:
-            with mode or nullcontext(), nullcontext() if environment is None else environment.suppress_guards():
+            with mode or nullcontext(), nullcontext() if environment is None else environment.suppress_guards(), \
+                    enable_python_dispatcher():
                 return called(*given, **options)
         except Exception as error:  # whatever torch says of shapes that do not fit
             raise NotWholeError from error

@@ -17,18 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import SymBool, SymInt
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from hbpcompiler.compiler.trace.many_rows import truth_of_many
 from hbpcompiler.compiler.trace.refusals import line_of
 from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.compiler.trace.source import is_library
 from hbpcompiler.compiler.trace.statements import Place, branch_at, place_of
 
 OURS = str(Path(__file__).parents[2])
-MANY = 2**20 + 7
-"""Rows that a mask picks, as far as a comparison of their number asks."""
 LEAVES = (ast.Return, ast.Break, ast.Raise, ast.Yield, ast.YieldFrom)
 
 
@@ -108,8 +105,8 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
     def told(own: Callable[[Any], bool]) -> Callable[[Any], bool]:
         def truth(condition: Any) -> bool:
             frame = sys._getframe(2)  # `replaced` is between
-            many = _with_many(condition)
-            found = None if many is None else way_with_rows(frame)
+            many = truth_of_many(condition.node.expr)
+            found = None if many is None or is_library(frame.f_code.co_filename) else way_with_rows(frame)
             if found is None or found[1] != many:
                 return own(condition)
             ways.append(found[0])
@@ -121,15 +118,6 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
     numbers: Callable[[Any], bool] = SymInt.__bool__
     with replaced(SymBool, "__bool__", told(bools)), replaced(SymInt, "__bool__", told(numbers)):
         yield
-
-
-def _with_many(condition: torch.SymBool | torch.SymInt) -> bool | None:
-    """What it is for many rows; None where it is not about these alone."""
-    symbols = free_unbacked_symbols(condition)
-    expression = condition.node.expr
-    if not symbols or symbols != expression.free_symbols:
-        return None
-    return bool(expression.subs(dict.fromkeys(symbols, MANY)))
 
 
 # -- which way a run of the model goes --------------------------------------------------------------------------------

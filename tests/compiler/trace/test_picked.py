@@ -9,7 +9,7 @@ from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, in_order
 from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.picked import whole_rows
-from hbpcompiler.compiler.trace.places import Places, column_of, placed, places_of
+from hbpcompiler.compiler.trace.places import Places, of_places, placed, places_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, Writer, are_alike
 from hbpcompiler.compiler.trace.same_masks import SameMasks
 from tests.selection import few
@@ -114,10 +114,11 @@ def test_an_index_is_a_mask_or_columns_of_its_places():
 def test_columns_of_the_table():
     graph, (mask,) = graph_of(torch.ones(4, 3, dtype=torch.bool))
     node = graph.call_function(aten.select.int, (mask, -1, -1))
+    node.meta["val"] = mask.meta["val"][:, -1]
     table = Places(mask, (1, 0))
-    assert column_of(table, node) == Places(mask, (1, 0), 0)
+    assert of_places(table, node) == Places(mask, (1, 0), 0)
     with pytest.raises(NotWholeError):
-        column_of(Places(mask, (1, 0), 1), node)
+        of_places(Places(mask, (1, 0), 1), node)
 
 
 def test_a_mask_of_numbers_is_one_of_truths():
