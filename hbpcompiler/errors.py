@@ -117,7 +117,8 @@ class MonitorWarning(UserWarning):
 
 
 class LossWarning(UserWarning):
-    """The loss is hardly the one that is meant: the default one of a model with one output is zero."""
+    """The loss is hardly the one that is meant: cross-entropy, the default, is zero of one output, and takes real
+    targets for probabilities."""
 
 
 class LengthsWarning(UserWarning):

@@ -7,6 +7,7 @@ is what the model does on such samples, and on much larger and smaller ones, the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from hbpcompiler.compiler.trace.refusals import CONTROL
 from hbpcompiler.compiler.trace.ways import Way, seen
 from hbpcompiler.errors import ModelError, ProofError, listing
 
+ONE_WAY = "the first samples all go one way; pass others as example_inputs"
+OTHERWISE = "single samples, as they are or larger or smaller, come to something else with it than without"
 SAMPLES = 8
 """So many of a batch are tried, each by itself."""
 TIMES = (1.0, 64.0, 1 / 64)
@@ -26,14 +29,15 @@ TIMES = (1.0, 64.0, 1 / 64)
 
 def check_ways(candidate: Candidate, batch: Batch, ways: Sequence[Way]) -> None:
     """Raise ModelError unless single samples go both ways at each branch, and the program is right on either."""
+    first_order = replace(candidate, may_cancel=False)  # curvature would be compared where larger samples saturate it
     with seen(ways) as gone:
-        agrees = candidate.sizes.include(1) and all(_agrees(candidate, one) for one in _singles(batch))
-    doubtful = [way for way in ways if not agrees or len(gone[way]) < 2]
-    if doubtful:
+        agrees = candidate.sizes.include(1) and all(_agrees(first_order, one) for one in _singles(batch))
+    reasons = {f"{way.line}: {ONE_WAY if agrees else OTHERWISE}" for way in ways if not agrees or len(gone[way]) < 2}
+    if reasons:
         raise ModelError(listing(
             f"the model cannot be traced: {CONTROL}. A branch that only saves work where a mask picks nothing is "
-            "followed, if single samples of the first batch go both ways, and these come to the same:",
-            sorted({way.line for way in doubtful})))
+            "followed, if single samples of the first batch go both ways, and these come to the same:", sorted(reasons),
+            "Without rows a mask picks nothing, and nothing is computed: such a branch may be left out."))
 
 
 def _agrees(candidate: Candidate, one: Batch) -> bool:

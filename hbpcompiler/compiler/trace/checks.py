@@ -174,6 +174,8 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
                     doubt=unlikely(loss, output, wanted))
 
 
+PROBABILITY = 1e-2
+"""How far from 1 those of all classes may be together."""
 MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
 
 
@@ -187,6 +189,10 @@ def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
     if target.is_floating_point() and bool((target < 0).any()):
         return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
                 f"classes, and these are negative in part; {MEANT}")
+    if target.is_floating_point() and target.shape == output.shape and bool(
+            ((target.sum(1) - 1).abs() > PROBABILITY).any()):
+        return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
+                f"classes, and these do not add up to 1; {MEANT}")
     return ""
 
 

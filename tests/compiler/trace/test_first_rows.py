@@ -98,6 +98,8 @@ def test_a_forgotten_loss_is_said():
         hbp.compile(one, quantities=["kfac"])(x, torch.ones(4, 1))
     with pytest.warns(hbp.LossWarning, match="negative in part"):
         hbp.operator(two, nn.CrossEntropyLoss(), [(x, torch.full((4, 2), -1.0))])
+    with pytest.warns(hbp.LossWarning, match="do not add up to 1"):
+        hbp.compile(two, quantities=["grad"])(x, 5 * torch.rand(4, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error", hbp.LossWarning)
         hbp.compile(two, quantities=["grad"])(x, torch.tensor([0, 1, 1, 0]))
