@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.agreement import agree
+from tests.models.test_rows_by_themselves import agrees_at_all_masks
 from tests.selection import few
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
@@ -73,12 +74,7 @@ class Sparse(nn.Module):
 def test_rows(meet, shape):
     torch.manual_seed(0)
     model = Sparse(meet).double()
-    compiled = hbp.compile(model, nn.MSELoss(), QUANTITIES, verify="full")
-    for size, bias in ((6, 0.0), (1, 0.1), (4, 9.0), (1, 9.0), (3, -9.0), (1, -9.0)):  # some rows, all, none
-        model.gate.bias.data.fill_(bias)
-        x = torch.randn(size, *shape, 3, dtype=torch.float64)
-        y = torch.randn(size, *shape, 2, dtype=torch.float64)
-        agree(compiled(x, y), model, nn.MSELoss(), [x], y)
+    agrees_at_all_masks(model, QUANTITIES, shape)
 
 
 class Mixture(nn.Module):
