@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from hypothesis import event, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import nn
 
@@ -97,6 +98,7 @@ def other_way(parameter):
     return lambda: parameter.requires_grad_(not parameter.requires_grad)
 
 
+@examples(max_examples=20 * examples().max_examples)
 @given(settings())
 def test_models_of_user_code_agree_with_autograd_before_and_after_a_change(setting):
     compare(setting)

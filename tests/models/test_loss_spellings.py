@@ -171,6 +171,23 @@ def test_a_mask_by_a_label_that_is_no_class():
     check(loss, plain(), {**TARGET, "marked": torch.tensor([2, -100, 1, -100])}, SCALES[2:4])
 
 
+def test_a_mean_over_a_mask_behind_operations_that_are_fused():
+    """The growth of a loss looks through the whole graph, of which torch knows not every operation."""
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last((2 * self.first(x) + 1).tanh().exp())
+
+    def loss(output, target):
+        known = (target["y"] != -100).double()
+        return (F.cross_entropy(output, target["y"], reduction="none") * known).sum() / known.sum()
+
+    check(loss, Fused().double(), TARGET, SCALES)
+
+
 def test_neither_a_mean_nor_a_sum():
     def loss(output, target):
         return summed(output, target) / number(output) ** 0.5

@@ -11,8 +11,8 @@ import torch
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule.registry import Registry
 
-OURS = ("parameter", "derived")
-"""The namespaces of operations that torch does not know."""
+OURS = ("parameter", "derived", "fused")
+"""The namespaces of operations that torch does not know: parameters' values, derived rules, what `fuse` joins."""
 NAMESPACE = "hbpcompiler"
 """That of the operations that rule files of this library define for torch."""
 DECOMPOSITION_ROUNDS = 6
