@@ -31,7 +31,6 @@ from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import check, prove
 from hbpcompiler.compiler.prove.suspects import hooks
-from hbpcompiler.compiler.prove.ways import check_ways
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
@@ -91,7 +90,6 @@ class Programs:
             try:
                 built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,
                                       self._shelf(state))
-                self._try_ways(state, built, batch)
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
@@ -102,13 +100,6 @@ class Programs:
             _warn_of_hooks(self)
             built = self._lengths.declared(state, built, batch)
         return state, built
-
-    def _try_ways(self, state: State, built: Built, batch: Batch) -> None:
-        """Raises ModelError for a branch that the trace passed on one way and that makes a difference."""
-        if built.ways:
-            beside = stand_ins(built.draft.graph, 1, dict(self.model.named_parameters()))
-            with drawing(Draws.now(batch.tensors[0].device)):
-                check_ways(self._candidate(state, built, beside), batch, built.ways)
 
     def _shelf(self, state: State) -> Shelf | None:
         """Where traces of this state lie, the other programs' of this model too. Without proofs nothing would show that

@@ -26,7 +26,6 @@ from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.sizes import Sizes
-from hbpcompiler.compiler.trace.ways import Way
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.values import Stored
 
@@ -62,8 +61,6 @@ class Built:
     backend: str
     as_values: frozenset[str] = frozenset()
     """Parameters that had to be matched as values."""
-    ways: Sequence[Way] = ()
-    """Branches that its trace passed as if a mask picked rows there."""
     reused: bool = False
     """Whether its trace was made for another program (see `trace.exports`)."""
     whole: Built | None = None

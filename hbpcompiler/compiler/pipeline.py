@@ -88,7 +88,7 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
     constants = traced.constants
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, program,
                  seconds, traced.sizes, options.backend, as_values,
-                 proven={True, False} if options.verify is False else set(), ways=traced.ways, reused=traced.reused)
+                 proven={True, False} if options.verify is False else set(), reused=traced.reused)
 
 
 def drafted(stages: Drafting, resources: Resources) -> Draft:

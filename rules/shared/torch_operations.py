@@ -86,7 +86,31 @@ SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int,
     aten.permute.default)
+NOT, ANY_TRUE = aten.logical_not.default, aten.any.default
 RUNNING_SUM, SAME, DIFFERS, ANY = aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims
+
+# -- what a mask that is all false leaves ------------------------------------------------------------------------------
+
+ADDITIONS: dict[Any, bool] = {aten.add.Tensor: True, aten.add.Scalar: True, aten.sub.Tensor: False,
+                              aten.sub.Scalar: False}
+"""Sum or difference -> whether it is that of its second argument where the first is zero."""
+BOTH_TRUE = frozenset({aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor})
+FILLS = frozenset({aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_scatter.default})
+"""(values, mask, others) -> the values, with others where the mask is true."""
+SCATTERS = frozenset({aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two})
+"""(values, axis, places, others) -> the values with these in place."""
+PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
+KEEPS_ZERO = frozenset({*COPYING, *TURNING, *FLATTENS, *SUMS, aten.select.int, aten.slice.Tensor, aten.expand.default,
+                        aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+                        aten.neg.default})
+"""What is zero everywhere where its first argument is."""
+ANY_OF_ALL, INVERSES, NUMBER_OF_TRUE = (
+    frozenset({aten.any.default}), frozenset({aten.logical_not.default, aten.bitwise_not.default}),
+    frozenset({aten.sum.default, aten.count_nonzero.default}))
+COMPARED: dict[Any, Any] = {aten.gt.Scalar: operator.gt, aten.ge.Scalar: operator.ge, aten.lt.Scalar: operator.lt,
+                            aten.le.Scalar: operator.le, aten.eq.Scalar: operator.eq, aten.ne.Scalar: operator.ne}
+"""Comparison with a number -> of Python's."""
+ZEROS = frozenset({aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default})
 
 # -- how operations are written ---------------------------------------------------------------------------------------
 

@@ -317,11 +317,10 @@ def test_what_needs_the_number_of_rows_is_refused(loss):
         hbp.compile(model, loss, ["grad"])(X, torch.tensor([0, 1, 2, 1, 1]))
 
 
-@pytest.mark.parametrize("loss", [
-    lambda o, y: sum(row.square().sum() for row in o[y > 0].unbind()),
-    lambda o, y: o[y > 0].square().mean() if len(o[y > 0]) else o.mean(),
-])
-def test_who_asks_how_many_rows_there_are_is_told_so(loss):
+def test_who_asks_how_many_rows_there_are_is_told_so():
+    def loss(o, y):
+        return sum(row.square().sum() for row in o[y > 0].unbind())
+
     with pytest.raises(hbp.HbpError, match=r"in the loss, .*test_picked_rows.py.*: how many rows a mask picks"):
         hbp.compile(nn.Linear(2, 3).double(), loss, ["grad"])(double(5, 2), torch.tensor([0, 1, 2, 1, 1]))
 

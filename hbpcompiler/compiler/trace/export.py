@@ -45,6 +45,7 @@ from hbpcompiler.compiler.trace.refusals import (
     refusals,
 )
 from hbpcompiler.compiler.trace.same_masks import SameMasks
+from hbpcompiler.compiler.trace.saved_work import only_saving_work
 from hbpcompiler.compiler.trace.shapes import right_shapes
 from hbpcompiler.compiler.trace.sizes import sizes_of
 from hbpcompiler.compiler.trace.source import (
@@ -72,16 +73,17 @@ class _Whole(nn.Module):
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], arguments: Callable[[Sequence[Tensor]], Any],
                  returned: Callable[[Structure], None], surroundings: Callable[[], AbstractContextManager[None]],
-                 ) -> None:
+                 conditions: Callable[[], Sequence[Any]]) -> None:
         super().__init__()
         self.model = model
         self.loss = LossModule(loss)
         # Functions, because torch.export copies attributes and puts them back as they were.
         self.arguments, self.returned, self.surroundings = arguments, returned, surroundings
+        self.conditions = conditions
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with self.surroundings():
-            return self._run(tensors)
+            return *self._run(tensors), *self.conditions()
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         arguments, keywords, target = self.arguments(tensors)
@@ -121,9 +123,9 @@ def _shown(shape: Sequence[Any]) -> str:
 
 def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
            modules: Mapping[type[nn.Module], ModuleRule] | None = None,
-           answers: Answers | None = None, samples: int = TRACED_BATCH) -> tuple[Any, Structure, Ways]:
+           answers: Answers | None = None, samples: int = TRACED_BATCH) -> tuple[Any, Structure]:
     """The ExportedProgram of the batch's tensors -> (loss, *outputs), functional, composites kept whole; how the
-    model's output is built of `outputs`; and the branches that it passed as if rows were there.
+    model's output is built of `outputs`.
 
     `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values in a run;
     `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
@@ -134,9 +136,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             rows_keep_their_places(model), shortcuts_not_taken():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
-        ways: Ways = []
         try:
-            return *_exported(model, loss, batch, answers or {}, samples, fixing, ways), ways
+            return _exported(model, loss, batch, answers or {}, samples, fixing)
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
@@ -146,25 +147,33 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             if spaces and _fixes_size(error):
                 try:
                     with symbolic_numbers(spaces):
-                        return *_exported(model, loss, batch, answers or {}, samples, [], ways), ways
+                        return _exported(model, loss, batch, answers or {}, samples, [])
                 except Exception:  # it was not int() or float() alone: the first error says what
                     pass
             raise _untraceable(model, batch, error, [place.line for place in fixing]) from error
 
 
 def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answers: Answers, samples: int,
-              fixing: list[Fixing], ways: Ways) -> tuple[Any, Structure]:
+              fixing: list[Fixing]) -> tuple[Any, Structure]:
     few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
-    whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
-                   lambda: _surroundings(answers, fixing, ways))
-    whole.training = model.training  # not train(): that would reach into the user's modules
-    program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
-    without_their_derivatives(program)
+
+    def traced(ways: Ways) -> Any:
+        """One ExportedProgram; it puts out, last, the conditions that it meets."""
+        whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
+                       lambda: _surroundings(answers, fixing, ways), lambda: ways.conditions)
+        whole.training = model.training  # not train(): that would reach into the user's modules
+        program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
+        without_their_derivatives(program)
+        return program
+
+    ways = Ways()
+    program = traced(ways)
     _check_any_size(program)
-    whole = whole_rows(functional(program))
+    written, zero_means = only_saving_work(functional(program), ways, lambda other: functional(traced(other)))
+    whole = whole_rows(written, zero_means)
     _check_parameters_stay(whole)
     _check_writes_any_size(program)
     refuse_listed(model, program.constants)
@@ -174,6 +183,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
 @contextmanager
 def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterator[None]:
     """What the user's code meets while it is traced."""
+    ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
           unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks()):
         yield

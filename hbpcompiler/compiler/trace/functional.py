@@ -71,6 +71,17 @@ def with_graph(program: Any, graph: Graph) -> Any:
     return found
 
 
+def with_fewer_outputs(program: Any, fewer: int) -> Any:
+    """The ExportedProgram, whose graph changes, without its last outputs."""
+    graph, found = program.graph, copy(program)
+    output = graph.output_node()
+    output.args = (tuple(output.args[0][:-fewer]),)
+    graph.eliminate_dead_code()
+    found._graph_signature = copy(program.graph_signature)
+    found._graph_signature.output_specs = program.graph_signature.output_specs[:-fewer]
+    return with_graph(found, graph)
+
+
 def _check_no_autocast(graph: Graph) -> None:
     """Autocast casts what operations read when they run, here in torch's second trace."""
     given = [node.meta.get("val") for node in graph.find_nodes(op="placeholder")]

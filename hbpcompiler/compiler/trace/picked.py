@@ -14,7 +14,7 @@ A graph in which rows come to something else stays as it is, and is refused late
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,19 +26,21 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, draws, given_to, names_of, works_along_rows
 from hbpcompiler.compiler.trace.functional import with_graph
+from hbpcompiler.compiler.trace.labelled_rows import loss_of_labels
 from hbpcompiler.compiler.trace.places import Count, InOrder, Places, of_numbers, of_places, placed, places_of
 from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.compiler.trace.wide_masks import as_rows, in_places_of, widened
 from hbpcompiler.rules.shared.torch_operations import (
+    AT_LEAST,
     FLATTENS,
     IN_ORDER,
     LAST_AXES,
     LONGER,
-    MOVE_AXIS,
     OF_LABELS,
     PICKS,
     PUTS,
+    RATIO,
     SHOWS,
     SIZE,
     SUMS,
@@ -46,11 +48,12 @@ from hbpcompiler.rules.shared.torch_operations import (
 )
 
 
-def whole_rows(program: Any) -> Any:
-    """An ExportedProgram in which no length is a mask's, where that can be written; otherwise as it is."""
+def whole_rows(program: Any, zero_means: Collection[Node] = ()) -> Any:
+    """An ExportedProgram in which no length is a mask's, where that can be written; otherwise as it is. `zero_means` of
+    no rows are zero."""
     if not any(_makes_unknown_length(node) for node in program.graph.nodes):
         return program
-    walk = _Walk()
+    walk = _Walk(zero_means)
     try:
         walk.write(program.graph)
     except NotWholeError:
@@ -67,9 +70,10 @@ def _makes_unknown_length(node: Node) -> bool:
 class _Walk:
     """Copies a graph node by node."""
 
-    def __init__(self) -> None:
+    def __init__(self, zero_means: Collection[Node]) -> None:
         self.graph = Graph()
         self.writer = Writer(self.graph)
+        self._zero_means = zero_means
         self.values: dict[Node, Any] = {}
         """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
         condition on lengths, or a number that is no Count."""
@@ -100,6 +104,9 @@ class _Walk:
             return self.lengths.noted(node, places_of(self._plain(arguments[0]), self.writer))
         if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
             return picked if isinstance(picked, OneBefore) else self.lengths.noted(node, picked)
+        if called is RATIO and node in self._zero_means:
+            return self.writer.call(RATIO, self._plain(arguments[0]), self.writer.call(
+                AT_LEAST, self._plain(arguments[1]), 1))
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
@@ -196,7 +203,8 @@ class _Walk:
             if 0 in along:
                 everything = len(along) == 1 + len(whole.beside) and not given.get("keepdim")
                 keep = given.get("keepdim", False)
-                return self.writer.total(whole, SUMS[called], None if everything else along, keep)
+                return self.writer.total(whole, SUMS[called], None if everything else along, keep,
+                                         zero_of_none=node in self._zero_means)
         if called in FLATTENS and isinstance(whole, Rows):
             before, after = shape_of(given["self"]), shape_of(node)
             if str(before) == str(after):
@@ -209,10 +217,12 @@ class _Walk:
         if called in OF_LABELS:
             labels = self.values.get(given["target"])
             if isinstance(labels, Rows) and not is_real(labels):
-                return self._of_labels(node, called, given, labels)
+                others = {name: self._plain(item) if isinstance(item, Node) else item for name, item in given.items()
+                          if name not in ("self", "target")}
+                return loss_of_labels(self.writer, called, others, whole, labels, node in self._zero_means)
         if given.get("reduction", 0) or ("reduction" not in given and "reduction" in names_of(called)):
             (each,) = self._row_by_row(node, called, {**given, "reduction": 0})
-            return self.writer.total(each, mean=given.get("reduction", 1) == 1)
+            return self.writer.total(each, mean=given.get("reduction", 1) == 1, zero_of_none=node in self._zero_means)
         found = self._row_by_row(node, called, given)
         results = pytree.tree_leaves(node.meta["val"])
         lengths = {str(shape_of(read)[0]) for read in node.all_input_nodes if isinstance(self.values[read], Rows)}
@@ -268,26 +278,6 @@ class _Walk:
         if isinstance(value, Places | InOrder):
             raise NotWholeError
         return value.number if isinstance(value, Count) else value
-
-    def _of_labels(self, node: Node, called: Any, given: Mapping[str, Any], labels: Rows) -> Rows | Node:
-        """A loss of rows and labels: outside the mask is the label that counts for nothing."""
-        scores = self.values.get(given["self"])
-        if not isinstance(scores, Rows):
-            raise NotWholeError
-        classes_behind = scores.lead > 1 and len(scores.beside) == 1 and labels.lead == scores.lead
-        if not classes_behind:
-            scores, labels = self.writer.flattened(scores), self.writer.flattened(labels)
-        labels = replace(labels, whole=labels.given or labels.whole)
-        all_scores = scores.given or scores.whole
-        if classes_behind:
-            all_scores = self.writer.call(MOVE_AXIS, all_scores, -1, 1)
-        ignored = self.writer.put_elsewhere(labels, given.get("ignore_index", -100))
-        filled = {name: self._plain(item) if isinstance(item, Node) and name not in ("self", "target") else item
-                  for name, item in given.items()}
-        found = self.writer.called(called, {**filled, "self": all_scores, "target": ignored})
-        if given.get("reduction", 1):
-            return found
-        return replace(labels, whole=found, given=None)
 
     def _put(self, called: Any, given: Mapping[str, Any]) -> Node:
         """Rows back in their places."""

@@ -265,8 +265,10 @@ class Writer:
         so_far, all_of_them = self.once(RUNNING_SUM, mask, *along), self.once(SUM_ALONG, mask, [*along], True)
         return self.once(BOTH, mask, self.once(SAME, so_far, all_of_them))
 
-    def total(self, rows: Rows, mean: bool, along: Sequence[int] | None = None, keep: bool = False) -> Node:
-        """The sum or the mean of all elements, or `along` these axes of the rows, the first among them."""
+    def total(self, rows: Rows, mean: bool, along: Sequence[int] | None = None, keep: bool = False, *,
+              zero_of_none: bool = False) -> Node:
+        """The sum or the mean of all elements, or `along` these axes of the rows, the first among them; of no rows
+        the mean is NaN, or zero."""
         if along is None:
             total = self.call(SUM, self.put_elsewhere(rows, 0))
             summed = rows.beside
@@ -277,6 +279,8 @@ class Writer:
         if not mean:
             return total
         number, others = self.count(rows.mask), prod(summed)
+        if zero_of_none:
+            number = self.once(AT_LEAST, number, 1)
         return self.call(RATIO, total, number if others == 1 else self.call(PRODUCT, number, others))
 
 

@@ -68,20 +68,6 @@ def only_checks(frame: FrameType, outermost: str) -> bool:
     return False
 
 
-def branch_at(frame: FrameType) -> tuple[Place, ast.If] | None:
-    """The `if` whose test this frame is evaluating, and which part of it; None where nothing else becomes of it, or
-    something does that is caught."""
-    found = _statement(frame)
-    if found is None:
-        return None
-    place, statement, caught = found
-    if caught or not isinstance(statement, ast.If) or not place.is_the_test_of(statement):
-        return None
-    if any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement.test)):
-        return None
-    return place, statement
-
-
 def _statement(frame: FrameType) -> tuple[Place, ast.stmt, bool] | None:
     """The innermost statement that the frame is at, and whether a `try` around it catches what it raises."""
     place = place_of(frame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,6 @@ from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.compiler.trace.shapes import right_shapes
 from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
 from hbpcompiler.compiler.trace.values import Answers
-from hbpcompiler.compiler.trace.ways import Way
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.rule import ModuleRule
 
@@ -44,8 +43,6 @@ class Traced:
     """Where derivatives begin."""
     batch: tuple[Tensor, ...] = ()
     """The tensors that it was traced with, inputs first."""
-    ways: Sequence[Way] = ()
-    """Branches that it passed as if a mask picked rows there: for a proof to show that they make no difference."""
     reused: bool = False
     """Whether it was made for another program (see `exports`)."""
 
@@ -79,17 +76,17 @@ def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     `modules` are traced through their rules' forward; `answers` are what Python code made of tensors' values when it
     ran (see `values`). Raises ModelError where tracing is impossible.
     """
-    exported, returned, ways = export(model, loss, batch, modules, answers)
+    exported, returned = export(model, loss, batch, modules, answers)
     sizes = sizes_of(exported)
     for samples in (batch.samples, *FEW):
         if sizes.include(batch.samples):
             break
         if samples > 1:
-            exported, returned, ways = export(model, loss, batch, modules, answers, samples)
+            exported, returned = export(model, loss, batch, modules, answers, samples)
             sizes = sizes_of(exported)
     else:
         raise ModelError(listing(
             f"The model cannot be traced for a batch of {batch.samples}: its code goes a way of its own there, which "
             "torch.export does not follow; pass more samples, or write it for any number:",
             sizes.excluding(batch.samples)))
-    return Traced(exported, model, loss, batch.layout, returned, sizes, ends, batch.tensors, tuple(ways))
+    return Traced(exported, model, loss, batch.layout, returned, sizes, ends, batch.tensors)

@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
 from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError
 from hbpcompiler.compiler.trace.statements import Place, only_checks, place_of
-from hbpcompiler.compiler.trace.ways import Ways, way_with_rows
+from hbpcompiler.compiler.trace.ways import Ways, truth_with_rows
 
 METHODS = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "is_nonzero", "equal", "allclose")
 """What makes a Python value of a tensor's values."""
@@ -58,7 +58,7 @@ def recorded() -> Iterator[Answers]:
 @contextmanager
 def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
     """Meanwhile tensors without values answer as they did when `answers` were noted down, where that is harmless, and
-    as if rows were there at branches that save work alone, which are added to `ways`.
+    as if rows were there to conditions on masks, which are added to `ways`.
 
     `outermost` is the file that calls the user's code. Raises CannotFollowError where torch's refusal stands.
     """
@@ -70,9 +70,8 @@ def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if waiting and fakes and (all(map(_is_constant, fakes)) or only_checks(frame, outermost)):
             return waiting.popleft()
-        if fakes and name in TRUTHS and (branch := way_with_rows(frame)) is not None:
-            ways.append(branch[0])
-            return branch[1]
+        if fakes and name in TRUTHS and (with_rows := truth_with_rows(fakes[0])) is not None:
+            return ways.answer(frame, fakes[0], with_rows)
         try:
             return original()
         except Exception as error:

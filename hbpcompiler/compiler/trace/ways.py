@@ -1,116 +1,121 @@
-"""Branches around what a mask picks: `if mask.any():`, `if rows.numel() == 0: continue`.
+"""Conditions on whether a mask picks any rows: `if mask.any():`, `if rows.numel() == 0: continue`.
 
-They save work, and make no difference: of rows that are not there nothing is computed either way. A trace goes the way
-on which there are rows, and notes it; that it is the other way, too, is tried later, on rows of the batch (see
-`prove.ways`). A branch with an `else`, or one that is left by `return`, chooses between two computations and stays
-refused.
+Where nothing is picked, nothing is computed of it either way, so that such a branch saves work and makes no difference.
+A trace goes the way of many rows, and notes where. That without rows the other way comes to the same is shown on a
+trace that goes that way: see `saved_work`.
 """
 
 from __future__ import annotations
 
-import ast
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from torch import SymBool, SymInt
+import torch
+from torch import SymBool, SymInt, Tensor
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
 from hbpcompiler.compiler.trace.many_rows import truth_of_many
-from hbpcompiler.compiler.trace.refusals import line_of
+from hbpcompiler.compiler.trace.refusals import CONTROL, CannotFollowError, line_of
 from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.compiler.trace.source import is_library
-from hbpcompiler.compiler.trace.statements import Place, branch_at, place_of
+from hbpcompiler.rules.shared.torch_operations import ANY_OF_ALL, COMPARED, COPYING, INVERSES, NUMBER_OF_TRUE
 
-OURS = str(Path(__file__).parents[2])
-LEAVES = (ast.Return, ast.Break, ast.Raise, ast.Yield, ast.YieldFrom)
-
-
-Callers = tuple[tuple[str, int], ...]
-"""File and line of each frame of the user's that calls another, the innermost first."""
+MOST = 256
+"""Conditions of one model; a loop that goes on while a mask picks rows would never end."""
+FEW = (1, 2, 3)
+"""Numbers of rows, of which a condition has to say the same as of many."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """A branch that a trace has passed as if rows were there."""
+@dataclass
+class Ways:
+    """The conditions that a trace has met, in order."""
 
-    file: str
-    statement: ast.If
-    line: str
+    other: int | None = None
+    """Which of them is answered as without rows."""
+    lines: list[str] = field(default_factory=list)
     """file:line: code."""
-    callers: Callers = ()
-    """From where it was come to: a helper's branch may save work at one place and choose at another."""
+    conditions: list[Tensor | SymInt] = field(default_factory=list)
+    """What says whether there are rows: a truth value of a mask, or the length."""
 
-    @property
-    def skips(self) -> bool:
-        """Whether the branch leaves out what follows it."""
-        return _skips(self.statement)
+    def begin(self) -> None:
+        """A run of the model."""
+        self.lines.clear()
+        self.conditions.clear()
+
+    def answer(self, frame: FrameType, condition: Tensor | SymInt, with_rows: bool) -> bool:
+        """Which way this trace goes."""
+        if len(self.lines) == MOST:
+            raise CannotFollowError(CONTROL)
+        self.lines.append(line_of(frame))
+        self.conditions.append(condition)
+        return with_rows == (len(self.lines) - 1 != self.other)
 
 
-Ways = list[Way]
+def truth_with_rows(tensor: Tensor) -> bool | None:
+    """What a truth value says where a mask is true somewhere; None where it is no such condition."""
+    mode = get_proxy_mode()
+    made = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
+    found = None if made is None else mask_of(made.proxy.node)
+    return None if found is None else found[1]
 
 
-def way_with_rows(frame: FrameType) -> tuple[Way, bool] | None:
-    """The branch whose test this frame evaluates, and what the test's atom is where there are rows: what has the branch
-    carried out, or not left out by `continue`. None for all that is no such branch."""
-    found = branch_at(frame)
-    if found is None:
+def mask_of(node: Node) -> tuple[Node, bool] | None:
+    """The mask that a truth value asks for rows, and what it is where there are any."""
+    called: Any = node.target
+    first: Any = node.args[0] if node.args else None
+    if called in COPYING and isinstance(first, Node):
+        return mask_of(first)
+    if called in INVERSES and isinstance(first, Node):
+        found = mask_of(first)
+        return None if found is None else (found[0], not found[1])
+    if called in ANY_OF_ALL and _is_mask(first):
+        return first, True
+    if called in COMPARED and isinstance(node.args[1], int | float):
+        mask, truth = counted(first), COMPARED[called]
+        says = {truth(many, node.args[1]) for many in (*FEW, sys.maxsize)}
+        if mask is None or len(says) != 1 or truth(0, node.args[1]) in says:
+            return None
+        return mask, says.pop()
+    mask = counted(node)
+    return None if mask is None else (mask, True)
+
+
+def counted(node: Any) -> Node | None:
+    """The mask whose true elements this counts."""
+    if not isinstance(node, Node) or not node.args or not isinstance(node.args[0], Node):
         return None
-    place, statement = found
-    if statement.orelse or (not _skips(statement) and any(map(_leaves, statement.body))):
+    if node.target in COPYING:
+        return counted(node.args[0])
+    if node.target not in NUMBER_OF_TRUE:
         return None
-    atom = _of_atom(statement.test, place, not _skips(statement))
-    return None if atom is None else (Way(place.file, statement, line_of(frame), callers_of(frame)), atom)
+    mask: Any = node.args[0]
+    while mask.target in COPYING and not _is_mask(mask):
+        mask = mask.args[0]
+    return mask if _is_mask(mask) else None
 
 
-def callers_of(frame: FrameType) -> Callers:
-    """Up to where this library calls the user's code."""
-    found: list[tuple[str, int]] = []
-    current = frame.f_back
-    while current is not None and not current.f_code.co_filename.startswith(OURS):
-        if not is_library(current.f_code.co_filename):
-            found.append((current.f_code.co_filename, current.f_lineno))
-        current = current.f_back
-    return tuple(found)
-
-
-def _skips(statement: ast.If) -> bool:
-    return all(isinstance(inside, ast.Continue | ast.Pass) for inside in statement.body)
-
-
-def _leaves(statement: ast.stmt) -> bool:
-    """Whether it may end the function, or a loop around it."""
-    return any(isinstance(node, (*LEAVES, ast.Continue)) for node in ast.walk(statement))
-
-
-def _of_atom(test: ast.expr, place: Place, wanted: bool) -> bool | None:
-    """What the part of a test at this place must be for the test to be `wanted`; None where that is not clear, for
-    Python says of a jump only that it is somewhere in the test."""
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return _of_atom(test.operand, place, not wanted)
-    if isinstance(test, ast.BoolOp):
-        own = [part for part in test.values if place.lies_in(part)]
-        found = {_of_atom(part, place, wanted) for part in own or test.values}
-        return found.pop() if len(found) == 1 else None
-    return wanted
+def _is_mask(node: Any) -> bool:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(value, Tensor) and value.dtype is torch.bool
 
 
 @contextmanager
 def lengths_of_many(ways: Ways) -> Iterator[None]:
-    """Meanwhile conditions on how many rows a mask picks are those of many rows, at branches of this kind."""
+    """Meanwhile the user's conditions on whether a mask picks rows, by their number, are answered."""
 
     def told(own: Callable[[Any], bool]) -> Callable[[Any], bool]:
         def truth(condition: Any) -> bool:
             frame = sys._getframe(2)  # `replaced` is between
             many = truth_of_many(condition.node.expr)
-            found = None if many is None or is_library(frame.f_code.co_filename) else way_with_rows(frame)
-            if found is None or found[1] != many:
+            if many is None or is_library(frame.f_code.co_filename) or not _asks_for_rows(condition.node.expr, many):
                 return own(condition)
-            ways.append(found[0])
-            return many
+            (symbol,) = condition.node.expr.free_symbols
+            return ways.answer(frame, condition.node.shape_env.create_symintnode(symbol, hint=None), many)
 
         return truth
 
@@ -120,46 +125,8 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
         yield
 
 
-# -- which way a run of the model goes --------------------------------------------------------------------------------
-
-Gone = dict[Way, set[bool]]
-"""By branch: whether runs went the way that there is with rows (True), the other (False), or both."""
-
-
-@contextmanager
-def seen(ways: Sequence[Way]) -> Iterator[Gone]:
-    """Meanwhile it is noted which way this thread's code goes at these branches, instruction by instruction, because a
-    branch may stand in one line, and ask a length, which is a plain number."""
-    gone: Gone = {way: set() for way in ways}
-    tested: dict[tuple[FrameType, Way], bool] = {}
-
-    def step(frame: FrameType, event: str, _: Any) -> Any:
-        place = place_of(frame) if event == "opcode" else None
-        for way in gone:
-            if place is None or way.file != place.file:
-                continue
-            if place.is_the_test_of(way.statement):
-                tested[frame, way] = True
-            elif tested.pop((frame, way), False):
-                inside = any(place.lies_in(statement) for statement in way.statement.body)
-                if callers_of(frame) != way.callers:
-                    continue
-                gone[way].add(_is_behind(place, way.statement) if way.skips else inside)
-        return step
-
-    def enter(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename not in files:
-            return None
-        frame.f_trace_opcodes = True
-        return step
-
-    files, before = {way.file for way in ways}, sys.gettrace()
-    sys.settrace(enter)
-    try:
-        yield gone
-    finally:
-        sys.settrace(before)
-
-
-def _is_behind(place: Place, statement: ast.If) -> bool:
-    return (place.line, place.column) >= (statement.end_lineno or 0, statement.end_col_offset or 0)
+def _asks_for_rows(expression: Any, many: bool) -> bool:
+    """Whether it is one thing of no rows, and another of any number of them."""
+    (symbol,) = expression.free_symbols
+    return bool(expression.subs({symbol: 0})) != many and all(
+        bool(expression.subs({symbol: number})) == many for number in FEW)

@@ -21,7 +21,7 @@ LOSS = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
 @pytest.fixture(scope="module")
 def exported():
     batch = batch_of((X, Y))
-    program, structure, _ = export(MODEL, LOSS, batch)
+    program, structure = export(MODEL, LOSS, batch)
     return program, structure, read(program, MODEL, batch.layout)
 
 

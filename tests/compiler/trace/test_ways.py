@@ -1,57 +1,45 @@
 """Branches around what a mask picks: followed where they only save work, refused where they choose."""
 
-import linecache
-import sys
-
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.trace.ways import way_with_rows
+from hbpcompiler.compiler.trace.ways import mask_of
 from tests.agreement import agree
 from tests.selection import few
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
-WITH_ROWS = {
-    "if ask():\n    x = 3": True,
-    "if not ask(): x = 3": False,
-    "for _ in [1]:\n    if ask(): continue\n    x = 3": False,
-    "for _ in [1]:\n    if not ask(): continue": True,
-    "if not TRUTH: x = 3": False,
-    "for _ in [1]:\n    if not TRUTH and 3: continue": None,
-    "for _ in [1]:\n    if not TRUTH or not 3: continue": True,
-    "if 3 > 5 or not ask():\n    pass": True,
-    "if ask(): x = 3\nelse: x = 4": None,
-    "for _ in [1]:\n    if ask(): break": None,
-    "for _ in [1]:\n    if ask():\n        x = 3\n        continue": None,
-    "def f():\n    if ask(): return 3\nf()": None,
-    "x = 3 if ask() else 4": None,
-    "if (x := ask()): y = x": None,
-    "while ask(): break": None,
-    "try:\n    if ask(): x = 3\nexcept ValueError:\n    pass": None,
+
+
+def elements(mask):
+    return mask.any()
+
+
+CONDITIONS = {
+    "any": (lambda m: m.any(), True),
+    "not any": (lambda m: ~m.any(), False),
+    "none": (lambda m: m.sum() == 0, False),
+    "as a number": (lambda m: m.float().sum() > 0, True),
+    "at least one": (lambda m: m.count_nonzero() >= 1, True),
+    "counted": (lambda m: m.sum(), True),
+    "by a helper": (elements, True),
+    "more than one": (lambda m: m.sum() > 1, None),
+    "all": (lambda m: m.all(), None),
+    "of numbers": (lambda m: m.float().any(), None),
+    "of any number": (lambda m: m.sum() >= 0, None),
 }
 
 
-@pytest.mark.parametrize("text", WITH_ROWS)
-def test_what_a_test_is_where_there_are_rows(text):
-    name, found = f"<{text}>", []
-
-    def ask():
-        found.append(way_with_rows(sys._getframe(1)))
-        return True
-
-    class Truth:
-        """Asked by Python itself, whose jumps say less of where they are."""
-
-        def __bool__(self):
-            found.append(way_with_rows(sys._getframe(1)))
-            return True
-
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    exec(compile(text, name, "exec"), {"ask": ask, "TRUTH": Truth()})
-    (answer,) = found
-    assert (answer and answer[1]) == WITH_ROWS[text]
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_what_says_whether_a_mask_picks_rows(name):
+    condition, truth = CONDITIONS[name]
+    graph = make_fx(condition, tracing_mode="fake")(torch.tensor([True, False])).graph
+    (asked,) = graph.output_node().all_input_nodes
+    found = mask_of(asked)
+    assert (found and found[1]) == truth
+    assert found is None or found[0].op == "placeholder"
 
 
 class Mixture(nn.Module):
@@ -122,8 +110,44 @@ def nothing_left_out(self, x, weight, choice):
     return out
 
 
-@few(2, "further cases of one kind")
-@pytest.mark.parametrize("routed", [masks, any_of_them, sums, rows_left, nothing_left_out, lengths])
+def put(out, mask, expert, x, weight):
+    if not mask.any():
+        return out
+    return torch.where(mask[:, None], expert(x) * weight, out)
+
+
+def returned(self, x, weight, choice):
+    out = x.clone()
+    for number, expert in enumerate(self.experts):
+        out = put(out, choice == number, expert, x, weight)
+    return out
+
+
+def otherwise(self, x, weight, choice):
+    out, is_empty = x, lambda rows: len(rows) < 1
+    for number, expert in enumerate(self.experts):
+        rows = torch.where(choice == number)[0]
+        out = out if is_empty(rows) else out.index_add(0, rows, expert(x[rows]) * weight[rows])
+    return out
+
+
+def chosen_and_heavy(self, x, weight, choice):
+    out = x
+    for number, expert in enumerate(self.experts):
+        mask, heavy = choice == number, weight.squeeze(1) > 0.3
+        if mask.any() and heavy.any():
+            both = mask & heavy
+            out = out + both[:, None] * expert(x) * weight
+        else:
+            out = out + 0
+    return out
+
+
+ROUTED = [masks, any_of_them, sums, rows_left, nothing_left_out, lengths, returned, otherwise, chosen_and_heavy]
+
+
+@few(4, "further cases of one kind")
+@pytest.mark.parametrize("routed", ROUTED)
 def test_branches_that_save_work(routed):
     torch.manual_seed(0)
     model = Mixture(routed).double()
