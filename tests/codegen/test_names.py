@@ -113,3 +113,20 @@ def test_what_is_changed_in_place_has_no_name_that_was_true_before():
             found[str(node.target)] = names.kept(node)
             names.gave(node, name)
     assert not any(found.values())
+
+
+def test_attention_reads_its_query_key_and_value_by_name():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.all = nn.Linear(4, 12)
+
+        def forward(self, x):
+            query, key, value = self.all(x).unflatten(2, (3, 4)).unbind(2)
+            return nn.functional.scaled_dot_product_attention(query, key, value).mean(1)
+
+    batch = torch.randn(2, 5, 4), torch.tensor([0, 1])
+    code = hbp.compile(Heads(), quantities=["diag_ggn"], example_inputs=batch, verify=False).code
+    assert re.findall(r"^ +(query|key|value) = \w+\.select\(2, ([012])\)", code, re.M) == [
+        ("query", "0"), ("key", "1"), ("value", "2")]
+    assert all(f"S_{name} = " in code for name in ("query", "key", "value"))
