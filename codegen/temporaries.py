@@ -18,7 +18,7 @@ from hbpcompiler.codegen.naming import identifier
 from hbpcompiler.codegen.printer import Text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
-from hbpcompiler.rules.shared.result_names import SUFFIX
+from hbpcompiler.rules.shared.result_names import DECORATION, SUFFIX
 
 LONGEST = 40
 """Signs of a name; where it would be longer, parts of the path in it are left out."""
@@ -141,14 +141,15 @@ def _before_unflattened(node: fx.Node) -> str:
         return ""
     before, after = meta.shape(node), meta.shape(users[0])
     longer = before is not None and after is not None and len(after) > len(before)
-    return f"{meta.hint(users[0])}_flat" if longer else ""
+    ending = "rows" if users[0].args[1:2] == (0,) else "flat"
+    return f"{meta.hint(users[0])}_{ending}" if longer else ""
 
 
 def _suffix(node: fx.Node) -> str:
     method: Any = called(node)
     if node.target is getattr:
         method = node.args[1]
-    method = str(method).strip("_")
+    method = DECORATION.sub("", str(method).strip("_"))
     if BACKWARD.search(method):
         return "back"
     if method == "flatten" and node.args[1:2] == (0,):

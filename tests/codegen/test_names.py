@@ -130,3 +130,16 @@ def test_attention_reads_its_query_key_and_value_by_name():
     assert re.findall(r"^ +(query|key|value) = \w+\.select\(2, ([012])\)", code, re.M) == [
         ("query", "0"), ("key", "1"), ("value", "2")]
     assert all(f"S_{name} = " in code for name in ("query", "key", "value"))
+
+
+def test_a_kernels_columns_are_called_after_their_value_and_a_pools_places_after_the_pool():
+    def compiled(pool):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), pool, nn.Conv2d(4, 6, 3), nn.Sigmoid(),
+                              nn.Flatten(), nn.Linear(24, 5))
+        batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+        return hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+
+    assert "S_avg_pool2d_2_rows = F.conv_transpose2d(" in compiled(nn.AvgPool2d(2))
+    places = compiled(nn.MaxPool2d(2))
+    assert "_, max_pool2d_2_indices_pieces = F.max_pool2d(" in places
+    assert "with_indices_" not in places.replace("with_indices_backward", "")

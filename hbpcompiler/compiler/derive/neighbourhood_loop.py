@@ -123,7 +123,9 @@ class _Pieces:
             if saved is None:
                 saved = {}  # for the arguments that forward finds missing
                 output, others = computed(rule, op)
-                saved = {**others, "output": output}
+                made = self.whole.matched.names[operation.name]
+                saved = {**{key: otherwise_named(value, f"{made}_{key}_pieces") for key, value in others.items()},
+                         "output": output}
             return saved[name]
 
         op = bind(operation, tensors, self.whole.matched.active)
