@@ -48,6 +48,12 @@ from hbpcompiler.rule.idioms import (
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
+from hbpcompiler.rule.pooling import (
+    adaptive_avg_pool2d_back,
+    adaptive_avg_pool3d_back,
+    avg_pool2d_back,
+    avg_pool3d_back,
+)
 from hbpcompiler.rule.recurrences import (
     first_state,
     gru_steps,
@@ -96,6 +102,10 @@ __all__ = [
     "Tensor",
     "Window",
     "Zero",
+    "adaptive_avg_pool2d_back",
+    "adaptive_avg_pool3d_back",
+    "avg_pool2d_back",
+    "avg_pool3d_back",
     "bend_of",
     "called",
     "computed",

@@ -133,13 +133,21 @@ def test_attention_reads_its_query_key_and_value_by_name():
 
 
 def test_a_kernels_columns_are_called_after_their_value_and_a_pools_places_after_the_pool():
-    def compiled(pool):
-        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), pool, nn.Conv2d(4, 6, 3), nn.Sigmoid(),
-                              nn.Flatten(), nn.Linear(24, 5))
+    def compiled(between):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), between, nn.Conv2d(4, 6, 3), nn.Sigmoid(),
+                              nn.Flatten(), nn.LazyLinear(3))
         batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+        model(batch[0])
         return hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
 
-    assert "S_avg_pool2d_2_rows = F.conv_transpose2d(" in compiled(nn.AvgPool2d(2))
+    assert "S_conv2d_2_rows = F.conv_transpose2d(" in compiled(nn.Conv2d(4, 4, 3))
     places = compiled(nn.MaxPool2d(2))
     assert "_, max_pool2d_2_indices_pieces = F.max_pool2d(" in places
     assert "with_indices_" not in places.replace("with_indices_backward", "")
+
+
+def test_an_average_pools_derivative_is_one_call():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    assert "S_silu_1 = avg_pool2d_back(S_avg_pool2d_2, [6, 6], [2, 2], [2, 2], [0, 0])  # [N, 2, 4, 6, 6]" in code
