@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 
 from hbpcompiler.compiler.derive.backward import Backward, Leaving
-from hbpcompiler.compiler.derive.cross import born, root_of
+from hbpcompiler.compiler.derive.cross import born, root_of, unit_vectors
 from hbpcompiler.compiler.derive.tail_loop import collect, take_steps, totals_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
@@ -27,8 +26,7 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over positions."""
     roots, widens = root_of(backward, step.widen), [own for own in step.steps if isinstance(own, Widen)]
     rest = [own for own in step.steps if not isinstance(own, Widen)]
-    unit = otherwise_named(
-        backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device), "unit")
+    unit = unit_vectors(backward, step.piece.columns, roots)
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
