@@ -151,3 +151,15 @@ def test_an_average_pools_derivative_is_one_call():
     batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
     code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
     assert "S_silu_1 = avg_pool2d_back(S_avg_pool2d_2, [6, 6], [2, 2], [2, 2], [0, 0])  # [N, 2, 4, 6, 6]" in code
+
+
+def test_no_loop_stands_in_a_loop():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.Sigmoid(),
+                          nn.Flatten(), nn.Linear(24, 3))
+    batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    depths = [len(indent) for indent in re.findall(r"^( *)for first\w* in range", code, re.M)]
+    assert depths
+    assert set(depths) == {4, 8}
+    assert re.findall(r"^def (\w+_turn)", code, re.M) == ["conv2d_positions_turn", "conv2d_samples_turn"]
+    assert "columns sqrt|R| e_k, back through the pieces; adds sum_{nk} sign T^2" in code

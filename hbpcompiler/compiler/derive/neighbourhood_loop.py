@@ -13,6 +13,7 @@ from hbpcompiler.compiler.derive.tail_loop import collect, take_steps, totals_of
 from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
 from hbpcompiler.compiler.plan.steps import (
+    PREFIX,
     Close,
     LocalTail,
     Widen,
@@ -27,6 +28,7 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     roots, widens = root_of(backward, step.widen), [own for own in step.steps if isinstance(own, Widen)]
     rest = [own for own in step.steps if not isinstance(own, Widen)]
     unit = unit_vectors(backward, step.piece.columns, roots)
+    name = PREFIX[step.piece.stream]
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
@@ -46,10 +48,14 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
             take_steps(sub, rest, lambda name: chunk.outer(part.totals[name]))
 
         sliced = {name: None if part[name] is None else pieces.of_diagonal(part[name]) for name in ("columns", "signs")}
-        part.writer.loop(inner, op=None, sliced=sliced, chunk=step.chunk, totals={})
+        part.writer.loop(inner, op=None, sliced=sliced, chunk=step.chunk, totals={}, over="positions",
+                         about=f"{name} at some positions as columns sqrt|{name}| e_k, back through the pieces; "
+                               f"adds {'sum_{nk} sign T^2' if step.piece.signed else 'sum_{nk} T^2'} to totals")
 
     sliced = {"columns": roots, "signs": backward.signs.get(step.piece.name)}
-    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals_of(step))
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals_of(step),
+                                 over="samples",
+                                 about=f"{name} of some samples; pieces are what the columns of a position meet")
     collect(backward, step, found)
 
 
