@@ -74,6 +74,8 @@ SUFFIXES: Mapping[str, str] = {
     "turned": "with axes in another order",
     "cast": "in another dtype",
     "placed": "among zeros",
+    "scaled": "times a number, or a tensor of fewer numbers",
+    "product": "times another tensor",
     "positive": "of columns with sign +",
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",

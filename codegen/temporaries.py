@@ -82,15 +82,17 @@ class Temporaries:
         with _ of what it is made of."""
         wish = self.asked(node)
         if wish.startswith("_"):
-            return fitting(f"{self._whole(self._base(node))}{wish}")
+            base = self._base(node)
+            known = self._of(base)
+            return fitting(f"{known.origin if known.describes else self._whole(base)}{wish}")
         return f"{wish}{self.subject(node)}" if wish.endswith("_") else wish
 
     def kept(self, node: fx.Node) -> str:
-        """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else, and for what
+        """The name of a tensor that nobody wished to rename and that is changed in place; "" for all else, and for what
         its name would not be true of any more."""
         target = node.args[0] if node.op == "call_method" and node.target in UPDATES else None
         text = self.texts[target][0] if isinstance(target, fx.Node) and target in self.texts else ""
-        keeps = NAME.fullmatch(text) and not meta.hint(node) and not self._of(text).describes
+        keeps = NAME.fullmatch(text) and not meta.hint(node) and not self.asked(node) and not self._of(text).describes
         return text if keeps else ""
 
     def origin(self, name: str) -> str:
@@ -106,7 +108,8 @@ class Temporaries:
             before, goes_on = self._of(base), name.startswith(base)
             lies = wish.removeprefix("_") in LAYOUT or (not wish and _suffix(node) in LAYOUT)
             self._given[name] = Given(before.origin, before.depth + 1 if goes_on else 1,
-                                      self._whole(base) if lies else "", not lies and not wish and goes_on)
+                                      self._whole(base) if lies else "",
+                                      not lies and not wish.endswith("_") and (bool(wish) or goes_on))
 
     def _of(self, name: str) -> Given:
         """What is known of a name; one that was not given here is a tensor's own."""
@@ -160,7 +163,15 @@ def _suffix(node: fx.Node) -> str:
         return identifier(node.args[1]).strip("_")
     if method == "sub" and node.args[0] == 1:
         return "complement"
+    if SUFFIX.get(method) == "scaled" and _meets_its_like(node):
+        return "product" if method == "mul" else "quotient"
     return SUFFIX.get(method, identifier(method).strip("_"))
+
+
+def _meets_its_like(node: fx.Node) -> bool:
+    """Whether both operands are tensors of one shape: neither is but a scale."""
+    shapes = [meta.shape(operand) for operand in node.args[:2] if isinstance(operand, fx.Node)]
+    return len(shapes) == 2 and shapes[0] == shapes[1] is not None
 
 
 def _is_negated(item: Any) -> bool:

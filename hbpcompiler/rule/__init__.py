@@ -34,7 +34,7 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
-from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, split, vmap_columns
+from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, otherwise_called, split, vmap_columns
 from hbpcompiler.rule.idioms import (
     counted_labels,
     covariance_root,
@@ -123,6 +123,7 @@ __all__ = [
     "lstm_steps_back",
     "merge",
     "operand_symbol",
+    "otherwise_called",
     "pad_axes",
     "patches",
     "pulled_back",

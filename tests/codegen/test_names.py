@@ -12,7 +12,7 @@ from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.codegen.printer import ATOM
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program.writer import otherwise_named
-from tests.compiler.optimise.small import program
+from tests.compiler.optimise.small import program, shaped
 
 
 def test_long_paths_are_shortened_from_the_left():
@@ -163,3 +163,32 @@ def test_no_loop_stands_in_a_loop():
     assert set(depths) == {4, 8}
     assert re.findall(r"^def (\w+_turn)", code, re.M) == ["conv2d_positions_turn", "conv2d_samples_turn"]
     assert "columns sqrt|R| e_k, back through the pieces; adds sum_{nk} sign T^2" in code
+
+
+def test_a_scale_is_less_than_what_it_scales_and_what_a_wish_calls_otherwise_is_called_so():
+    def run(writer, x):
+        product = x * x.sin()
+        root = otherwise_named(product.sqrt(), "root_of_all")
+        return root.mul_(2), product * x.sum(1, True)
+
+    graph = shaped(program(run, "S_linear"), (-1, 3))
+    texts, found = {}, {}
+    names = Temporaries(texts)
+    for node in graph.nodes:
+        if node.op != "output":
+            name = names.wish(node) if node.op != "placeholder" else str(node.target)
+            found[str(node)] = (name, names.kept(node))
+            texts[node] = (name, ATOM)
+            names.gave(node, name)
+    assert found["mul"] == ("S_linear_product", "")
+    assert found["mul_1"] == ("S_linear_product_scaled", "")
+    assert found["sqrt"] == ("root_of_all", "")
+    assert found["mul_"] == ("root_of_all_scaled", "")
+
+
+def test_formulas_and_names_of_an_activation_agree():
+    model = nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 3))
+    batch = torch.randn(2, 2), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    assert "density = 0.3989422804014327 * torch.exp(" in code
+    assert "_squared_scaled" not in code
