@@ -46,7 +46,7 @@ def cross_columns(g: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     own = torch.diag_embed(size.expand(-1, -1, -1, inner).flatten(1))
     met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
     met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
-    return own, otherwise_called("other_half", met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3))
+    return own, met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3)
 
 
 def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,6 @@ class Product:
         own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
         half = self.half(op)
         name, own, other, met = self.arranged(op, own, met, (-1, half))
-        own, met = otherwise_called("own_half", own), otherwise_called("other_half", met)
         plus = otherwise_called("plus", torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half))
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1)
 
@@ -206,13 +205,13 @@ class Product:
         *batch, rows, columns = self.matrix(op, "output")
         narrow = columns < rows
         name, other = (self.second, "self") if narrow else ("self", self.second)
-        shape, shape_of_other = self.full(op, name), self.full(op, other)
+        shape, others = self.full(op, name), self.full(op, other)
         if narrow:
             own = own.reshape(*lead, *batch, *shape[:-3:-1]).transpose(-1, -2)
             met = met.transpose(-1, -2)
         own = self.as_given(op, name, summed(own.reshape(*lead, *shape), self.matrix(op, name), shape))
-        met = summed(met.reshape(*lead, *shape_of_other), self.matrix(op, other), shape_of_other)
-        return name, own, other, self.as_given(op, other, met)
+        met = self.as_given(op, other, summed(met.reshape(*lead, *others), self.matrix(op, other), others))
+        return name, otherwise_called("own_half", own), other, otherwise_called("other_half", met)
 
     def as_given(self, op: Op, name: str, columns: Tensor) -> Tensor:
         """Columns at the operand's matrix as columns at the operand."""
