@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.identity import matrix_of
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.steps import PREFIX, Pull, Widen
 from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM

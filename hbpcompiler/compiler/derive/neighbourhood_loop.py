@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hbpcompiler.compiler.derive.backward import Backward, Leaving
 from hbpcompiler.compiler.derive.cross import born, root_of, unit_vectors
 from hbpcompiler.compiler.derive.tail_loop import collect, take_steps, totals_of
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
 from hbpcompiler.compiler.plan.steps import (
     PREFIX,
