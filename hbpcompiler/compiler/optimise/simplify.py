@@ -27,9 +27,10 @@ def cancel_inverses(graph: fx.Graph) -> None:
                   and before.args[1] in (0, 1) and node.args[1:] == arguments
                   and (method != "unsqueeze" or before.args[1:] == arguments))
         if undoes and isinstance(before, fx.Node):
-            if meta.hint(before) and not meta.wish(before.args[0]):
-                meta.set_wish(before.args[0], f"{meta.hint(before)}_{ending}")
-            node.replace_all_uses_with(before.args[0])
+            source = before.all_input_nodes[0]
+            if meta.hint(before) and not meta.wish(source):
+                meta.set_wish(source, f"{meta.hint(before)}_{ending}")
+            node.replace_all_uses_with(source)
             graph.erase_node(node)
 
 
