@@ -177,7 +177,10 @@ class Functions:
         if module is not None and block is not None and not is_moving(hint):
             inside = under(block.title, module.title.rpartition(": ")[0])
             return f"{_by_place(inside)}{self.where.suffix(hint)}" if inside != block.title else INPUT
-        return self.where.bare(hint) if hint else INPUT
+        if hint:
+            return self.where.bare(hint)
+        wish = meta.wish(holder)
+        return wish if wish.strip("_") == wish != "" else INPUT
 
 
 def _by_place(title: str) -> str:

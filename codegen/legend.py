@@ -31,13 +31,13 @@ LEGEND: Mapping[str, str] = {
     "each": "T of each sample, summed over columns",
     "norm": "sum of T^2 by sample",
     "squares": "sum_{nk} T^2",
-    "factor": "sums of outer products of columns",
-    "inputs": "sums of outer products of inputs",
+    "A": "Kronecker factor of the inputs, sums of their outer products",
+    "B": "Kronecker factor of the columns, likewise",
+    "reduced": "such a factor of what is summed over positions",
     "basis": "what cotangents are seen in, as columns",
     "turned": "sum_{nk} (Q_B^T T Q_A)^2",
     "positive": "sum_{nk} T^2 of columns with sign +",
     "negative": "sum_{nk} T^2 of columns with sign -",
-    "reduced": "the same of columns that are summed over positions",
     "vectors": "T by sample and column, for products with vectors",
     "dot": "inner products of the samples' T",
     "gram": "inner products of the T of all samples and columns",
@@ -52,8 +52,6 @@ LEGEND: Mapping[str, str] = {
     "total": "what several places or parameters add to",
     "all": "of all samples and columns",
     "mean": "such a sum, divided by N",
-    "A": "Kronecker factor of the inputs",
-    "B": "Kronecker factor of the columns",
 }
 
 MEAN = "mean"
@@ -74,6 +72,8 @@ SUFFIXES: Mapping[str, str] = {
     "turned": "with axes in another order",
     "cast": "in another dtype",
     "placed": "among zeros",
+    "scaled": "times a number, or a tensor of fewer numbers",
+    "product": "times another tensor",
     "positive": "of columns with sign +",
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
@@ -127,7 +127,7 @@ def _of_formulas(text: str) -> str:
 
 
 def _prefixes(name: str) -> list[str]:
-    """What a name begins with: of mean_factor_ggn both words; of an operation that is called mean none."""
+    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean none."""
     first, _, rest = name.partition("_")
     if first != MEAN:
         return [first]

@@ -90,11 +90,26 @@ def _named(graph: Graph) -> tuple[Mapping[str, str], Mapping[str, str]]:
     for operation in graph.operations:
         place = (operation.source.module, operation.source.in_loss)
         crowd[place] = crowd.get(place, 0) + 1
+    parts = _parts(graph)
     for operation in graph.operations:
         alone = crowd[operation.source.module, operation.source.in_loss] == 1
-        wish = "loss" if operation.output is graph.loss else _operation_name(operation, alone, paths, found)
+        wish = "loss" if operation.output is graph.loss else _operation_name(
+            operation, parts.get(operation.name, ""), alone, paths, found)
         found[operation.name] = names.fresh(wish)
     return found, paths.legend()
+
+
+PARTS = frozenset({"query", "key", "value"})
+"""Slots that say what a value is, better than the operation that made it."""
+
+
+def _parts(graph: Graph) -> Mapping[str, str]:
+    """What values are to those that read them, if to all the same: an attention's query, key or value."""
+    read_as: dict[str, set[str]] = {}
+    for operation in graph.operations:
+        for slot, value in operation.tensors.items():
+            read_as.setdefault(value.name, set()).add(slot)
+    return {name: next(iter(slots)) for name, slots in read_as.items() if len(slots) == 1 and slots <= PARTS}
 
 
 def _key_name(key: str, paths: Paths) -> str:
@@ -102,20 +117,23 @@ def _key_name(key: str, paths: Paths) -> str:
     return f"{leaf}_{path}" if _goes_behind(path) else f"{path}_{leaf}"
 
 
-def _operation_name(operation: Operation, alone: bool, paths: Paths, found: Mapping[str, str]) -> str:
-    short = brief(operation.plain)
+def _operation_name(operation: Operation, part: str, alone: bool, paths: Paths, found: Mapping[str, str]) -> str:
+    short = part or brief(operation.plain)
     if not operation.source.module and not operation.source.in_loss:
-        return _in_forward(operation, short, found)
+        return _in_forward(operation, part, found)
     place = "loss" if operation.source.in_loss else operation.source.module
     if _goes_behind(place):
         return paths.shortened(f"{short}.{place}")
     return paths.shortened(place if alone else f"{place}.{short}")
 
 
-def _in_forward(operation: Operation, short: str, found: Mapping[str, str]) -> str:
-    """Of what the model's own forward does to one value: the value's name and what is done."""
+def _in_forward(operation: Operation, part: str, found: Mapping[str, str]) -> str:
+    """Of what the model's own forward does to one value: the value's name and what is done; or what it is to
+    its reader, where that name does not say so already."""
     made = [value for value in operation.tensors.values() if value.role == "result"]
-    before = found[made[0].name] if len(made) == 1 else ""
+    before, short = found[made[0].name] if len(made) == 1 else "", brief(operation.plain)
+    if part and part not in before.split("_"):
+        return part
     return f"{before}_{short}" if before and len(f"{before}_{short}") <= LONGEST else short
 
 

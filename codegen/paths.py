@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 LONGEST = 26
-"""Signs of a value's name: those of what is computed from it, "factor_ggn_mc_" and the like, stand in front."""
+"""Signs of a value's name: those of what is computed from it, "squares_ggn_mc_" and the like, stand in front."""
 
 
 class Paths:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hbpcompiler.codegen.naming import identifier
 from hbpcompiler.codegen.printer import Text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
-from hbpcompiler.rules.shared.result_names import SUFFIX
+from hbpcompiler.rules.shared.result_names import DECORATION, SUFFIX
 
 LONGEST = 40
 """Signs of a name; where it would be longer, parts of the path in it are left out."""
@@ -37,15 +38,27 @@ SLICE = re.compile(r"(?P<name>[A-Za-z_]\w*)\[[\w:, +]+\]")
 """Of a variable, for a loop's turn."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is known of a name that was given."""
+
+    origin: str
+    """The tensor with a name of its own behind it."""
+    depth: int
+    """Suffixes since then."""
+    laid: str = ""
+    """Where its last word says how the tensor lies, the name without it; else nothing."""
+    describes: bool = False
+    """Whether its last word says what the numbers are, as in x_squared."""
+
+
 class Temporaries:
     """Remembers which names it gave, and after which tensors."""
 
     def __init__(self, texts: Mapping[fx.Node, Text], subject: Callable[[fx.Node], str] = meta.subject,
                  asked: Callable[[fx.Node], str] = meta.wish) -> None:
         self.texts, self.subject, self.asked = texts, subject, asked
-        self._origins: dict[str, tuple[str, int]] = {}  # name -> the named tensor behind it, suffixes since then
-        self._relaid: dict[str, str] = {}  # name with a suffix of layout -> what was laid otherwise
-        self._describing: set[str] = set()  # names whose last word says what the numbers are: x_squared
+        self._given: dict[str, Given] = {}
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
@@ -56,12 +69,12 @@ class Temporaries:
         base, suffix = self._base(node), _suffix(node)
         if not base:
             return suffix
-        base = self._relaid.get(base, base)
+        base = self._whole(base)
         if base.endswith(f"_{suffix}"):
             return base  # with the next number
-        origin, depth = self._origins.get(base, (base, 0))
-        if depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
-            base, depth = origin, 0
+        known = self._of(base)
+        if known.depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
+            base = known.origin
         return fitting(f"{base}_{suffix}")
 
     def wished(self, node: fx.Node) -> str:
@@ -70,34 +83,41 @@ class Temporaries:
         wish = self.asked(node)
         if wish.startswith("_"):
             base = self._base(node)
-            return fitting(f"{self._relaid.get(base, base)}{wish}")
+            known = self._of(base)
+            return fitting(f"{known.origin if known.describes else self._whole(base)}{wish}")
         return f"{wish}{self.subject(node)}" if wish.endswith("_") else wish
 
     def kept(self, node: fx.Node) -> str:
-        """The name of a tensor that nobody asked to rename and that is changed in place; "" for all else, and for what
+        """The name of a tensor that nobody wished to rename and that is changed in place; "" for all else, and for what
         its name would not be true of any more."""
         target = node.args[0] if node.op == "call_method" and node.target in UPDATES else None
         text = self.texts[target][0] if isinstance(target, fx.Node) and target in self.texts else ""
-        keeps = NAME.fullmatch(text) and not meta.hint(node) and text not in self._describing
+        keeps = NAME.fullmatch(text) and not meta.hint(node) and not self.asked(node) and not self._of(text).describes
         return text if keeps else ""
 
     def origin(self, name: str) -> str:
         """The tensor that has a name of its own behind a name that was given."""
-        return self._origins.get(name, (name, 0))[0]
+        return self._of(name).origin
 
     def gave(self, node: fx.Node, name: str) -> None:
         """The node was named."""
         if _is_product(node):
             return
-        base = self._base(node)
+        base, wish = self._base(node), self.asked(node)
         if base:
-            origin, depth = self._origins.get(base, (base, 0))
-            self._origins[name] = (origin, depth + 1 if name.startswith(base) else 1)
-            wish = self.asked(node)
-            if wish.removeprefix("_") in LAYOUT or (not wish and _suffix(node) in LAYOUT):
-                self._relaid[name] = self._relaid.get(base, base)
-            elif not wish and name.startswith(base):
-                self._describing.add(name)
+            before, goes_on = self._of(base), name.startswith(base)
+            lies = wish.removeprefix("_") in LAYOUT or (not wish and _suffix(node) in LAYOUT)
+            self._given[name] = Given(before.origin, before.depth + 1 if goes_on else 1,
+                                      self._whole(base) if lies else "",
+                                      not lies and not wish.endswith("_") and (bool(wish) or goes_on))
+
+    def _of(self, name: str) -> Given:
+        """What is known of a name; one that was not given here is a tensor's own."""
+        return self._given.get(name, Given(name, 0))
+
+    def _whole(self, name: str) -> str:
+        """The name without a last word that says how the tensor lies."""
+        return self._of(name).laid or name
 
     def _base(self, node: fx.Node) -> str:
         """The name of the first tensor that the node reads, through what is written into its line."""
@@ -124,14 +144,15 @@ def _before_unflattened(node: fx.Node) -> str:
         return ""
     before, after = meta.shape(node), meta.shape(users[0])
     longer = before is not None and after is not None and len(after) > len(before)
-    return f"{meta.hint(users[0])}_flat" if longer else ""
+    ending = "rows" if users[0].args[1:2] == (0,) else "flat"
+    return f"{meta.hint(users[0])}_{ending}" if longer else ""
 
 
 def _suffix(node: fx.Node) -> str:
     method: Any = called(node)
     if node.target is getattr:
         method = node.args[1]
-    method = str(method).strip("_")
+    method = DECORATION.sub("", str(method).strip("_"))
     if BACKWARD.search(method):
         return "back"
     if method == "flatten" and node.args[1:2] == (0,):
@@ -142,7 +163,15 @@ def _suffix(node: fx.Node) -> str:
         return identifier(node.args[1]).strip("_")
     if method == "sub" and node.args[0] == 1:
         return "complement"
+    if SUFFIX.get(method) == "scaled" and _meets_its_like(node):
+        return "product" if method == "mul" else "quotient"
     return SUFFIX.get(method, identifier(method).strip("_"))
+
+
+def _meets_its_like(node: fx.Node) -> bool:
+    """Whether both operands are tensors of one shape: neither is but a scale."""
+    shapes = [meta.shape(operand) for operand in node.args[:2] if isinstance(operand, fx.Node)]
+    return len(shapes) == 2 and shapes[0] == shapes[1] is not None
 
 
 def _is_negated(item: Any) -> bool:

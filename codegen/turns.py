@@ -79,8 +79,10 @@ class Turns:
 
     def short(self, node: fx.Node, loop: Loop, totals: Sequence[str], parts: Sequence[str], at: str,
               rest: Sequence[str], texts: Sequence[str]) -> list[Section]:
-        """The lines of a turn under one heading, which slices at its head; the call of a function if it has names for
-        large tensors or slices of large tensors, which would live on behind it."""
+        """The lines of a turn under one heading, which slices at its head; the call of a function if it has a loop
+        inside, or names for large tensors or slices of large tensors, which would live on behind it."""
+        if any(isinstance(inside.target, Loop) for inside in loop.body.nodes):
+            return [Section("", [self._turn_call(node, loop, texts)])]
         names = Names()
         names.taken = set(self.names.taken)
         trial = self.printer.inside(fx.Graph(), names, {}, self.functions.scratch(), {}).turns
@@ -130,11 +132,12 @@ class Turns:
         free_at_last_use(sections, (), self.functions.limits, self.functions.sizes)
         lines: list[str] = []
         for section in sections:
-            lines += [*(["", f"# {section.heading}"] if section.title else []), *section.lines]
+            lines += [*([""] if section.title and lines else []), *([f"# {section.heading}"] if section.title else []),
+                      *section.lines]
         block = meta.block(node)
         title = comment(block.title.rpartition(": ")[2]) if block is not None else "loop"
-        name = self.functions.define(f"{identifier(title)}_turn", parameters,
-                                     f"{title}: one turn of a loop, which adds to its totals.", lines)
+        name = self.functions.define(f"{identifier('_'.join([title, loop.over]))}_turn", parameters,
+                                     f"{title}: {loop.about or 'one turn of a loop, which adds to its totals'}.", lines)
         return f"{name}({', '.join(arguments)})"
 
     def _inside(self, holder: fx.Node, text: str, alone: bool, bare: bool) -> str:

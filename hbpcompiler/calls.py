@@ -22,8 +22,8 @@ from hbpcompiler.arguments import (
 from hbpcompiler.block_product import meetings
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.built import Built
-from hbpcompiler.compiler.match.endings import check_weighable
-from hbpcompiler.compiler.match.targets import check_targets
+from hbpcompiler.compiler.match.losses.endings import check_weighable
+from hbpcompiler.compiler.match.losses.targets import check_targets
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import InputError

@@ -21,8 +21,8 @@ from hbpcompiler.block_product import block_product
 from hbpcompiler.calls import Calls, reduction_of
 from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.built import Built
-from hbpcompiler.compiler.match.endings import check_weighable
-from hbpcompiler.compiler.match.targets import check_targets
+from hbpcompiler.compiler.match.losses.endings import check_weighable
+from hbpcompiler.compiler.match.losses.targets import check_targets
 from hbpcompiler.compiler.prove.candidate import can_weigh
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.prove import prove

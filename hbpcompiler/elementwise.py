@@ -65,10 +65,10 @@ def elementwise(
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
         value = _write(op, pair(op), 0)
-        return _scaled(columns, value) if isinstance(value, int | float) else columns * value.unsqueeze(1)
+        return _times(columns, value) if isinstance(value, int | float) else columns * value.unsqueeze(1)
 
     def diagonal(op: Op, gradient: Tensor) -> Tensor:
-        return _scaled(gradient, _write(op, pair(op), 1))
+        return _times(gradient, _write(op, pair(op), 1))
 
     def residual(op: Op) -> Residual:
         return ZERO if pair(op)[1] == 0 else Diagonal(diagonal)
@@ -213,7 +213,8 @@ def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
     return value_of(reduced[which])
 
 
-def _scaled(value: Tensor, factor: Any) -> Tensor:
+def _times(value: Tensor, factor: Any) -> Tensor:
+    """value * factor, a tensor of its shape or a number; a factor 1 or -1 is no product."""
     if isinstance(factor, int | float) and abs(factor) == 1:
         return value if factor == 1 else -value
     return value * factor

@@ -16,7 +16,8 @@ from torch import fx
 from hbpcompiler.compiler.budget import Draft, size
 from hbpcompiler.compiler.cost.figures import DEFAULTS, number
 from hbpcompiler.compiler.cost.program_cost import FORWARD, RESULTS
-from hbpcompiler.compiler.match import derived, written_out
+from hbpcompiler.compiler.match import written_out
+from hbpcompiler.compiler.match.made import derived
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan import exact, second_phase
 from hbpcompiler.compiler.plan.decided import limits_met

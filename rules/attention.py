@@ -25,6 +25,7 @@ from hbpcompiler.rule import (
     called,
     fused_attention,
     fused_attention_back,
+    otherwise_called,
 )
 
 from . import matmul, softmax
@@ -92,7 +93,8 @@ FORMULA = (
 
 def to_scores(op: Op, columns: Tensor) -> Tensor:
     """Columns at the output -> columns at the scores."""
-    return softmax.SOFTMAX.jac_t["self"](weights_step(op), matmul.MATMUL.jac_t["self"](output_step(op), columns))
+    at_weights = matmul.MATMUL.jac_t["self"](output_step(op), columns)
+    return otherwise_called("_at_scores", softmax.SOFTMAX.jac_t["self"](weights_step(op), at_weights))
 
 
 def one_to_scores(op: Op, gradient: Tensor) -> Tensor:
@@ -177,7 +179,8 @@ def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     pulled, query, key, columns = [], [], [], {}
     if "output" in found:
         of_output, _ = found["output"]
-        pulled.append(softmax.SOFTMAX.jac_t["self"](weights_step(op), of_output["self"]))
+        pulled.append(otherwise_called(
+            "of_output_at_scores", softmax.SOFTMAX.jac_t["self"](weights_step(op), of_output["self"])))
         value = shared(op, of_output["other"])
         others = count(op) - curved(op)["output"][1].count(output_step(op))
         columns["value"] = F.pad(value, [0, 0] * len(op.shape("value")) + [0, others]) if others else value

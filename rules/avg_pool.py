@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, Window, merge, split
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Op,
+    Rule,
+    Structure,
+    Tensor,
+    Window,
+    adaptive_avg_pool2d_back,
+    adaptive_avg_pool3d_back,
+    avg_pool2d_back,
+    avg_pool3d_back,
+)
 
 from .shared.image_cases import case_of_images
 from .shared.spatial import brief, options, per_axis
@@ -20,19 +33,20 @@ ADAPTIVE: dict[int, Callable[..., Tensor]] = {
     2: torch.ops.aten.adaptive_avg_pool2d,
     3: torch.ops.aten.adaptive_avg_pool3d,
 }
+BACK: dict[int, Callable[..., Tensor]] = {1: avg_pool2d_back, 2: avg_pool2d_back, 3: avg_pool3d_back}
+ADAPTIVE_BACK: dict[int, Callable[..., Tensor]] = {
+    1: adaptive_avg_pool2d_back,
+    2: adaptive_avg_pool2d_back,
+    3: adaptive_avg_pool3d_back,
+}
 
 
-def by_kernel(op: Op, columns: Tensor, axes: int, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`kernel(columns, input)` with samples and columns in one axis, and one spatial axis made two.
-
-    The kernels read nothing of the input but its shape, so one number is expanded to that.
-    """
-    merged = merge(columns)
-    *lead, length = op.shape("self")
-    like = merged.new_empty(1).expand(merged.shape[0], *lead, *([1] if axes == 1 else []), length)
+def pulled(op: Op, columns: Tensor, axes: int, back: Callable[..., Tensor], *given: Any, **more: Any) -> Tensor:
+    """Columns back to the input; one spatial axis is made two, for which torch has kernels."""
+    size = list(op.shape("self")[-axes:])
     if axes == 1:
-        return split(kernel(merged.unsqueeze(-2), like).squeeze(-2), columns)
-    return split(kernel(merged, like), columns)
+        return back(columns.unsqueeze(-2), [1, *size], *given, **more).squeeze(-2)
+    return back(columns, size, *given, **more)
 
 
 def settings(op: Op, axes: int) -> tuple[list[int], list[int], list[int]]:
@@ -58,12 +72,11 @@ def avg_pool(axes: int) -> Rule:
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
         kernel, stride, padding = settings(op, axes)
-        divisor = op.divisor_override if axes > 1 else None
         if axes == 1:
             kernel, stride, padding = [1, *kernel], [1, *stride], [0, *padding]
-        backward = torch.ops.aten.avg_pool3d_backward if axes == 3 else torch.ops.aten.avg_pool2d_backward
-        arguments = (kernel, stride, padding, op.ceil_mode, op.count_include_pad, divisor)
-        return by_kernel(op, columns, axes, lambda merged, like: backward(merged, like, *arguments))
+        return pulled(op, columns, axes, BACK[axes], kernel, stride, padding, ceil_mode=op.ceil_mode,
+                      count_include_pad=op.count_include_pad,
+                      divisor_override=op.divisor_override if axes > 1 else None)
 
     def window(op: Op) -> Window | None:
         kernel, stride, padding = settings(op, axes)
@@ -111,9 +124,7 @@ def adaptive_avg_pool(axes: int) -> Rule:
         inner = op.shape("self")[-axes:]
         if prod(per_axis(op.output_size, axes)) == 1:  # nothing but one number per channel need be in memory
             return (columns / prod(inner)).expand(*[-1] * (columns_axes(op) - axes), *inner)
-        aten = torch.ops.aten
-        backward = aten._adaptive_avg_pool3d_backward if axes == 3 else aten._adaptive_avg_pool2d_backward
-        return by_kernel(op, columns, axes, backward)
+        return pulled(op, columns, axes, ADAPTIVE_BACK[axes])
 
     def columns_axes(op: Op) -> int:
         return 2 + len(op.shape("self"))

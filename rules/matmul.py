@@ -12,7 +12,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Noise, Op, Residual, Rule, Shape, Structure, Tensor
+from hbpcompiler.rule import (
+    ZERO,
+    Case,
+    Contraction,
+    Factor,
+    Noise,
+    Op,
+    Residual,
+    Rule,
+    Shape,
+    Structure,
+    Tensor,
+    otherwise_called,
+)
 
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
@@ -29,7 +42,7 @@ def cross_columns(g: Tensor, inner: int) -> tuple[Tensor, Tensor]:
 
     g [N, b, r, t] -> [N, (b r s), (b r s)] and [N, (b r s), b, s, t]. Of equal size, so that their sum cancels nothing.
     """
-    size = (g.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+    size = otherwise_called("size", (g.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt())
     own = torch.diag_embed(size.expand(-1, -1, -1, inner).flatten(1))
     met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
     met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
@@ -158,7 +171,7 @@ class Product:
         own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
         half = self.half(op)
         name, own, other, met = self.arranged(op, own, met, (-1, half))
-        plus = torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half)
+        plus = otherwise_called("plus", torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half))
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1)
 
     def some(self, op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -192,13 +205,13 @@ class Product:
         *batch, rows, columns = self.matrix(op, "output")
         narrow = columns < rows
         name, other = (self.second, "self") if narrow else ("self", self.second)
-        shape, shape_of_other = self.full(op, name), self.full(op, other)
+        shape, others = self.full(op, name), self.full(op, other)
         if narrow:
             own = own.reshape(*lead, *batch, *shape[:-3:-1]).transpose(-1, -2)
             met = met.transpose(-1, -2)
         own = self.as_given(op, name, summed(own.reshape(*lead, *shape), self.matrix(op, name), shape))
-        met = summed(met.reshape(*lead, *shape_of_other), self.matrix(op, other), shape_of_other)
-        return name, own, other, self.as_given(op, other, met)
+        met = self.as_given(op, other, summed(met.reshape(*lead, *others), self.matrix(op, other), others))
+        return name, otherwise_called("own_half", own), other, otherwise_called("other_half", met)
 
     def as_given(self, op: Op, name: str, columns: Tensor) -> Tensor:
         """Columns at the operand's matrix as columns at the operand."""

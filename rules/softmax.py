@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Case, Factor, Noise, Op, Rule, Tensor, covariance_root
+from hbpcompiler.rule import Case, Factor, Noise, Op, Rule, Tensor, covariance_root, otherwise_called
 
 from .shared.classes import as_columns, axis, classes, classes_last, curved, positions
 from .shared.reduced import axes, dtype_of, over_samples, own_dtype, spread
@@ -37,10 +37,10 @@ def softmax_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]
     """A column sqrt|u_j| (e_j - p) for each class j."""
     p = classes_last(op, op.output)
     weighted = p * classes_last(op, gradient)
-    u = weighted - p * weighted.sum(-1, True)
+    u = otherwise_called("u", weighted - p * weighted.sum(-1, True))
     root = u.abs().sqrt()
-    columns = torch.diag_embed(root) - root.unsqueeze(-1) * p.unsqueeze(-2)
-    signs = torch.ones_like(u).copysign(u)
+    columns = otherwise_called("columns", torch.diag_embed(root) - root.unsqueeze(-1) * p.unsqueeze(-2))
+    signs = otherwise_called("signs", torch.ones_like(u).copysign(u))
     signs = signs.movedim(-1, 1).flatten(1) if positions(op) else signs
     return {"self": own_dtype(op, as_columns(op, columns))}, own_dtype(op, signs)
 

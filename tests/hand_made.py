@@ -2,7 +2,7 @@
 
 import torch
 
-from hbpcompiler.compiler.match.endings import ending_of
+from hbpcompiler.compiler.match.losses.endings import ending_of
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Source, Value
 from hbpcompiler.rule.registry import builtin

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.growth import FAILURES
+from hbpcompiler.compiler.match.losses.growth import FAILURES
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.made_targets import made_of
 from hbpcompiler.compiler.built import Built
-from hbpcompiler.compiler.match.bind import static_op
+from hbpcompiler.compiler.match.losses.targets import LossCheck
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.targets import LossCheck
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import InputError, UnsupportedOpError

@@ -28,8 +28,8 @@ from hbpcompiler.compiler.lengths.matched_at import AnyLength, matched_at
 from hbpcompiler.compiler.lengths.numbers import NeedsMoreError
 from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Walk
 from hbpcompiler.compiler.lengths.write import write
+from hbpcompiler.compiler.match.losses.targets import loss_checks
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.targets import loss_checks
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.program.by_sample import copy_of
 from hbpcompiler.compiler.program.check import Level, check_program

@@ -16,8 +16,8 @@ from torch import Tensor, fx
 
 from hbpcompiler.codegen import load
 from hbpcompiler.compiler.budget import Draft
+from hbpcompiler.compiler.match.losses.targets import LossCheck
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.targets import LossCheck
 from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.program.adding import Slot, Slots, adding, slots_of
 from hbpcompiler.compiler.program.by_sample import by_sample, draws_of

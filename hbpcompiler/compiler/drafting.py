@@ -16,7 +16,8 @@ from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.cost.memory import MemoryModel
 from hbpcompiler.compiler.cost.program_cost import ProgramCost
 from hbpcompiler.compiler.derive.forward import derive
-from hbpcompiler.compiler.match import derived, written_out
+from hbpcompiler.compiler.match import written_out
+from hbpcompiler.compiler.match.made import derived
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings

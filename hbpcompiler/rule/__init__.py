@@ -34,7 +34,7 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
-from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, split, vmap_columns
+from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, otherwise_called, split, vmap_columns
 from hbpcompiler.rule.idioms import (
     counted_labels,
     covariance_root,
@@ -48,6 +48,12 @@ from hbpcompiler.rule.idioms import (
 )
 from hbpcompiler.rule.layout import Layout
 from hbpcompiler.rule.op import Op, Shape
+from hbpcompiler.rule.pooling import (
+    adaptive_avg_pool2d_back,
+    adaptive_avg_pool3d_back,
+    avg_pool2d_back,
+    avg_pool3d_back,
+)
 from hbpcompiler.rule.recurrences import (
     first_state,
     gru_steps,
@@ -96,6 +102,10 @@ __all__ = [
     "Tensor",
     "Window",
     "Zero",
+    "adaptive_avg_pool2d_back",
+    "adaptive_avg_pool3d_back",
+    "avg_pool2d_back",
+    "avg_pool3d_back",
     "bend_of",
     "called",
     "computed",
@@ -113,6 +123,7 @@ __all__ = [
     "lstm_steps_back",
     "merge",
     "operand_symbol",
+    "otherwise_called",
     "pad_axes",
     "patches",
     "pulled_back",

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from sympy import Expr, Piecewise, Symbol
 
 from hbpcompiler.errors import RuleError
+from hbpcompiler.rule.helpers import otherwise_called
 
 
 class Attribute(Symbol):  # type: ignore[misc]  # sympy is untyped; sympy's functions below are lower-case classes
@@ -67,7 +68,7 @@ class normal_cdf(sympy.Function):  # type: ignore[misc]  # as above
 
 
 def _normal_cdf(value: Any) -> Any:
-    return 0.5 * torch.erfc(-(0.5**0.5) * value)
+    return otherwise_called("distribution", 0.5 * torch.erfc(-(0.5**0.5) * value))
 
 
 def _softplus(value: Any) -> Any:
@@ -75,7 +76,7 @@ def _softplus(value: Any) -> Any:
 
 
 def _normal_pdf(value: Any) -> Any:
-    return (2 * torch.pi) ** -0.5 * torch.exp(-0.5 * value.square())
+    return otherwise_called("density", (2 * torch.pi) ** -0.5 * torch.exp(-0.5 * value.square()))
 
 
 def _heaviside(value: Any, middle: Any = 0.5) -> Any:

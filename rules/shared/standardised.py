@@ -26,6 +26,7 @@ from hbpcompiler.rule import (
     Tensor,
     called,
     covariance_root,
+    otherwise_called,
     standardised_back,
 )
 
@@ -103,7 +104,8 @@ class Standardised:
         weight, xhat, inverse = self.scale(op), self.normalised(op), self.reciprocal(op)
         u = called("u", self.centre(self.grouped(op, gradient if weight is None else gradient * weight)))
         a = called("a", (u * xhat).mean(-1, True))
-        (x_size, x_unit), (v_size, v_unit) = _polar(xhat), _polar(u - 1.5 * a * xhat)
+        v = otherwise_called("v", u - 1.5 * a * xhat)
+        (x_size, x_unit), (v_size, v_unit) = _polar(xhat), _polar(v)
         size = called("size", inverse * (x_size * v_size / (2 * self.elements(op))).sqrt())
         return Parts(a, size, called("x_unit", x_unit), called("v_unit", v_unit), a.abs().sqrt() * inverse)
 
@@ -113,9 +115,9 @@ class Standardised:
         projection = own.root.unsqueeze(-1) * self.projection(op, own.a)
         outer = torch.stack([own.size * (own.x_unit + own.v_unit), own.size * (own.x_unit - own.v_unit)], -2)
         columns = torch.cat([called("outer", outer), called("projection", projection)], -2)
-        plus = torch.ones_like(own.a)
+        plus = otherwise_called("plus", torch.ones_like(own.a))
         of_projection = plus.copysign(-own.a).expand(*[-1] * len(self.groups(op)), -1, self.rank(op))
-        signs = torch.cat([-plus, plus, of_projection], -1)
+        signs = otherwise_called("signs", torch.cat([-plus, plus, of_projection], -1))
         if self.groups(op):
             columns = positionwise(columns, self.groups(op)).movedim(2, -1)
             signs = signs.movedim(-1, 1).flatten(1)

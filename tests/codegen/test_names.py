@@ -12,7 +12,7 @@ from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.codegen.printer import ATOM
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program.writer import otherwise_named
-from tests.compiler.optimise.small import program
+from tests.compiler.optimise.small import program, shaped
 
 
 def test_long_paths_are_shortened_from_the_left():
@@ -113,3 +113,82 @@ def test_what_is_changed_in_place_has_no_name_that_was_true_before():
             found[str(node.target)] = names.kept(node)
             names.gave(node, name)
     assert not any(found.values())
+
+
+def test_attention_reads_its_query_key_and_value_by_name():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.all = nn.Linear(4, 12)
+
+        def forward(self, x):
+            query, key, value = self.all(x).unflatten(2, (3, 4)).unbind(2)
+            return nn.functional.scaled_dot_product_attention(query, key, value).mean(1)
+
+    batch = torch.randn(2, 5, 4), torch.tensor([0, 1])
+    code = hbp.compile(Heads(), quantities=["diag_ggn"], example_inputs=batch, verify=False).code
+    assert re.findall(r"^ +(query|key|value) = \w+\.select\(2, ([012])\)", code, re.M) == [
+        ("query", "0"), ("key", "1"), ("value", "2")]
+    assert all(f"S_{name} = " in code for name in ("query", "key", "value"))
+
+
+def test_a_kernels_columns_are_called_after_their_value_and_a_pools_places_after_the_pool():
+    def compiled(between):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), between, nn.Conv2d(4, 6, 3), nn.Sigmoid(),
+                              nn.Flatten(), nn.LazyLinear(3))
+        batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+        model(batch[0])
+        return hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+
+    assert "S_conv2d_2_rows = F.conv_transpose2d(" in compiled(nn.Conv2d(4, 4, 3))
+    places = compiled(nn.MaxPool2d(2))
+    assert "_, max_pool2d_2_indices_pieces = F.max_pool2d(" in places
+    assert "with_indices_" not in places.replace("with_indices_backward", "")
+
+
+def test_an_average_pools_derivative_is_one_call():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    assert "S_silu_1 = avg_pool2d_back(S_avg_pool2d_2, [6, 6], [2, 2], [2, 2], [0, 0])  # [N, 2, 4, 6, 6]" in code
+
+
+def test_no_loop_stands_in_a_loop():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.Sigmoid(),
+                          nn.Flatten(), nn.Linear(24, 3))
+    batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    depths = [len(indent) for indent in re.findall(r"^( *)for first\w* in range", code, re.M)]
+    assert depths
+    assert set(depths) == {4, 8}
+    assert re.findall(r"^def (\w+_turn)", code, re.M) == ["conv2d_positions_turn", "conv2d_samples_turn"]
+    assert "columns sqrt|R| e_k, back through the pieces; adds sum_{nk} sign T^2" in code
+
+
+def test_a_scale_is_less_than_what_it_scales_and_what_a_wish_calls_otherwise_is_called_so():
+    def run(writer, x):
+        product = x * x.sin()
+        root = otherwise_named(product.sqrt(), "root_of_all")
+        return root.mul_(2), product * x.sum(1, True)
+
+    graph = shaped(program(run, "S_linear"), (-1, 3))
+    texts, found = {}, {}
+    names = Temporaries(texts)
+    for node in graph.nodes:
+        if node.op != "output":
+            name = names.wish(node) if node.op != "placeholder" else str(node.target)
+            found[str(node)] = (name, names.kept(node))
+            texts[node] = (name, ATOM)
+            names.gave(node, name)
+    assert found["mul"] == ("S_linear_product", "")
+    assert found["mul_1"] == ("S_linear_product_scaled", "")
+    assert found["sqrt"] == ("root_of_all", "")
+    assert found["mul_"] == ("root_of_all_scaled", "")
+
+
+def test_formulas_and_names_of_an_activation_agree():
+    model = nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 3))
+    batch = torch.randn(2, 2), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
+    assert "density = 0.3989422804014327 * torch.exp(" in code
+    assert "_squared_scaled" not in code

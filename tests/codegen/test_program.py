@@ -317,3 +317,8 @@ def test_individual_gradients_are_written_once():
     assert re.search(r'batch_grad_weight_2 = torch.einsum\("nko,ni->nkoi", \[g_\w+ / N, ', text)
     factor = next(line for line in code(mlp(), ["kfac"]).splitlines() if "A_kfac_weight_2 = " in line)
     assert factor.count("/") + factor.count("div_") == 1
+
+
+def test_masks_of_signs_go_by_that_name_into_functions():
+    heads = re.findall(r"^def \w+_back(?:_\d+)?\((.*?)\) ->", vit().code, re.M | re.S)
+    assert any("negative: Tensor, positive: Tensor" in " ".join(head.split()) for head in heads)

@@ -21,6 +21,9 @@ SHARED = ["routes", "program", "cost", "tune"]
 RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
+MATCHING = TERMS | {"elementwise", "rules.shared", "seeded"}
+MATCH = ["operation", "samples", "parameters", "made", "losses"]
+"""The folders of match, which for all others is one package."""
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "dense": set(), "version": set(), "patterns": set(), "values": set(),
     "quantities": {"errors", "clipping", "patterns"},
@@ -37,7 +40,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rules": RULES | {"elementwise", "rules.shared"},
     "testing": RULES | {"elementwise", "seeded"},
     "compiler.trace": RULES | {"rules.shared", "dense", "callers"},
-    "compiler.match": TERMS | {"elementwise", "rules.shared", "seeded"},
+    "compiler.match": MATCHING | {f"compiler.match.{name}" for name in MATCH},
+    "compiler.match.operation": MATCHING,
+    "compiler.match.samples": MATCHING | {"compiler.match.operation"},
+    "compiler.match.parameters": MATCHING | {"compiler.match.operation", "compiler.match.samples"},
+    "compiler.match.made": MATCHING | {f"compiler.match.{name}" for name in ("operation", "samples", "parameters")},
+    "compiler.match.losses": MATCHING | {"compiler.match", "compiler.match.operation"},
     "compiler.program": {"rule", "rules.shared", "arguments", "compiler.trace"},
     "compiler.cost": {"rules.shared", "arguments", "limits", "compiler.trace", "compiler.program"},
     "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
@@ -61,8 +69,14 @@ def test_every_package_imports_only_what_the_table_says() -> None:
     arrows = {(_package(name), _package(other)): f"{name} -> {other}" for name, other in _imports().edges
               if other != "hbpcompiler.rules"}  # the folder as such, which is scanned: no file of it
     wrong = [shown for (package, other), shown in sorted(arrows.items())
-             if package != other and package in MAY_IMPORT and other not in MAY_IMPORT[package]]
+             if package != other and package in MAY_IMPORT and _as_seen_from(package, other) not in MAY_IMPORT[package]]
     assert not wrong, wrong
+
+
+def _as_seen_from(package: str, other: str) -> str:
+    """What the table calls another package: to those outside of match its folders are match."""
+    whole = "compiler.match"
+    return whole if other.startswith(f"{whole}.") and not package.startswith(whole) else other
 
 
 def test_the_table_names_packages_that_exist() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler import options
 from hbpcompiler.compiler.match import match
-from hbpcompiler.compiler.match.probe import NotDerivableError
+from hbpcompiler.compiler.match.made.probe import NotDerivableError
 from hbpcompiler.reference import reference, relative_error
 from hbpcompiler.rule import ZERO, Rule
 from hbpcompiler.rule.derived import DerivedRule

@@ -13,7 +13,7 @@ from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
 from hbpcompiler.compiler.derive.sample import random_signs
-from hbpcompiler.compiler.match.endings import multiples
+from hbpcompiler.compiler.match.losses.endings import multiples
 from hbpcompiler.compiler.plan.steps import PREFIX, Birth, Seed, SeedOutput
 from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM

@@ -53,7 +53,7 @@ from hbpcompiler.quantities import (
 from hbpcompiler.rule import Contraction, Op
 
 PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
-        FACTOR: "factor", INPUT_FACTOR: "inputs", REDUCED_FACTOR: "reduced", REDUCED_INPUT_FACTOR: "reduced_inputs",
+        FACTOR: "B", INPUT_FACTOR: "A", REDUCED_FACTOR: "reduced_B", REDUCED_INPUT_FACTOR: "reduced_A",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
         PROJECT: "projected", COLUMN_SUM: "weighted", IN_BASES: "turned",
         ALONG: "along", HISTOGRAM: "histogram", HISTOGRAM_2D: "histogram_2d"}

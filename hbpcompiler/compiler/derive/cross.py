@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.identity import matrix_of
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.steps import PREFIX, Pull, Widen
 from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
@@ -122,8 +122,7 @@ def widen(backward: Backward, step: Widen) -> None:
         columns = over(root, value) * rows
     else:
         size = math.prod(step.operation.output.sample_shape)
-        unit = otherwise_named(backward.writer.call(torch.eye, size, dtype=root.dtype, device=root.device), "unit")
-        columns = born(backward, step, root, unit)
+        columns = born(backward, step, root, unit_vectors(backward, size, root))
     backward.arrive(value, step.into, columns)
 
 
@@ -137,6 +136,11 @@ def root_of(backward: Backward, step: Widen) -> Any:
     if step.into.name not in backward.signs:
         backward.signs[step.into.name] = named(diagonal.sign(), f"sign_{backward.matched.names[value.name]}")
     return backward.rounded(diagonal.abs().sqrt(), value, step.into)
+
+
+def unit_vectors(backward: Backward, size: int, like: Any) -> Any:
+    """e_k as rows [size, size], of the dtype and on the device of `like`."""
+    return otherwise_named(backward.writer.call(torch.eye, size, dtype=like.dtype, device=like.device), "identity")
 
 
 def over(root: Any, value: Value) -> Any:

@@ -12,10 +12,10 @@ from hbpcompiler.arguments import MAX_NORM, MAX_NORMS, SAMPLE_WEIGHTS, Sizes, ar
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.derive.sample_losses import SampleLosses
-from hbpcompiler.compiler.match.aten import call, packet_of
-from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.match.endings import without_losses
+from hbpcompiler.compiler.match.losses.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation.aten import call, packet_of
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.closings import bases_of
 from hbpcompiler.compiler.plan.formulas import is_second
 from hbpcompiler.compiler.plan.planned import Plan

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 
 from hbpcompiler.compiler.derive.backward import Backward, Leaving
-from hbpcompiler.compiler.derive.cross import born, root_of
+from hbpcompiler.compiler.derive.cross import born, root_of, unit_vectors
 from hbpcompiler.compiler.derive.tail_loop import collect, take_steps, totals_of
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.neighbourhood import Neighbourhood
 from hbpcompiler.compiler.plan.steps import (
+    PREFIX,
     Close,
     LocalTail,
     Widen,
@@ -27,8 +27,8 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over positions."""
     roots, widens = root_of(backward, step.widen), [own for own in step.steps if isinstance(own, Widen)]
     rest = [own for own in step.steps if not isinstance(own, Widen)]
-    unit = otherwise_named(
-        backward.writer.call(torch.eye, step.piece.columns, dtype=roots.dtype, device=roots.device), "unit")
+    unit = unit_vectors(backward, step.piece.columns, roots)
+    name = PREFIX[step.piece.stream]
 
     def body(part: Part) -> None:
         ops = {name: op.bound_again(part.read) for name, op in backward.ops.items()}
@@ -48,10 +48,14 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
             take_steps(sub, rest, lambda name: chunk.outer(part.totals[name]))
 
         sliced = {name: None if part[name] is None else pieces.of_diagonal(part[name]) for name in ("columns", "signs")}
-        part.writer.loop(inner, op=None, sliced=sliced, chunk=step.chunk, totals={})
+        part.writer.loop(inner, op=None, sliced=sliced, chunk=step.chunk, totals={}, over="positions",
+                         about=f"{name} at some positions as columns sqrt|{name}| e_k, back through the pieces; "
+                               f"adds {'sum_{nk} sign T^2' if step.piece.signed else 'sum_{nk} T^2'} to totals")
 
     sliced = {"columns": roots, "signs": backward.signs.get(step.piece.name)}
-    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals_of(step))
+    found = backward.writer.loop(body, op=None, sliced=sliced, chunk=step.samples, totals=totals_of(step),
+                                 over="samples",
+                                 about=f"{name} of some samples; pieces are what the columns of a position meet")
     collect(backward, step, found)
 
 
@@ -123,7 +127,9 @@ class _Pieces:
             if saved is None:
                 saved = {}  # for the arguments that forward finds missing
                 output, others = computed(rule, op)
-                saved = {**others, "output": output}
+                made = self.whole.matched.names[operation.name]
+                saved = {**{key: otherwise_named(value, f"{made}_{key}_pieces") for key, value in others.items()},
+                         "output": output}
             return saved[name]
 
         op = bind(operation, tensors, self.whole.matched.active)

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import fx
 
-from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.match.endings import adds_nothing, multiples, slopes
+from hbpcompiler.compiler.match.losses.endings import adds_nothing, multiples, slopes
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.weighted_loss import LOSSES
 from hbpcompiler.compiler.program.writer import Writer

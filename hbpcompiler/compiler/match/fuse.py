@@ -15,8 +15,8 @@ from typing import Any
 import sympy
 from torch import Tensor
 
-from hbpcompiler.compiler.match.bind import bind, static_op
 from hbpcompiler.compiler.match.edges import loses_edge
+from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.elementwise import derivatives, elementwise, x
 from hbpcompiler.limits import DEFAULT_LIMITS

@@ -6,19 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from hbpcompiler.compiler.match.aten import (
-    DECOMPOSITION_ROUNDS,
-    decompositions,
-    is_differentiable,
-    is_own,
-    overload_of,
-)
-from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
-from hbpcompiler.compiler.match.batched_weights import with_axes_for_weights
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.cross_terms import with_cross_terms
-from hbpcompiler.compiler.match.derived import Deriving
-from hbpcompiler.compiler.match.endings import (
+from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.match.idle_operands import without_idle_operands
+from hbpcompiler.compiler.match.losses.endings import (
     ending_of,
     refuse_endings,
     tail_refusals,
@@ -27,25 +17,35 @@ from hbpcompiler.compiler.match.endings import (
     with_whole_reductions,
     without_reductions_of_numbers,
 )
-from hbpcompiler.compiler.match.examples import Examples
-from hbpcompiler.compiler.match.fuse import fuse
-from hbpcompiler.compiler.match.idle_operands import without_idle_operands
-from hbpcompiler.compiler.match.joined_endings import with_joined_endings
-from hbpcompiler.compiler.match.linear_endings import with_linear_endings
-from hbpcompiler.compiler.match.linear_layers import with_linear_layers
+from hbpcompiler.compiler.match.losses.joined_endings import with_joined_endings
+from hbpcompiler.compiler.match.losses.linear_endings import with_linear_endings
+from hbpcompiler.compiler.match.made.derived import Deriving
+from hbpcompiler.compiler.match.made.probe import WITHOUT_SAMPLES
+from hbpcompiler.compiler.match.made.tried_out import refuse_misfits
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.merged_positions import positions, split_merged
-from hbpcompiler.compiler.match.parameter_values import Uses, rule_of, with_values
-from hbpcompiler.compiler.match.probe import WITHOUT_SAMPLES
+from hbpcompiler.compiler.match.operation.aten import (
+    DECOMPOSITION_ROUNDS,
+    decompositions,
+    is_differentiable,
+    is_own,
+    overload_of,
+)
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.match.operation.examples import Examples
+from hbpcompiler.compiler.match.parameters.batched_weights import with_axes_for_weights
+from hbpcompiler.compiler.match.parameters.cross_terms import with_cross_terms
+from hbpcompiler.compiler.match.parameters.linear_layers import with_linear_layers
+from hbpcompiler.compiler.match.parameters.parameter_values import Uses, rule_of, with_values
+from hbpcompiler.compiler.match.parameters.tied_values import uses_as_values
 from hbpcompiler.compiler.match.promotions import with_promotions
 from hbpcompiler.compiler.match.reach import refuse_unreached, with_stops
-from hbpcompiler.compiler.match.sample_numbers import with_sample_numbers
-from hbpcompiler.compiler.match.sample_wise import misplaced
-from hbpcompiler.compiler.match.samples_first import samples_first
-from hbpcompiler.compiler.match.shown_end import with_shown_end
-from hbpcompiler.compiler.match.tied_values import uses_as_values
-from hbpcompiler.compiler.match.tried_out import refuse_misfits
-from hbpcompiler.compiler.match.unknown_lengths import refuse_unknown_lengths
+from hbpcompiler.compiler.match.samples.batch_numbers import refuse_numbers
+from hbpcompiler.compiler.match.samples.merged_positions import positions, split_merged
+from hbpcompiler.compiler.match.samples.sample_numbers import with_sample_numbers
+from hbpcompiler.compiler.match.samples.sample_wise import misplaced
+from hbpcompiler.compiler.match.samples.samples_first import samples_first
+from hbpcompiler.compiler.match.samples.shown_end import with_shown_end
+from hbpcompiler.compiler.match.samples.unknown_lengths import refuse_unknown_lengths
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.errors import ModelError, UnsupportedOpError, listing

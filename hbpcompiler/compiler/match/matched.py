@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.match.operation.stand_ins import StandIns, meta_number
 from hbpcompiler.compiler.match.signs import never_negative
-from hbpcompiler.compiler.match.stand_ins import StandIns, meta_number
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.registry import AnyRule

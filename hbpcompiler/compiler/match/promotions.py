@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rules.shared.written import cast
 

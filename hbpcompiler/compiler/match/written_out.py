@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hbpcompiler.compiler.match.aten import NAMESPACE, is_own
+from hbpcompiler.compiler.match.operation.aten import NAMESPACE, is_own
 from hbpcompiler.compiler.trace.graph import Graph
 
 

@@ -12,8 +12,8 @@ from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import RESHAPES, replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
-INVERSE = {"flatten": ("unflatten", (0, 1)), "squeeze": ("unsqueeze", (1,))}
-"""method -> (the method it undoes, its own arguments)."""
+INVERSE = {"flatten": ("unflatten", (0, 1), "rows"), "squeeze": ("unsqueeze", (1,), "row")}
+"""method -> (the method it undoes, its own arguments, what the value before both is of the value between)."""
 
 
 def cancel_inverses(graph: fx.Graph) -> None:
@@ -21,13 +21,16 @@ def cancel_inverses(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_method" or node.target not in INVERSE:
             continue
-        method, arguments = INVERSE[node.target]
+        method, arguments, ending = INVERSE[node.target]
         before = node.args[0]
         undoes = (isinstance(before, fx.Node) and before.op == "call_method" and before.target == method
                   and before.args[1] in (0, 1) and node.args[1:] == arguments
                   and (method != "unsqueeze" or before.args[1:] == arguments))
         if undoes and isinstance(before, fx.Node):
-            node.replace_all_uses_with(before.args[0])
+            source = before.all_input_nodes[0]
+            if meta.hint(before) and not meta.wish(source):
+                meta.set_wish(source, f"{meta.hint(before)}_{ending}")
+            node.replace_all_uses_with(source)
             graph.erase_node(node)
 
 

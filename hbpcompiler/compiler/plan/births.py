@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.endings import is_positive
+from hbpcompiler.compiler.match.losses.endings import is_positive
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
 from hbpcompiler.compiler.plan.outputs import Outputs
 from hbpcompiler.compiler.plan.precision import Precision

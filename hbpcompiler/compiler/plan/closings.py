@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
-from hbpcompiler.compiler.match.parameter_values import EACH_SAMPLE
+from hbpcompiler.compiler.match.parameters.parameter_values import EACH_SAMPLE
 from hbpcompiler.compiler.plan.joint import OF_OPERAND, Joint, site_with_one, with_one
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import (

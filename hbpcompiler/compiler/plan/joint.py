@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.tied_values import KRONECKER
+from hbpcompiler.compiler.match.parameters.tied_values import KRONECKER
 from hbpcompiler.compiler.routes import Site
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.quantities import EIGEN, IN_BASES, INPUT_FACTOR, REDUCED_INPUT_FACTOR, Closing, closings_of

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from hbpcompiler.clipping import PER_PARAMETER
-from hbpcompiler.compiler.match.tied_values import KRONECKER
+from hbpcompiler.compiler.match.parameters.tied_values import KRONECKER
 from hbpcompiler.compiler.plan.joint import Joint
 from hbpcompiler.compiler.plan.phases import SecondPhase, SumEach, Total, Weigh, Weights
 from hbpcompiler.compiler.plan.pieces import Piece

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.tied_values import ADDITIVE, KRONECKER, _places
+from hbpcompiler.compiler.match.parameters.tied_values import ADDITIVE, KRONECKER, _places
 from hbpcompiler.compiler.plan.steps import Close, Step, Tied
 from hbpcompiler.compiler.routes import COLUMNS, Site, choose
 from hbpcompiler.errors import UnsupportedOpError, UsesNotJoinedError, listing

@@ -14,8 +14,8 @@ from collections.abc import Set as AbstractSet
 
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
-from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.plan import compression
 from hbpcompiler.compiler.plan.births import Births
 from hbpcompiler.compiler.plan.closings import closings_at

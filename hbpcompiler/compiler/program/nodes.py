@@ -129,6 +129,7 @@ def replace_by(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
     """Another node takes the place of this one, and its name if it has none."""
     if other.op != "placeholder":
         meta.ask_for(other, meta.hint(node))
+        meta.set_wish(other, meta.wish(other) or meta.wish(node))
     node.replace_all_uses_with(other)
     graph.erase_node(node)
 

@@ -103,13 +103,15 @@ class Writer:
         rows: Mapping[str, Any] | None = None,
         axis: int = 0,
         letter: str = "",
+        over: str = "",
+        about: str = "",
     ) -> dict[str, Any]:
         """Write `for start in range(0, length, chunk): body(part)`, slicing along `axis`.
 
         `sliced` (the first one gives length, dtype and device) and what the body reads of `op` are cut into chunks.
         `totals` are zeros of the given shapes, or tensors that are there already, that the body adds to in place;
         `rows` are tensors of the given shapes behind an axis 0 of all that is cut, or are there already, and the body
-        fills its own rows in place. `letter`: what the axis counts.
+        fills its own rows in place. `letter`: what the axis counts. `over` and `about`: see `Loop`.
         """
         lead = next(proxy for proxy in sliced.values() if proxy is not None)
         like: list[fx.Proxy] = []
@@ -124,7 +126,8 @@ class Writer:
         inner.graph.output(None)
         part.close()
         letter = letter or ("k" if axis else "n")
-        loop = Loop(inner.graph, chunk, axis, len(totals), len(rows or {}), len(part.cut), letter)
+        loop = Loop(inner.graph, chunk, axis, len(totals), len(rows or {}), len(part.cut), letter,
+                    over=over, about=about)
         node = self.call(loop, tuple(like), tuple(part.cut), tuple(part.whole))
         names = [*totals, *(rows or {})]
         return {name: node[position] for position, name in enumerate(names)}
@@ -207,6 +210,10 @@ class Loop:
     begins: bool = False
     """Whether the body's last placeholder is 0.0 in the first turn, of which there is one even over nothing, and 1.0
     later: what is kept of a total."""
+    over: str = ""
+    """What a turn takes some of, in the name of a turn's function; nothing where its operation says enough."""
+    about: str = ""
+    """What a turn computes, where more is to be said than that it adds to totals."""
 
     __name__ = "loop"
 

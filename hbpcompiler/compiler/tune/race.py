@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from hbpcompiler.compiler.derive.carry_out import backward_pass
-from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.match.operation.stand_ins import StandIns
 from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision

@@ -5,7 +5,7 @@ from torch import fx
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.carry_out import backward_pass
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.trace.graph import N

@@ -8,7 +8,7 @@ from torch import fx
 from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.derive.inputs import stream_of_inputs
 from hbpcompiler.compiler.derive.sample_losses import SampleLosses
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.weights import Weights
 from hbpcompiler.compiler.program.writer import Writer

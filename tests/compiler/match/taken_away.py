@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match.complex_regions import Region
-from hbpcompiler.compiler.match.derived import Deriving
-from hbpcompiler.compiler.match.examples import Examples
+from hbpcompiler.compiler.match.made.complex_regions import Region
+from hbpcompiler.compiler.match.made.derived import Deriving
+from hbpcompiler.compiler.match.operation.examples import Examples
 from hbpcompiler.compiler.trace.graph import N, Operation, Source, Value
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Rule
 from hbpcompiler.rule.registry import Registry, builtin

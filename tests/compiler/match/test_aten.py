@@ -2,7 +2,7 @@
 
 import torch
 
-from hbpcompiler.compiler.match.aten import call, decomposition, decompositions, overload_of, packet_of
+from hbpcompiler.compiler.match.operation.aten import call, decomposition, decompositions, overload_of, packet_of
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import operation, value

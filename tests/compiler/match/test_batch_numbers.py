@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.batch_numbers import refuse_numbers
+from hbpcompiler.compiler.match.samples.batch_numbers import refuse_numbers
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.compiler.trace.numbers import arithmetic, plain, unknown
 from hbpcompiler.rule.registry import builtin

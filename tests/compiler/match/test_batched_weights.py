@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.batched_weights import with_axes_for_weights
+from hbpcompiler.compiler.match.parameters.batched_weights import with_axes_for_weights
 from hbpcompiler.compiler.trace.graph import N
 from tests.agreement import agree
 from tests.hand_made import graph, operation, value

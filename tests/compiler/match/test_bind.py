@@ -4,8 +4,8 @@ import pytest
 import sympy
 import torch
 
-from hbpcompiler.compiler.match.bind import bind, is_curved, static_op
-from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.match.operation.bind import bind, is_curved, static_op
+from hbpcompiler.compiler.match.operation.stand_ins import StandIns
 from hbpcompiler.compiler.trace.graph import N
 from tests.hand_made import mlp, operation, rules_of, value
 

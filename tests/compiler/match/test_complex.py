@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.complex_regions import in_pairs, regions, without_unread
+from hbpcompiler.compiler.match.made.complex_regions import in_pairs, regions, without_unread
 from hbpcompiler.reference import reference, relative_error
 from tests.selection import cases, few
 from tests.stages import traced

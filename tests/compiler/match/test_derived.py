@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.composites import composite
-from hbpcompiler.compiler.match.derived import notes
-from hbpcompiler.compiler.match.probe import close
+from hbpcompiler.compiler.match.made.derived import notes
+from hbpcompiler.compiler.match.made.probe import close
+from hbpcompiler.compiler.match.operation.composites import composite
 from tests.compiler.match.test_complex import Between, X, Y, check
 from tests.custom_op import Swirl
 from tests.selection import cases, few, slow

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.endings import ending_of, is_positive, refuse_endings, tail_refusals, unknown
+from hbpcompiler.compiler.match.losses.endings import ending_of, is_positive, refuse_endings, tail_refusals, unknown
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.rule.registry import builtin

@@ -3,8 +3,8 @@
 import torch
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.reference import reference
 from hbpcompiler.rule import Structure

@@ -6,8 +6,8 @@ A pair goes through the compiler's own joining, on a graph of nothing else, and 
 import pytest
 import torch
 
-from hbpcompiler.compiler.match.bind import bind
 from hbpcompiler.compiler.match.fuse import fuse
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,

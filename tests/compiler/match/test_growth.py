@@ -2,8 +2,8 @@
 
 import pytest
 
-from hbpcompiler.compiler.match.endings import slopes
-from hbpcompiler.compiler.match.growth import growths
+from hbpcompiler.compiler.match.losses.endings import slopes
+from hbpcompiler.compiler.match.losses.growth import growths
 from hbpcompiler.compiler.trace.graph import N
 from tests.hand_made import graph, operation, parameter, rules_of, value
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hbpcompiler.compiler.match.joined_endings import with_joined_endings
-from hbpcompiler.compiler.match.linear_endings import with_linear_endings
+from hbpcompiler.compiler.match.losses.joined_endings import with_joined_endings
+from hbpcompiler.compiler.match.losses.linear_endings import with_linear_endings
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value

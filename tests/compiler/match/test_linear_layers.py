@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.linear_layers import with_linear_layers
+from hbpcompiler.compiler.match.parameters.linear_layers import with_linear_layers
 from hbpcompiler.compiler.trace.graph import N
 from tests.hand_made import graph, operation, value
 from tests.selection import few

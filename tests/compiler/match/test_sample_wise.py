@@ -2,11 +2,11 @@
 
 import torch
 
-from hbpcompiler.compiler.match.cross_terms import with_cross_terms
-from hbpcompiler.compiler.match.parameter_pieces import shared_pieces
-from hbpcompiler.compiler.match.parameter_values import with_values
-from hbpcompiler.compiler.match.sample_numbers import with_sample_numbers
-from hbpcompiler.compiler.match.sample_wise import in_pieces, order_of_result, parts_stay_apart
+from hbpcompiler.compiler.match.parameters.cross_terms import with_cross_terms
+from hbpcompiler.compiler.match.parameters.parameter_pieces import shared_pieces
+from hbpcompiler.compiler.match.parameters.parameter_values import with_values
+from hbpcompiler.compiler.match.samples.sample_numbers import with_sample_numbers
+from hbpcompiler.compiler.match.samples.sample_wise import in_pieces, order_of_result, parts_stay_apart
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value

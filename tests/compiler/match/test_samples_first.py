@@ -2,8 +2,8 @@
 
 import torch
 
-from hbpcompiler.compiler.match.sample_wise import misplaced
-from hbpcompiler.compiler.match.samples_first import samples_first
+from hbpcompiler.compiler.match.samples.sample_wise import misplaced
+from hbpcompiler.compiler.match.samples.samples_first import samples_first
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value
@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_graph():
     torch.manual_seed(0)
     x, w = torch.randn(5, 4, 3), torch.randn(2, 3)
     values = {"x": x, "w": w}
-    from hbpcompiler.compiler.match.aten import call, overload_of
+    from hbpcompiler.compiler.match.operation.aten import call, overload_of
 
     for own in made.operations[:-1]:
         values[own.name] = call(own, overload_of(own), lambda slot, own=own: values[own.tensors[slot].name],

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.shown_end import with_shown_end
+from hbpcompiler.compiler.match.samples.shown_end import with_shown_end
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value

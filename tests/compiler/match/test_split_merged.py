@@ -1,6 +1,6 @@
 """Positions merged into the sample axis, split off again on graphs written by hand."""
 
-from hbpcompiler.compiler.match.merged_positions import positions, split_merged
+from hbpcompiler.compiler.match.samples.merged_positions import positions, split_merged
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.targets import check_targets, loss_checks
+from hbpcompiler.compiler.match.losses.targets import check_targets, loss_checks
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import InputError, InputTypeError

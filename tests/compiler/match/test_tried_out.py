@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match import tried_out
+from hbpcompiler.compiler.match.made import tried_out
 from hbpcompiler.reference import reference
 from tests.agreement import agree
 from tests.custom_op import Swirl

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.unknown_lengths import refuse_unknown_lengths
+from hbpcompiler.compiler.match.samples.unknown_lengths import refuse_unknown_lengths
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import ModelError
 from tests.hand_made import graph, operation, value

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hbpcompiler.compiler.match.parameter_values import ALL_SAMPLES, EACH_SAMPLE, rule_of, with_values
-from hbpcompiler.compiler.match.tied_values import uses_as_values
+from hbpcompiler.compiler.match.parameters.parameter_values import ALL_SAMPLES, EACH_SAMPLE, rule_of, with_values
+from hbpcompiler.compiler.match.parameters.tied_values import uses_as_values
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.quantities import closings_for

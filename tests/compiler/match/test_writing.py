@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import Source, Value
 from hbpcompiler.rules.shared import written
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
+from hbpcompiler.compiler.match.operation.vmapped import NotSampleWiseError, written
 from hbpcompiler.rules.shared.filled_diagonal import filled_diagonal
 from tests.agreement import agree, close
 from tests.selection import few

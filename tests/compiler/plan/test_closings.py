@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hbpcompiler.compiler.cost.figures import UNLIMITED
-from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.match.stand_ins import StandIns
+from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.match.operation.stand_ins import StandIns
 from hbpcompiler.compiler.plan.closings import closings_at, shape_of_total
 from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.plan.steps import Piece

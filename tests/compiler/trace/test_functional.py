@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export.graph_signature import InputKind
 
-from hbpcompiler.compiler.match.aten import decomposition
+from hbpcompiler.compiler.match.operation.aten import decomposition
 from hbpcompiler.compiler.trace import functional
 from hbpcompiler.rule.registry import builtin
 from tests.selection import few

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.match.bind import bind, static_op
-from hbpcompiler.compiler.match.stand_ins import StandIns, meta_number
+from hbpcompiler.compiler.match.operation.bind import bind, static_op
+from hbpcompiler.compiler.match.operation.stand_ins import StandIns, meta_number
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, computed

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import sympy
 
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rules.shared.written import (

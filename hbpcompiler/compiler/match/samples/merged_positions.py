@@ -12,7 +12,7 @@ from dataclasses import replace
 import networkx as nx
 import sympy
 
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match.vmapped import without_fallback
+from hbpcompiler.compiler.match.operation.vmapped import without_fallback
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.derivatives import pulled_back, slope_in_all, vjp
 from hbpcompiler.seeded import seed_global

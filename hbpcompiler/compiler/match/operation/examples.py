@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import Rule, computed

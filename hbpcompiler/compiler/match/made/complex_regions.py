@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rules.shared.written import AS_PAIRS, COPIED, OF_PAIRS, PHYSICAL, SHAPED_AS, WRITTEN_OVER, cast
 

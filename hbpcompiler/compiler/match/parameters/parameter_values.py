@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.parameter_pieces import shared_pieces
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.match.parameters.parameter_pieces import shared_pieces
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import ZERO, Contraction, Op, Rule, Structure, Tensor
 from hbpcompiler.rule.positions import over_positions

@@ -11,9 +11,9 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.bind import static_op
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import refuse_nan
 from hbpcompiler.compiler.trace.graph import Graph, Value

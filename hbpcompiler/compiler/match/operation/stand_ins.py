@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.compiler.match.aten import overload_of
-from hbpcompiler.compiler.match.bind import bind
+from hbpcompiler.compiler.match.operation.aten import overload_of
+from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value, meta
 from hbpcompiler.compiler.trace.numbers import arithmetic
 from hbpcompiler.rule import computed

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.merged_positions import positions
-from hbpcompiler.compiler.match.sample_wise import depends, number_for
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.samples.merged_positions import positions
+from hbpcompiler.compiler.match.samples.sample_wise import depends, number_for
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 
 BATCHES = (3, 5)

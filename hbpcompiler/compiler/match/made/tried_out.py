@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.compiler.match.bind import bind
-from hbpcompiler.compiler.match.stand_ins import meta_number
+from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.match.operation.stand_ins import meta_number
 from hbpcompiler.compiler.trace.graph import SAMPLES, Graph, Operation, Value, meta
 from hbpcompiler.errors import RuleError, listing
 from hbpcompiler.quantities import FIRST_ORDER, OUTPUT, RESIDUAL, RESIDUAL_MC, Closing

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.sample_wise import lacks_rule, rows_stay_apart
-from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.match.operation.vmapped import NotSampleWiseError, written
+from hbpcompiler.compiler.match.samples.sample_wise import lacks_rule, rows_stay_apart
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.errors import UnsupportedOpError

@@ -16,9 +16,11 @@ from typing import Any
 
 import sympy
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.merged_positions import positions, taken_apart
-from hbpcompiler.compiler.match.sample_wise import (
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.vmapped import NotSampleWiseError
+from hbpcompiler.compiler.match.operation.writing import write
+from hbpcompiler.compiler.match.samples.merged_positions import positions, taken_apart
+from hbpcompiler.compiler.match.samples.sample_wise import (
     depends,
     misplaced,
     number_for,
@@ -28,8 +30,6 @@ from hbpcompiler.compiler.match.sample_wise import (
     sample_by_sample,
     signature,
 )
-from hbpcompiler.compiler.match.vmapped import NotSampleWiseError
-from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.parameter_values import rule_of
-from hbpcompiler.compiler.match.sample_wise import in_pieces
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.match.parameters.parameter_values import rule_of
+from hbpcompiler.compiler.match.samples.sample_wise import in_pieces
 from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.rule import Rule
 from hbpcompiler.rule.bilinear import cross_block_missing, inputs_met, parameters_met

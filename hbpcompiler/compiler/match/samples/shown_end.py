@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.sample_wise import misplaced
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.match.samples.sample_wise import misplaced
 from hbpcompiler.compiler.trace.graph import Graph, Operation
 from hbpcompiler.rule import Rule, Structure
 from hbpcompiler.rule.registry import Registry

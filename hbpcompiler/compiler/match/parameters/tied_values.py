@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hbpcompiler.compiler.match.parameter_values import Uses
+from hbpcompiler.compiler.match.parameters.parameter_values import Uses
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.quantities import (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.merged_positions import positions
-from hbpcompiler.compiler.match.vmapped import NotSampleWiseError, written
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.vmapped import NotSampleWiseError, written
+from hbpcompiler.compiler.match.samples.merged_positions import positions
 from hbpcompiler.compiler.trace.graph import N, Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.reader import PieceReader

@@ -10,14 +10,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match import aten
-from hbpcompiler.compiler.match.bind import static_op
-from hbpcompiler.compiler.match.complex_regions import Region, in_pairs, regions, without_unread
-from hbpcompiler.compiler.match.composites import composite
-from hbpcompiler.compiler.match.examples import Examples
-from hbpcompiler.compiler.match.parameter_values import rule_of
-from hbpcompiler.compiler.match.probe import NotDerivableError, apart, probe
-from hbpcompiler.compiler.match.sample_wise import misplaced
+from hbpcompiler.compiler.match.made.complex_regions import Region, in_pairs, regions, without_unread
+from hbpcompiler.compiler.match.made.probe import NotDerivableError, apart, probe
+from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.match.operation.composites import composite
+from hbpcompiler.compiler.match.operation.examples import Examples
+from hbpcompiler.compiler.match.parameters.parameter_values import rule_of
+from hbpcompiler.compiler.match.samples.sample_wise import misplaced
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.rule import Rule

@@ -15,11 +15,11 @@ from typing import Any
 
 import sympy
 
-from hbpcompiler.compiler.match.bind import bind, is_curved, static_op
-from hbpcompiler.compiler.match.growth import NEAR, growths
+from hbpcompiler.compiler.match.losses.growth import NEAR, growths
 from hbpcompiler.compiler.match.matched import Ending
+from hbpcompiler.compiler.match.operation.bind import bind, is_curved, static_op
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.signs import never_negative
-from hbpcompiler.compiler.match.writing import write
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from hbpcompiler.compiler.match import aten
+from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule.composite import Composite

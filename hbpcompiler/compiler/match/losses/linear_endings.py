@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.compiler.match.joined_endings import Kind, kind_of
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.losses.joined_endings import Kind, kind_of
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Source, Value
 from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rule import Rule, Structure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.writing import write
+from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rules.shared.written import MATRIX_PRODUCT, with_axis
 
