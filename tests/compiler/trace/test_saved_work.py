@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.saved_work import only_saving_work
+from hbpcompiler.compiler.trace.ways import Ways
 from tests.agreement import agree
 from tests.compiler.trace.test_ways import Mixture
 from tests.selection import few
@@ -240,3 +242,24 @@ def test_in_place_in_a_method():
         x, y = torch.randn(size, 2, dtype=torch.float64), torch.randint(2, (size,))
         x[:, 0] = torch.arange(size)
         agree(compiled(x, y), model, nn.CrossEntropyLoss(), [x], y)
+
+
+def test_a_program_without_its_conditions():
+    """And without another trace where there are none."""
+    class Conditions(nn.Module):
+        def forward(self, x):
+            mask = x > 0
+            return torch.where(mask, x.exp(), x), mask.any()
+
+    class Without(nn.Module):
+        def forward(self, x):
+            return (x,)
+
+    def traced(module):
+        return torch.export.export(module, (torch.randn(3),), strict=False)
+
+    program = traced(Conditions())
+    assert only_saving_work(program, Ways(), lambda ways: pytest.fail("traced again")) == (program, set())
+    found, zero_means = only_saving_work(program, Ways(lines=["here"]), lambda ways: traced(Without()))
+    assert not zero_means
+    assert [node.target for node in found.graph.output_node().all_input_nodes] == [torch.ops.aten.where.self]
