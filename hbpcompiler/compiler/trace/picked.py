@@ -28,6 +28,7 @@ from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, draws, given_
 from hbpcompiler.compiler.trace.functional import with_graph
 from hbpcompiler.compiler.trace.labelled_rows import loss_of_labels
 from hbpcompiler.compiler.trace.places import Count, InOrder, Places, of_numbers, of_places, placed, places_of
+from hbpcompiler.compiler.trace.refusals import MEAN_OF_NONE, CannotFollowError
 from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.compiler.trace.wide_masks import as_rows, in_places_of, widened
@@ -51,13 +52,15 @@ from hbpcompiler.rules.shared.torch_operations import (
 def whole_rows(program: Any, zero_means: Collection[Node] = ()) -> Any:
     """An ExportedProgram in which no length is a mask's, where that can be written; otherwise as it is. `zero_means` of
     no rows are zero."""
-    if not any(_makes_unknown_length(node) for node in program.graph.nodes):
+    if not zero_means and not any(map(_makes_unknown_length, program.graph.nodes)):
         return program
     walk = _Walk(zero_means)
     try:
         walk.write(program.graph)
     except NotWholeError:
         return program
+    if walk.left:
+        raise CannotFollowError(MEAN_OF_NONE)
     return with_graph(program, walk.graph)
 
 
@@ -73,7 +76,8 @@ class _Walk:
     def __init__(self, zero_means: Collection[Node]) -> None:
         self.graph = Graph()
         self.writer = Writer(self.graph)
-        self._zero_means = zero_means
+        self.left = set(zero_means)
+        """Means that are not yet zero where no row is picked."""
         self.values: dict[Node, Any] = {}
         """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
         condition on lengths, or a number that is no Count."""
@@ -104,9 +108,9 @@ class _Walk:
             return self.lengths.noted(node, places_of(self._plain(arguments[0]), self.writer))
         if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
             return picked if isinstance(picked, OneBefore) else self.lengths.noted(node, picked)
-        if called is RATIO and node in self._zero_means:
-            return self.writer.call(RATIO, self._plain(arguments[0]), self.writer.call(
-                AT_LEAST, self._plain(arguments[1]), 1))
+        if called is RATIO and self._is_zero_mean(node):
+            number = self.writer.call(AT_LEAST, self.lengths.number(arguments[1]), 1)
+            return self.writer.call(RATIO, self._plain(arguments[0]), number)
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
@@ -126,6 +130,12 @@ class _Walk:
         rows = [read for read in reads if isinstance(read, Rows)]
         self._check_one_mask(rows)
         return self._of_rows(node, called) if rows else self._of_counts(node, called)
+
+    def _is_zero_mean(self, node: Node) -> bool:
+        """Whether it has to be zero where no row is picked, which whoever asks takes care of."""
+        found = node in self.left
+        self.left.discard(node)
+        return found
 
     # -- where rows come from, and how many there are ----------------------------------------------------------------
 
@@ -204,7 +214,7 @@ class _Walk:
                 everything = len(along) == 1 + len(whole.beside) and not given.get("keepdim")
                 keep = given.get("keepdim", False)
                 return self.writer.total(whole, SUMS[called], None if everything else along, keep,
-                                         zero_of_none=node in self._zero_means)
+                                         zero_of_none=self._is_zero_mean(node))
         if called in FLATTENS and isinstance(whole, Rows):
             before, after = shape_of(given["self"]), shape_of(node)
             if str(before) == str(after):
@@ -219,10 +229,10 @@ class _Walk:
             if isinstance(labels, Rows) and not is_real(labels):
                 others = {name: self._plain(item) if isinstance(item, Node) else item for name, item in given.items()
                           if name not in ("self", "target")}
-                return loss_of_labels(self.writer, called, others, whole, labels, node in self._zero_means)
+                return loss_of_labels(self.writer, called, others, whole, labels, self._is_zero_mean(node))
         if given.get("reduction", 0) or ("reduction" not in given and "reduction" in names_of(called)):
             (each,) = self._row_by_row(node, called, {**given, "reduction": 0})
-            return self.writer.total(each, mean=given.get("reduction", 1) == 1, zero_of_none=node in self._zero_means)
+            return self.writer.total(each, mean=given.get("reduction", 1) == 1, zero_of_none=self._is_zero_mean(node))
         found = self._row_by_row(node, called, given)
         results = pytree.tree_leaves(node.meta["val"])
         lengths = {str(shape_of(read)[0]) for read in node.all_input_nodes if isinstance(self.values[read], Rows)}

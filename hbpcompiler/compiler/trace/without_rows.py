@@ -149,16 +149,19 @@ class Forms:
         """Zero, by a number or by how many rows there are."""
         if not self._is_zero(node.args[1]):
             return self._zero(node)
-        mask = counted(node.args[1])
-        if mask is None or self._plain is None or self._plain[mask] not in self._false:
+        divisor: Any = node.args[1]
+        mask = counted(divisor)
+        by_count = mask is not None and self._plain is not None and self._plain[mask] in self._false
+        if not by_count and not self._is_of_the_mask(divisor):
             return None
         self.zero_means.add(node)
         return self._zero(node)
 
     def _is_zero(self, item: Any) -> bool:
-        if isinstance(item, Node):
+        if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor):
             form = self.of[item]
             return form == FALSE or (isinstance(form, tuple) and form[0] == "zero")
+        item = self._written(item)
         return isinstance(item, int | float) and item == 0
 
     def _zero(self, node: Node) -> Form:
@@ -180,8 +183,8 @@ class Forms:
         return given_to(node).get("reduction", MEAN) if "reduction" in names_of(node.target) else NONE
 
     def _is_of_the_mask(self, rows: Any) -> bool:
-        """Whether they are what a mask picks that is known to be all false, not one that follows from it."""
-        symbols = free_unbacked_symbols(rows.meta["val"])
+        """Whether they, or their number, are what a mask picks that is known to be all false, not one that follows from it."""
+        symbols = free_unbacked_symbols(rows.meta["val"]) if isinstance(rows, Node) else ()
         return bool(symbols) and self._plain is not None and all(
             self._plain[self._pickers[symbol]] in self._false for symbol in symbols)
 
