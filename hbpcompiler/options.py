@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
 from hbpcompiler.patterns import fits, fitting
 from hbpcompiler.quantities import QUANTITIES, Chosen
+from hbpcompiler.quantities.spellings import with_the_closest
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
@@ -193,20 +193,11 @@ def check_quantities(quantities: Any) -> tuple[str, ...]:
         raise OptionTypeError(f"quantities must be names; {', '.join(map(repr, strangers))} is not a string")
     unknown = sorted(name for name in quantities if name not in QUANTITIES)
     if unknown:
-        raise OptionError(listing(f"unknown quantities: {', '.join(map(_with_the_closest, unknown))}", [],
+        raise OptionError(listing(f"unknown quantities: {', '.join(map(with_the_closest, unknown))}", [],
                                   f"Choose from {', '.join(QUANTITIES)}."))
     wanted = {*quantities, *(other for name in quantities for other in QUANTITIES[name].brings)}
     # In the table's order, so that one set of quantities gives one file, however it was written.
     return tuple(name for name in QUANTITIES if name in wanted)
-
-
-def _with_the_closest(unknown: str) -> str:
-    """The name as it was given, and the quantity that was meant, if one is very close, begins it, or is close."""
-    name = unknown.lower()
-    begins = sorted((known for known in QUANTITIES if name.startswith(known)), key=len, reverse=True)
-    closest = [*difflib.get_close_matches(name, QUANTITIES, 1, 0.9), *begins,
-               *difflib.get_close_matches(name, QUANTITIES, 1)]
-    return repr(unknown) + (f" (is it {closest[0]}?)" if closest else "")
 
 
 def check_dtype(dtype: Any) -> torch.dtype | None:

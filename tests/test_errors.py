@@ -64,6 +64,7 @@ def refused(kind, standard, *words, model=None, tensors=()):
         ({"quantities": ["grad", "hessian"]}, ValueError, ["'hessian'", "diag_h"]),
         ({"quantities": ["b", "a"]}, ValueError, ["'a', 'b'"]),
         ({"quantities": ["variances", "KFAC"]}, ValueError, ["'KFAC' (is it kfac?), 'variances' (is it variance?)"]),
+        ({"quantities": ["SumGradSquared"]}, ValueError, ["'SumGradSquared' (is it second_moment?)"]),
         ({"quantities": ["diag_hessian", "diag_h_splt"]}, ValueError,
          ["'diag_h_splt' (is it diag_h_split?), 'diag_hessian' (is it diag_h?)"]),
         ({"loss": ["grad"]}, TypeError, ["loss", "list", "quantities=['grad']"]),
@@ -294,14 +295,36 @@ def test_a_loss_that_picks_a_sample(pick):
     assert "rule file" not in str(caught.value)
 
 
-def test_a_loss_that_needs_more_samples_than_it_is_tried_on():
+def test_a_loss_that_needs_more_samples_than_there_are():
     def hardest(output, target):
-        return F.cross_entropy(output, target, reduction="none").topk(5)[0].mean()
+        return F.cross_entropy(output, target, reduction="none").topk(7)[0].mean()
 
     model, (X, y) = nn.Linear(4, 3), batch()
     words = ["y is [6]", "Tried on two samples: RuntimeError: selected index k"]
     with refused(hbp.CompileError, ValueError, *words, model=model):
         hbp.compile(model, hardest, ["grad"])(X, y)
+
+
+def test_what_needs_more_samples_than_it_is_tried_on():
+    """Two are tried, and then all, of which a mask picks enough."""
+    def loss(output, target):
+        if output[target == 2].numel() == 0:
+            raise ValueError("no sample of class 2")
+        return F.cross_entropy(output, target)
+
+    model, X, y = nn.Linear(4, 3), torch.randn(3, 4), torch.tensor([0, 1, 2])
+    assert hbp.compile(model, loss, ["grad"])(X, y).loss.isclose(loss(model(X), y))
+
+
+@pytest.mark.parametrize(("loss", "y", "words"), [
+    (nn.MSELoss(), torch.randn(6), "pass y.unsqueeze(1)"),
+    (nn.BCEWithLogitsLoss(), torch.rand(6), "pass y.unsqueeze(1)"),
+    (nn.CrossEntropyLoss(), torch.randn(6), "or give loss=nn.MSELoss() for a regression"),
+])
+def test_what_to_write_instead(loss, y, words):
+    model, X = nn.Linear(4, 2 if isinstance(loss, nn.CrossEntropyLoss) else 1), torch.randn(6, 4)
+    with refused(hbp.CompileError, ValueError, words, model=model):
+        hbp.compile(model, loss, ["grad"])(X, y)
 
 
 def test_every_missing_operation_is_named_at_once():

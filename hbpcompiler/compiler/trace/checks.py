@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
+from hbpcompiler.compiler.trace.advice import MEANT, advice, unlikely
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
@@ -123,10 +125,26 @@ def complaint_of(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) ->
 
 
 def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: int = SAMPLES) -> FirstRun:
-    """Run model and loss once on some of the batch's own rows, for torch's own messages. Raises BatchDoesNotFitError.
+    """Run model and loss once on some of the batch's own rows, or all where some do not go through, for torch's own
+    messages. Raises BatchDoesNotFitError.
 
     Parameters and buffers are copied and random numbers drawn aside, so nothing of the user's changes.
     """
+    try:
+        found = _run(model, loss, batch, samples)
+    except BatchDoesNotFitError:
+        if samples >= batch.samples:
+            raise
+        with contextlib.suppress(BatchDoesNotFitError):
+            return _run(model, loss, batch, batch.samples)  # a mask may pick too few of two rows, say
+        raise
+    if found.complaint is not None and samples < batch.samples:
+        whole = _run(model, loss, batch, batch.samples)
+        found = found if whole.complaint is not None else whole
+    return found
+
+
+def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: int) -> FirstRun:
     rows = batch.rows(samples)
     arguments, keywords, wanted = batch.layout.build(rows)
     state: dict[str, Tensor] = {name: nn.Parameter(value.detach().clone(), value.requires_grad)
@@ -174,28 +192,6 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
                     doubt=unlikely(loss, output, wanted))
 
 
-PROBABILITY = 1e-2
-"""How far from 1 those of all classes may be together."""
-MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
-
-
-def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
-    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten."""
-    if type(loss) is not nn.CrossEntropyLoss or not isinstance(output, Tensor) or not isinstance(target, Tensor):
-        return ""
-    if output.dim() > 1 and output.shape[1] == 1:
-        return ("CrossEntropyLoss, which is the default, of a model with one output is zero whatever the model says, "
-                f"and so is every derivative; {MEANT}")
-    if target.is_floating_point() and bool((target < 0).any()):
-        return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
-                f"classes, and these are negative in part; {MEANT}")
-    if target.is_floating_point() and target.shape == output.shape and bool(
-            ((target.sum(1) - 1).abs() > PROBABILITY).any()):
-        return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
-                f"classes, and these do not add up to 1; {MEANT}")
-    return ""
-
-
 def _one_of(output: Any) -> str:
     """How a loss reads one tensor of what a model returns."""
     held: Mapping[Any, Any] = {}
@@ -219,30 +215,6 @@ def _complaint(error: Exception, batch: Batch, made: str, part: str, samples: in
     given = _described(batch.layout.labels[batch.layout.inputs :], batch.targets) or "y is None, no target"
     return BatchDoesNotFitError(f"{head}. {given}, the model's output {made}. {_tried(samples)} {reason(error)}"
                                 f"{_at(''.join(lines_of(error)[-1:]))}{advice(str(error), batch, made, part)}")
-
-
-def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
-    """What to write instead, for what torch says most often."""
-    whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
-                                                      strict=True) if not target.is_floating_point()]
-    if not batch.targets and ("'NoneType'" in text or "not NoneType" in text):
-        return ("; with compiled(X, None) the loss must not read its target: pass loss=lambda output, y: output.sum(), "
-                "say, where a quantity of the output alone is asked for (jacobian)")
-    if "must be Tensor, not" in text and part:
-        return f"; the loss gets all that the model returns: pass lambda output, y: loss({part}, y), say"
-    if made and "float" not in made:
-        return ("; the model returns whole numbers, of which there is no derivative (argmax, round, a comparison): "
-                "return what they are made of, such as logits")
-    if "dtype to be Long" in text and batch.targets:
-        return f"; classes are of torch.int64: pass {batch.layout.labels[batch.layout.inputs]}.long()"
-    for label, target in whole:
-        if "multi-target not supported" in text and target.dim() == 2 and target.shape[1] == 1:
-            return f"; classes are [N]: pass {label}.squeeze(1)"
-        if ("Long" in text or "int64" in text) and "Float" not in text and target.dtype != torch.int64:
-            return f"; classes are of torch.int64: pass {label}.long()"
-        if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):
-            return f"; pass {label}.float(), or .double() for a model in double precision"
-    return ""
 
 
 def _at(place: str) -> str:

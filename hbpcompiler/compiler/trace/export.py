@@ -18,8 +18,8 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import graph as fx_graph
 
 from hbpcompiler.callers import has_stderr
+from hbpcompiler.compiler.trace.advice import advice
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.checks import advice
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
 from hbpcompiler.compiler.trace.equivalents import (
     module_equivalents,

@@ -3,6 +3,7 @@ what the trace with rows comes to."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.functional import with_fewer_outputs
 from hbpcompiler.compiler.trace.refusals import CONTROL
+from hbpcompiler.compiler.trace.source import is_library
 from hbpcompiler.compiler.trace.ways import Ways, mask_of
 from hbpcompiler.compiler.trace.without_rows import Form, Forms, Numbers
 from hbpcompiler.errors import ModelError, listing
@@ -31,8 +33,13 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], Any]) ->
     zero_means: set[Node] = set()
     for number, line in enumerate(ways.lines):
         other = Ways(other=number)
-        without = _Traced(traced(other), numbers, len(other.lines))
-        found = with_rows.comes_to(without, number)
+        try:
+            program_without = traced(other)
+        except Exception as error:
+            if _raised_by_user(error):  # as `if len(rows) == 0: raise` does: nothing is computed there
+                continue
+            raise
+        found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines)), number)
         zero_means |= found or set()
         if found is None:
             reasons.append(f"{line.removesuffix(':')}: {OTHERWISE}")
@@ -42,6 +49,12 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], Any]) ->
             "followed:", list(dict.fromkeys(reasons)),
             "Without rows a mask picks nothing, and nothing is computed: such a branch may be left out."))
     return with_fewer_outputs(program, conditions), zero_means
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    """Whether the user's own code says `raise` or `assert`."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return not is_library(frame.f_code.co_filename)
 
 
 class _Traced:

@@ -183,7 +183,7 @@ class Forms:
         return given_to(node).get("reduction", MEAN) if "reduction" in names_of(node.target) else NONE
 
     def _is_of_the_mask(self, rows: Any) -> bool:
-        """Whether they, or their number, are what a mask picks that is known to be all false, not one that follows from it."""
+        """Whether they, or their number, are what a mask picks that is known to be all false itself."""
         symbols = free_unbacked_symbols(rows.meta["val"]) if isinstance(rows, Node) else ()
         return bool(symbols) and self._plain is not None and all(
             self._plain[self._pickers[symbol]] in self._false for symbol in symbols)

@@ -1,0 +1,60 @@
+"""What to write instead of what model or loss do not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hbpcompiler.compiler.trace.batch import Batch
+
+PROBABILITY = 1e-2
+"""How far from 1 those of all classes may be together."""
+MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
+
+
+def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
+    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten."""
+    if type(loss) is not nn.CrossEntropyLoss or not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return ""
+    if output.dim() > 1 and output.shape[1] == 1:
+        return ("CrossEntropyLoss, which is the default, of a model with one output is zero whatever the model says, "
+                f"and so is every derivative; {MEANT}")
+    if target.is_floating_point() and bool((target < 0).any()):
+        return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
+                f"classes, and these are negative in part; {MEANT}")
+    if target.is_floating_point() and target.shape == output.shape and bool(
+            ((target.sum(1) - 1).abs() > PROBABILITY).any()):
+        return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
+                f"classes, and these do not add up to 1; {MEANT}")
+    return ""
+
+
+def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
+    """What to write instead, for what torch says most often."""
+    whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
+                                                      strict=True) if not target.is_floating_point()]
+    if not batch.targets and ("'NoneType'" in text or "not NoneType" in text):
+        return ("; with compiled(X, None) the loss must not read its target: pass loss=lambda output, y: output.sum(), "
+                "say, where a quantity of the output alone is asked for (jacobian)")
+    if "must be Tensor, not" in text and part:
+        return f"; the loss gets all that the model returns: pass lambda output, y: loss({part}, y), say"
+    if made and "float" not in made:
+        return ("; the model returns whole numbers, of which there is no derivative (argmax, round, a comparison): "
+                "return what they are made of, such as logits")
+    if "dtype to be Long" in text and batch.targets:
+        label = batch.layout.labels[batch.layout.inputs]
+        return f"; cross-entropy, the default loss, takes classes of torch.int64: pass {label}.long(), or {MEANT}"
+    if ("arget size" in text and made.startswith("[N, 1]") and batch.targets and batch.targets[0].dim() == 1):
+        label = batch.layout.labels[batch.layout.inputs]
+        return f"; pass {label}.unsqueeze(1), which is [N, 1], too"
+    for label, target in whole:
+        if "multi-target not supported" in text and target.dim() == 2 and target.shape[1] == 1:
+            return f"; classes are [N]: pass {label}.squeeze(1)"
+        if ("Long" in text or "int64" in text) and "Float" not in text and target.dtype != torch.int64:
+            return f"; classes are of torch.int64: pass {label}.long()"
+        if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):
+            return f"; pass {label}.float(), or .double() for a model in double precision"
+    return ""
