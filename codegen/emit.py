@@ -241,10 +241,13 @@ def _parameter(node: fx.Node, name: str) -> str:
 
 
 def _call(given: Mapping[fx.Node, str]) -> str:
-    """How the program is called at the least."""
-    needed = [name for node, name in given.items()
-              if not meta.argument(node) or ARGUMENTS[meta.argument(node)].default is None]
-    return f"Program()({', '.join(needed)})"
+    """How the program is called, with what may be left out."""
+    defaults = {node: ARGUMENTS[meta.argument(node)].default for node in given if meta.argument(node)}
+    return f"Program()({', '.join(_left_out(name, defaults.get(node)) for node, name in given.items())})"
+
+
+def _left_out(name: str, default: str | None) -> str:
+    return name if default is None else f"{name}={default}"
 
 
 def _field(name: str, results: Any, in_variable: bool, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
