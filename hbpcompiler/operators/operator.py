@@ -114,7 +114,7 @@ class Operator(SymmetricOperator):
             if not any(target.is_floating_point() and bool(target.isnan().any()) for target in batch.targets):
                 continue
             with torch.no_grad(), passes.careful(), passes.drawn(number, batch):
-                is_lost = bool(passes.run(batch, {}, lambda run: run.loss.isnan()))
+                is_lost = bool(passes.run(batch, lambda run: run.loss.isnan()))
             if is_lost:
                 refuse_nan(batch)
 

@@ -59,7 +59,7 @@ def sample_axes(passes: Passes, batch: Batch) -> list[SampleAxis | None]:
         with torch.no_grad(), passes.careful(), passes.drawn(0, batch):
             for module in passes.model.modules():
                 module.training = False
-            runs.append(passes.outputs(few, {})[0])
+            runs.append(passes.outputs(few)[0])
     return [_axis(number, more, fewer) for number, (more, fewer) in enumerate(zip(*runs, strict=True))]
 
 

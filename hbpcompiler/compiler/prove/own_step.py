@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
-from hbpcompiler.compiler.trace.with_state import call_with_state
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding, leaves_of
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")
@@ -116,8 +117,8 @@ def _largest_slope(loss: Tensor, outputs: Sequence[Tensor]) -> float:
     return max((float(slope.abs().max()) for slope in slopes if slope.numel()), default=0.0)
 
 
-class _NeedsBackwardError(Exception):
-    """The gradient is that of `.backward()`, and perhaps of nothing else."""
+class UnseenError(RuntimeError):
+    """A model does not see other tensors in the place of its parameters."""
 
 
 def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None = None,
@@ -125,51 +126,78 @@ def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Mo
              value: Callable[[Pass], Tensor | None] = lambda pass_: pass_.loss) -> OwnStep:
     """Run it with these draws; with `noise` on parameters, buffers and inputs; `of` is the number that is
     differentiated, `value` what the loss is. Raises whatever the model raises."""
-    def step(copies: bool = noise is not None) -> OwnStep:
-        return _step(model, loss, batch, draws, noise, backward, copies, of, value)
-
     try:
-        return step()
+        return _step(model, loss, batch, draws, noise, backward, of, value)
     except RuntimeError as error:
         if "cudnn RNN backward" in str(error):  # in eval mode torch has no backward of cuDNN's kernel
             with torch.backends.cudnn.flags(enabled=False):
-                return step()
+                return _step(model, loss, batch, draws, noise, backward, of, value)
         raise
-    except _NeedsBackwardError:  # which is not for the user's parameters
-        return step(copies=True)
 
 
 def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None, backward: bool,
-          copies: bool, of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
+          of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
     def finish(pass_: Pass) -> OwnStep:
         after, found = Draws.now(draws.device), {}
-        if backward and not copies and has_python_nodes(pass_.loss):
-            raise _NeedsBackwardError
         own = tensor_hooks.found or next(custom_nodes(pass_.loss), None) is not None
         if backward and (number := of(pass_)).requires_grad:
             rounding = noise.of_slope(number, pass_.outputs, batch.samples) if noise is not None else 0.0
-            found = _gradients(number + rounding, parameters, copies)
+            found = _gradients(number + rounding, parameters, has_python_nodes(pass_.loss))
         outputs, total = tuple(output.detach() for output in pass_.outputs), value(pass_)
         total = None if total is None else total.detach()
         return OwnStep(total, outputs, found, after.torch_drew(draws), after.python_drew(draws), own)
 
     tensor_hooks = TensorHooks()
     with unchanged(model, loss), drawing(draws), ordinary_mode(), tensor_hooks:
-        parameters, state = trained(model), copied_buffers(model)
-        if copies:
-            moved = noise.moved if noise is not None else torch.clone
-            state = {name: moved(value) for name, value in state.items()}
-            parameters = {name: _with_hooks_of(value, moved(value.detach())) for name, value in parameters.items()}
-            state |= parameters
-        return forward(model, loss, batch if noise is None else _moved(batch, noise), state, finish)
+        if noise is None:
+            parameters = trained(model)
+            with holding(list(parameters.values()), hooks=True):
+                return forward(model, loss, batch, copied_buffers(model), finish)
+        buffers = {name: noise.moved(buffer) for name, buffer in copied_buffers(model).items()}
+        given = Batch(tuple(noise.moved(tensor) for tensor in batch.tensors), batch.layout)
+        with moved_parameters(model, noise.moved, hooks=True) as (parameters, instead):
+            return forward(model, loss, given, buffers, seen(finish, model, instead), instead)
 
 
-def forward(model: nn.Module, loss: Loss, batch: Batch, state: Mapping[str, Tensor],
-            finish: Callable[[Pass], Found]) -> Found:
-    """`finish` of a forward pass of copies of the batch; meanwhile `state` is in place of the model's."""
-    named = {f"model.{name}": tensor for name, tensor in state.items()}
-    found: Found = call_with_state(_Training(model, loss), named, (batch, finish))
+@contextmanager
+def moved_parameters(model: nn.Module, moved: Callable[[Tensor], Tensor], hooks: bool = False,
+                     ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The trainable parameters as leaves with other numbers: themselves, or tensors that belong in their place (the
+    second dict) where these are of another dtype, which would part a parameter from what listens to its gradient."""
+    own = trained(model)
+    values = {name: moved(parameter.detach()) for name, parameter in own.items()}
+    if all(values[name].dtype == parameter.dtype for name, parameter in own.items()):
+        with holding(list(own.values()), list(values.values()), hooks):
+            yield own, {}
+        return
+    for name, parameter in own.items():
+        values[name].requires_grad_()
+        for hook in (parameter._backward_hooks or {}).values() if hooks else ():
+            values[name].register_hook(hook)
+    yield values, values
+
+
+def seen(finish: Callable[[Pass], Found], model: nn.Module, instead: Mapping[str, Tensor]) -> Callable[[Pass], Found]:
+    """`finish`, which raises UnseenError where parameters have a part that other tensors should be in the place of."""
+    own = {id(parameter) for parameter in trained(model).values()}
+
+    def checked(pass_: Pass) -> Found:
+        if instead and not own.isdisjoint(map(id, leaves_of([pass_.loss, *pass_.outputs]))):
+            raise UnseenError("the model reaches parameters other than as attributes of its modules")
+        return finish(pass_)
+
+    return checked
+
+
+def forward(model: nn.Module, loss: Loss, batch: Batch, buffers: Mapping[str, Tensor], finish: Callable[[Pass], Found],
+            parameters: Mapping[str, Tensor] = MappingProxyType({})) -> Found:
+    """`finish` of a forward pass of copies of the batch; meanwhile these are in place of the model's."""
+    found: Found = call_with_state(_Training(model, loss), _within(parameters), _within(buffers), (batch, finish))
     return found
+
+
+def _within(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 class _Training(nn.Module):
@@ -187,16 +215,9 @@ class _Training(nn.Module):
         return finish(Pass(self.loss[0](output, target), outputs, structure, target))
 
 
-def _with_hooks_of(parameter: Tensor, copy: Tensor) -> Tensor:
-    """The copy as a leaf, at which the same is done to the gradient."""
-    copy.requires_grad_()
-    for hook in (parameter._backward_hooks or {}).values():
-        copy.register_hook(hook)
-    return copy
-
-
-def _gradients(value: Tensor, parameters: Mapping[str, Tensor], copies: bool) -> dict[str, Tensor]:
-    if copies:
+def _gradients(value: Tensor, parameters: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
+    """By `.backward()` where custom functions may call it themselves."""
+    if backward:
         value.backward()
         found = [parameter.grad for parameter in parameters.values()]
     else:
@@ -213,10 +234,6 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Copies, which forward may overwrite."""
     return {name: value.detach().clone() for name, value in model.named_buffers()}
-
-
-def _moved(batch: Batch, noise: Moves) -> Batch:
-    return Batch(tuple(noise.moved(tensor) for tensor in batch.tensors), batch.layout)
 
 
 @contextmanager
