@@ -38,11 +38,15 @@ class Passes:
     @contextmanager
     def variables(self) -> Iterator[dict[str, Tensor]]:
         """The chosen parameters themselves, in which derivatives are taken meanwhile, with copies of their values."""
+        with self.held() as chosen, derivatives_in(list(chosen.values()), list(self.model.parameters())):
+            yield chosen
+
+    @contextmanager
+    def held(self) -> Iterator[dict[str, Tensor]]:
+        """The same without derivatives: what forward writes into them is gone afterwards."""
         named: dict[str, Tensor] = dict(self.model.named_parameters())
         chosen = {name: named[name] for name in self.chosen}
-        own = list(chosen.values())
-        with (holding(own, [parameter.detach().clone() for parameter in own]),
-              derivatives_in(own, list(named.values()))):
+        with holding(list(chosen.values()), [parameter.detach().clone() for parameter in chosen.values()]):
             yield chosen
 
     def copies(self) -> dict[str, Tensor]:
@@ -110,7 +114,7 @@ class Passes:
     def draws(self, number: int, batch: Batch) -> bool:
         """Whether the model draws from torch's generators."""
         device = batch.tensors[0].device
-        with torch.no_grad(), self.careful(), self.drawn(number, batch):
+        with torch.no_grad(), self.careful(), self.held(), self.drawn(number, batch):
             before = Draws.now(device)
             self.outputs(batch)
             return Draws.now(device).torch_drew(before)

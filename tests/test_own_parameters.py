@@ -1,0 +1,430 @@
+"""However a model reaches its parameters, derivatives are its own: each way, with all that runs it on other numbers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.prove.draws import Draws
+from hbpcompiler.compiler.prove.elsewhere import Stretched
+from hbpcompiler.compiler.prove.in_double import Doubled
+from hbpcompiler.compiler.prove.own_step import Noise, UnseenError, own_step
+from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.monitor.eigenvalue import Sharpness
+from hbpcompiler.operators.at_outputs import LossHessian
+from hbpcompiler.operators.passes import Passes
+from hbpcompiler.operators.products import Products
+from hbpcompiler.reference import Forward
+from tests.operators.dense import check, dense, same
+
+LOSS = nn.CrossEntropyLoss()
+
+
+class TanhOfProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return torch.tanh(x @ w)
+
+    @staticmethod
+    def backward(ctx, slope):
+        x, w = ctx.saved_tensors
+        inner = slope * (1 - torch.tanh(x @ w) ** 2)
+        return inner @ w.T, x.T @ inner
+
+
+class Net(nn.Module):
+    """By attributes, as most do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.several = nn.ParameterList([nn.Parameter(torch.randn(4, 4)) for _ in range(2)])
+        self.named = nn.ParameterDict({"u": nn.Parameter(torch.randn(4, 4))})
+        self.double()
+        self.keep()
+
+    def keep(self):
+        """Beside where torch looks for it."""
+
+    def weights(self):
+        return [self.a.weight, *self.several, self.named["u"]]
+
+    def forward(self, x):
+        for weight in self.weights():
+            x = torch.tanh(x @ weight)
+        return self.b(self.a(x))
+
+
+class InAList(Net):
+    def keep(self):
+        self.plain = [self.a.weight, *self.several, self.named["u"]]
+
+    def weights(self):
+        return self.plain
+
+
+class InAClosure(Net):
+    def keep(self):
+        own = [self.a.weight, *self.several, self.named["u"]]
+        self.weights = lambda: own
+
+
+class PastModules(Net):
+    """Not all of them, and one in other ways, too."""
+
+    def keep(self):
+        object.__setattr__(self, "same", self.a.weight)
+
+    def weights(self):
+        return [self.same, self.a.weight, *self.several, self.named["u"]]
+
+
+class Sliced(Net):
+    def weights(self):
+        return [self.a.weight, *self.several[:1], *self.several[1:], *self.named.copy().values()]
+
+
+class OnlyParameters(Net):
+    def weights(self):
+        return [weight if isinstance(weight, nn.Parameter) else weight.detach() for weight in super().weights()]
+
+
+class Got(Net):
+    def weights(self):
+        return [self.get_parameter(name) for name in ("a.weight", "several.0", "several.1", "named.u")]
+
+
+class Seen(Net):
+    """Through views that were made once."""
+
+    def keep(self):
+        self.views = [weight.t() for weight in super().weights()]
+
+    def weights(self):
+        return [view.t() for view in self.views]
+
+
+class ToAFunction(InAList):
+    """That torch has no forward mode of."""
+
+    def forward(self, x):
+        for weight in self.weights():
+            x = TanhOfProduct.apply(x, weight)
+        return self.b(self.a(x))
+
+
+class WithoutInfluence(InAList):
+    """So far: the derivatives in what is listed are zero at this batch."""
+
+    def keep(self):
+        super().keep()
+        with torch.no_grad():
+            self.b.weight.zero_()
+
+
+def used_once(way):
+    class Once(way):
+        def forward(self, x):
+            for weight in self.weights():
+                x = torch.tanh(x @ weight)
+            return self.b(x)
+
+    return Once
+
+
+BY_MODULES = [Net, Sliced, OnlyParameters, Got]
+OTHERWISE = [InAList, InAClosure, PastModules, Seen, ToAFunction, WithoutInfluence]
+WAYS = [*BY_MODULES, *OTHERWISE]
+
+
+def batch(samples=5):
+    torch.manual_seed(2)
+    return torch.randn(samples, 4).double(), torch.randint(3, (samples,))
+
+
+def gradients(model, X, y):
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(LOSS(model(X), y), list(named.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(named, found, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_operators(way):
+    X, y = batch()
+    check(way(), LOSS, (X,), y)
+    check(way(), LOSS, (X,), y, names=["a.weight", "several.1"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_operators_over_loaders_and_with_drawn_targets(way):
+    X, y = batch()
+    one, loader = (X, y), [(X[:2], y[:2]), (X[2:], y[2:])]
+    for data, kind in ((loader, "ggn"), (loader, "fisher_empirical"), (loader, "fisher_sampled"),
+                       (one, "fisher_sampled")):
+        plain = Net()
+        plain.load_state_dict(way().state_dict())
+        if way is PastModules:
+            plain.weights = lambda plain=plain: [plain.a.weight, *Net.weights(plain)]
+        found, expected = (hbp.operator(model, LOSS, data, kind) for model in (way(), plain))
+        same(found.to_dense(), expected.to_dense(), what=kind)
+        vector = torch.randn(found.shape[0]).double()
+        same(found @ vector, expected @ vector, what=kind)
+
+
+def test_what_is_found_zero_now_is_not_when_the_parameters_have_moved():
+    X, y = batch()
+    model = WithoutInfluence()
+    operator = hbp.operator(model, LOSS, (X, y))
+    with torch.no_grad():
+        model.b.weight.copy_(torch.randn(3, 4))
+    same(operator.to_dense(), dense(Forward(model, LOSS, (X,), y), "ggn"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_quadratic_model_of_optimizers(way):
+    X, y = batch()
+    model = way()
+    named = dict(model.named_parameters())
+    vectors = [[torch.randn_like(each) for each in named.values()] for _ in range(2)]
+    products = Products(Passes(model, LOSS, tuple(named), 0), LossHessian(), 2)
+    V = torch.stack([torch.cat([part.flatten() for part in vector]) for vector in vectors], 1)
+    same(products.inner(0, batch_of((X, y)), vectors), V.T @ dense(Forward(model, LOSS, (X,), y), "ggn") @ V)
+
+
+@pytest.mark.parametrize("optimizer", [hbp.optim.KFAC, hbp.optim.EKFAC])
+@pytest.mark.parametrize("way", [Sliced, OnlyParameters, Got])
+def test_steps_of_optimizers(way, optimizer):
+    X, y = batch()
+    made = [optimizer(used_once(each)(), LOSS) for each in (way, Net)]
+    runs = [[float(each.step(X, y)) for _ in range(3)] for each in made]
+    torch.testing.assert_close(*map(torch.tensor, runs), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_largest_eigenvalue_of_monitors(way):
+    X, y = batch()
+    model = way()
+    found = Sharpness(model, LOSS, 0, tolerance=1e-9).at(batch_of((X, y)), 0)
+    expected = torch.linalg.eigvalsh(dense(Forward(model, LOSS, (X,), y), "hessian"))[-1]
+    assert math.isclose(found, float(expected), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gradient_of_monitors(way):
+    X, y = batch()
+    model = way()
+    monitor = hbp.Monitor(model, LOSS, None, track=["grad_norm"], every=1)
+    _, found = monitor._programs.by_autograd(batch_of((X, y)), 0)
+    expected = gradients(model, X, y)
+    for name, gradient in found.items():
+        same(gradient, expected[name], what=name)
+    assert all(not expected[name].any() for name in expected.keys() - found.keys())
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way is not Seen])  # a view has the parameter's old memory
+def test_steps_on_other_numbers(way):
+    X, y = batch()
+    model, moved = way(), way()
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(4)
+    given = batch_of((X, y))
+    for moves, expected in ((None, gradients(model, X, y)), (Stretched(), gradients(moved, 4 * X, y)),
+                            (Noise(0.0, 1), gradients(model, X, y))):
+        step = own_step(model, LOSS, given, Draws.now(torch.device("cpu")), moves)
+        for name, gradient in step.gradients.items():
+            same(gradient, expected[name], what=name)
+        assert all(not expected[name].any() for name in expected.keys() - step.gradients.keys())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_in_double_precision(way):
+    """Tensors of another dtype are put in the place of parameters: rather no number than one without some."""
+    X, y = batch()
+    single, given = way().float(), batch_of((X.float(), y))
+    single.keep()  # views are made anew
+    double = way()
+    with torch.no_grad():
+        for parameter, own in zip(double.parameters(), single.parameters(), strict=True):
+            parameter.copy_(own)
+
+    def step():
+        return own_step(single, LOSS, given, Draws.now(torch.device("cpu")), Doubled())
+
+    if way in OTHERWISE:
+        with pytest.raises((UnseenError, RuntimeError)):
+            step()
+    else:
+        expected = gradients(double, X.float().double(), y)
+        for name, gradient in step().gradients.items():
+            same(gradient, expected[name], what=name)
+
+
+@pytest.mark.parametrize("way", BY_MODULES)
+def test_proofs(way):
+    X, y = batch()
+    quantities = ["grad", "batch_grad", "diag_h", "diag_ggn"]
+    compiled = hbp.compile(way(), LOSS, quantities, verify="full")
+    assert all(line.agrees for line in compiled.verify(X, y).lines if line.compared)
+    plain = hbp.compile(Net(), LOSS, quantities)(X, y)
+    for name, value in compiled(X, y).diag_h.items():
+        same(value, plain.diag_h[name], what=name)
+
+
+@pytest.mark.parametrize("way", [InAList, InAClosure, PastModules, ToAFunction])
+def test_programs_are_refused_where_a_parameter_would_be_a_constant(way):
+    with pytest.raises(hbp.HbpError, match=r"'a\.weight'"):
+        hbp.compile(way(), LOSS, ["grad"])(*batch())
+
+
+class Touched:
+    """What a user has of a model's parameters, and whether it is the same afterwards."""
+
+    def __init__(self, model, X, y):
+        self.model, self.calls = model, []
+        self.gradients = gradients(model, X, y)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+            parameter.register_post_accumulate_grad_hook(lambda _: self.calls.append("accumulated"))
+        self.loss = LOSS(model(X), y)  # a graph that saved them
+        self.before = self.now()
+
+    def now(self):
+        return [(id(each), each.data_ptr(), each._version, each.requires_grad, id(each.grad), each.stride(),
+                 each.detach().clone(), each.grad.clone(), dict(each._backward_hooks or {}),
+                 dict(each._post_accumulate_grad_hooks)) for each in self.model.parameters()]
+
+    def check(self):
+        assert not self.calls
+        for before, now in zip(self.before, self.now(), strict=True):
+            for one, other in zip(before, now, strict=True):
+                assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        self.loss.backward()
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(parameter.grad, 1 + self.gradients[name])
+
+
+def operators(model, X, y):
+    for kind in ("ggn", "hessian", "fisher_empirical", "fisher_sampled"):
+        operator = hbp.operator(model, LOSS, (X, y), kind, parameters=["a.*", "several.0"])
+        operator @ torch.randn(operator.shape[0], 3).double()
+
+
+def proofs(model, X, y):
+    given = batch_of((X, y))
+    for moves in (None, Noise(1e-3, 1), Stretched(), Doubled()):
+        own_step(model, LOSS, given, Draws.now(torch.device("cpu")), moves)
+
+
+def monitors(model, X, y):
+    Sharpness(model, LOSS, 0).at(batch_of((X, y)), 0)
+    hbp.Monitor(model, LOSS, None, track=["hess_max_ev"], every=1).observe(X, y)
+
+
+class CallsBackward(torch.autograd.Function):
+    """As a reversible block does: what is inside is not part of the graph."""
+
+    @staticmethod
+    def forward(ctx, x, model):
+        ctx.save_for_backward(x)
+        ctx.model = model
+        return torch.tanh(x @ model.weights()[0])
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            torch.tanh(x @ ctx.model.weights()[0]).backward(slope)
+        return x.grad, None
+
+
+class Reversible(InAList):
+    def forward(self, x):
+        return self.b(CallsBackward.apply(self.a(x), self))
+
+
+@pytest.mark.parametrize("run", [operators, proofs, monitors])
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_of_the_users_changes(way, run):
+    X, y = batch()
+    model = way()
+    touched = Touched(model, X, y)
+    run(model, X, y)
+    touched.check()
+
+
+def test_frozen_parameters_stay_frozen():
+    X, y = batch()
+    model = PastModules()
+    model.several[0].requires_grad_(False)
+    operator = hbp.operator(model, LOSS, (X, y), "hessian")
+    assert "several.0" not in operator.parameters
+    same(operator.to_dense(), dense(Forward(model, LOSS, (X,), y), "hessian"))
+    assert [each.requires_grad for each in model.several] == [False, True]
+
+
+def test_gradients_that_appear_at_the_parameters_alone():
+    """Those of a step are found, and set aside: nothing is added to the user's."""
+    X, y = batch()
+    model = Reversible()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    LOSS(model(X), y).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    kept = {name: gradient.clone() for name, gradient in expected.items()}
+    for moves in (None, Noise(0.0, 1)):
+        step = own_step(model, LOSS, batch_of((X, y)), Draws.now(torch.device("cpu")), moves)
+        for name, gradient in step.gradients.items():
+            same(gradient, expected[name], what=name)
+        assert step.gradients["a.weight"].any()
+    with pytest.raises(hbp.HbpError):
+        hbp.operator(model, LOSS, (X, y), "hessian")
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is expected[name]
+        assert torch.equal(parameter.grad, kept[name])
+
+
+def test_hooks_of_gradients_have_a_part_in_steps_and_none_in_operators():
+    X, y = batch()
+    model, calls = InAList(), []
+    expected = dense(Forward(model, LOSS, (X,), y), "hessian")
+    own = gradients(model, X, y)
+    model.a.weight.register_hook(lambda gradient: (calls.append(1), 2 * gradient)[1])
+    same(hbp.operator(model, LOSS, (X, y), "hessian").to_dense(), expected)
+    assert not calls
+    for moves in (None, Noise(0.0, 1)):
+        step = own_step(model, LOSS, batch_of((X, y)), Draws.now(torch.device("cpu")), moves)
+        same(step.gradients["a.weight"], 2 * own["a.weight"])
+    assert len(calls) == 2
+
+
+class Renormed(nn.Module):
+    """torch writes into the weight in each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Embedding(6, 4, max_norm=0.5)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)).mean(1))
+
+
+def test_what_forward_writes_into_parameters_is_gone_afterwards():
+    model = Renormed().double()
+    X, y = torch.randint(6, (5, 2)), torch.randint(3, (5,))
+    weight, version = model.first.weight.detach().clone(), model.first.weight._version
+    kept = model.first.weight.square().sum()
+    found = hbp.operator(model, LOSS, (X, y), "ggn").to_dense()
+    Sharpness(model, LOSS, 0).at(batch_of((X, y)), 0)
+    assert torch.equal(model.first.weight, weight)
+    assert model.first.weight._version == version
+    kept.backward()
+    model(X)
+    same(found, dense(Forward(model, LOSS, (X,), y), "ggn"))
