@@ -1,6 +1,7 @@
 """However a model reaches its parameters, derivatives are its own: each way, with all that runs it on other numbers."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -275,10 +276,14 @@ def test_proofs(way):
         same(value, plain.diag_h[name], what=name)
 
 
-@pytest.mark.parametrize("way", [InAList, InAClosure, PastModules, ToAFunction])
-def test_programs_are_refused_where_a_parameter_would_be_a_constant(way):
-    with pytest.raises(hbp.HbpError, match=r"'a\.weight'"):
+@pytest.mark.parametrize(("way", "said"), [
+    (InAList, "Read each as its own attribute"), (ToAFunction, "Read each as its own attribute"),
+    (InAClosure, r"parameter 'several\.0' is read other than as an attribute .* read several\.0, or write"),
+    (PastModules, r"parameter 'a\.weight' is read other than as an attribute .* read a\.weight, or write")])
+def test_programs_are_refused_where_a_parameter_would_be_a_constant(way, said):
+    with pytest.raises(hbp.HbpError, match=r"'a\.weight'") as caught:
         hbp.compile(way(), LOSS, ["grad"])(*batch())
+    assert re.search(said, str(caught.value))
 
 
 class Touched:
