@@ -433,3 +433,25 @@ def test_what_forward_writes_into_parameters_is_gone_afterwards():
     kept.backward()
     model(X)
     same(found, dense(Forward(model, LOSS, (X,), y), "ggn"))
+
+
+def test_only_copies_of_a_recurrent_layers_weights_are_moved_for_cudnn(monkeypatch):
+    model = nn.LSTM(4, 3, batch_first=True).double()
+    users, moved = {each.data_ptr() for each in model.parameters()}, []
+
+    def flattened(layer):
+        moved.append(users.isdisjoint(each.data_ptr() for each in layer._flat_weights))
+
+    monkeypatch.setattr(nn.LSTM, "flatten_parameters", flattened)
+    X, y = torch.randn(5, 2, 4).double(), torch.randn(5, 2, 3).double()
+
+    def loss(output, target):
+        return nn.functional.mse_loss(output[0], target)
+
+    operator = hbp.operator(model, loss, (X, y), "hessian", parameters="weight_ih_l0")
+    operator @ torch.randn(operator.shape[0]).double()
+    assert not moved
+    operator = hbp.operator(model, loss, (X, y), "hessian")
+    same(operator.to_dense(), dense(Forward(model, loss, (X,), y), "hessian"))
+    assert moved
+    assert all(moved)

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.prove.own_step import Loss, Pass, copied_buffers, forw
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import complaint_of
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.compiler.trace.with_state import derivatives_in, holding, leaves_of
+from hbpcompiler.compiler.trace.with_state import derivatives_in, holding, in_one_piece, leaves_of
 from hbpcompiler.errors import BatchDoesNotFitError, HbpError
 
 Found = TypeVar("Found")
@@ -46,7 +46,9 @@ class Passes:
         """The same without derivatives: what forward writes into them is gone afterwards."""
         named: dict[str, Tensor] = dict(self.model.named_parameters())
         chosen = {name: named[name] for name in self.chosen}
-        with holding(list(chosen.values()), [parameter.detach().clone() for parameter in chosen.values()]):
+        own = list(chosen.values())
+        with holding(own, [parameter.detach().clone() for parameter in own]):
+            in_one_piece(self.model, own)
             yield chosen
 
     def copies(self) -> dict[str, Tensor]:

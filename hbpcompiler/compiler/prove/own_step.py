@@ -20,7 +20,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
-from hbpcompiler.compiler.trace.with_state import call_with_state, holding, leaves_of
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding, in_one_piece, leaves_of
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")
@@ -168,6 +168,7 @@ def moved_parameters(model: nn.Module, moved: Callable[[Tensor], Tensor], hooks:
     values = {name: moved(parameter.detach()) for name, parameter in own.items()}
     if all(values[name].dtype == parameter.dtype for name, parameter in own.items()):
         with holding(list(own.values()), list(values.values()), hooks):
+            in_one_piece(model, list(own.values()))
             yield own, {}
         return
     for name, parameter in own.items():

@@ -72,6 +72,14 @@ def holding(parameters: Collection[Tensor], values: Sequence[Tensor] = (), hooks
                 each.grad = gradient
 
 
+def in_one_piece(module: nn.Module, held: Collection[Tensor]) -> None:
+    """cuDNN wants a recurrent layer's weights side by side, which such values are not; nothing happens elsewhere."""
+    own = {id(each) for each in held}
+    for each in module.modules():
+        if isinstance(each, nn.RNNBase) and own.issuperset(map(id, each._flat_weights)):
+            each.flatten_parameters()
+
+
 def _hooks_of(parameters: Collection[Tensor]) -> list[tuple[dict[Any, Any], dict[Any, Any], str]]:
     """torch's own dicts, which its engine holds, and what is in them."""
     found = []
