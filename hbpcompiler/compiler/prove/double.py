@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.noise import Moves
 from hbpcompiler.compiler.prove.own_step import (
     Found,
     Loss,
-    Moves,
     Pass,
     forward,
     moved_parameters,

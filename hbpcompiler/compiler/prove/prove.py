@@ -22,7 +22,8 @@ from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretche
 from hbpcompiler.compiler.prove.expectation import in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, as_near, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
-from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
+from hbpcompiler.compiler.prove.noise import Moves, Noise
+from hbpcompiler.compiler.prove.own_step import OwnStep, Pass, own_step
 from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, in_doubt, second_order
 from hbpcompiler.compiler.prove.suspects import hooks, suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
