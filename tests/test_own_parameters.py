@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
-from torch.utils.checkpoint import checkpoint
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove.draws import Draws
@@ -22,134 +21,30 @@ from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Products
 from hbpcompiler.reference import Forward
 from tests.operators.dense import check, dense, same
+from tests.selection import few
+from tests.ways_to_parameters import (
+    BY_MODULES,
+    OTHERWISE,
+    WAYS,
+    Flattened,
+    Got,
+    InAClosure,
+    InAList,
+    Net,
+    OnlyParameters,
+    PastModules,
+    Recomputed,
+    RecomputedOfAList,
+    Renormed,
+    Reversible,
+    Seen,
+    Sliced,
+    ToAFunction,
+    WithoutInfluence,
+    used_once,
+)
 
 LOSS = nn.CrossEntropyLoss()
-
-
-class TanhOfProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return torch.tanh(x @ w)
-
-    @staticmethod
-    def backward(ctx, slope):
-        x, w = ctx.saved_tensors
-        inner = slope * (1 - torch.tanh(x @ w) ** 2)
-        return inner @ w.T, x.T @ inner
-
-
-class Net(nn.Module):
-    """By attributes, as most do."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-        self.several = nn.ParameterList([nn.Parameter(torch.randn(4, 4)) for _ in range(2)])
-        self.named = nn.ParameterDict({"u": nn.Parameter(torch.randn(4, 4))})
-        self.double()
-        self.keep()
-
-    def keep(self):
-        """Beside where torch looks for it."""
-
-    def weights(self):
-        return [self.a.weight, *self.several, self.named["u"]]
-
-    def forward(self, x):
-        for weight in self.weights():
-            x = torch.tanh(x @ weight)
-        return self.b(self.a(x))
-
-
-class InAList(Net):
-    def keep(self):
-        self.plain = [self.a.weight, *self.several, self.named["u"]]
-
-    def weights(self):
-        return self.plain
-
-
-class InAClosure(Net):
-    def keep(self):
-        own = [self.a.weight, *self.several, self.named["u"]]
-        self.weights = lambda: own
-
-
-class PastModules(Net):
-    """Not all of them, and one in other ways, too."""
-
-    def keep(self):
-        object.__setattr__(self, "same", self.a.weight)
-
-    def weights(self):
-        return [self.same, self.a.weight, *self.several, self.named["u"]]
-
-
-class Sliced(Net):
-    def weights(self):
-        return [self.a.weight, *self.several[:1], *self.several[1:], *self.named.copy().values()]
-
-
-class OnlyParameters(Net):
-    def weights(self):
-        return [weight if isinstance(weight, nn.Parameter) else weight.detach() for weight in super().weights()]
-
-
-class Got(Net):
-    def weights(self):
-        return [self.get_parameter(name) for name in ("a.weight", "several.0", "several.1", "named.u")]
-
-
-class Seen(Net):
-    """Through views that were made once."""
-
-    def keep(self):
-        self.views = [weight.t() for weight in super().weights()]
-
-    def weights(self):
-        return [view.t() for view in self.views]
-
-
-class ToAFunction(InAList):
-    """That torch has no forward mode of."""
-
-    def forward(self, x):
-        for weight in self.weights():
-            x = TanhOfProduct.apply(x, weight)
-        return self.b(self.a(x))
-
-
-class ByFunction(Net):
-    def forward(self, x):
-        for weight in self.weights():
-            x = TanhOfProduct.apply(x, weight)
-        return self.b(self.a(x))
-
-
-class WithoutInfluence(InAList):
-    """So far: the derivatives in what is listed are zero at this batch."""
-
-    def keep(self):
-        super().keep()
-        with torch.no_grad():
-            self.b.weight.zero_()
-
-
-def used_once(way):
-    class Once(way):
-        def forward(self, x):
-            for weight in self.weights():
-                x = torch.tanh(x @ weight)
-            return self.b(x)
-
-    return Once
-
-
-BY_MODULES = [Net, Sliced, OnlyParameters, Got, ByFunction]
-OTHERWISE = [InAList, InAClosure, PastModules, Seen, ToAFunction, WithoutInfluence]
-WAYS = [*BY_MODULES, *OTHERWISE]
 
 
 def batch(samples=5):
@@ -170,6 +65,7 @@ def test_operators(way):
     check(way(), LOSS, (X,), y, names=["a.weight", "several.1"])
 
 
+@few(3, "batches are weighed and targets drawn at the outputs")
 @pytest.mark.parametrize("way", WAYS)
 def test_operators_over_loaders_and_with_drawn_targets(way):
     X, y = batch()
@@ -206,6 +102,7 @@ def test_the_quadratic_model_of_optimizers(way):
     same(products.inner(0, batch_of((X, y)), vectors), V.T @ dense(Forward(model, LOSS, (X,), y), "ggn") @ V)
 
 
+@few(2, "one quadratic model, which has each way of its own above")
 @pytest.mark.parametrize("optimizer", [hbp.optim.KFAC, hbp.optim.EKFAC])
 @pytest.mark.parametrize("way", [Sliced, OnlyParameters, Got])
 def test_steps_of_optimizers(way, optimizer):
@@ -252,7 +149,7 @@ def test_steps_on_other_numbers(way):
         assert all(not expected[name].any() for name in expected.keys() - step.gradients.keys())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*BY_MODULES, *OTHERWISE])
 def test_steps_in_double_precision(way):
     """Tensors of another dtype are put in the place of parameters: rather no number than one without some."""
     X, y = batch()
@@ -344,29 +241,6 @@ def monitors(model, X, y):
     hbp.Monitor(model, LOSS, None, track=["hess_max_ev"], every=1).observe(X, y)
 
 
-class CallsBackward(torch.autograd.Function):
-    """As a reversible block does: what is inside is not part of the graph."""
-
-    @staticmethod
-    def forward(ctx, x, model):
-        ctx.save_for_backward(x)
-        ctx.model = model
-        return torch.tanh(x @ model.weights()[0])
-
-    @staticmethod
-    def backward(ctx, slope):
-        (x,) = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            torch.tanh(x @ ctx.model.weights()[0]).backward(slope)
-        return x.grad, None
-
-
-class Reversible(InAList):
-    def forward(self, x):
-        return self.b(CallsBackward.apply(self.a(x), self))
-
-
 @pytest.mark.parametrize("run", [operators, proofs, monitors])
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_of_the_users_changes(way, run):
@@ -409,16 +283,6 @@ def test_gradients_that_appear_at_the_parameters_alone():
         assert torch.equal(parameter.grad, kept[name])
 
 
-class Recomputed(Net):
-    def forward(self, x):
-        return self.b(checkpoint(lambda h: torch.tanh(h @ self.several[0]), self.a(x), use_reentrant=True))
-
-
-class RecomputedOfAList(InAList):
-    def forward(self, x):
-        return self.b(checkpoint(lambda h: torch.tanh(h @ self.plain[1]), self.a(x), use_reentrant=True))
-
-
 @pytest.mark.parametrize("way", [Recomputed, RecomputedOfAList])
 def test_checkpoints_of_torchs_older_kind(way):
     X, y = batch()
@@ -449,18 +313,6 @@ def test_hooks_of_gradients_have_a_part_in_steps_and_none_in_operators():
     assert len(calls) == 2
 
 
-class Renormed(nn.Module):
-    """torch writes into the weight in each pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Embedding(6, 4, max_norm=0.5)
-        self.last = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.last(torch.tanh(self.first(x)).mean(1))
-
-
 def test_what_forward_writes_into_parameters_is_gone_afterwards():
     model = Renormed().double()
     X, y = torch.randint(6, (5, 2)), torch.randint(3, (5,))
@@ -473,14 +325,6 @@ def test_what_forward_writes_into_parameters_is_gone_afterwards():
     kept.backward()
     model(X)
     same(found, dense(Forward(model, LOSS, (X,), y), "ggn"))
-
-
-class Flattened(nn.LSTM):
-    """cuDNN is asked for nothing on a CPU; this notes whose memory it would move."""
-
-    def flatten_parameters(self):
-        pointers = {each.data_ptr() for each in self._flat_weights}
-        vars(self).setdefault("pointers", []).append(pointers)
 
 
 def test_only_copies_of_a_recurrent_layers_weights_are_moved_for_cudnn():
