@@ -91,10 +91,9 @@ class Sharpness:
         """For the parameters as they are now. Raises RuntimeError for what torch does not differentiate twice."""
         names = tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
         passes = Passes(self.model, self.loss, names, self.seed)
-        variables = passes.variables()
-        at = list(variables.values())
 
         def search(run: Any) -> Found:
+            at = list(variables.values())
             gradient = derivatives(run.loss, at, keep=True)
 
             def product(vector: Tensor) -> Tensor:
@@ -104,9 +103,9 @@ class Sharpness:
 
             return largest_eigenvalue(product, self._start(variables, step), self.tolerance)
 
-        with passes.careful(), passes.drawn(step, batch):
-            found = passes.run(batch, variables, search)
-        pieces = found.vector.split([tensor.numel() for tensor in at])
+        with passes.careful(), passes.variables() as variables, passes.drawn(step, batch):
+            found = passes.run(batch, search)
+        pieces = found.vector.split([tensor.numel() for tensor in variables.values()])
         self.last = {name: piece.reshape(tensor.shape)
                      for (name, tensor), piece in zip(variables.items(), pieces, strict=True)}
         return found.value

@@ -207,14 +207,13 @@ class Programs:
         """Loss and gradient by a training step beside the user's: in train mode, buffers stay as they are."""
         names = tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
         passes = Passes(self.model, self.loss, names, self.seed)
-        variables = passes.variables()
 
         def finish(run: Any) -> tuple[Tensor, list[Tensor | None]]:
             found = torch.autograd.grad(run.loss, list(variables.values()), allow_unused=True)
             return run.loss.detach(), [None if part is None else part.detach() for part in found]
 
-        with passes.careful(), passes.drawn(step, batch):
-            loss, found = passes.run(batch, variables, finish)
+        with passes.careful(), passes.variables() as variables, passes.drawn(step, batch):
+            loss, found = passes.run(batch, finish)
         return loss, {name: part for name, part in zip(variables, found, strict=True) if part is not None}
 
 

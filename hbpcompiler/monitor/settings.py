@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.with_state import call_with_state
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding
 from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.monitor.table import learning_rate
 
@@ -97,9 +97,10 @@ def changes_buffers(model: nn.Module, given: Batch) -> bool:
     args, keywords, _ = given.layout.build(given.tensors)
     before = dict(model.named_buffers())
     copies = {name: value.detach().clone() for name, value in before.items()}
-    own = {name: value.detach() for name, value in model.named_parameters()}
-    with torch.no_grad(), drawing(Draws.now(given.tensors[0].device)):
-        call_with_state(model, {**own, **copies}, args, keywords)
+    own = list(model.parameters())
+    with (torch.no_grad(), drawing(Draws.now(given.tensors[0].device)),
+          holding(own, [parameter.detach().clone() for parameter in own])):
+        call_with_state(model, {}, copies, args, keywords)
     return any(not torch.equal(copies[name], value) for name, value in before.items())
 
 

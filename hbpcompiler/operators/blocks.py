@@ -157,8 +157,8 @@ def blocks_of(products: Products, passes: Passes, choice: str, is_ggn: bool) -> 
 
 def columns_of(passes: Passes, number: int, batch: Batch) -> int:
     """At most so many does a sample send back: the numbers that the model returns for it."""
-    with torch.no_grad(), passes.careful(), passes.drawn(number, batch):
-        outputs, _ = passes.outputs(batch, {})
+    with torch.no_grad(), passes.careful(), passes.held(), passes.drawn(number, batch):
+        outputs, _ = passes.outputs(batch)
     return sum(output.numel() for output in outputs if output.is_floating_point()) // batch.samples
 
 

@@ -113,8 +113,8 @@ class Operator(SymmetricOperator):
         for number, batch in enumerate(self._data):
             if not any(target.is_floating_point() and bool(target.isnan().any()) for target in batch.targets):
                 continue
-            with torch.no_grad(), passes.careful(), passes.drawn(number, batch):
-                is_lost = bool(passes.run(batch, {}, lambda run: run.loss.isnan()))
+            with torch.no_grad(), passes.careful(), passes.held(), passes.drawn(number, batch):
+                is_lost = bool(passes.run(batch, lambda run: run.loss.isnan()))
             if is_lost:
                 refuse_nan(batch)
 

@@ -65,12 +65,15 @@ class Products:
     """For one vector (False), for several (True): the way that worked."""
     _without_forward: bool = False
     """Whether forward-mode differentiation has failed, or is not that of the backward pass."""
+    _looked: set[bool] = field(default_factory=set)
+    """The model's modes (`training`) in which it was asked whether it sees copies of its parameters."""
     _without_batches: bool = False
     """Whether a model draws otherwise where vectors are batched."""
 
     def times(self, number: int, batch: Batch, columns: Columns) -> Columns:
         """[F, *theta] each. Raises UnsupportedOpError if torch has no way."""
         several, failure = len(columns[0]) > 1, None
+        self._look(number, batch)
         for way in self._ways(several, batch):
             try:
                 product = self._in(way, number, batch, columns)
@@ -88,6 +91,7 @@ class Products:
         """V^T (J^T C J) V of F vectors, each a tensor for each parameter; [F, F] in float64. A forward pass carries
         each vector along, nothing is kept for a way back, and no copies are made of vectors that lie in memory as the
         parameters do. By products where torch has no forward mode. Raises as `times` does."""
+        self._look(number, batch)
         if self.curvature is not None and not self._without_forward:
             try:
                 with self.passes.careful():
@@ -98,6 +102,21 @@ class Products:
                 self._without_forward = True
         columns = [torch.stack(parts) for parts in zip(*vectors, strict=True)]
         return inner_products(columns, self.times(number, batch, columns))
+
+    def _look(self, number: int, batch: Batch) -> None:
+        """A vector is carried forward with other tensors in the place of parameters; without that mode where the model
+        does not see them."""
+        if self.curvature is None or self._without_forward or self.passes.model.training in self._looked:
+            return
+        self._looked.add(self.passes.model.training)
+        try:
+            sees = self.passes.sees_copies(number, batch)
+        except (HbpError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # whatever a model raises on tensors that are no parameters
+            sees = False
+        if not sees:
+            self.leave_out_forward()
 
     def leave_out_forward(self) -> bool:
         """From now on take J v by differentiating J^T u; False if nothing changes by that."""
@@ -146,19 +165,18 @@ class Products:
             return self._of_several(self.curvature, number, batch, columns, way)
 
     def _hessian(self, number: int, batch: Batch, columns: Columns, way: Way) -> Columns:
-        variables = self.passes.variables()
-        at = list(variables.values())
+        with self.passes.variables() as variables, self.passes.drawn(number, batch):
+            at = list(variables.values())
 
-        def products(run: Pass) -> Columns:
-            gradient = derivatives(run.loss, at, keep=True)
-            return joined([pulled(gradient, at, part, way.batched) for part in self._chunks(columns, way)])
+            def products(run: Pass) -> Columns:
+                gradient = derivatives(run.loss, at, keep=True)
+                return joined([pulled(gradient, at, part, way.batched) for part in self._chunks(columns, way)])
 
-        with self.passes.drawn(number, batch):
-            return self.passes.run(batch, variables, products)
+            return self.passes.run(batch, products)
 
     def _of_one(self, curvature: Curvature, number: int, batch: Batch, columns: Columns) -> Columns:
         """One forward pass carries the vector along and records what its way back needs."""
-        variables = self.passes.variables()
+        variables = self.passes.copies()
         vector = {name: column.squeeze(0) for name, column in zip(variables, columns, strict=True)}
         with self.passes.drawn(number, batch):
             outputs, tangents, structure = self._carried(batch, variables, vector)
@@ -169,22 +187,22 @@ class Products:
         return pulled(ends.outputs, list(variables.values()), met, False)
 
     def _of_several(self, curvature: Curvature, number: int, batch: Batch, columns: Columns, way: Way) -> Columns:
-        variables = self.passes.variables()
-        at = list(variables.values())
-        with self.passes.drawn(number, batch):
-            ends = self.passes.at_outputs(batch, *self.passes.outputs(batch, variables))
-        if not ends.outputs:
-            return [torch.zeros_like(column) for column in columns]
-        meet = curvature.at(ends, number, batch)
-        backwards = None if way.forward else _Backwards(ends, at)
-        products = []
-        for part in self._chunks(columns, way):
-            if backwards is not None:
-                tangents = backwards.tangents(part, way.batched)
-            else:
-                tangents = self._tangents(number, batch, variables, part, ends.varying, way.batched)
-            products.append(pulled(ends.outputs, at, meet(tangents, way.batched), way.batched))
-        return joined(products)
+        with self.passes.variables() as variables:
+            at = list(variables.values())
+            with self.passes.drawn(number, batch):
+                ends = self.passes.at_outputs(batch, *self.passes.outputs(batch))
+            if not ends.outputs:
+                return [torch.zeros_like(column) for column in columns]
+            meet = curvature.at(ends, number, batch)
+            backwards = None if way.forward else _Backwards(ends, at)
+            products = []
+            for part in self._chunks(columns, way):
+                if backwards is not None:
+                    tangents = backwards.tangents(part, way.batched)
+                else:
+                    tangents = self._tangents(number, batch, variables, part, ends.varying, way.batched)
+                products.append(pulled(ends.outputs, at, meet(tangents, way.batched), way.batched))
+            return joined(products)
 
     def _carried(self, batch: Batch, variables: dict[str, Tensor], vector: dict[str, Tensor],
                  ) -> tuple[Sequence[Tensor], Sequence[Tensor], Structure]:

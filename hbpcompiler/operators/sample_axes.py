@@ -56,10 +56,10 @@ def sample_axes(passes: Passes, batch: Batch) -> list[SampleAxis | None]:
     runs = []
     for rows in (MORE, FEWER):
         few = Batch(batch.rows(rows), batch.layout)
-        with torch.no_grad(), passes.careful(), passes.drawn(0, batch):
+        with torch.no_grad(), passes.careful(), passes.held(), passes.drawn(0, batch):
             for module in passes.model.modules():
                 module.training = False
-            runs.append(passes.outputs(few, {})[0])
+            runs.append([output.detach() for output in passes.outputs(few)[0]])
     return [_axis(number, more, fewer) for number, (more, fewer) in enumerate(zip(*runs, strict=True))]
 
 

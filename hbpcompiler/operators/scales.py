@@ -78,8 +78,8 @@ class _Outputs:
     @classmethod
     def of(cls, passes: Passes, number: int, batch: Batch, axes: SampleAxes) -> _Outputs:
         found = axes.of(batch)
-        with passes.careful(), passes.drawn(number, batch):
-            tensors, structure = passes.outputs(batch, passes.variables())
+        with passes.careful(), passes.variables(), passes.drawn(number, batch):
+            tensors, structure = passes.outputs(batch)
         varying = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         known(found, varying)
         return cls(number, batch, [tensor.detach() for tensor in tensors], varying, found, structure)

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.entries import drawn_entries
 from hbpcompiler.compiler.prove.in_double import Doubled, NoisyInDouble, as_near
-from hbpcompiler.compiler.prove.own_step import Moves, Noise
+from hbpcompiler.compiler.prove.noise import Moves, Noise
 from hbpcompiler.compiler.prove.twin import TWINS
 from hbpcompiler.compiler.prove.weights import losses_together
 from hbpcompiler.compiler.trace.batch import Batch

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.noise import Moves
 from hbpcompiler.compiler.prove.own_step import (
     Found,
     Loss,
-    Moves,
     Pass,
     forward,
+    moved_parameters,
     ordinary_mode,
-    trained,
+    seen,
     unchanged,
 )
 from hbpcompiler.compiler.prove.weights import SampleWeights, losses_alone
@@ -33,16 +34,16 @@ def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callab
            noise: Moves | None = None, weights: SampleWeights | None = None) -> Found:
     """`use` of the derivatives of one forward pass, of the loss with these weights of its samples."""
     moved = noise.moved if noise is not None else torch.clone
-    parameters = {name: moved(value.detach()).requires_grad_() for name, value in trained(model).items()}
-    state = {**{name: moved(value.detach()) for name, value in model.named_buffers()}, **parameters}
+    buffers = {name: moved(value.detach()) for name, value in model.named_buffers()}
     given = Batch(tuple(moved(tensor) for tensor in batch.tensors), batch.layout)
-    with unchanged(model, loss), drawing(draws), ordinary_mode(), twice_differentiable():
+    with (unchanged(model, loss), drawing(draws), ordinary_mode(), twice_differentiable(),
+          moved_parameters(model, moved) as (parameters, instead)):
         def meet(run: Pass) -> Found:
             if noise is not None:
                 run = replace(run, loss=run.loss + noise.of_slope(run.loss, run.outputs, batch.samples))
             return use(Double(run, loss, parameters, weights))
 
-        return forward(model, loss, given, state, meet)
+        return forward(model, loss, given, buffers, seen(meet, model, instead), instead)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.double import Double, double
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.own_step import Noise
+from hbpcompiler.compiler.prove.noise import Noise
 from hbpcompiler.compiler.prove.twin import Results, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import HbpError

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, gap
-from hbpcompiler.compiler.prove.own_step import Noise
+from hbpcompiler.compiler.prove.noise import Noise
 from hbpcompiler.compiler.trace.batch import Batch
 
 NEAR = 0.02

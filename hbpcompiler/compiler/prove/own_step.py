@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.noise import Moves
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
-from hbpcompiler.compiler.trace.with_state import call_with_state
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding, in_one_piece, leaves_of
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")
@@ -52,124 +54,170 @@ class Pass:
     target: Any
 
 
-class Moves(Protocol):
-    """What happens to all numbers that a step begins with."""
+class UnseenError(RuntimeError):
+    """A model does not see other tensors in the place of its parameters."""
 
-    def moved(self, tensor: Tensor) -> Tensor:
-        """In the place of a parameter, a buffer, an input."""
-
-    def of_slope(self, loss: Tensor, outputs: Sequence[Tensor], samples: int) -> Tensor:
-        """What is added to the loss."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Numbers moved by their own rounding: each one up or down by `size` times itself."""
-
-    size: float
-    seed: int
-
-    def moved(self, tensor: Tensor) -> Tensor:
-        """Floating-point tensors only; others as they are."""
-        if not tensor.is_floating_point():
-            return tensor
-        factors = self._factors.to(tensor.device, tensor.dtype)
-        numbers = tensor.numel()
-        return tensor * factors.repeat(numbers // len(factors) + 1)[:numbers].view(tensor.shape)
-
-    def of_slope(self, loss: Tensor, outputs: Sequence[Tensor], samples: int) -> Tensor:
-        """What rounding in the loss's own slope adds to the loss, in first order.
-
-        Where that slope is zero throughout, its terms have cancelled without a trace (a softmax over one class), and
-        are taken to be those of a mean over samples of a loss without units: 1/N.
-        """
-        largest = _largest_slope(loss, outputs)
-        return self.of_slopes_of(largest or 1 / max(samples, 1), loss, outputs)
-
-    def of_slopes_of(self, largest: float, loss: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """The same of slopes of this size."""
-        total = torch.zeros_like(loss)
-        generator = torch.Generator().manual_seed(self.seed)
-        for output in outputs:
-            if not output.requires_grad:
-                continue
-            output = torch.view_as_real(output) if output.is_complex() else output
-            # not signs alone, which would cancel in few samples
-            moves = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu").to(output)
-            total = total + (output * moves).sum() * (self.size * largest)
-        return total
-
-    @cached_property
-    def _factors(self) -> Tensor:
-        """Random ones near one; as many as no length of a model is likely to divide."""
-        generator = torch.Generator().manual_seed(self.seed)
-        signs = 2 * torch.randint(0, 2, (8191,), generator=generator, device="cpu") - 1
-        return 1 + self.size * signs.double()
-
-
-def _largest_slope(loss: Tensor, outputs: Sequence[Tensor]) -> float:
-    """Of the loss in the model's outputs."""
-    reached = [output for output in outputs if output.requires_grad]
-    if not reached:
-        return 0.0
-    slopes = torch.autograd.grad(loss, reached, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return max((float(slope.abs().max()) for slope in slopes if slope.numel()), default=0.0)
+    def __init__(self) -> None:
+        super().__init__("the model reaches parameters other than as attributes of its modules")
 
 
 class _NeedsBackwardError(Exception):
-    """The gradient is that of `.backward()`, and perhaps of nothing else."""
+    """The gradient is that of `.backward()`, and perhaps of nothing else; `reached` are the parameters in the graph."""
+
+    def __init__(self, reached: set[str]) -> None:
+        super().__init__()
+        self.reached = reached
 
 
 def own_step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None = None,
              backward: bool = True, of: Callable[[Pass], Tensor] = lambda pass_: pass_.loss,
              value: Callable[[Pass], Tensor | None] = lambda pass_: pass_.loss) -> OwnStep:
     """Run it with these draws; with `noise` on parameters, buffers and inputs; `of` is the number that is
-    differentiated, `value` what the loss is. Raises whatever the model raises."""
-    def step(copies: bool = noise is not None) -> OwnStep:
-        return _step(model, loss, batch, draws, noise, backward, copies, of, value)
+    differentiated, `value` what the loss is. Raises whatever the model raises, UnseenError where `noise` gives numbers
+    of another dtype to parameters of a model that does not see them.
 
+    Where `.backward()` is needed, that of the user's parameters would call what listens to them (several processes'
+    reduction): it is of tensors in their place, but for models that do not see these.
+    """
+    run = _Run(model, loss, batch, draws, noise, backward, of, value)
     try:
-        return step()
+        return run()
     except RuntimeError as error:
         if "cudnn RNN backward" in str(error):  # in eval mode torch has no backward of cuDNN's kernel
             with torch.backends.cudnn.flags(enabled=False):
-                return step()
+                return run()
         raise
-    except _NeedsBackwardError:  # which is not for the user's parameters
-        return step(copies=True)
 
 
-def _step(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, noise: Moves | None, backward: bool,
-          copies: bool, of: Callable[[Pass], Tensor], value: Callable[[Pass], Tensor | None]) -> OwnStep:
-    def finish(pass_: Pass) -> OwnStep:
-        after, found = Draws.now(draws.device), {}
-        if backward and not copies and has_python_nodes(pass_.loss):
-            raise _NeedsBackwardError
+@dataclass(frozen=True)
+class _Run:
+    """What `own_step` was asked for."""
+
+    model: nn.Module
+    loss: Loss
+    batch: Batch
+    draws: Draws
+    noise: Moves | None
+    backward: bool
+    of: Callable[[Pass], Tensor]
+    value: Callable[[Pass], Tensor | None]
+
+    def __call__(self) -> OwnStep:
+        try:
+            return self._step()
+        except _NeedsBackwardError as error:
+            try:
+                return self._step(error.reached, instead=True)
+            except UnseenError:
+                return self._step(error.reached)
+
+    def _step(self, reached: set[str] | None = None, instead: bool = False) -> OwnStep:
+        """`reached`: if it is known that `.backward()` is needed."""
+        moved: Callable[[Tensor], Tensor] | None = torch.clone if instead else None
+        given = self.batch
+        tensor_hooks = TensorHooks()
+        with unchanged(self.model, self.loss), drawing(self.draws), ordinary_mode(), tensor_hooks:
+            buffers = copied_buffers(self.model)
+            if self.noise is not None:
+                moved = self.noise.moved
+                buffers = {name: self.noise.moved(buffer) for name, buffer in buffers.items()}
+                given = Batch(tuple(self.noise.moved(tensor) for tensor in given.tensors), given.layout)
+            own = list(trained(self.model).values())
+            with moved_parameters(self.model, moved, True, instead) as (parameters, others):
+                def finish(pass_: Pass) -> OwnStep:
+                    is_python = has_python_nodes(pass_.loss)
+                    if self.backward and is_python:
+                        _check_backward(_names_of(leaves_of([pass_.loss]), parameters), reached, bool(others))
+                    find = partial(_accumulated, own=own) if is_python else _gradients
+                    return self._finish(pass_, tensor_hooks, lambda value: find(value, parameters))
+
+                return forward(self.model, self.loss, given, buffers, seen(finish, self.model, others), others)
+
+    def _finish(self, pass_: Pass, tensor_hooks: TensorHooks, find: Callable[[Tensor], dict[str, Tensor]]) -> OwnStep:
+        after, found = Draws.now(self.draws.device), {}
         own = tensor_hooks.found or next(custom_nodes(pass_.loss), None) is not None
-        if backward and (number := of(pass_)).requires_grad:
-            rounding = noise.of_slope(number, pass_.outputs, batch.samples) if noise is not None else 0.0
-            found = _gradients(number + rounding, parameters, copies)
-        outputs, total = tuple(output.detach() for output in pass_.outputs), value(pass_)
+        if self.backward and (number := self.of(pass_)).requires_grad:
+            rounding = self.noise.of_slope(number, pass_.outputs, self.batch.samples) if self.noise is not None else 0.0
+            found = find(number + rounding)
+        outputs, total = tuple(output.detach() for output in pass_.outputs), self.value(pass_)
         total = None if total is None else total.detach()
-        return OwnStep(total, outputs, found, after.torch_drew(draws), after.python_drew(draws), own)
-
-    tensor_hooks = TensorHooks()
-    with unchanged(model, loss), drawing(draws), ordinary_mode(), tensor_hooks:
-        parameters, state = trained(model), copied_buffers(model)
-        if copies:
-            moved = noise.moved if noise is not None else torch.clone
-            state = {name: moved(value) for name, value in state.items()}
-            parameters = {name: _with_hooks_of(value, moved(value.detach())) for name, value in parameters.items()}
-            state |= parameters
-        return forward(model, loss, batch if noise is None else _moved(batch, noise), state, finish)
+        return OwnStep(total, outputs, found, after.torch_drew(self.draws), after.python_drew(self.draws), own)
 
 
-def forward(model: nn.Module, loss: Loss, batch: Batch, state: Mapping[str, Tensor],
-            finish: Callable[[Pass], Found]) -> Found:
-    """`finish` of a forward pass of copies of the batch; meanwhile `state` is in place of the model's."""
-    named = {f"model.{name}": tensor for name, tensor in state.items()}
-    found: Found = call_with_state(_Training(model, loss), named, (batch, finish))
+def _check_backward(here: set[str], reached: set[str] | None, instead: bool) -> None:
+    """Whether a pass of which `.backward()` is needed is one in which it may be called."""
+    if not instead and reached is None:
+        raise _NeedsBackwardError(here)
+    if instead and reached is not None and here != reached:
+        raise UnseenError
+
+
+def _accumulated(value: Tensor, parameters: Mapping[str, Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What `.backward()` leaves at the parameters, or at what is in the place of the user's own."""
+    instead = {id(each) for each in own}.isdisjoint(map(id, parameters.values()))
+    with holding(own, hooks=not instead):
+        value.backward()
+        if instead and any(each.grad is not None for each in own):
+            raise UnseenError
+        return {name: parameter.grad.detach().to_dense() for name, parameter in parameters.items()
+                if parameter.grad is not None}
+
+
+def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return {name: gradient.detach().to_dense() for name, gradient in zip(parameters, found, strict=True)
+            if gradient is not None}
+
+
+def _names_of(leaves: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
+    own = {id(leaf) for leaf in leaves}
+    return {name for name, parameter in parameters.items() if id(parameter) in own}
+
+
+@contextmanager
+def moved_parameters(model: nn.Module, moved: Callable[[Tensor], Tensor] | None, hooks: bool = False,
+                     instead: bool = False) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The trainable parameters as leaves, with other numbers if there is a `moved`: themselves, or tensors that belong
+    in their place (the second dict) if `instead`, or where these are of another dtype, which would part a parameter
+    from what listens to its gradient."""
+    own = trained(model)
+    if moved is None:
+        yield own, {}
+        return
+    values = {name: moved(parameter.detach()) for name, parameter in own.items()}
+    if not instead and all(values[name].dtype == parameter.dtype for name, parameter in own.items()):
+        with holding(list(own.values()), list(values.values()), hooks):
+            in_one_piece(model, list(own.values()))
+            yield own, {}
+        return
+    for name, parameter in own.items():
+        values[name] = values[name].clone().requires_grad_()
+        for hook in (parameter._backward_hooks or {}).values() if hooks else ():
+            values[name].register_hook(hook)
+    yield values, values
+
+
+def seen(finish: Callable[[Pass], Found], model: nn.Module, instead: Mapping[str, Tensor]) -> Callable[[Pass], Found]:
+    """`finish`, which raises UnseenError where parameters have a part that other tensors should be in the place of."""
+    own = {id(parameter) for parameter in trained(model).values()}
+
+    def checked(pass_: Pass) -> Found:
+        if instead and not own.isdisjoint(map(id, leaves_of([pass_.loss, *pass_.outputs]))):
+            raise UnseenError
+        return finish(pass_)
+
+    return checked
+
+
+def forward(model: nn.Module, loss: Loss, batch: Batch, buffers: Mapping[str, Tensor], finish: Callable[[Pass], Found],
+            parameters: Mapping[str, Tensor] = MappingProxyType({})) -> Found:
+    """`finish` of a forward pass of copies of the batch; meanwhile these are in place of the model's."""
+    found: Found = call_with_state(_Training(model, loss), _within(parameters), _within(buffers), (batch, finish))
     return found
+
+
+def _within(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 class _Training(nn.Module):
@@ -187,24 +235,6 @@ class _Training(nn.Module):
         return finish(Pass(self.loss[0](output, target), outputs, structure, target))
 
 
-def _with_hooks_of(parameter: Tensor, copy: Tensor) -> Tensor:
-    """The copy as a leaf, at which the same is done to the gradient."""
-    copy.requires_grad_()
-    for hook in (parameter._backward_hooks or {}).values():
-        copy.register_hook(hook)
-    return copy
-
-
-def _gradients(value: Tensor, parameters: Mapping[str, Tensor], copies: bool) -> dict[str, Tensor]:
-    if copies:
-        value.backward()
-        found = [parameter.grad for parameter in parameters.values()]
-    else:
-        found = list(torch.autograd.grad(value, list(parameters.values()), allow_unused=True))
-    return {name: gradient.detach().to_dense() for name, gradient in zip(parameters, found, strict=True)
-            if gradient is not None}
-
-
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -213,10 +243,6 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Copies, which forward may overwrite."""
     return {name: value.detach().clone() for name, value in model.named_buffers()}
-
-
-def _moved(batch: Batch, noise: Moves) -> Batch:
-    return Batch(tuple(noise.moved(tensor) for tensor in batch.tensors), batch.layout)
 
 
 @contextmanager

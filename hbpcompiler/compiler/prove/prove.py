@@ -22,7 +22,8 @@ from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretche
 from hbpcompiler.compiler.prove.expectation import in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, as_near, explained
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
-from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
+from hbpcompiler.compiler.prove.noise import Moves, Noise
+from hbpcompiler.compiler.prove.own_step import OwnStep, Pass, own_step
 from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, in_doubt, second_order
 from hbpcompiler.compiler.prove.suspects import hooks, suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
@@ -78,7 +79,7 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
     if right and any(line.quantity == GRAD for line in wrong):
         findings.append(f"the gradient agrees at {', '.join(map(repr, right[:LISTED]))}"
                         f"{', ...' if len(right) > LISTED else ''}")
-    found = [*suspects(candidate.model, candidate.loss, batch, draws, candidate.matched, candidate.options.registry),
+    found = [*suspects(candidate, batch, draws, {line.parameter for line in wrong}),
              *(note for note in verification.notes if note == PYTHON_DRAWS),
              *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1],
              *[NOT_FINITE for line in wrong if line.lost and line.quantity != GRAD][:1],
@@ -191,8 +192,7 @@ class _Proof:
         """The line; where it disagrees by a last few digits and nothing of the user's explains it, by differences."""
         candidate = self.candidate
         if line.agrees or line.quantity != GRAD or line.error > LITTLE * line.largest or line.key not in found or (
-                suspects(candidate.model, candidate.loss, few, self.draws, candidate.matched,
-                         candidate.options.registry)):
+                suspects(candidate, few, self.draws)):
             return line
         entry = int((found[line.key] - right[line.key]).abs().argmax())
         value, doubt = gradient_entry(candidate, few, self.draws, line.parameter, entry)

@@ -22,7 +22,7 @@ from hbpcompiler.compiler.prove.eigen import eigen_lines
 from hbpcompiler.compiler.prove.factors import factor_lines
 from hbpcompiler.compiler.prove.groups import group_lines
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN
-from hbpcompiler.compiler.prove.own_step import Noise
+from hbpcompiler.compiler.prove.noise import Noise
 from hbpcompiler.compiler.prove.twin import GRAD, TWINS, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import HbpError

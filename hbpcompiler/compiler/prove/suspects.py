@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,11 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_backward import custom_nodes
-from hbpcompiler.compiler.prove.own_step import Loss, copied_buffers, forward, ordinary_mode, unchanged
+from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, ordinary_mode, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.custom_functions import STRAIGHT
+from hbpcompiler.compiler.trace.listed import held_elsewhere
 from hbpcompiler.compiler.trace.source import FRAME, LIBRARY
 from hbpcompiler.rule.registry import Registry
 
@@ -36,11 +38,12 @@ TIMES = ("; for one that multiplies the derivative by c (to reverse it, c = -1) 
 IN_OPERATIONS = "write what it does to the derivative as operations: for a factor c, c * h - ((c - 1) * h).detach()"
 
 
-def suspects(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, matched: Matched,
-             registry: Registry) -> list[str]:
-    """A sentence for each, with its place and what to write instead. Runs the model's forward once more."""
-    found = [*hooks(model, loss), *_ended(matched), *_rules_of_others(matched, registry),
-             *_module_rules_of_others(model, registry)]
+def suspects(candidate: Candidate, batch: Batch, draws: Draws, of: Collection[str] = ()) -> list[str]:
+    """A sentence for each, with its place and what to write instead; `of`: the parameters whose numbers disagree. Runs
+    the model's forward once more."""
+    model, loss, matched, registry = candidate.model, candidate.loss, candidate.matched, candidate.options.registry
+    found = [*held_elsewhere(model, candidate.state, of), *hooks(model, loss), *_ended(matched),
+             *_rules_of_others(matched, registry), *_module_rules_of_others(model, registry)]
     watcher = _Watcher(model)
     with warnings.catch_warnings(), unchanged(model, loss), drawing(draws), ordinary_mode():
         warnings.simplefilter("ignore")

@@ -19,7 +19,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals import classes_given, lines_of, place_of_error
 from hbpcompiler.compiler.trace.values import Answers, recorded
-from hbpcompiler.compiler.trace.with_state import call_with_state
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (
     BatchDoesNotFitError,
@@ -147,16 +147,16 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
 def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: int) -> FirstRun:
     rows = batch.rows(samples)
     arguments, keywords, wanted = batch.layout.build(rows)
-    state: dict[str, Tensor] = {name: nn.Parameter(value.detach().clone(), value.requires_grad)
-                                for name, value in model.named_parameters()}
-    state |= {name: value.detach().clone() for name, value in model.named_buffers()}
+    parameters = list(model.parameters())
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with (torch.enable_grad(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
           classes_given(), recorded() as answers):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
-            output = call_with_state(model, state, arguments, keywords)
+            with holding(parameters, [parameter.detach().clone() for parameter in parameters]):
+                output = call_with_state(model, {}, buffers, arguments, keywords)
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ def listed(model: nn.Module) -> list[tuple[str, str]]:
             found += [(names[id(item)], f"{names[id(item)]!r}, out of {place}") for item in pytree.tree_leaves(kept)
                       if id(item) in names]
     return found
+
+
+def held_elsewhere(model: nn.Module, state: Mapping[str, Tensor], of: Collection[str]) -> list[str]:
+    """A sentence for each of these parameters whose memory a trace found as a constant, too: in a closure, say."""
+    own = dict(model.named_parameters())
+    memory = {_memory(tensor) for name, tensor in state.items() if name not in own}
+    return [f"parameter {name!r} is read other than as an attribute of its module (out of a closure, or of what "
+            "object.__setattr__ put beside the parameters), where it is a constant to a program, without a derivative: "
+            f"read {name}, or write .detach() if none is meant" for name in own
+            if name in of and own[name].requires_grad and _memory(own[name]) in memory]
 
 
 def _memory(tensor: Tensor) -> Any:

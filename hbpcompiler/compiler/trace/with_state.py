@@ -1,25 +1,129 @@
-"""A module called with other parameters and buffers in the place of its own."""
+"""A module called with other numbers: in its own parameters, or in other tensors in their place.
+
+Its own parameters are seen however a model reaches them: by attributes, in a list, through a closure. So derivatives
+are taken in them, and where other numbers are wanted, they hold these meanwhile. Other tensors in their place are what
+forward mode, vmap and another dtype need. A model that reaches parameters otherwise does not see those, which the
+leaves of autograd's graph tell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_OF_GRADIENTS, _BEHIND_THEM = "_backward_hooks", "_post_accumulate_grad_hooks"
+"""Hooks that change a gradient as it arrives, and those that are called when it is there."""
 
-def call_with_state(module: nn.Module, state: Mapping[str, Tensor], arguments: Sequence[Any],
-                    keywords: Mapping[str, Any] | None = None) -> Any:
-    """What the module returns; afterwards it is what it was.
+
+def call_with_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor],
+                    arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Any:
+    """What the module returns with these tensors in the place of some of its own; afterwards it is what it was.
 
     torch.func.functional_call leaves other tensors in a module that has several names (a layer used twice in a
     Sequential): it takes back what it put there under the first name for what was there before the second.
     """
+    for tensor in parameters.values():
+        tensor._is_param = True  # what isinstance(w, nn.Parameter) and ParameterList ask
     before = [(each, dict(each._parameters), dict(each._buffers)) for each in module.modules()]
     try:
-        return torch.func.functional_call(module, dict(state), tuple(arguments), dict(keywords or {}))
+        return torch.func.functional_call(module, {**parameters, **buffers}, tuple(arguments), dict(keywords or {}))
     finally:
-        for each, parameters, buffers in before:
-            each._parameters.update(parameters)
-            each._buffers.update(buffers)
+        for each, own, held in before:
+            each._parameters.update(own)
+            each._buffers.update(held)
+
+
+@contextmanager
+def holding(parameters: Collection[Tensor], values: Sequence[Tensor] = (), hooks: bool = False) -> Iterator[None]:
+    """Meanwhile these parameters hold such values, if some are given, one for each and of its dtype; they have
+    no `grad` and no hooks (but those that change a gradient, if `hooks`).
+
+    Afterwards they are what they were. Graphs of the user's are not disturbed: the memory that they saved comes back,
+    and neither `.data = ` nor what forward writes into the values counts as a change of the parameter.
+    """
+    with _unwatched():
+        kept = [(each, each.data, each._version, each.grad) for each in parameters]
+        registered = _hooks_of(parameters)
+    try:
+        with _unwatched():
+            for own, _, kind in registered:
+                if not (hooks and kind == _OF_GRADIENTS):
+                    own.clear()
+            for each in parameters:
+                each.grad = None
+            for each, value in zip(parameters, values, strict=bool(values)):
+                each.data = value
+        yield
+    finally:
+        with _unwatched():
+            for each, data, version, _ in kept if values else ():
+                each.data = data
+                if each._version != version:
+                    torch._C._autograd._unsafe_set_version_counter((each,), (version,))
+            for own, _, _ in (*_hooks_of(parameters), *registered):  # forward may have registered some
+                own.clear()
+            for own, before, _ in registered:
+                own.update(before)
+            for each, _, _, gradient in kept:
+                each.grad = gradient
+
+
+def in_one_piece(module: nn.Module, held: Collection[Tensor]) -> None:
+    """cuDNN wants a recurrent layer's weights side by side, which such values are not; nothing happens elsewhere."""
+    own = {id(each) for each in held}
+    for each in module.modules():
+        if isinstance(each, nn.RNNBase) and own.issuperset(map(id, each._flat_weights)):
+            each.flatten_parameters()
+
+
+def _hooks_of(parameters: Collection[Tensor]) -> list[tuple[dict[Any, Any], dict[Any, Any], str]]:
+    """torch's own dicts, which its engine holds, and what is in them."""
+    found = []
+    for each in parameters:
+        for kind in (_OF_GRADIENTS, _BEHIND_THEM):
+            own = getattr(each, kind)
+            if own:
+                found.append((own, dict(own), kind))
+    return found
+
+
+def _unwatched() -> AbstractContextManager[Any]:
+    """Modes of torch's that watch a pass are not called for what is done to parameters around it: that takes longer."""
+    return torch._C.DisableTorchFunction()
+
+
+@contextmanager
+def derivatives_in(chosen: Collection[Tensor], of: Collection[Tensor]) -> Iterator[None]:
+    """Meanwhile derivatives go to these parameters and to no others of those."""
+    asked = {id(each) for each in chosen}
+    with _unwatched():
+        changed = [each for each in of if each.requires_grad != (id(each) in asked)]
+    try:
+        with _unwatched():
+            for each in changed:
+                each.requires_grad = id(each) in asked
+        yield
+    finally:
+        with _unwatched():
+            for each in changed:
+                each.requires_grad = id(each) not in asked
+
+
+def leaves_of(values: Iterable[Tensor]) -> list[Tensor]:
+    """What derivatives of these values can be taken in, each once."""
+    waiting: list[Any] = [value.grad_fn for value in values]
+    seen: set[Any] = {None}
+    found: dict[int, Tensor] = {id(value): value for value in values if value.requires_grad and value.grad_fn is None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        waiting += [above for above, _ in node.next_functions]
+    return list(found.values())

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove.comparison import FEW_DIGITS, NOISE_RUNS, TIMES_NOISE, compared, gap, left_out
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.own_step import Noise, own_step
+from hbpcompiler.compiler.prove.noise import Noise
+from hbpcompiler.compiler.prove.own_step import own_step
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.stages import PROVE
 from hbpcompiler.compiler.trace.batch import batch_of

@@ -29,11 +29,11 @@ def same(model, before):
 def test_a_layer_with_two_names_keeps_its_parameters():
     model, x = used_twice(), torch.randn(4, 3, dtype=torch.float64)
     before, given = own(model), {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-    found = call_with_state(model, given, (x,))
+    found = call_with_state(model, given, {}, (x,))
     assert (found == 0).all()
     same(model, before)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        call_with_state(model, given, (x[:, :2],))
+        call_with_state(model, given, {}, (x[:, :2],))
     same(model, before)
 
 
