@@ -99,6 +99,12 @@ FILLS = frozenset({aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked
 """(values, mask, others) -> the values, with others where the mask is true."""
 SCATTERS = frozenset({aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two})
 """(values, axis, places, others) -> the values with these in place."""
+MAY_BE_INFINITE = frozenset({
+    aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.reciprocal.default, aten.rsqrt.default,
+    aten.sqrt.default, aten.log.default, aten.log2.default, aten.log10.default, aten.pow.Tensor_Scalar,
+    aten.pow.Tensor_Tensor, aten.pow.Scalar, aten.remainder.Scalar, aten.remainder.Tensor, operator.truediv,
+    operator.floordiv, operator.mod, operator.pow})
+"""Themselves or their slopes, where an argument is zero."""
 PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 KEEPS_ZERO = frozenset({*COPYING, *TURNING, *FLATTENS, *SUMS, aten.select.int, aten.slice.Tensor, aten.expand.default,
                         aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,

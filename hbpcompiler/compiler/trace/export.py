@@ -171,13 +171,15 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
 
     ways = Ways()
     program = traced(ways)
+    structure = returned[-1]
     _check_any_size(program)
-    written, zero_means = only_saving_work(functional(program), ways, lambda other: functional(traced(other)))
+    written, zero_means = only_saving_work(
+        functional(program), ways, lambda other: (functional(traced(other)), returned[-1] == structure))
     whole = whole_rows(written, zero_means)
     _check_parameters_stay(whole)
     _check_writes_any_size(program)
     refuse_listed(model, program.constants)
-    return whole, returned[-1]
+    return whole, structure
 
 
 @contextmanager

@@ -3,52 +3,68 @@ what the trace with rows comes to."""
 
 from __future__ import annotations
 
+import itertools
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils import _pytree as pytree
+from torch.fx import Graph, Node
 
 from hbpcompiler.compiler.trace.functional import with_fewer_outputs
 from hbpcompiler.compiler.trace.refusals import CONTROL
 from hbpcompiler.compiler.trace.source import is_library
-from hbpcompiler.compiler.trace.ways import Ways, mask_of
+from hbpcompiler.compiler.trace.ways import Ways, mask_of, mask_of_length
 from hbpcompiler.compiler.trace.without_rows import Form, Forms, Numbers
 from hbpcompiler.errors import ModelError, listing
-from hbpcompiler.rules.shared.torch_operations import PICKS, TRUE_PLACES
 
 OTHERWISE = "where the mask picks nothing, the model comes to something else with it than without"
+ALL_WAYS = 4
+"""Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, and all but one."""
 
 
-def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], Any]) -> tuple[Any, set[Node]]:
+def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[Any, bool]]) -> tuple[Any, set[Node]]:
     """An ExportedProgram without the conditions that it puts out last, and its means that have to be zero where no row
-    is picked. `traced` goes other ways. Raises ModelError unless each condition only saves work."""
+    is picked. Raises ModelError unless all conditions only save work.
+
+    `traced`: other ways -> their program, and whether what the model returns is built alike.
+    """
     if not ways.lines:
         return program, set()
-    numbers, conditions = Numbers(), len(ways.lines)
-    with_rows, reasons = _Traced(program, numbers, conditions), []
+    numbers = Numbers()
+    with_rows = _Traced(program, numbers, len(ways.lines))
+    reasons: dict[str, None] = {}
     zero_means: set[Node] = set()
-    for number, line in enumerate(ways.lines):
-        other = Ways(other=number)
+    lines = list(ways.lines)
+    tried: set[frozenset[int]] = set()
+    while waiting := _choices(len(lines)) - tried:
+        empty = min(waiting, key=sorted)
+        tried.add(empty)
+        other = Ways(empty.__contains__)
         try:
-            program_without = traced(other)
+            program_without, returns_alike = traced(other)
         except Exception as error:
             if _raised_by_user(error):  # as `if len(rows) == 0: raise` does: nothing is computed there
                 continue
             raise
-        found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines)), number)
+        lines += other.lines[len(lines):]  # what is asked only where others pick nothing
+        found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines)), other.empties)
         zero_means |= found or set()
-        if found is None:
-            reasons.append(f"{line.removesuffix(':')}: {OTHERWISE}")
+        if found is None or not returns_alike:
+            reasons |= {f"{lines[number].removesuffix(':')}: {OTHERWISE}": None for number in sorted(empty)[:1]}
     if reasons:
         raise ModelError(listing(
             f"the model cannot be traced: {CONTROL}. A branch that only saves work where a mask picks nothing is "
-            "followed:", list(dict.fromkeys(reasons)),
+            "followed:", list(reasons),
             "Without rows a mask picks nothing, and nothing is computed: such a branch may be left out."))
-    return with_fewer_outputs(program, conditions), zero_means
+    return with_fewer_outputs(program, len(ways.lines)), zero_means
+
+
+def _choices(masks: int) -> set[frozenset[int]]:
+    """Of the masks those that pick nothing."""
+    every = range(masks)
+    sizes = range(1, masks + 1) if masks <= ALL_WAYS else {1, masks - 1, masks}
+    return {frozenset(some) for size in sizes for some in itertools.combinations(every, size)}
 
 
 def _raised_by_user(error: BaseException) -> bool:
@@ -66,27 +82,23 @@ class _Traced:
         outputs: list[Any] = [*program.graph.output_node().args[0]]
         self.outputs, self.conditions = outputs[: len(outputs) - conditions], outputs[len(outputs) - conditions :]
 
-    def comes_to(self, other: _Traced, number: int) -> set[Node] | None:
-        """Whether this comes to the other where the condition of this number finds no rows: the means that have to be
-        zero there, or None."""
-        plain = Forms(self.graph, self.numbers, self.inputs).of
-        masks, none = _without_rows(self.graph, self.conditions[number])
-        false = {plain[mask] for mask in masks}
-        here = Forms(self.graph, self.numbers, self.inputs, {*masks, *false}, none, plain=plain)
-        there = Forms(other.graph, self.numbers, other.inputs, false)
+    def comes_to(self, other: _Traced, empties: Sequence[bool]) -> set[Node] | None:
+        """Whether this comes to the other where these masks, which the other asks, pick nothing: the means that have to
+        be zero there, or None."""
+        masks = {_mask_of(other.graph, condition) for condition, empty in zip(other.conditions, empties, strict=True)
+                 if empty}
+        there = Forms(other.graph, self.numbers, other.inputs, masks)
+        here = Forms(self.graph, self.numbers, self.inputs, {*there.false.values()}, zero_means=True)
         return here.zero_means if here.outputs(self.outputs) == there.outputs(other.outputs) else None
 
 
-def _without_rows(graph: Any, condition: Node) -> tuple[set[Node], list[Any]]:
-    """Masks that are all false, and symbols of lengths that are 0, where a condition finds no rows."""
+def _mask_of(graph: Graph, condition: Node) -> Node | None:
+    """The mask that a condition asks for rows."""
     value = condition.meta["val"]
     if isinstance(value, Tensor):
         found = mask_of(condition)
-        return (set() if found is None else {found[0]}), []
-    symbols = list(value.node.expr.free_symbols)
-    makers = [node for node in graph.nodes if node.target in PICKS | TRUE_PLACES
-              and any(free_unbacked_symbols(part) & {*symbols} for part in pytree.tree_leaves(node.meta["val"]))]
-    return {node.all_input_nodes[-1] for node in makers[:1]}, symbols
+        return None if found is None else found[0]
+    return mask_of_length(value.node.expr, graph)
 
 
 def _constants(program: Any) -> Iterator[tuple[str, Form]]:

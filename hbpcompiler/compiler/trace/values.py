@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
 from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError
 from hbpcompiler.compiler.trace.statements import Place, only_checks, place_of
-from hbpcompiler.compiler.trace.ways import Ways, truth_with_rows
+from hbpcompiler.compiler.trace.ways import Ways, asked_by
 
 METHODS = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "is_nonzero", "equal", "allclose")
 """What makes a Python value of a tensor's values."""
@@ -70,8 +70,8 @@ def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if waiting and fakes and (all(map(_is_constant, fakes)) or only_checks(frame, outermost)):
             return waiting.popleft()
-        if fakes and name in TRUTHS and (with_rows := truth_with_rows(fakes[0])) is not None:
-            return ways.answer(frame, fakes[0], with_rows)
+        if fakes and name in TRUTHS and (asked := asked_by(fakes[0])) is not None:
+            return ways.answer(frame, asked[0], fakes[0], asked[1])
         try:
             return original()
         except Exception as error:

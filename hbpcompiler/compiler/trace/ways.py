@@ -14,63 +14,96 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import sympy
 import torch
 from torch import SymBool, SymInt, Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.many_rows import truth_of_many
 from hbpcompiler.compiler.trace.refusals import CONTROL, CannotFollowError, line_of
 from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.compiler.trace.source import is_library
-from hbpcompiler.rules.shared.torch_operations import ANY_OF_ALL, COMPARED, COPYING, INVERSES, NUMBER_OF_TRUE
+from hbpcompiler.rules.shared.torch_operations import (
+    ANY_OF_ALL,
+    COMPARED,
+    COPYING,
+    INVERSES,
+    NUMBER_OF_TRUE,
+    PICKS,
+    TRUE_PLACES,
+)
 
-MOST = 256
-"""Conditions of one model; a loop that goes on while a mask picks rows would never end."""
+MOST = 128
+"""Masks that one model asks for rows; a loop that goes on while there are some would never end."""
 FEW = (1, 2, 3)
 """Numbers of rows, of which a condition has to say the same as of many."""
+NUMBERS = (torch.int64, torch.float32, torch.float64)
+"""Types that a count of rows does not overflow."""
 
 
 @dataclass
 class Ways:
-    """The conditions that a trace has met, in order."""
+    """The masks that a trace is asked whether they pick rows, in the order in which it meets them first."""
 
-    other: int | None = None
-    """Which of them is answered as without rows."""
+    empty: Callable[[int], bool] = lambda number: False
+    """Which of them pick nothing."""
     lines: list[str] = field(default_factory=list)
     """file:line: code."""
     conditions: list[Tensor | SymInt] = field(default_factory=list)
     """What says whether there are rows: a truth value of a mask, or the length."""
+    _known: dict[int, int] = field(default_factory=dict)
+    """By the number of what computes a mask: its place."""
 
     def begin(self) -> None:
         """A run of the model."""
         self.lines.clear()
         self.conditions.clear()
+        self._known.clear()
 
-    def answer(self, frame: FrameType, condition: Tensor | SymInt, with_rows: bool) -> bool:
-        """Which way this trace goes."""
-        if len(self.lines) == MOST:
-            raise CannotFollowError(CONTROL)
-        self.lines.append(line_of(frame))
-        self.conditions.append(condition)
-        return with_rows == (len(self.lines) - 1 != self.other)
+    def answer(self, frame: FrameType, mask: Node, condition: Tensor | SymInt, with_rows: bool) -> bool:
+        """Which way this trace goes: the same wherever it is asked for one mask."""
+        computed = _number_of(mask)
+        if computed not in self._known:
+            if len(self.lines) == MOST:
+                raise CannotFollowError(CONTROL)
+            self._known[computed] = len(self.lines)
+            self.lines.append(line_of(frame))
+            self.conditions.append(condition)
+        return with_rows != self.empty(self._known[computed])
+
+    @property
+    def empties(self) -> list[bool]:
+        """Of each that was met."""
+        return [self.empty(number) for number in range(len(self.lines))]
 
 
-def truth_with_rows(tensor: Tensor) -> bool | None:
-    """What a truth value says where a mask is true somewhere; None where it is no such condition."""
+def _number_of(mask: Node) -> int:
+    """The same for masks that compute the same."""
+    alike = AlikeNodes()
+    for node in mask.graph.nodes:
+        alike.enter(node)
+    return alike.numbers[mask]
+
+
+def asked_by(tensor: Tensor) -> tuple[Node, bool] | None:
+    """The mask that a truth value asks for rows, and what it says where there are some; None: it is another condition.
+    """
     mode = get_proxy_mode()
     made = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
-    found = None if made is None else mask_of(made.proxy.node)
-    return None if found is None else found[1]
+    return None if made is None else mask_of(made.proxy.node)
 
 
 def mask_of(node: Node) -> tuple[Node, bool] | None:
-    """The mask that a truth value asks for rows, and what it is where there are any."""
+    """The same of a node."""
     called: Any = node.target
     first: Any = node.args[0] if node.args else None
     if called in COPYING and isinstance(first, Node):
         return mask_of(first)
-    if called in INVERSES and isinstance(first, Node):
+    if called in INVERSES and isinstance(first, Node) and _is_mask(node):
         found = mask_of(first)
         return None if found is None else (found[0], not found[1])
     if called in ANY_OF_ALL and _is_mask(first):
@@ -89,9 +122,11 @@ def counted(node: Any) -> Node | None:
     """The mask whose true elements this counts."""
     if not isinstance(node, Node) or not node.args or not isinstance(node.args[0], Node):
         return None
+    if getattr(node.meta.get("val"), "dtype", None) not in NUMBERS:
+        return None
     if node.target in COPYING:
         return counted(node.args[0])
-    if node.target not in NUMBER_OF_TRUE:
+    if node.target not in NUMBER_OF_TRUE or len(node.args) > 1:
         return None
     mask: Any = node.args[0]
     while mask.target in COPYING and not _is_mask(mask):
@@ -110,12 +145,13 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
 
     def told(own: Callable[[Any], bool]) -> Callable[[Any], bool]:
         def truth(condition: Any) -> bool:
-            frame = sys._getframe(2)  # `replaced` is between
-            many = truth_of_many(condition.node.expr)
-            if many is None or is_library(frame.f_code.co_filename) or not _asks_for_rows(condition.node.expr, many):
+            frame, expression = sys._getframe(2), condition.node.expr  # `replaced` is between
+            many = None if is_library(frame.f_code.co_filename) else truth_of_many(expression)
+            mask = mask_of_length(expression) if many is not None and _asks_for_rows(expression, many) else None
+            if many is None or mask is None:
                 return own(condition)
-            (symbol,) = condition.node.expr.free_symbols
-            return ways.answer(frame, condition.node.shape_env.create_symintnode(symbol, hint=None), many)
+            (symbol,) = expression.free_symbols
+            return ways.answer(frame, mask, condition.node.shape_env.create_symintnode(symbol, hint=None), many)
 
         return truth
 
@@ -125,8 +161,23 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
         yield
 
 
+def mask_of_length(expression: Any, graph: Graph | None = None) -> Node | None:
+    """The mask that picks as many rows as the one symbol of a length says."""
+    mode = get_proxy_mode()
+    graph = mode.tracer.graph if graph is None and mode is not None else graph
+    for node in () if graph is None else graph.nodes:
+        leaves = pytree.tree_leaves(node.meta.get("val")) if node.target in PICKS | TRUE_PLACES else ()
+        if any(free_unbacked_symbols(leaf) & expression.free_symbols for leaf in leaves if isinstance(leaf, Tensor)):
+            masks = [read for read in node.all_input_nodes[1:] or node.all_input_nodes if _is_mask(read)]
+            return masks[0] if len(masks) == 1 else None
+    return None
+
+
 def _asks_for_rows(expression: Any, many: bool) -> bool:
-    """Whether it is one thing of no rows, and another of any number of them."""
+    """Whether it is one thing of no rows, and another of any number of them: it compares, and is linear in that."""
     (symbol,) = expression.free_symbols
-    return bool(expression.subs({symbol: 0})) != many and all(
+    sides = [part for part in (expression.args if expression.is_Relational else [expression]) if part.has(symbol)]
+    linear = all(isinstance(part, sympy.Expr) and part.is_polynomial(symbol) and sympy.degree(part, symbol) == 1
+                 for part in sides)
+    return linear and bool(expression.subs({symbol: 0})) != many and all(
         bool(expression.subs({symbol: number})) == many for number in FEW)

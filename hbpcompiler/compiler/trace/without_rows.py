@@ -17,15 +17,18 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from hbpcompiler.compiler.trace.by_name import given_to, names_of
+from hbpcompiler.compiler.trace.by_name import chosen_by, given_to, names_of
 from hbpcompiler.compiler.trace.labelled_rows import MEAN, NONE, SUMMED
 from hbpcompiler.compiler.trace.ways import counted
 from hbpcompiler.rules.shared.torch_operations import (
     ADDITIONS,
+    AT_LEAST,
     BOTH_TRUE,
     COPYING,
+    DETACH,
     FILLS,
     KEEPS_ZERO,
+    MAY_BE_INFINITE,
     PICKS,
     PRODUCTS,
     PUTS,
@@ -38,8 +41,8 @@ from hbpcompiler.rules.shared.torch_operations import (
 )
 
 Form = Any
-"""EMPTY, FALSE, ("zero", shape, type), or the number of an operation on forms."""
-EMPTY, FALSE = "empty", "false everywhere"
+"""(EMPTY, shape), (FALSE, shape), (ZERO, shape, type), or the name of an operation on forms."""
+EMPTY, FALSE, ZERO = "empty", "false", "zero"
 
 
 class Numbers:
@@ -48,31 +51,39 @@ class Numbers:
     def __init__(self) -> None:
         self._known: dict[Any, int] = {}
 
-    def of(self, key: Any) -> int:
-        return self._known.setdefault(key, len(self._known))
+    def of(self, key: Any) -> str:
+        """No number that a graph may have as an argument."""
+        return f"#{self._known.setdefault(key, len(self._known))}"
 
 
 class Forms:
     """Of a graph's nodes."""
 
-    def __init__(self, graph: Graph, numbers: Numbers, inputs: Mapping[str, Form], false: Collection[Any] = (),
-                 none: Collection[Any] = (), *,
-                 plain: Mapping[Node, Form] | None = None) -> None:
-        """`inputs`: of placeholders whose names say nothing, by name; `false`: masks that are all false, as nodes and
-        as forms; `none`: symbols of lengths that are 0. `plain`: forms without these; a mean of what such a mask itself
-        picks is then zero, and is among `zero_means`, as is a sum over their number."""
+    def __init__(self, graph: Graph, numbers: Numbers, inputs: Mapping[str, Form], false: Collection[Any] = (), *,
+                 zero_means: bool = False) -> None:
+        """`inputs`: of placeholders whose names say nothing, by name; `false`: masks that are all false, as nodes, or
+        as what they would be otherwise. With `zero_means` a mean of what such a mask picks is zero, as is a sum over
+        their number; `self.zero_means` holds them."""
         self.of: dict[Node, Form] = {}
-        self._numbers, self._inputs, self._false, self._plain = numbers, inputs, false, plain
-        self._lengths: dict[Any, Any] = dict.fromkeys(none, 0)
+        self._numbers, self._inputs, self._zeroes = numbers, inputs, zero_means
+        self.false: dict[Node, Form] = {}
+        """The masks that are all false by themselves, and what they would be otherwise."""
+        self.zero_means: set[Node] = set()
+        self._infinite: set[Node] = set()
+        """What may be infinite or NaN without rows, as a number over theirs is."""
+        self._lengths: dict[Any, Any] = {}
         """By symbol: 0, or a symbol named by what picks so many, which graphs have in common."""
-        self._drawn: dict[Form, int] = {}
         self._pickers: dict[Any, Node] = {}
         """By symbol: what picks so many."""
-        self.zero_means: set[Node] = set()
+        self._drawn: dict[Form, int] = {}
         for node in graph.nodes:
-            if node.op != "output":
-                form = self._form(node)
-                self.of[node] = FALSE if node in false or form in false else form
+            if node.op == "output":
+                continue
+            form = self._form(node)
+            if node in false or form in false:
+                self.false[node] = form
+                form = self._with_shape(FALSE, node)
+            self.of[node] = form
 
     def outputs(self, nodes: Collection[Any]) -> list[Form]:
         """Of what a graph puts out."""
@@ -87,12 +98,15 @@ class Forms:
         if called in PICKS | TRUE_PLACES:
             self._name_lengths(node)
         if self._is_empty(node):
-            return EMPTY
+            return self._with_shape(EMPTY, node)
+        if any(read in self._infinite for read in node.all_input_nodes) or (
+                called in MAY_BE_INFINITE and any(map(self._is_zero, node.args))):
+            self._infinite.add(node)
         if not isinstance(node.meta.get("val"), Tensor):
             return self._itself(node)
         if called in ZEROS:
             return self._zero(node)
-        if called in COPYING and self._is_like(node, node.args[0]):
+        if called in COPYING - {DETACH} and self._is_like(node, node.args[0]):
             return self._written(node.args[0])
         if called in ADDITIONS:
             return self._of_sum(node, called)
@@ -120,60 +134,54 @@ class Forms:
 
     def _of_nothing(self, node: Node, called: Any) -> Form | None:
         """Where EMPTY, FALSE or zero is read; None where nothing special follows."""
-        first, *others = [self._written(item) for item in node.args] or [None]
-        if called is WHERE and first == FALSE and self._is_like(node, node.args[2]):
-            return others[1]
-        if called in FILLS and others[0] == FALSE:
-            return first
-        if called in PUTS and any(part in (EMPTY, FALSE) for part in [*others, *_parts(others[0])]):
-            return first
-        if called in SCATTERS and EMPTY in others:
-            return first
-        if first == EMPTY and (reduction := self._reduction(node)) in (MEAN, SUMMED):
-            if reduction == SUMMED:
-                return self._zero(node)
-            if self._is_of_the_mask(node.args[0]):
-                self.zero_means.add(node)
-                return self._zero(node)
-        if called in BOTH_TRUE and FALSE in (first, *others):
-            return FALSE
-        if called in KEEPS_ZERO and self._is_zero(node.args[0]):
-            return FALSE if first == FALSE and node.meta["val"].dtype is torch.bool else self._zero(node)
-        if called in PRODUCTS and any(map(self._is_zero, node.args)):
+        first, *others = node.args or [None]
+        if called is WHERE and self._is(FALSE, first) and self._is_like(node, others[1]):
+            return None if others[0] in self._infinite else self._written(others[1])
+        if called in FILLS and self._is(FALSE, others[0]) and self._is_like(node, first):
+            return self._written(first)
+        if called in PUTS and self._is_chosen_by_nothing(node):
+            return self._written(first)
+        if called in SCATTERS and self._is(EMPTY, others[1]):
+            return self._written(first)
+        if self._is(EMPTY, first) and self._adds_up_to_zero(node):
             return self._zero(node)
-        if called is RATIO and self._is_zero(node.args[0]):
-            return self._of_ratio(node)
+        if called in BOTH_TRUE and any(self._is(FALSE, item) for item in node.args):
+            return self._with_shape(FALSE, node)
+        if called in KEEPS_ZERO and self._is_zero(first):
+            is_mask = self._is(FALSE, first) and node.meta["val"].dtype is torch.bool
+            return self._with_shape(FALSE, node) if is_mask else self._zero(node)
+        if called in PRODUCTS and any(map(self._is_zero, node.args)) and node not in self._infinite:
+            return self._zero(node)
+        if called is RATIO and self._is_zero(first) and self._divides(node, others[0]):
+            return self._zero(node)
         return None
 
-    def _of_ratio(self, node: Node) -> Form | None:
-        """Zero, by a number or by how many rows there are."""
-        if not self._is_zero(node.args[1]):
-            return self._zero(node)
-        divisor: Any = node.args[1]
-        mask = counted(divisor)
-        by_count = mask is not None and self._plain is not None and self._plain[mask] in self._false
-        if not by_count and not self._is_of_the_mask(divisor):
-            return None
-        self.zero_means.add(node)
-        return self._zero(node)
+    def _is_chosen_by_nothing(self, node: Node) -> bool:
+        """Whether an operation that puts rows has none to put."""
+        chosen: Any = chosen_by(given_to(node))
+        return any(self._is(FALSE, part) or self._is(EMPTY, part)
+                   for part in (chosen if isinstance(chosen, list | tuple) else [chosen]))
 
-    def _is_zero(self, item: Any) -> bool:
-        if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor):
-            form = self.of[item]
-            return form == FALSE or (isinstance(form, tuple) and form[0] == "zero")
-        item = self._written(item)
-        return isinstance(item, int | float) and item == 0
+    def _divides(self, node: Node, divisor: Any) -> bool:
+        """Whether zero over this is zero: it is a number, or is at least one; or how many rows there are."""
+        if self._is_zero(divisor):
+            mask = counted(divisor)
+            return self._becomes_zero(node, mask in self.false or self._is_of_the_mask(divisor))
+        if isinstance(divisor, Node) and isinstance(divisor.meta.get("val"), Tensor):
+            least = divisor.args[1] if divisor.target is AT_LEAST and len(divisor.args) > 1 else None
+            return isinstance(least, int | float) and least > 0
+        return divisor not in self._infinite
 
-    def _zero(self, node: Node) -> Form:
-        value = node.meta["val"]
-        return "zero", self._written(tuple(value.shape)), str(value.dtype)
+    def _becomes_zero(self, node: Node, may: bool) -> bool:
+        """Whether the program makes zero of what is NaN otherwise."""
+        if may and self._zeroes:
+            self.zero_means.add(node)
+        return may and self._zeroes
 
-    def _is_like(self, node: Node, other: Any) -> bool:
-        """Whether it has this node's shape and type."""
-        if not isinstance(other, Node) or not isinstance(other.meta.get("val"), Tensor):
-            return False
-        mine, its = node.meta["val"], other.meta["val"]
-        return mine.dtype == its.dtype and self._written(tuple(mine.shape)) == self._written(tuple(its.shape))
+    def _adds_up_to_zero(self, node: Node) -> bool:
+        reduction = self._reduction(node)
+        return reduction == SUMMED or (
+            reduction == MEAN and self._becomes_zero(node, self._is_of_the_mask(node.args[0])))
 
     @staticmethod
     def _reduction(node: Node) -> int:
@@ -185,15 +193,37 @@ class Forms:
     def _is_of_the_mask(self, rows: Any) -> bool:
         """Whether they, or their number, are what a mask picks that is known to be all false itself."""
         symbols = free_unbacked_symbols(rows.meta["val"]) if isinstance(rows, Node) else ()
-        return bool(symbols) and self._plain is not None and all(
-            self._plain[self._pickers[symbol]] in self._false for symbol in symbols)
+        return bool(symbols) and all(self._pickers[symbol] in self.false for symbol in symbols)
+
+    def _is(self, kind: str, item: Any) -> bool:
+        return isinstance(item, Node) and isinstance(form := self.of[item], tuple) and form[0] == kind
+
+    def _is_zero(self, item: Any) -> bool:
+        if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor):
+            return self._is(ZERO, item) or self._is(FALSE, item)
+        item = self._written(item)
+        return (isinstance(item, int) and item == 0) or item == ("float", "0.0")
+
+    def _zero(self, node: Node) -> Form:
+        return *self._with_shape(ZERO, node), str(node.meta["val"].dtype)
+
+    def _with_shape(self, kind: str, node: Node) -> Form:
+        leaves = pytree.tree_leaves(node.meta["val"])
+        return kind, self._written([tuple(leaf.shape) for leaf in leaves])
+
+    def _is_like(self, node: Node, other: Any) -> bool:
+        """Whether it has this node's shape and type."""
+        if not isinstance(other, Node) or not isinstance(other.meta.get("val"), Tensor):
+            return False
+        mine, its = node.meta["val"], other.meta["val"]
+        return mine.dtype == its.dtype and self._written(tuple(mine.shape)) == self._written(tuple(its.shape))
 
     # -- lengths and arguments ----------------------------------------------------------------------------------------
 
     def _name_lengths(self, node: Node) -> None:
         """The number of rows is 0, or is called by what picks them."""
         chosen = node.all_input_nodes[1:] or node.all_input_nodes
-        by_nothing = any(self.of[read] in (EMPTY, FALSE) for read in chosen)
+        by_nothing = any(self._is(EMPTY, read) or self._is(FALSE, read) for read in chosen)
         for value in pytree.tree_leaves(node.meta["val"]):
             for symbol in free_unbacked_symbols(value) - self._lengths.keys():
                 named = sympy.Symbol(f"rows_of_{self._itself(node)}", integer=True)
@@ -219,9 +249,5 @@ class Forms:
             return tuple(map(self._written, item))
         if isinstance(item, torch.SymInt):
             found = item.node.expr.subs(self._lengths)
-            return int(found) if found.is_number else str(found)
+            return int(found) if found.is_Integer else str(found)
         return item if isinstance(item, int) and not isinstance(item, bool) else (type(item).__name__, str(item))
-
-
-def _parts(chosen: Any) -> tuple[Any, ...]:
-    return chosen if isinstance(chosen, tuple) else ()

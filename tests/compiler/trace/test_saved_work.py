@@ -93,8 +93,34 @@ def as_long_as_there_are(self, x, weight, choice):
     return x
 
 
+def neither(self, x, weight, choice):
+    return x * 2 if not (choice == 0).any() and not (choice == 1).any() else x
+
+
+def found_none(self, x, weight, choice):
+    out, found = x.clone(), False
+    for number in (0, 1):
+        if (choice == number).any():
+            out[choice == number], found = self.experts[number](x[choice == number]), True
+    return out if found else 2 * out
+
+
+def asked_twice(self, x, weight, choice):
+    some, times = (choice == 0).any(), 0
+    if some:
+        times += 1
+    if some:
+        times += 1
+    return x if times else 2 * x
+
+
+def detached(self, x, weight, choice):
+    x = self.experts[0](x)
+    return x.detach() if (choice == 0).any() else x
+
+
 CHOOSING = [plus_one, doubled, clamped_beside, shifted_beside, another_mask, one_of_two, twice_in_a_line, drawn,
-            another_value]
+            another_value, neither, found_none, asked_twice, detached]
 
 
 @few(3, "further cases of one kind")
@@ -193,6 +219,26 @@ def test_a_mean_of_nothing_that_no_condition_looks_after():
         hbp.compile(model, of_another, ["grad"])(x, torch.tensor([1, 0, 2, 1]))
 
 
+class Told(nn.Module):
+    """What it returns says which way it went."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.expert = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        h, mask, used = self.first(x), x[:, 0] > 0, 0
+        if mask.any():
+            h[mask], used = self.expert(h[mask]), 1
+        return {"h": h, "used": used}
+
+
+def test_what_is_returned_beside_has_to_be_alike():
+    model, x, y = Told().double(), torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(hbp.CompileError, match=REFUSED):
+        hbp.compile(model, lambda output, y: F.cross_entropy(output["h"], y), ["grad"])(x, y)
+
+
 class Helped(nn.Module):
     """A helper's branch saves work at one place, and chooses at another."""
 
@@ -261,13 +307,18 @@ def test_a_program_without_its_conditions():
 
     class Without(nn.Module):
         def forward(self, x):
-            return (x,)
+            return x, (x > 0).any()
 
     def traced(module):
         return torch.export.export(module, (torch.randn(3),), strict=False)
 
     program = traced(Conditions())
     assert only_saving_work(program, Ways(), lambda ways: pytest.fail("traced again")) == (program, set())
-    found, zero_means = only_saving_work(program, Ways(lines=["here"]), lambda ways: traced(Without()))
+
+    def other_way(ways):
+        ways.lines.append("here")
+        return traced(Without()), True
+
+    found, zero_means = only_saving_work(program, Ways(lines=["here"]), other_way)
     assert not zero_means
     assert [node.target for node in found.graph.output_node().all_input_nodes] == [torch.ops.aten.where.self]
