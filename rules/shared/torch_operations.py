@@ -74,8 +74,8 @@ ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.
 SIZE, COLUMN, WHERE, WHERE_OR_NUMBER, SUM, SUM_ALONG, PRODUCT, RATIO, TOTAL = (
     aten.sym_size.int, aten.select.int, aten.where.self, aten.where.ScalarOther, aten.sum.default, aten.sum.dim_IntList,
     aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
-MOST, AT_LEAST, BOTH, CLASS = (
-    aten.amax.default, aten.clamp.default, aten.logical_and.default, aten.gather.default)
+AT_LEAST, BELOW, BOTH, CLASS = (
+    aten.clamp.default, aten.lt.Scalar, aten.logical_and.default, aten.gather.default)
 IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step})
 """0, 1, 2, ... up to a number."""
 COPYING = frozenset({aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default,
@@ -88,6 +88,31 @@ LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
     aten.permute.default)
 NOT, ANY_TRUE = aten.logical_not.default, aten.any.default
 RUNNING_SUM, SAME, DIFFERS, ANY = aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims
+
+# -- what stands where a mask picks nothing ----------------------------------------------------------------------------
+
+WEIGHED = frozenset({
+    aten.linear, aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.einsum, aten.bilinear, aten.convolution, aten.conv1d,
+    aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d})
+"""Where a value meets a weight, of which A is a sum of u u^T."""
+INDICES, PADDING = frozenset({"indices", "index", "target"}), "padding_idx"
+"""Names of arguments whose whole numbers are places, and of the place that learns nothing."""
+DIVISOR: dict[Any, str] = {aten.div: "other", aten.true_divide: "other", aten.floor_divide: "other",
+                           aten.remainder: "other", aten.fmod: "other", aten.addcdiv: "tensor2"}
+"""By division, the argument that is not to be zero."""
+POWERS = frozenset({aten.pow, aten.float_power})
+SOMEWHERE_INFINITE: dict[Any, float] = {
+    **dict.fromkeys([
+        aten.sqrt, aten.rsqrt, aten.log, aten.log2, aten.log10, aten.log1p, aten.reciprocal, aten.acos, aten.asin,
+        aten.atanh, aten.atan2, aten.hypot, aten.logit, aten.erfinv, aten.digamma, aten.lgamma, aten.polygamma,
+        aten.xlogy, aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.logsumexp, aten.norm,
+        aten.linalg_vector_norm, aten.binary_cross_entropy], 0.5),
+    aten.acosh: 2.0}
+"""Operations whose values or slopes are infinite, or none, for some numbers -> a number at which they are not."""
+DEVIATIONS: dict[Any, Any] = {aten.std.default: aten.var.default, aten.std.dim: aten.var.dim,
+                              aten.std.correction: aten.var.correction}
+"""Roots, which have no slope in a row of equal numbers -> of what."""
+ROOT = aten.sqrt.default
 
 # -- what a mask that is all false leaves ------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.places import Count, Places
 from hbpcompiler.compiler.trace.rows import Rows, Writer
-from hbpcompiler.rules.shared.torch_operations import ARITHMETIC, CAST, SIZE
+from hbpcompiler.rules.shared.torch_operations import ANY_TRUE, ARITHMETIC, CAST, SIZE, WHERE_OR_NUMBER
 
 
 class Lengths:
@@ -57,6 +57,10 @@ class Lengths:
         """What stands for an argument: of a number its tensor."""
         found = self.values[part] if isinstance(part, Node) else part
         return found.number if isinstance(found, Count) else found
+
+    def of_some(self, count: Count, rows: Rows) -> Node:
+        """The number for an operation on rows: where there are none it is one, for NaN times zero is NaN."""
+        return self.writer.once(WHERE_OR_NUMBER, self.writer.once(ANY_TRUE, rows.mask), count.number, 1)
 
     def is_of(self, length: Any, rows: Rows) -> bool:
         """Whether so many rows are these, along one axis."""
