@@ -67,6 +67,8 @@ LAST_AXES = frozenset({aten.linear.default, aten.matmul.default, aten.layer_norm
 FLATTENS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_ints})
 SHOWS = frozenset({*FLATTENS, aten.select.int, aten.squeeze.dim, aten.squeeze.dims})
 """[1, *z] -> [*z]."""
+RESHAPES = frozenset({*FLATTENS, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims})
+"""What leaves numbers in their order."""
 ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.add.Tensor,
                               operator.sub: aten.sub.Tensor, operator.truediv: aten.div.Tensor,
                               torch.sym_max: aten.clamp.default}
@@ -88,6 +90,44 @@ LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
     aten.permute.default)
 NOT, ANY_TRUE = aten.logical_not.default, aten.any.default
 RUNNING_SUM, SAME, DIFFERS, ANY = aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims
+
+# -- what does the same with each row ----------------------------------------------------------------------------------
+
+_AXES: dict[int, list[str]] = {
+    1: ["one_hot", "index", "embedding", "isin", "bucketize", "isfinite", "isclose", "__or__", "__and__", "__xor__",
+        "true_divide", "floor_divide", "hardswish", "log_sigmoid", "log_sigmoid_forward", "special_digamma",
+        "special_ndtr", "special_polygamma", "detach", "to", "_to_copy", "contiguous", "alias", "type_as", "copy",
+        "lift_fresh_copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+        "new_full", "new_empty", "expand", "expand_as", "view", "_unsafe_view", "reshape", "flatten", "squeeze",
+        "repeat", "broadcast_tensors", "column_stack", "complex", "real", "imag", "view_as_real", "view_as_complex",
+        "constant_pad_nd", "pad", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "dropout",
+        "alpha_dropout", "feature_dropout", "native_dropout"],
+    2: ["linear", "matmul", "mm", "addmm", "group_norm", "native_group_norm", "prelu", "_prelu_kernel", "bilinear",
+        "batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "pairwise_distance"],
+    3: ["bmm", "baddbmm", "scaled_dot_product_attention", "tril", "triu", "cdist", "_cdist_forward", "matrix_exp",
+        "conv1d", "conv_transpose1d", "avg_pool1d", "max_pool1d", "max_pool1d_with_indices", "adaptive_avg_pool1d",
+        "adaptive_max_pool1d", "reflection_pad1d", "replication_pad1d", "upsample_linear1d", "upsample_nearest1d",
+        "col2im", "convolution", "channel_shuffle"],
+    4: ["conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "adaptive_avg_pool2d",
+        "adaptive_max_pool2d", "reflection_pad2d", "replication_pad2d", "upsample_bilinear2d", "upsample_nearest2d",
+        "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle", "im2col", "grid_sampler"],
+    5: ["conv3d", "conv_transpose3d", "avg_pool3d", "max_pool3d", "adaptive_avg_pool3d", "reflection_pad3d",
+        "replication_pad3d"],
+}
+OF_ROWS: dict[Any, int] = {getattr(aten, name): axes for axes, names in _AXES.items() for name in names}
+"""Operations that work row by row where all rows have so many axes, the first counted, though they name none."""
+NOT_OF_ROWS: dict[Any, frozenset[str]] = {
+    aten.linear: frozenset({"weight"}), aten.embedding: frozenset({"weight"}), aten.mm: frozenset({"mat2"}),
+    aten.addmm: frozenset({"mat2"}), aten.isin: frozenset({"test_elements"}), aten.bucketize: frozenset({"boundaries"})}
+"""Arguments in which rows would meet each other."""
+PER_ROW = frozenset({aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_copy,
+                     aten.index_fill})
+"""What picks or puts within rows, if all that it reads are rows."""
+MOVES, NORMS, PADS, BATCH_NORMS, SERIES, PRODUCTS_OF_MATRICES = (
+    frozenset({aten.movedim, aten.moveaxis}), frozenset({aten.layer_norm, aten.native_layer_norm, aten.rms_norm}),
+    frozenset({aten.pad, aten.constant_pad_nd}),
+    frozenset({aten.batch_norm, aten._native_batch_norm_legit_no_training, aten._batch_norm_no_update}),
+    frozenset({aten.ctc_loss, aten._ctc_loss}), frozenset({aten.matmul}))
 
 # -- what stands where a mask picks nothing ----------------------------------------------------------------------------
 

@@ -294,6 +294,37 @@ def test_experts(split, shape):
     agree(result, model, loss, [X], y)
 
 
+def changed_since(o, y):
+    """Two masks that are written alike; one is changed in place, when it has been used."""
+    first, second = y["y"] > 0, y["y"] > 0
+    scale = y["t"][first].square().mean()
+    first &= y["m"]
+    return o[second].exp().sum() * scale
+
+
+def changed_in_a_view(o, y):
+    valid, scored = y["y"] >= 0, y["y"] >= 0
+    scored[:2] = False
+    return o.square().sum() * y["t"][scored].square().sum() / y["t"][valid].square().sum()
+
+
+def written_into_zeros(o, y):
+    one, other = torch.zeros_like(y["m"]), torch.zeros_like(y["m"])
+    one[:2], other[2:] = True, True
+    return o[one].square().mean() + o[other].abs().mean() + o[y["m"] | one].square().mean()
+
+
+@pytest.mark.parametrize("loss", [changed_since, changed_in_a_view, written_into_zeros])
+def test_masks_that_were_alike(loss):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3).double()
+    compiled = hbp.compile(model, loss, ["grad"], verify=False)
+    for size, share in ((6, 1.0), (4, 0.5), (7, 0.2), (5, 0.0)):
+        X = double(size, 3)
+        y = {"y": torch.arange(size) % 3, "m": torch.rand(size) < share, "t": double(size, 3)}
+        agree(compiled(X, y), model, loss, [X], y)
+
+
 def sorted_rows(o, y):
     return o[y > 0].sort(0).values[:, 0].cumsum(0).mean()
 

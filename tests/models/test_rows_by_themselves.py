@@ -179,6 +179,32 @@ def normed(r):
     return F.batch_norm(r, None, None, training=True)
 
 
+AMONG_ROWS = [
+    lambda r: F.pad(r.detach(), (0, 0, 1, -1)) * r, lambda r: r * torch.ones(len(r), 4, dtype=r.dtype).tril(),
+    lambda r: F.scaled_dot_product_attention(r.detach(), r.detach(), r.detach()) * r,
+    lambda r: F.embedding((r[:, 0] > 2).long(), r.detach()) * r, lambda r: F.pad(r[None], (0, 0, 1, -1))[0] * r,
+    lambda r: r.detach().take((r[:, 0] > 0).long())[:, None] * r, lambda r: r * torch.isin(r, r[:, 1]),
+    lambda r: r * torch.bucketize(r[:, 0].detach(), r[:, 1].detach())[:, None], lambda r: r * r.detach().median(),
+    lambda r: r * torch.cdist(r.detach(), r.detach()).mean(1, keepdim=True)]
+
+
+@pytest.mark.parametrize("function", AMONG_ROWS)
+def test_what_works_among_rows_is_refused(function):
+    torch.manual_seed(0)
+    with pytest.raises(hbp.HbpError):
+        hbp.compile(Expert([function]), nn.MSELoss(), ["grad"], verify=False)(torch.randn(6, 3), torch.randn(6, 2))
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_batch_norm_with_statistics_from_before(shape):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4).double()
+    model = Expert([norm, lambda r: r.abs()]).double()
+    model.norm = norm
+    norm(torch.randn(8, 4, dtype=torch.float64))
+    agrees_at_all_masks(model.eval(), QUANTITIES, shape)
+
+
 NAMES = [(by_places, "- nonzero in", "numpy"), (padded_rows, "- pad in", "in place"),
          (normed, "- batch_norm in", "native")]
 

@@ -109,7 +109,7 @@ class _Walk:
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
-            return reads[0][arguments[1]]
+            return dict(enumerate(reads[0])).get(arguments[1])
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return self.lengths.number_of(node, reads)
         if isinstance(reads[0], Places) and not any(isinstance(read, Node | Rows | Places) for read in reads[1:]):
@@ -212,7 +212,7 @@ class _Walk:
         found = self.each.results(node, called, given)
         results = pytree.tree_leaves(node.meta["val"])
         lengths = {str(shape_of(read)[0]) for read in node.all_input_nodes if isinstance(self.values[read], Rows)}
-        for each, result in zip(found, results, strict=True):
+        for each, result in zip(found, results, strict=False):
             if str(result.shape[0]) not in lengths or free_unbacked_symbols(result.shape[1:]) or not are_alike(
                     each.beside, result.shape[1:]):
                 raise NotWholeError

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from hbpcompiler.compiler.trace.by_name import draws, given_to, works_along_rows
+from hbpcompiler.compiler.trace.among_rows import mixes_rows
+from hbpcompiler.compiler.trace.by_name import draws, given_to
 from hbpcompiler.compiler.trace.outside import outside
 from hbpcompiler.compiler.trace.places import Count, InOrder, Places
 from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import HARMLESS, NotWholeError, Rows, Writer, are_alike, shape_of
 from hbpcompiler.compiler.trace.source import PICKED
-from hbpcompiler.rules.shared.torch_operations import DEVIATIONS, LAST_AXES, PADDING, ROOT, SIZE
+from hbpcompiler.rules.shared.torch_operations import BATCH_NORMS, DEVIATIONS, LAST_AXES, PADDING, ROOT, SIZE
 
 
 class RowByRow:
@@ -33,7 +34,7 @@ class RowByRow:
         rows = [found for read in node.all_input_nodes if isinstance(found := self.values[read], Rows)]
         behind = len(pytree.tree_leaves(node.meta["val"])[0].shape) - 1
         rank = 1 + max(behind, *(len(each.beside) for each in rows))
-        if draws(called, given) or works_along_rows(called, given, rank):
+        if draws(called, given) or mixes_rows(called, given, self._ranks(given), rank):
             raise NotWholeError
         found = {read: self.values[read] for read in node.all_input_nodes}
         together = {each.lead for each in rows} == {rows[0].lead} and (
@@ -51,6 +52,8 @@ class RowByRow:
         if given.get(PADDING, -1) < 0:  # where nothing is picked such a table learns nothing
             whole.meta[PICKED] = len(shape_of(rows[0].picked_by))
         wholes = self._results(whole)
+        if called.overloadpacket in BATCH_NORMS:
+            wholes = wholes[:1]  # the others, a batch's statistics, have no numbers here
         front = shape_of(rows[0].whole)[: rows[0].lead]
         if not all(are_alike(shape_of(each)[: len(front)], front) for each in wholes):
             raise NotWholeError
@@ -59,6 +62,13 @@ class RowByRow:
             results = [replace(each, whole=self.writer.call(ROOT, self.writer.with_outside(each, HARMLESS).whole))
                        for each in results]
         return results
+
+    def _ranks(self, given: Mapping[str, Any]) -> dict[str, int]:
+        """Of arguments that are rows, or lists with some, how many axes they have, by name."""
+        found = {name: [self.values[part] for part in pytree.tree_leaves(item) if isinstance(part, Node)]
+                 for name, item in given.items()}
+        return {name: min(ranks) for name, parts in found.items()
+                if (ranks := [1 + len(part.beside) for part in parts if isinstance(part, Rows)])}
 
     def _results(self, whole: Node) -> list[Node]:
         """Each tensor that an operation gives."""

@@ -39,11 +39,12 @@ class SameMasks(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
     def _first(self, mask: Tensor) -> Tensor:
-        """The first mask that computes the same."""
+        """The first mask that computes the same; one that was changed in place since, through a view perhaps, is like
+        no other."""
         mode = get_proxy_mode()
         tracer: Any = None if mode is None else mode.tracer
         slot: Any = None if tracer is None else get_proxy_slot(mask, tracer, None)
-        if slot is None:
+        if slot is None or mask._version:
             return mask
         node = slot.proxy.node
         after = next(iter(node.graph.nodes)) if self._entered is None else self._entered.next
@@ -51,7 +52,10 @@ class SameMasks(TorchFunctionMode):
             self._entered = self._alike.enter(after)
             after = after.next
         number = self._alike.numbers.get(node)
-        return mask if number is None else self._masks.setdefault(number, mask)
+        if number is None:
+            return mask
+        first = self._masks.setdefault(number, mask)
+        return mask if first._version else first
 
 
 def _is_mask(item: Any) -> bool:
