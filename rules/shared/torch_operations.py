@@ -99,11 +99,11 @@ _AXES: dict[int, list[str]] = {
         "special_ndtr", "special_polygamma", "detach", "to", "_to_copy", "contiguous", "alias", "type_as", "copy",
         "lift_fresh_copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
         "new_full", "new_empty", "expand", "expand_as", "view", "_unsafe_view", "reshape", "flatten", "squeeze",
-        "repeat", "broadcast_tensors", "column_stack", "complex", "real", "imag", "view_as_real", "view_as_complex",
-        "constant_pad_nd", "pad", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "dropout",
-        "alpha_dropout", "feature_dropout", "native_dropout"],
-    2: ["linear", "matmul", "mm", "addmm", "group_norm", "native_group_norm", "prelu", "_prelu_kernel", "bilinear",
-        "batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "pairwise_distance"],
+        "repeat", "tile", "einsum", "searchsorted", "broadcast_tensors", "column_stack", "complex", "real", "imag",
+        "view_as_real", "view_as_complex", "constant_pad_nd", "pad", "layer_norm", "native_layer_norm",
+        "rms_norm", "_fused_rms_norm", "dropout", "alpha_dropout", "feature_dropout", "native_dropout"],
+    2: ["inner", "linear", "matmul", "mm", "addmm", "group_norm", "native_group_norm", "prelu", "_prelu_kernel",
+        "bilinear", "batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "pairwise_distance"],
     3: ["bmm", "baddbmm", "scaled_dot_product_attention", "tril", "triu", "cdist", "_cdist_forward", "matrix_exp",
         "conv1d", "conv_transpose1d", "avg_pool1d", "max_pool1d", "max_pool1d_with_indices", "adaptive_avg_pool1d",
         "adaptive_max_pool1d", "reflection_pad1d", "replication_pad1d", "upsample_linear1d", "upsample_nearest1d",
@@ -118,11 +118,13 @@ OF_ROWS: dict[Any, int] = {getattr(aten, name): axes for axes, names in _AXES.it
 """Operations that work row by row where all rows have so many axes, the first counted, though they name none."""
 NOT_OF_ROWS: dict[Any, frozenset[str]] = {
     aten.linear: frozenset({"weight"}), aten.embedding: frozenset({"weight"}), aten.mm: frozenset({"mat2"}),
-    aten.addmm: frozenset({"mat2"}), aten.isin: frozenset({"test_elements"}), aten.bucketize: frozenset({"boundaries"})}
-"""Arguments in which rows would meet each other."""
-PER_ROW = frozenset({aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_copy,
-                     aten.index_fill})
-"""What picks or puts within rows, if all that it reads are rows."""
+    aten.addmm: frozenset({"mat2"}), aten.inner: frozenset({"other"}), aten.isin: frozenset({"test_elements"}),
+    aten.bucketize: frozenset({"boundaries"}), aten.searchsorted: frozenset({"sorted_sequence"}),
+    aten.tensordot: frozenset({"other", "dims_other"})}
+"""Arguments in which rows would meet each other, or that are not of rows."""
+PLACES_OF_EACH = frozenset({aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce})
+"""What picks or puts in each row what this row's own index says."""
+EINSUM, TILE = aten.einsum, aten.tile
 MOVES, NORMS, PADS, BATCH_NORMS, SERIES, PRODUCTS_OF_MATRICES = (
     frozenset({aten.movedim, aten.moveaxis}), frozenset({aten.layer_norm, aten.native_layer_norm, aten.rms_norm}),
     frozenset({aten.pad, aten.constant_pad_nd}),

@@ -63,12 +63,12 @@ class RowByRow:
                        for each in results]
         return results
 
-    def _ranks(self, given: Mapping[str, Any]) -> dict[str, int]:
-        """Of arguments that are rows, or lists with some, how many axes they have, by name."""
+    def _ranks(self, given: Mapping[str, Any]) -> dict[str, list[int]]:
+        """By name, of an argument's tensors how many axes they have if they are rows, or 0."""
         found = {name: [self.values[part] for part in pytree.tree_leaves(item) if isinstance(part, Node)]
                  for name, item in given.items()}
-        return {name: min(ranks) for name, parts in found.items()
-                if (ranks := [1 + len(part.beside) for part in parts if isinstance(part, Rows)])}
+        return {name: [1 + len(part.beside) if isinstance(part, Rows) else 0 for part in parts]
+                for name, parts in found.items()}
 
     def _results(self, whole: Node) -> list[Node]:
         """Each tensor that an operation gives."""
