@@ -89,7 +89,8 @@ LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int,
     aten.permute.default)
 NOT, ANY_TRUE = aten.logical_not.default, aten.any.default
-RUNNING_SUM, SAME, DIFFERS, ANY = aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims
+RUNNING_SUM, SAME, DIFFERS, ANY, INVERSE = (
+    aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims, aten.reciprocal.default)
 
 # -- what does the same with each row ----------------------------------------------------------------------------------
 

@@ -176,7 +176,8 @@ class _Walk:
             return self.each.made(node, called, mask)
         if torch.Tag.pointwise not in called.tags:
             raise NotWholeError
-        arguments, named = pytree.tree_map_only(Node, self.lengths.number, (node.args, dict(node.kwargs)))
+        arguments, named = pytree.tree_map_only(
+            Node, lambda part: self.lengths.number(part, node.meta["val"].dtype), (node.args, dict(node.kwargs)))
         return self.writer.call(called, *arguments, **named)
 
     # -- what becomes of them ----------------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ class SameMasks(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable[..., Any], types: Sequence[type], arguments: Any = (),
                            named: Any = None) -> Any:
-        if function in (PICK, *SELECTS) and len(arguments) == 2 and _is_mask(arguments[1]):
+        if function is PICK and len(arguments) == 2 and isinstance(arguments[1], tuple):
+            arguments = (arguments[0], tuple(self._first(part) if _is_mask(part) else part for part in arguments[1]))
+        elif function in (PICK, *SELECTS) and len(arguments) == 2 and _is_mask(arguments[1]):
             values, mask = arguments
             arguments = (values, self._first(mask))
             if function in SELECTS and values.dim() == mask.dim() and are_alike(values.shape, mask.shape):
