@@ -268,6 +268,8 @@ def refuse(op: Op) -> str | None:
         return "dropout inside attention has no rule; call model.eval(), or set its dropout to 0"
     if not all(op.has_samples(name) for name in ("query", "key", "value")):
         return "query, key and value must all begin with the sample axis; expand the one that does not"
+    if len(op.shape("query")) < 2:
+        return "it is among the samples, which it mixes; give each its own axis of positions, [N, positions, features]"
     if op.has_samples("attn_mask") and len(op.shape("attn_mask")) != len(scores_shape(op)):
         return "its mask has fewer axes than the scores, so that its sample axis meets another axis; unsqueeze it"
     return None

@@ -38,7 +38,7 @@ def kfac_emp(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed:
 
     def squared(output: Tensor) -> Tensor:
         share = derivative(run.loss, output).flatten(1)  # c g_n
-        return (len(share) if run.mean else 1) * share[:, :, None] * share[:, None, :]
+        return (run.batch if run.mean else 1) * share[:, :, None] * share[:, None, :]
 
     return _factors(run, seen, squared, reduce, joint)
 
@@ -61,10 +61,10 @@ def _layers(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int
 
 
 def _pulled(run: Forward, output: Tensor) -> Tensor:
-    """[N, c, c]: J^T H J in a layer's output, sample by sample."""
-    rows = jacobian(run.output, output)
-    whole = (rows.T @ run.curvature @ rows).view(run.batch, output[0].numel(), run.batch, output[0].numel())
-    return torch.stack([whole[n, :, n, :] for n in range(run.batch)])
+    """[N, c, c]: J^T H J in a layer's output, sample by sample; of the rows that a mask picks row by row."""
+    rows, size = jacobian(run.output, output), output.shape[1:].numel()
+    whole = (rows.T @ run.curvature @ rows).view(len(output), size, len(output), size)
+    return whole.diagonal(0, 0, 2).movedim(-1, 0)
 
 
 def kfra(
@@ -112,7 +112,7 @@ def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduc
         ones = joint and {weight, bias} <= run.parameters.keys() and (not transposed or _of_single_pixels(module))
         if weight in run.parameters:
             groups = int(getattr(module, "groups", 1))
-            pairs = [_pair(module, given, output, curvature, g, groups, transposed, reduce, ones, run.weights)
+            pairs = [_pair(module, given, output, curvature, g, groups, transposed, reduce, ones, run)
                      for g in range(groups)]
             a, b = (torch.stack(part) if groups > 1 else part[0] for part in zip(*pairs, strict=True))
             found[weight] = (a, b)
@@ -126,7 +126,7 @@ def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduc
 
 
 def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, group: int, groups: int,
-          transposed: bool, reduce: bool, ones: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+          transposed: bool, reduce: bool, ones: bool, run: Forward) -> tuple[Tensor, Tensor]:
     """(A, B) of one group of a layer, the inputs and the patches read off the layer's own derivatives."""
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -142,12 +142,12 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
         inputs = torch.stack([torch.stack([derivative(entry, weight)[first].flatten() for entry in sample[first]])
                               for sample in flat])  # [N, P, i]
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :, :1])], 2) if ones else inputs
-        own = torch.arange(output[0].numel(), device=output.device).view(output.shape[1:])
+        own = torch.arange(output.shape[1:].numel(), device=output.device).view(output.shape[1:])
         own = own.flatten(1) if channels_first else own.reshape(-1, own.shape[-1]).T
         own = own[first : first + per_group]  # [o, P]: where each position's features lie in the flat output
         total = curvature.sum(0)
         blocks = total[own.T[:, None, :, None], own.T[None, :, None, :]]  # [P, P, o, o]
-        return _closed(inputs, blocks, reduce, weights)
+        return _closed(inputs, blocks, reduce, run)
     # A transposed convolution's positions are those of its input: a one there reaches a patch of the output.
     flat = given.flatten(2)[:, first : first + per_group]
     reached = []
@@ -160,7 +160,7 @@ def _pair(module: nn.Module, given: Tensor, output: Tensor, curvature: Tensor, g
     patches, inputs = torch.stack(reached), flat.mT
     inputs = torch.cat([inputs, torch.ones_like(inputs[:, :, :1])], 2) if ones else inputs
     blocks = torch.einsum("pco,cd,qdz->pqoz", patches, curvature.sum(0), patches)
-    return _closed(inputs, blocks, reduce, weights)
+    return _closed(inputs, blocks, reduce, run)
 
 
 def _of_single_pixels(module: nn.Module) -> bool:
@@ -169,14 +169,15 @@ def _of_single_pixels(module: nn.Module) -> bool:
     return {*module.kernel_size, *module.stride} == {1} and set(module.padding) == {0}
 
 
-def _closed(inputs: Tensor, blocks: Tensor, reduce: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def _closed(inputs: Tensor, blocks: Tensor, reduce: bool, run: Forward) -> tuple[Tensor, Tensor]:
     """(A, B) of inputs [N, P, i] and of the curvature between all pairs of positions, [P, P, o, o].
 
-    With weights of samples A is the weighted average.
+    With weights of samples A is the weighted average. A layer that meets the samples that a mask picks has fewer rows:
+    A is over N nevertheless, as B is.
     """
-    if weights is not None:
+    if (weights := run.weights) is not None:
         inputs = inputs * (weights / weights.mean()).sqrt().type_as(inputs)[:, None, None]
     if reduce:
         means = inputs.mean(1)
-        return means.T @ means / len(means), blocks.sum((0, 1))
-    return torch.einsum("npi,npj->ij", inputs, inputs) / len(inputs), blocks.diagonal().sum(-1) / len(blocks)
+        return means.T @ means / run.batch, blocks.sum((0, 1))
+    return torch.einsum("npi,npj->ij", inputs, inputs) / run.batch, blocks.diagonal().sum(-1) / len(blocks)

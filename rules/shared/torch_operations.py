@@ -67,6 +67,8 @@ LAST_AXES = frozenset({aten.linear.default, aten.matmul.default, aten.layer_norm
 FLATTENS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_ints})
 SHOWS = frozenset({*FLATTENS, aten.select.int, aten.squeeze.dim, aten.squeeze.dims})
 """[1, *z] -> [*z]."""
+RESHAPES = frozenset({*FLATTENS, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims})
+"""What leaves numbers in their order."""
 ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.add.Tensor,
                               operator.sub: aten.sub.Tensor, operator.truediv: aten.div.Tensor,
                               torch.sym_max: aten.clamp.default}
@@ -74,8 +76,8 @@ ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.
 SIZE, COLUMN, WHERE, WHERE_OR_NUMBER, SUM, SUM_ALONG, PRODUCT, RATIO, TOTAL = (
     aten.sym_size.int, aten.select.int, aten.where.self, aten.where.ScalarOther, aten.sum.default, aten.sum.dim_IntList,
     aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
-MOST, AT_LEAST, BOTH, CLASS = (
-    aten.amax.default, aten.clamp.default, aten.logical_and.default, aten.gather.default)
+AT_LEAST, BELOW, BOTH, CLASS = (
+    aten.clamp.default, aten.lt.Scalar, aten.logical_and.default, aten.gather.default)
 IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step})
 """0, 1, 2, ... up to a number."""
 COPYING = frozenset({aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default,
@@ -87,7 +89,73 @@ LONGER, FLATTEN, VIEW, EXPAND, MOVE_AXIS, PERMUTE = (
     aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.expand.default, aten.movedim.int,
     aten.permute.default)
 NOT, ANY_TRUE = aten.logical_not.default, aten.any.default
-RUNNING_SUM, SAME, DIFFERS, ANY = aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims
+RUNNING_SUM, SAME, DIFFERS, ANY, INVERSE = (
+    aten.cumsum.default, aten.eq.Tensor, aten.ne.Scalar, aten.any.dims, aten.reciprocal.default)
+
+# -- what does the same with each row ----------------------------------------------------------------------------------
+
+_AXES: dict[int, list[str]] = {
+    1: ["one_hot", "index", "embedding", "isin", "bucketize", "isfinite", "isclose", "__or__", "__and__", "__xor__",
+        "true_divide", "floor_divide", "hardswish", "log_sigmoid", "log_sigmoid_forward", "special_digamma",
+        "special_ndtr", "special_polygamma", "detach", "to", "_to_copy", "contiguous", "alias", "type_as", "copy",
+        "lift_fresh_copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+        "new_full", "new_empty", "expand", "expand_as", "view", "_unsafe_view", "reshape", "flatten", "squeeze",
+        "repeat", "tile", "einsum", "searchsorted", "broadcast_tensors", "column_stack", "complex", "real", "imag",
+        "view_as_real", "view_as_complex", "constant_pad_nd", "pad", "layer_norm", "native_layer_norm",
+        "rms_norm", "_fused_rms_norm", "dropout", "alpha_dropout", "feature_dropout", "native_dropout"],
+    2: ["inner", "linear", "matmul", "mm", "addmm", "group_norm", "native_group_norm", "prelu", "_prelu_kernel",
+        "bilinear", "batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "pairwise_distance"],
+    3: ["bmm", "baddbmm", "scaled_dot_product_attention", "tril", "triu", "cdist", "_cdist_forward", "matrix_exp",
+        "conv1d", "conv_transpose1d", "avg_pool1d", "max_pool1d", "max_pool1d_with_indices", "adaptive_avg_pool1d",
+        "adaptive_max_pool1d", "reflection_pad1d", "replication_pad1d", "upsample_linear1d", "upsample_nearest1d",
+        "col2im", "convolution", "channel_shuffle"],
+    4: ["conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "adaptive_avg_pool2d",
+        "adaptive_max_pool2d", "reflection_pad2d", "replication_pad2d", "upsample_bilinear2d", "upsample_nearest2d",
+        "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle", "im2col", "grid_sampler"],
+    5: ["conv3d", "conv_transpose3d", "avg_pool3d", "max_pool3d", "adaptive_avg_pool3d", "reflection_pad3d",
+        "replication_pad3d"],
+}
+OF_ROWS: dict[Any, int] = {getattr(aten, name): axes for axes, names in _AXES.items() for name in names}
+"""Operations that work row by row where all rows have so many axes, the first counted, though they name none."""
+NOT_OF_ROWS: dict[Any, frozenset[str]] = {
+    aten.linear: frozenset({"weight"}), aten.embedding: frozenset({"weight"}), aten.mm: frozenset({"mat2"}),
+    aten.addmm: frozenset({"mat2"}), aten.inner: frozenset({"other"}), aten.isin: frozenset({"test_elements"}),
+    aten.bucketize: frozenset({"boundaries"}), aten.searchsorted: frozenset({"sorted_sequence"}),
+    aten.tensordot: frozenset({"other", "dims_other"})}
+"""Arguments in which rows would meet each other, or that are not of rows."""
+PLACES_OF_EACH = frozenset({aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce})
+"""What picks or puts in each row what this row's own index says."""
+EINSUM, TILE = aten.einsum, aten.tile
+MOVES, NORMS, PADS, BATCH_NORMS, SERIES, PRODUCTS_OF_MATRICES = (
+    frozenset({aten.movedim, aten.moveaxis}), frozenset({aten.layer_norm, aten.native_layer_norm, aten.rms_norm}),
+    frozenset({aten.pad, aten.constant_pad_nd}),
+    frozenset({aten.batch_norm, aten._native_batch_norm_legit_no_training, aten._batch_norm_no_update}),
+    frozenset({aten.ctc_loss, aten._ctc_loss}), frozenset({aten.matmul}))
+
+# -- what stands where a mask picks nothing ----------------------------------------------------------------------------
+
+WEIGHED = frozenset({
+    aten.linear, aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.einsum, aten.bilinear, aten.convolution, aten.conv1d,
+    aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d})
+"""Where a value meets a weight, of which A is a sum of u u^T."""
+INDICES, PADDING = frozenset({"indices", "index", "target"}), "padding_idx"
+"""Names of arguments whose whole numbers are places, and of the place that learns nothing."""
+DIVISOR: dict[Any, str] = {aten.div: "other", aten.true_divide: "other", aten.floor_divide: "other",
+                           aten.remainder: "other", aten.fmod: "other", aten.addcdiv: "tensor2"}
+"""By division, the argument that is not to be zero."""
+POWERS = frozenset({aten.pow, aten.float_power})
+SOMEWHERE_INFINITE: dict[Any, float] = {
+    **dict.fromkeys([
+        aten.sqrt, aten.rsqrt, aten.log, aten.log2, aten.log10, aten.log1p, aten.reciprocal, aten.acos, aten.asin,
+        aten.atanh, aten.atan2, aten.hypot, aten.logit, aten.erfinv, aten.digamma, aten.lgamma, aten.polygamma,
+        aten.xlogy, aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.logsumexp, aten.norm,
+        aten.linalg_vector_norm, aten.binary_cross_entropy], 0.5),
+    aten.acosh: 2.0}
+"""Operations whose values or slopes are infinite, or none, for some numbers -> a number at which they are not."""
+DEVIATIONS: dict[Any, Any] = {aten.std.default: aten.var.default, aten.std.dim: aten.var.dim,
+                              aten.std.correction: aten.var.correction}
+"""Roots, which have no slope in a row of equal numbers -> of what."""
+ROOT = aten.sqrt.default
 
 # -- what a mask that is all false leaves ------------------------------------------------------------------------------
 

@@ -182,8 +182,17 @@ def flags(o, y):
     return (losses * both).sum() / (len(o[kept]) / 3)
 
 
-OF_NUMBERS = [by_a_mask_written_twice, in_a_column, flags, squared, written_out, selected, by_the_number,
-              rows_of_three, of_logarithms, probabilities]
+def column_by_column(o, y):
+    return sum(F.mse_loss(o[~y[:, j].isnan(), j], y[~y[:, j].isnan(), j]) for j in range(3))
+
+
+def by_numbers_of_lengths(o, y):
+    kept = ~y.isnan().any(1)
+    return o[kept].square().sum() * (len(y) / (len(y[kept]) + 1)) + (o[kept].sum(1) * (1 - len(o[kept]))).mean()
+
+
+OF_NUMBERS = [column_by_column, by_a_mask_written_twice, in_a_column, flags, squared, written_out, selected,
+              by_the_number, rows_of_three, of_logarithms, probabilities]
 
 
 @few(4, "further cases of one kind")
@@ -294,6 +303,37 @@ def test_experts(split, shape):
     agree(result, model, loss, [X], y)
 
 
+def changed_since(o, y):
+    """Two masks that are written alike; one is changed in place, when it has been used."""
+    first, second = y["y"] > 0, y["y"] > 0
+    scale = y["t"][first].square().mean()
+    first &= y["m"]
+    return o[second].exp().sum() * scale
+
+
+def changed_in_a_view(o, y):
+    valid, scored = y["y"] >= 0, y["y"] >= 0
+    scored[:2] = False
+    return o.square().sum() * y["t"][scored].square().sum() / y["t"][valid].square().sum()
+
+
+def written_into_zeros(o, y):
+    one, other = torch.zeros_like(y["m"]), torch.zeros_like(y["m"])
+    one[:2], other[2:] = True, True
+    return o[one].square().mean() + o[other].abs().mean() + o[y["m"] | one].square().mean()
+
+
+@pytest.mark.parametrize("loss", [changed_since, changed_in_a_view, written_into_zeros])
+def test_masks_that_were_alike(loss):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3).double()
+    compiled = hbp.compile(model, loss, ["grad"], verify=False)
+    for size, share in ((6, 1.0), (4, 0.5), (7, 0.2), (5, 0.0)):
+        X = double(size, 3)
+        y = {"y": torch.arange(size) % 3, "m": torch.rand(size) < share, "t": double(size, 3)}
+        agree(compiled(X, y), model, loss, [X], y)
+
+
 def sorted_rows(o, y):
     return o[y > 0].sort(0).values[:, 0].cumsum(0).mean()
 
@@ -315,6 +355,54 @@ def test_what_needs_the_number_of_rows_is_refused(loss):
     model, X = nn.Linear(2, 3).double(), double(5, 2)
     with pytest.raises(hbp.HbpError, match="depends on values"):
         hbp.compile(model, loss, ["grad"])(X, torch.tensor([0, 1, 2, 1, 1]))
+
+
+def test_numbers_of_lengths():
+    model, X, y = numbers()
+    compiled = hbp.compile(model, by_numbers_of_lengths, ["grad", "batch_grad", "diag_ggn", "diag_h"], verify="full")
+    for rows in (5, 1, 3):
+        agree(compiled(X[:rows], y[:rows]), model, by_numbers_of_lengths, [X[:rows]], y[:rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_of_lengths_leave_the_type(dtype):
+    def loss(o, y):
+        return o[y > 0].square().mean() * (len(y[y > 0]) / len(y))
+
+    model = nn.Linear(2, 3).to(dtype)
+    X, y = torch.randn(5, 2, dtype=dtype), torch.tensor([0, 1, 2, 1, 1])
+    result = hbp.compile(model, loss, ["grad"])(X, y)
+    assert result.loss.dtype == dtype
+
+
+class Positions(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.function = nn.Linear(3, 4), function
+        self.register_buffer("keep", torch.tensor([True, False, True, True]))
+
+    def forward(self, x):
+        return self.function(self, torch.tanh(self.linear(x)), x[..., 0] > 0)
+
+
+def places_in_one_axis(self, h, mask):
+    rows, steps = torch.where(mask)
+    out = torch.zeros(len(h) * 3, 4)
+    out[rows * 3 + steps] = h[rows, steps]
+    return out.view(-1, 3, 4)
+
+
+def some_positions(self, h, mask):
+    kept = torch.tensor([True, False, True]).expand(len(h), -1)
+    return h + h[kept].view(len(h), 2, 4).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("function", [places_in_one_axis, some_positions,
+                                      lambda self, h, mask: h[..., self.keep] @ torch.ones(3, 4)])
+def test_lengths_that_are_known_afterwards_are_refused(function):
+    X = torch.randn(5, 3, 3)
+    with pytest.raises(hbp.HbpError, match="depends on values"):
+        hbp.compile(Positions(function), nn.MSELoss(), ["grad"])(X, torch.randn(5, 3, 4))
 
 
 def test_who_asks_how_many_rows_there_are_is_told_so():

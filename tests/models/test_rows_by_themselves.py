@@ -11,6 +11,7 @@ from tests.selection import few
 
 QUANTITIES = ["grad", "batch_grad", "diag_ggn", "diag_h"]
 ORDER = torch.tensor([2, 0, 3, 1])
+WEIGHT = torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4)
 
 
 def zeros_beside(r):
@@ -53,6 +54,12 @@ TOGETHER = {
         lambda r: r.view(-1, 2, 2).transpose(1, 2).reshape(-1, 4) * r, attended,
         lambda r: r.unflatten(1, (2, 2)).permute(0, 2, 1).reshape(len(r), 4) ** 2,
         lambda r: r.view(r.shape[0], 2, 2).mT.flatten(1) ** 2],
+    "times matrices": [
+        lambda r: torch.einsum("bi,oi->bo", r, WEIGHT), lambda r: torch.einsum("...i,oi,...o->...i", r, WEIGHT, r),
+        lambda r: torch.einsum("bi,bj->bij", r, r).sum(2), lambda r: r @ WEIGHT * torch.inner(r, WEIGHT),
+        lambda r: torch.tensordot(r, WEIGHT, dims=([1], [0])), lambda r: torch.bmm(r[:, None], r[:, :, None])[:, 0] * r,
+        lambda r: (r[:, :, None] * r[:, None]).tril().sum(2), lambda r: F.max_pool1d(r[:, None], 2).tile(1, 1, 2)[:, 0],
+        lambda r: r * F.one_hot((r[:, 0] > 0).long() * 2, 4), lambda r: F.glu(torch.cat([r, r], 1), 1)],
     "with as many constants": [
         lambda r: torch.cat([r[:, :3], torch.ones(len(r), 1, dtype=r.dtype)], 1) * r, zeros_beside,
         lambda r: torch.cat([r[:, :2] ** 2, r.new_zeros(r.shape[0], 1), r.new_full((r.size(0), 1), 2.0)], -1),
@@ -177,6 +184,34 @@ def padded_rows(r):
 
 def normed(r):
     return F.batch_norm(r, None, None, training=True)
+
+
+AMONG_ROWS = [
+    lambda r: F.pad(r.detach(), (0, 0, 1, -1)) * r, lambda r: r * torch.ones(len(r), 4, dtype=r.dtype).tril(),
+    lambda r: F.scaled_dot_product_attention(r.detach(), r.detach(), r.detach()) * r,
+    lambda r: F.embedding((r[:, 0] > 2).long(), r.detach()) * r, lambda r: F.pad(r[None], (0, 0, 1, -1))[0] * r,
+    lambda r: r.detach().take((r[:, 0] > 0).long())[:, None] * r, lambda r: r * torch.isin(r, r[:, 1]),
+    lambda r: r * torch.bucketize(r[:, 0].detach(), r[:, 1].detach())[:, None], lambda r: r * r.detach().median(),
+    lambda r: torch.einsum("bi,ci->bi", r, r.detach()), lambda r: torch.einsum("bi,bj->ij", r, r)[:1] * r,
+    lambda r: torch.zeros(8, 4, dtype=r.dtype).gather(1, (r > 0).long()) * r, lambda r: r * r.inner(r).sum(1)[:, None],
+    lambda r: r * torch.cdist(r.detach(), r.detach()).mean(1, keepdim=True)]
+
+
+@pytest.mark.parametrize("function", AMONG_ROWS)
+def test_what_works_among_rows_is_refused(function):
+    torch.manual_seed(0)
+    with pytest.raises(hbp.HbpError):
+        hbp.compile(Expert([function]), nn.MSELoss(), ["grad"], verify=False)(torch.randn(6, 3), torch.randn(6, 2))
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_batch_norm_with_statistics_from_before(shape):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4).double()
+    model = Expert([norm, lambda r: r.abs()]).double()
+    model.norm = norm
+    norm(torch.randn(8, 4, dtype=torch.float64))
+    agrees_at_all_masks(model.eval(), QUANTITIES, shape)
 
 
 NAMES = [(by_places, "- nonzero in", "numpy"), (padded_rows, "- pad in", "in place"),

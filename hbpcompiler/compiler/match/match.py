@@ -142,10 +142,10 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     graph = with_whole_reductions(with_sums_of_products(graph), registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)
+    refuse_unknown_lengths(graph)
     graph, mixing = samples_first(split_merged(with_sample_numbers(graph), registry), registry)
     graph = with_stops(with_shown_end(with_sample_numbers(graph), registry), registry)
     if not mixing:
-        refuse_unknown_lengths(graph)
         if deriving is not None:
             graph, registry = deriving.run(graph), deriving.registry
         valued = with_values(graph, registry, as_values)

@@ -66,6 +66,7 @@ def closings_at(operation: Operation, rule: Rule, op: Op, pieces: Sequence[Piece
         if not parameter.trainable or slot not in params:
             continue
         contraction, asked = params[slot], closings_of(wanted, parameter.key)
+        _check_rows(operation, parameter, contraction, {closing.kind for closing in asked})
         alone = site_of(contraction, op, None, precision.of(None, dtype), resources, rule.window(op))
         for piece in pieces:
             kinds = frozenset(closing.kind for closing in asked if closing.stream == piece.stream)
@@ -129,6 +130,14 @@ def _has_kernel_for_columns(contraction: Contraction, op: Op, window: Window | N
     largest = max(math.prod(op.shape(slot)) for slot in op.sampled())
     long = len(window.size) > 1 and min(window.size[-2:]) > limits.native_kernel_length
     return decided("kernel for columns", lambda: largest > limits.native_image_numbers or long)
+
+
+def _check_rows(operation: Operation, parameter: Value, contraction: Contraction, kinds: Collection[str]) -> None:
+    """UnsupportedOpError where A would count the indices of rows that a mask does not pick."""
+    if operation.source.picked and contraction.index is not None and OF_OPERAND.intersection(kinds):
+        raise UnsupportedOpError(f"parameter '{parameter.key}' is a table for rows that a mask picks, in "
+                                 f"{operation.source}: it has no Kronecker factors; pick what the table gives, "
+                                 "embedding(ids)[mask], give it a padding_idx, or ask for other quantities of it")
 
 
 def _check(operation: Operation, parameter: Value, contraction: Contraction, piece: Piece, pieces: Iterable[Piece],

@@ -84,7 +84,7 @@ def joint_blocks(matched: Matched, closings: Collection[Closing]) -> Joint:
                 apart.setdefault(weight.key, "it meets no input features where a weight meets some")
                 continue
             found = _partner(operation, op, slot, own)
-            reason = _reason(weight, found, uses, asked)
+            reason = _reason(weight, found, uses, asked, operation)
             if found is not None and not reason:
                 biases[weight.key] = found.key
             else:
@@ -113,8 +113,8 @@ def _partner(operation: Operation, op: Op, slot: str, own: Mapping[str, Contract
 
 
 def _reason(weight: Value, bias: Value | None, uses: Mapping[str, int],
-            asked: Mapping[str, frozenset[Closing]]) -> str:
-    """Why they are not one block, if they are not."""
+            asked: Mapping[str, frozenset[Closing]], operation: Operation) -> str:
+    """Why they are not one block of the operation where they meet, if they are not."""
     if bias is None:
         return "no bias that is trained, and asked for factors, is added to its product"
     for value in (weight, bias):
@@ -122,6 +122,8 @@ def _reason(weight: Value, bias: Value | None, uses: Mapping[str, int],
             return f"{value.key} is used {uses[value.key]} times"
     if asked[weight.key] != asked[bias.key]:
         return "different factors are asked for weight and bias"
+    if operation.source.picked:
+        return "a mask picks the rows of their layer, and a one behind each would be of the others, too"
     return ""
 
 

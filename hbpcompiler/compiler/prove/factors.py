@@ -59,6 +59,7 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
         module.register_forward_hook(lambda *_, path=path: calls.update([path]))
     found, wanted = {}, {}
     left: list[Comparison] = []
+    positions = _of_picked_positions(candidate)
     twins = _twins(candidate, batch, asked)
     known: dict[tuple[Any, bool], Factors] = {}
     for quantity in asked:
@@ -76,6 +77,9 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
                 continue
         for name, (inputs_factor, factor) in known[brute_force, reduce].items():
             if name not in values[quantity]:
+                continue
+            if name in positions:
+                left.append(left_out(quantity, name, "brute force takes positions that a mask picks for samples"))
                 continue
             if inputs_factor is not None:
                 found[f"{quantity}.A", name], wanted[f"{quantity}.A", name] = values[quantity][name].A, inputs_factor
@@ -100,6 +104,12 @@ def _no_chain(candidate: Candidate) -> str:
     if any(operations[path] > 1 for path in leaves):
         return "brute force is for modules of one operation each"
     return ""
+
+
+def _of_picked_positions(candidate: Candidate) -> set[str]:
+    """Keys of parameters that meet rows that a mask of several axes picks: a module has them all in front."""
+    return {value.key for operation in candidate.matched.graph.operations if operation.source.picked > 1
+            for value in operation.tensors.values() if value.trainable}
 
 
 def _twins(candidate: Candidate, batch: Batch, asked: Sequence[str]) -> Results:

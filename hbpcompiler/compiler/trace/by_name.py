@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from hbpcompiler.rules.shared.torch_operations import PERMUTE
-
 
 def names_of(called: Any) -> list[str]:
     """The names of an overload's arguments."""
@@ -41,15 +39,6 @@ def draws(called: Any, given: Mapping[str, Any]) -> bool:
     """Whether an operation draws random numbers, which dropout may be told not to."""
     never = given.get("train") is False or ("dropout_p" in names_of(called) and not given.get("dropout_p"))
     return torch.Tag.nondeterministic_seeded in called.tags and not never
-
-
-def works_along_rows(called: Any, given: Mapping[str, Any], rank: int) -> bool:
-    """Whether one of an operation's axes, which it may not name, is the first of so many."""
-    named = {argument.name: given.get(argument.name, argument.default_value) for argument in called._schema.arguments
-             if argument.name.startswith("dim")}
-    if called is PERMUTE:
-        return axes_of(named["dims"], rank)[0] != 0
-    return any(0 in axes_of(axes, rank) for axes in named.values())
 
 
 def axes_of(given: Any, rank: int) -> tuple[int, ...]:

@@ -84,6 +84,8 @@ class Source:
     in_loss: bool = False
     whole: str = ""
     """The operation that the user's code called, where torch's own table took it apart."""
+    picked: int = 0
+    """Of an operation on rows that a mask picks, of which all are there (see `picked`): how many axes the mask has."""
 
     def __str__(self) -> str:
         place = "the loss" if self.in_loss else f"module {self.module!r}" if self.module else "the model's forward"

@@ -47,6 +47,8 @@ def arithmetic(expression: Any, batch: Any) -> Any:
     polynomial = expression.as_poly(N) if isinstance(expression, sympy.Expr) else None
     if polynomial is not None and all(coefficient.is_Integer for coefficient in polynomial.all_coeffs()):
         return _polynomial([int(coefficient) for coefficient in reversed(polynomial.all_coeffs())], batch)
+    if not isinstance(expression, sympy.Expr):  # a condition on N
+        raise TypeError(f"no arithmetic for {type(expression).__name__}")
     above, below = expression.as_numer_denom()
     if below != 1:
         return arithmetic(above, batch) / arithmetic(below, batch)

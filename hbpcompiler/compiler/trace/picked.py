@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,11 +23,12 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, draws, given_to, names_of, works_along_rows
+from hbpcompiler.compiler.trace.by_name import axes_of, chosen_by, given_to, names_of
 from hbpcompiler.compiler.trace.functional import with_graph
 from hbpcompiler.compiler.trace.labelled_rows import loss_of_labels
-from hbpcompiler.compiler.trace.places import Count, InOrder, Places, of_numbers, of_places, placed, places_of
+from hbpcompiler.compiler.trace.places import InOrder, Places, of_numbers, of_places, placed, places_of
 from hbpcompiler.compiler.trace.refusals import MEAN_OF_NONE, CannotFollowError
+from hbpcompiler.compiler.trace.row_by_row import RowByRow
 from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.compiler.trace.wide_masks import as_rows, in_places_of, widened
@@ -36,14 +36,12 @@ from hbpcompiler.rules.shared.torch_operations import (
     AT_LEAST,
     FLATTENS,
     IN_ORDER,
-    LAST_AXES,
     LONGER,
     OF_LABELS,
     PICKS,
     PUTS,
     RATIO,
     SHOWS,
-    SIZE,
     SUMS,
     TRUE_PLACES,
 )
@@ -82,6 +80,7 @@ class _Walk:
         """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
         condition on lengths, or a number that is no Count."""
         self.lengths = Lengths(self.writer, self.values)
+        self.each = RowByRow(self.writer, self.values, self.lengths)
 
     def write(self, before: Graph) -> None:
         """Copy all."""
@@ -114,7 +113,7 @@ class _Walk:
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
-            return reads[0][arguments[1]]
+            return dict(enumerate(reads[0])).get(arguments[1])
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return self.lengths.number_of(node, reads)
         if isinstance(reads[0], Places) and not any(isinstance(read, Node | Rows | Places) for read in reads[1:]):
@@ -184,24 +183,12 @@ class _Walk:
             if len(lengths) == 1 and lengths[0].picked_by and others in ([], [0], [0, 1]):
                 return InOrder()
         if shape_of(node) and (mask := self.lengths.mask_of(shape_of(node)[0])) is not None:
-            return self._made(node, called, mask)
+            return self.each.made(node, called, mask)
         if torch.Tag.pointwise not in called.tags:
             raise NotWholeError
-        arguments, named = pytree.tree_map_only(Node, self.lengths.number, (node.args, dict(node.kwargs)))
+        arguments, named = pytree.tree_map_only(
+            Node, lambda part: self.lengths.number(part, node.meta["val"].dtype), (node.args, dict(node.kwargs)))
         return self.writer.call(called, *arguments, **named)
-
-    def _made(self, node: Node, called: Any, mask: Node) -> Rows:
-        """As many rows as the mask picks, made of what is no row: zeros, a parameter in each row."""
-        rows = self.writer.flattened(Rows(mask, mask, mask))
-        alone = [item for item in given_to(node).values() if isinstance(item, Node)]
-        if any(isinstance(self.values[item], Count) for item in alone):  # the first so many rows of something
-            raise NotWholeError
-        given = {name: self._argument(item, self.values, rows) for name, item in given_to(node).items()}
-        found = replace(rows, whole=self.writer.called(called, given))
-        if draws(called, given) or not are_alike(
-                shape_of(found.whole), [shape_of(rows.mask)[0], *shape_of(node)[1:]]):
-            raise NotWholeError
-        return found
 
     # -- what becomes of them ----------------------------------------------------------------------------------------
 
@@ -231,63 +218,16 @@ class _Walk:
                           if name not in ("self", "target")}
                 return loss_of_labels(self.writer, called, others, whole, labels, self._is_zero_mean(node))
         if given.get("reduction", 0) or ("reduction" not in given and "reduction" in names_of(called)):
-            (each,) = self._row_by_row(node, called, {**given, "reduction": 0})
+            (each,) = self.each.results(node, called, {**given, "reduction": 0})
             return self.writer.total(each, mean=given.get("reduction", 1) == 1, zero_of_none=self._is_zero_mean(node))
-        found = self._row_by_row(node, called, given)
+        found = self.each.results(node, called, given)
         results = pytree.tree_leaves(node.meta["val"])
         lengths = {str(shape_of(read)[0]) for read in node.all_input_nodes if isinstance(self.values[read], Rows)}
-        for each, result in zip(found, results, strict=True):
+        for each, result in zip(found, results, strict=False):
             if str(result.shape[0]) not in lengths or free_unbacked_symbols(result.shape[1:]) or not are_alike(
                     each.beside, result.shape[1:]):
                 raise NotWholeError
         return found[0] if isinstance(node.meta["val"], Tensor) else found
-
-    def _row_by_row(self, node: Node, called: Any, given: Mapping[str, Any]) -> list[Rows]:
-        """The operation of all rows. Raises NotWholeError unless these are in front of its results, too."""
-        rows = [found for read in node.all_input_nodes if isinstance(found := self.values[read], Rows)]
-        behind = len(pytree.tree_leaves(node.meta["val"])[0].shape) - 1
-        rank = 1 + max(behind, *(len(each.beside) for each in rows))
-        if draws(called, given) or works_along_rows(called, given, rank):
-            raise NotWholeError
-        found = {read: self.values[read] for read in node.all_input_nodes}
-        together = {each.lead for each in rows} == {rows[0].lead} and (
-            called in LAST_AXES
-            or (torch.Tag.pointwise in called.tags and {len(each.beside) for each in rows} == {behind}))
-        if not together:
-            found = {read: self.writer.flattened(each) if isinstance(each, Rows) else each
-                     for read, each in found.items()}
-            rows = [each for each in found.values() if isinstance(each, Rows)]
-        whole = self.writer.called(called, {name: self._argument(item, found, rows[0]) for name, item in given.items()})
-        wholes = self._results(whole)
-        front = shape_of(rows[0].whole)[: rows[0].lead]
-        if not all(are_alike(shape_of(each)[: len(front)], front) for each in wholes):
-            raise NotWholeError
-        return [replace(rows[0], whole=each, given=None) for each in wholes]
-
-    def _results(self, whole: Node) -> list[Node]:
-        """Each tensor that an operation gives."""
-        values = whole.meta["val"]
-        if isinstance(values, Tensor):
-            return [whole]
-        return [self.writer.call(operator.getitem, whole, number) for number in range(len(values))]
-
-    def _argument(self, item: Any, found: Mapping[Node, Any], rows: Rows) -> Any:
-        """An argument of the operation on all rows: a length of the rows in a list is that of all."""
-        if isinstance(item, list | tuple):
-            lengths = [isinstance(part, Node) and isinstance(found[part], Count) for part in item]
-            if any(lengths) and not (lengths[0] and sum(lengths) == 1 and self.lengths.is_of(found[item[0]], rows)):
-                raise NotWholeError
-            if any(lengths):
-                return [self.writer.once(SIZE, rows.whole, 0), *item[1:]]
-            return [self._argument(part, found, rows) for part in item]
-        if not isinstance(item, Node):
-            return item
-        value = found[item]
-        if isinstance(value, Rows):
-            return value.whole
-        if isinstance(value, Places | InOrder):
-            raise NotWholeError
-        return value.number if isinstance(value, Count) else value
 
     def _put(self, called: Any, given: Mapping[str, Any]) -> Node:
         """Rows back in their places."""

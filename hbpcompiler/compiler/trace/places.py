@@ -22,6 +22,7 @@ from hbpcompiler.rules.shared.torch_operations import (
     DIFFERS,
     IN_ORDER,
     PERMUTE,
+    RESHAPES,
     SLICE,
     SPLITS,
     TURNING,
@@ -77,7 +78,7 @@ def of_places(table: Places, node: Node) -> Places | list[Places]:
     given = given_to(node)
     if isinstance(value, Tensor) and value.dtype is not before.dtype:
         raise NotWholeError
-    if called in COPYING or (table.column is not None and str(value.shape) == str(before.shape)):
+    if called in COPYING or (called in RESHAPES and str(value.shape) == str(before.shape)):
         return table
     if table.column is not None:
         raise NotWholeError
@@ -92,9 +93,9 @@ def of_places(table: Places, node: Node) -> Places | list[Places]:
             return [replace(table, column=column) for column in columns]
         if len(value) == len(columns):
             return [replace(table, columns=(column,)) for column in columns]
-    if len(columns) != 1 or len(value.shape) != 1:
-        raise NotWholeError
-    return replace(table, column=columns[0])
+    if called in RESHAPES and len(columns) == 1 and str(value.shape) == str(before.shape[1 - across :][:1]):
+        return replace(table, column=columns[0])
+    raise NotWholeError
 
 
 def of_numbers(numbers: Node, chosen: Sequence[Any]) -> Places | None:

@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.places import Count, Places
 from hbpcompiler.compiler.trace.rows import Rows, Writer
-from hbpcompiler.rules.shared.torch_operations import ARITHMETIC, CAST, SIZE
+from hbpcompiler.rules.shared.torch_operations import (
+    ANY_TRUE,
+    ARITHMETIC,
+    CAST,
+    INVERSE,
+    PRODUCT,
+    SIZE,
+    WHERE_OR_NUMBER,
+)
 
 
 class Lengths:
@@ -44,21 +53,39 @@ class Lengths:
             return self.known[str(node.meta["val"])]
         if called in ARITHMETIC and not any(read is None for read in reads):
             parts = [self.number(part) for part in node.args]
-            if not isinstance(parts[0], Node):
-                if called in (operator.sub, operator.truediv):
-                    return None
-                parts.reverse()
-            if called is operator.truediv:  # as Python's floats have it
-                parts[0] = self.writer.call(CAST, parts[0], dtype=torch.float64)
-            return Count(self.writer.call(ARITHMETIC[called], *parts))
+            return Count(self._calculated(called, parts))
         return None
 
-    def number(self, part: Any) -> Any:
-        """What stands for an argument: of a number its tensor."""
+    def _calculated(self, called: Any, parts: list[Any]) -> Node:
+        """Of two numbers, one of which is a tensor; a quotient is real, as Python's is."""
+        turned = not _is_tensor(parts[0])
+        tensor, other = reversed(parts) if turned else parts
+        if called is operator.truediv:
+            tensor = self.writer.call(CAST, tensor, dtype=torch.float64)
+            if turned:
+                return self.writer.call(PRODUCT, self.writer.call(INVERSE, tensor), other)
+        found = self.writer.call(ARITHMETIC[called], tensor, other)
+        return self.writer.call(PRODUCT, found, -1) if turned and called is operator.sub else found
+
+    def number(self, part: Any, dtype: torch.dtype | None = None) -> Any:
+        """What stands for an argument: of a number its tensor; a real one is of this type, if one is given."""
         found = self.values[part] if isinstance(part, Node) else part
-        return found.number if isinstance(found, Count) else found
+        if not isinstance(found, Count):
+            return found
+        own = found.number.meta["val"].dtype
+        if dtype is None or not own.is_floating_point or not dtype.is_floating_point or own is dtype:
+            return found.number
+        return self.writer.call(CAST, found.number, dtype=dtype)
+
+    def of_some(self, count: Count, rows: Rows) -> Node:
+        """The number for an operation on rows: where there are none it is one, for NaN times zero is NaN."""
+        return self.writer.once(WHERE_OR_NUMBER, self.writer.once(ANY_TRUE, rows.mask), count.number, 1)
 
     def is_of(self, length: Any, rows: Rows) -> bool:
         """Whether so many rows are these, along one axis."""
         numbers, mask = self.writer.numbers, length.picked_by if isinstance(length, Count) else None
         return mask is not None and rows.lead == 1 and numbers[mask] == numbers[rows.picked_by]
+
+
+def _is_tensor(part: Any) -> bool:
+    return isinstance(part, Node) and isinstance(part.meta["val"], Tensor)

@@ -21,13 +21,13 @@ from hbpcompiler.compiler.trace.by_name import in_order
 from hbpcompiler.rules.shared.torch_operations import (
     ANY,
     AT_LEAST,
+    BELOW,
     BOTH,
     CLASS,
     COLUMN,
     EXPAND,
     FLATTEN,
     LONGER,
-    MOST,
     PERMUTE,
     PRODUCT,
     RATIO,
@@ -60,6 +60,8 @@ class Rows:
     """The mask as the user's code has it; `mask` may be that with its axes as one, or one of elements."""
     given: Node | None = None
     """What they were picked from, if nothing has happened to them since."""
+    outside: float | None = None
+    """The number that stands where nothing is picked, if it is known."""
 
     @property
     def lead(self) -> int:
@@ -69,7 +71,12 @@ class Rows:
     @property
     def is_truth(self) -> bool:
         """Whether each row is one truth value."""
-        return self.whole.meta["val"].dtype is torch.bool and not self.beside
+        return self.is_of_truth and not self.beside
+
+    @property
+    def is_of_truth(self) -> bool:
+        """Whether rows are of truth values."""
+        return bool(self.whole.meta["val"].dtype is torch.bool)
 
     @property
     def beside(self) -> tuple[Any, ...]:
@@ -157,10 +164,11 @@ class Writer:
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def picked(self, values: Node, mask: Node, axes: Sequence[int]) -> Rows:
-        """values[places], where these are the mask's along some of its axes; harmless numbers where nothing is picked.
-        """
+        """values[places], where these are the mask's along some of its axes. Real numbers where nothing is picked are
+        HARMLESS, for NaN times zero is NaN."""
         whole = self._beside_mask(values, mask, axes)
-        return Rows(self._harmless(Rows(whole, mask, mask)), mask, mask, whole)
+        rows = Rows(whole, mask, mask, whole)
+        return self.with_outside(rows, HARMLESS) if is_real(rows) else rows
 
     def _beside_mask(self, values: Node, mask: Node, axes: Sequence[int]) -> Node:
         """[*m, *z] of values [*(m[axis] for axis in axes), *z]: the same along the other axes of the mask [*m]."""
@@ -176,15 +184,12 @@ class Writer:
         lengths = [self.once(SIZE, mask, axis) for axis in range(lead)]
         return self.once(EXPAND, values, [*lengths, *(-1 for _ in behind)])
 
-    def _harmless(self, rows: Rows) -> Node:
-        """Of whole numbers the largest one that is picked, or one: they may be indices, or what somebody divides by."""
-        dtype = rows.whole.meta["val"].dtype
-        if dtype is torch.bool:
-            return self.put_elsewhere(rows, False, once=True)
-        if is_real(rows):
-            return self.put_elsewhere(rows, HARMLESS, once=True)
-        most = self.once(AT_LEAST, self.once(MOST, self.put_elsewhere(rows, 0, once=True)), 1)
-        return self.once(WHERE, self.beside(rows), rows.whole, most)
+    def with_outside(self, rows: Rows, number: float) -> Rows:
+        """The same, with this number where nothing is picked."""
+        if rows.outside == number:
+            return rows
+        given = rows if rows.given is None else replace(rows, whole=rows.given)
+        return replace(rows, whole=self.put_elsewhere(given, number, once=True), outside=number)
 
     def put_elsewhere(self, rows: Rows, number: float, once: bool = False) -> Node:
         """All rows, with this number where nothing is picked."""
@@ -197,8 +202,8 @@ class Writer:
         if not last:
             return rows
         given = None if rows.given is None else self.once(FLATTEN, rows.given, 0, last)
-        return Rows(self.once(FLATTEN, rows.whole, 0, last), self.once(FLATTEN, rows.mask, 0, last), rows.picked_by,
-                    given)
+        return replace(rows, whole=self.once(FLATTEN, rows.whole, 0, last), mask=self.once(FLATTEN, rows.mask, 0, last),
+                       given=given)
 
     def joined(self, rows: Rows, axes: int) -> Rows:
         """[u * a, *z] of rows [u, *a, *z]: so many axes of a row are rows of their own."""
@@ -221,13 +226,15 @@ class Writer:
         return self.picked(rows.whole, mask, range(rows.lead))
 
     def of_classes(self, rows: Rows, classes: Rows) -> Rows:
-        """[u]: of each row [C] the number of its class."""
+        """[u]: of each row [C] the number of its class, which may be counted from behind."""
         if rows.lead != classes.lead:
             rows, classes = self.flattened(rows), self.flattened(classes)
         if len(rows.beside) != 1 or classes.beside:
             raise NotWholeError
-        found = self.call(CLASS, rows.whole, rows.lead, self.call(LONGER, classes.whole, -1))
-        return replace(rows, whole=self.call(COLUMN, found, -1, 0), given=None)
+        place = self.with_outside(classes, 0).whole
+        behind = self.call(WHERE, self.call(BELOW, place, 0), self.call(TOTAL, place, rows.beside[0]), place)
+        found = self.call(CLASS, rows.whole, rows.lead, self.call(LONGER, behind, -1))
+        return replace(rows, whole=self.call(COLUMN, found, -1, 0), given=None, outside=None)
 
     def as_picked(self, rows: Rows) -> Node:
         """All rows with the axes of the mask by which they were picked."""

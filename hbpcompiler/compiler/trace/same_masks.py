@@ -31,7 +31,9 @@ class SameMasks(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable[..., Any], types: Sequence[type], arguments: Any = (),
                            named: Any = None) -> Any:
-        if function in (PICK, *SELECTS) and len(arguments) == 2 and _is_mask(arguments[1]):
+        if function is PICK and len(arguments) == 2 and isinstance(arguments[1], tuple):
+            arguments = (arguments[0], tuple(self._first(part) if _is_mask(part) else part for part in arguments[1]))
+        elif function in (PICK, *SELECTS) and len(arguments) == 2 and _is_mask(arguments[1]):
             values, mask = arguments
             arguments = (values, self._first(mask))
             if function in SELECTS and values.dim() == mask.dim() and are_alike(values.shape, mask.shape):
@@ -39,11 +41,12 @@ class SameMasks(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
     def _first(self, mask: Tensor) -> Tensor:
-        """The first mask that computes the same."""
+        """The first mask that computes the same; one that was changed in place since, through a view perhaps, is like
+        no other."""
         mode = get_proxy_mode()
         tracer: Any = None if mode is None else mode.tracer
         slot: Any = None if tracer is None else get_proxy_slot(mask, tracer, None)
-        if slot is None:
+        if slot is None or mask._version:
             return mask
         node = slot.proxy.node
         after = next(iter(node.graph.nodes)) if self._entered is None else self._entered.next
@@ -51,7 +54,10 @@ class SameMasks(TorchFunctionMode):
             self._entered = self._alike.enter(after)
             after = after.next
         number = self._alike.numbers.get(node)
-        return mask if number is None else self._masks.setdefault(number, mask)
+        if number is None:
+            return mask
+        first = self._masks.setdefault(number, mask)
+        return mask if first._version else first
 
 
 def _is_mask(item: Any) -> bool:

@@ -25,6 +25,8 @@ LIBRARY = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 OUTERMOST = str(Path(__file__).with_name("export.py"))
 """The file whose code calls the user's; frames above it are those of who called the compiler."""
 STANDARD = sysconfig.get_paths()["stdlib"]
+PICKED = "picked"
+"""Of a node's meta: how many axes the mask has whose rows, and all others, it works on."""
 FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in [^\n]+\n\s+(?P<code>[^\n]+)')
 
 
@@ -79,7 +81,7 @@ def source_of(node: torch.fx.Node) -> Source:
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     module = "" if owner != "model" or "@" in module else module
     return Source(module, "" if in_loss else kind, frame["file"], int(frame["line"]), frame["code"].strip(), in_loss,
-                  _whole_operation(node))
+                  _whole_operation(node), node.meta.get(PICKED, 0))
 
 
 def _whole_operation(node: torch.fx.Node) -> str:

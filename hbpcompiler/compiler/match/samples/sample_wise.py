@@ -62,11 +62,11 @@ def order_of_result(operation: Operation, minor: AbstractSet[str]) -> bool | Non
         whole, together = _tried(operation, batch)
         alone = [_called(operation, [_sample(tensor, value, n, batch, value.name in minor) for tensor, value in zip(
             whole, operation.tensors.values(), strict=True)], 1) for n in range(batch)]
-    except (RuntimeError, ValueError, IndexError):
+        for order in (False, True):
+            if all(_alike(one, _sample(together, operation.output, n, batch, order)) for n, one in enumerate(alone)):
+                return order
+    except (RuntimeError, ValueError, IndexError):  # of random masks it may have another shape
         return None
-    for order in (False, True):
-        if all(_alike(one, _sample(together, operation.output, n, batch, order)) for n, one in enumerate(alone)):
-            return order
     return None
 
 
