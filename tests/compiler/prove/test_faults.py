@@ -16,7 +16,8 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.match import fuse
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.elsewhere import TIMES
-from hbpcompiler.compiler.prove.prove import FEW, check, prove
+from hbpcompiler.compiler.prove.prove import FEW, prove
+from hbpcompiler.compiler.prove.refused import check
 from hbpcompiler.compiler.prove.suspects import hooks
 from hbpcompiler.compiler.trace import detached, export
 from hbpcompiler.compiler.trace.batch import batch_of
