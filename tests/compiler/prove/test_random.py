@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.prove.by_form import ByForm
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.expectation import RUNS, in_expectation
 from hbpcompiler.compiler.prove.prove import prove
@@ -78,6 +79,7 @@ def test_draws_by_form_are_repeated():
         torch.manual_seed(3)
         before = torch.get_rng_state()
         with drawing(replace(Draws.now(CPU), by_form=True)) as forms:
+            assert isinstance(forms, ByForm)
             torch.rand(unused)
             first, other = torch.rand(2), torch.randn(2)
             state = torch.get_rng_state()
