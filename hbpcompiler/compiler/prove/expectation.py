@@ -52,8 +52,8 @@ def in_expectation(found: Callable[[Draws], Numbers], expected: Callable[[Draws]
 
 def _along(key: Key, own: _Average, right: _Average, line: Comparison) -> Comparison:
     """The line along the mean, if it disagrees there."""
-    projected = torch.stack([torch.tensor(each.along.get(key, [0.0] * (RUNS - FIRST)), dtype=torch.float64)
-                             for each in (own, right)])
+    none = [0.0] * (RUNS - FIRST)
+    projected = torch.tensor([each.along.get(key, none) for each in (own, right)], dtype=torch.float64, device="cpu")
     means, variances = projected.mean(1), projected.var(1)
     allowed = STANDARD_ERRORS * float(variances.sum() / (RUNS - FIRST))**0.5
     allowed += torch.finfo(torch.float32).eps * float(means[1].abs())

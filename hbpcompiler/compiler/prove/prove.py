@@ -15,12 +15,13 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.candidate import Candidate
-from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared, left_out
+from hbpcompiler.compiler.prove.comparison import LAST_DIGIT, Comparison, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.differences import SHOWN_FIRST, SMALLEST_FIRST, decided, gradient_entry
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretched
 from hbpcompiler.compiler.prove.expectation import drew_alike, in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, as_near, explained
+from hbpcompiler.compiler.prove.in_half import in_length
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
 from hbpcompiler.compiler.prove.own_step import Moves, Noise, OwnStep, Pass, own_step
 from hbpcompiler.compiler.prove.refused import DRAWS_OTHERWISE, OWN_AND_OTHERWISE, PYTHON_DRAWS
@@ -120,7 +121,11 @@ class _Proof:
             lines = as_near(lines, found, right, lambda: gradients(self._own_step(few, self.draws, Doubled())))
         if self.eps == DOUBLE and not step.random and self.candidate.weights(few) is None:
             lines = [self._decided(line, few, found, right) for line in lines]
-        if (step.own_backward or hooked) and self.of_loss and all(line.agrees for line in lines):
+        own = (step.own_backward or bool(hooked)) and self.of_loss
+        if own and self.eps > LAST_DIGIT:
+            lines = in_length(lines, found, self._trainable(right), self.eps,
+                              lambda run: gradients(self._noisy(few, run)))
+        if own and all(line.agrees for line in lines):
             lines += self._elsewhere(few, self._trainable(right), step.random)
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
         quantities = self.candidate.options.quantities
