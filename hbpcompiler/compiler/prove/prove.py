@@ -126,7 +126,7 @@ class _Proof:
             lines = in_length(lines, found, self._trainable(right), self.eps,
                               lambda run: gradients(self._noisy(few, run)))
         if own and all(line.agrees for line in lines):
-            lines += self._elsewhere(few, self._trainable(right), step.random)
+            lines += self._elsewhere(few, self._trainable(right))
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
         quantities = self.candidate.options.quantities
         if JACOBIAN in quantities:
@@ -162,16 +162,14 @@ class _Proof:
         return in_expectation(lambda draws: self._all(few, draws),
                               lambda draws: self._trainable(_numbers(self._step(few, draws))), self.draws)
 
-    def _elsewhere(self, few: Batch, right: Numbers, random: bool) -> list[Comparison]:
+    def _elsewhere(self, few: Batch, right: Numbers) -> list[Comparison]:
         """Where a backward of the user's own is the derivative on this batch, and not in general."""
         candidate, right = self.candidate, _backward(right)
         if candidate.weights(few) is not None:
             return []
-        lines = multiplied(candidate, few, self.draws, right, self.eps)
-        if not random:
-            lines += stretched(candidate, few, self.draws, right, self.eps,
-                               lambda batch, state: self._alone(batch, self.draws, state))
-        return lines
+        return [*multiplied(candidate, few, self.draws, right, self.eps),
+                *stretched(candidate, few, self.draws, right, self.eps,
+                           lambda batch, state: self._alone(batch, self.draws, state))]
 
     def _decided(self, line: Comparison, few: Batch, found: Numbers, right: Numbers) -> Comparison:
         """The line; where it disagrees by a last few digits and nothing of the user's explains it, by differences."""

@@ -100,7 +100,13 @@ class Normalised(Binarised):
         return self.head(torch.tanh(0.02 * Clamp.apply(nn.functional.linear(0.2 * x, weight))))
 
 
-@pytest.mark.parametrize(("model", "where"), [(Binarised, "parameters times 64"), (Normalised, "inputs times 64")])
+class Dropped(Binarised):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x))
+
+
+@pytest.mark.parametrize(("model", "where"), [(Binarised, "parameters times 64"), (Normalised, "inputs times 64"),
+                                              (Dropped, "parameters times 64")])
 def test_what_is_the_derivative_near_by(model, where):
     torch.manual_seed(0)
     assert where in refusal(model())
@@ -147,10 +153,10 @@ class Softmax(torch.autograd.Function):
 @pytest.mark.parametrize("seed", range(4))
 def test_right_ones_stay_so_far_away(seed):
     torch.manual_seed(seed)
-    for function in (Swish, Overflows, Softmax):
+    for function in (Swish.apply, Overflows.apply, Softmax.apply, lambda h: nn.functional.dropout(Swish.apply(h))):
         for dtype in (torch.float32, torch.float64):
             X, y = batch()
-            assert hbp.compile(Around(function.apply).to(dtype), quantities=["grad"])(X.to(dtype), y).grad
+            assert hbp.compile(Around(function).to(dtype), quantities=["grad"])(X.to(dtype), y).grad
 
 
 @pytest.mark.parametrize("hook", [lambda g: None, torch.nan_to_num, lambda g: 1 * g])
