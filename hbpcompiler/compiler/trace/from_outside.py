@@ -28,14 +28,13 @@ class FromOutside(TorchFunctionMode):
     def __torch_function__(self, function: Callable[..., Any], types: Sequence[type], arguments: Any = (),
                            named: Any = None) -> Any:
         named = named or {}
-        old = torch.is_grad_enabled() and any(map(_has_history, pytree.tree_leaves((arguments, named))))
+        if not (torch.is_grad_enabled() and any(map(_has_history, pytree.tree_leaves((arguments, named))))):
+            return function(*arguments, **named)
         try:
             result = function(*arguments, **named)
         except Exception as error:
-            if old:
-                raise CannotFollowError(OUTSIDE) from error
-            raise
-        if old and any(isinstance(item, Tensor) and item.requires_grad for item in pytree.tree_leaves(result)):
+            raise CannotFollowError(OUTSIDE) from error
+        if any(isinstance(item, Tensor) and item.requires_grad for item in pytree.tree_leaves(result)):
             raise CannotFollowError(OUTSIDE)
         return result
 

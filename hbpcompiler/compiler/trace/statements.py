@@ -11,14 +11,10 @@ import linecache
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import FrameType
 
-import torch
-
 from hbpcompiler.compiler.trace.called import complains, is_harmless, lets_through, says
-
-TORCH = str(Path(torch.__file__).parent)
+from hbpcompiler.compiler.trace.source import LIBRARY
 
 
 @dataclass(frozen=True)
@@ -117,9 +113,9 @@ def _blocks(statement: ast.stmt) -> Iterator[ast.stmt]:
 
 
 def _caught_above(frame: FrameType | None, outermost: str) -> bool:
-    """Whether a caller catches exceptions; torch's own `try` raises them again."""
+    """Whether a caller catches exceptions; torch's own `try`, and ours, raise them again."""
     while frame is not None and frame.f_code.co_filename != outermost:
-        if not frame.f_code.co_filename.startswith(TORCH):
+        if not frame.f_code.co_filename.startswith(LIBRARY):
             found = _statement(frame)
             if found is not None and found[2]:
                 return True
