@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -122,8 +123,11 @@ def kept(into: Any, decay: Any, weight: Any) -> Kept | None:
 
 def _number(name: str, value: Any) -> float:
     value = 1.0 if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} must be a finite number, not {value!r}")
+    if isinstance(value, Tensor) and not value.dim() and not value.is_complex() and value.dtype != torch.bool:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        advice = f"; take the number that is meant out of it, as in {name}.item()" if isinstance(value, Tensor) else ""
+        raise InputError(f"{name} must be a finite number, not {value!r}{advice}")
     return float(value)
 
 

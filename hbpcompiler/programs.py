@@ -29,7 +29,8 @@ from hbpcompiler.compiler.plan.steps import Birth
 from hbpcompiler.compiler.program.shapes import stand_ins
 from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.prove import check, prove
+from hbpcompiler.compiler.prove.prove import prove
+from hbpcompiler.compiler.prove.refused import check
 from hbpcompiler.compiler.prove.suspects import hooks
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -142,10 +143,22 @@ def test_one_result_of_two_parameters_is_added_once_where_it_is_one_tensor():
     assert result.kflr["0.bias"].B is apart["0.bias"]["B"]
 
 
+@pytest.mark.parametrize("number", [0.5, torch.tensor(0.5), np.float32(0.5)])
+def test_numbers_of_every_kind(number):
+    model, (X, y) = nn.Linear(3, 2).double(), (torch.randn(4, 3).double(), torch.tensor([0, 1, 1, 0]))
+    compiled = hbp.compile(model, quantities=["grad"])
+    kept = compiled(X, y)
+    before = kept.grad["weight"].clone()
+    torch.testing.assert_close(compiled(X, y, into=kept, decay=number, weight=number).grad["weight"], before)
+
+
 WRONG = [
     (lambda kept, model: {"into": kept}, ["batch_l2 has axes whose lengths belong to the batch"]),
     (lambda kept, model: {"decay": 0.9}, ["decay and weight say how results are added"]),
     (lambda kept, model: {"into": {"grad": kept.grad}, "weight": float("inf")}, ["weight must be a finite number"]),
+    (lambda kept, model: {"into": {"grad": kept.grad}, "decay": torch.ones(1)},
+     ["decay must be a finite number, not tensor([1.])", "decay.item()"]),
+    (lambda kept, model: {"into": {"grad": kept.grad}, "decay": torch.tensor(True)}, ["decay must be a finite number"]),
     (lambda kept, model: {"into": 3}, ["into must be a result, or a dict"]),
     (lambda kept, model: {"into": {"diag_h": kept.grad}}, ["diag_h is not computed; there are grad, batch_l2, kflr"]),
     (lambda kept, model: {"into": {"grad": {"0.weight": torch.zeros(3, 2).double(), "1": 0, "0.bias": 7}}},

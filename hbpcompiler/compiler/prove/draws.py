@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.prove.by_form import ByForm
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -22,6 +24,8 @@ class Draws:
     device: torch.device
     python: Any
     numpy: Any
+    by_form: bool = False
+    """Whether each of torch's draws has a seed of its own, in place of these states"""
 
     @classmethod
     def now(cls, device: torch.device) -> Draws:
@@ -62,11 +66,15 @@ class Draws:
 
 
 @contextmanager
-def drawing(draws: Draws) -> Iterator[None]:
-    """Draw from there on inside, and put the generators back afterwards."""
+def drawing(draws: Draws) -> Iterator[ByForm | None]:
+    """Draw from there on inside, and put the generators back afterwards. What is drawn by form can be seen."""
     before = Draws.now(draws.device)
     draws.restore()
     try:
-        yield
+        if draws.by_form:
+            with ByForm(draws.device) as forms:
+                yield forms
+        else:
+            yield None
     finally:
         before.restore()

@@ -6,8 +6,8 @@ with the same rules and fused operations, in the gradient; entries of a Hessian'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,35 +15,27 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.candidate import Candidate
-from hbpcompiler.compiler.prove.comparison import Comparison, Numbers, compared, left_out
+from hbpcompiler.compiler.prove.comparison import LAST_DIGIT, Comparison, Numbers, compared, left_out
 from hbpcompiler.compiler.prove.differences import SHOWN_FIRST, SMALLEST_FIRST, decided, gradient_entry
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretched
-from hbpcompiler.compiler.prove.expectation import in_expectation
+from hbpcompiler.compiler.prove.expectation import drew_alike, in_expectation
 from hbpcompiler.compiler.prove.in_double import Doubled, as_near, explained
+from hbpcompiler.compiler.prove.in_half import in_length
 from hbpcompiler.compiler.prove.jacobian import JACOBIAN, jacobian_lines
 from hbpcompiler.compiler.prove.noise import Moves, Noise
 from hbpcompiler.compiler.prove.own_step import OwnStep, Pass, own_step
-from hbpcompiler.compiler.prove.second_order import CANCELS, EXACT_HESSIANS, in_doubt, second_order
+from hbpcompiler.compiler.prove.refused import DRAWS_OTHERWISE, OWN_AND_OTHERWISE, PYTHON_DRAWS
+from hbpcompiler.compiler.prove.second_order import in_doubt, second_order
 from hbpcompiler.compiler.prove.suspects import hooks, suspects
 from hbpcompiler.compiler.prove.twin import GRAD, Results, twin_program
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.prove.weights import NOT_ALONE
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.errors import ProofError, listing
+from hbpcompiler.errors import ProofError
 
 FEW = 8
 """Samples for a gradient that the program does not give, and with a memory budget: the model's own step needs some."""
-LISTED = 8
-PYTHON_DRAWS = "The model draws from Python's or numpy's generator, whose traced draw a program keeps; draw with torch."
-INFINITE_SLOPE = ("An infinite slope (sqrt, log, acosh, a norm, at the edge of its domain) that meets a zero one "
-                  "(relu, clamp, hardtanh): torch skips it, a product of both is NaN. Stay away from the edge, as in "
-                  "sqrt(h + 1e-12), or do both in one module's forward, where they are one operation.")
-NOT_FINITE = ("The model's own numbers are infinite or NaN on this batch, by torch's own kernels, and the program's "
-              "are not (causal attention with a scale that is not positive, sums beyond the dtype's range): neither "
-              "is of use there.")
-SQUEEZED = ("Of one sample, squeeze() takes the axis of the samples away too. Name the axis that is meant, as in "
-            "squeeze(-1); or leave out such a batch, DataLoader(..., drop_last=True).")
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 LITTLE = 1e-5
 """Of the largest number: a gap in double precision that a kernel of torch's may be to blame for."""
@@ -58,48 +50,18 @@ def prove(candidate: Candidate, batch: Batch, draws: Draws, raw: Any = None, ful
     """
     proof = _Proof(candidate, draws, rounding(candidate.matched, batch.tensors[0].device))
     lines, notes = proof.first_order(batch, raw)
-    if full:
-        lines += second_order(candidate, candidate.few(batch, 2), draws, proof.eps, proof.random)
-    elif only := in_doubt(candidate):
-        few, known = (batch, raw) if raw is not None and batch.samples <= FEW else (candidate.few(batch, 2), None)
-        lines += second_order(candidate, few, draws, proof.eps, proof.random, only, known)
+    only = in_doubt(candidate)
+    if proof.averaged:
+        asked = {*candidate.options.quantities} - {GRAD}
+        unproven = asked if full else asked & {*only, JACOBIAN}
+        lines += [left_out(name, "", DRAWS_OTHERWISE) for name in sorted(unproven)]
+    elif full:
+        lines += second_order(candidate, candidate.few(batch, 2), proof.draws, proof.eps, proof.random)
+    elif only:
+        same = raw is not None and batch.samples <= FEW and proof.draws is draws
+        few, known = (batch, raw) if same else (candidate.few(batch, 2), None)
+        lines += second_order(candidate, few, proof.draws, proof.eps, proof.random, only, known)
     return Verification(tuple(lines), tuple(notes))
-
-
-def check(verification: Verification, candidate: Candidate, batch: Batch, draws: Draws) -> None:
-    """Raise ProofError where rounding does not explain a difference."""
-    wrong = verification.wrong
-    if not wrong:
-        return
-    findings = [_described(line) for line in wrong[:LISTED]]
-    if len(wrong) > LISTED:
-        findings.append(f"and {len(wrong) - LISTED} more")
-    off = {line.key for line in wrong}
-    right = [line.parameter for line in verification if line.quantity == GRAD and line.key not in off]
-    if right and any(line.quantity == GRAD for line in wrong):
-        findings.append(f"the gradient agrees at {', '.join(map(repr, right[:LISTED]))}"
-                        f"{', ...' if len(right) > LISTED else ''}")
-    found = [*suspects(candidate, batch, draws, {line.parameter for line in wrong}),
-             *(note for note in verification.notes if note == PYTHON_DRAWS),
-             *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1],
-             *[NOT_FINITE for line in wrong if line.lost and line.quantity != GRAD][:1],
-             *[CANCELS for line in wrong if line.quantity in EXACT_HESSIANS and candidate.may_cancel][:1],
-             *[SQUEEZED for line in wrong if line.shapes and batch.samples == 1][:1]]
-    advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
-        "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]
-    advice.append("hbp.compile(..., verify=False) compiles without this proof; the numbers are then wrong as listed.")
-    raise ProofError(listing("the program does not compute what the model itself does on this batch, and is not kept:",
-                             findings, "\n".join(advice)))
-
-
-def _described(line: Comparison) -> str:
-    what = f"{line.quantity} of {line.parameter!r}" if line.parameter else line.quantity
-    if line.shapes:
-        return f"{what}: the program's shape is {line.shapes}"
-    if line.lost and line.error == math.inf:
-        return f"{what}: {line.lost} of the model's own numbers are infinite or NaN, the program's are others"
-    return (f"{what}: off by {line.error:.2g}, where the largest number is {line.largest:.2g} and rounding explains "
-            f"{line.allowed:.1g}{f' ({line.how})' if line.how else ''}")
 
 
 def rounding(matched: Matched, device: torch.device) -> float:
@@ -128,6 +90,8 @@ class _Proof:
         matched = candidate.matched
         self.parameters = {value.key: value for value in matched.trainable if value.name in matched.active}
         self.random = False
+        self.averaged = False
+        """Whether the model draws otherwise than the program, so that averages were compared"""
         self.of_loss = matched.graph.has_loss_streams
         """Whether there is a gradient to compare: derivatives of an output need no rules for the loss."""
         self._twin: Callable[..., Results] | None = None
@@ -158,35 +122,55 @@ class _Proof:
             lines = as_near(lines, found, right, lambda: gradients(self._own_step(few, self.draws, Doubled())))
         if self.eps == DOUBLE and not step.random and self.candidate.weights(few) is None:
             lines = [self._decided(line, few, found, right) for line in lines]
-        if (step.own_backward or hooked) and self.of_loss and all(line.agrees for line in lines):
-            lines += self._elsewhere(few, self._trainable(right), step.random)
+        own = (step.own_backward or bool(hooked)) and self.of_loss
+        if own and self.eps > LAST_DIGIT:
+            lines = in_length(lines, found, self._trainable(right), self.eps,
+                              lambda run: gradients(self._noisy(few, run)))
+        if own and all(line.agrees for line in lines):
+            lines += self._elsewhere(few, self._trainable(right))
         notes = ["" if gives else "grad is that of a gradient-only program of the same graph and rules."]
         quantities = self.candidate.options.quantities
         if JACOBIAN in quantities:
             lines += self._jacobian(batch, raw)
         alike = self.candidate.draws_alike or not step.random
         if not alike and not all(line.agrees for line in lines if line.quantity not in (GRAD, JACOBIAN)):
-            lines = in_expectation(lambda draws: self._all(few, draws),
-                                   lambda draws: self._trainable(_numbers(self._step(few, draws))), self.draws)
-            lines += [left_out(JACOBIAN, "", "the model draws otherwise")] * (JACOBIAN in quantities)
-            notes.append("The program's random draws are not those of the model with the same random state, so that "
-                         "averages over many draws are compared.")
+            if not self.draws.by_form and self.candidate.options.backend != "inductor":
+                self.draws = replace(self.draws, by_form=True)
+                return self.first_order(batch, None)
+            if not self._drew_alike(few):
+                if step.own_backward or hooked:
+                    raise ProofError(OWN_AND_OTHERWISE)
+                lines, self.averaged = self._averages(few), True
+                notes.append("The program's random draws are not those of the model with the same random state, so "
+                             "that averages over many draws are compared.")
         if step.loss is None:
             notes.append(NOT_ALONE)
         if step.python_random:
             notes.append(PYTHON_DRAWS)
         return lines, [note for note in notes if note]
 
-    def _elsewhere(self, few: Batch, right: Numbers, random: bool) -> list[Comparison]:
+    def _drew_alike(self, few: Batch) -> bool:
+        """Whether the program's draws were the model's, so that a difference is none between draws."""
+        def program() -> None:
+            if self.of_loss:  # a program with nothing that is sampled
+                self._gradient_program()(self.candidate.state, *few.tensors, **self.candidate.beside)
+            else:
+                self.candidate.run(few)
+
+        return self.draws.by_form and drew_alike(self.candidate, few, self.draws, program)
+
+    def _averages(self, few: Batch) -> list[Comparison]:
+        return in_expectation(lambda draws: self._all(few, draws),
+                              lambda draws: self._trainable(_numbers(self._step(few, draws))), self.draws)
+
+    def _elsewhere(self, few: Batch, right: Numbers) -> list[Comparison]:
         """Where a backward of the user's own is the derivative on this batch, and not in general."""
         candidate, right = self.candidate, _backward(right)
         if candidate.weights(few) is not None:
             return []
-        lines = multiplied(candidate, few, self.draws, right, self.eps)
-        if not random:
-            lines += stretched(candidate, few, self.draws, right, self.eps,
-                               lambda batch, state: self._alone(batch, self.draws, state))
-        return lines
+        return [*multiplied(candidate, few, self.draws, right, self.eps),
+                *stretched(candidate, few, self.draws, right, self.eps,
+                           lambda batch, state: self._alone(batch, self.draws, state))]
 
     def _decided(self, line: Comparison, few: Batch, found: Numbers, right: Numbers) -> Comparison:
         """The line; where it disagrees by a last few digits and nothing of the user's explains it, by differences."""
@@ -261,12 +245,15 @@ class _Proof:
     def _alone(self, batch: Batch, draws: Draws, state: Mapping[str, Tensor] | None = None,
                beside: Mapping[str, Any] | None = None) -> dict[tuple[str, str], Tensor]:
         """The gradient by a program for it alone."""
+        with drawing(draws):
+            gradients = self._gradient_program()(self.candidate.state if state is None else state, *batch.tensors,
+                                                 **(self.candidate.beside if beside is None else beside))[GRAD]
+        return {(GRAD, name): gradient for name, gradient in gradients.items()}
+
+    def _gradient_program(self) -> Callable[..., Results]:
         if self._twin is None:
             self._twin = twin_program(self.candidate.matched, self.candidate.options, (GRAD,))
-        with drawing(draws):
-            gradients = self._twin(self.candidate.state if state is None else state, *batch.tensors,
-                                   **(self.candidate.beside if beside is None else beside))[GRAD]
-        return {(GRAD, name): gradient for name, gradient in gradients.items()}
+        return self._twin
 
     def _all(self, batch: Batch, draws: Draws) -> Numbers:
         found = self._program(self._run(batch, draws))

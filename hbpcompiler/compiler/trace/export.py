@@ -28,6 +28,7 @@ from hbpcompiler.compiler.trace.equivalents import (
     unchecked_distributions,
     without_backward_hooks_of_all,
 )
+from hbpcompiler.compiler.trace.from_outside import FromOutside
 from hbpcompiler.compiler.trace.functional import functional
 from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
@@ -187,7 +188,7 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
     """What the user's code meets while it is traced."""
     ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
-          unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks()):
+          unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside()):
         yield
 
 

@@ -11,14 +11,10 @@ import linecache
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import FrameType
 
-import torch
-
-TORCH = str(Path(torch.__file__).parent)
-COMPLAINTS = ("print", "warn", "warning", "info", "debug", "error")
-"""Calls after which all goes on as before, by the last part of their names: print, warnings.warn, logger.info."""
+from hbpcompiler.compiler.trace.called import complains, is_harmless, lets_through, says
+from hbpcompiler.compiler.trace.source import LIBRARY
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,15 @@ def only_checks(frame: FrameType, outermost: str) -> bool:
             return False
         place, statement, caught = found
         if not isinstance(statement, ast.Return):
-            return not caught and _is_check(statement, place) and not _caught_above(current.f_back, outermost)
+            return not caught and _is_check(statement, place, current) and not _caught_above(current.f_back, outermost)
+        if statement.value is not None and not _only_read(statement.value, place, current):
+            return False
         current = current.f_back
     return False
 
 
 def _statement(frame: FrameType) -> tuple[Place, ast.stmt, bool] | None:
-    """The innermost statement that the frame is at, and whether a `try` around it catches what it raises."""
+    """The innermost statement that the frame is at, and whether a `try` or a `with` may swallow what it raises."""
     place = place_of(frame)
     if place is None:
         return None
@@ -81,10 +79,21 @@ def _statement(frame: FrameType) -> tuple[Place, ast.stmt, bool] | None:
         innermost = inside
         if isinstance(inside, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             caught = False
-        if isinstance(inside, ast.Try) and inside.handlers:
-            caught = caught or any(place.lies_in(statement) for statement in inside.body)
+        caught = caught or _may_swallow(inside, place, frame)
         body = list(_blocks(inside))
     return None if innermost is None else (place, innermost, caught)
+
+
+def _may_swallow(statement: ast.stmt, place: Place, frame: FrameType) -> bool:
+    """Whether an exception from this place, inside a statement, may end at it."""
+    if isinstance(statement, ast.With | ast.AsyncWith):
+        return not all(lets_through(item.context_expr, frame) for item in statement.items)
+    if not isinstance(statement, ast.Try | ast.TryStar):
+        return False
+    handled = bool(statement.handlers) and any(map(place.lies_in, statement.body))
+    leaves = any(isinstance(node, ast.Return | ast.Break | ast.Continue)
+                 for last in statement.finalbody for node in ast.walk(last))
+    return handled or leaves
 
 
 @lru_cache(maxsize=64)
@@ -104,9 +113,9 @@ def _blocks(statement: ast.stmt) -> Iterator[ast.stmt]:
 
 
 def _caught_above(frame: FrameType | None, outermost: str) -> bool:
-    """Whether a caller catches exceptions; torch's own `try` raises them again."""
+    """Whether a caller catches exceptions; torch's own `try`, and ours, raise them again."""
     while frame is not None and frame.f_code.co_filename != outermost:
-        if not frame.f_code.co_filename.startswith(TORCH):
+        if not frame.f_code.co_filename.startswith(LIBRARY):
             found = _statement(frame)
             if found is not None and found[2]:
                 return True
@@ -114,27 +123,28 @@ def _caught_above(frame: FrameType | None, outermost: str) -> bool:
     return False
 
 
-def _is_check(statement: ast.stmt, place: Place) -> bool:
+def _is_check(statement: ast.stmt, place: Place, frame: FrameType) -> bool:
     if isinstance(statement, ast.Expr):
-        return _complains(statement)
+        call = statement.value
+        return isinstance(call, ast.Call) and says(call, frame) and _only_read(call, place, frame)
     if not isinstance(statement, ast.Assert | ast.If) or not place.is_the_test_of(statement):
         return False
-    if any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement.test)):
-        return False  # what `:=` keeps is used elsewhere
+    if not _only_read(statement.test, place, frame):
+        return False
     if isinstance(statement, ast.Assert):
         return True
     body, other = statement.body, statement.orelse
-    if all(map(_complains, body)):
+    if all(complains(each, frame) for each in body):
         return not other or isinstance(body[-1], ast.Raise)
-    return bool(other) and all(map(_complains, other)) and isinstance(other[-1], ast.Raise)
+    return bool(other) and all(complains(each, frame) for each in other) and isinstance(other[-1], ast.Raise)
 
 
-def _complains(statement: ast.stmt) -> bool:
-    if isinstance(statement, ast.Raise):
-        return True
-    call = statement.value if isinstance(statement, ast.Expr) else None
-    if not isinstance(call, ast.Call):
-        return False
-    called = call.func
-    name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
-    return name in COMPLAINTS
+def _only_read(expression: ast.expr, place: Place, frame: FrameType) -> bool:
+    """Whether nobody keeps the value at this place: no `:=`, no code of the user's that is given it."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.NamedExpr):
+            return False
+        given = [*node.args, *(each.value for each in node.keywords)] if isinstance(node, ast.Call) else []
+        if any(map(place.lies_in, given)) and not is_harmless(node, frame):
+            return False
+    return True

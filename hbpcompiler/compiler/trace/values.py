@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hbpcompiler.compiler.trace.refusals import CONTROL, NUMBER, CannotFollowError
+from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.compiler.trace.statements import Place, only_checks, place_of
 from hbpcompiler.compiler.trace.ways import Ways, asked_by
 
@@ -79,7 +81,14 @@ def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
                 raise
             raise CannotFollowError(NUMBER if name in NUMBERS else CONTROL) from error
 
-    with _replaced(tell):
+    asserts: Callable[[ShapeEnv], bool] = ShapeEnv._is_python_assert
+
+    def is_assert(environment: ShapeEnv) -> bool:
+        """Torch goes on behind `assert`; not where what it raises may be swallowed."""
+        frame = environment._get_user_frame()
+        return frame is not None and asserts(environment) and only_checks(frame, outermost)
+
+    with _replaced(tell), replaced(ShapeEnv, "_is_python_assert", is_assert):
         yield
 
 

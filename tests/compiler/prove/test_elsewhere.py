@@ -81,6 +81,84 @@ def test_what_is_the_derivative_on_this_batch_alone(make):
     assert "Nothing in the model explains it" not in text
 
 
+class Binarised(nn.Module):
+    """Weights far below what is cut off."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(nn.functional.linear(x, Clamp.apply(self.layer.weight), self.layer.bias)))
+
+
+class Normalised(Binarised):
+    """Numbers that no parameter makes large."""
+
+    def forward(self, x):
+        weight = nn.functional.normalize(self.layer.weight)
+        return self.head(torch.tanh(0.02 * Clamp.apply(nn.functional.linear(0.2 * x, weight))))
+
+
+class Dropped(Binarised):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x))
+
+
+@pytest.mark.parametrize(("model", "where"), [(Binarised, "parameters times 64"), (Normalised, "inputs times 64"),
+                                              (Dropped, "parameters times 64")])
+def test_what_is_the_derivative_near_by(model, where):
+    torch.manual_seed(0)
+    assert where in refusal(model())
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return g * s * (1 + x * (1 - s))
+
+
+class Overflows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.log1p(torch.exp(x))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * torch.sigmoid(ctx.saved_tensors[0])
+
+
+class Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.softmax(x, -1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        return y * (g - (g * y).sum(-1, keepdim=True))
+
+
+@few(1, "further draws")
+@pytest.mark.parametrize("seed", range(4))
+def test_right_ones_stay_so_far_away(seed):
+    torch.manual_seed(seed)
+    for function in (Swish.apply, Overflows.apply, Softmax.apply, lambda h: nn.functional.dropout(Swish.apply(h))):
+        for dtype in (torch.float32, torch.float64):
+            X, y = batch()
+            assert hbp.compile(Around(function).to(dtype), quantities=["grad"])(X.to(dtype), y).grad
+
+
 @pytest.mark.parametrize("hook", [lambda g: None, torch.nan_to_num, lambda g: 1 * g])
 def test_hooks_that_are_linear_and_change_nothing(hook):
     X, y = batch()

@@ -2,13 +2,18 @@
 
 import contextlib
 import linecache
+import logging
+import math
 import sys
 import warnings
 
 import pytest
+import torch
 
 from hbpcompiler.compiler.trace.statements import only_checks
 
+MODULES = {"warnings": warnings, "torch": torch, "contextlib": contextlib, "logging": logging, "math": math,
+           "log": logging.getLogger("checks")}
 CHECKS = [
     "assert ask()",
     "assert not ask(), 'wrong'",
@@ -18,6 +23,14 @@ CHECKS = [
     "print(ask())",
     "def yes():\n    return not ask()\nif yes(): raise ValueError",
     "try:\n    raise KeyError\nexcept KeyError:\n    assert ask()",
+    "try:\n    assert ask()\nfinally:\n    value = 3",
+    "with torch.no_grad(), warnings.catch_warnings():\n    assert ask()",
+    "with torch.no_grad() if 3 > 5 else contextlib.nullcontext():\n    assert ask()",
+    "block = torch.autocast('cpu')\nwith block:\n    assert ask()",
+    "if not ask():\n    pass\nelse:\n    logging.debug('%s', 'a'.join('b'))\n    raise ValueError",
+    "if ask(): log.info(f'{len([3])} {x.abs().max().item():.2f}')",
+    "assert all(ask() for _ in range(1))",
+    "assert math.isfinite(float(ask()))",
 ]
 OTHERS = [
     "value = ask()",
@@ -31,6 +44,21 @@ OTHERS = [
     "try:\n    assert ask()\nexcept ValueError:\n    pass",
     "def check():\n    assert ask()\ntry:\n    check()\nexcept ValueError:\n    pass",
     "for _ in range(int(ask())): print()",
+    "try:\n    assert ask()\nexcept* ValueError:\n    pass",
+    "for _ in range(1):\n    try:\n        assert ask()\n    finally:\n        break",
+    "with contextlib.suppress(ValueError):\n    assert ask()",
+    "with torch.no_grad(), contextlib.suppress(ValueError):\n    if ask(): raise ValueError",
+    "def check():\n    assert ask()\nwith contextlib.suppress(ValueError):\n    check()",
+    "@contextlib.contextmanager\ndef block():\n    yield\nwith block():\n    assert ask()",
+    "def error(): pass\nif ask(): error()",
+    "class A:\n    def warning(self): pass\nif ask(): A().warning()",
+    "class A:\n    def warning(self): pass\nself = A()\nif ask(): self.warning()",
+    "def print(text): pass\nif ask(): print('large')",
+    "def change(): pass\nif ask(): print(change())",
+    "if ask(): print(x.mul_(2))",
+    "def keep(value): return value\nassert keep(ask())",
+    "def keep(value): return value\nprint(keep(ask()))",
+    "def keep(value): return value\ndef yes(): return keep(ask())\nif yes(): raise ValueError",
 ]
 
 
@@ -44,7 +72,7 @@ def found(text):
 
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     with contextlib.suppress(ValueError, AssertionError):
-        exec(compile(text, name, "exec"), {"ask": ask, "warnings": warnings})
+        exec(compile(text, name, "exec"), {**MODULES, "ask": ask, "x": torch.ones(2)})
     return answers
 
 
