@@ -141,7 +141,7 @@ def test_steps_on_other_numbers(way):
         for parameter in moved.parameters():
             parameter.mul_(4)
     given = batch_of((X, y))
-    for moves, expected in ((None, gradients(model, X, y)), (Stretched(), gradients(moved, 4 * X, y)),
+    for moves, expected in ((None, gradients(model, X, y)), (Stretched(4.0, 4.0), gradients(moved, 4 * X, y)),
                             (Noise(0.0, 1), gradients(model, X, y))):
         step = own_step(model, LOSS, given, Draws.now(torch.device("cpu")), moves)
         for name, gradient in step.gradients.items():
@@ -232,7 +232,7 @@ def operators(model, X, y):
 
 def proofs(model, X, y):
     given = batch_of((X, y))
-    for moves in (None, Noise(1e-3, 1), Stretched(), Doubled()):
+    for moves in (None, Noise(1e-3, 1), Stretched(4.0, 4.0), Doubled()):
         own_step(model, LOSS, given, Draws.now(torch.device("cpu")), moves)
 
 

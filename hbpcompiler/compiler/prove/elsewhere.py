@@ -17,7 +17,8 @@ from torch import Tensor
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import EXPONENT, LAST_DIGIT, Comparison, Numbers, compared
 from hbpcompiler.compiler.prove.draws import Draws
-from hbpcompiler.compiler.prove.own_step import Noise, OwnStep, Pass, copied_buffers, own_step, trained
+from hbpcompiler.compiler.prove.noise import Noise
+from hbpcompiler.compiler.prove.own_step import OwnStep, Pass, copied_buffers, own_step, trained
 from hbpcompiler.compiler.prove.twin import GRAD
 from hbpcompiler.compiler.trace.batch import Batch
 
