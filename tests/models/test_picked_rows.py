@@ -435,3 +435,27 @@ def test_missing_targets_that_the_loss_does_not_ask_for():
     with pytest.raises(hbp.InputError, match="y contains NaN"):
         hbp.operator(model, nn.MSELoss(), (X, y))
     assert hbp.operator(model, squared, (X, y)).shape[0] == 21
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_rows_over_their_number(by_length):
+    """Where there are none nothing is divided, and nothing is NaN."""
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.expert = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            h, mask = self.first(x).tanh().clone(), x[:, 0] > 0
+            h[mask] = self.expert(h[mask]) / (len(h[mask]) if by_length else mask.sum())
+            return h
+
+    torch.manual_seed(0)
+    model, y = Shared().double(), torch.tensor([0, 1, 2, 0])
+    compiled = hbp.compile(model, quantities=["grad"])
+    for x in (double(4, 3), -double(4, 3).abs(), double(4, 3).abs()):
+        found = compiled(x, y)
+        right = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()),
+                                    allow_unused=True, materialize_grads=True)
+        for gradient, expected in zip(found.grad.values(), right, strict=True):
+            close(gradient, expected, "grad")

@@ -20,7 +20,8 @@ from hbpcompiler.compiler.trace.places import Count, InOrder, Places
 from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import HARMLESS, NotWholeError, Rows, Writer, are_alike, shape_of
 from hbpcompiler.compiler.trace.source import PICKED
-from hbpcompiler.rules.shared.torch_operations import BATCH_NORMS, DEVIATIONS, LAST_AXES, PADDING, ROOT, SIZE
+from hbpcompiler.compiler.trace.ways import counted
+from hbpcompiler.rules.shared.torch_operations import AT_LEAST, BATCH_NORMS, DEVIATIONS, LAST_AXES, PADDING, ROOT, SIZE
 
 
 class RowByRow:
@@ -96,7 +97,15 @@ class RowByRow:
             return value.whole if number is None else self.writer.with_outside(value, number).whole
         if isinstance(value, Places | InOrder):
             raise NotWholeError
-        return self.lengths.of_some(value, rows) if isinstance(value, Count) else value
+        if isinstance(value, Count):
+            return self.lengths.of_some(value, rows)
+        return self.writer.once(AT_LEAST, value, 1) if self._is_their_number(item, rows) else value
+
+    def _is_their_number(self, item: Node, rows: Rows) -> bool:
+        """Whether it counts the rows, as a tensor: where there are none nobody asks what is divided by it."""
+        mask, numbers = counted(item), self.writer.numbers
+        found = None if mask is None else self.values.get(mask)
+        return isinstance(found, Node) and numbers[found] == numbers[rows.picked_by]
 
     def made(self, node: Node, called: Any, mask: Node) -> Rows:
         """As many rows as the mask picks, made of what is no row: zeros, a parameter in each row."""

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.trace.ways import Ways, mask_of, mask_of_length
 from hbpcompiler.compiler.trace.without_rows import Form, Forms, Numbers
 from hbpcompiler.errors import ModelError, listing
 
-OTHERWISE = "where the mask picks nothing, the model comes to something else with it than without"
+OTHERWISE = "where the mask picks nothing, this is not seen to come to the same as the other way"
 ALL_WAYS = 4
 """Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, and all but one."""
 
