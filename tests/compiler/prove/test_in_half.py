@@ -7,21 +7,11 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove.comparison import compared
 from hbpcompiler.compiler.prove.in_half import in_length
+from tests.compiler.prove.test_random import Scaled
 from tests.selection import few
 
 EPS = torch.finfo(torch.bfloat16).eps
 
-
-class Scaled(torch.autograd.Function):
-    factor = 1.0
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * Scaled.factor
 
 
 class Net(nn.Module):

@@ -4,38 +4,12 @@ import pytest
 import torch
 from torch.fx import Graph
 
-from hbpcompiler.compiler.trace.among_rows import mixes_rows
 from hbpcompiler.compiler.trace.outside import outside
 from hbpcompiler.compiler.trace.row_by_row import RowByRow
 from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer
 
 aten = torch.ops.aten
-ALONE = {
-    "exp": (aten.exp.default, {}),
-    "softmax along features": (aten.softmax.int, {"dim": -1}),
-    "sum along features": (aten.sum.dim_IntList, {"dim": [1]}),
-    "pad features": (aten.pad.default, {"pad": [0, 1]}),
-}
-AMONG = {
-    "softmax along rows": (aten.softmax.int, {"dim": 0}),
-    "cumsum": (aten.cumsum.default, {"dim": 0}),
-    "pad rows": (aten.pad.default, {"pad": [0, 0, 1, -1]}),
-    "tril": (aten.tril.default, {}),
-    "take": (aten.take.default, {}),
-}
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_what_works_on_each_row_alone(name):
-    called, given = ALONE[name]
-    assert not mixes_rows(called, given, {"self": [2]}, 2)
-
-
-@pytest.mark.parametrize("name", AMONG)
-def test_what_may_work_among_rows(name):
-    called, given = AMONG[name]
-    assert mixes_rows(called, given, {"self": [2]}, 2)
 
 
 def picked():
