@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sympy
 import torch
 from torch import Tensor
 
-from hbpcompiler.accumulate.made_targets import made_of
+from hbpcompiler.accumulate.made_again import ADDS_UP, Divisors, divisors_of, made_of, written_out
 from hbpcompiler.compiler.built import Built
+from hbpcompiler.compiler.match.losses.endings import unknown
 from hbpcompiler.compiler.match.losses.targets import LossCheck
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import Operation
-from hbpcompiler.errors import InputError, UnsupportedOpError
+from hbpcompiler.errors import InputError, UnsupportedOpError, listing
 from hbpcompiler.quantities import FACTOR
 from hbpcompiler.rule import LossRule
 
@@ -48,8 +49,8 @@ class Weight(NamedTuple):
     """What it counts in an average over samples: their number, or the sum of their weights."""
     nothing: bool = False
     """Whether all samples have the weight zero: what was computed, without weights, counts as zeros."""
-    known: float | None = None
-    """Beside what `count` said: the terms that the loss says itself, where it is one mean and says them."""
+    known: tuple[float, ...] | None = None
+    """Beside what `count` said: the terms of each part that the loss says itself, where it says them."""
 
     @property
     def terms(self) -> float:
@@ -88,25 +89,40 @@ class Weigher:
         parts: tuple[float, ...] = (1.0,)
         known = None
         if counted is not None:
-            parts, known = (counted,), self._known(batch)
             if not (math.isfinite(counted) and counted >= 0):
                 raise InputError(f"count gave {counted} for a batch; it must be the number of its terms")
+            parts, known = (counted,), self._known(batch, counted)
         elif self._mean:
-            parts = tuple(part.of(batch) for part in self._parts)
+            divisors = self._divisors(batch)
+            parts = tuple(part.of(batch, divisors if divisors and divisors.add_up else None) for part in self._parts)
         of_average = float(batch.samples) if sample_weights is None else float(sample_weights.double().sum())
         nothing = sample_weights is not None and not sample_weights.any()
         return Weight(batch.samples, parts, self._mean, counted is not None, self._positions, of_average, nothing,
                       known)
 
-    def _known(self, batch: Batch) -> float | None:
-        """The terms of a loss that is one mean, where it says them itself."""
+    def _known(self, batch: Batch, counted: float) -> tuple[float, ...] | None:
+        """The terms that a mean says itself, where `count` said them, too. Raises InputError where parts do not, and
+        nobody knows whether they go over the same terms."""
         if not self._mean:
             return None
-        try:
-            parts = [part.of(batch) for part in self._parts]
-        except InputError:
-            return None
-        return parts[0] if len(parts) == 1 else None
+        known, unknowable, divisors = list[float](), dict[Any, str](), self._divisors(batch)
+        if divisors and not divisors.add_up and not counted:
+            return None  # max(sum of a mask, 1) of a mask that picks none
+        for part in self._parts:
+            try:
+                known.append(part.of(batch, divisors))
+            except InputError:
+                unknowable[part.key] = part.place
+        if len(unknowable) > 1 or (known and unknowable):
+            raise InputError(listing(
+                "the loss is a sum of means, and over how many terms these go is not known, so that no one number, as "
+                "count gives it, says what a batch counts:", list(unknowable.values()),
+                "Accumulate the parts of the loss one by one, each with its own count."))
+        return tuple(known) or None
+
+    def _divisors(self, batch: Batch) -> Divisors | None:
+        """None where they are not needed, or not known."""
+        return divisors_of(self._matched, batch) if any(part.divided for part in self._parts) else None
 
     @cached_property
     def _parts(self) -> list[_Part]:
@@ -121,28 +137,39 @@ class _Part:
         rule = matched.rules[operation.name]
         assert isinstance(rule, LossRule)
         multiple = sympy.sympify(matched.ending.multiples[operation.name])
-        self._place = f"{operation.target} in {operation.source}"
-        if not multiple.is_number:
-            raise InputError(f"{self._place} is divided by a number that depends on the batch; {COUNT}")
+        self.place = f"{operation.target} in {operation.source}"
+        self.divided = not multiple.is_number
+        """Whether it is multiplied by a number that depends on the batch."""
+        self.key = _key(matched, operation, multiple)
+        """What goes over other terms has another one."""
         self._op, self._terms, self._input = static_op(operation, matched.active), rule.terms, rule.input
-        self._matched, self._made = matched, operation.tensors.get("target", operation.output)
+        self._name, self._matched = operation.name, matched
+        self._made = operation.tensors.get("target", operation.output)
         self._target = next((check.place for check in losses if check.operation == operation.name), None)
-        if rule.reduction(self._op) != MEAN_LOSS:
+        self._summed = rule.reduction(self._op) != MEAN_LOSS
+        self._of_sample = 1.0
+        if self._summed and multiple.is_number:
             self._of_sample = 1 / float(multiple)  # a sum over terms, divided by as many
-            self._terms = None
-        elif rule.terms is None:
+        elif not self._summed and rule.terms is None:
             self._of_sample = float(math.prod(self._op.shape(rule.input)))
 
-    def of(self, batch: Batch) -> float:
-        """Its terms in this batch."""
-        if self._terms is None:
+    def of(self, batch: Batch, divisors: Divisors | None) -> float:
+        """Its terms in this batch; `divisors` of the batch are needed where it is `divided`."""
+        if not self.divided:
+            return self._undivided(batch)
+        if divisors is None:
+            raise InputError(f"{self.place} is divided by a number that depends on the batch; {COUNT}")
+        return divisors.of[self._name] * (1.0 if self._summed else self._undivided(batch))
+
+    def _undivided(self, batch: Batch) -> float:
+        if self._summed or self._terms is None:
             return batch.samples * self._of_sample
         if self._target is None:
             terms = self._of_made(batch)
         else:
             terms = self._terms(self._op, batch.targets[self._target])
         if terms is None:
-            raise InputError(f"{self._place} is a mean over weights or labels that depend on the batch; {COUNT}")
+            raise InputError(f"{self.place} is a mean over weights or labels that depend on the batch; {COUNT}")
         return float(terms)
 
     def _of_made(self, batch: Batch) -> float | None:
@@ -156,6 +183,15 @@ class _Part:
             if self._made.name not in self._matched.never_negative or self._terms(self._op, labels) != labels.numel():
                 return None
         return batch.samples * math.prod(self._op.shape("target"))
+
+
+def _key(matched: Matched, operation: Operation, multiple: sympy.Expr) -> tuple[str, ...]:
+    made = {unknown(value.name).name: value for value in matched.graph.values()}
+    entering = sorted(written_out(matched, made[symbol.name]) if symbol.name in made else symbol.name
+                      for symbol in multiple.free_symbols)
+    form = multiple.subs({symbol: sympy.Symbol("value") for symbol in multiple.free_symbols})
+    fixed = [written_out(matched, value) for value in operation.tensors.values() if value.name not in matched.active]
+    return operation.target, str(sorted(operation.attributes.items())), str(form), *entering, *fixed
 
 
 def not_ignored(batch: Batch) -> Batch:
@@ -174,19 +210,22 @@ def check_alike(first: Weight, other: Weight) -> None:
     if first.counted != other.counted:
         raise InputError("count gave the terms of one part, and the other was added without it: with count a total is "
                          "a mean over terms, without it on the loss's own scale. Accumulate both with the same count")
-    if None not in (first.known, other.known):
-        assert first.known is not None
-        assert other.known is not None
-        if not math.isclose(first.terms * other.known, other.terms * first.known, rel_tol=1e-6):
-            raise InputError(f"count gave {other.terms:g} for a batch whose loss is a mean over {other.known:g} terms, "
-                             f"but {first.terms:g} for the first, whose loss is one over {first.known:g}. This loss "
+    if first.known is not None and other.known is not None:
+        _check_ratios(first.known, other.known)
+        (own, *_), (theirs, *_) = first.known, other.known
+        if not math.isclose(first.terms * theirs, other.terms * own, rel_tol=ADDS_UP):
+            raise InputError(f"count gave {other.terms:g} for a batch whose loss is a mean over {theirs:g} terms, "
+                             f"but {first.terms:g} for the first, whose loss is one over {own:g}. This loss "
                              "says its terms itself: leave count out")
-    if len(first.parts) == 1 == len(other.parts):
-        return
-    for own, theirs in zip(first.parts, other.parts, strict=True):
-        if not math.isclose(own * other.terms, theirs * first.terms, rel_tol=1e-9):
+    _check_ratios(first.parts, other.parts)
+
+
+def _check_ratios(first: Sequence[float], other: Sequence[float]) -> None:
+    for own, theirs in zip(first, other, strict=True):
+        if not math.isclose(own * other[0], theirs * first[0], rel_tol=ADDS_UP):
+            first_terms, other_terms = (" and ".join(f"{terms:g}" for terms in parts) for parts in (first, other))
             raise InputError("the loss is a sum of means over different numbers of terms, and their ratio is another "
-                             f"in this batch ({other.parts}) than in the first ({first.parts}): no one number says "
+                             f"in this batch ({other_terms}) than in the first ({first_terms}): no one number says "
                              "what the batch counts. Accumulate the parts of the loss one by one")
 
 

@@ -1,0 +1,146 @@
+"""Losses divided by numbers that they make of the batch: batches count what these say, and a sum of several is one loss
+only where they keep their ratio."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from tests.selection import few
+
+SIZES = (3, 5, 4)
+Y = torch.tensor([0, 1, 2, -1, 0, -1, 1, -1, 0, 1, -1, 0])
+WEIGHTS = torch.tensor([1.0, 3.0, 0.5]).double()
+
+
+def squares(o):
+    return o.square().sum(1)
+
+
+def mean_of_picked(o, y):
+    return o[y >= 0].square().mean()
+
+
+def over_a_mask(o, y):
+    return (squares(o) * (y >= 0)).sum() / (y >= 0).sum()
+
+
+def over_nearly_a_mask(o, y):
+    return (squares(o) * (y >= 0)).sum() / ((y >= 0).sum() + 1e-9)
+
+
+def over_a_mask_or_one(o, y):
+    return (squares(o) * (y >= 0)).sum() / (y >= 0).sum().clamp(min=1)
+
+
+def over_a_mask_or_five(o, y):
+    return (squares(o) * (y >= 0)).sum() / (y >= 0).sum().clamp(min=5)
+
+
+def mean_times_size(o, y):
+    return (squares(o) * (y >= 0)).mean() * len(y) / (y >= 0).sum()
+
+
+def over_weights(o, y):
+    weight = 1.0 + y.clamp(min=0)
+    return (squares(o) * weight).sum() / weight.sum()
+
+
+def two_over_one_mask(o, y):
+    return mean_of_picked(o, y) + 3 * (o.exp()[:, 0] * (y >= 0)).sum() / (y >= 0).sum()
+
+
+def two_over_two_masks(o, y):
+    return mean_of_picked(o, y) + o[y == 0].exp().mean()
+
+
+def two_over_all_and_some(o, y):
+    return mean_of_picked(o, y) + o.exp().mean()
+
+
+def two_with_class_weights(o, y):
+    return F.cross_entropy(o, y.clamp(min=0), WEIGHTS) + F.cross_entropy(2 * o, y.clamp(min=0), WEIGHTS)
+
+
+def one_with_class_weights(o, y):
+    return F.cross_entropy(o, y.clamp(min=0), WEIGHTS) + F.cross_entropy(2 * o, y.clamp(min=0))
+
+
+def over_outputs_and_all(o, y):
+    chosen = (o[:, 0].detach() > 0).double()
+    return (squares(o) * chosen).sum() / chosen.sum() + o.exp().mean()
+
+
+def model():
+    torch.manual_seed(1)
+    return nn.Linear(4, 3).double()
+
+
+def data(labels=Y):
+    torch.manual_seed(0)
+    X = torch.randn(len(labels), 4).double()
+    return list(zip(X.split(SIZES), labels.split(SIZES), strict=True)), (X, labels)
+
+
+def total_and_right(loss, labels=Y, **options):
+    loader, (X, y) = data(labels)
+    found = hbp.accumulate(hbp.compile(model(), loss, ["grad", "diag_ggn"]), loader, progress=False, **options)
+    whole = model()
+    value = loss(whole(X), y)
+    value.backward()
+    right = hbp.compile(model(), loss, ["diag_ggn"])(X, y).diag_ggn["weight"]
+    return (found.loss, found.grad["weight"], found.diag_ggn["weight"]), (value.detach(), whole.weight.grad, right)
+
+
+@few(2, "further cases of one kind")
+@pytest.mark.parametrize("loss", [mean_of_picked, over_a_mask, over_nearly_a_mask, over_a_mask_or_one, mean_times_size,
+                                  over_weights, two_over_one_mask])
+def test_divisors_made_of_the_batch_say_what_it_counts(loss):
+    found, right = total_and_right(loss)
+    torch.testing.assert_close(found, right)
+
+
+def valid(batch):
+    return (batch[1] >= 0).sum()
+
+
+@pytest.mark.parametrize("loss", [mean_of_picked, two_over_one_mask])
+def test_a_count_that_says_the_same_is_right_too(loss):
+    found, right = total_and_right(loss, count=valid)
+    torch.testing.assert_close(found, right)
+
+
+def test_a_count_that_says_something_else_is_refused():
+    with pytest.raises(hbp.InputError, match=r"count gave 5 for a batch whose loss is a mean over 2 terms, but 3 for "
+                                             r"the first, whose loss is one over 3\. .* leave count out"):
+        total_and_right(over_a_mask, count=lambda batch: len(batch[1]))
+
+
+def test_a_divisor_that_does_not_add_up_asks_for_count_and_is_compared_with_it():
+    none_in_the_first = torch.cat([torch.full([3], -1), Y[3:]])
+    with pytest.raises(hbp.InputError, match="divided by a number that depends on the batch; pass count="):
+        total_and_right(over_a_mask_or_one, none_in_the_first)
+    found, right = total_and_right(over_a_mask_or_one, none_in_the_first, count=valid)
+    torch.testing.assert_close(found, right)
+    with pytest.raises(hbp.InputError, match="count gave 2 for a batch whose loss is a mean over 5 terms"):
+        total_and_right(over_a_mask_or_five, count=valid)
+
+
+@pytest.mark.parametrize("options", [{}, {"count": valid}])
+@pytest.mark.parametrize(("loss", "terms"), [(two_over_two_masks, r"6 and 3\) than in the first \(9 and 3"),
+                                             (two_over_all_and_some, r"6 and 15\) than in the first \(9 and 9")])
+def test_means_over_other_terms_are_not_one(loss, terms, options):
+    with pytest.raises(hbp.InputError, match=rf"batch 1 .* ratio is another in this batch \({terms}\).* one by one"):
+        total_and_right(loss, **options)
+
+
+@pytest.mark.parametrize("loss", [one_with_class_weights, over_outputs_and_all])
+def test_a_count_of_parts_of_which_one_is_not_known_is_refused(loss):
+    with pytest.raises(hbp.InputError, match="a sum of means, and over how many terms these go is not known"):
+        total_and_right(loss, count=valid)
+
+
+def test_two_parts_over_the_same_unknown_terms_are_one():
+    found, right = total_and_right(two_with_class_weights, count=lambda batch: WEIGHTS[batch[1].clamp(min=0)].sum())
+    torch.testing.assert_close(found, right)
