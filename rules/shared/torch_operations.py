@@ -76,8 +76,8 @@ ARITHMETIC: dict[Any, Any] = {operator.mul: aten.mul.Tensor, operator.add: aten.
 SIZE, COLUMN, WHERE, WHERE_OR_NUMBER, SUM, SUM_ALONG, PRODUCT, RATIO, TOTAL = (
     aten.sym_size.int, aten.select.int, aten.where.self, aten.where.ScalarOther, aten.sum.default, aten.sum.dim_IntList,
     aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
-AT_LEAST, BELOW, BOTH, CLASS = (
-    aten.clamp.default, aten.lt.Scalar, aten.logical_and.default, aten.gather.default)
+AT_LEAST, BELOW, BOTH, CLASS, ROWS = (
+    aten.clamp.default, aten.lt.Scalar, aten.logical_and.default, aten.gather.default, aten.index.Tensor)
 IN_ORDER = frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step})
 """0, 1, 2, ... up to a number."""
 COPYING = frozenset({aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default,
@@ -163,6 +163,9 @@ ADDITIONS: dict[Any, bool] = {aten.add.Tensor: True, aten.add.Scalar: True, aten
                               aten.sub.Scalar: False}
 """Sum or difference -> whether it is that of its second argument where the first is zero."""
 BOTH_TRUE = frozenset({aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor})
+ONE_TRUE = frozenset({aten.logical_or.default, aten.bitwise_or.Tensor, aten.__or__.Tensor})
+TRUE_OF_AXES = frozenset({aten.any.dim, aten.any.dims, aten.all.dim, aten.all.dims})
+SIDE_BY_SIDE = frozenset({aten.stack.default, aten.cat.default})
 FILLS = frozenset({aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_scatter.default})
 """(values, mask, others) -> the values, with others where the mask is true."""
 SCATTERS = frozenset({aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two})
@@ -174,12 +177,15 @@ MAY_BE_INFINITE = frozenset({
     operator.floordiv, operator.mod, operator.pow})
 """Themselves or their slopes, where an argument is zero."""
 PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
-KEEPS_ZERO = frozenset({*COPYING, *TURNING, *FLATTENS, *SUMS, aten.select.int, aten.slice.Tensor, aten.expand.default,
-                        aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-                        aten.neg.default})
+KEEPS_NUMBERS = frozenset({*COPYING, *TURNING, *FLATTENS, aten.select.int, aten.slice.Tensor, aten.expand.default,
+                           aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims})
+"""What is the same number everywhere where its first argument is."""
+KEEPS_ZERO = frozenset({*KEEPS_NUMBERS, *SUMS, *TRUE_OF_AXES, aten.neg.default})
 """What is zero everywhere where its first argument is."""
-ANY_OF_ALL, INVERSES, NUMBER_OF_TRUE = (
-    frozenset({aten.any.default}), frozenset({aten.logical_not.default, aten.bitwise_not.default}),
+ANY_OF_ALL, ALL_OF_ALL, ITEMS, INVERSES, NUMBER_OF_TRUE = (
+    frozenset({aten.any.default}), frozenset({aten.all.default}),
+    frozenset({aten.item.default, aten._local_scalar_dense.default}),
+    frozenset({aten.logical_not.default, aten.bitwise_not.default}),
     frozenset({aten.sum.default, aten.count_nonzero.default}))
 COMPARED: dict[Any, Any] = {aten.gt.Scalar: operator.gt, aten.ge.Scalar: operator.ge, aten.lt.Scalar: operator.lt,
                             aten.le.Scalar: operator.le, aten.eq.Scalar: operator.eq, aten.ne.Scalar: operator.ne}

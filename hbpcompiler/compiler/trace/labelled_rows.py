@@ -8,12 +8,31 @@ from typing import Any
 
 from torch.fx import Node
 
+from hbpcompiler.compiler.trace.by_name import given_to, names_of
 from hbpcompiler.compiler.trace.rows import NotWholeError, Rows, Writer
-from hbpcompiler.rules.shared.torch_operations import ANY_TRUE, DIFFERS, MOVE_AXIS, NOT, RATIO, TOTAL
+from hbpcompiler.rules.shared.torch_operations import (
+    ANY_TRUE,
+    DIFFERS,
+    MOVE_AXIS,
+    NOT,
+    RATIO,
+    ROWS,
+    SUM,
+    SUMS,
+    TOTAL,
+    WHERE_OR_NUMBER,
+)
 
 NONE, MEAN, SUMMED = 0, 1, 2
 """Reductions, as torch's schemas number them."""
 IGNORED = -100
+
+
+def reduction_of(node: Node) -> int:
+    """How a sum, or a loss function of torch's, adds up what it reads."""
+    if node.target in SUMS:
+        return MEAN if SUMS[node.target] else SUMMED
+    return given_to(node).get("reduction", MEAN) if "reduction" in names_of(node.target) else NONE
 
 
 def loss_of_labels(writer: Writer, called: Any, given: Mapping[str, Any], scores: Any, labels: Rows,
@@ -38,9 +57,12 @@ def loss_of_labels(writer: Writer, called: Any, given: Mapping[str, Any], scores
 
 def _mean_or_zero(writer: Writer, called: Any, given: Mapping[str, Any], mask: Node) -> Node:
     """The mean over labels that count, which is zero where no row is picked; where all are ignored it is NaN."""
-    if given.get("weight") is not None:
-        raise NotWholeError
     total = writer.called(called, {**given, "reduction": SUMMED})
-    counted = writer.call(DIFFERS, given["target"], given.get("ignore_index", IGNORED))
     nobody = writer.call(NOT, writer.call(ANY_TRUE, mask))
-    return writer.call(RATIO, total, writer.call(TOTAL, writer.count(counted), nobody))
+    counts = writer.call(DIFFERS, given["target"], given.get("ignore_index", IGNORED))
+    weight = given.get("weight")
+    if weight is None:
+        return writer.call(RATIO, total, writer.call(TOTAL, writer.count(counts), nobody))
+    label = writer.call(WHERE_OR_NUMBER, counts, given["target"], 0)
+    weights = writer.call(WHERE_OR_NUMBER, counts, writer.call(ROWS, weight, [label]), 0)
+    return writer.call(RATIO, total, writer.call(TOTAL, writer.call(SUM, weights), nobody))

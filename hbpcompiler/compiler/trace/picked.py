@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,23 +34,26 @@ from hbpcompiler.compiler.trace.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
 from hbpcompiler.compiler.trace.wide_masks import as_rows, in_places_of, widened
 from hbpcompiler.rules.shared.torch_operations import (
+    ANY_TRUE,
     AT_LEAST,
     FLATTENS,
     IN_ORDER,
     LONGER,
+    NOT,
     OF_LABELS,
     PICKS,
     PUTS,
     RATIO,
     SHOWS,
     SUMS,
+    TOTAL,
     TRUE_PLACES,
 )
 
 
-def whole_rows(program: Any, zero_means: Collection[Node] = ()) -> Any:
+def whole_rows(program: Any, zero_means: Mapping[Node, Collection[Node]] = MappingProxyType({})) -> Any:
     """An ExportedProgram in which no length is a mask's, where that can be written; otherwise as it is. `zero_means` of
-    no rows are zero."""
+    no rows are zero: those that are sums over weights with the masks among these."""
     if not zero_means and not any(map(_makes_unknown_length, program.graph.nodes)):
         return program
     walk = _Walk(zero_means)
@@ -71,10 +75,10 @@ def _makes_unknown_length(node: Node) -> bool:
 class _Walk:
     """Copies a graph node by node."""
 
-    def __init__(self, zero_means: Collection[Node]) -> None:
+    def __init__(self, zero_means: Mapping[Node, Collection[Node]]) -> None:
         self.graph = Graph()
         self.writer = Writer(self.graph)
-        self.left = set(zero_means)
+        self.zero_means, self.left = zero_means, set(zero_means)
         """Means that are not yet zero where no row is picked."""
         self.values: dict[Node, Any] = {}
         """Node before -> what stands for it: a node of the copy, Rows or a list of them, Places, a Count; None: a
@@ -108,8 +112,7 @@ class _Walk:
         if _makes_unknown_length(node) and (picked := self._picked(given_to(node))):
             return picked if isinstance(picked, OneBefore) else self.lengths.noted(node, picked)
         if called is RATIO and self._is_zero_mean(node):
-            number = self.writer.call(AT_LEAST, self.lengths.number(arguments[1]), 1)
-            return self.writer.call(RATIO, self._plain(arguments[0]), number)
+            return self.writer.call(RATIO, self._plain(arguments[0]), self._at_least_one_of_none(node, arguments[1]))
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):
@@ -135,6 +138,17 @@ class _Walk:
         found = node in self.left
         self.left.discard(node)
         return found
+
+    def _at_least_one_of_none(self, mean: Node, divisor: Any) -> Node:
+        """What a mean goes over: one where no row is picked."""
+        masks = sorted(self.zero_means[mean])
+        if not masks:
+            return self.writer.call(AT_LEAST, self.lengths.number(divisor), 1)
+        weights = self._plain(divisor)
+        for mask in masks:  # the product with any that picks nothing is zero
+            weights = self.writer.call(TOTAL, weights, self.writer.call(NOT, self.writer.call(
+                ANY_TRUE, self._plain(mask))))
+        return weights
 
     # -- where rows come from, and how many there are ----------------------------------------------------------------
 

@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from hbpcompiler.compiler.trace.forms import Form, Known, Numbers
 from hbpcompiler.compiler.trace.functional import with_fewer_outputs
 from hbpcompiler.compiler.trace.refusals import CONTROL
 from hbpcompiler.compiler.trace.source import is_library
-from hbpcompiler.compiler.trace.ways import Ways, mask_of, mask_of_length
-from hbpcompiler.compiler.trace.without_rows import Form, Forms, Numbers
+from hbpcompiler.compiler.trace.ways import Asked, Ways, asked_of, asked_of_length
+from hbpcompiler.compiler.trace.without_rows import Forms
 from hbpcompiler.errors import ModelError, listing
 
 OTHERWISE = "where the mask picks nothing, this is not seen to come to the same as the other way"
@@ -23,18 +24,19 @@ ALL_WAYS = 4
 """Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, and all but one."""
 
 
-def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[Any, bool]]) -> tuple[Any, set[Node]]:
+def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[Any, bool]],
+                     ) -> tuple[Any, dict[Node, set[Node]]]:
     """An ExportedProgram without the conditions that it puts out last, and its means that have to be zero where no row
-    is picked. Raises ModelError unless all conditions only save work.
+    is picked (see `Forms`). Raises ModelError unless all conditions only save work.
 
     `traced`: other ways -> their program, and whether what the model returns is built alike.
     """
     if not ways.lines:
-        return program, set()
+        return program, {}
     numbers = Numbers()
     with_rows = _Traced(program, numbers, len(ways.lines))
     reasons: dict[str, None] = {}
-    zero_means: set[Node] = set()
+    zero_means: dict[Node, set[Node]] = {}
     lines = list(ways.lines)
     tried: set[frozenset[int]] = set()
     while waiting := _choices(len(lines)) - tried:
@@ -49,7 +51,8 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
             raise
         lines += other.lines[len(lines):]  # what is asked only where others pick nothing
         found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines)), other.empties)
-        zero_means |= found or set()
+        for mean, masks in (found or {}).items():
+            zero_means.setdefault(mean, set()).update(masks)
         if found is None or not returns_alike:
             reasons |= {f"{lines[number].removesuffix(':')}: {OTHERWISE}": None for number in sorted(empty)[:1]}
     if reasons:
@@ -82,23 +85,25 @@ class _Traced:
         outputs: list[Any] = [*program.graph.output_node().args[0]]
         self.outputs, self.conditions = outputs[: len(outputs) - conditions], outputs[len(outputs) - conditions :]
 
-    def comes_to(self, other: _Traced, empties: Sequence[bool]) -> set[Node] | None:
+    def comes_to(self, other: _Traced, empties: Sequence[bool]) -> dict[Node, set[Node]] | None:
         """Whether this comes to the other where these masks, which the other asks, pick nothing: the means that have to
         be zero there, or None."""
-        masks = {_mask_of(other.graph, condition) for condition, empty in zip(other.conditions, empties, strict=True)
-                 if empty}
-        there = Forms(other.graph, self.numbers, other.inputs, masks)
-        here = Forms(self.graph, self.numbers, self.inputs, {*there.false.values()}, zero_means=True)
+        asked = [_asked_of(other.graph, condition)
+                 for condition, empty in zip(other.conditions, empties, strict=True) if empty]
+        there = Forms(other.graph, self.numbers, other.inputs, Known.of(asked))
+        own = {found.mask for found in (_asked_of(self.graph, condition) for condition in self.conditions)
+               if found is not None}
+        here = Forms(self.graph, self.numbers, self.inputs, there.met, zero_means_of=own)
         return here.zero_means if here.outputs(self.outputs) == there.outputs(other.outputs) else None
 
 
-def _mask_of(graph: Graph, condition: Node) -> Node | None:
-    """The mask that a condition asks for rows."""
+def _asked_of(graph: Graph, condition: Node) -> Asked | None:
+    """What a condition asks for rows."""
     value = condition.meta["val"]
     if isinstance(value, Tensor):
-        found = mask_of(condition)
+        found = asked_of(condition)
         return None if found is None else found[0]
-    return mask_of_length(value.node.expr, graph)
+    return asked_of_length(value.node.expr, graph)
 
 
 def _constants(program: Any) -> Iterator[tuple[str, Form]]:

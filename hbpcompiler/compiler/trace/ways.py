@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -28,12 +28,17 @@ from hbpcompiler.compiler.trace.refusals import CONTROL, CannotFollowError, line
 from hbpcompiler.compiler.trace.replaced import replaced
 from hbpcompiler.compiler.trace.source import is_library
 from hbpcompiler.rules.shared.torch_operations import (
+    ALL_OF_ALL,
     ANY_OF_ALL,
     COMPARED,
     COPYING,
     INVERSES,
+    ITEMS,
+    KEEPS_NUMBERS,
     NUMBER_OF_TRUE,
     PICKS,
+    PRODUCTS,
+    SUMS,
     TRUE_PLACES,
 )
 
@@ -43,6 +48,13 @@ FEW = (1, 2, 3)
 """Numbers of rows, of which a condition has to say the same as of many."""
 NUMBERS = (torch.int64, torch.float32, torch.float64)
 """Types that a count of rows does not overflow."""
+
+
+class Asked(NamedTuple):
+    """What a condition asks for rows: the true elements of a mask, or the false ones."""
+
+    mask: Node
+    inverted: bool = False
 
 
 @dataclass
@@ -55,8 +67,8 @@ class Ways:
     """file:line: code."""
     conditions: list[Tensor | SymInt] = field(default_factory=list)
     """What says whether there are rows: a truth value of a mask, or the length."""
-    _known: dict[int, int] = field(default_factory=dict)
-    """By the number of what computes a mask: its place."""
+    _known: dict[tuple[int, bool], int] = field(default_factory=dict)
+    """By the number of what computes a mask, and whether it is inverted: its place."""
 
     def begin(self) -> None:
         """A run of the model."""
@@ -64,9 +76,9 @@ class Ways:
         self.conditions.clear()
         self._known.clear()
 
-    def answer(self, frame: FrameType, mask: Node, condition: Tensor | SymInt, with_rows: bool) -> bool:
+    def answer(self, frame: FrameType, asked: Asked, condition: Tensor | SymInt, with_rows: bool) -> bool:
         """Which way this trace goes: the same wherever it is asked for one mask."""
-        computed = _number_of(mask)
+        computed = _number_of(asked.mask), asked.inverted
         if computed not in self._known:
             if len(self.lines) == MOST:
                 raise CannotFollowError(CONTROL)
@@ -89,33 +101,44 @@ def _number_of(mask: Node) -> int:
     return alike.numbers[mask]
 
 
-def asked_by(tensor: Tensor) -> tuple[Node, bool] | None:
-    """The mask that a truth value asks for rows, and what it says where there are some; None: it is another condition.
-    """
+def asked_by(tensor: Tensor) -> tuple[Asked, bool] | None:
+    """What a truth value asks for rows, and what it says where there are some; None: it is another condition."""
     mode = get_proxy_mode()
     made = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
-    return None if made is None else mask_of(made.proxy.node)
+    return None if made is None else asked_of(made.proxy.node)
 
 
-def mask_of(node: Node) -> tuple[Node, bool] | None:
+def asked_of(node: Node) -> tuple[Asked, bool] | None:
     """The same of a node."""
     called: Any = node.target
     first: Any = node.args[0] if node.args else None
     if called in COPYING and isinstance(first, Node):
-        return mask_of(first)
+        return asked_of(first)
     if called in INVERSES and isinstance(first, Node) and _is_mask(node):
-        found = mask_of(first)
+        found = asked_of(first)
         return None if found is None else (found[0], not found[1])
     if called in ANY_OF_ALL and _is_mask(first):
-        return first, True
+        return _itself(first), True
+    if called in ALL_OF_ALL and _is_mask(first):
+        mask, inverted = _itself(first)
+        return Asked(mask, not inverted), False
     if called in COMPARED and isinstance(node.args[1], int | float):
-        mask, truth = counted(first), COMPARED[called]
+        counts, truth = counted(first), COMPARED[called]
         says = {truth(many, node.args[1]) for many in (*FEW, sys.maxsize)}
-        if mask is None or len(says) != 1 or truth(0, node.args[1]) in says:
+        if counts is None or len(says) != 1 or truth(0, node.args[1]) in says:
             return None
-        return mask, says.pop()
-    mask = counted(node)
-    return None if mask is None else (mask, True)
+        return _itself(counts), says.pop()
+    counts = counted(node)
+    return None if counts is None else (_itself(counts), True)
+
+
+def _itself(mask: Node) -> Asked:
+    """A mask, or what it is the inverse of."""
+    first: Any = mask.args[0] if mask.args else None
+    if mask.target in INVERSES | COPYING and _is_mask(first):
+        found, inverted = _itself(first)
+        return Asked(found, inverted != (mask.target in INVERSES))
+    return Asked(mask)
 
 
 def counted(node: Any) -> Node | None:
@@ -134,6 +157,16 @@ def counted(node: Any) -> Node | None:
     return mask if _is_mask(mask) else None
 
 
+def factors_of_sum(node: Any) -> Iterator[Node]:
+    """What a sum of products has as factors, masks and weights, as far as they are nodes."""
+    waiting: list[Any] = [node.args[0]] if isinstance(node, Node) and node.target in SUMS else []
+    while waiting:
+        factor = waiting.pop()
+        if isinstance(factor, Node):
+            yield factor
+            waiting += factor.args if factor.target in KEEPS_NUMBERS | PRODUCTS else ()
+
+
 def _is_mask(node: Any) -> bool:
     value = node.meta.get("val") if isinstance(node, Node) else None
     return isinstance(value, Tensor) and value.dtype is torch.bool
@@ -147,11 +180,11 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
         def truth(condition: Any) -> bool:
             frame, expression = sys._getframe(2), condition.node.expr  # `replaced` is between
             many = None if is_library(frame.f_code.co_filename) else truth_of_many(expression)
-            mask = mask_of_length(expression) if many is not None and _asks_for_rows(expression, many) else None
-            if many is None or mask is None:
+            asked = asked_of_length(expression) if many is not None and _asks_for_rows(expression, many) else None
+            if many is None or asked is None:
                 return own(condition)
             (symbol,) = expression.free_symbols
-            return ways.answer(frame, mask, condition.node.shape_env.create_symintnode(symbol, hint=None), many)
+            return ways.answer(frame, asked, condition.node.shape_env.create_symintnode(symbol, hint=None), many)
 
         return truth
 
@@ -161,15 +194,19 @@ def lengths_of_many(ways: Ways) -> Iterator[None]:
         yield
 
 
-def mask_of_length(expression: Any, graph: Graph | None = None) -> Node | None:
-    """The mask that picks as many rows as the one symbol of a length says."""
+def asked_of_length(expression: Any, graph: Graph | None = None) -> Asked | None:
+    """What picks as many rows as the one symbol of a length says, or what .item() of a count counts."""
     mode = get_proxy_mode()
     graph = mode.tracer.graph if graph is None and mode is not None else graph
     for node in () if graph is None else graph.nodes:
-        leaves = pytree.tree_leaves(node.meta.get("val")) if node.target in PICKS | TRUE_PLACES else ()
-        if any(free_unbacked_symbols(leaf) & expression.free_symbols for leaf in leaves if isinstance(leaf, Tensor)):
-            masks = [read for read in node.all_input_nodes[1:] or node.all_input_nodes if _is_mask(read)]
-            return masks[0] if len(masks) == 1 else None
+        leaves = pytree.tree_leaves(node.meta.get("val")) if node.target in PICKS | TRUE_PLACES | ITEMS else ()
+        if not any(free_unbacked_symbols(leaf) & expression.free_symbols for leaf in leaves):
+            continue
+        if node.target in ITEMS:
+            counts = counted(node.args[0])
+            return None if counts is None else _itself(counts)
+        masks = [read for read in node.all_input_nodes[1:] or node.all_input_nodes if _is_mask(read)]
+        return _itself(masks[0]) if len(masks) == 1 else None
     return None
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from hbpcompiler.compiler.trace.by_name import chosen_by, given_to, names_of
-from hbpcompiler.compiler.trace.labelled_rows import MEAN, NONE, SUMMED
-from hbpcompiler.compiler.trace.ways import counted
+from hbpcompiler.compiler.trace.by_name import chosen_by, given_to
+from hbpcompiler.compiler.trace.forms import EMPTY, FALSE, NOTHING, ONE, ZERO, Form, Known, Lengths, Numbers
+from hbpcompiler.compiler.trace.labelled_rows import MEAN, SUMMED, reduction_of
+from hbpcompiler.compiler.trace.ways import counted, factors_of_sum
 from hbpcompiler.rules.shared.torch_operations import (
     ADDITIONS,
     AT_LEAST,
@@ -27,63 +27,62 @@ from hbpcompiler.rules.shared.torch_operations import (
     COPYING,
     DETACH,
     FILLS,
+    INVERSES,
+    ITEMS,
+    KEEPS_NUMBERS,
     KEEPS_ZERO,
     MAY_BE_INFINITE,
+    ONE_TRUE,
     PICKS,
     PRODUCTS,
+    PUT_BACK,
     PUTS,
     RATIO,
     SCATTERS,
+    SIDE_BY_SIDE,
     SUMS,
     TRUE_PLACES,
     WHERE,
     ZEROS,
 )
 
-Form = Any
-"""(EMPTY, shape), (FALSE, shape), (ZERO, shape, type), or the name of an operation on forms."""
-EMPTY, FALSE, ZERO = "empty", "false", "zero"
-
-
-class Numbers:
-    """Of what computes the same of the same, in all graphs that are compared."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, int] = {}
-
-    def of(self, key: Any) -> str:
-        """No number that a graph may have as an argument."""
-        return f"#{self._known.setdefault(key, len(self._known))}"
+OF_VIEW: dict[Any, Any] = {puts: view for view, puts in PUT_BACK.items()}
 
 
 class Forms:
     """Of a graph's nodes."""
 
-    def __init__(self, graph: Graph, numbers: Numbers, inputs: Mapping[str, Form], false: Collection[Any] = (), *,
-                 zero_means: bool = False) -> None:
-        """`inputs`: of placeholders whose names say nothing, by name; `false`: masks that are all false, as nodes, or
-        as what they would be otherwise. With `zero_means` a mean of what such a mask picks is zero, as is a sum over
-        their number; `self.zero_means` holds them."""
+    def __init__(self, graph: Graph, numbers: Numbers, inputs: Mapping[str, Form], known: Known = NOTHING, *,
+                 zero_means_of: Collection[Node] | None = None) -> None:
+        """`inputs`: of placeholders whose names say nothing, by name. With `zero_means_of` a mean of what a known mask
+        picks, or one of these that is false then, is zero, as is a sum over their number or weights;
+        `self.zero_means` holds them, each with the mask if it is one over weights."""
         self.of: dict[Node, Form] = {}
-        self._numbers, self._inputs, self._zeroes = numbers, inputs, zero_means
-        self.false: dict[Node, Form] = {}
+        self._numbers, self._inputs, self._zeroes = numbers, inputs, zero_means_of
+        self._false: dict[Node, Form] = {}
         """The masks that are all false by themselves, and what they would be otherwise."""
-        self.zero_means: set[Node] = set()
+        self._true: dict[Node, Form] = {}
+        self.zero_means: dict[Node, set[Node]] = {}
         self._infinite: set[Node] = set()
         """What may be infinite or NaN without rows, as a number over theirs is."""
-        self._lengths: dict[Any, Any] = {}
-        """By symbol: 0, or a symbol named by what picks so many, which graphs have in common."""
-        self._pickers: dict[Any, Node] = {}
-        """By symbol: what picks so many."""
+        self._lengths = Lengths()
         self._drawn: dict[Form, int] = {}
         for node in graph.nodes:
             if node.op == "output":
                 continue
             form = self._form(node)
-            if node in false or form in false:
-                self.false[node] = form
+            if node in known.false or form in known.false:
+                self._false[node] = form
                 form = self._with_shape(FALSE, node)
+            elif node in known.true or form in known.true:
+                self._true[node] = form
+                form = self._ones(node)
             self.of[node] = form
+
+    @property
+    def met(self) -> Known:
+        """What the known masks would be otherwise."""
+        return Known({*self._false.values()}, {*self._true.values()})
 
     def outputs(self, nodes: Collection[Any]) -> list[Form]:
         """Of what a graph puts out."""
@@ -95,8 +94,7 @@ class Forms:
         if node.op != "call_function":
             return self._numbers.of(node)
         called: Any = node.target
-        if called in PICKS | TRUE_PLACES:
-            self._name_lengths(node)
+        self._name_lengths(node, called)
         if self._is_empty(node):
             return self._with_shape(EMPTY, node)
         if any(read in self._infinite for read in node.all_input_nodes) or (
@@ -108,10 +106,14 @@ class Forms:
             return self._zero(node)
         if called in COPYING - {DETACH} and self._is_like(node, node.args[0]):
             return self._written(node.args[0])
+        if called in OF_VIEW and self._puts_back_what_was_there(node, OF_VIEW[called]):
+            return self._written(node.args[0])
         if called in ADDITIONS:
             return self._of_sum(node, called)
-        found = self._of_nothing(node, called)
-        return self._itself(node) if found is None else found
+        for follows in (self._of_truth, self._of_nothing):
+            if (found := follows(node, called)) is not None:
+                return found
+        return self._itself(node)
 
     def _itself(self, node: Node) -> Form:
         """The operation of these arguments; each random draw is one of its own."""
@@ -132,6 +134,24 @@ class Forms:
             return self._written(right)
         return self._itself(node)
 
+    def _of_truth(self, node: Node, called: Any) -> Form | None:
+        """Where a mask, or numbers made of one, are known; None where nothing special follows."""
+        first, *others = node.args or [None]
+        if called in INVERSES and node.meta["val"].dtype is torch.bool:
+            return self._ones(node) if self._is(FALSE, first) else \
+                self._with_shape(FALSE, node) if self._is(ONE, first) else None
+        if called in KEEPS_NUMBERS and self._is(ONE, first):
+            return self._ones(node)
+        if called is WHERE and self._is(ONE, first) and self._is_like(node, others[0]):
+            return None if others[1] in self._infinite else self._written(others[0])
+        for one, other in ((first, others[0]), (others[0], first)) if others else ():
+            unit = ONE if called in BOTH_TRUE | PRODUCTS else FALSE if called in ONE_TRUE else None
+            if unit is not None and self._is(unit, one) and self._is_like(node, other):
+                return self._written(other)
+            if called in ONE_TRUE and self._is(ONE, one):
+                return self._ones(node)
+        return None
+
     def _of_nothing(self, node: Node, called: Any) -> Form | None:
         """Where EMPTY, FALSE or zero is read; None where nothing special follows."""
         first, *others = node.args or [None]
@@ -145,6 +165,8 @@ class Forms:
             return self._written(first)
         if self._is(EMPTY, first) and self._adds_up_to_zero(node):
             return self._zero(node)
+        if called in SUMS and (parts := self._side_by_side(node)) is not None:
+            return parts
         if called in BOTH_TRUE and any(self._is(FALSE, item) for item in node.args):
             return self._with_shape(FALSE, node)
         if called in KEEPS_ZERO and self._is_zero(first):
@@ -162,38 +184,58 @@ class Forms:
         return any(self._is(FALSE, part) or self._is(EMPTY, part)
                    for part in (chosen if isinstance(chosen, list | tuple) else [chosen]))
 
+    def _puts_back_what_was_there(self, node: Node, view: Any) -> bool:
+        """x with its part put into its place is x."""
+        base, part, *rest = node.args
+        named = tuple((name, self._written(value)) for name, value in sorted(node.kwargs.items()))
+        there = str(view), (tuple(map(self._written, (base, *rest))), named)
+        return self._written(part) == self._numbers.of(there)
+
+    def _side_by_side(self, node: Node) -> Form | None:
+        """The sum of all numbers laid side by side, without those that are zero: one is that number itself."""
+        first: Any = node.args[0]
+        alone = len(node.args) == 1 and not node.kwargs and SUMS[node.target] is False
+        if not alone or not isinstance(first, Node) or first.target not in SIDE_BY_SIDE:
+            return None
+        parts: Any = first.args[0]
+        left = [part for part in parts if not self._is_zero(part)]
+        if len(left) == 1 and self._is_like(node, left[0]):
+            return self._written(left[0])
+        return self._numbers.of(("sum of", tuple(map(self._written, left)))) if left else self._zero(node)
+
     def _divides(self, node: Node, divisor: Any) -> bool:
-        """Whether zero over this is zero: it is a number, or is at least one; or how many rows there are."""
+        """Whether zero over this is zero: it is a number, or is at least one; or how many rows there are, or the sum of
+        their weights."""
         if self._is_zero(divisor):
             mask = counted(divisor)
-            return self._becomes_zero(node, mask in self.false or self._is_of_the_mask(divisor))
+            if (mask is not None and self._is_known(mask)) or self._is_of_the_mask(divisor):
+                return self._becomes_zero(node, True)
+            mask = next(filter(self._is_known, factors_of_sum(divisor)), None)
+            return self._becomes_zero(node, mask is not None, mask)
         if isinstance(divisor, Node) and isinstance(divisor.meta.get("val"), Tensor):
             least = divisor.args[1] if divisor.target is AT_LEAST and len(divisor.args) > 1 else None
             return isinstance(least, int | float) and least > 0
         return divisor not in self._infinite
 
-    def _becomes_zero(self, node: Node, may: bool) -> bool:
+    def _is_known(self, mask: Node) -> bool:
+        """Whether it is all false by itself, or one of those asked for rows that is false then."""
+        return mask in self._false or (mask in (self._zeroes or ()) and self._is(FALSE, mask))
+
+    def _becomes_zero(self, node: Node, may: bool, mask: Node | None = None) -> bool:
         """Whether the program makes zero of what is NaN otherwise."""
-        if may and self._zeroes:
-            self.zero_means.add(node)
-        return may and self._zeroes
+        if may and self._zeroes is not None:
+            self.zero_means[node] = set() if mask is None else {mask}
+        return may and self._zeroes is not None
 
     def _adds_up_to_zero(self, node: Node) -> bool:
-        reduction = self._reduction(node)
+        reduction = reduction_of(node)
         return reduction == SUMMED or (
             reduction == MEAN and self._becomes_zero(node, self._is_of_the_mask(node.args[0])))
-
-    @staticmethod
-    def _reduction(node: Node) -> int:
-        """How an operation, or a loss function of torch's, adds up."""
-        if node.target in SUMS:
-            return MEAN if SUMS[node.target] else SUMMED
-        return given_to(node).get("reduction", MEAN) if "reduction" in names_of(node.target) else NONE
 
     def _is_of_the_mask(self, rows: Any) -> bool:
         """Whether they, or their number, are what a mask picks that is known to be all false itself."""
         symbols = free_unbacked_symbols(rows.meta["val"]) if isinstance(rows, Node) else ()
-        return bool(symbols) and all(self._pickers[symbol] in self.false for symbol in symbols)
+        return bool(symbols) and all(map(self._is_known, (self._lengths.makers[symbol] for symbol in symbols)))
 
     def _is(self, kind: str, item: Any) -> bool:
         return isinstance(item, Node) and isinstance(form := self.of[item], tuple) and form[0] == kind
@@ -206,6 +248,9 @@ class Forms:
 
     def _zero(self, node: Node) -> Form:
         return *self._with_shape(ZERO, node), str(node.meta["val"].dtype)
+
+    def _ones(self, node: Node) -> Form:
+        return *self._with_shape(ONE, node), str(node.meta["val"].dtype)
 
     def _with_shape(self, kind: str, node: Node) -> Form:
         leaves = pytree.tree_leaves(node.meta["val"])
@@ -220,16 +265,16 @@ class Forms:
 
     # -- lengths and arguments ----------------------------------------------------------------------------------------
 
-    def _name_lengths(self, node: Node) -> None:
-        """The number of rows is 0, or is called by what picks them."""
-        chosen = node.all_input_nodes[1:] or node.all_input_nodes
-        by_nothing = any(self._is(EMPTY, read) or self._is(FALSE, read) for read in chosen)
-        for value in pytree.tree_leaves(node.meta["val"]):
-            for symbol in free_unbacked_symbols(value) - self._lengths.keys():
-                named = sympy.Symbol(f"rows_of_{self._itself(node)}", integer=True)
-                self._lengths[symbol] = 0 if by_nothing else named
-            for symbol in free_unbacked_symbols(value):
-                self._pickers.setdefault(symbol, chosen[0])
+    def _name_lengths(self, node: Node, called: Any) -> None:
+        """Numbers that only values say: of rows it is known where there are none."""
+        symbols = self._lengths.new_of(node)
+        if not symbols:
+            return
+        picks = called in PICKS | TRUE_PLACES
+        chosen = (picks and node.all_input_nodes[1:]) or node.all_input_nodes
+        is_zero = picks and any(self._is(EMPTY, read) or self._is(FALSE, read) for read in chosen)
+        is_zero |= called in ITEMS and self._is_zero(chosen[0])
+        self._lengths.enter(symbols, chosen[0], self._itself(node), is_zero)
 
     def _is_empty(self, node: Node) -> bool:
         leaves = pytree.tree_leaves(node.meta.get("val"))
@@ -248,6 +293,5 @@ class Forms:
         if isinstance(item, list | tuple):
             return tuple(map(self._written, item))
         if isinstance(item, torch.SymInt):
-            found = item.node.expr.subs(self._lengths)
-            return int(found) if found.is_Integer else str(found)
+            return self._lengths.written(item)
         return item if isinstance(item, int) and not isinstance(item, bool) else (type(item).__name__, str(item))

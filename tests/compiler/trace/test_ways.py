@@ -6,7 +6,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.trace.ways import mask_of
+from hbpcompiler.compiler.trace.ways import asked_of
 from tests.agreement import agree
 from tests.selection import few
 
@@ -26,10 +26,17 @@ CONDITIONS = {
     "counted": (lambda m: m.sum(), True),
     "by a helper": (elements, True),
     "more than one": (lambda m: m.sum() > 1, None),
-    "all": (lambda m: m.all(), None),
+    "all": (lambda m: m.all(), False),
+    "not all": (lambda m: ~m.all(), True),
+    "any other": (lambda m: (~m).any(), True),
+    "all other": (lambda m: torch.logical_not(m).all(), False),
     "of numbers": (lambda m: m.float().any(), None),
     "of any number": (lambda m: m.sum() >= 0, None),
 }
+
+
+INVERTED = {"all", "not all", "any other"}
+"""They ask for the false elements."""
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
@@ -37,9 +44,10 @@ def test_what_says_whether_a_mask_picks_rows(name):
     condition, truth = CONDITIONS[name]
     graph = make_fx(condition, tracing_mode="fake")(torch.tensor([True, False])).graph
     (asked,) = graph.output_node().all_input_nodes
-    found = mask_of(asked)
+    found = asked_of(asked)
     assert (found and found[1]) == truth
-    assert found is None or found[0].op == "placeholder"
+    assert found is None or found[0].mask.op == "placeholder"
+    assert found is None or found[0].inverted == (name in INVERTED)
 
 
 class Mixture(nn.Module):

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hbpcompiler.compiler.trace.forms import EMPTY, FALSE, Known, Numbers
 from hbpcompiler.compiler.trace.labelled_rows import MEAN, NONE, SUMMED
-from hbpcompiler.compiler.trace.without_rows import EMPTY, FALSE, Forms, Numbers
+from hbpcompiler.compiler.trace.without_rows import Forms
 
 
 class Whole(torch.nn.Module):
@@ -30,7 +31,7 @@ def forms_of(function, numbers, *, empty):
     plain = Forms(graph, numbers, {}).of
     masks = [node for node in graph.nodes if node.target is torch.ops.aten.gt.Scalar][:1]
     false = {plain[mask] for mask in masks} if empty else set()
-    found = Forms(graph, numbers, {}, false, zero_means=True)
+    found = Forms(graph, numbers, {}, Known(false=false), zero_means_of=())
     return found, found.outputs(graph.output_node().args[0])
 
 

@@ -1,0 +1,220 @@
+"""Conditions on rows in the forms in which people write them: of the other rows, nested, beside writes to parts, with
+weights, by a number that .item() makes. Right at every batch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from tests.agreement import agree
+from tests.selection import few
+
+REFUSED = r"control flow depends on the values(.|\n)*test_known_masks\.py:\d+: .*where the mask picks nothing"
+WEIGHTS = torch.tensor([1.0, 0.25, 3.0]).double()
+
+
+class Model(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.first, self.second, self.body = nn.Linear(3, 3), nn.Linear(3, 3), body
+
+    def forward(self, x):
+        return self.body(self, self.first(x).tanh().clone(), x[:, 0] > 0)
+
+
+def in_a_column(self, h, m):
+    if m.any():
+        h[m, 1] = self.second(h[m])[:, 1]
+    return h
+
+
+def in_a_view(self, h, m):
+    if m.any():
+        h[:, :2][m] = self.second(h[m])[:, :2]
+    return h
+
+
+def blended(self, h, m):
+    if m.any():
+        h = h * (~m)[:, None] + self.second(h) * m[:, None]
+    return h
+
+
+def where_not(self, h, m):
+    return torch.where(~m[:, None], h, self.second(h)) if m.any() else h
+
+
+def of_the_others(self, h, m):
+    if (~m).any():
+        h = torch.where(m[:, None], h, self.second(h))
+    return h
+
+
+def not_all(self, h, m):
+    if not m.all():
+        h[~m] = self.second(h[~m])
+    return h
+
+
+def all_of_them(self, h, m):
+    if m.all():
+        return h
+    return h.index_put((~m,), self.second(h[~m]))
+
+
+def either_mask(self, h, m):
+    chosen = (h > 0.2) | m[:, None]
+    return torch.where(chosen | (chosen & m[:, None]), self.second(h), h) if chosen.any() else h
+
+
+def along_an_axis(self, h, m):
+    best = h.argmax(-1, keepdim=True) == torch.arange(3)
+    best = best & m[:, None]
+    if best.any():
+        rows = best.any(-1)
+        h[rows] = self.second(h[rows])
+    return h
+
+
+def by_a_number(self, h, m):
+    number = m.sum().item()
+    if number > 0:
+        h[m] = self.second(h[m])
+    return h
+
+
+BODIES = [in_a_column, in_a_view, blended, where_not, of_the_others, not_all, all_of_them, either_mask, along_an_axis,
+          by_a_number]
+
+
+@few(4, "further cases of one kind")
+@pytest.mark.parametrize("body", BODIES)
+def test_models(body):
+    torch.manual_seed(0)
+    model = Model(body).double()
+    compiled = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"])
+    for signs in ([1, -1, 1, -1, -1], [-1, -1, -1], [1, 1], [-1], [1, -1, -1, -1]):
+        x, y = torch.randn(len(signs), 3, dtype=torch.float64), torch.randint(3, (len(signs),))
+        x[:, 0] = x[:, 0].abs() * torch.tensor(signs)
+        agree(compiled(x, y), model, nn.CrossEntropyLoss(), [x], y)
+
+
+def doubled_unless_all(self, h, m):
+    return h if m.all() else 2 * h
+
+
+def another_column(self, h, m):
+    if m.any():
+        h[m, 1] = self.second(h[m])[:, 1]
+        h[:, 2] = h[:, 1]
+    return h
+
+
+def another_mask_in_the_product(self, h, m):
+    other = h[:, 1] > 0
+    return h * (~other)[:, None] + self.second(h) * m[:, None] if m.any() else h
+
+
+def number_beside(self, h, m):
+    number = m.sum().item()
+    if number > 0:
+        h[m] = self.second(h[m])
+        h = h + 1 / (1 + number)
+    return h
+
+
+def number_of_another(self, h, m):
+    there, here = (h[:, 1] > 0).sum().item(), (h[:, 2] > 0).sum().item()
+    return h * there if m.any() else h * here
+
+
+@pytest.mark.parametrize("body", [doubled_unless_all, another_column, another_mask_in_the_product, number_beside,
+                                  number_of_another])
+def test_models_that_choose(body):
+    model, x, y = Model(body).double(), torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(hbp.CompileError, match=REFUSED):
+        hbp.compile(model, quantities=["grad"], verify=False)(x, y)
+
+
+def stacked(o, y):
+    parts = [0.1 * o.square().mean()]
+    parts += [F.cross_entropy(o[y == k], y[y == k], reduction="sum") for k in (1, 2) if (y == k).any()]
+    return torch.stack(parts).sum()
+
+
+def weighted_rows(o, y):
+    total, m = 0.1 * o.square().mean(), y > 0
+    return total + F.cross_entropy(o[m], y[m], weight=WEIGHTS) if m.any() else total
+
+
+def weighted_rows_with_some_ignored(o, y):
+    total, m = 0.1 * o.square().mean(), y > 0
+    return total + F.cross_entropy(o[m], y[m], weight=WEIGHTS, ignore_index=5) if m.any() else total
+
+
+def over_weights(o, y):
+    total, m, w = 0.1 * o.square().mean(), y > 0, WEIGHTS[y]
+    return total + (F.cross_entropy(o, y, reduction="none") * w * m).sum() / (w * m).sum() if m.any() else total
+
+
+def over_two_masks(o, y):
+    total, m, some = 0.1 * o.square().mean(), y > 0, o[:, 0].detach() > 0
+    if m.any() and some.any():
+        both = m & some
+        if both.any():
+            total = total + (o[:, 1].square() * m * both).sum() / (WEIGHTS[y] * m * both).sum()
+    return total
+
+
+def nested(o, y):
+    each, some = F.cross_entropy(o, y, reduction="none"), y > 0
+    total = 0.1 * o.square().mean()
+    if some.any():
+        most = some & (y > 1)
+        if most.any():
+            total = total + each[most].mean()
+    return total
+
+
+def by_item(o, y):
+    total = 0.1 * o.square().mean()
+    return total + F.cross_entropy(o[y > 0], y[y > 0]) if (y > 0).sum().item() > 0 else total
+
+
+@few(3, "further cases of one kind")
+@pytest.mark.parametrize("loss", [stacked, weighted_rows, weighted_rows_with_some_ignored, over_weights,
+                                  over_two_masks, nested, by_item])
+def test_losses(loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    for y in (torch.tensor([1, 0, 2, 1]), torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 0, 0]),
+              torch.tensor([2]), torch.tensor([0, 0])):
+        x = torch.randn(len(y), 3, dtype=torch.float64)
+        result = compiled(x, y)
+        agree(result, model, loss, [x], y)
+        assert result.loss.isfinite()
+
+
+def mean_of_stacked(o, y):
+    parts = [0.1 * o.square().mean()]
+    parts += [F.cross_entropy(o[y == k], y[y == k], reduction="sum") for k in (1, 2) if (y == k).any()]
+    return torch.stack(parts).mean()
+
+
+def over_other_weights(o, y):
+    total, m, w = 0.1 * o.square().mean(), y > 0, y > 1
+    return total + (F.cross_entropy(o, y, reduction="none") * m).sum() / (w * m).sum() if w.any() else total
+
+
+def nested_without_asking(o, y):
+    total, some = 0.1 * o.square().mean(), y > 0
+    return total + o[some & (y > 1)].square().mean() if some.any() else total
+
+
+@pytest.mark.parametrize("loss", [mean_of_stacked, over_other_weights, nested_without_asking])
+def test_losses_that_choose(loss):
+    model, x = nn.Linear(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
+    with pytest.raises(hbp.CompileError, match=REFUSED):
+        hbp.compile(model, loss, ["grad"], verify=False)(x, torch.tensor([1, 0, 2, 1]))
