@@ -90,8 +90,10 @@ class _Traced:
         be zero there, or None."""
         asked = [_asked_of(other.graph, condition)
                  for condition, empty in zip(other.conditions, empties, strict=True) if empty]
+        if any(each is not None and Asked(each.mask, not each.inverted) in asked for each in asked):
+            return {}  # no mask picks neither the one rows nor the others
         there = Forms(other.graph, self.numbers, other.inputs, Known.of(asked))
-        own = {found.mask for found in (_asked_of(self.graph, condition) for condition in self.conditions)
+        own = {found for found in (_asked_of(self.graph, condition) for condition in self.conditions)
                if found is not None}
         here = Forms(self.graph, self.numbers, self.inputs, there.met, zero_means_of=own)
         return here.zero_means if here.outputs(self.outputs) == there.outputs(other.outputs) else None

@@ -118,25 +118,25 @@ def asked_of(node: Node) -> tuple[Asked, bool] | None:
         found = asked_of(first)
         return None if found is None else (found[0], not found[1])
     if called in ANY_OF_ALL and _is_mask(first):
-        return _itself(first), True
+        return itself(first), True
     if called in ALL_OF_ALL and _is_mask(first):
-        mask, inverted = _itself(first)
+        mask, inverted = itself(first)
         return Asked(mask, not inverted), False
     if called in COMPARED and isinstance(node.args[1], int | float):
         counts, truth = counted(first), COMPARED[called]
         says = {truth(many, node.args[1]) for many in (*FEW, sys.maxsize)}
         if counts is None or len(says) != 1 or truth(0, node.args[1]) in says:
             return None
-        return _itself(counts), says.pop()
+        return itself(counts), says.pop()
     counts = counted(node)
-    return None if counts is None else (_itself(counts), True)
+    return None if counts is None else (itself(counts), True)
 
 
-def _itself(mask: Node) -> Asked:
+def itself(mask: Node) -> Asked:
     """A mask, or what it is the inverse of."""
     first: Any = mask.args[0] if mask.args else None
     if mask.target in INVERSES | COPYING and _is_mask(first):
-        found, inverted = _itself(first)
+        found, inverted = itself(first)
         return Asked(found, inverted != (mask.target in INVERSES))
     return Asked(mask)
 
@@ -204,9 +204,9 @@ def asked_of_length(expression: Any, graph: Graph | None = None) -> Asked | None
             continue
         if node.target in ITEMS:
             counts = counted(node.args[0])
-            return None if counts is None else _itself(counts)
+            return None if counts is None else itself(counts)
         masks = [read for read in node.all_input_nodes[1:] or node.all_input_nodes if _is_mask(read)]
-        return _itself(masks[0]) if len(masks) == 1 else None
+        return itself(masks[0]) if len(masks) == 1 else None
     return None
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from hbpcompiler.compiler.trace.by_name import chosen_by, given_to
 from hbpcompiler.compiler.trace.forms import EMPTY, FALSE, NOTHING, ONE, ZERO, Form, Known, Lengths, Numbers
 from hbpcompiler.compiler.trace.labelled_rows import MEAN, SUMMED, reduction_of
-from hbpcompiler.compiler.trace.ways import counted, factors_of_sum
+from hbpcompiler.compiler.trace.ways import Asked, counted, factors_of_sum, itself
 from hbpcompiler.rules.shared.torch_operations import (
     ADDITIONS,
     AT_LEAST,
@@ -53,7 +53,7 @@ class Forms:
     """Of a graph's nodes."""
 
     def __init__(self, graph: Graph, numbers: Numbers, inputs: Mapping[str, Form], known: Known = NOTHING, *,
-                 zero_means_of: Collection[Node] | None = None) -> None:
+                 zero_means_of: Collection[Asked] | None = None) -> None:
         """`inputs`: of placeholders whose names say nothing, by name. With `zero_means_of` a mean of what a known mask
         picks, or one of these that is false then, is zero, as is a sum over their number or weights;
         `self.zero_means` holds them, each with the mask if it is one over weights."""
@@ -218,8 +218,10 @@ class Forms:
         return divisor not in self._infinite
 
     def _is_known(self, mask: Node) -> bool:
-        """Whether it is all false by itself, or one of those asked for rows that is false then."""
-        return mask in self._false or (mask in (self._zeroes or ()) and self._is(FALSE, mask))
+        """Whether it is all false by itself, or is one of those asked for rows and all false then."""
+        asked = itself(mask)
+        known, kind = (self._true, ONE) if asked.inverted else (self._false, FALSE)
+        return asked.mask in known or (asked in (self._zeroes or ()) and self._is(kind, asked.mask))
 
     def _becomes_zero(self, node: Node, may: bool, mask: Node | None = None) -> bool:
         """Whether the program makes zero of what is NaN otherwise."""

@@ -177,6 +177,15 @@ def nested(o, y):
     return total
 
 
+def of_both_kinds(o, y):
+    total, m = 0.1 * o.square().mean(), y > 0
+    if m.any():
+        total = total + o[m].mean()
+    if (~m).any():
+        total = total - o[~m].exp().mean()
+    return total
+
+
 def by_item(o, y):
     total = 0.1 * o.square().mean()
     return total + F.cross_entropy(o[y > 0], y[y > 0]) if (y > 0).sum().item() > 0 else total
@@ -184,7 +193,7 @@ def by_item(o, y):
 
 @few(3, "further cases of one kind")
 @pytest.mark.parametrize("loss", [stacked, weighted_rows, weighted_rows_with_some_ignored, over_weights,
-                                  over_two_masks, nested, by_item])
+                                  over_two_masks, nested, of_both_kinds, by_item])
 def test_losses(loss):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
