@@ -14,7 +14,7 @@ from hbpcompiler.arguments import SAMPLE_WEIGHTS
 from hbpcompiler.codegen.naming import comment
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import is_formula, shown
-from hbpcompiler.compiler.trace.sizes import Sizes, is_always_fulfilled
+from hbpcompiler.compiler.trace.conditions.sizes import Sizes, is_always_fulfilled
 
 SAMPLES, LENGTH = "N", "T"
 

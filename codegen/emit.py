@@ -43,7 +43,7 @@ from hbpcompiler.codegen.statements import Printer
 from hbpcompiler.codegen.tables import can_be_tables, merged, parameter_table, record_text, result_tables
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import shown
-from hbpcompiler.compiler.trace.sizes import EVERY, Sizes
+from hbpcompiler.compiler.trace.conditions.sizes import EVERY, Sizes
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import QUANTITIES
 

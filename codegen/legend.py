@@ -23,6 +23,8 @@ LEGEND: Mapping[str, str] = {
     "d": "local derivative",
     "dd": "second derivative",
     "sign": "signs of columns",
+    "identity": "unit vectors e_k as rows",
+    "jacobian": "J^T e_k as rows, the same for all samples",
     "pooled": "columns where a pool took its values",
     "index": "where it took them",
     "T": "a parameter's cotangents, by sample and column",
@@ -86,6 +88,8 @@ IN_FORMULAS: Mapping[str, tuple[str, str]] = {
     "U": (r"\bU\b", "the operand or its patches"),
     "P": (r"/ P\b", "the number of positions"),
     "theta": (r"\btheta\b", "the parameter's entries"),
+    "J": (r"\bJ\^T", "the operation's Jacobian"),
+    "e_k": (r"\be_k\b", "unit vectors"),
     "Q_A, Q_B": (r"\bQ_[AB]\b", "the bases of inputs and columns"),
 }
 """How a formula's letter is found, and what it is."""

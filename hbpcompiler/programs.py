@@ -36,7 +36,7 @@ from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
-from hbpcompiler.compiler.trace.reader import loss_tensors
+from hbpcompiler.compiler.trace.fx_graph.reader import loss_tensors
 from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,

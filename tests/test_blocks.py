@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.reference import ggn_block, hessian_block
 from tests.agreement import close
-from tests.compiler.match.test_tied import MODELS as TIED
+from tests.compiler.match.parameters.test_tied import MODELS as TIED
 from tests.graph_models import FEW_MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import cases, few, slow

@@ -15,8 +15,8 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import N, Operation, Value
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import LossRule, Op
 
 ADDS_UP = 1e-6

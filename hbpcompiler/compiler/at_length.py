@@ -18,10 +18,10 @@ from hbpcompiler.compiler.pipeline import Places, closings_for, matched_for, tra
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.conditions.values import Answers
 from hbpcompiler.compiler.trace.exports import Shelf
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.compiler.trace.trace import Traced
-from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.errors import HbpError
 from hbpcompiler.options import Options
 

@@ -24,8 +24,8 @@ from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.pages import use_huge_pages
 from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds
+from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.compiler.trace.sizes import Sizes
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.values import Stored
 

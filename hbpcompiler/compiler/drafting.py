@@ -32,7 +32,7 @@ from hbpcompiler.compiler.program.kernels import has_onednn, on_meta
 from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.sizes import Sizes
+from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.compiler.tune.race import autotuned
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import Closing

@@ -40,10 +40,10 @@ from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.check import check_graph
 from hbpcompiler.compiler.trace.checks import FirstRun
+from hbpcompiler.compiler.trace.conditions.values import Answers
 from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.exports import Shelf
 from hbpcompiler.compiler.trace.trace import Traced, trace
-from hbpcompiler.compiler.trace.values import Answers
 from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
 from hbpcompiler.errors import HbpError, InputError, NothingChosenError, OptionError, UsesNotJoinedError
 from hbpcompiler.limits import Limits

@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.codegen.conditions import conditions
 from hbpcompiler.compiler.program import meta
-from hbpcompiler.compiler.trace.sizes import EVERY
+from hbpcompiler.compiler.trace.conditions.sizes import EVERY
 from tests.selection import few, slow
 
 

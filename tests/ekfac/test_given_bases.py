@@ -11,7 +11,7 @@ from hbpcompiler import Limits
 from hbpcompiler.compiler.routes.bases import NativeTurnedAfter, TurnedAfter, TurnedBefore
 from hbpcompiler.values import INPUTS_FIRST
 from tests.agreement import close
-from tests.compiler.match.test_tied import MODELS as TIED
+from tests.compiler.match.parameters.test_tied import MODELS as TIED
 from tests.selection import cases, few
 
 Bases = namedtuple("Bases", "A B")

@@ -45,7 +45,7 @@ def check(make, quantities, tolerance=1e-8):
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("make", [swin, deberta])
 def test_samples_merged_with_windows_and_heads(make):
-    """Of first order: `match/test_windows.py` has the Hessians of smaller models."""
+    """Of first order: `match/samples/test_windows.py` has the Hessians of smaller models."""
     check(make, ["grad", "variance"])
 
 

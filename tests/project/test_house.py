@@ -22,6 +22,8 @@ RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
 MATCHING = TERMS | {"elementwise", "rules.shared", "seeded"}
+TRACE = ["source", "patches", "refusals", "fx_graph", "conditions", "rows"]
+"""The folders of trace, which for all others is one package; each imports only those in front of it."""
 MATCH = ["operation", "samples", "parameters", "made", "losses"]
 """The folders of match, which for all others is one package."""
 MAY_IMPORT: dict[str, set[str]] = {
@@ -39,7 +41,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rule": {"errors", "callers"}, "elementwise": RULES, "rules.shared": RULES,
     "rules": RULES | {"elementwise", "rules.shared"},
     "testing": RULES | {"elementwise", "seeded"},
-    "compiler.trace": RULES | {"rules.shared", "dense", "callers"},
+    "compiler.trace": RULES | {"rules.shared", "dense", "callers", *(f"compiler.trace.{name}" for name in TRACE)},
+    "compiler.trace.source": {"compiler.trace"},
+    "compiler.trace.patches": RULES | {"rules.shared", "compiler.trace.source"},
+    "compiler.trace.refusals": {"errors", "compiler.trace", "compiler.trace.source", "compiler.trace.patches"},
+    "compiler.trace.fx_graph": RULES | {"rules.shared", "compiler.trace", "compiler.trace.source"},
+    "compiler.trace.conditions": {"rules.shared", *(f"compiler.trace.{name}" for name in TRACE[:4])},
+    "compiler.trace.rows": {"errors", "rules.shared", *(f"compiler.trace.{name}" for name in TRACE[:5])},
     "compiler.match": MATCHING | {f"compiler.match.{name}" for name in MATCH},
     "compiler.match.operation": MATCHING,
     "compiler.match.samples": MATCHING | {"compiler.match.operation"},
@@ -74,9 +82,9 @@ def test_every_package_imports_only_what_the_table_says() -> None:
 
 
 def _as_seen_from(package: str, other: str) -> str:
-    """What the table calls another package: to those outside of match its folders are match."""
-    whole = "compiler.match"
-    return whole if other.startswith(f"{whole}.") and not package.startswith(whole) else other
+    """What the table calls another package: to those outside of trace and match their folders are trace and match."""
+    whole = ".".join(other.split(".")[:2])
+    return whole if whole in ("compiler.trace", "compiler.match") and not package.startswith(whole) else other
 
 
 def test_the_table_names_packages_that_exist() -> None:
@@ -119,8 +127,8 @@ def test_the_folders_of_tests_are_those_of_the_library() -> None:
     packages = ["benchmarks", "codegen", "rules"]
     for path in sorted((ROOT / "hbpcompiler").glob("*/__init__.py")):
         packages.append(ELSEWHERE.get(path.parent.name, path.parent.name))
-    for path in sorted((ROOT / "hbpcompiler" / "compiler").glob("*/__init__.py")):
-        packages.append(f"compiler/{path.parent.name}")
+    for path in sorted((ROOT / "hbpcompiler" / "compiler").glob("*/**/__init__.py")):
+        packages.append(str(path.parent.relative_to(ROOT / "hbpcompiler")))
     assert not [package for package in packages if not list((ROOT / "tests" / package).glob("test_*.py"))]
 
 

@@ -18,7 +18,7 @@ from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_case
 from hbpcompiler.testing.layer import FRAME, CaseLayer
 from hbpcompiler.testing.setting import SAMPLES, Setting
-from tests.compiler.match.taken_away import derived_rule_of, without
+from tests.compiler.match.made.taken_away import derived_rule_of, without
 from tests.selection import cases, few
 
 SIZE = 40

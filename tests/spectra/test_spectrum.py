@@ -8,7 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import jacobian
-from tests.compiler.match.test_tied import MODELS as TIED
+from tests.compiler.match.parameters.test_tied import MODELS as TIED
 from tests.graph_models import MODELS
 from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains

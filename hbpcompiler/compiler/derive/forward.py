@@ -27,8 +27,8 @@ from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.weights import Weights
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import Operation, Value
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.quantities import (
     BASES,
     BATCH,

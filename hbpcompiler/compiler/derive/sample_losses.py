@@ -17,8 +17,8 @@ from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.weighted_loss import LOSSES
 from hbpcompiler.compiler.program.writer import Writer
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic
 from hbpcompiler.compiler.trace.graph import Operation
-from hbpcompiler.compiler.trace.numbers import arithmetic
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.rule.composite import Composite
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rule import Rule
 from hbpcompiler.rule.registry import Registry
 

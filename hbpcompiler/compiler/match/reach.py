@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hbpcompiler.compiler.trace.custom_functions import STRAIGHT, custom_function_at
 from hbpcompiler.compiler.trace.graph import Graph, Operation
+from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT, custom_function_at
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.rule import NO_DERIVATIVE, Rule, flat
 from hbpcompiler.rule.registry import Registry

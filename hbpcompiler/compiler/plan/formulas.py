@@ -66,6 +66,8 @@ BORN = ";  residual: "
 """Divides a rule's formula."""
 ELEMENTWISE = f"d S,  d = y'(x){BORN}R = g y''(x)"
 """That of a rule with a local derivative."""
+WIDENED = "diagonals to columns: sqrt|R_k| J^T e_k"
+"""What a `Widen` makes of each coordinate of a diagonal."""
 ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
 
 
@@ -88,6 +90,8 @@ def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, F
             operation = getattr(part, "operation", None)
             if operation is not None and not is_second(part):
                 own.setdefault(operation.name, []).append(part)
+                if isinstance(step, Tail) and isinstance(part, Widen):  # its loop stands under this heading
+                    outside.setdefault(operation.name, []).append(part)
     found = {}
     for name in [*outside, *in_loops]:
         inner = _formula(in_loops.get(name, ()), rules.get(name))
@@ -130,6 +134,8 @@ def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:
         yield f"columns back: {back}"
         if any(step.piece.form == DIAGONAL_FORM for step in pulled if isinstance(step, Pull)):
             yield "diagonals back: d^2 R" if written == ELEMENTWISE else "diagonals back: likewise, factors squared"
+    if any(isinstance(step, Widen) for step in pulled):
+        yield WIDENED
     if born and any(isinstance(step, Birth) for step in steps):
         yield f"residual: {born}"
 

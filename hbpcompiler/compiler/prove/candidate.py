@@ -13,7 +13,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.own_step import Loss
 from hbpcompiler.compiler.prove.weights import SampleWeights, sample_axis
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.sizes import Sizes
+from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.options import Options
 from hbpcompiler.values import Stored
 

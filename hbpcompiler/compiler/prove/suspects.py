@@ -23,9 +23,9 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_backward import custom_nodes
 from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, ordinary_mode, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.custom_functions import STRAIGHT
-from hbpcompiler.compiler.trace.listed import held_elsewhere
-from hbpcompiler.compiler.trace.source import FRAME, LIBRARY
+from hbpcompiler.compiler.trace.refusals.listed import held_elsewhere
+from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT
+from hbpcompiler.compiler.trace.source.source import FRAME, LIBRARY
 from hbpcompiler.rule.registry import Registry
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.compiler.trace.advice import MEANT, advice, unlikely
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
+from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
-from hbpcompiler.compiler.trace.equivalents import plain_ways
-from hbpcompiler.compiler.trace.refusals import classes_given, lines_of, place_of_error
-from hbpcompiler.compiler.trace.values import Answers, recorded
+from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
+from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
+from hbpcompiler.compiler.trace.refusals.refusals import classes_given, lines_of, place_of_error
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (

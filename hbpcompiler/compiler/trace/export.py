@@ -18,25 +18,29 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import graph as fx_graph
 
 from hbpcompiler.callers import has_stderr
-from hbpcompiler.compiler.trace.advice import advice
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.conditions.one_sample import ways_of_one_noted
+from hbpcompiler.compiler.trace.conditions.sizes import sizes_of
+from hbpcompiler.compiler.trace.conditions.values import Answers, told_again
+from hbpcompiler.compiler.trace.conditions.ways import Ways, lengths_of_many
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
-from hbpcompiler.compiler.trace.equivalents import (
+from hbpcompiler.compiler.trace.fx_graph.functional import functional
+from hbpcompiler.compiler.trace.fx_graph.gradients_off import without_their_derivatives
+from hbpcompiler.compiler.trace.fx_graph.written_views import written_elsewhere
+from hbpcompiler.compiler.trace.patches.equivalents import (
     module_equivalents,
     plain_ways,
     rows_keep_their_places,
     unchecked_distributions,
     without_backward_hooks_of_all,
 )
-from hbpcompiler.compiler.trace.from_outside import FromOutside
-from hbpcompiler.compiler.trace.functional import functional
-from hbpcompiler.compiler.trace.gradients_off import without_their_derivatives
-from hbpcompiler.compiler.trace.lengths import symbolic_lengths, symbolic_numbers
-from hbpcompiler.compiler.trace.listed import refuse_listed
-from hbpcompiler.compiler.trace.many_rows import shortcuts_not_taken
-from hbpcompiler.compiler.trace.one_sample import ways_of_one_noted
-from hbpcompiler.compiler.trace.picked import whole_rows
-from hbpcompiler.compiler.trace.refusals import (
+from hbpcompiler.compiler.trace.patches.lengths import symbolic_lengths, symbolic_numbers
+from hbpcompiler.compiler.trace.patches.many_rows import shortcuts_not_taken
+from hbpcompiler.compiler.trace.patches.shapes import right_shapes
+from hbpcompiler.compiler.trace.refusals.advice import advice
+from hbpcompiler.compiler.trace.refusals.from_outside import FromOutside
+from hbpcompiler.compiler.trace.refusals.listed import refuse_listed
+from hbpcompiler.compiler.trace.refusals.refusals import (
     CONTROL,
     PICKED,
     CannotFollowError,
@@ -45,20 +49,16 @@ from hbpcompiler.compiler.trace.refusals import (
     place_of_error,
     refusals,
 )
-from hbpcompiler.compiler.trace.same_masks import SameMasks
-from hbpcompiler.compiler.trace.saved_work import only_saving_work
-from hbpcompiler.compiler.trace.shapes import right_shapes
-from hbpcompiler.compiler.trace.sizes import sizes_of
-from hbpcompiler.compiler.trace.source import (
+from hbpcompiler.compiler.trace.rows.picked import whole_rows
+from hbpcompiler.compiler.trace.rows.same_masks import SameMasks
+from hbpcompiler.compiler.trace.rows.saved_work import only_saving_work
+from hbpcompiler.compiler.trace.source.source import (
     OUTERMOST,
     LossModule,
     sizes_by_users_lines,
     source_of,
     whole_stacks,
 )
-from hbpcompiler.compiler.trace.values import Answers, told_again
-from hbpcompiler.compiler.trace.ways import Ways, lengths_of_many
-from hbpcompiler.compiler.trace.written_views import written_elsewhere
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted

@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hbpcompiler.compiler.trace import reader
 from hbpcompiler.compiler.trace.batch import Batch, Layout
+from hbpcompiler.compiler.trace.conditions.sizes import EVERY, Sizes, sizes_of
+from hbpcompiler.compiler.trace.conditions.values import Answers
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.ends import AT_LOSS, Ends, with_ends
 from hbpcompiler.compiler.trace.export import export, quoted_names
-from hbpcompiler.compiler.trace.functional import taken_apart
+from hbpcompiler.compiler.trace.fx_graph import reader
+from hbpcompiler.compiler.trace.fx_graph.functional import taken_apart
 from hbpcompiler.compiler.trace.graph import Graph
-from hbpcompiler.compiler.trace.shapes import right_shapes
-from hbpcompiler.compiler.trace.sizes import EVERY, Sizes, sizes_of
-from hbpcompiler.compiler.trace.values import Answers
+from hbpcompiler.compiler.trace.patches.shapes import right_shapes
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.rule import ModuleRule
 

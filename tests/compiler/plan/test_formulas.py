@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan.formulas import BORN, CLOSINGS, formulas
+from hbpcompiler.compiler.plan.formulas import BORN, CLOSINGS, WIDENED, formulas
 from hbpcompiler.quantities import SUM
 from hbpcompiler.rule import NO_DERIVATIVE, Rule
 from hbpcompiler.rule.registry import builtin
@@ -56,6 +56,23 @@ def test_elementwise_and_loss():
     assert found["loss: cross_entropy_loss"].startswith("l_n: -sum_c q_c log p_c,  p = softmax(x)")
     assert "g = grad l_n;  sum_k S S^T" in found["loss: cross_entropy_loss"]
     assert "residual" not in headings(mlp(), ["diag_ggn"], X, Y)["1: tanh"]
+
+
+def test_a_diagonal_that_becomes_columns():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+    found = headings(model, ["diag_h"], X, Y)
+    assert f"columns back: S W;  {WIDENED};  weight: T" in found["2: linear"]
+    assert WIDENED not in found["4: linear"]
+    assert WIDENED not in headings(model, ["diag_ggn"], X, Y)["2: linear"]
+
+
+def test_a_diagonal_that_becomes_columns_in_a_loop_says_so_where_the_loop_stands():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 8, 3, padding=1), nn.Sigmoid(),
+                          nn.AvgPool2d(8), nn.Flatten(), nn.Linear(128, 4))
+    code = hbp.compile(model, None, ["diag_h"], example_inputs=(torch.randn(2, 1, 32, 32), torch.tensor([0, 1]))).code
+    heading, _, _ = code.partition("# ---- backward ----")[2].partition("conv2d_samples_turn(")
+    assert WIDENED in " ".join(heading.split("# 2: conv2d")[1].replace("#", "").split())
+    assert "jacobian_ J^T e_k as rows" in " ".join(code.split())
 
 
 @pytest.mark.parametrize(("operation", "rule"), list(builtin()))

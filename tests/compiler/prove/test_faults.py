@@ -19,9 +19,10 @@ from hbpcompiler.compiler.prove.elsewhere import STRETCHES, TIMES
 from hbpcompiler.compiler.prove.prove import FEW, prove
 from hbpcompiler.compiler.prove.refused import check
 from hbpcompiler.compiler.prove.suspects import hooks
-from hbpcompiler.compiler.trace import detached, export
+from hbpcompiler.compiler.trace import export
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.compiler.trace.patches import detached
 from hbpcompiler.rule import Diagonal
 from hbpcompiler.rule.registry import Registry
 from tests.compiler.prove.test_agreement import batch
@@ -293,7 +294,8 @@ class Inference(nn.Module):
 
 
 def test_inference_mode_that_the_trace_does_not_see_is_refused_by_the_proof(monkeypatch):
-    """The trace sees it (tests/compiler/trace/test_gradients_off.py) because gradients are turned off with it."""
+    """The trace sees it (tests/compiler/trace/fx_graph/test_gradients_off.py) because gradients are turned off with
+    it."""
     X, y = batch()
     untouched = Inference(lambda model, x: 2 * x[:, :3])
     result = hbp.compile(untouched, quantities=["grad"])(X, y)  # nothing trained comes in, so it changes nothing
@@ -307,8 +309,8 @@ def test_inference_mode_that_the_trace_does_not_see_is_refused_by_the_proof(monk
 
 
 def test_code_that_goes_another_way_for_one_sample(monkeypatch):
-    """torch.export leaves no trace of such a branch (trace/one_sample.py does), and the program for several samples
-    stays."""
+    """torch.export leaves no trace of such a branch (trace/conditions/one_sample.py does), and the program for several
+    samples stays."""
     monkeypatch.setattr(export, "ways_of_one_noted", contextlib.nullcontext)
     model = Around(lambda h: h.square() if h.shape[0] == 1 else h.sin()).double()
     compiled = hbp.compile(model, quantities=["grad"])

@@ -9,8 +9,8 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.checks import check_batch, check_runs, reason
 from hbpcompiler.compiler.trace.export import export, quoted_names
+from hbpcompiler.compiler.trace.fx_graph.reader import constants, loss_tensors, read
 from hbpcompiler.compiler.trace.graph import N
-from hbpcompiler.compiler.trace.reader import constants, loss_tensors, read
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, InputTypeError
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

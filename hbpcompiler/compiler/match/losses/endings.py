@@ -20,13 +20,13 @@ from hbpcompiler.compiler.match.matched import Ending
 from hbpcompiler.compiler.match.operation.bind import bind, is_curved, static_op
 from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.signs import never_negative
+from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
     Operation,
     Value,
 )
-from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.errors import InputError, UnsupportedOpError, listing
 from hbpcompiler.quantities import LOSS, QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.rule.registry import AnyRule
 from hbpcompiler.rules.shared.torch_operations import COMPARES

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import sympy
 
 from hbpcompiler.compiler.match.operation.writing import write
+from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
-from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rules.shared.written import (
     END_TO_END,
     MEAN,

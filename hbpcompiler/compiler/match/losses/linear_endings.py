@@ -15,8 +15,8 @@ import torch
 
 from hbpcompiler.compiler.match.losses.joined_endings import Kind, kind_of
 from hbpcompiler.compiler.match.operation.writing import write
+from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Source, Value
-from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rule import Rule, Structure
 from hbpcompiler.rule.registry import Registry
 from hbpcompiler.rules.shared import written

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.trace.fx_graph.numbers import depends_on_batch
 from hbpcompiler.compiler.trace.graph import Operation
-from hbpcompiler.compiler.trace.numbers import depends_on_batch
 from hbpcompiler.rule import Op, Rule, Zero
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.match.operation import aten
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import Operation, Value
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule.composite import Composite
 
 ARGUMENTS = {"self": "x"}

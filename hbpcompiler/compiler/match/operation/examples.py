@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import Rule, computed
 from hbpcompiler.rule.registry import AnyRule
 

@@ -9,8 +9,8 @@ import torch
 
 from hbpcompiler.compiler.match.operation.aten import overload_of
 from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic
 from hbpcompiler.compiler.trace.graph import SAMPLES, Operation, Value, meta
-from hbpcompiler.compiler.trace.numbers import arithmetic
 from hbpcompiler.rule import computed
 from hbpcompiler.rule.registry import AnyRule
 

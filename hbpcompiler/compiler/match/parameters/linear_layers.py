@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hbpcompiler.compiler.match.operation.writing import write
+from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.compiler.trace.reader import without_dead
 from hbpcompiler.rules.shared.written import LINEAR, MATRIX_PRODUCTS, PERMUTED, TRANSPOSES
 
 

@@ -14,8 +14,8 @@ from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.operation.vmapped import NotSampleWiseError, written
 from hbpcompiler.compiler.match.samples.sample_wise import lacks_rule, rows_stay_apart
+from hbpcompiler.compiler.trace.fx_graph.reader import PieceReader
 from hbpcompiler.compiler.trace.graph import Operation, Value
-from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.rule import Rule
 from hbpcompiler.rule.positions import over_positions

@@ -15,8 +15,8 @@ from torch import fx
 
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.match.operation.stand_ins import StandIns, meta_number
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import Operation
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, computed
 from hbpcompiler.rule.registry import AnyRule
 

@@ -15,9 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.vmapped import NotSampleWiseError, written
 from hbpcompiler.compiler.match.samples.merged_positions import positions
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
+from hbpcompiler.compiler.trace.fx_graph.reader import PieceReader
 from hbpcompiler.compiler.trace.graph import N, Operation, Value
-from hbpcompiler.compiler.trace.numbers import arithmetic, depends_on_batch
-from hbpcompiler.compiler.trace.reader import PieceReader
 from hbpcompiler.rule.registry import Registry
 
 BATCHES = (7, 11)

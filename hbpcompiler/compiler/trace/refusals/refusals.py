@@ -1,0 +1,176 @@
+"""What a trace cannot follow, refused where the user's code does it: derivatives inside a model, plain numbers made of
+the batch's size, values handed to numpy."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import SymFloat, SymInt, Tensor, nn
+from torch._functorch import eager_transforms
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from hbpcompiler.compiler.trace.patches.replaced import replaced
+from hbpcompiler.compiler.trace.source.source import OUTERMOST, LossModule, is_library
+from hbpcompiler.errors import ModelError
+
+MEAN_OF_NONE = ("a mean of what a mask picks is taken on a condition that there are rows; write a sum over "
+                "mask.sum().clamp(min=1), without the condition")
+CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
+           "compute the branch outside the model")
+PICKED = ("how many rows a mask picks is asked for here, by this line or within it, and a trace cannot know it; "
+          "keep all rows and let the others count for nothing, as in (losses * mask).sum() / mask.sum(), or pick whole "
+          "samples or numbers, as in cross_entropy(output[mask], target[mask])")
+NUMBER = ("a number is made of a tensor's values, which a compiled program cannot follow; keep it a tensor, or compute "
+          "it outside the model")
+DERIVATIVES = ("a derivative is taken inside (torch.autograd.grad, backward, torch.func), which a compiled program "
+               "cannot follow; write that derivative out as operations, or take it outside the model")
+NUMPY = "values go to numpy, where no derivative and no trace can follow; write it in torch"
+
+RENORMED = ("max_norm changes the embedding's weight in place whenever it is read, which a program never does; leave "
+            "max_norm out, and do the same before each call: with torch.no_grad(): torch.embedding_renorm_("
+            "embedding.weight, indices.flatten(), max_norm, 2.0)")
+DRAWN = ("torch.normal lets no derivative through: torch's gradient of its mean and its deviation is zero; write "
+         "mean + std * torch.randn_like(mean), or torch.normal(mean.detach(), std) where nothing is to pass")
+DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; write the differences with slices, as "
+               "in torch.cat([h[:, 1:2] - h[:, :1], (h[:, 2:] - h[:, :-2]) / 2, h[:, -1:] - h[:, -2:-1]], 1)")
+
+
+class CannotFollowError(Exception):
+    """Why a trace ends at the place that raises this, and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Fixing:
+    """Where code makes a plain number of the batch's size."""
+
+    line: str
+    """file:line: code."""
+    space: dict[str, Any]
+    """The globals of that code."""
+
+
+def line_of(frame: FrameType | None) -> str:
+    """file:line: code of the innermost frame of the user's; "" if there is none."""
+    while frame is not None and frame.f_code.co_filename != OUTERMOST:
+        if not is_library(frame.f_code.co_filename):
+            return _line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """file:line: code of each frame of the user's that an error came through, the innermost last."""
+    return [_line(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
+            if not is_library(frame.f_code.co_filename)]
+
+
+def place_of_error(model: nn.Module, error: BaseException) -> str:
+    """The innermost module on the error's stack, or the loss, and the innermost line of the user's own."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    where = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, LossModule):
+            where = " in the loss"
+        elif isinstance(owner, nn.Module) and id(owner) in paths:
+            path = paths[id(owner)]
+            where = f" at module {path!r}" if path else " in the model's forward"
+            where += f" ({type(owner).__name__})"
+    lines = lines_of(error)
+    return where + (f", {lines[-1]}" if lines else "")
+
+
+def _line(file: str, number: int) -> str:
+    return f"{file}:{number}: {linecache.getline(file, number).strip()}"
+
+
+@contextmanager
+def refusals(fixing: list[Fixing]) -> Iterator[None]:
+    """Meanwhile what cannot be followed raises CannotFollowError; what makes plain numbers of the batch's size, which
+    torch tells only in the end, is added to `fixing`."""
+
+    def noting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(size: Any) -> Any:
+            caller = sys._getframe(2)  # `replaced` is between
+            if size.node.expr.free_symbols and not is_library(caller.f_code.co_filename):
+                fixing.append(Fixing(line_of(caller), caller.f_globals))
+            return original(size)
+
+        return noted
+
+    each: Callable[[Tensor], Any] = Tensor.__iter__
+
+    def samples(tensor: Tensor) -> Any:
+        lengths: tuple[Any, ...] = tuple(tensor.shape) if isinstance(tensor, FakeTensor) else ()
+        if lengths and isinstance(lengths[0], SymInt):
+            fixing.append(Fixing(line_of(sys._getframe(1)), {}))
+        return each(tensor)
+
+    replaces: Callable[..., None] = ShapeEnv._set_replacement
+
+    def fixed(environment: ShapeEnv, size: Any, by: Any, *given: Any, **named: Any) -> None:
+        """Where torch's own code fixes it, as that of unbind and split does."""
+        if not by.free_symbols:
+            fixing.append(Fixing(line_of(sys._getframe(1)), {}))
+        replaces(environment, size, by, *given, **named)
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(ShapeEnv, "_set_replacement", fixed))
+        derivatives: list[tuple[Any, str]] = [
+            (torch.autograd, "grad"), (torch.autograd, "backward"),
+            (eager_transforms, "grad_increment_nesting"), (eager_transforms, "jvp_increment_nesting")]
+        for owner, name in derivatives:
+            stack.enter_context(replaced(owner, name, _refusing(DERIVATIVES)))
+        stack.enter_context(replaced(Tensor, "numpy", _refusing(NUMPY)))
+        stack.enter_context(replaced(torch, "embedding_renorm_", _refusing(RENORMED)))
+        stack.enter_context(replaced(torch, "normal", _of_constants(torch.normal)))
+        stack.enter_context(replaced(torch, "gradient", _refusing(DIFFERENCES)))
+        for owner, name in ((SymInt, "__int__"), (SymInt, "__index__"), (SymFloat, "__float__"),
+                            (SymFloat, "__int__")):
+            stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
+        stack.enter_context(replaced(Tensor, "__iter__", samples))
+        yield
+
+
+@contextmanager
+def classes_given() -> Iterator[None]:
+    """Meanwhile F.one_hot without a number of classes raises ModelError: torch takes it from the batch's labels, and of
+    another batch another."""
+    plain: Callable[..., Tensor] = nn.functional.one_hot
+
+    def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+        if isinstance(num_classes, int) and num_classes == -1:
+            raise ModelError("F.one_hot takes the number of classes from the labels of the batch, which differs from "
+                             "batch to batch; pass it, as in F.one_hot(y, num_classes=10) or "
+                             f"F.one_hot(y, output.shape[-1]): {line_of(sys._getframe(1))}")
+        return plain(tensor, num_classes)
+
+    with replaced(nn.functional, "one_hot", one_hot):
+        yield
+
+
+def _of_constants(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def drawn(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(isinstance(given, Tensor) and given.requires_grad
+                                           for given in (*args, *kwargs.values())):
+            raise CannotFollowError(DRAWN)
+        return normal(*args, **kwargs)
+
+    return drawn
+
+
+def _refusing(reason: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise CannotFollowError(reason)
+
+    return refuse

@@ -1,0 +1,117 @@
+"""Whether a condition on rows only saves work: a trace on which it is answered as without rows comes, without rows, to
+what the trace with rows comes to."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from hbpcompiler.compiler.trace.conditions.ways import Asked, Ways, asked_of, asked_of_length
+from hbpcompiler.compiler.trace.fx_graph.functional import with_fewer_outputs
+from hbpcompiler.compiler.trace.refusals.refusals import CONTROL
+from hbpcompiler.compiler.trace.rows.forms import Form, Known, Numbers
+from hbpcompiler.compiler.trace.rows.without_rows import Forms
+from hbpcompiler.compiler.trace.source.source import is_library
+from hbpcompiler.errors import ModelError, listing
+
+OTHERWISE = "where the mask picks nothing, this is not seen to come to the same as the other way"
+ALL_WAYS = 4
+"""Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, and all but one."""
+
+
+def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[Any, bool]],
+                     ) -> tuple[Any, dict[Node, set[Node]]]:
+    """An ExportedProgram without the conditions that it puts out last, and its means that have to be zero where no row
+    is picked (see `Forms`). Raises ModelError unless all conditions only save work.
+
+    `traced`: other ways -> their program, and whether what the model returns is built alike.
+    """
+    if not ways.lines:
+        return program, {}
+    numbers = Numbers()
+    with_rows = _Traced(program, numbers, len(ways.lines))
+    reasons: dict[str, None] = {}
+    zero_means: dict[Node, set[Node]] = {}
+    lines = list(ways.lines)
+    tried: set[frozenset[int]] = set()
+    while waiting := _choices(len(lines)) - tried:
+        empty = min(waiting, key=sorted)
+        tried.add(empty)
+        other = Ways(empty.__contains__)
+        try:
+            program_without, returns_alike = traced(other)
+        except Exception as error:
+            if _raised_by_user(error):  # as `if len(rows) == 0: raise` does: nothing is computed there
+                continue
+            raise
+        lines += other.lines[len(lines):]  # what is asked only where others pick nothing
+        found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines)), other.empties)
+        for mean, masks in (found or {}).items():
+            zero_means.setdefault(mean, set()).update(masks)
+        if found is None or not returns_alike:
+            reasons |= {f"{lines[number].removesuffix(':')}: {OTHERWISE}": None for number in sorted(empty)[:1]}
+    if reasons:
+        raise ModelError(listing(
+            f"the model cannot be traced: {CONTROL}. A branch that only saves work where a mask picks nothing is "
+            "followed:", list(reasons),
+            "Without rows a mask picks nothing, and nothing is computed: such a branch may be left out."))
+    return with_fewer_outputs(program, len(ways.lines)), zero_means
+
+
+def _choices(masks: int) -> set[frozenset[int]]:
+    """Of the masks those that pick nothing."""
+    every = range(masks)
+    sizes = range(1, masks + 1) if masks <= ALL_WAYS else {1, masks - 1, masks}
+    return {frozenset(some) for size in sizes for some in itertools.combinations(every, size)}
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    """Whether the user's own code says `raise` or `assert`."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return not is_library(frame.f_code.co_filename)
+
+
+class _Traced:
+    """One trace, as forms."""
+
+    def __init__(self, program: Any, numbers: Numbers, conditions: int) -> None:
+        self.graph, self.numbers = program.graph, numbers
+        self.inputs = {name: numbers.of(form) for name, form in _constants(program)}
+        outputs: list[Any] = [*program.graph.output_node().args[0]]
+        self.outputs, self.conditions = outputs[: len(outputs) - conditions], outputs[len(outputs) - conditions :]
+
+    def comes_to(self, other: _Traced, empties: Sequence[bool]) -> dict[Node, set[Node]] | None:
+        """Whether this comes to the other where these masks, which the other asks, pick nothing: the means that have to
+        be zero there, or None."""
+        asked = [_asked_of(other.graph, condition)
+                 for condition, empty in zip(other.conditions, empties, strict=True) if empty]
+        if any(each is not None and Asked(each.mask, not each.inverted) in asked for each in asked):
+            return {}  # no mask picks neither the one rows nor the others
+        there = Forms(other.graph, self.numbers, other.inputs, Known.of(asked))
+        own = {found for found in (_asked_of(self.graph, condition) for condition in self.conditions)
+               if found is not None}
+        here = Forms(self.graph, self.numbers, self.inputs, there.met, zero_means_of=own)
+        return here.zero_means if here.outputs(self.outputs) == there.outputs(other.outputs) else None
+
+
+def _asked_of(graph: Graph, condition: Node) -> Asked | None:
+    """What a condition asks for rows."""
+    value = condition.meta["val"]
+    if isinstance(value, Tensor):
+        found = asked_of(condition)
+        return None if found is None else found[0]
+    return asked_of_length(value.node.expr, graph)
+
+
+def _constants(program: Any) -> Iterator[tuple[str, Form]]:
+    """Of tensors that a trace found or made, whose names are those of their order."""
+    signature = program.graph_signature
+    tensors: Mapping[str, Any] = program.constants
+    for name, target in signature.inputs_to_lifted_tensor_constants.items():
+        value = tensors[target].detach().cpu().contiguous()
+        yield name, ("constant", str(value.dtype), tuple(value.shape), str(value.tolist()))

@@ -1,0 +1,123 @@
+"""Rules made of torch's own derivatives: whole networks against brute force, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.match.made.derived import notes
+from hbpcompiler.compiler.match.made.probe import close
+from hbpcompiler.compiler.match.operation.composites import composite
+from tests.compiler.match.made.test_complex import Between, X, Y, check
+from tests.custom_op import Swirl
+from tests.selection import cases, few, slow
+from tests.stages import traced
+
+
+def traced_inverse():
+    return traced(Between(FUNCTIONS["inverse"]).double(), X, Y).graph
+
+
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+def square(h):
+    return h.reshape(-1, 2, 2)
+
+
+def positive(h):
+    return square(h) @ square(h).mT + EYE
+
+
+FUNCTIONS = {
+    "solve": lambda model, h: torch.linalg.solve(positive(h), square(h)).flatten(1),
+    "inverse": lambda model, h: torch.linalg.inv(positive(h)).flatten(1),
+    "cholesky": lambda model, h: torch.linalg.cholesky(positive(h)).flatten(1),
+    "eigh": lambda model, h: torch.linalg.eigh(positive(h)).eigenvalues.repeat(1, 2),
+    "qr": lambda model, h: torch.linalg.qr(positive(h)).R.flatten(1),
+    "svd": lambda model, h: torch.linalg.svdvals(square(h)).repeat(1, 2),
+    "slogdet": lambda model, h: torch.linalg.slogdet(positive(h)).logabsdet.unsqueeze(1) * h,
+    "matrix_exp": lambda model, h: torch.matrix_exp(square(h)).flatten(1),
+    "kthvalue": lambda model, h: torch.kthvalue(h, 2).values.unsqueeze(1) * h,
+    "fold": lambda model, h: nn.functional.fold(h.reshape(-1, 2, 2), (1, 3), (1, 2)).flatten(1).repeat(1, 2)[:, :4],
+    "trained grid": lambda model, h: nn.functional.grid_sample(
+        h.reshape(-1, 1, 2, 2), torch.tanh(h).reshape(-1, 2, 1, 2), align_corners=False).flatten(1).repeat(1, 2),
+    "trained limits": lambda model, h: torch.clamp(h, min=0.1 * h.flip(1), max=1 + h.square()),
+}
+
+
+@few(1, "further cases of one kind")
+@pytest.mark.parametrize("name", cases(FUNCTIONS, {"solve", "eigh", "trained grid", "trained limits"}, "as those"))
+def test_functions_without_a_rule(name):
+    torch.manual_seed(0)
+    check(Between(FUNCTIONS[name]).double())
+
+
+@slow("2 s; each operation's rule is taken away in test_taken_away")
+def test_parameters():
+    """A matrix of trained numbers meets samples; another is made of trained numbers alone."""
+    def function(model, h):
+        solved = torch.linalg.solve(model.a + 4 * EYE, h.reshape(-1, 2, 2)).flatten(1)
+        return solved * torch.linalg.det(torch.linalg.inv(model.b + 4 * EYE)) * model.b.exp().sum()
+
+    torch.manual_seed(0)
+    check(Between(function, a=torch.randn(2, 2), b=torch.randn(2, 2)).double())
+
+
+def test_a_users_operation_whose_backward_torch_knows():
+    torch.manual_seed(0)
+    check(nn.Sequential(nn.Linear(4, 3), Swirl(), nn.Linear(3, 2)).double())
+
+
+@slow("derived rules have tests")
+def test_a_function_of_torchs_calls():
+    compiled = hbp.compile(Between(FUNCTIONS["inverse"]).double(), quantities=["grad"], example_inputs=(X, Y))
+    graph = compiled._current().matched.graph
+    inverse = next(operation for operation in graph.operations if operation.target == "derived.linalg_inv")
+    matrices = next(iter(inverse.tensors.values()))
+    plain = next(operation for operation in traced_inverse().operations if "inv" in operation.target)
+    made = composite("derived_inverse", [plain], plain.tensors)
+    given = torch.randn(3, *matrices.sample_shape) + 3 * torch.eye(2)
+    assert torch.equal(made(given), torch.linalg.inv(given))
+    assert made(given.to("meta")).shape == given.shape
+
+
+def test_the_file_says_what_was_derived_and_where():
+    torch.manual_seed(0)
+    model = Between(FUNCTIONS["inverse"])
+    compiled = hbp.compile(model.double(), quantities=["diag_h"], example_inputs=(X, Y))
+    flat = " ".join(compiled.code.split())
+    assert "No rule, so that torch differentiates them" in flat
+    assert "inv in " in flat
+    assert ".py:" in flat
+    assert "def derived_linalg_inv(" in compiled.code
+    assert "hbpcompiler import" not in compiled.code
+    assert "aten.linalg_inv" in compiled.explain()
+    assert notes({}, {}) == []
+    assert compiled.predicted_memory(8) > 0
+
+
+@slow("ways and derived rules each have tests")
+def test_every_way_of_chunks_meets_derived_rules():
+    torch.manual_seed(0)
+    model = Between(FUNCTIONS["solve"]).double()
+    expected = hbp.compile(model, quantities=["diag_h"])(X, Y).diag_h
+    for limits in (hbp.Limits(vector_bytes=0, vector_chunk_bytes=1),
+                   hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=1)):
+        found = hbp.compile(model, quantities=["diag_h"], limits=limits)(X, Y).diag_h
+        assert all(close(found[name], value) for name, value in expected.items())
+
+
+@slow("a second or more; shorter ones of its kind stay")
+def test_what_is_refused():
+    def refused(function, words, x=X, **options):
+        with pytest.raises(hbp.UnsupportedOpError, match=words):
+            hbp.compile(Between(function).double(), quantities=["grad", "diag_h"], **options)(x, Y)
+
+    refused(lambda model, h: torch.ops.hbptests.centred(h), r"centred.*mixes the samples")
+    refused(lambda model, h: torch.special.zeta(h.square() + 2, h.square() + 1), "zeta.*not implemented")
+    refused(FUNCTIONS["inverse"], r"linalg_inv.*TorchScript cannot", backend="torchscript")
+    refused(FUNCTIONS["inverse"], r"would take 4 columns.*derived_columns=3", limits=hbp.Limits(derived_columns=3))
+    once = hbp.compile(Between(FUNCTIONS["inverse"]).double(), quantities=["grad"],
+                       limits=hbp.Limits(derived_columns=3))
+    assert once(X, Y).grad.keys()
