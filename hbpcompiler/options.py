@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hbpcompiler.clipping import FLAT, STYLES
+from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
@@ -255,10 +256,10 @@ def check_model(model: Any, loss: Any) -> None:
                 if (how := not_dense(value))]
     if findings:
         raise ModelError(listing("Programs compute with dense tensors; these of the model's are not:", findings))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    trainable = trainable_of(model)
+    if not trainable:
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
-    complex_ones = [repr(name) for name, parameter in model.named_parameters()
-                    if parameter.requires_grad and parameter.is_complex()]
+    complex_ones = [repr(name) for name, parameter in trainable.items() if parameter.is_complex()]
     if complex_ones:
         raise ModelError(listing("These trainable parameters are complex, and quantities are those of real ones:",
                                  complex_ones, "Keep one as pairs of real numbers, nn.Parameter(torch.view_as_real(w)),"

@@ -37,6 +37,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.fx_graph.reader import loss_tensors
+from hbpcompiler.compiler.trace.held import undisturbed
 from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
@@ -72,7 +73,7 @@ class Programs:
 
     def _program(self, batch: Batch, brought: Brought = Brought()) -> tuple[State, Built]:  # noqa: B008  # a constant
         """The program for this batch in Python's present state, and that state; a new one is planned for `brought`."""
-        state = self._guards.current()
+        state = undisturbed(self.model, self._guards.current)
         built = _serving(state, batch) or self._lengths.known(state, batch)
         if built is None:
             with TRACING, rare_collections():
@@ -83,10 +84,10 @@ class Programs:
 
     def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
-        state = self._guards.current()
+        state = undisturbed(self.model, self._guards.current)
         built = _serving(state, batch) or self._lengths.serving(state, batch)
         if built is None:
-            check_model(self.model, self.loss)
+            undisturbed(self.model, lambda: check_model(self.model, self.loss))
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
             try:
                 built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.held import alone
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding
 from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.monitor.table import learning_rate
@@ -98,7 +99,7 @@ def changes_buffers(model: nn.Module, given: Batch) -> bool:
     before = dict(model.named_buffers())
     copies = {name: value.detach().clone() for name, value in before.items()}
     own = list(model.parameters())
-    with (torch.no_grad(), drawing(Draws.now(given.tensors[0].device)),
+    with (alone(model), torch.no_grad(), drawing(Draws.now(given.tensors[0].device)),
           holding(own, [parameter.detach().clone() for parameter in own])):
         call_with_state(model, {}, copies, args, keywords)
     return any(not torch.equal(copies[name], value) for name, value in before.items())

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import OptionError, OptionTypeError, listing
 from hbpcompiler.patterns import fits, fitting
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
@@ -42,7 +43,7 @@ def chosen_parameters(model: nn.Module, patterns: Any) -> dict[str, Tensor]:
     if not isinstance(listed, list | tuple) or not all(isinstance(pattern, str) for pattern in listed):
         raise OptionTypeError("parameters must be a pattern of names or a list of some, such as ['layer1.*', "
                               f"'head.weight'], not {patterns!r}")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = trainable_of(model)
     if tied := tied_elsewhere(model, listed):
         raise OptionError(listing(OTHER_NAME, tied, f"There are {', '.join(trainable)}."))
     unmatched = [repr(pattern) for pattern in listed if not fitting(trainable, pattern)]

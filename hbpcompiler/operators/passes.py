@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiler.prove.double import AtOutputs, twice_differentiable
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.own_step import Loss, Pass, copied_buffers, forward, ordinary_mode, unchanged
+from hbpcompiler.compiler.prove.own_step import Loss, Pass, copied_buffers, forward, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import complaint_of
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.compiler.trace.with_state import derivatives_in, holding, in_one_piece, leaves_of
+from hbpcompiler.compiler.trace.with_state import derivatives_in, holding, in_one_piece, leaves_of, ordinary_mode
 from hbpcompiler.errors import BatchDoesNotFitError, HbpError
 
 Found = TypeVar("Found")

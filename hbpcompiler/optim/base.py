@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
+from hbpcompiler.compiler.trace.held import alone, trainable_of
 from hbpcompiler.errors import InputError, NotFiniteWarning, listing
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
@@ -41,7 +42,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.skipped = 0
         """The batches that were left out, as their loss or gradient was not finite."""
         self._together = Together(group)
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trainable = [*trainable_of(self.model).values()]
         super().__init__(trainable if params is None else params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -120,8 +121,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 warn_of_skipped()
         else:
             chosen = self._chosen()
-            self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
-            self._together.mean([parameter.data for parameter in chosen.values()])
+            with alone(self.model):  # no operator's pass holds copies of them meanwhile
+                self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
+                self._together.mean([parameter.data for parameter in chosen.values()])
             self.steps += 1
         return loss if closed is None else closed
 
@@ -166,8 +168,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _chosen(self) -> dict[str, nn.Parameter]:
         """The parameters that are in some group, and trainable now."""
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        return {name: parameter for name, parameter in self.model.named_parameters()
-                if id(parameter) in own and parameter.requires_grad}
+        return {name: parameter for name, parameter in trainable_of(self.model).items() if id(parameter) in own}
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         """The group of each parameter of the model; those in none have the defaults."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import HbpError
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.programs import Gradient
@@ -63,7 +64,7 @@ class Newton(CurvatureOptimizer):
         """For the parameters that are chosen and trainable now."""
         chosen = frozenset(self._chosen())
         if chosen not in self._compiled:
-            trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+            trainable = {*trainable_of(self.model)}
             some = chosen != trainable and isinstance(self._groups_given, str) and self._groups_given == "all"
             groups = {"all": sorted(chosen)} if some else self._groups_given
             self._compiled[chosen] = spectrum(self.model, self.loss, groups, **self._options)

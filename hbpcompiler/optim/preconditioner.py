@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import InputError, OptionError
 from hbpcompiler.operators.vectors import inner
 from hbpcompiler.optim.base import warn_of_skipped
@@ -170,7 +171,7 @@ class Preconditioner:
             parameter.grad = None if name not in gradient else _laid_as(parameter, gradient[name])
 
     def _trainable(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return trainable_of(self.model)
 
     def _dampings(self) -> dict[str, float]:
         """By parameter. OptionError for patterns that match none, and parameters that none matches."""

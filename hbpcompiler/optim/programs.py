@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hbpcompiler.accumulate.sums import LOSS, Key
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
+from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
@@ -157,4 +158,4 @@ class Programs:
 
 def trainable_in(model: nn.Module) -> frozenset[str]:
     """The parameters that are trainable now, by name."""
-    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return frozenset(trainable_of(model))

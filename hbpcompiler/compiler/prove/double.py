@@ -20,13 +20,13 @@ from hbpcompiler.compiler.prove.own_step import (
     Pass,
     forward,
     moved_parameters,
-    ordinary_mode,
     seen,
     unchanged,
 )
 from hbpcompiler.compiler.prove.weights import SampleWeights, losses_alone
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
+from hbpcompiler.compiler.trace.with_state import ordinary_mode
 from hbpcompiler.rules.shared.twice import right_second_derivatives
 
 

@@ -15,8 +15,9 @@ import torch
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, Key, Numbers
 from hbpcompiler.compiler.prove.draws import Draws, drawing
-from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, ordinary_mode, unchanged
+from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.with_state import ordinary_mode
 from hbpcompiler.seeded import seed_global
 
 RUNS = 64

@@ -7,7 +7,7 @@ Modules are called, so that hooks and custom functions do what they do in traini
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -21,7 +21,14 @@ from hbpcompiler.compiler.prove.noise import Moves
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
-from hbpcompiler.compiler.trace.with_state import call_with_state, holding, in_one_piece, leaves_of
+from hbpcompiler.compiler.trace.held import alone
+from hbpcompiler.compiler.trace.with_state import (
+    call_with_state,
+    holding,
+    in_one_piece,
+    leaves_of,
+    ordinary_mode,
+)
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")
@@ -246,17 +253,15 @@ def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def ordinary_mode() -> Iterator[None]:
-    """Gradients are on, whatever the call came from."""
-    outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-    with outside, torch.enable_grad():
+def unchanged(*callables: Any) -> Iterator[None]:
+    """The modules' attributes are afterwards what they were."""
+    models = [item for item in callables if isinstance(item, nn.Module)]
+    with alone(*models), _attributes_kept([module for model in models for module in model.modules()]):
         yield
 
 
 @contextmanager
-def unchanged(*callables: Any) -> Iterator[None]:
-    """The modules' attributes are afterwards what they were."""
-    modules = [module for item in callables if isinstance(item, nn.Module) for module in item.modules()]
+def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     before = [(module, dict(vars(module))) for module in modules]
     try:
         yield

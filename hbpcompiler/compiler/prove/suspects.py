@@ -21,11 +21,12 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_backward import custom_nodes
-from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, ordinary_mode, unchanged
+from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.refusals.listed import held_elsewhere
 from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT
 from hbpcompiler.compiler.trace.source.source import FRAME, LIBRARY
+from hbpcompiler.compiler.trace.with_state import ordinary_mode
 from hbpcompiler.rule.registry import Registry
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")

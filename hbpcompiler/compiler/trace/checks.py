@@ -16,10 +16,11 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
+from hbpcompiler.compiler.trace.held import alone, undisturbed
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
 from hbpcompiler.compiler.trace.refusals.refusals import classes_given, lines_of, place_of_error
-from hbpcompiler.compiler.trace.with_state import call_with_state, holding
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding, ordinary_mode
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (
     BatchDoesNotFitError,
@@ -56,7 +57,8 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         if item.dim() == 0:
             raise InputError(f"{name} has no axes; its first axis must count the samples (a constant of the model "
                              "belongs in a buffer)")
-    parameter = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
+    parameter = undisturbed(
+        model, lambda: next((parameter for parameter in model.parameters() if parameter.requires_grad), None))
     if parameter is None:
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
     first, samples = named[0][0], batch.tensors[0].shape[0]
@@ -145,17 +147,18 @@ def check_runs(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samp
 
 
 def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: int) -> FirstRun:
-    rows = batch.rows(samples)
+    with ordinary_mode():  # copies that derivatives can be taken of
+        rows = batch.rows(samples)
+        buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     arguments, keywords, wanted = batch.layout.build(rows)
     parameters = list(model.parameters())
-    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
-    with (torch.enable_grad(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
+    with (ordinary_mode(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
           classes_given(), recorded() as answers):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
-            with holding(parameters, [parameter.detach().clone() for parameter in parameters]):
+            with alone(model), holding(parameters, [parameter.detach().clone() for parameter in parameters]):
                 output = call_with_state(model, {}, buffers, arguments, keywords)
         except (ModelError, UnsupportedOpError):
             raise

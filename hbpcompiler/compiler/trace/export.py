@@ -59,6 +59,7 @@ from hbpcompiler.compiler.trace.source.source import (
     source_of,
     whole_stacks,
 )
+from hbpcompiler.compiler.trace.with_state import ordinary_mode
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
@@ -156,7 +157,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
 
 def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answers: Answers, samples: int,
               fixing: list[Fixing]) -> tuple[Any, Structure]:
-    few = batch.rows(samples)
+    with ordinary_mode():
+        few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
     returned: list[Structure] = []
     layout = batch.layout
@@ -166,7 +168,8 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
         whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
                        lambda: _surroundings(answers, fixing, ways), lambda: ways.conditions)
         whole.training = model.training  # not train(): that would reach into the user's modules
-        program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
+        with ordinary_mode():  # without gradients nothing would be seen that turns them off
+            program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
         without_their_derivatives(program)
         return program
 

@@ -9,11 +9,13 @@ leaves of autograd's graph tell.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hbpcompiler.compiler.trace.held import alone
 
 _OF_GRADIENTS, _BEHIND_THEM = "_backward_hooks", "_post_accumulate_grad_hooks"
 """Hooks that change a gradient as it arrives, and those that are called when it is there."""
@@ -28,13 +30,14 @@ def call_with_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers
     """
     for tensor in parameters.values():
         tensor._is_param = True  # what isinstance(w, nn.Parameter) and ParameterList ask
-    before = [(each, dict(each._parameters), dict(each._buffers)) for each in module.modules()]
-    try:
-        return torch.func.functional_call(module, {**parameters, **buffers}, tuple(arguments), dict(keywords or {}))
-    finally:
-        for each, own, held in before:
-            each._parameters.update(own)
-            each._buffers.update(held)
+    with alone(module):
+        before = [(each, dict(each._parameters), dict(each._buffers)) for each in module.modules()]
+        try:
+            return torch.func.functional_call(module, {**parameters, **buffers}, tuple(arguments), dict(keywords or {}))
+        finally:
+            for each, own, held in before:
+                each._parameters.update(own)
+                each._buffers.update(held)
 
 
 @contextmanager
@@ -111,6 +114,14 @@ def derivatives_in(chosen: Collection[Tensor], of: Collection[Tensor]) -> Iterat
         with _unwatched():
             for each in changed:
                 each.requires_grad = id(each) not in asked
+
+
+@contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Gradients are on, whatever the call came from."""
+    outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    with outside, torch.enable_grad():
+        yield
 
 
 def leaves_of(values: Iterable[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match.made.complex_regions import Region, in_pairs, regions, without_unread
-from hbpcompiler.compiler.match.made.probe import NotDerivableError, apart, probe
+from hbpcompiler.compiler.match.made.probe import NotDerivableError, apart, check_other_masks, probe
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.operation.composites import composite
@@ -86,6 +86,7 @@ class Deriving:
         if self.examples.alike:
             tensors = apart(tensors, function.batched)
             expected = function(*tensors)
+        check_other_masks(function, tensors)
         seen = probe(function, tensors, [slots.index(slot) for slot in moving], expected)
         sizes = sum(prod(inputs[slot].sample_shape) for slot in moving)
         elementwise = _is_elementwise(region, moving)

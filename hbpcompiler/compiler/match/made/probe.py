@@ -57,6 +57,22 @@ def apart(tensors: Sequence[Tensor], batched: Sequence[bool]) -> list[Tensor]:
     return found
 
 
+def check_other_masks(function: Composite, tensors: Sequence[Tensor]) -> None:
+    """Raises NotDerivableError where samples meet by what a mask says, though not by what this batch's masks say."""
+    if not any(own and tensor.dtype is torch.bool for own, tensor in zip(function.batched, tensors, strict=True)):
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        seed_global(0, tensors[0].device)
+        others = [torch.rand(tensor.shape, device=tensor.device) < 0.5 if tensor.dtype is torch.bool and own else tensor
+                  for own, tensor in zip(function.batched, tensors, strict=True)]
+        try:
+            expected = function(*others)
+        except (RuntimeError, ValueError, IndexError):  # it does not take such masks
+            return
+        if expected.isfinite().all():
+            _check_value(function, others, expected)
+
+
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or ' ').splitlines()[0][:200]}"
 
