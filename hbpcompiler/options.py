@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hbpcompiler.clipping import FLAT, STYLES
-from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import ModelError, OptionError, OptionTypeError, listing
 from hbpcompiler.limits import Limits
@@ -21,6 +20,7 @@ from hbpcompiler.quantities import QUANTITIES, Chosen
 from hbpcompiler.quantities.spellings import with_the_closest
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
+from hbpcompiler.threads import trainable_of
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -37,7 +37,6 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.fx_graph.reader import loss_tensors
-from hbpcompiler.compiler.trace.held import undisturbed
 from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
@@ -55,6 +54,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import GGN, QUANTITIES
+from hbpcompiler.threads import undisturbed
 
 
 class Programs:

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from hbpcompiler.guards import memory
 from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, device_types
 from hbpcompiler.guards.draws import refuse_draws
-from hbpcompiler.guards.lock import TRACING
 from hbpcompiler.guards.walk import Walk
+from hbpcompiler.threads import TRACING
 
 Result = TypeVar("Result")
 _READERS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__",

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.held import alone
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding
 from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.monitor.table import learning_rate
+from hbpcompiler.threads import alone
 
 
 def shapes_of(model: nn.Module) -> dict[str, list[int]]:

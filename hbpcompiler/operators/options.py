@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import OptionError, OptionTypeError, listing
 from hbpcompiler.patterns import fits, fitting
+from hbpcompiler.threads import trainable_of
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 
 GGN, HESSIAN, EMPIRICAL, SAMPLED = "ggn", "hessian", "fisher_empirical", "fisher_sampled"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.compiler.trace.held import alone, trainable_of
 from hbpcompiler.errors import InputError, NotFiniteWarning, listing
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
+from hbpcompiler.threads import TRACING, alone, trainable_of
 from hbpcompiler.wrappers import unwrapped
 
 OWN = "hbpcompiler"
@@ -108,9 +108,14 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 closed = closure()
+        with TRACING, alone(self.model):  # else a pass of an operator in another thread might hold copies of them
+            loss = self._stepped(batch, closure is not None)
+        return loss if closed is None else closed
+
+    def _stepped(self, batch: tuple[Any, ...], is_closed: bool) -> Tensor:
         self._together.begin(self.model, batch, self._check_step)
         loss, gradient = self._gradient(batch)
-        if closure is not None:
+        if is_closed:
             gradient = self._closed(gradient)
         else:
             for name, parameter in self._chosen().items():
@@ -121,11 +126,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 warn_of_skipped()
         else:
             chosen = self._chosen()
-            with alone(self.model):  # no operator's pass holds copies of them meanwhile
-                self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
-                self._together.mean([parameter.data for parameter in chosen.values()])
+            self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
+            self._together.mean([parameter.data for parameter in chosen.values()])
             self.steps += 1
-        return loss if closed is None else closed
+        return loss
 
     def _closed(self, gradient: Gradient | None) -> Gradient | None:
         """What a closure has left in p.grad; None where not all is finite."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiled import compile as compile_model
-from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import HbpError
 from hbpcompiler.optim.base import CurvatureOptimizer
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import all_finite
 from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
+from hbpcompiler.threads import trainable_of
 
 
 class Newton(CurvatureOptimizer):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import InputError, OptionError
 from hbpcompiler.operators.vectors import inner
 from hbpcompiler.optim.base import warn_of_skipped
@@ -20,6 +19,7 @@ from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
 from hbpcompiler.patterns import fitting
+from hbpcompiler.threads import trainable_of
 from hbpcompiler.tied_names import tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from hbpcompiler.accumulate.sums import LOSS, Key
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
-from hbpcompiler.compiler.trace.held import trainable_of
 from hbpcompiler.errors import IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
 from hbpcompiler.optim.together import Part, Together
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
 from hbpcompiler.result import Result
+from hbpcompiler.threads import trainable_of
 from hbpcompiler.values import Stored
 
 Gradient = dict[str, Tensor]

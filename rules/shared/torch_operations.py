@@ -28,6 +28,7 @@ PUT_BACK: dict[Any, Any] = {
     aten.diagonal.default: aten.diagonal_scatter.default,
 }
 """View -> the operation that puts the view's new value into what it was taken from."""
+OF_VIEW: dict[Any, Any] = {puts: view for view, puts in PUT_BACK.items()}
 WRITTEN_OUT = frozenset({aten.native_batch_norm.default})
 """What torch takes apart though its schema does not say so: it changes its statistics."""
 MISREAD = aten.nll_loss.default

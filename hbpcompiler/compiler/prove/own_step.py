@@ -21,7 +21,6 @@ from hbpcompiler.compiler.prove.noise import Moves
 from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, has_python_nodes
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
-from hbpcompiler.compiler.trace.held import alone
 from hbpcompiler.compiler.trace.with_state import (
     call_with_state,
     holding,
@@ -29,6 +28,7 @@ from hbpcompiler.compiler.trace.with_state import (
     leaves_of,
     ordinary_mode,
 )
+from hbpcompiler.threads import alone
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")

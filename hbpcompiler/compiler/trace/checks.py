@@ -16,7 +16,6 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
-from hbpcompiler.compiler.trace.held import alone, undisturbed
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
 from hbpcompiler.compiler.trace.refusals.refusals import classes_given, lines_of, place_of_error
@@ -30,6 +29,7 @@ from hbpcompiler.errors import (
     ModelError,
     UnsupportedOpError,
 )
+from hbpcompiler.threads import alone, undisturbed
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""

@@ -45,13 +45,14 @@ from hbpcompiler.compiler.trace.refusals.refusals import (
     PICKED,
     CannotFollowError,
     Fixing,
+    NoLossError,
     classes_given,
     place_of_error,
     refusals,
 )
 from hbpcompiler.compiler.trace.rows.picked import whole_rows
 from hbpcompiler.compiler.trace.rows.same_masks import SameMasks
-from hbpcompiler.compiler.trace.rows.saved_work import only_saving_work
+from hbpcompiler.compiler.trace.rows.saved_work import note_literals, only_saving_work
 from hbpcompiler.compiler.trace.source.source import (
     OUTERMOST,
     LossModule,
@@ -102,7 +103,7 @@ class _Whole(nn.Module):
         self.returned(structure)
         loss = self.loss(output, target)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise ModelError(f"the loss must return one number (a tensor without axes), but returned {_no_loss(loss)}")
+            raise NoLossError(f"the loss must return one number (a tensor without axes), but returned {_no_loss(loss)}")
         if loss.is_complex():
             raise ModelError(f"the loss must return a real number, but returned one of {loss.dtype}; end it in .abs(), "
                              ".real, or what else is meant")
@@ -170,6 +171,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
         whole.training = model.training  # not train(): that would reach into the user's modules
         with ordinary_mode():  # without gradients nothing would be seen that turns them off
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
+        note_literals(program)
         without_their_derivatives(program)
         return program
 

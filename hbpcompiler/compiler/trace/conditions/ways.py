@@ -145,6 +145,8 @@ def counted(node: Any) -> Node | None:
     """The mask whose true elements this counts."""
     if not isinstance(node, Node) or not node.args or not isinstance(node.args[0], Node):
         return None
+    if node.target in ITEMS:
+        return counted(node.args[0])
     if getattr(node.meta.get("val"), "dtype", None) not in NUMBERS:
         return None
     if node.target in COPYING:

@@ -44,6 +44,10 @@ DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; w
                "in torch.cat([h[:, 1:2] - h[:, :1], (h[:, 2:] - h[:, :-2]) / 2, h[:, -1:] - h[:, -2:-1]], 1)")
 
 
+class NoLossError(ModelError):
+    """The loss is not a number that depends on anything."""
+
+
 class CannotFollowError(Exception):
     """Why a trace ends at the place that raises this, and what to write instead."""
 

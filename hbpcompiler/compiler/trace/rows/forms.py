@@ -45,6 +45,8 @@ class Known:
 
 
 NOTHING = Known()
+BATCH_SIZE = sympy.Symbol("N", integer=True, positive=True)
+"""For all symbols that a trace has for it, an input's own each: the only length that a trace leaves open."""
 
 
 class Lengths:
@@ -71,4 +73,5 @@ class Lengths:
     def written(self, number: torch.SymInt) -> int | str:
         """A length, or a number that .item() makes."""
         found = number.node.expr.subs(self._names)
+        found = found.subs(dict.fromkeys(found.free_symbols - {*self._names.values()}, BATCH_SIZE))
         return int(found) if found.is_Integer else str(found)

@@ -24,11 +24,12 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from hbpcompiler.compiler.trace.conditions.ways import counted
 from hbpcompiler.compiler.trace.fx_graph.by_name import axes_of, chosen_by, given_to, names_of
 from hbpcompiler.compiler.trace.fx_graph.functional import with_graph
 from hbpcompiler.compiler.trace.refusals.refusals import MEAN_OF_NONE, CannotFollowError
 from hbpcompiler.compiler.trace.rows.labelled_rows import loss_of_labels
-from hbpcompiler.compiler.trace.rows.places import InOrder, Places, of_numbers, of_places, placed, places_of
+from hbpcompiler.compiler.trace.rows.places import Count, InOrder, Places, of_numbers, of_places, placed, places_of
 from hbpcompiler.compiler.trace.rows.row_by_row import RowByRow
 from hbpcompiler.compiler.trace.rows.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
@@ -38,6 +39,7 @@ from hbpcompiler.rules.shared.torch_operations import (
     AT_LEAST,
     FLATTENS,
     IN_ORDER,
+    ITEMS,
     LONGER,
     NOT,
     OF_LABELS,
@@ -54,7 +56,7 @@ from hbpcompiler.rules.shared.torch_operations import (
 def whole_rows(program: Any, zero_means: Mapping[Node, Collection[Node]] = MappingProxyType({})) -> Any:
     """An ExportedProgram in which no length is a mask's, where that can be written; otherwise as it is. `zero_means` of
     no rows are zero: those that are sums over weights with the masks among these."""
-    if not zero_means and not any(map(_makes_unknown_length, program.graph.nodes)):
+    if not zero_means and not any(_makes_unknown_length(node) or _is_count(node) for node in program.graph.nodes):
         return program
     walk = _Walk(zero_means)
     try:
@@ -70,6 +72,11 @@ def _makes_unknown_length(node: Node) -> bool:
     leaves = pytree.tree_leaves(node.meta.get("val"))
     return node.target in PICKS | TRUE_PLACES and any(
         isinstance(value, Tensor) and free_unbacked_symbols(value) for value in leaves)
+
+
+def _is_count(node: Node) -> bool:
+    """Whether it is a number that .item() makes of how many elements of a mask are true."""
+    return node.target in ITEMS and counted(node) is not None
 
 
 class _Walk:
@@ -113,6 +120,9 @@ class _Walk:
             return picked if isinstance(picked, OneBefore) else self.lengths.noted(node, picked)
         if called is RATIO and self._is_zero_mean(node):
             return self.writer.call(RATIO, self._plain(arguments[0]), self._at_least_one_of_none(node, arguments[1]))
+        if _is_count(node):
+            mask = self._plain(counted(node))
+            return Count(self.writer.count(mask), mask)
         if all(isinstance(read, Node) for read in reads):
             return self._copy(node)
         if called is operator.getitem and isinstance(reads[0], list):

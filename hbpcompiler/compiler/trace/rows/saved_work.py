@@ -13,15 +13,20 @@ from torch.fx import Graph, Node
 
 from hbpcompiler.compiler.trace.conditions.ways import Asked, Ways, asked_of, asked_of_length
 from hbpcompiler.compiler.trace.fx_graph.functional import with_fewer_outputs
-from hbpcompiler.compiler.trace.refusals.refusals import CONTROL
-from hbpcompiler.compiler.trace.rows.forms import Form, Known, Numbers
+from hbpcompiler.compiler.trace.refusals.refusals import CONTROL, NoLossError
+from hbpcompiler.compiler.trace.rows.forms import ZERO, Form, Known, Numbers
 from hbpcompiler.compiler.trace.rows.without_rows import Forms
 from hbpcompiler.compiler.trace.source.source import is_library
 from hbpcompiler.errors import ModelError, listing
+from hbpcompiler.rules.shared.torch_operations import COPIES
 
+OF_NO_TENSORS = ("non-empty TensorList", "non-empty list of Tensors", "at least one tensor")
+"""What torch says of stack([]) and cat([])."""
+LITERAL = "written as numbers"
 OTHERWISE = "where the mask picks nothing, this is not seen to come to the same as the other way"
 ALL_WAYS = 4
-"""Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, and all but one."""
+"""Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, all but one, and of
+each other number one choice."""
 
 
 def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[Any, bool]],
@@ -34,7 +39,8 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
     if not ways.lines:
         return program, {}
     numbers = Numbers()
-    with_rows = _Traced(program, numbers, len(ways.lines))
+    kept: list[Tensor] = []
+    with_rows = _Traced(program, numbers, len(ways.lines), kept)
     reasons: dict[str, None] = {}
     zero_means: dict[Node, set[Node]] = {}
     lines = list(ways.lines)
@@ -46,11 +52,11 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
         try:
             program_without, returns_alike = traced(other)
         except Exception as error:
-            if _raised_by_user(error):  # as `if len(rows) == 0: raise` does: nothing is computed there
+            if _stops_there(error):
                 continue
             raise
         lines += other.lines[len(lines):]  # what is asked only where others pick nothing
-        found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines)), other.empties)
+        found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines), kept), other.empties)
         for mean, masks in (found or {}).items():
             zero_means.setdefault(mean, set()).update(masks)
         if found is None or not returns_alike:
@@ -66,33 +72,49 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
 def _choices(masks: int) -> set[frozenset[int]]:
     """Of the masks those that pick nothing."""
     every = range(masks)
-    sizes = range(1, masks + 1) if masks <= ALL_WAYS else {1, masks - 1, masks}
-    return {frozenset(some) for size in sizes for some in itertools.combinations(every, size)}
+    if masks <= ALL_WAYS:
+        return {frozenset(some) for size in range(1, masks + 1) for some in itertools.combinations(every, size)}
+    first_ones = {frozenset(range(size)) for size in range(2, masks + 1)}
+    return first_ones | {frozenset(some) for size in (1, masks - 1) for some in itertools.combinations(every, size)}
 
 
-def _raised_by_user(error: BaseException) -> bool:
-    """Whether the user's own code says `raise` or `assert`."""
+def _stops_there(error: BaseException) -> bool:
+    """Whether nothing is computed of such a batch: the user's own code says `raise` or `assert`, as if len(rows) == 0:
+    raise; there is no loss to differentiate, as of a sum that begins as 0.0; or torch takes no empty list."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return not is_library(frame.f_code.co_filename)
+    raised = not is_library(frame.f_code.co_filename)
+    return raised or isinstance(error, NoLossError) or any(words in str(error) for words in OF_NO_TENSORS)
+
+
+def note_literals(program: Any) -> None:
+    """Mark the constants that the code writes as numbers, torch.tensor(0.5): each trace makes them anew, where those
+    that it finds in Python's state are the same in each."""
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.users:
+            node.meta[LITERAL] = all(user.target in COPIES for user in node.users)
 
 
 class _Traced:
     """One trace, as forms."""
 
-    def __init__(self, program: Any, numbers: Numbers, conditions: int) -> None:
+    def __init__(self, program: Any, numbers: Numbers, conditions: int, kept: list[Tensor]) -> None:
+        """`kept`: the constants of all traces, so that no two are at one address."""
         self.graph, self.numbers = program.graph, numbers
-        self.inputs = {name: numbers.of(form) for name, form in _constants(program)}
+        self.inputs = dict(_constants(program, numbers, kept))
         outputs: list[Any] = [*program.graph.output_node().args[0]]
         self.outputs, self.conditions = outputs[: len(outputs) - conditions], outputs[len(outputs) - conditions :]
 
     def comes_to(self, other: _Traced, empties: Sequence[bool]) -> dict[Node, set[Node]] | None:
         """Whether this comes to the other where these masks, which the other asks, pick nothing: the means that have to
         be zero there, or None."""
-        asked = [_asked_of(other.graph, condition)
-                 for condition, empty in zip(other.conditions, empties, strict=True) if empty]
+        answers = [(_asked_of(other.graph, condition), empty)
+                   for condition, empty in zip(other.conditions, empties, strict=True)]
+        asked = [each for each, empty in answers if empty]
         if any(each is not None and Asked(each.mask, not each.inverted) in asked for each in asked):
             return {}  # no mask picks neither the one rows nor the others
         there = Forms(other.graph, self.numbers, other.inputs, Known.of(asked))
+        if any(each is not None and there.says_otherwise(each) for each, empty in answers if not empty):
+            return {}  # nor does a part of nothing pick rows
         own = {found for found in (_asked_of(self.graph, condition) for condition in self.conditions)
                if found is not None}
         here = Forms(self.graph, self.numbers, self.inputs, there.met, zero_means_of=own)
@@ -108,10 +130,17 @@ def _asked_of(graph: Graph, condition: Node) -> Asked | None:
     return asked_of_length(value.node.expr, graph)
 
 
-def _constants(program: Any) -> Iterator[tuple[str, Form]]:
-    """Of tensors that a trace found or made, whose names are those of their order."""
-    signature = program.graph_signature
+def _constants(program: Any, numbers: Numbers, kept: list[Tensor]) -> Iterator[tuple[str, Form]]:
+    """Of tensors that a trace found, each of which is itself, or made, which are what their numbers are; their names
+    are those of their order."""
+    literal = {node.name for node in program.graph.nodes if node.meta.get(LITERAL)}
     tensors: Mapping[str, Any] = program.constants
-    for name, target in signature.inputs_to_lifted_tensor_constants.items():
-        value = tensors[target].detach().cpu().contiguous()
-        yield name, ("constant", str(value.dtype), tuple(value.shape), str(value.tolist()))
+    for name, target in program.graph_signature.inputs_to_lifted_tensor_constants.items():
+        value = tensors[target]
+        kept.append(value)
+        if name in literal and value.is_floating_point() and not value.any():
+            yield name, (ZERO, (tuple(value.shape),), str(value.dtype))
+            continue
+        form = value.detach().cpu().contiguous().tolist() if name in literal else (
+            value.data_ptr(), value.stride(), value.storage_offset())
+        yield name, numbers.of(("constant", str(value.dtype), tuple(value.shape), str(form)))

@@ -32,10 +32,10 @@ from hbpcompiler.rules.shared.torch_operations import (
     KEEPS_NUMBERS,
     KEEPS_ZERO,
     MAY_BE_INFINITE,
+    OF_VIEW,
     ONE_TRUE,
     PICKS,
     PRODUCTS,
-    PUT_BACK,
     PUTS,
     RATIO,
     SCATTERS,
@@ -45,8 +45,6 @@ from hbpcompiler.rules.shared.torch_operations import (
     WHERE,
     ZEROS,
 )
-
-OF_VIEW: dict[Any, Any] = {puts: view for view, puts in PUT_BACK.items()}
 
 
 class Forms:
@@ -76,8 +74,12 @@ class Forms:
                 form = self._with_shape(FALSE, node)
             elif node in known.true or form in known.true:
                 self._true[node] = form
-                form = self._ones(node)
+                form = self._all(ONE, node)
             self.of[node] = form
+
+    def says_otherwise(self, asked: Asked) -> bool:
+        """Whether what is asked for rows has none, by what is known."""
+        return self._is(ONE if asked.inverted else FALSE, asked.mask)
 
     @property
     def met(self) -> Known:
@@ -103,7 +105,7 @@ class Forms:
         if not isinstance(node.meta.get("val"), Tensor):
             return self._itself(node)
         if called in ZEROS:
-            return self._zero(node)
+            return self._all(ZERO, node)
         if called in COPYING - {DETACH} and self._is_like(node, node.args[0]):
             return self._written(node.args[0])
         if called in OF_VIEW and self._puts_back_what_was_there(node, OF_VIEW[called]):
@@ -138,10 +140,10 @@ class Forms:
         """Where a mask, or numbers made of one, are known; None where nothing special follows."""
         first, *others = node.args or [None]
         if called in INVERSES and node.meta["val"].dtype is torch.bool:
-            return self._ones(node) if self._is(FALSE, first) else \
+            return self._all(ONE, node) if self._is(FALSE, first) else \
                 self._with_shape(FALSE, node) if self._is(ONE, first) else None
         if called in KEEPS_NUMBERS and self._is(ONE, first):
-            return self._ones(node)
+            return self._all(ONE, node)
         if called is WHERE and self._is(ONE, first) and self._is_like(node, others[0]):
             return None if others[1] in self._infinite else self._written(others[0])
         for one, other in ((first, others[0]), (others[0], first)) if others else ():
@@ -149,7 +151,7 @@ class Forms:
             if unit is not None and self._is(unit, one) and self._is_like(node, other):
                 return self._written(other)
             if called in ONE_TRUE and self._is(ONE, one):
-                return self._ones(node)
+                return self._all(ONE, node)
         return None
 
     def _of_nothing(self, node: Node, called: Any) -> Form | None:
@@ -163,19 +165,20 @@ class Forms:
             return self._written(first)
         if called in SCATTERS and self._is(EMPTY, others[1]):
             return self._written(first)
-        if self._is(EMPTY, first) and self._adds_up_to_zero(node):
-            return self._zero(node)
+        if self._is(EMPTY, first) and (reduction_of(node) == SUMMED or (
+                reduction_of(node) == MEAN and self._becomes_zero(node, self._is_of_the_mask(first)))):
+            return self._all(ZERO, node)
         if called in SUMS and (parts := self._side_by_side(node)) is not None:
             return parts
         if called in BOTH_TRUE and any(self._is(FALSE, item) for item in node.args):
             return self._with_shape(FALSE, node)
         if called in KEEPS_ZERO and self._is_zero(first):
             is_mask = self._is(FALSE, first) and node.meta["val"].dtype is torch.bool
-            return self._with_shape(FALSE, node) if is_mask else self._zero(node)
+            return self._with_shape(FALSE, node) if is_mask else self._all(ZERO, node)
         if called in PRODUCTS and any(map(self._is_zero, node.args)) and node not in self._infinite:
-            return self._zero(node)
+            return self._all(ZERO, node)
         if called is RATIO and self._is_zero(first) and self._divides(node, others[0]):
-            return self._zero(node)
+            return self._all(ZERO, node)
         return None
 
     def _is_chosen_by_nothing(self, node: Node) -> bool:
@@ -186,10 +189,8 @@ class Forms:
 
     def _puts_back_what_was_there(self, node: Node, view: Any) -> bool:
         """x with its part put into its place is x."""
-        base, part, *rest = node.args
-        named = tuple((name, self._written(value)) for name, value in sorted(node.kwargs.items()))
-        there = str(view), (tuple(map(self._written, (base, *rest))), named)
-        return self._written(part) == self._numbers.of(there)
+        (base, part, *rest), named = self._given(node)
+        return bool(part == self._numbers.of((str(view), ((base, *rest), named))))
 
     def _side_by_side(self, node: Node) -> Form | None:
         """The sum of all numbers laid side by side, without those that are zero: one is that number itself."""
@@ -201,7 +202,7 @@ class Forms:
         left = [part for part in parts if not self._is_zero(part)]
         if len(left) == 1 and self._is_like(node, left[0]):
             return self._written(left[0])
-        return self._numbers.of(("sum of", tuple(map(self._written, left)))) if left else self._zero(node)
+        return self._numbers.of(("sum of", tuple(map(self._written, left)))) if left else self._all(ZERO, node)
 
     def _divides(self, node: Node, divisor: Any) -> bool:
         """Whether zero over this is zero: it is a number, or is at least one; or how many rows there are, or the sum of
@@ -210,15 +211,24 @@ class Forms:
             mask = counted(divisor)
             if (mask is not None and self._is_known(mask)) or self._is_of_the_mask(divisor):
                 return self._becomes_zero(node, True)
-            mask = next(filter(self._is_known, factors_of_sum(divisor)), None)
+            mask = next(filter(None, map(self._mask_of, factors_of_sum(divisor))), None)
             return self._becomes_zero(node, mask is not None, mask)
         if isinstance(divisor, Node) and isinstance(divisor.meta.get("val"), Tensor):
             least = divisor.args[1] if divisor.target is AT_LEAST and len(divisor.args) > 1 else None
             return isinstance(least, int | float) and least > 0
         return divisor not in self._infinite
 
+    def _mask_of(self, factor: Node) -> Node | None:
+        """The known mask that a factor is, or whose rows it is of."""
+        if self._is_of_the_mask(factor):
+            (mask,) = {self._lengths.makers[symbol] for symbol in free_unbacked_symbols(factor.meta["val"])}
+            return mask
+        return factor if self._is_known(factor) else None
+
     def _is_known(self, mask: Node) -> bool:
         """Whether it is all false by itself, or is one of those asked for rows and all false then."""
+        if mask.target in ONE_TRUE:
+            return all(isinstance(part, Node) and self._is_known(part) for part in mask.args)
         asked = itself(mask)
         known, kind = (self._true, ONE) if asked.inverted else (self._false, FALSE)
         return asked.mask in known or (asked in (self._zeroes or ()) and self._is(kind, asked.mask))
@@ -228,11 +238,6 @@ class Forms:
         if may and self._zeroes is not None:
             self.zero_means[node] = set() if mask is None else {mask}
         return may and self._zeroes is not None
-
-    def _adds_up_to_zero(self, node: Node) -> bool:
-        reduction = reduction_of(node)
-        return reduction == SUMMED or (
-            reduction == MEAN and self._becomes_zero(node, self._is_of_the_mask(node.args[0])))
 
     def _is_of_the_mask(self, rows: Any) -> bool:
         """Whether they, or their number, are what a mask picks that is known to be all false itself."""
@@ -248,11 +253,8 @@ class Forms:
         item = self._written(item)
         return (isinstance(item, int) and item == 0) or item == ("float", "0.0")
 
-    def _zero(self, node: Node) -> Form:
-        return *self._with_shape(ZERO, node), str(node.meta["val"].dtype)
-
-    def _ones(self, node: Node) -> Form:
-        return *self._with_shape(ONE, node), str(node.meta["val"].dtype)
+    def _all(self, kind: str, node: Node) -> Form:
+        return *self._with_shape(kind, node), str(node.meta["val"].dtype)
 
     def _with_shape(self, kind: str, node: Node) -> Form:
         leaves = pytree.tree_leaves(node.meta["val"])

@@ -121,3 +121,25 @@ def test_what_is_refused():
     once = hbp.compile(Between(FUNCTIONS["inverse"]).double(), quantities=["grad"],
                        limits=hbp.Limits(derived_columns=3))
     assert once(X, Y).grad.keys()
+
+
+class Laid(nn.Module):
+    """Features of images over the places of a mask, one after the other: a sample's place says which it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.image, self.head = nn.Linear(4, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x, features, mask):
+        laid = self.text(x).tanh().masked_scatter(mask[..., None], self.image(features).tanh())
+        return self.head(laid).mean(1)
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(4, 3), torch.ones(4, 3), torch.tensor([[1.0] * 3] * 2 + [[0.0] * 3] * 2)])
+def test_samples_that_meet_by_what_a_mask_says(mask):
+    """Whatever that of the first batch says."""
+    x, features = torch.randn(4, 3, 4).double(), torch.randn(4, 3, 6).double()
+    for verify in (True, False):
+        compiled = hbp.compile(Laid().double(), quantities=["batch_grad"], verify=verify)
+        with pytest.raises(hbp.CompileError, match="how many elements the masks of those before it take"):
+            compiled(x, features, mask > 0, torch.tensor([0, 1, 2, 0]))

@@ -216,3 +216,61 @@ def test_a_tensor_of_inference_mode_that_torch_cannot_differentiate():
         nn.functional.cross_entropy(model(X), y)
     with pytest.raises(hbp.HbpError, match=r"[Ii]nference"):
         hbp.compile(model, quantities=["grad"])(X, y)
+
+
+class Weighed(nn.Module):
+    """A block without gradients that makes no difference where the weights are zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x, weight):
+        h = self.first(x).tanh()
+        with torch.no_grad():
+            target = self.last(h).softmax(-1)
+        return self.last(h) + weight[:, None] * target
+
+
+def without_switch(function):
+    def run():
+        torch.set_grad_enabled(False)
+        try:
+            return function()
+        finally:
+            torch.set_grad_enabled(True)
+
+    return run
+
+
+SURROUNDINGS = {"no_grad": torch.no_grad(), "inference_mode": torch.inference_mode(),
+                "set_grad_enabled": without_switch}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize("verify", [True, False])
+def test_gradients_that_are_off_around_the_first_call(name, verify):
+    """A trace sees what turns them off in the model all the same."""
+    torch.manual_seed(0)
+    model = Weighed().double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    compiled = hbp.compile(model, quantities=["grad", "diag_ggn"], verify=verify)
+    around = SURROUNDINGS[name]
+    for weight in (torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)):
+        result = around(lambda weight=weight: compiled(X, weight, y))()
+        for quantity in ("grad", "diag_ggn"):
+            for each, expected in reference(model, nn.CrossEntropyLoss(), [X, weight], y, quantity).items():
+                torch.testing.assert_close(result[quantity][each], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", [hbp.optim.KFAC, hbp.optim.Diagonal, hbp.optim.BlockNewton, hbp.optim.Newton])
+def test_optimizers_whose_steps_turn_them_off(optimizer):
+    torch.manual_seed(0)
+    model = Weighed().double()
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    steps = optimizer(model, nn.CrossEntropyLoss())
+    for weight in (torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)):
+        right = reference(model, nn.CrossEntropyLoss(), [X, weight], y, "grad")
+        steps.step(X, weight, y)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, right[name], rtol=1e-9, atol=1e-12)

@@ -227,3 +227,139 @@ def test_losses_that_choose(loss):
     model, x = nn.Linear(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
     with pytest.raises(hbp.CompileError, match=REFUSED):
         hbp.compile(model, loss, ["grad"], verify=False)(x, torch.tensor([1, 0, 2, 1]))
+
+
+class Constants(nn.Module):
+    """Equal numbers, until they are set."""
+
+    def __init__(self):
+        super().__init__()
+        self.rare, self.usual = torch.ones(3).double(), torch.ones(3).double()
+
+    def forward(self, o, y):
+        if (y > 0).any():
+            return F.cross_entropy(o, y, self.rare, reduction="sum") + o[y > 0].square().sum()
+        return F.cross_entropy(o, y, self.usual, reduction="sum")
+
+
+def test_constants_are_not_one_by_their_numbers():
+    model, x = nn.Linear(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
+    with pytest.raises(hbp.CompileError, match=REFUSED):
+        hbp.compile(model, Constants(), ["grad"])(x, torch.tensor([1, 0, 2, 1]))
+
+
+def from_zero(o, y):
+    loss = 0.0
+    for k in range(3):
+        if (y == k).any():
+            loss = loss + F.cross_entropy(o[y == k], y[y == k])
+    return loss
+
+
+def list_of_some(o, y):
+    return torch.stack([F.cross_entropy(o[y == k], y[y == k]) for k in range(3) if (y == k).any()]).sum()
+
+
+def at_each_place(o, y):
+    each = -o.log_softmax(1)[torch.arange(len(y)), y]
+    return each.sum() + each[y > 1].square().sum() if (y > 1).any() else each.sum()
+
+
+def beside_zeros(o, y):
+    loss = F.mse_loss(o, torch.zeros_like(o)) + F.mse_loss(o, o.new_ones(len(o), 1).expand(-1, 3) * torch.tensor(0.5))
+    return loss + o[y > 1].square().sum() if (y > 1).any() else loss
+
+
+@pytest.mark.parametrize("loss", [from_zero, list_of_some, at_each_place, beside_zeros])
+def test_losses_that_begin_at_nothing_and_sizes_beside(loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    for y in (torch.tensor([1, 0, 2, 1]), torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([0, 0, 0])):
+        x = torch.randn(len(y), 3, dtype=torch.float64)
+        agree(compiled(x, y), model, loss, [x], y)
+
+
+def of_few_classes(o, y):
+    total, present = o.square().mean(), 0
+    for k in range(5):
+        if (y == k).any():
+            total, present = total + F.cross_entropy(o[y == k], y[y == k]), present + 1
+    if present < 2:
+        raise ValueError("a batch needs two classes")
+    return total + o.abs().mean() if present <= 3 else total
+
+
+def test_each_number_of_many_masks_is_tried():
+    model, x = nn.Linear(3, 5).double(), torch.randn(6, 3, dtype=torch.float64)
+    with pytest.raises(hbp.CompileError, match=REFUSED):
+        hbp.compile(model, of_few_classes, ["grad"])(x, torch.tensor([0, 1, 2, 3, 4, 0]))
+
+
+def over_picked_weights(o, y):
+    total, m, w = F.cross_entropy(o, y), y > 1, WEIGHTS[y]
+    if m.any():
+        total = total + (F.cross_entropy(o[m], y[m], reduction="none") * w[m]).sum() / w[m].sum()
+    return total
+
+
+def zero_tensor(o, y):
+    m = y > 1
+    return F.cross_entropy(o, y) + (F.cross_entropy(o[m], y[m]) if m.any() else torch.tensor(0.0))
+
+
+def over_a_number(o, y):
+    number = (y > 1).sum().item()
+    if number > 0:
+        return F.cross_entropy(o, y) + F.cross_entropy(o[y > 1], y[y > 1], reduction="sum") / number
+    return F.cross_entropy(o, y)
+
+
+def of_either(o, y):
+    one, other = y == 1, y == 2
+    return F.cross_entropy(o, y) + (o[one | other].square().mean() if one.any() or other.any() else 0.0)
+
+
+def one_within_another(o, y):
+    total, m = F.cross_entropy(o, y), y > 0
+    if m.any():
+        total = total + o[m].square().mean()
+    if (m & (y > 1)).any():
+        total = total + o[m & (y > 1)].exp().mean()
+    return total
+
+
+def side_by_side(o, y):
+    parts, m = [], y > 0
+    if m.any():
+        parts.append(o[m].square().sum())
+    if (~m).any():
+        parts.append(o[~m].exp().sum())
+    return torch.stack(parts).sum()
+
+
+@few(3, "further cases of one kind")
+@pytest.mark.parametrize("loss", [over_picked_weights, zero_tensor, over_a_number, of_either, one_within_another,
+                                  side_by_side])
+def test_losses_as_people_write_them(loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    for y in (torch.tensor([1, 0, 2, 1]), torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([0, 0, 0])):
+        x = torch.randn(len(y), 3, dtype=torch.float64)
+        result = compiled(x, y)
+        agree(result, model, loss, [x], y)
+        assert result.loss.isfinite()
+
+
+def test_a_number_that_item_makes_of_a_count():
+    """Without a condition, it is the count."""
+    def loss(o, y):
+        return F.cross_entropy(o, y, reduction="sum") / (y > 0).sum().item()
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3).double()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    for y in (torch.tensor([1, 0, 2, 1]), torch.tensor([0, 1])):
+        x = torch.randn(len(y), 3, dtype=torch.float64)
+        agree(compiled(x, y), model, loss, [x], y)

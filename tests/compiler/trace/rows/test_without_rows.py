@@ -40,15 +40,16 @@ SAME = {
     "added": (lambda x, m: x.index_add(0, m.nonzero()[:, 0], x[m].exp()), lambda x, m: x),
     "where": (lambda x, m: torch.where(m[:, None], x.exp(), x), lambda x, m: x),
     "a sum": (lambda x, m: x.sum() + x[m].square().sum(), lambda x, m: x.sum()),
+    "a mean": (lambda x, m: x.sum() + (x[m] + 1).sum() / x[m].exp().sum(), lambda x, m: x.sum()),
     "a product": (lambda x, m: x + m[:, None] * x.exp(), lambda x, m: x),
     "filled": (lambda x, m: x.masked_fill(m[:, None], 3.0), lambda x, m: x),
     "written anew": (lambda x, m: x.sin() + x.sin(), lambda x, m: x.sin() + x.sin()),
     "of both": (lambda x, m: torch.where((m & (x[:, 0] > 0))[:, None], x.exp(), x), lambda x, m: x),
 }
 OTHERS = {
+    "a mean over others": (lambda x, m: x.sum() + (x[m] + 1).sum() / x.exp().sum().clamp(max=0), lambda x, m: x.sum()),
     "another value": (lambda x, m: torch.where(m[:, None], x.exp(), x.tanh()), lambda x, m: x),
     "beside": (lambda x, m: x.index_put((m,), x[m] * 2) + 1, lambda x, m: x),
-    "a mean": (lambda x, m: x.sum() + (x[m] + 1).sum() / x[m].exp().sum(), lambda x, m: x.sum()),
     "either": (lambda x, m: torch.where((m | (x[:, 0] > 0))[:, None], x.exp(), x), lambda x, m: x),
     "another type": (lambda x, m: x + m.double()[:, None] * x.double(), lambda x, m: x),
     "the others": (lambda x, m: torch.where(~m[:, None], x.exp(), x), lambda x, m: x),

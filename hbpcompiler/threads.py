@@ -18,6 +18,10 @@ LONGEST = 600.0
 """Seconds that a thread waits; then it goes on, rather than stand still for ever."""
 TRIES = 3
 
+TRACING = threading.RLock()
+"""The one lock of the compiler, held while a model is traced or its state is read anew: torch.export is not made for
+several threads, and meanwhile puts stand-ins in the place of the model's parameters. Calls whose guards pass do not
+take it. Who takes both takes it before `alone`."""
 _ENDED = threading.Condition()
 _holders: dict[int, Counter[int]] = {}
 """By id of a module: the threads that hold it, and how often."""
@@ -48,10 +52,10 @@ def alone(*models: nn.Module) -> Iterator[None]:
 
 
 def undisturbed(model: nn.Module, read: Callable[[], Found]) -> Found:
-    """What `read` finds of the model's parameters while no other thread is changing them."""
+    """What `read` finds of a model while no other thread is changing it."""
     for _ in range(TRIES):
         before = _begun
-        if not _holders:
+        if not _holders or threading.get_ident() in _holders.get(id(model), ()):
             try:
                 found = read()
             except Exception:
@@ -60,9 +64,7 @@ def undisturbed(model: nn.Module, read: Callable[[], Found]) -> Found:
             else:
                 if before == _begun:
                     return found
-    with _ENDED:  # no pass begins meanwhile
-        held = {id(module) for module in model.modules()} if _holders else set()
-        _ENDED.wait_for(lambda: not _elsewhere(held, threading.get_ident()), LONGEST)
+    with TRACING, alone(model):
         return read()
 
 

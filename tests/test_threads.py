@@ -1,0 +1,95 @@
+"""Passes of one model in several threads: one at a time, and nobody of this library reads it meanwhile."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.threads import alone, trainable_of, undisturbed
+
+
+@contextmanager
+def background(function):
+    """It runs in another thread meanwhile, and what it raised is raised."""
+    stop, failures = threading.Event(), []
+
+    def run():
+        try:
+            while not stop.is_set():
+                function()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_one_at_a_time():
+    model, inside = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), []
+
+    def enter(own):
+        with alone(own):
+            inside.append(1)
+            assert sum(inside) == 1
+            inside.append(-1)
+
+    with background(lambda: enter(model[0])):
+        for _ in range(200):
+            enter(model)
+            with alone(model), alone(model[1]):  # again in the same thread
+                assert undisturbed(model, lambda: 7) == 7
+
+
+def test_nobody_reads_meanwhile():
+    model = nn.Linear(2, 2)
+
+    def change():
+        with alone(model):
+            for value in (False, True):
+                for parameter in model.parameters():
+                    parameter.requires_grad = value
+
+    with background(change):
+        for _ in range(200):
+            assert list(trainable_of(model)) == ["weight", "bias"]
+
+
+def test_what_reading_raises_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        undisturbed(nn.Linear(2, 2), lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "fisher_empirical", "hessian"])
+def test_a_program_beside_an_operators_products(kind):
+    """A ready program, a new one, and an optimizer's step."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)).double(), nn.CrossEntropyLoss()
+    X, y = torch.randn(7, 4).double(), torch.randint(3, (7,))
+    compiled = hbp.compile(model, loss, quantities=["grad"])
+    right = compiled(X, y).grad
+    operator = hbp.operator(model, loss, (X, y), kind=kind, parameters=["2.*"])
+    vector = torch.randn(operator.shape[0]).double()
+    with background(lambda: operator @ vector):
+        for _ in range(20):
+            found = compiled(X, y).grad
+            assert found.keys() == right.keys()
+            torch.testing.assert_close(found["0.weight"], right["0.weight"])
+        assert hbp.compile(model, loss, quantities=["grad"])(X, y).grad.keys() == right.keys()
+        optimizer = hbp.optim.KFAC(model, loss, lr=0.1)
+        before = model[0].weight.clone()
+        for _ in range(3):
+            optimizer.step(X, y)
+            assert not torch.equal(model[0].weight, before), "a step is kept"
+            before = model[0].weight.clone()
+    assert all(parameter.requires_grad for parameter in model.parameters())
