@@ -57,6 +57,8 @@ TRUE_PLACES = frozenset({aten.nonzero.default, aten.argwhere.default, aten.nonze
 PUTS: dict[Any, bool] = {aten.index_put.default: False, aten.masked_scatter.default: False,
                          aten.index_copy.default: False, aten.index_add.default: True}
 """(values, mask or places, rows) -> the values with these rows in place -> whether they are added."""
+BROADCASTS = frozenset({aten.index_put.default})
+"""Those that put one number in the place of several."""
 SUMS: dict[Any, bool] = {aten.sum.default: False, aten.sum.dim_IntList: False, aten.mean.default: True,
                          aten.mean.dim: True}
 """Sum -> whether it is a mean."""

@@ -29,7 +29,8 @@ def refuse_unreached(graph: Graph, registry: Registry) -> None:
         raise ModelError(listing("No trainable parameter influences the loss. The way from the parameters ends here:",
                                  broken, "Let the loss take values that are differentiable in the parameters."))
     raise ModelError("No trainable parameter influences the loss: it is computed without anything that depends on "
-                     "them. Let the loss use the model's output, and the output the parameters.")
+                     "them. Let the loss use the model's output, and the output the parameters, read as attributes of "
+                     "their modules: out of a closure they are constants.")
 
 
 def _all_flat(graph: Graph, registry: Registry, trained: set[str]) -> bool:

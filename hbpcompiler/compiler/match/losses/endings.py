@@ -280,4 +280,6 @@ def refuse_endings(graph: Graph) -> None:
             [f"{operation.target} in {operation.source}: it reads parameter '{value.key}' alone, without any sample"
              for operation, value in found],
             "A penalty has no share for each sample. Leave it out of the loss and add its derivatives to the result: "
-            "for c * w.square().sum() that is 2 * c * w to grad and 2 * c to the diagonals of the curvature."))
+            "for c * w.square().sum() that is 2 * c * w to grad and 2 * c to the diagonals of the curvature. "
+            "Parameters that weigh losses, as s in exp(-s) * l.mean() + s, may be returned for each sample, "
+            "s.expand(len(x), -1), and weigh l_n: (exp(-s) * l + s).mean()."))

@@ -33,10 +33,11 @@ from hbpcompiler.compiler.trace.rows.places import Count, InOrder, Places, of_nu
 from hbpcompiler.compiler.trace.rows.row_by_row import RowByRow
 from hbpcompiler.compiler.trace.rows.row_lengths import Lengths
 from hbpcompiler.compiler.trace.rows.rows import NotWholeError, OneBefore, Rows, Writer, are_alike, is_real, shape_of
-from hbpcompiler.compiler.trace.rows.wide_masks import as_rows, in_places_of, widened
+from hbpcompiler.compiler.trace.rows.wide_masks import as_long_as, as_rows, in_places_of, widened
 from hbpcompiler.rules.shared.torch_operations import (
     ANY_TRUE,
     AT_LEAST,
+    BROADCASTS,
     FLATTENS,
     IN_ORDER,
     ITEMS,
@@ -261,4 +262,6 @@ class _Walk:
         if not isinstance(rows, Rows) or given.get("dim", 0) != 0 or given.get("alpha", 1) != 1:
             raise NotWholeError
         adds = PUTS[called] or bool(given.get("accumulate"))
+        if called in BROADCASTS:
+            rows = as_long_as(rows, shape_of(base)[len(axes):], self.writer)
         return self.writer.put_back(base, *in_places_of(mask, axes, rows, base, self.writer), adds)

@@ -4,6 +4,8 @@ whole rows of x, element by element."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch.fx import Node
 
@@ -55,3 +57,11 @@ def in_places_of(mask: Node, axes: Sequence[int], rows: Rows, base: Node, writer
     if narrow_of_rows is None or rows.beside or numbers[narrow] != numbers[narrow_of_rows]:
         raise NotWholeError
     return rows, axes
+
+
+def as_long_as(rows: Rows, beside: Sequence[Any], writer: Writer) -> Rows:
+    """The rows with axes of length one as long as these, as torch broadcasts what is put."""
+    ones = [own == 1 and length != 1 for own, length in zip(rows.beside, beside, strict=False)]
+    if len(rows.beside) != len(beside) or not any(ones) or not all(isinstance(length, int) for length in beside):
+        return rows
+    return replace(rows, whole=writer.call(EXPAND, rows.whole, [*[-1] * rows.lead, *beside]), given=None)

@@ -87,7 +87,6 @@ class Forms:
         return Known({*self._false.values()}, {*self._true.values()})
 
     def outputs(self, nodes: Collection[Any]) -> list[Form]:
-        """Of what a graph puts out."""
         return [self._written(node) for node in nodes]
 
     def _form(self, node: Node) -> Form:

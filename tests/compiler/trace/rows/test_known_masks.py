@@ -363,3 +363,24 @@ def test_a_number_that_item_makes_of_a_count():
     for y in (torch.tensor([1, 0, 2, 1]), torch.tensor([0, 1])):
         x = torch.randn(len(y), 3, dtype=torch.float64)
         agree(compiled(x, y), model, loss, [x], y)
+
+
+def one_number_for_a_row(self, h, m):
+    out = h.clone()
+    out[m] = self.second(h[m])[:, :1]
+    return out
+
+
+def added_to_a_row(self, h, m):
+    return h.index_put((m,), self.second(h[m])[:, 1:2].exp(), accumulate=True)
+
+
+@pytest.mark.parametrize("body", [one_number_for_a_row, added_to_a_row])
+def test_what_is_put_is_broadcast(body):
+    torch.manual_seed(0)
+    model = Model(body).double()
+    compiled = hbp.compile(model, quantities=["grad", "batch_grad", "diag_ggn", "diag_h"])
+    for signs in ([1, -1, 1, -1, -1], [-1, -1, -1], [1]):
+        x, y = torch.randn(len(signs), 3, dtype=torch.float64), torch.randint(3, (len(signs),))
+        x[:, 0] = x[:, 0].abs() * torch.tensor(signs)
+        agree(compiled(x, y), model, nn.CrossEntropyLoss(), [x], y)
