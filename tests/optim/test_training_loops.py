@@ -230,3 +230,19 @@ def test_a_state_of_another_dtype_and_a_model_that_is_cast(make, before):
     for name, value in values(model).items():
         close(values(other)[name].double(), value.double(), name, 1e-4)
         close(values(cast)[name].double(), value.double(), name, 1e-4)
+
+
+@pytest.mark.parametrize("damping", [0.1, "bootstrap"])
+def test_newton_leaves_out_a_batch_whose_values_overflow(damping):
+    """The first time too, where nothing has been asked of the gradient alone before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e18)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = hbp.optim.Newton(model, nn.CrossEntropyLoss(), damping=damping)
+    with pytest.warns(hbp.NotFiniteWarning):
+        optimizer.step(torch.randn(6, 4), torch.randint(3, (6,)))
+    assert optimizer.skipped == 1
+    assert all(map(torch.equal, before, model.parameters()))
