@@ -37,7 +37,7 @@ class Divisors(NamedTuple):
     """What the parts of a loss are divided by in one batch."""
 
     of: Mapping[str, float]
-    """By the name of each reduction, 1 / |c_i|, where L = sum_i c_i L_i."""
+    """By the name of each reduction, 1 / c_i, where L = sum_i c_i L_i."""
     add_up: bool
     """Whether that of each sum is twice as much of the batch laid twice, and that of each mean the same: those of
     batches then add up to that of all, as max(sum of a mask, 1) does not."""
@@ -64,7 +64,7 @@ def _divisors(matched: Matched, batch: Batch, times: int) -> dict[str, float]:
     again = _Again(matched, laid, batch.samples * times)
     one = torch.ones((), dtype=torch.float64, device="cpu")  # a zero-dimensional tensor meets those of any device
     found = slopes(matched.graph, matched.rules, again.bound, one)
-    return {name: math.inf if float(slope) == 0 else 1 / abs(float(slope)) for name, slope in found.items()}
+    return {name: math.inf if float(slope) == 0 else 1 / float(slope) for name, slope in found.items()}
 
 
 def written_out(matched: Matched, value: Value) -> str:

@@ -109,6 +109,8 @@ class Weigher:
         if divisors and not divisors.add_up and not counted:
             return None  # max(sum of a mask, 1) of a mask that picks none
         for part in self._parts:
+            if divisors and counted:
+                part.check(divisors)
             try:
                 known.append(part.of(batch, divisors))
             except InputError:
@@ -138,6 +140,7 @@ class _Part:
         assert isinstance(rule, LossRule)
         multiple = sympy.sympify(matched.ending.multiples[operation.name])
         self.place = f"{operation.target} in {operation.source}"
+        self._has_sign = bool(multiple.is_positive or multiple.is_negative)
         self.divided = not multiple.is_number
         """Whether it is multiplied by a number that depends on the batch."""
         self.key = _key(matched, operation, multiple)
@@ -159,7 +162,15 @@ class _Part:
             return self._undivided(batch)
         if divisors is None:
             raise InputError(f"{self.place} is divided by a number that depends on the batch; {COUNT}")
-        return divisors.of[self._name] * (1.0 if self._summed else self._undivided(batch))
+        self.check(divisors)
+        return abs(divisors.of[self._name]) * (1.0 if self._summed else self._undivided(batch))
+
+    def check(self, divisors: Divisors) -> None:
+        """InputError for a divisor that serves no total: weights that cancel are no sum of weights. Only one of what is
+        never negative may be zero."""
+        if self.divided and not self._has_sign and not divisors.of[self._name] > 0:
+            raise InputError(f"{self.place} is divided by {divisors.of[self._name]:g} in this batch, and a total needs "
+                             "divisors above zero (or of what is never negative, as a mask or weights.abs() is)")
 
     def _undivided(self, batch: Batch) -> float:
         if self._summed or self._terms is None:

@@ -139,6 +139,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if strangers := [name for name in closed if name not in gradient]:
             raise InputError(f"the closure gives {', '.join(strangers)} a gradient, but the loss of this batch "
                              "does not reach them, so that they have no curvature: leave them to another optimizer")
+        if not closed:
+            raise InputError("the closure has left no gradient in p.grad: it must call loss.backward()")
         self._together.check_alike(closed)
         return closed if all_finite(closed.values()) else None
 

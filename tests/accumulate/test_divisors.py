@@ -144,3 +144,18 @@ def test_a_count_of_parts_of_which_one_is_not_known_is_refused(loss):
 def test_two_parts_over_the_same_unknown_terms_are_one():
     found, right = total_and_right(two_with_class_weights, count=lambda batch: WEIGHTS[batch[1].clamp(min=0)].sum())
     torch.testing.assert_close(found, right)
+
+
+def over_signed_weights(o, y):
+    weight = y - 0.5
+    return (squares(o) * weight).sum() / weight.sum()
+
+
+def test_weights_that_may_cancel():
+    """Where the divisors of all batches are above zero they add up; of one that is not, nothing does."""
+    found, right = total_and_right(over_signed_weights, torch.tensor([1, 2, 0, 2, 1, 1, 0, 1, 2, 0, 2, 1]))
+    torch.testing.assert_close(found[:2], right[:2])
+    negative = torch.tensor([0, 0, 0, 2, 1, 1, 0, 1, 2, 0, 2, 1])
+    for options in ({}, {"count": lambda batch: len(batch[1])}):
+        with pytest.raises(hbp.InputError, match=r"batch 0 .* is divided by -1\.5 in this batch, .* above zero"):
+            total_and_right(over_signed_weights, negative, **options)

@@ -103,7 +103,8 @@ class _Whole(nn.Module):
         self.returned(structure)
         loss = self.loss(output, target)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise NoLossError(f"the loss must return one number (a tensor without axes), but returned {_no_loss(loss)}")
+            raise NoLossError("the loss must return one number (a tensor without axes), but returned "
+                              f"{_no_loss(loss)}", loss)
         if loss.is_complex():
             raise ModelError(f"the loss must return a real number, but returned one of {loss.dtype}; end it in .abs(), "
                              ".real, or what else is meant")

@@ -45,7 +45,12 @@ DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; w
 
 
 class NoLossError(ModelError):
-    """The loss is not a number that depends on anything."""
+    """The loss is no tensor of one number."""
+
+    def __init__(self, text: str, returned: object) -> None:
+        super().__init__(text)
+        self.number = returned if isinstance(returned, int | float) else None
+        """Python's, if it is one."""
 
 
 class CannotFollowError(Exception):

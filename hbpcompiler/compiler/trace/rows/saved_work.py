@@ -54,13 +54,18 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
         except Exception as error:
             if _stops_there(error):
                 continue
-            raise
+            if not isinstance(error, NoLossError):
+                raise
+            all_of_them = empty == frozenset(range(len(ways.lines)))
+            if error.number or not all_of_them or not with_rows.is_zero_of_nothing():
+                reasons |= _reason(lines, empty)
+            continue
         lines += other.lines[len(lines):]  # what is asked only where others pick nothing
         found = with_rows.comes_to(_Traced(program_without, numbers, len(other.lines), kept), other.empties)
         for mean, masks in (found or {}).items():
             zero_means.setdefault(mean, set()).update(masks)
         if found is None or not returns_alike:
-            reasons |= {f"{lines[number].removesuffix(':')}: {OTHERWISE}": None for number in sorted(empty)[:1]}
+            reasons |= _reason(lines, empty)
     if reasons:
         raise ModelError(listing(
             f"the model cannot be traced: {CONTROL}. A branch that only saves work where a mask picks nothing is "
@@ -78,12 +83,16 @@ def _choices(masks: int) -> set[frozenset[int]]:
     return first_ones | {frozenset(some) for size in (1, masks - 1) for some in itertools.combinations(every, size)}
 
 
+def _reason(lines: Sequence[str], empty: frozenset[int]) -> dict[str, None]:
+    return {f"{lines[min(empty)].removesuffix(':')}: {OTHERWISE}": None}
+
+
 def _stops_there(error: BaseException) -> bool:
     """Whether nothing is computed of such a batch: the user's own code says `raise` or `assert`, as if len(rows) == 0:
-    raise; there is no loss to differentiate, as of a sum that begins as 0.0; or torch takes no empty list."""
+    raise; or torch takes no empty list."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised = not is_library(frame.f_code.co_filename)
-    return raised or isinstance(error, NoLossError) or any(words in str(error) for words in OF_NO_TENSORS)
+    return raised or any(words in str(error) for words in OF_NO_TENSORS)
 
 
 def note_literals(program: Any) -> None:
@@ -102,7 +111,16 @@ class _Traced:
         self.graph, self.numbers = program.graph, numbers
         self.inputs = dict(_constants(program, numbers, kept))
         outputs: list[Any] = [*program.graph.output_node().args[0]]
+        self.loss = next(node for node in outputs if node.name == program.graph_signature.user_outputs[0])
         self.outputs, self.conditions = outputs[: len(outputs) - conditions], outputs[len(outputs) - conditions :]
+
+    def is_zero_of_nothing(self) -> bool:
+        """Whether the loss is zero where all that was asked picks nothing, as where a sum of losses begins as 0.0."""
+        asked = [_asked_of(self.graph, condition) for condition in self.conditions]
+        if _contradicts(asked):
+            return True
+        met, own = Forms(self.graph, self.numbers, self.inputs, Known.of(asked)).met, {*filter(None, asked)}
+        return Forms(self.graph, self.numbers, self.inputs, met, zero_means_of=own).is_zero(self.loss)
 
     def comes_to(self, other: _Traced, empties: Sequence[bool]) -> dict[Node, set[Node]] | None:
         """Whether this comes to the other where these masks, which the other asks, pick nothing: the means that have to
@@ -110,8 +128,8 @@ class _Traced:
         answers = [(_asked_of(other.graph, condition), empty)
                    for condition, empty in zip(other.conditions, empties, strict=True)]
         asked = [each for each, empty in answers if empty]
-        if any(each is not None and Asked(each.mask, not each.inverted) in asked for each in asked):
-            return {}  # no mask picks neither the one rows nor the others
+        if _contradicts(asked):
+            return {}
         there = Forms(other.graph, self.numbers, other.inputs, Known.of(asked))
         if any(each is not None and there.says_otherwise(each) for each, empty in answers if not empty):
             return {}  # nor does a part of nothing pick rows
@@ -119,6 +137,11 @@ class _Traced:
                if found is not None}
         here = Forms(self.graph, self.numbers, self.inputs, there.met, zero_means_of=own)
         return here.zero_means if here.outputs(self.outputs) == there.outputs(other.outputs) else None
+
+
+def _contradicts(asked: Sequence[Asked | None]) -> bool:
+    """No mask picks neither the one rows nor the others."""
+    return any(each is not None and Asked(each.mask, not each.inverted) in asked for each in asked)
 
 
 def _asked_of(graph: Graph, condition: Node) -> Asked | None:

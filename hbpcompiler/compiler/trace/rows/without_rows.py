@@ -99,7 +99,7 @@ class Forms:
         if self._is_empty(node):
             return self._with_shape(EMPTY, node)
         if any(read in self._infinite for read in node.all_input_nodes) or (
-                called in MAY_BE_INFINITE and any(map(self._is_zero, node.args))):
+                called in MAY_BE_INFINITE and any(map(self.is_zero, node.args))):
             self._infinite.add(node)
         if not isinstance(node.meta.get("val"), Tensor):
             return self._itself(node)
@@ -129,9 +129,9 @@ class Forms:
     def _of_sum(self, node: Node, called: Any) -> Form:
         """x + 0, x - 0 and 0 + x are x."""
         left, right = node.args
-        if self._is_zero(right) and self._is_like(node, left):
+        if self.is_zero(right) and self._is_like(node, left):
             return self._written(left)
-        if self._is_zero(left) and ADDITIONS[called] and self._is_like(node, right) and not node.kwargs:
+        if self.is_zero(left) and ADDITIONS[called] and self._is_like(node, right) and not node.kwargs:
             return self._written(right)
         return self._itself(node)
 
@@ -171,12 +171,12 @@ class Forms:
             return parts
         if called in BOTH_TRUE and any(self._is(FALSE, item) for item in node.args):
             return self._with_shape(FALSE, node)
-        if called in KEEPS_ZERO and self._is_zero(first):
+        if called in KEEPS_ZERO and self.is_zero(first):
             is_mask = self._is(FALSE, first) and node.meta["val"].dtype is torch.bool
             return self._with_shape(FALSE, node) if is_mask else self._all(ZERO, node)
-        if called in PRODUCTS and any(map(self._is_zero, node.args)) and node not in self._infinite:
+        if called in PRODUCTS and any(map(self.is_zero, node.args)) and node not in self._infinite:
             return self._all(ZERO, node)
-        if called is RATIO and self._is_zero(first) and self._divides(node, others[0]):
+        if called is RATIO and self.is_zero(first) and self._divides(node, others[0]):
             return self._all(ZERO, node)
         return None
 
@@ -198,7 +198,7 @@ class Forms:
         if not alone or not isinstance(first, Node) or first.target not in SIDE_BY_SIDE:
             return None
         parts: Any = first.args[0]
-        left = [part for part in parts if not self._is_zero(part)]
+        left = [part for part in parts if not self.is_zero(part)]
         if len(left) == 1 and self._is_like(node, left[0]):
             return self._written(left[0])
         return self._numbers.of(("sum of", tuple(map(self._written, left)))) if left else self._all(ZERO, node)
@@ -206,7 +206,7 @@ class Forms:
     def _divides(self, node: Node, divisor: Any) -> bool:
         """Whether zero over this is zero: it is a number, or is at least one; or how many rows there are, or the sum of
         their weights."""
-        if self._is_zero(divisor):
+        if self.is_zero(divisor):
             mask = counted(divisor)
             if (mask is not None and self._is_known(mask)) or self._is_of_the_mask(divisor):
                 return self._becomes_zero(node, True)
@@ -246,7 +246,7 @@ class Forms:
     def _is(self, kind: str, item: Any) -> bool:
         return isinstance(item, Node) and isinstance(form := self.of[item], tuple) and form[0] == kind
 
-    def _is_zero(self, item: Any) -> bool:
+    def is_zero(self, item: Any) -> bool:
         if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor):
             return self._is(ZERO, item) or self._is(FALSE, item)
         item = self._written(item)
@@ -276,7 +276,7 @@ class Forms:
         picks = called in PICKS | TRUE_PLACES
         chosen = (picks and node.all_input_nodes[1:]) or node.all_input_nodes
         is_zero = picks and any(self._is(EMPTY, read) or self._is(FALSE, read) for read in chosen)
-        is_zero |= called in ITEMS and self._is_zero(chosen[0])
+        is_zero |= called in ITEMS and self.is_zero(chosen[0])
         self._lengths.enter(symbols, chosen[0], self._itself(node), is_zero)
 
     def _is_empty(self, node: Node) -> bool:

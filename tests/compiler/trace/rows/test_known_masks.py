@@ -384,3 +384,20 @@ def test_what_is_put_is_broadcast(body):
         x, y = torch.randn(len(signs), 3, dtype=torch.float64), torch.randint(3, (len(signs),))
         x[:, 0] = x[:, 0].abs() * torch.tensor(signs)
         agree(compiled(x, y), model, nn.CrossEntropyLoss(), [x], y)
+
+
+def returned_early(o, y):
+    if (y > 0).any():
+        return o.square().mean() + o[y > 0].square().mean()
+    return 0.0
+
+
+def another_number(o, y):
+    return o[y > 0].square().mean() if (y > 0).any() else 5.0
+
+
+@pytest.mark.parametrize("loss", [returned_early, another_number])
+def test_numbers_of_pythons_are_no_zero_by_themselves(loss):
+    model, x = nn.Linear(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
+    with pytest.raises(hbp.CompileError, match=REFUSED):
+        hbp.compile(model, loss, ["grad"], verify=False)(x, torch.tensor([1, 0, 2, 1]))
