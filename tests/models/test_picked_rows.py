@@ -459,3 +459,21 @@ def test_rows_over_their_number(by_length):
                                     allow_unused=True, materialize_grads=True)
         for gradient, expected in zip(found.grad.values(), right, strict=True):
             close(gradient, expected, "grad")
+
+
+@pytest.mark.parametrize("loss", [
+    lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten(), reduction="none")[y.flatten() > 0].mean(),
+    lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten(), reduction="none",
+                                 label_smoothing=0.1)[y.view(-1) > 0].mean(),
+    lambda o, y: F.nll_loss(o.log_softmax(-1).flatten(0, 1), y.flatten(), reduction="none").masked_select(
+        y.flatten() > 0).mean(),
+    lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)[y > 0].mean(),
+], ids=["flat", "smoothed", "selected", "laid out"])
+def test_means_of_tokens_losses_that_a_mask_picks(loss):
+    """Cross-entropy without a reduction is taken apart behind what is written for the rows."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4).double()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    for samples in (5, 2):
+        X, y = torch.randn(samples, 3, 3, dtype=torch.float64), torch.randint(4, (samples, 3))
+        agree(compiled(X, y), model, loss, [X], y)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match.made.complex_regions import Region, in_pairs, regions, without_unread
-from hbpcompiler.compiler.match.made.probe import NotDerivableError, apart, check_other_masks, probe
+from hbpcompiler.compiler.match.made.probe import NotDerivableError, apart, check_other_masks, first_line, probe
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.operation.composites import composite
@@ -46,7 +46,12 @@ class Deriving:
                    if operation.name not in known and self._lacks_a_rule(operation, graph)]
         if not wanted:
             return graph
-        values = self.examples.of(graph, lambda operation: rule_of(operation, self.registry))
+        try:
+            values = self.examples.of(graph, lambda operation: rule_of(operation, self.registry))
+        except RuntimeError as error:  # of an operation whose layout is none of torch's, as none may be derived for it
+            self.reasons |= {region.operations[-1].name: f"torch cannot run it here ({first_line(error)})"
+                             for region in wanted}
+            return graph
         replaced: dict[str, Operation] = {}
         for region in wanted:
             name = region.operations[-1].name

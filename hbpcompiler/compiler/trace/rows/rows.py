@@ -42,6 +42,8 @@ from hbpcompiler.rules.shared.torch_operations import (
     WHERE_OR_NUMBER,
 )
 
+BINDINGS = "unbacked_bindings"
+"""By what torch knows a number of rows, of which what is written here has none."""
 HARMLESS = 0.5
 """Stands where nothing is picked: roots, logarithms and quotients of it are finite, as are their derivatives."""
 
@@ -122,7 +124,7 @@ class Writer:
         """An operation on nodes of the graph. Raises NotWholeError where torch cannot say its shape."""
         value = self._value(called, arguments, named)
         node = self.graph.call_function(called, arguments, named)
-        node.meta = {**self.meta, "val": value}
+        node.meta = {name: item for name, item in self.meta.items() if name != BINDINGS} | {"val": value}
         return self.alike.enter(node)
 
     def called(self, called: Any, given: Mapping[str, Any]) -> Node:
