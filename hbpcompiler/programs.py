@@ -42,6 +42,7 @@ from hbpcompiler.errors import (
     CompileError,
     IndefiniteCurvatureWarning,
     InputError,
+    LossWarning,
     ProofError,
     UnusedParametersWarning,
     listing,
@@ -98,7 +99,8 @@ class Programs:
             if built.matched.graph.has_loss_streams:
                 run.warn()
             self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
-            _warn_if_indefinite(built.draft.plan, self.loss)
+            _warn_if_indefinite(built.draft.plan, self.loss,
+                                built.matched.graph.has_loss_streams and built.matched.has_flat_loss)
             _warn_of_hooks(self)
             built = self._lengths.declared(state, built, batch)
         return state, built
@@ -265,12 +267,17 @@ def _warn_of_hooks(compiled: Programs) -> None:
                               found), UserWarning, stacklevel=level_of_caller())
 
 
-def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor]) -> None:
+def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor], flat: bool) -> None:
     """Tell the caller of `compile`, or of what it returned, about quantities of a GGN that may be indefinite."""
     names = [name for name in planned.quantities
              if schemes.is_ggn(planned.curvature, QUANTITIES[name]) or GGN in QUANTITIES[name].fields]
+    title = getattr(loss, "__name__", type(loss).__name__)
+    if flat and names:
+        warnings.warn(
+            f"the loss {title} is linear in the model's output, or in pieces, so that its GGN is zero, and with it "
+            f"{', '.join(names)}; behind a log_softmax of the model, let the model return logits and the loss be "
+            "nn.CrossEntropyLoss()", LossWarning, stacklevel=level_of_caller())
     if planned.indefinite and names:
-        title = getattr(loss, "__name__", type(loss).__name__)
         warnings.warn(
             f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
             f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "

@@ -385,3 +385,19 @@ TRAINED = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_losses_of_two_trained_values(name):
     check(lambda output, target: TRAINED[name](*output), Two(), TARGET, [*SCALES, "diag_h"])
+
+
+@pytest.mark.parametrize(("model", "loss", "y"), [
+    (nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(-1)), nn.NLLLoss(), torch.tensor([0, 1, 2])),
+    (nn.Linear(4, 3), nn.L1Loss(), torch.ones(3, 3)),
+    (nn.Linear(4, 3), lambda o, y: (o * y).mean(), torch.ones(3, 3)),
+], ids=["NLLLoss behind LogSoftmax", "L1Loss", "a product"])
+def test_a_loss_that_is_linear_in_the_output_is_said(model, loss, y):
+    X = torch.randn(3, 4)
+    with pytest.warns(hbp.LossWarning, match=r"is linear .* GGN is zero, and with it diag_ggn, kflr; .* logits"):
+        result = hbp.compile(model, loss, ["diag_ggn", "kflr"])(X, y)
+    assert not any(value.any() for value in result.diag_ggn.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.LossWarning)
+        hbp.compile(model, loss, ["grad", "diag_h"])(X, y)
+        hbp.compile(nn.Linear(4, 3), nn.CrossEntropyLoss(), ["diag_ggn"])(X, torch.tensor([0, 1, 2]))

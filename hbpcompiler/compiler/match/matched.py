@@ -11,7 +11,7 @@ from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.match.operation.stand_ins import StandIns, meta_number
 from hbpcompiler.compiler.match.signs import never_negative
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.rule import Op
+from hbpcompiler.rule import Op, Zero
 from hbpcompiler.rule.registry import AnyRule
 
 
@@ -49,6 +49,14 @@ class Matched:
     def mixed(self) -> bool:
         """Whether the values that derivatives reach have several dtypes."""
         return len({value.dtype for value in self.graph.values() if value.name in self.active}) > 1
+
+    @cached_property
+    def has_flat_loss(self) -> bool:
+        """Whether the loss is linear in the model's output, or in pieces, so that its GGN is zero."""
+        inside = [operation for operation in self.graph.operations
+                  if operation.source.in_loss and operation.name in self.active]
+        return all(isinstance(self.rules[operation.name].residual_of(self.static(operation)), Zero)
+                   for operation in inside)
 
     @cached_property
     def never_negative(self) -> frozenset[str]:
