@@ -72,7 +72,8 @@ def report(protocol: Protocol, folder: Path, target: Path, pictures: Path, notes
 def notes_of(protocol: Protocol) -> list[str]:
     """How the figures came about."""
     grid = ("of each grid a part at least, and then the points beside the best one until all of those had been tried"
-            if protocol.coarse else "the whole grids")
+            if protocol.coarse else "of each grid the points that the table of hyperparameters counts"
+            if protocol.settings else "the whole grids")
     return [f"Seeds are not the grid's; {grid}. Chosen by {WORDS[protocol.criterion]}.",
             "Times are not those of the runs, which may have had neighbours: the chosen settings' steps are timed by "
             "themselves, interleaved, in processor seconds of one thread, and epochs are multiplied by that. Compiling "
