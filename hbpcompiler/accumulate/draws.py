@@ -79,7 +79,7 @@ class Cut:
     beside: Mapping[str, Any]
     weigh: Callable[[Batch, Built], Weight]
 
-    def keeps_draws(self, with_loss: bool) -> bool:
+    def adds_up(self, with_loss: bool) -> bool:
         """Whether outputs, and the loss if the parts' terms are known, are those of the parts but for rounding; True
         where these rows cannot be tried."""
         rows = self.batch.rows(sum(CUT))
