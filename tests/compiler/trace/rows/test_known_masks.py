@@ -14,6 +14,22 @@ REFUSED = r"control flow depends on the values(.|\n)*test_known_masks\.py:\d+: .
 WEIGHTS = torch.tensor([1.0, 0.25, 3.0]).double()
 
 
+LABELS = [[1, 0, 2, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1], [2], [0, 0]]
+"""Of batches in which some masks pick rows, and some none."""
+
+
+def check(loss):
+    """It is finite at each batch, and all is right."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    for labels in LABELS:
+        x, y = torch.randn(len(labels), 3, dtype=torch.float64), torch.tensor(labels)
+        result = compiled(x, y)
+        agree(result, model, loss, [x], y)
+        assert result.loss.isfinite()
+
+
 class Model(nn.Module):
     def __init__(self, body):
         super().__init__()
@@ -195,15 +211,7 @@ def by_item(o, y):
 @pytest.mark.parametrize("loss", [stacked, weighted_rows, weighted_rows_with_some_ignored, over_weights,
                                   over_two_masks, nested, of_both_kinds, by_item])
 def test_losses(loss):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
-    for y in (torch.tensor([1, 0, 2, 1]), torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 0, 0]),
-              torch.tensor([2]), torch.tensor([0, 0])):
-        x = torch.randn(len(y), 3, dtype=torch.float64)
-        result = compiled(x, y)
-        agree(result, model, loss, [x], y)
-        assert result.loss.isfinite()
+    check(loss)
 
 
 def mean_of_stacked(o, y):
@@ -272,12 +280,7 @@ def beside_zeros(o, y):
 
 @pytest.mark.parametrize("loss", [from_zero, list_of_some, at_each_place, beside_zeros])
 def test_losses_that_begin_at_nothing_and_sizes_beside(loss):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
-    for y in (torch.tensor([1, 0, 2, 1]), torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([0, 0, 0])):
-        x = torch.randn(len(y), 3, dtype=torch.float64)
-        agree(compiled(x, y), model, loss, [x], y)
+    check(loss)
 
 
 def of_few_classes(o, y):
@@ -342,14 +345,7 @@ def side_by_side(o, y):
 @pytest.mark.parametrize("loss", [over_picked_weights, zero_tensor, over_a_number, of_either, one_within_another,
                                   side_by_side])
 def test_losses_as_people_write_them(loss):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
-    for y in (torch.tensor([1, 0, 2, 1]), torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([0, 0, 0])):
-        x = torch.randn(len(y), 3, dtype=torch.float64)
-        result = compiled(x, y)
-        agree(result, model, loss, [x], y)
-        assert result.loss.isfinite()
+    check(loss)
 
 
 def test_a_number_that_item_makes_of_a_count():
