@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import warnings
 
-import torch
-
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.operation import aten
@@ -26,7 +24,7 @@ def statistics_of(built: Built) -> list[str]:
 def _meets(operation: Operation) -> bool:
     if not aten.is_torchs(operation) or not any(value.of_batch for value in operation.tensors.values()):
         return False
-    if torch.Tag.pointwise in aten.overload_of(operation).tags:
+    if aten.is_pointwise(operation):
         return False
     return not operation.output.of_batch or order_of_result(operation, frozenset()) is None
 
