@@ -15,6 +15,7 @@ from hbpcompiler.rules.shared.torch_operations import (
     DIFFERS,
     MOVE_AXIS,
     NOT,
+    PRODUCT,
     RATIO,
     ROWS,
     SUM,
@@ -56,13 +57,20 @@ def loss_of_labels(writer: Writer, called: Any, given: Mapping[str, Any], scores
 
 
 def _mean_or_zero(writer: Writer, called: Any, given: Mapping[str, Any], mask: Node) -> Node:
-    """The mean over labels that count, which is zero where no row is picked; where all are ignored it is NaN."""
+    """The mean over labels that count, which is zero where no row is picked; where all are ignored it is NaN, but its
+    derivative zero, as torch's."""
     total = writer.called(called, {**given, "reduction": SUMMED})
     nobody = writer.call(NOT, writer.call(ANY_TRUE, mask))
     counts = writer.call(DIFFERS, given["target"], given.get("ignore_index", IGNORED))
     weight = given.get("weight")
     if weight is None:
-        return writer.call(RATIO, total, writer.call(TOTAL, writer.count(counts), nobody))
-    label = writer.call(WHERE_OR_NUMBER, counts, given["target"], 0)
-    weights = writer.call(WHERE_OR_NUMBER, counts, writer.call(ROWS, weight, [label]), 0)
-    return writer.call(RATIO, total, writer.call(TOTAL, writer.call(SUM, weights), nobody))
+        counted = writer.count(counts)
+    else:
+        label = writer.call(WHERE_OR_NUMBER, counts, given["target"], 0)
+        weights = writer.call(WHERE_OR_NUMBER, counts, writer.call(ROWS, weight, [label]), 0)
+        counted = writer.call(SUM, weights)
+    nothing = writer.call(NOT, writer.call(ANY_TRUE, counts))
+    mean = writer.call(RATIO, total, writer.call(TOTAL, counted, nothing))
+    some_or_nobody = writer.call(TOTAL, nobody, writer.call(NOT, nothing))
+    zero_or_nan = writer.call(RATIO, writer.call(PRODUCT, some_or_nobody, 0), some_or_nobody)
+    return writer.call(TOTAL, mean, zero_or_nan)
