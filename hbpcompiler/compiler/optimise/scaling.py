@@ -53,10 +53,10 @@ def _divide_operand(graph: fx.Graph, node: fx.Node) -> bool:
 def _divide_in_loop(node: fx.Node) -> bool:
     """Rows that a chunk loop fills are divided as they are filled, in cache; whether that was done."""
     item: Any = node.args[0]
-    while len(item.users) == 1 and item.op == "call_method" and item.target in VIEWS:
+    while isinstance(item, fx.Node) and len(item.users) == 1 and item.op == "call_method" and item.target in VIEWS:
         item = item.args[0]
-    loop = item.args[0] if item.target is operator.getitem else None
-    if len(item.users) != 1 or not isinstance(loop, fx.Node) or not isinstance(loop.target, Loop):
+    loop = item.args[0] if isinstance(item, fx.Node) and item.target is operator.getitem else None
+    if not isinstance(loop, fx.Node) or len(item.users) != 1 or not isinstance(loop.target, Loop):
         return False
     call = LoopCall.of(loop)
     filled = call.filled[item.args[1]]
