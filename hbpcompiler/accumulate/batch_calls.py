@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batches import One
-from hbpcompiler.accumulate.draws import Cut, own_draws, warn_of_draws, warn_of_moves
+from hbpcompiler.accumulate.cut import Cut
+from hbpcompiler.accumulate.draws import CUT, own_draws, warn_of_draws, warn_of_moves
 from hbpcompiler.accumulate.keys import keys_of
-from hbpcompiler.accumulate.statistics import statistics_of, warn_of_statistics
+from hbpcompiler.accumulate.statistics import Look, mixes, statistics_of, warn_of_statistics
 from hbpcompiler.accumulate.weigh import Weigher, Weight, not_ignored
 from hbpcompiler.arguments import SAMPLE_WEIGHTS, arguments_for, brought_by
 from hbpcompiler.compiled import Compiled
@@ -42,8 +43,9 @@ class BatchCalls:
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
         self._told_of_moves = False
         """Whether draws were found that do not stay with their samples."""
-        self._looked = False
-        """Whether numbers that are made of a whole batch were looked for."""
+        self._told_of_statistics = False
+        self._looks: dict[Any, Look] = {}
+        """By the form of batches: at numbers that are made of a whole batch."""
 
     def ran(self, one: One, number: int, behind: int, adding: Adding | None = None) -> tuple[Built, Any]:
         """The program for batch `number`, `behind` so many samples, and what it returned.
@@ -67,11 +69,11 @@ class BatchCalls:
         if one.sample_weights is not None and one.sample_weights.any():
             arguments = {**arguments, SAMPLE_WEIGHTS: one.sample_weights}
         beside = compiled._beside(arguments, one.batch)
-        if (number or self.rank) and not self._looked:  # of one batch alone they are those of all samples
-            self._looked = True
-            self._look_for_statistics(compiled, one.batch, beside)
         keys = partial(self._keys, one, behind)
-        if not self._draws_otherwise(compiled, one.batch, beside):
+        draws_otherwise = self._draws_otherwise(compiled, one.batch, beside)
+        if not draws_otherwise and not self._told_of_moves:
+            self._look_for_statistics(compiled, one.batch, beside, number)
+        if not draws_otherwise:
             return compiled._ran(one.batch, beside, keys=keys, into=adding)
         key = hashlib.blake2b(f"{self.seed}/{self.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
@@ -87,21 +89,28 @@ class BatchCalls:
             if left and not any(self._otherwise.values()):
                 warn_of_draws(built, left)
             elif not left and built.draws and not self._told_of_moves and own_draws(built):
-                cut = Cut(compiled, batch, beside, self._weigh_rows)
-                self._told_of_moves = not cut.adds_up(self._with_loss)
+                rows = Batch(batch.rows(sum(CUT)), batch.layout)
+                self._told_of_moves = not self._cut(compiled, beside).adds_up(rows, CUT[0])
                 if self._told_of_moves:
                     warn_of_moves(built)
             self._otherwise[form] = bool(left)
         return self._otherwise[form]
 
-    def _look_for_statistics(self, compiled: Compiled, batch: Batch, beside: Mapping[str, Any]) -> None:
+    def _look_for_statistics(self, compiled: Compiled, batch: Batch, beside: Mapping[str, Any], number: int) -> None:
         """Warn of numbers that model or loss make of a whole batch, if they make a difference."""
-        if not batch.samples:
+        look = self._looks.setdefault(batch.form, Look())
+        rows = look.gather(batch)
+        if rows is None or not (number or self.rank):  # of one batch alone they are those of all samples
             return
-        built = compiled._program(batch, brought_by(beside))[1]
-        places = [] if built.draws else statistics_of(built)
-        if places and not Cut(compiled, batch, beside, self._weigh_rows).adds_up(self._with_loss):
+        places = statistics_of(compiled._program(batch, brought_by(beside))[1])
+        found = bool(places) and mixes(self._cut(compiled, beside), rows)
+        look.looked(found or not places)
+        if found and not self._told_of_statistics:
+            self._told_of_statistics = True
             warn_of_statistics(places)
+
+    def _cut(self, compiled: Compiled, beside: Mapping[str, Any]) -> Cut:
+        return Cut(compiled, beside, self._weigh_rows, self._with_loss)
 
     def _keys(self, one: One, behind: int, batch: Batch) -> Tensor:
         """By which the batch's samples draw."""

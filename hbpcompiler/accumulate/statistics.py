@@ -1,24 +1,67 @@
 """Numbers that the model or the loss make of a whole batch, as a mean over its samples: by them a total may depend on
 how the data are cut. Divisors at the loss's end are counted (see `weigh`); whether others matter is seen by running
-some rows as one batch, and cut into two."""
+rows of several batches as one batch, and cut into two."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import torch
+
+from hbpcompiler.accumulate.cut import Cut
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
-from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.graph import N, Operation
 from hbpcompiler.errors import TotalWarning, listing
+
+MOST = 16
+"""Rows that are tried at once: many enough that a most frequent label, or a share of one, differs in their parts."""
+
+
+class Look:
+    """At the rows of batches of one form, gathered: once there are two, and at each doubling of their number."""
+
+    def __init__(self) -> None:
+        self._rows: Batch | None = None
+        self._next = 2
+
+    def gather(self, batch: Batch) -> Batch | None:
+        """The rows so far, if it is time to look at them."""
+        if self._next > MOST:
+            return None
+        missing = MOST // 2 if self._rows is None else MOST - self._rows.samples
+        own = batch.rows(min(missing, batch.samples))
+        before = () if self._rows is None else self._rows.tensors
+        joined = tuple(map(torch.cat, zip(before, own, strict=True))) if before else own
+        self._rows = Batch(joined, batch.layout)
+        return self._rows if self._rows.samples >= self._next else None
+
+    def looked(self, found: bool) -> None:
+        """At the rows; `found`: there is no need to look again."""
+        assert self._rows is not None
+        self._next = MOST + 1 if found else max(self._next, 1 << self._rows.samples.bit_length())
+        if self._next > MOST:
+            self._rows = None
+
+
+def mixes(cut: Cut, rows: Batch) -> bool:
+    """Whether what these rows come to is another where they are cut; at several places, since parts may agree by chance,
+    as in their most frequent label."""
+    places = {1, 2, rows.samples // 3, rows.samples // 2, rows.samples - 1}
+    return not all(cut.adds_up(rows, first) for first in sorted(places & set(range(1, rows.samples))))
 
 
 def statistics_of(built: Built) -> list[str]:
-    """The places of what samples may meet in without a derivative: with one they are kept apart, or refused."""
-    return list(dict.fromkeys(f"{operation.target} in {operation.source}"
-                              for operation in built.matched.graph.operations
-                              if operation.name not in built.matched.active and _meets(operation)))
+    """The places of what samples may meet in without a derivative, with one they are kept apart, or refused; and of
+    numbers made of the batch's size."""
+    operations = built.matched.graph.operations
+    meeting = [each for each in operations if each.name not in built.matched.active and _meets(each)]
+    sized = [each for each in operations if _is_of_size(each)]
+    return list(dict.fromkeys(f"{each.target} in {each.source}" for each in [*meeting, *sized]))
 
 
 def _meets(operation: Operation) -> bool:
@@ -27,6 +70,17 @@ def _meets(operation: Operation) -> bool:
     if aten.is_pointwise(operation):
         return False
     return not operation.output.of_batch or order_of_result(operation, frozenset()) is None
+
+
+def _is_of_size(operation: Operation) -> bool:
+    """Whether it makes numbers of the batch's size, not only shapes."""
+    if operation.tensors and not aten.is_pointwise(operation):
+        return False
+    return any(map(_has_size, operation.attributes.values()))
+
+
+def _has_size(number: Any) -> bool:
+    return N in getattr(number, "free_symbols", ())
 
 
 def warn_of_statistics(places: list[str]) -> None:

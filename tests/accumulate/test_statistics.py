@@ -96,3 +96,62 @@ def test_what_adds_up_is_not_warned_of(loss):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hbp.accumulate(compiled, batches(), progress=False)
+
+
+class ByPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + torch.arange(len(x)))[:, None]
+
+
+class ByNumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(x) / len(x)
+
+
+def cut_up(lengths):
+    X, y, w = (torch.cat(items) for items in zip(*[(x, *t) for x, t in batches()], strict=True))
+    parts = [item.split(lengths) for item in (X[: sum(lengths)], y[: sum(lengths)], w[: sum(lengths)])]
+    return [(x, (y, w)) for x, y, w in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("lengths", [[1] * 8, [2] * 4, [6, 1, 5], [1, 11]], ids=str)
+@pytest.mark.parametrize("model", [Standardising, Shifting, ByPlace, ByNumber])
+def test_however_small_the_batches_are(model, lengths):
+    with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
+        hbp.accumulate(hbp.compile(model(), plain, ["grad"]), cut_up(lengths), progress=False)
+
+
+@pytest.mark.parametrize("quantities", [["grad", "kfac"], ["diag_ggn_mc"]], ids=str)
+def test_beside_what_is_drawn(quantities):
+    model = nn.Sequential(Shifting(), nn.Dropout(0.5))
+    with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
+        hbp.accumulate(hbp.compile(model, lambda o, t: F.mse_loss(o[:, 0], t[0]), quantities), batches(), progress=False)
+
+
+def test_a_later_form_of_batches():
+    """The first form of batches, sequences of one length, shows nothing of it."""
+    def loss(o, t):
+        return F.mse_loss(o.mean(1)[:, 0], t)
+
+    model, X, y = Shifting(), torch.randn(8, 1, 4), torch.randn(8)
+    model.forward = lambda x: model.layer(x) if x.shape[1] == 1 else model.layer(x) - model.layer(x).detach().mean(0)
+    longer = [(torch.randn(4, 3, 4), torch.randn(4)) for _ in range(2)]
+    with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
+        hbp.accumulate(hbp.compile(model, loss, ["grad"]), [(X[:4], y[:4]), (X[4:], y[4:]), *longer], progress=False)
+
+
+def test_numbers_of_the_size_that_make_no_difference():
+    def loss(o, t):
+        return each(o, t)[torch.arange(len(o))].sum() / len(o)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hbp.accumulate(hbp.compile(nn.Linear(4, 1), loss, ["grad"]), batches(), progress=False)
