@@ -74,7 +74,7 @@ class Programs:
 
     def _program(self, batch: Batch, brought: Brought = Brought()) -> tuple[State, Built]:  # noqa: B008  # a constant
         """The program for this batch in Python's present state, and that state; a new one is planned for `brought`."""
-        state = undisturbed(self.model, self._guards.current)
+        state = self._state_now()
         built = _serving(state, batch) or self._lengths.known(state, batch)
         if built is None:
             with TRACING, rare_collections():
@@ -83,9 +83,13 @@ class Programs:
         self._last = state, built
         return self._last
 
+    def _state_now(self) -> State:
+        """Python's state, as far as the model and the loss read it."""
+        return undisturbed(self.model, self._guards.current)
+
     def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
-        state = undisturbed(self.model, self._guards.current)
+        state = self._state_now()
         built = _serving(state, batch) or self._lengths.serving(state, batch)
         if built is None:
             undisturbed(self.model, lambda: check_model(self.model, self.loss))

@@ -67,6 +67,8 @@ class Header:
     """A hash of the last one; "" where the loader had written over it."""
     complete: bool = False
     """Whether the data set's end was reached."""
+    frozen: str = ""
+    """Names of parameters that are not trainable."""
 
     def differences(self, other: Header, of_run: bool = True) -> list[str]:
         """In words, each with both values; `of_run`: seed, ranks and versions too."""
@@ -78,7 +80,7 @@ class Header:
         found += [f"options: {text}" for text in changed(self.options, other.options)]
         names = ["quantities", "patterns", "loss", "modes", "dtype", "compensated", "sample_weights",
                  "counted", "arguments"]
-        names += ["seed", "world", "rank", "library", "torch"] if of_run else []
+        names += ["frozen", "seed", "world", "rank", "library", "torch"] if of_run else []
         for name in names:
             own, theirs = getattr(self, name), getattr(other, name)
             if own != theirs:
@@ -97,7 +99,7 @@ def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[s
     parameters, digest = fingerprint(model)
     return Header(quantities=quantities, patterns=patterns, loss=loss_text(loss), parameters=parameters, digest=digest,
                   modes=modes_of(model), options=options, settings=settings_of(model, loss), library=__version__,
-                  torch=str(torch.__version__), **run)
+                  torch=str(torch.__version__), frozen=frozen_of(model), **run)
 
 
 def fingerprint(model: nn.Module) -> tuple[dict[str, str], str]:
@@ -115,6 +117,11 @@ def modes_of(model: nn.Module) -> str:
     others = [name for name, module in model.named_modules() if module.training != model.training]
     mode = "train" if model.training else "eval"
     return f"{mode} but for {', '.join(others)}" if others else mode
+
+
+def frozen_of(model: nn.Module) -> str:
+    """Names of its parameters that are not trainable."""
+    return ", ".join(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
 def loss_text(loss: Callable[..., Tensor]) -> str:

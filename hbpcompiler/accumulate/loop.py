@@ -17,11 +17,8 @@ from hbpcompiler.accumulate.adding import Adding
 from hbpcompiler.accumulate.batch_calls import BatchCalls
 from hbpcompiler.accumulate.batches import One, Said, batches_from, is_loader, length_of, shuffles_anew
 from hbpcompiler.accumulate.checkpoint import (
-    changed,
     check_resumes,
-    fingerprint,
     header_of,
-    modes_of,
     read,
     write,
 )
@@ -29,14 +26,14 @@ from hbpcompiler.accumulate.checks import check_adds, check_has_average, check_r
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.settings import settings_of
+from hbpcompiler.accumulate.same_model import SameModel, versions
 from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.entries import advice_for, not_cut, warn_of_optional
-from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
@@ -145,10 +142,7 @@ class _Run:
         self.last: tuple[Tensor, ...] = ()
         self.written: tuple[int, ...] = ()
         """How often each of its tensors had been written to."""
-        self.state = (*compiled.model.parameters(), *compiled.model.buffers())
-        self.state_written = _versions(self.state)
-        self.modules = tuple(compiled.model.modules())
-        self.training = [module.training for module in self.modules]
+        self.same = SameModel(compiled, self.header)
         self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
         self.calls = BatchCalls(self.compiled, seed, ranks.rank, beside, said.count is None, self.device)
@@ -177,7 +171,7 @@ class _Run:
                     try:
                         one = self.said.of(item, self.compiled.model, self.device)
                         if number >= done:
-                            self._check_model()
+                            self.same.check()
                             self._add(one, number)
                     except InputError as error:
                         advice = not_cut(loader) + advice_for(error, item.batch, self.said.prepare)
@@ -218,26 +212,15 @@ class _Run:
                 self.sums.add(result, built.stored, self.calls.weight(one, built))
                 self._count(one, number)
 
-    def _check_model(self) -> None:
-        """InputError where what reads the data has changed the model since the first batch."""
-        if [module.training for module in self.modules] != self.training:
-            raise InputError(f"the model's modes are now {modes_of(self.compiled.model)}, and were {self.header.modes} "
-                             "for the batches before. A total is of one mode: what switches it, as an evaluation "
-                             "between batches does, has to switch it back before it gives the next one")
-        written = _versions(self.state)
-        if written != self.state_written and fingerprint(self.compiled.model)[1] != self.header.digest:
-            raise InputError("the model's parameters or buffers are no longer what they were for the batches before. A "
-                             "total is of one model: train it before, or give accumulate a copy of it")
-        self.state_written = written
-
     def _count(self, one: One, number: int) -> None:
         """A batch is in."""
         self.batches = number + 1
+        self.same.called()
         self._keep(one)
 
     def _keep(self, one: One) -> None:
         """As the last one, to know it again."""
-        self.last, self.written = one.tensors, _versions(one.tensors)
+        self.last, self.written = one.tensors, versions(one.tensors)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -263,16 +246,9 @@ class _Run:
     def _save(self, complete: bool = False) -> None:
         """Into the header what is in, and into the file, if there is one. A loader that fills the same memory again may
         have begun to do so: then nobody knows the last batch any more."""
-        if self.header.settings != (now := settings_of(self.compiled.model, self.compiled.loss)):
-            raise InputError(listing("The model or the loss computes otherwise than for the batches before:",
-                                     changed(now, self.header.settings), "A total is of one model: change it before."))
-        known = self.path is not None and self.batches and self.written == _versions(self.last)
+        self.same.check_settings()
+        known = self.path is not None and self.batches and self.written == versions(self.last)
         last = digest_of(self.last) if known else ""
         self.header = replace(self.header, batches=self.batches, last_batch=last, complete=complete)
         if self.path is not None:
             write(self.path, self.sums, self.header)
-
-
-def _versions(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """torch counts what is written to a tensor, but for those of inference mode."""
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])

@@ -21,6 +21,10 @@ LOSS = "the loss"
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
+WITH_WORDS = (bool, int, float, complex, str, Tensor, tuple, list, dict, set, frozenset, torch.dtype)
+"""Kinds of globals that are told apart by what they hold."""
+
+
 def settings_of(model: nn.Module, loss: Callable[..., Tensor]) -> dict[str, str]:
     """By module, and for the loss: what computes there, with which settings."""
     found = {name or "the model": _short(_module(module)) for name, module in model.named_modules()}
@@ -73,14 +77,14 @@ def in_words(value: Any) -> str:
 
 def _function(function: FunctionType) -> str:
     """Its name; and of a user's what its code names and what constants it has, its defaults, what it holds, and the
-    numbers and texts among the globals that it names."""
+    numbers, texts, tensors and collections of them among the globals that it names."""
     if of_library(function.__module__ or ""):
         return function.__qualname__
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     held = {name: cell.cell_contents for name, cell in cells if not _is_empty(cell)}
     plain = {name: value for name, value in held.items() if not isinstance(value, nn.Module | FunctionType)}
     everywhere = {name: function.__globals__[name] for name in function.__code__.co_names
-                  if isinstance(function.__globals__.get(name), bool | int | float | str)}
+                  if isinstance(function.__globals__.get(name), WITH_WORDS)}
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
     return f"{function.__qualname__}({_code(function.__code__)}, {in_words(defaults)}, {_named(everywhere | plain)})"
 

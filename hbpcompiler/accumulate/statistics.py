@@ -49,8 +49,8 @@ class Look:
 
 
 def mixes(cut: Cut, rows: Batch) -> bool:
-    """Whether what these rows come to is another where they are cut; at several places, since parts may agree by chance,
-    as in their most frequent label."""
+    """Whether what these rows come to is another where they are cut; at several places, since parts may agree by
+    chance, as in their most frequent label."""
     places = {1, 2, rows.samples // 3, rows.samples // 2, rows.samples - 1}
     return not all(cut.adds_up(rows, first) for first in sorted(places & set(range(1, rows.samples))))
 

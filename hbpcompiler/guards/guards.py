@@ -42,6 +42,11 @@ class State:
         return self._walk.key, self.surroundings, around_traces()
 
     @property
+    def key(self) -> Hashable:
+        """Equal in equal states."""
+        return self._walk.key
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that the model and the loss reach."""
         return tuple(self._walk.tensors)

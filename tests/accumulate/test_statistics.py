@@ -131,9 +131,12 @@ def test_however_small_the_batches_are(model, lengths):
 
 @pytest.mark.parametrize("quantities", [["grad", "kfac"], ["diag_ggn_mc"]], ids=str)
 def test_beside_what_is_drawn(quantities):
+    def loss(o, t):
+        return F.mse_loss(o[:, 0], t[0])
+
     model = nn.Sequential(Shifting(), nn.Dropout(0.5))
     with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
-        hbp.accumulate(hbp.compile(model, lambda o, t: F.mse_loss(o[:, 0], t[0]), quantities), batches(), progress=False)
+        hbp.accumulate(hbp.compile(model, loss, quantities), batches(), progress=False)
 
 
 def test_a_later_form_of_batches():

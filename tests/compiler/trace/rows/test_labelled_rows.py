@@ -11,7 +11,10 @@ LABELS = {"all_count": [0, 1, 2, 0], "all_picked_are_ignored": [0, -100, 2, 0], 
           "of_no_weight": [0, 2, 1, 0]}
 
 
-@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)], ids=["alike", "weighted"])
+WEIGHT = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["alike", "weighted"])
 def test_a_mean_over_ignored_labels_under_a_condition(weight):
     """A mean over nothing is NaN, and what it adds to the gradient zero."""
     def loss(output, y):

@@ -1,0 +1,84 @@
+"""Whether the model and the loss are at each batch what they were for the batches before: a total is of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import zip_longest
+
+from torch import Tensor
+
+from hbpcompiler.accumulate.checkpoint import Header, changed, fingerprint, frozen_of, modes_of
+from hbpcompiler.accumulate.settings import settings_of
+from hbpcompiler.compiled import Compiled
+from hbpcompiler.digest import digest_of
+from hbpcompiler.errors import InputError, listing
+
+
+class SameModel:
+    """What it was at first."""
+
+    def __init__(self, compiled: Compiled, header: Header) -> None:
+        self._compiled, self._model, self._header = compiled, compiled.model, header
+        self._modes, self._frozen = modes_of(self._model), frozen_of(self._model)
+        self._modules = tuple(self._model.modules())
+        self._training = [module.training for module in self._modules]
+        self._own = (*self._model.parameters(), *self._model.buffers())
+        self._own_written = versions(self._own)
+        self._state = compiled._state_now()
+        self._beside = self._read_beside()
+        self._beside_written, self._beside_digest = versions(self._beside), digest_of(self._beside)
+
+    def check(self) -> None:
+        """InputError where what reads the data, or anybody else, has changed it."""
+        if [module.training for module in self._modules] != self._training:
+            raise InputError(f"the model's modes are now {modes_of(self._model)}, and were {self._modes} "
+                             "for the batches before. A total is of one mode: what switches it, as an evaluation "
+                             "between batches does, has to switch it back before it gives the next one")
+        self._check_numbers()
+        state = self._compiled._state_now()
+        if state is self._state:
+            return
+        if (now := frozen_of(self._model)) != self._frozen:
+            raise InputError(f"other parameters are frozen now ({now or 'none'}) than for the batches before "
+                             f"({self._frozen or 'none'}). A total is of one choice: freeze them before")
+        if state.key != self._state.key:
+            self.check_settings()
+            raise InputError("what the model or the loss reads beside their tensors (attributes, globals, what "
+                             "functions hold) is no longer what it was for the batches before. A total is of one "
+                             "model: change it before, or keep what counts batches out of the forward and the loss")
+
+    def check_settings(self) -> None:
+        """InputError that names what computes otherwise."""
+        if self._header.settings != (now := settings_of(self._model, self._compiled.loss)):
+            raise InputError(listing("The model or the loss computes otherwise than for the batches before:",
+                                     changed(now, self._header.settings),
+                                     "A total is of one model: change it before."))
+
+    def called(self) -> None:
+        """A batch's program has run: a first call reads more of Python's state than the walk before it had."""
+        self._state = self._compiled._state_now()
+
+    def _check_numbers(self) -> None:
+        own, beside = versions(self._own), self._read_beside()
+        if own != self._own_written and fingerprint(self._model)[1] != self._header.digest:
+            raise InputError(_others("the model's parameters or buffers"))
+        is_read_anew = any(one is not other for one, other in zip_longest(beside, self._beside))
+        written = versions(beside)
+        if (is_read_anew or written != self._beside_written) and digest_of(beside) != self._beside_digest:
+            raise InputError(_others("tensors of the loss, or that it or the model reads elsewhere,"))
+        self._own_written, self._beside, self._beside_written = own, beside, written
+
+    def _read_beside(self) -> tuple[Tensor, ...]:
+        """Tensors of the loss, and of attributes and globals, in the order in which they are met."""
+        own = {id(tensor) for tensor in self._own}
+        return tuple(tensor for tensor in self._compiled._state_now().tensors if id(tensor) not in own)
+
+
+def _others(what: str) -> str:
+    return (f"{what} are no longer what they were for the batches before. A total is of one model: train it before, or "
+            "give accumulate a copy of it")
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """torch counts what is written to a tensor, but for those of inference mode."""
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
