@@ -170,9 +170,9 @@ class Together:
             return run(batch)
         given = check_batch(model, batch)
         try:
-            return run(batch if given.samples else _as_given(Batch(given.rows(1), given.layout)))
+            return run(batch if given.samples else Batch(given.rows(1), given.layout).arguments)
         except NoTermsError:
-            return run(_as_given(not_ignored(given)))
+            return run(not_ignored(given).arguments)
 
     def total(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
         """What `compute` gives of this rank's part of the batch, on the scale of L, as that of the whole: of the shape
@@ -233,11 +233,6 @@ class Together:
         if id(built) not in self._weighers:
             self._weighers[id(built)] = built, Weigher(built)
         return self._weighers[id(built)][1].weight(batch, None)
-
-
-def _as_given(batch: Batch) -> tuple[Any, ...]:
-    by_position, by_name, target = batch.layout.build(batch.tensors)
-    return (by_name, target) if by_name else (*by_position, target)
 
 
 def _scaled(tensor: Tensor, share: float) -> Tensor:

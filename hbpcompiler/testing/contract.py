@@ -23,6 +23,7 @@ from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
 from hbpcompiler.testing.expression import check_expression
 from hbpcompiler.testing.extremes import check_extremes
+from hbpcompiler.testing.farther import check_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
 from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
@@ -37,8 +38,9 @@ def check_rule(rule: Rule | LossRule) -> None:
     """Raise AssertionError unless every case of the rule keeps the contract.
 
     Value, shapes, adjointness, transposed Jacobians, parameter contractions, residual against double backward, the
-    declared structure and window, the order, the expression by which operations are joined, and, for elementwise
-    operations, finite and accurate derivatives at +-1e4 and in bfloat16.
+    declared structure and window, the order, the expression by which operations are joined; value, columns back and
+    residual at larger values too; and, for elementwise operations, finite and accurate derivatives at +-1e4 and in
+    bfloat16.
     """
     check_preconditions(rule)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
@@ -86,6 +88,7 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     _check_residual(rule, setting, op, columns[:, 0], where)
     if rule.cases and case is rule.cases[0]:
         check_larger(rule, operation, case, where)
+    check_farther(rule, operation, case, where)
 
 
 def _check_input(rule: Rule, setting: Setting, op: Op, name: str, i: int | None, columns: Tensor, where: str) -> None:

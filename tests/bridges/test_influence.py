@@ -302,3 +302,23 @@ def test_what_does_not_fit_is_listed(setting):
             scores(setting.H, setting.query, given[0], setting.train, given[1], progress=False)
     with pytest.raises(hbp.InputError, match="batch 0 of the queries"):
         scores(setting.H, setting.query, [(setting.Q.float(), setting.t)], setting.train, [], progress=False)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_batch_of_which_all_labels_are_ignored(length):
+    """Its samples' scores are zero, however the data are cut."""
+    torch.manual_seed(0)
+    model, loss = nn.Linear(4, 3).double(), nn.CrossEntropyLoss()
+    X, y = torch.randn(8, 4).double(), torch.tensor([0, 1, 2, 0, -100, -100, 1, 2])
+    compiled = hbp.compile(model, loss, ["grad"])
+    curvature = hbp.ekfac(model, loss, [(X, y)], columns="exact", progress=False)
+
+    def found(cut):
+        loader, queries = [(X[i : i + cut], y[i : i + cut]) for i in range(0, 8, cut)], [(X[:2], y[:2])]
+        return (scores(curvature, compiled, queries, compiled, loader, damping=0.1, progress=False).values,
+                self_scores(curvature, compiled, loader, damping=0.1, progress=False).values)
+
+    whole = found(8)
+    assert not whole[0][:, 4:6].any()
+    assert not whole[1][4:6].any()
+    torch.testing.assert_close(found(length), whole)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.accumulate.batches import arguments_of, number_of_terms
-from hbpcompiler.accumulate.weigh import Weigher, Weight
+from hbpcompiler.accumulate.weigh import Weigher, Weight, not_ignored
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.entries import OF_SCORES, advice_for, not_cut, warn_of_optional
-from hbpcompiler.errors import InputError
+from hbpcompiler.errors import InputError, NoTermsError
 from hbpcompiler.result import Result
 
 
@@ -84,7 +84,10 @@ class Samples:
         """What the program says of it, and what it counts. Random draws are those of the batch's number."""
         generator = torch.Generator().manual_seed(item.number)
         with self.naming(item.number, item.given):
-            result = self.program(*item.arguments, generator=generator, **beside)
+            try:
+                result = self.program(*item.arguments, generator=generator, **beside)
+            except NoTermsError:  # its samples count for nothing, whatever their labels are
+                result = self.program(*not_ignored(item.batch).arguments, generator=generator, **beside)
         return result, self.weight(item)
 
     def weight(self, item: Item) -> Weight:

@@ -60,6 +60,12 @@ class Batch:
         return self.layout.identity, tuple((item.shape[1:], item.dtype, item.device) for item in self.tensors)
 
     @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As a call takes them."""
+        by_position, by_name, target = self.layout.build(self.tensors)
+        return (by_name, target) if by_name else (*by_position, target)
+
+    @property
     def inputs(self) -> tuple[Tensor, ...]:
         return self.tensors[: self.layout.inputs]
 
