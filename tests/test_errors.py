@@ -541,3 +541,10 @@ def test_ctc_loss_says_what_to_write():
     compiled = hbp.compile(nn.Linear(3, 4), loss, ["grad"])
     with pytest.raises(hbp.UnsupportedOpError, match=r"ctc_loss has no rule.* a loop over frames"):
         compiled(torch.randn(2, 6, 3), torch.tensor([[1, 2], [2, 3]]))
+
+
+def test_a_model_without_numbers():
+    model = nn.Linear(4, 3, device="meta")
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["grad"])
+    with pytest.raises(hbp.InputError, match=r"parameters are on the device meta.*to_empty"):
+        compiled(torch.randn(6, 4, device="meta"), torch.zeros(6, dtype=torch.long, device="meta"))

@@ -61,6 +61,9 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         model, lambda: next((parameter for parameter in model.parameters() if parameter.requires_grad), None))
     if parameter is None:
         raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
+    if parameter.is_meta:
+        raise InputError("the model's parameters are on the device meta, which holds no numbers: give it some, as by "
+                         "model.to_empty(device='cpu') and load_state_dict, before it is called")
     first, samples = named[0][0], batch.tensors[0].shape[0]
     for name, item in named:
         if item.device != parameter.device:
