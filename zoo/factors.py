@@ -61,7 +61,7 @@ def factors(case: Case) -> str:
         jacobian = jacobian.reshape(len(rows), SAMPLES, -1, made.shape[-1])  # outputs, samples, positions, features
         expected = torch.einsum("anpi,ab,bnpj->ij", jacobian, hessian, jacobian) / jacobian.shape[2]
         inputs = given.detach().reshape(-1, given.shape[-1])
-        compare("A", [(name, result.kflr[name].A, inputs.T @ inputs / SAMPLES)])
+        compare("A", [(name, result.kflr[name].A, inputs.T @ (inputs / SAMPLES))])
         compare("A of kfac", [(name, result.kfac[name].A, result.kflr[name].A)])
         chosen[name] = expected
     if not chosen:
@@ -69,6 +69,7 @@ def factors(case: Case) -> str:
     least = VANISHING * max(float(expected.abs().max()) for expected in chosen.values())
     for name, expected in chosen.items():
         compare("B", [(name, result.kflr[name].B, expected)], least)
+    del result  # a factor of VGG's has five GB
     of_these = hbp.compile(case.model, case.loss, quantities={"kfac": list(chosen)})
     traces = {name: float(expected.trace()) for name, expected in chosen.items()}
     compare_drawn(lambda: of_these(case.inputs, case.target).kfac, traces, least)
