@@ -49,6 +49,12 @@ def depends_on_batch(item: Any) -> bool:
     return N in getattr(item, "free_symbols", ())
 
 
+def has_batchs_size(attributes: Mapping[str, Any]) -> bool:
+    """Whether one of an operation's attributes, or a number in one that is a list, is an expression in N."""
+    return any(depends_on_batch(part) for item in attributes.values()
+               for part in (item if isinstance(item, list | tuple) else [item]))
+
+
 def rounds_apart(expression: Any) -> str:
     """The function in torch's own expression that makes another whole number of Python's floats than of exact
     fractions for some batches, as math.floor(0.29 * 100) is 28; "" if there is none."""
