@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sympy
 from torch import fx
@@ -17,6 +18,9 @@ from hbpcompiler.compiler.program.lengths import is_formula, shown
 from hbpcompiler.compiler.trace.conditions.sizes import Sizes, is_always_fulfilled
 
 SAMPLES, LENGTH = "N", "T"
+
+PYTHONS = {"ToFloat": "float", "TruncToInt": "int", "FloatPow": "math.pow", "OpaqueUnaryFn_sqrt": "math.sqrt"}
+"""What a file has, and TorchScript knows, in place of torch's functions of sizes."""
 
 
 def conditions(given: Mapping[fx.Node, str], sizes: Sizes) -> list[str]:
@@ -59,11 +63,19 @@ def _of_sizes(name: str, sizes: Sizes) -> list[str]:
         if is_always_fulfilled(guard):
             continue
         (symbol,) = guard.expr.free_symbols
-        condition = PythonPrinter().doprint(guard.expr.subs(symbol, samples))
+        condition = PythonPrinter().doprint(_in_python(guard.expr).subs(symbol, samples))
         message = comment(f"this file is for batches of N samples with {condition}").replace('"', "'")
-        written = PythonPrinter().doprint(guard.expr.subs(symbol, sympy.Symbol(f"max(1, {name}.shape[0])")))
+        written = PythonPrinter().doprint(_in_python(guard.expr).subs(symbol, sympy.Symbol(f"max(1, {name}.shape[0])")))
         found.append(f'assert {written}, "{message}"')
     return list(dict.fromkeys(found))
+
+
+def _in_python(condition: Any) -> Any:
+    """In the functions of PYTHONS; floats as Python writes them."""
+    called = condition.replace(lambda part: type(part).__name__ in PYTHONS,
+                               lambda part: sympy.Function(PYTHONS[type(part).__name__], real=True)(*part.args))
+    return called.xreplace({part: sympy.Symbol(repr(float(part)), positive=True)
+                            for part in called.atoms(sympy.Float) if part > 0})
 
 
 def between_lengths(code: str, tensor: int, axis: int, lowest: int, highest: int) -> str:

@@ -183,6 +183,7 @@ def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functio
         "ends": ENDS_CLASS,
         "helpers": helpers,
         "functions": texts,
+        "mathematics": bool(re.search(r"\bmath\.", "\n".join([code, *helpers]))),
         "callables": any("Callable[" in text for text in helpers),
         "tuples": any("-> Tuple[" in text for text in texts),
         "records": list(records.values()),

@@ -22,11 +22,28 @@ TRACING = threading.RLock()
 """The one lock of the compiler, held while a model is traced or its state is read anew: torch.export is not made for
 several threads, and meanwhile puts stand-ins in the place of the model's parameters. Calls whose guards pass do not
 take it. Who takes both takes it before `alone`."""
+_here = threading.local()
 _ENDED = threading.Condition()
 _holders: dict[int, Counter[int]] = {}
 """By id of a module: the threads that hold it, and how often."""
 _begun = 0
 """Passes that have begun so far."""
+
+
+@contextmanager
+def followed() -> Iterator[None]:
+    """Meanwhile this thread runs the user's code to see what it does, with stand-ins for what it computes on."""
+    before = is_followed()
+    _here.followed = True
+    try:
+        yield
+    finally:
+        _here.followed = before
+
+
+def is_followed() -> bool:
+    """Whether this thread is within `followed`."""
+    return getattr(_here, "followed", False)
 
 
 @contextmanager

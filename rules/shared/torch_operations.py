@@ -143,6 +143,8 @@ WEIGHED = frozenset({
 """Where a value meets a weight, of which A is a sum of u u^T."""
 INDICES, PADDING = frozenset({"indices", "index", "target"}), "padding_idx"
 """Names of arguments whose whole numbers are places, and of the place that learns nothing."""
+NAMES_CLASSES = frozenset({aten.one_hot})
+"""Operations that take whole numbers for places, whatever the argument's name is, and raise where there is no such."""
 DIVISOR: dict[Any, str] = {aten.div: "other", aten.true_divide: "other", aten.floor_divide: "other",
                            aten.remainder: "other", aten.fmod: "other", aten.addcdiv: "tensor2"}
 """By division, the argument that is not to be zero."""

@@ -1,6 +1,7 @@
 """What a saved file refuses, because it was written for other arguments."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -190,3 +191,25 @@ def test_a_length_that_another_makes_is_asked_for():
     program(state, torch.randn(4, 1, 11, 12), y)
     with pytest.raises(AssertionError, match="x is not"):
         program(state, torch.randn(4, 1, 11, 14), y)
+
+
+@few(2, "further cases of one kind")
+@pytest.mark.parametrize("number", [
+    lambda n: int(0.5 * n) + 1, lambda n: int(n**0.5), lambda n: 2 if math.floor(0.3 * n) < 5 else 3,
+    lambda n: int(n / 4) + 1,
+])
+def test_whole_numbers_that_python_makes_of_the_batchs_size(number):
+    """Each has a program for the sizes that make the same number, and its file asks for those."""
+    def loss(output, target):
+        return nn.functional.cross_entropy(output, target, reduction="sum") / number(len(output))
+
+    model = nn.Linear(2, 3).double()
+    compiled = hbp.compile(model, loss, quantities=["grad"])
+    for samples in (6, 4, 7, 9):
+        X, y = torch.randn(samples, 2, dtype=torch.float64), torch.arange(samples) % 3
+        expected = torch.autograd.grad(loss(model(X), y), [*model.parameters()])
+        torch.testing.assert_close([*compiled(X, y).grad.values()], [*expected])
+        torch.testing.assert_close([*torch.jit.script(compiled.program)(dict(compiled.state), X, y).grad.values()],
+                                   [*expected])
+    with pytest.raises(AssertionError, match="this file is for batches of N samples with"):
+        compiled.program(dict(compiled.state), torch.randn(700, 2, dtype=torch.float64), torch.arange(700) % 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from hbpcompiler.compiler.program.program import Program
 from hbpcompiler.compiler.program.weighted_loss import WeightedLoss
 from hbpcompiler.compiler.program.weights import Weights
 from hbpcompiler.compiler.program.writer import INPUTS, Writer, named
-from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch, has_batchs_size
 from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.quantities import (
     BASES,
@@ -150,7 +151,7 @@ class _Derivation:
             return self._of_each(tensors(name), value) if shared else tensors(name)
 
         single = crossed and self.plan.single
-        op = bind(operation, tensors, self.active, crossed, self._number, single)
+        op = bind(self._with_numbers(operation), tensors, self.active, crossed, self._number, single)
         self.ops[operation.name] = bind(operation, of_each, self.active, crossed, self._number, single)
         rule = self.rules.get(operation.name)
         saved: Mapping[str, Any] = {}
@@ -191,6 +192,14 @@ class _Derivation:
         if not operation.parts:
             return result
         return result.unflatten(0, (1 if operation.output.shared else self.batch, -1))
+
+    def _with_numbers(self, operation: Operation) -> Operation:
+        """Lists with N in them, as normalized_shape=[N], as arithmetic in the batch's size, where no derivative is."""
+        if operation.name in self.active or not has_batchs_size(operation.attributes):
+            return operation
+        written = {name: [arithmetic(part, self.batch) if depends_on_batch(part) else part for part in item]
+                   if isinstance(item, list | tuple) else item for name, item in operation.attributes.items()}
+        return replace(operation, attributes=written)
 
     def _number(self, name: str, expression: Any) -> Any:
         """An attribute that depends on the batch's size as arithmetic on it."""

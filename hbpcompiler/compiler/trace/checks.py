@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
-from hbpcompiler.compiler.trace.refusals.refusals import classes_given, lines_of, place_of_error
+from hbpcompiler.compiler.trace.refusals.refusals import classes_given, line_of, lines_of, place_of_error
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding, ordinary_mode
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (
@@ -29,7 +30,7 @@ from hbpcompiler.errors import (
     ModelError,
     UnsupportedOpError,
 )
-from hbpcompiler.threads import alone, undisturbed
+from hbpcompiler.threads import alone, followed, is_followed, undisturbed
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""
@@ -43,8 +44,12 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
     """The batch, if it can be one of this model at all.
 
     Raises InputTypeError for what is no dense tensor or has a dtype other than the parameters', InputError for another
-    device, different lengths, or within a transform of torch.func.
+    device, different lengths, or within a transform of torch.func; ModelError within another model's trace.
     """
+    if is_followed():
+        raise ModelError(f"the model cannot be traced: {line_of(sys._getframe(1))}: a compiled model is called within "
+                         "another model's forward, hook or loss, and a program does not call another. Compute what it "
+                         "gives outside, and hand it over with the target, as in y = (labels, teacher(x).output)")
     if torch._C._are_functorch_transforms_active():
         raise InputError("a compiled model is called within torch.func (grad, vmap, jacrev, ...), which a program does "
                          "not take part in: its results have no derivative. Call it outside; quantities such as "
@@ -157,7 +162,7 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
     parameters = list(model.parameters())
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
     with (ordinary_mode(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
-          classes_given(), recorded() as answers):
+          classes_given(), followed(), recorded() as answers):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:

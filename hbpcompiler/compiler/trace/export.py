@@ -64,6 +64,7 @@ from hbpcompiler.compiler.trace.with_state import ordinary_mode
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
+from hbpcompiler.threads import followed
 
 TRACED_BATCH = 7
 """torch.export specialises a batch of one, and a prime is unlikely to equal another length of the model."""
@@ -194,7 +195,8 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
     """What the user's code meets while it is traced."""
     ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
-          unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside()):
+          unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside(),
+          followed()):
         yield
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
-from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch, has_batchs_size
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.rule.registry import AnyRule
@@ -91,7 +91,7 @@ def _dependent(graph: Graph, rules: Mapping[str, AnyRule]) -> AbstractSet[str]:
     for operation in graph.operations:
         if _carried_out(operation, active):
             given = operation.tensors.values()
-            numbers = any(depends_on_batch(item) for item in operation.attributes.values())
+            numbers = has_batchs_size(operation.attributes)
             inherited = any(value.name in found for value in given)
             met = operation.name not in active and any(value.of_batch for value in given)
             if numbers or inherited or (met and _mixes(operation, rules.get(operation.name), active)):

@@ -15,7 +15,7 @@ from torch import fx
 
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.match.operation.stand_ins import StandIns, meta_number
-from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
+from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, has_batchs_size
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, computed
 from hbpcompiler.rule.registry import AnyRule
@@ -26,7 +26,7 @@ FAILURES = (TypeError, ValueError, AttributeError, RuntimeError, KeyError, Index
 
 def refuse_numbers(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> str | None:
     """Why the rule cannot take this operation's arguments that depend on the batch's size, if it has such."""
-    names = [name for name, item in operation.attributes.items() if depends_on_batch(item)]
+    names = [name for name, item in operation.attributes.items() if has_batchs_size({name: item})]
     if not names:
         return None
     try:

@@ -88,6 +88,13 @@ class Ways:
         return with_rows != self.empty(self._known[computed])
 
     @property
+    def contradicts(self) -> bool:
+        """Whether neither a mask nor its inverse picks rows: of such a batch there is none."""
+        return any((number, not inverted) in self._known and self.empty(place)
+                   and self.empty(self._known[number, not inverted])
+                   for (number, inverted), place in self._known.items())
+
+    @property
     def empties(self) -> list[bool]:
         """Of each that was met."""
         return [self.empty(number) for number in range(len(self.lines))]

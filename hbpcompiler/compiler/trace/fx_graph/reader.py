@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from hbpcompiler.compiler.trace.batch import Layout
-from hbpcompiler.compiler.trace.fx_graph.numbers import depends_on_batch, plain, unknown
+from hbpcompiler.compiler.trace.fx_graph.numbers import depends_on_batch, plain, rounds_apart, unknown
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -24,6 +24,11 @@ from hbpcompiler.compiler.trace.graph import (
 )
 from hbpcompiler.compiler.trace.source.source import source_of
 from hbpcompiler.errors import ModelError, listing
+
+SPELLED = {"TruncToInt": "int() or math.trunc() of what may be negative", "RoundToInt": "round()",
+           "RoundDecimal": "round() to places behind the point", "OpaqueUnaryFn_log": "math.log()",
+           "OpaqueUnaryFn_exp": "math.exp()", "OpaqueUnaryFn_log2": "math.log2()"}
+"""torch's functions of sizes as people write them."""
 
 
 class _Reader:
@@ -36,6 +41,8 @@ class _Reader:
         self.symbols: dict[Any, sympy.Expr] = {}
         self.values: dict[str, Value] = {}
         self.numbers: dict[str, Any] = {}
+        self.raw: dict[str, Any] = {}
+        """The numbers as torch has them, in floats."""
         self.tuples: dict[str, torch.fx.Node] = {}
         self.inputs: list[Value] = []
         self.state: list[Value] = []
@@ -130,6 +137,8 @@ class _Reader:
             self.tuples[node.name] = node
         elif value is not None:
             self.numbers[node.name] = self._expression(value)
+            if hasattr(value, "node"):
+                self.raw[node.name] = value.node.expr.subs(self.symbols)
 
     def _operation(self, node: torch.fx.Node, call: torch.fx.Node, index: int, value: Tensor) -> None:
         called: Any = call.target  # an OpOverload, in what torch.export gives
@@ -158,9 +167,14 @@ class _Reader:
                 "float(), a mask's size), which a compiled program cannot follow; keep it a tensor"
             )
         if depends_on_batch(number) and (function := unknown(number)):
-            raise ModelError(f"the model cannot be traced: {self._source(user)} takes {number} for a number, N the "
-                             f"number of samples, and there is no {function} for those; write it with + - * / // % ** "
-                             "alone, as in x.shape[0] / 2")
+            raise ModelError(f"the model cannot be traced: {self._source(user)} makes a number of the batch's size by "
+                             f"{SPELLED.get(function, function)}, which a program does not; write it with + - * / // % "
+                             "** alone, as in x.shape[0] / 2")
+        if rounded := rounds_apart(self.raw.get(node.name, 0)):
+            raise ModelError(f"the model cannot be traced: {self._source(user)} rounds a product of the batch's size "
+                             f"and a float, {rounded} with N samples, and for some sizes the float is a little beside "
+                             "the whole number that it should be; write it in whole numbers, as x.shape[0] * 29 // 100 "
+                             "for floor(0.29 * x.shape[0])")
         return number
 
     def _argument(self, slot: str, item: Any, tensors: dict[str, Value], user: torch.fx.Node) -> Any:
@@ -180,6 +194,7 @@ class PieceReader(_Reader):
     def __init__(self, operation: Operation, arguments: Sequence[Value]) -> None:
         self.operation, self.arguments = operation, arguments
         self.symbols, self.values, self.numbers = {}, {}, {}
+        self.raw: dict[str, Any] = {}
         self.tuples: dict[str, torch.fx.Node] = {}
         self.operations: list[Operation] = []
 

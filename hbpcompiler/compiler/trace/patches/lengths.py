@@ -14,22 +14,28 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 @contextmanager
 def symbolic_lengths() -> Iterator[None]:
-    """Meanwhile the built-in `len` gives a traced tensor's shape[0]; for all else, and in other threads, it is itself.
+    """Meanwhile the built-in `len` gives a traced tensor's shape[0], and `divmod` takes symbols; for all else, and in
+    other threads, they are themselves.
 
     `Tensor.__len__` cannot: Python turns what it returns into a number, which would fix the batch's size.
     """
-    plain = builtins.len
+    plain, plain_divmod = builtins.len, builtins.divmod
 
     def length(item: Any, /) -> Any:
         if type(item) is FakeTensor and item.dim():
             return item.shape[0]
         return plain(item)
 
-    builtins.len = length
+    def whole_and_rest(number: Any, divisor: Any, /) -> Any:
+        if any(isinstance(item, SymInt | SymFloat) for item in (number, divisor)):
+            return number // divisor, number % divisor
+        return plain_divmod(number, divisor)
+
+    builtins.len, builtins.divmod = length, whole_and_rest
     try:
         yield
     finally:
-        builtins.len = plain
+        builtins.len, builtins.divmod = plain, plain_divmod
 
 
 class _AsItsBase(type):

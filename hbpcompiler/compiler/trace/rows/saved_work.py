@@ -52,7 +52,7 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
         try:
             program_without, returns_alike = traced(other)
         except Exception as error:
-            if _stops_there(error):
+            if other.contradicts or _stops_there(error):
                 continue
             if not isinstance(error, NoLossError):
                 raise

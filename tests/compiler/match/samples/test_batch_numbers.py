@@ -128,10 +128,29 @@ def test_what_is_no_number_of_a_batch():
     def rounded(output, target):
         return F.cross_entropy(output, target, reduction="sum") * round(1 / len(target), 3)
 
-    with pytest.raises(hbp.CompileError, match=r"the loss, .*\.py:\d+: .* RoundDecimal"):
+    with pytest.raises(hbp.CompileError, match=r"the loss, .*\.py:\d+: .* round\(\) to places"):
         hbp.compile(model, rounded, quantities=["grad"])(X, y)
     compiled = hbp.compile(model, lambda o, t: F.cross_entropy(o, t, reduction="sum") / (len(t) - 1),
                            quantities=["grad"])
     compiled(X, y)
     with pytest.raises(hbp.InputError, match=r"that is 0 for 1 samples.*max\(x.shape\[0\] - 1, 1\)"):
         compiled(X[:1], y[:1])
+
+
+@pytest.mark.parametrize("over_batch", [nn.functional.layer_norm, nn.functional.rms_norm])
+def test_lists_with_the_batchs_size_in_them(over_batch):
+    """Of the target they are written as arithmetic in the batch's size; what carries derivatives is refused by name."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+
+    def loss(output, target):
+        return (output[:, 0] - over_batch(target, target.shape)).square().mean()
+
+    compiled = hbp.compile(model, loss, ["grad"])
+    for samples in (6, 2, 9):
+        x, y = torch.randn(samples, 3, dtype=torch.float64), torch.randn(samples, dtype=torch.float64)
+        expected = torch.autograd.grad(loss(model(x), y), [*model.parameters()])
+        torch.testing.assert_close([*compiled(x, y).grad.values()], [*expected])
+    compiled = hbp.compile(model, lambda o, t: (over_batch(o[:, 0], t.shape) - t).square().mean(), ["grad"])
+    with pytest.raises(hbp.HbpError, match=r"_norm in the loss, .*: its argument normalized_shape=\[N\] depends on"):
+        compiled(x, y)

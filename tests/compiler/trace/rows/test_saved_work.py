@@ -322,3 +322,46 @@ def test_a_program_without_its_conditions():
     found, zero_means = only_saving_work(program, Ways(lines=["here"]), other_way)
     assert not zero_means
     assert [node.target for node in found.graph.output_node().all_input_nodes] == [torch.ops.aten.where.self]
+
+
+class InParts(nn.Module):
+    """Of no parts at all there is no sum, but each sample is in one of the two."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        mask, parts = x[:, 0] > 0, []
+        if mask.any():
+            parts.append(self.first(x) * mask[:, None])
+        if not mask.all():
+            parts.append(self.second(x) * (~mask)[:, None])
+        return self.last(sum(parts))
+
+
+def test_what_is_raised_of_a_batch_that_there_is_not():
+    """That neither a mask nor its inverse picks rows is no way of the code."""
+    torch.manual_seed(0)
+    model, loss = InParts().double(), nn.CrossEntropyLoss()
+    compiled = hbp.compile(model, loss, ["grad", "diag_h"])
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 3
+    for first in (x[:, 0], x[:, 0].abs(), -x[:, 0].abs()):
+        given = torch.cat([first[:, None], x[:, 1:]], 1)
+        agree(compiled(given, y), model, loss, [given], y)
+
+
+def test_what_is_raised_where_another_mask_picks_nothing():
+    """Two masks that have nothing to do with each other may both pick nothing."""
+    class Other(InParts):
+        def forward(self, x):
+            mask, other, parts = x[:, 0] > 0, x[:, 1] > 0, []
+            if mask.any():
+                parts.append(self.first(x) * mask[:, None])
+            if other.any():
+                parts.append(self.second(x) * other[:, None])
+            return self.last(sum(parts))
+
+    compiled = hbp.compile(Other().double(), nn.CrossEntropyLoss(), ["grad"])
+    with pytest.raises(hbp.HbpError, match="must be Tensor, not int"):
+        compiled(torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 3)
