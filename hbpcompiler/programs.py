@@ -32,6 +32,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.refused import check
 from hbpcompiler.compiler.prove.suspects import hooks
+from hbpcompiler.compiler.prove.trials import trials
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
@@ -55,7 +56,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import GGN, QUANTITIES
-from hbpcompiler.threads import undisturbed
+from hbpcompiler.threads import alone, undisturbed
 
 
 class Programs:
@@ -147,16 +148,12 @@ class Programs:
         That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
         the outputs do not show the samples apart: then the proof is of a run without them.
         """
-        draws, weights = Draws.now(batch.tensors[0].device), beside.get(SAMPLE_WEIGHTS)
+        weights = beside.get(SAMPLE_WEIGHTS)
         as_called = weights is None or can_weigh(built.matched, weights)
-        plain = beside if as_called else without_weights(beside)
-        with built.seconds.first(FIRST_RUN):
-            raw = self._run(state, built, batch, beside)
-        candidate, full = self._candidate(state, built, plain), self.options.verify == FULL
-        proven = raw if as_called else None
+        candidate = self._candidate(state, built, beside if as_called else without_weights(beside))
         try:
-            with TRACING, built.seconds.first(PROVE):
-                check(prove(candidate, batch, draws, proven, full), candidate, batch, draws)
+            with TRACING, alone(self.model, self.loss):  # else a step in another thread may come between
+                raw = self._proven(built, batch, candidate, lambda: self._run(state, built, batch, beside), as_called)
         except ProofError:
             if not built.proven:
                 self._guards.drop(state, batch.form, built)
@@ -166,6 +163,20 @@ class Programs:
             state.put_back()
         built.proven.add(batch.samples == 1)
         return raw
+
+    def _proven(self, built: Built, batch: Batch, candidate: Candidate, run: Callable[[], Any], as_called: bool) -> Any:
+        draws, full = Draws.now(batch.tensors[0].device), self.options.verify == FULL
+        for trial in trials(candidate, batch):
+            draws.restore()
+            with built.seconds.first(FIRST_RUN):
+                raw = run()
+            try:
+                with built.seconds.first(PROVE):
+                    check(prove(candidate, batch, draws, raw if as_called else None, full), candidate, batch, draws)
+                return raw
+            except ProofError as error:
+                failure = trial.told(error)
+        raise failure
 
     def _first_proven_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
                           brought: Brought = Brought()) -> tuple[Built, Any]:  # noqa: B008  # a constant

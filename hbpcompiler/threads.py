@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -30,10 +30,11 @@ _begun = 0
 
 
 @contextmanager
-def alone(*models: nn.Module) -> Iterator[None]:
-    """No other thread is here meanwhile with any of these, or a part of them."""
+def alone(*models: Any) -> Iterator[None]:
+    """No other thread is here meanwhile with any modules among these, or a part of them."""
     global _begun
-    own, held = threading.get_ident(), {id(module) for model in models for module in model.modules()}
+    own = threading.get_ident()
+    held = {id(module) for model in models if isinstance(model, nn.Module) for module in model.modules()}
     with _ENDED:
         _ENDED.wait_for(lambda: not _elsewhere(held, own), LONGEST)
         for each in held:
