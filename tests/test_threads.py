@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.threads import alone, trainable_of, undisturbed
+from hbpcompiler.seeded import seeded
+from hbpcompiler.threads import TRACING, alone, trainable_of, undisturbed
 
 
 @contextmanager
@@ -93,3 +94,33 @@ def test_a_program_beside_an_operators_products(kind):
             assert not torch.equal(model[0].weight, before), "a step is kept"
             before = model[0].weight.clone()
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_calls_with_a_generator_wait_for_traces():
+    """One lock: a first call takes both, the generator's first, and an optimizer's step both the other way round."""
+    seen = []
+
+    def trace():
+        with TRACING:
+            seen.append("trace")
+
+    thread = threading.Thread(target=trace, daemon=True)
+    with seeded(torch.Generator(), torch.device("cpu")):
+        thread.start()
+        thread.join(0.2)
+        seen.append("call")
+    thread.join(60)
+    assert seen == ["call", "trace"]
+
+
+def test_a_call_with_a_generator_beside_an_optimizer():
+    torch.manual_seed(0)
+    model, loss = nn.Linear(4, 3).double(), nn.CrossEntropyLoss()
+    X, y = torch.randn(7, 4).double(), torch.randint(3, (7,))
+    optimizer = hbp.optim.KFAC(nn.Linear(4, 3).double(), loss, mc_samples=1)
+    right = hbp.compile(model, loss, quantities=["kfac"])(X, y, generator=torch.Generator().manual_seed(3)).kfac
+    with background(lambda: optimizer.step(X, y)):
+        for _ in range(4):  # first calls
+            found = hbp.compile(model, loss, quantities=["kfac"])(X, y, generator=torch.Generator().manual_seed(3)).kfac
+            for own, other in zip(found["weight"], right["weight"], strict=True):
+                torch.testing.assert_close(own, other)
