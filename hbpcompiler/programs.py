@@ -56,7 +56,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import GGN, QUANTITIES
-from hbpcompiler.threads import alone, undisturbed
+from hbpcompiler.threads import alone, traced, undisturbed
 
 
 class Programs:
@@ -92,8 +92,9 @@ class Programs:
             undisturbed(self.model, lambda: check_model(self.model, self.loss))
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
             try:
-                built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,
-                                      self._shelf(state))
+                with traced(self.model):
+                    built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,
+                                          self._shelf(state))
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
