@@ -22,7 +22,7 @@ from hbpcompiler.arguments import (
 )
 from hbpcompiler.block_product import block_diagonal, meetings
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.compiler.built import Built
+from hbpcompiler.compiler.built import Built, beside_exports, directly
 from hbpcompiler.compiler.pipeline import first_program
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.steps import Birth
@@ -120,7 +120,7 @@ class Programs:
         is one that adds."""
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
         tensors = self._tensors(state, built) if tensors is None else tensors
-        with torch.no_grad(), casts:
+        with torch.no_grad(), casts, beside_exports(built.backend):
             if not batch.samples:
                 kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
                 return result_of_none(built.run, tensors, batch, kind, beside)
@@ -130,7 +130,7 @@ class Programs:
                 beside = {**beside, **into.arguments()}
             with shown(built, batch.samples) if run is built.run else contextlib.nullcontext():
                 try:
-                    return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
+                    return directly(run, built.backend)(tensors, *batch.tensors, **rows_of(beside, batch.samples))
                 except ZeroDivisionError as error:  # no tensor raises it: x.shape[0] - 1 of one sample, say
                     raise InputError(
                         f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
