@@ -150,7 +150,7 @@ def loaded(code: str, backend: str) -> tuple[Any, Path]:
 def directly(program: Any, backend: str) -> Callable[..., Any]:
     """What runs it, where an export in another thread may have put wrappers around nn.Module.__call__, for all threads.
     """
-    return program.forward if backend == PYTHON else program
+    return getattr(program, "forward", program) if backend == PYTHON else program
 
 
 def beside_exports(backend: str) -> AbstractContextManager[None]:
