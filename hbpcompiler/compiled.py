@@ -25,7 +25,7 @@ from hbpcompiler.compiler.match.losses.endings import check_weighable
 from hbpcompiler.compiler.match.losses.targets import check_targets
 from hbpcompiler.compiler.prove.candidate import can_weigh
 from hbpcompiler.compiler.prove.draws import Draws
-from hbpcompiler.compiler.prove.prove import prove
+from hbpcompiler.compiler.prove.trials import settled
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
@@ -152,7 +152,7 @@ class Compiled(Calls):
         try:
             with TRACING:
                 candidate, draws = self._candidate(state, built, beside), Draws.now(given.tensors[0].device)
-                return prove(candidate, given, draws, full=full)
+                return settled(candidate, given, draws, full)
         finally:
             state.put_back()
 

@@ -22,7 +22,7 @@ from hbpcompiler.arguments import (
 )
 from hbpcompiler.block_product import block_diagonal, meetings
 from hbpcompiler.callers import level_of_caller
-from hbpcompiler.compiler.built import Built
+from hbpcompiler.compiler.built import Built, beside_exports, directly
 from hbpcompiler.compiler.pipeline import first_program
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.steps import Birth
@@ -32,6 +32,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.refused import check
 from hbpcompiler.compiler.prove.suspects import hooks
+from hbpcompiler.compiler.prove.trials import trials
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
@@ -55,7 +56,7 @@ from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.quantities import GGN, QUANTITIES
-from hbpcompiler.threads import undisturbed
+from hbpcompiler.threads import alone, traced, undisturbed
 
 
 class Programs:
@@ -95,8 +96,9 @@ class Programs:
             undisturbed(self.model, lambda: check_model(self.model, self.loss))
             state, run = self._guards.probed(lambda: check_runs(self.model, self.loss, batch))
             try:
-                built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,
-                                      self._shelf(state))
+                with traced(self.model):
+                    built = first_program(self.model, self.loss, batch, self.options, run, state.places, brought,
+                                          self._shelf(state))
             finally:
                 state.put_back()
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
@@ -122,7 +124,7 @@ class Programs:
         is one that adds."""
         casts = without_autocast(self._guards.device_types) if state.autocast else contextlib.nullcontext()
         tensors = self._tensors(state, built) if tensors is None else tensors
-        with torch.no_grad(), casts:
+        with torch.no_grad(), casts, beside_exports(built.backend):
             if not batch.samples:
                 kind = built.matched.ending.kind if built.matched.graph.has_loss_streams else UNKNOWN
                 return result_of_none(built.run, tensors, batch, kind, beside)
@@ -132,7 +134,7 @@ class Programs:
                 beside = {**beside, **into.arguments()}
             with shown(built, batch.samples) if run is built.run else contextlib.nullcontext():
                 try:
-                    return run(tensors, *batch.tensors, **rows_of(beside, batch.samples))
+                    return directly(run, built.backend)(tensors, *batch.tensors, **rows_of(beside, batch.samples))
                 except ZeroDivisionError as error:  # no tensor raises it: x.shape[0] - 1 of one sample, say
                     raise InputError(
                         f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
@@ -151,16 +153,12 @@ class Programs:
         That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
         the outputs do not show the samples apart: then the proof is of a run without them.
         """
-        draws, weights = Draws.now(batch.tensors[0].device), beside.get(SAMPLE_WEIGHTS)
+        weights = beside.get(SAMPLE_WEIGHTS)
         as_called = weights is None or can_weigh(built.matched, weights)
-        plain = beside if as_called else without_weights(beside)
-        with built.seconds.first(FIRST_RUN):
-            raw = self._run(state, built, batch, beside)
-        candidate, full = self._candidate(state, built, plain), self.options.verify == FULL
-        proven = raw if as_called else None
+        candidate = self._candidate(state, built, beside if as_called else without_weights(beside))
         try:
-            with TRACING, built.seconds.first(PROVE):
-                check(prove(candidate, batch, draws, proven, full), candidate, batch, draws)
+            with TRACING, alone(self.model, self.loss):  # else a step in another thread may come between
+                raw = self._proven(built, batch, candidate, lambda: self._run(state, built, batch, beside), as_called)
         except ProofError:
             if not built.proven:
                 self._guards.drop(state, batch.form, built)
@@ -170,6 +168,20 @@ class Programs:
             state.put_back()
         built.proven.add(batch.samples == 1)
         return raw
+
+    def _proven(self, built: Built, batch: Batch, candidate: Candidate, run: Callable[[], Any], as_called: bool) -> Any:
+        draws, full = Draws.now(batch.tensors[0].device), self.options.verify == FULL
+        for trial in trials(candidate, batch):
+            draws.restore()
+            with built.seconds.first(FIRST_RUN):
+                raw = run()
+            try:
+                with built.seconds.first(PROVE):
+                    check(prove(candidate, batch, draws, raw if as_called else None, full), candidate, batch, draws)
+                return raw
+            except ProofError as error:
+                failure = trial.told(error)
+        raise failure
 
     def _first_proven_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any],
                           brought: Brought = Brought()) -> tuple[Built, Any]:  # noqa: B008  # a constant

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 
 import torch
 
 from hbpcompiler.errors import InputTypeError
-
-_GLOBAL = threading.Lock()
-"""Held by calls with a generator: they share torch's global one."""
+from hbpcompiler.threads import TRACING
 
 
 def seeded(generator: torch.Generator | None, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Draw from torch's global generator, on this device, seeded by `generator`, if there is one, and put it back
-    afterwards."""
+    afterwards. Proofs and operators in other threads, which put it elsewhere too, wait for that: by the one lock of
+    the compiler, as a first call takes that inside, and an optimizer's step outside."""
     return contextlib.nullcontext() if generator is None else _seeded(generator, device)
 
 
@@ -25,7 +23,7 @@ def _seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     if not isinstance(generator, torch.Generator):
         raise InputTypeError(f"generator must be a torch.Generator, not {generator!r}")
     seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())
-    with _GLOBAL, torch.random.fork_rng():
+    with TRACING, torch.random.fork_rng():
         seed_global(seed, device)
         yield
 

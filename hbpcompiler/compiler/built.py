@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,11 @@ from hbpcompiler.compiler.stages import Seconds
 from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.threads import TRACING
 from hbpcompiler.values import Stored
 
+PYTHON = "python"
+"""The backend whose programs are plain functions of Python."""
 KEPT_ADDING = 4
 """Programs that differ in what they add to given tensors: a caller has one or two."""
 
@@ -141,6 +145,17 @@ def loaded(code: str, backend: str) -> tuple[Any, Path]:
     else:
         use_huge_pages(sys.modules[type(program).__module__])
     return program, path
+
+
+def directly(program: Any, backend: str) -> Callable[..., Any]:
+    """What runs it, where an export in another thread may have put wrappers around nn.Module.__call__, for all threads.
+    """
+    return getattr(program, "forward", program) if backend == PYTHON else program
+
+
+def beside_exports(backend: str) -> AbstractContextManager[None]:
+    """Exports change for all threads how TorchScript's methods and compiled modules are called, too: those wait."""
+    return nullcontext() if backend == PYTHON else TRACING
 
 
 def _what_torchscript_lacks(text: str, path: Path) -> str:

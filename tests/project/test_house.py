@@ -32,10 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "changes": {"errors"}, "result": {"errors", "quantities", "values", "changes"}, "group": {"errors"},
     "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest", "patterns"},
     "arguments": {"errors", "quantities", "clipping"},
-    "callers": set(), "threads": set(), "tied_names": {"patterns"}, "runs": {"errors", "callers"},
+    "callers": set(), "threads": {"errors"}, "tied_names": {"patterns"}, "runs": {"errors", "callers"},
     "report.verdicts": {"report"}, "report.instruments": {"report", "report.verdicts"},
     "report": {"errors", "version", "runs", "report.instruments", "report.verdicts"},
-    "cache": {"errors"}, "guards": {"errors", "threads"}, "seeded": {"errors"}, "limits": {"errors"},
+    "cache": {"errors"}, "guards": {"errors", "threads"}, "seeded": {"errors", "threads"}, "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
     "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping", "tied_names", "patterns",
                         "threads"},
@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
     "compiler.prove": TERMS | {"rules.shared", "arguments", "options", "reference", "values", "seeded",
                                "patterns", "threads", "compiler.match", "compiler.plan", "compiler.derive"},
-    "compiler": TERMS | {"arguments", "options", "values", "version", "codegen",
+    "compiler": TERMS | {"arguments", "options", "threads", "values", "version", "codegen",
                          *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }
 """By package, what its files import besides each other. Files of the face that are not listed may import all."""

@@ -61,14 +61,14 @@ class Reporting:
     """
 
     def __init__(self, call: Rounds, report: Callable[[float], None]) -> None:
-        self.call, self.report, self._thread = call, report, threading.get_ident()
+        self.call, self.report, self._thread = call, report, threading.current_thread()
         self._around = [(call, iter(call.inside))]
         self._done = 0.0
         """Predicted seconds of what has been done."""
 
     def rounds(self, *ends: int) -> Iterable[int]:
         whole = range(*ends)
-        if len(ends) != 3 or threading.get_ident() != self._thread:
+        if len(ends) != 3 or threading.current_thread() is not self._thread:
             return whole
         line = sys._getframe(1).f_lineno
         loop = next((loop for loop in self._around[-1][1] if loop.line == line), None)

@@ -7,7 +7,6 @@ shared trace are proven like all others; where proofs are left out, traces are n
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,10 +18,11 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.threads import Lock
 
 KEPT = 16
 """Traces of one model, of the forms of batches and states of Python that were met last."""
-_LOCK = threading.Lock()
+_LOCK = Lock()
 
 
 @dataclass

@@ -118,13 +118,13 @@ def _is_constant(tensor: Tensor) -> bool:
 @contextmanager
 def _replaced(made: _Made) -> Iterator[None]:
     """Meanwhile `made` stands for METHODS and FUNCTIONS in this thread."""
-    thread = threading.get_ident()
+    thread = threading.current_thread()
     inside = threading.local()
 
     def replacement(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def replaced(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread or getattr(inside, "busy", False):
+            if threading.current_thread() is not thread or getattr(inside, "busy", False):
                 return original(*args, **kwargs)
             inside.busy = True  # torch makes one of these values by way of another
             try:

@@ -55,11 +55,11 @@ def _without_blocks_in_functions() -> Iterator[None]:
     in_python = isinstance(vars(function)["apply"], classmethod)  # up to 2.13; in 2.14 it is the C function itself
     base: Any = torch.autograd.function._SingleLevelFunction if in_python else function
     before = vars(base).get("apply")
-    own, thread = before or vars(torch._C._FunctionBase)["apply"], threading.get_ident()
+    own, thread = before or vars(torch._C._FunctionBase)["apply"], threading.current_thread()
 
     def apply(called: Any, *arguments: Any, **named: Any) -> Any:
         bound = own.__get__(None, called)
-        if threading.get_ident() != thread:
+        if threading.current_thread() is not thread:
             return bound(*arguments, **named)
         with replaced(torch._C, "_set_grad_enabled", lambda mode: None), \
                 replaced(Tensor, "detach", _not_detached(Tensor.detach)):
@@ -79,10 +79,10 @@ def _without_blocks_in_functions() -> Iterator[None]:
 def _data_detached() -> Iterator[None]:
     """Meanwhile `x.data` in the user's code is `x.detach()`, which a trace sees; ModelError where it is assigned to."""
     own: Any = vars(torch._C.TensorBase)["data"]
-    thread = threading.get_ident()
+    thread = threading.current_thread()
 
     def users() -> bool:
-        return threading.get_ident() == thread and not is_library(sys._getframe(2).f_code.co_filename)
+        return threading.current_thread() is thread and not is_library(sys._getframe(2).f_code.co_filename)
 
     def read(tensor: Tensor) -> Tensor:
         return tensor.detach() if users() else own.__get__(tensor)

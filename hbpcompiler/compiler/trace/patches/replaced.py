@@ -26,10 +26,10 @@ def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
 
 
 def _in_this_thread(instead: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
-    thread = threading.get_ident()
+    thread = threading.current_thread()  # the child of a fork may give its ident to another
 
     @functools.wraps(own)
     def chosen(*arguments: Any, **named: Any) -> Any:
-        return (instead if threading.get_ident() == thread else own)(*arguments, **named)
+        return (instead if threading.current_thread() is thread else own)(*arguments, **named)
 
     return chosen
