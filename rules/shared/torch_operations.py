@@ -185,8 +185,11 @@ PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 KEEPS_NUMBERS = frozenset({*COPYING, *TURNING, *FLATTENS, aten.select.int, aten.slice.Tensor, aten.expand.default,
                            aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims})
 """What is the same number everywhere where its first argument is."""
-KEEPS_ZERO = frozenset({*KEEPS_NUMBERS, *SUMS, *TRUE_OF_AXES, aten.neg.default})
+KEEPS_ZERO = frozenset({*KEEPS_NUMBERS, *SUMS, *TRUE_OF_AXES, aten.neg.default, aten.square.default, aten.abs.default,
+                        aten.relu.default, aten.tanh.default})
 """What is zero everywhere where its first argument is."""
+PARTS: dict[Any, bool] = {aten.max.default: False, aten.amax.default: False, aten.mean.default: True}
+"""Number that all elements make -> whether it is their mean, not the largest."""
 ANY_OF_ALL, ALL_OF_ALL, ITEMS, INVERSES, NUMBER_OF_TRUE = (
     frozenset({aten.any.default}), frozenset({aten.all.default}),
     frozenset({aten.item.default, aten._local_scalar_dense.default}),

@@ -33,6 +33,8 @@ FUNCTIONS = ("is_nonzero", "equal", "allclose")
 """Those that torch also has as functions."""
 
 TRUTHS = ("__bool__", "is_nonzero")
+OF_TRUTHS: dict[str, Callable[[bool], bool | int | float]] = {"item": bool, "__int__": int, "__float__": float}
+"""What makes a Python value of a truth, and of which kind."""
 NUMBERS = ("__int__", "__float__", "__index__", "item")
 
 Key = tuple[str, Place]
@@ -72,8 +74,9 @@ def told_again(answers: Answers, outermost: str, ways: Ways) -> Iterator[None]:
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if waiting and fakes and (all(map(_is_constant, fakes)) or only_checks(frame, outermost)):
             return waiting.popleft()
-        if fakes and name in TRUTHS and (asked := asked_by(fakes[0])) is not None:
-            return ways.answer(frame, asked[0], fakes[0], asked[1])
+        is_truth = fakes and (name in TRUTHS or (name in OF_TRUTHS and fakes[0].dtype is torch.bool))
+        if is_truth and (asked := asked_by(fakes[0])) is not None:
+            return OF_TRUTHS.get(name, bool)(ways.answer(frame, asked[0], fakes[0], asked[1]))
         try:
             return original()
         except Exception as error:

@@ -36,6 +36,7 @@ from hbpcompiler.rules.shared.torch_operations import (
     ITEMS,
     KEEPS_NUMBERS,
     NUMBER_OF_TRUE,
+    PARTS,
     PICKS,
     PRODUCTS,
     SUMS,
@@ -46,6 +47,8 @@ MOST = 128
 """Masks that one model asks for rows; a loop that goes on while there are some would never end."""
 FEW = (1, 2, 3)
 """Numbers of rows, of which a condition has to say the same as of many."""
+SHARES = (1e-12, 0.5, 1.0)
+"""What part of all elements a mask may pick, if any."""
 NUMBERS = (torch.int64, torch.float32, torch.float64)
 """Types that a count of rows does not overflow."""
 
@@ -129,6 +132,14 @@ def asked_of(node: Node) -> tuple[Asked, bool] | None:
     if called in ALL_OF_ALL and _is_mask(first):
         mask, inverted = itself(first)
         return Asked(mask, not inverted), False
+    if called in PARTS:
+        part = _is_one_of_rows(node)
+        return None if part is None else (part[0], True)
+    if called in COMPARED and isinstance(node.args[1], int | float) and (number := _is_one_of_rows(first)):
+        asked, with_rows, without = number
+        truth = COMPARED[called]
+        says = {truth(amount, node.args[1]) for amount in with_rows}
+        return None if len(says) != 1 or truth(without, node.args[1]) in says else (asked, says.pop())
     if called in COMPARED and isinstance(node.args[1], int | float):
         counts, truth = counted(first), COMPARED[called]
         says = {truth(many, node.args[1]) for many in (*FEW, sys.maxsize)}
@@ -137,6 +148,19 @@ def asked_of(node: Node) -> tuple[Asked, bool] | None:
         return itself(counts), says.pop()
     counts = counted(node)
     return None if counts is None else (itself(counts), True)
+
+
+def _is_one_of_rows(node: Any) -> tuple[Asked, tuple[float, ...], float] | None:
+    """Of a truth that asks for rows, or the mean or largest of a mask's numbers: what it asks, what it may be where
+    there are rows, and what it is without."""
+    if isinstance(node, Node) and node.target in PARTS:
+        overflows = PARTS[node.target] and node.meta["val"].dtype not in NUMBERS
+        mask: Any = node.args[0] if len(node.args) == 1 and not overflows else None
+        while isinstance(mask, Node) and mask.target in COPYING and not _is_mask(mask):
+            mask = mask.args[0]
+        return (itself(mask), SHARES if PARTS[node.target] else (1.0,), 0.0) if _is_mask(mask) else None
+    found = asked_of(node) if _is_mask(node) else None
+    return None if found is None else (found[0], (float(found[1]),), float(not found[1]))
 
 
 def itself(mask: Node) -> Asked:
@@ -167,7 +191,9 @@ def counted(node: Any) -> Node | None:
 
 
 def factors_of_sum(node: Any) -> Iterator[Node]:
-    """What a sum of products has as factors, masks and weights, as far as they are nodes."""
+    """What a sum of products, or a number times one, has as factors, masks and weights, as far as they are nodes."""
+    while isinstance(node, Node) and node.target in PRODUCTS and isinstance(node.args[1], int | float):
+        node = node.args[0]
     waiting: list[Any] = [node.args[0]] if isinstance(node, Node) and node.target in SUMS else []
     while waiting:
         factor = waiting.pop()

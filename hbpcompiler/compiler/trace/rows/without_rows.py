@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from hbpcompiler.compiler.trace.conditions.ways import Asked, counted, factors_of_sum, itself
 from hbpcompiler.compiler.trace.fx_graph.by_name import chosen_by, given_to
 from hbpcompiler.compiler.trace.rows.forms import EMPTY, FALSE, NOTHING, ONE, ZERO, Form, Known, Lengths, Numbers
+from hbpcompiler.compiler.trace.rows.kept_zeros import keeps_zero
 from hbpcompiler.compiler.trace.rows.labelled_rows import MEAN, SUMMED, reduction_of
 from hbpcompiler.rules.shared.torch_operations import (
     ADDITIONS,
@@ -30,7 +31,6 @@ from hbpcompiler.rules.shared.torch_operations import (
     INVERSES,
     ITEMS,
     KEEPS_NUMBERS,
-    KEEPS_ZERO,
     MAY_BE_INFINITE,
     OF_VIEW,
     ONE_TRUE,
@@ -171,7 +171,7 @@ class Forms:
             return parts
         if called in BOTH_TRUE and any(self._is(FALSE, item) for item in node.args):
             return self._with_shape(FALSE, node)
-        if called in KEEPS_ZERO and self.is_zero(first):
+        if keeps_zero(called, others) and self.is_zero(first):
             is_mask = self._is(FALSE, first) and node.meta["val"].dtype is torch.bool
             return self._with_shape(FALSE, node) if is_mask else self._all(ZERO, node)
         if called in PRODUCTS and any(map(self.is_zero, node.args)) and node not in self._infinite:

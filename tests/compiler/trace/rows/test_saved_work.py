@@ -365,3 +365,53 @@ def test_what_is_raised_where_another_mask_picks_nothing():
     compiled = hbp.compile(Other().double(), nn.CrossEntropyLoss(), ["grad"])
     with pytest.raises(hbp.HbpError, match="must be Tensor, not int"):
         compiled(torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 3)
+
+
+SPELLINGS = {
+    "item": lambda m: m.any().item(), "is True": lambda m: m.any().item() is True, "largest": lambda m: m.max() > 0,
+    "amax": lambda m: m.amax(), "of numbers": lambda m: m.int().max() > 0, "share": lambda m: m.double().mean() > 0,
+    "no zero": lambda m: m.float().mean() != 0, "compared": lambda m: m.any() != False,  # noqa: E712
+    "not none": lambda m: not (~m).all().item(),
+}
+PARTS = {
+    "squares": lambda o, m: (((o[:, 0] - 1) * m) ** 2).sum() / m.sum(), "cubes": lambda o, m: ((o[:, 0] * m) ** 3).sum()
+    / m.sum(), "sizes": lambda o, m: (o[:, 0] * m).abs().sum() / m.double().sum(),
+    "twice": lambda o, m: o[m].square().sum() / (m.sum() * 2), "times classes": lambda o, m: (
+        (o * m[:, None]).square().sum() / (o.shape[1] * m.sum())),
+}
+
+
+def some_and_none(condition, part, quantities):
+    def loss(output, y):
+        total, mask = 0.1 * output.square().mean(), y > 0
+        if condition(mask):
+            total = total + part(output, mask)
+        return total
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    compiled = hbp.compile(model, loss, quantities)
+    for y in (torch.tensor([1, 0, 2, 1]), torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 0, 0])):
+        x = torch.randn(4, 3, dtype=torch.float64)
+        result = compiled(x, y)
+        agree(result, model, loss, [x], y)
+        assert result.loss.isfinite()
+
+
+@few(4, "further spellings")
+@pytest.mark.parametrize("condition", SPELLINGS)
+def test_spellings_of_whether_a_mask_picks_rows(condition):
+    some_and_none(SPELLINGS[condition], lambda o, m: o[m].square().mean(), ["grad"])
+
+
+@few(3, "further cases of one kind")
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_zero_of_a_mask_that_picks_nothing(part):
+    some_and_none(torch.any, PARTS[part], ["grad", "diag_h"])
+
+
+@pytest.mark.parametrize("condition", [lambda m: m.double().mean() > 0.5, lambda m: m.max() > 1,
+                                       lambda m: m.max() >= 0])
+def test_conditions_on_masks_that_ask_for_something_else(condition):
+    with pytest.raises(hbp.HbpError, match="control flow depends on the values"):
+        some_and_none(condition, lambda o, m: o[m].square().mean(), ["grad"])
