@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.checks import check_runs
 from hbpcompiler.seeded import seeded
 from hbpcompiler.threads import REMEMBERED, TRACING, alone, trainable_of, undisturbed
 
@@ -247,3 +249,29 @@ def test_passes_that_come_while_a_model_is_read():
                              ([other] * (REMEMBERED + 1), 2)):
         reads.clear()
         assert undisturbed(model, lambda passes=passes: read(*passes)) == expected
+
+
+def test_models_that_two_threads_try_leave_torch_as_it_was():
+    """What stands for torch's own functions meanwhile is put back in the order in which it came."""
+    inside, left, before = threading.Event(), threading.Event(), [dict(vars(owner)) for owner in (torch.Tensor, torch)]
+    X, y = torch.randn(3, 2), torch.randn(3, 2)
+
+    class First(nn.Linear):
+        def forward(self, x):
+            thread.start()
+            inside.wait(0.3)
+            return super().forward(x)
+
+    class Second(nn.Linear):
+        def forward(self, x):
+            inside.set()
+            left.wait(60)
+            return super().forward(x)
+
+    first, second = First(2, 2), Second(2, 2)
+    thread = threading.Thread(target=lambda: check_runs(second, nn.MSELoss(), batch_of((X, y))), daemon=True)
+    check_runs(first, nn.MSELoss(), batch_of((X, y)))
+    left.set()
+    thread.join(60)
+    for owner, own in zip((torch.Tensor, torch), before, strict=True):
+        assert {name for name, value in own.items() if vars(owner).get(name) is not value} == set()

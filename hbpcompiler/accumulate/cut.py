@@ -20,6 +20,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import HbpError
+from hbpcompiler.threads import TRACING
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Cut:
         where they cannot be tried."""
         parts = [tuple(row[:first] for row in batch.tensors), tuple(row[first:] for row in batch.tensors)]
         try:
-            with warnings.catch_warnings(action="ignore"):  # a part of one row has no deviation: torch warns of it
+            with TRACING, warnings.catch_warnings(action="ignore"):  # of a part of one row, which has no deviation
                 whole, loss, rounding = self._run(batch, [batch.tensors])
                 apart, loss_apart, _ = self._run(batch, parts)
         except HbpError:

@@ -99,7 +99,7 @@ def changes_buffers(model: nn.Module, given: Batch) -> bool:
     before = dict(model.named_buffers())
     copies = {name: value.detach().clone() for name, value in before.items()}
     own = list(model.parameters())
-    with (alone(model), torch.no_grad(), drawing(Draws.now(given.tensors[0].device)),
+    with (drawing(Draws.now(given.tensors[0].device)), alone(model), torch.no_grad(),
           holding(own, [parameter.detach().clone() for parameter in own])):
         call_with_state(model, {}, copies, args, keywords)
     return any(not torch.equal(copies[name], value) for name, value in before.items())

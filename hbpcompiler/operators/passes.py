@@ -20,6 +20,7 @@ from hbpcompiler.compiler.trace.checks import complaint_of
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.with_state import derivatives_in, holding, in_one_piece, leaves_of, ordinary_mode
 from hbpcompiler.errors import BatchDoesNotFitError, HbpError
+from hbpcompiler.threads import TRACING
 
 Found = TypeVar("Found")
 FEW = 2
@@ -89,7 +90,7 @@ class Passes:
     @contextmanager
     def careful(self, cudnn: bool = True) -> Iterator[None]:
         """What surrounds all passes; no derivatives go to parameters, but within `variables`."""
-        with (unchanged(self.model, self.loss), ordinary_mode(), twice_differentiable(cudnn),
+        with (TRACING, unchanged(self.model, self.loss), ordinary_mode(), twice_differentiable(cudnn),
               derivatives_in((), list(self.model.parameters()))):
             for module in self.model.modules():
                 if module.training and isinstance(module, nn.modules.batchnorm._NormBase):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.prove.by_form import ByForm
+from hbpcompiler.threads import TRACING
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ class Draws:
 
 @contextmanager
 def drawing(draws: Draws) -> Iterator[ByForm | None]:
-    """Draw from there on inside, and put the generators back afterwards. What is drawn by form can be seen."""
-    before = Draws.now(draws.device)
-    draws.restore()
-    try:
-        if draws.by_form:
-            with ByForm(draws.device) as forms:
-                yield forms
-        else:
-            yield None
-    finally:
-        before.restore()
+    """Draw from there on inside, and put the generators back afterwards. What is drawn by form can be seen. Other
+    threads that do so wait: they would draw from here, and put back what they had found in the middle of this."""
+    with TRACING:
+        before = Draws.now(draws.device)
+        draws.restore()
+        try:
+            if draws.by_form:
+                with ByForm(draws.device) as forms:
+                    yield forms
+            else:
+                yield None
+        finally:
+            before.restore()

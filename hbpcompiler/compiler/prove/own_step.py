@@ -123,7 +123,7 @@ class _Run:
         moved: Callable[[Tensor], Tensor] | None = torch.clone if instead else None
         given = self.batch
         tensor_hooks = TensorHooks()
-        with unchanged(self.model, self.loss), drawing(self.draws), ordinary_mode(), tensor_hooks:
+        with drawing(self.draws), unchanged(self.model, self.loss), ordinary_mode(), tensor_hooks:
             buffers = copied_buffers(self.model)
             if self.noise is not None:
                 moved = self.noise.moved

@@ -30,7 +30,7 @@ from hbpcompiler.errors import (
     ModelError,
     UnsupportedOpError,
 )
-from hbpcompiler.threads import alone, followed, is_followed, undisturbed
+from hbpcompiler.threads import TRACING, alone, followed, is_followed, undisturbed
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""
@@ -161,8 +161,8 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
     arguments, keywords, wanted = batch.layout.build(rows)
     parameters = list(model.parameters())
     devices = sorted({tensor.device.index for tensor in batch.tensors if tensor.is_cuda})
-    with (ordinary_mode(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
-          classes_given(), followed(), recorded() as answers):
+    with (TRACING, ordinary_mode(), torch.random.fork_rng(devices), warnings.catch_warnings(), plain_ways(),
+          classes_given(), followed(), recorded() as answers):  # they put back what was there: two threads' would cross
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")  # squared errors that broadcast [N] and [N, 1]
         try:
