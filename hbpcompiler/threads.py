@@ -99,7 +99,7 @@ def alone(*models: Any) -> Iterator[None]:
         for each in modules:
             _holders.setdefault(each, Counter())[own] += 1
         _held.update(modules)
-        _last.append((own, modules.keys()))
+        _last.append((own, frozenset(modules)))  # their ids: it keeps no model alive
         _begun += 1  # after that: who reads without the lock asks in this order whether anything has begun
     try:
         yield
