@@ -135,8 +135,8 @@ def test_products_with_the_block():
 def test_random_networks(setting):
     model, loss, X, y = setting
     found, expected, _ = both(model, X, y, ["grad", "diag_h", "kflr"], torch.float32, loss)
-    for key, value in expected.grad.items():
-        assert torch.equal(found.grad[key], value)
+    for key, value in expected.grad.items():  # not rounded to single; the order of its products may be another
+        torch.testing.assert_close(found.grad[key], value, rtol=1e-13, atol=1e-13 * float(1 + value.abs().max()))
     for quantity in ("diag_h", "kflr"):
         assert error(found[quantity], expected[quantity]) < 10 * SINGLE, quantity
 
