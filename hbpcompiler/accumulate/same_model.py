@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import zip_longest
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from hbpcompiler.accumulate.settings import settings_of
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, listing
+from hbpcompiler.guards import State
 
 
 class SameModel:
@@ -25,7 +25,7 @@ class SameModel:
         self._own = (*self._model.parameters(), *self._model.buffers())
         self._own_written = versions(self._own)
         self._state = compiled._state_now()
-        self._beside = self._read_beside()
+        self._beside = self._beside_of(self._state)
         self._beside_written, self._beside_digest = versions(self._beside), digest_of(self._beside)
 
     def check(self) -> None:
@@ -34,8 +34,8 @@ class SameModel:
             raise InputError(f"the model's modes are now {modes_of(self._model)}, and were {self._modes} "
                              "for the batches before. A total is of one mode: what switches it, as an evaluation "
                              "between batches does, has to switch it back before it gives the next one")
-        self._check_numbers()
         state = self._compiled._state_now()
+        self._check_numbers(state)
         if state is self._state:
             return
         if (now := frozen_of(self._model)) != self._frozen:
@@ -58,20 +58,22 @@ class SameModel:
         """A batch's program has run: a first call reads more of Python's state than the walk before it had."""
         self._state = self._compiled._state_now()
 
-    def _check_numbers(self) -> None:
-        own, beside = versions(self._own), self._read_beside()
+    def _check_numbers(self, state: State) -> None:
+        own = versions(self._own)
         if own != self._own_written and fingerprint(self._model)[1] != self._header.digest:
             raise InputError(_others("the model's parameters or buffers"))
-        is_read_anew = any(one is not other for one, other in zip_longest(beside, self._beside))
+        self._own_written = own
+        is_read_anew = state is not self._state
+        beside = self._beside_of(state) if is_read_anew else self._beside
         written = versions(beside)
         if (is_read_anew or written != self._beside_written) and digest_of(beside) != self._beside_digest:
             raise InputError(_others("tensors of the loss, or that it or the model reads elsewhere,"))
-        self._own_written, self._beside, self._beside_written = own, beside, written
+        self._beside, self._beside_written = beside, written
 
-    def _read_beside(self) -> tuple[Tensor, ...]:
+    def _beside_of(self, state: State) -> tuple[Tensor, ...]:
         """Tensors of the loss, and of attributes and globals, in the order in which they are met."""
         own = {id(tensor) for tensor in self._own}
-        return tuple(tensor for tensor in self._compiled._state_now().tensors if id(tensor) not in own)
+        return tuple(tensor for tensor in state.tensors if id(tensor) not in own)
 
 
 def _others(what: str) -> str:
