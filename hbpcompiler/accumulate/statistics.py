@@ -5,7 +5,6 @@ rows of several batches as one batch, and cut into two."""
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 
@@ -15,7 +14,8 @@ from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.graph import N, Operation
+from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
+from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import TotalWarning, listing
 
 MOST = 16
@@ -76,11 +76,7 @@ def _is_of_size(operation: Operation) -> bool:
     """Whether it makes numbers of the batch's size, not only shapes."""
     if operation.tensors and not aten.is_pointwise(operation):
         return False
-    return any(map(_has_size, operation.attributes.values()))
-
-
-def _has_size(number: Any) -> bool:
-    return N in getattr(number, "free_symbols", ())
+    return has_batchs_size(operation.attributes)
 
 
 def warn_of_statistics(places: list[str]) -> None:
