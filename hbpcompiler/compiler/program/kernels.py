@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from hbpcompiler.compiler.program import draws, grams, histograms, pages, pairs, products, sums, weights
+from hbpcompiler.compiler.program import correlations, draws, grams, histograms, pages, pairs, products, sums, weights
 from hbpcompiler.compiler.program.grams import (
     add_gram_,
     gram,
@@ -56,7 +56,7 @@ OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn
                                             half_gram: onednn_half_gram}
 """What oneDNN may do instead."""
 FILES = [file.__name__ for file in (idioms, pooling, recurrences, derivatives, draws, pages, pairs, weights, products,
-                                    grams, sums, histograms)]
+                                    grams, correlations, sums, histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "F.linear",

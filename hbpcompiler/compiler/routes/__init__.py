@@ -23,6 +23,7 @@ from hbpcompiler.compiler.routes.by_index import InnerByIndex, RowsByIndex
 from hbpcompiler.compiler.routes.by_rows import SquaresByRows
 from hbpcompiler.compiler.routes.chunks import ChunkedProduct, NativeProduct
 from hbpcompiler.compiler.routes.closed import DiagonalForm, MatrixForm
+from hbpcompiler.compiler.routes.correlated import CorrelatedInputFactor
 from hbpcompiler.compiler.routes.directions import (
     NativeSumOfColumns,
     OntoSum,
@@ -65,6 +66,7 @@ ROUTES: tuple[Route, ...] = (
     NativeSum(), OneProduct(), ClosedForm(), RowsByIndex(), InnerByIndex(), GramNorm(), GramDiagonal(),
     SquaresByPairs(), SquaresByRows(), ChunkedProduct(), NativeProduct(), WholeProduct(), ColumnFactor(), InputFactor(),
     ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(), HalfInputFactor(), SlidingInputFactor(),
+    CorrelatedInputFactor(),
     DiagonalForm(), MatrixForm(), PairsOfPositions(), PartsOfProduct(), OperandFirst(), ProductFirst(),
     OntoSum(OperandFirst()), OntoSum(ProductFirst()),
     SumOfColumns(), NativeSumOfColumns(), Kept(),

@@ -13,24 +13,10 @@ from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.factors import InputFactor
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from tests.agreement import close
+from tests.compiler.routes.sliding_windows import brute_force, network, only
 from tests.selection import few
 
 NAME = SlidingInputFactor.name
-
-
-def only(route, **others):
-    """This route is taken wherever it can be."""
-    return hbp.Limits(route_times=((route.name, 0),), **others)
-
-
-def brute_force(layer, x):
-    """Patches as a convolution with one-hot kernels sees them: A = sum of u u^T over samples and positions."""
-    weight = layer.weight
-    count = weight[0].numel()
-    units = torch.eye(count, dtype=x.dtype).reshape(count, *weight.shape[1:])
-    see = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[weight.dim() - 3]
-    seen = see(x, units, None, layer.stride, layer.padding, layer.dilation).flatten(2)
-    return torch.einsum("nip,njp->ij", seen, seen) / len(x)
 
 
 @st.composite
@@ -63,12 +49,6 @@ def test_random_convolutions(setting, chunk):
     expected = brute_force(layer, x)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
     close(found, found.T, "symmetry", expected)
-
-
-def network(kernel=3, channels=8, size=16, stride=1, groups=1):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(channels, channels, kernel, stride, padding=1, groups=groups), nn.Flatten(),
-                         nn.LazyLinear(2)), torch.randn(6, channels, size, size)
 
 
 def test_both_routes_agree_in_all_backends():
@@ -119,7 +99,7 @@ def test_where_windows_do_not_slide_it_is_not_offered(options):
 
 def test_it_is_chosen_where_it_pays():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(32, 16, 5, padding=2), nn.Flatten(), nn.Linear(16 * 14 * 14, 10))
-    batch = torch.zeros(4, 32, 14, 14), torch.zeros(4, dtype=torch.long)
+    model = nn.Sequential(nn.Conv1d(32, 16, 5, padding=2), nn.Flatten(), nn.Linear(16 * 196, 10))
+    batch = torch.zeros(4, 32, 196), torch.zeros(4, dtype=torch.long)
     assert NAME in hbp.compile(model, quantities=["kfac"], example_inputs=batch).code
     assert any(isinstance(route, SlidingInputFactor) for route in ROUTES)

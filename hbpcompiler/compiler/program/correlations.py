@@ -1,0 +1,70 @@
+"""A helper of generated files: products of an image's pixels with pixels so far away, of which A of windows is made."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hbpcompiler.rule.idioms import idiom
+
+
+@idiom
+def seen_alike(length: int, places: int, dilation: int, before: int, positions: int) -> list[tuple[int, int]]:
+    """An axis cut into [first, last), within which each place of a window sees all pixels or none."""
+    cuts = [0, length]
+    for place in range(places):
+        first = place * dilation - before
+        for cut in [min(max(first, 0), length), min(max(first + positions, 0), length)]:
+            if cut not in cuts:
+                cuts.append(cut)
+    cuts = sorted(cuts)
+    return [(cuts[i], cuts[i + 1]) for i in range(len(cuts) - 1)]
+
+
+@idiom
+def products_of_pixels(x: Tensor, y: Tensor, distances: list[int], dilation: list[int]) -> Tensor:
+    """sum over n and pixels q of x[n, i, q] y[n, j, q + dilation d]: [i, j, *distances], d from 0 on along both axes.
+
+    As a convolution's weight gradient, which adds up in float32 one by one: so many at a time that digits stay.
+    """
+    weight = x.new_empty(1).expand(x.shape[1], y.shape[1], distances[0], distances[1])
+    total = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    samples = max(1, 16384 // (x.shape[2] * x.shape[3]))
+    for first in range(0, x.shape[0], samples):
+        _, products, _ = torch.ops.aten.convolution_backward(
+            x[first : first + samples], y[first : first + samples], weight, None, [1, 1], [0, 0], dilation, False,
+            [0, 0], 1, [False, True, False])
+        total.add_(products)
+    return total
+
+
+@idiom
+def windows_gram(x: Tensor, size: list[int], dilation: list[int], before: list[int], positions: list[int]) -> Tensor:
+    """sum over n and positions of u u^T, u what a window sees: [N, C, h, w] -> [C * size, C * size].
+
+    At places a and b of a window are pixels b - a apart: all products of pixels so far apart are made once. Those at
+    the edges are apart, as not all places of a window reach them. `before`: rows and columns of zeros.
+    """
+    channels, height, width = x.shape[1], x.shape[2], x.shape[3]
+    tall, wide = size[0], size[1]
+    total = x.new_zeros((channels, tall, wide, channels, tall, wide))
+    for top, bottom in seen_alike(height, tall, dilation[0], before[0], positions[0]):
+        for left, right in seen_alike(width, wide, dilation[1], before[1], positions[1]):
+            down = min(tall - 1, (height - 1 - top) // dilation[0])  # so many places below there are pixels, and
+            back, on = min(wide - 1, (right - 1) // dilation[1]), min(wide - 1, (width - 1 - left) // dilation[1])
+            around = F.pad(x, [back * dilation[1] - left, right + on * dilation[1] - width,
+                               -top, bottom + down * dilation[0] - height])
+            products = products_of_pixels(x[:, :, top:bottom, left:right], around, [down + 1, back + on + 1], dilation)
+            for a in range(tall):
+                first, below = a * dilation[0] - before[0], min(down, tall - 1 - a) + 1
+                for b in range(wide):
+                    start, nearest, last = b * dilation[1] - before[1], max(b - back, 0), min(b + on, wide - 1) + 1
+                    if (first <= top and bottom <= first + positions[0]
+                            and start <= left and right <= start + positions[1]):
+                        total[:, a, b, :, a : a + below, nearest:last].add_(
+                            products[:, :, :below, nearest - b + back : last - b + back])
+    for a in range(tall):
+        for b in range(a + 1, tall):
+            total[:, b, :, :, a].copy_(total[:, a, :, :, b].permute(2, 3, 0, 1))
+    return total.view(channels * tall * wide, channels * tall * wide)
