@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hbpcompiler.compiler.program.products import onednn_linear
 from hbpcompiler.rule.idioms import idiom
 
 
@@ -26,16 +27,24 @@ def seen_alike(length: int, places: int, dilation: int, before: int, positions: 
 def products_of_pixels(x: Tensor, y: Tensor, distances: list[int], dilation: list[int]) -> Tensor:
     """sum over n and pixels q of x[n, i, q] y[n, j, q + dilation d]: [i, j, *distances], d from 0 on along both axes.
 
-    As a convolution's weight gradient, which adds up in float32 one by one: so many at a time that digits stay.
+    As the gradient of a convolution's weight; of few pixels as one product, since the kernel takes long to give back
+    its weights. Some samples at a time: the kernel adds up in float32 one by one, and copies should stay in cache.
     """
+    height, width = x.shape[2], x.shape[3]
+    by_kernel = min(height, width) > 1 and x.shape[0] * height * width > 2 * x.shape[1]
+    samples = max(1, (16384 if by_kernel else 2048) // (height * width))
     weight = x.new_empty(1).expand(x.shape[1], y.shape[1], distances[0], distances[1])
     total = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    samples = max(1, 16384 // (x.shape[2] * x.shape[3]))
     for first in range(0, x.shape[0], samples):
-        _, products, _ = torch.ops.aten.convolution_backward(
-            x[first : first + samples], y[first : first + samples], weight, None, [1, 1], [0, 0], dilation, False,
-            [0, 0], 1, [False, True, False])
-        total.add_(products)
+        own, others = x[first : first + samples], y[first : first + samples]
+        if by_kernel:
+            _, products, _ = torch.ops.aten.convolution_backward(
+                own, others, weight, None, [1, 1], [0, 0], dilation, False, [0, 0], 1, [False, True, False])
+            total.add_(products)
+        else:
+            apart = others.unfold(2, height, dilation[0]).unfold(3, width, dilation[1])  # [n, j, *distances, h, w]
+            rows = apart.permute(1, 2, 3, 0, 4, 5).flatten(3).flatten(0, 2)
+            total.add_(onednn_linear(own.transpose(0, 1).flatten(1), rows).view(total.shape))
     return total
 
 

@@ -43,22 +43,23 @@ class CorrelatedInputFactor(Route):
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         assert site.rows is not None
         rows, square = site.rows, site.rows.channels**2
-        pixels = products = made = added = calls = 0
+        products = by_kernel = read = rearranged = added = calls = 0
         for piece in _pieces(rows, site):
-            pixels += piece.pixels
-            products += piece.pixels * piece.distances
-            made += piece.distances
+            made = piece.pixels * piece.distances
+            products += made
+            by_kernel += made if piece.is_by_kernel else 0
+            read += 4 * piece.pixels + (0 if piece.is_by_kernel else made)  # whose copies stay in cache
+            rearranged += piece.distances if piece.is_by_kernel else 0
             added += piece.added
-            calls += 5 + 4 * piece.places
+            calls += 7 + 4 * piece.places
         window = rows.size[0] * rows.size[1]
         mirrored = rows.size[0] * (rows.size[0] - 1) // 2 * rows.size[1] ** 2
-        seen = N * rows.channels * pixels
-        rearranged = site.resources.limits.rearranged_passes * made
         at_the_end = PASSES_OF_ADDING * added + window**2 + PASSES_OF_MIRRORING * mirrored
-        moved = 4 * seen + square * (rearranged + at_the_end)
-        memory = 3 * seen + square * (made + window**2)
-        adds = N * square * products
-        return Cost(adds, moved * site.itemsize, memory * site.itemsize, calls + mirrored, kernel=adds)
+        seen, largest = N * rows.channels, 2 * window
+        moved = seen * read + square * (site.resources.limits.rearranged_passes * rearranged + at_the_end)
+        memory = 3 * seen * rows.height * _positions(rows, site)[1] + square * (largest + window**2)
+        return Cost(N * square * products, moved * site.itemsize, memory * site.itemsize, calls + mirrored,
+                    kernel=N * square * by_kernel)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         rows = site.rows
@@ -73,6 +74,7 @@ class _Piece:
     """What is made at once: products of some pixels, which the same places of the window see, with those around."""
 
     pixels: int
+    is_by_kernel: bool
     distances: int
     places: int
     added: int
@@ -89,8 +91,11 @@ def _pieces(rows: Rows, site: Site) -> Iterator[_Piece]:
     for tall, wide in itertools.product(*axes):
         down = [min(tall.ahead, rows.size[0] - 1 - place) + 1 for place in tall.places]
         across = [min(place, wide.back) + min(rows.size[1] - 1 - place, wide.ahead) + 1 for place in wide.places]
-        yield _Piece(tall.pixels * wide.pixels, (tall.ahead + 1) * (wide.back + wide.ahead + 1),
-                     len(down) * len(across), sum(down) * sum(across))
+        yield _Piece(pixels=tall.pixels * wide.pixels,
+                     is_by_kernel=min(tall.pixels, wide.pixels) > 1,
+                     distances=(tall.ahead + 1) * (wide.back + wide.ahead + 1),
+                     places=len(down) * len(across),
+                     added=sum(down) * sum(across))
 
 
 class _AxisPiece(NamedTuple):
