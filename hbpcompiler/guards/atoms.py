@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 import sysconfig
 from pathlib import Path
@@ -16,6 +17,9 @@ _LIBRARIES = tuple({_STDLIB, _INSTALLED, _OURS, *(sysconfig.get_path(name) for n
 EXACT = (bool, int, str, bytes, type(None), type(...), range, torch.dtype, torch.device, torch.layout,
          torch.memory_format, torch.Size)
 """Values that are told apart by type and equality."""
+NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
+                     "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__format__"})
+"""Methods of classes that no trace runs."""
 _PLAIN_KINDS: tuple[Any, ...] = (int, float, complex, str, bytes)
 
 
@@ -44,6 +48,10 @@ def atom(value: Any) -> Any:
     if kind is complex:
         return kind, value.real.hex(), value.imag.hex()
     return None
+
+
+def is_plain(value: Any) -> bool:
+    return atom(value) is not None or isinstance(value, enum.Enum | torch.Tensor)
 
 
 def plain_part(value: Any) -> Any:

@@ -21,6 +21,7 @@ from hbpcompiler.guards.atoms import of_library
 _PARTS = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, UserString, ChainMap)
 _MODULES_OF_PARTS = ("torch.distributions", "weakref", "_weakrefset", "multiprocessing.sharedctypes", "os",
                      "configparser", "numpy")
+_CLOSED_MODULES = ("torch._ops", "torch._C", "torch.jit", "torch._dynamo")
 _BUFFERS = (bytearray, array, memoryview)
 _CONTAINERS = (dict, list, set, deque, Tensor, *_BUFFERS)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
@@ -45,6 +46,12 @@ def is_whole(kind: type) -> bool:
     """Whether objects of this class are what they hold: all of their attributes count."""
     of_parts = issubclass(kind, _PARTS) or dataclasses.is_dataclass(kind)
     return of_parts or (of_library(kind.__module__) and kind.__module__.startswith(_MODULES_OF_PARTS))
+
+
+def is_closed(value: Any) -> bool:
+    """Whether an object is what it is, whatever it holds: modules of Python's, whose functions are code, and torch's
+    operations, which keep there what they have found out about themselves."""
+    return isinstance(value, types.ModuleType) or type(value).__module__.startswith(_CLOSED_MODULES)
 
 
 def reader(value: Any) -> Callable[[], Any] | None:

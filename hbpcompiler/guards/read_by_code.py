@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.guards.atoms import atom
+from hbpcompiler.guards.atoms import atom, of_library
 
 _ANSWERING: tuple[Callable[[], Any], ...] = (
     torch.are_deterministic_algorithms_enabled, torch.is_deterministic_algorithms_warn_only_enabled,
@@ -34,6 +34,21 @@ def function_behind(attribute: Any) -> Any:
     if isinstance(attribute, functools.cached_property):
         return attribute.func
     return getattr(attribute, "__func__", None) or getattr(attribute, "fget", None) or attribute
+
+
+def names_with_methods(kind: type, names: set[str]) -> set[str]:
+    """These, and those in the code of methods of Python's and torch's classes that they name, or that those name:
+    get_last_lr() of a scheduler reads _last_lr."""
+    found, left = set(names), [*names, *(("__len__",) if "len" in names else ())]
+    while left:
+        name = left.pop()
+        base = next((base for base in kind.__mro__ if name in base.__dict__), object)
+        function = function_behind(base.__dict__.get(name))
+        if isinstance(function, types.FunctionType) and of_library(base.__module__):
+            new = set(names_in(function.__code__)) - found
+            found |= new
+            left += new
+    return found
 
 
 def modules_read(module: types.ModuleType, names: set[str], met: set[int] | None = None) -> Iterator[types.ModuleType]:

@@ -3,9 +3,10 @@
 Modules: class, plain attributes, hooks, parameters and buffers, and how they are tied. Functions: code, defaults, cells
 and, for those that are not of an installed package, the globals that their code names. Containers: their elements.
 Other objects: dataclasses and namespaces whole; of others the plain attributes, and those that the code met so far
-names; of what a method is bound to those that are named alone (a trainer that a loss is a method of has counters that
-it never reads). Weak references and variables of a context or a thread: what they stand for. Tensors are numbered as
-they come: a program reads them live.
+names; of what a method is bound to, and of objects of Python's and torch's classes (a scheduler), those that are named
+alone, by code or by the methods that it names (a trainer that a loss is a method of has counters that it never reads).
+Weak references and variables of a context or a thread: what they stand for. Tensors are numbered as they come: a
+program reads them live.
 """
 
 from __future__ import annotations
@@ -22,15 +23,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from hbpcompiler.guards import library
-from hbpcompiler.guards.atoms import Same, atom, is_own, of_library, plain_part, slots_of
+from hbpcompiler.guards import library, read_by_code
+from hbpcompiler.guards.atoms import NOT_RUN, Same, atom, is_own, is_plain, of_library, plain_part, slots_of
 from hbpcompiler.guards.draws import is_generator
 from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
-from hbpcompiler.guards.read_by_code import function_behind, names_in, read_of_library, switches_of_library
 from hbpcompiler.guards.watched import Watched
 
-_NOT_RUN = frozenset({"__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__", "__del__",
-                      "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__format__"})
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
 
@@ -168,9 +166,9 @@ class Walk:
             self._atoms.append(Same(kind.__dict__["forward"]))
 
     def _attribute_of_class(self, name: str, value: Any) -> None:
-        if name in _NOT_RUN:
+        if name in NOT_RUN:
             return
-        function = function_behind(value)
+        function = read_by_code.function_behind(value)
         if isinstance(function, types.FunctionType):
             if name in self._names or name.startswith("__"):
                 self._visit(function)
@@ -198,7 +196,7 @@ class Walk:
         code = function.__code__
         if of_library(function.__module__ or "") and not is_own(code.co_filename):
             return
-        names = set(names_in(code))
+        names = set(read_by_code.names_in(code))
         self._learn(names)
         if is_own(code.co_filename):
             self._globals(function.__globals__, names)
@@ -235,10 +233,10 @@ class Walk:
         if not of_library(module.__name__) and is_own(getattr(module, "__file__", None) or ""):
             self._globals(vars(module), names, met)
         else:
-            for held, name, value in read_of_library(module, names):
+            for held, name, value in read_by_code.read_of_library(module, names):
                 self._atoms.append((name, Same(value)))
                 self.watched.name_of_library(held, name)
-            for name, reader in switches_of_library(module, names):
+            for name, reader in read_by_code.switches_of_library(module, names):
                 self._atoms.append((name, self.watched.answer(reader)))
 
     def _other(self, value: Any, direct: bool) -> None:
@@ -269,8 +267,12 @@ class Walk:
         else:
             self._atoms.append(plain_part(value))
         bare = not hasattr(value, "__dict__") and not slots_of(kind)
-        if bare or (of_library(kind.__module__) and not library.is_whole(kind)) or len(self._atoms) > MOST:
+        if bare or library.is_closed(value) or len(self._atoms) > MOST:
             self._atoms.append(Same(value))
+            return
+        if of_library(kind.__module__) and not library.is_whole(kind):
+            self._atoms.append(Same(value))
+            self._later.append(lambda: self._attributes(value, direct=False))
             return
         self._atoms.append(Same(kind))
         self._object(value, direct)
@@ -282,18 +284,15 @@ class Walk:
 
     def _attributes(self, value: Any, direct: bool) -> None:
         own, whole = getattr(value, "__dict__", {}), library.is_whole(type(value))
+        names = read_by_code.names_with_methods(type(value), self._names)
         self.watched.keys(own)
         slots = slots_of(type(value))
         for name in slots:
             self.watched.slot(value, name)
         named = {name: getattr(value, name) for name in slots if hasattr(value, name)} | own
         for name, attribute in sorted(named.items()):
-            if whole or name in self._names or (direct and _is_plain(attribute)):
+            if whole or name in names or (direct and is_plain(attribute)):
                 self._atoms.append(name)
                 if name in own:
                     self.watched.name(own, name)
                 self._visit(attribute, direct=whole or direct)
-
-
-def _is_plain(value: Any) -> bool:
-    return atom(value) is not None or isinstance(value, enum.Enum | Tensor)

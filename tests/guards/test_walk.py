@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from hbpcompiler.guards.ambient import ambient
 from hbpcompiler.guards.walk import Walk
@@ -235,6 +236,38 @@ def surroundings():
     return *of(model), change
 
 
+class LibraryObjects:
+    """What a loss may read of objects whose classes are torch's or Python's."""
+
+    def __init__(self):
+        self.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer)
+        self.data, self.event = TensorDataset(torch.zeros(2)), threading.Event()
+        self.data.scale = 1.0
+
+    def rate(self, o, t):
+        return F.cross_entropy(o, t) * self.optimizer.param_groups[0]["lr"]
+
+    def epoch(self, o, t):
+        return F.cross_entropy(o, t) * self.scheduler.last_epoch
+
+    def last_rate(self, o, t):
+        return F.cross_entropy(o, t) * self.scheduler.get_last_lr()[0]
+
+    def scale(self, o, t):
+        return F.cross_entropy(o, t) * self.data.scale
+
+    def flag(self, o, t):
+        return F.cross_entropy(o, t) * (2 if self.event.is_set() else 1)
+
+
+def of_library_objects(read, get, name, value):
+    def case():
+        held = LibraryObjects()
+        return *of(nn.Linear(3, 3), getattr(held, read)), set_to(get(held), name, value)
+    return case
+
+
 def in_loss(make, get, name, value):
     def case():
         loss = make()
@@ -285,6 +318,11 @@ def reshaped():
 
 
 CHANGES = {
+    "optimizer's rate": of_library_objects("rate", lambda h: h.optimizer.param_groups[0], "lr", 2.0),
+    "scheduler's epoch": of_library_objects("epoch", lambda h: h.scheduler, "last_epoch", 5),
+    "scheduler's rate": of_library_objects("last_rate", lambda h: h.scheduler._last_lr, 0, 2.0),
+    "attribute of a data set": of_library_objects("scale", lambda h: h.data, "scale", 2.0),
+    "event": of_library_objects("flag", lambda h: h.event, "_flag", True),
     "number": in_model(lambda m: m, "T", 2.0), "integer for float": in_model(lambda m: m, "T", 1),
     "negative zero": in_model(lambda m: m, "T", -0.0), "flag": in_model(lambda m: m, "flag", False),
     "none": in_model(lambda m: m, "T", None), "text": in_model(lambda m: m, "T", "linear"),
@@ -375,6 +413,12 @@ def unread():
     return *of(model), lambda: model.settings.unread.append(1)
 
 
+def beside():
+    """A loss that is a method of what holds an optimizer and its schedule, and reads neither."""
+    held = LibraryObjects()
+    return nn.Linear(3, 3), held.scale, lambda: (held.optimizer.step(), held.scheduler.step())
+
+
 def numbers():
     model, loss = Own(), nn.CrossEntropyLoss(torch.ones(3))
 
@@ -385,6 +429,7 @@ def numbers():
 
 
 UNSEEN = {"counters that the loss never reads": counters, "an object that nothing names": unread,
+          "an optimizer and its schedule": beside,
           "numbers of tensors": numbers}
 
 

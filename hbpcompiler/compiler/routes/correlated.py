@@ -22,8 +22,8 @@ from hbpcompiler.compiler.routes.site import NOTHING, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import INPUT_FACTOR
 
-PASSES_OF_ADDING = 3
-"""Over what is added to A: it is read, and A read and written."""
+PASSES_OF_ADDING = 7
+"""Over what is added to A: it is read, and A read and written, some numbers of each line at a time."""
 PASSES_OF_MIRRORING = 8
 """Over what is below the diagonal: lines of memory that are read lie across those that are written."""
 
