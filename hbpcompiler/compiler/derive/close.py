@@ -15,7 +15,7 @@ from hbpcompiler.compiler.plan.phases import Total
 from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
 from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.writer import named
-from hbpcompiler.compiler.routes import Use
+from hbpcompiler.compiler.routes import MATRIX, Use
 from hbpcompiler.compiler.routes.histograms import empty_histograms, rows_of
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.quantities import (
@@ -70,6 +70,8 @@ def close(backward: Backward, step: Close) -> None:
         if step.pooled:
             stream, index = backward.pooled[step.operation.name, step.piece.name]
             op = op.with_tensor("pooled_index", index)
+        if step.piece.form == MATRIX and contraction.index is not None:  # samples' own places learn nothing
+            stream = backward.weighted(stream.expand(backward.batch, -1, -1), average=True)
         signs = backward.signs_like(stream, step.piece)
         if EIGEN in step.kinds and step.site.features:
             own, its, inputs = stream_of_inputs(backward, step.operation, op, contraction, rounded=False)

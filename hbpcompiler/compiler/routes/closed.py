@@ -90,6 +90,8 @@ class MatrixForm(Route):
         lengths = tuple(site.size(letter) for letter in own)
         shape = use.op.shape("output")
         # The columns' view on both sides: first the rows as columns of one sample, then, transposed, the other side.
+        if use.contraction.index is not None:
+            return {FACTOR: self._averaged(site, use, lengths)}
         rows = use.stream.reshape(1, math.prod(shape), *shape)
         both = half = columns_of(use, columns=rows)
         if half is not rows:
@@ -107,3 +109,14 @@ class MatrixForm(Route):
         second = "".join(letter if letter == "n" else letter.upper() for letter in right)
         factor = einsum(f"{own}{own.upper()},{right},{second}->{theta}{theta.upper()}", both, operand, operand)
         return {FACTOR: factor.reshape(count, count) / use.batch}
+
+    def _averaged(self, site: Site, use: Use, lengths: tuple[int, ...]) -> Any:
+        """B where places learn nothing that are others in each sample, from a matrix for each, with its weight."""
+        shape, seen = use.op.shape("output"), math.prod(lengths)
+        half = columns_of(use, columns=use.stream.unflatten(2, shape)).reshape(-1, math.prod(shape), seen)
+        both = columns_of(use, columns=half.transpose(1, 2).reshape(-1, seen, *shape))
+        own = "".join(letter for letter in site.letters[0] if letter not in "nk")
+        second = "".join(letter.upper() if letter in site.outer else letter for letter in own)
+        both = both.reshape(-1, *lengths, *lengths).mean(0)
+        factor = einsum(f"{own}{second}->{site.outer}{site.outer.upper()}", both)
+        return factor / site.size("p") if site.has_positions else factor
