@@ -154,7 +154,7 @@ class Walk:
                 self._class_of_library(base)
                 continue
             self._classes.add(base)
-            self.watched.mapping(base.__dict__, with_keys=False)
+            self.watched.attributes_of_class(base)
             for name, value in base.__dict__.items():
                 self._attribute_of_class(name, value)
 

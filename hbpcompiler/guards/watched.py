@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from types import CellType, FunctionType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.guards.atoms import is_plain
 from hbpcompiler.guards.conditions import Conditions
 from hbpcompiler.guards.memory import shared
 
@@ -39,18 +40,17 @@ class Watched:
         self._checks: list[Callable[[], bool]] | None = None
         self._copies: list[tuple[Any, Any]] = []
         self._own_names: list[tuple[MutableMapping[str, Any], list[str]]] = []
+        self._of_classes: list[tuple[type, dict[str, Any]]] = []
         self._contents: list[tuple[CellType, Any]] = []
         self._names: list[tuple[MutableMapping[str, Any], str, Any]] = []
 
     # -- filled by the walk -------------------------------------------------------------------------------------------
 
-    def mapping(self, held: Mapping[Any, Any], with_keys: bool = True) -> None:
-        """A dict, or a class's: which values it has, in their order, and under which keys."""
+    def mapping(self, held: Mapping[Any, Any]) -> None:
+        """A dict: which values it has, in their order, and under which keys."""
         if isinstance(held, MutableMapping):
             self._copies.append((held, dict(held)))
-        if not with_keys:
-            self._elements(held.values())
-        elif _short(held):
+        if _short(held):
             self._keys(held)
             self._entries(held, list(held))
         else:
@@ -76,10 +76,16 @@ class Watched:
         else:
             self._elements(held.keys())
 
+    def attributes_of_class(self, kind: type) -> None:
+        """A class's: which values it has, in their order."""
+        held = {name: value for name, value in kind.__dict__.items() if not name.startswith("__") and is_plain(value)}
+        self._of_classes.append((kind, held))
+        self._elements(kind.__dict__.values())
+
     def elements(self, held: Any) -> None:
         """A list, a set, an array of objects."""
-        if isinstance(held, list):
-            self._copies.append((held, list(held)))
+        if isinstance(held, list | deque | set):
+            self._copies.append((held, set(held) if isinstance(held, set) else list(held)))
         self._elements(held)
 
     def function(self, function: FunctionType) -> None:
@@ -186,9 +192,13 @@ class Watched:
     def put_back(self) -> None:
         """Undo what running the model has done to its Python state: counters, kept activations."""
         for held, copy in self._copies:
-            if isinstance(held, list):
-                if not same(held, copy):
-                    held[:] = copy
+            if not isinstance(held, MutableMapping):
+                if isinstance(held, set):
+                    held &= copy
+                    held |= copy
+                elif not same(held, copy):
+                    held.clear()
+                    held.extend(copy)
                 continue
             for key in [key for key in held if key not in copy]:
                 del held[key]
@@ -198,6 +208,10 @@ class Watched:
         for own, names in self._own_names:
             for name in own.keys() - names:
                 del own[name]
+        for kind, values in self._of_classes:
+            for name, value in values.items():
+                if kind.__dict__.get(name, MISSING) is not value:
+                    setattr(kind, name, value)
         for cell, value in self._contents:
             cell.cell_contents = value
         for held, name, value in self._names:

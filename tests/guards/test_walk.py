@@ -10,7 +10,7 @@ import threading
 import types
 import weakref
 from array import array
-from collections import ChainMap, UserDict, UserList, defaultdict
+from collections import ChainMap, UserDict, UserList, defaultdict, deque
 from collections.abc import MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 
@@ -522,6 +522,27 @@ def test_what_a_run_leaves_behind_is_put_back():
     walk.watched.put_back()
     assert (model.T, hasattr(model, "new"), model.named, model.settings.T) == (1.0, False, {"a": 1}, 1.0)
     assert (len(model.scales), cell is kept, hasattr(model.settings, "new")) == (2, True, False)
+    assert walk.watched.unchanged()
+
+
+def test_windows_sets_and_counters_of_classes_are_put_back():
+    class Keeps(nn.Linear):
+        seen, names = 0, {"a"}
+
+        def forward(self, x):
+            type(self).seen += 1
+            self.names.add(str(self.seen))
+            self.latest.append(x.mean())
+            return super().forward(x)
+
+    model = Keeps(3, 3)
+    model.latest = deque([1.0], maxlen=2)
+    walk = Walk(model, nn.CrossEntropyLoss())
+    for _ in range(3):
+        model(torch.zeros(2, 3))
+    assert not walk.watched.unchanged()
+    walk.watched.put_back()
+    assert (Keeps.seen, Keeps.names, list(model.latest), model.latest.maxlen) == (0, {"a"}, [1.0], 2)
     assert walk.watched.unchanged()
 
 
