@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.match.parameters": MATCHING | {"compiler.match.operation", "compiler.match.samples"},
     "compiler.match.made": MATCHING | {f"compiler.match.{name}" for name in ("operation", "samples", "parameters")},
     "compiler.match.losses": MATCHING | {"compiler.match", "compiler.match.operation"},
-    "compiler.program": {"rule", "rules.shared", "arguments", "compiler.trace"},
+    "compiler.program": {"errors", "rule", "rules.shared", "arguments", "compiler.trace"},
     "compiler.cost": {"rules.shared", "arguments", "limits", "compiler.trace", "compiler.program"},
     "compiler.routes": TERMS | {"compiler.cost", "compiler.program"},
     "compiler.plan": TERMS | {"options", "values",

@@ -14,6 +14,7 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.draws import (
     bernoulli_of_samples,
     dropout_of_samples,
+    exponential_of_samples,
     integers_of_samples,
     labels_of_samples,
     normal_around_samples,
@@ -92,12 +93,12 @@ def _axis(shape: Shape) -> int | None:
 
 def _helper(node: fx.Node) -> Helper | None:
     """What draws by sample what this node draws; None where nothing does."""
-    name, args = called(node), node.args
+    name, args = called(node), node.args[: -1] if node.args[-1:] == (None,) else node.args  # no generator
     given = {key: value for key, value in node.kwargs.items() if value is not None and key not in OF_TENSORS}
     if given.pop("generator", None) is not None:
         return None
-    if name == "multinomial" and given == {"replacement": True}:
-        return labels_of_samples, args
+    if name == "multinomial":
+        return _labels(args, given)
     if name == "bernoulli" and not given:
         return bernoulli_of_samples, args
     if name == "poisson" and not given:
@@ -106,7 +107,19 @@ def _helper(node: fx.Node) -> Helper | None:
         return dropout_of_samples, (args[0], args[1] if len(args) > 1 else given["p"])
     if name == "randint" and len(args) == 3 and not given and meta.dtype(node) == torch.int64:
         return integers_of_samples, (*args[:2], _lengths(args[2]))
+    if name == "exponential" and len(args) <= 2 and not given:
+        return exponential_of_samples, (args[0], *map(float, args[1:]))
     return _normal(name, args, given) or _uniform(node, name, args, given)
+
+
+def _labels(args: tuple[Any, ...], given: dict[str, Any]) -> Helper | None:
+    """Of rows of probabilities, put back after each draw, or one draw of each."""
+    put_back = args[2] if len(args) > 2 else given.get("replacement", False)
+    draws = args[1] if len(args) > 1 else given.get("num_samples")
+    is_known = not given.keys() - {"replacement", "num_samples"} and isinstance(args[0], fx.Node)
+    if is_known and len(meta.shape(args[0]) or ()) == 2 and (put_back or draws == 1):
+        return labels_of_samples, (args[0], draws)
+    return None
 
 
 def _normal(name: str, args: tuple[Any, ...], given: dict[str, Any]) -> Helper | None:
@@ -133,6 +146,8 @@ def _uniform(node: fx.Node, name: str, args: tuple[Any, ...], given: dict[str, A
         return steps_of_samples, (_lengths(args[0]), steps, float(given["low"]), float(given["high"]))
     if given:
         return None
+    if name == "uniform" and isinstance(args[0], fx.Node) and len(args) in (1, 3):
+        return steps_like_samples, (args[0], steps, *map(float, args[1:]))
     if name == "rand" and len(args) == 1:
         if dtype == torch.float64:
             return uniform_of_samples, (_lengths(args[0]),)

@@ -63,9 +63,16 @@ def steps_of_samples(keys: Tensor, number: int, axis: int, shape: list[int], ste
 
 
 @idiom
-def steps_like_samples(keys: Tensor, number: int, axis: int, like: Tensor, steps: float) -> Tensor:
+def steps_like_samples(keys: Tensor, number: int, axis: int, like: Tensor, steps: float, low: float = 0.0,
+                       high: float = 1.0) -> Tensor:
     """The same, in the shape and dtype of a tensor."""
-    return steps_of_samples(keys, number, axis, list(like.shape), steps).to(like.dtype)
+    return steps_of_samples(keys, number, axis, list(like.shape), steps, low, high).to(like.dtype)
+
+
+@idiom
+def exponential_of_samples(keys: Tensor, number: int, axis: int, like: Tensor, rate: float = 1.0) -> Tensor:
+    """Exponential numbers of a rate, in the shape and dtype of a tensor."""
+    return (-uniform_of_samples(keys, number, axis, list(like.shape)).log() / rate).to(like.dtype)
 
 
 @idiom

@@ -18,6 +18,7 @@ from hbpcompiler.compiler.program.alike_calls import EVERYWHERE, AlikeCalls, sto
 from hbpcompiler.compiler.program.nodes import is_pointwise, returns_its_input
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.compiler.trace.graph import N, Value
+from hbpcompiler.errors import UnsupportedOpError
 
 BATCHES = (5, 8)
 
@@ -130,7 +131,12 @@ def called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
-    return node.target(*args, **kwargs)
+    try:
+        return node.target(*args, **kwargs)
+    except NotImplementedError:
+        raise UnsupportedOpError(f"{node.target} has no kernel in torch that tells the shape of its result, which a "
+                                 "program is planned by: compute it outside of model and loss, and hand it over as an "
+                                 "input or with the target") from None
 
 
 def _annotate(graph: fx.Graph, given: Sequence[Sequence[Any]], symbols: Sequence[str], alike: AlikeCalls) -> None:

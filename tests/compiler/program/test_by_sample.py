@@ -44,7 +44,9 @@ class Shaped(nn.Module):
         h = h * torch.rand(h.shape).to(h.dtype) + torch.randn_like(h) * torch.rand_like(h)
         h = h + torch.empty_like(h).normal_(1.0, 0.1) + torch.empty_like(h).uniform_(-1, 1)
         h = h + torch.normal(0.5, 0.1, h.shape, dtype=h.dtype) * torch.randint(0, 3, (h.shape[0], 1))
-        h = h + torch.normal(torch.zeros_like(h), torch.ones_like(h))
+        h = h + torch.normal(torch.zeros_like(h), torch.ones_like(h)) + torch.poisson(h.detach().exp())
+        h = h + torch.empty(h.shape[0], 4, dtype=h.dtype).exponential_(2.0)
+        h = h + torch.multinomial(h.detach().softmax(1), 1)
         return self.last(nn.functional.gumbel_softmax(h))
 
 
