@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
-from hbpcompiler.accumulate.checkpoint import Header, changed, fingerprint, frozen_of, modes_of
+from hbpcompiler.accumulate.checkpoint import Header, changed, frozen_of, modes_of
 from hbpcompiler.accumulate.settings import settings_of
+from hbpcompiler.checksums import Checksums
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards import State
 
@@ -22,11 +20,10 @@ class SameModel:
         self._modes, self._frozen = modes_of(self._model), frozen_of(self._model)
         self._modules = tuple(self._model.modules())
         self._training = [module.training for module in self._modules]
-        self._own = (*self._model.parameters(), *self._model.buffers())
-        self._own_written = versions(self._own)
+        self._own = Checksums(self._own_now())
         self._state = compiled._state_now()
-        self._beside = self._beside_of(self._state)
-        self._beside_written, self._beside_digest = versions(self._beside), digest_of(self._beside)
+        self._beside = Checksums(self._beside_of(self._state))
+        self._own_numbers, self._beside_numbers = self._own.now(), self._beside.now()
 
     def check(self) -> None:
         """InputError where what reads the data, or anybody else, has changed it."""
@@ -59,28 +56,23 @@ class SameModel:
         self._state = self._compiled._state_now()
 
     def _check_numbers(self, state: State) -> None:
-        own = versions(self._own)
-        if own != self._own_written and fingerprint(self._model)[1] != self._header.digest:
+        if state is not self._state:
+            self._own = Checksums(self._own_now())
+            self._beside = Checksums(self._beside_of(state))
+        if self._own.now() != self._own_numbers:
             raise InputError(_others("the model's parameters or buffers"))
-        self._own_written = own
-        is_read_anew = state is not self._state
-        beside = self._beside_of(state) if is_read_anew else self._beside
-        written = versions(beside)
-        if (is_read_anew or written != self._beside_written) and digest_of(beside) != self._beside_digest:
+        if self._beside.now() != self._beside_numbers:
             raise InputError(_others("tensors of the loss, or that it or the model reads elsewhere,"))
-        self._beside, self._beside_written = beside, written
+
+    def _own_now(self) -> tuple[Tensor, ...]:
+        return (*self._model.parameters(), *self._model.buffers())
 
     def _beside_of(self, state: State) -> tuple[Tensor, ...]:
         """Tensors of the loss, and of attributes and globals, in the order in which they are met."""
-        own = {id(tensor) for tensor in self._own}
+        own = {id(tensor) for tensor in self._own.tensors}
         return tuple(tensor for tensor in state.tensors if id(tensor) not in own)
 
 
 def _others(what: str) -> str:
     return (f"{what} are no longer what they were for the batches before. A total is of one model: train it before, or "
             "give accumulate a copy of it")
-
-
-def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """torch counts what is written to a tensor, but for those of inference mode."""
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
