@@ -100,6 +100,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
             raise
         failure = error
     sums = ranks.together(run.sums, failure, run.header, run.device)
+    run.calls.look_at_ways(sums.samples)
     check_reached(sums)
     check_has_average(sums)
     return Total(sums, run.header, compiled.model)
