@@ -133,7 +133,7 @@ class BatchCalls:
     def weight(self, one: One, built: Built) -> Weight:
         """What a batch counts with this program."""
         if id(built) not in self._weighers:
-            self._weighers[id(built)] = built, Weigher(built)
+            self._weighers[id(built)] = built, Weigher(self.compiled, built)
         return self._weighers[id(built)][1].weight(one.batch, one.terms, one.sample_weights)
 
     def _weigh_rows(self, batch: Batch, built: Built) -> Weight:

@@ -115,10 +115,16 @@ def with_sums_of_squares(graph: Graph) -> Graph:
 def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
     """How this graph's loss ends, its multiples as numbers or as expressions in N and in unknown numbers."""
     reductions, tail = graph.ending
-    grown = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of))
-    kind, definite = _overall(grown, [_reduction(operation, rules, graph) for operation in reductions])
     signs = never_negative(graph)
-    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active, signs), N, kind)
+
+    def of_unknowns(operation: Operation) -> Op:
+        return _of_unknowns(operation, graph.active, signs)
+
+    grown, slope = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of)), slopes(graph, rules, of_unknowns)
+    say = [operation for operation in reductions if slope[operation.name] != 0] or reductions  # 0 times a sum does not
+    kind, definite = _overall({operation.name: grown[operation.name] for operation in say},
+                              [_reduction(operation, rules, graph) for operation in say])
+    found = multiples(graph, rules, of_unknowns, N, kind)
     plain = {name: _as_number(multiple) for name, multiple in found.items()}
     return Ending(tuple(reductions), tuple(tail), kind, definite, plain)
 
