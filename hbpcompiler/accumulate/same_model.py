@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from hbpcompiler.accumulate.checkpoint import Header, changed, frozen_of, modes_of
@@ -17,6 +19,9 @@ class SameModel:
 
     def __init__(self, compiled: Compiled, header: Header) -> None:
         self._compiled, self._model, self._header = compiled, compiled.model, header
+        self._settings = settings_of(compiled.model, compiled.loss)
+        self._surroundings: tuple[Any, ...] = ()
+        """Autocast, say, at the first batch: a loader may turn it on for all of them."""
         self._modes, self._frozen = modes_of(self._model), frozen_of(self._model)
         self._modules = tuple(self._model.modules())
         self._training = [module.training for module in self._modules]
@@ -33,22 +38,24 @@ class SameModel:
                              "between batches does, has to switch it back before it gives the next one")
         state = self._compiled._state_now()
         self._check_numbers(state)
+        self._surroundings = self._surroundings or state.surroundings
         if state is self._state:
             return
         if (now := frozen_of(self._model)) != self._frozen:
             raise InputError(f"other parameters are frozen now ({now or 'none'}) than for the batches before "
                              f"({self._frozen or 'none'}). A total is of one choice: freeze them before")
-        if state.key != self._state.key:
+        if (state.key, state.surroundings) != (self._state.key, self._surroundings):
             self.check_settings()
             raise InputError("what the model or the loss reads beside their tensors (attributes, globals, what "
-                             "functions hold) is no longer what it was for the batches before. A total is of one "
-                             "model: change it before, or keep what counts batches out of the forward and the loss")
+                             "functions hold), or torch.autocast, is no longer what it was for the batches before. A "
+                             "total is of one model: change it before, or keep what counts batches out of the forward "
+                             "and the loss")
 
     def check_settings(self) -> None:
         """InputError that names what computes otherwise."""
-        if self._header.settings != (now := settings_of(self._model, self._compiled.loss)):
+        if self._settings != (now := settings_of(self._model, self._compiled.loss)):
             raise InputError(listing("The model or the loss computes otherwise than for the batches before:",
-                                     changed(now, self._header.settings),
+                                     changed(now, self._settings),
                                      "A total is of one model: change it before."))
 
     def called(self) -> None:

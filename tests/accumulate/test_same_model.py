@@ -137,3 +137,23 @@ def test_what_stays_is_taken():
     CONFIG["scale"] = 2.0
     with pytest.raises(hbp.InputError, match="computes otherwise"):
         same.check()
+
+
+def under_autocast(first, enabled=True):
+    for number, batch in enumerate(batches()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled and number >= first):
+            yield batch
+
+
+def test_autocast_between_batches(tmp_path):
+    compiled, path = hbp.compile(nn.Linear(4, 3), nn.CrossEntropyLoss(), ["grad"]), tmp_path / "total.pt"
+    with pytest.raises(hbp.InputError, match=r"batch 1 of the loader: .*autocast, is no longer"):
+        hbp.accumulate(compiled, under_autocast(1), progress=False)
+    hbp.accumulate(compiled, under_autocast(0), progress=False, checkpoint=path, max_batches=2)
+    hbp.accumulate(compiled, under_autocast(0), progress=False, checkpoint=path)
+    plain = hbp.accumulate(compiled, batches(), progress=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(hbp.InputError, match="autocast on cpu"):
+            hbp.accumulate(compiled, batches(), progress=False, checkpoint=path)
+        with pytest.raises(hbp.InputError, match="autocast on cpu"):
+            hbp.Total.merge(plain, hbp.accumulate(compiled, batches(), progress=False))
