@@ -8,24 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
+from hbpcompiler.checksums import Checksums
 from hbpcompiler.errors import InputError, listing
 
 MOST_NAMES = 10
 
 
 class Snapshot:
-    """The versions of some tensors by name, without their numbers, and whether they are trained.
-
-    torch counts the in-place changes of each tensor. What goes behind its back, as through `.data`, is not seen here.
-    """
+    """Checksums of some tensors by name, and whether they are trained."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.versions = {name: _version(tensor) for name, tensor in tensors.items()}
+        self.found = {name: _state(tensor) for name, tensor in tensors.items()}
 
     def changed(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """The names of those which have changed since."""
-        return [name for name, version in self.versions.items()
-                if name not in tensors or _version(tensors[name]) != version]
+        return [name for name, found in self.found.items() if name not in tensors or _state(tensors[name]) != found]
 
 
 def refuse_changed(changed: Sequence[str], what: str) -> None:
@@ -39,6 +36,5 @@ def refuse_changed(changed: Sequence[str], what: str) -> None:
             "Ask for all that you need before the step, or compute the spectrum anew."))
 
 
-def _version(tensor: Tensor) -> Any:
-    """Another one after a change in place, for another tensor, and for one that is trained no longer."""
-    return tensor.data_ptr(), tensor.requires_grad, None if tensor.is_inference() else tensor._version
+def _state(tensor: Tensor) -> Any:
+    return tensor.requires_grad, Checksums([tensor]).now()

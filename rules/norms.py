@@ -71,14 +71,20 @@ def count(op: Op) -> int:
 # -- norm ------------------------------------------------------------------------------------------------------------
 
 
+def length(op: Op) -> Tensor:
+    """|x|, and 1 at 0."""
+    norm = kept(op, op.output)
+    return norm.masked_fill(norm == 0, 1.0)
+
+
 def unit(op: Op) -> Tensor:
     """x / |x|, and 0 at 0, as torch has it."""
-    return op.self / kept(op, op.output).clamp(min=1e-30)
+    return op.self / length(op)
 
 
 def share(op: Op, power: float) -> Tensor:
     """(|x_i| / |x|)^power."""
-    relative: Tensor = op.self.abs() / kept(op, op.output).clamp(min=1e-30)
+    relative: Tensor = op.self.abs() / length(op)
     return relative if power == 1 else relative**power
 
 
@@ -102,8 +108,15 @@ def norm_jac_t(op: Op, columns: Tensor) -> Tensor:
 
 
 def norm_parts(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """unit, weight and scale, as `projected` takes them."""
-    weight = kept(op, gradient) / kept(op, op.output).clamp(min=1e-30)
+    """unit, weight and scale, as `projected` takes them.
+
+    At 0 there is no curvature: infinite, as torch has it for orders up to 2, which makes NaN, or none. What does not
+    reach the loss, as a row of zeros behind a mask or in F.normalize, has none all the same.
+    """
+    slope = kept(op, gradient)
+    weight = slope / length(op)
+    if op.ord <= 2:
+        weight = weight.masked_fill((kept(op, op.output) == 0) & (slope != 0), math.inf)
     if op.ord == 2:
         return unit(op), weight, None
     half = op.ord / 2

@@ -16,6 +16,7 @@ from hbpcompiler.accumulate.cut import Cut
 from hbpcompiler.accumulate.draws import CUT, own_draws, warn_of_draws, warn_of_moves
 from hbpcompiler.accumulate.keys import keys_of
 from hbpcompiler.accumulate.statistics import Look, mixes, statistics_of, warn_of_statistics
+from hbpcompiler.accumulate.ways import Ways
 from hbpcompiler.accumulate.weigh import Weigher, Weight, not_ignored
 from hbpcompiler.arguments import SAMPLE_WEIGHTS, arguments_for, brought_by
 from hbpcompiler.compiled import Compiled
@@ -44,6 +45,7 @@ class BatchCalls:
         self._told_of_moves = False
         """Whether draws were found that do not stay with their samples."""
         self._told_of_statistics = False
+        self._ways = Ways()
         self._looks: dict[Any, Look] = {}
         """By the form of batches: at numbers that are made of a whole batch."""
 
@@ -74,7 +76,9 @@ class BatchCalls:
         if not draws_otherwise and not self._told_of_moves:
             self._look_for_statistics(compiled, one.batch, beside, number)
         if not draws_otherwise:
-            return compiled._ran(one.batch, beside, keys=keys, into=adding)
+            built, result = compiled._ran(one.batch, beside, keys=keys, into=adding)
+            self._ways.meet(compiled, built, one.batch, beside)
+            return built, result
         key = hashlib.blake2b(f"{self.seed}/{self.rank}/{number}".encode(), digest_size=7).digest()
         with drawing(Draws.now(self.device)):
             seed_global(int.from_bytes(key, "big"), self.device)
@@ -109,6 +113,11 @@ class BatchCalls:
             self._told_of_statistics = True
             warn_of_statistics(places)
 
+    def look_at_ways(self, total: int) -> None:
+        """Warn of code that would go another way for all samples as one batch, if it makes a difference."""
+        if not self._told_of_statistics:
+            self._ways.look(total, self._cut)
+
     def _cut(self, compiled: Compiled, beside: Mapping[str, Any]) -> Cut:
         return Cut(compiled, beside, self._weigh_rows, self._with_loss)
 
@@ -124,7 +133,7 @@ class BatchCalls:
     def weight(self, one: One, built: Built) -> Weight:
         """What a batch counts with this program."""
         if id(built) not in self._weighers:
-            self._weighers[id(built)] = built, Weigher(built)
+            self._weighers[id(built)] = built, Weigher(self.compiled, built)
         return self._weighers[id(built)][1].weight(one.batch, one.terms, one.sample_weights)
 
     def _weigh_rows(self, batch: Batch, built: Built) -> Weight:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.accumulate.partial import Partials
-from hbpcompiler.accumulate.settings import settings_of
+from hbpcompiler.accumulate.settings import around, settings_of
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.digest import bytes_of, digest_of, digest_of_tree
@@ -98,7 +98,8 @@ def header_of(model: nn.Module, loss: Callable[..., Tensor], quantities: tuple[s
     """Of a run that is about to begin."""
     parameters, digest = fingerprint(model)
     return Header(quantities=quantities, patterns=patterns, loss=loss_text(loss), parameters=parameters, digest=digest,
-                  modes=modes_of(model), options=options, settings=settings_of(model, loss), library=__version__,
+                  modes=modes_of(model), options=options, settings={**settings_of(model, loss), **around(model)},
+                  library=__version__,
                   torch=str(torch.__version__), frozen=frozen_of(model), **run)
 
 

@@ -26,10 +26,11 @@ from hbpcompiler.accumulate.checks import check_adds, check_has_average, check_r
 from hbpcompiler.accumulate.interrupts import Interrupts
 from hbpcompiler.accumulate.progress import Progress
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.accumulate.same_model import SameModel, versions
+from hbpcompiler.accumulate.same_model import SameModel
 from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.accumulate.total import Total
 from hbpcompiler.callers import level_of_caller
+from hbpcompiler.checksums import Checksums
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.entries import advice_for, not_cut, warn_of_optional
@@ -99,6 +100,7 @@ def accumulate(compiled: Compiled, loader: Iterable[Any], *, dtype: torch.dtype 
             raise
         failure = error
     sums = ranks.together(run.sums, failure, run.header, run.device)
+    run.calls.look_at_ways(sums.samples)
     check_reached(sums)
     check_has_average(sums)
     return Total(sums, run.header, compiled.model)
@@ -140,8 +142,8 @@ class _Run:
         self.batches = 0
         """How many are in."""
         self.last: tuple[Tensor, ...] = ()
-        self.written: tuple[int, ...] = ()
-        """How often each of its tensors had been written to."""
+        self.numbers: tuple[Any, ...] = ()
+        """Checksums of its tensors, where there is a file."""
         self.same = SameModel(compiled, self.header)
         self.interrupts = Interrupts()
         self.device = next(compiled.model.parameters()).device
@@ -220,7 +222,9 @@ class _Run:
 
     def _keep(self, one: One) -> None:
         """As the last one, to know it again."""
-        self.last, self.written = one.tensors, versions(one.tensors)
+        self.last = one.tensors
+        if self.path is not None:
+            self.numbers = Checksums(one.tensors).now()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class _Run:
         """Into the header what is in, and into the file, if there is one. A loader that fills the same memory again may
         have begun to do so: then nobody knows the last batch any more."""
         self.same.check_settings()
-        known = self.path is not None and self.batches and self.written == versions(self.last)
+        known = self.path is not None and self.batches and self.numbers == Checksums(self.last).now()
         last = digest_of(self.last) if known else ""
         self.header = replace(self.header, batches=self.batches, last_batch=last, complete=complete)
         if self.path is not None:

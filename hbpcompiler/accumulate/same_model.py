@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
-from hbpcompiler.accumulate.checkpoint import Header, changed, fingerprint, frozen_of, modes_of
+from hbpcompiler.accumulate.checkpoint import Header, changed, frozen_of, modes_of
 from hbpcompiler.accumulate.settings import settings_of
+from hbpcompiler.checksums import Checksums
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards import State
 
@@ -19,14 +19,16 @@ class SameModel:
 
     def __init__(self, compiled: Compiled, header: Header) -> None:
         self._compiled, self._model, self._header = compiled, compiled.model, header
+        self._settings = settings_of(compiled.model, compiled.loss)
+        self._surroundings: tuple[Any, ...] = ()
+        """Autocast, say, at the first batch: a loader may turn it on for all of them."""
         self._modes, self._frozen = modes_of(self._model), frozen_of(self._model)
         self._modules = tuple(self._model.modules())
         self._training = [module.training for module in self._modules]
-        self._own = (*self._model.parameters(), *self._model.buffers())
-        self._own_written = versions(self._own)
+        self._own = Checksums(self._own_now())
         self._state = compiled._state_now()
-        self._beside = self._beside_of(self._state)
-        self._beside_written, self._beside_digest = versions(self._beside), digest_of(self._beside)
+        self._beside = Checksums(self._beside_of(self._state))
+        self._own_numbers, self._beside_numbers = self._own.now(), self._beside.now()
 
     def check(self) -> None:
         """InputError where what reads the data, or anybody else, has changed it."""
@@ -36,22 +38,24 @@ class SameModel:
                              "between batches does, has to switch it back before it gives the next one")
         state = self._compiled._state_now()
         self._check_numbers(state)
+        self._surroundings = self._surroundings or state.surroundings
         if state is self._state:
             return
         if (now := frozen_of(self._model)) != self._frozen:
             raise InputError(f"other parameters are frozen now ({now or 'none'}) than for the batches before "
                              f"({self._frozen or 'none'}). A total is of one choice: freeze them before")
-        if state.key != self._state.key:
+        if (state.key, state.surroundings) != (self._state.key, self._surroundings):
             self.check_settings()
             raise InputError("what the model or the loss reads beside their tensors (attributes, globals, what "
-                             "functions hold) is no longer what it was for the batches before. A total is of one "
-                             "model: change it before, or keep what counts batches out of the forward and the loss")
+                             "functions hold), or torch.autocast, is no longer what it was for the batches before. A "
+                             "total is of one model: change it before, or keep what counts batches out of the forward "
+                             "and the loss")
 
     def check_settings(self) -> None:
         """InputError that names what computes otherwise."""
-        if self._header.settings != (now := settings_of(self._model, self._compiled.loss)):
+        if self._settings != (now := settings_of(self._model, self._compiled.loss)):
             raise InputError(listing("The model or the loss computes otherwise than for the batches before:",
-                                     changed(now, self._header.settings),
+                                     changed(now, self._settings),
                                      "A total is of one model: change it before."))
 
     def called(self) -> None:
@@ -59,28 +63,23 @@ class SameModel:
         self._state = self._compiled._state_now()
 
     def _check_numbers(self, state: State) -> None:
-        own = versions(self._own)
-        if own != self._own_written and fingerprint(self._model)[1] != self._header.digest:
+        if state is not self._state:
+            self._own = Checksums(self._own_now())
+            self._beside = Checksums(self._beside_of(state))
+        if self._own.now() != self._own_numbers:
             raise InputError(_others("the model's parameters or buffers"))
-        self._own_written = own
-        is_read_anew = state is not self._state
-        beside = self._beside_of(state) if is_read_anew else self._beside
-        written = versions(beside)
-        if (is_read_anew or written != self._beside_written) and digest_of(beside) != self._beside_digest:
+        if self._beside.now() != self._beside_numbers:
             raise InputError(_others("tensors of the loss, or that it or the model reads elsewhere,"))
-        self._beside, self._beside_written = beside, written
+
+    def _own_now(self) -> tuple[Tensor, ...]:
+        return (*self._model.parameters(), *self._model.buffers())
 
     def _beside_of(self, state: State) -> tuple[Tensor, ...]:
         """Tensors of the loss, and of attributes and globals, in the order in which they are met."""
-        own = {id(tensor) for tensor in self._own}
+        own = {id(tensor) for tensor in self._own.tensors}
         return tuple(tensor for tensor in state.tensors if id(tensor) not in own)
 
 
 def _others(what: str) -> str:
     return (f"{what} are no longer what they were for the batches before. A total is of one model: train it before, or "
             "give accumulate a copy of it")
-
-
-def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """torch counts what is written to a tensor, but for those of inference mode."""
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])

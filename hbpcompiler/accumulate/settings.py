@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hbpcompiler.digest import digest_of
+from hbpcompiler.guards.ambient import ambient, device_types
 from hbpcompiler.guards.atoms import of_library
 
 SHOWN = 60
@@ -31,6 +32,14 @@ def settings_of(model: nn.Module, loss: Callable[..., Tensor]) -> dict[str, str]
     if isinstance(loss, nn.Module):
         return found | {f"{LOSS} {name}".rstrip(): _short(_module(own)) for name, own in loss.named_modules()}
     return found | {LOSS: _short(in_words(loss))}
+
+
+def around(model: nn.Module) -> dict[str, str]:
+    """What of this thread's state makes another program, where it is not torch's own."""
+    kinds = device_types(model)
+    dtype, *casts = ambient(kinds)
+    found = {f"torch.autocast on {kind}": str(cast) for kind, cast in zip(kinds, casts, strict=True) if cast}
+    return found if dtype is torch.float32 else {**found, "torch's default dtype": str(dtype)}
 
 
 def _short(text: str) -> str:

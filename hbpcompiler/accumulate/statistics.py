@@ -11,6 +11,7 @@ import torch
 from hbpcompiler.accumulate.cut import Cut
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
+from hbpcompiler.compiler.match.losses.endings import adding_numbers
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
 from hbpcompiler.compiler.trace.batch import Batch
@@ -20,6 +21,8 @@ from hbpcompiler.errors import TotalWarning, listing
 
 MOST = 16
 """Rows that are tried at once: many enough that a most frequent label, or a share of one, differs in their parts."""
+
+BESIDE = "the loss is a sum over samples, and this adds a number that no sample has"
 
 
 class Look:
@@ -57,11 +60,14 @@ def mixes(cut: Cut, rows: Batch) -> bool:
 
 def statistics_of(built: Built) -> list[str]:
     """The places of what samples may meet in without a derivative, with one they are kept apart, or refused; and of
-    numbers made of the batch's size."""
-    operations = built.matched.graph.operations
+    numbers made of the batch's size, or that a sum over samples has beside them."""
+    graph, rules, kind = built.matched.graph, built.matched.rules, built.matched.ending.kind
+    operations = graph.operations
     meeting = [each for each in operations if each.name not in built.matched.active and _meets(each)]
     sized = [each for each in operations if _is_of_size(each)]
-    return list(dict.fromkeys(f"{each.target} in {each.source}" for each in [*meeting, *sized]))
+    beside = adding_numbers(graph, rules) if kind == "sum" else []
+    return list(dict.fromkeys([*(f"{each.target} in {each.source}" for each in [*meeting, *sized]),
+                               *(f"{each.target} in {each.source}: {BESIDE}" for each in beside)]))
 
 
 def _meets(operation: Operation) -> bool:

@@ -16,14 +16,24 @@ import sympy
 import torch
 from torch import Tensor
 
-from hbpcompiler.accumulate.made_again import ADDS_UP, Divisors, divisors_of, made_of, written_out
+from hbpcompiler.accumulate.made_again import (
+    ADDS_UP,
+    Divisors,
+    State,
+    divisors_of,
+    is_constant,
+    made_of,
+    parts_of,
+    written_out,
+)
+from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.losses.endings import unknown
 from hbpcompiler.compiler.match.losses.targets import LossCheck
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.errors import InputError, UnsupportedOpError, listing
 from hbpcompiler.quantities import FACTOR
 from hbpcompiler.rule import LossRule
@@ -74,13 +84,14 @@ class Weigher:
     Raises UnsupportedOpError for a loss that is neither a mean nor a sum.
     """
 
-    def __init__(self, built: Built) -> None:
+    def __init__(self, compiled: Compiled, built: Built) -> None:
         ending = built.matched.ending
         if not ending.definite:
             raise UnsupportedOpError("the loss is neither a mean over the samples nor a sum: there is no way to add up "
                                      "batches. Divide by the number of samples, or by none")
         self._mean = ending.kind == MEAN_LOSS
         self._matched, self._losses = built.matched, built.losses
+        self._state: State = lambda: compiled._tensors(compiled._state_now(), built)
         self._positions = positions_of(built)
 
     def weight(self, batch: Batch, counted: float | None, sample_weights: Tensor | None = None) -> Weight:
@@ -124,34 +135,36 @@ class Weigher:
 
     def _divisors(self, batch: Batch) -> Divisors | None:
         """None where they are not needed, or not known."""
-        return divisors_of(self._matched, batch) if any(part.divided for part in self._parts) else None
+        return divisors_of(self._matched, batch, self._state) if any(part.divided for part in self._parts) else None
 
     @cached_property
     def _parts(self) -> list[_Part]:
         """Those that the loss is a sum of."""
-        return [_Part(self._matched, operation, self._losses) for operation in self._matched.ending.reductions]
+        return [_Part(self._matched, operation, self._losses, self._state) for operation in parts_of(self._matched)]
 
 
 class _Part:
     """One mean or sum over the batch, in a loss that is a mean."""
 
-    def __init__(self, matched: Matched, operation: Operation, losses: Sequence[LossCheck]) -> None:
+    def __init__(self, matched: Matched, operation: Operation, losses: Sequence[LossCheck], state: State) -> None:
         rule = matched.rules[operation.name]
         assert isinstance(rule, LossRule)
         multiple = sympy.sympify(matched.ending.multiples[operation.name])
         self.place = f"{operation.target} in {operation.source}"
         self._has_sign = bool(multiple.is_positive or multiple.is_negative)
-        self.divided = not multiple.is_number
+        made = {unknown(value.name).name: value for value in matched.graph.values()}
+        self.divided = not all(symbol.name in made and is_constant(matched, made[symbol.name])
+                               for symbol in multiple.free_symbols)
         """Whether it is multiplied by a number that depends on the batch."""
-        self.key = _key(matched, operation, multiple)
+        self.key = _key(matched, operation, multiple, made)
         """What goes over other terms has another one."""
         self._op, self._terms, self._input = static_op(operation, matched.active), rule.terms, rule.input
-        self._name, self._matched = operation.name, matched
+        self._name, self._matched, self._state = operation.name, matched, state
         self._made = operation.tensors.get("target", operation.output)
         self._target = next((check.place for check in losses if check.operation == operation.name), None)
         self._summed = rule.reduction(self._op) != MEAN_LOSS
         self._of_sample = 1.0
-        if self._summed and multiple.is_number:
+        if self._summed and multiple.is_number and multiple != 0:
             self._of_sample = 1 / float(multiple)  # a sum over terms, divided by as many
         elif not self._summed and rule.terms is None:
             self._of_sample = float(math.prod(self._op.shape(rule.input)))
@@ -187,7 +200,7 @@ class _Part:
         """The terms of targets that the loss makes: of labels of the batch, or of whatever it can ignore none of."""
         assert self._terms is not None
         if not self._made.floating:
-            target = made_of(self._matched, self._made, batch)
+            target = made_of(self._matched, self._made, batch, self._state)
             if target is not None:
                 return self._terms(self._op, target)
             labels = torch.arange(self._op.shape(self._input)[0], device="cpu")
@@ -196,8 +209,7 @@ class _Part:
         return batch.samples * math.prod(self._op.shape("target"))
 
 
-def _key(matched: Matched, operation: Operation, multiple: sympy.Expr) -> tuple[str, ...]:
-    made = {unknown(value.name).name: value for value in matched.graph.values()}
+def _key(matched: Matched, operation: Operation, multiple: sympy.Expr, made: Mapping[str, Value]) -> tuple[str, ...]:
     entering = sorted(written_out(matched, made[symbol.name]) if symbol.name in made else symbol.name
                       for symbol in multiple.free_symbols)
     form = multiple.subs({symbol: sympy.Symbol("value") for symbol in multiple.free_symbols})

@@ -45,7 +45,15 @@ from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.exports import Shelf
 from hbpcompiler.compiler.trace.trace import Traced, trace
 from hbpcompiler.compiler.tune.measured import limits_for, measured_machine
-from hbpcompiler.errors import HbpError, InputError, NothingChosenError, OptionError, UsesNotJoinedError
+from hbpcompiler.errors import (
+    HbpError,
+    InputError,
+    NothingChosenError,
+    OptionError,
+    UnsupportedOpError,
+    UsesNotJoinedError,
+    listing,
+)
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GROUP, OUTPUT, QUANTITIES, RESIDUAL, RESIDUAL_MC, Closing, Closings
@@ -152,6 +160,20 @@ def _matched_and_drafted(traced: Traced, fields: Sequence[str], batch: Batch, op
             if error.parameters <= as_values:
                 raise
             as_values |= error.parameters
+        except (ArithmeticError, AssertionError, RuntimeError) as error:
+            if isinstance(error, HbpError) or not (empty := without_entries(matched)):
+                raise
+            raise UnsupportedOpError(listing(
+                f"There is no program for {', '.join(options.quantities)} where an axis that is not the samples' has "
+                "the length 0:", empty, "Leave such layers and batches out; what flows through them is zero. Their "
+                "'grad' can be had.")) from error
+
+
+def without_entries(matched: Matched) -> list[str]:
+    """The places of what derivatives reach that has no entries in any sample."""
+    return list(dict.fromkeys(
+        f"{each.target} in {each.source}, of shape {list(each.output.shape)}" for each in matched.graph.operations
+        if each.name in matched.active and any(length == 0 for length in each.output.shape)))
 
 
 def closings_for(options: Options) -> frozenset[Closing]:

@@ -127,7 +127,7 @@ class Monitor:
         """
         given = check_batch(self.model, batch)
         if self._own_buffers is None:
-            self._own_buffers = bool(mixing(self.model)) or changes_buffers(self.model, given)
+            self._own_buffers = bool(mixing(self.model)) or changes_buffers(self.model, self.loss, given)
         if self._own_buffers:
             self.observe(*batch)
             return self._by_backward(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.prove.draws import Draws, drawing
+from hbpcompiler.compiler.prove.own_step import unchanged
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.with_state import call_with_state, holding
+from hbpcompiler.compiler.trace.with_state import buffers_kept, holding
 from hbpcompiler.errors import InputError, OptionError, listing
 from hbpcompiler.monitor.table import learning_rate
-from hbpcompiler.threads import alone
 
 
 def shapes_of(model: nn.Module) -> dict[str, list[int]]:
@@ -93,17 +94,17 @@ def plain(value: Any) -> Any:
     raise TypeError(f"its value is a {type(value).__name__}, and not a number or a dict of numbers by name")
 
 
-def changes_buffers(model: nn.Module, given: Batch) -> bool:
-    """Whether a forward pass does; tried on copies of them."""
-    args, keywords, _ = given.layout.build(given.tensors)
-    before = dict(model.named_buffers())
-    copies = {name: value.detach().clone() for name, value in before.items()}
+def changes_buffers(model: nn.Module, loss: Any, given: Batch) -> bool:
+    """Whether a forward pass or the loss does; tried on copies of them."""
+    args, keywords, target = given.layout.build(given.tensors)
+    roots = [root for root in (model, loss) if isinstance(root, nn.Module)]
     own = list(model.parameters())
-    with (drawing(Draws.now(given.tensors[0].device)), alone(model), torch.no_grad(),
-          holding(own, [parameter.detach().clone() for parameter in own])):
-        call_with_state(model, {}, copies, args, keywords)
-    return any(not torch.equal(copies[name], value) for name, value in before.items())
-
+    with (drawing(Draws.now(given.tensors[0].device)), unchanged(*roots), torch.no_grad(),
+          holding(own, [parameter.detach().clone() for parameter in own]), buffers_kept(*roots) as changed):
+        output = model(*args, **keywords)
+        with suppress(Exception):  # the program that this batch is for says what it is of
+            loss(output, target)
+        return changed()
 
 
 def numbers_of(values: Mapping[str, Any], tracked: Collection[str]) -> dict[str, float]:

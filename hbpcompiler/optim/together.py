@@ -231,7 +231,7 @@ class Together:
     def _weight(self, program: Compiled, batch: Batch) -> Weight:
         built = program._current()
         if id(built) not in self._weighers:
-            self._weighers[id(built)] = built, Weigher(built)
+            self._weighers[id(built)] = built, Weigher(program, built)
         return self._weighers[id(built)][1].weight(batch, None)
 
 

@@ -30,7 +30,7 @@ class Call:
         self._generator = None if generator is None else _copied(generator)
         self._snapshot = Snapshot(self._read())
         self._changed: list[str] = []
-        """What had changed when this was copied: versions are those of tensors, not of their copies."""
+        """What had changed when this was copied."""
 
     def __getstate__(self) -> dict[str, Any]:
         generator = None if self._generator is None else (self._generator.device, self._generator.get_state())
@@ -75,7 +75,7 @@ def _copied(generator: torch.Generator) -> torch.Generator:
 
 
 def check_same_output(before: Any, now: Any, what: str) -> None:
-    """InputError if the model returns something else than before, behind the back of torch's count of changes."""
+    """InputError if the model returns something else than before, though its tensors are what they were."""
     for one, other in zip(_numbers(before), _numbers(now), strict=True):
         near = torch.finfo(one.dtype).eps ** NEAR * max(float(one.abs().max()), torch.finfo(one.dtype).tiny)
         if one.shape != other.shape or not float((one - other).abs().max()) <= near:

@@ -72,6 +72,57 @@ def over_outputs_and_all(o, y):
     return (squares(o) * chosen).sum() / chosen.sum() + o.exp().mean()
 
 
+ALPHA = torch.tensor(0.3).double()
+
+
+class Weighing(nn.Module):
+    """Two parts of one loss, by a parameter and a buffer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor([0.2, -0.1]).double())
+        self.register_buffer("alpha", torch.tensor(0.7).double())
+
+    def forward(self, o, y):
+        first = (-self.log_scale[0]).exp() * F.cross_entropy(o, y.clamp(min=0)) + self.log_scale[0]
+        return first + (1 - self.alpha) * squares(o).mean()
+
+
+def times_a_tensor(o, y):
+    return F.cross_entropy(o, y.clamp(min=0)) * ALPHA
+
+
+def over_a_tensor(o, y):
+    return F.cross_entropy(o, y.clamp(min=0)) / (2 * ALPHA.square()) + ALPHA.log()
+
+
+def less_a_tensor_times(o, y):
+    return F.cross_entropy(o, y.clamp(min=0)) - ALPHA * (o.softmax(1) * o.log_softmax(1)).sum(1).mean()
+
+
+def sum_times_a_tensor(o, y):
+    return ALPHA * squares(o).sum() / len(y)
+
+
+def a_tensor_times_the_mean_over_a_mask(o, y):
+    return over_a_mask(o, y) * ALPHA
+
+
+def zero_times_a_sum(o, y):
+    return o.abs().sum() * 0 + F.cross_entropy(o, y.clamp(min=0))
+
+
+def zero_times_another_mean(o, y):
+    return 0.0 * o[y == 0].exp().mean() + mean_of_picked(o, y)
+
+
+def beginning_with_zero(o, y):
+    loss, chosen = o.sum() * 0, y >= 0
+    if chosen.any():
+        loss = loss + F.cross_entropy(o[chosen], y[chosen])
+    return loss
+
+
 def model():
     torch.manual_seed(1)
     return nn.Linear(4, 3).double()
@@ -97,6 +148,15 @@ def total_and_right(loss, labels=Y, **options):
 @pytest.mark.parametrize("loss", [mean_of_picked, over_a_mask, over_nearly_a_mask, over_a_mask_or_one, mean_times_size,
                                   over_weights, two_over_one_mask])
 def test_divisors_made_of_the_batch_say_what_it_counts(loss):
+    found, right = total_and_right(loss)
+    torch.testing.assert_close(found, right)
+
+
+@few(3, "further spellings")
+@pytest.mark.parametrize("loss", [Weighing(), times_a_tensor, beginning_with_zero, over_a_tensor, less_a_tensor_times,
+                                  sum_times_a_tensor, a_tensor_times_the_mean_over_a_mask, zero_times_a_sum,
+                                  zero_times_another_mean])
+def test_constants_beside_the_batchs_numbers(loss):
     found, right = total_and_right(loss)
     torch.testing.assert_close(found, right)
 

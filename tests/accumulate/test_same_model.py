@@ -42,6 +42,32 @@ def of_weight(model, loss):
     loss.weight[0] = 7.0
 
 
+def fused(optimizer):
+    def change(model, loss):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer(model.parameters(), lr=0.1, fused=True).step()
+        model.zero_grad()
+
+    return change
+
+
+def through_data(model, loss):
+    model.weight.data.mul_(2.0)
+
+
+def other_data(model, loss):
+    model.weight.data = model.weight.data.flip(0)
+
+
+def through_numpy(model, loss):
+    numbers = model.bias.detach().numpy()
+    numbers[:] = numbers[::-1].copy()
+
+
+def of_weight_through_data(model, loss):
+    loss.weight.data.mul_(3.0)
+
+
 def frozen(model, loss):
     next(model.parameters()).requires_grad_(False)
 
@@ -51,6 +77,12 @@ CHANGES = {"model's mapping": (Scaled, nn.CrossEntropyLoss, of_config),
            "loss's mapping": (lambda: nn.Linear(4, 3), lambda: scaled, of_config),
            "loss's tensor": (lambda: nn.Linear(4, 3), lambda: scaled, of_tensor),
            "loss's weights": (lambda: nn.Linear(4, 3), weighted, of_weight),
+           "fused Adam": (lambda: nn.Linear(4, 3), nn.CrossEntropyLoss, fused(torch.optim.Adam)),
+           "fused SGD": (lambda: nn.Linear(4, 3), nn.CrossEntropyLoss, fused(torch.optim.SGD)),
+           "weight.data.mul_": (lambda: nn.Linear(4, 3), nn.CrossEntropyLoss, through_data),
+           "weight.data = ": (lambda: nn.Linear(4, 3), nn.CrossEntropyLoss, other_data),
+           "numpy": (lambda: nn.Linear(4, 3), nn.CrossEntropyLoss, through_numpy),
+           "loss's weights through data": (lambda: nn.Linear(4, 3), weighted, of_weight_through_data),
            "frozen": (lambda: nn.Linear(4, 3), nn.CrossEntropyLoss, frozen)}
 
 
@@ -105,3 +137,23 @@ def test_what_stays_is_taken():
     CONFIG["scale"] = 2.0
     with pytest.raises(hbp.InputError, match="computes otherwise"):
         same.check()
+
+
+def under_autocast(first, enabled=True):
+    for number, batch in enumerate(batches()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled and number >= first):
+            yield batch
+
+
+def test_autocast_between_batches(tmp_path):
+    compiled, path = hbp.compile(nn.Linear(4, 3), nn.CrossEntropyLoss(), ["grad"]), tmp_path / "total.pt"
+    with pytest.raises(hbp.InputError, match=r"batch 1 of the loader: .*autocast, is no longer"):
+        hbp.accumulate(compiled, under_autocast(1), progress=False)
+    hbp.accumulate(compiled, under_autocast(0), progress=False, checkpoint=path, max_batches=2)
+    hbp.accumulate(compiled, under_autocast(0), progress=False, checkpoint=path)
+    plain = hbp.accumulate(compiled, batches(), progress=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(hbp.InputError, match="autocast on cpu"):
+            hbp.accumulate(compiled, batches(), progress=False, checkpoint=path)
+        with pytest.raises(hbp.InputError, match="autocast on cpu"):
+            hbp.Total.merge(plain, hbp.accumulate(compiled, batches(), progress=False))

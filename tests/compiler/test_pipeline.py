@@ -104,3 +104,37 @@ def test_programs_that_add_are_made_once_and_few_are_kept():
     compiled(X, y, into=before)
     for name, value in compiled(X, y).grad.items():
         close(before["grad"][name], 2 * value, name)
+
+
+class OverPositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)).sum(1))
+
+
+EMPTY = {"no positions": (OverPositions, (4, 0, 4)),
+         "no width": (lambda: nn.Sequential(nn.Linear(4, 0), nn.Tanh(), nn.Linear(0, 3)), (4, 4))}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", EMPTY)
+def test_axes_without_entries(name):
+    """They have torch's gradient; other quantities are right, or refused by name."""
+    made, shape = EMPTY[name]
+    model, X, y = made().double(), torch.randn(shape).double(), torch.randint(3, (4,))
+    loss = nn.functional.cross_entropy(model(X), y)
+    loss.backward()
+    found = hbp.compile(model, quantities=["grad"])(X, y)
+    torch.testing.assert_close(found.loss, loss.detach())
+    torch.testing.assert_close(dict(found.grad), {key: value.grad for key, value in model.named_parameters()})
+    for quantity in ("batch_l2", "diag_ggn", "batch_dot", "kfac_emp"):
+        try:
+            found = hbp.compile(model, quantities=[quantity])(X, y)[quantity]
+        except hbp.UnsupportedOpError:
+            with pytest.raises(hbp.UnsupportedOpError, match="length 0:"):
+                hbp.compile(model, quantities=[quantity])(X, y)
+            continue
+        assert all(torch.isfinite(value).all() for value in found.values() if isinstance(value, torch.Tensor))

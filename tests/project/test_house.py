@@ -29,7 +29,8 @@ MATCH = ["operation", "samples", "parameters", "made", "losses"]
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "dense": set(), "version": set(), "patterns": set(), "values": set(),
     "quantities": {"errors", "clipping", "patterns"},
-    "changes": {"errors"}, "result": {"errors", "quantities", "values", "changes"}, "group": {"errors"},
+    "checksums": set(), "changes": {"errors", "checksums"},
+    "result": {"errors", "quantities", "values", "changes"}, "group": {"errors"},
     "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest", "patterns"},
     "arguments": {"errors", "quantities", "clipping"},
     "callers": set(), "threads": {"errors"}, "tied_names": {"patterns"}, "runs": {"errors", "callers"},

@@ -107,3 +107,49 @@ def test_padding_learns_nothing_whatever_comes_back(bag):
     result = compiled(tokens, y)
     agree(result, model, nn.CrossEntropyLoss(), [tokens], y, ["grad", "batch_grad", "variance", "diag_ggn"])
     assert not result.diag_h["table.weight"][0].any()
+
+
+class Shifted(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x + self.bias)
+
+
+@pytest.mark.parametrize("order", [2, 1.5, 3, 1, math.inf])
+@pytest.mark.parametrize("rows", ["a row of zeros", "tiny numbers"])
+def test_the_curvature_of_a_norm(order, rows):
+    """At zero it is infinite; torch has NaN there, but for the orders of which it has none."""
+    model, loss = Shifted(lambda z: z.norm(p=order, dim=1, keepdim=True)), nn.MSELoss()
+    X, y = torch.tensor([[1.0, 2, 4], [0, 0, 0]]).double(), torch.tensor([[1], [0.25]]).double()
+    X = X if rows == "a row of zeros" else X + torch.tensor([[0.0, 0, 0], [2, 1, 4]]).double() * 1e-35
+    compiled = hbp.compile(model, loss, quantities=["grad", "diag_h"])
+    compiled(torch.ones(2, 3).double(), y)
+    found = compiled(X, y)
+    (gradient,) = torch.autograd.grad(loss(model(X), y), model.bias, create_graph=True)
+    right = torch.stack([torch.autograd.grad(entry, model.bias, retain_graph=True)[0][number]
+                         for number, entry in enumerate(gradient)])
+    torch.testing.assert_close(found.grad["bias"], gradient.detach(), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found.diag_h["bias"], right, rtol=1e-10, atol=1e-14, equal_nan=True)
+    assert found.diag_h["bias"].isnan().any() == (rows == "a row of zeros" and order in (1.5, 2))
+
+
+def test_a_norm_at_zero_that_does_not_reach_the_loss():
+    """In F.normalize the divisor is the least that there may be, 1e-12."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Shifted(lambda z: torch.nn.functional.normalize(z, dim=1, eps=0.1)), nn.Linear(3, 1)).double()
+    X, y = torch.tensor([[1.0, 2, 3], [0, 0, 0]]).double(), torch.tensor([[1], [0.25]]).double()
+    found = hbp.compile(model, nn.MSELoss(), quantities=["diag_h"])(X, y).diag_h["0.bias"]
+    step, bias = 1e-4, model[0].bias
+    for number in range(3):
+        def at(by):
+            with torch.no_grad():
+                bias[number] += by
+                value = float(nn.functional.mse_loss(model(X), y))
+                bias[number] -= by
+            return value
+
+        assert float(found[number]) == pytest.approx((at(step) - 2 * at(0) + at(-step)) / step**2, rel=1e-5)

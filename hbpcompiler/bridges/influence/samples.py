@@ -95,7 +95,7 @@ class Samples:
         with self.naming(item.number, item.given):
             built = self.program._program(check_batch(self.program.model, item.arguments))[1]
             if id(built) not in self._weighers:
-                self._weighers[id(built)] = built, Weigher(built)
+                self._weighers[id(built)] = built, Weigher(self.program, built)
             return self._weighers[id(built)][1].weight(item.batch, item.counted)
 
     def gradients(self, item: Item, shapes: Mapping[str, Any]) -> tuple[dict[str, Tensor], Weight]:

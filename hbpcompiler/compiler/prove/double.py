@@ -26,7 +26,7 @@ from hbpcompiler.compiler.prove.own_step import (
 from hbpcompiler.compiler.prove.weights import SampleWeights, losses_alone
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.compiler.trace.with_state import ordinary_mode
+from hbpcompiler.compiler.trace.with_state import loss_at, ordinary_mode
 from hbpcompiler.rules.shared.twice import right_second_derivatives
 
 
@@ -66,7 +66,7 @@ class AtOutputs:
         tensors = list(outputs)
         for number, leaf in zip(self.varying, self.leaves, strict=True):
             tensors[number] = leaf
-        self.slopes = derivatives(loss(structure.build(tensors), target), self.leaves, keep=True)
+        self.slopes = derivatives(loss_at(loss, structure.build(tensors), target), self.leaves, keep=True)
         """Of the loss in each of them, to be differentiated again."""
 
 

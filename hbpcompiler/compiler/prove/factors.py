@@ -14,9 +14,11 @@ from torch import nn
 from hbpcompiler import reference
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
+from hbpcompiler.compiler.prove.own_step import Loss
 from hbpcompiler.compiler.prove.twin import Results, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import meta
+from hbpcompiler.compiler.trace.with_state import loss_at
 from hbpcompiler.errors import HbpError
 
 KFRA = "kfra"
@@ -52,7 +54,8 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
         why = "the model is random" if random else "brute force would take too long"
         return [left_out(name, "", why) for name in asked]
     model, calls = copy.deepcopy(candidate.model), Counter[str]()
-    loss, weights = candidate.loss, candidate.weights(batch)
+    loss: Callable[..., Any] = _AsItWas(candidate.loss)
+    weights = candidate.weights(batch)
     if weights is not None:
         loss = reference.Weighted(loss, weights.numbers)
     for path, module in model.named_modules():
@@ -91,6 +94,16 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
     lines = [replace(line, how=f"two samples, its exact twin {TWINS[line.quantity.removesuffix('.B')]}")
              if line.quantity.removesuffix(".B") in TWINS else line for line in lines]
     return [*lines, *left]
+
+
+class _AsItWas:
+    """A loss that no call changes."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss, self.reduction = loss, getattr(loss, "reduction", "mean")
+
+    def __call__(self, output: Any, target: Any) -> Any:
+        return loss_at(self.loss, output, target)
 
 
 def _no_chain(candidate: Candidate) -> str:

@@ -22,10 +22,12 @@ from hbpcompiler.compiler.prove.own_backward import TensorHooks, custom_nodes, h
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure, take_apart
 from hbpcompiler.compiler.trace.with_state import (
+    attributes_kept,
     call_with_state,
     holding,
     in_one_piece,
     leaves_of,
+    loss_at,
     ordinary_mode,
 )
 from hbpcompiler.threads import alone
@@ -239,7 +241,7 @@ class _Training(nn.Module):
         args, keywords, target = batch.layout.build([tensor.detach().clone() for tensor in batch.tensors])
         output = self.model(*args, **keywords)
         outputs, structure = take_apart(output, leave_out=True)
-        return finish(Pass(self.loss[0](output, target), outputs, structure, target))
+        return finish(Pass(loss_at(self.loss[0], output, target), outputs, structure, target))
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
@@ -256,18 +258,5 @@ def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
 def unchanged(*callables: Any) -> Iterator[None]:
     """The modules' attributes are afterwards what they were."""
     models = [item for item in callables if isinstance(item, nn.Module)]
-    with alone(*models), _attributes_kept([module for model in models for module in model.modules()]):
+    with alone(*models), attributes_kept([module for model in models for module in model.modules()]):
         yield
-
-
-@contextmanager
-def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    before = [(module, dict(vars(module))) for module in modules]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            own = vars(module)
-            for name in [name for name in own if name not in attributes]:
-                del own[name]
-            own.update(attributes)

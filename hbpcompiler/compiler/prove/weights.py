@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from hbpcompiler.compiler.prove.comparison import EXPONENT
 from hbpcompiler.compiler.prove.own_step import Pass
 from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.compiler.trace.with_state import loss_at
 
 MOST_ALONE = 2048
 """Samples whose losses are computed one by one."""
@@ -91,7 +92,8 @@ def losses_together(losses: Tensor, kind: str) -> Tensor:
 def _loss_of(run: Pass, own: Callable[..., Tensor], axes: Sequence[int], n: int) -> Tensor:
     outputs = [output.narrow(axis, n, 1) for output, axis in zip(run.outputs, axes, strict=True)]
     target: Any = pytree.tree_map(lambda part: part[n : n + 1] if isinstance(part, Tensor) else part, run.target)
-    return own(run.structure.build(outputs), target)
+    alone: Tensor = loss_at(own, run.structure.build(outputs), target)
+    return alone
 
 
 def sample_axis(shape: Sequence[Any]) -> int | None:

@@ -20,7 +20,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
 from hbpcompiler.compiler.trace.refusals.refusals import classes_given, line_of, lines_of, place_of_error
-from hbpcompiler.compiler.trace.with_state import call_with_state, holding, ordinary_mode
+from hbpcompiler.compiler.trace.with_state import call_with_state, holding, loss_at, ordinary_mode
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (
     BatchDoesNotFitError,
@@ -187,7 +187,7 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
             raise BatchDoesNotFitError(
                 f"CrossEntropyLoss, which is the default, takes outputs [N, C], and the model's are [N]; {MEANT}")
         try:
-            loss(output, wanted)
+            loss_at(loss, output, wanted)
         except (ModelError, UnsupportedOpError):
             raise
         except Exception as error:
@@ -239,7 +239,7 @@ def _tried(samples: int) -> str:
 
 def _goes_through(loss: Callable[..., Tensor], output: Any, wanted: Any) -> bool:
     try:
-        loss(output, wanted)
+        loss_at(loss, output, wanted)
     except Exception:
         return False
     return True

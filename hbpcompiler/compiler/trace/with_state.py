@@ -8,7 +8,7 @@ leaves of autograd's graph tell.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -73,6 +73,59 @@ def holding(parameters: Collection[Tensor], values: Sequence[Tensor] = (), hooks
                 own.update(before)
             for each, _, _, gradient in kept:
                 each.grad = gradient
+
+
+def loss_at(loss: Callable[..., Tensor], output: Any, target: Any) -> Any:
+    """What a loss returns. One that is a module is afterwards what it was, so that each call meets what the user's
+    call would."""
+    if not isinstance(loss, nn.Module):
+        return loss(output, target)
+    with alone(loss), attributes_kept(list(loss.modules())), buffers_kept(loss):
+        return loss(output, target)
+
+
+@contextmanager
+def buffers_kept(*roots: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Meanwhile these modules have copies of their buffers; whether any have other numbers by now is what it gives."""
+    before = [(each, dict(each._buffers)) for root in roots for each in root.modules()]
+    copies: dict[int, Tensor] = {}  # one for a buffer of several names
+    try:
+        for each, held in before:
+            for name, value in held.items():
+                if value is not None:
+                    each._buffers[name] = copies.setdefault(id(value), value.detach().clone())
+        yield lambda: not all(_are_equal(each._buffers, held) for each, held in before)
+    finally:
+        for each, held in before:
+            each._buffers.clear()
+            each._buffers.update(held)
+
+
+def _are_equal(some: Mapping[str, Tensor | None], others: Mapping[str, Tensor | None]) -> bool:
+    if some.keys() != others.keys():
+        return False
+    for name, one in some.items():
+        other = others[name]
+        if one is None or other is None:
+            if one is not other:
+                return False
+        elif (one.dtype, one.device) != (other.dtype, other.device) or not torch.equal(one, other):
+            return False
+    return True
+
+
+@contextmanager
+def attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Afterwards these have the attributes that they had."""
+    before = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            own = vars(module)
+            for name in [name for name in own if name not in attributes]:
+                del own[name]
+            own.update(attributes)
 
 
 def in_one_piece(module: nn.Module, held: Collection[Tensor]) -> None:

@@ -115,10 +115,16 @@ def with_sums_of_squares(graph: Graph) -> Graph:
 def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
     """How this graph's loss ends, its multiples as numbers or as expressions in N and in unknown numbers."""
     reductions, tail = graph.ending
-    grown = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of))
-    kind, definite = _overall(grown, [_reduction(operation, rules, graph) for operation in reductions])
     signs = never_negative(graph)
-    found = multiples(graph, rules, lambda operation: _of_unknowns(operation, graph.active, signs), N, kind)
+
+    def of_unknowns(operation: Operation) -> Op:
+        return _of_unknowns(operation, graph.active, signs)
+
+    grown, slope = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of)), slopes(graph, rules, of_unknowns)
+    say = [operation for operation in reductions if slope[operation.name] != 0] or reductions  # 0 times a sum does not
+    kind, definite = _overall({operation.name: grown[operation.name] for operation in say},
+                              [_reduction(operation, rules, graph) for operation in say])
+    found = multiples(graph, rules, of_unknowns, N, kind)
     plain = {name: _as_number(multiple) for name, multiple in found.items()}
     return Ending(tuple(reductions), tuple(tail), kind, definite, plain)
 
@@ -185,20 +191,28 @@ def multiples(graph: Graph, rules: Mapping[str, AnyRule], op_of: Callable[[Opera
 
 def adds_nothing(graph: Graph, rules: Mapping[str, AnyRule]) -> bool:
     """Whether it is plain that the loss is a sum of multiples of its reductions and no number more."""
+    return not adding_numbers(graph, rules)
+
+
+def adding_numbers(graph: Graph, rules: Mapping[str, AnyRule]) -> list[Operation]:
+    """The operations behind its reductions that may make the loss more than a sum of multiples of these."""
     reductions, tail = graph.ending
-    values: dict[str, Any] = {operation.name: sympy.S.Zero for operation in reductions}
+    zeros, found = {operation.name for operation in reductions}, list[Operation]()
     for operation in tail:
         rule = rules[operation.name]
         held = {slot: unknown(value.name) for slot, value in operation.tensors.items()}
         held["output"] = unknown(operation.name)
-        held |= {slot: values[value.name] for slot, value in operation.tensors.items() if value.name in values}
+        held |= {slot: sympy.S.Zero for slot, value in operation.tensors.items() if value.name in zeros}
         try:
             assert isinstance(rule, Rule)
             assert rule.forward is not None
-            values[operation.name] = sympy.sympify(rule.forward(bind(operation, held.__getitem__, graph.active)))
+            more = sympy.sympify(rule.forward(bind(operation, held.__getitem__, graph.active))) != 0
         except Exception:  # the rule needs tensors: nothing is plain
-            return False
-    return bool(values[graph.loss.name] == 0)
+            more = True
+        if more:
+            found.append(operation)
+        zeros.add(operation.name)
+    return found
 
 
 def without_losses(ending: Ending, rules: Mapping[str, AnyRule]) -> list[str]:

@@ -1,7 +1,11 @@
 """How the parts of a loss grow when the batch is laid twice."""
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.match.losses.endings import slopes
 from hbpcompiler.compiler.match.losses.growth import growths
 from hbpcompiler.compiler.trace.graph import N
@@ -28,3 +32,23 @@ def test_powers(end, power):
     rules = rules_of(found)
     grown = growths(found, rules, lambda op_of: slopes(found, rules, op_of))
     assert grown == {"part": pytest.approx(power, abs=0.05)}
+
+
+ZEROS = {"a sum beside 0 times a mean": lambda o, y: F.cross_entropy(o, y, reduction="sum") + 0.0 * o.square().mean(),
+         "0 times a mean beside a sum": lambda o, y: o.mean() * 0 + F.cross_entropy(o, y, reduction="sum"),
+         "a mean beside 0 times a sum": lambda o, y: F.cross_entropy(o, y) + 0.0 * o.abs().sum()}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_what_is_multiplied_by_zero_has_no_say_in_the_scale(name):
+    torch.manual_seed(0)
+    model, X, y = nn.Linear(4, 3).double(), torch.randn(6, 4).double(), torch.randint(3, (6,))
+    plain = nn.CrossEntropyLoss(reduction="mean" if name.startswith("a mean") else "sum")
+    quantities = ["variance", "norms", "batch_loss", "clipped_grad", "kfac_emp"]
+    found, right = (hbp.compile(model, loss, quantities)(X, y, max_norm=0.5) for loss in (ZEROS[name], plain))
+    assert found.reduction == right.reduction
+    torch.testing.assert_close(dict(found.variance), dict(right.variance), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.norms, right.norms, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.batch_loss, right.batch_loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(dict(found.clipped_grad), dict(right.clipped_grad), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.kfac_emp["weight"].B, right.kfac_emp["weight"].B, rtol=1e-10, atol=0)
