@@ -119,6 +119,6 @@ def check_loss_farther(rule: LossRule, operation: str, case: Case, where: str) -
         value = setting.arguments[rule.input].clone().requires_grad_()
         (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
         _close(rule.gradient(op), scale * expected, f"{at}: gradient")
-        second = hessian(setting, [rule.input], lambda output, n, scale=scale: scale * output)
+        second = scale * hessian(setting, [rule.input], lambda output, _: output)
         found = residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1], place.samples)
         _close(found, second, f"{at}: Hessian")
