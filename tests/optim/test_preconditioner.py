@@ -264,7 +264,7 @@ def test_precondition_without_a_gradient():
     """It did nothing, and a training loop that lacks its backward pass went nowhere."""
     model, (X, y) = nn.Linear(4, 3), (torch.randn(6, 4), torch.randint(3, (6,)))
     pre = hbp.optim.Preconditioner(model, nn.CrossEntropyLoss(), "diag_ggn")
-    loss, gradient = pre.gradient(X, y)
+    _, gradient = pre.gradient(X, y)
     assert [*gradient] == ["weight", "bias"]
     with pytest.raises(hbp.InputError, match=r"no parameter has a gradient: call loss\.backward\(\) first, or step"):
         pre.precondition()
