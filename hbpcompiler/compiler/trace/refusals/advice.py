@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -75,3 +76,11 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
         if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):
             return f"; pass {label}.float(), or .double() for a model in double precision"
     return ""
+
+
+def of_trace(text: str, batch: Batch) -> str:
+    """The same where a trace stops, of any size N, and where torch says that N does not go with this batch's own."""
+    if not all(re.search(rf"\b{word}\b", text) for word in ("N", batch.samples)):
+        return advice(text, batch)
+    return (f"; the code seems to fix the batch's size, {batch.samples}: write x.shape[0], or -1 for that axis, in its "
+            "place")
