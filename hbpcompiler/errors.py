@@ -117,8 +117,8 @@ class MonitorWarning(UserWarning):
 
 
 class LossWarning(UserWarning):
-    """The loss is hardly the one that is meant: cross-entropy, the default, is zero of one output, and takes real
-    targets for probabilities."""
+    """The loss is hardly the one that is meant: cross-entropy, the default, is zero of one output, takes real
+    targets for probabilities, and outputs of a softmax for logits."""
 
 
 class LengthsWarning(UserWarning):

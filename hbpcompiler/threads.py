@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -26,14 +27,14 @@ REMEMBERED = 256
 
 
 class Lock:
-    """One that its thread may take again, and that forks do not leave locked; for a module to keep."""
+    """One that its thread may take again, and that forks do not leave locked. A copy is another one."""
 
-    every: ClassVar[list[Lock]] = []
+    every: ClassVar[weakref.WeakSet[Lock]] = weakref.WeakSet()
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._owner, self._depth = 0, 0
-        self.every.append(self)
+        self.every.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -43,6 +44,9 @@ class Lock:
     def __exit__(self, *error: object) -> None:
         self._depth -= 1
         self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
 
     def forked(self) -> None:
         """In a child, where only the thread that forked goes on: it holds what it held, and nobody else anything."""

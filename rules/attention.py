@@ -199,6 +199,8 @@ def factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         query.append(of_scores["self"] * scale(op))
         key.append(shared(op, of_scores["other"].transpose(-1, -2)))
     columns |= {"query": torch.cat(query, 1), "key": torch.cat(key, 1)}
+    if op.varies("attn_mask") and not pulled:  # of one key: its weight is 1, whatever the mask says
+        columns["attn_mask"] = columns["query"].new_zeros(*columns["query"].shape[:2], *op.shape("attn_mask"))
     signs = torch.cat([signs for _, signs in found.values() if signs is not None], 1)
     return {name: part for name, part in columns.items() if op.varies(name)}, signs
 
@@ -233,9 +235,7 @@ def drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
 
 def with_axes(own: Tensor, count: int) -> Tensor:
     """[k] -> [k, 1, ...]."""
-    for _ in range(count):
-        own = own.unsqueeze(-1)
-    return own
+    return own[(..., *[None] * count)]
 
 
 def to_inputs(op: Op, found: dict[str, Any]) -> dict[str, Tensor]:
@@ -256,6 +256,8 @@ def to_inputs(op: Op, found: dict[str, Any]) -> dict[str, Tensor]:
         query, key = found["scores"]["self"] * scale(op), shared(op, found["scores"]["other"].transpose(-1, -2))
         columns["query"] = columns["query"] + query if "query" in columns else query
         columns["key"] = columns["key"] + key if "key" in columns else key
+        if op.varies("attn_mask") and pulled is None:  # of one key: its weight is 1, whatever the mask says
+            columns["attn_mask"] = query.new_zeros(*query.shape[:2], *op.shape("attn_mask"))
     return {name: part for name, part in columns.items() if op.varies(name)}
 
 

@@ -73,7 +73,9 @@ HUBER = LossRule(
 
 def smooth_l1_gradient(op: Op) -> Tensor:
     error = op.self - op.target
-    slope = error.sign() if op.beta == 0 else (error / op.beta).clamp(-1, 1)
+    if op.beta == 0:  # torch's slope at no error is that of its left
+        return scaled(torch.where(error == 0, -1.0, error.sign()), share(op))
+    slope = (error / op.beta).clamp(-1, 1)
     return scaled(slope, share(op))
 
 

@@ -75,7 +75,7 @@ I1 = alone(
         "aten.special_i1",
         i1(x),
         first=i0(x) - over_x(y, _half),
-        second=y - over_x(dy, _half) + over_x(over_x(y, _half), sympy.Integer(0)),
+        second=y - over_x(dy - over_x(y, _half), sympy.Integer(0)),
         forward=lambda op: torch.ops.aten.special_i1(op.self),
     )
 )
@@ -85,7 +85,7 @@ I0E = alone(
         "aten.special_i0e",
         i0e(x),
         first=i1e(x) - sympy.sign(x) * y,
-        second=2 * y - over_x(i1e(x), _half) - 2 * sympy.sign(x) * i1e(x),
+        second=(1 + sympy.sign(x) ** 2) * y - over_x(i1e(x), _half) - 2 * sympy.sign(x) * i1e(x),  # torch's, at 0 too
         forward=lambda op: torch.ops.aten.special_i0e(op.self),
     )
 )

@@ -65,6 +65,13 @@ def refused(kind, standard, *words, model=None, tensors=()):
         ({"quantities": ["b", "a"]}, ValueError, ["'a', 'b'"]),
         ({"quantities": ["variances", "KFAC"]}, ValueError, ["'KFAC' (is it kfac?), 'variances' (is it variance?)"]),
         ({"quantities": ["SumGradSquared"]}, ValueError, ["'SumGradSquared' (is it second_moment?)"]),
+        ({"quantities": ["grad_batch", "grad_sample", "diag_h_batch", "diag_ggn_exact_batch", "sum_grad_squared"]},
+         ValueError, ["'grad_batch' (is it batch_grad?)", "'grad_sample' (is it batch_grad?)",
+                      "'diag_h_batch' (is it batch_diag_h?)", "'diag_ggn_exact_batch' (is it batch_diag_ggn?)",
+                      "'sum_grad_squared' (is it second_moment?)"]),
+        ({"quantities": ["hvp", "GGN"]}, ValueError, [
+            "'hvp' (the whole matrix is hbp.operator(model, loss, data, kind='hessian'), by its products; its diagonal "
+            "is the quantity diag_h)", "kind='ggn'"]),
         ({"quantities": ["diag_hessian", "diag_h_splt"]}, ValueError,
          ["'diag_h_splt' (is it diag_h_split?), 'diag_hessian' (is it diag_h?)"]),
         ({"loss": ["grad"]}, TypeError, ["loss", "list", "quantities=['grad']"]),

@@ -35,6 +35,7 @@ from hbpcompiler.monitor.watching import Watching
 from hbpcompiler.options import check_model
 from hbpcompiler.result import Result
 from hbpcompiler.runs import Run
+from hbpcompiler.threads import Lock
 from hbpcompiler.wrappers import unwrapped
 
 FORMAT = "hbpcompiler monitor 1"
@@ -85,6 +86,8 @@ class Monitor:
         check_model(self.model, self.loss)
         check_optimizer(optimizer, self.model)
         self.optimizer = optimizer
+        self._one_at_a_time = Lock()
+        """Held while a step is looked at and counted, whichever thread observes it."""
         self._steps = self._idle_until = 0
         """How many have been observed, and the step before which there is nothing to do."""
         self._schedule = Schedule(every)
@@ -105,19 +108,20 @@ class Monitor:
 
         Returns whether it was. Nothing of the user's changes.
         """
-        step = self._steps
-        if step < self._idle_until:  # most of all calls end here: what they cost is a cold cache's misses
-            self._steps = step + 1
-            return False
-        due = self._due(step)
-        if due or self._watching.pending is not None:
-            with self._timed(due), torch.inference_mode(False):
-                batch = ordinary(batch)
-                given = check_batch(self.model, batch)
-                with drawing(Draws.seeded(self._seed + step, given.tensors[0].device)):
-                    self._look(step, given, batch, due, own_draws=True)
-        self._steps += 1
-        return due
+        with self._one_at_a_time:
+            step = self._steps
+            if step < self._idle_until:  # most of all calls end here: what they cost is a cold cache's misses
+                self._steps = step + 1
+                return False
+            due = self._due(step)
+            if due or self._watching.pending is not None:
+                with self._timed(due), torch.inference_mode(False):
+                    batch = ordinary(batch)
+                    given = check_batch(self.model, batch)
+                    with drawing(Draws.seeded(self._seed + step, given.tensors[0].device)):
+                        self._look(step, given, batch, due, own_draws=True)
+            self._steps += 1
+            return due
 
     def step(self, *batch: Any) -> Tensor:
         """The loss of a batch; its gradient is in p.grad: in place of zero_grad(), forward and backward.
@@ -131,12 +135,13 @@ class Monitor:
         if self._own_buffers:
             self.observe(*batch)
             return self._by_backward(given)
-        step, result = self._steps, None
-        due = step >= self._idle_until and self._due(step)
-        if due or self._watching.pending is not None:
-            with self._timed(due):
-                result = self._look(step, given, batch, due, own_draws=False)
-        self._steps += 1
+        with self._one_at_a_time:
+            step, result = self._steps, None
+            due = step >= self._idle_until and self._due(step)
+            if due or self._watching.pending is not None:
+                with self._timed(due):
+                    result = self._look(step, given, batch, due, own_draws=False)
+            self._steps += 1
         if result is None or "grad" not in result:
             result = self._programs.gradient(batch)
         if result is None:
@@ -154,10 +159,11 @@ class Monitor:
         Raises InputError for a name that the monitor itself tracks something under, and for what is no number.
         """
         numbers = numbers_of(values, self._programs.tracked)
-        step = max(0, self.steps - 1)
-        self._header()
-        self._record.scalars(step, numbers)
-        self._send(step, numbers)
+        with self._one_at_a_time:
+            step = max(0, self.steps - 1)
+            self._header()
+            self._record.scalars(step, numbers)
+            self._send(step, numbers)
 
     def to(self, target: Any) -> Monitor:
         """Sends all numbers to a SummaryWriter of TensorBoard, a run of wandb, or a function of (step, values), too."""

@@ -112,10 +112,10 @@ class Preconditioner:
         return loss
 
     def gradient(self, *batch: Any) -> tuple[Tensor, Gradient | None]:
-        """Loss and gradient by name, with the curvature brought up to date where it is time for that: `step` without
-        its end. For gradients that something else happens to first; then call `precondition`. The gradient is None
-        where it, or the loss, is not finite. Raises OptionError where `damping`, `kl_clip` or `lr` has been set to what
-        makes no sense."""
+        """(loss, gradient by name), with the curvature brought up to date where it is time for that: `step` without its
+        end, so that p.grad is as it was. For gradients that something else happens to first; then call `precondition`.
+        The gradient is None where it, or the loss, is not finite. Raises OptionError where `damping`, `kl_clip` or `lr`
+        has been set to what makes no sense."""
         self._together.begin(self.model, batch, self._check_step)
         loss, gradient = self._running.advance(batch, self.steps, self._dampings)
         if gradient is None:
@@ -126,9 +126,13 @@ class Preconditioner:
 
     def precondition(self) -> None:
         """Multiply what is in p.grad, of whatever origin: accumulated over batches, unscaled, clipped. Where not all of
-        it is finite it becomes None. With a group it has to be the same on all ranks."""
+        it is finite it becomes None. With a group it has to be the same on all ranks. InputError where there is none.
+        """
         gradient = {name: parameter.grad for name, parameter in self._trainable().items() if parameter.grad is not None}
         self._together.check_alike(gradient)
+        if not gradient:
+            raise InputError("no parameter has a gradient: call loss.backward() first, or step(X, y), which is both; "
+                             "gradient(X, y) returns (loss, gradient by name), and leaves p.grad as it is")
         if all_finite(gradient.values()):
             self._set(self._preconditioned(gradient))
         else:

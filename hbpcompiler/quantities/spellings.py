@@ -6,22 +6,40 @@ import difflib
 
 from hbpcompiler.quantities.table import QUANTITIES
 
-OF_BACKPACK = {
+OF_OTHERS = {
     "BatchGrad": "batch_grad", "BatchL2Grad": "batch_l2", "BatchDotGrad": "batch_inner",
     "SumGradSquared": "second_moment", "Variance": "variance", "DiagGGNExact": "diag_ggn", "DiagGGN": "diag_ggn",
     "DiagGGNMC": "diag_ggn_mc", "DiagHessian": "diag_h", "BatchDiagGGNExact": "batch_diag_ggn",
     "BatchDiagHessian": "batch_diag_h", "SqrtGGNExact": "sqrt_ggn", "SqrtGGN": "sqrt_ggn", "SqrtGGNMC": "sqrt_ggn_mc",
     "KFAC": "kfac", "KFLR": "kflr", "KFRA": "kfra", "HMP": "hbp.operator", "GGNMP": "hbp.operator",
     "PCHMP": "hbp.operator",
+    "grad_batch": "batch_grad", "grad_sample": "batch_grad", "grad_samples": "batch_grad",
+    "per_sample_grad": "batch_grad", "per_sample_grads": "batch_grad", "per_sample_gradient": "batch_grad",
+    "per_sample_gradients": "batch_grad", "individual_grad": "batch_grad", "sum_grad_squared": "second_moment",
+    "diag_ggn_exact": "diag_ggn", "diag_ggn_exact_batch": "batch_diag_ggn", "diag_h_batch": "batch_diag_h",
+    "diag_hessian": "diag_h", "sqrt_ggn_exact": "sqrt_ggn",
 }
-"""Its extensions -> quantities; the values of some differ by a factor (docs/coming-from.md)."""
+"""BackPACK's extensions, what they save, Opacus's and other names -> quantities; values of some differ by a factor
+(docs/coming-from.md)."""
+_DIAGONALS = {"hessian": "diag_h", "ggn": "diag_ggn", "fisher_sampled": "diag_ggn_mc",
+              "fisher_empirical": "second_moment"}
+OF_MATRICES = {
+    "h": "hessian", "hessian": "hessian", "hvp": "hessian", "hvps": "hessian", "ggn": "ggn", "gauss_newton": "ggn",
+    "ggnvp": "ggn", "gvp": "ggn", "fisher": "fisher_sampled", "fim": "fisher_sampled", "fvp": "fisher_sampled",
+    "empirical_fisher": "fisher_empirical", "fisher_empirical": "fisher_empirical",
+    "fisher_sampled": "fisher_sampled",
+}
+"""Names of whole matrices and their products -> the operator's kind."""
 
 
 def with_the_closest(unknown: str) -> str:
     """The name as it was given, and the quantity that was meant, if one is very close, begins it, or is close."""
-    if unknown in OF_BACKPACK:
-        return f"{unknown!r} (is it {OF_BACKPACK[unknown]}?)"
     name = unknown.lower()
+    if meant := OF_OTHERS.get(unknown) or OF_OTHERS.get(name):
+        return f"{unknown!r} (is it {meant}?)"
+    if kind := OF_MATRICES.get(name):
+        return (f"{unknown!r} (the whole matrix is hbp.operator(model, loss, data, kind={kind!r}), by its products; "
+                f"its diagonal is the quantity {_DIAGONALS[kind]})")
     begins = sorted((known for known in QUANTITIES if name.startswith(known)), key=len, reverse=True)
     closest = [*difflib.get_close_matches(name, QUANTITIES, 1, 0.9), *begins,
                *difflib.get_close_matches(name, QUANTITIES, 1)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hbpcompiler.testing.setting import SAMPLES, Setting
+from hbpcompiler.testing.setting import Setting
 
 
 def pull_back(setting: Setting, name: str, columns: Tensor, index: int | None = None) -> Tensor:
@@ -25,11 +26,15 @@ def pull_back(setting: Setting, name: str, columns: Tensor, index: int | None = 
     return torch.stack(results).unflatten(0, columns.shape[:2])
 
 
-def hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Brute force: the Hessian of each sample's scalar in that sample's slices of the named inputs, joined."""
+def hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int], Tensor],
+            across_kinks: bool = True) -> Tensor:
+    """Brute force: the Hessian of each sample's scalar in that sample's slices of the named inputs, joined.
+
+    By differences where torch has no second derivatives, or NaN where those are not to be taken, `across_kinks`.
+    """
     matrices = []
     inputs = setting.inputs(names)
-    for n in range(SAMPLES):
+    for n in range(setting.samples):
         wholes = [setting.tensor(*at) for at in inputs]
         parts = [whole[n] if setting.batched(*at) else whole for at, whole in zip(inputs, wholes, strict=True)]
         sizes = [part.numel() for part in parts]
@@ -53,7 +58,8 @@ def hessian(setting: Setting, names: list[str], scalar: Callable[[Tensor, int], 
         except RuntimeError as error:
             if "not implemented" not in str(error):
                 raise
-            matrices.append(differences(function, flat))
+            missing = flat.new_full((len(flat), len(flat)), math.nan)
+            matrices.append(differences(function, flat) if across_kinks else missing)
     return torch.stack(matrices)
 
 

@@ -40,17 +40,18 @@ def in_chunks(residual: Factor) -> Factor:
     return Factor(residual.count, factor)
 
 
-def residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tensor | None, size: int) -> Tensor:
+def residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tensor | None, size: int,
+                    samples: int = SAMPLES) -> Tensor:
     """The rule's residual as dense matrices [N, h, h]."""
     given = () if gradient is None else (gradient,)
     if isinstance(residual, Zero):
-        return torch.zeros(SAMPLES, size, size, dtype=torch.float64)
+        return torch.zeros(samples, size, size, dtype=torch.float64)
     if isinstance(residual, Diagonal):
         diagonal = residual.diagonal(op, *given)
-        wanted = (SAMPLES, *op.shape(names[0]))
+        wanted = (samples, *op.shape(names[0]))
         assert getattr(diagonal, "shape", None) == wanted, (
             f"{names[0]}: the residual's diagonal must be a tensor of its input's shape, {list(wanted)}")
-        return torch.diag_embed(diagonal.reshape(SAMPLES, -1))
+        return torch.diag_embed(diagonal.reshape(samples, -1))
     assert isinstance(residual, Factor), f"the residual must be ZERO, Diagonal(...) or Factor(...), not {residual!r}"
     made: Any = residual.factor(op, *given)
     assert isinstance(made, tuple), "factor must return ({argument: columns}, signs or None)"

@@ -23,7 +23,7 @@ from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
 from hbpcompiler.testing.expression import check_expression
 from hbpcompiler.testing.extremes import check_extremes
-from hbpcompiler.testing.farther import check_farther
+from hbpcompiler.testing.farther import check_farther, check_loss_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
 from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
@@ -226,3 +226,4 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
         spread = draws**0.5 * torch.einsum("nka,nkb->nab", sampled**2, sampled**2).sqrt()
         excess = (outer - expected_hessian).abs() - 6 * spread / draws**0.5 - 1e-9
         assert (excess < 0).all(), f"{where}: samples' second moment misses the Hessian by {excess.max():.2e}"
+    check_loss_farther(rule, operation, case, where)

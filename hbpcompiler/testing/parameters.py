@@ -11,7 +11,7 @@ from torch import Tensor
 from hbpcompiler.rule import Contraction, Op, Rule, pad_axes, patches
 from hbpcompiler.testing.brute_force import pull_back
 from hbpcompiler.testing.compare import close
-from hbpcompiler.testing.setting import SAMPLES, Setting
+from hbpcompiler.testing.setting import Setting
 
 
 def check_parameter(rule: Rule, setting: Setting, op: Op, name: str, columns: Tensor, where: str) -> None:
@@ -23,8 +23,8 @@ def check_parameter(rule: Rule, setting: Setting, op: Op, name: str, columns: Te
     result = torch.einsum(contraction.equation, operands)
     expected = pull_back(setting, name, columns)
     close(result.reshape(expected.shape), expected, f"{where}: contraction of {name}")
-    units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(SAMPLES, -1, -1)
-    seen = contraction.columns(op, units.reshape(SAMPLES, -1, *op.shape("output")))
+    units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(setting.samples, -1, -1)
+    seen = contraction.columns(op, units.reshape(setting.samples, -1, *op.shape("output")))
     assert ((seen == 0) | (seen == 1)).all(), f"{where}: columns of {name} have coefficients other than 0 and 1"
     if contraction.index is not None:
         index = contraction.index(op)

@@ -19,11 +19,13 @@ class Setting:
     """One case made concrete: random tensors, the reference operation, and the Op that the rule, if any, sees."""
 
     def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, dtype: torch.dtype = torch.float64,
-                 scale: float = 1.0, samples: int = SAMPLES) -> None:
+                 scale: float = 1.0, samples: int = SAMPLES, zeros: bool = False) -> None:
+        """`scale`: times what is drawn, and `zeros`: some of it exactly 0; not of what the case's makers draw, who
+        know what values the operation takes."""
         namespace, name, overload = (*operation.split("."), "")[:3]
         packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
-        self.case, self.rule, self.samples = case, rule, samples
+        self.case, self.rule, self.samples, self.zeros = case, rule, samples, zeros
         self.forward_mode = namespace == "aten"
         """Whether torch may know forward derivatives of it."""
         self.arguments: dict[str, Any] = {}
@@ -45,9 +47,11 @@ class Setting:
         lead = (self.samples,) if self.batched(name, index) else ()
         if f"{name}.{index}" in self.case.numbering:
             return torch.arange(self.samples).view(-1, *[1] * len(shape)).expand(*lead, *shape)
-        draw = self.case.make.get(name, _normal)
-        value = draw((*lead, *shape))
-        return (value * scale).to(dtype) if value.is_floating_point() else value
+        if name in self.case.make:
+            made = self.case.make[name]((*lead, *shape))
+            return made.to(dtype) if made.is_floating_point() else made
+        value = _normal((*lead, *shape)) * scale
+        return (_with_zeros(value) if self.zeros else value).to(dtype)
 
     def inputs(self, names: Sequence[str]) -> list[tuple[str, int | None]]:
         """The tensors under these names: (name, None), or (name, position) for each of a list."""
@@ -134,6 +138,13 @@ class Setting:
 
 def _normal(shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), dtype=torch.float64)
+
+
+def _with_zeros(value: Tensor) -> Tensor:
+    """Half of the numbers, and the first, are 0: where functions have their kinks."""
+    there = torch.rand(value.shape) < 0.5
+    there.view(-1)[:1] = False
+    return torch.where(there, value, 0.0)
 
 
 @contextmanager

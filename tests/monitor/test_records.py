@@ -2,6 +2,8 @@
 
 import json
 import resource
+import threading
+import time
 from pathlib import Path
 
 import numpy
@@ -154,3 +156,23 @@ def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
     assert [each.step for each in read(path).steps] == [0]
     step(3)
     assert read(path).series("loss") == ([0, 1, 2, 3], pytest.approx(monitor.run.series("loss")[1], rel=1e-8))
+
+
+@pytest.mark.parametrize("way", ["observe", "step"])
+def test_two_threads_lose_no_step(way: str) -> None:
+    model = chain().double()
+    monitor = hbp.Monitor(model, None, torch.optim.SGD(model.parameters(), lr=0.1), ["loss", "alpha"], 1)
+    monitor.to(lambda step, values: time.sleep(0.01))  # the other thread comes meanwhile
+    seen = batch(5, 0)
+
+    def look() -> None:
+        for _ in range(3):
+            getattr(monitor, way)(*seen)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert monitor.steps == 6
+    assert sorted(monitor.run.by_step) == [*range(6)]

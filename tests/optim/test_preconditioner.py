@@ -258,3 +258,16 @@ def test_bad_input_is_one_error_and_leaves_the_gradient():
     with pytest.raises(hbp.InputError, match="not the state"):
         hbp.optim.Preconditioner(model, None).load_state_dict({})
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+
+
+def test_precondition_without_a_gradient():
+    """It did nothing, and a training loop that lacks its backward pass went nowhere."""
+    model, (X, y) = nn.Linear(4, 3), (torch.randn(6, 4), torch.randint(3, (6,)))
+    pre = hbp.optim.Preconditioner(model, nn.CrossEntropyLoss(), "diag_ggn")
+    _, gradient = pre.gradient(X, y)
+    assert [*gradient] == ["weight", "bias"]
+    with pytest.raises(hbp.InputError, match=r"no parameter has a gradient: call loss\.backward\(\) first, or step"):
+        pre.precondition()
+    nn.functional.cross_entropy(model(X), y).backward()
+    pre.precondition()
+    assert model.weight.grad is not None

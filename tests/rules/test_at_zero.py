@@ -79,6 +79,19 @@ def test_the_curvature_of_sinc_at_zero():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("function", [torch.special.i0e, torch.special.i1, torch.special.i0, torch.special.i1e])
+def test_second_derivatives_of_bessel_functions(function):
+    """I1 is odd; exp(-|x|) I0(x) has a kink, where torch's second derivative is that of no side."""
+    model = Scaled(function)
+    with torch.no_grad():
+        model.weight.zero_()
+    X, y = torch.ones(1, 3, dtype=torch.float64), torch.full((1, 3), 0.3, dtype=torch.float64)
+    loss = nn.MSELoss(reduction="sum")
+    found = hbp.compile(model, loss, quantities=["diag_h"])(X, y).diag_h["weight"]
+    expected = torch.autograd.functional.hessian(lambda weight: loss(function(X * weight), y), model.weight.detach())
+    torch.testing.assert_close(found, expected.diagonal())
+
+
 class Normed(nn.Module):
     """Vectors of one length, or 0 where there is padding, whose row is zero and has a norm of infinite slope."""
 

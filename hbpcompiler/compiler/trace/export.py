@@ -37,7 +37,7 @@ from hbpcompiler.compiler.trace.patches.equivalents import (
 from hbpcompiler.compiler.trace.patches.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.patches.many_rows import shortcuts_not_taken
 from hbpcompiler.compiler.trace.patches.shapes import right_shapes
-from hbpcompiler.compiler.trace.refusals.advice import advice
+from hbpcompiler.compiler.trace.refusals.advice import of_trace
 from hbpcompiler.compiler.trace.refusals.from_outside import FromOutside
 from hbpcompiler.compiler.trace.refusals.listed import refuse_listed
 from hbpcompiler.compiler.trace.refusals.refusals import (
@@ -297,4 +297,4 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
     kind = BatchDoesNotFitError if type(error) in (RuntimeError, ValueError, IndexError, TypeError) else ModelError
     return kind(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes another "
-                f"batch size, N, and tensors without values): {reason}{advice(text, batch)}")
+                f"batch size, N, and tensors without values): {reason}{of_trace(reason, batch)}")

@@ -88,6 +88,29 @@ def test_a_target_that_only_the_loss_itself_refuses():
         compiled(torch.randn(2, 3), -torch.ones(2, 2))
 
 
+def test_probabilities_in_place_of_logits_are_said():
+    """A softmax in front of cross-entropy: its gradient is right, and of another function than is meant."""
+    x, y, two = torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), nn.Linear(3, 2)
+    model, words = nn.Sequential(two, nn.Softmax(1)), "leave the softmax out"
+    with pytest.warns(hbp.LossWarning, match=words):
+        result = hbp.compile(model, quantities=["grad"])(x, y)
+    torch.testing.assert_close(result.grad["0.weight"],
+                               torch.autograd.grad(F.cross_entropy(model(x), y), two.weight)[0])
+    for loss in (F.cross_entropy, nn.CrossEntropyLoss(reduction="sum")):
+        with pytest.warns(hbp.LossWarning, match=words):
+            hbp.compile(model.half().float(), loss, ["grad"])(x, y)
+    with pytest.warns(hbp.LossWarning, match=words):
+        hbp.optim.KFAC(model, nn.CrossEntropyLoss()).step(x, y)
+    with pytest.warns(hbp.LossWarning, match=words):
+        hbp.operator(model, nn.CrossEntropyLoss(), [(x, y)])
+    with pytest.warns(hbp.LossWarning, match=words):
+        hbp.spectrum(model, nn.CrossEntropyLoss())(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hbp.LossWarning)
+        hbp.compile(nn.Sequential(two, nn.LogSoftmax(1)), quantities=["grad"])(x, y)
+        hbp.compile(model, lambda p, t: F.nll_loss(p.log(), t), ["grad"])(x, y)
+
+
 def test_a_forgotten_loss_is_said():
     """Where another loss than the default was meant, whatever is asked; classes and probabilities of classes are fine.
     """

@@ -22,8 +22,8 @@ from hbpcompiler.rule.faults import is_noted, named_error
 from hbpcompiler.rule.registry import AnyRule, Registry
 from hbpcompiler.rule.unchanged import changing_nothing
 
-COLUMNS = 3
-"""Of stand-ins: another number than that of samples."""
+SIZES = ((SAMPLES, 3), (1, 1))
+"""Samples and columns of stand-ins: numbers that differ, and those that squeeze() takes away."""
 ADVICE = "hbpcompiler.testing.check_rule compares a rule with autograd on its cases."
 
 
@@ -39,10 +39,18 @@ def refuse_misfits(graph: Graph, rules: Mapping[str, AnyRule], registry: Registr
             continue
         asked = streams - FIRST_ORDER - {OUTPUT} if isinstance(rule, LossRule) else streams & {RESIDUAL, RESIDUAL_MC}
         place = f"{operation.target} in {operation.source}: "
-        for finding in _Trial(operation, rule, graph.active, file, bool(asked)).findings():
+        for finding in _findings(operation, rule, graph.active, file, bool(asked)):
             findings[finding if finding.startswith("the rule for") else f"{place}{finding}, in {file}"] = None
     if findings:
         raise RuleError(listing("Rules break the contract of rules:", [*findings], ADVICE))
+
+
+def _findings(operation: Operation, rule: AnyRule, active: AbstractSet[str], file: str, curved: bool) -> list[str]:
+    """What does not fit at the first sizes where anything does not."""
+    for samples, columns in SIZES:
+        if found := [*_Trial(operation, rule, active, file, curved, samples, columns).findings()]:
+            return found
+    return []
 
 
 def _is_plain(operation: Operation) -> bool:
@@ -55,11 +63,14 @@ def _is_plain(operation: Operation) -> bool:
 class _Trial:
     """One use of a rule."""
 
-    def __init__(self, operation: Operation, rule: AnyRule, active: AbstractSet[str], file: str, curved: bool) -> None:
+    def __init__(self, operation: Operation, rule: AnyRule, active: AbstractSet[str], file: str, curved: bool,
+                 samples: int, columns: int) -> None:
         self.operation, self.active, self.curved = operation, active, curved
+        self.samples, self.columns = samples, columns
+        self.sizes = "one sample and one column" if samples == 1 else f"{samples} samples and {columns} columns"
         where = f"the rule for {operation.target} in {file}"
         self.rule = changing_nothing(rule, where, RuleError)
-        self.values: dict[str, Any] = {slot: meta(value) for slot, value in operation.tensors.items()}
+        self.values: dict[str, Any] = {slot: meta(value, self.samples) for slot, value in operation.tensors.items()}
 
     def findings(self) -> Iterator[str]:
         """What does not fit, function by function."""
@@ -90,7 +101,10 @@ class _Trial:
 
     def _op(self, single: bool = False, **more: Any) -> Op:
         return bind(self.operation, {**self.values, **more}.__getitem__, self.active, True,
-                    meta_number(self.operation), single)
+                    meta_number(self.operation, self.samples), single)
+
+    def _output(self) -> torch.Tensor:
+        return meta(self.operation.output, self.samples)
 
     def _made(self, op: Op) -> Any:
         assert self.rule.forward is not None
@@ -100,7 +114,7 @@ class _Trial:
         """With what `forward` saves, and the result as it is."""
         made = None if self.rule.forward is None else self._made(op)
         saved = made[1] if isinstance(made, tuple) else {}
-        return self._op(op.single, **saved, output=meta(self.operation.output))
+        return self._op(op.single, **saved, output=self._output())
 
     def _forward(self, op: Op) -> Iterator[str]:
         if self.rule.forward is None:
@@ -112,7 +126,7 @@ class _Trial:
             return
         output, saved = made if pair else (made, {})
         if _is_plain(self.operation):
-            yield from _unlike("forward", output, meta(self.operation.output).shape, self.operation.output.dtype)
+            yield from self._unlike("forward", output, self._output().shape, self._output().dtype)
         for name, item in saved.items():
             if not isinstance(item, torch.Tensor):
                 yield f"forward saves {_shown(item)} as '{name}', which is no tensor; compute it where it is read"
@@ -120,15 +134,16 @@ class _Trial:
                 yield f"forward saves a tensor as '{name}', which is an argument's name; give it another"
 
     def _operation(self, op: Op) -> Iterator[str]:
-        rule, output = self.rule, meta(self.operation.output)
+        rule, output = self.rule, self._output()
         assert isinstance(rule, Rule)
-        columns = output.new_empty((SAMPLES, COLUMNS, *output.shape[1:]))
+        columns = output.new_empty((self.samples, self.columns, *output.shape[1:]))
         for slot, value in self._inputs(rule):
             name, _, position = slot.partition(".")
             found = rule.jac_t[name](op, columns, *([int(position)] if position else []))
-            yield from _unlike(f"jac_t of '{slot}'", found, (SAMPLES, COLUMNS, *value.sample_shape), self._dtype(value))
+            shape = (*columns.shape[:2], *value.sample_shape)
+            yield from self._unlike(f"jac_t of '{slot}'", found, shape, self._dtype(value))
         if rule.derivative is not None and rule.elementwise_in(op):
-            yield from _unlike("derivative", rule.derivative(op), output.shape, output.dtype)
+            yield from self._unlike("derivative", rule.derivative(op), output.shape, output.dtype)
         for slot, contraction in rule.params(op).items():
             parameter = self.operation.tensors.get(slot)
             if parameter is not None and parameter.role == "parameter" and parameter.name in self.active:
@@ -140,8 +155,9 @@ class _Trial:
         assert isinstance(self.rule, Rule)
         for slot, value in self._inputs(self.rule):
             if slot in self.rule.backward and value.batched:
-                found = self.rule.backward[slot](op, meta(self.operation.output))
-                yield from _unlike(f"backward of '{slot}'", found, (SAMPLES, *value.sample_shape), self._dtype(value))
+                found = self.rule.backward[slot](op, self._output())
+                shape = (self.samples, *value.sample_shape)
+                yield from self._unlike(f"backward of '{slot}'", found, shape, self._dtype(value))
 
     def _inputs(self, rule: Rule) -> list[tuple[str, Value]]:
         """The arguments that columns are sent to by `jac_t`."""
@@ -166,8 +182,8 @@ class _Trial:
                 yield f"{where}: where \"{letters}\" is, it has {_shown(found)}, no tensor"
                 return
             if found is not None and len(letters) != found.dim():
-                yield (f"{where} says \"{letters}\" of what is {list(found.shape)} here, of {SAMPLES} samples and "
-                       f"{COLUMNS} columns: a letter for each axis" if letters else
+                yield (f"{where} says \"{letters}\" of what is {list(found.shape)} here, of {self.sizes}: "
+                       f"a letter for each axis" if letters else
                        f"{where} has an operand, and no letters for it")
                 return
         try:
@@ -175,31 +191,32 @@ class _Trial:
         except RuntimeError as error:
             yield f"{where}: {str(error).splitlines()[0]}"
             return
-        if result.shape[:2] != (SAMPLES, COLUMNS) or result[0, 0].numel() != math.prod(value.sample_shape):
-            yield (f"{where} gives {list(result.shape)} of {SAMPLES} samples and {COLUMNS} columns, which does not fit "
-                   f"the parameter's {list(value.sample_shape)}")
+        if result.shape[:2] != (self.samples, self.columns) or result[0, 0].numel() != math.prod(value.sample_shape):
+            yield (f"{where} gives {list(result.shape)} of {self.sizes}, which does not fit the parameter's "
+                   f" {list(value.sample_shape)}")
         if contraction.kernel is not None:
-            cotangent = meta(self.operation.output)
-            yield from _unlike(f"kernel of '{slot}'", contraction.kernel(op, cotangent), value.sample_shape, None)
+            cotangent = self._output()
+            yield from self._unlike(f"kernel of '{slot}'", contraction.kernel(op, cotangent), value.sample_shape, None)
 
     def _loss(self, op: Op) -> Iterator[str]:
         rule = self.rule
         assert isinstance(rule, LossRule)
         value = self.operation.tensors[rule.input]
-        shape = (SAMPLES, *value.sample_shape)
-        yield from _unlike("gradient", rule.gradient(op), shape, value.dtype)
+        shape = (self.samples, *value.sample_shape)
+        yield from self._unlike("gradient", rule.gradient(op), shape, value.dtype)
         if rule.each is not None:
-            yield from _unlike("each (l_n, one number for each sample)", rule.each(op), (SAMPLES,), None)
+            yield from self._unlike("each (l_n, one number for each sample)", rule.each(op), (self.samples,), None)
         if self.curved and rule.sample is not None:
-            yield from _unlike("sample", rule.sample(op, COLUMNS), (SAMPLES, COLUMNS, *shape[1:]), value.dtype)
+            drawn = rule.sample(op, self.columns)
+            yield from self._unlike("sample", drawn, (self.samples, self.columns, *shape[1:]), value.dtype)
         if self.curved:
             yield from self._residual(op, rule.residual_of(op), (), [rule.input])
 
     def _residual(self, op: Op, residual: Residual, given: tuple[torch.Tensor, ...], slots: list[str]) -> Iterator[str]:
         dtype = self.operation.tensors[slots[0]].dtype if slots else None
         if isinstance(residual, Diagonal) and slots:
-            shape = (SAMPLES, *self.operation.tensors[slots[0]].sample_shape)
-            yield from _unlike("diagonal of residual", residual.diagonal(op, *given), shape, dtype)
+            shape = (self.samples, *self.operation.tensors[slots[0]].sample_shape)
+            yield from self._unlike("diagonal of residual", residual.diagonal(op, *given), shape, dtype)
         elif isinstance(residual, Factor):
             count = residual.count(op)
             yield from self._factor("factor of residual", residual.factor(op, *given), count, slots, dtype)
@@ -219,21 +236,21 @@ class _Trial:
             return
         for slot in slots:
             value = self.operation.tensors[slot]
-            yield from _unlike(f"{name}, at '{slot}',", columns[slot], (SAMPLES, count, *value.sample_shape), dtype)
+            shape = (self.samples, count, *value.sample_shape)
+            yield from self._unlike(f"{name}, at '{slot}',", columns[slot], shape, dtype)
         if signs is not None:
-            yield from _unlike(f"{name}, the signs,", signs, (SAMPLES, count), dtype)
+            yield from self._unlike(f"{name}, the signs,", signs, (self.samples, count), dtype)
 
-
-def _unlike(name: str, found: Any, shape: Any, dtype: torch.dtype | None) -> Iterator[str]:
-    """What is wrong with a function's result, whose right shape and dtype are these."""
-    wanted = f"{name} must return a tensor of shape {list(shape)}"
-    if not isinstance(found, torch.Tensor):
-        yield f"{wanted}, not {_shown(found)}"
-    elif tuple(found.shape) != tuple(shape):
-        many = f", of {SAMPLES} samples" + (f" and {COLUMNS} columns" if COLUMNS in tuple(shape)[1:2] else "")
-        yield f"{wanted}, not {list(found.shape)}{many}"
-    elif dtype is not None and found.dtype != dtype:
-        yield f"{name} must return a tensor of {dtype}, as what it is given, not {found.dtype}"
+    def _unlike(self, name: str, found: Any, shape: Any, dtype: torch.dtype | None) -> Iterator[str]:
+        """What is wrong with a function's result, whose right shape and dtype are these."""
+        wanted = f"{name} must return a tensor of shape {list(shape)}"
+        if not isinstance(found, torch.Tensor):
+            yield f"{wanted}, not {_shown(found)}"
+        elif tuple(found.shape) != tuple(shape):
+            many = self.sizes if self.columns in tuple(shape)[1:2] else self.sizes.split(" and ")[0]
+            yield f"{wanted}, not {list(found.shape)}, of {many}"
+        elif dtype is not None and found.dtype != dtype:
+            yield f"{name} must return a tensor of {dtype}, as what it is given, not {found.dtype}"
 
 
 def _shown(found: Any) -> str:

@@ -15,8 +15,8 @@ from hbpcompiler.rule import computed
 from hbpcompiler.rule.registry import AnyRule
 
 
-def meta_number(operation: Operation) -> Callable[[str, Any], Any]:
-    """What stands for an attribute that depends on the batch's size: a length for SAMPLES samples, or a number of
+def meta_number(operation: Operation, batch: int = SAMPLES) -> Callable[[str, Any], Any]:
+    """What stands for an attribute that depends on the batch's size: a length for so many samples, or a number of
     which nothing is known, as a tensor without axes."""
     types = {}
     if operation.target.startswith("aten."):
@@ -24,7 +24,7 @@ def meta_number(operation: Operation) -> Callable[[str, Any], Any]:
 
     def number(name: str, expression: Any) -> Any:
         if types.get(name, "int") in ("int", "SymInt", "Optional[int]", "Optional[SymInt]"):
-            return arithmetic(expression, SAMPLES)
+            return arithmetic(expression, batch)
         return torch.empty((), dtype=operation.output.dtype, device="meta")
 
     return number

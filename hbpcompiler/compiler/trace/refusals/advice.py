@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hbpcompiler.compiler.trace.batch import Batch
@@ -16,7 +18,11 @@ MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two
 
 
 def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
-    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten."""
+    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten, and any
+    cross-entropy of probabilities."""
+    if _is_cross_entropy(loss) and isinstance(output, Tensor) and _are_probabilities(output):
+        return ("the model's outputs are probabilities, as of a softmax at its end, and cross-entropy takes logits, of "
+                "which it makes probabilities itself: leave the softmax out")
     if type(loss) is not nn.CrossEntropyLoss or not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return ""
     if output.dim() > 1 and output.shape[1] == 1:
@@ -30,6 +36,18 @@ def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
         return ("CrossEntropyLoss, which is the default, takes targets of a floating-point dtype for probabilities of "
                 f"classes, and these do not add up to 1; {MEANT}")
     return ""
+
+
+def _is_cross_entropy(loss: Any) -> bool:
+    return type(loss) is nn.CrossEntropyLoss or getattr(loss, "func", loss) is F.cross_entropy
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    """Whether they are positive, of two classes at least, and add up to 1, as logits hardly do."""
+    if output.dim() < 2 or output.shape[1] < 2 or not output.numel() or not output.is_floating_point():
+        return False
+    rounding = (8 + output.shape[1]) * torch.finfo(output.dtype).eps
+    return bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() <= rounding).all())
 
 
 def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
@@ -58,3 +76,11 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
         if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):
             return f"; pass {label}.float(), or .double() for a model in double precision"
     return ""
+
+
+def of_trace(text: str, batch: Batch) -> str:
+    """The same where a trace stops, of any size N, and where torch says that N does not go with this batch's own."""
+    if not all(re.search(rf"\b{word}\b", text) for word in ("N", batch.samples)):
+        return advice(text, batch)
+    return (f"; the code seems to fix the batch's size, {batch.samples}: write x.shape[0], or -1 for that axis, in its "
+            "place")

@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.made import tried_out
+from hbpcompiler.errors import RuleError
 from hbpcompiler.reference import reference
 from tests.agreement import agree
 from tests.custom_op import Swirl
@@ -205,3 +206,15 @@ def test_wrong_losses(tmp_path, old, new, words):
 def test_ours_are_not_tried_out(monkeypatch):
     monkeypatch.setattr(tried_out, "_Trial", None)
     hbp.compile(nn.Linear(4, 3), quantities=["grad"])(torch.randn(6, 4), torch.arange(6) % 3)
+
+
+@pytest.mark.parametrize(("function", "words"), [
+    (("    return columns * slope(op).unsqueeze(1)", "    return (columns * slope(op).unsqueeze(1)).squeeze()"),
+     r"jac_t of 'self' must return a tensor of shape \[1, 1, 5\], not \[5\], of one sample and one column"),
+    (("    return gradient * slope(op)", "    return (gradient * slope(op)).squeeze(0)"),
+     r"backward of 'self' must return a tensor of shape \[1, 5\], not \[5\], of one sample"),
+])
+def test_one_sample_or_column(tmp_path, function, words):
+    """What squeeze() takes away is right as long as no length is 1."""
+    with pytest.raises(RuleError, match=words):
+        compiled(tmp_path, changed(SWIRL, function))

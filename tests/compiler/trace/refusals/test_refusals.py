@@ -301,3 +301,17 @@ class Doubled(nn.Linear):
 def test_a_branch_on_a_number_is_no_mask():
     with pytest.raises(hbp.CompileError, match=r"control flow depends on the values of tensors"):
         hbp.compile(Doubled(4, 3), quantities=["grad"])(torch.randn(2, 4), torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("forward", [lambda x: x.view(8, 2, 2).flatten(1), lambda x: x + torch.ones(8, 4)])
+def test_a_literal_size_is_said(forward):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(forward(x))
+
+    with pytest.raises(hbp.CompileError, match=r"fix the batch's size, 8: write x\.shape\[0\], or -1"):
+        hbp.compile(Fixed(), quantities=["grad"])(torch.randn(8, 4), torch.randint(3, (8,)))
