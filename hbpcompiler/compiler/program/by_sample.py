@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +108,7 @@ def _helper(node: fx.Node) -> Helper | None:
     if name == "randint" and len(args) == 3 and not given and meta.dtype(node) == torch.int64:
         return integers_of_samples, (*args[:2], _lengths(args[2]))
     if name == "exponential" and len(args) <= 2 and not given:
-        return exponential_of_samples, (args[0], *map(float, args[1:]))
+        return exponential_of_samples, (args[0], *_floats(args[1:]))
     return _normal(name, args, given) or _uniform(node, name, args, given)
 
 
@@ -147,7 +147,7 @@ def _uniform(node: fx.Node, name: str, args: tuple[Any, ...], given: dict[str, A
     if given:
         return None
     if name == "uniform" and isinstance(args[0], fx.Node) and len(args) in (1, 3):
-        return steps_like_samples, (args[0], steps, *map(float, args[1:]))
+        return steps_like_samples, (args[0], steps, *_floats(args[1:]))
     if name == "rand" and len(args) == 1:
         if dtype == torch.float64:
             return uniform_of_samples, (_lengths(args[0]),)
@@ -160,6 +160,10 @@ def _uniform(node: fx.Node, name: str, args: tuple[Any, ...], given: dict[str, A
 def _cast(graph: fx.Graph, drawn: fx.Node, dtype: torch.dtype | None) -> fx.Node:
     meta.set_tensor(drawn, meta.shape(drawn) or (), torch.float64)
     return graph.call_method("to", (drawn, dtype))
+
+
+def _floats(given: Sequence[Any]) -> list[float]:
+    return [float(number) for number in given]
 
 
 def _lengths(shape: Any) -> list[Any]:
