@@ -45,7 +45,7 @@ def total(model, loss, data):
 
 @pytest.mark.parametrize(("model", "loss", "sizes"), [
     (ByForward(5), nn.CrossEntropyLoss(), [4, 4, 4]), (ByForward(5), nn.CrossEntropyLoss(), [6, 6, 2]),
-    (ByForward(40), nn.CrossEntropyLoss(), [30, 30]), (nn.Linear(4, 3), by_loss, [6, 2])], ids=str)
+    (ByForward(40), nn.CrossEntropyLoss(), [30, 30]), (nn.Linear(4, 3), by_loss, [6, 2])])
 def test_ways_that_differ(model, loss, sizes):
     with pytest.warns(hbp.TotalWarning, match=r"go another way(.|\n)*test_ways\.py:\d+"):
         found, right = total(model, loss, batches(sizes))
@@ -54,7 +54,7 @@ def test_ways_that_differ(model, loss, sizes):
 
 @pytest.mark.parametrize(("model", "loss", "sizes"), [
     (ByForward(5), nn.CrossEntropyLoss(), [6, 6, 8]), (ByForward(50), nn.CrossEntropyLoss(), [6, 6, 8]),
-    (nn.Linear(4, 3), alike, [6, 2]), (nn.Linear(4, 3), by_loss, [4, 5])], ids=str)
+    (nn.Linear(4, 3), alike, [6, 2]), (nn.Linear(4, 3), by_loss, [4, 5])])
 def test_one_way_or_two_that_come_to_the_same(model, loss, sizes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
