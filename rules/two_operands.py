@@ -78,40 +78,49 @@ class TwoOperands:
 
     # -- where both do --------------------------------------------------------------------------------------------
 
-    def bends(self, op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each element's symmetric matrix [[p, q], [q, r]]: its eigenvalues, the larger one first, and the angle of the
-        first eigenvector, which is half of that of (p - r, 2 q)."""
+    def bends(self, op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each element's symmetric matrix [[p, q], [q, r]], with the operands in units u and 1 / u, which bring p
+        and r to one size: its eigenvalues, the larger one first, the angle of the first eigenvector, which is half of
+        that of (p - r, 2 q), and u.
+
+        Of a base near 0 and its exponent p may be 1e23 times r: without units r is rounded away. Where q is the
+        largest, u stays as near 1 as p and r allow: that one of them happens to be 0 says nothing about units.
+        """
         assert self.curvatures is not None
         entries = (self.curvatures.aa, self.curvatures.ab, self.curvatures.bb)
         p, q, r = (gradient * self.value(op, entry) for entry in entries)
+        near_one = torch.ones_like(q).maximum((p / q).abs()).minimum((q / r).abs())
+        squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), near_one, (p / r).abs().sqrt())
+        unit = called("unit", torch.where((squared > 0) & squared.isfinite(), squared, 1.0).sqrt())
+        p, r = p / unit.square(), r * unit.square()
         mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
         spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
-        return mean + spread, mean - spread, angle
+        return mean + spread, mean - spread, angle, unit
 
     def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        first, second, angle = self.bends(op, gradient)
+        first, second, angle, unit = self.bends(op, gradient)
         upper, upper_signs = columns_per_element(op, first)
         lower, lower_signs = columns_per_element(op, second)
-        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        cosine, sine, unit = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1), unit.unsqueeze(1)
         one, other = self.names
         columns = {
-            one: unbroadcast(op, one, torch.cat([upper * cosine, lower * -sine], 1)),
-            other: unbroadcast(op, other, torch.cat([upper * sine, lower * cosine], 1)),
+            one: unbroadcast(op, one, torch.cat([upper * cosine, lower * -sine], 1) * unit),
+            other: unbroadcast(op, other, torch.cat([upper * sine, lower * cosine], 1) / unit),
         }
         return columns, torch.cat([upper_signs, lower_signs], 1)
 
     def drawn(self, op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Random sums of these columns."""
-        first, second, angle = self.bends(op, gradient)
+        first, second, angle, unit = self.bends(op, gradient)
         sums = []
         for eigenvalue in (first, second):
             signs = noise(*op.shape("output"))
             parts = (eigenvalue.clamp(min=0), (-eigenvalue).clamp(min=0))
             sums.append(torch.cat([signs * part.sqrt().unsqueeze(1) for part in parts], 1))
-        cosine, sine = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        cosine, sine, unit = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1), unit.unsqueeze(1)
         one, other = self.names
-        return {one: unbroadcast(op, one, sums[0] * cosine - sums[1] * sine),
-                other: unbroadcast(op, other, sums[0] * sine + sums[1] * cosine)}
+        return {one: unbroadcast(op, one, (sums[0] * cosine - sums[1] * sine) * unit),
+                other: unbroadcast(op, other, (sums[0] * sine + sums[1] * cosine) / unit)}
 
     def residual(self, op: Op) -> Residual:
         if self.curvatures is None:
