@@ -36,6 +36,10 @@ class CorrelatedInputFactor(Route):
     limits: tuple[str, ...] = ("rearranged_passes",)
 
     def applies(self, site: Site) -> bool:
+        """Where oneDNN has the kernel, in single precision: in double precision products by distance are faster."""
+        return self.serves(site) and site.resources.machine.linear_per_second > 0
+
+    def serves(self, site: Site) -> bool:
         rows = site.rows
         return (site.form == NOTHING and rows is not None and bool(site.features) and len(rows.size) == 2
                 and rows.stride == (1, 1))

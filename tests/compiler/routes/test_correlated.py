@@ -33,19 +33,33 @@ def layers(draw):
     return layer.double(), torch.randn(draw(st.integers(1, 4)), channels, *size, dtype=torch.float64)
 
 
-@given(layers(), st.booleans())
-def test_random_convolutions(setting, are_weighted):
+@given(layers())
+def test_random_convolutions(setting):
     layer, x = setting
     model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2)).double()
     model(x)
-    compiled = hbp.compile(model, quantities=["kflr"], limits=only(CorrelatedInputFactor))
-    weights = torch.arange(1.0, len(x) + 1) if are_weighted else None
-    found = compiled(x, torch.zeros(len(x), dtype=torch.long), sample_weights=weights).kflr["0.weight"].A
-    assert NAME in compiled.code
-    seen = x if weights is None else x * (weights * len(x) / weights.sum()).sqrt().double().reshape(-1, 1, 1, 1)
-    expected = brute_force(layer, seen)
+    expected = brute_force(layer, x)
+    before = layer.padding if layer.padding != "same" else [
+        d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    positions = list(layer(x).shape[2:])
+    found = windows_gram(x, list(layer.kernel_size), list(layer.dilation), list(before), positions) / len(x)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
     close(found, found.T, "symmetry", expected)
+
+
+@given(layers(), st.booleans())
+def test_programs_of_random_convolutions(setting, are_weighted):
+    """In float32, for which the route is."""
+    layer, x = setting
+    model = nn.Sequential(layer.float(), nn.Flatten(), nn.LazyLinear(2))
+    model(x.float())
+    compiled = hbp.compile(model, quantities=["kflr"], limits=only(CorrelatedInputFactor))
+    weights = torch.arange(1.0, len(x) + 1) if are_weighted else None
+    found = compiled(x.float(), torch.zeros(len(x), dtype=torch.long), sample_weights=weights).kflr["0.weight"].A
+    assert NAME in compiled.code
+    seen = x if weights is None else x * (weights * len(x) / weights.sum()).sqrt().double().reshape(-1, 1, 1, 1)
+    expected = brute_force(layer.double(), seen)
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_an_axis_is_cut_where_places_of_the_window_begin_and_end():
@@ -109,6 +123,14 @@ def test_where_windows_do_not_slide_it_is_not_offered(options):
     model(X)
     compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, torch.zeros(6, dtype=torch.long)))
     assert NAME not in compiled.explain()
+
+
+def test_in_double_precision_it_is_not_offered():
+    model, X = network()
+    model(X)
+    compiled = hbp.compile(model.double(), quantities=["kflr"], limits=only(CorrelatedInputFactor),
+                           example_inputs=(X.double(), torch.zeros(6, dtype=torch.long)))
+    assert NAME not in compiled.code
 
 
 def test_it_is_chosen_where_it_pays():
