@@ -16,7 +16,7 @@ from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
-from hbpcompiler.compiler.trace.graph import Operation
+from hbpcompiler.compiler.trace.graph import N, Operation
 from hbpcompiler.errors import TotalWarning, listing
 
 MOST = 16
@@ -74,8 +74,15 @@ def _meets(operation: Operation) -> bool:
     if not aten.is_torchs(operation) or not any(value.of_batch for value in operation.tensors.values()):
         return False
     if aten.is_pointwise(operation):
-        return False
+        return _are_paired(operation)
     return not operation.output.of_batch or order_of_result(operation, frozenset()) is None
+
+
+def _are_paired(operation: Operation) -> bool:
+    """Whether samples of one operand meet those of another, as those of [N, 1] do all of [1, N]."""
+    axes = {axis - len(value.shape) for value in operation.tensors.values()
+            for axis, length in enumerate(value.shape) if N in getattr(length, "free_symbols", ())}
+    return len(axes) > 1
 
 
 def _is_of_size(operation: Operation) -> bool:

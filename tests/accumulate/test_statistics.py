@@ -158,3 +158,55 @@ def test_numbers_of_the_size_that_make_no_difference():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hbp.accumulate(hbp.compile(nn.Linear(4, 1), loss, ["grad"]), batches(), progress=False)
+
+
+def as_often_as_alike(o, t):
+    return (each(o, t) * (t[0][:, None] == t[0][None]).float().mean(1)).mean()
+
+
+def with_larger_ones(o, t):
+    return (each(o, t) * (t[1][:, None] > t[1]).sum(1)).mean()
+
+
+class AmongPairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(x * (x[:, None] - x).square().sum(-1).mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("model", "loss"), [(nn.Linear(4, 1), as_often_as_alike), (nn.Linear(4, 1), with_larger_ones),
+                                             (AmongPairs(), plain)], ids=str)
+def test_pairs_of_samples(model, loss):
+    with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
+        hbp.accumulate(hbp.compile(model, loss, ["grad"]), batches(), progress=False)
+
+
+class InTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(F.batch_norm(x, None, None, training=True))
+
+
+def test_what_does_not_take_one_row_is_cut_elsewhere():
+    with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
+        hbp.accumulate(hbp.compile(InTraining(), plain, ["grad"]), batches(), progress=False)
+
+
+def test_parts_without_any_of_what_is_counted_say_nothing():
+    torch.manual_seed(0)
+    X, y = torch.randn(32, 4).double(), (torch.arange(32) % 8 == 3).long()
+
+    def by_positives(o, t):
+        return F.cross_entropy(o, t, reduction="sum") / (t == 1).sum()
+
+    compiled = hbp.compile(nn.Linear(4, 2).double(), by_positives, ["grad"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        total = hbp.accumulate(compiled, list(zip(X.split(8), y.split(8), strict=True)), progress=False)
+    torch.testing.assert_close(total.loss, compiled(X, y).loss, rtol=1e-10, atol=0)
