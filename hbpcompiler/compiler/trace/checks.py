@@ -18,7 +18,7 @@ from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
-from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
+from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, of_inputs, unlikely
 from hbpcompiler.compiler.trace.refusals.refusals import classes_given, line_of, lines_of, place_of_error
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding, ordinary_mode
 from hbpcompiler.dense import not_dense
@@ -60,8 +60,8 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         if (how := not_dense(item)):
             raise InputTypeError(f"{name} is {how}")
         if item.dim() == 0:
-            raise InputError(f"{name} has no axes; its first axis must count the samples (a constant of the model "
-                             "belongs in a buffer)")
+            raise InputError(f"{name} has no axes; its first axis must count the samples: one sample is X[None], "
+                             "y[None] (a constant of the model belongs in a buffer)")
     parameter = undisturbed(
         model, lambda: next((parameter for parameter in model.parameters() if parameter.requires_grad), None))
     if parameter is None:
@@ -173,7 +173,7 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {_tried(samples)} {reason(error)}"
-                                       f"{_at(place_of_error(model, error))}") from error
+                                       f"{_at(place_of_error(model, error))}{of_inputs(str(error), batch)}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
         except StrangerError:
