@@ -20,6 +20,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
 from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, of_inputs, unlikely
 from hbpcompiler.compiler.trace.refusals.refusals import classes_given, line_of, lines_of, place_of_error
+from hbpcompiler.compiler.trace.refusals.unregistered import unregistered
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding, ordinary_mode
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (
@@ -29,6 +30,7 @@ from hbpcompiler.errors import (
     LossWarning,
     ModelError,
     UnsupportedOpError,
+    UnusedParametersWarning,
 )
 from hbpcompiler.threads import TRACING, alone, followed, is_followed, undisturbed
 
@@ -119,10 +121,14 @@ class FirstRun:
     """How many numbers the model returns for each sample; 0 where that was not to be seen."""
     doubt: str = ""
     """What is said of a loss that hardly is the one that is meant."""
+    left_out: str = ""
+    """What is said of tensors that torch would train, and the model does not know of."""
 
     def warn(self) -> None:
         if self.doubt:
             warnings.warn(self.doubt, LossWarning, stacklevel=level_of_caller())
+        if self.left_out:
+            warnings.warn(self.left_out, UnusedParametersWarning, stacklevel=level_of_caller())
 
 
 def complaint_of(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> BatchDoesNotFitError | None:
@@ -200,7 +206,8 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
                 raise complaint from error
             return FirstRun(answers, complaint)
     return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // max(1, samples),
-                    doubt=unlikely(loss, output, wanted))
+                    doubt=unlikely(loss, output, wanted),
+                    left_out=unregistered(model, outputs, (*parameters, *rows, *batch.tensors)))
 
 
 def _one_of(output: Any) -> str:
