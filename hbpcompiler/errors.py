@@ -131,7 +131,8 @@ class RuleWarning(UserWarning):
 
 class UnusedParametersWarning(UserWarning):
     """Trainable parameters do not reach the loss, and are left out of the results, as torch leaves their grad None; or
-    what would be trained is no parameter of the model, as of modules in a plain list."""
+    what would be trained is no parameter of the model, as of modules in a plain list; or a curvature has no block of
+    them, so that scores of influence leave them out."""
 
 
 def listing(head: str, findings: Sequence[str], advice: str = "") -> str:
