@@ -66,7 +66,7 @@ def norm_of_gradient(model: nn.Module, X: Tensor, y: Tensor) -> float:
     """Of the loss with its l2 term; p.grad is that without."""
     model.zero_grad()
     nn.functional.cross_entropy(model(X), y).backward()
-    squares = [(parameter.grad + L2 * parameter).square().sum() for parameter in model.parameters()
+    squares = [(parameter.grad + L2 * parameter.detach()).square().sum() for parameter in model.parameters()
                if parameter.grad is not None]
     return float(torch.stack(squares).sum().sqrt())
 

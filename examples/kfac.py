@@ -3,7 +3,8 @@
     python examples/kfac.py
 
 trains the same small CNN twice, by the same loop but for the lines that are marked, and draws out/kfac.png: the
-training loss over epochs, and over the time that it took. Adam has the best of the step sizes 1e-3, 3e-3 and 1e-2; KFAC
+training loss over epochs, and over the time that it took. `hbp.optim.KFAC(model, loss)` is the start; its arguments
+here are the defaults, written out, but for invert_every. Adam has the best of the step sizes 1e-3, 3e-3 and 1e-2; KFAC
 finds step and momentum from its quadratic model and adapts its damping, at the price of more work for each step. Per
 epoch it is ahead; per second it is not, on a network as small as this.
 """

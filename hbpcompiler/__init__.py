@@ -85,4 +85,11 @@ __all__ = [
     "spectrum",
 ]
 
+
+
+def __dir__() -> list[str]:
+    """What is for users, without the modules that it comes from."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 warn_if_untried(torch.__version__)

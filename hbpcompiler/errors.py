@@ -130,7 +130,9 @@ class RuleWarning(UserWarning):
 
 
 class UnusedParametersWarning(UserWarning):
-    """Trainable parameters do not reach the loss; they are left out of the results, as torch leaves their grad None."""
+    """Trainable parameters do not reach the loss, and are left out of the results, as torch leaves their grad None; or
+    what would be trained is no parameter of the model, as of modules in a plain list; or a curvature has no block of
+    them, so that scores of influence leave them out."""
 
 
 def listing(head: str, findings: Sequence[str], advice: str = "") -> str:

@@ -270,6 +270,8 @@ def check_model(model: Any, loss: Any) -> None:
             hint = "; quantities come third, or by name: hbp.compile(model, quantities=['grad'])"
         elif isinstance(loss, str):
             hint = "; the loss itself, such as nn.CrossEntropyLoss()"
+        elif isinstance(loss, Tensor):
+            hint = "; the batch goes to what compile returns, as in compiled(X, y)"
         raise OptionTypeError(f"loss must be a module or a function of (output, target), not "
                               f"{type(loss).__name__}{hint}")
     if getattr(loss, "reduction", "mean") == "none":

@@ -36,8 +36,18 @@ class Values(dict[str, Any]):
         self.stored = stored
         """All parameters of the program, by name, in the model's order."""
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: Any) -> Any:
+        if isinstance(name, torch.Tensor):
+            alike = [known for known, stored in self.stored.items() if stored.shape == tuple(name.shape)]
+            this = f": this one is {alike[0]!r}, by its shape" if len(alike) == 1 else ""
+            raise KeyError(f"{self.quantity} is a dict by parameters' names, not by parameters{this}")
         raise KeyError(f"{name}: {self.quantity} was computed for {', '.join(self) or 'no parameter'}")
+
+    def __getattr__(self, name: str) -> Any:
+        """Of a tensor's attributes, which only each parameter's value has."""
+        quantity = self.__dict__.get("quantity", "this")
+        raise AttributeError(f"{quantity} is a dict by parameter name, which has no {name!r}: a value of it is "
+                             f"result.{quantity}[{next(iter(self), 'weight')!r}]")
 
     def like(self, values: Mapping[str, Any]) -> Values:
         """Other values of the same quantity and parameters: a total over batches, say."""

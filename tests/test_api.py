@@ -189,3 +189,11 @@ def test_a_loss_of_ones_own_as_a_function():
     result = hbp.compile(model, loss, ["diag_h"])(X, y)
     for key, value in reference(model, loss, [X], y, "diag_h").items():
         close(result.diag_h[key], value, key)
+
+
+def test_what_completion_offers():
+    """Names for users, and no inner modules, which stay importable."""
+    assert {*hbp.__all__} <= {*dir(hbp)}
+    assert "compiler" not in dir(hbp)
+    assert hbp.compiler is not None
+    assert {name for name in dir(hbp) if not name.startswith("__")} == {*hbp.__all__} - {"__version__"}

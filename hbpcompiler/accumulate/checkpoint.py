@@ -29,6 +29,8 @@ HASH = "hash"
 """Under which a file has one of everything else in it."""
 SHOWN = 5
 """Names of parameters that a difference lists."""
+IN_WORDS = {"world": "number of ranks"}
+"""What a difference calls a field whose name does not say it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Header:
         for name in names:
             own, theirs = getattr(self, name), getattr(other, name)
             if own != theirs:
-                found.append(f"{name}: {_text(own)} here, {_text(theirs)} there")
+                found.append(f"{IN_WORDS.get(name, name)}: {_text(own)} here, {_text(theirs)} there")
         return found
 
     def model_differences(self, model: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ def imported(place: str) -> Any:
         raise Failure(f"cannot import '{name}': {reason(error)}{hint}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise Failure(f"'{name}' has no '{attribute}'")
+            close = difflib.get_close_matches(part, dir(found), 1)
+            raise Failure(f"'{name}' has no '{attribute}'" + (f" (is it {close[0]}?)" if close else ""))
         found = getattr(found, part)
     return found
 

@@ -39,9 +39,10 @@ class BlockNewton(CurvatureOptimizer):
             the negative eigenvalues of the operations' residuals made positive or dropped. With "hessian" a block may
             be indefinite: conjugate gradients stop where they notice, at the latest with the gradient's direction.
         lr: of the step. Blocks know nothing of each other, and together they overshoot where parameters do the same
-            thing: 1 suits one layer, 0.5 a network.
+            thing: 1 is for one parameter alone. A weight and its bias are two blocks: with inputs whose mean is far
+            from zero (pixels) a step of 1 overshoots, and may diverge, even on one layer; with 0.5 two blocks do not.
         damping: added to H; 0 is allowed.
-        l2: of a term l2/2 |theta|^2 in the loss.
+        l2: of a term l2/2 |theta|^2 in the loss: in the gradient and in the curvature, and not in p.grad.
         most_iterations: of `conjugate_gradients`, for each block.
         tolerance: likewise.
         progress: likewise.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.bridges.influence import scores, self_scores
+from hbpcompiler.bridges.influence import Scores, scores, self_scores
 from hbpcompiler.bridges.influence.queries import truncated
 from hbpcompiler.bridges.influence.samples import Counted
 from hbpcompiler.bridges.influence.shards import Rows, joined, together
@@ -94,7 +94,7 @@ def setting():
 @slow("a second or more; shorter ones of its kind stay")
 @pytest.mark.filterwarnings("ignore")
 def test_scores_of_pairs_and_of_samples_themselves(setting):
-    with pytest.warns(UserWarning, match="'unused'"):
+    with pytest.warns(hbp.UnusedParametersWarning, match="'unused'"):
         found = setting.scores(per_parameter=True, at_once=2)
     assert found.left_out == ("unused",)
     for name in setting.H.names:
@@ -322,3 +322,9 @@ def test_a_batch_of_which_all_labels_are_ignored(length):
     assert not whole[0][:, 4:6].any()
     assert not whole[1][4:6].any()
     torch.testing.assert_close(found(length), whole)
+
+
+def test_scores_are_shown_without_their_numbers():
+    found = Scores(torch.zeros(30, 600), {"0.weight": torch.zeros(30, 600)}, ("1.bias",), {"0.weight": 0.1})
+    assert repr(found) == "Scores([30, 600], by_parameter of 1, left_out=['1.bias'])"
+    assert repr(Scores(torch.zeros(600), {}, (), {})) == "Scores([600])"

@@ -259,3 +259,18 @@ def test_the_head_says_what_the_file_needs_and_how_to_call_it(tmp_path):
     assert "Call it as Program()(state, x, y, max_norm, sample_weights=None): state holds" in head
     without = hbp.compile(model[0], quantities=["grad"], example_inputs=(X, y.long()))
     assert "it needs only torch.\nCall it as Program()(state, x, y, sample_weights=None): state holds" in without.code
+
+
+def test_the_file_draws_from_the_global_generator():
+    """After the same seed it draws what the call draws."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    X, y = torch.randn(8, 4), torch.randint(3, (8,))
+    compiled = hbp.compile(model, quantities=["diag_ggn_mc"], example_inputs=(X, y))
+    torch.manual_seed(3)
+    called = compiled(X, y).diag_ggn_mc["0.weight"]
+    torch.manual_seed(3)
+    alone = compiled.program(dict(compiled.state), X, y).diag_ggn_mc["0.weight"]
+    given = compiled(X, y, generator=torch.Generator().manual_seed(3)).diag_ggn_mc["0.weight"]
+    assert torch.equal(called, alone)
+    assert not torch.equal(called, given)

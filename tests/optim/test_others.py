@@ -1,6 +1,7 @@
 """`Diagonal`, `BlockNewton` and `Newton` against dense linear algebra."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -188,3 +189,28 @@ def test_bad_input():
         with pytest.raises(hbp.UnsupportedOpError, match=r"convex|positive"):
             optimizer.step(X, y)
     assert all(torch.equal(value, before[name]) for name, value in values(model).items())
+
+
+def test_block_newton_on_inputs_whose_mean_is_far_from_zero():
+    """A weight and its bias are two blocks: what `lr` says of them."""
+    for lr, falls in ((0.5, True), (1.0, False)):
+        torch.manual_seed(0)
+        X, y = torch.randn(200, 6).double() + 4, torch.randint(3, (200,))
+        model = nn.Linear(6, 3).double()
+        nn.init.zeros_(model.weight)
+        optimizer = hbp.optim.BlockNewton(model, nn.CrossEntropyLoss(), lr=lr, curvature="hessian", damping=1e-6,
+                                          progress=0.0)
+        losses = [float(optimizer.step(X, y)) for _ in range(20)]
+        assert all(later < earlier for earlier, later in pairwise(losses)) == falls, losses
+
+
+def test_the_gradient_of_a_step_is_without_the_term_of_l2():
+    torch.manual_seed(0)
+    X, y = torch.randn(200, 6).double(), torch.randint(3, (200,))
+    model = nn.Linear(6, 3).double()
+    optimizer = hbp.optim.BlockNewton(model, nn.CrossEntropyLoss(), curvature="hessian", damping=1e-6, l2=1e-2,
+                                      progress=0.0)
+    for _ in range(80):
+        optimizer.step(X, y)
+    assert model.weight.norm() > 0.1
+    torch.testing.assert_close(model.weight.grad, -1e-2 * model.weight.detach(), atol=1e-8, rtol=1e-6)

@@ -19,6 +19,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.values import Values
 from hbpcompiler.version import __version__
 
 
@@ -26,7 +27,8 @@ def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any
           checkpoint: Any, every: Any) -> None:
     """InputError that lists all that does not fit."""
     findings = [] if isinstance(curvature, Curvature) else [
-        f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"]
+        f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"
+        + (f": hbp.curvature(total.{curvature.quantity})" if isinstance(curvature, Values) else "")]
     findings += [f"{name} is what hbp.compile returned, not {type(given).__name__}" for name, given in programs.items()
                  if not isinstance(given, Compiled)]
     findings += [f"{name} is a {type(loader).__name__}, no iterable of batches (X, y)"

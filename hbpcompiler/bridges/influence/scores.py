@@ -21,7 +21,7 @@ from hbpcompiler.bridges.influence.shards import STRIDED, Rows, together
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.digest import digest_of
-from hbpcompiler.errors import InputError, listing
+from hbpcompiler.errors import InputError, UnusedParametersWarning, listing
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import DIRECTIONS
 from hbpcompiler.spectra.phases import escaped
@@ -33,7 +33,7 @@ WHOLE = ""
 Damping = float | Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """What `scores` and `self_scores` return, on the CPU, in the model's dtype."""
 
@@ -45,6 +45,11 @@ class Scores:
     """Trainable parameters that the curvature has no block of: they add nothing."""
     damping: Mapping[str, float]
     """By parameter, as it was used."""
+
+    def __repr__(self) -> str:
+        each = f", by_parameter of {len(self.by_parameter)}" if self.by_parameter else ""
+        left = f", left_out={list(self.left_out)}" if self.left_out else ""
+        return f"Scores({list(self.values.shape)}{each}{left})"
 
 
 def scores(curvature: Curvature, query: Compiled, queries: Iterable[Any], train: Compiled, data: Iterable[Any], *,
@@ -232,7 +237,7 @@ def _left_out(curvature: Curvature, train: Compiled) -> tuple[str, ...]:
                   if parameter.requires_grad and name not in curvature)
     if names:
         warnings.warn(listing("the curvature has no blocks of these trainable parameters, which are left out of the "
-                              "scores:", [repr(name) for name in names]), UserWarning, stacklevel=3)
+                              "scores:", [repr(name) for name in names]), UnusedParametersWarning, stacklevel=3)
     return names
 
 

@@ -63,7 +63,8 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
     if any(layout_of(close.site) != layout_of(first.site) for close in squared):
-        return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined"]
+        return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined: what "
+                "an embedding and a linear layer share has no common Kronecker factors"]
     return []
 
 

@@ -122,7 +122,8 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
         tensors, structure = take_apart((args, kwargs, target))
     except StrangerError as stranger:
         label = _stranger_label(stranger.path, names)
-        raise InputTypeError(f"{label} must be a tensor, not {type(stranger.item).__name__}") from None
+        array = f": torch.from_numpy({label})" if type(stranger.item).__module__ == "numpy" else ""
+        raise InputTypeError(f"{label} must be a tensor, not {type(stranger.item).__name__}{array}") from None
     layout = _layout(structure, names)
     for name, item, count in (("X", given[0], layout.inputs), ("y", target, len(tensors) - layout.inputs)):
         if count == 0 and (name == "X" or target is not None):

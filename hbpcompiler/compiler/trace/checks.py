@@ -18,8 +18,9 @@ from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
 from hbpcompiler.compiler.trace.patches.equivalents import plain_ways
-from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, unlikely
+from hbpcompiler.compiler.trace.refusals.advice import MEANT, advice, of_inputs, unlikely
 from hbpcompiler.compiler.trace.refusals.refusals import classes_given, line_of, lines_of, place_of_error
+from hbpcompiler.compiler.trace.refusals.unregistered import unregistered
 from hbpcompiler.compiler.trace.with_state import call_with_state, holding, loss_at, ordinary_mode
 from hbpcompiler.dense import not_dense
 from hbpcompiler.errors import (
@@ -29,6 +30,7 @@ from hbpcompiler.errors import (
     LossWarning,
     ModelError,
     UnsupportedOpError,
+    UnusedParametersWarning,
 )
 from hbpcompiler.threads import TRACING, alone, followed, is_followed, undisturbed
 
@@ -60,8 +62,8 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
         if (how := not_dense(item)):
             raise InputTypeError(f"{name} is {how}")
         if item.dim() == 0:
-            raise InputError(f"{name} has no axes; its first axis must count the samples (a constant of the model "
-                             "belongs in a buffer)")
+            raise InputError(f"{name} has no axes; its first axis must count the samples: one sample is X[None], "
+                             "y[None] (a constant of the model belongs in a buffer)")
     parameter = undisturbed(
         model, lambda: next((parameter for parameter in model.parameters() if parameter.requires_grad), None))
     if parameter is None:
@@ -119,10 +121,14 @@ class FirstRun:
     """How many numbers the model returns for each sample; 0 where that was not to be seen."""
     doubt: str = ""
     """What is said of a loss that hardly is the one that is meant."""
+    left_out: str = ""
+    """What is said of tensors that torch would train, and the model does not know of."""
 
     def warn(self) -> None:
         if self.doubt:
             warnings.warn(self.doubt, LossWarning, stacklevel=level_of_caller())
+        if self.left_out:
+            warnings.warn(self.left_out, UnusedParametersWarning, stacklevel=level_of_caller())
 
 
 def complaint_of(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> BatchDoesNotFitError | None:
@@ -173,7 +179,7 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {_tried(samples)} {reason(error)}"
-                                       f"{_at(place_of_error(model, error))}") from error
+                                       f"{_at(place_of_error(model, error))}{of_inputs(str(error), batch)}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
         except StrangerError:
@@ -200,7 +206,8 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
                 raise complaint from error
             return FirstRun(answers, complaint)
     return FirstRun(answers, numbers=sum(item.numel() for item in outputs) // max(1, samples),
-                    doubt=unlikely(loss, output, wanted))
+                    doubt=unlikely(loss, output, wanted),
+                    left_out=unregistered(model, outputs, (*parameters, *rows, *batch.tensors)))
 
 
 def _one_of(output: Any) -> str:

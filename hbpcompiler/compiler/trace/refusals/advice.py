@@ -65,6 +65,9 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     if "dtype to be Long" in text and batch.targets:
         label = batch.layout.labels[batch.layout.inputs]
         return f"; cross-entropy, the default loss, takes classes of torch.int64: pass {label}.long(), or {MEANT}"
+    if "xpected target size" in text and made.count(",") > 1:
+        return ("; cross-entropy takes outputs [N, C, ...], with the classes in axis 1: where they are the last axis, "
+                "let the loss flatten, lambda o, y: F.cross_entropy(o.flatten(0, -2), y.flatten())")
     if ("arget size" in text and made.startswith("[N, 1]") and batch.targets and batch.targets[0].dim() == 1):
         label = batch.layout.labels[batch.layout.inputs]
         return f"; pass {label}.unsqueeze(1), which is [N, 1], too"
@@ -75,6 +78,16 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
             return f"; classes are of torch.int64: pass {label}.long()"
         if any(word in text for word in ("Float", "Double", "Half", "floating", "Integral", "bool tensor")):
             return f"; pass {label}.float(), or .double() for a model in double precision"
+    return ""
+
+
+def of_inputs(text: str, batch: Batch) -> str:
+    """What to write where a model does not take whole numbers."""
+    whole = [label for label, tensor in zip(batch.layout.labels, batch.inputs, strict=False)
+             if not (tensor.is_floating_point() or tensor.is_complex())]
+    if whole and ("same dtype" in text or "expected scalar type" in text or "should be the same" in text):
+        numbers = ", ".join(f"{label}.float()" for label in whole)
+        return f"; pass {numbers}, or .double() for a model in double precision"
     return ""
 
 
