@@ -31,7 +31,7 @@ LEGEND: Mapping[str, str] = {
     "noise": "random signs or normal draws",
     "sum": "sum_n T",
     "each": "T of each sample, summed over columns",
-    "norm": "sum of T^2 by sample",
+    "squared_norm": "sum of T^2 by sample",
     "squares": "sum_{nk} T^2",
     "A": "Kronecker factor of the inputs, sums of their outer products",
     "B": "Kronecker factor of the columns, likewise",
@@ -60,6 +60,10 @@ MEAN = "mean"
 """In front of other prefixes."""
 CHUNKS = ("A loop takes so many samples or columns a turn (chunk= in calls) that what a turn makes stays in the "
           "processor's cache, or within the memory allowed.")
+DIVISOR = "over= is what a sum is divided by: N, times the number P of positions where there are several."
+DIVIDED = re.compile(r"\bover=N \* ")
+ROOTS = "Norms are roots of absolute values, as a sum of inner products may round to below zero, or to -0.0."
+ROOT = re.compile(r"^ *norms\w* = \w+\.abs\(\)", re.M)
 LOOP = re.compile(r"^ *for \w+ in range\(0, .+, \d+\):  # \d+ \w+ a turn\b", re.M)
 """Over chunks."""
 TARGETS = re.compile(r"^ *\(?([A-Za-z_][\w, \[\]]*?)\)?(?:\[.*?\])?(?:: [^=]*)? = ", re.M)
@@ -80,7 +84,7 @@ SUFFIXES: Mapping[str, str] = {
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
     "turn": "of one turn of a loop",
-    "pieces": "windows as samples of their own",
+    "pieces": "the input windows that one position of the later convolution sees, as samples of their own",
 }
 """What was done to a tensor, in the name of what it made."""
 IN_FORMULAS: Mapping[str, tuple[str, str]] = {
@@ -114,10 +118,11 @@ def legend(code: str, tables: Collection[str] = (), formulas: Collection[str] = 
                 name not in where.outputs}
     behind = [f"_{suffix} {meaning}" for suffix, meaning in SUFFIXES.items() if suffix in suffixes]
     how = f"At their ends: {', '.join(behind)}. " if behind else ""
-    chunks = f" {CHUNKS}" if LOOP.search(code) else ""
+    sentences = ((DIVISOR, DIVIDED), (ROOTS, ROOT), (CHUNKS, LOOP))
+    said = "".join(f" {sentence}" for sentence, pattern in sentences if pattern.search(code))
     letters = " Other letters in shapes are lengths that differ between calls." if LETTER.search(code) else ""
     return (f"{what}{how}{_of_formulas(' '.join([*formulas, *FORMULA.findall(code)]))}"
-            f"Shapes stand behind each line: N samples; columns are [N, K, ...].{letters}{chunks}")
+            f"Shapes stand behind each line: N samples; columns are [N, K, ...].{letters}{said}")
 
 
 def _of_formulas(text: str) -> str:
@@ -131,9 +136,12 @@ def _of_formulas(text: str) -> str:
 
 
 def _prefixes(name: str) -> list[str]:
-    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean none."""
+    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean none; of
+    squared_norm_gradient two words in one."""
     first, _, rest = name.partition("_")
+    second = rest.partition("_")[0]
+    if f"{first}_{second}" in LEGEND:
+        return [f"{first}_{second}"]
     if first != MEAN:
         return [first]
-    second = rest.partition("_")[0]
     return [MEAN, second] if second in LEGEND else []

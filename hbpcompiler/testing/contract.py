@@ -39,8 +39,8 @@ def check_rule(rule: Rule | LossRule) -> None:
 
     Value, shapes, adjointness, transposed Jacobians, parameter contractions, residual against double backward, the
     declared structure and window, the order, the expression by which operations are joined; value, columns back and
-    residual at larger values too; and, for elementwise operations, finite and accurate derivatives at +-1e4 and in
-    bfloat16.
+    residual with zeros, for one sample, column and feature, and at larger values too; and, for elementwise operations,
+    torch's derivatives at zero and up to +-1e4, finite and accurate in float32 and bfloat16.
     """
     check_preconditions(rule)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device

@@ -27,7 +27,8 @@ def test_what_is_only_read_is_not_explained():
 
 @pytest.mark.parametrize("prefix", sorted({*PART.values(), *PREFIX.values()}))
 def test_all_kinds_of_names_are_explained(prefix):
-    assert f"{LEGEND[prefix.partition('_')[0]]}" in legend(f"    {prefix}_weight = x")
+    meaning = LEGEND.get(prefix) or LEGEND[prefix.partition("_")[0]]
+    assert meaning in legend(f"    {prefix}_weight = x")
 
 
 def test_ends_of_names_are_explained():
@@ -45,9 +46,15 @@ def test_letters_of_formulas_are_explained():
 
 
 def test_a_module_that_is_called_as_a_kind_of_result_explains_nothing():
-    where = Where(frozenset({"norm"}), {"fc_weight": "weight"})
-    assert LEGEND["norm"] not in legend("    norm_mean = f(x)", where=where)
-    assert LEGEND["norm"] in legend("    norm_gradient_fc_weight = f(x)", where=where)
+    where = Where(frozenset({"sum"}), {"fc_weight": "weight"})
+    assert LEGEND["sum"] not in legend("    sum_mean = f(x)", where=where)
+    assert LEGEND["sum"] in legend("    sum_gradient_fc_weight = f(x)", where=where)
+
+
+def test_divisors_and_roots_are_explained_where_there_are_some():
+    assert "number P of positions" in legend("    B_fc = gram(x, axis=2, over=N * 4)")
+    assert "number P of positions" not in legend("    B_fc = gram(x, axis=2, over=N)")
+    assert "may round to below zero" in legend("    norms = total_squared_norm_gradient.abs().sqrt()")
 
 
 def test_letters_in_shapes_are_explained_where_there_are_some():

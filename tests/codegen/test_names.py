@@ -87,7 +87,7 @@ def test_windows_of_neighbourhoods_say_of_what():
     code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
     assert re.findall(r"^ +(\w+_pieces) = ", code, re.M) == ["tanh_1_pieces", "d_tanh_1_pieces", "x_pieces"]
     assert "_windows_" not in code
-    assert "_pieces windows as samples of their own" in " ".join(code.split())
+    assert "_pieces the input windows that one position of the later convolution sees" in " ".join(code.split())
 
 
 def test_a_second_derivative_is_called_so():

@@ -52,7 +52,7 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.rule import Contraction, Op
 
-PART = {SUM: "sum", EACH: "each", NORM: "norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
+PART = {SUM: "sum", EACH: "each", NORM: "squared_norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "B", INPUT_FACTOR: "A", REDUCED_FACTOR: "reduced_B", REDUCED_INPUT_FACTOR: "reduced_A",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
         PROJECT: "projected", COLUMN_SUM: "weighted", IN_BASES: "turned",

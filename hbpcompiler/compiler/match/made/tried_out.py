@@ -183,7 +183,7 @@ class _Trial:
                 return
             if found is not None and len(letters) != found.dim():
                 yield (f"{where} says \"{letters}\" of what is {list(found.shape)} here, of {self.sizes}: "
-                       f"a letter for each axis" if letters else
+                       "a letter for each axis" if letters else
                        f"{where} has an operand, and no letters for it")
                 return
         try:
@@ -193,7 +193,7 @@ class _Trial:
             return
         if result.shape[:2] != (self.samples, self.columns) or result[0, 0].numel() != math.prod(value.sample_shape):
             yield (f"{where} gives {list(result.shape)} of {self.sizes}, which does not fit the parameter's "
-                   f" {list(value.sample_shape)}")
+                   f"{list(value.sample_shape)}")
         if contraction.kernel is not None:
             cotangent = self._output()
             yield from self._unlike(f"kernel of '{slot}'", contraction.kernel(op, cotangent), value.sample_shape, None)
